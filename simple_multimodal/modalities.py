@@ -1,0 +1,21 @@
+"""The modalities, their one canonical order, and the names of a batch's entries."""
+
+from typing import Literal
+
+Modality = Literal["text", "audio", "video"]
+
+MODALITIES: tuple[Modality, ...] = ("text", "audio", "video")
+"""Every concatenation, dictionary and listing of modalities follows this order."""
+
+CLIP_MODALITIES: tuple[Modality, ...] = ("audio", "video")
+"""What a clip is made of: everything that is not the text about it."""
+
+INPUT_KEYS: dict[Modality, tuple[str, ...]] = {
+    "text": ("input_ids", "attention_mask"),
+    "audio": ("audio_values", "audio_attention_mask", "audio_seconds"),
+    "video": ("pixel_values_videos", "video_seconds"),
+}
+"""Batch entries that a modality's encoder reads, in the order of its `forward`."""
+
+PRESENCE_KEYS: dict[Modality, str] = {modality: f"{modality}_mask" for modality in MODALITIES}
+"""Batch entries, `bool` of shape `(batch_size,)`, that say which rows have the modality."""

@@ -1,0 +1,25 @@
+"""What all tests share: one thread, no accelerator, no network, and the folder of real clips where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported, and for the commands that tests start.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with real clips and annotations that lies beside a developer's checkout."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder ../shared with real clips, which is not part of the repository")
+    return folder
