@@ -1,0 +1,196 @@
+"""Sound tracks to mono waveforms whose first sample lies at the segment's start on the video's timeline."""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+from av import AudioFrame, AudioResampler
+
+from simple_multimodal.media.container import decode_sound, find_audio_stream, open_media
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.sampling import check_segment
+from simple_multimodal.media.video import video_start_seconds
+
+MAX_AUDIO_SAMPLES = 2**26  # of a returned waveform: 256 MiB, 70 minutes at 16 kHz
+MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
+MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
+
+# Sample formats of FFmpeg: value of silence, and value of full scale above it.
+_SAMPLE_SCALES = {
+    "u8": (128.0, 2.0**7),
+    "s16": (0.0, 2.0**15),
+    "s32": (0.0, 2.0**31),
+    "s64": (0.0, 2.0**63),
+    "flt": (0.0, 1.0),
+    "dbl": (0.0, 1.0),
+}
+
+
+def has_audio(path: str | os.PathLike[str]) -> bool:
+    """
+    Says whether a file has a sound track that can be decoded (a silent one counts), from its headers alone.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Returns:
+        `bool`: Whether it has.
+
+    Raises:
+        MediaError: The file cannot be read as media.
+    """
+    with open_media(path) as container:
+        return find_audio_stream(container) is not None
+
+
+def read_audio(
+    path: str | os.PathLike[str],
+    sampling_rate: int,
+    *,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+) -> np.ndarray:
+    """
+    Reads the sound of a file, or of a segment of it, as a mono waveform.
+
+    Time runs from the first video frame, as `FrameIndex.seconds` does; in a file without video, from the first sound.
+    Sample `k` of the whole file lies at `k / sampling_rate` seconds, and a segment is the slice
+    `[round(start_seconds * sampling_rate), round(end_seconds * sampling_rate))` of the whole: neighbouring segments
+    neither overlap nor leave a gap. Sound before the first video frame is left out; before a sound track that starts
+    late, and in gaps of it, there is silence. Where the sound ends before the segment does, the waveform is shorter
+    than the segment.
+
+    The channels are averaged, then resampled by FFmpeg's swresample.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        sampling_rate (`int`): Sampling rate of the result, in Hz.
+        start_seconds (`float`, *optional*): Start of the segment, in seconds; default 0.
+        end_seconds (`float`, *optional*): End of the segment (exclusive), in seconds; default the end of the sound.
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)`, `float32`: The waveform, full scale at -1 and 1; at least one sample.
+
+    Raises:
+        MediaError: The file cannot be read, has no sound (in the segment), or more than the limits allow.
+        ValueError: The sampling rate or the segment is not allowed.
+    """
+    if sampling_rate < 1:
+        raise ValueError(f"sampling_rate is {sampling_rate}; give a positive number of Hz, such as 16000")
+    check_segment(start_seconds, end_seconds)
+    name = os.fspath(path)
+    first = 0 if start_seconds is None else round(start_seconds * sampling_rate)
+    stop = None if end_seconds is None else round(end_seconds * sampling_rate)
+    if first == stop:
+        raise ValueError(
+            f"the segment [{start_seconds}, {end_seconds}) is shorter than a sample at {sampling_rate} Hz; widen it"
+        )
+    with open_media(path) as container:
+        start = video_start_seconds(container)
+
+    pieces: list[tuple[int, np.ndarray]] = []
+    sound_stop = 0  # position behind the last sample
+    for position, piece in _resampled_pieces(path, sampling_rate, start):
+        sound_stop = max(sound_stop, position + len(piece))
+        if (sound_stop if stop is None else min(sound_stop, stop)) - first > MAX_AUDIO_SAMPLES:
+            raise MediaError(
+                f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
+            )
+        begin = max(first - position, 0)
+        end = len(piece) if stop is None else min(stop - position, len(piece))
+        if begin < end:
+            pieces.append((position + begin - first, piece[begin:end]))
+        if stop is not None and position >= stop:
+            break
+    num_samples = (sound_stop if stop is None else min(stop, sound_stop)) - first
+    if sound_stop == 0:
+        raise MediaError(f"{name!r}: its sound track holds no samples after the first video frame")
+    if num_samples <= 0:
+        raise MediaError(
+            f"{name!r}: has no sound from {start_seconds} s on; its sound ends at {sound_stop / sampling_rate:.3f} s"
+        )
+    waveform = np.zeros(num_samples, dtype=np.float32)
+    for place, piece in pieces:
+        waveform[place : place + len(piece)] = piece
+    if not np.isfinite(waveform).all():
+        raise MediaError(f"{name!r}: its sound holds samples that are infinite or not a number")
+    return waveform
+
+
+def _resampled_pieces(
+    path: str | os.PathLike[str], sampling_rate: int, start_seconds: float | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """
+    Yields the mono sound of a file in pieces, each with its position in samples from `start_seconds`.
+
+    The pieces follow each other without a seam until the time stamps leave the count of samples or the rate changes.
+    """
+    name = os.fspath(path)
+    resampler: AudioResampler | None = None
+    run_seconds = 0.0  # where the present run of seamless sound starts
+    run_samples = 0  # decoded so far in this run
+    rate = 0
+    position = 0
+    decoded = 0
+    with open_media(path) as container:
+        stream = find_audio_stream(container)
+        if stream is None:
+            raise MediaError(f"{name!r}: has no sound track that can be decoded")
+        for frame in decode_sound(container, stream):
+            mono = _mono(frame)  # (samples,)
+            decoded += frame.samples * frame.layout.nb_channels
+            if decoded > MAX_DECODED_AUDIO_SAMPLES:
+                raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} sound samples")
+            if len(mono) == 0:
+                continue
+            follows = run_seconds + run_samples / rate if rate else None
+            if frame.pts is not None and frame.time_base is not None:
+                seconds = float(frame.pts * Fraction(frame.time_base))
+            else:
+                seconds = start_seconds or 0.0 if follows is None else follows
+            if start_seconds is None:
+                start_seconds = seconds
+            seconds -= start_seconds
+            is_seam = follows is None or abs(seconds - follows) > MAX_TIME_STAMP_ERROR_SECONDS
+            if is_seam or frame.sample_rate != rate:
+                for piece in _resample(resampler, None):
+                    yield position, piece
+                    position += len(piece)
+                rate = frame.sample_rate
+                resampler = None if rate == sampling_rate else AudioResampler("flt", "mono", sampling_rate)
+                run_seconds, run_samples = seconds, 0
+                position = round(seconds * sampling_rate)
+            run_samples += len(mono)
+            for piece in _resample(resampler, mono, rate):
+                yield position, piece
+                position += len(piece)
+        for piece in _resample(resampler, None):
+            yield position, piece
+            position += len(piece)
+
+
+def _mono(frame: AudioFrame) -> np.ndarray:
+    """Averages the channels of a decoded frame, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
+    silence, full_scale = _SAMPLE_SCALES[frame.format.name.removesuffix("p")]
+    samples = frame.to_ndarray()  # planar: (channels, samples); packed: (1, samples * channels)
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T  # (channels, samples)
+    samples = samples.astype(np.float32)
+    if silence:
+        samples -= np.float32(silence)
+    return samples.mean(axis=0) / np.float32(full_scale)
+
+
+def _resample(resampler: AudioResampler | None, mono: np.ndarray | None, rate: int = 0) -> Iterator[np.ndarray]:
+    """Resamples a piece of mono sound; `None` instead of a piece draws out what the resampler still holds."""
+    if resampler is None:
+        if mono is not None:
+            yield mono
+        return
+    frame = None
+    if mono is not None:
+        frame = AudioFrame.from_ndarray(mono[None], format="flt", layout="mono")
+        frame.sample_rate = rate
+    for resampled in resampler.resample(frame):
+        yield resampled.to_ndarray()[0]

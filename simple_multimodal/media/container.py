@@ -1,0 +1,196 @@
+"""Opens media files with PyAV under limits, and yields what their streams decode to."""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from simple_multimodal.media.errors import MediaError
+
+logger = logging.getLogger(__name__)
+
+# Containers that hold their media themselves. Playlists (HLS, DASH, ffconcat, SDP) and image patterns, which make
+# FFmpeg open further files or addresses, are left out.
+ALLOWED_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,asf,flv,gif,wav,w64,aiff,mp3,flac,aac"  # FFmpeg's names
+)
+MAX_PIXELS = 4096 * 4096  # of one picture; FFmpeg refuses larger ones before it allocates them
+MAX_FRAMES = 2**20  # of one file, some 9 hours at 30 frames per second
+REORDER_PICTURES = 16  # the deepest picture reordering of H.264 and HEVC: the earliest time stamp is among so many
+
+OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ALLOWED_FORMATS,
+    "max_pixels": str(MAX_PIXELS),
+}
+
+
+def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
+    """
+    Checks that a path is a regular file with content.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. It is never read as an address or an FFmpeg protocol.
+
+    Returns:
+        `os.stat_result`: What the file system says about the file.
+
+    Raises:
+        MediaError: The file is absent, empty, or is a folder, a device or a pipe.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MediaError(f"{os.fspath(path)!r}: cannot be opened: {reason}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+        raise MediaError(f"{os.fspath(path)!r}: is {kind}; a regular file is needed")
+    if status.st_size == 0:
+        raise MediaError(f"{os.fspath(path)!r}: the file is empty (0 bytes)")
+    return status
+
+
+@contextmanager
+def open_media(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
+    """
+    Opens a local media file, and turns what FFmpeg raises while it is open into `MediaError`.
+
+    Only `ALLOWED_FORMATS` are accepted and only the file itself is read: a playlist under a media name, which would
+    make FFmpeg open other files or addresses, is refused.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Yields:
+        `av.container.InputContainer`: The open file; closed at the end of the block.
+
+    Raises:
+        MediaError: The file cannot be opened, or decoding it fails as a whole.
+    """
+    check_media_file(path)
+    try:
+        # "file:" keeps FFmpeg from reading a name such as "concat:a|b" as a protocol. Some files carry names of their
+        # muxer that are not UTF-8.
+        address = f"file:{os.path.abspath(path)}"
+        with av.open(address, mode="r", options=dict(OPEN_OPTIONS), metadata_errors="ignore") as container:
+            yield container
+    except (av.FFmpegError, UnicodeError) as error:
+        if isinstance(error, av.FFmpegError) and error.errno == errno.EINVAL:
+            reason = f"damaged, or in none of the accepted containers ({ALLOWED_FORMATS})"
+        elif isinstance(error, av.FFmpegError):
+            reason = error.strerror or str(error)
+        else:
+            reason = str(error)
+        raise MediaError(f"{os.fspath(path)!r}: cannot be read as media: {reason}") from error
+
+
+def find_video_stream(container: InputContainer) -> VideoStream | None:
+    """
+    Finds the video stream that players show: FFmpeg's choice among those that can be decoded, cover pictures excepted.
+
+    Args:
+        container (`av.container.InputContainer`): The open file.
+
+    Returns:
+        `av.video.stream.VideoStream` or `None`: The stream, set to decode in one thread within `MAX_PIXELS`.
+    """
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.codec_context is None:
+        return None
+    if stream.disposition & Disposition.attached_pic:
+        return None
+    stream.codec_context.thread_count = 1  # the callers run side by side already
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return stream
+
+
+def find_audio_stream(container: InputContainer) -> AudioStream | None:
+    """
+    Finds the audio stream that players play: FFmpeg's choice among those that can be decoded.
+
+    Args:
+        container (`av.container.InputContainer`): The open file.
+
+    Returns:
+        `av.audio.stream.AudioStream` or `None`: The stream, set to decode in one thread.
+    """
+    stream = container.streams.best("audio", find_video_stream(container))
+    if not isinstance(stream, AudioStream) or stream.codec_context is None:
+        return None
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def decode_pictures(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """
+    Decodes a video stream from its start, in the decoder's output order.
+
+    A packet that the decoder refuses is left out and decoding goes on behind it, as players do; the log says so once
+    per pass. Where the file itself breaks off, the stream ends.
+
+    Args:
+        container (`av.container.InputContainer`): The file, freshly opened.
+        stream (`av.video.stream.VideoStream`): One of its streams.
+
+    Yields:
+        `av.VideoFrame`: The pictures.
+    """
+    for frame in _decode(container, stream):
+        assert isinstance(frame, VideoFrame)
+        yield frame
+
+
+def decode_sound(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """
+    Decodes an audio stream from its start; damage is treated as `decode_pictures` does.
+
+    Args:
+        container (`av.container.InputContainer`): The file, freshly opened.
+        stream (`av.audio.stream.AudioStream`): One of its streams.
+
+    Yields:
+        `av.AudioFrame`: Blocks of sound.
+    """
+    for frame in _decode(container, stream):
+        assert isinstance(frame, AudioFrame)
+        yield frame
+
+
+def _decode(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[object]:
+    """Yields all frames of a stream, leaving out what is damaged."""
+    refused = 0
+    reason = ""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except IndexError:  # of PyAV 18.1, on a packet of a stream that the header did not announce
+            packets = container.demux(stream)
+            continue
+        except av.FFmpegError as error:
+            refused, reason = refused + 1, error.strerror or str(error)
+            break
+        try:
+            frames = packet.decode()
+        except av.EOFError:  # the decoder was drained before
+            continue
+        except av.FFmpegError as error:
+            refused, reason = refused + 1, error.strerror or str(error)
+            continue
+        yield from frames
+    if refused:
+        path = container.name.removeprefix("file:")
+        logger.warning("%r: %d damaged %s packets left out (%s)", path, refused, stream.type, reason)

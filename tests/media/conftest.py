@@ -1,0 +1,20 @@
+"""Small media files that the tests of this folder share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.media.media_files import write_media
+
+
+@pytest.fixture(scope="session")
+def numbered_video(tmp_path_factory) -> Path:
+    """H.264 in MP4 with B-frames: 60 numbered frames, 25 per second."""
+    return write_media(tmp_path_factory.mktemp("media") / "numbered.mp4", num_frames=60)
+
+
+@pytest.fixture(scope="session")
+def sounding_video(tmp_path_factory) -> Path:
+    """2 seconds of numbered frames with a rising ramp as sound: the sample at `t` seconds is `t / 4`."""
+    path = tmp_path_factory.mktemp("media") / "sounding.mkv"
+    return write_media(path, num_frames=50, waveform=lambda times: times / 4, audio_seconds=2.0)

@@ -1,0 +1,75 @@
+"""Writes small media files whose content tells which frame or sample one looks at."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+WIDTH, HEIGHT, CELL = 64, 48, 16
+
+
+def numbered_picture(number: int) -> np.ndarray:
+    """A picture of 4 x 3 cells of 16 pixels, black or white: the bits of `number`, lowest first, row by row."""
+    bits = np.array([number >> bit & 1 for bit in range(12)], dtype=np.uint8).reshape(3, 4) * 255
+    return np.repeat(bits.repeat(CELL, axis=0).repeat(CELL, axis=1)[..., None], 3, axis=2)  # (48, 64, 3)
+
+
+def read_number(picture: np.ndarray) -> int:
+    """Reads the number off a picture of `numbered_picture`, from the middle of each cell."""
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    bits = picture[CELL // 2 :: CELL, CELL // 2 :: CELL, 1].ravel() > 127
+    return int((bits << np.arange(12)).sum())
+
+
+def write_media(
+    path: Path,
+    *,
+    num_frames: int = 0,
+    rate: int = 25,
+    codec: str = "libx264",
+    codec_options: dict[str, str] | None = None,
+    ticks: list[int] | None = None,
+    waveform: Callable[[np.ndarray], np.ndarray] | None = None,
+    audio_codec: str = "pcm_s16le",
+    audio_rate: int = 16000,
+    audio_start: float = 0.0,
+    audio_seconds: float = 0.0,
+    layout: str = "mono",
+) -> Path:
+    """
+    Writes a file with numbered pictures, at `ticks / rate` seconds, and / or with sound.
+
+    `waveform` gets the times of the samples, counted from the file's zero, and returns `(samples,)` or
+    `(channels, samples)`; the sound track covers `audio_seconds` from `audio_start` on.
+    """
+    with av.open(str(path), "w") as container:
+        if num_frames:
+            options = codec_options or {"g": "12", "bf": "2", "crf": "10"}
+            video = container.add_stream(codec, rate=rate, options=options)
+            video.width, video.height = WIDTH, HEIGHT
+            video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            video.codec_context.thread_count = 1
+        if waveform:
+            audio = container.add_stream(audio_codec, rate=audio_rate, layout=layout)
+        for number in range(num_frames):
+            picture = av.VideoFrame.from_ndarray(numbered_picture(number), format="rgb24")
+            picture.pts, picture.time_base = (ticks or range(num_frames))[number], Fraction(1, rate)
+            container.mux(video.encode(picture))
+        if num_frames:
+            container.mux(video.encode(None))
+        if waveform:
+            times = audio_start + np.arange(round(audio_seconds * audio_rate)) / audio_rate
+            samples = np.atleast_2d(waveform(times)).astype(np.float32)  # (channels, samples)
+            for begin in range(0, samples.shape[1], 1024):
+                piece = np.ascontiguousarray(samples[:, begin : begin + 1024])
+                frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+                frame.sample_rate = audio_rate
+                frame.pts, frame.time_base = round(audio_start * audio_rate) + begin, Fraction(1, audio_rate)
+                resampler = av.AudioResampler(audio.codec_context.format.name, layout, audio_rate)
+                for converted in resampler.resample(frame):
+                    converted.pts, converted.time_base = frame.pts, frame.time_base
+                    container.mux(audio.encode(converted))
+            container.mux(audio.encode(None))
+    return path

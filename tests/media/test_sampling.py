@@ -1,0 +1,109 @@
+"""Tests of the frame sampling strategies."""
+
+import numpy as np
+import pytest
+
+from simple_multimodal.media import FrameIndex, MediaError, sample_positions
+from simple_multimodal.media.sampling import segment_positions
+
+
+def make_index(num_frames: int, rate: float = 10.0) -> FrameIndex:
+    return FrameIndex(
+        num_frames=num_frames,
+        seconds=np.arange(num_frames) / rate,
+        width=4,
+        height=4,
+        duration_seconds=num_frames / rate,
+        path="clip.mp4",
+    )
+
+
+@pytest.mark.parametrize(
+    ("total", "num_frames", "expected"),
+    [
+        (100, 4, [12, 37, 62, 87]),
+        (100, 1, [50]),
+        (8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (3, 6, [0, 0, 1, 1, 2, 2]),
+        (1, 4, [0, 0, 0, 0]),
+    ],
+)
+def test_uniform_takes_the_centre_of_each_part(total, num_frames, expected):
+    assert sample_positions(make_index(total), num_frames) == expected
+
+
+def test_jittered_draws_one_frame_of_each_part():
+    index = make_index(80)
+    drawn = [sample_positions(index, 8, "jittered", generator=np.random.default_rng(seed)) for seed in range(200)]
+    parts = np.array(drawn) // 10
+    assert (parts == np.arange(8)).all()
+    assert set(np.array(drawn)[:, 0]) == set(range(10))  # every frame of a part is drawn at some time
+    assert drawn[3] == sample_positions(index, 8, "jittered", generator=np.random.default_rng(3))
+
+
+@pytest.mark.parametrize("total", [1, 2, 5])
+def test_jittered_repeats_frames_of_a_short_clip(total):
+    drawn = sample_positions(make_index(total), 8, "jittered", generator=np.random.default_rng(0))
+    assert len(drawn) == 8 and drawn == sorted(drawn) and set(drawn) <= set(range(total))
+
+
+@pytest.mark.parametrize(
+    ("total", "num_frames", "stride", "expected"),
+    [
+        (100, 4, 2, [46, 48, 50, 52]),
+        (7, 4, 2, [0, 2, 4, 6]),
+        (5, 4, 2, [0, 2, 4, 4]),
+        (1, 3, 4, [0, 0, 0]),
+        (9, 1, 4, [4]),
+    ],
+)
+def test_dense_is_central_without_a_generator(total, num_frames, stride, expected):
+    assert sample_positions(make_index(total), num_frames, "dense", stride=stride) == expected
+
+
+def test_dense_starts_anywhere_with_a_generator():
+    index = make_index(10)
+    starts = set()
+    for seed in range(100):
+        drawn = sample_positions(index, 4, "dense", stride=2, generator=np.random.default_rng(seed))
+        assert np.diff(drawn).tolist() == [2, 2, 2]
+        starts.add(drawn[0])
+    assert starts == {0, 1, 2, 3}
+
+
+def test_a_segment_is_half_open():
+    index = make_index(100)  # frame i at i / 10 s
+    assert segment_positions(index) == (0, 100)
+    assert segment_positions(index, 1.0, 2.0) == (10, 20)
+    assert segment_positions(index, 2.0, 3.0) == (20, 30)
+    assert segment_positions(index, 9.5, 500.0) == (95, 100)
+    assert sample_positions(index, 2, start_seconds=1.0, end_seconds=2.0) == [12, 17]
+
+
+def test_a_segment_between_two_frames_shows_the_one_on_screen():
+    index = make_index(100)
+    assert segment_positions(index, 1.02, 1.08) == (10, 11)
+    assert segment_positions(index, 9.95) == (99, 100)  # the last frame is shown until 10.0
+
+
+def test_a_segment_behind_the_end_names_the_file():
+    with pytest.raises(MediaError, match="clip.mp4.*10.0 s, after the video's end"):
+        sample_positions(make_index(100), 4, start_seconds=10.0, end_seconds=11.0)
+
+
+@pytest.mark.parametrize("segment", [(-1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (float("nan"), 2.0), (0.0, float("nan"))])
+def test_segments_that_are_not_allowed(segment):
+    with pytest.raises(ValueError, match="not allowed"):
+        sample_positions(make_index(100), 4, start_seconds=segment[0], end_seconds=segment[1])
+
+
+def test_arguments_that_are_not_allowed():
+    index = make_index(100)
+    with pytest.raises(ValueError, match="num_frames is 0"):
+        sample_positions(index, 0)
+    with pytest.raises(ValueError, match="stride is 0"):
+        sample_positions(index, 4, "dense", stride=0)
+    with pytest.raises(ValueError, match="'middle'; allowed are uniform, jittered, dense"):
+        sample_positions(index, 4, "middle")
+    with pytest.raises(ValueError, match="give a generator"):
+        sample_positions(index, 4, "jittered")

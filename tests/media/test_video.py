@@ -1,0 +1,450 @@
+"""Tests of the frame index and of the three video backends."""
+
+import multiprocessing
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from simple_multimodal.media import (
+    FrameIndex,
+    MediaError,
+    get_video_backend,
+    index_video,
+    sample_positions,
+)
+from simple_multimodal.media import container as container_module
+from simple_multimodal.media import video as video_module
+from simple_multimodal.media.video import FrameIndexCache, apply_display_matrix, frame_times
+from tests.media.media_files import HEIGHT, WIDTH, numbered_picture, read_number, write_media
+
+
+@pytest.fixture(params=["pyav", "torchcodec", "decord"])
+def backend(request):
+    try:
+        return get_video_backend(request.param)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+# Index
+
+
+def test_index_of_a_constant_frame_rate(numbered_video):
+    index = index_video(numbered_video)
+    assert (index.num_frames, index.width, index.height) == (60, WIDTH, HEIGHT)
+    np.testing.assert_array_equal(index.seconds, np.arange(60) / 25)
+    assert index.duration_seconds == pytest.approx(2.4)
+    assert index.start_seconds == 0.0
+    assert index.is_in_presentation_order
+
+
+def test_index_of_variable_frame_rate_and_late_start(tmp_path):
+    ticks = [50, 51, 53, 60, 61, 75]
+    index = index_video(write_media(tmp_path / "late.mkv", num_frames=6, ticks=ticks))
+    np.testing.assert_allclose(index.seconds, (np.array(ticks) - 50) / 25, atol=1e-9)
+    assert index.start_seconds == 2.0
+
+
+def test_frame_times_are_sorted_and_counted_from_the_start():
+    seconds = frame_times([1, 4, 3, 5], start=1, time_base=Fraction(1, 30))
+    np.testing.assert_array_equal(seconds, [0.0, 2 / 30, 3 / 30, 4 / 30])
+    assert not seconds.flags.writeable
+
+
+def test_a_picture_without_time_stamp_follows_the_one_before():
+    picture = av.VideoFrame(16, 16)
+    assert picture.pts is None
+    assert video_module.time_stamp(picture, [], Fraction(1001, 10)) == 0
+    assert video_module.time_stamp(picture, [0, 100], Fraction(1001, 10)) == 200
+
+
+def test_a_changed_file_is_indexed_anew(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", num_frames=5)
+    assert index_video(path).num_frames == 5
+    write_media(path, num_frames=7)
+    assert index_video(path).num_frames == 7
+
+
+def test_the_cache_builds_once_and_drops_the_least_recently_used(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(b"x")
+    built = []
+
+    def build(path):
+        built.append(path.name)
+        return FrameIndex(num_frames=1, seconds=np.zeros(1), width=1, height=1, duration_seconds=1.0)
+
+    cache = FrameIndexCache(max_files=2)
+    for position in (0, 1, 0, 2, 0, 1):
+        cache.get(paths[position], build)
+    assert built == ["a", "b", "c", "b"]
+
+
+def _index_in_child(path, results):
+    results.put(index_video(path).num_frames)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_the_cache_is_locked_does_not_hang(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", num_frames=3)
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    child = fork.Process(target=_index_in_child, args=(path, results))
+    with video_module._index_cache.lock:
+        child.start()
+    try:
+        assert results.get(timeout=20) == 3
+    finally:
+        child.kill()
+        child.join()
+
+
+# Frames
+
+
+def test_every_frame_is_the_one_asked_for(backend, numbered_video):
+    index = backend.index(numbered_video)
+    frames = backend.frames(numbered_video, range(60), index)
+    assert frames.shape == (60, HEIGHT, WIDTH, 3) and frames.dtype == np.uint8
+    assert [read_number(frame) for frame in frames] == list(range(60))
+
+
+def test_positions_in_any_order_and_repeated(backend, numbered_video):
+    positions = [41, 7, 7, 59, 0, np.int64(41)]
+    frames = backend.frames(numbered_video, positions, backend.index(numbered_video))
+    assert [read_number(frame) for frame in frames] == positions
+
+
+@pytest.mark.parametrize("positions", [[], [60], [0, -1]])
+def test_positions_outside_the_video_are_refused(backend, numbered_video, positions):
+    with pytest.raises(ValueError, match="numbered.mp4.*(at least one|0 to 59)"):
+        backend.frames(numbered_video, positions, backend.index(numbered_video))
+
+
+def test_colours_are_rgb_in_that_order(backend, tmp_path):
+    path = tmp_path / "orange.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
+        picture = np.broadcast_to(np.array([250, 120, 10], dtype=np.uint8), (64, 64, 3))
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
+        container.mux(stream.encode(None))
+    frame = backend.frames(path, [0], backend.index(path))[0]
+    assert np.abs(frame.astype(int) - [250, 120, 10]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mp4", "libx264", {"g": "600", "bf": "3", "crf": "10"}),
+        ("mkv", "libx265", {"crf": "10", "x265-params": "log-level=none"}),
+        ("avi", "mpeg4", {"qscale": "2"}),
+        ("mov", "mjpeg", {"qscale": "2"}),
+        ("mpg", "mpeg2video", {"qscale": "2", "bf": "2"}),
+        ("ts", "libx264", {"bf": "2", "crf": "10"}),
+        ("webm", "libvpx-vp9", {"crf": "10", "b": "0", "deadline": "realtime", "cpu-used": "8"}),
+    ],
+)
+def test_pyav_reads_every_frame_of_every_container(tmp_path, suffix, codec, options):
+    path = write_media(tmp_path / f"clip.{suffix}", num_frames=30, codec=codec, codec_options=options)
+    backend = get_video_backend("pyav")
+    index = backend.index(path)
+    assert index.num_frames == 30
+    np.testing.assert_allclose(index.seconds, np.arange(30) / 25, atol=1e-3)  # Matroska counts milliseconds
+    assert [read_number(frame) for frame in backend.frames(path, range(30), index)] == list(range(30))
+
+
+def test_one_frame(backend, tmp_path):
+    path = write_media(tmp_path / "one.mp4", num_frames=1)
+    index = backend.index(path)
+    assert (index.num_frames, index.duration_seconds) == (1, pytest.approx(0.04))
+    assert read_number(backend.frames(path, [0, 0], index)[1]) == 0
+
+
+def test_display_matrix_turns_and_mirrors():
+    picture = np.arange(6, dtype=np.uint8).reshape(2, 3, 1).repeat(3, axis=2)  # [[0 1 2], [3 4 5]]
+    turned = {
+        (1, 0, 0, 1): [[0, 1, 2], [3, 4, 5]],
+        (-1, 0, 0, -1): [[5, 4, 3], [2, 1, 0]],
+        (-1, 0, 0, 1): [[2, 1, 0], [5, 4, 3]],
+        (0, 1, -1, 0): [[3, 0], [4, 1], [5, 2]],  # a quarter turn clockwise
+        (0, -1, 1, 0): [[2, 5], [1, 4], [0, 3]],
+    }
+    for matrix, expected in turned.items():
+        assert apply_display_matrix(picture, matrix)[..., 0].tolist() == expected
+
+
+def test_a_stream_that_changes_its_size_is_scaled_to_its_first_picture(tmp_path):
+    path = tmp_path / "sizes.ts"
+    parts = []
+    for number, (width, height) in enumerate([(64, 48), (128, 96)]):
+        part = tmp_path / f"{number}.ts"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("mpeg2video", rate=25, options={"qscale": "2"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for _ in range(3):
+                picture = np.full((height, width, 3), 60 + 100 * number, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode(None))
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+    backend = get_video_backend("pyav")
+    index = backend.index(path)
+    frames = backend.frames(path, range(index.num_frames), index)
+    assert frames.shape[1:] == (48, 64, 3)
+    assert {round(mean / 20) * 20 for mean in frames.mean(axis=(1, 2, 3))} == {60, 160}
+
+
+def test_backends_survive_pickling_and_run_side_by_side(backend, numbered_video):
+    backend = pickle.loads(pickle.dumps(backend))
+    index = backend.index(numbered_video)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda start: backend.frames(numbered_video, [start, start + 30], index), range(12)))
+    assert [[read_number(frame) for frame in frames] for frames in results] == [[n, n + 30] for n in range(12)]
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="'opencv'; allowed are pyav, torchcodec, decord"):
+        get_video_backend("opencv")
+
+
+@pytest.mark.parametrize("name", ["torchcodec", "decord"])
+def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch, name):
+    monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(ImportError, match=f"pip install {name}"):
+        get_video_backend(name)
+
+
+# Bad files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.mp4", b"", "empty"),
+        ("one_byte.mp4", b"x", "Invalid data"),
+        ("zeros.mp4", bytes(4096), "Invalid data"),
+        ("page.mp4", b"<html><body>not found</body></html>", "Invalid data"),
+        ("list.mp4", b"ffconcat version 1.0\nfile numbered.mp4\n", "accepted containers"),
+        ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nnumbered.ts\n", "accepted containers"),
+        ("call.sdp", b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n", "accepted"),
+    ],
+)
+def test_files_that_are_no_media_are_refused(tmp_path, name, content, reason):
+    write_media(tmp_path / "numbered.mp4", num_frames=3)
+    write_media(tmp_path / "numbered.ts", num_frames=3, codec_options={"crf": "10"})
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=f"{name}.*{reason}"):
+        index_video(path)
+
+
+def test_paths_that_are_no_regular_file_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path, reason in [
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe.mp4", "a device, pipe or socket"),
+        (tmp_path / "absent.mp4", "No such file"),
+        ("a\0b.mp4", "null"),
+        ("http://127.0.0.1:9/x.mp4", "No such file"),
+        ("pipe:0", "No such file"),
+    ]:
+        with pytest.raises(MediaError, match=reason):
+            index_video(path)
+
+
+def test_a_name_that_looks_like_a_protocol_is_a_file_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_media(tmp_path / "a.mp4", num_frames=3)
+    os.rename("a.mp4", "concat:a%d|b.mp4")
+    assert index_video("concat:a%d|b.mp4").num_frames == 3
+
+
+def test_a_file_without_moov_is_refused(tmp_path, numbered_video):
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(numbered_video.read_bytes()[:2000])  # the moov box lies at the end
+    with pytest.raises(MediaError, match="cut.mp4"):
+        index_video(path)
+
+
+def test_a_truncated_file_is_read_as_what_it_yields(tmp_path):
+    whole = write_media(tmp_path / "whole.mkv", num_frames=60)
+    path = tmp_path / "cut.mkv"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    backend = get_video_backend("pyav")
+    index = backend.index(path)
+    assert 10 < index.num_frames < 50
+    frames = backend.frames(path, range(index.num_frames), index)
+    numbers = [read_number(frame) for frame in frames]
+    assert numbers[:8] == list(range(8)) and numbers == sorted(numbers)
+
+
+def test_damage_in_the_middle_does_not_end_the_video(tmp_path, caplog):
+    path = write_media(tmp_path / "clip.avi", num_frames=30, codec="mjpeg", codec_options={"qscale": "2"})
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        damaged = packets[10]
+        start, size = damaged.pos, damaged.size
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+    backend = get_video_backend("pyav")
+    index = backend.index(path)
+    frames = backend.frames(path, range(index.num_frames), index)
+    assert [read_number(frame) for frame in frames] == [number for number in range(30) if number != 10]
+    assert "clip.avi" in caplog.text and "1 damaged video packets" in caplog.text
+
+
+def test_a_file_without_video_says_what_it_has(tmp_path):
+    path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1)
+    with pytest.raises(MediaError, match="sound.wav.*no video stream.*streams: audio"):
+        index_video(path)
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    path = tmp_path / "song.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered_picture(1)).reformat(format="yuvj420p")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    with pytest.raises(MediaError, match="no video stream"):
+        index_video(path)
+
+
+def test_a_picture_beyond_the_pixel_limit_is_not_decoded(tmp_path):
+    path = tmp_path / "huge.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 5000, 4000, "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame(5000, 4000, "yuvj420p")))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaError, match=f"more than {container_module.MAX_PIXELS} pixels"):
+        index_video(path)
+
+
+def test_too_many_frames_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_module, "MAX_FRAMES", 10)
+    assert index_video(write_media(tmp_path / "ten.mp4", num_frames=10)).num_frames == 10
+    with pytest.raises(MediaError, match="more than 10 frames"):
+        index_video(write_media(tmp_path / "eleven.mp4", num_frames=11))
+
+
+def test_a_file_that_lost_frames_since_it_was_indexed_is_an_error(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", num_frames=20)
+    backend = get_video_backend("pyav")
+    index = backend.index(path)
+    write_media(path, num_frames=5)
+    with pytest.raises(MediaError, match="clip.mp4.*yields 5 frames but 20"):
+        backend.frames(path, [0, 12], index)
+
+
+# Real files
+
+
+def clip_paths(shared_dir):
+    return sorted((shared_dir / "data" / "clips" / "videos").iterdir())
+
+
+def test_all_real_clips_deliver_sixteen_frames(shared_dir):
+    backend = get_video_backend("pyav")
+    paths = clip_paths(shared_dir)
+    assert len(paths) == 52
+
+    def read(path):
+        index = backend.index(path)
+        assert np.all(np.diff(index.seconds) > 0) and index.seconds[0] == 0, path
+        return backend.frames(path, sample_positions(index, 16), index).shape == (16, index.height, index.width, 3)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(read, paths))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "is_in_presentation_order"),
+    [
+        ("clips/videos/clip024.avi", 74, False),
+        ("clips/videos/clip026.avi", 83, False),  # a muxer name that is not UTF-8
+        ("clips/videos/clip036.avi", 106, False),
+        ("clips/videos/clip050.mp4", 101, True),  # 127 packets
+        ("clips/videos/clip055.avi", 164, False),
+        ("clips/videos/clip057.mp4", 390, True),  # several video streams
+        ("clips/videos/clip065.avi", 68, True),  # 444 promised
+        ("media/derived/nasa_theora_vorbis.ogv", 174, True),  # the decoder refuses 6 empty packets
+        ("media/derived/bitflips.mp4", 178, True),
+        ("media/derived/truncated_after_moov.mp4", 123, True),
+        ("media/derived/truncated.webm", 124, True),
+        ("media/decord/corrupted.mp4", 49, True),
+        ("media/torchcodec/discard_first_keyframe.mp4", 25, True),
+    ],
+)
+def test_frame_counts_of_difficult_files(shared_dir, name, num_frames, is_in_presentation_order):
+    index = index_video(shared_dir / "data" / name)
+    assert (index.num_frames, index.is_in_presentation_order) == (num_frames, is_in_presentation_order)
+
+
+@pytest.mark.parametrize("name", ["empty.mp4", "zeros.mp4", "truncated_no_moov.mp4", "nasa_16k.wav", "nasa_48k.flac"])
+def test_unreadable_real_files_are_media_errors(shared_dir, name):
+    with pytest.raises(MediaError, match=name):
+        index_video(shared_dir / "data" / "media" / "derived" / name)
+
+
+def test_a_rotated_file_is_upright(backend, shared_dir):
+    folder = shared_dir / "data" / "media" / "derived"
+    upright, turned = folder / "nasa_h264_aac.mp4", folder / "nasa_h264_rot90.mp4"  # the same stream, marked as turned
+    index = backend.index(turned)
+    assert (index.width, index.height) == (270, 480)
+    expected = np.rot90(backend.frames(upright, [50], backend.index(upright))[0])  # counter-clockwise
+    np.testing.assert_array_equal(backend.frames(turned, [50], index)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["torchcodec", "decord"])
+@pytest.mark.parametrize(("turned", "size"), [("video_90.mov", (320, 568)), ("video_180.mov", (568, 320))])
+def test_backends_agree_on_rotation(shared_dir, name, turned, size):
+    try:
+        backend = get_video_backend(name)
+    except ImportError as error:
+        pytest.skip(str(error))
+    path = shared_dir / "data" / "media" / "decord" / turned
+    index = index_video(path)
+    assert (index.width, index.height) == size
+    ours = get_video_backend("pyav").frames(path, [0, 2], index).astype(int)
+    assert np.abs(ours - backend.frames(path, [0, 2], index)).mean() < 1
+
+
+@pytest.mark.parametrize("name", ["torchcodec", "decord"])
+@pytest.mark.parametrize("clip", ["clip000.mp4", "clip032.mp4", "clip058.mkv", "clip060.mp4", "clip068.mp4"])
+def test_backends_agree_on_real_h264(shared_dir, name, clip):
+    try:
+        backend = get_video_backend(name)
+    except ImportError as error:
+        pytest.skip(str(error))
+    path = shared_dir / "data" / "clips" / "videos" / clip
+    index = index_video(path)
+    positions = sample_positions(index, 8)
+    ours = get_video_backend("pyav").frames(path, positions, index)
+    theirs = backend.frames(path, positions, index)
+    assert np.abs(ours.astype(int) - theirs).mean(axis=(1, 2, 3)).max() < 1
+
+
+@pytest.mark.parametrize("name", ["torchcodec", "decord"])
+@pytest.mark.parametrize("clip", ["clip024.avi", "clip034.avi", "clip039.mpg"])
+def test_backends_refuse_files_whose_frames_they_mistake(shared_dir, name, clip):
+    try:
+        backend = get_video_backend(name)
+    except ImportError as error:
+        pytest.skip(str(error))
+    path = shared_dir / "data" / "clips" / "videos" / clip
+    with pytest.raises(MediaError, match=f"{clip}.*{name}"):
+        backend.frames(path, [0, 1, 40], backend.index(path))
