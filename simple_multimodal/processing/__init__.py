@@ -1,0 +1,23 @@
+"""Arrays to tensors: log-mel, clips of frames, tokens, and the processor that holds all three."""
+
+from transformers import AutoFeatureExtractor, AutoProcessor, AutoVideoProcessor, PreTrainedConfig
+
+from simple_multimodal.processing.feature_extraction_audio import AudioFeatureExtractor, AudioFeatures
+from simple_multimodal.processing.processing_multimodal import MultimodalProcessor
+from simple_multimodal.processing.video_processing import VideoClip, VideoClipProcessor
+
+__all__ = ["AudioFeatureExtractor", "AudioFeatures", "MultimodalProcessor", "VideoClip", "VideoClipProcessor"]
+
+
+class _ProcessingConfig(PreTrainedConfig):
+    """Key for the auto classes, which then find our classes by the name saved in `processor_config.json`.
+
+    They want a model's configuration; with this one, loading a processor imports no model.
+    """
+
+    model_type = "simple_multimodal_processing"
+
+
+AutoFeatureExtractor.register(_ProcessingConfig, AudioFeatureExtractor)
+AutoVideoProcessor.register(_ProcessingConfig, VideoClipProcessor)
+AutoProcessor.register(_ProcessingConfig, MultimodalProcessor)

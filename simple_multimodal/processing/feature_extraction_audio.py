@@ -1,0 +1,265 @@
+"""Turn a waveform into the normalised log-mel windows that the audio encoder reads."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# Kaldi's constants, the same in `torchaudio.compliance.kaldi.fbank`.
+PREEMPHASIS = 0.97
+LOG_FLOOR = 1.1920928955078125e-07
+
+
+class AudioFeatures(NamedTuple):
+    """What one sound becomes; `num_windows * num_frames` frames of time.
+
+    Args:
+        values (`torch.FloatTensor` of shape `(1, num_mel_bins, num_windows * num_frames)`):
+            Log-mel (natural log), normalised; exactly 0 in frames that are padding.
+        attention_mask (`torch.BoolTensor` of shape `(num_windows * num_frames,)`):
+            `True` for frames of the sound, `False` for padding.
+        seconds (`torch.FloatTensor` of shape `(num_windows * num_frames,)`):
+            Time of each frame's centre from the first sample, in seconds; goes on through the padding.
+    """
+
+    values: torch.Tensor
+    attention_mask: torch.Tensor
+    seconds: torch.Tensor
+
+
+class AudioFeatureExtractor(SequenceFeatureExtractor):
+    """Log-mel feature extractor: fixed windows of frames, as many as the sound needs.
+
+    The features are the filter banks of Kaldi as the Audio Spectrogram Transformer uses them
+    ([paper](https://huggingface.co/papers/2104.01778)), because the default mean and deviation were measured on
+    those: offset removed and pre-emphasis applied per frame, symmetric Hann window, power spectrum, triangular
+    filters in Kaldi's mel scale, natural log with a floor, then `(x - mean) / (2 * std)`. Every frame is computed
+    alone and in blocks of one fixed shape, so a sound's features depend neither on its neighbours in a batch nor on
+    the number of threads.
+
+    Args:
+        sampling_rate (`int`, *optional*, defaults to 16000):
+            Of the waveforms, in Hz.
+        num_mel_bins (`int`, *optional*, defaults to 128):
+            Number of mel filters.
+        num_frames (`int`, *optional*, defaults to 992):
+            Frames per window. A sound shorter than a window is padded, a longer one covered by further windows.
+        hop_seconds (`float`, *optional*, defaults to 0.01):
+            Time between the starts of two frames, in seconds.
+        window_seconds (`float`, *optional*, defaults to 0.025):
+            Length of a frame, in seconds.
+        f_min (`float`, *optional*, defaults to 20.0):
+            Lowest frequency of the filters, in Hz.
+        f_max (`float`, *optional*):
+            Highest frequency of the filters, in Hz; half of the sampling rate by default.
+        mean (`float`, *optional*, defaults to -4.2677393):
+            Mean of the log-mel values, the one of AudioSet.
+        std (`float`, *optional*, defaults to 4.5689974):
+            Standard deviation of the log-mel values, the one of AudioSet.
+        max_windows (`int`, *optional*):
+            Crop to the first `max_windows` windows. By default nothing is cropped.
+    """
+
+    model_input_names = ["audio_values", "audio_attention_mask", "audio_seconds", "audio_mask"]
+
+    def __init__(
+        self,
+        *,
+        sampling_rate: int = 16000,
+        num_mel_bins: int = 128,
+        num_frames: int = 992,
+        hop_seconds: float = 0.01,
+        window_seconds: float = 0.025,
+        f_min: float = 20.0,
+        f_max: float | None = None,
+        mean: float = -4.2677393,
+        std: float = 4.5689974,
+        max_windows: int | None = None,
+        **kwargs: Any,
+    ):
+        for key in ("feature_size", "padding_value"):  # the base class saves them; they are fixed here
+            kwargs.pop(key, None)
+        super().__init__(feature_size=num_mel_bins, sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
+        if num_frames < 1 or (max_windows is not None and max_windows < 1):
+            raise ValueError(f"`num_frames` and `max_windows` must be 1 or more, got {num_frames} and {max_windows}.")
+        if not 0 <= f_min < (f_max or sampling_rate / 2) <= sampling_rate / 2:
+            raise ValueError(
+                f"Got {f_min=}, {f_max=} at {sampling_rate=}: 0 <= f_min < f_max <= sampling_rate / 2 is needed (Hz)."
+            )
+        self.num_mel_bins = num_mel_bins
+        self.num_frames = num_frames
+        self.hop_seconds = hop_seconds
+        self.window_seconds = window_seconds
+        self.f_min = f_min
+        self.f_max = f_max
+        self.mean = mean
+        self.std = std
+        self.max_windows = max_windows
+        # Built once. transformers leaves attributes of these two names out of the saved JSON.
+        self.window = torch.hann_window(self.frame_length, periodic=False)
+        with warnings.catch_warnings():
+            # 128 filters on a 512-point spectrum leave some of the lowest filters empty: Kaldi's are, too.
+            warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+            filters = mel_filter_bank(
+                num_frequency_bins=self.fft_length // 2 + 1,
+                num_mel_filters=num_mel_bins,
+                min_frequency=f_min,
+                max_frequency=f_max or sampling_rate / 2,
+                sampling_rate=sampling_rate,
+                mel_scale="kaldi",
+                triangularize_in_mel_space=True,
+            )
+        self.mel_filters = torch.from_numpy(filters.astype(np.float32))
+
+    @property
+    def hop_length(self) -> int:
+        """Samples between the starts of two frames."""
+        return round(self.hop_seconds * self.sampling_rate)
+
+    @property
+    def frame_length(self) -> int:
+        """Samples in a frame."""
+        return round(self.window_seconds * self.sampling_rate)
+
+    @property
+    def fft_length(self) -> int:
+        """Points of the Fourier transform: the next power of two."""
+        return 1 << (self.frame_length - 1).bit_length()
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "AudioFeatureExtractor":
+        """Build from the content of a `preprocessor_config.json`, also of AST's or of a stock image processor's.
+
+        An image processor (the one beside ViT-MAE's weights) says nothing about sound: the defaults are taken and a
+        warning names that.
+        """
+        values = dict(feature_extractor_dict)
+        kind = values.pop("feature_extractor_type", None) or values.pop("image_processor_type", None)
+        if kind not in (None, cls.__name__):
+            known: dict[str, Any] = {
+                key: values[key] for key in ("sampling_rate", "num_mel_bins", "mean", "std") if key in values
+            }
+            if "num_mel_bins" in values and "max_length" in values:  # AST's name for frames per window
+                known["num_frames"] = values["max_length"]
+            if not known:
+                logger.warning_once(f"The configuration of {kind} describes no sound: log-mel defaults are used.")
+            values = known
+        return super().from_dict(values, **kwargs)
+
+    def extract(self, waveform: np.ndarray) -> AudioFeatures:
+        """Features of one sound.
+
+        Args:
+            waveform (`np.ndarray` of shape `(num_samples,)`):
+                Mono, at `sampling_rate`, full scale at ±1. With no samples, one window of padding comes back.
+
+        Returns:
+            [`AudioFeatures`].
+
+        Raises:
+            ValueError: If the waveform is not one-dimensional **or** holds values that are not finite.
+        """
+        samples = torch.as_tensor(np.ascontiguousarray(waveform, dtype=np.float32))
+        if samples.ndim != 1:
+            raise ValueError(f"The waveform must be mono, of shape (num_samples,), got shape {tuple(samples.shape)}.")
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError("The waveform holds values that are not finite (NaN or infinity).")
+
+        num_real_frames = 0
+        if len(samples) > 0:  # frames that lie wholly in the sound, as Kaldi counts; one for the shortest sound
+            num_real_frames = max(1 + (len(samples) - self.frame_length) // self.hop_length, 1)
+        num_windows = max(math.ceil(num_real_frames / self.num_frames), 1)
+        num_windows = min(num_windows, self.max_windows or num_windows)
+        num_total_frames = num_windows * self.num_frames
+
+        # One window at a time: always the same shapes, and memory that does not grow with the sound.
+        num_samples = (num_total_frames - 1) * self.hop_length + self.frame_length
+        samples = torch.nn.functional.pad(samples[:num_samples], (0, max(num_samples - len(samples), 0)))
+        frames = samples.unfold(0, self.frame_length, self.hop_length)  # (num_total_frames, frame_length), a view
+        values = torch.cat([self._log_mel(window) for window in frames.split(self.num_frames)])
+        values = (values - self.mean) / (2 * self.std)  # (num_total_frames, num_mel_bins)
+        values[num_real_frames:] = 0.0
+
+        mask = torch.arange(num_total_frames) < num_real_frames
+        seconds = torch.arange(num_total_frames, dtype=torch.float64) * self.hop_length + self.frame_length / 2
+        return AudioFeatures(values.T[None].contiguous(), mask, (seconds / self.sampling_rate).float())
+
+    def _log_mel(self, frames: torch.Tensor) -> torch.Tensor:
+        """Log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
+        frames = frames - frames.mean(dim=1, keepdim=True)
+        previous = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+        frames = (frames - PREEMPHASIS * previous) * self.window
+        spectrum = torch.view_as_real(torch.fft.rfft(frames, n=self.fft_length))
+        power = spectrum[..., 0].square() + spectrum[..., 1].square()  # (num_frames, fft_length // 2 + 1)
+        return (power @ self.mel_filters).clamp(min=LOG_FLOOR).log()
+
+    def collate(self, features: Sequence[AudioFeatures | None]) -> dict[str, torch.Tensor]:
+        """Stack the features of a batch, padded to its largest number of windows.
+
+        Args:
+            features (`Sequence[AudioFeatures | None]`):
+                One entry per row; `None` (or features without one real frame) where a row has no sound.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `audio_values` of shape `(batch_size, 1, num_mel_bins, num_windows *
+            num_frames)`, `audio_attention_mask` and `audio_seconds` of shape `(batch_size, num_windows *
+            num_frames)`, `audio_mask` of shape `(batch_size,)`. A row without sound is all zeros and `False`.
+        """
+        lengths = [len(sound.seconds) for sound in features if sound is not None]
+        num_frames = max(lengths, default=self.num_frames)
+        batch = {
+            "audio_values": torch.zeros(len(features), 1, self.num_mel_bins, num_frames),
+            "audio_attention_mask": torch.zeros(len(features), num_frames, dtype=torch.bool),
+            "audio_seconds": torch.zeros(len(features), num_frames),
+            "audio_mask": torch.zeros(len(features), dtype=torch.bool),
+        }
+        for row, sound in enumerate(features):
+            if sound is None or not bool(sound.attention_mask.any()):
+                continue
+            batch["audio_values"][row, :, :, : len(sound.seconds)] = sound.values
+            batch["audio_attention_mask"][row, : len(sound.seconds)] = sound.attention_mask
+            batch["audio_seconds"][row, : len(sound.seconds)] = sound.seconds
+            batch["audio_mask"][row] = True
+        return batch
+
+    def __call__(
+        self,
+        raw_speech: np.ndarray | torch.Tensor | Sequence[float] | Sequence[np.ndarray | None],
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Features of one sound or of a list of sounds.
+
+        Args:
+            raw_speech (`np.ndarray` of shape `(num_samples,)`, or a list of such):
+                Mono waveforms. An entry `None` is a row without sound.
+            sampling_rate (`int`, *optional*):
+                Of `raw_speech`, in Hz. Pass it, so that a wrong rate is an error instead of a wrong pitch.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"` or `"np"`.
+
+        Returns:
+            [`BatchFeature`] with the entries of [`AudioFeatureExtractor.collate`].
+        """
+        if sampling_rate is None:
+            logger.warning_once(f"`sampling_rate` was not given: {self.sampling_rate} Hz is assumed.")
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"Got a waveform of {sampling_rate} Hz, this extractor takes {self.sampling_rate} Hz: resample it."
+            )
+        is_batch = isinstance(raw_speech, (list, tuple)) and not isinstance(raw_speech[0], (int, float))
+        is_batch = is_batch or (isinstance(raw_speech, (np.ndarray, torch.Tensor)) and raw_speech.ndim == 2)
+        sounds = raw_speech if is_batch else [raw_speech]
+        features = [None if sound is None else self.extract(np.asarray(sound)) for sound in sounds]
+        batch = self.collate(features)
+        if return_tensors == "np":
+            return BatchFeature({key: value.numpy() for key, value in batch.items()})
+        return BatchFeature(batch, tensor_type=return_tensors)

@@ -1,0 +1,349 @@
+"""Turn decoded frames into the fixed clip that the video encoder reads, and say which frames to decode."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tvF
+from transformers import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
+from transformers.video_processing_utils import VideoProcessorMixin
+
+from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
+from simple_multimodal.media.video import FrameIndex
+
+logger = logging.get_logger(__name__)
+
+Geometry = Literal["short_side_center_crop", "squash", "pad"]
+
+ASSUMED_FPS = 24.0  # what transformers assumes for frames without metadata
+
+
+class VideoClip(NamedTuple):
+    """What one video becomes.
+
+    Args:
+        pixel_values (`torch.ByteTensor` of shape `(num_frames, 3, height, width)`):
+            RGB, 0 to 255.
+        seconds (`torch.FloatTensor` of shape `(num_frames,)`):
+            Time of each frame from the start of the segment, in seconds.
+    """
+
+    pixel_values: torch.Tensor
+    seconds: torch.Tensor
+
+
+class VideoClipProcessor(VideoProcessorMixin):
+    """Video processor that samples frames and fits them to one size; bytes in, bytes out.
+
+    Pixels stay `uint8`: the model's video encoder scales and normalises them on the device with `image_mean` and
+    `image_std`. Resizing is bilinear with antialiasing, as VideoMAE's image processor does it.
+
+    Args:
+        num_frames (`int`, *optional*, defaults to 16):
+            Frames per clip.
+        size (`dict[str, int]` or `int`, *optional*, defaults to `{"height": 224, "width": 224}`):
+            Of the frames that come out.
+        geometry (`str`, *optional*, defaults to `"short_side_center_crop"`):
+            `"short_side_center_crop"` scales until the frame covers `size` and keeps the middle; `"squash"` scales
+            both sides to `size` without keeping the aspect ratio; `"pad"` scales until the frame fits and adds black.
+        short_side (`int`, *optional*):
+            Length to which the short side is scaled before the centre crop; by default just enough to cover `size`.
+        image_mean (`list[float]`, *optional*, defaults to ImageNet's):
+            Mean per channel, of values between 0 and 1.
+        image_std (`list[float]`, *optional*, defaults to ImageNet's):
+            Standard deviation per channel.
+        frame_sampling (`str`, *optional*, defaults to `"uniform"`):
+            In evaluation: `"uniform"`, the centre of each of `num_frames` equal parts of the segment, or `"dense"`,
+            every `frame_stride`-th frame from the middle of the segment.
+        train_frame_sampling (`str`, *optional*, defaults to `"jittered"`):
+            In training: also `"jittered"`, a random frame of each part; `"dense"` starts anywhere.
+        frame_stride (`int`, *optional*, defaults to 4):
+            Step of `"dense"`, in frames.
+        random_crop (`bool`, *optional*, defaults to `False`):
+            In training, cut a random part of random aspect ratio instead of applying `geometry`.
+        random_crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.0)`):
+            Share of the area that a random crop keeps.
+        random_flip (`bool`, *optional*, defaults to `False`):
+            In training, mirror half of the clips.
+    """
+
+    model_input_names = ["pixel_values_videos", "video_seconds", "video_mask"]
+
+    def __init__(
+        self,
+        *,
+        num_frames: int = 16,
+        size: dict[str, int] | int | None = None,
+        geometry: Geometry = "short_side_center_crop",
+        short_side: int | None = None,
+        image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        frame_sampling: SamplingStrategy = "uniform",
+        train_frame_sampling: SamplingStrategy = "jittered",
+        frame_stride: int = 4,
+        random_crop: bool = False,
+        random_crop_scale: Sequence[float] = (0.5, 1.0),
+        random_flip: bool = False,
+        **kwargs: Any,
+    ):
+        for key in ("video_processor_type", "image_processor_type"):
+            kwargs.pop(key, None)
+        super().__init__(**kwargs)
+        size = 224 if size is None else size
+        size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
+        if set(size) != {"height", "width"} or min(size.values()) < 1:
+            raise ValueError(f'`size` must be {{"height": h, "width": w}} in pixels, got {size!r}.')
+        if geometry not in get_args(Geometry):
+            raise ValueError(f"Unknown geometry {geometry!r}; known are {', '.join(get_args(Geometry))}.")
+        if frame_sampling not in ("uniform", "dense"):
+            raise ValueError(f"`frame_sampling` must be uniform or dense, got {frame_sampling!r}.")
+        if train_frame_sampling not in SAMPLING_STRATEGIES:
+            raise ValueError(
+                f"`train_frame_sampling` must be one of {', '.join(SAMPLING_STRATEGIES)}, "
+                f"got {train_frame_sampling!r}."
+            )
+        if num_frames < 1 or frame_stride < 1:
+            raise ValueError(f"`num_frames` and `frame_stride` must be 1 or more, got {num_frames}, {frame_stride}.")
+        if short_side is not None and short_side < max(size.values()):
+            raise ValueError(f"`short_side` is {short_side}, less than the crop {size}; leave it out or raise it.")
+        if not 0 < random_crop_scale[0] <= random_crop_scale[1] <= 1:
+            raise ValueError(f"`random_crop_scale` must be 0 < low <= high <= 1, got {tuple(random_crop_scale)}.")
+        self.num_frames = num_frames
+        self.size = size
+        self.geometry = geometry
+        self.short_side = short_side
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.frame_sampling = frame_sampling
+        self.train_frame_sampling = train_frame_sampling
+        self.frame_stride = frame_stride
+        self.random_crop = random_crop
+        self.random_crop_scale = list(random_crop_scale)
+        self.random_flip = random_flip
+
+    @property
+    def height(self) -> int:
+        """Of the frames that come out, in pixels."""
+        return self.size["height"]
+
+    @property
+    def width(self) -> int:
+        """Of the frames that come out, in pixels."""
+        return self.size["width"]
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from a saved configuration, also from the `preprocessor_config.json` of VideoMAE.
+
+        Of a foreign configuration, size, crop, mean and deviation are taken; the number of frames is the model's
+        business there and has to be given.
+        """
+        values = dict(video_processor_dict)
+        own_type = values.get("video_processor_type") == cls.__name__
+        if not own_type:
+            values = _from_image_processor(values)
+        unused = kwargs.pop("return_unused_kwargs", False)
+        own_names = inspect.signature(cls.__init__).parameters
+        values |= {key: value for key, value in kwargs.items() if key in own_names}
+        processor = cls(**values)
+        return (processor, {k: v for k, v in kwargs.items() if k not in own_names}) if unused else processor
+
+    def sample(
+        self,
+        index: FrameIndex,
+        *,
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> list[int]:
+        """Choose the frames of a clip: the training strategy with a generator, else the one of evaluation.
+
+        Returns:
+            `list[int]`: `num_frames` ascending positions in the file's index; repeated where the clip is too short.
+        """
+        return sample_positions(
+            index,
+            self.num_frames,
+            self.frame_sampling if generator is None else self.train_frame_sampling,
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
+            stride=self.frame_stride,
+            generator=generator,
+        )
+
+    def transform(self, frames: np.ndarray, *, generator: np.random.Generator | None = None) -> torch.Tensor:
+        """Fit frames to `size`.
+
+        Args:
+            frames (`np.ndarray` of shape `(num_frames, height, width, 3)`):
+                RGB, `uint8`.
+            generator (`np.random.Generator`, *optional*):
+                Of the sample, in training: one crop and one flip are drawn for the whole clip, if they are on.
+
+        Returns:
+            `torch.ByteTensor` of shape `(num_frames, 3, height, width)`.
+        """
+        clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # (frames, 3, h, w), channels last
+        if generator is not None and self.random_crop:
+            top, left, height, width = self._draw_crop(clip.shape[-2], clip.shape[-1], generator)
+            clip = self._resize(clip[..., top : top + height, left : left + width], self.height, self.width)
+        else:
+            clip = self._fit(clip)
+        if generator is not None and self.random_flip and generator.random() < 0.5:
+            clip = tvF.horizontal_flip(clip)
+        return clip.contiguous()
+
+    def _fit(self, clip: torch.Tensor) -> torch.Tensor:
+        """Apply the geometry to `(frames, 3, h, w)`."""
+        height, width = clip.shape[-2:]
+        if self.geometry == "squash":
+            return self._resize(clip, self.height, self.width)
+        if self.geometry == "pad":
+            scale = min(self.height / height, self.width / width)
+            inner_height = min(max(round(height * scale), 1), self.height)
+            inner_width = min(max(round(width * scale), 1), self.width)
+            clip = self._resize(clip, inner_height, inner_width)
+            top, left = (self.height - inner_height) // 2, (self.width - inner_width) // 2
+            return tvF.pad(clip, [left, top, self.width - inner_width - left, self.height - inner_height - top])
+        if self.short_side is not None:
+            scale = self.short_side / min(height, width)
+        else:
+            scale = max(self.height / height, self.width / width)
+        # Rounded down, as torchvision and transformers do for the long side.
+        resized_height = max(int(height * scale + 1e-6), self.height)
+        resized_width = max(int(width * scale + 1e-6), self.width)
+        return tvF.center_crop(self._resize(clip, resized_height, resized_width), [self.height, self.width])
+
+    @staticmethod
+    def _resize(clip: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return tvF.resize(clip, [height, width], interpolation=tvF.InterpolationMode.BILINEAR, antialias=True)
+
+    def _draw_crop(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a random part, as in Inception's training ("random resized crop")."""
+        for _ in range(10):
+            area = height * width * generator.uniform(self.random_crop_scale[0], self.random_crop_scale[1])
+            ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+            crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                top = int(generator.integers(height - crop_height + 1))
+                left = int(generator.integers(width - crop_width + 1))
+                return top, left, crop_height, crop_width
+        side = min(height, width)  # a frame so long that no allowed crop fits: the middle
+        return (height - side) // 2, (width - side) // 2, side, side
+
+    def collate(self, clips: Sequence[VideoClip | None]) -> dict[str, torch.Tensor]:
+        """Stack the clips of a batch.
+
+        Args:
+            clips (`Sequence[VideoClip | None]`):
+                One entry per row; `None` where a row has no video.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `pixel_values_videos` (`uint8`) of shape `(batch_size, num_frames, 3, height,
+            width)`, `video_seconds` of shape `(batch_size, num_frames)`, `video_mask` of shape `(batch_size,)`. A
+            row without video is all zeros and `False`.
+        """
+        batch = {
+            "pixel_values_videos": torch.zeros(
+                len(clips), self.num_frames, 3, self.height, self.width, dtype=torch.uint8
+            ),
+            "video_seconds": torch.zeros(len(clips), self.num_frames),
+            "video_mask": torch.zeros(len(clips), dtype=torch.bool),
+        }
+        for row, clip in enumerate(clips):
+            if clip is not None:
+                batch["pixel_values_videos"][row] = clip.pixel_values
+                batch["video_seconds"][row] = clip.seconds
+                batch["video_mask"][row] = True
+        return batch
+
+    def __call__(
+        self,
+        videos: np.ndarray | torch.Tensor | Sequence[Any],
+        *,
+        video_fps: float | Sequence[float | None] | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Process decoded videos, one or a list.
+
+        Args:
+            videos (`np.ndarray` or `torch.Tensor` of shape `(n, height, width, 3)` or `(n, 3, height, width)`):
+                `uint8` RGB frames of one video, or a list of such (an entry may be a list of frames or `None`). From a
+                video with another number of frames than `num_frames`, that many are sampled.
+            video_fps (`float` or `Sequence[float]`, *optional*):
+                Frames per second of the videos; 24 is assumed, with a warning, where it is not given.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"` or `"np"`.
+
+        Returns:
+            [`BatchFeature`] with the entries of [`VideoClipProcessor.collate`].
+        """
+        if isinstance(videos, (np.ndarray, torch.Tensor)):
+            is_single = videos.ndim == 4
+        else:
+            is_single = _is_frame(videos[0])
+        batch = [videos] if is_single else list(videos)
+        rates = list(video_fps) if isinstance(video_fps, Sequence) else [video_fps] * len(batch)
+        if len(rates) != len(batch):
+            raise ValueError(f"Got {len(batch)} videos and {len(rates)} values of `video_fps`; give one per video.")
+        clips = [None if video is None else self._clip(video, fps) for video, fps in zip(batch, rates, strict=True)]
+        output = self.collate(clips)
+        if return_tensors == "np":
+            return BatchFeature({key: value.numpy() for key, value in output.items()})
+        return BatchFeature(output, tensor_type=return_tensors)
+
+    preprocess = __call__
+
+    def _clip(self, video: np.ndarray | torch.Tensor | Sequence[Any], fps: float | None) -> VideoClip:
+        """One decoded video to a clip."""
+        frames = np.stack([np.asarray(f) for f in video]) if isinstance(video, (list, tuple)) else np.asarray(video)
+        if frames.ndim == 4 and frames.shape[-1] != 3 and frames.shape[1] == 3:
+            frames = frames.transpose(0, 2, 3, 1)
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+            raise ValueError(
+                f"A video must be uint8 of shape (n, height, width, 3) or (n, 3, height, width) with n >= 1, "
+                f"got {frames.dtype} of shape {frames.shape}."
+            )
+        if fps is None:
+            logger.warning_once(f"`video_fps` was not given: {ASSUMED_FPS} frames per second are assumed.")
+            fps = ASSUMED_FPS
+        seconds = np.arange(len(frames), dtype=np.float64) / fps
+        index = FrameIndex(
+            num_frames=len(frames),
+            seconds=seconds,
+            width=frames.shape[2],
+            height=frames.shape[1],
+            duration_seconds=len(frames) / fps,
+        )
+        positions = list(range(len(frames))) if len(frames) == self.num_frames else self.sample(index)
+        return VideoClip(self.transform(frames[positions]), torch.from_numpy(seconds[positions]).float())
+
+
+def _is_frame(value: object) -> bool:
+    """Whether `value` is one picture: an array of three dimensions or a PIL image."""
+    return value is not None and not isinstance(value, (list, tuple)) and np.asarray(value).ndim == 3
+
+
+def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
+    """Our parameters from a Hugging Face image processor's (`size`, `crop_size`, `image_mean`, `image_std`)."""
+    result = {key: values[key] for key in ("num_frames", "image_mean", "image_std") if values.get(key) is not None}
+    size = values.get("size")
+    size = {"shortest_edge": size} if isinstance(size, int) else dict(size or {})
+    if values.get("do_center_crop", "crop_size" in values) and values.get("crop_size"):
+        crop = values["crop_size"]
+        result["size"] = crop
+        result["geometry"] = "short_side_center_crop"
+        longest = crop if isinstance(crop, int) else max(crop.values())
+        if size.get("shortest_edge", longest) > longest:
+            result["short_side"] = size["shortest_edge"]
+    elif {"height", "width"} <= set(size):
+        result["size"] = {"height": size["height"], "width": size["width"]}
+        result["geometry"] = "squash"
+    elif "shortest_edge" in size:
+        result["size"] = size["shortest_edge"]
+    return result
