@@ -1,0 +1,1 @@
+"""Manifests, the sampler, the collator and the toy world."""

@@ -1,0 +1,403 @@
+"""The toy world: exact files, held-out combinations, twins, pairs, and answers that one modality alone cannot give."""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections import Counter
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from simple_multimodal.data.toy import (
+    BACKGROUNDS,
+    BEEP_FREQUENCY,
+    PICTURE_ATTRIBUTES,
+    SOUND_ATTRIBUTES,
+    WORDS,
+    Clip,
+    Picture,
+    Sound,
+    check_answers,
+    check_held_out,
+    make_toy_world,
+    render_picture,
+    render_sound,
+)
+
+SIZES = {
+    "num_train_clips": 12,
+    "num_validation_pictures": 3,
+    "num_validation_sounds": 4,
+    "num_question_clips": 9,
+    "num_pairs": 6,
+}
+ATTRIBUTES = PICTURE_ATTRIBUTES | SOUND_ATTRIBUTES
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_toy_world(tmp_path_factory.mktemp("toy") / "world", **SIZES, num_processes=1)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def packets(path: Path, kind: str) -> list[bytes]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0] if kind == "video" else container.streams.audio[0]
+        return [bytes(packet) for packet in container.demux(stream)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def background_at(clip: dict, seconds: float) -> str:
+    return clip["backgrounds"][sum(start <= seconds for start in clip["switch_seconds"]) - 1]
+
+
+def test_files_are_the_same_bytes_in_a_second_run_with_more_processes(world, tmp_path):
+    again = make_toy_world(tmp_path / "again", **SIZES, num_processes=2)
+    assert contents(again) == contents(world)
+    other = make_toy_world(tmp_path / "other", **SIZES, seed=1, num_processes=1)
+    clip = "train/train_000000.mp4"
+    assert (other / clip).read_bytes() != (world / clip).read_bytes()
+
+
+def test_folder_holds_what_the_manifests_name(world):
+    assert {path.name for path in world.iterdir()} == {
+        *("train", "validation", "questions", "toy.json", "clips.jsonl", "train.jsonl", "validation.jsonl"),
+        *("sound_pairs.jsonl", "video_pairs.jsonl", "validation_sound_swapped.jsonl"),
+        *("validation_video_swapped.jsonl", "train_questions.jsonl", "validation_questions.jsonl"),
+    }
+    clips = read(world / "clips.jsonl")
+    assert Counter(clip["split"] for clip in clips) == {"train": 12, "validation": 12, "questions": 9}
+    named = {row["video"] for path in world.glob("*.jsonl") for row in read(path) if "video" in row}
+    assert named == {str(path.relative_to(world)) for path in world.rglob("*.mp4")}
+    for name in ("train", "validation", "train_questions", "validation_questions"):
+        rows = read(world / f"{name}.jsonl")
+        assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_clips_are_h264_and_aac_of_the_stated_format(world):
+    with av.open(str(world / "train/train_000000.mp4")) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.codec_context.name, video.width, video.height) == ("h264", 64, 64)
+        assert (video.frames, video.average_rate) == (36, 10)
+        assert (audio.codec_context.name, audio.rate, audio.channels) == ("aac", 16000, 1)
+        assert audio.duration * audio.time_base == video.duration * video.time_base == Fraction(18, 5)
+        assert "creation_time" not in container.metadata and "encoder" not in container.metadata
+
+
+def test_captions_name_every_attribute_and_neither_background_nor_beep(world):
+    clips = {clip["id"]: clip for clip in read(world / "clips.jsonl")}
+    rows = read(world / "train.jsonl") + read(world / "validation.jsonl")
+    for row in rows:
+        captions = row.get("captions") or [row["caption"]]
+        assert len(set(captions)) == (3 if row["id"].startswith("train") else 1)
+        for caption in captions:
+            for attribute, values in ATTRIBUTES.items():
+                named = {v for v in values for word in WORDS[v] if re.search(rf"\b{word}\b", caption)}
+                assert named == {clips[row["id"]][attribute]}, caption
+            assert not re.search(r"black|grey|brown|background|beep", caption)
+        assert row["group"] == "-".join(clips[row["id"]][attribute] for attribute in ATTRIBUTES)
+
+
+def test_held_out_combinations_do_not_occur_in_training(world):
+    groups = {split: set() for split in ("train", "validation", "questions")}
+    for clip in read(world / "clips.jsonl"):
+        groups[clip["split"]].add(tuple(clip[attribute] for attribute in ATTRIBUTES))
+    assert len(groups["train"]) == 12 and len(groups["validation"]) == 12
+    assert not groups["train"] & (groups["validation"] | groups["questions"])
+
+
+def test_check_held_out_finds_a_combination_in_both():
+    clip = make_clip(0)
+    check_held_out([clip], [make_clip(0, pitch="high")])
+    with pytest.raises(ValueError, match="1 held-out combinations occur in training"):
+        check_held_out([clip], [clip, make_clip(0, pitch="high")])
+
+
+def test_validation_twins_share_one_encoded_stream_and_differ_in_the_other(world):
+    for modality in ("sound", "picture"):
+        first = "p000_s000"
+        second = "p000_s001" if modality == "sound" else "p001_s000"
+        a, b = (world / f"validation/validation_{name}.mp4" for name in (first, second))
+        assert (packets(a, "video") == packets(b, "video")) is (modality == "sound")
+        assert (packets(a, "audio") == packets(b, "audio")) is (modality == "picture")
+
+
+def test_pairs_differ_in_one_modality_and_swapped_rows_exchange_it(world):
+    clips = {clip["id"]: clip for clip in read(world / "clips.jsonl")}
+    for modality, own, shared in (
+        ("sound", SOUND_ATTRIBUTES, PICTURE_ATTRIBUTES),
+        ("video", PICTURE_ATTRIBUTES, SOUND_ATTRIBUTES),
+    ):
+        pairs = read(world / f"{modality}_pairs.jsonl")
+        swapped = {row["id"]: row for row in read(world / f"validation_{modality}_swapped.jsonl")}
+        captions = {row["id"]: row["caption"] for row in read(world / "validation.jsonl")}
+        assert len(pairs) == 6 and len(swapped) == 12
+        assert len({frozenset((pair["a"], pair["b"])) for pair in pairs}) == 6
+        assert sum(pair["num_different_attributes"] == 1 for pair in pairs) >= 3
+        for pair in pairs:
+            a, b = clips[pair["a"]], clips[pair["b"]]
+            assert all(a[name] == b[name] for name in shared)
+            assert pair["num_different_attributes"] == sum(a[name] != b[name] for name in own) > 0
+            exchanged = swapped[pair["a_swapped"]], swapped[pair["b_swapped"]]
+            videos, audios = [row["video"] for row in exchanged], [row["audio"] for row in exchanged]
+            if modality == "sound":
+                assert videos == [a["video"], b["video"]] and audios == [b["video"], a["video"]]
+            else:
+                assert videos == [b["video"], a["video"]] and audios == [a["video"], b["video"]]
+            assert exchanged[0]["group"] == "-".join(b[name] for name in ATTRIBUTES)
+            assert [row["caption"] for row in exchanged] == [captions[pair["b"]], captions[pair["a"]]]
+
+
+def test_questions_have_the_true_answer(world):
+    clips = {clip["id"]: clip for clip in read(world / "clips.jsonl")}
+    for name, count in (("train_questions", 12), ("validation_questions", 9)):
+        rows = read(world / f"{name}.jsonl")
+        assert Counter(row["question_kind"] for row in rows) == dict.fromkeys(("picture", "sound", "joint"), count)
+        words = {"colour": "colour", "size": "size|big", "shape": "what shape|which shape", "motion": "way|direction"}
+        words |= {"pitch": "pitch|high", "rhythm": "fast|pace", "timbre": "timbre|sound like", "background": "backgr"}
+        for row in rows:
+            clip = clips[row["group"]]
+            asked = [key for key, pattern in words.items() if re.search(pattern, row["question"])]
+            answers = {key: clip[key] for key in ATTRIBUTES} | {
+                "background": background_at(clip, clip["beep_seconds"])
+            }
+            assert row["answer"] in [answers[key] for key in asked], row
+            assert row["id"] == f"{clip['id']}_{row['question_kind']}" and row["video"] == clip["video"]
+
+
+def test_every_held_out_picture_and_sound_occurs_with_each_joint_answer_once(world):
+    answers = {row["group"]: row["answer"] for row in read(world / "validation_questions.jsonl") if joint(row)}
+    tables: dict[str, list[str]] = {}
+    for clip, answer in answers.items():
+        family, picture, sound = re.fullmatch(r"(questions_\d+)_(p\d)_(s\d)", clip).groups()
+        tables.setdefault(f"{family}_{picture}", []).append(answer)
+        tables.setdefault(f"{family}_{sound}", []).append(answer)
+    assert len(tables) == 6
+    assert all(sorted(table) == sorted(BACKGROUNDS) for table in tables.values())
+    for name in ("p0", "p1", "p2"):  # the names stand for one picture each
+        streams = [packets(world / f"questions/questions_000_{name}_s{n}.mp4", "video") for n in range(3)]
+        assert streams[0] == streams[1] == streams[2]
+
+
+def joint(row: dict) -> bool:
+    return row["question_kind"] == "joint"
+
+
+@pytest.mark.parametrize("num_segments", [6, 12, 24])
+def test_timelines_are_balanced_and_asked_beeps_keep_away_from_switches(num_segments, tmp_path):
+    sizes = SIZES | {"num_train_clips": 3, "num_validation_pictures": 2, "num_validation_sounds": 2}
+    toy = make_toy_world(tmp_path / "toy", **sizes, num_segments=num_segments, num_processes=1)
+    seconds = 0.6 * num_segments
+    for clip in read(toy / "clips.jsonl"):
+        assert len(clip["backgrounds"]) == len(clip["switch_seconds"]) == num_segments
+        assert all(a != b for a, b in pairwise(clip["backgrounds"]))
+        shown = dict.fromkeys(BACKGROUNDS, 0.0)
+        for name, (start, end) in zip(clip["backgrounds"], pairwise([*clip["switch_seconds"], seconds]), strict=True):
+            shown[name] += end - start
+        assert list(shown.values()) == pytest.approx([seconds / 3] * 3)
+        if clip["split"] != "validation":
+            distances = [abs(clip["beep_seconds"] - switch) for switch in [*clip["switch_seconds"], seconds]]
+            assert min(distances) >= 0.25 - 1e-9
+            num_sampled = 8 * num_segments // 6
+            sampled = [int((n + 0.5) * 10 * seconds / num_sampled) / 10 for n in range(num_sampled)]
+            nearest = min(sampled, key=lambda at: abs(at - clip["beep_seconds"]))
+            assert background_at(clip, nearest + 1e-9) == background_at(clip, clip["beep_seconds"])
+    with av.open(str(toy / "train/train_000000.mp4")) as container:
+        assert container.streams.video[0].frames == round(10 * seconds)
+
+
+def test_decoded_pictures_show_the_stated_backgrounds(world):
+    for clip in read(world / "clips.jsonl")[:4]:
+        with av.open(str(world / clip["video"])) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        for number, pixels in enumerate(frames):
+            edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # the object covers no edge
+            truth = BACKGROUNDS[background_at(clip, number / 10)]
+            assert np.abs(np.median(edge, axis=0) - truth).max() < 12
+
+
+def test_decoded_beep_is_heard_at_the_stated_time(world):
+    for clip in read(world / "clips.jsonl")[:6]:
+        with av.open(str(world / clip["video"])) as container:
+            waveform = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])[:57600]
+        turned = waveform * np.exp(-2j * np.pi * BEEP_FREQUENCY * np.arange(57600) / 16000)
+        loudness = np.abs(np.convolve(turned, np.ones(320) / 320, mode="same"))  # 20 ms
+        heard = np.flatnonzero(loudness > loudness.max() / 2) / 16000
+        assert heard.mean() == pytest.approx(clip["beep_seconds"], abs=0.005)
+        assert heard.max() - heard.min() == pytest.approx(0.12, abs=0.02)
+
+
+def test_a_finished_folder_is_left_alone_and_missing_files_come_back(world, tmp_path):
+    toy = tmp_path / "toy"
+    shutil.copytree(world, toy)
+    lost = toy / "train/train_000003.mp4"
+    lost.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in toy.rglob("*") if path.is_file()}
+    assert make_toy_world(str(toy), **SIZES, num_processes=1) == toy
+    assert contents(toy) == contents(world)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_an_interrupted_run_is_completed(world, tmp_path):
+    toy = tmp_path / "toy"
+    shutil.copytree(world / "train", toy / "train")
+    shutil.copy(world / "toy.json", toy / "toy.unfinished.json")
+    (toy / "train/train_000003.mp4").rename(toy / "train/train_000003.mp4.part")
+    first = toy / "train/train_000000.mp4"
+    written = first.stat().st_mtime_ns
+    make_toy_world(toy, **SIZES, num_processes=1)
+    assert contents(toy) == contents(world)
+    assert first.stat().st_mtime_ns == written
+
+
+def test_other_folders_are_refused(world, tmp_path):
+    with pytest.raises(ValueError, match="made with other arguments or by another version"):
+        make_toy_world(world, **SIZES, seed=1)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not a toy world. Give a new or an empty folder"):
+        make_toy_world(tmp_path, **SIZES)
+    with pytest.raises(ValueError, match="not a toy world"):
+        make_toy_world(tmp_path / "notes.txt", **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_train_clips": 0}, "num_train_clips must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"num_processes": 0}, "num_processes must be at least 1, got 0"),
+        ({"num_validation_sounds": 28}, "num_validation_sounds must be from 2 to 27, got 28"),
+        ({"num_validation_pictures": 1}, "num_validation_pictures must be from 2 to 192, got 1"),
+        ({"num_question_clips": 10}, "num_question_clips must be a multiple of 9 from 9 up, got 10"),
+        ({"num_segments": 8}, "num_segments must be a multiple of 3 from 6 up, got 8"),
+        ({"seconds": 3.5}, "seconds must be a multiple of 0.3 and at least 3.6 for 6 segments, got 3.5"),
+        ({"seconds": 3.3}, "seconds must be a multiple of 0.3 and at least 3.6 for 6 segments, got 3.3"),
+        ({"num_validation_pictures": 192, "num_validation_sounds": 27}, "All 5184 combinations of attributes are"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_before_anything_is_written(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_toy_world(tmp_path / "toy", **arguments)
+    assert not (tmp_path / "toy").exists()
+
+
+def make_clip(
+    number: int, *, answer: str = "black", rotation: int = 0, colour: str = "red", pitch: str = "low"
+) -> Clip:
+    """A clip whose six segments of 0.6 seconds are the three backgrounds twice, with the beep amid the answer's."""
+    names = list(BACKGROUNDS)[rotation:] + list(BACKGROUNDS)[:rotation]
+    seen, heard = ("small", colour, "circle", "left"), (pitch, "slow", "pure")
+    picture = Picture(f"p{number}", seen, "colour", (*names, *names), tuple(range(0, 36, 6)))
+    repeat = number // 9 % 2
+    return Clip(
+        f"c{number}",
+        "train",
+        picture,
+        Sound(f"s{number}", heard, "pitch", names.index(answer) * 0.6 + 0.3 + 1.8 * repeat),
+    )
+
+
+COLOUR_NAMES, PITCH_NAMES = ATTRIBUTES["colour"], ATTRIBUTES["pitch"]
+
+
+def fair_clips() -> list[Clip]:
+    generator = np.random.default_rng(0)
+    order = generator.permutation(648)
+    return [
+        make_clip(
+            n,
+            answer=list(BACKGROUNDS)[n % 3],
+            rotation=n // 3 % 3,
+            colour=COLOUR_NAMES[order[n] % 6],
+            pitch=PITCH_NAMES[order[n] // 6 % 3],
+        )
+        for n in range(648)
+    ]
+
+
+def test_check_answers_accepts_balanced_independent_answers():
+    check_answers(fair_clips(), num_frames=36, is_exact=False)
+
+
+def test_check_answers_finds_an_unbalanced_answer():
+    clips = fair_clips()
+    clips[0] = make_clip(0, answer="brown")
+    clips[3] = make_clip(3, answer="brown", rotation=1)
+    with pytest.raises(ValueError, match="joint questions are not balanced"):
+        check_answers(clips, num_frames=36, is_exact=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rotation": lambda n: n % 3}, "background of part 1 of 6 tells the answer to the joint question"),
+        ({"rotation": lambda n: 0}, "time of the beep tells the answer to the joint question"),
+        ({"colour": lambda n: COLOUR_NAMES[n % 3]}, "picture question about colour are not uniform"),
+        ({"pitch": lambda n: "low"}, "sound question about pitch are not uniform"),
+        (
+            {"colour": lambda n: COLOUR_NAMES[n // 3 % 6], "pitch": lambda n: PITCH_NAMES[n // 3 % 3]},
+            "pitch tells the answer to the picture question about colour",
+        ),
+    ],
+)
+def test_check_answers_finds_what_tells_the_answer(change, message):
+    clips = []
+    for n, clip in enumerate(fair_clips()):
+        made = {
+            "answer": list(BACKGROUNDS)[n % 3],
+            "rotation": n // 3 % 3,
+            "colour": clip.attributes["colour"],
+            "pitch": clip.attributes["pitch"],
+        }
+        clips.append(make_clip(n, **(made | {name: value(n) for name, value in change.items()})))
+    with pytest.raises(ValueError, match=message):
+        check_answers(clips, num_frames=36, is_exact=False)
+
+
+def test_check_answers_finds_a_picture_that_tells_the_answer():
+    clips = fair_clips()
+    with pytest.raises(ValueError, match="The picture 'p0' tells the answer"):
+        check_answers(clips, num_frames=36, is_exact=True)
+    one_picture = [
+        dataclasses.replace(clip, picture=clips[0].picture)
+        for clip in clips
+        if clip.picture.backgrounds == clips[0].picture.backgrounds
+    ]
+    with pytest.raises(ValueError, match="The sound 's0' tells the answer"):
+        check_answers(one_picture, num_frames=36, is_exact=True)
+
+
+@pytest.mark.parametrize(("motion", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)])
+def test_object_crosses_the_frame_in_its_direction_and_stays_inside(motion, axis, sign):
+    for size in ("small", "large"):
+        backgrounds = ("black",) * 6
+        picture = Picture("x", (size, "red", "circle", motion), "", backgrounds, (0, 6, 12, 18, 24, 30))
+        frames = render_picture(picture, num_frames=36, seed=0)
+        assert frames.shape == (36, 64, 64, 3) and frames.dtype == np.uint8
+        is_object = frames[..., 0] > 120
+        assert not is_object[:, [0, -1]].any() and not is_object[:, :, [0, -1]].any()
+        centres = np.array([np.argwhere(mask).mean(axis=0) for mask in is_object])
+        assert np.all(np.diff(centres[:, axis]) * sign > -0.3)
+        assert (centres[-1, axis] - centres[0, axis]) * sign > 24
+        assert np.ptp(centres[:, 1 - axis]) < 1
+
+
+def test_nuisance_depends_on_name_and_seed_alone():
+    sound = Sound("x", ("low", "fast", "noisy"), "pitch", 1.0)
+    waveform = render_sound(sound, num_samples=57600, seed=0)
+    assert waveform.shape == (57600,) and waveform.dtype == np.float32 and np.abs(waveform).max() < 1
+    assert np.array_equal(waveform, render_sound(sound, num_samples=57600, seed=0))
+    assert not np.array_equal(waveform, render_sound(sound, num_samples=57600, seed=1))
+    renamed = dataclasses.replace(sound, name="y")
+    assert not np.array_equal(waveform, render_sound(renamed, num_samples=57600, seed=0))
