@@ -1,0 +1,42 @@
+"""Manifests from a `clips.jsonl`, the annotation of a folder of clips with captions, questions and a split."""
+
+import json
+from pathlib import Path
+
+SPLITS = {"train": "train", "test": "validation"}
+
+
+def clips_jsonl_to_manifests(clips_jsonl: str | Path, output_dir: str | Path) -> dict[str, Path]:
+    """Write `train.jsonl` and `validation.jsonl` (the test clips).
+
+    Args:
+        clips_jsonl (`str` or `Path`):
+            One JSON object per line with `id`, `file`, `split` (`train` or `test`), `captions`, `label`, `question`
+            and `answer`.
+        output_dir (`str` or `Path`):
+            Made if it does not exist. The videos stay where they are: pass the folder of `clips_jsonl` as
+            `--video_root`.
+
+    Returns:
+        `dict[str, Path]`: The manifests, under `"train"` and `"validation"`.
+
+    Raises:
+        ValueError: If a line lacks one of the entries **or** names another split.
+    """
+    rows: dict[str, list[str]] = {name: [] for name in SPLITS.values()}
+    for line_number, line in enumerate(Path(clips_jsonl).read_text(encoding="utf-8").splitlines(), start=1):
+        clip = json.loads(line)
+        try:
+            split = SPLITS[clip["split"]]
+            row = {"id": clip["id"], "video": clip["file"]}
+            row |= {key: clip[key] for key in ("captions", "label", "question", "answer")}
+        except KeyError as error:
+            raise ValueError(
+                f"{clips_jsonl}, line {line_number}: {error} is missing, or is a split other than train and test."
+            ) from error
+        rows[split].append(json.dumps(row, ensure_ascii=False))
+    paths = {name: Path(output_dir) / f"{name}.jsonl" for name in rows}
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    for name, path in paths.items():
+        path.write_text("".join(f"{row}\n" for row in rows[name]), encoding="utf-8")
+    return paths

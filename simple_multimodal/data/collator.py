@@ -1,0 +1,353 @@
+"""Read the media of a batch's rows side by side and turn them into one flat dictionary of tensors."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+
+from simple_multimodal.data.manifest import Row, row_captions
+from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
+from simple_multimodal.data.randomness import sample_generator, stable_hash
+from simple_multimodal.media.audio import has_audio, read_audio
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.video import VideoBackend, get_video_backend
+from simple_multimodal.modalities import Modality
+from simple_multimodal.processing import AudioFeatures, MultimodalProcessor, VideoClip
+
+MAX_THREADS = 8
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PretrainingDraws:
+    """What the collator draws for the pre-training objectives; `None` means that it is not drawn.
+
+    Args:
+        mlm_probability (`float`, *optional*):
+            Share of the tokens to predict.
+        audio_mask_ratio (`float`, *optional*):
+            Share of the patches of each audio window to mask; with `audio_patches_per_window`.
+        audio_patches_per_window (`int`, *optional*):
+            Patches of a window, as the audio encoder cuts it.
+        video_mask_ratio (`float`, *optional*):
+            Share of the places of a clip to mask; with `video_patch_grid`.
+        video_patch_grid (`tuple[int, int, int]`, *optional*):
+            Tubelets of a clip in time, height and width, as the video encoder cuts it.
+        vt_match_ratio (`float`, *optional*):
+            Chance of a row to keep its own text in the matching objective.
+    """
+
+    mlm_probability: float | None = None
+    audio_mask_ratio: float | None = None
+    audio_patches_per_window: int | None = None
+    video_mask_ratio: float | None = None
+    video_patch_grid: tuple[int, int, int] | None = None
+    vt_match_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.audio_mask_ratio is None) != (self.audio_patches_per_window is None):
+            raise ValueError("`audio_mask_ratio` and `audio_patches_per_window` are given together or not at all.")
+        if (self.video_mask_ratio is None) != (self.video_patch_grid is None):
+            raise ValueError("`video_mask_ratio` and `video_patch_grid` are given together or not at all.")
+        if self.vt_match_ratio is not None and not 0 <= self.vt_match_ratio <= 1:
+            raise ValueError(f"`vt_match_ratio` must lie between 0 and 1, got {self.vt_match_ratio}.")
+
+
+class MultimodalCollator:
+    """Collator for rows of [`MultimodalDataset`].
+
+    Sound and video of all rows are decoded and processed in one pool of threads, the largest files first; texts are
+    tokenised meanwhile. A row's tensors do not depend on its neighbours (but for padding), on threads or on worker
+    processes: whatever is random comes from a generator of (seed, epoch, id, purpose).
+
+    A row without caption, sound or video is not an error: its entries are zeros (ids: an empty text) and its
+    `*_mask` is `False`. So it is with a video that has no sound track, where the manifest has no `audio` column.
+
+    Args:
+        processor ([`MultimodalProcessor`]):
+            Turns arrays into tensors; the batch has the modalities that it has.
+        training (`bool`, *optional*, defaults to `False`):
+            Draw a caption among several, jitter frames, crop and flip as the processor says. Otherwise the first
+            caption and the same frames every time.
+        seed (`int`, *optional*, defaults to 0):
+            Of the run.
+        draws ([`PretrainingDraws`], *optional*):
+            What to draw for pre-training objectives.
+        max_seq_length (`int`, *optional*):
+            Longest text in tokens; by default 512 or the tokenizer's limit.
+        pad_to_max_length (`bool`, *optional*, defaults to `False`):
+            Pad texts to `max_seq_length` instead of to the longest of the batch.
+        drop_modalities (`Sequence[str]`, *optional*):
+            Take every row as lacking these; their files are not read.
+        num_threads (`int`, *optional*):
+            Of the pool; by default this process's share of the CPU cores, at most 8.
+        parallel (`bool`, *optional*, defaults to `True`):
+            `False` does everything one after the other. The batch is the same, bit for bit.
+        video_backend (`str`, *optional*, defaults to `"pyav"`):
+            `"pyav"`, `"torchcodec"` or `"decord"`.
+
+    Raises:
+        MediaError: From a call, if a file cannot be read; the message names the row.
+
+    Example:
+
+    ```python
+    >>> collator = MultimodalCollator(processor)
+    >>> rows = [dataset[0], dataset[1]]  # "a cat purrs", one second with sound; "two dogs", without a sound track
+    >>> batch = collator(rows)
+    >>> batch["input_ids"], batch["attention_mask"]
+    (tensor([[2, 54, 87, 91, 3], [2, 66, 70, 3, 0]]), tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]))
+    >>> {key: tuple(value.shape) for key, value in batch.items() if key.startswith(("audio", "pixel", "video"))}
+    {'audio_values': (2, 1, 128, 992), 'audio_attention_mask': (2, 992), 'audio_seconds': (2, 992), 'audio_mask': (2,),
+     'pixel_values_videos': (2, 16, 3, 224, 224), 'video_seconds': (2, 16), 'video_mask': (2,)}
+    >>> batch["text_mask"], batch["audio_mask"], batch["video_mask"]
+    (tensor([True, True]), tensor([ True, False]), tensor([True, True]))
+    >>> batch["audio_attention_mask"].sum(1)  # frames with sound
+    tensor([99,  0])
+    >>> batch["row_ids"]
+    tensor([0, 1])
+    ```
+    """
+
+    def __init__(
+        self,
+        processor: MultimodalProcessor,
+        *,
+        training: bool = False,
+        seed: int = 0,
+        draws: PretrainingDraws | None = None,
+        max_seq_length: int | None = None,
+        pad_to_max_length: bool = False,
+        drop_modalities: Sequence[Modality] = (),
+        num_threads: int | None = None,
+        parallel: bool = True,
+        video_backend: str = "pyav",
+    ):
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"`num_threads` must be 1 or more, got {num_threads}; use `parallel=False` for none.")
+        self.processor = processor
+        self.training = training
+        self.seed = seed
+        self.draws = draws or PretrainingDraws()
+        self.max_seq_length = max_seq_length
+        self.pad_to_max_length = pad_to_max_length
+        self.drop_modalities = tuple(drop_modalities)
+        self.num_threads = num_threads
+        self.parallel = parallel
+        self.video_backend = video_backend
+        self._backend: VideoBackend = get_video_backend(video_backend)
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_process = 0
+        if self.draws.mlm_probability is not None:
+            tokenizer = processor.tokenizer
+            if tokenizer is None or tokenizer.mask_token_id is None:
+                raise ValueError("Predicting masked tokens needs a tokenizer with a mask token.")
+            specials = set(tokenizer.all_special_ids)
+            self._replacement_ids = np.array([i for i in range(len(tokenizer)) if i not in specials])
+            self._special_ids = np.array(sorted(specials))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None, "_pool_process": 0}  # a worker process makes its own pool
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Collate rows.
+
+        Args:
+            rows (`Sequence[Row]`):
+                From [`MultimodalDataset`], at least one.
+
+        Returns:
+            `dict[str, torch.Tensor]`: For each modality of the processor the entries of
+            [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] and [`VideoClipProcessor.collate`]
+            with one entry per row; `row_ids` (row numbers) and `group_ids` (63-bit hashes of `group`), `int64` of
+            shape `(batch_size,)`; and what `draws` asks for: `mlm_input_ids` and `mlm_labels` of shape `(batch_size,
+            sequence_length)`, `audio_patch_mask` of shape `(batch_size, num_windows * patches_per_window)`,
+            `video_patch_mask` of shape `(batch_size, num_patches)`, `match_aligned` (`bool`) and `match_uniform`
+            (`float32` in [0, 1)) of shape `(batch_size,)`.
+        """
+        modalities = self.processor.modalities
+        sounds = clips = None
+        if "video" in modalities:
+            clips = self._start(self._read_clip, rows, "video")
+        if "audio" in modalities:
+            sounds = self._start(self._read_sound, rows, "audio")
+        batch: dict[str, torch.Tensor] = {}
+        if "text" in modalities:
+            batch |= self._tokenize([self._guarded(self._choose_caption, row) for row in rows])
+        if sounds is not None:
+            batch |= self.processor.feature_extractor.collate(sounds())
+        if clips is not None:
+            batch |= self.processor.video_processor.collate(clips())
+        batch["row_ids"] = torch.tensor([row["index"] for row in rows])
+        batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
+        return batch | self._draw(rows, batch)
+
+    def tokenize_captions(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Token ids of every caption of every row, for evaluations over all captions.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(num_captions, sequence_length)`,
+            `row_ids` and `group_ids` of shape `(num_captions,)`; captions in the order of the rows. Rows without text
+            have none.
+        """
+        pairs = [(row, caption) for row in rows for caption in self._guarded(row_captions, row)]
+        encoded = self._tokenize([caption for _, caption in pairs]) if pairs else {}
+        empty = torch.zeros(0, 0, dtype=torch.long)
+        return {
+            "input_ids": encoded.get("input_ids", empty),
+            "attention_mask": encoded.get("attention_mask", empty),
+            "row_ids": torch.tensor([row["index"] for row, _ in pairs], dtype=torch.long),
+            "group_ids": torch.tensor([stable_hash(row["group"]) for row, _ in pairs], dtype=torch.long),
+        }
+
+    def _generator(self, row: Row, purpose: str) -> np.random.Generator:
+        return sample_generator(self.seed, row["epoch"], row["id"], purpose)
+
+    @staticmethod
+    def _guarded(read: Callable[[Row], Result], row: Row) -> Result:
+        """Read something of a row; what goes wrong names the row."""
+        try:
+            return read(row)
+        except (ValueError, OSError) as error:  # MediaError is a ValueError
+            raise MediaError(f"row {row['index']} (id {row['id']!r}): {error}") from error
+
+    def _choose_caption(self, row: Row) -> str | None:
+        captions = [] if "text" in self.drop_modalities else row_captions(row)
+        if not captions:
+            return None
+        if self.training and len(captions) > 1:
+            return captions[int(self._generator(row, "caption").integers(len(captions)))]
+        return captions[0]
+
+    def _tokenize(self, captions: Sequence[str | None]) -> dict[str, torch.Tensor]:
+        padding = "max_length" if self.pad_to_max_length else True
+        return self.processor.tokenize(captions, max_length=self.max_seq_length, padding=padding)
+
+    def _read_sound(self, row: Row) -> AudioFeatures | None:
+        path = row["audio"]
+        if path is None or "audio" in self.drop_modalities:
+            return None
+        if row["audio_is_sound_track"] and not has_audio(path):
+            return None
+        extractor = self.processor.feature_extractor
+        waveform = read_audio(
+            path, extractor.sampling_rate, start_seconds=row["start_seconds"], end_seconds=row["end_seconds"]
+        )
+        return extractor.extract(waveform)
+
+    def _read_clip(self, row: Row) -> VideoClip | None:
+        path = row["video"]
+        if path is None or "video" in self.drop_modalities:
+            return None
+        processor = self.processor.video_processor
+        index = self._backend.index(path)
+        positions = processor.sample(
+            index,
+            start_seconds=row["start_seconds"],
+            end_seconds=row["end_seconds"],
+            generator=self._generator(row, "frames") if self.training else None,
+        )
+        frames = self._backend.frames(path, positions, index)
+        pixels = processor.transform(frames, generator=self._generator(row, "crop") if self.training else None)
+        # The first frame may have come on before the segment's start.
+        seconds = np.maximum(index.seconds[positions] - (row["start_seconds"] or 0.0), 0.0)
+        return VideoClip(pixels, torch.from_numpy(seconds).float())
+
+    def _start(
+        self, read: Callable[[Row], Result], rows: Sequence[Row], column: Literal["audio", "video"]
+    ) -> Callable[[], list[Result]]:
+        """Start to read a modality of all rows, the largest files first; call what is returned for the results.
+
+        If several rows fail, the first in the order of the batch raises, whichever was the first in time.
+        """
+        if not self.parallel:
+            return lambda: [self._guarded(read, row) for row in rows]
+        pool = self._get_pool()
+        sizes = [_file_size(row[column]) for row in rows]
+        futures: dict[int, Future[Result]] = {}
+        for number in sorted(range(len(rows)), key=lambda number: -sizes[number]):
+            futures[number] = pool.submit(self._guarded, read, rows[number])
+        return lambda: [futures[number].result() for number in range(len(rows))]
+
+    def _get_pool(self) -> ThreadPoolExecutor:
+        """This process's pool; threads do not survive a fork, so a child makes a new one."""
+        if self._pool is None or self._pool_process != os.getpid():
+            self._pool = ThreadPoolExecutor(self.num_threads or default_num_threads(), thread_name_prefix="collator")
+            self._pool_process = os.getpid()
+        return self._pool
+
+    def _draw(self, rows: Sequence[Row], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The draws of the pre-training objectives; each row from its own generators."""
+        draws = self.draws
+        drawn: dict[str, torch.Tensor] = {}
+        if draws.mlm_probability is not None:
+            ids, attended = batch["input_ids"].numpy(), batch["attention_mask"].numpy() == 1
+            maskable = attended & ~np.isin(ids, self._special_ids)
+            pairs = [
+                mlm_mask(
+                    ids[number],
+                    maskable[number],
+                    probability=draws.mlm_probability,
+                    mask_token_id=self.processor.tokenizer.mask_token_id,
+                    replacement_ids=self._replacement_ids,
+                    generator=self._generator(row, "mlm"),
+                )
+                for number, row in enumerate(rows)
+            ]
+            drawn["mlm_input_ids"] = torch.from_numpy(np.stack([ids for ids, _ in pairs]))
+            drawn["mlm_labels"] = torch.from_numpy(np.stack([labels for _, labels in pairs]))
+        if draws.audio_mask_ratio is not None and draws.audio_patches_per_window is not None:
+            num_windows = batch["audio_values"].shape[-1] // self.processor.feature_extractor.num_frames
+            masks = [
+                patch_mask(
+                    num_windows,
+                    draws.audio_patches_per_window,
+                    ratio=draws.audio_mask_ratio,
+                    generator=self._generator(row, "audio_mask"),
+                )
+                for row in rows
+            ]
+            drawn["audio_patch_mask"] = torch.from_numpy(np.stack(masks))
+        if draws.video_mask_ratio is not None and draws.video_patch_grid is not None:
+            masks = [
+                tube_mask(
+                    *draws.video_patch_grid,
+                    ratio=draws.video_mask_ratio,
+                    generator=self._generator(row, "video_mask"),
+                )
+                for row in rows
+            ]
+            drawn["video_patch_mask"] = torch.from_numpy(np.stack(masks))
+        if draws.vt_match_ratio is not None:
+            # Row by row, so that a row's draw depends neither on its batch nor on the number of processes; the share
+            # of aligned rows is therefore exact in expectation only.
+            uniform = np.array([self._generator(row, "match").random(2) for row in rows])
+            drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < draws.vt_match_ratio)
+            drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
+        return drawn
+
+
+def default_num_threads() -> int:
+    """This process's share of the cores it may use: divided among the processes of a launcher and their workers."""
+    worker = torch.utils.data.get_worker_info()
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (1 if worker is None else worker.num_workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // sharers, 1), MAX_THREADS)
+
+
+def _file_size(path: str | None) -> int:
+    """Bytes, the measure of the work that a file makes; 0 where there is none (its reader tells, if it should be)."""
+    try:
+        return 0 if path is None else os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _below_one(values: np.ndarray) -> np.ndarray:
+    """To `float32` without rounding up to 1."""
+    return np.minimum(values.astype(np.float32), np.nextafter(np.float32(1), np.float32(0)))

@@ -1,0 +1,298 @@
+"""Tests of the collator."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws, default_num_threads
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.randomness import stable_hash
+from simple_multimodal.data.sampler import EpochSampler
+from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.media.audio import read_audio
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.video import get_video_backend
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+
+ROWS = [
+    {"id": "a", "video": "sound0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
+    {"id": "b", "video": "silent.mp4", "caption": "two dogs bark"},
+    {"id": "c", "video": "sound2.mp4", "caption": "a long sentence about many dogs and a cat", "start_seconds": 1.0},
+    {"id": "d", "video": "sound1.mp4", "start_seconds": 0.5, "end_seconds": 1.5},
+    {"id": "e", "text": "caption.txt"},
+    {"id": "f", "video": "one_frame.mp4", "caption": "still"},
+]
+DRAWS = PretrainingDraws(
+    mlm_probability=0.3,
+    audio_mask_ratio=0.3,
+    audio_patches_per_window=20,
+    video_mask_ratio=0.8,
+    video_patch_grid=(2, 4, 4),
+    vt_match_ratio=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def processor() -> MultimodalProcessor:
+    return MultimodalProcessor(
+        feature_extractor=AudioFeatureExtractor(num_mel_bins=16, num_frames=120),
+        video_processor=VideoClipProcessor(num_frames=4, size=16, random_crop=True, random_flip=True),
+        tokenizer=train_tokenizer(["a cat purrs", "two dogs bark"], vocab_size=280),
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, media_dir) -> MultimodalDataset:
+    folder = tmp_path_factory.mktemp("manifest")
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    roots = {"video_root": media_dir, "text_root": media_dir}
+    return MultimodalDataset(folder / "train.jsonl", cache_dir=folder, **roots)
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for key in first:
+        assert first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]), key
+
+
+def test_batch_has_the_agreed_entries(processor, dataset):
+    batch = MultimodalCollator(processor, draws=DRAWS)(list(dataset))
+    length = batch["input_ids"].shape[1]
+    expected = {
+        "input_ids": (torch.int64, (6, length)),
+        "attention_mask": (torch.int64, (6, length)),
+        "text_mask": (torch.bool, (6,)),
+        "audio_values": (torch.float32, (6, 1, 16, 240)),
+        "audio_attention_mask": (torch.bool, (6, 240)),
+        "audio_seconds": (torch.float32, (6, 240)),
+        "audio_mask": (torch.bool, (6,)),
+        "pixel_values_videos": (torch.uint8, (6, 4, 3, 16, 16)),
+        "video_seconds": (torch.float32, (6, 4)),
+        "video_mask": (torch.bool, (6,)),
+        "row_ids": (torch.int64, (6,)),
+        "group_ids": (torch.int64, (6,)),
+        "mlm_input_ids": (torch.int64, (6, length)),
+        "mlm_labels": (torch.int64, (6, length)),
+        "audio_patch_mask": (torch.bool, (6, 40)),
+        "video_patch_mask": (torch.bool, (6, 32)),
+        "match_aligned": (torch.bool, (6,)),
+        "match_uniform": (torch.float32, (6,)),
+    }
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == expected
+    assert batch["text_mask"].tolist() == [True, True, True, False, True, True]
+    assert batch["audio_mask"].tolist() == [True, False, True, True, False, False]
+    assert batch["video_mask"].tolist() == [True, True, True, True, False, True]
+    assert batch["row_ids"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch["group_ids"].tolist()[:2] == [stable_hash("cats"), stable_hash("video=silent.mp4")]
+    assert batch["audio_patch_mask"].view(6, 2, 20).sum(-1).tolist() == [[6, 6]] * 6
+    assert batch["video_patch_mask"].view(6, 2, 16).sum(-1).tolist() == [[13, 13]] * 6
+    for key in ("audio_values", "audio_attention_mask", "audio_seconds"):
+        assert not batch[key][~batch["audio_mask"]].any()
+    for key in ("pixel_values_videos", "video_seconds"):
+        assert not batch[key][~batch["video_mask"]].any()
+
+
+def test_content_of_a_row(processor, dataset):
+    row = dataset[3]  # [0.5, 1.5) of a video of two seconds at 10 frames per second
+    batch = MultimodalCollator(processor)([row])
+    backend = get_video_backend("pyav")
+    index = backend.index(row["video"])
+    positions = [6, 8, 11, 13]  # centres of four parts of frames 5 to 14
+    frames = backend.frames(row["video"], positions, index)
+    assert torch.equal(batch["pixel_values_videos"][0], processor.video_processor.transform(frames))
+    torch.testing.assert_close(batch["video_seconds"][0], torch.tensor([0.1, 0.3, 0.6, 0.8]))
+    waveform = read_audio(row["video"], 16000, start_seconds=0.5, end_seconds=1.5)
+    sound = processor.feature_extractor.extract(waveform)
+    assert torch.equal(batch["audio_values"][0], sound.values)
+    assert torch.equal(batch["audio_attention_mask"][0], sound.attention_mask)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_parallel_equals_sequential(processor, dataset, training):
+    arguments = {"training": training, "seed": 5, "draws": DRAWS}
+    sequential = MultimodalCollator(processor, parallel=False, **arguments)
+    for num_threads in (None, 1, 5):
+        parallel = MultimodalCollator(processor, num_threads=num_threads, **arguments)
+        for epoch in range(2):
+            rows = [dataset[(epoch, index)] for index in range(len(dataset))]
+            assert_equal(parallel(rows), sequential(rows))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_row_does_not_depend_on_its_neighbours(processor, dataset, training):
+    collator = MultimodalCollator(processor, training=training, draws=DRAWS)
+    together = collator(list(dataset))
+    for number, row in enumerate(dataset):
+        alone = collator([row])
+        for key, value in alone.items():
+            padded = together[key][number]
+            if (
+                value.ndim > 1
+            ):  # the last dimension is the one that is padded; masks of windows that are padding follow
+                padded = padded[..., : value.shape[-1]]
+            assert torch.equal(value[0], padded), key
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_batches_of_the_main_process(processor, dataset, workers):
+    collator = MultimodalCollator(processor, training=True, draws=DRAWS)
+    collator([dataset[0]])  # its pool does not survive the fork
+
+    def batches(**kwargs):
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=2, sampler=EpochSampler(dataset, seed=1), collate_fn=collator, **kwargs
+        )
+        return list(loader)
+
+    in_workers = batches(num_workers=workers, multiprocessing_context="fork")
+    for first, second in zip(in_workers, batches(), strict=True):
+        assert_equal(first, second)
+
+
+def test_training_draws_depend_on_seed_and_epoch(processor, dataset):
+    collator = MultimodalCollator(processor, training=True, draws=DRAWS)
+    rows = [[dataset[(epoch, index)] for index in range(6)] for epoch in range(2)]
+    first, second = collator(rows[0]), collator(rows[1])
+    for key in ("pixel_values_videos", "mlm_labels", "audio_patch_mask", "video_patch_mask", "match_uniform"):
+        assert first[key].shape != second[key].shape or not torch.equal(first[key], second[key]), key
+    other = MultimodalCollator(processor, training=True, seed=1, draws=DRAWS)(rows[0])
+    assert not torch.equal(first["match_uniform"], other["match_uniform"])
+    assert torch.equal(first["audio_values"], second["audio_values"])
+
+
+def test_captions_are_drawn_in_training_only(processor, dataset):
+    def texts(training: bool) -> set[str]:
+        collator = MultimodalCollator(MultimodalProcessor(tokenizer=processor.tokenizer), training=training)
+        batches = [collator([dataset[(epoch, 0)]]) for epoch in range(20)]
+        return {processor.tokenizer.decode(b["input_ids"][0], skip_special_tokens=True).strip() for b in batches}
+
+    assert texts(training=False) == {"a cat purrs"}
+    assert texts(training=True) == {"a cat purrs", "one cat", "the cat"}
+
+
+def test_evaluation_is_the_same_in_every_epoch(processor, dataset):
+    collator = MultimodalCollator(processor)
+    assert_equal(collator([dataset[(0, 0)], dataset[(0, 2)]]), collator([dataset[(7, 0)], dataset[(7, 2)]]))
+
+
+def test_all_captions(processor, dataset):
+    collator = MultimodalCollator(processor, training=True)
+    encoded = collator.tokenize_captions(list(dataset))
+    texts = processor.tokenizer.batch_decode(encoded["input_ids"], skip_special_tokens=True)
+    assert [text.strip() for text in texts] == [
+        *ROWS[0]["captions"],
+        ROWS[1]["caption"],
+        ROWS[2]["caption"],
+        "a caption from a file",
+        "still",
+    ]
+    assert encoded["row_ids"].tolist() == [0, 0, 0, 1, 2, 4, 5]
+    assert len(set(encoded["group_ids"].tolist())) == 5
+    assert collator.tokenize_captions([dataset[3]])["input_ids"].shape == (0, 0)
+
+
+def test_special_and_padding_tokens_are_never_masked(processor, dataset):
+    batch = MultimodalCollator(processor, draws=PretrainingDraws(mlm_probability=0.9))(list(dataset))
+    specials = torch.isin(batch["input_ids"], torch.tensor(processor.tokenizer.all_special_ids))
+    assert bool((batch["mlm_labels"][specials] == -100).all())
+    assert torch.equal(batch["mlm_input_ids"][specials], batch["input_ids"][specials])
+    maskable = (~specials).sum(1)
+    assert (batch["mlm_labels"] != -100).sum(1).tolist() == [round(0.9 * int(count)) for count in maskable]
+    assert int(maskable[3]) == 0  # no caption, nothing to predict
+
+
+def test_share_of_aligned_rows(processor, dataset):
+    collator = MultimodalCollator(
+        MultimodalProcessor(tokenizer=processor.tokenizer), draws=PretrainingDraws(vt_match_ratio=0.25)
+    )
+    rows = [{**dataset[1], "id": str(number)} for number in range(2000)]
+    batch = collator(rows)
+    assert abs(batch["match_aligned"].float().mean() - 0.25) < 0.03
+    assert abs(batch["match_uniform"].mean() - 0.5) < 0.03
+    assert float(batch["match_uniform"].max()) < 1
+
+
+def test_entries_follow_the_processor(processor, dataset):
+    audio_only = MultimodalCollator(MultimodalProcessor(feature_extractor=processor.feature_extractor))
+    assert list(audio_only([dataset[1]])) == [
+        "audio_values",
+        "audio_attention_mask",
+        "audio_seconds",
+        "audio_mask",
+        "row_ids",
+        "group_ids",
+    ]
+
+
+def test_dropped_modalities_are_not_read(processor, dataset, media_dir):
+    row = {**dataset[0], "video": str(media_dir / "broken.mp4"), "audio": str(media_dir / "broken.mp4")}
+    full = MultimodalCollator(processor, draws=DRAWS)([dataset[0]])
+    batch = MultimodalCollator(processor, draws=DRAWS, drop_modalities=("audio", "video"))([row])
+    assert batch.keys() == full.keys()
+    assert [batch[f"{name}_mask"].item() for name in ("text", "audio", "video")] == [True, False, False]
+    no_text = MultimodalCollator(processor, drop_modalities=("text",))([dataset[0]])
+    assert not no_text["text_mask"].any() and bool(no_text["video_mask"].all())
+
+
+def test_padding_of_text(processor, dataset):
+    batch = MultimodalCollator(processor, max_seq_length=6, pad_to_max_length=True)([dataset[0], dataset[2]])
+    assert batch["input_ids"].shape == (2, 6)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("name", ["broken.mp4", "empty.mp4", "caption.txt"])
+def test_a_bad_file_is_named_with_its_row(processor, dataset, media_dir, parallel, name):
+    path = str(media_dir / name)
+    rows = [dataset[0], {**dataset[1], "video": path, "audio": path}]
+    with pytest.raises(MediaError, match=rf"^row 1 \(id 'b'\): .*{name}"):
+        MultimodalCollator(processor, parallel=parallel)(rows)
+
+
+def test_a_bad_file_is_named_through_a_worker(processor, dataset, media_dir):
+    bad = {**dataset[1], "video": str(media_dir / "empty.mp4"), "audio": None}
+    loader = torch.utils.data.DataLoader([bad], collate_fn=MultimodalCollator(processor), num_workers=1)
+    batches = iter(loader)
+    with pytest.raises(MediaError, match=r"row 1 \(id 'b'\): .*empty.mp4"):
+        next(batches)
+    assert list(batches) == []  # else torch waits five seconds for the worker
+
+
+def test_sound_of_an_audio_column_must_be_there(processor, dataset, media_dir):
+    row = {**dataset[1], "audio": str(media_dir / "silent.mp4"), "audio_is_sound_track": False}
+    with pytest.raises(MediaError, match="row 1"):
+        MultimodalCollator(processor)([row])
+
+
+def test_pool_is_made_once_and_not_pickled(processor, dataset):
+    collator = MultimodalCollator(processor, num_threads=2)
+    assert collator._pool is None
+    collator([dataset[0]])
+    pool = collator._pool
+    collator([dataset[0]])
+    assert collator._pool is pool
+    copy = pickle.loads(pickle.dumps(collator))  # as for a worker that is spawned
+    assert copy._pool is None
+    assert_equal(copy([dataset[0]]), collator([dataset[0]]))
+
+
+def test_bad_arguments_are_refused(processor):
+    with pytest.raises(ValueError, match="num_threads"):
+        MultimodalCollator(processor, num_threads=0)
+    with pytest.raises(ValueError, match="pyav"):
+        MultimodalCollator(processor, video_backend="opencv")
+    with pytest.raises(ValueError, match="given together"):
+        PretrainingDraws(audio_mask_ratio=0.3)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        MultimodalCollator(MultimodalProcessor(video_processor=processor.video_processor), draws=DRAWS)
+
+
+def test_threads_are_shared_among_processes(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert default_num_threads() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_num_threads() == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert default_num_threads() == 8

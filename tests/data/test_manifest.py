@@ -1,0 +1,313 @@
+"""Tests of manifests."""
+
+import json
+import pickle
+
+import datasets
+import pytest
+
+from simple_multimodal.data.clips import clips_jsonl_to_manifests
+from simple_multimodal.data.manifest import MultimodalDataset, row_captions
+from simple_multimodal.media.errors import MediaError
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def load(tmp_path, media_dir):
+    """Write a manifest and read it; media are those of `media_dir`."""
+
+    def load_manifest(content: str | bytes, name: str = "train.csv", **kwargs) -> MultimodalDataset:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        kwargs = {"video_root": media_dir, "audio_root": media_dir, "text_root": media_dir} | kwargs
+        return MultimodalDataset(path, cache_dir=tmp_path / "cache", **kwargs)
+
+    return load_manifest
+
+
+def jsonl(*rows: dict) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_csv_row_in_full(load, media_dir):
+    dataset = load("caption,video,label\n a cat purrs ,sound0.mp4,3\n")
+    assert len(dataset) == 1
+    assert dataset[0] == {
+        "id": "0",
+        "index": 0,
+        "epoch": 0,
+        "video": str(media_dir / "sound0.mp4"),
+        "audio": str(media_dir / "sound0.mp4"),
+        "audio_is_sound_track": True,
+        "text": None,
+        "captions": ["a cat purrs"],
+        "start_seconds": None,
+        "end_seconds": None,
+        "group": "video=sound0.mp4",
+        "label": "3",
+    }
+
+
+def test_csv_tsv_and_jsonl_give_the_same_rows(load):
+    captions = ["a cat, purring", 'a "cat"']
+    cell = json.dumps(captions)
+    quoted = '"' + cell.replace('"', '""') + '"'
+    row = {"id": "007", "video": "sound0.mp4", "captions": captions, "start_seconds": 0.5, "end_seconds": 1}
+    from_jsonl = load(jsonl(row), "a.jsonl")[0]
+    header = ("id", "video", "captions", "start_seconds", "end_seconds")
+    cells = ("007", "sound0.mp4", quoted, "0.5", "1")
+    assert load(f"{','.join(header)}\n{','.join(cells)}\n", "a.csv")[0] == from_jsonl
+    assert load("\t".join(header) + "\n" + "\t".join(cells) + "\n", "a.tsv")[0] == from_jsonl
+    assert from_jsonl["id"] == "007" and from_jsonl["captions"] == captions
+    assert (from_jsonl["start_seconds"], from_jsonl["end_seconds"]) == (0.5, 1.0)
+    assert from_jsonl["group"] == "video=sound0.mp4 start_seconds=0.5 end_seconds=1.0"
+
+
+def test_empty_cells_mean_absent_modalities(load, media_dir):
+    dataset = load(
+        "audio,text,video\n,caption.txt,\nsound0.mp4,,silent.mp4\n,,sound1.mp4\n",
+    )
+    text_only, both, no_audio = dataset
+    assert (text_only["video"], text_only["audio"]) == (None, None)
+    assert text_only["text"] == str(media_dir / "caption.txt") and text_only["group"] == "id=0"
+    assert row_captions(text_only) == ["a caption from a file"]
+    assert both["audio"] == str(media_dir / "sound0.mp4") and both["audio_is_sound_track"] is False
+    assert both["group"] == "video=silent.mp4 audio=sound0.mp4"
+    assert no_audio["audio"] is None  # there is an `audio` column, so the sound track is not meant
+    assert row_captions(no_audio) == []
+
+
+def test_further_columns_are_untouched(load):
+    rows = (
+        {"video": "sound0.mp4", "caption": "a", "labels": [1, 2], "note": None, "score": 1.5},
+        {"video": "sound1.mp4", "caption": "b", "labels": "x", "extra": {"a": 1}},
+    )
+    first, second = load(jsonl(*rows), "a.jsonl")
+    assert (first["labels"], first["note"], first["score"], first["extra"]) == ([1, 2], None, 1.5, None)
+    assert (second["labels"], second["extra"], second["score"]) == ("x", {"a": 1}, None)
+    assert load("video,caption,label\nsound0.mp4,NA,null\n")[0]["captions"] == ["NA"]
+
+
+def test_byte_order_mark_and_windows_line_ends(load):
+    assert load(b"\xef\xbb\xbfvideo,caption\r\nsound0.mp4,caf\xc3\xa9\r\n")[0]["captions"] == ["café"]
+    assert load(b'\xef\xbb\xbf{"video": "sound0.mp4", "caption": "x"}\r\n', "a.jsonl")[0]["captions"] == ["x"]
+
+
+def test_a_long_caption_is_read(load):
+    assert len(load("video,caption\nsound0.mp4," + "a" * 1_000_000 + "\n")[0]["captions"][0]) == 1_000_000
+
+
+def test_max_samples_touches_no_file_of_a_row_that_is_left_out(load):
+    rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
+    dataset = load(jsonl(*rows), "a.jsonl", max_samples=1)
+    assert len(dataset) == len(list(dataset)) == 1
+    dataset.check_files()
+    assert list(dataset.captions()) == ["one", "two"]  # all, for the tokenizer
+    with pytest.raises(IndexError):
+        dataset[1]
+    assert len(load(jsonl(*rows), "a.jsonl", max_samples=9)) == 2
+
+
+def test_captions_reads_text_files(load):
+    assert list(load("text,video\ncaption.txt,sound0.mp4\n,sound1.mp4\n").captions()) == ["a caption from a file"]
+
+
+def test_epoch_travels_with_the_row(load):
+    dataset = load("video,caption\nsound0.mp4,a\nsound1.mp4,b\n")
+    row = dataset[(3, 1)]
+    assert (row["epoch"], row["index"], row["id"]) == (3, 1, "1")
+    assert dataset[-1]["index"] == 1
+
+
+def test_fingerprint_is_of_the_content(load):
+    content = "video,caption\nsound0.mp4,a\nsound1.mp4,b\n"
+    fingerprint = load(content).fingerprint
+    assert load(content, "other_name.csv").fingerprint == fingerprint
+    assert load(content.replace("b", "c")).fingerprint != fingerprint
+    assert load(content, max_samples=1).fingerprint != fingerprint
+
+
+def test_a_changed_manifest_is_read_anew(load):
+    assert load("video,caption\nsound0.mp4,old\n")[0]["captions"] == ["old"]
+    assert load("video,caption\nsound0.mp4,new\n")[0]["captions"] == ["new"]
+
+
+def test_can_be_pickled(load):
+    dataset = load("video,caption\nsound0.mp4,a\n")
+    assert pickle.loads(pickle.dumps(dataset))[0] == dataset[0]
+
+
+def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
+    (tmp_path / "sound0.mp4").write_bytes((media_dir / "sound0.mp4").read_bytes())
+    (tmp_path / "train.csv").write_text("video,caption\nsound0.mp4,a\n")
+    dataset = MultimodalDataset(tmp_path / "train.csv", cache_dir=tmp_path / "cache")
+    assert dataset[0]["video"] == str(tmp_path / "sound0.mp4")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("", "a.csv", "0 rows"),
+        ("video,caption\n", "a.csv", "0 rows"),
+        ("\n", "a.jsonl", "0 rows"),
+        ("video,caption\n", "a.xlsx", r"unknown manifest format '.xlsx'; known are .csv"),
+        (
+            "vidoe,caption\na.mp4,b\n",
+            "a.csv",
+            "no column for audio: one of audio, video.*Did you mean 'video'.*'vidoe'",
+        ),
+        ("video,captoin\na.mp4,b\n", "a.csv", "no column for text: one of text, caption, captions.*'captoin'"),
+        ("video,caption,video\na.mp4,b,c\n", "a.csv", "a column occurs twice"),
+        ("video,caption\na.mp4,b,c\n", "a.csv", "line 2: 3 cells, but the header has 2"),
+        ("video,caption\na.mp4\n", "a.csv", "line 2: 1 cells"),
+        ('video,caption\na.mp4,"b"c\n', "a.csv", "line 2: cannot be read as a UTF-8 table"),
+        (b"video,caption\na.mp4,\xff\n", "a.csv", "cannot be read as a UTF-8 table"),
+        ("id,video,caption\nx,a.mp4,b\nx,c.mp4,d\n", "a.csv", "line 3: the id 'x' occurred before, in line 2"),
+        ("id,video,caption\n1,a.mp4,b\n,c.mp4,d\n", "a.csv", "line 3: the id '1' occurred before"),
+        ("video,text,caption\na.mp4,b.txt,c\n", "a.csv", "line 2: a row may have one of `text`, `caption`"),
+        ("video,caption\na.mp4,b\n,\n", "a.csv", "line 3: the row is empty"),
+        ("video,captions\na.mp4,b\n", "a.csv", r"line 2: `captions` must be a JSON list.*got 'b'"),
+        ('{"video": "a.mp4", "captions": ["b", ""]}\n', "a.jsonl", "line 1: `captions` must be a JSON list"),
+        ("video,caption,start_seconds\na.mp4,b,soon\n", "a.csv", "`start_seconds` must be a time.*got 'soon'"),
+        ("video,caption,start_seconds\na.mp4,b,-1\n", "a.csv", "0 or more"),
+        (
+            "video,caption,start_seconds,end_seconds\na.mp4,b,2,2\n",
+            "a.csv",
+            "`end_seconds` is 2.0, which is not after",
+        ),
+        ("video,caption,end_seconds\na.mp4,b,nan\n", "a.csv", "`end_seconds` must be a time"),
+        (
+            '{"video": "a.mp4", "caption": "b"}\n{"video": 1, "caption": "b"}',
+            "a.jsonl",
+            "line 2: `video` must be a str",
+        ),
+        ('{"video": "a.mp4", "caption": "b"}\n{"video": "b.mp4",', "a.jsonl", "line 2: is not a JSON object"),
+        ('["a.mp4"]\n', "a.jsonl", "line 1: must be a JSON object"),
+    ],
+)
+def test_bad_manifests_are_refused_with_file_and_line(load, content, name, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load(content, name)
+    assert name in str(error.value)
+
+
+def test_a_missing_manifest_is_named(tmp_path):
+    with pytest.raises(ValueError, match="train.csv: no such manifest file"):
+        MultimodalDataset(tmp_path / "train.csv")
+
+
+def test_columns_are_needed_for_the_modalities_of_the_model_only(load):
+    dataset = load("video,label\nsound0.mp4,1\n", modalities=("audio", "video"))
+    assert dataset[0]["captions"] == []
+    assert len(load("caption\na cat\n", modalities=("text",))) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("/etc/passwd", "is absolute"),
+        ("C:\\clips\\a.mp4", "looks like a URL|is absolute"),
+        ("\\\\server\\a.mp4", "is absolute"),
+        ("../a.mp4", r"leaves its folder by '\.\.'"),
+        ("a/../../b.mp4", r"leaves its folder by '\.\.'"),
+        ("a\\..\\..\\b.mp4", r"leaves its folder by '\.\.'"),
+        ("http://example.org/a.mp4", "URL or an FFmpeg protocol"),
+        ("concat:a.mp4|b.mp4", "URL or an FFmpeg protocol"),
+        ("subfile,,start,0,end,9,,:a.mp4", "URL or an FFmpeg protocol"),
+        ("subfile,start,0,end,9:a.mp4", "URL or an FFmpeg protocol"),
+        ("file:a.mp4", "URL or an FFmpeg protocol"),
+        ("DATA:text/plain,abc", "URL or an FFmpeg protocol"),
+        ("pipe:0", "URL or an FFmpeg protocol"),
+        ("a\0.mp4", "NUL"),
+    ],
+)
+@pytest.mark.parametrize("column", ["video", "audio", "text"])
+def test_paths_that_point_elsewhere_are_refused(load, path, problem, column):
+    row = {"video": "sound0.mp4"} | {column: path}
+    with pytest.raises(ValueError, match=problem) as error:
+        load(jsonl(row), "a.jsonl", modalities=())
+    assert "a.jsonl, line 1" in str(error.value) and f"--{column}_root" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["dog,cat.mp4", "clip 12:30.mp4", "a/../b.mp4", "..a.mp4", "ünïcode.mp4", "100%.mp4"])
+def test_ordinary_names_are_accepted(load, path):
+    assert len(load(jsonl({"video": path, "caption": "a"}), "a.jsonl")) == 1
+
+
+def test_links_may_not_leave_the_root(load, tmp_path, media_dir):
+    root = tmp_path / "videos"
+    root.mkdir()
+    (root / "inside.mp4").write_bytes(b"x")
+    (root / "link_inside.mp4").symlink_to(root / "inside.mp4")
+    (root / "link_outside.mp4").symlink_to(media_dir / "sound0.mp4")
+    (root / "loop.mp4").symlink_to(root / "loop.mp4")
+    linked_root = tmp_path / "linked"
+    linked_root.symlink_to(root)
+    rows = [{"video": f"{name}.mp4", "caption": "a"} for name in ("link_inside", "link_outside", "loop")]
+    dataset = load(jsonl(*rows), "a.jsonl", video_root=linked_root)
+    assert dataset[0]["video"] == str(root / "inside.mp4")
+    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*--video_root"):
+        dataset[1]
+    with pytest.raises(ValueError, match="row 2"):
+        dataset[2]
+
+
+def test_a_missing_file_names_row_and_path(load, media_dir):
+    dataset = load("video,caption\nsound0.mp4,a\nnowhere.mp4,b\n,c\n")
+    assert dataset[0]["index"] == 0  # read lazily: other rows can be used
+    with pytest.raises(
+        MediaError, match=r"train.csv, row 1 \(line 3, id '1'\).*nowhere.mp4 does not exist.*video_root"
+    ):
+        dataset[1]
+    with pytest.raises(ValueError, match="1 of 3 rows have no usable file:\n.*nowhere.mp4"):
+        dataset.check_files()
+
+
+def test_a_folder_is_not_a_file(load, tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(MediaError, match="folder.mp4 is not a regular file"):
+        load("video,caption\nfolder.mp4,a\n", video_root=tmp_path)[0]
+
+
+@pytest.mark.parametrize(("content", "message"), [(b" \n", "the caption is empty"), (b"\xff\xfe", "UTF-8")])
+def test_a_bad_text_file_is_named(load, tmp_path, content, message):
+    (tmp_path / "bad.txt").write_bytes(content)
+    row = load("video,text\nsound0.mp4,bad.txt\n", text_root=tmp_path)[0]
+    with pytest.raises(MediaError, match=f"bad.txt.*{message}"):
+        row_captions(row)
+
+
+def test_clips_to_manifests(tmp_path):
+    clip = {"file": "videos/a.mp4", "captions": ["x", "y"], "label": "l", "question": "q", "answer": "a", "width": 3}
+    (tmp_path / "clips.jsonl").write_text(
+        jsonl({"id": "1", "split": "train", **clip}, {"id": "2", "split": "test", **clip})
+    )
+    paths = clips_jsonl_to_manifests(tmp_path / "clips.jsonl", tmp_path / "out")
+    assert {name: path.name for name, path in paths.items()} == {
+        "train": "train.jsonl",
+        "validation": "validation.jsonl",
+    }
+    assert json.loads(paths["validation"].read_text()) == {
+        "id": "2",
+        "video": "videos/a.mp4",
+        "captions": ["x", "y"],
+        "label": "l",
+        "question": "q",
+        "answer": "a",
+    }
+    (tmp_path / "clips.jsonl").write_text(jsonl({"id": "1", "split": "dev", **clip}))
+    with pytest.raises(ValueError, match="line 1: 'dev' is missing, or is a split other"):
+        clips_jsonl_to_manifests(tmp_path / "clips.jsonl", tmp_path / "out")
+
+
+def test_the_real_clips(tmp_path, shared_dir):
+    clips = shared_dir / "data" / "clips"
+    paths = clips_jsonl_to_manifests(clips / "clips.jsonl", tmp_path)
+    loaded = {
+        name: MultimodalDataset(path, video_root=clips, cache_dir=tmp_path / "cache") for name, path in paths.items()
+    }
+    assert {name: len(dataset) for name, dataset in loaded.items()} == {"train": 36, "validation": 16}
+    for dataset in loaded.values():
+        dataset.check_files()
+    assert loaded["train"][0]["label"] == "coughing"
