@@ -1,0 +1,109 @@
+"""What every encoder offers: the contract that an adapter of a tower of `transformers` fulfils."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from simple_multimodal.modalities import Modality
+
+
+class EncoderOutput(NamedTuple):
+    """
+    Tokens of one modality.
+
+    Args:
+        tokens (`torch.FloatTensor` of shape `(batch_size, num_tokens, hidden_size)`): what the tower's last layer
+            gives.
+        mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` = stands for real input, `False` =
+            padding.
+        seconds (`torch.FloatTensor` of shape `(batch_size, num_tokens)`, *optional*):
+            time in the segment that each token stands for, in seconds; `None` for text.
+        class_tokens (`torch.FloatTensor` of shape `(batch_size, num_windows, hidden_size)`, *optional*):
+            states of the tower's class tokens, which only its own decoder reads.
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    seconds: torch.Tensor | None
+    class_tokens: torch.Tensor | None = None
+
+
+class Conversion(NamedTuple):
+    """A pretrained tensor made to fit, and the rule by which, in words."""
+
+    tensor: torch.Tensor
+    rule: str
+
+
+class Encoder(nn.Module):
+    """
+    Base of all encoders: an adapter around a tower of `transformers`, built from a config alone.
+
+    A subclass also inherits from the tower's own `PreTrainedModel`, which brings that tower's weight initialisation,
+    activation checkpointing and choice of attention, and so names its tensors as the tower does. It defines `forward`
+    and, where a pretrained tensor may not fit, `convert_pretrained`.
+
+    Class attributes:
+        modality: `"text"`, `"audio"` or `"video"`.
+        model_type: the `model_type` of the Hugging Face config, which is the encoder's key in the registry.
+        pretrained_class: the class of `transformers` that reads a checkpoint together with the head of its masked
+            objective.
+        pretrained_names: how names of `pretrained_class` start, and what they become: `encoder.…` or `decoder.…`; the
+            first entry that fits counts.
+        decoder_class: the decoder of the masked objective, built from the same config.
+    """
+
+    modality: ClassVar[Modality]
+    model_type: ClassVar[str]
+    pretrained_class: ClassVar[type[PreTrainedModel]]
+    pretrained_names: ClassVar[dict[str, str]]
+    decoder_class: ClassVar[type[PreTrainedModel]]
+
+    config: PreTrainedConfig
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of the tokens."""
+        return self.config.hidden_size
+
+    def time_steps(self, num_tokens: int) -> torch.Tensor:
+        """
+        Which tokens stand for the same moment; only encoders of sound and video have it.
+
+        Args:
+            num_tokens (`int`): number of tokens of a row when nothing is masked.
+
+        Returns:
+            `torch.LongTensor` of shape `(num_tokens,)`, on the CPU: the time step of each token, from 0.
+        """
+        raise NotImplementedError(f"Tokens of the {self.modality} encoder {self.model_type!r} have no time.")
+
+    @classmethod
+    def read_pretrained(cls, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
+        """Read a checkpoint with the stock class; the second value is what `from_pretrained` calls `loading_info`."""
+        return cls.pretrained_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+
+    @classmethod
+    def computed_tensors(cls, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+        """Tensors that the stock class computes from its config instead of saving them, under our names."""
+        return {}
+
+    def convert_pretrained(
+        self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
+    ) -> Conversion | None:
+        """
+        Make one pretrained tensor fit this encoder's config.
+
+        Args:
+            name (`str`): our name of the tensor, which starts with `encoder.` or `decoder.`.
+            source (`torch.Tensor`): the pretrained tensor.
+            target (`torch.Tensor`): our tensor.
+            source_config ([`PreTrainedConfig`]): config of the checkpoint.
+
+        Returns:
+            [`Conversion`] or `None` where the tensor needs no conversion or no rule is known; without one it is loaded
+            if the shapes agree.
+        """
+        return None

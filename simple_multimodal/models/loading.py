@@ -1,0 +1,251 @@
+"""Reads configs and pretrained weights of towers, and says what became of every tensor."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from simple_multimodal.modalities import Modality
+from simple_multimodal.models.base import Conversion, Encoder
+from simple_multimodal.models.encoders import get_encoder_class
+from simple_multimodal.models.text.masked_lm import VOCABULARY_TENSORS
+
+
+@dataclass
+class LoadingReport:
+    """
+    What became of every tensor of a checkpoint, and of every tensor of ours.
+
+    Args:
+        name (`str`): hub name or folder of the checkpoint.
+        loaded (`list[str]`): our tensors that were copied as they are.
+        converted (`dict[str, str]`): our tensors that were made to fit, with the rule.
+        new (`list[str]`): our tensors that the checkpoint gave nothing for; they keep their random or computed values.
+        unused (`dict[str, str]`): tensors of the checkpoint that went nowhere, with the reason.
+    """
+
+    name: str
+    loaded: list[str] = field(default_factory=list)
+    converted: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """A block of text that counts the loaded tensors and names all others; `{0-3}` stands for layers 0 to 3."""
+        lines = [
+            f"Weights from {self.name}: {len(self.loaded)} tensors loaded, {len(self.converted)} converted, "
+            f"{len(self.new)} new, {len(self.unused)} unused."
+        ]
+        notes = (("converted", self.converted), ("new", dict.fromkeys(self.new, "")), ("unused", self.unused))
+        for title, reasons in notes:
+            names_by_reason = defaultdict(list)
+            for name, reason in reasons.items():
+                names_by_reason[reason].append(name)
+            for reason, names in names_by_reason.items():
+                for folded in fold_names(names):
+                    lines.append(f"  {title}: {folded} ({reason})" if reason else f"  {title}: {folded}")
+        return "\n".join(lines)
+
+
+def fold_names(names: Iterable[str]) -> list[str]:
+    """
+    Write names that differ in their numbers alone as one: `a.0.w, a.1.w, a.2.w` becomes `a.{0-2}.w`.
+
+    Only sets of consecutive numbers are folded, so that the result stands for exactly the given names.
+    """
+    groups = defaultdict(list)
+    for name in names:
+        parts = re.split(r"(?<=\.)(\d+)(?=\.)", name)
+        groups[tuple(parts[::2])].append(parts[1::2])
+    folded = []
+    for texts, numbers in groups.items():
+        columns = [[int(number) for number in column] for column in zip(*numbers, strict=True)]
+        ranges = [range(min(column), max(column) + 1) for column in columns]
+        if prod(map(len, ranges)) == len(numbers):
+            numbers = [[f"{{{r[0]}-{r[-1]}}}" if len(r) > 1 else str(r[0]) for r in ranges]]
+        for row in numbers:
+            folded.append("".join(text + number for text, number in zip(texts, [*row, ""], strict=True)))
+    return folded
+
+
+def no_conversion(name: str, source: torch.Tensor, target: torch.Tensor) -> Conversion | None:
+    """Load what has our shape, nothing else."""
+    return None
+
+
+@torch.no_grad()
+def transfer_tensors(
+    name: str,
+    source: Mapping[str, torch.Tensor],
+    target: nn.Module,
+    *,
+    rename: Callable[[str], str | None],
+    convert: Callable[[str, torch.Tensor, torch.Tensor], Conversion | None] = no_conversion,
+) -> LoadingReport:
+    """
+    Copy tensors into a module by name.
+
+    Args:
+        name (`str`): where the tensors come from, for the report.
+        source (`Mapping[str, torch.Tensor]`): the tensors by their own names.
+        target (`nn.Module`): what they are copied into, in place.
+        rename (`Callable`): turns a name of `source` into one of `target`, or `None` where there is no counterpart.
+        convert (`Callable`, *optional*):
+            takes (our name, pretrained tensor, our tensor) and returns a [`Conversion`], or `None` to load the tensor
+            as it is if it has our shape. By default nothing is converted.
+    """
+    report = LoadingReport(name)
+    own = target.state_dict()
+    for source_name, tensor in source.items():
+        own_name = rename(source_name)
+        if own_name is None or own_name not in own:
+            report.unused[source_name] = "no such tensor in this model"
+            continue
+        conversion = convert(own_name, tensor, own[own_name])
+        if conversion is not None and conversion.tensor.shape == own[own_name].shape:
+            own[own_name].copy_(conversion.tensor)
+            report.converted[own_name] = conversion.rule
+        elif tensor.shape == own[own_name].shape:
+            own[own_name].copy_(tensor)
+            report.loaded.append(own_name)
+        else:
+            report.unused[source_name] = f"has shape {tuple(tensor.shape)}, here {tuple(own[own_name].shape)}"
+    filled = {*report.loaded, *report.converted}
+    report.new = [own_name for own_name in own if own_name not in filled]
+    return report
+
+
+def read_config(name_or_path: str, what: str) -> dict:
+    """Values of a Hugging Face config, which must name its `model_type`; see [`load_config`]."""
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    except OSError as error:
+        raise ValueError(
+            f"Cannot read a {what} config from {name_or_path!r}. Give a JSON file, a folder with a config.json, or a "
+            f"name on the hub. {error}"
+        ) from error
+    if "model_type" not in values:
+        raise ValueError(
+            f"The {what} config {name_or_path!r} has no model_type. Add the name of its architecture, such as "
+            '"model_type": "bert".'
+        )
+    return values
+
+
+def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> PreTrainedConfig:
+    """
+    Read a Hugging Face config.
+
+    Args:
+        name_or_path (`str`): a JSON file, a folder with a `config.json`, or a name on the hub.
+        model_types (`Sequence[str]`): the values of `model_type` that are allowed.
+        what (`str`): what the config is for, for error messages, such as `"fusion"`.
+
+    Raises:
+        `ValueError` if there is no such config, or it is of another type.
+    """
+    values = read_config(name_or_path, what)
+    if values["model_type"] not in model_types:
+        raise ValueError(
+            f"The {what} config {name_or_path!r} has model_type {values['model_type']!r}; allowed are "
+            f"{', '.join(map(repr, model_types))}. Give a config of one of these architectures."
+        )
+    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+
+
+def load_tower_config(name_or_path: str, modality: Modality) -> PreTrainedConfig:
+    """
+    Read the config of a tower.
+
+    Args:
+        name_or_path (`str`): a JSON file, a folder with a `config.json`, or a name on the hub.
+        modality (`str`): `"text"`, `"audio"` or `"video"`.
+
+    Raises:
+        `ValueError` if there is no such config, or no encoder for its `model_type`.
+    """
+    values = read_config(name_or_path, modality)
+    get_encoder_class(values["model_type"], modality)
+    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+
+
+def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a stock model that came from its checkpoint; of tied ones, the first name."""
+    first_names: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        first_names.setdefault(id(tensor), name)
+    return {name: tensors[name].detach() for name in first_names.values() if name not in missing}
+
+
+def load_pretrained_tower(
+    encoder: Encoder,
+    decoder: nn.Module | None,
+    name_or_path: str,
+    *,
+    same_vocabulary: bool = True,
+    cache_dir: str | None = None,
+) -> LoadingReport:
+    """
+    Load pretrained weights into an encoder and, if there is one, its decoder, in place.
+
+    The checkpoint is read by its own class of `transformers` with its own config, which also knows the tensor names of
+    older files. What does not fit is converted by the rules of `encoder.convert_pretrained`; what cannot be converted
+    is named in the report.
+
+    Args:
+        encoder ([`Encoder`]): filled in place.
+        decoder (`nn.Module`, *optional*): an `encoder.decoder_class`, filled in place.
+        name_or_path (`str`): a hub name or a local folder.
+        same_vocabulary (`bool`, *optional*, defaults to `True`):
+            Whether the tokenizer is the checkpoint's own. If not, word embeddings and the decoder's bias stay new.
+        cache_dir (`str`, *optional*): where files from the hub are kept.
+
+    Raises:
+        `ValueError` if there is no such checkpoint or it is of another architecture.
+    """
+    config = load_tower_config(name_or_path, encoder.modality)
+    if config.model_type != encoder.model_type:
+        raise ValueError(
+            f"{name_or_path!r} holds a {config.model_type!r} model, but the config of the {encoder.modality} tower is "
+            f"for {encoder.model_type!r}. Give a checkpoint and a config of one architecture."
+        )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the stock class reports about itself, not about this tower
+    try:
+        model, info = encoder.read_pretrained(name_or_path, dtype=torch.float32, cache_dir=cache_dir)
+    except OSError as error:
+        raise ValueError(
+            f"Cannot read weights of the {encoder.modality} tower from {name_or_path!r}: {error}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    computed = encoder.computed_tensors(model.config)
+    source = {**pretrained_tensors(model, info["missing_keys"]), **computed}
+
+    def rename(name: str) -> str | None:
+        if name in computed:
+            return name
+        for start, own_start in encoder.pretrained_names.items():
+            if name.startswith(start):
+                return own_start + name.removeprefix(start)
+        return None
+
+    foreign = [] if same_vocabulary else [name for name in source if rename(name) in VOCABULARY_TENSORS]
+    target = nn.ModuleDict({"encoder": encoder} if decoder is None else {"encoder": encoder, "decoder": decoder})
+    report = transfer_tensors(
+        name_or_path,
+        {name: tensor for name, tensor in source.items() if name not in foreign},
+        target,
+        rename=rename,
+        convert=lambda name, tensor, own: encoder.convert_pretrained(name, tensor, own, model.config),
+    )
+    report.unused |= dict.fromkeys(foreign, "belongs to another vocabulary")
+    report.unused |= dict.fromkeys(sorted(info["unexpected_keys"]), "no such tensor in this model")
+    return report

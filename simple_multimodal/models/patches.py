@@ -1,0 +1,96 @@
+"""Patch grids, for ViT-MAE and VideoMAE alike: splitting by a mask, position tables and their interpolation."""
+
+import torch
+import torch.nn.functional as F
+
+
+def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """`(height, width)` of a size in a config, where one number means a square."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def split_patches(patch_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Positions of the visible and of the masked patches of each row, both ascending.
+
+    Args:
+        patch_mask (`torch.BoolTensor` of shape `(num_rows, num_patches)`): `True` = masked, equally many in every row.
+
+    Returns:
+        `tuple` of two `torch.LongTensor` of shapes `(num_rows, num_visible)` and `(num_rows, num_masked)`.
+
+    Raises:
+        `ValueError` if rows have different numbers of masked patches.
+    """
+    counts = patch_mask.sum(dim=1).tolist()
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"The rows of the patch mask have {min(counts)} to {max(counts)} masked patches, but they must have "
+            "equally many. Draw masks with an exact count per row."
+        )
+    order = patch_mask.int().argsort(dim=1, stable=True)
+    num_visible = patch_mask.shape[1] - counts[0]
+    return order[:, :num_visible], order[:, num_visible:]
+
+
+def take_patches(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Pick `(num_rows, num_positions, size)` out of `values (num_rows, num_patches, size)`."""
+    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def sinusoidal_grid(height: int, width: int, hidden_size: int) -> torch.Tensor:
+    """
+    Fixed position table of MAE ([He et al., 2021](https://huggingface.co/papers/2111.06377)) for a grid of any shape.
+
+    The original code swaps the two axes, and pretrained weights rely on it: the first half of each vector encodes the
+    column, the second half the row.
+
+    Returns:
+        `torch.FloatTensor` of shape `(1 + height * width, hidden_size)`: zeros for the class token, then row by row.
+    """
+    if hidden_size % 4:
+        raise ValueError(
+            f"A two-dimensional sinusoidal table needs a multiple of 4 as hidden size, but got {hidden_size}."
+        )
+    frequencies = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+    rows = torch.arange(height, dtype=torch.float64).repeat_interleave(width)[:, None] * frequencies
+    columns = torch.arange(width, dtype=torch.float64).repeat(height)[:, None] * frequencies
+    table = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)  # (height * width, hidden)
+    return torch.cat([torch.zeros(1, hidden_size), table.float()])
+
+
+def sinusoidal_sequence(length: int, hidden_size: int) -> torch.Tensor:
+    """
+    Fixed position table of "Attention is all you need", sine and cosine interleaved, as VideoMAE uses it.
+
+    Returns:
+        `torch.FloatTensor` of shape `(length, hidden_size)`.
+    """
+    exponents = 2 * (torch.arange(hidden_size, dtype=torch.float64) // 2) / hidden_size
+    angles = torch.arange(length, dtype=torch.float64)[:, None] / 10000.0**exponents
+    angles[:, 0::2] = angles[:, 0::2].sin()
+    angles[:, 1::2] = angles[:, 1::2].cos()
+    return angles.float()
+
+
+def interpolate_grid(table: torch.Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> torch.Tensor:
+    """
+    Resample a position table: bicubic over space, then linear over time, corners not aligned.
+
+    Args:
+        table (`torch.FloatTensor` of shape `(time * height * width, hidden_size)`): rows in that order.
+        source, target (`tuple[int, ...]`): `(time, height, width)` of the table and of the result, in patches.
+
+    Returns:
+        `torch.FloatTensor` of shape `(target time * height * width, hidden_size)`.
+    """
+    grid = table.float().view(*source, -1).permute(0, 3, 1, 2)  # (time, hidden, height, width)
+    if source[1:] != target[1:]:
+        grid = F.interpolate(grid, size=target[1:], mode="bicubic", align_corners=False)
+    grid = grid.permute(2, 3, 1, 0).flatten(0, 1)  # (height * width, hidden, time)
+    if source[0] != target[0]:
+        grid = F.interpolate(grid, size=target[0], mode="linear", align_corners=False)
+    return grid.permute(2, 0, 1).flatten(0, 1)  # (time * height * width, hidden)

@@ -1,0 +1,44 @@
+"""BERT as a text encoder, with its masked language modelling head."""
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertModel, BertPreTrainedModel
+
+from simple_multimodal.models.base import EncoderOutput
+from simple_multimodal.models.text.masked_lm import TextDecoder, TextEncoder
+
+
+class BertTextDecoder(TextDecoder, BertPreTrainedModel):
+    """Masked language modelling head of BERT."""
+
+
+class BertTextEncoder(TextEncoder, BertModel):
+    """
+    BERT ([Devlin et al., 2018](https://huggingface.co/papers/1810.04805)) without its pooler.
+
+    Args:
+        config ([`BertConfig`]): sizes of the tower.
+    """
+
+    model_type = "bert"
+    pretrained_class = BertForMaskedLM
+    pretrained_names = {
+        "bert.": "encoder.",
+        "cls.predictions.transform.": "decoder.",
+        "cls.predictions.bias": "decoder.bias",
+    }
+    decoder_class = BertTextDecoder
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config, add_pooling_layer=False)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
+
+        Returns:
+            [`EncoderOutput`] with `sequence_length` tokens.
+        """
+        outputs = BertModel.forward(self, input_ids, attention_mask=attention_mask)
+        return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None)

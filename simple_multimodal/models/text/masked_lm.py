@@ -1,0 +1,94 @@
+"""What text encoders share: checks and conversions of a text tower, and the head of masked language modelling."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from simple_multimodal.models.base import Conversion, Encoder
+
+VOCABULARY_TENSORS = ("encoder.embeddings.word_embeddings.weight", "decoder.bias")
+"""Tensors with one row per entry of the vocabulary: worthless with another tokenizer."""
+
+ROW_TENSORS = (*VOCABULARY_TENSORS, "encoder.embeddings.position_embeddings.weight")
+"""Tensors whose rows keep their meaning when there are more or fewer of them."""
+
+
+class TextEncoder(Encoder):
+    """Base of the text encoders: `forward(input_ids, attention_mask)` returns one token per input id."""
+
+    modality = "text"
+
+    @property
+    def word_embeddings(self) -> torch.Tensor:
+        """The table of shape `(vocab_size, hidden_size)` that the decoder reads, too."""
+        return self.get_input_embeddings().weight
+
+    @classmethod
+    def fit_config(cls, config: PreTrainedConfig, vocab_size: int) -> PreTrainedConfig:
+        """A copy of `config` for a tokenizer of `vocab_size` entries."""
+        config = deepcopy(config)
+        config.vocab_size = vocab_size
+        return config
+
+    def check_inputs(self, max_seq_length: int) -> None:
+        """Raise a `ValueError` if the tower has no positions for texts of `max_seq_length` tokens."""
+        limit = self.config.max_position_embeddings
+        if max_seq_length > limit:
+            raise ValueError(
+                f"max_seq_length is {max_seq_length}, but the text tower {self.model_type!r} has positions for "
+                f"{limit} tokens. Set max_seq_length to {limit} or less, or raise max_position_embeddings in the text "
+                "config."
+            )
+
+    def convert_pretrained(
+        self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
+    ) -> Conversion | None:
+        """Tables with one row per word or position: the rows that both have are copied, further ones stay new."""
+        if name not in ROW_TENSORS or source.shape == target.shape or source.shape[1:] != target.shape[1:]:
+            return None
+        rows = min(len(source), len(target))
+        tensor = target.detach().clone()
+        tensor[:rows] = source[:rows]
+        return Conversion(tensor, f"first {rows} rows of {len(source)} copied, {len(target) - rows} rows are new")
+
+
+class TextDecoder(nn.Module):
+    """
+    Head of masked language modelling: dense layer, activation, norm, then the product with the encoder's word
+    embeddings plus one bias per word.
+
+    That is what both layouts of the heads in `transformers` compute (`cls.predictions` of BERT and older DeBERTa,
+    `lm_predictions.lm_head` of newer DeBERTa). The word embeddings are handed in: there is one copy of them, and
+    nothing to tie. A subclass also inherits from the tower's `PreTrainedModel`.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]  # that of the tower's PreTrainedModel
+        if isinstance(module, TextDecoder):
+            init.zeros_(module.bias)
+
+    def forward(self, states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): text states.
+            word_embeddings (`torch.FloatTensor` of shape `(vocab_size, hidden_size)`): the encoder's
+                `word_embeddings`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`: logits.
+        """
+        states = self.LayerNorm(self.activation(self.dense(states)))
+        return nn.functional.linear(states, word_embeddings, self.bias)
