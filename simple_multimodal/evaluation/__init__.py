@@ -1,0 +1,1 @@
+"""Metrics as pure functions of scores, their intervals, and the report and model card that show them."""

@@ -1,0 +1,327 @@
+"""Retrieval and pair metrics against hand-computed cases and naive twins."""
+
+import numpy as np
+import pytest
+
+from simple_multimodal.evaluation import retrieval
+from simple_multimodal.evaluation.retrieval import (
+    bootstrap_interval,
+    pair_accuracy,
+    pair_accuracy_interval,
+    pair_choices,
+    pair_scores,
+    positives_from_groups,
+    ranking,
+    resampled_mean,
+    resampled_median,
+    retrieval_intervals,
+    retrieval_metrics,
+    retrieval_ranks,
+    text_video_retrieval,
+    with_prefix,
+)
+
+
+def naive_rank(scores, positives):
+    """Put every wrong candidate of an equal score first, sort, and look where the first right one stands."""
+    order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], bool(positives[candidate])))
+    return 1 + [bool(positives[candidate]) for candidate in order].index(True)
+
+
+def naive_bootstrap(values, statistic, groups, num_resamples, seed, level):
+    """Build every resample as a list of values."""
+    names = sorted(set(groups))
+    draws = np.random.default_rng(seed).integers(len(names), size=(num_resamples, len(names)))
+    statistics = [
+        statistic([value for draw in row for value, group in zip(values, groups, strict=True) if group == names[draw]])
+        for row in draws
+    ]
+    return np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
+
+
+def random_case(seed):
+    """Scores of few distinct values, so that ties are frequent, and at least one right candidate per query."""
+    generator = np.random.default_rng(seed)
+    shape = tuple(generator.integers(1, 8, size=2))
+    positives = generator.random(shape) < 0.3
+    positives[np.arange(shape[0]), generator.integers(shape[1], size=shape[0])] = True
+    return generator.integers(0, 4, size=shape).astype(np.float32), positives
+
+
+def test_ranks_by_hand():
+    scores = np.array([[0.9, 0.1, 0.5], [0.9, 0.1, 0.5], [0.9, 0.1, 0.5]])
+    ranks = retrieval_ranks(scores, np.eye(3, dtype=bool))
+    assert ranks.tolist() == [1, 3, 2]
+    assert ranks.dtype == np.int64
+
+
+def test_ties_count_against_the_model():
+    scores = np.array([[0.5, 0.5, 0.5, 0.1], [0.5, 0.7, 0.5, 0.5]])
+    positives = np.array([[True, False, False, False], [False, False, True, False]])
+    assert retrieval_ranks(scores, positives).tolist() == [3, 4]
+
+
+def test_constant_scores_have_no_recall():
+    ranks = retrieval_ranks(np.zeros((20, 20)), np.eye(20, dtype=bool))
+    assert ranks.tolist() == [20] * 20
+    metrics = retrieval_metrics(ranks)
+    assert (metrics["R@1"], metrics["R@5"], metrics["R@10"]) == (0, 0, 0)
+
+
+def test_best_of_several_positives_counts_and_the_others_do_not_push_it_down():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]])
+    assert retrieval_ranks(scores, np.array([[False, True, True, True]])).tolist() == [2]
+    assert retrieval_ranks(np.ones((1, 4)), np.array([[False, True, True, True]])).tolist() == [2]
+    assert retrieval_ranks(np.ones((1, 3)), np.ones((1, 3), dtype=bool)).tolist() == [1]
+
+
+def test_groups_say_the_same_as_the_matrix():
+    query_groups, candidate_groups = np.array([7, 7, 3]), np.array([3, 7, 5])
+    matrix = positives_from_groups(query_groups, candidate_groups)
+    assert matrix.tolist() == [[False, True, False], [False, True, False], [True, False, False]]
+    scores = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.1, 0.2, 0.3]])
+    assert retrieval_ranks(scores, (query_groups, candidate_groups)).tolist() == [2, 2, 3]
+    names = (np.array(["b", "b", "a"]), np.array(["a", "b", "c"]))
+    assert retrieval_ranks(scores, names).tolist() == [2, 2, 3]
+
+
+def test_groups_of_64_bits_are_not_rounded():
+    # As float64 both would be 2**62.
+    assert positives_from_groups(np.array([2**62]), np.array([2**62 + 1])).tolist() == [[False]]
+
+
+def test_groups_of_two_kinds_are_refused():
+    with pytest.raises(ValueError, match="of one kind"):
+        positives_from_groups(np.array(["1"]), np.array([1]))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_ranks_equal_the_naive_twin(seed):
+    scores, positives = random_case(seed)
+    ranks = retrieval_ranks(scores, positives)
+    assert ranks.tolist() == [naive_rank(*row) for row in zip(scores.tolist(), positives, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranks_do_not_depend_on_the_order_of_candidates_or_the_scale(seed):
+    scores, positives = random_case(seed)
+    order = np.random.default_rng(seed).permutation(scores.shape[1])
+    ranks = retrieval_ranks(scores, positives)
+    np.testing.assert_array_equal(retrieval_ranks(scores[:, order], positives[:, order]), ranks)
+    np.testing.assert_array_equal(retrieval_ranks(3 * scores - 5, positives), ranks)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranking_shows_the_first_right_candidate_at_its_rank(seed):
+    scores, positives = random_case(seed)
+    order = ranking(scores, positives, scores.shape[1])
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(scores.shape[1]), (len(scores), 1)))
+    assert (np.diff(np.take_along_axis(scores, order, axis=1), axis=1) <= 0).all()
+    first = np.take_along_axis(positives, order, axis=1).argmax(axis=1)
+    np.testing.assert_array_equal(first + 1, retrieval_ranks(scores, positives))
+
+
+def test_ranking_cuts_and_allows_queries_without_a_right_candidate():
+    scores = np.array([[0.1, 0.9, 0.9, 0.2]])
+    assert ranking(scores, np.array([[False, True, False, False]]), 3).tolist() == [[2, 1, 3]]
+    assert ranking(scores, np.zeros((1, 4), dtype=bool), 9).tolist() == [[1, 2, 3, 0]]
+
+
+def test_infinite_scores_have_an_order():
+    scores = np.array([[-np.inf, 0.0, np.inf], [-np.inf, -np.inf, 0.0]])
+    assert retrieval_ranks(scores, np.array([[False, True, False], [True, False, False]])).tolist() == [2, 3]
+
+
+def test_unsigned_scores_are_ordered():
+    assert ranking(np.array([[0, 200, 100]], dtype=np.uint8), np.zeros((1, 3), dtype=bool), 3).tolist() == [[1, 2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "positives", "message"),
+    [
+        (np.array([[0.0, np.nan]]), np.ones((1, 2), dtype=bool), "1 of 1 queries hold NaN"),
+        (np.zeros((2, 2)), np.array([[True, False], [False, False]]), "1 of 2 queries have no right.*query 1"),
+        (np.zeros((2, 2)), np.ones((2, 3), dtype=bool), r"shape of the scores \(2, 2\)"),
+        (np.zeros((2, 2)), np.ones((2, 2), dtype=int), "must be bool"),
+        (np.zeros((2, 2)), (np.zeros(2, int), np.zeros(3, int)), r"got shape \(2, 3\)"),
+        (np.zeros((2, 2)), (np.zeros((2, 1), int), np.zeros(2, int)), "one-dimensional"),
+        (np.zeros(2), np.ones(2, dtype=bool), r"shape \(num_queries, num_candidates\)"),
+        (np.zeros((0, 2)), np.ones((0, 2), dtype=bool), "neither 0"),
+    ],
+)
+def test_wrong_scores_and_positives_are_refused(scores, positives, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval_ranks(scores, positives)
+
+
+def test_metrics_by_hand():
+    assert retrieval_metrics(np.array([1, 1, 2, 6, 11, 3])) == {
+        "R@1": 2 / 6,
+        "R@5": 4 / 6,
+        "R@10": 5 / 6,
+        "median_rank": 2.5,
+        "mean_rank": 4.0,
+        "num_queries": 6,
+    }
+
+
+@pytest.mark.parametrize("ranks", [[], [0, 1], [1.0, 2.0], [[1]]])
+def test_what_is_no_rank_is_refused(ranks):
+    with pytest.raises(ValueError, match="Ranks must be integers from 1"):
+        retrieval_metrics(np.array(ranks))
+
+
+def test_with_prefix_names_the_direction():
+    assert with_prefix({"R@1": 0.5}, "text_to_video_") == {"text_to_video_R@1": 0.5}
+
+
+def test_text_video_retrieval_by_hand():
+    # Texts 0 and 1 describe clip 10, text 2 describes clip 20; clip 30 has no text, text 3 no clip.
+    scores = np.array([[0.9, 0.1, 0.2], [0.3, 0.1, 0.4], [0.0, 0.7, 0.9], [0.95, 0.8, 0.1]])
+    metrics, intervals = text_video_retrieval(scores, np.array([10, 10, 20, 99]), np.array([10, 20, 30]))
+    assert metrics == {
+        "text_to_video_R@1": 1 / 3,
+        "text_to_video_R@5": 1.0,
+        "text_to_video_R@10": 1.0,
+        "text_to_video_median_rank": 2.0,
+        "text_to_video_mean_rank": 5 / 3,
+        "text_to_video_num_queries": 3,
+        "text_to_video_num_candidates": 3,
+        "video_to_text_R@1": 0.0,
+        "video_to_text_R@5": 1.0,
+        "video_to_text_R@10": 1.0,
+        "video_to_text_median_rank": 2.0,
+        "video_to_text_mean_rank": 2.0,
+        "video_to_text_num_queries": 2,
+        "video_to_text_num_candidates": 4,
+    }
+    assert set(intervals) == {name for name in metrics if "num_" not in name}
+    # Two clips are drawn: both captions of clip 10 come together, so R@1 is 1/2, 1/3 or 0.
+    assert intervals["text_to_video_R@1"] == (0.0, 0.5)
+
+
+def test_text_video_retrieval_takes_a_prefix():
+    metrics, intervals = text_video_retrieval(np.eye(3), np.arange(3), np.arange(3), prefix="matching_")
+    assert metrics["matching_video_to_text_R@1"] == 1.0
+    assert intervals["matching_video_to_text_R@1"] == (1.0, 1.0)
+
+
+def test_text_video_retrieval_without_any_pair_is_refused():
+    with pytest.raises(ValueError, match="None of 2 texts belongs to any of 3 clips"):
+        text_video_retrieval(np.zeros((2, 3)), np.array([1, 2]), np.array([3, 4, 5]))
+
+
+def test_bootstrap_equals_the_naive_twin():
+    values = np.array([1, 4, 2, 2, 9, 3, 7])
+    groups = np.array(["a", "b", "a", "c", "c", "c", "d"])
+    for vectorised, plain in ((resampled_mean, np.mean), (resampled_median, np.median)):
+        interval = bootstrap_interval(values, vectorised, groups=groups, num_resamples=200, seed=3, level=0.9)
+        np.testing.assert_allclose(interval, naive_bootstrap(values, plain, groups.tolist(), 200, 3, 0.9), rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_resampled_statistics_equal_numpy_on_the_repeated_values(seed):
+    generator = np.random.default_rng(seed)
+    values = generator.integers(0, 5, size=6)
+    counts = generator.integers(0, 3, size=(4, 6))
+    counts[:, 0] += 1
+    repeated = [np.repeat(values, row) for row in counts]
+    np.testing.assert_allclose(resampled_mean(values, counts), [row.mean() for row in repeated], rtol=1e-12)
+    np.testing.assert_array_equal(resampled_median(values, counts), [np.median(row) for row in repeated])
+
+
+def test_bootstrap_is_deterministic_and_independent_of_the_block_size(monkeypatch):
+    values = np.random.default_rng(0).random(31)
+    interval = bootstrap_interval(values, resampled_mean, seed=5)
+    assert bootstrap_interval(values, resampled_mean, seed=5) == interval
+    assert bootstrap_interval(values, resampled_mean, seed=6) != interval
+    monkeypatch.setattr(retrieval, "MAX_BOOTSTRAP_ELEMENTS", 31 * 7)
+    np.testing.assert_allclose(bootstrap_interval(values, resampled_mean, seed=5), interval, rtol=1e-12)
+
+
+def test_bootstrap_width_is_that_of_the_binomial():
+    values = np.arange(400) < 200
+    low, high = bootstrap_interval(values, resampled_mean, num_resamples=4000)
+    half_width = 1.96 * np.sqrt(0.25 / 400)
+    assert abs(low - (0.5 - half_width)) < 0.005
+    assert abs(high - (0.5 + half_width)) < 0.005
+
+
+def test_bootstrap_by_group_is_wider_where_values_of_a_group_agree():
+    values = np.repeat(np.arange(20) < 10, 20)
+    low, high = bootstrap_interval(values, resampled_mean)
+    group_low, group_high = bootstrap_interval(values, resampled_mean, groups=np.repeat(np.arange(20), 20))
+    assert group_high - group_low > 3 * (high - low)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (np.array([]), {}, "at least one"),
+        (np.ones(3), {"groups": np.ones(2)}, "one group per value"),
+        (np.ones(3), {"num_resamples": 0}, "at least 1, got 0"),
+        (np.ones(3), {"level": 95}, "between 0 and 1.*got 95"),
+    ],
+)
+def test_wrong_bootstrap_arguments_are_refused(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, resampled_mean, **options)
+
+
+def test_intervals_contain_the_metrics():
+    ranks = np.random.default_rng(0).geometric(0.4, size=100)
+    metrics, intervals = retrieval_metrics(ranks), retrieval_intervals(ranks)
+    assert list(intervals) == ["R@1", "R@5", "R@10", "median_rank", "mean_rank"]
+    for name, (low, high) in intervals.items():
+        assert low <= metrics[name] <= high
+    assert intervals["R@1"][0] < intervals["R@1"][1]
+
+
+def test_pair_accuracy_by_hand():
+    scores = np.array(
+        [
+            [[0.9, 0.1], [0.2, 0.8]],  # both right
+            [[0.4, 0.6], [0.3, 0.5]],  # first wrong
+            [[0.5, 0.5], [0.7, 0.2]],  # a tie and a wrong one
+        ]
+    )
+    assert pair_choices(scores).tolist() == [[0, 1], [1, 1], [-1, 0]]
+    assert pair_accuracy(scores) == {"pair_accuracy": 0.5, "num_pairs": 3}
+    assert pair_accuracy_interval(scores[:1]) == (1.0, 1.0)
+    assert pair_accuracy_interval(scores) == (0.0, 1.0)
+
+
+def test_constant_pair_scores_are_all_wrong_and_never_flip():
+    assert pair_accuracy(np.zeros((4, 2, 2)), np.zeros((4, 2, 2))) == {
+        "pair_accuracy": 0.0,
+        "num_pairs": 4,
+        "pair_flip_share": 0.0,
+    }
+
+
+def test_flips_by_hand():
+    scores = np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.5, 0.5]]])
+    swapped = np.array([[[0.0, 1.0], [0.2, 0.9]], [[0.3, 0.3], [1.0, 0.0]]])
+    # flipped, stayed, became a tie, was a tie
+    assert pair_accuracy(scores, swapped)["pair_flip_share"] == 0.25
+    assert pair_accuracy(scores, scores[:, :, ::-1])["pair_flip_share"] == 0.75
+
+
+def test_pair_scores_are_cut_from_the_matrix():
+    scores = np.arange(16).reshape(4, 4)
+    assert pair_scores(scores, np.array([[0, 1], [3, 1]])).tolist() == [[[0, 1], [4, 5]], [[15, 13], [7, 5]]]
+
+
+def test_wrong_pairs_are_refused():
+    with pytest.raises(ValueError, match="square matrix, got shape"):
+        pair_scores(np.zeros((2, 3)), np.array([[0, 1]]))
+    with pytest.raises(ValueError, match="from 0 to 1, got -1 to 1"):
+        pair_scores(np.zeros((2, 2)), np.array([[-1, 1]]))
+    with pytest.raises(ValueError, match=r"shape \(num_pairs, 2\)"):
+        pair_scores(np.zeros((2, 2)), np.array([0, 1]))
+    with pytest.raises(ValueError, match="1 of 4 pair scores are NaN"):
+        pair_accuracy(np.array([[[np.nan, 0], [0, 0]]]))
+    with pytest.raises(ValueError, match="at least one pair"):
+        pair_accuracy(np.zeros((0, 2, 2)))
+    with pytest.raises(ValueError, match="Got 2 pairs and 1 swapped"):
+        pair_accuracy(np.zeros((2, 2, 2)), np.zeros((1, 2, 2)))
