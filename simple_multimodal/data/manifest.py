@@ -297,6 +297,8 @@ def _load_table(
         }
     )
     source = {"manifest": str(path.resolve()), "content": content_hash, "version": _TABLE_VERSION}
+    shows_progress = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # a table is read in no time
     try:
         return datasets.Dataset.from_generator(
             _table_records,
@@ -308,6 +310,9 @@ def _load_table(
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+    finally:
+        if shows_progress:
+            datasets.enable_progress_bars()
 
 
 def _table_records(manifest: str, content: str, version: int, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:

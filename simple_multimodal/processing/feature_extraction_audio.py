@@ -145,7 +145,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         kind = values.pop("feature_extractor_type", None) or values.pop("image_processor_type", None)
         if kind not in (None, cls.__name__):
             known: dict[str, Any] = {
-                key: values[key] for key in ("sampling_rate", "num_mel_bins", "mean", "std") if key in values
+                key: values[key]
+                for key in ("sampling_rate", "num_mel_bins", "num_frames", "mean", "std")
+                if key in values
             }
             if "num_mel_bins" in values and "max_length" in values:  # AST's name for frames per window
                 known["num_frames"] = values["max_length"]

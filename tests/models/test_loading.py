@@ -11,16 +11,12 @@ from transformers import (
     BertForPreTraining,
     BertModel,
     DebertaV2ForMaskedLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaModel,
-    RobertaPreTrainedModel,
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
     ViTMAEForPreTraining,
 )
 
-from simple_multimodal.models.encoders import ENCODERS, EncoderOutput, get_encoder_class
+from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import (
     LoadingReport,
     fold_names,
@@ -29,7 +25,6 @@ from simple_multimodal.models.loading import (
     transfer_tensors,
 )
 from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, sinusoidal_sequence
-from simple_multimodal.models.text.masked_lm import TextDecoder, TextEncoder
 
 from .test_encoders import audio_config, build_pair, randomize, text_config, video_config
 
@@ -271,38 +266,3 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     text_config("bert").save_pretrained(tmp_path / "empty")
     with pytest.raises(ValueError, match="(?s)Cannot read weights of the text tower from .*empty"):
         load_pretrained_tower(encoder, decoder, str(tmp_path / "empty"))
-
-
-def test_a_new_text_encoder_is_one_small_file(tmp_path, monkeypatch):
-    """What a user writes to add RoBERTa: a decoder, an encoder, and its entry in the registry."""
-
-    class RobertaTextDecoder(TextDecoder, RobertaPreTrainedModel):
-        pass
-
-    class RobertaTextEncoder(TextEncoder, RobertaModel):
-        model_type = "roberta"
-        pretrained_class = RobertaForMaskedLM
-        pretrained_names = {
-            "roberta.": "encoder.",
-            "lm_head.layer_norm.": "decoder.LayerNorm.",
-            "lm_head.": "decoder.",
-        }
-        decoder_class = RobertaTextDecoder
-
-        def __init__(self, config):
-            super().__init__(config, add_pooling_layer=False)
-
-        def forward(self, input_ids, attention_mask):
-            outputs = RobertaModel.forward(self, input_ids, attention_mask=attention_mask)
-            return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None)
-
-    monkeypatch.setitem(ENCODERS, "roberta", RobertaTextEncoder)
-    stock = RobertaForMaskedLM(RobertaConfig(**text_config("bert").to_diff_dict() | {"pad_token_id": 1}))
-    folder = save(stock, tmp_path)
-    encoder, decoder = build_pair(load_tower_config(folder, "text"), "text")
-    report = load_pretrained_tower(encoder, decoder, folder)
-    assert report.new == [] and report.unused == {}
-    input_ids = torch.tensor([[2, 7, 9, 3]])
-    with torch.no_grad():
-        logits = decoder(encoder(input_ids, torch.ones_like(input_ids)).tokens, encoder.word_embeddings)
-        torch.testing.assert_close(logits, stock(input_ids).logits, atol=1e-5, rtol=1e-5)

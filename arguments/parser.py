@@ -1,0 +1,356 @@
+"""The parser: dataclass default < YAML file < command line. Old flag names are mapped here and nowhere else."""
+
+import argparse
+import copy
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import shutil
+import sys
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
+
+from .data_arguments import DataArguments
+from .model_arguments import ModelArguments, find_config
+
+USAGE = "%(prog)s [--config FILE.yaml] [--flag value ...]     (YAML: `flag: value` lines; the command line wins)"
+
+STOCK_GROUP = "Trainer (transformers)"
+
+GROUPS = (
+    "Model", "Text", "Audio", "Video", "Fusion", "Objectives", "Data", "Training", "Evaluation", STOCK_GROUP,
+)  # fmt: skip
+"""The headings of `--help` in their order; a field names its heading as `group` in its metadata."""
+
+RENAMED_FLAGS = {
+    "evaluation_strategy": "eval_strategy",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+    "mae_feature_extractor_name": "audio_processor_name",
+    "no_cuda": "use_cpu",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "videomae_feature_extractor_name": "video_processor_name",
+    "warmup_ratio": "warmup_steps",
+}
+"""Old flags that mean what another flag means now."""
+
+FLAGS_WITH_HINT = ("no_cuda", "per_gpu_eval_batch_size", "per_gpu_train_batch_size")
+"""Old flags that transformers dropped: using one prints a line that names the new one."""
+
+FLAGS_WITHOUT_EFFECT = ("fp16_backend", "half_precision_backend")
+"""Old flags that chose what there is no longer a choice of."""
+
+# The first sentence of these stock descriptions does not say it all.
+SHORT_DESCRIPTIONS = {
+    "output_dir": "Folder for checkpoints, the final model and the results.",
+    "per_device_train_batch_size": "Samples in a training batch on each device.",
+    "per_device_eval_batch_size": "Samples in an evaluation batch on each device.",
+    "num_train_epochs": "Passes over the training samples.",
+    "max_steps": "Stop after N optimizer steps, whatever num_train_epochs says; -1: no limit.",
+    "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup, polynomial, ... (SchedulerType).",
+    "lr_scheduler_kwargs": "Arguments of the scheduler, as JSON.",
+    "warmup_steps": "Linear warm-up: a number of steps from 1 upwards, or a share of all steps below 1.",
+    "optim": "adamw_torch, adamw_torch_fused, sgd, adafactor, lion_32bit, ... (OptimizerNames).",
+    "optim_args": "Arguments of the optimizer: key=value,key=value.",
+    "gradient_accumulation_steps": "Batches whose gradients are added up before one optimizer step.",
+    "average_tokens_across_devices": "Count tokens over all devices for the loss.",
+    "activation_checkpointing_kwargs": "Arguments of activation checkpointing, as JSON.",
+    "logging_steps": "Log every N optimizer steps; below 1: a share of all steps.",
+    "eval_steps": "Evaluate every N optimizer steps; below 1: a share of all steps; logging_steps when not given.",
+    "eval_delay": "Epochs or steps (the unit of eval_strategy) before the first evaluation.",
+    "save_steps": "Save every N optimizer steps; below 1: a share of all steps.",
+    "save_total_limit": "Keep at most N checkpoints; the best one is never deleted.",
+    "report_to": "tensorboard, wandb, ..., all or none; nothing is reported unless asked for.",
+    "debug": "underflow_overflow and tpu_metrics_debug.",
+    "log_level": "detail, debug, info, warning, error, critical or passive, of the main process.",
+    "log_level_replica": "The same, of the other processes.",
+    "disable_tqdm": "Show no progress bars.",
+    "include_num_input_tokens_seen": "Count input tokens: all, non_padding or no.",
+    "train_sampling_strategy": "Order of the training samples.",
+    "dataloader_num_workers": "Processes that load data; 0: the main process does.",
+    "dataloader_prefetch_factor": "Batches that each loading process prepares in advance.",
+    "resume_from_checkpoint": "Folder of the checkpoint to go on from.",
+    "fsdp_config": "Settings of FSDP: JSON, or the path of a JSON file.",
+    "deepspeed": "Settings of DeepSpeed: JSON, or the path of a JSON file.",
+    "accelerator_config": "Settings of Accelerate: JSON, or the path of a JSON file.",
+    "ddp_bucket_cap_mb": "Bucket size of DistributedDataParallel, in megabytes.",
+    "hub_private_repo": "Make the hub repository private.",
+}
+
+T = TypeVar("T", ModelArguments, DataArguments, MultimodalTrainingArguments)
+Effect = Callable[[argparse.Namespace, Any], None]
+
+
+def parse_args(
+    argv: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, MultimodalTrainingArguments]:
+    """
+    Parses the command line of `train.py`.
+
+    A user's error ends the process with one line on stderr and exit code 2.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): The arguments; those of the process when not given.
+
+    Returns:
+        `tuple[ModelArguments, DataArguments, MultimodalTrainingArguments]`: The values that apply.
+    """
+    parser = CommandLineParser(ModelArguments, DataArguments, MultimodalTrainingArguments)
+    namespace = parser.parse(sys.argv[1:] if argv is None else argv)
+    model_args = parser.fill(ModelArguments, namespace)
+    data_args = parser.fill(DataArguments, namespace)
+    training_args = parser.fill(MultimodalTrainingArguments, namespace)
+    if not training_args.do_train and model_args.model_name_or_path is None:
+        parser.error("without --do_train a saved model is needed: name its folder with --model_name_or_path.")
+    return model_args, data_args, training_args
+
+
+class CommandLineParser(HfArgumentParser):
+    """
+    An `HfArgumentParser` that reads a flat YAML file before the command line, and refuses what it does not know.
+
+    The YAML file is turned into command-line tokens, so that both meet the same checks of type and choice.
+
+    Args:
+        dataclass_types (`type`): The dataclasses whose fields are the flags.
+    """
+
+    def __init__(self, *dataclass_types: type):
+        super().__init__([], prog="train.py", usage=USAGE, allow_abbrev=False, formatter_class=_OneLineFormatter)
+        self.add_argument("--config", help="YAML file of flags, found in the working directory or beside train.py.")
+        self._context = ""
+        self._headed_groups = {heading: self.add_argument_group(heading) for heading in GROUPS}
+        names = {field.name for dtype in dataclass_types for field in dataclasses.fields(dtype)}
+        for dtype in dataclass_types:
+            self._add_fields(dtype, skip={old for old, new in RENAMED_FLAGS.items() if new in names})
+        self._add_old_flags()
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """
+        Parses the YAML file that `--config` names, if any, and then the tokens themselves.
+
+        Args:
+            argv (`Sequence[str]`): Command-line tokens.
+
+        Returns:
+            `argparse.Namespace`: A value for every field of the dataclasses.
+        """
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config", action="append", nargs="?", default=[])
+        config_files = [name for name in finder.parse_known_args(argv)[0].config if name is not None]
+        if len(config_files) > 1:
+            self.error("--config is given more than once; one file describes a run.")
+        namespace = argparse.Namespace()
+        for name in config_files:
+            self._context = f"{name}: "
+            self._parse_tokens(self._config_to_argv(name), namespace)
+            self._context = ""
+        self._parse_tokens(argv, namespace)
+        return namespace
+
+    def fill(self, dtype: type[T], namespace: argparse.Namespace) -> T:
+        """Builds a dataclass from its fields in `namespace`; a `ValueError` of its checks is the user's error."""
+        values = vars(namespace)
+        names = [field.name for field in dataclasses.fields(dtype)]
+        try:
+            return dtype(**{name: values[name] for name in names if name in values})
+        except ValueError as error:
+            self.error(str(error))
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line on stderr and exit code 2."""
+        line = " ".join(message.split())
+        line = re.sub(r"^argument (--\w+)\S*:", r"\1:", line)
+        print(f"{self.prog}: error: {self._context}{line}", file=sys.stderr)
+        sys.exit(2)
+
+    def _add_fields(self, dtype: type, *, skip: set[str]) -> None:
+        stock_metadata = {field.name: field.metadata for field in dataclasses.fields(TrainingArguments)}
+        type_hints = get_type_hints(dtype)
+        for field in dataclasses.fields(dtype):
+            if not field.init or field.name in skip:
+                continue
+            metadata = dict(field.metadata)
+            group = self._headed_groups[metadata.pop("group", STOCK_GROUP)]
+            if field.metadata == stock_metadata.get(field.name):
+                metadata["help"] = SHORT_DESCRIPTIONS.get(field.name, _first_sentence(metadata["help"]))
+            if type_hints[field.name] == bool | None:  # `--do_eval` alone means True, as for every other boolean
+                metadata |= {"nargs": "?", "const": True}
+            field = copy.copy(field)
+            field.type = type_hints[field.name]
+            field.metadata = types.MappingProxyType(metadata)
+            self._parse_dataclass_field(group, field)
+
+    def _add_old_flags(self) -> None:
+        for old, new in RENAMED_FLAGS.items():
+            action = self._option_string_actions[f"--{new}"]
+            self._add_old_flag(
+                old,
+                effect=functools.partial(_store, new),
+                type=share if old == "warmup_ratio" else action.type,
+                nargs=action.nargs,
+                const=action.const,
+                hint=f"--{old} is gone from transformers and taken as --{new}." if old in FLAGS_WITH_HINT else None,
+            )
+        for old in FLAGS_WITHOUT_EFFECT:
+            hint = f"--{old} is gone from transformers and has no effect; --fp16 or --bf16 choose the precision."
+            self._add_old_flag(old, effect=lambda namespace, value: None, hint=hint)
+        self._add_old_flag("group_by_length", effect=_group_by_length, type=string_to_bool, nargs="?", const=True)
+        self._add_old_flag("logging_dir", effect=_set_logging_dir)
+
+    def _add_old_flag(self, name: str, **options: Any) -> None:
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        self.add_argument(*spellings, action=_OldFlag, **options)
+
+    def _parse_tokens(self, tokens: Sequence[str], namespace: argparse.Namespace) -> None:
+        """Parses tokens over the values that `namespace` holds already."""
+        unknown = self.parse_known_args(list(tokens), namespace)[1]
+        if unknown:
+            flags = [token.split("=")[0] for token in unknown if token.startswith("--")]
+            if flags:
+                self.error(f"unknown argument {flags[0]!r}; {self._nearest_name(flags[0][2:], prefix='--')}")
+            self.error(f"{unknown[0]!r} belongs to no argument; flags start with `--`.")
+
+    def _names(self) -> list[str]:
+        """The names of all flags that take a value, old ones too, in their spelling with underscores."""
+        actions = self._option_string_actions.items()
+        return [option[2:] for option, action in actions if action.nargs != 0 and "-" not in option[2:]]
+
+    def _nearest_name(self, name: str, prefix: str = "") -> str:
+        nearest = difflib.get_close_matches(name.replace("-", "_"), self._names(), n=1, cutoff=0.5)
+        return f"did you mean '{prefix}{nearest[0]}'?" if nearest else "`train.py --help` lists all of them."
+
+    def _config_to_argv(self, name: str) -> list[str]:
+        """Turns a flat YAML mapping into tokens; whatever is not flat, or not known, is an error."""
+        try:
+            with open(find_config(name), encoding="utf-8") as file:
+                text = file.read()
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            values = yaml.safe_load(text)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
+            self.error(f"cannot be read: {reason}; it is looked for in the working directory and beside train.py.")
+        except yaml.YAMLError as error:
+            self.error(f"is not valid YAML: {error}")
+        if values is None:
+            return []
+        if not isinstance(values, dict):
+            self.error("must hold `flag: value` lines.")
+        keys = [key.value for key, _ in root.value]
+        argv: list[str] = []
+        for key, value in values.items():
+            if keys.count(str(key)) > 1:
+                self.error(f"the key {key!r} stands there more than once.")
+            if key == "config" or key not in self._names():
+                self.error(f"unknown key {key!r}; {self._nearest_name(str(key))}")
+            if value is None:
+                continue
+            option = f"--{key}"
+            action = self._option_string_actions[option]
+            if value is False and action.choices is not None and "no" in action.choices:
+                value = "no"  # YAML 1.1 reads the word `no` as a boolean
+            items = value if isinstance(value, list) else [value]
+            if any(isinstance(item, (dict, list)) for item in items):
+                self.error(f"the key {key!r} is nested; the file is flat (JSON values are quoted: '{{\"a\": 1}}').")
+            if isinstance(value, list) and not value:
+                self.error(f"the key {key!r} is an empty list; leave it out to get the default.")
+            argv += [option, *map(str, items)] if isinstance(value, list) else [f"{option}={value}"]
+        return argv
+
+
+class _OldFlag(argparse.Action):
+    """An old flag: absent from `--help` and from the parsed values, it has an effect on those instead."""
+
+    def __init__(self, option_strings: Sequence[str], effect: Effect, hint: str | None = None, **options: Any):
+        options |= {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        super().__init__(option_strings, **options)
+        self.effect = effect
+        self.hint = hint
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if self.hint is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{parser.prog}: {self.hint}", file=sys.stderr)
+            self.hint = None
+        self.effect(namespace, values)
+
+
+def _store(name: str, namespace: argparse.Namespace, value: Any) -> None:
+    setattr(namespace, name, value)
+
+
+def _group_by_length(namespace: argparse.Namespace, value: bool) -> None:
+    namespace.train_sampling_strategy = "group_by_length" if value else "random"
+
+
+def _set_logging_dir(namespace: argparse.Namespace, value: str) -> None:
+    os.environ["TENSORBOARD_LOGGING_DIR"] = value
+
+
+def share(value: str) -> float:
+    """Reads a share of all steps, from 0 to below 1: above, `warmup_steps` would take it as a number of steps."""
+    number = float(value)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a share of all steps: give a number from 0 to below 1.")
+    return number
+
+
+class _OneLineFormatter(argparse.HelpFormatter):
+    """`--help` with one spelling per flag, the kind of value it takes, a sentence and the default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=44, width=max(shutil.get_terminal_size((119, 24)).columns, 80))
+
+    def add_argument(self, action: argparse.Action) -> None:
+        is_negation = action.nargs == 0 and action.option_strings[0].startswith("--no_")
+        if not is_negation and action.dest != "local_rank":  # set by torch.distributed.launch, never by hand
+            super().add_argument(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return f"{action.option_strings[0]} {_placeholder(action)}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        description = action.help or ""
+        if action.choices is not None and not _fits(action.choices) and not description.count(","):
+            description += f" One of {', '.join(action.choices)}."
+        has_default = action.default not in (None, [], argparse.SUPPRESS) and action.default is not False
+        if has_default and "default" not in description.lower():
+            default = " ".join(action.default) if isinstance(action.default, list) else action.default
+            description += f" (default: {default})"
+        return description
+
+
+def _fits(choices: Iterable[str]) -> bool:
+    return len("|".join(choices)) <= 30
+
+
+def _placeholder(action: argparse.Action) -> str:
+    """The value that a flag takes, as `--help` shows it."""
+    if action.nargs == 0:
+        return ""
+    if action.choices is not None and _fits(action.choices):
+        kind = "|".join(action.choices)
+    else:
+        kind = {string_to_bool: "BOOL", int: "INT", float: "NUMBER"}.get(action.type, "TEXT")
+    if action.nargs == "+":
+        return f"{kind} ..."
+    return f"[{kind}]" if action.nargs == "?" else kind
+
+
+def _first_sentence(description: str) -> str:
+    return re.split(r"(?<=[.])\s+(?=[A-Z`])", description)[0]

@@ -1,0 +1,19 @@
+"""Towers, fusion, heads and losses: tensors in, tensors out."""
+
+from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.models.modeling import (
+    MultimodalForPreTraining,
+    MultimodalForQuestionAnswering,
+    MultimodalForRetrieval,
+    MultimodalModel,
+    MultimodalOutput,
+)
+
+__all__ = [
+    "MultimodalConfig",
+    "MultimodalForPreTraining",
+    "MultimodalForQuestionAnswering",
+    "MultimodalForRetrieval",
+    "MultimodalModel",
+    "MultimodalOutput",
+]

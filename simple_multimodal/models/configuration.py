@@ -1,0 +1,119 @@
+"""The typed configuration of a multimodal model: one sub-configuration per tower, one for the fusion."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from simple_multimodal.modalities import MODALITIES, Modality
+
+FusionForm = Literal["merge", "co_attention", "cross_attention"]
+FusionPool = Literal["none", "time"]
+ContrastiveForm = Literal["softmax", "sigmoid"]
+
+OBJECTIVES = ("mlm", "mam", "mvm", "contrastive_tv", "contrastive_ta", "contrastive_av", "contrastive_tav", "matching")
+"""Names of the pre-training objectives; each has a weight `{name}_loss_weight` in the configuration."""
+
+
+@strict
+class MultimodalConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MultimodalModel`] and its heads. A modality whose sub-configuration is `None` is not part of the
+    model.
+
+    Args:
+        text_config, audio_config, video_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of each tower, of a `model_type` that `simple_multimodal.models.encoders.ENCODERS` knows.
+        crossformer_config (`dict` or `PreTrainedConfig`):
+            A ViT configuration (pre-norm layers) or a BERT configuration (post-norm layers) that gives the sizes of
+            the crossformer.
+        fusion_form (`str`, *optional*, defaults to `"cross_attention"`):
+            `merge`, `co_attention` or `cross_attention`; see [`Crossformer`].
+        fusion_pool (`str`, *optional*, defaults to `"none"`):
+            `time` averages the audio tokens, and the video tokens, that stand for the same moment before fusion.
+        contrastive_dim (`int`, *optional*, defaults to 768):
+            Size of the embeddings that are compared by cosine.
+        contrastive_form (`str`, *optional*, defaults to `"softmax"`):
+            `softmax` (InfoNCE, as in CLIP) or `sigmoid` (as in SigLIP).
+        contrastive_loss_before_fusion (`bool`, *optional*, defaults to `True`):
+            Whether text, audio and video embeddings pool the towers' own tokens. If `False`, each modality's tokens go
+            through the fusion layers first, alone.
+        share_masked_pass (`bool`, *optional*, defaults to `False`):
+            Whether contrastive and matching losses use the masked inputs of the masked objectives (one pass through
+            each tower in training) instead of clean ones.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            Natural logarithm of the initial inverse temperature (1 / 0.07).
+        image_mean, image_std (`list[float]`):
+            Normalisation of `uint8` pixels on the device, per RGB channel, in units of 0 to 1.
+        {objective}_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of each pre-training objective; 0 leaves the objective and its decoder out.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of new projections and heads.
+    """
+
+    model_type = "simple_multimodal"
+    # Not `fusion_config`: transformers reads a setting of that name for its fused kernels.
+    sub_configs = {f"{name}_config": AutoConfig for name in (*MODALITIES, "crossformer")}
+
+    text_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    video_config: dict | PreTrainedConfig | None = None
+    crossformer_config: dict | PreTrainedConfig | None = None
+    fusion_form: FusionForm = "cross_attention"
+    fusion_pool: FusionPool = "none"
+    contrastive_dim: int = 768
+    contrastive_form: ContrastiveForm = "softmax"
+    contrastive_loss_before_fusion: bool = True
+    share_masked_pass: bool = False
+    logit_scale_init_value: float = 2.6592
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    initializer_range: float = 0.02
+    mlm_loss_weight: float = 1.0
+    mam_loss_weight: float = 1.0
+    mvm_loss_weight: float = 1.0
+    contrastive_tv_loss_weight: float = 1.0
+    contrastive_ta_loss_weight: float = 1.0
+    contrastive_av_loss_weight: float = 1.0
+    contrastive_tav_loss_weight: float = 1.0
+    matching_loss_weight: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        for key in self.sub_configs:
+            value = getattr(self, key)
+            if isinstance(value, dict):
+                if "model_type" not in value:
+                    raise ValueError(f"`{key}` has no `model_type`; name the architecture, for example 'videomae'.")
+                setattr(self, key, AutoConfig.for_model(**value))
+        super().__post_init__(**kwargs)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities this model has, in canonical order."""
+        return tuple(m for m in MODALITIES if self.tower_config(m) is not None)
+
+    def tower_config(self, modality: Modality) -> PreTrainedConfig | None:
+        """The configuration of one tower, or `None` where the model lacks the modality."""
+        return {"text": self.text_config, "audio": self.audio_config, "video": self.video_config}[modality]
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the objectives that are switched on and that this model's modalities allow, by name."""
+        weights = {
+            "mlm": (self.mlm_loss_weight, {"text"}),
+            "mam": (self.mam_loss_weight, {"audio"}),
+            "mvm": (self.mvm_loss_weight, {"video"}),
+            "contrastive_tv": (self.contrastive_tv_loss_weight, {"text", "video"}),
+            "contrastive_ta": (self.contrastive_ta_loss_weight, {"text", "audio"}),
+            "contrastive_av": (self.contrastive_av_loss_weight, {"audio", "video"}),
+            "contrastive_tav": (self.contrastive_tav_loss_weight, {"text"}),
+            "matching": (self.matching_loss_weight, {"text"}),
+        }
+        has_clip = any(m != "text" for m in self.modalities)
+        return {
+            name: weight
+            for name, (weight, needed) in weights.items()
+            if weight > 0
+            and needed <= set(self.modalities)
+            and (has_clip or name not in ("contrastive_tav", "matching"))
+        }

@@ -1,0 +1,66 @@
+"""Gathering rows across processes, with and without gradient."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+def is_distributed() -> bool:
+    """Whether several processes take part in this run."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def first_row(num_rows: int) -> int:
+    """Where this process's rows start in what [`gather_rows`] returns, given that every process has `num_rows`."""
+    return dist.get_rank() * num_rows if is_distributed() else 0
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        ctx.num_rows = rows.shape[0]
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        # Every process's loss depends on these rows: sum the gradient over all processes and keep our rows of it.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may hand it to others, too
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.num_rows
+        return gradient[start : start + ctx.num_rows]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Concatenate the rows of all processes, in rank order; gradients flow back to the process that owns a row.
+
+    Args:
+        rows (`torch.Tensor` of shape `(num_rows, ...)`): the same shape on every process.
+
+    Returns:
+        `torch.Tensor` of shape `(num_processes * num_rows, ...)`; the input itself in a single process.
+    """
+    if not is_distributed():
+        return rows
+    if rows.dtype == torch.bool:
+        return _GatherRows.apply(rows.to(torch.uint8)).bool()
+    return _GatherRows.apply(rows)
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all processes, without gradient; the input itself in a single process."""
+    if is_distributed():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def pad_to_longest(states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad `(rows, tokens, size)` states and their `(rows, tokens)` mask to the longest token count of any process."""
+    if not is_distributed():
+        return states, mask
+    longest = torch.tensor(mask.shape[1], device=mask.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    missing = int(longest) - mask.shape[1]
+    return F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))

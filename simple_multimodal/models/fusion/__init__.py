@@ -1,0 +1,1 @@
+"""The crossformer that fuses the encoders' tokens."""

@@ -1,0 +1,412 @@
+"""The crossformer: a transformer over all encoders' tokens, in three forms, sized by a ViT or BERT configuration."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertModel, PreTrainedConfig, ViTModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, Modality
+from simple_multimodal.models.configuration import FusionForm
+from simple_multimodal.models.loading import LoadingReport, load_config, transfer_tensors
+
+PRE_NORM = {"vit": True, "bert": False}
+"""Known fusion configurations and whether their layers normalise before (`True`) or after the residual."""
+
+
+class Stream(NamedTuple):
+    """Tokens of one modality inside the fusion.
+
+    Args:
+        states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): token states.
+        mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` where a token is real.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> "Stream":
+        """The given rows, as a new stream."""
+        return Stream(self.states[rows], self.mask[rows])
+
+
+Clip = dict[Modality, Stream]
+
+
+def concatenate(streams: Clip) -> Stream:
+    """All streams one after the other along the token axis, in canonical modality order."""
+    ordered = [streams[m] for m in MODALITIES if m in streams]
+    return Stream(torch.cat([s.states for s in ordered], dim=1), torch.cat([s.mask for s in ordered], dim=1))
+
+
+def split(states: torch.Tensor, like: Clip) -> Clip:
+    """Undo [`concatenate`]: cut `states` into the streams that `like` has."""
+    ordered = [m for m in MODALITIES if m in like]
+    parts = states.split([like[m].mask.shape[1] for m in ordered], dim=1)
+    return {m: Stream(part, like[m].mask) for m, part in zip(ordered, parts, strict=True)}
+
+
+def time_embedding(
+    seconds: torch.Tensor, hidden_size: int, shortest: float = 0.5, longest: float = 1024.0
+) -> torch.Tensor:
+    """Sinusoidal embedding of a time, the same function for what is heard and what is seen.
+
+    The sines of "Attention Is All You Need" (Vaswani et al. 2017) over seconds instead of positions.
+
+    Args:
+        seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`): time in the segment, in seconds.
+        hidden_size (`int`): size of the embedding, even.
+        shortest, longest (`float`): the geometric series of periods, in seconds, starts at `shortest` and ends one
+            step before `longest`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`, float32.
+    """
+    ratio = torch.arange(hidden_size // 2, device=seconds.device, dtype=torch.float32) / (hidden_size // 2)
+    periods = shortest * (longest / shortest) ** ratio
+    angles = seconds.float()[..., None] * (2 * math.pi / periods)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Attention bias `(batch_size, 1, 1, num_tokens)`: 0 for real tokens, the most negative finite number for others.
+
+    Finite, so that a row without any real token yields finite (and unused) states instead of NaN.
+    """
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return bias[:, None, None, :]
+
+
+class FusionAttention(nn.Module):
+    """Multi-head attention of `states` to `context` (or to themselves); parameter names follow ViT's."""
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, dropout: float, bias: bool):
+        super().__init__()
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"The fusion's hidden_size {hidden_size} is not a multiple of its num_attention_heads "
+                f"{num_attention_heads}; change one of the two in the fusion configuration."
+            )
+        self.num_attention_heads = num_attention_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: torch.Tensor, context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Attend from `(batch, queries, hidden)` to `(batch, keys, hidden)` with a `(batch, keys)` mask of keys."""
+        heads = self.num_attention_heads
+        query = self.q_proj(states).unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, queries, head)
+        key = self.k_proj(context).unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, keys, head)
+        value = self.v_proj(context).unflatten(-1, (heads, -1)).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, additive_mask(mask, query.dtype), dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.o_proj(attended.transpose(1, 2).flatten(2))  # (batch, queries, hidden)
+
+
+class FusionMLP(nn.Module):
+    """The feed-forward part of a layer; parameter names follow ViT's."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(states)))
+
+
+class FusionLayer(GradientCheckpointingLayer):
+    """One transformer layer: self-attention, optional attention to a context, feed-forward.
+
+    With a ViT configuration it normalises before each part (pre-norm), with a BERT configuration after each residual
+    (post-norm), so that the weights of either can be loaded.
+    """
+
+    def __init__(self, config: PreTrainedConfig, *, attends_to_context: bool):
+        super().__init__()
+        size, eps = config.hidden_size, config.layer_norm_eps
+        bias = config.qkv_bias if config.model_type == "vit" else True
+
+        def attention() -> FusionAttention:
+            return FusionAttention(size, config.num_attention_heads, config.attention_probs_dropout_prob, bias)
+
+        self.pre_norm = PRE_NORM[config.model_type]
+        self.layernorm_before = nn.LayerNorm(size, eps=eps)
+        self.attention = attention()
+        if attends_to_context:
+            self.layernorm_cross = nn.LayerNorm(size, eps=eps)
+            # States of a pre-norm stack are sums of residuals of any size.
+            self.layernorm_context = nn.LayerNorm(size, eps=eps) if self.pre_norm else nn.Identity()
+            self.cross_attention = attention()
+        self.attends_to_context = attends_to_context
+        self.layernorm_after = nn.LayerNorm(size, eps=eps)
+        self.mlp = FusionMLP(size, config.intermediate_size, config.hidden_act)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`states` (batch, tokens, hidden) with `mask` (batch, tokens); rows without a real context token skip it."""
+        if self.pre_norm:
+            normed = self.layernorm_before(states)
+            states = states + self.dropout(self.attention(normed, normed, mask))
+        else:
+            states = self.layernorm_before(states + self.dropout(self.attention(states, states, mask)))
+        if context is not None and context_mask is not None:
+            if self.pre_norm:
+                context = self.layernorm_context(context)
+                attended = self.cross_attention(self.layernorm_cross(states), context, context_mask)
+                informed = states + self.dropout(attended)
+            else:
+                attended = self.cross_attention(states, context, context_mask)
+                informed = self.layernorm_cross(states + self.dropout(attended))
+            # Attention without any real key would average padding, and how much of that there is the batch decides.
+            states = torch.where(context_mask.any(dim=1)[:, None, None], informed, states)
+        if self.pre_norm:
+            return states + self.dropout(self.mlp(self.layernorm_after(states)))
+        return self.layernorm_after(states + self.dropout(self.mlp(states)))
+
+
+class Crossformer(nn.Module):
+    """Fuses the tokens of text, audio and video.
+
+    Three forms, one implementation of the layer:
+
+    - `merge`: self-attention over the concatenation of all tokens (as the fusion encoders of FLAVA, Singh et al. 2022,
+      and ALPRO, Li et al. 2022).
+    - `co_attention`: one stack per modality whose layers attend to themselves, then to the other modalities' states of
+      the layer below (ViLBERT, Lu et al. 2019; LXMERT, Tan & Bansal 2019).
+    - `cross_attention`: a stack over the clip's audio and video tokens that never sees text, and a text stack that
+      attends to that stack's output (ALBEF, Li et al. 2021; BLIP, Li et al. 2022). The only form whose clip side can
+      be computed once and reused for every text.
+
+    In each form the clip can be encoded without text ([`encode_clip`]), which gives the clip's embedding.
+
+    Args:
+        config (`PreTrainedConfig`): a ViT or BERT configuration; `num_hidden_layers` is the depth of every stack.
+        form (`str`): one of the above.
+        token_sizes (`dict[Modality, int]`): hidden size of each encoder's tokens.
+    """
+
+    def __init__(self, config: PreTrainedConfig, *, form: FusionForm, token_sizes: dict[Modality, int]):
+        super().__init__()
+        if config.model_type not in PRE_NORM:
+            raise ValueError(
+                f"The fusion cannot be built from a {config.model_type!r} configuration; use one of "
+                f"{sorted(PRE_NORM)} (examples are in configs/crossformer/)."
+            )
+        self.form = form
+        self.pre_norm = PRE_NORM[config.model_type]
+        self.hidden_size = config.hidden_size
+        self.num_layers = config.num_hidden_layers
+        self.projections = nn.ModuleDict({m: nn.Linear(size, config.hidden_size) for m, size in token_sizes.items()})
+        self.modality_embeddings = nn.Embedding(len(MODALITIES), config.hidden_size)
+        self.input_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        clip_modalities = [m for m in CLIP_MODALITIES if m in token_sizes]
+
+        def stack(attends_to_context: bool) -> nn.ModuleList:
+            layers = range(self.num_layers)
+            return nn.ModuleList(FusionLayer(config, attends_to_context=attends_to_context) for _ in layers)
+
+        if form == "merge":
+            self.stacks = nn.ModuleDict({"all": stack(False)})
+        elif form == "co_attention":
+            self.stacks = nn.ModuleDict({m: stack(len(token_sizes) > 1) for m in MODALITIES if m in token_sizes})
+        else:
+            self.stacks = nn.ModuleDict()
+            if "text" in token_sizes:
+                self.stacks["text"] = stack(len(clip_modalities) > 0)
+            if clip_modalities:
+                self.stacks["clip"] = stack(False)
+
+        def output_norm() -> nn.Module:
+            return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if self.pre_norm else nn.Identity()
+
+        self.output_norms = nn.ModuleDict({name: output_norm() for name in self.stacks})
+
+    def embed(
+        self, modality: Modality, tokens: torch.Tensor, mask: torch.Tensor, seconds: torch.Tensor | None
+    ) -> Stream:
+        """Bring an encoder's tokens to the fusion's size and add the modality's and the time's embedding.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(batch_size, num_tokens, token_size)`): output of the encoder.
+            mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` for real tokens.
+            seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): time in the segment; `None` for
+                text.
+        """
+        states = self.projections[modality](tokens) + self.modality_embeddings.weight[MODALITIES.index(modality)]
+        if seconds is not None:
+            states = states + time_embedding(seconds, self.hidden_size).to(states.dtype)
+        return Stream(self.dropout(self.input_norm(states)), mask)
+
+    def _run(self, name: str, stream: Stream, context: Stream | None = None) -> torch.Tensor:
+        states = stream.states
+        for layer in self.stacks[name]:
+            if context is None:
+                states = layer(states, stream.mask)
+            else:
+                states = layer(states, stream.mask, context.states, context.mask)
+        return self.output_norms[name](states)
+
+    def _co_attend(self, streams: Clip) -> Clip:
+        for depth in range(self.num_layers):
+            updated: Clip = {}
+            for modality, stream in streams.items():
+                others = {m: s for m, s in streams.items() if m != modality}
+                layer = self.stacks[modality][depth]
+                if others:
+                    context = concatenate(others)
+                    states = layer(stream.states, stream.mask, context.states, context.mask)
+                else:
+                    states = layer(stream.states, stream.mask)
+                updated[modality] = Stream(states, stream.mask)
+            streams = updated
+        return {m: Stream(self.output_norms[m](s.states), s.mask) for m, s in streams.items()}
+
+    def encode_clip(self, clip: Clip) -> Clip:
+        """Fuse audio and video without text.
+
+        Args:
+            clip (`dict[Modality, Stream]`): embedded audio and/or video streams.
+
+        Returns:
+            `dict[Modality, Stream]` of the same shapes.
+        """
+        if self.form == "co_attention":
+            return self._co_attend(clip)
+        name = "clip" if self.form == "cross_attention" else "all"
+        return split(self._run(name, concatenate(clip)), clip)
+
+    def encode_text(self, text: Stream) -> torch.Tensor:
+        """Run the fusion layers over the text alone; states of shape `(batch_size, num_tokens, hidden_size)`."""
+        return self._run("all" if self.form == "merge" else "text", text)
+
+    def clip_side(self, embedded: Clip, encoded: Clip) -> Clip:
+        """What [`fuse`] needs of a clip: its encoded states if they can be reused for every text, else its inputs."""
+        return encoded if self.form == "cross_attention" else embedded
+
+    def fuse(self, text: Stream, clip: Clip) -> torch.Tensor:
+        """Text states that have seen the clip.
+
+        Args:
+            text (`Stream`): embedded text.
+            clip (`dict[Modality, Stream]`): what [`clip_side`] returned for the same rows; may be empty.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_text_tokens, hidden_size)`.
+        """
+        if not clip:
+            return self.encode_text(text)
+        if self.form == "cross_attention":
+            return self._run("text", text, concatenate(clip))
+        if self.form == "co_attention":
+            return self._co_attend({"text": text, **clip})["text"].states
+        return self._run("all", concatenate({"text": text, **clip}))[:, : text.mask.shape[1]]
+
+
+BERT_NAMES = {
+    "attention.self.query.": "attention.q_proj.",
+    "attention.self.key.": "attention.k_proj.",
+    "attention.self.value.": "attention.v_proj.",
+    "attention.output.dense.": "attention.o_proj.",
+    "attention.output.LayerNorm.": "layernorm_before.",
+    "intermediate.dense.": "mlp.fc1.",
+    "output.dense.": "mlp.fc2.",
+    "output.LayerNorm.": "layernorm_after.",
+}
+
+
+def fusion_weights(source: dict[str, torch.Tensor], crossformer: Crossformer) -> dict[str, torch.Tensor]:
+    """Rename the layers of a ViT or BERT into every stack of a crossformer.
+
+    Layer `i` of the source becomes layer `i` of each stack. Attention to a context, which neither source has, starts
+    as a copy of the same layer's self-attention and its norm.
+
+    Args:
+        source (`dict[str, torch.Tensor]`): state of a `ViTModel` (`layers.N.…`) or `BertModel` (`encoder.layer.N.…`).
+        crossformer (`Crossformer`): where the tensors are to go.
+
+    Returns:
+        `dict[str, torch.Tensor]`: tensors by their name in `crossformer`; names that it lacks are left out.
+    """
+    known = crossformer.state_dict().keys()
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in source.items():
+        if name.startswith("layers."):
+            depth, rest = name.removeprefix("layers.").split(".", 1)
+        elif name.startswith("encoder.layer."):
+            depth, old = name.removeprefix("encoder.layer.").split(".", 1)
+            rest = next(
+                (new + old.removeprefix(prefix) for prefix, new in BERT_NAMES.items() if old.startswith(prefix)), old
+            )
+        elif name.startswith("layernorm."):
+            for stack in crossformer.stacks:
+                renamed[f"output_norms.{stack}.{name.removeprefix('layernorm.')}"] = tensor
+            continue
+        else:
+            continue
+        for stack in crossformer.stacks:
+            renamed[f"stacks.{stack}.{depth}.{rest}"] = tensor
+            if rest.startswith("attention."):
+                renamed[f"stacks.{stack}.{depth}.cross_{rest}"] = tensor
+            elif rest.startswith("layernorm_before."):
+                for norm in ("layernorm_cross.", "layernorm_context."):
+                    renamed[f"stacks.{stack}.{depth}.{rest.replace('layernorm_before.', norm)}"] = tensor
+    return {name: tensor for name, tensor in renamed.items() if name in known}
+
+
+STOCK_MODELS = {"vit": ViTModel, "bert": BertModel}
+"""Classes of `transformers` that read a checkpoint for the fusion, by `model_type`."""
+
+
+def load_fusion_config(name_or_path: str) -> PreTrainedConfig:
+    """Read a ViT or BERT configuration: a JSON file, a folder or a hub name; a `ValueError` says what is wrong."""
+    return load_config(name_or_path, sorted(STOCK_MODELS), "fusion")
+
+
+def load_pretrained_fusion(
+    crossformer: Crossformer, name_or_path: str, *, cache_dir: str | None = None
+) -> LoadingReport:
+    """Load the layers of a ViT or BERT checkpoint into every stack of a crossformer, in place.
+
+    Args:
+        crossformer (`Crossformer`): filled in place.
+        name_or_path (`str`): a hub name or a local folder.
+        cache_dir (`str`, *optional*): where files from the hub are kept.
+
+    Raises:
+        ValueError: If there is no such checkpoint or it is neither a ViT nor a BERT.
+    """
+    config = load_fusion_config(name_or_path)
+    if PRE_NORM[config.model_type] != crossformer.pre_norm:
+        raise ValueError(
+            f"{name_or_path!r} holds a {config.model_type!r} model, but the fusion's configuration is for the other "
+            "kind; give a checkpoint and a configuration of one architecture."
+        )
+    try:
+        stock = STOCK_MODELS[config.model_type].from_pretrained(
+            name_or_path, dtype=torch.float32, cache_dir=cache_dir, add_pooling_layer=False
+        )
+    except OSError as error:
+        raise ValueError(f"Cannot read weights of the fusion from {name_or_path!r}: {error}") from error
+    source = {name: tensor.detach() for name, tensor in stock.state_dict().items()}
+    renamed = fusion_weights(source, crossformer)
+    report = transfer_tensors(name_or_path, renamed, crossformer, rename=lambda name: name)
+    # A deeper checkpoint and its embeddings have no place here; name them by their own names.
+    used = {tensor.data_ptr() for tensor in renamed.values()}
+    report.unused |= {name: "no such tensor in the fusion" for name, t in source.items() if t.data_ptr() not in used}
+    return report

@@ -1,0 +1,119 @@
+"""Training losses as sums over rows: divided by a global count, they do not depend on how rows are spread."""
+
+import torch
+import torch.nn.functional as F
+
+from simple_multimodal.models.configuration import ContrastiveForm
+from simple_multimodal.models.distributed import gather_rows
+
+
+def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `(batch, tokens, size)` states over the tokens whose `(batch, tokens)` mask is `True`, else zeros."""
+    weights = mask[..., None].float()  # half precision can neither count nor sum many tokens
+    return ((states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(states.dtype)
+
+
+def normalize(embeddings: torch.Tensor) -> torch.Tensor:
+    """Scale the last axis to length one, in float32; finite for a row of zeros."""
+    return F.normalize(embeddings.float(), dim=-1, eps=1e-6)
+
+
+def similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Cosines `(num_first, num_second)` of unit rows, in float32 under autocast, too: the scale multiplies errors."""
+    with torch.autocast(first.device.type, enabled=False):
+        return first.float() @ second.float().T
+
+
+def _directional_softmax(logits: torch.Tensor, positives: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Per query, minus the mean log-probability of its positives; shape `(num_queries,)`, 0 without positives."""
+    logits = logits.masked_fill(~candidates[None], torch.finfo(logits.dtype).min)
+    log_probabilities = logits.log_softmax(dim=1)
+    weights = positives / positives.sum(dim=1, keepdim=True).clamp(min=1)
+    return -(log_probabilities * weights).masked_fill(~positives, 0).sum(dim=1)
+
+
+def contrastive_loss(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    *,
+    present: torch.Tensor,
+    group_ids: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor | None,
+    form: ContrastiveForm,
+    gather: bool = True,
+) -> torch.Tensor:
+    """Sum over this process's rows of the symmetric contrastive loss against the rows of all processes.
+
+    Rows that share a group are positives of each other: the softmax form averages the log-probability over a row's
+    positives (the outer form of SupCon, Khosla et al. 2020; with one positive, InfoNCE as in CLIP, Radford et al.
+    2021), the sigmoid form labels every pair (SigLIP, Zhai et al. 2023). The same row is never its own negative
+    through a duplicate.
+
+    Args:
+        first, second (`torch.Tensor` of shape `(batch_size, dim)`): unit-length embeddings of the two sides.
+        present (`torch.BoolTensor` of shape `(batch_size,)`): rows that have both sides; others take no part.
+        group_ids (`torch.LongTensor` of shape `(batch_size,)`): rows with equal ids mean the same clip.
+        logit_scale (`torch.Tensor`): inverse temperature (not its logarithm).
+        logit_bias (`torch.Tensor`, *optional*): bias of the sigmoid form.
+        form (`str`): `softmax` or `sigmoid`.
+        gather (`bool`): whether rows of other processes take part.
+
+    Returns:
+        `torch.Tensor`, a scalar: the sum over local rows; divide by the global number of present rows.
+    """
+    spread = gather_rows if gather else (lambda rows: rows)
+    all_first, all_second = spread(first), spread(second)
+    all_present, all_groups = spread(present), spread(group_ids)
+    positives = (group_ids[:, None] == all_groups[None]) & present[:, None] & all_present[None]
+    forward = logit_scale * similarities(first, all_second)  # (local rows, all rows)
+    backward = logit_scale * similarities(second, all_first)
+    if form == "softmax":
+        per_row = _directional_softmax(forward, positives, all_present)
+        per_row = (per_row + _directional_softmax(backward, positives, all_present)) / 2
+        return per_row.masked_fill(~present, 0).sum()
+    labels = positives.to(forward.dtype) * 2 - 1
+    pairs = present[:, None] & all_present[None]
+    # Each pair stands in the row of its first side; summing one direction over all processes counts every pair once.
+    return -F.logsigmoid(labels * (forward + logit_bias)).masked_fill(~pairs, 0).sum()
+
+
+@torch.no_grad()
+def draw_hard_negatives(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    *,
+    query_groups: torch.Tensor,
+    candidate_groups: torch.Tensor,
+    candidate_present: torch.Tensor,
+    logit_scale: torch.Tensor,
+    uniform: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw, per query, one candidate of another group, with probability in proportion to `exp(scale * similarity)`.
+
+    The distribution is ALBEF's (Li et al. 2021); the draw inverts the cumulative distribution at a number that comes
+    with the row, so that it depends on the row and the global batch alone.
+
+    Args:
+        queries (`torch.Tensor` of shape `(num_queries, dim)`): unit-length text embeddings.
+        candidates (`torch.Tensor` of shape `(num_candidates, dim)`): unit-length clip embeddings of all processes.
+        query_groups, candidate_groups (`torch.LongTensor`): group of each query and candidate.
+        candidate_present (`torch.BoolTensor` of shape `(num_candidates,)`): candidates that have a clip.
+        logit_scale (`torch.Tensor`): inverse temperature.
+        uniform (`torch.Tensor` of shape `(num_queries,)`): a number in [0, 1) per query.
+
+    Returns:
+        `(indices, exists)`: candidate index per query, and whether the query has any negative (`int64` and `bool`,
+            both of shape `(num_queries,)`); the index is 0 where there is none.
+    """
+    allowed = (query_groups[:, None] != candidate_groups[None]) & candidate_present[None]
+    logits = (logit_scale * similarities(queries, candidates)).double().masked_fill(~allowed, float("-inf"))
+    exists = allowed.any(dim=1)
+    weights = torch.where(exists[:, None], logits, 0.0).softmax(dim=1) * allowed
+    cumulative = weights.cumsum(dim=1)
+    targets = uniform.double()[:, None] * cumulative[:, -1:]
+    indices = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
+    # Rounding can place the target on the last cumulative value: fall back on the last candidate that has weight.
+    last = cumulative.shape[1] - 1 - weights.flip(1).gt(0).to(torch.int8).argmax(dim=1)
+    indices = torch.minimum(indices, last)
+    return torch.where(exists, indices, 0), exists

@@ -1,0 +1,542 @@
+"""The models: towers and crossformer, and the heads for pre-training, retrieval and question answering."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+
+from simple_multimodal.modalities import CLIP_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, Modality
+from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
+from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
+from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
+from simple_multimodal.models.fusion.crossformer import Clip, Crossformer, Stream, concatenate, load_pretrained_fusion
+from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
+from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
+
+Batch = dict[str, torch.Tensor]
+
+MASKED_OBJECTIVES: dict[str, Modality] = {"mlm": "text", "mam": "audio", "mvm": "video"}
+"""The modality that each masked objective predicts."""
+
+CONTRASTIVE_PAIRS: dict[str, tuple[str, str]] = {
+    "contrastive_tv": ("text", "video"),
+    "contrastive_ta": ("text", "audio"),
+    "contrastive_av": ("audio", "video"),
+    "contrastive_tav": ("text", "clip"),
+}
+"""The two sides that each contrastive objective compares; `clip` is audio and video fused without text."""
+
+
+@dataclass
+class MultimodalOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum of the objectives.
+        logits (`torch.FloatTensor`, *optional*): the head's prediction: answers `(batch_size, num_answers)` or
+            matching `(batch_size, 2)`.
+        text_embeds, audio_embeds, video_embeds, clip_embeds (`torch.FloatTensor`, *optional*):
+            of shape `(batch_size, contrastive_dim)`: unit-length embeddings; meaningless (but finite) for rows that
+            lack the modality.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_text_tokens, hidden_size)`, *optional*):
+            text states that have seen the clip.
+        losses (`dict[str, torch.FloatTensor]`, *optional*): value of each objective, unweighted, detached.
+        metrics (`dict[str, torch.FloatTensor]`, *optional*): `(sum, count)` of each metric, of shape `(2,)`, detached.
+        clip (`dict[Modality, Stream]`, *optional*): what [`MultimodalForPreTraining.matching_logits`] takes of the
+            clip.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+    video_embeds: torch.Tensor | None = None
+    clip_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    metrics: dict[str, torch.Tensor] | None = None
+    clip: Clip | None = None
+
+
+class MultimodalPreTrainedModel(PreTrainedModel):
+    """Configuration, weight initialisation and loading shared by all multimodal models."""
+
+    config_class = MultimodalConfig
+    base_model_prefix = "multimodal"
+    decoded_modalities: tuple[Modality, ...] = ()
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MultimodalModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, -10.0)  # as SigLIP: most pairs are negatives
+
+    def freeze(self, towers: Sequence[str]) -> None:
+        """Keep the weights of these towers (`text`, `audio`, `video`, `fusion`) as they are."""
+        base = self if isinstance(self, MultimodalModel) else self.multimodal
+        known = (*self.config.modalities, "fusion")
+        for tower in towers:
+            if tower not in known:
+                raise ValueError(f"Cannot freeze {tower!r}: this model has {', '.join(known)}. Name some of these.")
+            base.get_submodule("fusion" if tower == "fusion" else f"{tower}_encoder").requires_grad_(False)
+
+    @classmethod
+    def from_encoders(
+        cls,
+        config: MultimodalConfig,
+        pretrained: dict[str, str],
+        *,
+        same_vocabulary: bool = True,
+        cache_dir: str | None = None,
+    ) -> tuple[Self, list[LoadingReport]]:
+        """Assemble a model from pretrained towers; what no checkpoint gives is drawn at random (seed before the call).
+
+        Args:
+            config (`MultimodalConfig`): what to build.
+            pretrained (`dict[str, str]`): hub name or local folder of the weights of `text`, `audio`, `video` and
+                `fusion`; towers that are not named start from random weights.
+            same_vocabulary (`bool`, *optional*, defaults to `True`): whether the tokenizer is the text checkpoint's
+                own.
+            cache_dir (`str`, *optional*): where files from the hub are kept.
+
+        Returns:
+            The model, and one [`LoadingReport`] per checkpoint that names every tensor that was not simply loaded.
+        """
+        model = cls(config)
+        base = model.multimodal
+        reports = []
+        for modality in config.modalities:
+            if modality in pretrained:
+                decoder = model.get_submodule(f"{modality}_decoder") if modality in model.decoded_modalities else None
+                reports.append(
+                    load_pretrained_tower(
+                        base.encoder(modality),
+                        decoder,
+                        pretrained[modality],
+                        same_vocabulary=same_vocabulary,
+                        cache_dir=cache_dir,
+                    )
+                )
+        if "fusion" in pretrained:
+            reports.append(load_pretrained_fusion(base.fusion, pretrained["fusion"], cache_dir=cache_dir))
+        return model, reports
+
+
+class MultimodalModel(MultimodalPreTrainedModel):
+    """Encoders and crossformer without a head: embeddings of text, audio, video and clip, and fused text states."""
+
+    def __init__(self, config: MultimodalConfig):
+        super().__init__(config)
+        if not config.modalities or config.crossformer_config is None:
+            raise ValueError(
+                "A multimodal model needs at least one of `text_config`, `audio_config`, `video_config`, and a "
+                "`crossformer_config`. Give the missing ones in the configuration."
+            )
+        # Direct children, because that is where `post_init` looks for what towers can and want.
+        for modality in config.modalities:
+            self.add_module(f"{modality}_encoder", build_encoder(config, modality))
+        sizes: dict[Modality, int] = {m: self.encoder(m).hidden_size for m in config.modalities}
+        self.fusion = Crossformer(config.crossformer_config, form=config.fusion_form, token_sizes=sizes)
+        pooled = sizes if config.contrastive_loss_before_fusion else dict.fromkeys(sizes, self.fusion.hidden_size)
+        projected = {m: pooled[m] for m in config.modalities}
+        if self.clip_modalities:
+            projected["clip"] = self.fusion.hidden_size
+        self.embedding_projections = nn.ModuleDict(
+            {name: nn.Linear(size, config.contrastive_dim, bias=False) for name, size in projected.items()}
+        )
+        # One temperature per pair of sides: a pair with little in common must not flatten the others.
+        self.logit_scale = nn.Parameter(torch.empty(len(CONTRASTIVE_PAIRS)))
+        self.logit_bias = (
+            nn.Parameter(torch.empty(len(CONTRASTIVE_PAIRS))) if config.contrastive_form == "sigmoid" else None
+        )
+        self.post_init()
+
+    @property
+    def clip_modalities(self) -> tuple[Modality, ...]:
+        """Which of audio and video the model has."""
+        return tuple(m for m in CLIP_MODALITIES if m in self.config.modalities)
+
+    def encoder(self, modality: Modality) -> Encoder:
+        """The encoder of a modality that the model has."""
+        return self.get_submodule(f"{modality}_encoder")
+
+    def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Inverse temperature (at most 100, as CLIP) and bias of a contrastive objective; scalars."""
+        index = list(CONTRASTIVE_PAIRS).index(objective)
+        bias = None if self.logit_bias is None else self.logit_bias[index]
+        scale = self.logit_scale[index]
+        # Limited in value but not in gradient: a temperature that overshoots must be able to come back.
+        return (scale + (scale.clamp(max=math.log(100)) - scale).detach()).exp(), bias
+
+    def encode(self, modality: Modality, batch: Batch, patch_mask: torch.Tensor | None = None) -> EncoderOutput:
+        """Run one tower. Tokens of rows that lack the modality are masked out.
+
+        Args:
+            modality (`str`): the tower to run.
+            batch (`dict[str, torch.Tensor]`): the collator's batch.
+            patch_mask (`torch.BoolTensor`, *optional*): patches to leave out (audio, video), see the encoder.
+        """
+        inputs = [batch[key] for key in INPUT_KEYS[modality]]
+        output = self.encoder(modality)(*inputs) if patch_mask is None else self.encoder(modality)(*inputs, patch_mask)
+        return output._replace(mask=output.mask & batch[PRESENCE_KEYS[modality]][:, None])
+
+    def enter_fusion(
+        self, modality: Modality, output: EncoderOutput, patch_mask: torch.Tensor | None = None
+    ) -> Stream:
+        """Pool (if so configured) and embed an encoder's tokens, made with `patch_mask`, for the crossformer."""
+        if self.config.fusion_pool == "time" and modality != "text":
+            num_tokens = output.mask.shape[1] if patch_mask is None else patch_mask.shape[1]
+            output = pool_time_steps(output, self.encoder(modality).time_steps(num_tokens), patch_mask)
+        return self.fusion.embed(modality, output.tokens, output.mask, output.seconds)
+
+    def embed_tokens(
+        self, modality: Modality, output: EncoderOutput, patch_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Unit-length embedding `(batch_size, contrastive_dim)` of one modality's tokens."""
+        if self.config.contrastive_loss_before_fusion:
+            pooled = masked_mean(output.tokens, output.mask)
+        else:
+            stream = self.enter_fusion(modality, output, patch_mask)
+            if modality == "text":
+                pooled = masked_mean(self.fusion.encode_text(stream), stream.mask)
+            else:
+                pooled = masked_mean(*self.fusion.encode_clip({modality: stream})[modality])
+        return normalize(self.embedding_projections[modality](pooled))
+
+    def embed_clip(self, encoded: Clip) -> torch.Tensor:
+        """Unit-length embedding `(batch_size, contrastive_dim)` of a clip that [`Crossformer.encode_clip`] encoded."""
+        return normalize(self.embedding_projections["clip"](masked_mean(*concatenate(encoded))))
+
+    def embed_all(
+        self, outputs: dict[Modality, EncoderOutput], patch_masks: dict[Modality, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], Clip]:
+        """Embeddings of each side that `outputs` allow, by name, and what the fusion needs of the clip.
+
+        Args:
+            outputs (`dict[Modality, EncoderOutput]`): what the towers returned.
+            patch_masks (`dict[Modality, torch.BoolTensor]`): masks that outputs were made with; none for clean ones.
+        """
+        embeds: dict[str, torch.Tensor] = {
+            m: self.embed_tokens(m, output, patch_masks.get(m)) for m, output in outputs.items()
+        }
+        embedded: Clip = {
+            m: self.enter_fusion(m, outputs[m], patch_masks.get(m)) for m in CLIP_MODALITIES if m in outputs
+        }
+        if not embedded:
+            return embeds, {}
+        encoded = self.fusion.encode_clip(embedded)
+        embeds["clip"] = self.embed_clip(encoded)
+        return embeds, self.fusion.clip_side(embedded, encoded)
+
+    def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
+        """Encode whatever modalities the batch holds.
+
+        Args:
+            batch: entries as the collator makes them (see [`MultimodalCollator`]); those of a modality may be left
+                out.
+        """
+        present = [m for m in self.config.modalities if INPUT_KEYS[m][0] in batch]
+        outputs: dict[Modality, EncoderOutput] = {m: self.encode(m, batch) for m in present}
+        embeds, clip = self.embed_all(outputs, {})
+        fused = self.fusion.fuse(self.enter_fusion("text", outputs["text"]), clip) if "text" in outputs else None
+        return MultimodalOutput(
+            last_hidden_state=fused,
+            text_embeds=embeds.get("text"),
+            audio_embeds=embeds.get("audio"),
+            video_embeds=embeds.get("video"),
+            clip_embeds=embeds.get("clip"),
+        )
+
+
+def build_encoder(config: MultimodalConfig, modality: Modality) -> Encoder:
+    """The encoder of one modality, with random weights."""
+    tower_config = config.tower_config(modality)
+    encoder_class = get_encoder_class(tower_config.model_type, modality)
+    if modality == "video":
+        return encoder_class(tower_config, image_mean=config.image_mean, image_std=config.image_std)
+    return encoder_class(tower_config)
+
+
+def pool_time_steps(output: EncoderOutput, steps: torch.Tensor, patch_mask: torch.Tensor | None) -> EncoderOutput:
+    """Average the real tokens that stand for the same moment: one token per time step.
+
+    Args:
+        steps (`torch.LongTensor` of shape `(num_patches,)`): time step of each patch, on the CPU.
+        patch_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*): patches that have no token.
+    """
+    one_hot = F.one_hot(steps).to(output.tokens.device, torch.float32).expand(len(output.mask), -1, -1)
+    if patch_mask is not None:
+        one_hot = one_hot[~patch_mask].view(*output.mask.shape, -1)
+    membership = one_hot * output.mask[..., None]  # (batch, tokens, steps)
+    counts = membership.sum(dim=1)  # (batch, steps)
+    mean = (membership / counts.clamp(min=1)[:, None]).transpose(1, 2)  # (batch, steps, tokens)
+    seconds = (mean * output.seconds[:, None]).sum(dim=-1)  # no matrix product: autocast would round the times
+    return EncoderOutput(mean.to(output.tokens.dtype) @ output.tokens, counts > 0, seconds)
+
+
+class MultimodalForPreTraining(MultimodalPreTrainedModel):
+    """All pre-training objectives over one model: masked language, audio and video modelling, contrast, and matching.
+
+    Each loss is a sum over the rows of this process divided by a count over the rows of all processes and accumulated
+    batches, so that neither missing modalities nor the number of processes change it. A row takes no part in a loss
+    that needs a modality it lacks.
+    """
+
+    objectives: tuple[str, ...] = OBJECTIVES
+
+    def __init__(self, config: MultimodalConfig):
+        super().__init__(config)
+        self.multimodal = MultimodalModel(config)
+        self.loss_weights = {name: weight for name, weight in config.loss_weights.items() if name in self.objectives}
+        weights = self.loss_weights
+        self.decoded_modalities = tuple(m for name, m in MASKED_OBJECTIVES.items() if name in weights)
+        for name, modality in MASKED_OBJECTIVES.items():
+            if name in weights:
+                encoder = self.multimodal.encoder(modality)
+                self.add_module(f"{modality}_decoder", encoder.decoder_class(encoder.config))
+        fusion_size = self.multimodal.fusion.hidden_size
+        if "mlm" in weights:
+            self.fusion_to_text = nn.Linear(fusion_size, self.multimodal.encoder("text").hidden_size)
+        if "matching" in weights:
+            self.matching_head = nn.Linear(fusion_size, 2)
+        self.post_init()
+
+    def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """How many items of this batch each objective averages over: masked tokens, masked patches, or rows.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): the collator's batch, on any device.
+
+        Returns:
+            `dict[str, torch.Tensor]`: float32 scalars by objective.
+        """
+        presence = {m: batch[PRESENCE_KEYS[m]] for m in self.config.modalities}
+        clip = [presence[m] for m in self.multimodal.clip_modalities]
+        presence["clip"] = torch.stack(clip).any(dim=0) if clip else torch.zeros_like(next(iter(presence.values())))
+        counts = {}
+        for name in self.loss_weights:
+            if name == "mlm":
+                count = (batch["mlm_labels"] != -100).sum()
+            elif name in ("mam", "mvm"):
+                count = self._reconstructed(name, batch).sum()
+            else:
+                first, second = CONTRASTIVE_PAIRS.get(name, ("text", "clip"))
+                count = (presence[first] & presence[second]).sum()
+            counts[name] = count.float()
+        return counts
+
+    def _reconstructed(self, objective: str, batch: Batch) -> torch.Tensor:
+        """Patches that count in a masked reconstruction: masked, real, and of a row that has the modality."""
+        modality = MASKED_OBJECTIVES[objective]
+        masked = batch[f"{modality}_patch_mask"]
+        if modality == "audio":
+            masked = masked & self.multimodal.encoder("audio").token_mask(batch["audio_attention_mask"])
+        return masked & batch[PRESENCE_KEYS[modality]][:, None]
+
+    def forward(
+        self,
+        num_items: dict[str, torch.Tensor] | None = None,
+        objectives: Sequence[str] | None = None,
+        **batch: torch.Tensor,
+    ) -> MultimodalOutput:
+        """Compute the objectives that the configuration gives a weight.
+
+        Args:
+            num_items (`dict[str, torch.Tensor]`, *optional*): what to divide each objective's sum by, as
+                [`count_items`] summed over processes and accumulated batches. By default the counts of this batch on
+                all processes. With several processes, `loss` is this process's share of the global loss.
+            objectives (`Sequence[str]`, *optional*): compute only these. Without contrast and matching, processes do
+                not talk to each other.
+            batch: a collator's batch with its pre-training draws; rows of all processes must be equally many.
+        """
+        model = self.multimodal
+        weights = {name: w for name, w in self.loss_weights.items() if objectives is None or name in objectives}
+        if num_items is None:
+            num_items = {name: sum_over_processes(count) for name, count in self.count_items(batch).items()}
+        share_masked = self.config.share_masked_pass and self.training
+        sums: dict[str, torch.Tensor] = {}
+        metrics: dict[str, torch.Tensor] = {}
+
+        masked: dict[Modality, EncoderOutput] = {}
+        for name in ("mam", "mvm"):
+            if name in weights:
+                modality = MASKED_OBJECTIVES[name]
+                masked[modality] = model.encode(modality, batch, batch[f"{modality}_patch_mask"])
+                sums[name] = self._reconstruction_loss(name, masked[modality], batch)
+        if "mlm" in weights:
+            masked["text"] = model.encode("text", {**batch, "input_ids": batch["mlm_input_ids"]})
+        shared = masked if share_masked else {}
+        outputs: dict[Modality, EncoderOutput] = {
+            m: shared[m] if m in shared else model.encode(m, batch) for m in self.config.modalities
+        }
+        embeds, clip = model.embed_all(outputs, {m: batch[f"{m}_patch_mask"] for m in CLIP_MODALITIES if m in shared})
+
+        if "text" in masked:
+            fused = model.fusion.fuse(model.enter_fusion("text", masked["text"]), clip)
+            sums["mlm"], metrics["mlm_accuracy"] = self._masked_language_loss(fused, batch["mlm_labels"])
+        presence = {m: batch[PRESENCE_KEYS[m]] for m in self.config.modalities}
+        if model.clip_modalities:
+            presence["clip"] = torch.stack([presence[m] for m in model.clip_modalities]).any(dim=0)
+        for name in CONTRASTIVE_PAIRS:
+            if name in weights:
+                first, second = CONTRASTIVE_PAIRS[name]
+                scale, bias = model.scale_and_bias(name)
+                sums[name] = contrastive_loss(
+                    embeds[first],
+                    embeds[second],
+                    present=presence[first] & presence[second],
+                    group_ids=batch["group_ids"],
+                    logit_scale=scale,
+                    logit_bias=bias,
+                    form=self.config.contrastive_form,
+                )
+        logits = None
+        if "matching" in weights:
+            sums["matching"], metrics["matching_accuracy"], logits = self._matching_loss(
+                model.enter_fusion("text", outputs["text"]), clip, embeds, presence, batch
+            )
+
+        losses = {name: sums[name] / num_items[name].to(sums[name].device).clamp(min=1) for name in weights}
+        return MultimodalOutput(
+            loss=torch.stack([weights[name] * value for name, value in losses.items()]).sum() if losses else None,
+            logits=logits,
+            losses={name: value.detach() for name, value in losses.items()},
+            metrics=metrics,
+            clip=clip,
+            text_embeds=embeds.get("text"),
+            audio_embeds=embeds.get("audio"),
+            video_embeds=embeds.get("video"),
+            clip_embeds=embeds.get("clip"),
+        )
+
+    def _masked_language_loss(self, fused: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        words = self.multimodal.encoder("text").word_embeddings
+        logits = self.text_decoder(self.fusion_to_text(fused), words).float()  # (batch, tokens, vocabulary)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        chosen = labels != -100
+        correct = (logits.argmax(dim=-1) == labels) & chosen
+        return loss, torch.stack([correct.sum(), chosen.sum()]).float()
+
+    def _reconstruction_loss(self, objective: str, visible: EncoderOutput, batch: Batch) -> torch.Tensor:
+        """Squared error of the masked patches, averaged over a patch's values, summed over patches (MAE, VideoMAE)."""
+        modality = MASKED_OBJECTIVES[objective]
+        values, patch_mask = batch[INPUT_KEYS[modality][0]], batch[f"{modality}_patch_mask"]
+        predictions = self.get_submodule(f"{modality}_decoder")(visible, patch_mask).float()  # (batch, masked, patch)
+        targets = self.multimodal.encoder(modality).patch_targets(values, patch_mask)
+        counted = self._reconstructed(objective, batch)[patch_mask].view(predictions.shape[:2])
+        return ((predictions - targets) ** 2).mean(dim=-1).masked_fill(~counted, 0).sum()
+
+    def _matching_loss(
+        self,
+        text: Stream,
+        clip: Clip,
+        embeds: dict[str, torch.Tensor],
+        presence: dict[str, torch.Tensor],
+        batch: Batch,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Does the text belong to the clip? Rows not `match_aligned` get a hard negative clip of any process."""
+        own = torch.arange(text.mask.shape[0], device=text.mask.device) + first_row(text.mask.shape[0])
+        scale, _ = self.multimodal.scale_and_bias("contrastive_tav")
+        negatives, exists = draw_hard_negatives(
+            embeds["text"],
+            gather_rows(embeds["clip"].detach()),
+            query_groups=batch["group_ids"],
+            candidate_groups=gather_rows(batch["group_ids"]),
+            candidate_present=gather_rows(presence["clip"]),
+            logit_scale=scale,
+            uniform=batch["match_uniform"],
+        )
+        aligned = batch["match_aligned"] | ~exists
+        chosen = torch.where(aligned, own, negatives)
+        pairs = {m: gather_stream(stream).select(chosen) for m, stream in clip.items()}
+        logits = self.matching_logits(text, pairs)
+        counted = presence["text"] & presence["clip"]
+        loss = F.cross_entropy(logits, aligned.long(), reduction="none").masked_fill(~counted, 0).sum()
+        correct = ((logits.argmax(dim=-1) == aligned) & counted).sum()
+        return loss, torch.stack([correct, counted.sum()]).float(), logits
+
+    def matching_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
+        """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams."""
+        return self.matching_head(self.multimodal.fusion.fuse(text, clip)[:, 0]).float()
+
+
+def gather_stream(stream: Stream) -> Stream:
+    """Rows of all processes, padded to one token count; gradients flow back to their owners."""
+    states, mask = pad_to_longest(stream.states, stream.mask)
+    return Stream(gather_rows(states), gather_rows(mask))
+
+
+class MultimodalForRetrieval(MultimodalForPreTraining):
+    """Contrast and matching alone, without the decoders of the masked objectives: what retrieval needs."""
+
+    objectives = (*CONTRASTIVE_PAIRS, "matching")
+
+
+class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
+    """Choose an answer from a fixed list, from the fused states of question and clip.
+
+    The head is ALPRO's (Li et al. 2022): two linear layers with a ReLU between them on the first fused text token. The
+    list of answers is the configuration's `id2label`.
+    """
+
+    def __init__(self, config: MultimodalConfig):
+        super().__init__(config)
+        self.multimodal = MultimodalModel(config)
+        size = self.multimodal.fusion.hidden_size
+        self.classifier = nn.Sequential(
+            nn.Linear(size, 2 * size), ACT2FN["relu"], nn.Linear(2 * size, config.num_labels)
+        )
+        self.post_init()
+
+    def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Questions with a known answer in this batch."""
+        return {"answer": (batch["labels"] >= 0).sum().float()}
+
+    def forward(
+        self,
+        labels: torch.Tensor | None = None,
+        num_items: dict[str, torch.Tensor] | None = None,
+        **batch: torch.Tensor,
+    ) -> MultimodalOutput:
+        """Score every answer.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): index of the answer; negative: not in the
+                list, takes no part in the loss.
+            num_items (`dict[str, torch.Tensor]`, *optional*): global count of answered questions, as [`count_items`]
+                sums to.
+            batch: a collator's batch whose text is the question.
+        """
+        fused = self.multimodal(**batch).last_hidden_state
+        logits = self.classifier(fused[:, 0]).float()
+        if labels is None:
+            return MultimodalOutput(logits=logits, last_hidden_state=fused)
+        known = labels >= 0
+        count = num_items["answer"] if num_items else sum_over_processes(known.sum().float())
+        loss = F.cross_entropy(logits, labels.masked_fill(~known, -100), ignore_index=-100, reduction="sum")
+        loss = loss / count.to(loss.device).clamp(min=1)
+        correct = torch.stack([(logits.argmax(dim=-1) == labels).sum(), torch.tensor(len(labels), device=loss.device)])
+        return MultimodalOutput(
+            loss=loss,
+            logits=logits,
+            last_hidden_state=fused,
+            losses={"answer": loss.detach()},
+            metrics={"answer_accuracy": correct.float()},
+        )
+
+
+AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig)
+AutoModel.register(MultimodalConfig, MultimodalModel)

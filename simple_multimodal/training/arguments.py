@@ -1,0 +1,103 @@
+"""The arguments of a training run: those of `transformers`, with defaults that suit loading media, and our own."""
+
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+GROUP = "Training"
+
+
+def default_num_workers() -> int:
+    """Loader processes for one training process: half the cores that it may use, one to eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(1, cores // (2 * local_processes)))
+
+
+@dataclass
+class MultimodalTrainingArguments(TrainingArguments):
+    """
+    Arguments of [`MultimodalTrainer`].
+
+    > NOTE These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `do_train`, `do_eval`: both happen unless one of them is named.
+    > - `remove_unused_columns`: `False`; rows are paths, and the collator needs all of them.
+    > - `dataloader_num_workers`: half of this process's share of the cores, one to eight.
+    > - `dataloader_persistent_workers`: `True` where there are workers.
+    > - `logging_nan_inf_filter`: `False`; a loss that is not a number is shown as such.
+    """
+
+    do_train: bool | None = field(
+        default=None, metadata={"help": "Train. Default: yes, unless only --do_eval is given.", "group": GROUP}
+    )
+    do_eval: bool | None = field(
+        default=None,
+        metadata={"help": "Evaluate at the end. Default: yes, unless only --do_train is given.", "group": GROUP},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads every column of a row."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Replace losses that are NaN or infinite by the average in the logs."}
+    )
+    dataloader_num_workers: int = field(
+        default_factory=default_num_workers,
+        metadata={"help": "Loader processes per training process. Default: half its share of the cores, 1 to 8."},
+    )
+    dataloader_persistent_workers: bool | None = field(
+        default=None, metadata={"help": "Keep loader processes between epochs. Default: yes if there are any."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start over in a non-empty --output_dir instead of resuming its run.", "group": GROUP},
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the text tower. Default: --learning_rate.", "group": GROUP}
+    )
+    audio_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the audio tower. Default: --learning_rate.", "group": GROUP}
+    )
+    video_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the video tower. Default: --learning_rate.", "group": GROUP}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after this many evaluations without a better --metric_for_best_model. Default: never.",
+            "group": GROUP,
+        },
+    )
+    matching_top_k: int = field(
+        default=32,
+        metadata={
+            "help": "Evaluation: candidates per query that the matching head re-ranks; 0 re-ranks all.",
+            "group": "Evaluation",
+        },
+    )
+
+    def __post_init__(self):
+        asked = (self.do_train, self.do_eval)
+        train = asked[0] if asked[0] is not None else asked[1] is not True
+        evaluate = asked[1] if asked[1] is not None else asked[0] is not True
+        self.do_train, self.do_eval = train, evaluate
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.remove_unused_columns:
+            raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
+        if self.matching_top_k < 0:
+            raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
+        super().__post_init__()
+        if self.early_stopping_patience is not None and (
+            self.metric_for_best_model is None or self.eval_strategy == "no"
+        ):
+            raise ValueError(
+                "--early_stopping_patience needs --metric_for_best_model, for example 'text_to_video_R@1', "
+                "and --eval_strategy epoch or steps."
+            )
+
+    @property
+    def tower_learning_rates(self) -> dict[str, float]:
+        """Learning rates that differ from `learning_rate`, by modality."""
+        rates = {"text": self.text_learning_rate, "audio": self.audio_learning_rate, "video": self.video_learning_rate}
+        return {modality: rate for modality, rate in rates.items() if rate is not None}

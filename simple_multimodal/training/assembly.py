@@ -1,0 +1,189 @@
+"""Puts a new model together: the processor out of its parts, the configuration that fits it, and what to draw for
+it.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from simple_multimodal.data.collator import PretrainingDraws
+from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.modalities import Modality
+from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.models.encoders import get_encoder_class
+from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.models.patches import to_pair
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+
+
+def build_processor(
+    towers: Mapping[Modality, PreTrainedConfig],
+    *,
+    captions: Callable[[], Iterable[str]],
+    tokenizer_name: str | None = None,
+    audio_processor_name: str | None = None,
+    video_processor_name: str | None = None,
+    audio_settings: Mapping | None = None,
+    video_settings: Mapping | None = None,
+    cache_dir: str | None = None,
+) -> MultimodalProcessor:
+    """
+    The processor of a new model. Each value comes from the settings, else from the processor that is named, else from
+    the tower's configuration.
+
+    Args:
+        towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
+        captions (`Callable`): gives the texts that a tokenizer is trained on where none is named.
+        tokenizer_name, audio_processor_name, video_processor_name (`str`, *optional*): hub names or local folders.
+        audio_settings, video_settings (`Mapping`, *optional*): arguments of [`AudioFeatureExtractor`] and
+            [`VideoClipProcessor`] that were asked for.
+        cache_dir (`str`, *optional*): where files from the hub are kept.
+    """
+    audio = video = tokenizer = None
+    if "audio" in towers:
+        values: dict = {}
+        bins, frames = to_pair(towers["audio"].image_size)
+        if towers["audio"].num_channels == 1 or bins != frames:  # else of pictures: their size says nothing of sound
+            values |= {"num_mel_bins": bins, "num_frames": frames}
+        if audio_processor_name is not None:
+            values |= AudioFeatureExtractor.get_feature_extractor_dict(audio_processor_name, cache_dir=cache_dir)[0]
+        audio = AudioFeatureExtractor.from_dict(values, **(audio_settings or {}))
+    if "video" in towers:
+        values = {"num_frames": towers["video"].num_frames}
+        if video_processor_name is not None:
+            values |= VideoClipProcessor.get_video_processor_dict(video_processor_name, cache_dir=cache_dir)[0]
+            video = VideoClipProcessor.from_dict(values, **(video_settings or {}))
+        else:
+            height, width = to_pair(towers["video"].image_size)
+            values["size"] = {"height": height, "width": width}
+            video = VideoClipProcessor(**{**values, **(video_settings or {})})
+    if "text" in towers:
+        if tokenizer_name is not None:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir)
+        else:
+            tokenizer = train_tokenizer(captions())
+        tokenizer.model_max_length = min(tokenizer.model_max_length, towers["text"].max_position_embeddings)
+    return MultimodalProcessor(feature_extractor=audio, video_processor=video, tokenizer=tokenizer)
+
+
+def load_processor(
+    source: str | os.PathLike,
+    *,
+    audio_settings: Mapping | None = None,
+    video_settings: Mapping | None = None,
+    cache_dir: str | None = None,
+) -> MultimodalProcessor:
+    """
+    The processor of a saved model, changed where settings say so; [`check_inputs`] tells whether the model can take
+    that.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or hub name of the saved model.
+        audio_settings, video_settings (`Mapping`, *optional*): as in [`build_processor`].
+        cache_dir (`str`, *optional*): where files from the hub are kept.
+    """
+    processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
+    if audio_settings and processor.feature_extractor is not None:
+        processor.feature_extractor = AudioFeatureExtractor.from_pretrained(
+            source, cache_dir=cache_dir, **audio_settings
+        )
+    if video_settings and processor.video_processor is not None:
+        processor.video_processor = VideoClipProcessor.from_pretrained(source, cache_dir=cache_dir, **video_settings)
+    return processor
+
+
+def check_inputs(
+    model: MultimodalForPreTraining,
+    processor: MultimodalProcessor,
+    max_seq_length: int | None = None,
+    config_settings: Mapping[str, object] | None = None,
+) -> None:
+    """
+    Check that a model takes what its processor delivers, and that a saved one is what was asked for.
+
+    Args:
+        model (`MultimodalForPreTraining`): saved or new.
+        processor (`MultimodalProcessor`): its processor.
+        max_seq_length (`int`, *optional*): longest text in tokens, if not the processor's own.
+        config_settings (`Mapping`, *optional*): settings of [`MultimodalConfig`] that were asked for.
+
+    Raises:
+        ValueError: If a tower cannot take the inputs, or the model has other settings.
+    """
+    audio, video = processor.feature_extractor, processor.video_processor
+    if processor.tokenizer is not None:
+        model.multimodal.encoder("text").check_inputs(max_seq_length or processor.max_seq_length())
+    if audio is not None:
+        model.multimodal.encoder("audio").check_inputs(audio.num_mel_bins, audio.num_frames)
+    if video is not None:
+        model.multimodal.encoder("video").check_inputs(video.num_frames, video.height, video.width)
+    own = model.config.to_dict()
+    for name, value in (config_settings or {}).items():
+        if own[name] != value:
+            raise ValueError(
+                f"--{name} is {value!r}, but the saved model has {own[name]!r}. Leave the flag out, or train a new "
+                "model: without --model_name_or_path and in another --output_dir."
+            )
+
+
+def build_config(
+    towers: Mapping[Modality, PreTrainedConfig],
+    crossformer: PreTrainedConfig,
+    processor: MultimodalProcessor,
+    *,
+    attn_implementation: Mapping[str, str] | None = None,
+    **settings,
+) -> MultimodalConfig:
+    """
+    The configuration of a new model, its towers made to fit what the processor delivers.
+
+    Args:
+        towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
+        crossformer (`PreTrainedConfig`): ViT or BERT configuration of the fusion.
+        processor (`MultimodalProcessor`): of the same modalities.
+        attn_implementation (`Mapping[str, str]`, *optional*): attention of towers, by sub-configuration such as
+            `text_config`; by default the best that the architecture offers.
+        settings: further arguments of [`MultimodalConfig`].
+
+    Raises:
+        ValueError: If a tower cannot take what the processor delivers.
+    """
+    audio, video = processor.feature_extractor, processor.video_processor
+    sizes: dict[Modality, tuple[int, ...]] = {}
+    if processor.tokenizer is not None:
+        sizes["text"] = (len(processor.tokenizer),)
+    if audio is not None:
+        sizes["audio"] = (audio.num_mel_bins, audio.num_frames)
+    if video is not None:
+        sizes["video"] = (video.num_frames, video.height, video.width)
+        settings |= {"image_mean": list(video.image_mean), "image_std": list(video.image_std)}
+    for modality, config in towers.items():
+        encoder_class = get_encoder_class(config.model_type, modality)
+        settings[f"{modality}_config"] = encoder_class.fit_config(config, *sizes[modality])
+    return MultimodalConfig(
+        crossformer_config=crossformer, attn_implementation=dict(attn_implementation or {}), **settings
+    )
+
+
+def build_draws(
+    model: MultimodalForPreTraining,
+    *,
+    mlm_probability: float,
+    audio_mask_ratio: float,
+    video_mask_ratio: float,
+    vt_match_ratio: float,
+) -> PretrainingDraws:
+    """What the collator draws for the objectives that the model has; arguments as in [`PretrainingDraws`]."""
+    draws: dict = {}
+    if "mlm" in model.loss_weights:
+        draws["mlm_probability"] = mlm_probability
+    if "mam" in model.loss_weights:
+        draws["audio_mask_ratio"] = audio_mask_ratio
+        draws["audio_patches_per_window"] = model.multimodal.encoder("audio").num_patches
+    if "mvm" in model.loss_weights:
+        draws["video_mask_ratio"] = video_mask_ratio
+        draws["video_patch_grid"] = model.multimodal.encoder("video").patch_grid
+    if "matching" in model.loss_weights:
+        draws["vt_match_ratio"] = vt_match_ratio
+    return PretrainingDraws(**draws)

@@ -1,0 +1,432 @@
+"""Evaluation inside the main job: losses over whole sets, and retrieval between captions and clips, each sample
+once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.evaluation.retrieval import Interval, pair_accuracy, text_video_retrieval, with_prefix
+from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS, Modality
+from simple_multimodal.models.fusion.crossformer import Clip, Stream
+from simple_multimodal.models.losses import contrastive_loss
+from simple_multimodal.models.modeling import CONTRASTIVE_PAIRS, Batch, MultimodalForPreTraining
+
+PAIRS_PER_BATCH = 256
+"""Caption-clip pairs that go through the fusion layers at once; bounds memory, changes no result."""
+
+HEADLINE = "text_to_video_R@1"
+
+
+class EvaluationBatch(NamedTuple):
+    """A collated batch, and every caption of its rows tokenised apart (the batch itself holds the first of each)."""
+
+    rows: Batch
+    captions: Batch
+
+
+@dataclass
+class EvaluationCollator:
+    """Collates rows for evaluation."""
+
+    collator: MultimodalCollator
+
+    def __call__(self, rows: list[Row]) -> EvaluationBatch:
+        return EvaluationBatch(self.collator(rows), self.collator.tokenize_captions(rows))
+
+
+class EncodedRow(NamedTuple):
+    """One row after the towers, on the CPU: its embeddings by side (`clip` included), and its real fusion tokens."""
+
+    row_id: int
+    group_id: int
+    presence: dict[str, bool]
+    embeds: dict[str, torch.Tensor]
+    clip: dict[Modality, torch.Tensor]
+
+
+class EncodedCaption(NamedTuple):
+    """One caption after the text tower, on the CPU."""
+
+    row_id: int
+    group_id: int
+    embed: torch.Tensor
+    tokens: torch.Tensor
+
+
+class EncodedSet(NamedTuple):
+    """Rows and captions of a whole set in the order of the data set, and `(sum, count)` of each masked loss and
+    metric.
+    """
+
+    rows: list[EncodedRow]
+    captions: list[EncodedCaption]
+    losses: dict[str, tuple[float, float]]
+    metrics: dict[str, tuple[float, float]]
+
+
+@dataclass
+class Evaluation:
+    """
+    Args:
+        metrics (`dict[str, float]`): losses, accuracies and retrieval metrics, without prefix.
+        intervals (`dict[str, tuple[float, float]]`): bootstrap interval of each retrieval metric.
+        counts (`dict[str, int]`): what the numbers are over.
+        protocol (`str`): how the numbers were made, in one phrase.
+        scores (`np.ndarray` of shape `(num_captions, num_clips)`): cosine of each caption with each candidate clip.
+        captions (`list[EncodedCaption]`), clips (`list[EncodedRow]`): the two axes of `scores`.
+        rows (`list[EncodedRow]`): all rows, also those whose clip another row stands for.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    counts: dict[str, int]
+    protocol: str
+    scores: np.ndarray
+    captions: list[EncodedCaption]
+    clips: list[EncodedRow]
+    rows: list[EncodedRow]
+
+
+@dataclass
+class PairSet:
+    """Pairs of evaluation rows whose clips differ in one thing, say in their sound.
+
+    Args:
+        name (`str`): that thing; metrics are `{name}_pair_accuracy`, `{name}_num_pairs` and, with `swapped`,
+            `{name}_pair_flip_share`.
+        pairs (`list[dict[str, str]]`): ids `a` and `b` of two evaluation rows; with `swapped`, also `a_swapped` and
+            `b_swapped`, ids of `swapped`: clip a with that thing of b, and the other way round.
+        swapped (`MultimodalDataset`, *optional*): rows of the swapped clips.
+    """
+
+    name: str
+    pairs: list[dict[str, str]]
+    swapped: MultimodalDataset | None = None
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, swapped: MultimodalDataset | None = None) -> "PairSet":
+        """Read pairs from a JSONL file, which gives the set its name: `sound_pairs.jsonl` is about `sound`."""
+        needed = ("a", "b") if swapped is None else ("a", "b", "a_swapped", "b_swapped")
+        pairs = []
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                pair = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
+            missing = [key for key in needed if key not in pair]
+            if missing:
+                raise ValueError(f"{path}, line {number}: has no {missing}; a pair needs {list(needed)}.")
+            pairs.append(pair)
+        if not pairs:
+            raise ValueError(f"{path} holds no pair.")
+        return cls(Path(path).stem.removesuffix("_pairs"), pairs, swapped)
+
+
+def pair_metrics(
+    pair_set: PairSet,
+    captions: dict[str, torch.Tensor],
+    clips: dict[str, torch.Tensor],
+    swapped: dict[str, torch.Tensor],
+) -> dict[str, float]:
+    """How often the caption of a clip prefers it to its twin, and whether the one thing that differs decides.
+
+    Args:
+        captions, clips, swapped (`dict[str, torch.Tensor]`): unit-length embeddings by row id: of the first caption
+            and the clip of evaluation rows, and of the swapped clips (empty without any).
+    """
+
+    def scores(clips: dict[str, torch.Tensor], suffix: str) -> np.ndarray:
+        try:
+            texts = torch.stack([torch.stack([captions[pair["a"]], captions[pair["b"]]]) for pair in pair_set.pairs])
+            twins = torch.stack(
+                [torch.stack([clips[pair[f"a{suffix}"]], clips[pair[f"b{suffix}"]]]) for pair in pair_set.pairs]
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"A pair of {pair_set.name!r} names the row {error}, which the evaluation has not (with "
+                "caption and clip)."
+            ) from error
+        return (texts @ twins.transpose(1, 2)).numpy()  # (pairs, captions, clips)
+
+    changed = scores(swapped, "_swapped") if swapped else None
+    return with_prefix(pair_accuracy(scores(clips, ""), changed), f"{pair_set.name}_")
+
+
+@torch.no_grad()
+def encode_set(
+    model: MultimodalForPreTraining,
+    batches: Iterable[EvaluationBatch],
+    *,
+    to_device: Callable[[Batch], Batch],
+    autocast: Callable[[], AbstractContextManager],
+    on_step: Callable[[], None],
+) -> EncodedSet:
+    """Run the towers once over this process's batches, then share the result with all processes.
+
+    Args:
+        model (`MultimodalForPreTraining`): in evaluation mode, not wrapped.
+        batches (`Iterable[EvaluationBatch]`): this process's share of the set, no row twice.
+        to_device, autocast, on_step: how to move a batch, under which precision to run, what to call after each batch.
+
+    Returns:
+        [`EncodedSet`] over all processes' rows.
+    """
+    rows: list[EncodedRow] = []
+    captions: list[EncodedCaption] = []
+    losses: dict[str, tuple[float, float]] = {}
+    metrics: dict[str, tuple[float, float]] = {}
+    masked = [name for name in ("mlm", "mam", "mvm") if name in model.loss_weights]
+    for batch in batches:
+        inputs = to_device(batch.rows)
+        counts = model.count_items(inputs)
+        with autocast():
+            output = model(**inputs, num_items={name: torch.ones(()) for name in counts}, objectives=masked)
+        for name in masked:
+            add_to(losses, name, float(output.losses[name]), float(counts[name]))
+        for name, (total, count) in output.metrics.items():
+            add_to(metrics, name, float(total), float(count))
+        embeds = {side: output[f"{side}_embeds"].cpu() for side in (*MODALITIES, "clip") if f"{side}_embeds" in output}
+        presence = {m: inputs[PRESENCE_KEYS[m]].cpu() for m in model.config.modalities}
+        for i, row_id in enumerate(inputs["row_ids"].tolist()):
+            has = {m: bool(presence[m][i]) for m in presence}
+            has["clip"] = any(has.get(m, False) for m in CLIP_MODALITIES)
+            tokens = {m: stream.states[i][stream.mask[i]].cpu() for m, stream in output.clip.items()}
+            side_embeds = {side: values[i] for side, values in embeds.items()}
+            rows.append(EncodedRow(row_id, int(inputs["group_ids"][i]), has, side_embeds, tokens))
+        if "text" in model.config.modalities and len(batch.captions["row_ids"]):
+            with autocast():
+                captions += encode_captions(model, to_device(batch.captions))
+        on_step()
+    rows = sorted(gather_object(rows), key=lambda row: row.row_id)
+    # A stable sort keeps the order of a row's own captions.
+    captions = sorted(gather_object(captions), key=lambda caption: caption.row_id)
+    return EncodedSet(rows, captions, *(sum_over_dictionaries(gather_object([part])) for part in (losses, metrics)))
+
+
+def encode_captions(model: MultimodalForPreTraining, captions: Batch) -> list[EncodedCaption]:
+    """Embedding and fusion tokens of each caption."""
+    present = torch.ones(len(captions["input_ids"]), dtype=torch.bool, device=captions["input_ids"].device)
+    output = model.multimodal.encode("text", {**captions, PRESENCE_KEYS["text"]: present})
+    embeds = model.multimodal.embed_tokens("text", output).cpu()
+    stream = model.multimodal.enter_fusion("text", output)
+    return [
+        EncodedCaption(row_id, group_id, embeds[i], stream.states[i][stream.mask[i]].cpu())
+        for i, (row_id, group_id) in enumerate(
+            zip(captions["row_ids"].tolist(), captions["group_ids"].tolist(), strict=True)
+        )
+    ]
+
+
+def add_to(totals: dict[str, tuple[float, float]], name: str, total: float, count: float) -> None:
+    """Add to a running `(sum, count)`."""
+    before = totals.get(name, (0.0, 0.0))
+    totals[name] = (before[0] + total, before[1] + count)
+
+
+def sum_over_dictionaries(parts: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Add up the `(sum, count)` of several processes."""
+    totals: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            add_to(totals, name, total, count)
+    return totals
+
+
+def pad_tokens(tokens: list[torch.Tensor], device: torch.device) -> Stream:
+    """A stream out of token lists of different lengths, each of shape `(num_tokens, hidden_size)`."""
+    lengths = torch.tensor([len(t) for t in tokens])
+    longest = max(1, int(lengths.max()))
+    states = torch.stack([F.pad(t, (0, 0, 0, longest - len(t))) for t in tokens])
+    return Stream(states.to(device), (torch.arange(longest) < lengths[:, None]).to(device))
+
+
+@torch.no_grad()
+def score_pairs(
+    model: MultimodalForPreTraining,
+    captions: list[EncodedCaption],
+    clips: list[EncodedRow],
+    pairs: np.ndarray,
+    *,
+    process_index: int,
+    num_processes: int,
+    autocast: Callable[[], AbstractContextManager],
+) -> np.ndarray:
+    """Log-odds that caption and clip belong together, each pair scored by one process.
+
+    Args:
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`): positions of caption and clip.
+
+    Returns:
+        `np.ndarray` of shape `(num_pairs,)`, float32.
+    """
+    own = pairs[process_index::num_processes]
+    scores = np.empty(len(own), dtype=np.float32)
+    device = model.device
+    for start in range(0, len(own), PAIRS_PER_BATCH):
+        block = own[start : start + PAIRS_PER_BATCH]
+        text = pad_tokens([captions[i].tokens for i in block[:, 0]], device)
+        clip: Clip = {
+            m: pad_tokens([clips[j].clip[m] for j in block[:, 1]], device) for m in model.multimodal.clip_modalities
+        }
+        with autocast():
+            logits = model.matching_logits(text, clip)
+        scores[start : start + len(block)] = (logits[:, 1] - logits[:, 0]).cpu().numpy()
+    everyone = np.empty(len(pairs), dtype=np.float32)
+    for index, part in enumerate(gather_object([scores])):
+        everyone[index::num_processes] = part
+    return everyone
+
+
+def evaluate_encoded(
+    model: MultimodalForPreTraining,
+    encoded: EncodedSet,
+    *,
+    matching_top_k: int,
+    process_index: int,
+    num_processes: int,
+    autocast: Callable[[], AbstractContextManager],
+) -> Evaluation:
+    """Losses, accuracies and retrieval of an encoded set.
+
+    Contrastive losses compare every row with every other of the set, so that they depend on neither batch size nor
+    number of processes. Queries are all captions; candidates are the clips, one per group. A clip that lacks both
+    audio and video is no candidate, and its captions are no queries.
+
+    Args:
+        encoded (`EncodedSet`): the same on all processes.
+        matching_top_k (`int`): how many candidates per query the matching head re-ranks; 0: all. Candidates below
+            keep the order of the contrastive scores.
+    """
+    metrics = {name: total / max(count, 1.0) for name, (total, count) in encoded.metrics.items()}
+    losses = {name: total / max(count, 1.0) for name, (total, count) in encoded.losses.items()}
+    for name in CONTRASTIVE_PAIRS:
+        if name in model.loss_weights:
+            losses[name] = whole_set_contrastive_loss(model, name, encoded.rows)
+    groups: set[int] = set()
+    clips = []
+    for row in encoded.rows:
+        if row.presence["clip"] and row.group_id not in groups:
+            groups.add(row.group_id)
+            clips.append(row)
+    captions = [caption for caption in encoded.captions if caption.group_id in groups]
+    counts = {"rows": len(encoded.rows), "captions": len(captions), "clips": len(clips)}
+    scores = np.zeros((len(captions), len(clips)), dtype=np.float32)
+    intervals: dict[str, Interval] = {}
+    protocol = "losses only: no caption with a clip"
+    if captions:
+        queries = torch.stack([caption.embed for caption in captions])
+        scores = (queries @ torch.stack([clip.embeds["clip"] for clip in clips]).T).numpy()
+        caption_groups = np.array([caption.group_id for caption in captions])
+        clip_groups = np.array([clip.group_id for clip in clips])
+        result = text_video_retrieval(scores, caption_groups, clip_groups)
+        metrics |= result.metrics
+        intervals |= result.intervals
+        protocol = "every caption a query, one candidate per clip, cosine of text and audio-video embeddings"
+        if "matching" in model.loss_weights:
+            positives = caption_groups[:, None] == clip_groups[None]
+            top_k = len(clips) if matching_top_k == 0 else matching_top_k
+            pairs, for_text, for_clip = candidate_pairs(scores, positives, top_k)
+            odds = score_pairs(
+                model,
+                captions,
+                clips,
+                pairs,
+                process_index=process_index,
+                num_processes=num_processes,
+                autocast=autocast,
+            )
+            matrix = np.zeros_like(scores)
+            matrix[pairs[:, 0], pairs[:, 1]] = odds
+            loss, accuracy = matching_loss(matrix, scores, positives)
+            losses["matching"], metrics["matching_accuracy"] = loss, accuracy
+            for direction, mask in (("text_to_video", for_text), ("video_to_text", for_clip)):
+                ranked = text_video_retrieval(
+                    rerank(matrix, scores, mask), caption_groups, clip_groups, prefix="matching_"
+                )
+                keep = f"matching_{direction}_"
+                metrics |= {name: value for name, value in ranked.metrics.items() if name.startswith(keep)}
+                intervals |= {name: value for name, value in ranked.intervals.items() if name.startswith(keep)}
+            protocol += f"; matching_*: the first {min(top_k, len(clips))} re-ranked by the matching head"
+    total = sum(model.loss_weights[name] * value for name, value in losses.items())
+    metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}, **metrics}
+    return Evaluation(metrics, intervals, counts, protocol, scores, captions, clips, encoded.rows)
+
+
+def whole_set_contrastive_loss(model: MultimodalForPreTraining, name: str, rows: list[EncodedRow]) -> float:
+    """A contrastive loss over all rows of a set at once."""
+    first, second = CONTRASTIVE_PAIRS[name]
+    kept = [row for row in rows if row.presence[first] and row.presence[second]]
+    if not kept:
+        return 0.0
+    scale, bias = model.multimodal.scale_and_bias(name)
+    total = contrastive_loss(
+        torch.stack([row.embeds[first] for row in kept]),
+        torch.stack([row.embeds[second] for row in kept]),
+        present=torch.ones(len(kept), dtype=torch.bool),
+        group_ids=torch.tensor([row.group_id for row in kept]),
+        logit_scale=scale.detach().float().cpu(),
+        logit_bias=None if bias is None else bias.detach().float().cpu(),
+        form=model.config.contrastive_form,
+        gather=False,
+    )
+    return float(total) / len(kept)
+
+
+def candidate_pairs(
+    scores: np.ndarray, positives: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs that the matching head must score.
+
+    Returns:
+        `(pairs, for_text, for_clip)`: positions `(num_pairs, 2)`, and bool masks of the shape of `scores` that say
+        which pairs are among the first `top_k` of a caption and of a clip. Every caption's right clips and its
+        hardest wrong one are among the pairs too, for the matching loss.
+    """
+
+    def first(matrix: np.ndarray) -> np.ndarray:
+        mask = np.zeros(matrix.shape, dtype=bool)
+        best = np.argsort(-matrix, axis=1, kind="stable")[:, :top_k]
+        np.put_along_axis(mask, best, True, axis=1)
+        return mask
+
+    for_text, for_clip = first(scores), first(scores.T).T
+    hardest = first_wrong(scores, positives)
+    needed = for_text | for_clip | positives
+    needed[np.arange(len(scores)), hardest] = True
+    return np.argwhere(needed), for_text, for_clip
+
+
+def first_wrong(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Position of each caption's highest scoring wrong clip (of any clip where there is no wrong one)."""
+    return np.where(positives, -np.inf, scores).argmax(axis=1)
+
+
+def matching_loss(odds: np.ndarray, scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
+    """Cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip."""
+    rows = np.arange(len(odds))
+    right = odds[rows, positives.argmax(axis=1)].astype(np.float64)
+    hardest = first_wrong(scores, positives)
+    wrong = odds[rows, hardest][~positives[rows, hardest]].astype(np.float64)
+    losses = np.concatenate([np.logaddexp(0, -right), np.logaddexp(0, wrong)])
+    correct = np.concatenate([right > 0, wrong <= 0])
+    return float(losses.mean()), float(correct.mean())
+
+
+def rerank(odds: np.ndarray, scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Scores that put the pairs in `mask` first, in the order of `odds`, and the others after them in that of
+    `scores`.
+    """
+    below = odds[mask].min() - 1 if mask.any() else 0.0
+    return np.where(mask, odds, scores - scores.max() + below)

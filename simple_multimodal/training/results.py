@@ -1,0 +1,108 @@
+"""What a run leaves for people: the metrics file, the report page, and the model card."""
+
+from pathlib import Path
+
+import numpy as np
+
+from simple_multimodal.data.manifest import row_captions
+from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
+from simple_multimodal.evaluation.retrieval import ranking, retrieval_ranks
+from simple_multimodal.modalities import INPUT_KEYS
+from simple_multimodal.training.evaluation import HEADLINE, Evaluation
+from simple_multimodal.training.trainer import MultimodalTrainer
+
+NUM_EXAMPLES = 8
+NUM_RESULTS = 4
+FRAMES_PER_STRIP = 4
+
+
+def write_results(trainer: MultimodalTrainer) -> None:
+    """Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`; main process only.
+
+    Args:
+        trainer (`MultimodalTrainer`): after training and/or evaluation.
+    """
+    evaluation = trainer.last_evaluation
+    if not trainer.is_world_process_zero() or evaluation is None:
+        return
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    headline = HEADLINE if HEADLINE in evaluation.metrics else None
+    shared = {
+        "metrics": evaluation.metrics,
+        "protocol": evaluation.protocol,
+        "counts": evaluation.counts,
+        "intervals": evaluation.intervals,
+    }
+    write_metrics(folder / "evaluation.json", headline=headline, **shared)
+    write_report(
+        folder / "report.html",
+        title=folder.name,
+        log_history=trainer.state.log_history,
+        examples=choose_examples(trainer, evaluation) if headline else [],
+        run=trainer.run_record,
+        headline=headline,
+        **shared,
+    )
+    if trainer.args.do_train:
+        trainer.create_model_card()
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error on one line; of one that a loader process raised, without that process's traceback."""
+    message = str(error).strip()
+    if "Original Traceback" in message:
+        message = message.splitlines()[-1].partition(": ")[2]
+    return " ".join(message.split())
+
+
+def choose_examples(trainer: MultimodalTrainer, evaluation: Evaluation) -> list[QueryExample]:
+    """The worst ranked query, and others spread evenly over the set, with the clips found for each."""
+    positives = np.array([[c.group_id == clip.group_id for clip in evaluation.clips] for c in evaluation.captions])
+    ranks = retrieval_ranks(evaluation.scores, positives)
+    spread = np.linspace(0, len(ranks) - 1, min(NUM_EXAMPLES, len(ranks))).astype(int)
+    chosen = list(dict.fromkeys([int(ranks.argmax()), *spread.tolist()]))[:NUM_EXAMPLES]
+    order = ranking(evaluation.scores, positives, NUM_RESULTS)
+    rows = trainer.eval_dataset
+    texts = caption_texts(evaluation, rows)
+    examples = []
+    for query in chosen:
+        results = []
+        places = order[query].tolist()
+        if ranks[query] > len(places):
+            places.append(int(np.where(positives[query], evaluation.scores[query], -np.inf).argmax()))
+        for place, candidate in enumerate(places):
+            row = rows[evaluation.clips[candidate].row_id]
+            results.append(
+                RetrievedClip(
+                    name=row["id"],
+                    rank=place + 1 if place < NUM_RESULTS else int(ranks[query]),
+                    score=float(evaluation.scores[query, candidate]),
+                    is_correct=bool(positives[query, candidate]),
+                    caption=next(iter(row_captions(row)), None),
+                    frames=frame_strip(trainer, row),
+                )
+            )
+        examples.append(QueryExample(texts[query], int(ranks[query]), len(evaluation.clips), results))
+    return examples
+
+
+def caption_texts(evaluation: Evaluation, rows) -> list[str]:
+    """Text of each caption of an evaluation; captions of a row follow one another in its own order."""
+    texts: list[str] = []
+    position: dict[int, int] = {}
+    for caption in evaluation.captions:
+        number = position.get(caption.row_id, 0)
+        texts.append(row_captions(rows[caption.row_id])[number])
+        position[caption.row_id] = number + 1
+    return texts
+
+
+def frame_strip(trainer: MultimodalTrainer, row: dict) -> np.ndarray | None:
+    """A few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`; `None` without video."""
+    batch = trainer.eval_collator([row])
+    if "video_mask" not in batch or not batch["video_mask"][0]:
+        return None
+    frames = batch[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)
+    places = np.linspace(0, len(frames) - 1, min(FRAMES_PER_STRIP, len(frames))).astype(int)
+    return frames[places].permute(0, 2, 3, 1).contiguous().numpy()

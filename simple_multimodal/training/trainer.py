@@ -1,0 +1,343 @@
+"""A `Trainer` for several modalities: exact losses over processes, per-sample randomness, evaluation that counts
+once.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from transformers import EarlyStoppingCallback, PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import logging
+
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.sampler import EpochSampler
+from simple_multimodal.evaluation.model_card import write_model_card
+from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.models.distributed import sum_over_processes
+from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.evaluation import (
+    EncodedSet,
+    Evaluation,
+    EvaluationCollator,
+    PairSet,
+    encode_set,
+    evaluate_encoded,
+    pair_metrics,
+)
+from simple_multimodal.training.run_record import begin_run, newest_checkpoint, write_run_record
+
+
+class LoadingProgressCallback(ProgressCallback):
+    """The usual progress bar, with samples per second and the share of time spent waiting for data."""
+
+    def __init__(self, trainer: "MultimodalTrainer"):
+        super().__init__()
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.training_bar.set_postfix(self.trainer.speed.rounded(), refresh=False)
+
+
+class Speed:
+    """Samples per second and the share of time spent waiting for batches, since the last [`restart`]."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.samples = 0
+
+    def values(self) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        return {"samples_per_second": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
+
+    def rounded(self) -> dict[str, str]:
+        values = self.values()
+        return {"samples/s": f"{values['samples_per_second']:.1f}", "data wait": f"{values['data_wait_share']:.0%}"}
+
+
+class MultimodalTrainer(Trainer):
+    """
+    Adds to [`~transformers.Trainer`] only what it lacks:
+
+    - every objective is divided by its own count over all processes and accumulated batches, and logged by name;
+    - the training order and every draw about a sample depend on `(seed, epoch, sample)` alone;
+    - evaluation counts each row once, whatever the batch size and the number of processes;
+    - a learning rate per tower; the share of time spent waiting for data.
+
+    Args:
+        model (`PreTrainedModel`): a `MultimodalFor…` model with `count_items`.
+        args ([`MultimodalTrainingArguments`]): arguments of the run.
+        data_collator ([`MultimodalCollator`]): makes training batches.
+        eval_collator ([`MultimodalCollator`]): makes evaluation batches.
+        train_dataset, eval_dataset ([`MultimodalDataset`], *optional*): rows.
+        processing_class ([`MultimodalProcessor`]): saved beside the model.
+        run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint.
+        callbacks (`list[TrainerCallback]`, *optional*): further callbacks.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: MultimodalTrainingArguments,
+        *,
+        data_collator: MultimodalCollator,
+        eval_collator: MultimodalCollator,
+        train_dataset: MultimodalDataset | None = None,
+        eval_dataset: MultimodalDataset | dict[str, MultimodalDataset] | None = None,
+        processing_class: MultimodalProcessor | None = None,
+        run_record: dict | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        self.run_record = run_record
+        self.speed = Speed()
+        self.eval_collator = eval_collator
+        self.last_evaluation: Evaluation | None = None
+        self._sums: dict[str, torch.Tensor] = {}
+        self.has_trained = False
+        self._sums_start = 0  # the step before the first one that the sums are over
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        if args.disable_tqdm:
+            logging.disable_progress_bar()  # of writing a checkpoint
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(LoadingProgressCallback(self))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    # ---- Data ----
+    def _get_train_sampler(self, train_dataset: MultimodalDataset | None = None) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(train_dataset or self.train_dataset, seed=seed)
+
+    def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> DataLoader:
+        """Batches of this process's share of the rows; no row stands in two shares, none is repeated to fill a
+        batch.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
+        if eval_dataset is None:
+            raise ValueError("Evaluation needs an eval_dataset.")
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            Subset(eval_dataset, range(self.args.process_index, len(eval_dataset), self.args.world_size)),
+            batch_size=self.args.eval_batch_size,
+            collate_fn=EvaluationCollator(self.eval_collator),
+            num_workers=workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # A run that resumes at its last step, within an epoch, would get one more.
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        started = time.perf_counter()
+        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.speed.waited += time.perf_counter() - started
+        self.has_trained = True
+        self.speed.samples += sum(len(batch["row_ids"]) for batch in batches) * self.args.world_size
+        return batches, counts
+
+    # ---- Losses ----
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> dict[str, torch.Tensor] | None:
+        if not batch_samples:
+            return None
+        model = self.accelerator.unwrap_model(self.model)
+        counts = [model.count_items(batch) for batch in batch_samples]
+        names = list(counts[0])
+        totals = torch.stack([torch.stack([count[name] for name in names]).to(device) for count in counts]).sum(dim=0)
+        return dict(zip(names, sum_over_processes(totals), strict=True))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs, num_items=num_items_in_batch)
+        self._collect(outputs)
+        # Gradients are averaged over processes, but this loss is a share of a sum.
+        loss = outputs.loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _collect(self, outputs) -> None:
+        """Add up what the next log shows, on the device: reading it every step would wait for the device every
+        step.
+        """
+        if not self._sums:
+            self._sums_start = self.state.global_step
+        for name, value in outputs.losses.items():
+            self._sums[f"{name}_loss"] = self._sums.get(f"{name}_loss", torch.zeros_like(value)) + value
+        for name, value in outputs.metrics.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sums:
+            steps = max(self.state.global_step - self._sums_start, 1)
+            for name, total in self._sums.items():
+                total = sum_over_processes(total)
+                if total.ndim:
+                    logs[name] = float(total[0]) / max(float(total[1]), 1.0)
+                else:
+                    logs[name] = float(total) / steps
+            self._sums = {}
+            logs |= self.speed.values()
+            self.speed.restart()
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """[`Trainer.train`]; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]: without metrics if the checkpoint had no step left to train.
+        """
+        if resume_from_checkpoint is True:
+            newest = newest_checkpoint(self.args.output_dir)
+            if newest is None:
+                raise ValueError(f"{self.args.output_dir!r} holds no complete checkpoint to resume from.")
+            resume_from_checkpoint = str(newest)
+        if self.run_record is not None:
+            self.accelerator.wait_for_everyone()  # until all have looked into the folder
+            if self.is_world_process_zero():
+                begin_run(self.args.output_dir, self.run_record, starts_over=resume_from_checkpoint is None)
+        self._sums = {}
+        self.speed.restart()
+        self.has_trained = False
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return result if self.has_trained else result._replace(metrics={})
+
+    # ---- Optimizer ----
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        rates = self.args.tower_learning_rates
+        if not rates:
+            return optimizer
+        names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            by_rate: dict[float, list[torch.nn.Parameter]] = {}
+            for parameter in group["params"]:
+                towers = (m for m in rates if f"{m}_encoder." in names[id(parameter)])
+                rate = rates.get(next(towers, ""), group["lr"])
+                by_rate.setdefault(rate, []).append(parameter)
+            groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+        optimizer.param_groups.clear()
+        for group in groups:
+            optimizer.add_param_group(group)
+        return optimizer
+
+    # ---- Evaluation ----
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Encode this process's rows, share them, and measure; [`Trainer.evaluate`] does the rest."""
+        with self._evaluating() as model:
+            encoded = self._encode(model, dataloader)
+            evaluation = evaluate_encoded(
+                model,
+                encoded,
+                matching_top_k=self.args.matching_top_k,
+                process_index=self.args.process_index,
+                num_processes=self.args.world_size,
+                autocast=self.accelerator.autocast,
+            )
+        self.last_evaluation = evaluation
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(encoded.rows))
+
+    def evaluate_pairs(self, pair_sets: list[PairSet]) -> dict[str, float]:
+        """Measure pairs of rows of the evaluation set that was evaluated last; the metrics join those of that
+        evaluation.
+
+        Returns:
+            `dict[str, float]`: metrics of [`pair_metrics`], with the prefix `eval_`.
+        """
+        evaluation = self.last_evaluation
+        ids = self.eval_dataset
+        clips = {ids[row.row_id]["id"]: row.embeds["clip"] for row in evaluation.rows if row.presence["clip"]}
+        captions: dict[str, torch.Tensor] = {}
+        for caption in evaluation.captions:
+            captions.setdefault(ids[caption.row_id]["id"], caption.embed)
+        metrics: dict[str, float] = {}
+        for pair_set in pair_sets:
+            swapped: dict[str, torch.Tensor] = {}
+            if pair_set.swapped is not None:
+                with self._evaluating() as model:
+                    encoded = self._encode(model, self.get_eval_dataloader(pair_set.swapped))
+                swapped = {pair_set.swapped[row.row_id]["id"]: row.embeds["clip"] for row in encoded.rows}
+            metrics |= pair_metrics(pair_set, captions, clips, swapped)
+        evaluation.metrics |= metrics
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[PreTrainedModel]:
+        """The model without its wrappers, in evaluation mode for as long as the context lasts."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        yield model
+        model.train(was_training)
+
+    def _encode(self, model: PreTrainedModel, dataloader: DataLoader) -> EncodedSet:
+        self.callback_handler.eval_dataloader = dataloader
+
+        def on_step() -> None:
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        return encode_set(
+            model,
+            dataloader,
+            to_device=self._prepare_inputs,
+            autocast=self.accelerator.autocast,
+            on_step=on_step,
+        )
+
+    # ---- Saving ----
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.run_record is not None and self.args.should_save:
+            write_run_record(output_dir or self.args.output_dir, self.run_record)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write the model card with the numbers of the last evaluation, in place of the stock one (also before a
+        push).
+        """
+        if not self.is_world_process_zero() or self.run_record is None:
+            return
+        evaluation, arguments = self.last_evaluation, self.run_record["arguments"]
+        write_model_card(
+            self.args.output_dir,
+            metrics=evaluation.metrics if evaluation else {},
+            intervals=evaluation.intervals if evaluation else {},
+            protocol=evaluation.protocol if evaluation else "not evaluated",
+            counts=evaluation.counts if evaluation else {},
+            training_counts={"rows": len(self.train_dataset), "steps": self.state.global_step},
+            run=self.run_record,
+            dataset_name=Path(arguments["validation_file"]).parent.name or Path(arguments["validation_file"]).stem,
+            base_models=[
+                arguments[f"{tower}_model_name_or_path"]
+                for tower in (*MODALITIES, "fusion")
+                if arguments[f"{tower}_model_name_or_path"]
+            ],
+        )

@@ -1,0 +1,113 @@
+"""One, two and three processes compute the same losses and gradients for the same global batch."""
+
+import pytest
+import torch
+from torch.multiprocessing import start_processes
+
+from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
+from tests.models.distributed_worker import CASES, build, gradients_of, run
+from tests.models.tiny import ROWS, make_batch
+
+worlds = pytest.mark.parametrize("world_size", [2, 3])
+cases = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[tuple[int, int], dict]:
+    """What each process computed, by (number of processes, rank)."""
+    folder = tmp_path_factory.mktemp("processes")
+    start_processes(run, args=(folder,), nprocs=3, start_method="spawn")
+    return {(size, rank): torch.load(folder / f"{size}_{rank}.pt") for size in (2, 3) for rank in range(size)}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, dict]:
+    """Losses and gradients of one process that has all rows."""
+    found = {}
+    for case in CASES:
+        model = build(case)
+        output = model(**make_batch())
+        output.loss.backward()
+        found[case] = {"loss": output.loss.detach(), "losses": output.losses, "gradients": gradients_of(model)}
+        found[case]["logits"] = output.logits.detach()
+    return found
+
+
+def close(actual, wanted, **kwargs):
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5, **kwargs)
+
+
+def test_the_global_batch_has_what_makes_it_hard():
+    counts = build("merge").count_items(make_batch())
+    assert counts["contrastive_av"] < counts["matching"] < len(ROWS)
+    assert not make_batch()["match_aligned"].all()
+    assert make_batch()["group_ids"].unique().numel() < len(ROWS)
+
+
+@worlds
+@cases
+def test_shares_of_the_losses_add_up(results, expected, world_size, case):
+    ranks = [results[world_size, rank][case] for rank in range(world_size)]
+    assert len({rank["windows"] for rank in ranks}) == 2  # unequal numbers of audio windows
+    for name, value in expected[case]["losses"].items():
+        close(sum(rank["losses"][name] for rank in ranks), value)
+    close(sum(rank["loss"] for rank in ranks), expected[case]["loss"])
+    close(torch.cat([rank["logits"] for rank in ranks]), expected[case]["logits"])  # the same hard negatives
+
+
+@worlds
+@cases
+def test_gradients_add_up(results, expected, world_size, case):
+    ranks = [results[world_size, rank][case]["gradients"] for rank in range(world_size)]
+    for name, gradient in expected[case]["gradients"].items():
+        close(sum(rank[name] for rank in ranks), gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@worlds
+@cases
+def test_gradients_under_distributed_data_parallel(results, expected, world_size, case):
+    for rank in range(world_size):
+        gradients = results[world_size, rank][case]["wrapped_gradients"]
+        for name, gradient in expected[case]["gradients"].items():
+            close(gradients[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@worlds
+def test_gathered_rows_stand_in_the_order_of_ranks(results, world_size):
+    for rank in range(world_size):
+        found = results[world_size, rank]["gathering"]
+        assert found["gathered"].tolist() == [
+            [10 * owner + 2 * row, 10 * owner + 2 * row + 1] for owner in range(world_size) for row in range(2)
+        ]
+        assert found["first_row"] == 2 * rank
+        assert found["mask"].dtype == torch.bool
+        assert found["mask"].tolist() == [True, True] + [False, True] * (world_size - 1)
+        assert found["ids"].tolist() == [2**62 + owner for owner in range(world_size)]
+        assert found["sum"].tolist() == [world_size, sum(range(world_size))]
+        assert found["mine"].tolist() == [1, rank]  # not changed in place
+
+
+@worlds
+def test_gradients_of_all_processes_flow_back_to_the_owner_of_a_row(results, world_size):
+    total = sum(rank + 1 for rank in range(world_size))
+    for rank in range(world_size):
+        expected = [[total * (2 * rank + row + 1)] * 2 for row in range(2)]
+        found = results[world_size, rank]["gathering"]
+        assert found["gradient"].tolist() == expected
+        assert found["bystander"].tolist() == [[(rank + 1) * (i + 1)] * 2 for i in range(2 * world_size)]
+
+
+@worlds
+def test_states_are_padded_to_the_longest_of_any_process(results, world_size):
+    for rank in range(world_size):
+        found = results[world_size, rank]["gathering"]
+        real = [True] * (rank + 1) + [False] * (world_size - rank - 1)
+        assert found["padded_mask"].tolist() == [real]
+        assert found["states"].tolist() == [[[float(r)] * 2 for r in real]]
+
+
+def test_one_process_gets_back_what_it_gave():
+    rows, mask = torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+    assert gather_rows(rows) is rows and sum_over_processes(rows) is rows
+    assert pad_to_longest(rows, mask) == (rows, mask)
+    assert first_row(5) == 0

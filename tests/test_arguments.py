@@ -1,0 +1,317 @@
+"""The command line: precedence, old flags, errors of one line, and a help text that can be read."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
+from arguments.model_arguments import PROJECT_FOLDER, find_config
+from arguments.parser import GROUPS, CommandLineParser
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+
+EVERYTHING = (ModelArguments, DataArguments, MultimodalTrainingArguments)
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Parses and returns the one line on stderr."""
+
+    def error_of(*argv: str) -> str:
+        with pytest.raises(SystemExit) as exit_info:
+            parse_args(argv)
+        assert exit_info.value.code == 2
+        captured = capsys.readouterr().err
+        assert captured.count("\n") == 1 and "Traceback" not in captured
+        return captured.strip()
+
+    return error_of
+
+
+def test_defaults():
+    model_args, data_args, training_args = parse_args([])
+    assert model_args.modalities == ["text", "audio", "video"]
+    assert (model_args.mlm_probability, model_args.audio_mask_ratio, model_args.video_mask_ratio) == (0.3, 0.3, 0.8)
+    assert (model_args.vt_match_ratio, model_args.contrastive_dim) == (0.5, 768)
+    assert model_args.contrastive_loss_before_fusion is True
+    assert (data_args.train_file, data_args.validation_file) == ("train.csv", "validation.csv")
+    assert data_args.drop_modality == [] and data_args.num_frames is None
+    assert isinstance(training_args, MultimodalTrainingArguments)
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_the_default(write_config):
+    config = write_config("learning_rate: 5e-5\nnum_frames: 4\nmodalities: [video, text]\nseed: 7\n")
+    model_args, data_args, training_args = parse_args(["--num_frames", "8", "--config", config])
+    assert training_args.learning_rate == 5e-5
+    assert training_args.seed == 7
+    assert model_args.modalities == ["text", "video"]
+    assert data_args.num_frames == 8
+
+
+def test_yaml_values_of_every_kind(write_config):
+    config = write_config(
+        "# a comment\nfp16: true\npad_to_max_length: false\nmax_steps: -1\nweight_decay: 1.0e-2\nvideo_size: 32\n"
+        "data_root: null\nsave_strategy: no\nlr_scheduler_kwargs: '{\"num_cycles\": 2}'\n"
+        "drop_modality:\n- video\n- audio\n"
+    )
+    _, data_args, training_args = parse_args(["--config", config, "--use_cpu"])
+    assert training_args.fp16 is True and data_args.pad_to_max_length is False
+    assert training_args.max_steps == -1 and training_args.weight_decay == 0.01
+    assert data_args.video_size == [32, 32] and data_args.data_root is None
+    assert training_args.save_strategy == "no"
+    assert training_args.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert data_args.drop_modality == ["audio", "video"]
+
+
+def test_empty_yaml_changes_nothing(write_config):
+    assert parse_args(["--config", write_config("")])[:2] == parse_args([])[:2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1\n", "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ("per-device-train-batch-size: 1\n", "did you mean 'per_device_train_batch_size'?"),
+        ("xyzzy: 1\n", "unknown key 'xyzzy'; `train.py --help` lists all of them."),
+        ("config: other.yaml\n", "unknown key 'config'"),
+        ("1: 2\n", "unknown key 1"),
+        ("learning_rate: fast\n", "--learning_rate: invalid float value: 'fast'"),
+        ("fusion_form: mrege\n", "--fusion_form: invalid choice: 'mrege'"),
+        ("modalities: [text, smell]\n", "--modalities: invalid choice: 'smell'"),
+        ("modalities: []\n", "'modalities' is an empty list"),
+        ("model:\n  task: retrieval\n", "unknown key 'model'"),
+        ("lr_scheduler_kwargs:\n  num_cycles: 2\n", "'lr_scheduler_kwargs' is nested"),
+        ("seed: 1\nseed: 2\n", "'seed' stands there more than once"),
+        ("- seed\n", "must hold `flag: value` lines"),
+        ("seed: [1\n", "is not valid YAML"),
+    ],
+)
+def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, message):
+    config = write_config(text)
+    error = error_of("--config", config)
+    assert error.startswith(f"train.py: error: {config}: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--freez", "video"], "unknown argument '--freez'; did you mean '--freeze'?"),
+        (["--learning-rat=1"], "unknown argument '--learning-rat'; did you mean '--learning_rate'?"),
+        (["--max_step", "2"], "unknown argument '--max_step'; did you mean '--max_steps'?"),  # no abbreviations
+        (["train.csv"], "'train.csv' belongs to no argument"),
+        (["--seed", "one"], "--seed: invalid int value: 'one'"),
+        (["--fp16", "maybe"], "--fp16: Truthy value expected"),
+        (["--config"], "--config: expected one argument"),
+        (["--config", "missing.yaml"], "missing.yaml: cannot be read: No such file or directory"),
+        (["--config", "tests"], "tests: cannot be read: Is a directory"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "--config is given more than once"),
+        (["--mlm_probability", "30"], "--mlm_probability is 30.0; it is a share: give a number from 0 to 1."),
+        (["--matching_loss_weight", "-1"], "--matching_loss_weight is -1.0; give a number from 0 (off) upwards."),
+        (["--num_frames", "0"], "--num_frames is 0; give a whole number from 1 upwards."),
+        (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),
+        (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a share of all steps"),
+        (["--do_eval"], "without --do_train a saved model is needed: name its folder with --model_name_or_path."),
+        (["--early_stopping_patience", "2"], "--early_stopping_patience needs --metric_for_best_model"),
+        (["--early_stopping_patience", "2", "--metric_for_best_model", "loss"], "and --eval_strategy epoch or steps"),
+        (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
+    ],
+)
+def test_errors_are_one_line(error_of, argv, message):
+    assert message in error_of(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--warmup_ratio", "0.1"], "warmup_steps", 0.1),
+        (["--warmup-ratio=0.1"], "warmup_steps", 0.1),
+        (["--evaluation_strategy", "epoch"], "eval_strategy", "epoch"),
+        (["--mae_feature_extractor_name", "a"], "audio_processor_name", "a"),
+        (["--videomae_feature_extractor_name", "b"], "video_processor_name", "b"),
+        (["--no_cuda"], "use_cpu", True),
+        (["--no_cuda", "False"], "use_cpu", False),
+        (["--per_gpu_train_batch_size", "3"], "per_device_train_batch_size", 3),
+        (["--per_gpu_eval_batch_size", "3"], "per_device_eval_batch_size", 3),
+        (["--gradient_checkpointing"], "activation_checkpointing", True),
+        (["--gradient_checkpointing", "True"], "activation_checkpointing", True),
+        (["--group_by_length"], "train_sampling_strategy", "group_by_length"),
+        (["--group_by_length", "False"], "train_sampling_strategy", "random"),
+        (["--overwrite_output_dir"], "overwrite_output_dir", True),
+        (["--local-rank=0"], "local_rank", 0),
+        (["--do_eval", "--model_name_or_path", "saved"], "do_eval", True),
+        (["--max-steps", "2"], "max_steps", 2),
+    ],
+)
+def test_old_flags(argv, name, value):
+    merged = {name: value for part in parse_args(argv) for name, value in vars(part).items()}
+    assert merged[name] == value
+
+
+def test_old_flags_in_yaml_are_overridden_by_new_ones_on_the_command_line(write_config):
+    config = write_config("warmup_ratio: 0.1\nno_cuda: true\ngroup_by_length: true\n")
+    training_args = parse_args(["--config", config, "--warmup_steps", "20"])[2]
+    assert training_args.warmup_steps == 20
+    assert training_args.use_cpu is True
+    assert training_args.train_sampling_strategy == "group_by_length"
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--no_cuda=True", "taken as --use_cpu"),
+        ("--per_gpu_train_batch_size=2", "taken as --per_device_train_batch_size"),
+        ("--fp16_backend=auto", "has no effect"),
+        ("--half_precision_backend=auto", "has no effect"),
+    ],
+)
+def test_removed_flags_print_one_hint(capsys, flag, hint):
+    parse_args([flag, flag])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1 and hint in lines[0]
+
+
+def test_hints_are_printed_by_the_first_process_only(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    CommandLineParser(*EVERYTHING).parse(["--no_cuda"])
+    assert capsys.readouterr().err == ""
+
+
+def test_logging_dir_sets_the_variable_of_tensorboard(monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "before")
+    parse_args(["--logging_dir", "logs"])
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == "logs"
+
+
+def test_a_train_args_file_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "train.args").write_text("--seed 99")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
+    assert parse_args()[2].seed == 42
+
+
+def test_configs_are_found_beside_train_py_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/text/debertv2_config_small.json"
+    assert find_config(name) == str(PROJECT_FOLDER / name)
+    assert ModelArguments(text_config_name=name).text_config_name == str(PROJECT_FOLDER / name)
+    (tmp_path / "configs/text").mkdir(parents=True)
+    (tmp_path / name).write_text("{}")
+    assert find_config(name) == name
+    assert find_config("google/vit-base-patch16-224") == "google/vit-base-patch16-224"
+
+
+def test_a_tower_without_a_name_gets_the_small_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model_args = ModelArguments(text_model_name_or_path="some/model", video_config_name="some/config")
+    assert model_args.text_config_name is None
+    assert model_args.video_config_name == "some/config"
+    assert model_args.audio_config_name == str(PROJECT_FOLDER / "configs/audio/mae_config_small.json")
+    assert model_args.fusion_config_name == str(PROJECT_FOLDER / "configs/crossformer/vit_config_small.json")
+    assert ModelArguments(model_name_or_path="checkpoint").audio_config_name is None
+
+
+def test_manifests_and_roots_follow_data_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.csv").touch()
+    (tmp_path / "validation.csv").touch()
+    alone = DataArguments(video_root="videos")
+    assert alone.train_path == Path("train.csv")
+    assert alone.roots == {"video_root": Path("videos"), "audio_root": None, "text_root": None}
+    rooted = DataArguments(data_root="data", video_root="videos", audio_root="/sounds")
+    assert rooted.train_path == Path("data/train.csv")
+    assert rooted.validation_path == Path("validation.csv")  # not in data_root, but in the working directory
+    assert DataArguments(data_root="data", train_file="missing.csv").train_path == Path("data/missing.csv")
+    roots = {"video_root": Path("data/videos"), "audio_root": Path("/sounds"), "text_root": Path("data")}
+    assert rooted.roots == roots
+
+
+def test_only_given_preprocessing_values_are_passed_on():
+    assert DataArguments().audio_settings == {} and DataArguments().video_settings == {}
+    data_args = DataArguments(
+        num_audio_frames=64, max_audio_windows=2, video_size=[32, 48], frame_sampling="jittered", random_flip=True
+    )
+    assert data_args.audio_settings == {"num_frames": 64, "max_windows": 2}
+    assert data_args.video_settings == {
+        "size": {"height": 32, "width": 48},
+        "train_frame_sampling": "jittered",
+        "frame_sampling": "uniform",
+        "random_flip": True,
+    }
+    dense = DataArguments(frame_sampling="dense", frame_stride=2).video_settings
+    assert dense == {"train_frame_sampling": "dense", "frame_sampling": "dense", "frame_stride": 2}
+    AudioFeatureExtractor(**data_args.audio_settings)
+    VideoClipProcessor(**data_args.video_settings)
+
+
+def test_collator_takes_its_settings():
+    processor = MultimodalProcessor(feature_extractor=AudioFeatureExtractor())
+    assert MultimodalCollator(processor, **DataArguments().collator_settings).parallel is True
+    assert MultimodalCollator(processor, **DataArguments(collator_threads=1).collator_settings).parallel is False
+
+
+def test_model_settings_are_those_of_the_config():
+    model_args = ModelArguments(
+        mlm_loss_weight=0.5,
+        fusion_form="merge",
+        modalities=["text", "video"],
+        text_model_name_or_path="a",
+        audio_model_name_or_path="b",
+        fusion_model_name_or_path="c",
+        text_config_name="d",
+    )
+    assert model_args.loss_weights["mlm_loss_weight"] == 0.5 and len(model_args.loss_weights) == 8
+    settings = model_args.config_settings
+    assert settings["fusion_form"] == "merge" and settings.keys() >= model_args.loss_weights.keys()
+    assert settings.keys() <= vars(MultimodalConfig()).keys()
+    assert model_args.pretrained_towers == {"text": "a", "fusion": "c"}
+    assert model_args.tower_config_name("text") == "d"
+    assert model_args.tower_config_name("audio") == "b"
+    assert model_args.tower_config_name("video") == find_config("configs/video/videomae_config_small.json")
+
+
+def test_help_has_every_flag_once_under_a_heading_in_short_lines():
+    command = [sys.executable, "-c", "from arguments import parse_args; parse_args(['--help'])"]
+    environment = os.environ | {"COLUMNS": "119"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_FOLDER, env=environment)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line[:-1] for line in lines if line and line[0] != " " and line.endswith(":")] == ["options", *GROUPS]
+    assert max(map(len, lines)) <= 119
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    hidden = {"gradient_checkpointing", "gradient_checkpointing_kwargs", "local_rank"}
+    names = {field.name for dtype in EVERYTHING for field in dataclasses.fields(dtype) if field.init}
+    assert len(flags) == len(set(flags))
+    assert set(flags) == {f"--{name}" for name in names - hidden} | {"--config"}
+    starts = [index for index, line in enumerate(lines) if line.startswith("  --")]
+    assert max(end - start for start, end in zip(starts[:-1], starts[1:], strict=True)) <= 6
+
+
+def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
+    stock = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for dtype in EVERYTHING:
+        for field in dataclasses.fields(dtype):
+            if field.name not in stock:
+                assert field.metadata["group"] in GROUPS, field.name
+                assert field.metadata["help"].endswith((".", ")")), field.name
+
+
+def test_shipped_runs_are_valid():
+    for path in sorted(Path(PROJECT_FOLDER, "configs/runs").glob("*.yaml")):
+        CommandLineParser(*EVERYTHING).parse(["--config", str(path)])

@@ -1,0 +1,109 @@
+"""The rules of docs/architecture.md that can be read off the files: who imports whom, and what lies where."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# What each part may import besides itself. `*` is everything.
+ALLOWED_IMPORTS = {
+    "modalities": set(),
+    "media": {"modalities"},
+    "processing": {"media", "modalities"},
+    "data": {"media", "processing", "modalities"},
+    "models": {"modalities"},
+    "evaluation": set(),
+    "evaluation.report": {"media"},
+    "training": {"models", "data", "processing", "evaluation", "modalities"},
+    "inference": {"models", "data", "processing", "media", "evaluation", "modalities"},
+    "doctor": set(),
+    "cli": {"*"},
+    "__main__": {"cli"},
+    "__init__": set(),
+    "arguments": {"modalities", "training"},
+}
+
+
+def _python_files() -> list[Path]:
+    return sorted([*REPOSITORY.glob("simple_multimodal/**/*.py"), *REPOSITORY.glob("arguments/**/*.py")])
+
+
+def _part_of(module: str) -> str:
+    """The part that a module such as `simple_multimodal.data.toy` or `arguments.parser` belongs to."""
+    names = module.split(".")
+    if names[0] != "simple_multimodal":
+        return names[0]
+    if len(names) == 1:
+        return "__init__"
+    return ".".join(names[1:3]) if ".".join(names[1:3]) in ALLOWED_IMPORTS else names[1]
+
+
+def _imported_modules(path: Path) -> set[str]:
+    """The modules of this repository that a file imports, absolute names, wherever in the file."""
+    package = path.relative_to(REPOSITORY).with_suffix("").parts[:-1]
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            is_package = REPOSITORY.joinpath(*base, "__init__.py").exists()
+            modules |= {".".join([*base, alias.name] if is_package else base) for alias in node.names}
+    return {module for module in modules if module.split(".")[0] in ("simple_multimodal", "arguments", "train")}
+
+
+@pytest.mark.parametrize("path", _python_files(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_point_one_way(path):
+    module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+    part = _part_of(module)
+    assert part in ALLOWED_IMPORTS, (
+        f"{path}: a new part of the package needs a line in ALLOWED_IMPORTS and in the docs"
+    )
+    folder = part.split(".")[0]
+    allowed = ALLOWED_IMPORTS[part] | {folder, "__init__"}  # `import simple_multimodal` alone gives the version
+    if "*" not in allowed:
+        forbidden = {name for name in _imported_modules(path) if _part_of(name).split(".")[0] not in allowed}
+        assert not forbidden, f"{path.name} belongs to {part!r}, which may not import {sorted(forbidden)}"
+
+
+def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
+    folder = tmp_path / "simple_multimodal/media"
+    folder.mkdir(parents=True)
+    for package in (folder.parent, folder):
+        (package / "__init__.py").touch()
+    (folder / "video.py").write_text(
+        "import torch\nfrom ..models import encoders\nfrom .errors import MediaError\n"
+        "def f():\n    import simple_multimodal.training.trainer\n    from simple_multimodal import processing\n"
+    )
+    (folder.parent / "models").mkdir()
+    (folder.parent / "models/__init__.py").touch()
+    assert _imported_modules(folder / "video.py") == {
+        "simple_multimodal.models.encoders",
+        "simple_multimodal.media.errors",
+        "simple_multimodal.training.trainer",
+        "simple_multimodal.processing",
+    }
+
+
+def test_every_module_opens_with_a_sentence():
+    for path in _python_files():
+        text = path.read_text(encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(text))
+        assert not text or (docstring is not None and docstring.split("\n\n")[0].endswith((".", ":"))), path
+
+
+def test_the_datasets_folder_does_not_hide_the_library():
+    assert not list(REPOSITORY.glob("datasets/*.py"))
+    import datasets
+
+    assert REPOSITORY / "datasets" not in Path(datasets.__file__).parents
+
+
+def test_scripts_are_short():
+    for path in REPOSITORY.glob("run_scripts/*"):
+        assert path.suffix == ".sh" and len(path.read_text().splitlines()) <= 10, path
+    assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 150

@@ -1,0 +1,92 @@
+"""What the README shows works: its commands parse, its files exist, its Python runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import RobertaConfig, RobertaForMaskedLM
+
+from arguments import parse_args
+from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.models import MultimodalForPreTraining, encoders
+from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
+from simple_multimodal.processing import MultimodalProcessor
+from tests.models.tiny import tiny_config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every shell command of the README that runs `train.py`, as words after `train.py`."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    blocks += re.findall(r"`(python train\.py [^`]*)`", README)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[line.index("train.py") + 1 :] for line in words if "train.py" in line and "--help" not in line]
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
+def test_commands_parse(words, tmp_path):
+    parse_args([*words, "--use_cpu", "--output_dir", str(tmp_path)])
+
+
+def test_readme_has_its_commands():
+    assert len(commands()) >= 3
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert link.startswith("https://") or (REPOSITORY / link).exists()
+
+
+def test_scripts_that_are_named_exist():
+    for script in re.findall(r"bash (run_scripts/\S+)", README):
+        assert (REPOSITORY / script).is_file()
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    tokenizer = train_tokenizer(["a large red circle rises while fast high pure notes play"])
+    config = tiny_config()
+    config.text_config.vocab_size = len(tokenizer)
+    MultimodalForPreTraining(config).save_pretrained(tmp_path / "outputs/toy")
+    MultimodalProcessor(tokenizer=tokenizer).save_pretrained(tmp_path / "outputs/toy")
+    monkeypatch.chdir(tmp_path)
+    code = next(block for block in PYTHON_BLOCKS if "MultimodalProcessor" in block)
+    values: dict = {}
+    exec(compile(code, "README.md", "exec"), values)
+    model = MultimodalForPreTraining.from_pretrained("outputs/toy")
+    assert values["embedding"].shape == (1, model.config.contrastive_dim)
+    assert float(values["embedding"].norm()) == pytest.approx(1, abs=1e-5)
+
+
+def test_worked_example_of_an_encoder_loads_a_checkpoint(tmp_path, monkeypatch):
+    code = next(block for block in PYTHON_BLOCKS if "RobertaTextEncoder" in block)
+    values: dict = {"__name__": "simple_multimodal.models.text.roberta"}
+    exec(compile(code, "README.md", "exec"), values)
+    encoder_class = values["RobertaTextEncoder"]
+    monkeypatch.setitem(encoders.ENCODERS, encoder_class.model_type, encoder_class)
+
+    config = RobertaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    stock = RobertaForMaskedLM(config).eval()
+    stock.save_pretrained(tmp_path)
+    encoder = encoder_class(load_tower_config(str(tmp_path), "text")).eval()
+    decoder = encoder.decoder_class(encoder.config).eval()
+    report = load_pretrained_tower(encoder, decoder, str(tmp_path))
+    assert report.new == [] and report.unused == {}
+    input_ids = torch.tensor([[2, 7, 9, 3]])
+    with torch.no_grad():
+        logits = decoder(encoder(input_ids, torch.ones_like(input_ids)).tokens, encoder.word_embeddings)
+        torch.testing.assert_close(logits, stock(input_ids).logits, atol=1e-5, rtol=1e-5)

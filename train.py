@@ -1,0 +1,153 @@
+"""Train and evaluate a model over text, audio and video.
+
+    python train.py --config configs/runs/toy.yaml --data_root datasets/toy --output_dir outputs/toy
+    accelerate launch train.py --train_file train.csv --validation_file validation.csv --output_dir outputs/mine
+
+Every flag: python train.py --help
+"""
+
+import json
+import os
+import sys
+
+# Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from transformers import set_seed
+from transformers.utils import logging
+
+from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.models import MultimodalForPreTraining, MultimodalForRetrieval
+from simple_multimodal.models.fusion.crossformer import load_fusion_config
+from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.training import assembly
+from simple_multimodal.training.evaluation import PairSet
+from simple_multimodal.training.results import one_line, write_results
+from simple_multimodal.training.run_record import find_checkpoint, make_run_record
+from simple_multimodal.training.trainer import MultimodalTrainer
+
+logger = logging.get_logger("simple_multimodal")
+
+TASKS = {"pretraining": MultimodalForPreTraining, "retrieval": MultimodalForRetrieval}
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
+    """The main job: data, model, trainer; then train, evaluate and save. Returns the metrics."""
+    set_seed(args.seed)  # before any module is built: new layers are drawn, too
+
+    # Data: rows of paths; no media file is opened yet.
+    def rows(path, max_samples=None) -> MultimodalDataset:
+        return MultimodalDataset(
+            path,
+            max_samples=max_samples,
+            modalities=model_args.modalities,
+            cache_dir=model_args.cache_dir,
+            **data_args.roots,
+        )
+
+    train_set = rows(data_args.train_path, data_args.max_train_samples) if args.do_train else None
+    evaluates = args.do_eval or args.eval_strategy != "no"
+    eval_set = rows(data_args.validation_path, data_args.max_eval_samples) if evaluates else None
+    pair_sets = [
+        PairSet.from_file(path, swapped and rows(swapped)) for path, swapped in data_args.pair_paths if args.do_eval
+    ]
+
+    # The run: what it is, and where it goes on from.
+    record = make_run_record(
+        {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
+        command=sys.argv,
+        data={"training": train_set, "evaluation": eval_set},
+    )
+    checkpoint = None
+    if args.do_train:
+        checkpoint = find_checkpoint(
+            args.output_dir, record, overwrite=args.overwrite_output_dir, resume_from=args.resume_from_checkpoint
+        )
+    source = checkpoint or model_args.model_name_or_path
+
+    # Model and processor: saved ones, or new ones out of pretrained towers and configs.
+    model_class = TASKS[model_args.task]
+    if source is not None:
+        processor = assembly.load_processor(source, cache_dir=model_args.cache_dir, **data_args.processor_settings)
+        model = model_class.from_pretrained(
+            source,
+            attn_implementation=model_args.attn_implementation,
+            cache_dir=model_args.cache_dir,
+            **model_args.given_loss_weights,
+        )
+    else:
+        towers = {m: load_tower_config(model_args.tower_config_name(m), m) for m in model_args.modalities}
+        processor = assembly.build_processor(
+            towers,
+            captions=(train_set or eval_set).captions,
+            **model_args.processor_names,
+            **data_args.processor_settings,
+        )
+        config = assembly.build_config(
+            towers,
+            load_fusion_config(model_args.tower_config_name("fusion")),
+            processor,
+            attn_implementation=model_args.attn_implementation,
+            **model_args.config_settings,
+        )
+        model, reports = model_class.from_encoders(
+            config,
+            model_args.pretrained_towers,
+            same_vocabulary=model_args.tokenizer_name is not None,
+            cache_dir=model_args.cache_dir,
+        )
+        for report in reports if args.should_log else ():
+            logger.warning(report.summary())
+    assembly.check_inputs(model, processor, data_args.max_seq_length, model_args.changed_config_settings)
+    model.freeze(model_args.freeze)
+
+    # Trainer.
+    settings = {
+        **data_args.collator_settings,
+        "seed": args.seed,
+        "draws": assembly.build_draws(model, **model_args.mask_settings),
+    }
+    trainer = MultimodalTrainer(
+        model,
+        args,
+        data_collator=MultimodalCollator(processor, training=True, **settings),
+        eval_collator=MultimodalCollator(processor, drop_modalities=data_args.drop_modality, **settings),
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=processor,
+        run_record=record,
+    )
+
+    # Train, evaluate, save.
+    metrics: dict[str, float] = {}
+    if args.do_train:
+        result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.save_model()
+        trainer.save_state()
+        if result.metrics:  # none if the run was complete already
+            trainer.save_metrics("train", result.metrics)
+        metrics |= result.metrics
+    if args.do_eval:
+        evaluated = trainer.evaluate() | trainer.evaluate_pairs(pair_sets)
+        trainer.save_metrics("eval", evaluated)
+        metrics |= evaluated
+        write_results(trainer)
+    return metrics
+
+
+def main() -> None:
+    arguments = parse_args()
+    try:
+        metrics = run(*arguments)
+    except (ValueError, ImportError, OSError) as error:  # of the user, or of a file; the message says what to do
+        if logging.get_verbosity() <= logging.DEBUG:
+            raise
+        sys.exit(f"train.py: error: {one_line(error)}")
+    if arguments[-1].process_index == 0:
+        print(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main()
