@@ -71,12 +71,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     model_class = TASKS[model_args.task]
     if source is not None:
         processor = assembly.load_processor(source, cache_dir=model_args.cache_dir, **data_args.processor_settings)
-        model = model_class.from_pretrained(
-            source,
-            attn_implementation=model_args.attn_implementation,
-            cache_dir=model_args.cache_dir,
-            **model_args.given_loss_weights,
-        )
+        model = model_class.from_pretrained(source, **model_args.loading_settings)
     else:
         towers = {m: load_tower_config(model_args.tower_config_name(m), m) for m in model_args.modalities}
         processor = assembly.build_processor(

@@ -181,7 +181,8 @@ class DataArguments:
     @property
     def pair_paths(self) -> list[tuple[Path, Path | None]]:
         """Each pair file with the manifest of its swapped rows."""
-        swapped = [self._manifest_path(name) for name in self.swapped_files] or [None] * len(self.pair_files)
+        swapped: list[Path | None] = [self._manifest_path(name) for name in self.swapped_files]
+        swapped = swapped or [None] * len(self.pair_files)
         return list(zip(map(self._manifest_path, self.pair_files), swapped, strict=True))
 
     @property

@@ -262,6 +262,15 @@ class ModelArguments:
         return {n: value for n, value in vars(self).items() if n.endswith("_loss_weight") and value is not None}
 
     @property
+    def loading_settings(self) -> dict[str, str | float | dict[str, str] | None]:
+        """The arguments of `from_pretrained` for a saved model."""
+        return {
+            "attn_implementation": self.attn_implementation,
+            "cache_dir": self.cache_dir,
+            **self.given_loss_weights,
+        }
+
+    @property
     def config_settings(self) -> dict[str, str | int | float | bool]:
         """The arguments of `MultimodalConfig` besides those of its towers."""
         return {

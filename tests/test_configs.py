@@ -25,8 +25,8 @@ def toy_data(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="session")
 def clips_data(tmp_path_factory, shared_dir) -> list[str]:
     """Flags for the real clips."""
-    manifests = clips_jsonl_to_manifests(shared_dir / "clips/clips.jsonl", tmp_path_factory.mktemp("clips"))
-    flags = ["--data_root", str(shared_dir / "clips")]
+    manifests = clips_jsonl_to_manifests(shared_dir / "data/clips/clips.jsonl", tmp_path_factory.mktemp("clips"))
+    flags = ["--data_root", str(shared_dir / "data/clips")]
     return [*flags, "--train_file", str(manifests["train"]), "--validation_file", str(manifests["validation"])]
 
 

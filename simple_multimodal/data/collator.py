@@ -195,7 +195,7 @@ class MultimodalCollator:
             `row_ids` and `group_ids` of shape `(num_captions,)`; captions in the order of the rows. Rows without text
             have none.
         """
-        has_text = "text" not in self.drop_modalities
+        has_text = "text" in self.processor.modalities and "text" not in self.drop_modalities
         pairs = [(row, caption) for row in rows if has_text for caption in self._guarded(row_captions, row)]
         encoded = self._tokenize([caption for _, caption in pairs]) if pairs else {}
         empty = torch.zeros(0, 0, dtype=torch.long)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from simple_multimodal.data.randomness import sample_generator
 
-TOY_VERSION = 1  # raise it whenever the same parameters would write other files
+TOY_VERSION = 2  # raise it whenever the same parameters would write other files
 FRAME_SIZE = 64  # pixels, height and width
 FRAMES_PER_SECOND = 10
 SAMPLING_RATE = 16000  # Hz
@@ -39,6 +39,11 @@ COLOURS = {
 BACKGROUNDS = {"black": (8, 8, 8), "grey": (88, 88, 88), "brown": (92, 48, 12)}  # all darker than the outline
 DIAMETERS = {"small": 18.0, "large": 30.0}  # pixels of the longer side, without the outline
 OUTLINE = 1.5  # pixels of white around the object
+WAKE_GAP, WAKE_LENGTH, WAKE_WIDTH = (
+    3.0,
+    9.0,
+    2.5,
+)  # pixels of two strokes behind the object: a frame shows where it goes
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y downwards
 PITCHES = {"low": 180.0, "middle": 430.0, "high": 1030.0}  # Hz of the lowest note
 RHYTHMS = {"slow": 2.0, "steady": 4.0, "fast": 8.0}  # notes per second
@@ -409,6 +414,7 @@ def render_picture(picture: Picture, *, num_frames: int, seed: int) -> np.ndarra
     dx = grid[None, None, :] - (x + margin).astype(np.float32)[:, None, None]
     dy = grid[None, :, None] - (y + margin).astype(np.float32)[:, None, None]
     distance = _signed_distance(shape, dx, dy, radius)[..., None]  # (frames, 64, 64, 1)
+    wake = _wake_distance(dx * horizontal + dy * vertical, dx * vertical + dy * horizontal, radius)[..., None]
     inside, covered = np.clip(0.5 - distance, 0, 1), np.clip(0.5 + OUTLINE - distance, 0, 1)
 
     tints = {
@@ -417,6 +423,7 @@ def render_picture(picture: Picture, *, num_frames: int, seed: int) -> np.ndarra
     backdrop = np.stack([tints[picture.background_at(n / FRAMES_PER_SECOND)] for n in range(num_frames)])
     paint = (np.array(COLOURS[colour]) + generator.uniform(-8, 8, 3)).astype(np.float32)
     texture = generator.normal(0, 3, (FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
+    covered = np.maximum(covered, np.clip(0.5 - wake, 0, 1))
     frames = backdrop[:, None, None, :] * (1 - covered) + 250 * (covered - inside) + paint * inside + texture
     return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
@@ -500,6 +507,13 @@ def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.nd
 def _generator(seed: int, purpose: str) -> np.random.Generator:
     """A generator of its own for each (seed, purpose), whatever the order of the draws elsewhere."""
     return sample_generator(seed, 0, purpose, "toy world")
+
+
+def _wake_distance(ahead: np.ndarray, aside: np.ndarray, radius: float) -> np.ndarray:
+    """Distance in pixels from the wake: two strokes behind an object, which spread like those behind a boat."""
+    behind = -ahead - radius - WAKE_GAP
+    clamped = np.clip(behind, 0, WAKE_LENGTH)
+    return np.hypot(behind - clamped, np.abs(aside) - clamped) - WAKE_WIDTH / 2
 
 
 def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:

@@ -3,7 +3,11 @@
 import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 GROUP = "Training"
 
@@ -88,6 +92,19 @@ class MultimodalTrainingArguments(TrainingArguments):
         if self.matching_top_k < 0:
             raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # which torch would warn about
+        if self.train_sampling_strategy == "group_by_length":
+            logger.warning(
+                "Samples are not grouped by length, which is not known before they are read: drawn at random."
+            )
+        launched = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"} & os.environ.keys()
+        if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and not launched:
+            logger.warning(
+                "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless it is given "
+                "an MPI host file. For several processes on a CPU: accelerate launch --multi_gpu --num_processes N "
+                "train.py --use_cpu ..., or torchrun --nproc_per_node N train.py --use_cpu ..."
+            )
         if self.early_stopping_patience is not None and (
             self.metric_for_best_model is None or self.eval_strategy == "no"
         ):

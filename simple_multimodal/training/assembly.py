@@ -60,7 +60,12 @@ def build_processor(
             video = VideoClipProcessor(**{**values, **(video_settings or {})})
     if "text" in towers:
         if tokenizer_name is not None:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub. {error}"
+                ) from error
         else:
             tokenizer = train_tokenizer(captions())
         tokenizer.model_max_length = min(tokenizer.model_max_length, towers["text"].max_position_embeddings)
@@ -112,12 +117,15 @@ def check_inputs(
         ValueError: If a tower cannot take the inputs, or the model has other settings.
     """
     audio, video = processor.feature_extractor, processor.video_processor
+    sizes: dict[Modality, tuple[int, ...]] = {}
     if processor.tokenizer is not None:
-        model.multimodal.encoder("text").check_inputs(max_seq_length or processor.max_seq_length())
+        sizes["text"] = (max_seq_length or processor.max_seq_length(),)
     if audio is not None:
-        model.multimodal.encoder("audio").check_inputs(audio.num_mel_bins, audio.num_frames)
+        sizes["audio"] = (audio.num_mel_bins, audio.num_frames)
     if video is not None:
-        model.multimodal.encoder("video").check_inputs(video.num_frames, video.height, video.width)
+        sizes["video"] = (video.num_frames, video.height, video.width)
+    for modality, size in sizes.items():
+        model.multimodal.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
     own = model.config.to_dict()
     for name, value in (config_settings or {}).items():
         if own[name] != value:
@@ -160,7 +168,9 @@ def build_config(
         settings |= {"image_mean": list(video.image_mean), "image_std": list(video.image_std)}
     for modality, config in towers.items():
         encoder_class = get_encoder_class(config.model_type, modality)
-        settings[f"{modality}_config"] = encoder_class.fit_config(config, *sizes[modality])
+        settings[f"{modality}_config"] = encoder_class.fit_config(  # type: ignore[attr-defined]  # each kind has its own
+            config, *sizes[modality]
+        )
     return MultimodalConfig(
         crossformer_config=crossformer, attn_implementation=dict(attn_implementation or {}), **settings
     )

@@ -1,10 +1,11 @@
 """What a run leaves for people: the metrics file, the report page, and the model card."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from simple_multimodal.data.manifest import row_captions
+from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
 from simple_multimodal.evaluation.retrieval import ranking, retrieval_ranks
 from simple_multimodal.modalities import INPUT_KEYS
@@ -28,7 +29,7 @@ def write_results(trainer: MultimodalTrainer) -> None:
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     headline = HEADLINE if HEADLINE in evaluation.metrics else None
-    shared = {
+    shared: dict[str, Any] = {
         "metrics": evaluation.metrics,
         "protocol": evaluation.protocol,
         "counts": evaluation.counts,
@@ -40,7 +41,7 @@ def write_results(trainer: MultimodalTrainer) -> None:
         title=folder.name,
         log_history=trainer.state.log_history,
         examples=choose_examples(trainer, evaluation) if headline else [],
-        run=trainer.run_record,
+        run=trainer.run_record or {},
         headline=headline,
         **shared,
     )
@@ -98,7 +99,7 @@ def caption_texts(evaluation: Evaluation, rows) -> list[str]:
     return texts
 
 
-def frame_strip(trainer: MultimodalTrainer, row: dict) -> np.ndarray | None:
+def frame_strip(trainer: MultimodalTrainer, row: Row) -> np.ndarray | None:
     """A few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`; `None` without video."""
     batch = trainer.eval_collator([row])
     if "video_mask" not in batch or not batch["video_mask"][0]:

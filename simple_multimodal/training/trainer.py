@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import EarlyStoppingCallback, PreTrainedModel, ProgressCallback, Trainer
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
@@ -87,6 +87,7 @@ class MultimodalTrainer(Trainer):
         callbacks (`list[TrainerCallback]`, *optional*): further callbacks.
     """
 
+    control: TrainerControl
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -109,13 +110,16 @@ class MultimodalTrainer(Trainer):
         self._sums: dict[str, torch.Tensor] = {}
         self.has_trained = False
         self._sums_start = 0  # the step before the first one that the sums are over
+        self.processor = processing_class
+        # `Trainer` asks every processor for special tokens, also one without a tokenizer.
+        has_tokenizer = processing_class is not None and processing_class.tokenizer is not None
         super().__init__(
             model,
             args,
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=processing_class if has_tokenizer else None,
             callbacks=callbacks,
         )
         if args.disable_tqdm:
@@ -128,7 +132,8 @@ class MultimodalTrainer(Trainer):
     # ---- Data ----
     def _get_train_sampler(self, train_dataset: MultimodalDataset | None = None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(train_dataset or self.train_dataset, seed=seed)
+        shuffle = self.args.train_sampling_strategy != "sequential"
+        return EpochSampler(train_dataset or self.train_dataset, seed=seed, shuffle=shuffle)
 
     def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> DataLoader:
         """Batches of this process's share of the rows; no row stands in two shares, none is repeated to fill a
@@ -139,8 +144,9 @@ class MultimodalTrainer(Trainer):
         if eval_dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
         workers = self.args.dataloader_num_workers
+        share = range(self.args.process_index, len(eval_dataset), self.args.world_size)
         return DataLoader(
-            Subset(eval_dataset, range(self.args.process_index, len(eval_dataset), self.args.world_size)),
+            Subset(eval_dataset, share),  # type: ignore[arg-type]  # it has the methods, not the base class
             batch_size=self.args.eval_batch_size,
             collate_fn=EvaluationCollator(self.eval_collator),
             num_workers=workers,
@@ -274,6 +280,8 @@ class MultimodalTrainer(Trainer):
             `dict[str, float]`: metrics of [`pair_metrics`], with the prefix `eval_`.
         """
         evaluation = self.last_evaluation
+        if evaluation is None:
+            raise ValueError("Pairs are measured among the rows of an evaluation: call `evaluate` before.")
         ids = self.eval_dataset
         clips = {ids[row.row_id]["id"]: row.embeds["clip"] for row in evaluation.rows if row.presence["clip"]}
         captions: dict[str, torch.Tensor] = {}
@@ -316,6 +324,8 @@ class MultimodalTrainer(Trainer):
     # ---- Saving ----
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if self.processor is not None and self.processing_class is None and self.args.should_save:
+            self.processor.save_pretrained(output_dir or self.args.output_dir)
         if self.run_record is not None and self.args.should_save:
             write_run_record(output_dir or self.args.output_dir, self.run_record)
 

@@ -1,0 +1,148 @@
+"""A new model's processor and config, and what is checked before a run: each value from one place."""
+
+import json
+
+import pytest
+from transformers import DebertaV2Config, VideoMAEConfig, ViTConfig, ViTMAEConfig
+
+import train
+from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.training.assembly import build_config, build_processor, load_processor
+from tests.training.tiny_run import CAPTIONS, flags, run
+
+TOWERS = {
+    "text": DebertaV2Config(max_position_embeddings=24),
+    "audio": ViTMAEConfig(image_size=[64, 368], num_channels=1),
+    "video": VideoMAEConfig(num_frames=4, image_size=64),
+}
+PREPROCESSORS = {
+    "vit_mae": {"feature_extractor_type": "ViTFeatureExtractor", "image_mean": [0.5] * 3, "size": 224},
+    "ast": {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 80, "max_length": 160, "mean": -4.0},
+    "videomae": {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_center_crop": True,
+        "crop_size": {"height": 96, "width": 96},
+        "size": {"shortest_edge": 96},
+        "image_mean": [0.1, 0.2, 0.3],
+    },
+}
+
+
+@pytest.fixture
+def folders(tmp_path) -> dict[str, str]:
+    """Folders with a preprocessor config as on the hub."""
+    for name, values in PREPROCESSORS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(values))
+    return {name: str(tmp_path / name) for name in PREPROCESSORS}
+
+
+def build(towers=TOWERS, **settings) -> MultimodalProcessor:
+    return build_processor(towers, captions=lambda: CAPTIONS, **settings)
+
+
+def test_a_processor_fits_the_towers_where_nothing_else_is_said():
+    processor = build()
+    audio, video = processor.feature_extractor, processor.video_processor
+    assert (audio.num_mel_bins, audio.num_frames, audio.sampling_rate) == (64, 368, 16000)
+    assert (video.num_frames, video.height, video.width) == (4, 64, 64)
+    assert processor.max_seq_length() == 24  # the text tower has no more positions
+
+
+def test_a_tower_of_pictures_says_nothing_about_sound():
+    audio = build({"audio": ViTMAEConfig()}).feature_extractor  # RGB, 224 x 224
+    assert (audio.num_mel_bins, audio.num_frames) == (128, 992)
+
+
+def test_settings_come_before_the_named_processor_and_that_before_the_tower(folders):
+    processor = build(audio_processor_name=folders["vit_mae"], video_processor_name=folders["videomae"])
+    audio, video = processor.feature_extractor, processor.video_processor
+    assert (audio.num_mel_bins, audio.num_frames) == (64, 368)  # a picture processor knows nothing of sound
+    assert (video.num_frames, video.height, video.image_mean) == (4, 96, [0.1, 0.2, 0.3])
+    audio = build(audio_processor_name=folders["ast"], audio_settings={"num_frames": 32}).feature_extractor
+    assert (audio.num_mel_bins, audio.num_frames, audio.mean) == (80, 32, -4.0)
+    size = {"height": 32, "width": 48}
+    video = build(
+        video_processor_name=folders["videomae"], video_settings={"size": size, "num_frames": 6}
+    ).video_processor
+    assert (video.num_frames, video.size, video.image_mean) == (6, size, [0.1, 0.2, 0.3])
+
+
+def test_a_config_fits_its_towers_to_the_processor():
+    processor = build(video_settings={"num_frames": 2, "image_mean": [0.1, 0.2, 0.3]})
+    config = build_config(
+        TOWERS, ViTConfig(), processor, attn_implementation={"video_config": "eager"}, fusion_form="merge"
+    )
+    assert config.video_config.num_frames == 2 and config.image_mean == [0.1, 0.2, 0.3]
+    assert config.video_config._attn_implementation == "eager"
+    assert config.text_config.vocab_size == len(processor.tokenizer)
+    assert config.fusion_form == "merge" and TOWERS["video"].num_frames == 4  # a copy was changed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"video_settings": {"num_frames": 3}}, "num_frames"),
+        ({"video_settings": {"size": {"height": 60, "width": 64}}}, "60"),
+        ({"audio_settings": {"num_frames": 100}}, "100"),
+        ({"audio_settings": {"num_mel_bins": 70}}, "70"),
+    ],
+)
+def test_inputs_that_patches_do_not_tile(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_config(TOWERS, ViTConfig(), build(**settings))
+
+
+def test_a_saved_processor_takes_settings_that_change_nothing_for_the_model(tmp_path):
+    build().save_pretrained(tmp_path)
+    processor = load_processor(tmp_path, video_settings={"random_flip": True}, audio_settings={"max_windows": 2})
+    assert processor.video_processor.random_flip is True and processor.video_processor.num_frames == 4
+    assert processor.feature_extractor.max_windows == 2 and processor.feature_extractor.num_mel_bins == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": 4}, "2 frames"),
+        ({"video_size": 64}, "32"),
+        ({"num_mel_bins": 32}, "16"),
+        ({"num_audio_frames": 128}, "64"),
+        ({"max_seq_length": 33}, "max_seq_length is 33, but the text tower 'bert' has positions for 32 tokens"),
+        ({"fusion_form": "merge"}, "--fusion_form is 'merge', but the saved model has 'cross_attention'"),
+    ],
+)
+def test_flags_that_a_saved_model_cannot_follow(start, tmp_path, saved, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(*start, "--do_eval", *flags(model_name_or_path=saved, output_dir=tmp_path, **changes))
+
+
+@pytest.fixture(scope="module")
+def saved(start, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("saved")
+    run(*start, "--do_train", *flags(output_dir=folder, max_steps=1, save_strategy="no"))
+    return str(folder)
+
+
+def test_flags_of_parts_are_named_when_a_whole_model_is_loaded(start, tmp_path, saved, monkeypatch):
+    said = []
+    monkeypatch.setattr("arguments.model_arguments.logger.warning", said.append)
+    run(*start, "--do_eval", *flags(model_name_or_path=saved, output_dir=tmp_path, num_frames=2, random_flip=True))
+    (line,) = said
+    assert "not used: --text_config_name, --audio_config_name, --video_config_name, --fusion_config_name." in line
+
+
+def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, tmp_path, saved, monkeypatch):
+    made = []
+
+    class Kept(train.MultimodalTrainer):
+        def __init__(self, model, *args, **kwargs):
+            made.append({m: model.multimodal.encoder(m).config._attn_implementation for m in model.config.modalities})
+            super().__init__(model, *args, **kwargs)
+
+    monkeypatch.setattr(train, "MultimodalTrainer", Kept)
+    eager = flags(video_attn_implementation="eager")
+    run(*start, "--do_train", *eager, *flags(output_dir=tmp_path / "new", max_steps=1))
+    run(*start, "--do_eval", *eager, *flags(output_dir=tmp_path / "saved", model_name_or_path=saved))
+    assert made == [{"text": "sdpa", "audio": "sdpa", "video": "eager"}] * 2
+    with pytest.raises(ValueError, match="magic"):
+        run(*start, *flags(output_dir=tmp_path / "other", video_attn_implementation="magic"))

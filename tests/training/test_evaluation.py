@@ -1,0 +1,99 @@
+"""Evaluation over whole sets: what is scored, what is ranked, and pairs of twins."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from simple_multimodal.training.evaluation import (
+    PairSet,
+    candidate_pairs,
+    matching_loss,
+    pair_metrics,
+    rerank,
+    sum_over_dictionaries,
+)
+
+EAST, NORTH, WEST = (torch.tensor(values) for values in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]))
+
+
+def write_pairs(path, pairs) -> str:
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    return str(path)
+
+
+def test_pairs_count_captions_that_prefer_their_own_clip(tmp_path):
+    pairs = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    pair_set = PairSet.from_file(write_pairs(tmp_path / "sound_pairs.jsonl", pairs))
+    assert pair_set.name == "sound"
+    captions = {"1": EAST, "2": NORTH, "3": EAST, "4": NORTH}
+    clips = {"1": EAST, "2": NORTH, "3": NORTH, "4": NORTH}  # the twins 3 and 4 are the same to the model
+    found = pair_metrics(pair_set, captions, clips, {})
+    assert found == {"sound_pair_accuracy": 0.5, "sound_num_pairs": 2}  # ties are wrong
+
+
+def test_choices_flip_when_what_differs_is_exchanged():
+    pair = {"a": "1", "b": "2", "a_swapped": "1s", "b_swapped": "2s"}
+    captions, clips = {"1": EAST, "2": NORTH}, {"1": EAST, "2": NORTH}
+    flipped = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": NORTH, "2s": EAST})
+    assert flipped["sound_pair_flip_share"] == 1
+    kept = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": EAST, "2s": NORTH})
+    assert kept["sound_pair_flip_share"] == 0
+    half = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": WEST, "2s": EAST})
+    assert half["sound_pair_flip_share"] == 0.5  # the first now prefers the other, the second neither
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": "1"}', r"line 1: has no \['b'\]; a pair needs \['a', 'b'\]"),
+        ('{"a": "1", "b": "2"}\n{"a"', "line 2: not JSON"),
+        ("", "holds no pair"),
+    ],
+)
+def test_pair_files_that_cannot_be_read(tmp_path, text, message):
+    (tmp_path / "pairs.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        PairSet.from_file(tmp_path / "pairs.jsonl")
+
+
+def test_a_pair_that_names_an_unknown_row():
+    with pytest.raises(ValueError, match="A pair of 'sound' names the row '2', which the evaluation has not"):
+        pair_metrics(PairSet("sound", [{"a": "1", "b": "2"}]), {"1": EAST}, {"1": EAST, "2": EAST}, {})
+
+
+SCORES = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]], dtype=np.float32)
+POSITIVES = np.array([[True, False, False], [False, True, False]])
+
+
+def test_the_matching_head_scores_the_first_candidates_the_right_and_the_hardest_wrong():
+    pairs, for_text, for_clip = candidate_pairs(SCORES, POSITIVES, 1)
+    assert for_text.tolist() == [[True, False, False], [False, False, True]]
+    assert for_clip.tolist() == [[True, True, False], [False, False, True]]
+    assert pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
+
+
+def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
+    odds = np.array([[2.0, -1.0, 9.0], [9.0, -3.0, 0.0]])
+    loss, accuracy = matching_loss(odds, SCORES, POSITIVES)
+    expected = [np.log1p(np.exp(-2)), np.log1p(np.exp(3)), np.log1p(np.exp(-1)), np.log(2)]
+    assert loss == pytest.approx(np.mean(expected))
+    assert accuracy == 0.75
+
+
+def test_without_a_wrong_clip_only_the_right_one_counts():
+    loss, accuracy = matching_loss(np.array([[1.0]]), np.array([[0.5]]), np.array([[True]]))
+    assert (loss, accuracy) == (pytest.approx(np.log1p(np.exp(-1))), 1.0)
+
+
+def test_candidates_that_are_not_reranked_come_last_in_their_own_order():
+    mask = np.array([[True, True, False, False]])
+    scores = np.array([[0.5, 0.6, 0.4, 0.45]])
+    odds = np.array([[3.0, -7.0, 0.0, 0.0]])
+    assert np.argsort(-rerank(odds, scores, mask)).tolist() == [[0, 1, 3, 2]]
+
+
+def test_sums_of_processes_are_added_by_name():
+    parts = [{"mlm": (1.0, 2.0)}, {}, {"mlm": (3.0, 4.0), "mam": (5.0, 6.0)}]
+    assert sum_over_dictionaries(parts) == {"mlm": (4.0, 6.0), "mam": (5.0, 6.0)}

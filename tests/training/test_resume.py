@@ -1,0 +1,195 @@
+"""Going on from a checkpoint: the rules of the output folder, and weights that do not tell of an interruption."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from simple_multimodal.training.run_record import begin_run, find_checkpoint, make_run_record, newest_checkpoint
+from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.training.tiny_run import flags, run
+
+RECORD = make_run_record({"learning_rate": 0.1, "output_dir": "a"}, command=["train.py"], data={})
+
+
+def write_checkpoint(folder: Path, *, complete: bool = True, record: dict = RECORD) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    if complete:
+        (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
+def find(folder: Path, *, overwrite: bool = False, resume_from: str | None = None, record: dict = RECORD):
+    return find_checkpoint(folder, record, overwrite=overwrite, resume_from=resume_from)
+
+
+def test_a_new_or_empty_folder_starts_at_the_beginning(tmp_path):
+    assert find(tmp_path / "new") is None
+    assert find(tmp_path) is None
+    assert find(tmp_path, resume_from="False") is None
+
+
+def test_the_newest_complete_checkpoint_is_taken(tmp_path):
+    write_checkpoint(tmp_path / "checkpoint-9")
+    newest = write_checkpoint(tmp_path / "checkpoint-10")  # "9" is later in the alphabet
+    write_checkpoint(tmp_path / "checkpoint-11", complete=False)
+    write_checkpoint(tmp_path / "checkpoint-best")
+    assert newest_checkpoint(tmp_path) == newest
+    assert find(tmp_path) == find(tmp_path, resume_from="True") == newest
+    assert find(tmp_path, resume_from=str(tmp_path / "checkpoint-9")) == tmp_path / "checkpoint-9"
+    assert find(tmp_path, overwrite=True) is None
+
+
+def test_a_checkpoint_of_changed_arguments_is_taken_with_a_warning(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("simple_multimodal.training.run_record.logger.warning", said.append)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-1")
+    elsewhere = make_run_record({"learning_rate": 0.1, "output_dir": "b"}, command=["other.py"], data={})
+    assert find(tmp_path, record=elsewhere) == checkpoint and not said
+    changed = make_run_record({"learning_rate": 0.2, "output_dir": "a"}, command=["train.py"], data={})
+    assert find(tmp_path, record=changed) == checkpoint
+    assert len(said) == 1 and "another learning_rate" in said[0]
+
+
+def test_this_runs_own_folder_without_a_checkpoint_starts_at_the_beginning(tmp_path):
+    begin_run(tmp_path, RECORD, starts_over=True)
+    write_checkpoint(tmp_path / "checkpoint-1", complete=False)
+    assert find(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "resume_from", "message"),
+    [
+        ({"notes.txt": ""}, None, "is not empty, and holds neither a complete checkpoint nor a run.json"),
+        ({"run.json": '{"arguments": {"learning_rate": 0.5}, "data": {}}'}, None, "differs in learning_rate"),
+        ({"run.json": '{"arguments": {"learning_rate": 0.1}, "data": {"training": "a"}}'}, None, "data of training"),
+        ({"run.json": json.dumps(RECORD)}, "True", "holds no complete checkpoint"),
+        ({}, "True", "holds no complete checkpoint"),
+        ({}, "checkpoint-7", "'checkpoint-7' is not a complete checkpoint"),
+    ],
+)
+def test_refused_folders(tmp_path, files, resume_from, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find(tmp_path, resume_from=resume_from)
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="is a file. Give a folder"):
+        find(tmp_path / "out")
+
+
+def test_starting_over_removes_the_checkpoints_that_a_resume_would_take(tmp_path):
+    write_checkpoint(tmp_path / "checkpoint-500")
+    (tmp_path / "checkpoint-notes").mkdir()
+    begin_run(tmp_path, RECORD, starts_over=False)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-500"
+    begin_run(tmp_path, RECORD, starts_over=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-notes", "run.json"]
+
+
+def test_no_token_is_written_into_the_record():
+    record = make_run_record({}, command=["train.py", "--hub_token", "hf_secret", "--seed", "1"], data={})
+    assert record["command"] == "train.py --hub_token <HUB_TOKEN> --seed 1"
+    assert "hf_secret" not in make_run_record({}, command=["train.py", "--hub_token=hf_secret"], data={})["command"]
+
+
+class Interruption(TrainerCallback):
+    """Ends the process's work after some steps, as a crash would: without a last save."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.steps:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch):
+    """Call with a number of steps to have the next runs break off there, with `None` to have them go on."""
+
+    def interrupt(steps: int | None) -> None:
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            if steps is not None:
+                self.add_callback(Interruption(steps))
+
+        monkeypatch.setattr(MultimodalTrainer, "__init__", init)
+
+    original = MultimodalTrainer.__init__
+    return interrupt
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# 5 rows, 2 in a batch: 3 steps in an epoch. Checkpoint 2 lies within the first epoch, checkpoint 4 within the second.
+@pytest.mark.parametrize(("steps", "num_workers"), [(3, 0), (5, 0), (3, 1)])
+def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
+    start, tmp_path, interrupted_after, steps, num_workers
+):
+    common = [*start, "--do_train", *flags(num_train_epochs=2, save_steps=2, dataloader_num_workers=num_workers)]
+    run(*common, *flags(output_dir=tmp_path / "straight"))
+    interrupted_after(steps)
+    with pytest.raises(KeyboardInterrupt):
+        run(*common, *flags(output_dir=tmp_path / "broken"))
+    assert newest_checkpoint(tmp_path / "broken").name == f"checkpoint-{steps - 1}"
+    interrupted_after(None)
+    run(*common, *flags(output_dir=tmp_path / "broken"))
+    assert_same(weights(tmp_path / "straight"), weights(tmp_path / "broken"))
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("straight", "broken")]
+    assert states[0]["global_step"] == states[1]["global_step"] == 6
+
+
+def test_losses_of_a_resumed_run_are_those_of_a_straight_one(start, tmp_path, interrupted_after):
+    common = [*start, "--do_train", *flags(num_train_epochs=2, save_steps=2, logging_steps=1)]
+    run(*common, *flags(output_dir=tmp_path / "straight"))
+    interrupted_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(*common, *flags(output_dir=tmp_path / "broken"))
+    interrupted_after(None)
+    run(*common, *flags(output_dir=tmp_path / "broken"))
+    logs = [
+        [
+            log
+            for log in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+            if "loss" in log
+        ]
+        for name in ("straight", "broken")
+    ]
+    assert [log["step"] for log in logs[1]] == [1, 2, 3, 4, 5, 6]
+    for straight, resumed in zip(*logs, strict=True):
+        names = [name for name in straight if name.endswith(("loss", "accuracy"))]
+        assert len(names) == 11 and {name: resumed[name] for name in names} == {name: straight[name] for name in names}
+
+
+def test_resume_from_checkpoint_takes_that_one(start, tmp_path):
+    common = [*start, "--do_train", *flags(max_steps=4)]
+    run(*common, *flags(output_dir=tmp_path / "straight", save_steps=2))
+    checkpoint = tmp_path / "straight/checkpoint-2"
+    run(*common, *flags(output_dir=tmp_path / "other", resume_from_checkpoint=checkpoint))
+    assert_same(weights(tmp_path / "straight"), weights(tmp_path / "other"))
+
+
+def test_a_finished_run_is_not_trained_again_and_starts_over_when_told_to(start, tmp_path):
+    common = [*start, "--do_train", *flags(max_steps=2, save_steps=1, output_dir=tmp_path / "out")]
+    run(*common)
+    before = weights(tmp_path / "out")
+    run(*common)
+    assert_same(before, weights(tmp_path / "out"))
+    run(*common, "--overwrite_output_dir", *flags(max_steps=1, seed=7))
+    assert newest_checkpoint(tmp_path / "out").name == "checkpoint-1"
+    assert not torch.equal(before["multimodal.logit_scale"], weights(tmp_path / "out")["multimodal.logit_scale"])
