@@ -141,7 +141,7 @@ def main() -> None:
             raise
         sys.exit(f"train.py: error: {one_line(error)}")
     if arguments[-1].process_index == 0:
-        print(json.dumps(metrics))
+        print(json.dumps({name.removeprefix("eval_"): value for name, value in metrics.items()}))
 
 
 if __name__ == "__main__":

@@ -40,5 +40,5 @@ def test_shipped_run(path, request, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     metrics = json.loads(result.stdout.splitlines()[-1])
-    assert 0 <= metrics["eval_text_to_video_R@1"] <= 1
+    assert 0 <= metrics["text_to_video_R@1"] <= 1
     assert json.loads((tmp_path / "out/all_results.json").read_text())

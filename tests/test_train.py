@@ -97,7 +97,7 @@ def test_smoke_run_as_documented(clips, tmp_path, configs):
     assert result.returncode == 0, result.stderr[-3000:]
     metrics = json.loads(result.stdout.splitlines()[-1])
     assert metrics["epoch"] == 2 and math.isfinite(metrics["train_loss"])
-    assert metrics["eval_text_to_video_num_queries"] == 4
+    assert metrics["text_to_video_num_queries"] == 4
     written = {path.name for path in (tmp_path / "output_dir").iterdir()}
     assert written >= RESULTS | MODEL | {"checkpoint-4", "evaluation.json"}
     for noise in ("Traceback", "Warning", "has been deprecated", "Generating train split"):
