@@ -293,9 +293,8 @@ class MultimodalTrainer(Trainer):
             if pair_set.swapped is not None:
                 with self._evaluating() as model:
                     encoded = self._encode(model, self.get_eval_dataloader(pair_set.swapped))
-                self.control = self.callback_handler.on_predict(
-                    self.args, self.state, self.control, {}
-                )  # ends its bar
+                # Nothing else ends the progress bar of this pass.
+                self.control = self.callback_handler.on_predict(self.args, self.state, self.control, {})
                 swapped = {pair_set.swapped[row.row_id]["id"]: row.embeds["clip"] for row in encoded.rows}
             metrics |= pair_metrics(pair_set, captions, clips, swapped)
         evaluation.metrics |= metrics
