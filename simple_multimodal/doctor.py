@@ -24,7 +24,7 @@ EXTRA_PURPOSES = {
     "dev": "run_scripts/test.sh: lint, types and tests",
 }
 
-MODULES = {"protobuf": "google.protobuf", "pytest-xdist": "xdist", "pyyaml": "yaml"}
+MODULES = {"pillow": "PIL", "protobuf": "google.protobuf", "pytest-xdist": "xdist", "pyyaml": "yaml"}
 """Import names that differ from the name of the distribution."""
 
 

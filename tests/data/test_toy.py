@@ -385,12 +385,15 @@ def test_object_crosses_the_frame_in_its_direction_and_stays_inside(motion, axis
         picture = Picture("x", (size, "red", "circle", motion), "", backgrounds, (0, 6, 12, 18, 24, 30))
         frames = render_picture(picture, num_frames=36, seed=0)
         assert frames.shape == (36, 64, 64, 3) and frames.dtype == np.uint8
-        is_object = frames[..., 0] > 120
+        is_object = (frames[..., 0] > 120) & (frames[..., 1] < 100)  # red, not the white of outline and wake
         assert not is_object[:, [0, -1]].any() and not is_object[:, :, [0, -1]].any()
         centres = np.array([np.argwhere(mask).mean(axis=0) for mask in is_object])
         assert np.all(np.diff(centres[:, axis]) * sign > -0.3)
         assert (centres[-1, axis] - centres[0, axis]) * sign > 24
         assert np.ptp(centres[:, 1 - axis]) < 1
+        is_white = frames[18].min(axis=-1) > 120
+        distances = (np.argwhere(is_white)[:, axis] - centres[18, axis]) * sign
+        assert -distances.min() > distances.max() + 5  # the wake is behind the object
 
 
 def test_nuisance_depends_on_name_and_seed_alone():
