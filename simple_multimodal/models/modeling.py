@@ -358,8 +358,8 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
             num_items (`dict[str, torch.Tensor]`, *optional*): what to divide each objective's sum by, as
                 [`count_items`] summed over processes and accumulated batches. By default the counts of this batch on
                 all processes. With several processes, `loss` is this process's share of the global loss.
-            objectives (`Sequence[str]`, *optional*): compute only these. Without contrast and matching, processes do
-                not talk to each other.
+            objectives (`Sequence[str]`, *optional*): compute only these. Without contrast and matching, and with
+                `num_items` given, processes do not talk to each other.
             batch: a collator's batch with its pre-training draws; rows of all processes must be equally many.
         """
         model = self.multimodal

@@ -17,7 +17,13 @@ from accelerate.utils import gather_object
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset, Row
-from simple_multimodal.evaluation.retrieval import Interval, pair_accuracy, text_video_retrieval, with_prefix
+from simple_multimodal.evaluation.retrieval import (
+    Interval,
+    pair_accuracy,
+    pair_accuracy_interval,
+    text_video_retrieval,
+    with_prefix,
+)
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS, Modality
 from simple_multimodal.models.fusion.crossformer import Clip, Stream
 from simple_multimodal.models.losses import contrastive_loss
@@ -139,12 +145,15 @@ def pair_metrics(
     captions: dict[str, torch.Tensor],
     clips: dict[str, torch.Tensor],
     swapped: dict[str, torch.Tensor],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, Interval]]:
     """How often the caption of a clip prefers it to its twin, and whether the one thing that differs decides.
 
     Args:
         captions, clips, swapped (`dict[str, torch.Tensor]`): unit-length embeddings by row id: of the first caption
             and the clip of evaluation rows, and of the swapped clips (empty without any).
+
+    Returns:
+        The metrics that [`PairSet`] names, and the bootstrap interval of the pair accuracy, resampled by pair.
     """
 
     def scores(clips: dict[str, torch.Tensor], suffix: str) -> np.ndarray:
@@ -160,8 +169,9 @@ def pair_metrics(
             ) from error
         return (texts @ twins.transpose(1, 2)).numpy()  # (pairs, captions, clips)
 
+    own, prefix = scores(clips, ""), f"{pair_set.name}_"
     changed = scores(swapped, "_swapped") if swapped else None
-    return with_prefix(pair_accuracy(scores(clips, ""), changed), f"{pair_set.name}_")
+    return with_prefix(pair_accuracy(own, changed), prefix), {f"{prefix}pair_accuracy": pair_accuracy_interval(own)}
 
 
 @torch.no_grad()

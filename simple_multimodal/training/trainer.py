@@ -296,7 +296,9 @@ class MultimodalTrainer(Trainer):
                 # Nothing else ends the progress bar of this pass.
                 self.control = self.callback_handler.on_predict(self.args, self.state, self.control, {})
                 swapped = {pair_set.swapped[row.row_id]["id"]: row.embeds["clip"] for row in encoded.rows}
-            metrics |= pair_metrics(pair_set, captions, clips, swapped)
+            measured, intervals = pair_metrics(pair_set, captions, clips, swapped)
+            metrics |= measured
+            evaluation.intervals |= intervals
         evaluation.metrics |= metrics
         return {f"eval_{name}": value for name, value in metrics.items()}
 

@@ -29,18 +29,20 @@ def test_pairs_count_captions_that_prefer_their_own_clip(tmp_path):
     assert pair_set.name == "sound"
     captions = {"1": EAST, "2": NORTH, "3": EAST, "4": NORTH}
     clips = {"1": EAST, "2": NORTH, "3": NORTH, "4": NORTH}  # the twins 3 and 4 are the same to the model
-    found = pair_metrics(pair_set, captions, clips, {})
+    found, intervals = pair_metrics(pair_set, captions, clips, {})
     assert found == {"sound_pair_accuracy": 0.5, "sound_num_pairs": 2}  # ties are wrong
+    low, high = intervals["sound_pair_accuracy"]
+    assert 0 <= low <= 0.5 <= high <= 1
 
 
 def test_choices_flip_when_what_differs_is_exchanged():
     pair = {"a": "1", "b": "2", "a_swapped": "1s", "b_swapped": "2s"}
     captions, clips = {"1": EAST, "2": NORTH}, {"1": EAST, "2": NORTH}
-    flipped = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": NORTH, "2s": EAST})
+    flipped, _ = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": NORTH, "2s": EAST})
     assert flipped["sound_pair_flip_share"] == 1
-    kept = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": EAST, "2s": NORTH})
+    kept, _ = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": EAST, "2s": NORTH})
     assert kept["sound_pair_flip_share"] == 0
-    half = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": WEST, "2s": EAST})
+    half, _ = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": WEST, "2s": EAST})
     assert half["sound_pair_flip_share"] == 0.5  # the first now prefers the other, the second neither
 
 
