@@ -22,11 +22,14 @@ TRAIN = str(REPOSITORY / "train.py")
 RESULTS = {"train_results.json", "eval_results.json", "all_results.json", "trainer_state.json", "run.json"}
 MODEL = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md", "report.html"}
 
-LAUNCHERS = {
-    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
-    "launch": ["torch.distributed.launch", "--nproc_per_node", "2", "--standalone"],
-}
+ACCELERATE = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "configs/accelerate/cpu.yaml")]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+LAUNCHERS = [  # number of processes, and how they are started
+    pytest.param(2, ACCELERATE, id="accelerate"),
+    pytest.param(3, [*ACCELERATE, "--num_processes", "3"], id="accelerate-3"),
+    pytest.param(2, TORCHRUN, id="torchrun"),
+    pytest.param(2, ["torch.distributed.launch", "--standalone", "--nproc_per_node", "2"], id="launch"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +115,9 @@ def test_smoke_run_as_documented(clips, tmp_path, configs):
 def one_process(full_run, tmp_path_factory) -> Path:
     """Working directory of the full run in one process, after it."""
     folder = tmp_path_factory.mktemp("one")
-    # Four rows, so that both have the same batches: an incomplete one is filled up for several processes.
-    result = shell(
-        [sys.executable, TRAIN, *full_run, *flags("--use_cpu", logging_steps=1, max_train_samples=4)], folder
-    )
+    # Six rows, so that all have the same batches: an incomplete one is filled up for several processes.
+    whole = flags("--use_cpu", logging_steps=1, max_train_samples=6, per_device_train_batch_size=6)
+    result = shell([sys.executable, TRAIN, *full_run, *whole], folder)
     assert result.returncode == 0, result.stderr[-3000:]
     (folder / "stderr.txt").write_text(result.stderr)
     return folder
@@ -158,11 +160,11 @@ def test_full_run_writes_the_measured_numbers_into_the_model_card(one_process):
     assert "R@1" in report and "data:image" in report
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_launchers_train_as_one_process_does(name, full_run, one_process, tmp_path):
-    """Two processes of two rows are one process of four: same weights, and evaluation over every row once."""
-    halves = flags("--use_cpu", logging_steps=1, max_train_samples=4, per_device_train_batch_size=2)
-    result = shell([sys.executable, "-m", *LAUNCHERS[name], TRAIN, *full_run, *halves], tmp_path)
+@pytest.mark.parametrize(("num_processes", "launcher"), LAUNCHERS)
+def test_launchers_train_as_one_process_does(num_processes, launcher, full_run, one_process, tmp_path):
+    """Two processes of three rows are one process of six: same losses, and evaluation over every row once."""
+    share = flags("--use_cpu", logging_steps=1, max_train_samples=6, per_device_train_batch_size=6 // num_processes)
+    result = shell([sys.executable, "-m", *launcher, TRAIN, *full_run, *share], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     folder = tmp_path / "output_dir"
     numbers = [line for line in result.stdout.splitlines() if line.startswith('{"')]
@@ -187,7 +189,7 @@ def test_two_processes_go_on_within_an_epoch_that_one_began(full_run, tmp_path, 
     resumed = flags(
         per_device_train_batch_size=1, output_dir="resumed", resume_from_checkpoint="straight/checkpoint-1"
     )
-    result = shell([sys.executable, "-m", *LAUNCHERS["torchrun"], TRAIN, *common, *resumed], tmp_path)
+    result = shell([sys.executable, "-m", *TORCHRUN, TRAIN, *common, *resumed], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("straight", "resumed")]
     logs = [[log for log in state["log_history"] if "loss" in log] for state in states]

@@ -102,8 +102,9 @@ class MultimodalTrainingArguments(TrainingArguments):
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and not launched:
             logger.warning(
                 "`accelerate launch --cpu` starts one process only, whatever --num_processes says, unless it is given "
-                "an MPI host file. For several processes on a CPU: accelerate launch --multi_gpu --num_processes N "
-                "train.py --use_cpu ..., or torchrun --nproc_per_node N train.py --use_cpu ..."
+                "an MPI host file. For several processes on a CPU: accelerate launch --config_file "
+                "configs/accelerate/cpu.yaml --num_processes N train.py --use_cpu ..., or "
+                "torchrun --nproc_per_node N train.py --use_cpu ..."
             )
         if self.early_stopping_patience is not None and (
             self.metric_for_best_model is None or self.eval_strategy == "no"

@@ -67,6 +67,19 @@ class Speed:
         return {"samples/s": f"{values['samples_per_second']:.1f}", "data wait": f"{values['data_wait_share']:.0%}"}
 
 
+@torch.no_grad()
+def align_parameters(model: torch.nn.Module) -> None:
+    """
+    Give every parameter and buffer memory of its own, where an allocator would put it.
+
+    `from_pretrained` leaves weights at the addresses that their places in the file give them. CPU kernels round
+    differently at an address that is not a multiple of their vector's size, so that a resumed run would differ in the
+    last bit from one that began with weights in allocated memory.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+
+
 class MultimodalTrainer(Trainer):
     """
     Adds to [`~transformers.Trainer`] only what it lacks:
@@ -111,6 +124,7 @@ class MultimodalTrainer(Trainer):
         self.has_trained = False
         self._sums_start = 0  # the step before the first one that the sums are over
         self.processor = processing_class
+        align_parameters(model)
         # `Trainer` asks every processor for special tokens, also one without a tokenizer.
         has_tokenizer = processing_class is not None and processing_class.tokenizer is not None
         super().__init__(

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 import train
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.training.trainer import MultimodalTrainer
-from tests.training.tiny_run import CAPTIONS, flags, run
+from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_one_group_alone_has_no_negatives(start, tmp_path):
 def test_order_of_the_samples(start, tmp_path, trainers, strategy, in_order):
     run(*start, "--do_train", *flags(output_dir=tmp_path, num_train_epochs=1, train_sampling_strategy=strategy))
     order = [index for _, index in trainers[0]._get_train_sampler()]
-    assert sorted(order) == [0, 1, 2, 3, 4] and (order == sorted(order)) == in_order
+    assert sorted(order) == list(range(NUM_ROWS)) and (order == sorted(order)) == in_order
 
 
 def test_resuming_in_a_notebook_skips_an_incomplete_checkpoint(start, tmp_path, trainers):

@@ -21,8 +21,9 @@ from arguments import parse_args
 from simple_multimodal.data.tokenization import train_tokenizer
 from tests.media.media_files import write_media
 
-NUM_ROWS = 5  # which neither 2 nor 3 divides
-CAPTIONS = ["a cat purrs", "two dogs bark at a cat", "rain falls", "a bell rings twice in the rain", "someone sings"]
+NUM_ROWS = 7  # which neither 2 nor 3 divides
+CAPTIONS = ["a cat purrs", "two dogs bark at a cat", "rain falls", "a bell rings", "a bell rings twice in the rain"]
+CAPTIONS += ["a dog runs", "someone sings"]
 
 SIZES = {
     "hidden_size": 16,
