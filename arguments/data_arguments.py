@@ -80,6 +80,10 @@ class DataArguments:
     video_backend: Literal["pyav", "torchcodec", "decord"] = field(
         default="pyav", metadata={"group": "Video", "help": "Decoder of the pictures."}
     )
+    index_dir: str | None = field(
+        default=None,
+        metadata={"group": "Video", "help": "Folder for frame indices; one in the user's cache when not given."},
+    )
     num_frames: int | None = field(
         default=None,
         metadata={"group": "Video", "help": "Frames sampled from a clip; from the config when not given."},
@@ -107,6 +111,13 @@ class DataArguments:
         metadata={
             "group": "Video",
             "help": "How a picture is brought to video_size; from the processor when not given.",
+        },
+    )
+    resize_kernel: Literal["fast", "antialias"] | None = field(
+        default=None,
+        metadata={
+            "group": "Video",
+            "help": "fast: scale while colours are converted; antialias: as Hugging Face's image processors do.",
         },
     )
     random_crop: bool = field(
@@ -216,6 +227,7 @@ class DataArguments:
         settings: dict[str, int | str | bool | dict[str, int] | None] = {
             "num_frames": self.num_frames,
             "geometry": self.geometry,
+            "resize_kernel": self.resize_kernel,
             "train_frame_sampling": self.frame_sampling,
             "frame_stride": self.frame_stride,
             "random_crop": self.random_crop or None,
@@ -236,6 +248,7 @@ class DataArguments:
             "num_threads": self.collator_threads,
             "parallel": self.collator_threads != 1,
             "video_backend": self.video_backend,
+            "index_dir": self.index_dir,
         }
 
     def _manifest_path(self, name: str) -> Path:

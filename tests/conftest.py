@@ -16,6 +16,14 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def index_dir(tmp_path_factory) -> Path:
+    """A folder of frame indices of the tests' own, also for the commands that they start."""
+    folder = tmp_path_factory.mktemp("frame_index")
+    os.environ["SIMPLE_MULTIMODAL_INDEX_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder with real clips and annotations that lies beside a developer's checkout."""

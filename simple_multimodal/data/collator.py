@@ -14,6 +14,7 @@ from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import sample_generator, stable_hash
 from simple_multimodal.media.audio import has_audio, read_audio
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.frame_index import FrameIndex, with_index
 from simple_multimodal.media.video import VideoBackend, get_video_backend
 from simple_multimodal.modalities import Modality
 from simple_multimodal.processing import AudioFeatures, MultimodalProcessor, VideoClip
@@ -90,6 +91,8 @@ class MultimodalCollator:
             `False` does everything one after the other. The batch is the same, bit for bit.
         video_backend (`str`, *optional*, defaults to `"pyav"`):
             `"pyav"`, `"torchcodec"` or `"decord"`.
+        index_dir (`str`, *optional*):
+            Folder of stored frame indices; by default `simple_multimodal/frame_index` in the user's cache folder.
 
     Raises:
         MediaError: From a call, if a file cannot be read; the message names the row.
@@ -127,6 +130,7 @@ class MultimodalCollator:
         num_threads: int | None = None,
         parallel: bool = True,
         video_backend: str = "pyav",
+        index_dir: str | None = None,
     ):
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"`num_threads` must be 1 or more, got {num_threads}; use `parallel=False` for none.")
@@ -140,6 +144,7 @@ class MultimodalCollator:
         self.num_threads = num_threads
         self.parallel = parallel
         self.video_backend = video_backend
+        self.index_dir = index_dir
         self._backend: VideoBackend = get_video_backend(video_backend)
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
@@ -237,7 +242,11 @@ class MultimodalCollator:
             return None
         extractor = self.processor.feature_extractor
         waveform = read_audio(
-            path, extractor.sampling_rate, start_seconds=row["start_seconds"], end_seconds=row["end_seconds"]
+            path,
+            extractor.sampling_rate,
+            start_seconds=row["start_seconds"],
+            end_seconds=row["end_seconds"],
+            index_dir=self.index_dir,
         )
         return extractor.extract(waveform)
 
@@ -246,18 +255,23 @@ class MultimodalCollator:
         if path is None or "video" in self.drop_modalities:
             return None
         processor = self.processor.video_processor
-        index = self._backend.index(path)
-        positions = processor.sample(
-            index,
-            start_seconds=row["start_seconds"],
-            end_seconds=row["end_seconds"],
-            generator=self._generator(row, "frames") if self.training else None,
-        )
-        frames = self._backend.frames(path, positions, index)
-        pixels = processor.transform(frames, generator=self._generator(row, "crop") if self.training else None)
-        # The first frame may have come on before the segment's start.
-        seconds = np.maximum(index.seconds[positions] - (row["start_seconds"] or 0.0), 0.0)
-        return VideoClip(pixels, torch.from_numpy(seconds).float())
+
+        def read(index: FrameIndex) -> VideoClip:
+            positions = processor.sample(
+                index,
+                start_seconds=row["start_seconds"],
+                end_seconds=row["end_seconds"],
+                generator=self._generator(row, "frames") if self.training else None,
+            )
+            generator = self._generator(row, "crop") if self.training else None
+            fit = processor.fit(index.height, index.width, generator=generator)
+            size = (fit.height, fit.width) if processor.resize_kernel == "fast" else None
+            pixels = processor.transform(self._backend.frames(path, positions, index, size), fit)
+            # The first frame may have come on before the segment's start.
+            seconds = np.maximum(index.seconds[positions] - (row["start_seconds"] or 0.0), 0.0)
+            return VideoClip(pixels, torch.from_numpy(seconds).float())
+
+        return with_index(path, read, index_dir=self.index_dir)
 
     def _start(
         self, read: Callable[[Row], Result], rows: Sequence[Row], column: Literal["audio", "video"]

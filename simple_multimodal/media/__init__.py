@@ -2,8 +2,9 @@
 
 from simple_multimodal.media.audio import has_audio, read_audio
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.frame_index import FrameIndex, index_video, with_index
 from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
-from simple_multimodal.media.video import VIDEO_BACKENDS, FrameIndex, VideoBackend, get_video_backend, index_video
+from simple_multimodal.media.video import VIDEO_BACKENDS, VideoBackend, get_video_backend
 
 __all__ = [
     "SAMPLING_STRATEGIES",
@@ -17,4 +18,5 @@ __all__ = [
     "index_video",
     "read_audio",
     "sample_positions",
+    "with_index",
 ]

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 from av import AudioFrame, AudioResampler
 
-from simple_multimodal.media.container import decode_sound, find_audio_stream, open_media
+from simple_multimodal.media.container import decode_sound, find_audio_stream, find_video_stream, open_media
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.frame_index import index_video
 from simple_multimodal.media.sampling import check_segment
-from simple_multimodal.media.video import video_start_seconds
 
 MAX_AUDIO_SAMPLES = 2**26  # of a returned waveform: 256 MiB, 70 minutes at 16 kHz
 MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
@@ -50,6 +50,7 @@ def read_audio(
     *,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
+    index_dir: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
     """
     Reads the sound of a file, or of a segment of it, as a mono waveform.
@@ -68,6 +69,7 @@ def read_audio(
         sampling_rate (`int`): Sampling rate of the result, in Hz.
         start_seconds (`float`, *optional*): Start of the segment, in seconds; default 0.
         end_seconds (`float`, *optional*): End of the segment (exclusive), in seconds; default the end of the sound.
+        index_dir (`str` or `os.PathLike`, *optional*): Folder of stored frame indices, see `index_video`.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)`, `float32`: The waveform, full scale at -1 and 1; at least one sample.
@@ -86,9 +88,7 @@ def read_audio(
         raise ValueError(
             f"the segment [{start_seconds}, {end_seconds}) is shorter than a sample at {sampling_rate} Hz; widen it"
         )
-    with open_media(path) as container:
-        start = video_start_seconds(container)
-
+    start = _video_start_seconds(path, index_dir)
     pieces: list[tuple[int, np.ndarray]] = []
     sound_stop = 0  # position behind the last sample
     for position, piece in _resampled_pieces(path, sampling_rate, start):
@@ -116,6 +116,17 @@ def read_audio(
     if not np.isfinite(waveform).all():
         raise MediaError(f"{name!r}: its sound holds samples that are infinite or not a number")
     return waveform
+
+
+def _video_start_seconds(path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None) -> float | None:
+    """When the first frame is shown, on the container's clock; `None` where no frame can be decoded."""
+    with open_media(path) as container:
+        if find_video_stream(container) is None:
+            return None
+    try:
+        return index_video(path, index_dir=index_dir).start_seconds
+    except MediaError:
+        return None
 
 
 def _resampled_pieces(

@@ -1,4 +1,4 @@
-"""The error that a media file raises when it cannot be read."""
+"""The errors that media files raise when they cannot be read."""
 
 
 class MediaError(ValueError):
@@ -7,3 +7,7 @@ class MediaError(ValueError):
 
     It is built from that one message, so that a `DataLoader` worker can hand it to the main process unchanged.
     """
+
+
+class UnsoundIndexError(MediaError):
+    """A file does not decode to what the index that was made from its packets says."""

@@ -1,41 +1,41 @@
-"""Video backend on PyAV, whose wheel carries FFmpeg."""
+"""Video backend on PyAV, whose wheel carries FFmpeg: the wanted frames of a full decode at the least decoding."""
 
+import bisect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import av
 import numpy as np
+from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
-from simple_multimodal.media.container import decode_pictures, open_media
-from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.video import (
-    FrameIndex,
-    apply_display_matrix,
-    check_positions,
-    display_matrix,
-    index_video,
-    require_video_stream,
-)
+from simple_multimodal.media.container import decode_pictures, open_media, require_video_stream
+from simple_multimodal.media.conversion import PictureConverter
+from simple_multimodal.media.errors import MediaError, UnsoundIndexError
+from simple_multimodal.media.frame_index import FrameIndex, PacketTable
+from simple_multimodal.media.video import check_positions
+
+SEEK_PACKETS = 256  # to skip as many packets by seeking is faster than to read over them
 
 
 class PyAVBackend:
-    """Decodes with PyAV from the start of the file to the last frame wanted: exact on every file that decodes."""
+    """
+    Decodes with PyAV: exact on every file that decodes.
 
-    def index(self, path: str | os.PathLike[str]) -> FrameIndex:
-        """
-        Indexes the frames of a video file.
+    With a packet table it decodes only the groups of pictures that hold wanted frames, only up to the last of them,
+    and of those only what the wanted ones depend on; without one, from the start up to the last wanted frame.
+    """
 
-        Args:
-            path (`str` or `os.PathLike`): The file.
-
-        Returns:
-            `FrameIndex`: Number, times and size of its frames.
-
-        Raises:
-            MediaError: The file cannot be read, or holds no frame.
-        """
-        return index_video(path)
-
-    def frames(self, path: str | os.PathLike[str], positions: Sequence[int], index: FrameIndex) -> np.ndarray:
+    def frames(
+        self,
+        path: str | os.PathLike[str],
+        positions: Sequence[int],
+        index: FrameIndex,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """
         Decodes the frames at some positions.
 
@@ -44,10 +44,12 @@ class PyAVBackend:
         Args:
             path (`str` or `os.PathLike`): The file.
             positions (`Sequence[int]`): Frame numbers in `[0, index.num_frames)`, in any order, repeats allowed.
-            index (`FrameIndex`): What `index(path)` returned.
+            index (`FrameIndex`): What `index_video(path)` returned.
+            size (`tuple[int, int]`, *optional*): Height and width to scale to, in the step that converts colours
+                (swscale's bilinear kernel, which averages where it shrinks); by default the video's own.
 
         Returns:
-            `np.ndarray` of shape `(len(positions), height, width, 3)`, `uint8`: RGB, rotation of the file applied.
+            `np.ndarray` of shape `(len(positions), 3, height, width)`, `uint8`: RGB, rotation of the file applied.
 
         Raises:
             MediaError: The file cannot be read, or yields fewer frames than those indexed.
@@ -56,24 +58,134 @@ class PyAVBackend:
         check_positions(positions, index)
         places: dict[int, list[int]] = {}
         for place, position in enumerate(positions):
-            places.setdefault(position, []).append(place)
-        last = max(places)
-        frames = np.empty((len(positions), index.height, index.width, 3), dtype=np.uint8)
-        decoded = 0
-        with open_media(path) as container:
-            for picture in decode_pictures(container, require_video_stream(container, path)):
-                if decoded == 0:
-                    matrix = display_matrix(picture)
-                    width, height = picture.width, picture.height
-                if decoded in places:
-                    rgb = picture.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray()
-                    frames[places[decoded]] = apply_display_matrix(rgb, matrix)
-                decoded += 1
-                if decoded > last:
-                    break
-        if decoded <= last:
+            places.setdefault(int(position), []).append(place)
+        height, width = size or (index.height, index.width)
+        frames = np.empty((len(positions), 3, height, width), dtype=np.uint8)
+        with open_media(path, is_known=index.table is not None) as container:
+            stream = require_video_stream(container, path)
+            decode = _decode_from_start if index.table is None else _decode_sparsely
+            convert = PictureConverter(
+                size or (index.height, index.width), index.display_matrix, scales=size is not None
+            )
+            missing = dict(places)
+            for position, picture in decode(container, stream, index, sorted(places)):
+                first, *others = missing.pop(position)
+                convert(picture, frames[first])
+                frames[others] = frames[first]
+        if missing and index.table is not None:
+            raise UnsoundIndexError(f"{index.path!r}: does not yield all frames that its packets promise")
+        if missing:
             raise MediaError(
-                f"{os.fspath(path)!r}: yields {decoded} frames but {index.num_frames} were indexed; "
+                f"{os.fspath(path)!r}: yields no frame {min(missing)} though {index.num_frames} were indexed; "
                 "did the file change?"
             )
         return frames
+
+
+def _decode_from_start(
+    container: InputContainer, stream: VideoStream, index: FrameIndex, positions: list[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yields the pictures at ascending positions, counting all that the decoder puts out."""
+    wanted = set(positions)
+    for number, picture in enumerate(decode_pictures(container, stream)):
+        if number in wanted:
+            yield number, picture
+        if number == positions[-1]:
+            return
+
+
+def _decode_sparsely(
+    container: InputContainer, stream: VideoStream, index: FrameIndex, positions: list[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yields the pictures at ascending positions, known by their time stamps; ends early where the file is damaged."""
+    table = index.table
+    assert table is not None
+    wanted = {int(table.time_stamps[position]): position for position in positions}
+    codec = stream.codec_context
+    # The decoder is to hold pictures back as long as the standard allows: with a guess from those that it has seen, it
+    # drops what comes out of order. Which one it puts out is known by its time stamp.
+    codec.options = codec.options | {"strict": "strict"}
+    packets = container.demux(stream)
+    number = 0  # of the packet that comes next
+    for run in plan_runs(table, positions):
+        if run.first - number > SEEK_PACKETS:
+            container.seek(run.first_time_stamp, stream=stream)
+            packets = container.demux(stream)
+            number = run.first
+        if run.first > 0 and len(table.preamble) > 0:
+            _decode(codec, av.Packet(table.preamble.tobytes()))
+        pictures: list[VideoFrame] | None = []
+        for packet in packets:
+            if number == run.first and packet.pts != run.first_time_stamp:
+                return
+            number += 1
+            if number <= run.first or number - 1 in run.skipped:
+                continue
+            pictures = _decode(codec, packet)
+            if pictures is None:
+                return
+            yield from ((wanted[picture.pts], picture) for picture in pictures if picture.pts in wanted)
+            if number > run.last:
+                break
+        pictures = _decode(codec, None)
+        if pictures is None:
+            return
+        yield from ((wanted[picture.pts], picture) for picture in pictures if picture.pts in wanted)
+        codec.flush_buffers()
+
+
+def _decode(codec: VideoCodecContext, packet: av.Packet | None) -> list[VideoFrame] | None:
+    """Decodes a packet, `None` for what the decoder still holds; returns `None` at damage."""
+    try:
+        pictures = codec.decode(packet)
+    except av.FFmpegError:
+        return None
+    return None if any(picture.is_corrupt for picture in pictures) else pictures
+
+
+class Run(NamedTuple):
+    """Packets to decode one after the other.
+
+    Args:
+        first (`int`): An entry of the table.
+        first_time_stamp (`int`): Its presentation time stamp, in ticks.
+        last (`int`): Packet of the last wanted frame in file order.
+        skipped (`set[int]`): Packets between them that no wanted frame depends on.
+    """
+
+    first: int
+    first_time_stamp: int
+    last: int
+    skipped: set[int]
+
+
+def plan_runs(table: PacketTable, positions: list[int]) -> list[Run]:
+    """
+    Plans what to decode for some frames: every group of pictures once, up to the last frame wanted of it.
+
+    Args:
+        table (`PacketTable`): Of the video.
+        positions (`list[int]`): Frame numbers, ascending.
+
+    Returns:
+        `list[Run]`: Runs in file order that do not touch.
+    """
+    entries, entry_time_stamps = table.entries.tolist(), table.entry_time_stamps.tolist()
+    spans: dict[int, list[int]] = {}  # packets wanted, by the number of the entry that decoding starts from
+    for packet, time_stamp in zip(
+        table.packets[positions].tolist(), table.time_stamps[positions].tolist(), strict=True
+    ):
+        number = bisect.bisect_right(entries, packet) - 1
+        while entry_time_stamps[number] > time_stamp:  # a picture shown before the entry leans on what precedes it
+            number -= 1
+        spans.setdefault(number, []).append(packet)
+    runs: list[Run] = []
+    wanted: set[int] = set()
+    for number in sorted(spans):
+        wanted.update(spans[number])
+        first, time_stamp, last = entries[number], entry_time_stamps[number], max(spans[number])
+        if runs and first <= runs[-1].last + 1:
+            first, time_stamp, last = runs[-1].first, runs[-1].first_time_stamp, max(runs.pop().last, last)
+        unreferenced = first + np.flatnonzero(table.is_unreferenced[first : last + 1])
+        runs.append(Run(first, time_stamp, last, set(unreferenced.tolist()) - wanted))
+    return runs

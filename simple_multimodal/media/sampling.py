@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.video import FrameIndex
+from simple_multimodal.media.frame_index import FrameIndex
 
 SamplingStrategy = Literal["uniform", "jittered", "dense"]
 SAMPLING_STRATEGIES: tuple[SamplingStrategy, ...] = get_args(SamplingStrategy)

@@ -12,9 +12,9 @@ from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.randomness import stable_hash
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.media import get_video_backend, index_video
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.video import get_video_backend
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
 ROWS = [
@@ -98,11 +98,11 @@ def test_batch_has_the_agreed_entries(processor, dataset):
 def test_content_of_a_row(processor, dataset):
     row = dataset[3]  # [0.5, 1.5) of a video of two seconds at 10 frames per second
     batch = MultimodalCollator(processor)([row])
-    backend = get_video_backend("pyav")
-    index = backend.index(row["video"])
+    index = index_video(row["video"])
     positions = [6, 8, 11, 13]  # centres of four parts of frames 5 to 14
-    frames = backend.frames(row["video"], positions, index)
-    assert torch.equal(batch["pixel_values_videos"][0], processor.video_processor.transform(frames))
+    fit = processor.video_processor.fit(index.height, index.width)
+    frames = get_video_backend("pyav").frames(row["video"], positions, index, (fit.height, fit.width))
+    assert torch.equal(batch["pixel_values_videos"][0], processor.video_processor.transform(frames, fit))
     torch.testing.assert_close(batch["video_seconds"][0], torch.tensor([0.1, 0.3, 0.6, 0.8]))
     waveform = read_audio(row["video"], 16000, start_seconds=0.5, end_seconds=1.5)
     sound = processor.feature_extractor.extract(waveform)

@@ -17,9 +17,9 @@ def numbered_picture(number: int) -> np.ndarray:
 
 
 def read_number(picture: np.ndarray) -> int:
-    """Reads the number off a picture of `numbered_picture`, from the middle of each cell."""
-    assert picture.shape == (HEIGHT, WIDTH, 3)
-    bits = picture[CELL // 2 :: CELL, CELL // 2 :: CELL, 1].ravel() > 127
+    """Reads the number off a decoded picture of `numbered_picture`, `(3, 48, 64)`, from the middle of each cell."""
+    assert picture.shape == (3, HEIGHT, WIDTH)
+    bits = picture[1, CELL // 2 :: CELL, CELL // 2 :: CELL].ravel() > 127
     return int((bits << np.arange(12)).sum())
 
 
@@ -37,6 +37,7 @@ def write_media(
     audio_start: float = 0.0,
     audio_seconds: float = 0.0,
     layout: str = "mono",
+    container: dict[str, str] | None = None,
 ) -> Path:
     """
     Writes a file with numbered pictures, at `ticks / rate` seconds, and / or with sound.
@@ -44,21 +45,21 @@ def write_media(
     `waveform` gets the times of the samples, counted from the file's zero, and returns `(samples,)` or
     `(channels, samples)`; the sound track covers `audio_seconds` from `audio_start` on.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container or {}) as output:
         if num_frames:
             options = codec_options or {"g": "12", "bf": "2", "crf": "10"}
-            video = container.add_stream(codec, rate=rate, options=options)
+            video = output.add_stream(codec, rate=rate, options=options)
             video.width, video.height = WIDTH, HEIGHT
             video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             video.codec_context.thread_count = 1
         if waveform:
-            audio = container.add_stream(audio_codec, rate=audio_rate, layout=layout)
+            audio = output.add_stream(audio_codec, rate=audio_rate, layout=layout)
         for number in range(num_frames):
             picture = av.VideoFrame.from_ndarray(numbered_picture(number), format="rgb24")
             picture.pts, picture.time_base = (ticks or range(num_frames))[number], Fraction(1, rate)
-            container.mux(video.encode(picture))
+            output.mux(video.encode(picture))
         if num_frames:
-            container.mux(video.encode(None))
+            output.mux(video.encode(None))
         if waveform:
             times = audio_start + np.arange(round(audio_seconds * audio_rate)) / audio_rate
             samples = np.atleast_2d(waveform(times)).astype(np.float32)  # (channels, samples)
@@ -70,6 +71,6 @@ def write_media(
                 resampler = av.AudioResampler(audio.codec_context.format.name, layout, audio_rate)
                 for converted in resampler.resample(frame):
                     converted.pts, converted.time_base = frame.pts, frame.time_base
-                    container.mux(audio.encode(converted))
-            container.mux(audio.encode(None))
+                    output.mux(audio.encode(converted))
+            output.mux(audio.encode(None))
     return path

@@ -7,12 +7,18 @@ import pytest
 import torch
 from transformers import AutoVideoProcessor
 
-from simple_multimodal.media.video import FrameIndex
+from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.processing import VideoClipProcessor
 
 
 def frames(num_frames: int = 4, height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+
+
+def fitted(processor: VideoClipProcessor, video: np.ndarray, seed: int | None = None) -> torch.Tensor:
+    """What becomes of frames of shape `(num_frames, height, width, 3)`, in training if there is a seed."""
+    fit = processor.fit(*video.shape[1:3], generator=None if seed is None else np.random.default_rng(seed))
+    return processor.transform(np.ascontiguousarray(video.transpose(0, 3, 1, 2)), fit)
 
 
 def index_of(num_frames: int, fps: float = 10.0) -> FrameIndex:
@@ -22,7 +28,7 @@ def index_of(num_frames: int, fps: float = 10.0) -> FrameIndex:
 @pytest.mark.parametrize("geometry", ["short_side_center_crop", "squash", "pad"])
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (32, 48), (7, 5), (100, 3)])
 def test_every_geometry_gives_the_size(geometry, shape):
-    clip = VideoClipProcessor(size={"height": 32, "width": 48}, geometry=geometry).transform(frames(2, *shape))
+    clip = fitted(VideoClipProcessor(size={"height": 32, "width": 48}, geometry=geometry), frames(2, *shape))
     assert clip.shape == (2, 3, 32, 48) and clip.dtype == torch.uint8 and clip.is_contiguous()
 
 
@@ -35,7 +41,7 @@ def test_default_geometry_equals_videomae_image_processor(shape):
     )
     video = frames(3, *shape)
     expected = reference(list(video), return_tensors="np")["pixel_values"][0]  # (3, 3, 32, 32)
-    clip = VideoClipProcessor(size=32).transform(video).numpy()
+    clip = fitted(VideoClipProcessor(size=32), video).numpy()
     # Both resize bytes with antialiasing; memory layouts may round one level apart.
     assert np.abs(clip.astype(int) - expected.astype(int)).max() <= 1
 
@@ -43,18 +49,18 @@ def test_default_geometry_equals_videomae_image_processor(shape):
 def test_crop_keeps_the_middle():
     video = np.zeros((1, 32, 64, 3), dtype=np.uint8)
     video[:, :, 16:48] = 255
-    assert bool((VideoClipProcessor(size=32).transform(video) == 255).all())
+    assert bool((fitted(VideoClipProcessor(size=32), video) == 255).all())
 
 
 def test_short_side_scales_before_the_crop():
     video = np.zeros((1, 64, 64, 3), dtype=np.uint8)
     video[:, 16:48, 16:48] = 255
-    assert bool((VideoClipProcessor(size=32, short_side=64).transform(video) == 255).all())
-    assert not bool((VideoClipProcessor(size=32).transform(video) == 255).all())
+    assert bool((fitted(VideoClipProcessor(size=32, short_side=64), video) == 255).all())
+    assert not bool((fitted(VideoClipProcessor(size=32), video) == 255).all())
 
 
 def test_pad_adds_black_on_both_sides_and_cuts_nothing():
-    clip = VideoClipProcessor(size=32, geometry="pad").transform(np.full((1, 10, 20, 3), 200, dtype=np.uint8))
+    clip = fitted(VideoClipProcessor(size=32, geometry="pad"), np.full((1, 10, 20, 3), 200, dtype=np.uint8))
     rows = (clip[0, 0] == 200).all(dim=1)
     assert rows.tolist() == [False] * 8 + [True] * 16 + [False] * 8
     assert not clip[0, :, ~rows].any()
@@ -63,28 +69,28 @@ def test_pad_adds_black_on_both_sides_and_cuts_nothing():
 def test_squash_shows_everything():
     video = np.zeros((1, 10, 40, 3), dtype=np.uint8)
     video[:, :, 20:] = 255
-    clip = VideoClipProcessor(size=16, geometry="squash").transform(video)
+    clip = fitted(VideoClipProcessor(size=16, geometry="squash"), video)
     assert bool((clip[..., :6] == 0).all()) and bool((clip[..., 10:] == 255).all())
 
 
 def test_training_crop_and_flip_are_the_same_for_all_frames_of_a_clip():
     video = np.repeat(frames(1), 5, axis=0)  # one picture five times
     processor = VideoClipProcessor(size=16, random_crop=True, random_flip=True)
-    clips = [processor.transform(video, generator=np.random.default_rng(seed)) for seed in range(8)]
+    clips = [fitted(processor, video, seed) for seed in range(8)]
     for clip in clips:
         assert all(torch.equal(clip[0], frame) for frame in clip[1:])
     assert len({clip.numpy().tobytes() for clip in clips}) > 4
-    again = processor.transform(video, generator=np.random.default_rng(3))
+    again = fitted(processor, video, 3)
     assert torch.equal(again, clips[3])
 
 
 def test_flip_mirrors_half_of_the_clips():
     video = frames(2, 16, 16)
     processor = VideoClipProcessor(size=16, random_flip=True)
-    plain = processor.transform(video)
+    plain = fitted(processor, video)
     flipped = 0
     for seed in range(100):
-        clip = processor.transform(video, generator=np.random.default_rng(seed))
+        clip = fitted(processor, video, seed)
         is_flipped = torch.equal(clip, plain.flip(-1))
         assert is_flipped or torch.equal(clip, plain)
         flipped += is_flipped
@@ -94,12 +100,12 @@ def test_flip_mirrors_half_of_the_clips():
 def test_no_augmentation_unless_asked_for():
     video = frames(2)
     processor = VideoClipProcessor(size=16)
-    assert torch.equal(processor.transform(video, generator=np.random.default_rng(0)), processor.transform(video))
+    assert torch.equal(fitted(processor, video, 0), fitted(processor, video))
 
 
 def test_random_crop_of_an_extreme_shape_falls_back_to_the_middle():
     processor = VideoClipProcessor(size=16, random_crop=True, random_crop_scale=(1.0, 1.0))
-    assert processor.transform(frames(1, 4, 400), generator=np.random.default_rng(0)).shape == (1, 3, 16, 16)
+    assert fitted(processor, frames(1, 4, 400), 0).shape == (1, 3, 16, 16)
 
 
 def test_sampling_uses_the_training_strategy_with_a_generator_only():
@@ -141,6 +147,7 @@ def test_call_on_frames_in_memory():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"resize_kernel": "bicubic"}, "fast, antialias"),
         ({"geometry": "stretch"}, "short_side_center_crop, squash, pad"),
         ({"frame_sampling": "jittered"}, "uniform or dense"),
         ({"train_frame_sampling": "all"}, "uniform, jittered, dense"),

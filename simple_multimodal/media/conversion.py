@@ -1,0 +1,108 @@
+"""Decoded pictures to RGB arrays: colours, size and rotation."""
+
+import numpy as np
+from av.sidedata.sidedata import SideData
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+Matrix = tuple[int, int, int, int]
+
+
+def read_display_matrix(picture: VideoFrame) -> tuple[int, int, int, int]:
+    """
+    Reads how a picture is to be turned or mirrored for display.
+
+    Args:
+        picture (`av.VideoFrame`): A decoded picture.
+
+    Returns:
+        `tuple[int, int, int, int]`: `a, b, c, d` of FFmpeg's display matrix: the pixel at `(x, y)`, `y` downwards, is
+        shown at `(a * x + c * y, b * x + d * y)` up to scale and shift.
+    """
+    side_data = picture.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return 1, 0, 0, 1
+    assert isinstance(side_data, SideData)
+    a, b, _, c, d, _, _, _, _ = np.frombuffer(bytes(side_data), dtype=np.int32).tolist()
+    return a, b, c, d
+
+
+def is_transposed(matrix: Matrix) -> bool:
+    """
+    Says whether a display matrix (nearest multiple of 90 degrees) swaps width and height.
+
+    Args:
+        matrix (`tuple[int, int, int, int]`): From `read_display_matrix`.
+
+    Returns:
+        `bool`: Whether it does.
+    """
+    a, b, _, _ = matrix
+    return abs(b) > abs(a)
+
+
+def apply_display_matrix(picture: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """
+    Turns and mirrors a picture for display, by multiples of 90 degrees.
+
+    Args:
+        picture (`np.ndarray` of shape `(height, width)`): A channel of the picture as coded.
+        matrix (`tuple[int, int, int, int]`): From `read_display_matrix`.
+
+    Returns:
+        `np.ndarray`: A view of shape `(height, width)`, or `(width, height)` where the matrix transposes.
+    """
+    a, b, c, d = matrix
+    if is_transposed(matrix):
+        picture = picture.T  # rows are now x, columns y
+        x_sign, y_sign = c, b
+    else:
+        x_sign, y_sign = a, d
+    if x_sign < 0:
+        picture = picture[:, ::-1]
+    if y_sign < 0:
+        picture = picture[::-1]
+    return picture
+
+
+class PictureConverter:
+    """
+    Converts pictures to RGB, scales and turns them, with one set of swscale's tables for all of them.
+
+    Args:
+        size (`tuple[int, int]`): Height and width of the result.
+        matrix (`tuple[int, int, int, int]`, *optional*): How to turn the pictures, from `read_display_matrix`.
+        scales (`bool`, *optional*, defaults to `True`): Whether `size` is another than the pictures'. Where it scales,
+            swscale is faster and more exact towards planes of full chroma; where it does not, it has a short way to
+            packed RGB, which other readers take too.
+    """
+
+    def __init__(self, size: tuple[int, int], matrix: Matrix = (1, 0, 0, 1), *, scales: bool = True):
+        self.matrix = matrix
+        self.height, self.width = size[::-1] if is_transposed(matrix) else size
+        self.scales = scales
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, picture: VideoFrame, out: np.ndarray) -> None:
+        """
+        Converts a picture.
+
+        Args:
+            picture (`av.VideoFrame`): The picture.
+            out (`np.ndarray` of shape `(3, height, width)`, `uint8`): Where its RGB values go.
+        """
+        converted = self.reformatter.reformat(
+            picture,
+            self.width,
+            self.height,
+            "gbrp" if self.scales else "rgb24",
+            interpolation=Interpolation.BILINEAR,
+            threads=1,
+        )
+        rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size) for plane in converted.planes]
+        if self.scales:
+            channels = [rows[number][:, : self.width] for number in (2, 0, 1)]
+        else:
+            channels = [rows[0][:, number : 3 * self.width : 3] for number in range(3)]
+        for channel, values in zip(out, channels, strict=True):
+            channel[:] = apply_display_matrix(values, self.matrix)

@@ -1,0 +1,257 @@
+"""Tests of the frame index: from packets, by decoding, and as it is kept."""
+
+import json
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from simple_multimodal.media import MediaError, get_video_backend, index_video, with_index
+from simple_multimodal.media import frame_index as frame_index_module
+from simple_multimodal.media.frame_index import FrameIndex, FrameIndexCache, build_index, frame_times, time_stamp
+from tests.media.media_files import HEIGHT, WIDTH, read_number, write_media
+
+H265 = {"crf": "10", "x265-params": "log-level=none:keyint=12:bframes=3"}
+
+
+def by_decoding(path) -> FrameIndex:
+    """The index that decoding the whole file gives, without a packet table."""
+    return replace(frame_index_module._index_by_decoding(path), table=None)
+
+
+def assert_same(index: FrameIndex, expected: FrameIndex) -> None:
+    np.testing.assert_array_equal(index.seconds, expected.seconds)
+    assert replace(index, seconds=None, table=None) == replace(expected, seconds=None, table=None)
+
+
+def test_index_of_a_constant_frame_rate(numbered_video):
+    index = index_video(numbered_video)
+    assert (index.num_frames, index.width, index.height) == (60, WIDTH, HEIGHT)
+    np.testing.assert_array_equal(index.seconds, np.arange(60) / 25)
+    assert index.duration_seconds == pytest.approx(2.4)
+    assert index.start_seconds == 0.0
+    assert index.is_in_presentation_order
+
+
+def test_index_of_variable_frame_rate_and_late_start(tmp_path):
+    ticks = [50, 51, 53, 60, 61, 75]
+    index = index_video(write_media(tmp_path / "late.mkv", num_frames=6, ticks=ticks))
+    np.testing.assert_allclose(index.seconds, (np.array(ticks) - 50) / 25, atol=1e-9)
+    assert index.start_seconds == 2.0
+
+
+def test_frame_times_are_sorted_and_counted_from_the_start():
+    seconds = frame_times([1, 4, 3, 5], start=1, time_base=Fraction(1, 30))
+    np.testing.assert_array_equal(seconds, [0.0, 2 / 30, 3 / 30, 4 / 30])
+    assert not seconds.flags.writeable
+
+
+def test_a_picture_without_time_stamp_follows_the_one_before():
+    picture = av.VideoFrame(16, 16)
+    assert picture.pts is None
+    assert time_stamp(picture, [], Fraction(1001, 10)) == 0
+    assert time_stamp(picture, [0, 100], Fraction(1001, 10)) == 200
+
+
+def test_a_changed_file_is_indexed_anew(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", num_frames=5)
+    assert index_video(path).num_frames == 5
+    write_media(path, num_frames=7)
+    assert index_video(path).num_frames == 7
+
+
+def test_the_cache_drops_the_least_recently_used(tmp_path, monkeypatch):
+    paths = [write_media(tmp_path / f"{name}.mp4", num_frames=n + 1) for n, name in enumerate("abc")]
+    loaded = []
+
+    def load(stored_path, path):
+        loaded.append(path.stem)
+        return FrameIndex(num_frames=1, seconds=np.zeros(1), width=1, height=1, duration_seconds=1.0)
+
+    monkeypatch.setattr(frame_index_module, "_load_index", load)
+    cache = FrameIndexCache(max_files=2)
+    for position in (0, 1, 0, 2, 0, 1):
+        cache.get(paths[position])
+    assert loaded == ["a", "b", "c", "b"]
+
+
+def _index_in_child(path, results):
+    results.put(index_video(path).num_frames)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_the_cache_is_locked_does_not_hang(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", num_frames=3)
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    child = fork.Process(target=_index_in_child, args=(path, results))
+    with frame_index_module.index_cache.lock:
+        child.start()
+    try:
+        assert results.get(timeout=20) == 3
+    finally:
+        child.kill()
+        child.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("closed.mp4", "libx264", {"g": "12", "bf": "3", "crf": "10"}),
+        ("open.mkv", "libx264", {"g": "12", "bf": "2", "crf": "10", "x264-params": "open-gop=1"}),
+        ("units_of_two_bytes.mov", "libx264", {"g": "250", "bf": "0", "crf": "10"}),
+        ("hevc.mp4", "libx265", H265),
+        ("plain.avi", "libx264", {"g": "12", "bf": "0", "crf": "10"}),
+    ],
+)
+def test_an_index_from_packets_is_that_of_decoding(tmp_path, name, codec, options):
+    path = write_media(tmp_path / name, num_frames=40, codec=codec, codec_options=options)
+    index = frame_index_module._index_from_packets(path)
+    assert_same(index, by_decoding(path))
+    assert index.table.entries[0] == 0 and len(index.table.packets) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "has_table"),
+    [
+        ("reordered.avi", "libx264", {"g": "12", "bf": "2", "crf": "10"}, True),  # settled by decoding, in any order
+        ("clip.webm", "libvpx-vp9", {"g": "8", "b": "0", "crf": "10", "deadline": "realtime", "cpu-used": "8"}, True),
+        ("clip.mov", "mjpeg", {"qscale": "2"}, True),
+        ("clip.avi", "mpeg4", {"qscale": "2"}, False),
+        ("clip.mpg", "mpeg2video", {"qscale": "2", "bf": "2"}, False),
+        ("clip.ts", "libx264", {"bf": "2", "crf": "10"}, False),
+    ],
+)
+def test_what_packets_do_not_prove_is_settled_by_decoding(tmp_path, name, codec, options, has_table):
+    path = write_media(tmp_path / name, num_frames=30, codec=codec, codec_options=options)
+    assert frame_index_module._index_from_packets(path) is None
+    index = build_index(path)
+    assert_same(index, by_decoding(path))
+    assert (index.table is not None) == has_table
+
+
+def packets_of(path) -> list[tuple[int, int]]:
+    """Where each video packet lies in a file, and its size."""
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+@pytest.mark.parametrize("place", [0, 4])  # of the length of a unit, and of its first byte
+def test_a_damaged_packet_has_the_file_decoded(tmp_path, place):
+    path = write_media(tmp_path / "clip.mp4", num_frames=40)
+    content = bytearray(path.read_bytes())
+    content[packets_of(path)[20][0] + place] ^= 0xFF
+    path.write_bytes(content)
+    assert frame_index_module._index_from_packets(path) is None
+    assert_same(build_index(path), by_decoding(path))
+
+
+def test_frames_that_the_header_promises_and_the_stream_lacks_are_reported(tmp_path, caplog):
+    whole = write_media(
+        tmp_path / "whole.mp4",
+        num_frames=60,
+        codec_options={"g": "12", "crf": "10"},
+        container={"movflags": "faststart"},
+    )
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    index = index_video(path)
+    assert 4 < index.num_frames < index.num_promised == 60
+    assert f"cut.mp4': yields {index.num_frames} frames of the 60 that its header promises" in caplog.text
+
+
+def test_an_unsound_index_is_replaced_and_the_file_read_again(tmp_path, caplog):
+    path = write_media(tmp_path / "clip.mp4", num_frames=30)
+    index = index_video(path)
+    wrong = replace(index, table=replace(index.table, time_stamps=index.table.time_stamps + 1))
+    frame_index_module.index_cache.put(path, wrong, os.stat(path))
+    backend = get_video_backend("pyav")
+    frames = with_index(path, lambda index: backend.frames(path, [3, 17], index))
+    assert [read_number(frame) for frame in frames] == [3, 17]
+    assert "does not yield all frames that its packets promise" in caplog.text
+    assert_same(index_video(path), index)
+    assert np.array_equal(index_video(path).table.time_stamps, index.table.time_stamps)
+
+
+def test_a_file_that_lost_frames_since_it_was_indexed_is_an_error(tmp_path):
+    path = write_media(tmp_path / "clip.mpg", num_frames=20, codec="mpeg2video", codec_options={"qscale": "2"})
+    index = index_video(path)
+    write_media(path, num_frames=5, codec="mpeg2video", codec_options={"qscale": "2"})
+    with pytest.raises(MediaError, match="clip.mpg.*yields no frame 12 though 20"):
+        get_video_backend("pyav").frames(path, [0, 12], index)
+
+
+@pytest.mark.parametrize("name", ["ten.mp4", "ten.avi"])
+def test_too_many_frames_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(frame_index_module, "MAX_FRAMES", 10)
+    codec = "libx264" if name.endswith("mp4") else "mpeg4"
+    assert build_index(write_media(tmp_path / name, num_frames=10, codec=codec, codec_options={})).num_frames == 10
+    with pytest.raises(MediaError, match="more than 10 frames"):
+        build_index(write_media(tmp_path / name, num_frames=11, codec=codec, codec_options={}))
+
+
+# Kept on disk
+
+
+@pytest.fixture
+def builds(monkeypatch) -> list[str]:
+    """Names of the files that were indexed anew."""
+    names = []
+    original = build_index
+
+    def build(path):
+        names.append(os.path.basename(path))
+        return original(path)
+
+    monkeypatch.setattr(frame_index_module, "build_index", build)
+    return names
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mpg"])
+def test_an_index_is_kept_for_later_processes_and_for_copies(tmp_path, builds, name):
+    codec = {"codec": "mpeg2video", "codec_options": {"qscale": "2"}} if name == "clip.mpg" else {}
+    path = write_media(tmp_path / name, num_frames=20, **codec)
+    first = FrameIndexCache(4).get(path, tmp_path / "index")
+    second = FrameIndexCache(4).get(path, tmp_path / "index")
+    copy = tmp_path / f"copy_of_{name}"
+    copy.write_bytes(path.read_bytes())
+    os.utime(copy, ns=(0, os.stat(path).st_mtime_ns))
+    third = FrameIndexCache(4).get(copy, tmp_path / "index")
+    assert builds == [name] and third.path == str(copy)
+    assert_same(second, first)
+    assert (second.table is None) == (first.table is None) == (name == "clip.mpg")
+    if first.table is not None:
+        for field, values in vars(first.table).items():
+            np.testing.assert_array_equal(getattr(second.table, field), values)
+
+
+def test_a_stored_index_that_cannot_be_read_is_made_again(tmp_path, builds):
+    path = write_media(tmp_path / "clip.mp4", num_frames=20)
+    FrameIndexCache(4).get(path, tmp_path / "index")
+    (stored,) = (file for file in (tmp_path / "index").rglob("*") if file.is_file())
+    content = stored.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], json.dumps({}).encode()):
+        stored.write_bytes(damaged)
+        assert FrameIndexCache(4).get(path, tmp_path / "index").num_frames == 20
+    assert builds == ["clip.mp4"] * 4
+    assert stored.read_bytes() == content
+
+
+def test_writers_side_by_side_do_not_disturb_each_other(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", num_frames=20)
+    with ThreadPoolExecutor(8) as pool:
+        indices = list(pool.map(lambda _: FrameIndexCache(4).get(path, tmp_path / "index"), range(32)))
+    assert {index.num_frames for index in indices} == {20}
+    assert len([file for file in (tmp_path / "index").rglob("*") if file.is_file()]) == 1
+
+
+def test_without_a_place_to_keep_them_indices_are_made_and_the_log_says_so(tmp_path, caplog):
+    (tmp_path / "index").write_text("a file, not a folder")
+    path = write_media(tmp_path / "clip.mp4", num_frames=20)
+    assert FrameIndexCache(4).get(path, tmp_path / "index").num_frames == 20
+    assert "frame indices cannot be kept" in caplog.text
