@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): The arguments; those of the process when not given.
 
     Returns:
-        `int`: The exit code: 0, or 1 where `doctor` finds that the core does not work, or 2 for a user's error.
+        `int`: The exit code: 0, or 1 where `doctor` or `index` found something broken, or 2 for a user's error.
     """
     parser = argparse.ArgumentParser(
         prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False
@@ -46,6 +46,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("out", metavar="OUT", help="folder for one manifest per split")
     verb.set_defaults(run=clips)
 
+    verb = verbs.add_parser("index", help="index the media of manifests and say what is wrong", allow_abbrev=False)
+    verb.add_argument("manifests", metavar="MANIFEST", nargs="+", help="CSV, TSV or JSONL, as train.py takes it")
+    add_roots(verb)
+    verb.add_argument(
+        "--decodes", action="store_true", help="decode everything to its end instead of trusting packets"
+    )
+    verb.add_argument("--num_threads", type=int, metavar="INT", help="files read at a time; default: one per core")
+    verb.add_argument("--json", action="store_true", dest="is_json", help="print JSON")
+    verb.set_defaults(run=index)
+
+    verb = verbs.add_parser("show", help="draw what the model sees of a sample", allow_abbrev=False)
+    verb.add_argument("manifest", metavar="MANIFEST", help="CSV, TSV or JSONL, as train.py takes it")
+    verb.add_argument("--row", type=int, default=0, metavar="INT", help="number of the row, from 0")
+    verb.add_argument(
+        "--model", metavar="DIR", help="folder of a trained model; default: 16 frames of 224, 128 mel bins"
+    )
+    verb.add_argument(
+        "--epoch", type=int, metavar="INT", help="draw as training does in this epoch; default: evaluation"
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="INT", help="of the run, with --epoch")
+    verb.add_argument("--out", default="sample.png", metavar="FILE", help="the picture; default: sample.png")
+    add_roots(verb)
+    verb.set_defaults(run=show)
+
     options = vars(parser.parse_args(argv))
     del options["verb"]
     try:
@@ -53,6 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
         return 2
+
+
+def add_roots(verb: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where the files of a manifest and their indices are."""
+    for column in ("video", "audio", "text"):
+        verb.add_argument(
+            f"--{column}_root", metavar="DIR", help=f"folder of the {column} column; default: manifest's"
+        )
+    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
 
 
 def doctor(*, is_json: bool) -> int:
@@ -78,4 +111,42 @@ def clips(*, clips_jsonl: str, out: str) -> int:
 
     for path in clips_jsonl_to_manifests(clips_jsonl, out).values():
         print(path)
+    return 0
+
+
+def index(*, manifests: list[str], is_json: bool, **options: str | int | bool | None) -> int:
+    """Indexes the media of manifests and prints what is wrong with them; 1 if files cannot be read."""
+    from simple_multimodal.data.check import check_manifests
+
+    report = check_manifests(manifests, **options)  # type: ignore[arg-type]
+    print(json.dumps(report.to_dict(), indent=2) if is_json else report.to_text())
+    return 1 if report.unreadable else 0
+
+
+def show(
+    *,
+    manifest: str,
+    row: int,
+    model: str | None,
+    epoch: int | None,
+    seed: int,
+    out: str,
+    index_dir: str | None,
+    **roots: str | None,
+) -> int:
+    """Draws what the model sees of a sample into a picture."""
+    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.data.show import draw_sample
+    from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+
+    dataset = MultimodalDataset(manifest, modalities=(), **roots)  # type: ignore[arg-type]
+    if not 0 <= row < len(dataset):
+        raise ValueError(f"--row is {row}; {manifest} has the rows 0 to {len(dataset) - 1}")
+    if model is None:
+        processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor())
+    else:
+        processor = MultimodalProcessor.from_pretrained(model)
+    sample = dataset[(epoch or 0, row)]
+    draw_sample(sample, processor, is_training=epoch is not None, seed=seed, index_dir=index_dir).save(out)
+    print(out)
     return 0

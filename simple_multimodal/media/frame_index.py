@@ -228,6 +228,26 @@ class FrameIndexCache:
         self.put(path, index, status)
         return index
 
+    def verify(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> FrameIndex:
+        """
+        Decodes all of a file, and replaces its index if that says otherwise.
+
+        Args:
+            path (`str` or `os.PathLike`): The file.
+            index_dir (`str` or `os.PathLike`, *optional*): Folder of stored indices; default `default_index_dir()`.
+
+        Returns:
+            `FrameIndex`: The index that holds.
+
+        Raises:
+            MediaError: The file cannot be read, or holds no frame.
+        """
+        index = self.get(path, index_dir)
+        decoded = _index_by_decoding(path)
+        if index.table is None or np.array_equal(index.seconds, decoded.seconds):
+            return index
+        return self.settle(path, index_dir)
+
 
 index_cache = FrameIndexCache(max_files=4096)
 if sys.platform != "win32":  # Windows cannot fork
@@ -603,15 +623,33 @@ def _slice_type(header: bytes) -> int:
     return value % 5
 
 
-def _stored_path(path: str | os.PathLike[str], status: os.stat_result, index_dir: Path) -> Path:
-    """Where the index of a file is stored."""
-    key = hashlib.sha256(f"{INDEX_VERSION} {av.library_versions['libavcodec']} {status.st_size} ".encode())
-    key.update(f"{status.st_mtime_ns} ".encode())
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """
+    Hashes size, head and tail of a file: a copy has the same hash, another file another one.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Returns:
+        `str`: SHA-256 in hexadecimal digits.
+
+    Raises:
+        MediaError: The file is not a regular file with content.
+    """
+    size = check_media_file(path).st_size
+    key = hashlib.sha256(f"{size} ".encode())
     with open(path, "rb") as file:
         key.update(file.read(HASHED_BYTES))
-        file.seek(-min(HASHED_BYTES, status.st_size), os.SEEK_END)
+        file.seek(-min(HASHED_BYTES, size), os.SEEK_END)
         key.update(file.read(HASHED_BYTES))
-    name = key.hexdigest()
+    return key.hexdigest()
+
+
+def _stored_path(path: str | os.PathLike[str], status: os.stat_result, index_dir: Path) -> Path:
+    """Where the index of a file is stored."""
+    decoder = av.library_versions["libavcodec"]
+    key = f"{INDEX_VERSION} {decoder} {status.st_mtime_ns} {content_hash(path)}"
+    name = hashlib.sha256(key.encode()).hexdigest()
     return index_dir / name[:2] / f"{name[2:]}.safetensors"
 
 

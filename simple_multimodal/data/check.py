@@ -1,0 +1,203 @@
+"""Indexes the media of manifests and says what is wrong with them."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.media import MediaError, index_video
+from simple_multimodal.media.container import decode_sound, find_audio_stream, find_video_stream, open_media
+from simple_multimodal.media.frame_index import content_hash, index_cache
+
+
+@dataclass
+class FileReport:
+    """What is known of a media file.
+
+    Args:
+        path (`str`): The file.
+        streams (`str`): Its streams, for example `"h264 480x360, aac 44100 Hz"`.
+        num_frames (`int`): Frames that it yields; 0 without video.
+        num_promised (`int`): Frames that its header promises; 0 where it does not say.
+        duration_seconds (`float`): From the first frame to the last one's end; 0 without video.
+        is_sparse (`bool`): Whether a few of its frames can be had without decoding from the start.
+        content (`str`): Hash of size, head and tail: files that are alike have the same.
+        error (`str`): Why it cannot be read; empty if it can.
+    """
+
+    path: str
+    streams: str = ""
+    num_frames: int = 0
+    num_promised: int = 0
+    duration_seconds: float = 0.0
+    is_sparse: bool = False
+    content: str = ""
+    error: str = ""
+
+
+@dataclass
+class ManifestReport:
+    """What [`check_manifests`] found.
+
+    Args:
+        num_rows (`dict[str, int]`): Rows of each manifest.
+        files (`list[FileReport]`): Each media file once, in the order of the manifests.
+        shared (`dict[str, list[str]]`): By pair of manifests, the files of the first whose content the second has too.
+    """
+
+    num_rows: dict[str, int]
+    files: list[FileReport]
+    shared: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def unreadable(self) -> list[FileReport]:
+        """The files that cannot be read."""
+        return [file for file in self.files if file.error]
+
+    @property
+    def short(self) -> list[FileReport]:
+        """The files that yield fewer frames than they promise."""
+        return [file for file in self.files if file.num_frames < file.num_promised and not file.error]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The report for people: totals, then every file that something is wrong with."""
+        readable = [file for file in self.files if not file.error]
+        hours = sum(file.duration_seconds for file in readable) / 3600
+        sparse = sum(file.is_sparse for file in readable)
+        lines = [f"{name}: {count} rows" for name, count in self.num_rows.items()]
+        lines.append(
+            f"{len(self.files)} files, {len(self.unreadable)} unreadable; {hours:.2f} hours of video, "
+            f"{sum(file.num_frames for file in readable)} frames; {sparse} files can be decoded sparsely"
+        )
+        lines += [f"unreadable: {file.error}" for file in self.unreadable]
+        lines += [
+            f"short: {file.path!r}: yields {file.num_frames} of the {file.num_promised} frames that it promises"
+            for file in self.short
+        ]
+        lines += [
+            f"shared: {len(paths)} files are in both {pair}: {', '.join(paths[:5])}{' ...' * (len(paths) > 5)}"
+            for pair, paths in self.shared.items()
+        ]
+        return "\n".join(lines)
+
+
+def check_manifests(
+    manifests: Sequence[str | Path],
+    *,
+    video_root: str | Path | None = None,
+    audio_root: str | Path | None = None,
+    text_root: str | Path | None = None,
+    index_dir: str | Path | None = None,
+    decodes: bool = False,
+    num_threads: int | None = None,
+) -> ManifestReport:
+    """
+    Indexes every video of manifests, and opens every sound file, side by side and with a progress bar.
+
+    Args:
+        manifests (`Sequence[str | Path]`): The manifests.
+        video_root, audio_root, text_root (`str` or `Path`, *optional*): Folders of their columns, as in
+            [`MultimodalDataset`].
+        index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
+        decodes (`bool`, *optional*, defaults to `False`): Decode every picture and all sound to its end, instead of
+            trusting packets that look sound.
+        num_threads (`int`, *optional*): Files that are read at the same time; by default one per core.
+
+    Returns:
+        `ManifestReport`: What was found; a file that cannot be read is no exception but an entry.
+
+    Raises:
+        ValueError: A manifest is wrong, see [`MultimodalDataset`].
+    """
+    tables = {
+        str(name): MultimodalDataset(
+            name, video_root=video_root, audio_root=audio_root, text_root=text_root, modalities=()
+        )
+        for name in manifests
+    }
+    absent: list[FileReport] = []
+    paths_of = {name: dict.fromkeys(_media_of(table, absent)) for name, table in tables.items()}
+    paths = list(dict.fromkeys(path for paths in paths_of.values() for path in paths))
+
+    def examine(path: str) -> FileReport:
+        return examine_file(path, index_dir=index_dir, decodes=decodes)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(num_threads or cores) as pool:
+        files = list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file"))
+    contents = {file.path: file.content for file in files}
+    names_of: dict[str, set[str]] = defaultdict(set)  # manifests by content
+    for name, own in paths_of.items():
+        for path in own:
+            names_of[contents[path]].add(name)
+    shared: dict[str, list[str]] = defaultdict(list)
+    names = list(tables)
+    for position, first in enumerate(names):
+        for second in names[position + 1 :]:
+            both = [path for path in paths_of[first] if contents[path] and second in names_of[contents[path]]]
+            if both:
+                shared[f"{first} and {second}"] = both
+    return ManifestReport({name: len(table) for name, table in tables.items()}, [*files, *absent], dict(shared))
+
+
+def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: bool = False) -> FileReport:
+    """
+    Indexes a media file, or finds out why that is not possible.
+
+    Args:
+        path (`str`): The file.
+        index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
+        decodes (`bool`, *optional*, defaults to `False`): Decode all of it.
+
+    Returns:
+        `FileReport`: What is known of it.
+    """
+    report = FileReport(path)
+    try:
+        report.content = content_hash(path)
+        with open_media(path) as container:
+            video, audio = find_video_stream(container), find_audio_stream(container)
+            found = []
+            if video is not None:
+                found.append(f"{video.codec_context.name} {video.codec_context.width}x{video.codec_context.height}")
+            if audio is not None:
+                found.append(f"{audio.codec_context.name} {audio.codec_context.sample_rate} Hz")
+            report.streams = ", ".join(found)
+            if not found:
+                raise MediaError(f"{path!r}: has neither video nor sound that can be decoded")
+        if video is not None:
+            index = index_cache.verify(path, index_dir) if decodes else index_video(path, index_dir=index_dir)
+            report.num_frames, report.num_promised = index.num_frames, index.num_promised
+            report.duration_seconds, report.is_sparse = index.duration_seconds, index.table is not None
+        if audio is not None and decodes:
+            with open_media(path) as container:
+                sound = find_audio_stream(container)
+                assert sound is not None
+                if sum(frame.samples for frame in decode_sound(container, sound)) == 0:
+                    raise MediaError(f"{path!r}: its sound track holds no samples")
+    except (MediaError, OSError) as error:
+        report.error = str(error)
+    return report
+
+
+def _media_of(table: MultimodalDataset, absent: list[FileReport]) -> Iterator[str]:
+    """Every media file of a manifest that is there; rows with one that is not go to `absent`."""
+    for number in range(len(table)):
+        try:
+            row = table[number]
+        except MediaError as error:
+            absent.append(FileReport(f"{table.manifest_file}, row {number}", error=str(error)))
+            continue
+        for path in (row["video"], row["audio"]):
+            if path is not None:
+                yield path

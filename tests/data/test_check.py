@@ -1,0 +1,72 @@
+"""Tests of the data check and of the picture of a sample, as commands and as functions."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simple_multimodal import cli
+from simple_multimodal.data.check import check_manifests
+from simple_multimodal.media import frame_index
+from tests.media.media_files import write_media
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Clips in two manifests: one is in both under two names, one is damaged, one is absent."""
+    write_media(tmp_path / "a.mp4", num_frames=25, waveform=np.sin, audio_seconds=1.0, audio_codec="aac")
+    (tmp_path / "copy.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    write_media(tmp_path / "b.mpg", num_frames=50, codec="mpeg2video", codec_options={"qscale": "2"})
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=1.0)
+    rows = ["video,audio,caption", "a.mp4,a.mp4,one", "b.mpg,sound.wav,two", "broken.mp4,,three", "absent.mp4,,four"]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    (tmp_path / "validation.csv").write_text("video,caption\ncopy.mp4,one\n")
+    return tmp_path
+
+
+def test_the_check_counts_reports_and_compares(folder, tmp_path):
+    manifests = [folder / "train.csv", folder / "validation.csv"]
+    report = check_manifests(manifests, index_dir=tmp_path / "index")
+    assert list(report.num_rows.values()) == [4, 1]
+    files = {file.path.rpartition("/")[2]: file for file in report.files}
+    assert (files["a.mp4"].num_frames, files["a.mp4"].is_sparse, files["b.mpg"].is_sparse) == (25, True, False)
+    assert files["a.mp4"].streams == "h264 64x48, aac 16000 Hz" and files["sound.wav"].streams == "pcm_s16le 16000 Hz"
+    assert ["broken.mp4" in file.error or "absent.mp4" in file.error for file in report.unreadable] == [True, True]
+    (shared,) = report.shared.values()
+    assert shared == [str(folder / "a.mp4")]
+    text = report.to_text()
+    assert "are in both" in text and text.count("unreadable: ") == 2
+
+
+def test_the_command_prints_json_and_fails_for_unreadable_files(folder, capsys):
+    assert cli.main(["index", str(folder / "train.csv"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert sum(bool(file["error"]) for file in report["files"]) == 2
+    assert cli.main(["index", str(folder / "validation.csv")]) == 0
+    assert "1 files, 0 unreadable" in capsys.readouterr().out
+
+
+def test_decoding_finds_what_packets_hide(tmp_path, monkeypatch):
+    """Damage inside a picture that nothing refers to is not seen before the picture is decoded."""
+    path = write_media(tmp_path / "a.mp4", num_frames=30)
+    (tmp_path / "train.csv").write_text("video,caption\na.mp4,one\n")
+    index = frame_index.index_video(path)
+    shorter = frame_index.replace(index, num_frames=29, seconds=index.seconds[:29])
+    frame_index.index_cache.put(path, shorter, path.stat())
+    assert check_manifests([tmp_path / "train.csv"]).files[0].num_frames == 29
+    assert check_manifests([tmp_path / "train.csv"], decodes=True).files[0].num_frames == 30
+
+
+def test_show_draws_frames_sound_and_captions(folder, tmp_path, capsys):
+    out = tmp_path / "sample.png"
+    assert cli.main(["show", str(folder / "train.csv"), "--row", "1", "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.size[0] == 1280 and picture.size[1] > 500
+        evaluation = np.asarray(picture)
+    assert cli.main(["show", str(folder / "train.csv"), "--row", "1", "--epoch", "3", "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert not np.array_equal(np.asarray(picture), evaluation)  # other frames
+    assert cli.main(["show", str(folder / "train.csv"), "--row", "9"]) == 2
+    assert "rows 0 to 3" in capsys.readouterr().err
