@@ -12,8 +12,8 @@ import torch
 from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import sample_generator, stable_hash
-from simple_multimodal.media.audio import has_audio, read_audio
-from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.audio import read_audio
+from simple_multimodal.media.errors import MediaError, NoSoundTrackError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
 from simple_multimodal.media.video import VideoBackend, get_video_backend
 from simple_multimodal.modalities import Modality
@@ -238,16 +238,19 @@ class MultimodalCollator:
         path = row["audio"]
         if path is None or "audio" in self.drop_modalities:
             return None
-        if row["audio_is_sound_track"] and not has_audio(path):
-            return None
         extractor = self.processor.feature_extractor
-        waveform = read_audio(
-            path,
-            extractor.sampling_rate,
-            start_seconds=row["start_seconds"],
-            end_seconds=row["end_seconds"],
-            index_dir=self.index_dir,
-        )
+        try:
+            waveform = read_audio(
+                path,
+                extractor.sampling_rate,
+                start_seconds=row["start_seconds"],
+                end_seconds=row["end_seconds"],
+                index_dir=self.index_dir,
+            )
+        except NoSoundTrackError:
+            if row["audio_is_sound_track"]:
+                return None
+            raise
         return extractor.extract(waveform)
 
     def _read_clip(self, row: Row) -> VideoClip | None:

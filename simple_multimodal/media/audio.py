@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from fractions import Fraction
 
 import numpy as np
 from av import AudioFrame, AudioResampler
 
-from simple_multimodal.media.container import decode_sound, find_audio_stream, find_video_stream, open_media
-from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.container import decode_sound, find_audio_stream, open_media
+from simple_multimodal.media.errors import MediaError, NoSoundTrackError
 from simple_multimodal.media.frame_index import index_video
 from simple_multimodal.media.sampling import check_segment
 
@@ -75,7 +74,8 @@ def read_audio(
         `np.ndarray` of shape `(num_samples,)`, `float32`: The waveform, full scale at -1 and 1; at least one sample.
 
     Raises:
-        MediaError: The file cannot be read, has no sound (in the segment), or more than the limits allow.
+        NoSoundTrackError: The file has no sound track that can be decoded.
+        MediaError: The file cannot be read, has no sound in the segment, or more than the limits allow.
         ValueError: The sampling rate or the segment is not allowed.
     """
     if sampling_rate < 1:
@@ -120,9 +120,6 @@ def read_audio(
 
 def _video_start_seconds(path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None) -> float | None:
     """When the first frame is shown, on the container's clock; `None` where no frame can be decoded."""
-    with open_media(path) as container:
-        if find_video_stream(container) is None:
-            return None
     try:
         return index_video(path, index_dir=index_dir).start_seconds
     except MediaError:
@@ -144,10 +141,10 @@ def _resampled_pieces(
     rate = 0
     position = 0
     decoded = 0
-    with open_media(path) as container:
+    with open_media(path, is_known=True) as container:  # of the pictures nothing is asked
         stream = find_audio_stream(container)
         if stream is None:
-            raise MediaError(f"{name!r}: has no sound track that can be decoded")
+            raise NoSoundTrackError(f"{name!r}: has no sound track that can be decoded")
         for frame in decode_sound(container, stream):
             mono = _mono(frame)  # (samples,)
             decoded += frame.samples * frame.layout.nb_channels
@@ -157,7 +154,7 @@ def _resampled_pieces(
                 continue
             follows = run_seconds + run_samples / rate if rate else None
             if frame.pts is not None and frame.time_base is not None:
-                seconds = float(frame.pts * Fraction(frame.time_base))
+                seconds = frame.pts * frame.time_base.numerator / frame.time_base.denominator
             else:
                 seconds = start_seconds or 0.0 if follows is None else follows
             if start_seconds is None:
@@ -190,7 +187,8 @@ def _mono(frame: AudioFrame) -> np.ndarray:
     samples = samples.astype(np.float32)
     if silence:
         samples -= np.float32(silence)
-    return samples.mean(axis=0) / np.float32(full_scale)
+    mono = samples[0] if len(samples) == 1 else samples.mean(axis=0)
+    return mono if full_scale == 1 else mono / np.float32(full_scale)
 
 
 def _resample(resampler: AudioResampler | None, mono: np.ndarray | None, rate: int = 0) -> Iterator[np.ndarray]:

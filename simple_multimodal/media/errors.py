@@ -11,3 +11,7 @@ class MediaError(ValueError):
 
 class UnsoundIndexError(MediaError):
     """A file does not decode to what the index that was made from its packets says."""
+
+
+class NoSoundTrackError(MediaError):
+    """A file has no sound track that can be decoded."""

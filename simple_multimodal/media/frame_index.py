@@ -223,7 +223,7 @@ class FrameIndexCache:
             MediaError: The file cannot be read, or holds no frame.
         """
         status = check_media_file(path)
-        index = _index_by_decoding(path)
+        index = replace(_index_by_decoding(path), table=None)
         _store_index(index, _stored_path(path, status, Path(index_dir or default_index_dir())))
         self.put(path, index, status)
         return index

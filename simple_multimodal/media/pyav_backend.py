@@ -8,7 +8,6 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -105,42 +104,48 @@ def _decode_sparsely(
     # The decoder is to hold pictures back as long as the standard allows: with a guess from those that it has seen, it
     # drops what comes out of order. Which one it puts out is known by its time stamp.
     codec.options = codec.options | {"strict": "strict"}
+    for packet in _needed_packets(container, stream, table, positions):
+        try:
+            pictures = codec.decode(packet)
+        except av.FFmpegError:
+            if packet is not None and packet.pts is None:  # the preamble, which holds no picture
+                continue
+            return
+        for picture in pictures:
+            if picture.is_corrupt:
+                return
+            if picture.pts in wanted:
+                yield wanted[picture.pts], picture
+        if packet is None:
+            codec.flush_buffers()
+
+
+def _needed_packets(
+    container: InputContainer, stream: VideoStream, table: PacketTable, positions: list[int]
+) -> Iterator[av.Packet | None]:
+    """Yields the packets to decode for some frames, and `None` where the decoder has to put out what it holds back."""
     packets = container.demux(stream)
     number = 0  # of the packet that comes next
     for run in plan_runs(table, positions):
+        if number == 0 and run.first > 0 and len(table.preamble) > 0:
+            yield av.Packet(table.preamble.tobytes())
         if run.first - number > SEEK_PACKETS:
+            yield None
             container.seek(run.first_time_stamp, stream=stream)
             packets = container.demux(stream)
             number = run.first
-        if run.first > 0 and len(table.preamble) > 0:
-            _decode(codec, av.Packet(table.preamble.tobytes()))
-        pictures: list[VideoFrame] | None = []
+        elif number > 0 and stream.codec_context.name == "hevc":
+            # Pictures that lean on others before a random access point are left out only where decoding starts there.
+            yield None
         for packet in packets:
             if number == run.first and packet.pts != run.first_time_stamp:
                 return
             number += 1
-            if number <= run.first or number - 1 in run.skipped:
-                continue
-            pictures = _decode(codec, packet)
-            if pictures is None:
-                return
-            yield from ((wanted[picture.pts], picture) for picture in pictures if picture.pts in wanted)
+            if number > run.first and number - 1 not in run.skipped:
+                yield packet
             if number > run.last:
                 break
-        pictures = _decode(codec, None)
-        if pictures is None:
-            return
-        yield from ((wanted[picture.pts], picture) for picture in pictures if picture.pts in wanted)
-        codec.flush_buffers()
-
-
-def _decode(codec: VideoCodecContext, packet: av.Packet | None) -> list[VideoFrame] | None:
-    """Decodes a packet, `None` for what the decoder still holds; returns `None` at damage."""
-    try:
-        pictures = codec.decode(packet)
-    except av.FFmpegError:
-        return None
-    return None if any(picture.is_corrupt for picture in pictures) else pictures
+    yield None
 
 
 class Run(NamedTuple):

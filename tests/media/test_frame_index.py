@@ -175,7 +175,7 @@ def test_an_unsound_index_is_replaced_and_the_file_read_again(tmp_path, caplog):
     assert [read_number(frame) for frame in frames] == [3, 17]
     assert "does not yield all frames that its packets promise" in caplog.text
     assert_same(index_video(path), index)
-    assert np.array_equal(index_video(path).table.time_stamps, index.table.time_stamps)
+    assert index_video(path).table is None
 
 
 def test_a_file_that_lost_frames_since_it_was_indexed_is_an_error(tmp_path):

@@ -1,0 +1,282 @@
+"""Writes a copy of a data set that is fast to read: small pictures in short groups, sound at the model's rate."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from tqdm import tqdm
+
+from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
+from simple_multimodal.media import MediaError, has_audio, index_video, read_audio
+from simple_multimodal.media.container import decode_pictures, find_video_stream, open_media, require_video_stream
+from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
+from simple_multimodal.media.frame_index import content_hash, tick_seconds
+
+ROW_COLUMNS = {"index", "epoch", "audio_is_sound_track", "video", "audio", "text", "captions"}
+"""Entries of a row that a packed manifest has not, or has anew."""
+
+MIN_CLOCK = 10_000  # ticks in a second
+AUDIO_BLOCK = 4608  # samples in a FLAC frame, the most of its streamable subset
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How files are packed.
+
+    Args:
+        short_side (`int`): Length to which the short side of pictures is scaled, in pixels; smaller ones stay as they
+            are.
+        group_size (`int`): Pictures in a group: 1 makes each decodable alone; with more, those between the first ones
+            of two groups refer to these alone.
+        crf (`int`): Quality of x264, 0 (lossless) to 51.
+        sampling_rate (`int`): Of the sound, in Hz; it is stored without loss at 16 bits.
+    """
+
+    short_side: int = 256
+    group_size: int = 1
+    crf: int = 18
+    sampling_rate: int = 16000
+
+    @property
+    def x264_options(self) -> dict[str, str]:
+        """Few tools of the codec, so that decoding is cheap."""
+        parameters = {
+            "keyint": self.group_size,
+            "min-keyint": self.group_size,
+            "bframes": max(self.group_size - 1, 0),
+            "b-adapt": 0,
+            "b-pyramid": "none",
+            "scenecut": 0,
+            "ref": 1,
+        }
+        joined = ":".join(f"{name}={value}" for name, value in parameters.items())
+        return {"preset": "veryfast", "tune": "fastdecode", "crf": str(self.crf), "x264-params": joined}
+
+
+@dataclass
+class PackReport:
+    """What [`pack_manifest`] did.
+
+    Args:
+        manifest (`Path`): The new manifest.
+        num_rows (`int`): Its rows.
+        num_files (`int`): Media files that it names.
+        num_written (`int`): Of these, written in this call; the others were there.
+        source_bytes, packed_bytes (`int`): Size of the files that were packed, and of what they became.
+        errors (`list[str]`): One line for each row that was left out, because a file of it cannot be read.
+    """
+
+    manifest: Path
+    num_rows: int
+    num_files: int
+    num_written: int
+    source_bytes: int
+    packed_bytes: int
+    errors: list[str]
+
+    def to_text(self) -> str:
+        """The report for people."""
+        packed, source = self.packed_bytes / 1e6, self.source_bytes / 1e6
+        lines = [
+            f"{self.manifest}: {self.num_rows} rows, {self.num_files} files ({self.num_written} of them new), "
+            f"{packed:.1f} MB, {packed / max(source, 1e-9):.2f} times the {source:.1f} MB of the originals"
+        ]
+        return "\n".join([*lines, *(f"left out: {error}" for error in self.errors)])
+
+
+def pack_manifest(
+    manifest: str | Path,
+    output_dir: str | Path,
+    *,
+    video_root: str | Path | None = None,
+    audio_root: str | Path | None = None,
+    text_root: str | Path | None = None,
+    index_dir: str | Path | None = None,
+    settings: PackSettings | None = None,
+    num_threads: int | None = None,
+) -> PackReport:
+    """
+    Packs the media of a manifest, and writes a manifest of the same name for them.
+
+    The copy has every frame of the original at its time, upright, and the sound from the first frame on. So frames,
+    jitter and segments are sampled from it as from the original. It is made of ordinary MP4 (H.264, FLAC) and FLAC
+    files, in folders by the first two digits of their names, which are hashes of content and settings: files that are
+    alike are stored once, and what is there is not made again. `checksums.sha256` is for `sha256sum -c`.
+
+    Args:
+        manifest (`str` or `Path`): The manifest.
+        output_dir (`str` or `Path`): Folder of the copy; several manifests may share one.
+        video_root, audio_root, text_root (`str` or `Path`, *optional*): Folders of the manifest's columns.
+        index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
+        settings ([`PackSettings`], *optional*): How files are packed.
+        num_threads (`int`, *optional*): Files that are packed at the same time; by default one per core.
+
+    Returns:
+        `PackReport`: What was done. Rows with a file that cannot be read are left out and named.
+
+    Raises:
+        ValueError: The manifest is wrong, **or** would be overwritten.
+    """
+    settings = settings or PackSettings()
+    folder = Path(output_dir)
+    table = MultimodalDataset(
+        manifest, video_root=video_root, audio_root=audio_root, text_root=text_root, modalities=()
+    )
+    packed_manifest = folder / f"{Path(manifest).stem}.jsonl"
+    if packed_manifest.exists() and packed_manifest.samefile(manifest):
+        raise ValueError(f"{packed_manifest} is the manifest itself; pack into another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    errors: dict[int, str] = {}
+    rows: dict[int, Row] = {}
+    for number in range(len(table)):
+        try:
+            rows[number] = table[number]
+        except MediaError as error:
+            errors[number] = str(error)
+    sources = dict.fromkeys(path for row in rows.values() for path in (row["video"], row["audio"]) if path is not None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+    def pack(path: str) -> tuple[Path, bool] | MediaError:
+        try:
+            return _pack_once(path, folder, settings, index_dir)
+        except MediaError as error:
+            return error
+
+    with ThreadPoolExecutor(num_threads or cores) as pool:
+        packed = dict(zip(sources, tqdm(pool.map(pack, sources), total=len(sources), unit="file"), strict=True))
+    lines = []
+    for number, row in rows.items():
+        results = {name: packed[path] for name in ("video", "audio") if (path := row[name]) is not None}
+        failed = [result for result in results.values() if isinstance(result, MediaError)]
+        if failed:
+            errors[number] = str(failed[0])
+            continue
+        names = {name: str(result[0]) for name, result in results.items() if not isinstance(result, MediaError)}
+        lines.append(json.dumps(_packed_row(row, names), ensure_ascii=False))
+    packed_manifest.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    done = {path: result for path, result in packed.items() if not isinstance(result, MediaError)}
+    files = {result[0] for result in done.values()}
+    _write_checksums(folder)
+    (folder / "pack.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    return PackReport(
+        manifest=packed_manifest,
+        num_rows=len(lines),
+        num_files=len(files),
+        num_written=len({result[0] for result in done.values() if result[1]}),
+        source_bytes=sum(os.path.getsize(path) for path in done),
+        packed_bytes=sum((folder / file).stat().st_size for file in files),
+        errors=[f"row {number}: {error}" for number, error in sorted(errors.items())],
+    )
+
+
+def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
+    """A row of the new manifest: media by their new names, captions in place."""
+    kept = {key: value for key, value in row.items() if key not in ROW_COLUMNS and value is not None}
+    media = {"video": names.get("video", "")}
+    if not row["audio_is_sound_track"]:
+        media["audio"] = names.get("audio", "")
+    return {**kept, **media, "captions": row_captions(row)}
+
+
+def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str | Path | None) -> tuple[Path, bool]:
+    """Packs a file unless it is packed already; its name in the folder, and whether it was written now."""
+    key = hashlib.sha256(f"{content_hash(path)} {asdict(settings)}".encode()).hexdigest()[:32]
+    with open_media(path) as container:
+        has_video = find_video_stream(container) is not None
+    name = Path(key[:2], f"{key}{'.mp4' if has_video else '.flac'}")
+    target = folder / name
+    if target.exists():
+        return name, False
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}.{threading.get_ident()}{target.suffix}")
+    try:
+        _pack_file(path, temporary, settings, index_dir, has_video=has_video)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return name, True
+
+
+def _pack_file(
+    path: str, target: Path, settings: PackSettings, index_dir: str | Path | None, *, has_video: bool
+) -> None:
+    waveform = read_audio(path, settings.sampling_rate, index_dir=index_dir) if has_audio(path) else None
+    index = index_video(path, index_dir=index_dir) if has_video else None
+    with open_media(path) as source:
+        time_base = tick_seconds(require_video_stream(source, path)) if index is not None else Fraction(1)
+        # A multiple of the original's clock, so that times are kept exactly; MP4 wants it finer than that of some AVI.
+        clock = Fraction(1, time_base.denominator * -(-MIN_CLOCK // time_base.denominator))
+        options = {"video_track_timescale": str(clock.denominator)} if index is not None else {}
+        with av.open(str(target), "w", options=options) as output:
+            if index is not None:
+                scale = min(settings.short_side / min(index.height, index.width), 1)
+                height, width = (max(2 * round(length * scale / 2), 2) for length in (index.height, index.width))
+                video = output.add_stream("libx264", options=settings.x264_options)
+                video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+                video.time_base = video.codec_context.time_base = clock
+                video.codec_context.thread_count = 1  # files are packed side by side
+            if waveform is not None:
+                sound = output.add_stream(
+                    "flac", rate=settings.sampling_rate, layout="mono", options={"frame_size": str(AUDIO_BLOCK)}
+                )
+                sound.codec_context.format = "s16"
+            if index is not None:
+                pictures = _scaled_pictures(path, height, width, index.display_matrix)
+                for picture, seconds in zip(pictures, index.seconds, strict=True):
+                    picture.pts, picture.time_base = round(Fraction(float(seconds)) / clock), clock
+                    output.mux(video.encode(picture))
+                output.mux(video.encode(None))
+            if waveform is not None:
+                samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
+                for begin in range(0, len(samples), AUDIO_BLOCK):
+                    block = av.AudioFrame.from_ndarray(samples[None, begin : begin + AUDIO_BLOCK], "s16", "mono")
+                    block.sample_rate, block.pts = settings.sampling_rate, begin
+                    block.time_base = Fraction(1, settings.sampling_rate)
+                    output.mux(sound.encode(block))
+                output.mux(sound.encode(None))
+
+
+def _scaled_pictures(path: str, height: int, width: int, matrix: tuple[int, int, int, int]) -> Iterator[av.VideoFrame]:
+    """Every picture of a file, upright and scaled, as planes of brightness and half-size colour."""
+    reformatter = VideoReformatter()
+    coded_height, coded_width = (width, height) if is_transposed(matrix) else (height, width)
+    with open_media(path) as source:
+        for picture in decode_pictures(source, require_video_stream(source, path)):
+            scaled = reformatter.reformat(
+                picture, coded_width, coded_height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
+            )
+            if matrix != (1, 0, 0, 1):
+                planes = [
+                    apply_display_matrix(
+                        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width],
+                        matrix,
+                    )
+                    for plane in scaled.planes
+                ]
+                flat = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, width)
+                upright = av.VideoFrame.from_ndarray(flat, format="yuv420p")
+                upright.colorspace, upright.color_range = scaled.colorspace, scaled.color_range
+                scaled = upright
+            yield scaled
+
+
+def _write_checksums(folder: Path) -> None:
+    """Adds the checksum of every media file that has none yet."""
+    path = folder / "checksums.sha256"
+    known: dict[str, str] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            digest, _, name = line.partition("  ")
+            known[name] = digest
+    files = sorted(str(file.relative_to(folder)) for file in folder.glob("??/[!.]*"))
+    sums = {name: known.get(name) or hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    path.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
