@@ -154,26 +154,29 @@ def pack_manifest(
     with ThreadPoolExecutor(num_threads or cores) as pool:
         packed = dict(zip(sources, tqdm(pool.map(pack, sources), total=len(sources), unit="file"), strict=True))
     lines = []
+    used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written now
     for number, row in rows.items():
-        results = {name: packed[path] for name in ("video", "audio") if (path := row[name]) is not None}
+        paths = {name: path for name, path in (("video", row["video"]), ("audio", row["audio"])) if path is not None}
+        results = {name: packed[path] for name, path in paths.items()}
         failed = [result for result in results.values() if isinstance(result, MediaError)]
         if failed:
             errors[number] = str(failed[0])
             continue
-        names = {name: str(result[0]) for name, result in results.items() if not isinstance(result, MediaError)}
+        copies = {name: result for name, result in results.items() if not isinstance(result, MediaError)}
+        used |= {paths[name]: copy for name, copy in copies.items()}
+        names = {name: str(copy) for name, (copy, _) in copies.items()}
         lines.append(json.dumps(_packed_row(row, names), ensure_ascii=False))
     packed_manifest.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    done = {path: result for path, result in packed.items() if not isinstance(result, MediaError)}
-    files = {result[0] for result in done.values()}
     _write_checksums(folder)
     (folder / "pack.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    files = {name for name, _ in used.values()}
     return PackReport(
         manifest=packed_manifest,
         num_rows=len(lines),
         num_files=len(files),
-        num_written=len({result[0] for result in done.values() if result[1]}),
-        source_bytes=sum(os.path.getsize(path) for path in done),
-        packed_bytes=sum((folder / file).stat().st_size for file in files),
+        num_written=len({name for name, is_new in used.values() if is_new}),
+        source_bytes=sum(os.path.getsize(path) for path in used),
+        packed_bytes=sum((folder / name).stat().st_size for name in files),
         errors=[f"row {number}: {error}" for number, error in sorted(errors.items())],
     )
 

@@ -59,13 +59,11 @@ class PyAVBackend:
         for place, position in enumerate(positions):
             places.setdefault(int(position), []).append(place)
         height, width = size or (index.height, index.width)
+        convert = PictureConverter((height, width), index.display_matrix, scales=size is not None)
         frames = np.empty((len(positions), 3, height, width), dtype=np.uint8)
         with open_media(path, is_known=index.table is not None) as container:
             stream = require_video_stream(container, path)
             decode = _decode_from_start if index.table is None else _decode_sparsely
-            convert = PictureConverter(
-                size or (index.height, index.width), index.display_matrix, scales=size is not None
-            )
             missing = dict(places)
             for position, picture in decode(container, stream, index, sorted(places)):
                 first, *others = missing.pop(position)
@@ -115,7 +113,9 @@ def _decode_sparsely(
             if picture.is_corrupt:
                 return
             if picture.pts in wanted:
-                yield wanted[picture.pts], picture
+                yield wanted.pop(picture.pts), picture
+        if not wanted:
+            return
         if packet is None:
             codec.flush_buffers()
 

@@ -1,0 +1,136 @@
+"""From the plain way to ours, one technique at a time: CPU seconds for 16 uniform frames of each clip at 224 x 224.
+
+python benchmarks/ablation.py CLIPS_FOLDER [--repeats 5]
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import common
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from PIL import Image
+
+from simple_multimodal.media import get_video_backend, index_video, sample_positions
+from simple_multimodal.media import pyav_backend as ours_module
+from simple_multimodal.media.container import decode_pictures, open_media, require_video_stream
+
+SIZE = (224, 224)
+backend = get_video_backend("pyav")
+
+
+def _pictures(path: str, positions: list[int]):
+    with open_media(path) as container:
+        for number, picture in enumerate(decode_pictures(container, require_video_stream(container, path))):
+            if number in positions:
+                yield picture
+            if number == positions[-1]:
+                return
+
+
+def everything(path: str, positions: list[int]) -> np.ndarray:
+    """Decode all, convert all to RGB, choose, resize with PIL."""
+    with open_media(path) as container:
+        stream = require_video_stream(container, path)
+        frames = [picture.to_ndarray(format="rgb24") for picture in decode_pictures(container, stream)]
+    return np.stack(
+        [np.asarray(Image.fromarray(frames[n]).resize(SIZE, Image.Resampling.BILINEAR)) for n in positions]
+    )
+
+
+def convert_wanted(path: str, positions: list[int]) -> np.ndarray:
+    """Stop at the last wanted frame, convert only wanted ones."""
+    frames = [picture.to_ndarray(format="rgb24") for picture in _pictures(path, positions)]
+    return np.stack([np.asarray(Image.fromarray(frame).resize(SIZE, Image.Resampling.BILINEAR)) for frame in frames])
+
+
+def scale_while_converting(path: str, positions: list[int]) -> np.ndarray:
+    """swscale converts and scales in one step, a new context for each frame."""
+    return np.stack([p.to_ndarray(format="rgb24", height=SIZE[0], width=SIZE[1]) for p in _pictures(path, positions)])
+
+
+def shared_context(path: str, positions: list[int]) -> np.ndarray:
+    """One swscale context for all frames."""
+    convert = VideoReformatter()
+    return np.stack(
+        [
+            convert.reformat(
+                p, SIZE[1], SIZE[0], "rgb24", interpolation=Interpolation.BILINEAR, threads=1
+            ).to_ndarray()
+            for p in _pictures(path, positions)
+        ]
+    )
+
+
+def planar(path: str, positions: list[int]) -> np.ndarray:
+    """Scale to planes instead of packed RGB."""
+    return backend.frames(path, positions, replace(index_video(path), table=None), SIZE)
+
+
+def _with_table(path: str, positions: list[int], **changes) -> np.ndarray:
+    index = index_video(path)
+    if index.table is not None:
+        index = replace(index, table=replace(index.table, **changes))
+    return backend.frames(path, positions, index, SIZE)
+
+
+def groups_to_last_wanted(path: str, positions: list[int]) -> np.ndarray:
+    """Of each group of pictures, only what comes before the last wanted frame; the stream is not probed on opening."""
+    table = index_video(path).table
+    nothing = {} if table is None else {"is_unreferenced": np.zeros_like(table.is_unreferenced)}
+    return _with_table(path, positions, **nothing)
+
+
+def unreferenced_left_out(path: str, positions: list[int]) -> np.ndarray:
+    """Packets of pictures that nothing refers to do not reach the decoder: our reader."""
+    return _with_table(path, positions)
+
+
+def always_seek(path: str, positions: list[int]) -> np.ndarray:
+    """Not kept: seek for every group instead of reading over packets that are not decoded."""
+    limit, ours_module.SEEK_PACKETS = ours_module.SEEK_PACKETS, 0
+    try:
+        return _with_table(path, positions)
+    finally:
+        ours_module.SEEK_PACKETS = limit
+
+
+STEPS = [everything, convert_wanted, scale_while_converting, shared_context, planar, groups_to_last_wanted,
+         unreferenced_left_out, always_seek]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    files = sorted(str(path) for path in options.folder.iterdir() if path.is_file())
+    positions = {path: sample_positions(index_video(path), 16) for path in files}
+    calls = {step.__name__: (lambda path, step=step: step(path, positions[path])) for step in STEPS}
+    # The floor: decode what must be decoded, convert nothing.
+    calls["floor: decoding alone"] = lambda path: _decode_only(path, positions[path])
+    seconds = common.interleaved(files, calls, options.repeats)
+    totals = {name: common.total(values, files) for name, values in seconds.items()}
+    before = None
+    for step in STEPS:
+        value = totals[step.__name__]
+        change = "" if before is None else f", {before / value:.2f} times less than the step before"
+        print(f"{value:7.2f} s  {step.__name__:26s}{step.__doc__.strip()}{change}")
+        before = value
+    floor = totals["floor: decoding alone"]
+    own = totals["unreferenced_left_out"]
+    print(f"{floor:7.2f} s  floor: decoding what must be decoded; ours takes {own / floor:.3f} times as long")
+    common.save("ablation", {"cpu_seconds": totals, "floor": floor})
+
+
+def _decode_only(path: str, positions: list[int]) -> int:
+    index = index_video(path)
+    wanted = sorted(set(positions))
+    decode = ours_module._decode_from_start if index.table is None else ours_module._decode_sparsely
+    with open_media(path, is_known=index.table is not None) as container:
+        return sum(1 for _ in decode(container, require_video_stream(container, path), index, wanted))
+
+
+if __name__ == "__main__":
+    main()

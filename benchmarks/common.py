@@ -1,0 +1,81 @@
+"""What all benchmarks share: one thread, interleaved timing in CPU seconds, versions, and results as JSON."""
+
+import json
+import os
+
+# Before any library that starts threads is imported.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+
+torch.set_num_threads(1)
+av.logging.set_level(av.logging.PANIC)
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("av", "torch", "torchcodec", "torchvision", "decord", "opencv-python-headless", "transformers")
+
+
+def measured(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Result, CPU seconds and wall seconds of a call; the result is `None` where it raises."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        result = call()
+    except Exception:
+        result = None
+    return result, time.process_time() - cpu, time.perf_counter() - wall
+
+
+def interleaved(
+    items: Iterable[Any], readers: dict[str, Callable[[Any], Any]], repeats: int
+) -> dict[str, dict[Any, list[float]]]:
+    """CPU seconds of each reader for each item, the readers one after the other on every item, in changing order.
+
+    A call that fails counts as NaN.
+    """
+    items = list(items)
+    seconds: dict[str, dict[Any, list[float]]] = {name: {item: [] for item in items} for name in readers}
+    for repeat in range(repeats):
+        order = list(readers) if repeat % 2 == 0 else list(readers)[::-1]
+        for item in items:
+            for name in order:
+                result, cpu, _ = measured(lambda name=name, item=item: readers[name](item))
+                seconds[name][item].append(cpu if result is not None else float("nan"))
+    return seconds
+
+
+def total(seconds: dict[Any, list[float]], items: Iterable[Any]) -> float:
+    """Sum over items of the median over repeats."""
+    return sum(statistics.median(seconds[item]) for item in items)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), **versions}
+
+
+def save(name: str, results: dict[str, Any]) -> None:
+    """Writes `results/NAME.json`, and prints where."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
+    print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
