@@ -77,5 +77,5 @@ def save(name: str, results: dict[str, Any]) -> None:
     """Writes `results/NAME.json`, and prints where."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=1, default=lambda value: value.item()) + "\n")
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

@@ -132,7 +132,8 @@ def main() -> None:
         for chunk_size, chunk in entry["chunks"].items():
             print(
                 f"  chunks of {chunk_size:2d}: {chunk['frames_per_second']:7.0f} frames/s, design effect "
-                f"{chunk['design_effect_of_pixels']:.2f} (pixels) {chunk['design_effect_of_gradients']:.2f} (gradients)"
+                f"{chunk['design_effect_of_pixels']:.2f} (pixels) "
+                f"{chunk['design_effect_of_gradients']:.2f} (gradients)"
                 f", worth {chunk['effective_frames_per_second']:.0f} independent ones"
             )
     common.save("random_frames", results)
@@ -153,7 +154,7 @@ def gradients(frames: np.ndarray) -> np.ndarray:
         return (output.squeeze() - frame.mean() + frame[0].mean()) ** 2
 
     grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, inputs)
-    return grads["0.weight"].flatten(1).numpy()
+    return grads["0.weight"].flatten(1).detach().numpy()
 
 
 if __name__ == "__main__":

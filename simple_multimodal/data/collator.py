@@ -17,7 +17,7 @@ from simple_multimodal.media.errors import MediaError, NoSoundTrackError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
 from simple_multimodal.media.video import VideoBackend, get_video_backend
 from simple_multimodal.modalities import Modality
-from simple_multimodal.processing import AudioFeatures, MultimodalProcessor, VideoClip
+from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
 
 MAX_THREADS = 8
 
@@ -177,17 +177,20 @@ class MultimodalCollator:
         """
         modalities = self.processor.modalities
         sounds = clips = None
+        videos: dict[str, torch.Tensor] = {}
         if "video" in modalities:
-            clips = self._start(self._read_clip, rows, "video")
+            videos = self.processor.video_processor.new_batch(len(rows))
+            clips = self._start(lambda number: self._read_clip(rows[number], number, videos), rows, "video")
         if "audio" in modalities:
-            sounds = self._start(self._read_sound, rows, "audio")
+            sounds = self._start(lambda number: self._read_sound(rows[number]), rows, "audio")
         batch: dict[str, torch.Tensor] = {}
         if "text" in modalities:
             batch |= self._tokenize([self._guarded(self._choose_caption, row) for row in rows])
         if sounds is not None:
             batch |= self.processor.feature_extractor.collate(sounds())
         if clips is not None:
-            batch |= self.processor.video_processor.collate(clips())
+            clips()
+            batch |= videos
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         return batch | self._draw(rows, batch)
@@ -253,13 +256,14 @@ class MultimodalCollator:
             raise
         return extractor.extract(waveform)
 
-    def _read_clip(self, row: Row) -> VideoClip | None:
+    def _read_clip(self, row: Row, number: int, batch: dict[str, torch.Tensor]) -> None:
+        """Read the clip of a row into its place in the batch."""
         path = row["video"]
         if path is None or "video" in self.drop_modalities:
-            return None
+            return
         processor = self.processor.video_processor
 
-        def read(index: FrameIndex) -> VideoClip:
+        def read(index: FrameIndex) -> None:
             positions = processor.sample(
                 index,
                 start_seconds=row["start_seconds"],
@@ -269,27 +273,34 @@ class MultimodalCollator:
             generator = self._generator(row, "crop") if self.training else None
             fit = processor.fit(index.height, index.width, generator=generator)
             size = (fit.height, fit.width) if processor.resize_kernel == "fast" else None
-            pixels = processor.transform(self._backend.frames(path, positions, index, size), fit)
+            frames = self._backend.frames(path, positions, index, size)
+            processor.transform(frames, fit, out=batch["pixel_values_videos"][number])
             # The first frame may have come on before the segment's start.
             seconds = np.maximum(index.seconds[positions] - (row["start_seconds"] or 0.0), 0.0)
-            return VideoClip(pixels, torch.from_numpy(seconds).float())
+            batch["video_seconds"][number] = torch.from_numpy(seconds)
+            batch["video_mask"][number] = True
 
-        return with_index(path, read, index_dir=self.index_dir)
+        with_index(path, read, index_dir=self.index_dir)
 
     def _start(
-        self, read: Callable[[Row], Result], rows: Sequence[Row], column: Literal["audio", "video"]
+        self, read: Callable[[int], Result], rows: Sequence[Row], column: Literal["audio", "video"]
     ) -> Callable[[], list[Result]]:
-        """Start to read a modality of all rows, the largest files first; call what is returned for the results.
+        """Start to read a modality of all rows (`read` takes their number), the largest files first; call what is
+        returned for the results.
 
         If several rows fail, the first in the order of the batch raises, whichever was the first in time.
         """
+
+        def guarded(number: int) -> Result:
+            return self._guarded(lambda _: read(number), rows[number])
+
         if not self.parallel:
-            return lambda: [self._guarded(read, row) for row in rows]
+            return lambda: [guarded(number) for number in range(len(rows))]
         pool = self._get_pool()
         sizes = [_file_size(row[column]) for row in rows]
         futures: dict[int, Future[Result]] = {}
         for number in sorted(range(len(rows)), key=lambda number: -sizes[number]):
-            futures[number] = pool.submit(self._guarded, read, rows[number])
+            futures[number] = pool.submit(guarded, number)
         return lambda: [futures[number].result() for number in range(len(rows))]
 
     def _get_pool(self) -> ThreadPoolExecutor:

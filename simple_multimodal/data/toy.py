@@ -9,56 +9,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
 
-from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.data.toy_media import (
+    BACKGROUNDS,
+    FRAMES_PER_SECOND,
+    PICTURE_ATTRIBUTES,
+    SAMPLING_RATE,
+    SOUND_ATTRIBUTES,
+    Picture,
+    Sound,
+    render_picture,
+    render_sound,
+    toy_generator,
+    write_clip,
+)
 
 TOY_VERSION = 2  # raise it whenever the same parameters would write other files
-FRAME_SIZE = 64  # pixels, height and width
-FRAMES_PER_SECOND = 10
-SAMPLING_RATE = 16000  # Hz
 SECONDS_PER_SEGMENT = 0.6  # mean time that one background stays
-BEEP_FREQUENCY = 6000.0  # Hz; the melody stays below MELODY_LIMIT, so the beep has its band to itself
-BEEP_SECONDS = 0.12
 BEEP_MARGIN = 0.25  # seconds from the middle of an asked beep to the nearest switch of the background
-MELODY_LIMIT = 4600.0  # Hz
-
-COLOURS = {
-    "red": (230, 25, 25),
-    "green": (20, 200, 40),
-    "blue": (30, 50, 240),
-    "yellow": (250, 225, 10),
-    "magenta": (235, 30, 215),
-    "cyan": (20, 215, 230),
-}
-BACKGROUNDS = {"black": (8, 8, 8), "grey": (88, 88, 88), "brown": (92, 48, 12)}  # all darker than the outline
-DIAMETERS = {"small": 18.0, "large": 30.0}  # pixels of the longer side, without the outline
-OUTLINE = 1.5  # pixels of white around the object
-WAKE_GAP, WAKE_LENGTH, WAKE_WIDTH = (
-    3.0,
-    9.0,
-    2.5,
-)  # pixels of two strokes behind the object: a frame shows where it goes
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y downwards
-PITCHES = {"low": 180.0, "middle": 430.0, "high": 1030.0}  # Hz of the lowest note
-RHYTHMS = {"slow": 2.0, "steady": 4.0, "fast": 8.0}  # notes per second
-
-PICTURE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "size": tuple(DIAMETERS),
-    "colour": tuple(COLOURS),
-    "shape": ("circle", "cross", "bar", "pillar"),
-    "motion": tuple(DIRECTIONS),
-}
-SOUND_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "pitch": tuple(PITCHES),
-    "rhythm": tuple(RHYTHMS),
-    "timbre": ("pure", "buzzing", "noisy"),
-}
 
 WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),
@@ -103,50 +75,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "timbre": ("what do the notes sound like?", "which timbre have the tones?"),
     "background": ("what is the background when the beep sounds?", "which background goes with the beep?"),
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """
-    What one picture stream shows. Two clips with equal pictures hold the same encoded picture stream, byte for byte.
-
-    Args:
-        name (`str`): Seeds the nuisance: start, speed, tints, noise.
-        values (`tuple[str, ...]`): Value of each of `PICTURE_ATTRIBUTES`.
-        asked (`str`): The attribute that the picture question asks for.
-        backgrounds (`tuple[str, ...]`): Background of each segment; neighbours differ, each of the three is seen
-            equally long.
-        switches (`tuple[int, ...]`): First frame of each segment, beginning with 0.
-    """
-
-    name: str
-    values: tuple[str, ...]
-    asked: str
-    backgrounds: tuple[str, ...]
-    switches: tuple[int, ...]
-
-    def background_at(self, seconds: float) -> str:
-        """Background at a time in seconds; segments are half-open, `[start, end)`."""
-        frame = math.floor(seconds * FRAMES_PER_SECOND + 1e-6)
-        return self.backgrounds[sum(switch <= frame for switch in self.switches) - 1]
-
-
-@dataclass(frozen=True)
-class Sound:
-    """
-    What one sound track plays. Two clips with equal sounds hold the same encoded sound track, byte for byte.
-
-    Args:
-        name (`str`): Seeds the nuisance: notes, tempo, phase, loudness, noise.
-        values (`tuple[str, ...]`): Value of each of `SOUND_ATTRIBUTES`.
-        asked (`str`): The attribute that the sound question asks for.
-        beep_seconds (`float`): Middle of the beep, in seconds.
-    """
-
-    name: str
-    values: tuple[str, ...]
-    asked: str
-    beep_seconds: float
 
 
 @dataclass(frozen=True)
@@ -385,149 +313,6 @@ def check_answers(clips: Sequence[Clip], *, num_frames: int, is_exact: bool) -> 
             _check_independent(given, column, f"{kind} question about {attribute}", name)
 
 
-def render_picture(picture: Picture, *, num_frames: int, seed: int) -> np.ndarray:
-    """
-    Draw the frames of a picture.
-
-    Args:
-        picture (`Picture`): What to draw.
-        num_frames (`int`): Number of frames, 10 per second.
-        seed (`int`): The seed of the world; with the picture's name it decides start, speed, tints and noise.
-
-    Returns:
-        `np.ndarray` of dtype uint8 and shape `(num_frames, 64, 64, 3)`: RGB frames.
-    """
-    size, colour, shape, motion = picture.values
-    generator = _generator(seed, f"picture {picture.name}")
-    radius = DIAMETERS[size] / 2 * generator.uniform(0.95, 1.05)
-    margin = radius + OUTLINE + 1  # pixels from the centre to the edge of the frame, at least
-    room = FRAME_SIZE - 2 * margin  # pixels that the centre can travel without leaving the frame
-    travel = room * generator.uniform(0.8, 1.0)
-    start = generator.uniform(0, room - travel)
-    across = room / 2 + generator.uniform(-4, 4)
-    along = start + travel * (np.arange(num_frames) / max(num_frames - 1, 1))
-    horizontal, vertical = DIRECTIONS[motion]
-    if horizontal + vertical < 0:
-        along = room - along
-    x, y = (along, np.full(num_frames, across)) if horizontal else (np.full(num_frames, across), along)
-    grid = np.arange(FRAME_SIZE, dtype=np.float32) + 0.5
-    dx = grid[None, None, :] - (x + margin).astype(np.float32)[:, None, None]
-    dy = grid[None, :, None] - (y + margin).astype(np.float32)[:, None, None]
-    distance = _signed_distance(shape, dx, dy, radius)[..., None]  # (frames, 64, 64, 1)
-    wake = _wake_distance(dx * horizontal + dy * vertical, dx * vertical + dy * horizontal, radius)[..., None]
-    inside, covered = np.clip(0.5 - distance, 0, 1), np.clip(0.5 + OUTLINE - distance, 0, 1)
-
-    tints = {
-        name: (np.array(rgb) + generator.uniform(-5, 5, 3)).astype(np.float32) for name, rgb in BACKGROUNDS.items()
-    }
-    backdrop = np.stack([tints[picture.background_at(n / FRAMES_PER_SECOND)] for n in range(num_frames)])
-    paint = (np.array(COLOURS[colour]) + generator.uniform(-8, 8, 3)).astype(np.float32)
-    texture = generator.normal(0, 3, (FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
-    covered = np.maximum(covered, np.clip(0.5 - wake, 0, 1))
-    frames = backdrop[:, None, None, :] * (1 - covered) + 250 * (covered - inside) + paint * inside + texture
-    return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
-
-
-def render_sound(sound: Sound, *, num_samples: int, seed: int) -> np.ndarray:
-    """
-    Synthesise the waveform of a sound.
-
-    Args:
-        sound (`Sound`): What to play.
-        num_samples (`int`): Number of samples at 16 kHz.
-        seed (`int`): The seed of the world; with the sound's name it decides notes, tempo, phase, loudness and noise.
-
-    Returns:
-        `np.ndarray` of dtype float32 and shape `(num_samples,)`: Waveform in [-1, 1].
-    """
-    pitch, rhythm, timbre = sound.values
-    generator = _generator(seed, f"sound {sound.name}")
-    times = np.arange(num_samples) / SAMPLING_RATE
-    rate = RHYTHMS[rhythm] * generator.uniform(0.94, 1.06)  # notes per second
-    beats = times * rate + generator.uniform(0, 1)
-    note, within = beats.astype(np.int64), (beats % 1) / rate  # number of the note, seconds since it began
-    steps = generator.choice([1.0, 9 / 8, 5 / 4], size=int(note.max()) + 1)
-    frequency = PITCHES[pitch] * 2 ** generator.uniform(-0.1, 0.1) * steps[note]
-    envelope = np.clip(np.minimum(within / 0.01, (0.55 / rate - within) / 0.015), 0, 1)
-
-    phase = 2 * np.pi * np.cumsum(frequency) / SAMPLING_RATE
-    tone = np.sin(phase)
-    if timbre == "buzzing":  # a sawtooth without what lies above MELODY_LIMIT
-        for harmonic in range(2, int(MELODY_LIMIT / frequency.min()) + 1):
-            tone += np.sin(harmonic * phase) / harmonic * (harmonic * frequency < MELODY_LIMIT)
-    noise = generator.normal(0, 1, num_samples)
-    if timbre == "noisy":
-        spectrum = np.fft.rfft(noise)
-        spectrum[np.fft.rfftfreq(num_samples, 1 / SAMPLING_RATE) > MELODY_LIMIT] = 0
-        tone += 0.7 * np.fft.irfft(spectrum, num_samples)
-    melody = tone * envelope
-    melody *= 0.12 * generator.uniform(0.8, 1.2) / np.sqrt(np.mean(melody**2))
-
-    from_beep = np.abs(times - sound.beep_seconds)
-    beep = np.sin(2 * np.pi * BEEP_FREQUENCY * times) * np.clip((BEEP_SECONDS / 2 - from_beep) / 0.01, 0, 1)
-    waveform = melody + 0.3 * beep + generator.normal(0, 0.002, num_samples)
-    return np.clip(waveform, -1, 1).astype(np.float32)
-
-
-def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.ndarray) -> None:
-    """
-    Write frames and waveform as an H.264/AAC `.mp4` file; the same arrays give the same bytes.
-
-    Args:
-        path (`str` or `os.PathLike`): File to write. It gets its name when it is complete.
-        frames (`np.ndarray` of dtype uint8 and shape `(num_frames, height, width, 3)`): RGB frames, 10 per second.
-        waveform (`np.ndarray` of dtype float32 and shape `(num_samples,)`): Mono waveform at 16 kHz.
-    """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    # "bitexact" keeps library versions and dates out of the file
-    with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        options = {"preset": "veryfast", "crf": "20", "g": "12", "bf": "0", "threads": "1"}
-        video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
-        video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = "yuv420p"
-        video.codec_context.thread_count = 1
-        audio = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
-        audio.bit_rate = 48000
-        audio.codec_context.thread_count = 1
-        for pixels in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(video.encode(None))
-        samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
-        samples.sample_rate = SAMPLING_RATE
-        samples.pts, samples.time_base = (
-            0,
-            Fraction(1, SAMPLING_RATE),
-        )  # without it players hear AAC's 64 ms of priming
-        container.mux(audio.encode(samples))
-        container.mux(audio.encode(None))
-    os.replace(partial, path)
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    """A generator of its own for each (seed, purpose), whatever the order of the draws elsewhere."""
-    return sample_generator(seed, 0, purpose, "toy world")
-
-
-def _wake_distance(ahead: np.ndarray, aside: np.ndarray, radius: float) -> np.ndarray:
-    """Distance in pixels from the wake: two strokes behind an object, which spread like those behind a boat."""
-    behind = -ahead - radius - WAKE_GAP
-    clamped = np.clip(behind, 0, WAKE_LENGTH)
-    return np.hypot(behind - clamped, np.abs(aside) - clamped) - WAKE_WIDTH / 2
-
-
-def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Distance in pixels of each point from the outline of a shape, negative inside (frames, height, width)."""
-    if shape == "circle":
-        return np.hypot(dx, dy) - radius
-    arm = 0.3 * radius
-    bar = np.maximum(np.abs(dx) - radius, np.abs(dy) - arm)
-    pillar = np.maximum(np.abs(dx) - arm, np.abs(dy) - radius)
-    if shape == "cross":
-        return np.minimum(bar, pillar)
-    return bar if shape == "bar" else pillar
-
-
 def _num_combinations(attributes: dict[str, tuple[str, ...]]) -> int:
     return math.prod(len(values) for values in attributes.values())
 
@@ -587,7 +372,7 @@ def _train_clips(
     count: int, held_out: set[tuple[str, ...]], num_segments: int, num_frames: int, seed: int
 ) -> list[Clip]:
     """Draw training clips from the combinations that are not held out; joint answers balanced and independent."""
-    generator = _generator(seed, "train")
+    generator = toy_generator(seed, "train")
     backgrounds = list(BACKGROUNDS)
     everything = PICTURE_ATTRIBUTES | SOUND_ATTRIBUTES
     combinations = [_combination(number, everything) for number in range(_num_combinations(everything))]
@@ -617,7 +402,7 @@ def _train_clips(
 
 def _validation_clips(num_pictures: int, num_sounds: int, num_segments: int, num_frames: int, seed: int) -> list[Clip]:
     """Every picture with every sound; beeps at any time, since no question is asked about these clips."""
-    generator = _generator(seed, "validation")
+    generator = toy_generator(seed, "validation")
     backgrounds = list(BACKGROUNDS)
     pictures, sounds = [], []
     for n, values in enumerate(_neighbours(PICTURE_ATTRIBUTES, num_pictures, generator)):
@@ -661,7 +446,7 @@ def _neighbours(
 
 def _question_clips(count: int, num_segments: int, num_frames: int, seed: int) -> list[Clip]:
     """Families of 3 pictures x 3 sounds whose joint answers form a Latin square, all attribute values balanced."""
-    generator = _generator(seed, "questions")
+    generator = toy_generator(seed, "questions")
     backgrounds = list(BACKGROUNDS)
     num_families = count // 9
     seen = _balanced(PICTURE_ATTRIBUTES, 3 * num_families, generator)
@@ -796,7 +581,7 @@ def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def _captions(clip: Clip, count: int, seed: int) -> list[str]:
-    generator = _generator(seed, f"captions {clip.id}")
+    generator = toy_generator(seed, f"captions {clip.id}")
     captions = []
     for template in generator.permutation(CAPTIONS)[:count]:
         words = {name: str(generator.choice(WORDS[value])) for name, value in clip.attributes.items()}
@@ -815,7 +600,7 @@ def _num_different(a: Clip, b: Clip) -> int:
 
 def _pairs(clips: list[Clip], modality: str, count: int, seed: int) -> list[tuple[Clip, Clip]]:
     """Pairs of clips that differ in the sound alone, or in the picture alone."""
-    generator = _generator(seed, f"{modality} pairs")
+    generator = toy_generator(seed, f"{modality} pairs")
     near: list[tuple[Clip, Clip]] = []
     far: list[tuple[Clip, Clip]] = []
     for n in generator.permutation(len(clips) ** 2):
@@ -845,7 +630,7 @@ def _question_rows(clips: list[Clip], seed: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for clip in clips:
         for kind, (attribute, answer) in clip.answers.items():
-            question = str(_generator(seed, f"{kind} question {clip.id}").choice(QUESTIONS[attribute]))
+            question = str(toy_generator(seed, f"{kind} question {clip.id}").choice(QUESTIONS[attribute]))
             rows.append(
                 {
                     "id": f"{clip.id}_{kind}",

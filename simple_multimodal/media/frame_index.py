@@ -613,7 +613,7 @@ B_SLICE = 1
 
 def _slice_type(header: bytes) -> int:
     """The kind of an H.264 slice, from the two Exp-Golomb numbers that its header begins with."""
-    bits = "".join(f"{byte:08b}" for byte in header)
+    bits = "".join(f"{byte:08b}" for byte in header + b"\xff" * 24)  # so that a damaged one has an end
     place = 0
     value = 0
     for _ in range(2):  # first_mb_in_slice, slice_type

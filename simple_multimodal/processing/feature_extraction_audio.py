@@ -11,6 +11,8 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging
 
+from simple_multimodal.processing.shared_memory import shared_zeros
+
 logger = logging.get_logger(__name__)
 
 # Kaldi's constants, the same in `torchaudio.compliance.kaldi.fbank`.
@@ -218,7 +220,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         lengths = [len(sound.seconds) for sound in features if sound is not None]
         num_frames = max(lengths, default=self.num_frames)
         batch = {
-            "audio_values": torch.zeros(len(features), 1, self.num_mel_bins, num_frames),
+            "audio_values": shared_zeros(len(features), 1, self.num_mel_bins, num_frames, dtype=torch.float32),
             "audio_attention_mask": torch.zeros(len(features), num_frames, dtype=torch.bool),
             "audio_seconds": torch.zeros(len(features), num_frames),
             "audio_mask": torch.zeros(len(features), dtype=torch.bool),

@@ -15,6 +15,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
+from simple_multimodal.processing.shared_memory import shared_zeros
 
 logger = logging.get_logger(__name__)
 
@@ -232,7 +233,7 @@ class VideoClipProcessor(VideoProcessorMixin):
         is_flipped = generator is not None and self.random_flip and generator.random() < 0.5
         return Fit(*scaled, top, left, is_flipped)
 
-    def transform(self, frames: np.ndarray, fit: Fit) -> torch.Tensor:
+    def transform(self, frames: np.ndarray, fit: Fit, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Scale, cut or fill up, and mirror frames.
 
         Args:
@@ -240,6 +241,8 @@ class VideoClipProcessor(VideoProcessorMixin):
                 RGB, `uint8`; frames that have the scaled size already are not scaled.
             fit ([`Fit`]):
                 From [`VideoClipProcessor.fit`].
+            out (`torch.ByteTensor` of shape `(num_frames, 3, height, width)`, *optional*):
+                Where the result goes.
 
         Returns:
             `torch.ByteTensor` of shape `(num_frames, 3, height, width)`.
@@ -252,7 +255,8 @@ class VideoClipProcessor(VideoProcessorMixin):
         if (fit.height, fit.width) != (self.height, self.width):
             # Beyond its edges the frame is filled up with black.
             clip = tvF.crop(clip, fit.top, fit.left, self.height, self.width)
-        return (tvF.horizontal_flip(clip) if fit.is_flipped else clip).contiguous()
+        clip = tvF.horizontal_flip(clip) if fit.is_flipped else clip
+        return clip.contiguous() if out is None else out.copy_(clip)
 
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which the geometry scales a frame."""
@@ -281,6 +285,16 @@ class VideoClipProcessor(VideoProcessorMixin):
         side = min(height, width)  # a frame so long that no allowed crop fits: the middle
         return (height - side) // 2, (width - side) // 2, side, side
 
+    def new_batch(self, batch_size: int) -> dict[str, torch.Tensor]:
+        """The entries of [`VideoClipProcessor.collate`] for rows without video, to be filled in."""
+        return {
+            "pixel_values_videos": shared_zeros(
+                batch_size, self.num_frames, 3, self.height, self.width, dtype=torch.uint8
+            ),
+            "video_seconds": torch.zeros(batch_size, self.num_frames),
+            "video_mask": torch.zeros(batch_size, dtype=torch.bool),
+        }
+
     def collate(self, clips: Sequence[VideoClip | None]) -> dict[str, torch.Tensor]:
         """Stack the clips of a batch.
 
@@ -293,13 +307,7 @@ class VideoClipProcessor(VideoProcessorMixin):
             width)`, `video_seconds` of shape `(batch_size, num_frames)`, `video_mask` of shape `(batch_size,)`. A
             row without video is all zeros and `False`.
         """
-        batch = {
-            "pixel_values_videos": torch.zeros(
-                len(clips), self.num_frames, 3, self.height, self.width, dtype=torch.uint8
-            ),
-            "video_seconds": torch.zeros(len(clips), self.num_frames),
-            "video_mask": torch.zeros(len(clips), dtype=torch.bool),
-        }
+        batch = self.new_batch(len(clips))
         for row, clip in enumerate(clips):
             if clip is not None:
                 batch["pixel_values_videos"][row] = clip.pixel_values

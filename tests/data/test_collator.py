@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws, default_num_threads
 from simple_multimodal.data.manifest import MultimodalDataset
@@ -296,3 +297,28 @@ def test_threads_are_shared_among_processes(monkeypatch):
     assert default_num_threads() == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     assert default_num_threads() == 8
+
+
+def test_a_loader_worker_hands_over_large_tensors_without_copying_them(processor, dataset):
+    """They are made in shared memory, and hold what they hold without workers."""
+    batches = []
+    for num_workers in (0, 1):
+        loader = DataLoader(
+            dataset, batch_size=4, num_workers=num_workers, collate_fn=SharedCollator(MultimodalCollator(processor))
+        )
+        batches.append(next(iter(loader)))
+    alone, handed_over = batches
+    assert (bool(alone.pop("was_shared")), bool(handed_over.pop("was_shared"))) == (False, True)
+    assert all(torch.equal(alone[key], handed_over[key]) for key in alone)
+
+
+class SharedCollator:
+    """Notes whether the large tensors lay in shared memory when they were made."""
+
+    def __init__(self, collator: MultimodalCollator):
+        self.collator = collator
+
+    def __call__(self, rows):
+        batch = self.collator(rows)
+        was_shared = batch["pixel_values_videos"].is_shared() and batch["audio_values"].is_shared()
+        return {**batch, "was_shared": torch.tensor(was_shared)}

@@ -13,18 +13,14 @@ import av
 import numpy as np
 import pytest
 
-from simple_multimodal.data.toy import (
+from simple_multimodal.data.toy import WORDS, Clip, check_answers, check_held_out, make_toy_world
+from simple_multimodal.data.toy_media import (
     BACKGROUNDS,
     BEEP_FREQUENCY,
     PICTURE_ATTRIBUTES,
     SOUND_ATTRIBUTES,
-    WORDS,
-    Clip,
     Picture,
     Sound,
-    check_answers,
-    check_held_out,
-    make_toy_world,
     render_picture,
     render_sound,
 )
