@@ -1,6 +1,6 @@
 """16 uniform frames of each clip at 224 x 224: exactness first, then CPU seconds beside the peers'.
 
-python benchmarks/clips.py CLIPS_FOLDER [--repeats 5]
+python benchmarks/clips.py CLIPS_FOLDER [--repeats 5] [--max_clips N] [--name clips]
 """
 
 import argparse
@@ -20,8 +20,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--max_clips", type=int, help="the first ones only")
+    parser.add_argument("--name", default="clips", help="of the results")
     options = parser.parse_args()
-    files = sorted(str(path) for path in options.folder.iterdir() if path.is_file())
+    files = sorted(str(path) for path in options.folder.iterdir() if path.is_file())[: options.max_clips]
     positions = {path: sample_positions(index_video(path), 16) for path in files}
 
     # The gate: which reader delivers, and how near it is to full frames and antialiased resizing.
@@ -61,7 +63,7 @@ def main() -> None:
         note = "" if entry["is_valid"] else "  (below the gate)"
         print(f"{name:28s}{cells}{len(entry['failed']):9d}{entry['psnr_median']:7.1f}{note}")
     common.save(
-        "clips",
+        options.name,
         {
             "classes": {label: len(members) for label, members in classes.items()},
             "ours_cpu_seconds": own,
@@ -69,7 +71,7 @@ def main() -> None:
             "cpu_seconds": {name: {Path(p).name: v for p, v in values.items()} for name, values in seconds.items()},
         },
     )
-    _plot(table, list(classes))
+    _plot(table, list(classes), options.name)
 
 
 def _classes(files: list[str]) -> dict[str, list[str]]:
@@ -90,25 +92,25 @@ def _classes(files: list[str]) -> dict[str, list[str]]:
     return classes
 
 
-def _plot(table: dict, labels: list[str]) -> None:
+def _plot(table: dict, labels: list[str], name: str) -> None:
     """The table as bars."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in table if name != "ours"]
+    readers_shown = [reader for reader in table if reader != "ours"]
     figure, axis = pyplot.subplots(figsize=(12, 4.5))
-    for number, name in enumerate(names):
-        values = [table[name]["times_ours"][label] or 0 for label in labels]
-        axis.bar(np.arange(len(labels)) + 0.1 * number, values, 0.09, label=name)
+    for number, reader in enumerate(readers_shown):
+        values = [table[reader]["times_ours"][label] or 0 for label in labels]
+        axis.bar(np.arange(len(labels)) + 0.1 * number, values, 0.09, label=reader)
     axis.axhline(1, color="black", linewidth=1)
-    axis.set_xticks(np.arange(len(labels)) + 0.1 * (len(names) - 1) / 2, labels, rotation=15)
+    axis.set_xticks(np.arange(len(labels)) + 0.1 * (len(readers_shown) - 1) / 2, labels, rotation=15)
     axis.set_ylabel("CPU time, times ours")
     axis.legend(fontsize=8, ncols=2)
     axis.set_title("16 uniform frames of a clip at 224 x 224, one thread")
     figure.tight_layout()
-    figure.savefig(common.RESULTS / "clips.png", dpi=110)
+    figure.savefig(common.RESULTS / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":
