@@ -226,12 +226,12 @@ class RandomFrameDataset(IterableDataset):
         for place, video in enumerate(videos):
             places.setdefault(video, []).append(place)
         for video in sorted(places, key=lambda video: -len(places[video])):
-            stretch.tasks.append(pool.submit(self._decode, video, places[video], stretch, buffer))
+            stretch.tasks.append(pool.submit(self._decode, video, places[video], stretch, buffer, buffer.turn()))
         return stretch
 
-    def _decode(self, video: int, places: list[int], stretch: "_Stretch", buffer: "_Buffer") -> None:
+    def _decode(self, video: int, places: list[int], stretch: "_Stretch", buffer: "_Buffer", turn: int) -> None:
         """Decodes the frames of one video that a stretch has at some places."""
-        slots = buffer.take(len(places))
+        slots = buffer.take(len(places), turn)
         path = self.paths[video]
         positions = [stretch.positions[place] for place in places]
         frames = with_index(
@@ -268,12 +268,20 @@ class _Buffer:
         self.pixels = np.empty((num_slots, 3, *size), dtype=np.uint8)
         self.free = list(range(num_slots))
         self.is_closed = False
+        self.num_turns = self.next_turn = 0
         self.condition = threading.Condition()
 
-    def take(self, count: int) -> list[int]:
-        """Waits for so many free slots and takes them all at once, so that no two threads wait for each other."""
+    def turn(self) -> int:
+        """A place in the queue for slots: whoever comes first is needed first, and must not wait for later ones."""
+        self.num_turns += 1
+        return self.num_turns - 1
+
+    def take(self, count: int, turn: int) -> list[int]:
+        """Waits for one's turn and so many free slots, and takes them all at once."""
         with self.condition:
-            self.condition.wait_for(lambda: len(self.free) >= count or self.is_closed)
+            self.condition.wait_for(lambda: (self.next_turn == turn and len(self.free) >= count) or self.is_closed)
+            self.next_turn += 1
+            self.condition.notify_all()
             if self.is_closed:
                 raise RuntimeError("the epoch was left")
             taken = self.free[-count:]
