@@ -101,7 +101,7 @@ def test_an_epoch_that_is_left_early_leaves_no_thread_behind(videos):
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_an_unreadable_video_is_named(videos, tmp_path):
