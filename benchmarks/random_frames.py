@@ -5,6 +5,7 @@ python benchmarks/random_frames.py VIDEOS [--buffer_frames 2080]
 """
 
 import argparse
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from make_videos import GROUP_SIZES
 from torch.utils.data import DataLoader
 
-from simple_multimodal.data.random_frames import FrameOrder, RandomFrameDataset, sampling_report
+from simple_multimodal.data.random_frames import LEAD, FrameOrder, RandomFrameDataset, plan_visits, sampling_report
 
 BATCH = 128
 CHUNK_SIZES = (1, 4, 8, 16, 32)
@@ -41,12 +42,18 @@ def one_by_one(request: tuple[str, int]) -> np.ndarray:
     raise ValueError(f"{path} has no frame {position}")
 
 
-def planned(order: FrameOrder, paths: list[str], begin: int, stop: int) -> list[tuple[str, list[int]]]:
-    """What a stretch of the order asks of each video."""
-    wanted: dict[int, list[int]] = {}
-    for video, first, end in order.chunks(begin, stop):
-        wanted.setdefault(video, []).extend(range(first, end))
-    return [(paths[video], sorted(positions)) for video, positions in wanted.items()]
+def planned(dataset: RandomFrameDataset, chunk_size: int, num_frames: int) -> list[tuple[str, list[int]]]:
+    """What our data set reads for so many frames in the middle of an epoch: a file, and frames of it, at a time."""
+    order = FrameOrder(dataset.num_frames, chunk_size=chunk_size)
+    ahead = max(dataset.buffer_frames // LEAD // chunk_size, 1)
+    visits = plan_visits(order, range(order.num_chunks), dataset.group_starts, dataset.buffer_frames, ahead)
+    plan: list[tuple[str, list[int]]] = []
+    for visit in itertools.islice(visits, order.num_chunks // 2, None):
+        if visit and num_frames > 0:
+            positions = [position for chunk in visit for position in range(chunk.first, chunk.stop)]
+            plan.append((dataset.paths[visit[0].video], sorted(positions)))
+            num_frames -= len(positions)
+    return plan
 
 
 def timed(reader: Callable, plan: list[tuple[str, list[int]]]) -> tuple[float, float]:
@@ -87,8 +94,9 @@ def main() -> None:
         }
 
         # The plain way on two processes, and readers that get the same plan, in turns.
-        plan = planned(order, paths, 0, options.buffer_frames)
-        singles = [(path, position) for path, positions in plan for position in positions][:: len(plan) // 25]
+        plan = planned(dataset, 1, options.buffer_frames)
+        num_planned = sum(len(positions) for _, positions in plan)
+        singles = [(path, position) for path, positions in plan for position in positions][::10]
         rates: dict[str, list[float]] = {}
         chosen = {k: readers.READERS[k] for k in ("ours", "torchcodec exact", "torchcodec approximate", "decord")}
         chosen["torchcodec + torchvision"] = readers.READERS["torchcodec + torchvision"]
@@ -100,7 +108,7 @@ def main() -> None:
                 rates.setdefault("one by one", []).append(len(singles) / (time.perf_counter() - wall))
                 for name in list(chosen) if repeat % 2 == 0 else list(chosen)[::-1]:
                     wall, _ = timed(chosen[name], plan)
-                    rates.setdefault(name, []).append(options.buffer_frames / wall)
+                    rates.setdefault(name, []).append(num_planned / wall)
         entry["frames_per_second"] = {name: float(np.median(values)) for name, values in rates.items()}
         entry["raw"] = rates
 
@@ -110,21 +118,21 @@ def main() -> None:
         pixels = [readers.backend.frames(p, range(n), readers.index_video(p), (16, 16)) for p, n in
                   zip(sample, dataset.num_frames, strict=False)]  # fmt: skip
         for chunk_size in CHUNK_SIZES:
-            chunked = FrameOrder(dataset.num_frames, chunk_size=chunk_size)
-            wall, _ = timed(readers.ours, planned(chunked, paths, 0, options.buffer_frames // chunk_size))
+            plan = planned(dataset, chunk_size, options.buffer_frames)
+            wall, _ = timed(readers.ours, plan)
+            rate = sum(len(positions) for _, positions in plan) / wall
             small = FrameOrder([len(frames) for frames in pixels], chunk_size=chunk_size)
             on_pixels = sampling_report(small, [frames.reshape(len(frames), -1) / 255 for frames in pixels])
             on_gradients = sampling_report(small, [gradients(frames) for frames in pixels])
             entry["chunks"][chunk_size] = {
-                "frames_per_second": (options.buffer_frames // chunk_size) * chunk_size / wall,
+                "frames_per_second": rate,
                 "inclusion": [on_pixels.min_count, on_pixels.max_count],
                 "correlation_of_pixels": on_pixels.correlation,
                 "design_effect_of_pixels": on_pixels.design_effect,
                 "correlation_of_gradients": on_gradients.correlation,
                 "design_effect_of_gradients": on_gradients.design_effect,
-                "effective_frames_per_second": (options.buffer_frames // chunk_size)
-                * chunk_size / wall * on_gradients.effective_share,
-            }  # fmt: skip
+                "effective_frames_per_second": rate * on_gradients.effective_share,
+            }
         results[f"groups of {group_size}"] = entry
         print(f"groups of {group_size}: epoch {entry['epoch_frames_per_second']:.0f} frames/s, each frame once")
         for name, rate in entry["frames_per_second"].items():

@@ -1,7 +1,8 @@
 """Single frames of many videos in random order: every frame once in an epoch, near the speed of decoding in order."""
 
+import itertools
 import os
-import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from simple_multimodal.media import get_video_backend, index_video
 from simple_multimodal.media.frame_index import FrameIndex, with_index
 
 FEISTEL_ROUNDS = 8
+LEAD = 32  # the 32nd part of a buffer is for frames that come next, and are decoded meanwhile
 
 
 class Frame(NamedTuple):
@@ -91,17 +93,17 @@ class FrameOrder:
         """Chunks of the epoch."""
         return int(self.stops[-1])
 
-    def chunks(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+    def chunks(self, places: range) -> list[tuple[int, int, int]]:
         """
-        The chunks at places `start` to `stop` of the order.
+        The chunks at some places of the order.
 
         Args:
-            start, stop (`int`): Places in `[0, num_chunks]`.
+            places (`range`): Within `[0, num_chunks)`.
 
         Returns:
             `list[tuple[int, int, int]]`: Number of the video, first frame, and the frame after the last.
         """
-        numbers = shuffled(np.arange(start, stop), self.num_chunks, self.key)
+        numbers = shuffled(np.arange(places.start, places.stop, places.step), self.num_chunks, self.key)
         videos = np.searchsorted(self.stops, numbers, side="right")
         first_chunks = np.where(videos > 0, self.stops[videos - 1], 0)
         phases = self.phases[videos]
@@ -110,16 +112,84 @@ class FrameOrder:
         return list(zip(videos.tolist(), np.maximum(begins, 0).tolist(), ends.tolist(), strict=True))
 
 
+class Chunk(NamedTuple):
+    """Neighbouring frames, `first` to `stop` (exclusive) of a video, which come at a place of the order."""
+
+    place: int
+    video: int
+    first: int
+    stop: int
+
+
+def plan_visits(
+    order: FrameOrder, share: range, group_starts: Sequence[np.ndarray], buffer_frames: int, ahead: int
+) -> Iterator[list[Chunk]]:
+    """
+    Plans which frames to decode together, so that a buffer suffices to hand all of them out in their order.
+
+    When a frame is needed that the buffer does not hold, its group of pictures is decoded, and with it what will be
+    needed of that group before long. How long: with `M` groups, frames that are kept for `a * M` places of the order
+    make visits of `1 + a` frames and fill a buffer of `M * a**2 / (2 * (a + 1))`; `a` is chosen to fill this one.
+
+    Args:
+        order ([`FrameOrder`]): Of the epoch.
+        share (`range`): The places of the order to hand out; below they are numbered from 0.
+        group_starts (`Sequence[np.ndarray]`): For each video, the first frame of each of its groups of pictures,
+            ascending; the first is 0.
+        buffer_frames (`int`): Frames that are held at most, those included that are being decoded.
+        ahead (`int`): So many places before a frame is handed out, its visit begins; 1 or more.
+
+    Yields:
+        `list[Chunk]`: For each place in turn what to decode then: chunks of one group, the first of them that at the
+        place; nothing where that was planned before.
+    """
+    size = order.chunk_size
+    spare = buffer_frames - ahead * size  # the rest serves frames that are needed at once
+    first_groups = np.cumsum([0, *map(len, group_starts)])
+    num_groups = int(first_groups[-1])
+    ratio = spare / size / num_groups
+    horizon = int((ratio + (ratio**2 + 2 * ratio) ** 0.5) * num_groups) + 1
+    generator = np.random.default_rng(0)  # what it draws decides about speed only
+
+    groups: deque[int] = deque()  # of the places from the next one on, as far as they were looked at
+    lengths: deque[int] = deque()  # of the chunks from the next one to hand out on
+    coming: dict[int, deque[Chunk]] = {}  # by group: what is not planned yet
+    visited: set[int] = set()
+    num_seen = num_held = 0
+    for place in range(len(share)):
+        if num_seen < min(place + horizon, len(share)):
+            block = order.chunks(share[num_seen : num_seen + max(horizon, 1024)])
+            for number, (video, first, stop) in enumerate(block, num_seen):
+                groups.append(int(first_groups[video] + np.searchsorted(group_starts[video], first, side="right")) - 1)
+                lengths.append(stop - first)
+                coming.setdefault(groups[-1], deque()).append(Chunk(number, video, first, stop))
+            num_seen += len(block)
+        if place >= ahead:
+            num_held -= lengths.popleft()
+        group = groups.popleft()
+        wanted = coming.get(group, deque())
+        # What first visits keep is needed within times of different length, so that later visits do not come at once.
+        end = place + horizon * (1 if group in visited else generator.random())
+        visit: list[Chunk] = []
+        if wanted and wanted[0].place == place:
+            visited.add(group)
+            while wanted and (not visit or (wanted[0].place < end and num_held + size <= spare)):
+                visit.append(wanted.popleft())
+                num_held += visit[-1].stop - visit[-1].first
+        if not wanted:
+            coming.pop(group, None)
+        yield visit
+
+
 class RandomFrameDataset(IterableDataset):
     """
     Frames of many videos, one by one in random order; in an epoch every frame of every video comes exactly once.
 
-    The order is known in advance, so it plans: of the next `buffer_frames` frames it decodes those of one video
-    together, every group of pictures once, into a buffer that they leave in the order drawn. The larger the buffer,
-    the less is decoded for each: about G / (k + 1) pictures, with k wanted frames in groups of G pictures.
+    The order is known in advance, so it plans (see [`plan_visits`]): a group of pictures that has to be decoded for a
+    frame yields the others that are needed before long too, into a buffer that they leave in the order drawn. The
+    larger the buffer, the less is decoded for each.
 
-    Several processes and loader workers share the order: with `n` of them in all, each takes every n-th stretch of
-    `buffer_frames`.
+    Several processes and loader workers share the order: with `n` of them in all, each takes every n-th chunk.
 
     Args:
         paths (`Sequence[str]`): The videos.
@@ -175,12 +245,13 @@ class RandomFrameDataset(IterableDataset):
         self.num_threads = num_threads
         self.index_dir = index_dir
         self.epoch = 0
+        self.num_frames: list[int] = []
+        self.group_starts: list[np.ndarray] = []
         with ThreadPoolExecutor(num_threads or _num_cores()) as pool:
-            self.num_frames = list(pool.map(lambda path: self._index(path).num_frames, self.paths))
+            for index in pool.map(lambda path: index_video(path, index_dir=index_dir), self.paths):
+                self.num_frames.append(index.num_frames)
+                self.group_starts.append(group_starts(index))
         self._backend = get_video_backend("pyav")
-
-    def _index(self, path: str) -> FrameIndex:
-        return index_video(path, index_dir=self.index_dir)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass, counted from 0."""
@@ -194,111 +265,61 @@ class RandomFrameDataset(IterableDataset):
         order = FrameOrder(self.num_frames, chunk_size=self.chunk_size, seed=self.seed, epoch=self.epoch)
         worker = get_worker_info()
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        stretch = self.buffer_frames // self.chunk_size  # chunks that fit
-        share = range(
-            self.rank * num_workers + worker_id, -(-order.num_chunks // stretch), self.world_size * num_workers
-        )
+        sharers = self.world_size * num_workers
+        share = range(self.rank * num_workers + worker_id, order.num_chunks, sharers)
+        ahead = max(self.buffer_frames // LEAD // self.chunk_size, 1)
+        plan = plan_visits(order, share, self.group_starts, self.buffer_frames, ahead)
+        pixels = np.empty((self.buffer_frames, 3, *self.size), dtype=np.uint8)
+        free = list(range(self.buffer_frames))  # of the buffer's slots; the plan never needs more than there are
+        planned: dict[int, tuple[Chunk, list[int], Future[None]]] = {}  # by place, with their slots
+
+        def start(visit: list[Chunk]) -> None:
+            slots = {chunk.place: [free.pop() for _ in range(chunk.first, chunk.stop)] for chunk in visit}
+            task = pool.submit(self._decode, visit, pixels, [slot for chunk in visit for slot in slots[chunk.place]])
+            for chunk in visit:
+                planned[chunk.place] = chunk, slots[chunk.place], task
+
         threads = self.num_threads or max(_num_cores() // num_workers, 1)
-        buffer = _Buffer(self.buffer_frames, self.size)
-        with ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool:
-            ahead: _Stretch | None = None
-            try:
-                for number in [*share, None]:
-                    ready = ahead
-                    # What leaves the buffer makes room for the next stretch, which is decoded meanwhile.
-                    ahead = None if number is None else self._start(order, number * stretch, stretch, pool, buffer)
-                    if ready is not None:
-                        yield from ready.frames(buffer)
-            finally:
-                buffer.close()  # an epoch that is left early has decoding under way
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
+        try:
+            for place in range(len(share)):
+                for visit in itertools.islice(plan, ahead if place == 0 else 1):
+                    if visit:
+                        start(visit)
+                chunk, slots, task = planned.pop(place)
+                task.result()
+                for slot, position in zip(slots, range(chunk.first, chunk.stop), strict=True):
+                    frame = Frame(pixels[slot].copy(), chunk.video, position)
+                    free.append(slot)
+                    yield frame
+        finally:
+            pool.shutdown(cancel_futures=True)  # an epoch that is left early has decoding under way
 
-    def _start(
-        self, order: FrameOrder, begin: int, num_chunks: int, pool: ThreadPoolExecutor, buffer: "_Buffer"
-    ) -> "_Stretch":
-        """Starts to decode the chunks from a place of the order on, each video's together, the longest work first."""
-        videos: list[int] = []
-        positions: list[int] = []
-        for video, first, stop in order.chunks(begin, min(begin + num_chunks, order.num_chunks)):
-            videos += [video] * (stop - first)
-            positions += range(first, stop)
-        stretch = _Stretch(videos, positions, slots=[0] * len(videos), tasks=[])
-        places: dict[int, list[int]] = {}  # in the stretch, by video
-        for place, video in enumerate(videos):
-            places.setdefault(video, []).append(place)
-        for video in sorted(places, key=lambda video: -len(places[video])):
-            stretch.tasks.append(pool.submit(self._decode, video, places[video], stretch, buffer, buffer.turn()))
-        return stretch
-
-    def _decode(self, video: int, places: list[int], stretch: "_Stretch", buffer: "_Buffer", turn: int) -> None:
-        """Decodes the frames of one video that a stretch has at some places."""
-        slots = buffer.take(len(places), turn)
-        path = self.paths[video]
-        positions = [stretch.positions[place] for place in places]
+    def _decode(self, visit: list[Chunk], pixels: np.ndarray, slots: list[int]) -> None:
+        """Decodes chunks of a video into some slots of the buffer."""
+        path = self.paths[visit[0].video]
+        positions = [position for chunk in visit for position in range(chunk.first, chunk.stop)]
         frames = with_index(
             path, lambda index: self._backend.frames(path, positions, index, self.size), index_dir=self.index_dir
         )
-        for place, slot, frame in zip(places, slots, frames, strict=True):
-            buffer.pixels[slot] = frame
-            stretch.slots[place] = slot
+        for slot, frame in zip(slots, frames, strict=True):
+            pixels[slot] = frame
 
 
-@dataclass
-class _Stretch:
-    """Consecutive frames of the order, which tasks put into slots of the buffer."""
+def group_starts(index: FrameIndex) -> np.ndarray:
+    """
+    Where a video's groups of pictures begin, which can be decoded without what comes before.
 
-    videos: list[int]
-    positions: list[int]
-    slots: list[int]
-    tasks: list[Future[None]]
+    Args:
+        index ([`FrameIndex`]): Of the video.
 
-    def frames(self, buffer: "_Buffer") -> Iterator[Frame]:
-        """Waits until all are decoded, then hands them out, and back their slots."""
-        for task in self.tasks:
-            task.result()
-        for slot, video, position in zip(self.slots, self.videos, self.positions, strict=True):
-            pixels = buffer.pixels[slot].copy()
-            buffer.give_back(slot)
-            yield Frame(pixels, video, position)
-
-
-class _Buffer:
-    """Room for so many frames, in slots that threads take and give back."""
-
-    def __init__(self, num_slots: int, size: tuple[int, int]):
-        self.pixels = np.empty((num_slots, 3, *size), dtype=np.uint8)
-        self.free = list(range(num_slots))
-        self.is_closed = False
-        self.num_turns = self.next_turn = 0
-        self.condition = threading.Condition()
-
-    def turn(self) -> int:
-        """A place in the queue for slots: whoever comes first is needed first, and must not wait for later ones."""
-        self.num_turns += 1
-        return self.num_turns - 1
-
-    def take(self, count: int, turn: int) -> list[int]:
-        """Waits for one's turn and so many free slots, and takes them all at once."""
-        with self.condition:
-            self.condition.wait_for(lambda: (self.next_turn == turn and len(self.free) >= count) or self.is_closed)
-            self.next_turn += 1
-            self.condition.notify_all()
-            if self.is_closed:
-                raise RuntimeError("the epoch was left")
-            taken = self.free[-count:]
-            del self.free[-count:]
-            return taken
-
-    def give_back(self, slot: int) -> None:
-        """Makes a slot free."""
-        with self.condition:
-            self.free.append(slot)
-            self.condition.notify_all()
-
-    def close(self) -> None:
-        """Ends all waiting."""
-        with self.condition:
-            self.is_closed = True
-            self.condition.notify_all()
+    Returns:
+        `np.ndarray` of `int64`: Frame numbers, ascending; the first is 0.
+    """
+    if index.table is None:
+        return np.zeros(1, dtype=np.int64)
+    starts = np.searchsorted(index.table.time_stamps, index.table.entry_time_stamps)
+    return np.unique(np.concatenate([[0], starts[starts < index.num_frames]]))
 
 
 def _num_cores() -> int:
@@ -345,7 +366,7 @@ def sampling_report(order: FrameOrder, values: Sequence[np.ndarray]) -> Sampling
     between = within = 0.0
     num_chunks = num_frames = 0
     mean = np.concatenate([np.asarray(frames, dtype=np.float64) for frames in values]).mean(axis=0)
-    for video, first, stop in order.chunks(0, order.num_chunks):
+    for video, first, stop in order.chunks(range(order.num_chunks)):
         counts[video][first:stop] += 1
         chunk = np.asarray(values[video][first:stop], dtype=np.float64)
         num_chunks, num_frames = num_chunks + 1, num_frames + len(chunk)

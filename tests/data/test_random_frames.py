@@ -12,6 +12,7 @@ from simple_multimodal.data.random_frames import (
     FEISTEL_ROUNDS,
     FrameOrder,
     RandomFrameDataset,
+    plan_visits,
     sampling_report,
     shuffled,
 )
@@ -40,21 +41,47 @@ def test_every_place_gets_every_number_equally_often():
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_an_epoch_holds_every_frame_once(chunk_size, epoch):
     order = FrameOrder(LENGTHS, chunk_size=chunk_size, seed=3, epoch=epoch)
-    chunks = order.chunks(0, order.num_chunks)
+    chunks = order.chunks(range(order.num_chunks))
     frames = [(video, frame) for video, first, stop in chunks for frame in range(first, stop)]
     assert sorted(frames) == [(video, frame) for video, length in enumerate(LENGTHS) for frame in range(length)]
     assert max(stop - first for _, first, stop in chunks) <= chunk_size
     assert frames != sorted(frames)
-    halves = order.chunks(0, order.num_chunks // 2) + order.chunks(order.num_chunks // 2, order.num_chunks)
-    assert halves == chunks
+    assert order.chunks(range(0, order.num_chunks, 2)) == chunks[::2]
 
 
 def test_where_chunks_begin_differs_by_epoch_and_seed():
     cuts = set()
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         order = FrameOrder([1000], chunk_size=10, seed=seed, epoch=epoch)
-        cuts.add(min(stop for _, first, stop in order.chunks(0, order.num_chunks) if first == 0))
+        cuts.add(min(stop for _, first, stop in order.chunks(range(order.num_chunks)) if first == 0))
     assert len(cuts) > 1
+
+
+@pytest.mark.parametrize(("chunk_size", "buffer_frames"), [(1, 1), (1, 40), (1, 400), (1, 9000), (7, 7), (7, 150)])
+def test_a_visit_comes_in_time_and_the_buffer_holds_all(chunk_size, buffer_frames):
+    lengths, ahead = [180, 180, 60, 5], max(buffer_frames // 10 // chunk_size, 1)
+    starts = [np.arange(0, length, 30) for length in lengths]
+    order = FrameOrder(lengths, chunk_size=chunk_size)
+    share = range(1, order.num_chunks, 2)  # every second chunk
+    chunks = order.chunks(share)
+    num_held = num_visits = 0
+    planned = set()
+    for place, visit in enumerate(plan_visits(order, share, starts, buffer_frames, ahead)):
+        if place >= ahead:
+            _, first, stop = chunks[place - ahead]
+            num_held -= stop - first
+        for chunk in visit:
+            assert chunk[1:] == chunks[chunk.place] and chunk.place >= place
+            assert (chunk.video, chunk.first // 30) == (visit[0].video, visit[0].first // 30)
+            num_held += chunk.stop - chunk.first
+            planned.add(chunk.place)
+        num_visits += len(visit) > 0
+        assert place in planned and num_held <= buffer_frames
+    assert planned == set(range(len(share)))
+    if buffer_frames == 9000:  # room for all of 15 groups of pictures
+        assert num_visits <= 20
+    if buffer_frames == 400:
+        assert num_visits < len(share) / 3
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +101,7 @@ def test_frames_come_in_the_order_drawn_and_are_those_asked_for(videos, chunk_si
     )
     dataset.set_epoch(2)
     order = FrameOrder(LENGTHS, chunk_size=chunk_size, seed=5, epoch=2)
-    expected = [(v, n) for v, first, stop in order.chunks(0, order.num_chunks) for n in range(first, stop)]
+    expected = [(v, n) for v, first, stop in order.chunks(range(order.num_chunks)) for n in range(first, stop)]
     frames = list(dataset)
     assert len(dataset) == len(frames) == sum(LENGTHS)
     assert [(frame.video, frame.position) for frame in frames] == [read(frame) for frame in frames] == expected
