@@ -128,7 +128,7 @@ def _decode_only(path: str, positions: list[int]) -> int:
     index = index_video(path)
     wanted = sorted(set(positions))
     decode = ours_module._decode_from_start if index.table is None else ours_module._decode_sparsely
-    with open_media(path, is_known=index.table is not None) as container:
+    with open_media(path, probe="everything" if index.table is None else "nothing") as container:
         return sum(1 for _ in decode(container, require_video_stream(container, path), index, wanted))
 
 

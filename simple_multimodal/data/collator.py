@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class PretrainingDraws:
 class MultimodalCollator:
     """Collator for rows of [`MultimodalDataset`].
 
-    Sound and video of all rows are decoded and processed in one pool of threads, the largest files first; texts are
+    Sounds and clips are decoded and processed side by side in one pool of threads, the largest clips first; texts are
     tokenised meanwhile. A row's tensors do not depend on its neighbours (but for padding), on threads or on worker
     processes: whatever is random comes from a generator of (seed, epoch, id, purpose).
 
@@ -176,21 +177,26 @@ class MultimodalCollator:
             (`float32` in [0, 1)) of shape `(batch_size,)`.
         """
         modalities = self.processor.modalities
-        sounds = clips = None
+        sounds = None
+        clips: dict[int, Callable[[], None]] = {}
         videos: dict[str, torch.Tensor] = {}
+        if "audio" in modalities:
+            # One after the other beside the clips: the steps of decoding sound are so short that two threads at it
+            # would only take the interpreter from each other.
+            sounds = self._start(lambda: [self._guarded(self._read_sound, row) for row in rows])
         if "video" in modalities:
             videos = self.processor.video_processor.new_batch(len(rows))
-            clips = self._start(lambda number: self._read_clip(rows[number], number, videos), rows, "video")
-        if "audio" in modalities:
-            sounds = self._start(lambda number: self._read_sound(rows[number]), rows, "audio")
+            for number in sorted(range(len(rows)), key=lambda number: -_file_size(rows[number]["video"])):
+                read = partial(self._read_clip, number=number, batch=videos)
+                clips[number] = self._start(partial(self._guarded, read, rows[number]))
         batch: dict[str, torch.Tensor] = {}
         if "text" in modalities:
             batch |= self._tokenize([self._guarded(self._choose_caption, row) for row in rows])
         if sounds is not None:
             batch |= self.processor.feature_extractor.collate(sounds())
-        if clips is not None:
-            clips()
-            batch |= videos
+        for number in sorted(clips):  # if several fail, the first row raises, whichever was the first in time
+            clips[number]()
+        batch |= videos
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         return batch | self._draw(rows, batch)
@@ -282,26 +288,9 @@ class MultimodalCollator:
 
         with_index(path, read, index_dir=self.index_dir)
 
-    def _start(
-        self, read: Callable[[int], Result], rows: Sequence[Row], column: Literal["audio", "video"]
-    ) -> Callable[[], list[Result]]:
-        """Start to read a modality of all rows (`read` takes their number), the largest files first; call what is
-        returned for the results.
-
-        If several rows fail, the first in the order of the batch raises, whichever was the first in time.
-        """
-
-        def guarded(number: int) -> Result:
-            return self._guarded(lambda _: read(number), rows[number])
-
-        if not self.parallel:
-            return lambda: [guarded(number) for number in range(len(rows))]
-        pool = self._get_pool()
-        sizes = [_file_size(row[column]) for row in rows]
-        futures: dict[int, Future[Result]] = {}
-        for number in sorted(range(len(rows)), key=lambda number: -sizes[number]):
-            futures[number] = pool.submit(guarded, number)
-        return lambda: [futures[number].result() for number in range(len(rows))]
+    def _start(self, read: Callable[[], Result]) -> Callable[[], Result]:
+        """Start to read something; call what is returned for the result. Sequentially, that reads it."""
+        return self._get_pool().submit(read).result if self.parallel else read
 
     def _get_pool(self) -> ThreadPoolExecutor:
         """This process's pool; threads do not survive a fork, so a child makes a new one."""

@@ -13,6 +13,7 @@ from simple_multimodal.media.sampling import check_segment
 
 MAX_AUDIO_SAMPLES = 2**26  # of a returned waveform: 256 MiB, 70 minutes at 16 kHz
 MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
+BLOCK_SECONDS = 0.25  # of sound that is converted and resampled together
 MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
 
 # Sample formats of FFmpeg: value of silence, and value of full scale above it.
@@ -134,56 +135,91 @@ def _resampled_pieces(
 
     The pieces follow each other without a seam until the time stamps leave the count of samples or the rate changes.
     """
-    name = os.fspath(path)
     resampler: AudioResampler | None = None
     run_seconds = 0.0  # where the present run of seamless sound starts
     run_samples = 0  # decoded so far in this run
     rate = 0
     position = 0
-    decoded = 0
-    with open_media(path, is_known=True) as container:  # of the pictures nothing is asked
+    for seconds, block_rate, block in _blocks(path):
+        follows = run_seconds + run_samples / rate if rate else None
+        if start_seconds is None:
+            start_seconds = seconds or 0.0
+        if seconds is None:
+            seconds = start_seconds if follows is None else follows + start_seconds
+        seconds -= start_seconds
+        is_seam = follows is None or abs(seconds - follows) > MAX_TIME_STAMP_ERROR_SECONDS
+        if is_seam or block_rate != rate:
+            for piece in _resample(resampler, None):
+                yield position, piece
+                position += len(piece)
+            rate = block_rate
+            resampler = None if rate == sampling_rate else AudioResampler("flt", "mono", sampling_rate)
+            run_seconds, run_samples = seconds, 0
+            position = round(seconds * sampling_rate)
+        run_samples += len(block)
+        for piece in _resample(resampler, block, rate):
+            yield position, piece
+            position += len(piece)
+    for piece in _resample(resampler, None):
+        yield position, piece
+        position += len(piece)
+
+
+def _blocks(path: str | os.PathLike[str]) -> Iterator[tuple[float | None, int, np.ndarray]]:
+    """
+    Yields the mono sound of a file as decoded, in blocks of `BLOCK_SECONDS` or a little more: start in seconds on the
+    container's clock (`None`: not said), sampling rate, samples.
+
+    Frames hold some 20 ms each. To convert and resample every one by itself costs more than decoding it, and two
+    threads that do so hinder each other, as every step is too short to give the interpreter away for.
+    """
+    name = os.fspath(path)
+    frames: list[AudioFrame] = []  # of one format and rate, each beginning where the one before ends
+    start: float | None = None
+    follows = 0.0
+    num_samples = num_decoded = 0
+
+    with open_media(path, probe="sound") as container:
         stream = find_audio_stream(container)
         if stream is None:
             raise NoSoundTrackError(f"{name!r}: has no sound track that can be decoded")
         for frame in decode_sound(container, stream):
-            mono = _mono(frame)  # (samples,)
-            decoded += frame.samples * frame.layout.nb_channels
-            if decoded > MAX_DECODED_AUDIO_SAMPLES:
+            num_decoded += frame.samples * frame.layout.nb_channels
+            if num_decoded > MAX_DECODED_AUDIO_SAMPLES:
                 raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} sound samples")
-            if len(mono) == 0:
+            if frame.samples == 0:
                 continue
-            follows = run_seconds + run_samples / rate if rate else None
+            seconds = None
             if frame.pts is not None and frame.time_base is not None:
                 seconds = frame.pts * frame.time_base.numerator / frame.time_base.denominator
-            else:
-                seconds = start_seconds or 0.0 if follows is None else follows
-            if start_seconds is None:
-                start_seconds = seconds
-            seconds -= start_seconds
-            is_seam = follows is None or abs(seconds - follows) > MAX_TIME_STAMP_ERROR_SECONDS
-            if is_seam or frame.sample_rate != rate:
-                for piece in _resample(resampler, None):
-                    yield position, piece
-                    position += len(piece)
-                rate = frame.sample_rate
-                resampler = None if rate == sampling_rate else AudioResampler("flt", "mono", sampling_rate)
-                run_seconds, run_samples = seconds, 0
-                position = round(seconds * sampling_rate)
-            run_samples += len(mono)
-            for piece in _resample(resampler, mono, rate):
-                yield position, piece
-                position += len(piece)
-        for piece in _resample(resampler, None):
-            yield position, piece
-            position += len(piece)
+            if frames and not (
+                num_samples < BLOCK_SECONDS * frame.sample_rate
+                and (seconds is None or abs(seconds - follows) <= MAX_TIME_STAMP_ERROR_SECONDS)
+                and _sound_format(frame) == _sound_format(frames[0])
+            ):
+                yield start, frames[0].sample_rate, _mono(frames)
+                frames = []
+            if not frames:
+                start, num_samples = seconds, 0
+            frames.append(frame)
+            num_samples += frame.samples
+            follows = (start or 0.0) + num_samples / frame.sample_rate
+        if frames:
+            yield start, frames[0].sample_rate, _mono(frames)
 
 
-def _mono(frame: AudioFrame) -> np.ndarray:
-    """Averages the channels of a decoded frame, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
-    silence, full_scale = _SAMPLE_SCALES[frame.format.name.removesuffix("p")]
-    samples = frame.to_ndarray()  # planar: (channels, samples); packed: (1, samples * channels)
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T  # (channels, samples)
+def _sound_format(frame: AudioFrame) -> tuple[str, int, int]:
+    """What has to be the same in frames that are converted together."""
+    return frame.format.name, frame.layout.nb_channels, frame.sample_rate
+
+
+def _mono(frames: list[AudioFrame]) -> np.ndarray:
+    """Averages the channels of decoded frames, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
+    silence, full_scale = _SAMPLE_SCALES[frames[0].format.name.removesuffix("p")]
+    # Planar: (channels, samples); packed: (1, samples * channels).
+    samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    if not frames[0].format.is_planar:
+        samples = samples.reshape(-1, frames[0].layout.nb_channels).T  # (channels, samples)
     samples = samples.astype(np.float32)
     if silence:
         samples -= np.float32(silence)

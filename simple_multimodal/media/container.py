@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import av
 from av.audio.frame import AudioFrame
@@ -32,6 +33,11 @@ OPEN_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ALLOWED_FORMATS,
     "max_pixels": str(MAX_PIXELS),
+}
+PROBE_OPTIONS: dict[str, dict[str, str]] = {
+    "everything": {},
+    "sound": {"skip_frame": "all"},
+    "nothing": {"skip_frame": "all", "fpsprobesize": "0", "analyzeduration": "1"},
 }
 
 
@@ -62,7 +68,9 @@ def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 @contextmanager
-def open_media(path: str | os.PathLike[str], *, is_known: bool = False) -> Iterator[InputContainer]:
+def open_media(
+    path: str | os.PathLike[str], *, probe: Literal["everything", "sound", "nothing"] = "everything"
+) -> Iterator[InputContainer]:
     """
     Opens a local media file, and turns what FFmpeg raises while it is open into `MediaError`.
 
@@ -71,8 +79,9 @@ def open_media(path: str | os.PathLike[str], *, is_known: bool = False) -> Itera
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        is_known (`bool`, *optional*, defaults to `False`): Leave out what FFmpeg finds out by decoding the first
-            pictures (their format, the depth of their reordering), which takes a third of the time.
+        probe (`"everything"`, `"sound"` or `"nothing"`, *optional*, defaults to `"everything"`): Whose format FFmpeg
+            finds out by decoding the beginning. That takes most of the time of opening; who knows the file by its
+            index can do without.
 
     Yields:
         `av.container.InputContainer`: The open file; closed at the end of the block.
@@ -85,7 +94,7 @@ def open_media(path: str | os.PathLike[str], *, is_known: bool = False) -> Itera
         # "file:" keeps FFmpeg from reading a name such as "concat:a|b" as a protocol. Some files carry names of their
         # muxer that are not UTF-8.
         address = f"file:{os.path.abspath(path)}"
-        options = OPEN_OPTIONS | ({"skip_frame": "all"} if is_known else {})
+        options = OPEN_OPTIONS | PROBE_OPTIONS[probe]
         with av.open(address, mode="r", options=options, metadata_errors="ignore") as container:
             yield container
     except (av.FFmpegError, UnicodeError) as error:

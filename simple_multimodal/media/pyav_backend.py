@@ -61,7 +61,7 @@ class PyAVBackend:
         height, width = size or (index.height, index.width)
         convert = PictureConverter((height, width), index.display_matrix, scales=size is not None)
         frames = np.empty((len(positions), 3, height, width), dtype=np.uint8)
-        with open_media(path, is_known=index.table is not None) as container:
+        with open_media(path, probe="everything" if index.table is None else "nothing") as container:
             stream = require_video_stream(container, path)
             decode = _decode_from_start if index.table is None else _decode_sparsely
             missing = dict(places)
