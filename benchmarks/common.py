@@ -10,6 +10,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import importlib.metadata
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,13 +26,21 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("av", "torch", "torchcodec", "torchvision", "decord", "opencv-python-headless", "transformers")
 
 
+_reasons: set[str] = set()
+
+
 def measured(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Result, CPU seconds and wall seconds of a call; the result is `None` where it raises."""
+    """Result, CPU seconds and wall seconds of a call; where it raises (peers fail at some files) the result is `None`,
+    and the reason is printed once."""
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         result = call()
-    except Exception:
+    except Exception as error:
         result = None
+        reason = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        if reason not in _reasons:
+            _reasons.add(reason)
+            print(reason, file=sys.stderr)
     return result, time.process_time() - cpu, time.perf_counter() - wall
 
 

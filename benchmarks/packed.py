@@ -181,8 +181,8 @@ def main() -> None:
         for table in (originals, packed)
     ]
     folder = tempfile.mkdtemp()
-    originals = repeated(options.manifest, 4, folder, options.folder)
-    packed = repeated(options.packed, 16, folder, None)
+    originals = repeated(options.manifest, 12, folder, options.folder)
+    packed = repeated(options.packed, 40, folder, None)
     rates = {"originals": [], "packed": []}
     for repeat in range(options.repeats):
         order = [("originals", originals), ("packed", packed)]
@@ -200,7 +200,7 @@ def main() -> None:
         "frames_cpu": frames_cpu,
         "batch_cpu": batch_cpu,
     }
-    for name, dataset, steps in (("packed", packed, 45), ("originals", originals, 11)):
+    for name, dataset, steps in (("packed", packed, 110), ("originals", originals, 34)):
         seconds = BATCH / speed[name]
         batch = collator()([dataset[(0, number)] for number in range(BATCH)])
         bare = bare_step(seconds, 20, batch)

@@ -17,7 +17,7 @@ TOY_OPTIONS = {
 
 
 PACK_OPTIONS = {
-    "short_side": "pixels of the short side of pictures; smaller ones stay as they are; default: 256",
+    "short_side": "pixels of the short side of pictures, smaller ones stay; default: 224; more serves random crops",
     "group_size": "pictures in a group; 1 (the default): each can be decoded alone",
     "crf": "quality of x264, 0 (lossless) to 51; default: 18",
     "sampling_rate": "of the sound, in Hz; default: 16000",

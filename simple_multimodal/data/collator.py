@@ -19,6 +19,7 @@ from simple_multimodal.media.frame_index import FrameIndex, with_index
 from simple_multimodal.media.video import VideoBackend, get_video_backend
 from simple_multimodal.modalities import Modality
 from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
+from simple_multimodal.processing.batch_memory import SharedBatch
 
 MAX_THREADS = 8
 
@@ -199,7 +200,8 @@ class MultimodalCollator:
         batch |= videos
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
-        return batch | self._draw(rows, batch)
+        batch |= self._draw(rows, batch)
+        return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
 
     def tokenize_captions(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Token ids of every caption of every row, for evaluations over all captions.
@@ -266,6 +268,7 @@ class MultimodalCollator:
         """Read the clip of a row into its place in the batch."""
         path = row["video"]
         if path is None or "video" in self.drop_modalities:
+            batch["pixel_values_videos"][number] = 0
             return
         processor = self.processor.video_processor
 

@@ -41,7 +41,7 @@ class PackSettings:
         sampling_rate (`int`): Of the sound, in Hz; it is stored without loss at 16 bits.
     """
 
-    short_side: int = 256
+    short_side: int = 224
     group_size: int = 1
     crf: int = 18
     sampling_rate: int = 16000

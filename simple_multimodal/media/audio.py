@@ -1,12 +1,15 @@
 """Sound tracks to mono waveforms whose first sample lies at the segment's start on the video's timeline."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from av import AudioFrame, AudioResampler
+from av.audio.plane import AudioPlane
+from av.container import InputContainer
 
-from simple_multimodal.media.container import decode_sound, find_audio_stream, open_media
+from simple_multimodal.media.container import decode_sound, find_audio_stream, find_video_stream, open_media
 from simple_multimodal.media.errors import MediaError, NoSoundTrackError
 from simple_multimodal.media.frame_index import index_video
 from simple_multimodal.media.sampling import check_segment
@@ -16,14 +19,14 @@ MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 1
 BLOCK_SECONDS = 0.25  # of sound that is converted and resampled together
 MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
 
-# Sample formats of FFmpeg: value of silence, and value of full scale above it.
-_SAMPLE_SCALES = {
-    "u8": (128.0, 2.0**7),
-    "s16": (0.0, 2.0**15),
-    "s32": (0.0, 2.0**31),
-    "s64": (0.0, 2.0**63),
-    "flt": (0.0, 1.0),
-    "dbl": (0.0, 1.0),
+# Sample formats of FFmpeg: type, value of silence, and value of full scale above it.
+_SAMPLE_FORMATS = {
+    "u8": (np.uint8, 128.0, 2.0**7),
+    "s16": (np.int16, 0.0, 2.0**15),
+    "s32": (np.int32, 0.0, 2.0**31),
+    "s64": (np.int64, 0.0, 2.0**63),
+    "flt": (np.float32, 0.0, 1.0),
+    "dbl": (np.float64, 0.0, 1.0),
 }
 
 
@@ -89,21 +92,22 @@ def read_audio(
         raise ValueError(
             f"the segment [{start_seconds}, {end_seconds}) is shorter than a sample at {sampling_rate} Hz; widen it"
         )
-    start = _video_start_seconds(path, index_dir)
     pieces: list[tuple[int, np.ndarray]] = []
     sound_stop = 0  # position behind the last sample
-    for position, piece in _resampled_pieces(path, sampling_rate, start):
-        sound_stop = max(sound_stop, position + len(piece))
-        if (sound_stop if stop is None else min(sound_stop, stop)) - first > MAX_AUDIO_SAMPLES:
-            raise MediaError(
-                f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
-            )
-        begin = max(first - position, 0)
-        end = len(piece) if stop is None else min(stop - position, len(piece))
-        if begin < end:
-            pieces.append((position + begin - first, piece[begin:end]))
-        if stop is not None and position >= stop:
-            break
+    with open_media(path, probe="sound") as container:
+        start = _video_start_seconds(container, path, index_dir)
+        for position, piece in _resampled_pieces(container, name, sampling_rate, start):
+            sound_stop = max(sound_stop, position + len(piece))
+            if (sound_stop if stop is None else min(sound_stop, stop)) - first > MAX_AUDIO_SAMPLES:
+                raise MediaError(
+                    f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
+                )
+            begin = max(first - position, 0)
+            end = len(piece) if stop is None else min(stop - position, len(piece))
+            if begin < end:
+                pieces.append((position + begin - first, piece[begin:end]))
+            if stop is not None and position >= stop:
+                break
     num_samples = (sound_stop if stop is None else min(stop, sound_stop)) - first
     if sound_stop == 0:
         raise MediaError(f"{name!r}: its sound track holds no samples after the first video frame")
@@ -119,8 +123,12 @@ def read_audio(
     return waveform
 
 
-def _video_start_seconds(path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None) -> float | None:
+def _video_start_seconds(
+    container: InputContainer, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None
+) -> float | None:
     """When the first frame is shown, on the container's clock; `None` where no frame can be decoded."""
+    if find_video_stream(container) is None:
+        return None
     try:
         return index_video(path, index_dir=index_dir).start_seconds
     except MediaError:
@@ -128,7 +136,7 @@ def _video_start_seconds(path: str | os.PathLike[str], index_dir: str | os.PathL
 
 
 def _resampled_pieces(
-    path: str | os.PathLike[str], sampling_rate: int, start_seconds: float | None
+    container: InputContainer, name: str, sampling_rate: int, start_seconds: float | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
     Yields the mono sound of a file in pieces, each with its position in samples from `start_seconds`.
@@ -140,7 +148,7 @@ def _resampled_pieces(
     run_samples = 0  # decoded so far in this run
     rate = 0
     position = 0
-    for seconds, block_rate, block in _blocks(path):
+    for seconds, block_rate, block in _blocks(container, name):
         follows = run_seconds + run_samples / rate if rate else None
         if start_seconds is None:
             start_seconds = seconds or 0.0
@@ -165,7 +173,7 @@ def _resampled_pieces(
         position += len(piece)
 
 
-def _blocks(path: str | os.PathLike[str]) -> Iterator[tuple[float | None, int, np.ndarray]]:
+def _blocks(container: InputContainer, name: str) -> Iterator[tuple[float | None, int, np.ndarray]]:
     """
     Yields the mono sound of a file as decoded, in blocks of `BLOCK_SECONDS` or a little more: start in seconds on the
     container's clock (`None`: not said), sampling rate, samples.
@@ -173,39 +181,35 @@ def _blocks(path: str | os.PathLike[str]) -> Iterator[tuple[float | None, int, n
     Frames hold some 20 ms each. To convert and resample every one by itself costs more than decoding it, and two
     threads that do so hinder each other, as every step is too short to give the interpreter away for.
     """
-    name = os.fspath(path)
+    stream = find_audio_stream(container)
+    if stream is None:
+        raise NoSoundTrackError(f"{name!r}: has no sound track that can be decoded")
+    time_base = float(stream.time_base or 0)
     frames: list[AudioFrame] = []  # of one format and rate, each beginning where the one before ends
     start: float | None = None
     follows = 0.0
     num_samples = num_decoded = 0
-
-    with open_media(path, probe="sound") as container:
-        stream = find_audio_stream(container)
-        if stream is None:
-            raise NoSoundTrackError(f"{name!r}: has no sound track that can be decoded")
-        for frame in decode_sound(container, stream):
-            num_decoded += frame.samples * frame.layout.nb_channels
-            if num_decoded > MAX_DECODED_AUDIO_SAMPLES:
-                raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} sound samples")
-            if frame.samples == 0:
-                continue
-            seconds = None
-            if frame.pts is not None and frame.time_base is not None:
-                seconds = frame.pts * frame.time_base.numerator / frame.time_base.denominator
-            if frames and not (
-                num_samples < BLOCK_SECONDS * frame.sample_rate
-                and (seconds is None or abs(seconds - follows) <= MAX_TIME_STAMP_ERROR_SECONDS)
-                and _sound_format(frame) == _sound_format(frames[0])
-            ):
-                yield start, frames[0].sample_rate, _mono(frames)
-                frames = []
-            if not frames:
-                start, num_samples = seconds, 0
-            frames.append(frame)
-            num_samples += frame.samples
-            follows = (start or 0.0) + num_samples / frame.sample_rate
-        if frames:
+    for frame in decode_sound(container, stream):
+        num_decoded += frame.samples * frame.layout.nb_channels
+        if num_decoded > MAX_DECODED_AUDIO_SAMPLES:
+            raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} sound samples")
+        if frame.samples == 0:
+            continue
+        seconds = None if frame.pts is None else frame.pts * time_base
+        if frames and not (
+            num_samples < BLOCK_SECONDS * frame.sample_rate
+            and (seconds is None or abs(seconds - follows) <= MAX_TIME_STAMP_ERROR_SECONDS)
+            and _sound_format(frame) == _sound_format(frames[0])
+        ):
             yield start, frames[0].sample_rate, _mono(frames)
+            frames = []
+        if not frames:
+            start, num_samples = seconds, 0
+        frames.append(frame)
+        num_samples += frame.samples
+        follows = (start or 0.0) + num_samples / frame.sample_rate
+    if frames:
+        yield start, frames[0].sample_rate, _mono(frames)
 
 
 def _sound_format(frame: AudioFrame) -> tuple[str, int, int]:
@@ -215,16 +219,29 @@ def _sound_format(frame: AudioFrame) -> tuple[str, int, int]:
 
 def _mono(frames: list[AudioFrame]) -> np.ndarray:
     """Averages the channels of decoded frames, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
-    silence, full_scale = _SAMPLE_SCALES[frames[0].format.name.removesuffix("p")]
-    # Planar: (channels, samples); packed: (1, samples * channels).
-    samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-    if not frames[0].format.is_planar:
-        samples = samples.reshape(-1, frames[0].layout.nb_channels).T  # (channels, samples)
+    dtype, silence, full_scale = _SAMPLE_FORMATS[frames[0].format.name.removesuffix("p")]
+    if frames[0].format.is_planar:
+        planes = zip(*(frame.planes for frame in frames), strict=True)
+        samples = np.stack([_joined(channel, frames, dtype, 1) for channel in planes])
+    else:
+        num_channels = frames[0].layout.nb_channels
+        interleaved = _joined([frame.planes[0] for frame in frames], frames, dtype, num_channels)
+        samples = interleaved.reshape(-1, num_channels).T  # (channels, samples)
     samples = samples.astype(np.float32)
     if silence:
         samples -= np.float32(silence)
     mono = samples[0] if len(samples) == 1 else samples.mean(axis=0)
     return mono if full_scale == 1 else mono / np.float32(full_scale)
+
+
+def _joined(planes: Sequence[AudioPlane], frames: list[AudioFrame], dtype: Any, num_channels: int) -> np.ndarray:
+    """The samples of one plane of each frame."""
+    return np.concatenate(
+        [
+            np.frombuffer(memoryview(plane), dtype, frame.samples * num_channels)
+            for plane, frame in zip(planes, frames, strict=True)
+        ]
+    )
 
 
 def _resample(resampler: AudioResampler | None, mono: np.ndarray | None, rate: int = 0) -> Iterator[np.ndarray]:

@@ -36,7 +36,7 @@ OPEN_OPTIONS = {
 }
 PROBE_OPTIONS: dict[str, dict[str, str]] = {
     "everything": {},
-    "sound": {"skip_frame": "all"},
+    "sound": {"skip_frame": "all", "fpsprobesize": "0", "analyzeduration": "100000"},
     "nothing": {"skip_frame": "all", "fpsprobesize": "0", "analyzeduration": "1"},
 }
 

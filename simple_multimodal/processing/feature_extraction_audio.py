@@ -11,11 +11,12 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging
 
-from simple_multimodal.processing.shared_memory import shared_zeros
+from simple_multimodal.processing.batch_memory import batch_tensor
 
 logger = logging.get_logger(__name__)
 
 # Kaldi's constants, the same in `torchaudio.compliance.kaldi.fbank`.
+FRAME_BLOCK = 256  # frames that are transformed together
 PREEMPHASIS = 0.97
 LOG_FLOOR = 1.1920928955078125e-07
 
@@ -183,18 +184,22 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         num_windows = max(math.ceil(num_real_frames / self.num_frames), 1)
         num_windows = min(num_windows, self.max_windows or num_windows)
         num_total_frames = num_windows * self.num_frames
+        num_real_frames = min(num_real_frames, num_total_frames)
 
-        # One window at a time: always the same shapes, and memory that does not grow with the sound.
-        num_samples = (num_total_frames - 1) * self.hop_length + self.frame_length
-        samples = torch.nn.functional.pad(samples[:num_samples], (0, max(num_samples - len(samples), 0)))
-        frames = samples.unfold(0, self.frame_length, self.hop_length)  # (num_total_frames, frame_length), a view
-        values = torch.cat([self._log_mel(window) for window in frames.split(self.num_frames)])
-        values = (values - self.mean) / (2 * self.std)  # (num_total_frames, num_mel_bins)
-        values[num_real_frames:] = 0.0
+        # Some frames at a time: always the same shapes, and intermediate results that stay in the processor's cache.
+        values = torch.zeros(self.num_mel_bins, num_total_frames)
+        if num_real_frames > 0:
+            num_samples = (-(-num_real_frames // FRAME_BLOCK) * FRAME_BLOCK - 1) * self.hop_length + self.frame_length
+            samples = torch.nn.functional.pad(samples[:num_samples], (0, max(num_samples - len(samples), 0)))
+            frames = samples.unfold(0, self.frame_length, self.hop_length)  # (num_frames, frame_length), a view
+            for begin in range(0, num_real_frames, FRAME_BLOCK):
+                end = min(begin + FRAME_BLOCK, num_real_frames)
+                log_mel = self._log_mel(frames[begin : begin + FRAME_BLOCK])[: end - begin]
+                values[:, begin:end] = ((log_mel - self.mean) / (2 * self.std)).T
 
         mask = torch.arange(num_total_frames) < num_real_frames
         seconds = torch.arange(num_total_frames, dtype=torch.float64) * self.hop_length + self.frame_length / 2
-        return AudioFeatures(values.T[None].contiguous(), mask, (seconds / self.sampling_rate).float())
+        return AudioFeatures(values[None], mask, (seconds / self.sampling_rate).float())
 
     def _log_mel(self, frames: torch.Tensor) -> torch.Tensor:
         """Log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
@@ -220,15 +225,17 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         lengths = [len(sound.seconds) for sound in features if sound is not None]
         num_frames = max(lengths, default=self.num_frames)
         batch = {
-            "audio_values": shared_zeros(len(features), 1, self.num_mel_bins, num_frames, dtype=torch.float32),
+            "audio_values": batch_tensor(len(features), 1, self.num_mel_bins, num_frames, dtype=torch.float32),
             "audio_attention_mask": torch.zeros(len(features), num_frames, dtype=torch.bool),
             "audio_seconds": torch.zeros(len(features), num_frames),
             "audio_mask": torch.zeros(len(features), dtype=torch.bool),
         }
         for row, sound in enumerate(features):
             if sound is None or not bool(sound.attention_mask.any()):
+                batch["audio_values"][row] = 0.0
                 continue
             batch["audio_values"][row, :, :, : len(sound.seconds)] = sound.values
+            batch["audio_values"][row, :, :, len(sound.seconds) :] = 0.0
             batch["audio_attention_mask"][row, : len(sound.seconds)] = sound.attention_mask
             batch["audio_seconds"][row, : len(sound.seconds)] = sound.seconds
             batch["audio_mask"][row] = True

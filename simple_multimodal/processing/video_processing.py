@@ -15,7 +15,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
-from simple_multimodal.processing.shared_memory import shared_zeros
+from simple_multimodal.processing.batch_memory import batch_tensor
 
 logger = logging.get_logger(__name__)
 
@@ -286,9 +286,17 @@ class VideoClipProcessor(VideoProcessorMixin):
         return (height - side) // 2, (width - side) // 2, side, side
 
     def new_batch(self, batch_size: int) -> dict[str, torch.Tensor]:
-        """The entries of [`VideoClipProcessor.collate`] for rows without video, to be filled in."""
+        """The entries of [`VideoClipProcessor.collate`], to be filled in.
+
+        Args:
+            batch_size (`int`):
+                Rows.
+
+        Returns:
+            `dict[str, torch.Tensor]`: All zero, but for the pixels, which are arbitrary.
+        """
         return {
-            "pixel_values_videos": shared_zeros(
+            "pixel_values_videos": batch_tensor(
                 batch_size, self.num_frames, 3, self.height, self.width, dtype=torch.uint8
             ),
             "video_seconds": torch.zeros(batch_size, self.num_frames),
@@ -309,7 +317,9 @@ class VideoClipProcessor(VideoProcessorMixin):
         """
         batch = self.new_batch(len(clips))
         for row, clip in enumerate(clips):
-            if clip is not None:
+            if clip is None:
+                batch["pixel_values_videos"][row] = 0
+            else:
                 batch["pixel_values_videos"][row] = clip.pixel_values
                 batch["video_seconds"][row] = clip.seconds
                 batch["video_mask"][row] = True

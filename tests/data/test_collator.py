@@ -16,7 +16,7 @@ from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.media import get_video_backend, index_video
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor, batch_memory
 
 ROWS = [
     {"id": "a", "video": "sound0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
@@ -299,26 +299,42 @@ def test_threads_are_shared_among_processes(monkeypatch):
     assert default_num_threads() == 8
 
 
-def test_a_loader_worker_hands_over_large_tensors_without_copying_them(processor, dataset):
-    """They are made in shared memory, and hold what they hold without workers."""
-    batches = []
-    for num_workers in (0, 1):
-        loader = DataLoader(
-            dataset, batch_size=4, num_workers=num_workers, collate_fn=SharedCollator(MultimodalCollator(processor))
-        )
-        batches.append(next(iter(loader)))
-    alone, handed_over = batches
-    assert (bool(alone.pop("was_shared")), bool(handed_over.pop("was_shared"))) == (False, True)
-    assert all(torch.equal(alone[key], handed_over[key]) for key in alone)
-
-
-class SharedCollator:
-    """Notes whether the large tensors lay in shared memory when they were made."""
+class CountingCollator:
+    """Tells how many blocks of shared memory the worker has, and in which the large tensors lie."""
 
     def __init__(self, collator: MultimodalCollator):
         self.collator = collator
 
     def __call__(self, rows):
         batch = self.collator(rows)
-        was_shared = batch["pixel_values_videos"].is_shared() and batch["audio_values"].is_shared()
-        return {**batch, "was_shared": torch.tensor(was_shared)}
+        addresses = [batch["pixel_values_videos"].data_ptr(), batch["audio_values"].data_ptr()]
+        batch["are_in_blocks"] = torch.tensor(set(addresses) <= set(batch_memory._loans))
+        batch["num_blocks"] = torch.tensor(len(batch_memory._loans))
+        return batch
+
+
+def worker_batches(processor, dataset, **options) -> DataLoader:
+    return DataLoader(
+        [dataset[0, number % len(dataset)] for number in range(60)],
+        batch_size=2,
+        collate_fn=CountingCollator(MultimodalCollator(processor)),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_worker_hands_large_tensors_over_in_blocks_and_uses_these_again(processor, dataset, start_method):
+    expected = list(worker_batches(processor, dataset))
+    assert not any(batch.pop("are_in_blocks") or batch.pop("num_blocks") for batch in expected)
+    received = worker_batches(processor, dataset, num_workers=1, multiprocessing_context=start_method)
+    for first, second in zip(received, expected, strict=True):
+        assert first.pop("are_in_blocks") and first.pop("num_blocks") <= 12  # two in each batch
+        assert type(first) is dict and first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_block_is_not_used_again_while_a_view_of_it_is_held(processor, dataset):
+    expected = list(worker_batches(processor, dataset))
+    views = [batch["pixel_values_videos"][1:, 0] for batch in worker_batches(processor, dataset, num_workers=1)]
+    for view, batch in zip(views, expected, strict=True):
+        assert torch.equal(view, batch["pixel_values_videos"][1:, 0])
