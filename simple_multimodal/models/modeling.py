@@ -17,7 +17,14 @@ from simple_multimodal.modalities import CLIP_MODALITIES, INPUT_KEYS, PRESENCE_K
 from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
-from simple_multimodal.models.fusion.crossformer import Clip, Crossformer, Stream, concatenate, load_pretrained_fusion
+from simple_multimodal.models.fusion.crossformer import (
+    Clip,
+    ClipCache,
+    Crossformer,
+    Stream,
+    concatenate,
+    load_pretrained_fusion,
+)
 from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
 
@@ -468,9 +475,11 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         correct = ((logits.argmax(dim=-1) == aligned) & counted).sum()
         return loss, torch.stack([correct, counted.sum()]).float(), logits
 
-    def matching_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
-        """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams."""
-        return self.matching_head(self.multimodal.fusion.fuse(text, clip)[:, 0]).float()
+    def matching_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
+        """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams as
+        [`Crossformer.fuse`] takes them.
+        """
+        return self.matching_head(self.multimodal.fusion.fuse(text, clip, num_queries=1)[:, 0]).float()
 
 
 def gather_stream(stream: Stream) -> Stream:

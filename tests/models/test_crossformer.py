@@ -8,6 +8,7 @@ from torch import nn
 from transformers import BertModel, DebertaV2Config, ViTModel
 
 from simple_multimodal.models.fusion.crossformer import (
+    ClipCache,
     Crossformer,
     FusionLayer,
     Stream,
@@ -142,6 +143,36 @@ def test_cross_attention_reads_the_encoded_clip(kind):
     for layer in crossformer.stacks["text"]:
         text = naive_layer(layer, kind == "vit", text, given["text"].mask, states, clip.mask)
     close(fuse(crossformer, given), crossformer.output_norms["text"](text))
+
+
+@every_form
+@every_kind
+def test_the_first_tokens_alone_are_what_they_are_among_all(form, kind):
+    crossformer, given = build(form, kind), streams()
+    clip = clip_of(given)
+    side = crossformer.clip_side(clip, crossformer.encode_clip(clip))
+    for part in (side, {}):
+        first = crossformer.fuse(given["text"], part, num_queries=1)
+        assert first.shape[1] == 1
+        close(first, crossformer.fuse(given["text"], part)[:, :1])
+
+
+@every_form
+@every_kind
+def test_a_cached_clip_serves_several_texts(form, kind):
+    crossformer, given = build(form, kind), streams()
+    given["audio"].mask[1] = given["video"].mask[1] = False  # the second clip has neither
+    clip = clip_of(given)
+    cached = crossformer.cache_clip(crossformer.clip_side(clip, crossformer.encode_clip(clip)))
+    assert isinstance(cached, ClipCache) == (form == "cross_attention")
+    if form != "cross_attention":
+        return
+    texts = streams(seed=1, rows=6)["text"]
+    fused = crossformer.fuse(texts, cached, num_queries=1)
+    for row in range(6):
+        own = {m: stream.select(torch.tensor([row // 3])) for m, stream in clip.items()}
+        alone = fuse(crossformer, {"text": texts.select(torch.tensor([row])), **own})
+        close(fused[row], alone[0, :1])
 
 
 @torch.no_grad()

@@ -37,6 +37,19 @@ class Stream(NamedTuple):
 Clip = dict[Modality, Stream]
 
 
+class ClipCache(NamedTuple):
+    """What a text stack's attention needs of clips.
+
+    Args:
+        layers (`list[tuple[torch.Tensor, torch.Tensor]]`): for each layer keys and values, of shape `(num_clips,
+            num_heads, num_tokens, head_size)`.
+        mask (`torch.BoolTensor` of shape `(num_clips, num_tokens)`): `True` where a token is real.
+    """
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    mask: torch.Tensor
+
+
 def concatenate(streams: Clip) -> Stream:
     """All streams one after the other along the token axis, in canonical modality order."""
     ordered = [streams[m] for m in MODALITIES if m in streams]
@@ -98,16 +111,26 @@ class FusionAttention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, states: torch.Tensor, context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Attend from `(batch, queries, hidden)` to `(batch, keys, hidden)` with a `(batch, keys)` mask of keys."""
-        heads = self.num_attention_heads
-        query = self.q_proj(states).unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, queries, head)
-        key = self.k_proj(context).unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, keys, head)
-        value = self.v_proj(context).unflatten(-1, (heads, -1)).transpose(1, 2)
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(batch, tokens, hidden)` to `(batch, heads, tokens, head)`."""
+        return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+
+    def keys_and_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention to `(batch, keys, hidden)` needs of it: two of shape `(batch, heads, keys, head)`."""
+        return self._heads(self.k_proj(context)), self._heads(self.v_proj(context))
+
+    def forward(
+        self, states: torch.Tensor, keys_and_values: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend from `(batch, queries, hidden)` to keys and values with a `(contexts, keys)` mask; `batch` may be a
+        multiple of `contexts`, then equally many neighbouring rows attend to one context.
+        """
+        key, value = keys_and_values
+        query = self._heads(self.q_proj(states).reshape(len(key), -1, states.shape[-1]))
         attended = F.scaled_dot_product_attention(
             query, key, value, additive_mask(mask, query.dtype), dropout_p=self.dropout if self.training else 0.0
         )
-        return self.o_proj(attended.transpose(1, 2).flatten(2))  # (batch, queries, hidden)
+        return self.o_proj(attended.transpose(1, 2).reshape(states.shape))  # (batch, queries, hidden)
 
 
 class FusionMLP(nn.Module):
@@ -151,29 +174,46 @@ class FusionLayer(GradientCheckpointingLayer):
         self.mlp = FusionMLP(size, config.intermediate_size, config.hidden_act)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def context_keys_and_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What this layer needs of a context `(contexts, tokens, hidden)`, in place of it."""
+        return self.cross_attention.keys_and_values(self.layernorm_context(context))
+
     def forward(
         self,
         states: torch.Tensor,
         mask: torch.Tensor,
-        context: torch.Tensor | None = None,
+        context: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         context_mask: torch.Tensor | None = None,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
-        """`states` (batch, tokens, hidden) with `mask` (batch, tokens); rows without a real context token skip it."""
-        if self.pre_norm:
-            normed = self.layernorm_before(states)
-            states = states + self.dropout(self.attention(normed, normed, mask))
-        else:
-            states = self.layernorm_before(states + self.dropout(self.attention(states, states, mask)))
+        """
+        Args:
+            states (`torch.Tensor` of shape `(batch, tokens, hidden)`): what attends.
+            mask (`torch.BoolTensor` of shape `(batch, tokens)`): `True` where a token is real.
+            context (`torch.Tensor` of shape `(contexts, context_tokens, hidden)`, *optional*): what is attended to, or
+                [`context_keys_and_values`] of it; `batch` is a multiple of `contexts`. Rows without a real context
+                token skip it.
+            context_mask (`torch.BoolTensor` of shape `(contexts, context_tokens)`, *optional*): of the context.
+            num_queries (`int`, *optional*): compute the first so many tokens only.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_queries, hidden)`.
+        """
+        normed = self.layernorm_before(states) if self.pre_norm else states
+        attended = self.attention(normed[:, :num_queries], self.attention.keys_and_values(normed), mask)
+        states = states[:, :num_queries] + self.dropout(attended)
+        if not self.pre_norm:
+            states = self.layernorm_before(states)
         if context is not None and context_mask is not None:
-            if self.pre_norm:
-                context = self.layernorm_context(context)
-                attended = self.cross_attention(self.layernorm_cross(states), context, context_mask)
-                informed = states + self.dropout(attended)
-            else:
-                attended = self.cross_attention(states, context, context_mask)
-                informed = self.layernorm_cross(states + self.dropout(attended))
+            if isinstance(context, torch.Tensor):
+                context = self.context_keys_and_values(context)
+            normed = self.layernorm_cross(states) if self.pre_norm else states
+            informed = states + self.dropout(self.cross_attention(normed, context, context_mask))
+            if not self.pre_norm:
+                informed = self.layernorm_cross(informed)
             # Attention without any real key would average padding, and how much of that there is the batch decides.
-            states = torch.where(context_mask.any(dim=1)[:, None, None], informed, states)
+            has_context = context_mask.any(dim=1).repeat_interleave(len(states) // len(context_mask))
+            states = torch.where(has_context[:, None, None], informed, states)
         if self.pre_norm:
             return states + self.dropout(self.mlp(self.layernorm_after(states)))
         return self.layernorm_after(states + self.dropout(self.mlp(states)))
@@ -253,27 +293,37 @@ class Crossformer(nn.Module):
             states = states + time_embedding(seconds, self.hidden_size).to(states.dtype)
         return Stream(self.dropout(self.input_norm(states)), mask)
 
-    def _run(self, name: str, stream: Stream, context: Stream | None = None) -> torch.Tensor:
+    def _run(
+        self, name: str, stream: Stream, context: "Stream | ClipCache | None" = None, num_queries: int | None = None
+    ) -> torch.Tensor:
+        """One stack; of the last layer only the first `num_queries` tokens, if that is given."""
         states = stream.states
-        for layer in self.stacks[name]:
+        for depth in range(self.num_layers):
+            layer = self.stacks[name][depth]
+            queries = num_queries if depth == self.num_layers - 1 else None
             if context is None:
-                states = layer(states, stream.mask)
+                states = layer(states, stream.mask, num_queries=queries)
             else:
-                states = layer(states, stream.mask, context.states, context.mask)
+                seen = context.layers[depth] if isinstance(context, ClipCache) else context.states
+                states = layer(states, stream.mask, seen, context.mask, num_queries=queries)
         return self.output_norms[name](states)
 
-    def _co_attend(self, streams: Clip) -> Clip:
+    def _co_attend(self, streams: Clip, num_queries: int | None = None) -> Clip:
+        """All stacks; with `num_queries`, the last layer computes so many tokens of the text alone."""
         for depth in range(self.num_layers):
+            is_cut = num_queries is not None and depth == self.num_layers - 1
             updated: Clip = {}
             for modality, stream in streams.items():
+                if is_cut and modality != "text":
+                    continue
                 others = {m: s for m, s in streams.items() if m != modality}
-                layer = self.stacks[modality][depth]
+                layer, queries = self.stacks[modality][depth], num_queries if is_cut else None
                 if others:
                     context = concatenate(others)
-                    states = layer(stream.states, stream.mask, context.states, context.mask)
+                    states = layer(stream.states, stream.mask, context.states, context.mask, num_queries=queries)
                 else:
-                    states = layer(stream.states, stream.mask)
-                updated[modality] = Stream(states, stream.mask)
+                    states = layer(stream.states, stream.mask, num_queries=queries)
+                updated[modality] = Stream(states, stream.mask[:, :queries])
             streams = updated
         return {m: Stream(self.output_norms[m](s.states), s.mask) for m, s in streams.items()}
 
@@ -291,31 +341,53 @@ class Crossformer(nn.Module):
         name = "clip" if self.form == "cross_attention" else "all"
         return split(self._run(name, concatenate(clip)), clip)
 
-    def encode_text(self, text: Stream) -> torch.Tensor:
-        """Run the fusion layers over the text alone; states of shape `(batch_size, num_tokens, hidden_size)`."""
-        return self._run("all" if self.form == "merge" else "text", text)
+    def encode_text(self, text: Stream, num_queries: int | None = None) -> torch.Tensor:
+        """Run the fusion layers over the text alone; states of shape `(batch_size, num_queries, hidden_size)`."""
+        return self._run("all" if self.form == "merge" else "text", text, num_queries=num_queries)
 
     def clip_side(self, embedded: Clip, encoded: Clip) -> Clip:
         """What [`fuse`] needs of a clip: its encoded states if they can be reused for every text, else its inputs."""
         return encoded if self.form == "cross_attention" else embedded
 
-    def fuse(self, text: Stream, clip: Clip) -> torch.Tensor:
+    def cache_clip(self, clip: Clip) -> "Clip | ClipCache":
+        """Whatever of [`fuse`] depends on the clip alone, once for many texts.
+
+        Args:
+            clip (`dict[Modality, Stream]`): what [`clip_side`] returned.
+
+        Returns:
+            [`ClipCache`] in the form `cross_attention`; in the others every text changes the clip's states from the
+            first layer on, so that nothing can be kept: `clip` itself.
+        """
+        if self.form != "cross_attention" or not clip:
+            return clip
+        states, mask = concatenate(clip)
+        return ClipCache([layer.context_keys_and_values(states) for layer in self.stacks["text"]], mask)
+
+    def fuse(self, text: Stream, clip: "Clip | ClipCache", num_queries: int | None = None) -> torch.Tensor:
         """Text states that have seen the clip.
 
         Args:
             text (`Stream`): embedded text.
-            clip (`dict[Modality, Stream]`): what [`clip_side`] returned for the same rows; may be empty.
+            clip (`dict[Modality, Stream]` or `ClipCache`): what [`clip_side`] returned for the same rows; may be
+                empty. Or [`cache_clip`] of it, then the text may have a multiple of its rows: the first `n` belong to
+                the first clip, and so on.
+            num_queries (`int`, *optional*): how many of the first tokens' states are wanted. Then the last layer
+                computes nothing else: with one, matching and answering cost up to a layer less.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_text_tokens, hidden_size)`.
+            `torch.Tensor` of shape `(batch_size, num_text_tokens or num_queries, hidden_size)`.
         """
+        if isinstance(clip, ClipCache):
+            return self._run("text", text, clip, num_queries)
         if not clip:
-            return self.encode_text(text)
+            return self.encode_text(text, num_queries)
         if self.form == "cross_attention":
-            return self._run("text", text, concatenate(clip))
+            return self._run("text", text, concatenate(clip), num_queries)
         if self.form == "co_attention":
-            return self._co_attend({"text": text, **clip})["text"].states
-        return self._run("all", concatenate({"text": text, **clip}))[:, : text.mask.shape[1]]
+            return self._co_attend({"text": text, **clip}, num_queries)["text"].states
+        num_tokens = text.mask.shape[1]
+        return self._run("all", concatenate({"text": text, **clip}), num_queries=num_queries)[:, :num_tokens]
 
 
 BERT_NAMES = {
