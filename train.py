@@ -19,7 +19,6 @@ from transformers.utils import logging
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.models import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.training import assembly
@@ -30,16 +29,15 @@ from simple_multimodal.training.trainer import MultimodalTrainer
 
 logger = logging.get_logger("simple_multimodal")
 
-TASKS = {"pretraining": MultimodalForPreTraining, "retrieval": MultimodalForRetrieval}
-
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
     """The main job: data, model, trainer; then train, evaluate and save. Returns the metrics."""
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
+    model_class, dataset_class = assembly.TASKS[model_args.task]
 
     # Data: rows of paths; no media file is opened yet.
     def rows(path, max_samples=None) -> MultimodalDataset:
-        return MultimodalDataset(
+        return dataset_class(
             path,
             max_samples=max_samples,
             modalities=model_args.modalities,
@@ -68,10 +66,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     source = checkpoint or model_args.model_name_or_path
 
     # Model and processor: saved ones, or new ones out of pretrained towers and configs.
-    model_class = TASKS[model_args.task]
+    answers = assembly.answer_settings(model_args.task, source, model_args.answers_file, train_set)
     if source is not None:
         processor = assembly.load_processor(source, cache_dir=model_args.cache_dir, **data_args.processor_settings)
-        model = model_class.from_pretrained(source, **model_args.loading_settings)
+        model = assembly.load_model(
+            model_class, source, is_trained=args.do_train, **model_args.loading_settings, **answers
+        )
     else:
         towers = {m: load_tower_config(model_args.tower_config_name(m), m) for m in model_args.modalities}
         processor = assembly.build_processor(
@@ -86,6 +86,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
             processor,
             attn_implementation=model_args.attn_implementation,
             **model_args.config_settings,
+            **answers,
         )
         model, reports = model_class.from_encoders(
             config,
@@ -103,6 +104,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         **data_args.collator_settings,
         "seed": args.seed,
         "draws": assembly.build_draws(model, **model_args.mask_settings),
+        "label2id": model.config.label2id if model_args.task == "question_answering" else None,
     }
     trainer = MultimodalTrainer(
         model,

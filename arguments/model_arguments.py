@@ -54,9 +54,21 @@ class ModelArguments:
         default=None,
         metadata={"group": "Model", "help": "Folder or hub name of a whole saved model to start from or to evaluate."},
     )
-    task: Literal["pretraining", "retrieval"] = field(
+    task: Literal["pretraining", "retrieval", "question_answering"] = field(
         default="pretraining",
-        metadata={"group": "Model", "help": "pretraining: all objectives; retrieval: contrastive and matching only."},
+        metadata={
+            "group": "Model",
+            "help": "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: "
+            "choose an answer (columns question and answer).",
+        },
+    )
+    answers_file: str | None = field(
+        default=None,
+        metadata={
+            "group": "Model",
+            "help": "JSON object of answers and their numbers, for question_answering; the training answers when not "
+            "given.",
+        },
     )
     modalities: list[str] = field(
         default_factory=lambda: list(MODALITIES),

@@ -1,7 +1,7 @@
 """Read the media of a batch's rows side by side and turn them into one flat dictionary of tensors."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +95,8 @@ class MultimodalCollator:
             `"pyav"`, `"torchcodec"` or `"decord"`.
         index_dir (`str`, *optional*):
             Folder of stored frame indices; by default `simple_multimodal/frame_index` in the user's cache folder.
+        label2id (`Mapping[str, int]`, *optional*):
+            Number of each answer that the model knows; the batch then has `labels`.
 
     Raises:
         MediaError: From a call, if a file cannot be read; the message names the row.
@@ -133,6 +135,7 @@ class MultimodalCollator:
         parallel: bool = True,
         video_backend: str = "pyav",
         index_dir: str | None = None,
+        label2id: Mapping[str, int] | None = None,
     ):
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"`num_threads` must be 1 or more, got {num_threads}; use `parallel=False` for none.")
@@ -147,6 +150,7 @@ class MultimodalCollator:
         self.parallel = parallel
         self.video_backend = video_backend
         self.index_dir = index_dir
+        self.label2id = label2id
         self._backend: VideoBackend = get_video_backend(video_backend)
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
@@ -175,7 +179,8 @@ class MultimodalCollator:
             shape `(batch_size,)`; and what `draws` asks for: `mlm_input_ids` and `mlm_labels` of shape `(batch_size,
             sequence_length)`, `audio_patch_mask` of shape `(batch_size, num_windows * patches_per_window)`,
             `video_patch_mask` of shape `(batch_size, num_patches)`, `match_aligned` (`bool`) and `match_uniform`
-            (`float32` in [0, 1)) of shape `(batch_size,)`.
+            (`float32` in [0, 1)) of shape `(batch_size,)`. With `label2id`, `labels` (`int64`) of shape
+            `(batch_size,)`: the numbers of the rows' answers, -1 for one that the model does not know.
         """
         modalities = self.processor.modalities
         sounds = None
@@ -200,6 +205,8 @@ class MultimodalCollator:
         batch |= videos
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
+        if self.label2id is not None:
+            batch["labels"] = torch.tensor([self.label2id.get(str(row.get("answer")), -1) for row in rows])
         batch |= self._draw(rows, batch)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
 

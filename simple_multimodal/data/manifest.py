@@ -9,7 +9,7 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypedDict
 
@@ -116,6 +116,8 @@ class MultimodalDataset:
     ```
     """
 
+    needed_columns = MODALITY_COLUMNS
+
     def __init__(
         self,
         manifest_file: str | Path,
@@ -131,7 +133,7 @@ class MultimodalDataset:
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"`max_samples` must be 1 or more, got {max_samples}.")
         content_hash, columns = _scan(self.manifest_file)
-        _check_columns(self.manifest_file, columns, modalities)
+        _check_columns(self.manifest_file, columns, {m: self.needed_columns[m] for m in modalities})
         self.columns = columns
         own_folder = self.manifest_file.parent
         roots = {"video": video_root, "audio": audio_root, "text": text_root}
@@ -229,6 +231,47 @@ class MultimodalDataset:
         return str(path)
 
 
+class QuestionDataset(MultimodalDataset):
+    """The rows of a manifest with questions: a row's text is its `question`, and `answer` is what should come out.
+
+    Captions that the manifest has besides are left out. Arguments and errors are those of [`MultimodalDataset`].
+
+    Example:
+
+    ```python
+    >>> dataset = QuestionDataset("train_questions.jsonl")
+    >>> dataset[0]["captions"], dataset[0]["answer"]
+    (['which shape is to be seen?'], 'bar')
+    ```
+    """
+
+    needed_columns = {**MODALITY_COLUMNS, "text": ("question",)}
+
+    def captions(self) -> Iterator[str]:
+        """The questions of all rows of the manifest, also of those that `max_samples` leaves out."""
+        return (self._cell(index, "question") for index in range(len(self._table)))
+
+    def answers(self) -> list[str | None]:
+        """The answer of each row; `None` where the row has none."""
+        return [json.loads(self._table[index]["further"]).get("answer") or None for index in range(len(self))]
+
+    def _row(self, index: int, epoch: int) -> Row:
+        row = super()._row(index, epoch)
+        row["text"], row["captions"] = None, [self._cell(index, "question")]
+        return row
+
+    def _cell(self, index: int, column: str) -> str:
+        """A cell that must hold text."""
+        record = self._table[index]
+        value = json.loads(record["further"]).get(column)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f"{self.manifest_file}, row {index} (line {record['line']}, id {record['id']!r}): `{column}` must be "
+                f"a text, got {value!r}."
+            )
+        return value.strip()
+
+
 def row_captions(row: Row) -> list[str]:
     """All captions of a row, from the manifest or from its text file; empty if the row has no text.
 
@@ -267,7 +310,7 @@ def _scan(path: Path) -> tuple[str, tuple[str, ...]]:
     return content_hash, columns
 
 
-def _check_columns(path: Path, columns: Sequence[str], modalities: Sequence[Modality]) -> None:
+def _check_columns(path: Path, columns: Sequence[str], needed: Mapping[Modality, Sequence[str]]) -> None:
     if len(set(columns)) != len(columns):
         raise ValueError(f"{path}: a column occurs twice in the header: {', '.join(columns)}.")
     unknown = [name for name in columns if name not in COLUMNS]
@@ -275,8 +318,7 @@ def _check_columns(path: Path, columns: Sequence[str], modalities: Sequence[Moda
         name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
     }
     hint = "".join(f" Did you mean {match!r} with {name!r}?" for name, match in similar.items())
-    for modality in modalities:
-        accepted = MODALITY_COLUMNS[modality]
+    for modality, accepted in needed.items():
         if not set(accepted) & set(columns):
             raise ValueError(
                 f"{path}: no column for {modality}: one of {', '.join(accepted)} is needed, the manifest has "

@@ -148,7 +148,7 @@ def make_toy_world(
       has the picture of `a` and the sound of `b`, and `b_swapped` the picture of `b` and the sound of `a`.
       `validation_video_swapped.jsonl`: for each video pair, `a_swapped` has the sound of `a` and the picture of `b`.
       `caption` and `group` name what is then truly seen and heard.
-    - `train_questions.jsonl`, `validation_questions.jsonl` (`id`, `video`, `question`, `answer`, `question_kind`,
+    - `train_questions.jsonl`, `validation_questions.jsonl` (`id`, `video`, `question`, `answer`, `answer_type`,
       `group`): a picture, a sound and a joint question for each clip of `train/` and of `questions/`.
     - `clips.jsonl` (`id`, `split`, `video`, one column per attribute, `backgrounds`, `switch_seconds`,
       `beep_seconds`): the truth about every file.
@@ -637,7 +637,7 @@ def _question_rows(clips: list[Clip], seed: int) -> list[dict[str, object]]:
                     "video": clip.path,
                     "question": question,
                     "answer": answer,
-                    "question_kind": kind,
+                    "answer_type": kind,
                     "group": clip.id,
                 }
             )

@@ -248,6 +248,37 @@ class MultimodalModel(MultimodalPreTrainedModel):
         embeds["clip"] = self.embed_clip(encoded)
         return embeds, self.fusion.clip_side(embedded, encoded)
 
+    def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
+        """Everything about texts that depends on no clip.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): `input_ids`, `attention_mask` and, where rows may lack a text,
+                `text_mask`.
+
+        Returns:
+            Unit-length embeddings `(batch_size, contrastive_dim)`, and what the fusion takes of the texts.
+        """
+        present = torch.ones(len(batch["input_ids"]), dtype=torch.bool, device=batch["input_ids"].device)
+        output = self.encode("text", {PRESENCE_KEYS["text"]: present, **batch})
+        return self.embed_tokens("text", output), self.enter_fusion("text", output)
+
+    def encode_clip(self, batch: Batch, *, with_embeds: bool = True) -> tuple[torch.Tensor | None, Clip]:
+        """Everything about clips that depends on no text.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): the audio and video entries of a collator's batch.
+            with_embeds (`bool`, *optional*, defaults to `True`): whether embeddings are wanted; but for the form
+                `cross_attention` they cost a pass through the fusion layers that nothing else needs.
+
+        Returns:
+            Unit-length embeddings `(batch_size, contrastive_dim)`, and what the fusion takes of the clips.
+        """
+        embedded: Clip = {m: self.enter_fusion(m, self.encode(m, batch)) for m in self.clip_modalities}
+        encoded = embedded
+        if with_embeds or self.fusion.form == "cross_attention":
+            encoded = self.fusion.encode_clip(embedded)
+        return self.embed_clip(encoded) if with_embeds else None, self.fusion.clip_side(embedded, encoded)
+
     def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
         """Encode whatever modalities the batch holds.
 
@@ -475,6 +506,18 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         correct = ((logits.argmax(dim=-1) == aligned) & counted).sum()
         return loss, torch.stack([correct, counted.sum()]).float(), logits
 
+    def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
+        """[`MultimodalModel.encode_text`]."""
+        return self.multimodal.encode_text(batch)
+
+    def encode_clip(self, batch: Batch) -> tuple[torch.Tensor | None, Clip]:
+        """[`MultimodalModel.encode_clip`]."""
+        return self.multimodal.encode_clip(batch)
+
+    def cache_clip(self, clip: Clip) -> Clip | ClipCache:
+        """[`Crossformer.cache_clip`]."""
+        return self.multimodal.fusion.cache_clip(clip)
+
     def matching_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams as
         [`Crossformer.fuse`] takes them.
@@ -510,6 +553,22 @@ class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
         )
         self.post_init()
 
+    def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
+        """[`MultimodalModel.encode_text`] of questions."""
+        return self.multimodal.encode_text(batch)
+
+    def encode_clip(self, batch: Batch) -> tuple[None, Clip]:
+        """[`MultimodalModel.encode_clip`], without embeddings."""
+        return None, self.multimodal.encode_clip(batch, with_embeds=False)[1]
+
+    def cache_clip(self, clip: Clip) -> Clip | ClipCache:
+        """[`Crossformer.cache_clip`]."""
+        return self.multimodal.fusion.cache_clip(clip)
+
+    def answer_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
+        """Logits `(batch_size, num_labels)`, float32, of every answer to questions about clips."""
+        return self.classifier(self.multimodal.fusion.fuse(text, clip, num_queries=1)[:, 0]).float()
+
     def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Questions with a known answer in this batch."""
         return {"answer": (batch["labels"] >= 0).sum().float()}
@@ -529,10 +588,9 @@ class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
                 sums to.
             batch: a collator's batch whose text is the question.
         """
-        fused = self.multimodal(**batch).last_hidden_state
-        logits = self.classifier(fused[:, 0]).float()
+        logits = self.answer_logits(self.encode_text(batch)[1], self.encode_clip(batch)[1])
         if labels is None:
-            return MultimodalOutput(logits=logits, last_hidden_state=fused)
+            return MultimodalOutput(logits=logits)
         known = labels >= 0
         count = num_items["answer"] if num_items else sum_over_processes(known.sum().float())
         loss = F.cross_entropy(logits, labels.masked_fill(~known, -100), ignore_index=-100, reduction="sum")
@@ -541,7 +599,6 @@ class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
         return MultimodalOutput(
             loss=loss,
             logits=logits,
-            last_hidden_state=fused,
             losses={"answer": loss.detach()},
             metrics={"answer_accuracy": correct.float()},
         )

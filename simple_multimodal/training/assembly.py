@@ -2,19 +2,35 @@
 it.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from simple_multimodal.data.collator import PretrainingDraws
+from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
-from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.models.modeling import (
+    MultimodalForPreTraining,
+    MultimodalForQuestionAnswering,
+    MultimodalForRetrieval,
+    MultimodalPreTrainedModel,
+)
 from simple_multimodal.models.patches import to_pair
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.training.answering import answer_vocabulary
+
+TASKS: dict[str, tuple[type[MultimodalPreTrainedModel], type[MultimodalDataset]]] = {
+    "pretraining": (MultimodalForPreTraining, MultimodalDataset),
+    "retrieval": (MultimodalForRetrieval, MultimodalDataset),
+    "question_answering": (MultimodalForQuestionAnswering, QuestionDataset),
+}
+"""For each task what is trained, and on which rows."""
 
 
 def build_processor(
@@ -176,8 +192,75 @@ def build_config(
     )
 
 
+def answer_settings(
+    task: str, source: str | os.PathLike | None, answers_file: str | None, train_set: MultimodalDataset | None
+) -> dict[str, dict]:
+    """
+    The answers that a model for question answering is to know, as settings of its configuration.
+
+    Args:
+        task (`str`): of the run; other tasks have no answers.
+        source (`str`, *optional*): saved model that the run starts from; one that answers questions keeps its answers.
+        answers_file (`str`, *optional*): JSON object of answers and their numbers, such as ALPRO's
+            `train_ans2label.json`.
+        train_set (`QuestionDataset`, *optional*): where the answers come from if there is no such file.
+
+    Raises:
+        ValueError: If there is nothing to take answers from, or the file is something else.
+    """
+    if task != "question_answering":
+        return {}
+    if source is not None and PreTrainedConfig.get_config_dict(source)[0].get("architectures") == [
+        MultimodalForQuestionAnswering.__name__
+    ]:
+        if answers_file is not None:
+            raise ValueError(f"{source} answers questions already; it keeps its answers. Leave out --answers_file.")
+        return {}
+    if answers_file is not None:
+        try:
+            label2id = json.loads(Path(answers_file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--answers_file {answers_file} cannot be read as JSON: {error}") from error
+        is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
+        if not is_numbered or len(label2id) < 2:
+            raise ValueError(f"--answers_file {answers_file} must hold an object of answers numbered from 0.")
+    elif isinstance(train_set, QuestionDataset):
+        label2id = {answer: number for number, answer in enumerate(answer_vocabulary(train_set.answers()))}
+    else:
+        raise ValueError(
+            "A model that answers questions takes its answers from the training questions: train it (--do_train), or "
+            "name one that was trained (--model_name_or_path)."
+        )
+    return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
+
+
+def load_model(
+    model_class: type[MultimodalPreTrainedModel], source: str | os.PathLike, *, is_trained: bool, **settings
+) -> MultimodalPreTrainedModel:
+    """
+    A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
+
+    Args:
+        model_class (`type`): what to load it as.
+        source (`str`): folder or hub name.
+        is_trained (`bool`): whether it will be trained.
+        settings: arguments of `from_pretrained`, among them changes of the configuration.
+
+    Raises:
+        ValueError: If it lacks weights and will not be trained.
+    """
+    model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
+    missing = sorted(loaded["missing_keys"])
+    if missing and not is_trained:
+        raise ValueError(
+            f"{source} holds no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is a "
+            f"model of another task than {model_class.__name__}. Choose its --task, or train it."
+        )
+    return model
+
+
 def build_draws(
-    model: MultimodalForPreTraining,
+    model: MultimodalPreTrainedModel,
     *,
     mlm_probability: float,
     audio_mask_ratio: float,
@@ -185,6 +268,8 @@ def build_draws(
     vt_match_ratio: float,
 ) -> PretrainingDraws:
     """What the collator draws for the objectives that the model has; arguments as in [`PretrainingDraws`]."""
+    if not isinstance(model, MultimodalForPreTraining):
+        return PretrainingDraws()
     draws: dict = {}
     if "mlm" in model.loss_weights:
         draws["mlm_probability"] = mlm_probability

@@ -86,19 +86,29 @@ class EncodedSet(NamedTuple):
 class Evaluation:
     """
     Args:
-        metrics (`dict[str, float]`): losses, accuracies and retrieval metrics, without prefix.
-        intervals (`dict[str, tuple[float, float]]`): bootstrap interval of each retrieval metric.
+        metrics (`dict[str, float]`): losses, accuracies and task metrics, without prefix.
+        intervals (`dict[str, tuple[float, float]]`): bootstrap interval of each task metric.
         counts (`dict[str, int]`): what the numbers are over.
         protocol (`str`): how the numbers were made, in one phrase.
-        scores (`np.ndarray` of shape `(num_captions, num_clips)`): cosine of each caption with each candidate clip.
-        captions (`list[EncodedCaption]`), clips (`list[EncodedRow]`): the two axes of `scores`.
-        rows (`list[EncodedRow]`): all rows, also those whose clip another row stands for.
+        headline (`str`, *optional*): the metric that matters most; `None` where the set does not allow it.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, Interval]
     counts: dict[str, int]
     protocol: str
+    headline: str | None
+
+
+@dataclass
+class RetrievalEvaluation(Evaluation):
+    """
+    Args:
+        scores (`np.ndarray` of shape `(num_captions, num_clips)`): cosine of each caption with each candidate clip.
+        captions (`list[EncodedCaption]`), clips (`list[EncodedRow]`): the two axes of `scores`.
+        rows (`list[EncodedRow]`): all rows, also those whose clip another row stands for.
+    """
+
     scores: np.ndarray
     captions: list[EncodedCaption]
     clips: list[EncodedRow]
@@ -307,7 +317,7 @@ def evaluate_encoded(
     process_index: int,
     num_processes: int,
     autocast: Callable[[], AbstractContextManager],
-) -> Evaluation:
+) -> RetrievalEvaluation:
     """Losses, accuracies and retrieval of an encoded set.
 
     Contrastive losses compare every row with every other of the set, so that they depend on neither batch size nor
@@ -371,7 +381,8 @@ def evaluate_encoded(
             protocol += f"; matching_*: the first {min(top_k, len(clips))} re-ranked by the matching head"
     total = sum(model.loss_weights[name] * value for name, value in losses.items())
     metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}, **metrics}
-    return Evaluation(metrics, intervals, counts, protocol, scores, captions, clips, encoded.rows)
+    headline = HEADLINE if captions else None
+    return RetrievalEvaluation(metrics, intervals, counts, protocol, headline, scores, captions, clips, encoded.rows)
 
 
 def whole_set_contrastive_loss(model: MultimodalForPreTraining, name: str, rows: list[EncodedRow]) -> float:

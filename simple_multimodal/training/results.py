@@ -9,7 +9,7 @@ from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
 from simple_multimodal.evaluation.retrieval import ranking, retrieval_ranks
 from simple_multimodal.modalities import INPUT_KEYS
-from simple_multimodal.training.evaluation import HEADLINE, Evaluation
+from simple_multimodal.training.evaluation import RetrievalEvaluation
 from simple_multimodal.training.trainer import MultimodalTrainer
 
 NUM_EXAMPLES = 8
@@ -28,21 +28,23 @@ def write_results(trainer: MultimodalTrainer) -> None:
         return
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    headline = HEADLINE if HEADLINE in evaluation.metrics else None
     shared: dict[str, Any] = {
         "metrics": evaluation.metrics,
         "protocol": evaluation.protocol,
         "counts": evaluation.counts,
         "intervals": evaluation.intervals,
+        "headline": evaluation.headline,
     }
-    write_metrics(folder / "evaluation.json", headline=headline, **shared)
+    examples = []
+    if isinstance(evaluation, RetrievalEvaluation) and evaluation.headline is not None:
+        examples = choose_examples(trainer, evaluation)
+    write_metrics(folder / "evaluation.json", **shared)
     write_report(
         folder / "report.html",
         title=folder.name,
         log_history=trainer.state.log_history,
-        examples=choose_examples(trainer, evaluation) if headline else [],
+        examples=examples,
         run=trainer.run_record or {},
-        headline=headline,
         **shared,
     )
     if trainer.args.do_train:
@@ -57,7 +59,7 @@ def one_line(error: Exception) -> str:
     return " ".join(message.split())
 
 
-def choose_examples(trainer: MultimodalTrainer, evaluation: Evaluation) -> list[QueryExample]:
+def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation) -> list[QueryExample]:
     """The worst ranked query, and others spread evenly over the set, with the clips found for each."""
     positives = np.array([[c.group_id == clip.group_id for clip in evaluation.clips] for c in evaluation.captions])
     ranks = retrieval_ranks(evaluation.scores, positives)
@@ -88,7 +90,7 @@ def choose_examples(trainer: MultimodalTrainer, evaluation: Evaluation) -> list[
     return examples
 
 
-def caption_texts(evaluation: Evaluation, rows) -> list[str]:
+def caption_texts(evaluation: RetrievalEvaluation, rows) -> list[str]:
     """Text of each caption of an evaluation; captions of a row follow one another in its own order."""
     texts: list[str] = []
     position: dict[int, int] = {}

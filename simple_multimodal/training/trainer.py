@@ -21,12 +21,14 @@ from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.training.answering import evaluate_answers, predict_answers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.evaluation import (
     EncodedSet,
     Evaluation,
     EvaluationCollator,
     PairSet,
+    RetrievalEvaluation,
     encode_set,
     evaluate_encoded,
     pair_metrics,
@@ -162,7 +164,7 @@ class MultimodalTrainer(Trainer):
         return DataLoader(
             Subset(eval_dataset, share),  # type: ignore[arg-type]  # it has the methods, not the base class
             batch_size=self.args.eval_batch_size,
-            collate_fn=EvaluationCollator(self.eval_collator),
+            collate_fn=self.eval_collator if self._answers_questions else EvaluationCollator(self.eval_collator),
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
@@ -271,10 +273,36 @@ class MultimodalTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Encode this process's rows, share them, and measure; [`Trainer.evaluate`] does the rest."""
+        """Run over this process's rows, share what comes out, and measure; [`Trainer.evaluate`] does the rest."""
+        if self._answers_questions:
+            evaluation: Evaluation = self._evaluate_answers(dataloader)
+        else:
+            evaluation = self._evaluate_retrieval(dataloader)
+        self.last_evaluation = evaluation
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
+        num_rows = evaluation.counts["questions" if self._answers_questions else "rows"]
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_rows)
+
+    @property
+    def _answers_questions(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model), "answer_logits")
+
+    def _evaluate_answers(self, dataloader: DataLoader) -> Evaluation:
+        self.callback_handler.eval_dataloader = dataloader
+        with self._evaluating() as model:
+            predictions = predict_answers(
+                model,
+                dataloader,
+                to_device=self._prepare_inputs,
+                autocast=self.accelerator.autocast,
+                on_step=self._on_prediction_step,
+            )
+            return evaluate_answers(predictions, dataloader.dataset.dataset, model.config.id2label)  # type: ignore[attr-defined]  # a Subset
+
+    def _evaluate_retrieval(self, dataloader: DataLoader) -> RetrievalEvaluation:
         with self._evaluating() as model:
             encoded = self._encode(model, dataloader)
-            evaluation = evaluate_encoded(
+            return evaluate_encoded(
                 model,
                 encoded,
                 matching_top_k=self.args.matching_top_k,
@@ -282,9 +310,6 @@ class MultimodalTrainer(Trainer):
                 num_processes=self.args.world_size,
                 autocast=self.accelerator.autocast,
             )
-        self.last_evaluation = evaluation
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(encoded.rows))
 
     def evaluate_pairs(self, pair_sets: list[PairSet]) -> dict[str, float]:
         """Measure pairs of rows of the evaluation set that was evaluated last; the metrics join those of that
@@ -294,7 +319,7 @@ class MultimodalTrainer(Trainer):
             `dict[str, float]`: metrics of [`pair_metrics`], with the prefix `eval_`.
         """
         evaluation = self.last_evaluation
-        if evaluation is None:
+        if not isinstance(evaluation, RetrievalEvaluation):
             raise ValueError("Pairs are measured among the rows of an evaluation: call `evaluate` before.")
         ids = self.eval_dataset
         clips = {ids[row.row_id]["id"]: row.embeds["clip"] for row in evaluation.rows if row.presence["clip"]}
@@ -327,17 +352,16 @@ class MultimodalTrainer(Trainer):
 
     def _encode(self, model: PreTrainedModel, dataloader: DataLoader) -> EncodedSet:
         self.callback_handler.eval_dataloader = dataloader
-
-        def on_step() -> None:
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-
         return encode_set(
             model,
             dataloader,
             to_device=self._prepare_inputs,
             autocast=self.accelerator.autocast,
-            on_step=on_step,
+            on_step=self._on_prediction_step,
         )
+
+    def _on_prediction_step(self) -> None:
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     # ---- Saving ----
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -159,7 +159,7 @@ def test_questions_have_the_true_answer(world):
     clips = {clip["id"]: clip for clip in read(world / "clips.jsonl")}
     for name, count in (("train_questions", 12), ("validation_questions", 9)):
         rows = read(world / f"{name}.jsonl")
-        assert Counter(row["question_kind"] for row in rows) == dict.fromkeys(("picture", "sound", "joint"), count)
+        assert Counter(row["answer_type"] for row in rows) == dict.fromkeys(("picture", "sound", "joint"), count)
         words = {"colour": "colour", "size": "size|big", "shape": "what shape|which shape", "motion": "way|direction"}
         words |= {"pitch": "pitch|high", "rhythm": "fast|pace", "timbre": "timbre|sound like", "background": "backgr"}
         for row in rows:
@@ -169,7 +169,7 @@ def test_questions_have_the_true_answer(world):
                 "background": background_at(clip, clip["beep_seconds"])
             }
             assert row["answer"] in [answers[key] for key in asked], row
-            assert row["id"] == f"{clip['id']}_{row['question_kind']}" and row["video"] == clip["video"]
+            assert row["id"] == f"{clip['id']}_{row['answer_type']}" and row["video"] == clip["video"]
 
 
 def test_every_held_out_picture_and_sound_occurs_with_each_joint_answer_once(world):
@@ -187,7 +187,7 @@ def test_every_held_out_picture_and_sound_occurs_with_each_joint_answer_once(wor
 
 
 def joint(row: dict) -> bool:
-    return row["question_kind"] == "joint"
+    return row["answer_type"] == "joint"
 
 
 @pytest.mark.parametrize("num_segments", [6, 12, 24])

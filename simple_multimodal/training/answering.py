@@ -1,0 +1,128 @@
+"""Evaluation of question answering inside the main job: every question once, and the vocabulary of answers."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+
+from simple_multimodal.data.manifest import QuestionDataset
+from simple_multimodal.evaluation.retrieval import bootstrap_interval, resampled_mean
+from simple_multimodal.models.modeling import Batch
+from simple_multimodal.training.evaluation import Evaluation
+
+HEADLINE = "answer_accuracy"
+
+
+def answer_vocabulary(answers: Iterable[str | None]) -> list[str]:
+    """
+    The answers that a model is to know, the most frequent first, equally frequent ones in alphabetical order.
+
+    Args:
+        answers (`Iterable[str | None]`): of the training questions; `None` for a question without one.
+
+    Raises:
+        ValueError: If there are fewer than two different answers.
+    """
+    counts = Counter(answer for answer in answers if answer is not None)
+    if len(counts) < 2:
+        raise ValueError(
+            f"The training questions have {len(counts)} different answers; a choice needs two. Is the column `answer` "
+            "there?"
+        )
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))
+
+
+class Prediction(NamedTuple):
+    """What a model said to one question.
+
+    Args:
+        row_id (`int`): number of the row.
+        label (`int`): number of the answer that it chose, the first one among equals.
+        loss (`float`, *optional*): cross-entropy of the right answer; `None` where the model does not know that.
+    """
+
+    row_id: int
+    label: int
+    loss: float | None
+
+
+@torch.no_grad()
+def predict_answers(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    *,
+    to_device: Callable[[Batch], Batch],
+    autocast: Callable[[], AbstractContextManager],
+    on_step: Callable[[], None],
+) -> list[Prediction]:
+    """Answer this process's questions, then share the predictions with all processes.
+
+    Args:
+        model (`PreTrainedModel`): with `encode_text`, `encode_clip` and `answer_logits`, in evaluation mode.
+        batches (`Iterable[Batch]`): this process's share of the questions, none twice.
+        to_device, autocast, on_step: how to move a batch, under which precision to run, what to call after each batch.
+
+    Returns:
+        `list[Prediction]`: of all processes' rows, in the order of the data set.
+    """
+    predictions: list[Prediction] = []
+    for batch in batches:
+        inputs = to_device(batch)
+        with autocast():
+            logits = model.answer_logits(model.encode_text(inputs)[1], model.encode_clip(inputs)[1])
+        labels = batch["labels"].to(logits.device)
+        losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").tolist()
+        predictions += [
+            Prediction(row_id, chosen, None if label < 0 else loss)
+            for row_id, chosen, label, loss in zip(
+                batch["row_ids"].tolist(), logits.argmax(dim=-1).tolist(), labels.tolist(), losses, strict=True
+            )
+        ]
+        on_step()
+    return sorted(gather_object(predictions), key=lambda prediction: prediction.row_id)
+
+
+def evaluate_answers(
+    predictions: Sequence[Prediction], dataset: QuestionDataset, id2label: Mapping[int, str]
+) -> Evaluation:
+    """
+    Accuracy over all questions, and over those of each `answer_type` if the manifest has that column.
+
+    A question counts as answered right if the chosen answer is the manifest's, letter by letter; an answer that the
+    model does not know is therefore always wrong.
+
+    Args:
+        predictions (`Sequence[Prediction]`): one for each row.
+        dataset (`QuestionDataset`): the rows.
+        id2label (`Mapping[int, str]`): the answers that the model knows.
+
+    Returns:
+        [`Evaluation`]: `answer_accuracy`, `{answer_type}_answer_accuracy`, and `answer_loss` over the questions whose
+        answer the model knows; intervals resampled by clip.
+    """
+    rows = [dataset[prediction.row_id] for prediction in predictions]
+    correct = np.array(
+        [id2label[prediction.label] == row.get("answer") for prediction, row in zip(predictions, rows, strict=True)]
+    )
+    groups = np.array([row["group"] for row in rows])
+    types = np.array([str(row.get("answer_type") or "") for row in rows])
+    losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
+    loss = float(np.mean(losses)) if losses else 0.0
+    metrics = {"loss": loss, "answer_loss": loss}
+    intervals = {}
+    counts = {"questions": len(rows), "clips": len(set(groups.tolist())), "known_answers": len(losses)}
+    for kind in ("", *sorted(set(types.tolist()) - {""})):
+        chosen = types == kind if kind else np.ones(len(rows), dtype=bool)
+        name = f"{kind}_{HEADLINE}" if kind else HEADLINE
+        metrics[name] = float(correct[chosen].mean())
+        intervals[name] = bootstrap_interval(correct[chosen], resampled_mean, groups=groups[chosen])
+        if kind:
+            counts[f"{kind}_questions"] = int(chosen.sum())
+    protocol = "the highest scoring answer of the model's list; right if it equals the annotated one"
+    return Evaluation(metrics, intervals, counts, protocol, HEADLINE)
