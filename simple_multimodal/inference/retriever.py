@@ -1,0 +1,190 @@
+"""Search clips by text."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from simple_multimodal.inference.encoding import Encoded, score_pairs
+from simple_multimodal.inference.loading import Clips, Pipeline, cosine
+from simple_multimodal.models import MultimodalForRetrieval
+
+
+class Match(NamedTuple):
+    """A clip that was found.
+
+    Args:
+        id (`str`): of the clip.
+        score (`float`): cosine of the text's and the clip's embedding.
+        matching (`float`, *optional*): probability that they belong together, if the clip was re-ranked.
+    """
+
+    id: str
+    score: float
+    matching: float | None = None
+
+
+@dataclass
+class ClipIndex:
+    """
+    Clips to search.
+
+    Args:
+        ids (`list[str]`): names of the clips.
+        embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): unit-length embeddings.
+        clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
+        key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
+    """
+
+    ids: list[str]
+    embeds: torch.Tensor
+    clips: list[Encoded] | None = None
+    key: str = ""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ids and embeddings as safetensors, whole or not at all."""
+        temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({"embeds": self.embeds.contiguous()}, temporary, {"ids": json.dumps(self.ids), "key": self.key})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ClipIndex":
+        """Read what [`save`] wrote.
+
+        Raises:
+            ValueError: The file is something else.
+        """
+        try:
+            with safe_open(os.fspath(path), "pt") as file:
+                metadata = file.metadata()
+                return cls(json.loads(metadata["ids"]), file.get_tensor("embeds"), key=metadata["key"])
+        except (SafetensorError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"{os.fspath(path)}: is no index of clips: {error}") from error
+
+
+class Retriever(Pipeline):
+    """
+    Search clips by text: index them once, then ask as often as you like.
+
+    The order is that of the embeddings' cosine; the first ones can be re-ranked by the matching head, which sees text
+    and clip together. Arguments are those of [`Pipeline`].
+
+    Example:
+
+    ```python
+    >>> retriever = Retriever.from_pretrained("outputs/toy")
+    >>> index = retriever.index("my_clips/")
+    >>> retriever.search("a small red circle goes to the left while slow low notes play", index, top_k=2)
+    [Match(id='b.mp4', score=0.81, matching=None), Match(id='a.mp4', score=0.13, matching=None)]
+    ```
+    """
+
+    model_classes = {
+        "MultimodalForPreTraining": MultimodalForRetrieval,
+        "MultimodalForRetrieval": MultimodalForRetrieval,
+    }
+
+    def index(self, clips: Clips, *, saved: str | os.PathLike[str] | None = None) -> ClipIndex:
+        """
+        Run clips through the towers.
+
+        Args:
+            clips: a data set (rows of the same clip count once), or a media file, a folder, or a list of files.
+            saved (`str`, *optional*): where to keep the embeddings; if they are there already, of the same model and
+                clips, they are not made again (nothing can be re-ranked then).
+
+        Raises:
+            MediaError: A file cannot be read.
+            ValueError: There is no clip.
+        """
+        rows = self.rows(clips)
+        if not rows:
+            raise ValueError("There is no clip to index.")
+        key = ""
+        if saved is not None:
+            key = self._key(rows)
+            if Path(saved).exists() and (stored := ClipIndex.load(saved)).key == key:
+                return stored
+        encoded = self.encode_rows(rows)
+        embeds = torch.stack([clip.embed for clip in encoded if clip.embed is not None])
+        index = ClipIndex([row["id"] for row in rows], embeds, encoded, key)
+        if saved is not None and self.state.is_main_process:
+            index.save(saved)
+        return index
+
+    def _key(self, rows: Sequence) -> str:
+        """Hash of the weights, the processor, and the clips (by path, segment, size and time of change)."""
+        digest = hashlib.sha256(self.processor.to_json_string().encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for row in rows:
+            files = [path for path in (row["video"], row["audio"]) if path is not None]
+            stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+            digest.update(json.dumps([row["id"], stats, row["start_seconds"], row["end_seconds"]]).encode())
+        digest.update(json.dumps(self.collator.drop_modalities).encode())
+        return digest.hexdigest()
+
+    def search(
+        self, texts: str | Sequence[str], index: ClipIndex, *, top_k: int = 10, rerank: int = 0
+    ) -> list[Match] | list[list[Match]]:
+        """
+        The best clips for a text.
+
+        Args:
+            texts (`str` or `Sequence[str]`): a text, or several.
+            index ([`ClipIndex`]): what to search.
+            top_k (`int`, *optional*, defaults to 10): how many to return.
+            rerank (`int`, *optional*, defaults to 0): how many of the first ones the matching head orders anew.
+
+        Returns:
+            `list[Match]`: best first; for several texts a list of such lists.
+
+        Raises:
+            ValueError: A text is blank, or `rerank` is asked of an index whose clips were not encoded in this process.
+        """
+        queries = [texts] if isinstance(texts, str) else list(texts)
+        if any(not query.strip() for query in queries):
+            raise ValueError("A text to search for is blank.")
+        if rerank > 0 and index.clips is None:
+            raise ValueError("This index holds embeddings alone, read from a file; make it anew to re-rank.")
+        if not queries:
+            return []
+        encoded = self.encode_texts(queries)
+        scores = cosine(encoded, index.embeds)  # (texts, clips)
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, : max(top_k, rerank)].tolist()
+        matching: dict[tuple[int, int], float] = {}
+        if rerank > 0 and index.clips is not None:
+            pairs = [(text, clip) for text, best in enumerate(order) for clip in best[:rerank]]
+            logits = score_pairs(
+                self.model,
+                self.model.matching_logits,
+                encoded,
+                index.clips,
+                np.array(pairs),
+                process_index=self.state.process_index,
+                num_processes=self.state.num_processes,
+            )
+            matching = dict(zip(pairs, logits.softmax(dim=1)[:, 1].tolist(), strict=True))
+        results = []
+        for text, best in enumerate(order):
+            first = sorted(best[:rerank], key=lambda clip: -matching[text, clip])  # stable: ties stay by cosine
+            results.append(
+                [
+                    Match(index.ids[clip], float(scores[text, clip]), matching.get((text, clip)))
+                    for clip in (first + best[rerank:])[:top_k]
+                ]
+            )
+        return results[0] if isinstance(texts, str) else results
