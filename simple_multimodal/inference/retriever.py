@@ -69,7 +69,7 @@ class ClipIndex:
         try:
             with safe_open(os.fspath(path), "pt") as file:
                 metadata = file.metadata()
-                return cls(json.loads(metadata["ids"]), file.get_tensor("embeds"), key=metadata["key"])
+                return cls(json.loads(metadata["ids"]), file.get_tensor("embeds").clone(), key=metadata["key"])
         except (SafetensorError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{os.fspath(path)}: is no index of clips: {error}") from error
 

@@ -318,9 +318,11 @@ class MultimodalTrainer(Trainer):
         Returns:
             `dict[str, float]`: metrics of [`pair_metrics`], with the prefix `eval_`.
         """
+        if not pair_sets:
+            return {}
         evaluation = self.last_evaluation
         if not isinstance(evaluation, RetrievalEvaluation):
-            raise ValueError("Pairs are measured among the rows of an evaluation: call `evaluate` before.")
+            raise ValueError("Pairs are measured among the rows of a retrieval evaluation: call `evaluate` before.")
         ids = self.eval_dataset
         clips = {ids[row.row_id]["id"]: row.embeds["clip"] for row in evaluation.rows if row.presence["clip"]}
         captions: dict[str, torch.Tensor] = {}

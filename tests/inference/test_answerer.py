@@ -1,0 +1,111 @@
+"""Tests of answering questions, and of the training that makes a model for it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from simple_multimodal.data.manifest import QuestionDataset
+from simple_multimodal.inference import QuestionAnswerer
+from tests.training import tiny_run
+from tests.training.tiny_run import flags
+
+
+@pytest.fixture(scope="module")
+def answerer(question_model) -> QuestionAnswerer:
+    return QuestionAnswerer.from_pretrained(question_model)
+
+
+def test_the_answers_are_those_of_training_by_frequency(answerer):
+    assert answerer.model.config.id2label == {0: "cat", 1: "0", 2: "1", 3: "2"}
+
+
+def test_answers_come_with_probabilities(answerer, clips):
+    answers = answerer.answer("who is there?", clips / "video/1.mp4", top_k=4)
+    assert {answer.text for answer in answers} == {"cat", "0", "1", "2"}
+    assert sum(answer.probability for answer in answers) == pytest.approx(1, abs=1e-5)
+    assert answers == sorted(answers, key=lambda answer: -answer.probability)
+    both = answerer.answer(["what is it?", "who is there?"], clips / "video/1.mp4", top_k=4)
+    assert [a.text for a in both[1]] == [a.text for a in answers]
+    assert len(answerer.answer("who is there?", clips / "video/1.mp4")) == 1
+    with pytest.raises(ValueError, match="blank"):
+        answerer.answer("", clips / "video/1.mp4")
+
+
+def test_a_data_set_is_answered_as_one_by_one_and_each_clip_is_read_once(answerer, questions, clips, monkeypatch):
+    encoded = []
+    plain = QuestionAnswerer.encode_rows
+    monkeypatch.setattr(QuestionAnswerer, "encode_rows", lambda self, rows: encoded.append(rows) or plain(self, rows))
+    logits = answerer.answer_rows(QuestionDataset(questions))
+    assert logits.shape == (6, 4) and [len(rows) for rows in encoded] == [3]
+    alone = answerer.answer("who is there?", clips / "video/2.mp4", top_k=4)
+    expected = {a.text: a.probability for a in alone}
+    for label, probability in enumerate(logits[5].softmax(dim=0).tolist()):
+        assert probability == pytest.approx(expected[answerer.model.config.id2label[label]], abs=1e-5)
+
+
+def test_training_reports_accuracy_by_type_and_inference_agrees(question_model, questions, answerer):
+    results = json.loads(open(f"{question_model}/evaluation.json").read())
+    metrics, counts = results["metrics"], results["counts"]
+    assert counts["questions"] == 6 and counts["clips"] == 3 and counts["what_questions"] == 3
+    mean = (metrics["what_answer_accuracy"] + metrics["who_answer_accuracy"]) / 2
+    assert metrics["answer_accuracy"] == pytest.approx(mean)
+    dataset = QuestionDataset(questions)
+    chosen = answerer.answer_rows(dataset).argmax(dim=1).tolist()
+    correct = [answerer.model.config.id2label[c] == row["answer"] for c, row in zip(chosen, dataset, strict=True)]
+    assert metrics["answer_accuracy"] == pytest.approx(sum(correct) / 6)
+
+
+def test_a_model_of_the_main_job_learns_to_answer(retrieval_model, questions, start, tmp_path):
+    """Its towers and fusion are taken over, and it learns at least the question whose answer is always the same."""
+    data = flags(train_file=questions, validation_file=questions, task="question_answering")
+    settings = flags(model_name_or_path=retrieval_model, output_dir=tmp_path / "out", learning_rate=3e-3)
+    settings += flags("--use_cpu", "--disable_tqdm", max_steps=60, per_device_train_batch_size=6)
+    metrics = tiny_run.run(*data, *settings)
+    assert metrics["eval_who_answer_accuracy"] == 1.0
+    # Evaluation alone, from the folder.
+    again = flags(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "eval", do_eval=True, do_train=False)
+    evaluated = tiny_run.run(*data, *again, "--use_cpu", "--disable_tqdm")
+    assert evaluated["eval_answer_accuracy"] == metrics["eval_answer_accuracy"]
+    untrained = load_file(f"{retrieval_model}/model.safetensors")
+    trained = load_file(tmp_path / "out/model.safetensors")
+    shared = set(untrained) & set(trained)
+    assert len(shared) > 50 and "classifier.0.weight" in set(trained) - shared
+
+
+def test_answers_can_come_from_a_file(retrieval_model, questions, tmp_path):
+    answers = tmp_path / "train_ans2label.json"
+    answers.write_text(json.dumps({"1": 0, "dog": 1, "2": 2}))
+    data = flags(train_file=questions, validation_file=questions, task="question_answering", answers_file=answers)
+    settings = flags("--use_cpu", "--disable_tqdm", model_name_or_path=retrieval_model, max_steps=1)
+    metrics = tiny_run.run(*data, *settings, *flags(output_dir=tmp_path / "out"))
+    results = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert results["counts"]["known_answers"] == 2 and metrics["eval_who_answer_accuracy"] == 0.0  # no "cat" there
+    answers.write_text('{"a": 0, "b": 2}')
+    with pytest.raises(ValueError, match="numbered from 0"):
+        tiny_run.run(*data, *settings, *flags(output_dir=tmp_path / "other"))
+
+
+def test_bad_input_is_named(retrieval_model, question_model, questions, clips, start, tmp_path):
+    with pytest.raises(ValueError, match="MultimodalForPreTraining, a model of another task"):
+        QuestionAnswerer.from_pretrained(retrieval_model)
+    evaluation = flags("--use_cpu", do_eval=True, do_train=False, output_dir=tmp_path / "out")
+    with pytest.raises(ValueError, match="training questions"):
+        data = flags(validation_file=questions, task="question_answering", model_name_or_path=retrieval_model)
+        tiny_run.run(*data, *evaluation)
+    with pytest.raises(ValueError, match="model of another task"):
+        retrieval = flags(task="retrieval", model_name_or_path=question_model)
+        tiny_run.run(*tiny_run.data_flags(clips), *retrieval, *evaluation)
+    with pytest.raises(ValueError, match="no column for text: one of question"):
+        data = flags(train_file=clips / "train.csv", validation_file=questions, task="question_answering")
+        tiny_run.run(*data, *start, *flags(output_dir=tmp_path / "out"))
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text(json.dumps({"video": "0.mp4", "question": " "}) + "\n")
+    with pytest.raises(ValueError, match=r"blank\.jsonl, row 0 .*`question` must be a text"):
+        list(QuestionDataset(blank, video_root=clips / "video"))
+
+
+def test_a_question_without_an_answer_counts_as_wrong_but_not_in_the_loss(answerer):
+    labels = torch.tensor([-1])
+    assert answerer.model.count_items({"labels": labels})["answer"] == 0

@@ -1,0 +1,108 @@
+"""Tests of searching clips by text."""
+
+import numpy as np
+import pytest
+import torch
+
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.inference import ClipIndex, Match, Retriever
+from simple_multimodal.media.errors import MediaError
+
+
+@pytest.fixture(scope="module")
+def retriever(retrieval_model) -> Retriever:
+    return Retriever.from_pretrained(retrieval_model, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def index(retriever, clips) -> ClipIndex:
+    return retriever.index(clips / "video")
+
+
+def test_an_index_holds_the_clips_of_a_folder_by_name(index):
+    assert index.ids == [f"{n}.mp4" for n in range(7)]
+    torch.testing.assert_close(index.embeds.norm(dim=1), torch.ones(7))
+
+
+def test_embeddings_are_those_of_the_model(retriever, index, clips):
+    rows = retriever.rows(clips / "video")
+    batch = MultimodalCollator(retriever.processor)(rows)
+    with torch.no_grad():
+        expected = retriever.model.multimodal(**{k: v for k, v in batch.items() if k not in ("row_ids", "group_ids")})
+    torch.testing.assert_close(index.embeds, expected.clip_embeds, atol=1e-5, rtol=0)
+
+
+def test_a_search_returns_clips_by_their_cosine(retriever, index):
+    results = retriever.search("a cat purrs", index, top_k=3)
+    text = retriever.encode_texts(["a cat purrs"])[0].embed
+    scores = index.embeds @ text
+    assert [match.id for match in results] == [index.ids[n] for n in scores.argsort(descending=True)[:3]]
+    assert results == sorted(results, key=lambda match: -match.score) and results[0].matching is None
+    assert results[0].score == pytest.approx(float(scores.max()), abs=1e-6)
+    several = retriever.search(["rain falls", "a cat purrs"], index, top_k=3)
+    assert [match.id for match in several[1]] == [match.id for match in results]
+    assert len(retriever.search("rain falls", index, top_k=99)) == 7 and retriever.search([], index) == []
+
+
+def test_the_first_ones_are_ordered_anew_by_matching(retriever, index):
+    plain = retriever.search("a cat purrs", index)
+    anew = retriever.search("a cat purrs", index, rerank=4)
+    assert {m.id for m in anew[:4]} == {m.id for m in plain[:4]}
+    assert [m.matching for m in anew[:4]] == sorted((m.matching for m in anew[:4]), reverse=True)
+    assert [m.id for m in anew[4:]] == [m.id for m in plain[4:]] and all(m.matching is None for m in anew[4:])
+    assert retriever.search("a cat purrs", index, top_k=2, rerank=4) == anew[:2]
+
+
+def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_path, monkeypatch):
+    saved = tmp_path / "index/clips.safetensors"
+    made = retriever.index(clips / "video", saved=saved)
+    monkeypatch.setattr(Retriever, "encode_rows", None)  # not called again
+    again = retriever.index(clips / "video", saved=saved)
+    assert again.ids == made.ids and torch.equal(again.embeds, made.embeds) and again.clips is None
+    assert retriever.search("rain falls", again, top_k=1) == retriever.search("rain falls", made, top_k=1)
+    with pytest.raises(ValueError, match="make it anew to re-rank"):
+        retriever.search("rain falls", again, rerank=2)
+    with pytest.raises(TypeError):  # other clips: would have to be made
+        retriever.index([clips / "video/0.mp4"], saved=saved)
+    monkeypatch.undo()
+    with torch.no_grad():
+        retriever.model.matching_head.bias.add_(1)
+    try:
+        assert retriever.index([clips / "video/0.mp4"], saved=saved).clips is not None
+    finally:
+        with torch.no_grad():
+            retriever.model.matching_head.bias.sub_(1)
+
+
+def test_rows_of_one_clip_count_once(retriever, clips):
+    dataset = MultimodalDataset(clips / "train.csv", **{f"{n}_root": clips / n for n in ("audio", "text", "video")})
+    rows = retriever.rows([*[clips / "video/0.mp4"], clips / "audio/0.wav"])
+    assert [(row["video"] is None, row["audio"] is None) for row in rows] == [(False, False), (True, False)]
+    assert len(retriever.rows(dataset)) == 7
+    assert retriever.index(dataset).ids == [str(n) for n in range(7)]
+
+
+def test_bad_input_is_named(retriever, index, clips, question_model, tmp_path):
+    with pytest.raises(ValueError, match=r"MultimodalForQuestionAnswering, a model of another task"):
+        Retriever.from_pretrained(question_model)
+    with pytest.raises(ValueError, match="absent: is no saved model"):
+        Retriever.from_pretrained(tmp_path / "absent")
+    with pytest.raises(MediaError, match=r"absent\.mp4"):
+        retriever.index(clips / "video/absent.mp4")
+    with pytest.raises(MediaError, match=r"0\.txt"):
+        retriever.index([clips / "text/0.txt"])
+    with pytest.raises(ValueError, match="no media file there"):
+        retriever.index(clips / "text")
+    with pytest.raises(ValueError, match="given twice"):
+        retriever.index([clips / "video/0.mp4"] * 2)
+    with pytest.raises(ValueError, match="blank"):
+        retriever.search("  ", index)
+    (tmp_path / "other.safetensors").write_text("no index")
+    with pytest.raises(ValueError, match="is no index of clips"):
+        ClipIndex.load(tmp_path / "other.safetensors")
+
+
+def test_a_match_is_plain_data():
+    assert Match("a", 0.5)._asdict() == {"id": "a", "score": 0.5, "matching": None}
+    assert np.isscalar(Match("a", 0.5).score)
