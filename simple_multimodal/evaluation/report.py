@@ -16,7 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS, Interval
+from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
 
 JSONValue: TypeAlias = "str | int | float | bool | None | Sequence[JSONValue] | Mapping[str, JSONValue]"
 
