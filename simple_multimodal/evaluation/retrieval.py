@@ -274,18 +274,9 @@ def retrieval_changes(
             f"Got {len(ranks_before)} ranks before and {len(ranks_after)} after; pass the same queries in one order."
         )
     metrics, intervals = {}, {}
+    queries = np.arange(len(ranks_before))
     for name, (values, statistic) in before.items():
-        pairs = np.stack([values, after[name][0]])  # (2, num_queries)
-
-        def change(
-            queries: np.ndarray,
-            counts: np.ndarray,
-            pairs: np.ndarray = pairs,
-            statistic: ResampledStatistic = statistic,
-        ) -> np.ndarray:
-            return statistic(pairs[1, queries], counts) - statistic(pairs[0, queries], counts)
-
-        queries = np.arange(len(values))
+        change = _change_of(statistic, values, after[name][0])
         metrics[f"{name}_change"] = float(change(queries, np.ones((1, len(queries)), dtype=np.int64))[0])
         intervals[f"{name}_change"] = bootstrap_interval(
             queries, change, groups=groups, num_resamples=num_resamples, seed=seed, level=level
@@ -557,6 +548,11 @@ def _resampled_metrics(ranks: np.ndarray) -> dict[str, tuple[np.ndarray, Resampl
     """What each metric of [`retrieval_metrics`] is in a resample: a statistic of one value per query."""
     recalls = {f"R@{cutoff}": (ranks <= cutoff, resampled_mean) for cutoff in RECALL_CUTOFFS}
     return {**recalls, "median_rank": (ranks, resampled_median), "mean_rank": (ranks, resampled_mean)}
+
+
+def _change_of(statistic: ResampledStatistic, before: np.ndarray, after: np.ndarray) -> ResampledStatistic:
+    """A statistic of positions of queries: that of their values after, minus that of their values before."""
+    return lambda queries, counts: statistic(after[queries], counts) - statistic(before[queries], counts)
 
 
 def _places(scores: np.ndarray) -> np.ndarray:

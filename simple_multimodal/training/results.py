@@ -35,7 +35,9 @@ def write_results(trainer: MultimodalTrainer) -> None:
         "counts": evaluation.counts,
         "intervals": evaluation.intervals,
     }
-    write_metrics(folder / "evaluation.json", headline=headline, **shared)
+    # The rows that are evaluated during training are those that choose the checkpoint.
+    selection_split = "validation" if trainer.args.load_best_model_at_end else None
+    write_metrics(folder / "evaluation.json", headline=headline, selection_split=selection_split, **shared)
     write_report(
         folder / "report.html",
         title=folder.name,
