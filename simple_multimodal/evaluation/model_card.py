@@ -11,8 +11,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.report import JSONValue, flatten, format_number
-from simple_multimodal.evaluation.retrieval import Interval
 
 TAGS = ("multimodal", "text", "audio", "video", "simple-multimodal")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

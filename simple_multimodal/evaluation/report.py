@@ -16,7 +16,9 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS, Interval
+from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.result_files import write_whole
+from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
 
 JSONValue: TypeAlias = "str | int | float | bool | None | Sequence[JSONValue] | Mapping[str, JSONValue]"
 
@@ -92,6 +94,7 @@ def write_metrics(
     counts: Mapping[str, int],
     intervals: Mapping[str, Interval] | None = None,
     headline: str | None = None,
+    selection_split: str | None = None,
 ) -> None:
     """
     Write the metrics file: JSON with the protocol, the counts, the numbers as fractions, and their intervals.
@@ -103,6 +106,8 @@ def write_metrics(
         counts (`Mapping[str, int]`): What the numbers are over, e.g. queries, clips, skipped samples.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): Bootstrap intervals by metric name.
         headline (`str`, *optional*): Name of the metric that sums up the run.
+        selection_split (`str`, *optional*):
+            Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: not stated.
 
     Raises:
         ValueError: If a number is not finite, or if `headline` or an interval names no metric.
@@ -114,12 +119,13 @@ def write_metrics(
             raise ValueError(f"Metric {name!r} is {value}, which JSON cannot hold. Leave out what was not measured.")
     content = {
         "protocol": protocol,
+        "selection_split": selection_split,
         "headline": headline,
         "counts": dict(counts),
         "metrics": dict(metrics),
         "intervals": {name: list(interval) for name, interval in intervals.items()},
     }
-    Path(path).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, [json.dumps(content, indent=2, allow_nan=False), "\n"])
 
 
 def write_report(

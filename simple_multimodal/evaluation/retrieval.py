@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from simple_multimodal.evaluation.bootstrap import (
+    Interval,
+    ResampledStatistic,
+    bootstrap_interval,
+    resampled_mean,
+    resampled_median,
+)
+
 RECALL_CUTOFFS = (1, 5, 10)
-
-# Most elements of one (resamples, values) block of the bootstrap: bounds its memory at about 32 MiB an array.
-MAX_BOOTSTRAP_ELEMENTS = 1 << 22
-
-ResampledStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Interval = tuple[float, float]
 
 
 def positives_from_groups(query_groups: np.ndarray, candidate_groups: np.ndarray) -> np.ndarray:
@@ -44,7 +46,12 @@ def positives_from_groups(query_groups: np.ndarray, candidate_groups: np.ndarray
     return query_groups[:, None] == candidate_groups[None, :]
 
 
-def retrieval_ranks(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def retrieval_ranks(
+    scores: np.ndarray,
+    positives: np.ndarray | tuple[np.ndarray, np.ndarray],
+    *,
+    ties: Literal["worst", "best"] = "worst",
+) -> np.ndarray:
     """
     Rank of the best right candidate of each query, 1 being the top.
 
@@ -57,6 +64,9 @@ def retrieval_ranks(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray
         positives (`np.ndarray` of shape `(num_queries, num_candidates)`, bool, or a pair of group arrays):
             `True` where the candidate is right for the query, or `(query_groups, candidate_groups)` as taken by
             [`positives_from_groups`].
+        ties (`str`, *optional*, defaults to `"worst"`):
+            `"best"` ranks the right one first among equals instead: with the default it bounds what any order of
+            equal scores would give. It is not a number to report.
 
     Returns:
         `np.ndarray` of shape `(num_queries,)`, int64: ranks from 1 to `num_candidates`.
@@ -80,7 +90,8 @@ def retrieval_ranks(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray
             f"{unanswerable[0]}). Every query needs at least one: leave these queries out, and count them."
         )
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)  # (num_queries, 1)
-    return 1 + ((scores >= best) & ~positives).sum(axis=1, dtype=np.int64)
+    is_ahead = scores > best if ties == "best" else (scores >= best) & ~positives
+    return 1 + is_ahead.sum(axis=1, dtype=np.int64)
 
 
 def ranking(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray], num_results: int) -> np.ndarray:
@@ -154,27 +165,18 @@ def retrieval_intervals(
     Raises:
         ValueError: If `ranks` is refused by [`retrieval_metrics`] or the rest by [`bootstrap_interval`].
     """
-    ranks = _check_ranks(ranks)
-
-    def interval(values: np.ndarray, statistic: ResampledStatistic) -> Interval:
-        return bootstrap_interval(
-            values, statistic, groups=groups, num_resamples=num_resamples, seed=seed, level=level
-        )
-
-    intervals = {f"R@{cutoff}": interval(ranks <= cutoff, resampled_mean) for cutoff in RECALL_CUTOFFS}
     return {
-        **intervals,
-        "median_rank": interval(ranks, resampled_median),
-        "mean_rank": interval(ranks, resampled_mean),
+        name: bootstrap_interval(values, statistic, groups=groups, num_resamples=num_resamples, seed=seed, level=level)
+        for name, (values, statistic) in _resampled_metrics(_check_ranks(ranks)).items()
     }
 
 
 class RetrievalResult(NamedTuple):
     """
-    Retrieval in both directions.
+    Metrics and how sure they are.
 
     Args:
-        metrics (`dict[str, float]`): `text_to_video_R@1`, …, `video_to_text_num_candidates`.
+        metrics (`dict[str, float]`): Metrics by name, e.g. `text_to_video_R@1`.
         intervals (`dict[str, tuple[float, float]]`): Bootstrap interval of each metric that is not a count.
     """
 
@@ -234,6 +236,182 @@ def text_video_retrieval(
         metrics |= with_prefix(direction_metrics, f"{prefix}{direction}_")
         intervals |= with_prefix(direction_intervals, f"{prefix}{direction}_")
     return RetrievalResult(metrics, intervals)
+
+
+def retrieval_changes(
+    ranks_before: np.ndarray,
+    ranks_after: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> RetrievalResult:
+    """
+    By how much each metric changes from one ranking of the same queries to another, e.g. by re-ranking.
+
+    The intervals are paired: both rankings see the same resamples, so that what they share cancels out.
+
+    Args:
+        ranks_before (`np.ndarray` of shape `(num_queries,)`, integers): Ranks from 1.
+        ranks_after (`np.ndarray` of shape `(num_queries,)`, integers): Ranks of the same queries in the same order.
+        groups (`np.ndarray` of shape `(num_queries,)`, *optional*): Clip of each query; see [`bootstrap_interval`].
+        num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
+        seed (`int`, *optional*, defaults to 0): Seed; all metrics see the same resamples.
+        level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
+
+    Returns:
+        [`RetrievalResult`] with `R@1_change`, …, `mean_rank_change`: after minus before. A better ranking raises
+        recalls and lowers ranks.
+
+    Raises:
+        ValueError: If ranks are refused by [`retrieval_metrics`], or their numbers differ, or the rest is refused by
+            [`bootstrap_interval`].
+    """
+    before, after = (_resampled_metrics(_check_ranks(ranks)) for ranks in (ranks_before, ranks_after))
+    if len(ranks_before) != len(ranks_after):
+        raise ValueError(
+            f"Got {len(ranks_before)} ranks before and {len(ranks_after)} after; pass the same queries in one order."
+        )
+    metrics, intervals = {}, {}
+    queries = np.arange(len(ranks_before))
+    for name, (values, statistic) in before.items():
+        change = _change_of(statistic, values, after[name][0])
+        metrics[f"{name}_change"] = float(change(queries, np.ones((1, len(queries)), dtype=np.int64))[0])
+        intervals[f"{name}_change"] = bootstrap_interval(
+            queries, change, groups=groups, num_resamples=num_resamples, seed=seed, level=level
+        )
+    return RetrievalResult(metrics, intervals)
+
+
+def top_candidates(
+    scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray], num_results: int
+) -> np.ndarray:
+    """
+    Mark the first `num_results` candidates of each query, in the order of [`ranking`].
+
+    Where the last of them is equal to others, a wrong one is taken before a right one, as in the ranks.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_queries, num_candidates)`): Real scores, higher is better.
+        positives (`np.ndarray` or pair of `np.ndarray`): As for [`retrieval_ranks`].
+        num_results (`int`): How many candidates to mark per query; all of them if there are fewer.
+
+    Returns:
+        `np.ndarray` of shape `(num_queries, num_candidates)`, bool.
+
+    Raises:
+        ValueError: If `scores` or `positives` are refused by [`ranking`].
+    """
+    mask = np.zeros(np.shape(scores), dtype=np.bool_)
+    np.put_along_axis(mask, ranking(scores, positives, num_results), True, axis=1)
+    return mask
+
+
+def reranked_scores(scores: np.ndarray, matching_scores: np.ndarray, is_matched: np.ndarray) -> np.ndarray:
+    """
+    Scores of the order in which a second, slower model has re-ranked the first candidates of each query.
+
+    The candidates that it scored come first, in the order of its scores; the others follow in the order of the first
+    scores. Scores that were equal stay equal, so that ties are treated as without re-ranking.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_queries, num_candidates)`): First scores, e.g. cosines of embeddings.
+        matching_scores (`np.ndarray` of shape `(num_queries, num_candidates)`):
+            Second scores; read only where `is_matched`.
+        is_matched (`np.ndarray` of shape `(num_queries, num_candidates)`, bool):
+            Which candidates the second model scored, e.g. [`top_candidates`].
+
+    Returns:
+        `np.ndarray` of shape `(num_queries, num_candidates)`, int64: scores whose order is the combined one; their
+        size means nothing.
+
+    Raises:
+        ValueError: If the scores are not real numbers or hold NaN, or if the three shapes differ.
+
+    Example:
+
+    ```python
+    >>> is_matched = np.array([[True, True, False, False]])
+    >>> reranked_scores(np.array([[0.9, 0.8, 0.7, 0.7]]), np.array([[-3.0, 5.0, 0.0, 0.0]]), is_matched)
+    array([[ 2,  3, -3, -3]])
+    ```
+    """
+    scores, is_matched = _check_matrix(scores), np.asarray(is_matched)
+    if not scores.shape == np.shape(matching_scores) == is_matched.shape or is_matched.dtype != np.bool_:
+        raise ValueError(
+            f"Re-ranking needs three matrices of one shape, the last of bool: got scores {scores.shape}, matching "
+            f"scores {np.shape(matching_scores)} and {is_matched.dtype} {is_matched.shape}."
+        )
+    matching = _check_matrix(np.where(is_matched, matching_scores, -np.inf))
+    # Places instead of a shifted sum: a sum of a small and a large score would round different scores to equal ones.
+    return np.where(is_matched, _places(matching), _places(scores) - scores.shape[1])
+
+
+def dual_softmax(scores: np.ndarray, *, temperature: float) -> np.ndarray:
+    """
+    Weigh each score with the share of its candidate that falls to this query (Cheng et al., 2021, arXiv:2109.04290).
+
+    The weight is a softmax over the **queries**: a candidate that fits many of them counts less for each. So the
+    result for one query depends on all queries of the test set, which a system that answers one query at a time does
+    not have. Report such numbers under a protocol of their own (`dsl`), never beside numbers without.
+
+    A score that is not positive is left as it is: a product with a small weight would raise it.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_queries, num_candidates)`):
+            Finite scores, e.g. cosines. For the other direction pass the transposed matrix.
+        temperature (`float`): What scores are divided by in the softmax, above 0, e.g. 0.01 for cosines.
+
+    Returns:
+        `np.ndarray` of shape `(num_queries, num_candidates)`, float64.
+
+    Raises:
+        ValueError: If scores are not finite real numbers, or `temperature` is not above 0.
+    """
+    scores = _check_matrix(scores)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{int(np.isinf(scores).sum())} of {scores.size} scores are infinite; a softmax needs finite."
+        )
+    if not temperature > 0:
+        raise ValueError(f"The temperature of the dual softmax must be above 0, got {temperature}.")
+    weights = np.exp((scores - scores.max(axis=0)) / temperature)  # (num_queries, num_candidates)
+    weights /= weights.sum(axis=0)
+    return np.where(scores > 0, scores * weights, scores)
+
+
+def duplicate_captions(captions: Sequence[str], groups: np.ndarray) -> np.ndarray:
+    """
+    Find the captions whose text stands with another clip too.
+
+    Such a query cannot tell its clip from the other one, whatever the model: their number belongs beside the recalls.
+    Case and white space do not make texts different, as to an uncased tokenizer.
+
+    Args:
+        captions (`Sequence[str]` of length `num_texts`): The texts.
+        groups (`np.ndarray` of shape `(num_texts,)`): Group of the clip that each describes.
+
+    Returns:
+        `np.ndarray` of shape `(num_texts,)`, bool.
+
+    Raises:
+        ValueError: If there is not one group per caption.
+
+    Example:
+
+    ```python
+    >>> duplicate_captions(["a man sings", "A man  sings", "a dog", "a dog"], np.array([0, 1, 2, 2]))
+    array([ True,  True, False, False])
+    ```
+    """
+    if len(captions) != len(groups):
+        raise ValueError(f"Every caption needs one group: got {len(captions)} captions and {len(groups)} groups.")
+    texts = [" ".join(caption.casefold().split()) for caption in captions]
+    groups_of_text: dict[str, set[object]] = {}
+    for text, group in zip(texts, np.asarray(groups).tolist(), strict=True):
+        groups_of_text.setdefault(text, set()).add(group)
+    return np.array([len(groups_of_text[text]) > 1 for text in texts], dtype=np.bool_)
 
 
 def with_prefix(values: Mapping[str, object], prefix: str) -> dict:
@@ -366,101 +544,29 @@ def pair_accuracy_interval(
     )
 
 
-def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """
-    Mean of each resample.
-
-    Args:
-        values (`np.ndarray` of shape `(num_values,)`): The values.
-        counts (`np.ndarray` of shape `(num_resamples, num_values)`, int64): How often each value is in each resample.
-
-    Returns:
-        `np.ndarray` of shape `(num_resamples,)`, float64.
-    """
-    return counts @ values.astype(np.float64) / counts.sum(axis=1)
+def _resampled_metrics(ranks: np.ndarray) -> dict[str, tuple[np.ndarray, ResampledStatistic]]:
+    """What each metric of [`retrieval_metrics`] is in a resample: a statistic of one value per query."""
+    recalls = {f"R@{cutoff}": (ranks <= cutoff, resampled_mean) for cutoff in RECALL_CUTOFFS}
+    return {**recalls, "median_rank": (ranks, resampled_median), "mean_rank": (ranks, resampled_mean)}
 
 
-def resampled_median(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """
-    Median of each resample, the mean of the two middle values where their number is even.
-
-    Args:
-        values (`np.ndarray` of shape `(num_values,)`): The values.
-        counts (`np.ndarray` of shape `(num_resamples, num_values)`, int64): How often each value is in each resample.
-
-    Returns:
-        `np.ndarray` of shape `(num_resamples,)`, float64.
-    """
-    order = np.argsort(values, kind="stable")
-    ends = counts[:, order].cumsum(axis=1)  # (num_resamples, num_values): first position after each sorted value
-    totals = ends[:, -1:]
-    lower = (ends <= (totals - 1) // 2).sum(axis=1)
-    upper = (ends <= totals // 2).sum(axis=1)
-    ordered = values[order].astype(np.float64)
-    return (ordered[lower] + ordered[upper]) / 2
+def _change_of(statistic: ResampledStatistic, before: np.ndarray, after: np.ndarray) -> ResampledStatistic:
+    """A statistic of positions of queries: that of their values after, minus that of their values before."""
+    return lambda queries, counts: statistic(after[queries], counts) - statistic(before[queries], counts)
 
 
-def bootstrap_interval(
-    values: np.ndarray,
-    statistic: ResampledStatistic,
-    *,
-    groups: np.ndarray | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """
-    Percentile bootstrap interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
-
-    Whole groups are drawn with replacement, as many as there are; a group brings all its values. So captions of one
-    clip, which are not independent, do not make the interval look narrower than it is.
-
-    Args:
-        values (`np.ndarray` of shape `(num_values,)`): One value per query; bool or numbers.
-        statistic (`Callable`):
-            [`resampled_mean`], [`resampled_median`], or a function of `values` and of `counts` of shape
-            `(num_resamples, num_values)`, how often each value is in each resample, that returns `(num_resamples,)`.
-        groups (`np.ndarray` of shape `(num_values,)`, *optional*):
-            Group (clip) of each value; without it every value is its own group.
-        num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
-        seed (`int`, *optional*, defaults to 0): Seed; the same arguments give the same interval.
-        level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
-
-    Returns:
-        `tuple[float, float]`: The `(1 - level) / 2` and `(1 + level) / 2` quantiles of the statistic.
-
-    Raises:
-        ValueError: If `values` is empty or not one-dimensional, or `groups` is of another length, or
-            `num_resamples` is below 1, or `level` is not between 0 and 1.
-    """
-    values = np.asarray(values)
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"The bootstrap needs one value per query, at least one, got shape {values.shape}.")
-    if groups is not None and np.shape(groups) != values.shape:
-        raise ValueError(f"The bootstrap needs one group per value: got {np.shape(groups)} for {values.shape}.")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1 (0.95: 95 % of the resamples), got {level}.")
-
-    members = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    num_groups = int(members.max()) + 1
-    generator = np.random.default_rng(seed)
-    block = max(1, MAX_BOOTSTRAP_ELEMENTS // len(values))
-    statistics = []
-    for start in range(0, num_resamples, block):
-        size = min(block, num_resamples - start)
-        draws = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
-        group_counts = np.bincount(draws.ravel(), minlength=size * num_groups).reshape(size, num_groups)
-        statistics.append(statistic(values, group_counts[:, members]))  # counts: (size, num_values)
-    low, high = np.quantile(np.concatenate(statistics), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _places(scores: np.ndarray) -> np.ndarray:
+    """Number the different scores of each row from 0, lowest first, int64 of the same shape; equal ones share one."""
+    order = np.argsort(scores, axis=1, kind="stable")
+    ordered = np.take_along_axis(scores, order, axis=1)
+    places = np.zeros(scores.shape, dtype=np.int64)
+    is_higher = ordered[:, 1:] != ordered[:, :-1]
+    np.put_along_axis(places, order[:, 1:], is_higher.cumsum(axis=1), axis=1)
+    return places
 
 
-def _check_scores(
-    scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and the bool matrix of right candidates, both `(num_queries, num_candidates)`, or refuse them."""
+def _check_matrix(scores: np.ndarray) -> np.ndarray:
+    """Return scores as float64 `(num_queries, num_candidates)`, or refuse them."""
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.size == 0 or scores.dtype.kind not in "fiu":
         raise ValueError(
@@ -474,6 +580,14 @@ def _check_scores(
             f"The scores of {len(queries)} of {len(scores)} queries hold NaN (first: query {queries[0]}). A NaN has "
             "no rank: look for the inputs or the weights that produce it."
         )
+    return scores
+
+
+def _check_scores(
+    scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and the bool matrix of right candidates, both `(num_queries, num_candidates)`, or refuse them."""
+    scores = _check_matrix(scores)
     matrix = positives_from_groups(*positives) if isinstance(positives, tuple) else np.asarray(positives)
     if matrix.shape != scores.shape or matrix.dtype != np.bool_:
         raise ValueError(

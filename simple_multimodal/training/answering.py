@@ -12,11 +12,16 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from simple_multimodal.data.manifest import QuestionDataset
-from simple_multimodal.evaluation.retrieval import bootstrap_interval, resampled_mean
+from simple_multimodal.evaluation.question_answering import (
+    answer_baselines,
+    correct_answers,
+    question_answering_intervals,
+    question_answering_metrics,
+)
 from simple_multimodal.models.modeling import Batch
 from simple_multimodal.training.evaluation import Evaluation
 
-HEADLINE = "answer_accuracy"
+HEADLINE = "accuracy"
 
 
 def answer_vocabulary(answers: Iterable[str | None]) -> list[str]:
@@ -89,40 +94,45 @@ def predict_answers(
 
 
 def evaluate_answers(
-    predictions: Sequence[Prediction], dataset: QuestionDataset, id2label: Mapping[int, str]
+    predictions: Sequence[Prediction],
+    dataset: QuestionDataset,
+    id2label: Mapping[int, str],
+    train_dataset: QuestionDataset | None = None,
 ) -> Evaluation:
     """
     Accuracy over all questions, and over those of each `answer_type` if the manifest has that column.
-
-    A question counts as answered right if the chosen answer is the manifest's, letter by letter; an answer that the
-    model does not know is therefore always wrong.
 
     Args:
         predictions (`Sequence[Prediction]`): one for each row.
         dataset (`QuestionDataset`): the rows.
         id2label (`Mapping[int, str]`): the answers that the model knows.
+        train_dataset (`QuestionDataset`, *optional*): training questions; then the accuracies that can be had without
+            seeing a clip stand beside.
 
     Returns:
-        [`Evaluation`]: `answer_accuracy`, `{answer_type}_answer_accuracy`, and `answer_loss` over the questions whose
-        answer the model knows; intervals resampled by clip.
+        [`Evaluation`]: [`question_answering_metrics`], `answer_loss` over the questions whose answer the model knows,
+        and [`answer_baselines`]; intervals resampled by clip.
     """
     rows = [dataset[prediction.row_id] for prediction in predictions]
-    correct = np.array(
-        [id2label[prediction.label] == row.get("answer") for prediction, row in zip(predictions, rows, strict=True)]
-    )
+    answers = [str(row.get("answer") or "") for row in rows]
+    is_correct = correct_answers([prediction.label for prediction in predictions], answers, id2label=id2label)
+    types = [str(row.get("answer_type") or "") for row in rows] if "answer_type" in dataset.columns else None
     groups = np.array([row["group"] for row in rows])
-    types = np.array([str(row.get("answer_type") or "") for row in rows])
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     loss = float(np.mean(losses)) if losses else 0.0
-    metrics = {"loss": loss, "answer_loss": loss}
-    intervals = {}
-    counts = {"questions": len(rows), "clips": len(set(groups.tolist())), "known_answers": len(losses)}
-    for kind in ("", *sorted(set(types.tolist()) - {""})):
-        chosen = types == kind if kind else np.ones(len(rows), dtype=bool)
-        name = f"{kind}_{HEADLINE}" if kind else HEADLINE
-        metrics[name] = float(correct[chosen].mean())
-        intervals[name] = bootstrap_interval(correct[chosen], resampled_mean, groups=groups[chosen])
-        if kind:
-            counts[f"{kind}_questions"] = int(chosen.sum())
-    protocol = "the highest scoring answer of the model's list; right if it equals the annotated one"
-    return Evaluation(metrics, intervals, counts, protocol, HEADLINE)
+    metrics = {"loss": loss, "answer_loss": loss, **question_answering_metrics(is_correct, types)}
+    if train_dataset is not None:
+        pairs = [
+            (question, answer)
+            for question, answer in zip(train_dataset.captions(), train_dataset.answers(), strict=False)
+            if answer is not None
+        ]
+        questions = [row["captions"][0] for row in rows]
+        metrics |= answer_baselines(questions, answers, [q for q, _ in pairs], [a for _, a in pairs])
+    return Evaluation(
+        metrics=metrics,
+        intervals=question_answering_intervals(is_correct, types, groups=groups),
+        counts={"questions": len(rows), "clips": len(set(groups.tolist())), "known_answers": len(losses)},
+        protocol="the highest scoring answer of the model's list; right if it is the annotated one, letter by letter",
+        headline=HEADLINE,
+    )

@@ -17,11 +17,13 @@ from accelerate.utils import gather_object
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.retrieval import (
-    Interval,
     pair_accuracy,
     pair_accuracy_interval,
+    reranked_scores,
     text_video_retrieval,
+    top_candidates,
     with_prefix,
 )
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS, Modality
@@ -371,10 +373,11 @@ def evaluate_encoded(
             matrix[pairs[:, 0], pairs[:, 1]] = odds
             loss, accuracy = matching_loss(matrix, scores, positives)
             losses["matching"], metrics["matching_accuracy"] = loss, accuracy
-            for direction, mask in (("text_to_video", for_text), ("video_to_text", for_clip)):
-                ranked = text_video_retrieval(
-                    rerank(matrix, scores, mask), caption_groups, clip_groups, prefix="matching_"
-                )
+            for direction, order in (
+                ("text_to_video", reranked_scores(scores, matrix, for_text)),
+                ("video_to_text", reranked_scores(scores.T, matrix.T, for_clip.T).T),
+            ):
+                ranked = text_video_retrieval(order, caption_groups, clip_groups, prefix="matching_")
                 keep = f"matching_{direction}_"
                 metrics |= {name: value for name, value in ranked.metrics.items() if name.startswith(keep)}
                 intervals |= {name: value for name, value in ranked.intervals.items() if name.startswith(keep)}
@@ -415,14 +418,8 @@ def candidate_pairs(
         which pairs are among the first `top_k` of a caption and of a clip. Every caption's right clips and its
         hardest wrong one are among the pairs too, for the matching loss.
     """
-
-    def first(matrix: np.ndarray) -> np.ndarray:
-        mask = np.zeros(matrix.shape, dtype=bool)
-        best = np.argsort(-matrix, axis=1, kind="stable")[:, :top_k]
-        np.put_along_axis(mask, best, True, axis=1)
-        return mask
-
-    for_text, for_clip = first(scores), first(scores.T).T
+    for_text = top_candidates(scores, positives, top_k)
+    for_clip = top_candidates(scores.T, positives.T, top_k).T
     hardest = first_wrong(scores, positives)
     needed = for_text | for_clip | positives
     needed[np.arange(len(scores)), hardest] = True
@@ -443,11 +440,3 @@ def matching_loss(odds: np.ndarray, scores: np.ndarray, positives: np.ndarray) -
     losses = np.concatenate([np.logaddexp(0, -right), np.logaddexp(0, wrong)])
     correct = np.concatenate([right > 0, wrong <= 0])
     return float(losses.mean()), float(correct.mean())
-
-
-def rerank(odds: np.ndarray, scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Scores that put the pairs in `mask` first, in the order of `odds`, and the others after them in that of
-    `scores`.
-    """
-    below = odds[mask].min() - 1 if mask.any() else 0.0
-    return np.where(mask, odds, scores - scores.max() + below)

@@ -297,7 +297,8 @@ class MultimodalTrainer(Trainer):
                 autocast=self.accelerator.autocast,
                 on_step=self._on_prediction_step,
             )
-            return evaluate_answers(predictions, dataloader.dataset.dataset, model.config.id2label)  # type: ignore[attr-defined]  # a Subset
+        questions = dataloader.dataset.dataset  # type: ignore[attr-defined]  # of a Subset
+        return evaluate_answers(predictions, questions, model.config.id2label, self.train_dataset)
 
     def _evaluate_retrieval(self, dataloader: DataLoader) -> RetrievalEvaluation:
         with self._evaluating() as model:

@@ -284,9 +284,11 @@ def test_metrics_file_holds_protocol_counts_numbers_and_intervals(tmp_path):
         counts={"queries": 2},
         intervals={"text_to_video_R@1": (0.25, 0.75)},
         headline="text_to_video_R@1",
+        selection_split="validation",
     )
     assert json.loads(path.read_text()) == {
         "protocol": "toy",
+        "selection_split": "validation",
         "headline": "text_to_video_R@1",
         "counts": {"queries": 2},
         "metrics": {"text_to_video_R@1": 0.5},
@@ -296,3 +298,4 @@ def test_metrics_file_holds_protocol_counts_numbers_and_intervals(tmp_path):
         write_metrics(path, metrics={"loss": math.nan}, protocol="toy", counts={})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_metrics(path, metrics={"loss": 1.0}, protocol="toy", counts={}, intervals={"loss": (math.nan, 1.0)})
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"] and "toy" in path.read_text()

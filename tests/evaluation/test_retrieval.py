@@ -1,23 +1,26 @@
 """Retrieval and pair metrics against hand-computed cases and naive twins."""
 
+import csv
+
 import numpy as np
 import pytest
 
-from simple_multimodal.evaluation import retrieval
 from simple_multimodal.evaluation.retrieval import (
-    bootstrap_interval,
+    dual_softmax,
+    duplicate_captions,
     pair_accuracy,
     pair_accuracy_interval,
     pair_choices,
     pair_scores,
     positives_from_groups,
     ranking,
-    resampled_mean,
-    resampled_median,
+    reranked_scores,
+    retrieval_changes,
     retrieval_intervals,
     retrieval_metrics,
     retrieval_ranks,
     text_video_retrieval,
+    top_candidates,
     with_prefix,
 )
 
@@ -26,17 +29,6 @@ def naive_rank(scores, positives):
     """Put every wrong candidate of an equal score first, sort, and look where the first right one stands."""
     order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], bool(positives[candidate])))
     return 1 + [bool(positives[candidate]) for candidate in order].index(True)
-
-
-def naive_bootstrap(values, statistic, groups, num_resamples, seed, level):
-    """Build every resample as a list of values."""
-    names = sorted(set(groups))
-    draws = np.random.default_rng(seed).integers(len(names), size=(num_resamples, len(names)))
-    statistics = [
-        statistic([value for draw in row for value, group in zip(values, groups, strict=True) if group == names[draw]])
-        for row in draws
-    ]
-    return np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
 
 
 def random_case(seed):
@@ -211,63 +203,6 @@ def test_text_video_retrieval_without_any_pair_is_refused():
         text_video_retrieval(np.zeros((2, 3)), np.array([1, 2]), np.array([3, 4, 5]))
 
 
-def test_bootstrap_equals_the_naive_twin():
-    values = np.array([1, 4, 2, 2, 9, 3, 7])
-    groups = np.array(["a", "b", "a", "c", "c", "c", "d"])
-    for vectorised, plain in ((resampled_mean, np.mean), (resampled_median, np.median)):
-        interval = bootstrap_interval(values, vectorised, groups=groups, num_resamples=200, seed=3, level=0.9)
-        np.testing.assert_allclose(interval, naive_bootstrap(values, plain, groups.tolist(), 200, 3, 0.9), rtol=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_resampled_statistics_equal_numpy_on_the_repeated_values(seed):
-    generator = np.random.default_rng(seed)
-    values = generator.integers(0, 5, size=6)
-    counts = generator.integers(0, 3, size=(4, 6))
-    counts[:, 0] += 1
-    repeated = [np.repeat(values, row) for row in counts]
-    np.testing.assert_allclose(resampled_mean(values, counts), [row.mean() for row in repeated], rtol=1e-12)
-    np.testing.assert_array_equal(resampled_median(values, counts), [np.median(row) for row in repeated])
-
-
-def test_bootstrap_is_deterministic_and_independent_of_the_block_size(monkeypatch):
-    values = np.random.default_rng(0).random(31)
-    interval = bootstrap_interval(values, resampled_mean, seed=5)
-    assert bootstrap_interval(values, resampled_mean, seed=5) == interval
-    assert bootstrap_interval(values, resampled_mean, seed=6) != interval
-    monkeypatch.setattr(retrieval, "MAX_BOOTSTRAP_ELEMENTS", 31 * 7)
-    np.testing.assert_allclose(bootstrap_interval(values, resampled_mean, seed=5), interval, rtol=1e-12)
-
-
-def test_bootstrap_width_is_that_of_the_binomial():
-    values = np.arange(400) < 200
-    low, high = bootstrap_interval(values, resampled_mean, num_resamples=4000)
-    half_width = 1.96 * np.sqrt(0.25 / 400)
-    assert abs(low - (0.5 - half_width)) < 0.005
-    assert abs(high - (0.5 + half_width)) < 0.005
-
-
-def test_bootstrap_by_group_is_wider_where_values_of_a_group_agree():
-    values = np.repeat(np.arange(20) < 10, 20)
-    low, high = bootstrap_interval(values, resampled_mean)
-    group_low, group_high = bootstrap_interval(values, resampled_mean, groups=np.repeat(np.arange(20), 20))
-    assert group_high - group_low > 3 * (high - low)
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        (np.array([]), {}, "at least one"),
-        (np.ones(3), {"groups": np.ones(2)}, "one group per value"),
-        (np.ones(3), {"num_resamples": 0}, "at least 1, got 0"),
-        (np.ones(3), {"level": 95}, "between 0 and 1.*got 95"),
-    ],
-)
-def test_wrong_bootstrap_arguments_are_refused(values, options, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(values, resampled_mean, **options)
-
-
 def test_intervals_contain_the_metrics():
     ranks = np.random.default_rng(0).geometric(0.4, size=100)
     metrics, intervals = retrieval_metrics(ranks), retrieval_intervals(ranks)
@@ -275,6 +210,158 @@ def test_intervals_contain_the_metrics():
     for name, (low, high) in intervals.items():
         assert low <= metrics[name] <= high
     assert intervals["R@1"][0] < intervals["R@1"][1]
+
+
+def test_ranks_with_ties_for_the_model_are_the_other_bound():
+    scores = np.array([[0.5, 0.5, 0.5, 0.1], [0.5, 0.7, 0.5, 0.5]])
+    positives = np.array([[True, False, False, False], [False, False, True, False]])
+    assert retrieval_ranks(scores, positives, ties="best").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_two_bounds_differ_by_the_equal_wrong_candidates(seed):
+    scores, positives = random_case(seed)
+    best = np.where(positives, scores, -1).max(axis=1, keepdims=True)
+    num_equal = ((scores == best) & ~positives).sum(axis=1)
+    difference = retrieval_ranks(scores, positives) - retrieval_ranks(scores, positives, ties="best")
+    np.testing.assert_array_equal(difference, num_equal)
+
+
+def test_of_several_captions_each_is_a_query_and_the_best_finds_for_its_clip():
+    scores = np.array([[0.2, 0.9], [0.8, 0.1], [0.7, 0.6]])  # captions 0 and 1 describe clip 0
+    metrics, _ = text_video_retrieval(scores, np.array([0, 0, 1]), np.array([0, 1]))
+    assert (metrics["text_to_video_num_queries"], metrics["text_to_video_R@1"]) == (3, 1 / 3)
+    # Clip 0 has caption 1 first, the better of its two; clip 1 has caption 0 before its own.
+    assert (metrics["video_to_text_num_queries"], metrics["video_to_text_R@1"]) == (2, 1 / 2)
+    assert metrics["video_to_text_mean_rank"] == 1.5
+
+
+def test_changes_by_hand():
+    metrics, intervals = retrieval_changes(np.array([2, 1, 7, 30]), np.array([1, 1, 3, 12]))
+    assert metrics == {
+        "R@1_change": 0.25,
+        "R@5_change": 0.25,
+        "R@10_change": 0.0,
+        "median_rank_change": -2.5,
+        "mean_rank_change": -5.75,
+    }
+    assert set(intervals) == set(metrics)
+    assert all(low <= metrics[name] <= high for name, (low, high) in intervals.items())
+
+
+def test_intervals_of_changes_are_paired():
+    ranks = np.random.default_rng(0).geometric(0.3, size=50)
+    _, intervals = retrieval_changes(ranks, ranks + 2)
+    assert intervals["mean_rank_change"] == pytest.approx((2.0, 2.0), rel=1e-12)
+    assert intervals["median_rank_change"] == (2.0, 2.0)
+    with pytest.raises(ValueError, match="Got 50 ranks before and 49 after"):
+        retrieval_changes(ranks, ranks[1:])
+
+
+def test_intervals_of_changes_are_drawn_by_clip():
+    before, after = np.array([2, 2, 2, 2]), np.array([1, 1, 2, 2])
+    _, intervals = retrieval_changes(before, after, groups=np.array([0, 0, 1, 1]))
+    assert intervals["R@1_change"] == (0.0, 1.0)
+
+
+def test_top_candidates_take_the_wrong_one_of_equals():
+    scores = np.array([[0.9, 0.5, 0.5, 0.1], [0.3, 0.3, 0.3, 0.3]])
+    positives = np.array([[False, True, False, False], [True, False, False, False]])
+    assert top_candidates(scores, positives, 2).tolist() == [[True, False, True, False], [False, True, True, False]]
+    assert top_candidates(scores, positives, 9).all()
+
+
+def test_reranked_scores_by_hand():
+    scores = np.array([[0.5, 0.6, 0.4, 0.45], [0.1, 0.2, 0.3, 0.3]])
+    matching = np.array([[3.0, -7.0, 99.0, 99.0], [99.0, np.nan, -0.5, -0.5]])
+    is_matched = np.array([[True, True, False, False], [False, False, True, True]])
+    combined = reranked_scores(scores, matching, is_matched)
+    assert np.argsort(-combined[0]).tolist() == [0, 1, 3, 2]
+    assert combined[1, 2] == combined[1, 3] > combined[1, 1] > combined[1, 0]
+
+
+def test_reranking_makes_no_new_ties():
+    # Shifted below odds of -1e6, these two cosines would be one float32.
+    scores = np.array([[0.5, 0.5000001, 0.9]], dtype=np.float32)
+    matching = np.array([[0.0, 0.0, -1e6]], dtype=np.float32)
+    combined = reranked_scores(scores, matching, np.array([[False, False, True]]))
+    assert combined[0, 2] > combined[0, 1] > combined[0, 0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reranked_order_equals_the_naive_twin_for_any_order_of_candidates(seed):
+    scores, positives = random_case(seed)
+    generator = np.random.default_rng(seed)
+    matching = generator.integers(-3, 3, size=scores.shape).astype(np.float32)
+    is_matched = top_candidates(scores, positives, 2)
+    ranks = retrieval_ranks(reranked_scores(scores, matching, is_matched), positives)
+    for row, rank in enumerate(ranks):
+        keys = [
+            (not is_matched[row, c], -(matching if is_matched[row, c] else scores)[row, c], bool(positives[row, c]), c)
+            for c in range(scores.shape[1])
+        ]
+        order = [key[-1] for key in sorted(keys)]
+        assert rank == 1 + [bool(positives[row, c]) for c in order].index(True)
+    turned = generator.permutation(scores.shape[1])
+    combined = reranked_scores(scores[:, turned], matching[:, turned], is_matched[:, turned])
+    np.testing.assert_array_equal(retrieval_ranks(combined, positives[:, turned]), ranks)
+
+
+def test_wrong_reranking_is_refused():
+    mask = np.ones((1, 2), dtype=bool)
+    with pytest.raises(ValueError, match="three matrices of one shape"):
+        reranked_scores(np.zeros((1, 2)), np.zeros((1, 3)), mask)
+    with pytest.raises(ValueError, match="bool: got .* int64"):
+        reranked_scores(np.zeros((1, 2)), np.zeros((1, 2)), mask.astype(np.int64))
+    with pytest.raises(ValueError, match="hold NaN"):
+        reranked_scores(np.zeros((1, 2)), np.full((1, 2), np.nan), mask)
+
+
+def test_dual_softmax_by_hand():
+    # Weights of the first column: exp(ln 3) to exp(0), of the second: equal.
+    scores = np.array([[np.log(3), 0.5], [0.0, 0.5]])
+    np.testing.assert_allclose(dual_softmax(scores, temperature=1.0), [[0.75 * np.log(3), 0.25], [0.0, 0.25]])
+
+
+def test_dual_softmax_takes_a_clip_away_from_the_query_that_fits_it_less():
+    scores = np.array([[0.9, 0.6], [0.8, 0.75]])
+    assert retrieval_ranks(scores, np.eye(2, dtype=bool)).tolist() == [1, 2]
+    assert retrieval_ranks(dual_softmax(scores, temperature=0.05), np.eye(2, dtype=bool)).tolist() == [1, 1]
+    # One query alone has nothing to compare with.
+    np.testing.assert_array_equal(dual_softmax(scores[:1], temperature=0.05), scores[:1])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_dual_softmax_follows_the_order_of_queries_and_keeps_what_is_not_positive(seed):
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(size=(5, 4))
+    weighed = dual_softmax(scores, temperature=0.1)
+    order = generator.permutation(5)
+    np.testing.assert_allclose(dual_softmax(scores[order], temperature=0.1), weighed[order], rtol=1e-12)
+    np.testing.assert_array_equal(weighed[scores <= 0], scores[scores <= 0])
+    assert (weighed[scores > 0] >= 0).all()
+
+
+def test_wrong_dual_softmax_is_refused():
+    with pytest.raises(ValueError, match="1 of 2 scores are infinite"):
+        dual_softmax(np.array([[0.0, -np.inf]]), temperature=1.0)
+    with pytest.raises(ValueError, match="above 0, got 0"):
+        dual_softmax(np.zeros((1, 2)), temperature=0)
+
+
+def test_duplicates_are_captions_of_several_clips():
+    captions = ["a man sings", "A man\tsings ", "a dog", "a dog", "a man runs"]
+    assert duplicate_captions(captions, np.array(["x", "y", "z", "z", "x"])).tolist() == [True, True, *[False] * 3]
+    assert duplicate_captions([], np.array([])).tolist() == []
+    with pytest.raises(ValueError, match="got 5 captions and 1 groups"):
+        duplicate_captions(captions, np.array([0]))
+
+
+def test_duplicates_of_a_real_test_set(shared_dir):
+    with open(shared_dir / "data/annotations/msrvtt/MSRVTT_JSFUSION_test.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    captions, clips = [row["sentence"] for row in rows], np.array([row["video_id"] for row in rows])
+    assert duplicate_captions(captions, clips).sum() == 9
 
 
 def test_pair_accuracy_by_hand():

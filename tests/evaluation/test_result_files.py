@@ -1,0 +1,39 @@
+"""Result files: what they hold, and that a failure leaves the old one."""
+
+import json
+
+import pytest
+
+from simple_multimodal.evaluation.result_files import write_rows, write_whole
+
+
+def test_rows_are_one_list_with_a_row_per_line(tmp_path):
+    rows = [{"txt_id": 0, "score": 0.5}, {"txt_id": 1, "vid_id": "ä"}]
+    write_rows(tmp_path / "results.json", iter(rows))
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    assert json.loads(text) == rows
+    assert len(text.splitlines()) == len(rows) + 2
+    write_rows(tmp_path / "results.json", [])
+    assert json.loads((tmp_path / "results.json").read_text()) == []
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "results.json"
+    write_whole(path, ["old"])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_rows(path, [{"score": 0.5}, {"score": float("nan")}])
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_reader_sees_a_part(tmp_path):
+    path = tmp_path / "results.json"
+    write_whole(path, ["old"])
+
+    def pieces():
+        yield "new"
+        assert path.read_text() == "old"
+        yield "er"
+
+    write_whole(path, pieces())
+    assert path.read_text() == "newer"
