@@ -9,9 +9,9 @@ import torch
 
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import QuestionDataset
-from simple_multimodal.inference.encoding import score_pairs
 from simple_multimodal.inference.loading import ClipKey, Pipeline
 from simple_multimodal.models import MultimodalForQuestionAnswering
+from simple_multimodal.models.pairs import score_pairs
 
 
 class Answer(NamedTuple):

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
-from simple_multimodal.inference.encoding import Encoded, encode_clips, encode_texts
+from simple_multimodal.models.pairs import Encoded, encode_clips, encode_texts
 from simple_multimodal.processing import MultimodalProcessor
 
 Clips = MultimodalDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

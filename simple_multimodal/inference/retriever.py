@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from simple_multimodal.inference.encoding import Encoded, score_pairs
 from simple_multimodal.inference.loading import Clips, Pipeline, cosine
 from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.models.pairs import Encoded, score_pairs
 
 
 class Match(NamedTuple):

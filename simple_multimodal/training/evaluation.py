@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
 
 from simple_multimodal.data.collator import MultimodalCollator
@@ -27,12 +26,9 @@ from simple_multimodal.evaluation.retrieval import (
     with_prefix,
 )
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS, Modality
-from simple_multimodal.models.fusion.crossformer import Clip, Stream
 from simple_multimodal.models.losses import contrastive_loss
 from simple_multimodal.models.modeling import CONTRASTIVE_PAIRS, Batch, MultimodalForPreTraining
-
-PAIRS_PER_BATCH = 256
-"""Caption-clip pairs that go through the fusion layers at once; bounds memory, changes no result."""
+from simple_multimodal.models.pairs import Encoded, score_pairs
 
 HEADLINE = "text_to_video_R@1"
 
@@ -266,51 +262,6 @@ def sum_over_dictionaries(parts: Sequence[dict[str, tuple[float, float]]]) -> di
     return totals
 
 
-def pad_tokens(tokens: list[torch.Tensor], device: torch.device) -> Stream:
-    """A stream out of token lists of different lengths, each of shape `(num_tokens, hidden_size)`."""
-    lengths = torch.tensor([len(t) for t in tokens])
-    longest = max(1, int(lengths.max()))
-    states = torch.stack([F.pad(t, (0, 0, 0, longest - len(t))) for t in tokens])
-    return Stream(states.to(device), (torch.arange(longest) < lengths[:, None]).to(device))
-
-
-@torch.no_grad()
-def score_pairs(
-    model: MultimodalForPreTraining,
-    captions: list[EncodedCaption],
-    clips: list[EncodedRow],
-    pairs: np.ndarray,
-    *,
-    process_index: int,
-    num_processes: int,
-    autocast: Callable[[], AbstractContextManager],
-) -> np.ndarray:
-    """Log-odds that caption and clip belong together, each pair scored by one process.
-
-    Args:
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`): positions of caption and clip.
-
-    Returns:
-        `np.ndarray` of shape `(num_pairs,)`, float32.
-    """
-    own = pairs[process_index::num_processes]
-    scores = np.empty(len(own), dtype=np.float32)
-    device = model.device
-    for start in range(0, len(own), PAIRS_PER_BATCH):
-        block = own[start : start + PAIRS_PER_BATCH]
-        text = pad_tokens([captions[i].tokens for i in block[:, 0]], device)
-        clip: Clip = {
-            m: pad_tokens([clips[j].clip[m] for j in block[:, 1]], device) for m in model.multimodal.clip_modalities
-        }
-        with autocast():
-            logits = model.matching_logits(text, clip)
-        scores[start : start + len(block)] = (logits[:, 1] - logits[:, 0]).cpu().numpy()
-    everyone = np.empty(len(pairs), dtype=np.float32)
-    for index, part in enumerate(gather_object([scores])):
-        everyone[index::num_processes] = part
-    return everyone
-
-
 def evaluate_encoded(
     model: MultimodalForPreTraining,
     encoded: EncodedSet,
@@ -360,15 +311,17 @@ def evaluate_encoded(
             positives = caption_groups[:, None] == clip_groups[None]
             top_k = len(clips) if matching_top_k == 0 else matching_top_k
             pairs, for_text, for_clip = candidate_pairs(scores, positives, top_k)
-            odds = score_pairs(
+            logits = score_pairs(
                 model,
-                captions,
-                clips,
+                model.matching_logits,
+                [Encoded(None, {"text": caption.tokens}) for caption in captions],
+                [Encoded(None, clip.clip) for clip in clips],
                 pairs,
                 process_index=process_index,
                 num_processes=num_processes,
                 autocast=autocast,
             )
+            odds = (logits[:, 1] - logits[:, 0]).numpy()
             matrix = np.zeros_like(scores)
             matrix[pairs[:, 0], pairs[:, 1]] = odds
             loss, accuracy = matching_loss(matrix, scores, positives)

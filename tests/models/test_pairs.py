@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from simple_multimodal.inference.encoding import encode_clips, encode_texts, plan_blocks, score_pairs
 from simple_multimodal.models import MultimodalForQuestionAnswering, MultimodalForRetrieval
+from simple_multimodal.models.pairs import encode_clips, encode_texts, plan_blocks, score_pairs
 from tests.models import tiny
 
 FORMS = ("merge", "co_attention", "cross_attention")
