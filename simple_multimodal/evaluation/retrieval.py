@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -346,6 +346,51 @@ def reranked_scores(scores: np.ndarray, matching_scores: np.ndarray, is_matched:
     matching = _check_matrix(np.where(is_matched, matching_scores, -np.inf))
     # Places instead of a shifted sum: a sum of a small and a large score would round different scores to equal ones.
     return np.where(is_matched, _places(matching), _places(scores) - scores.shape[1])
+
+
+def matched_retrieval(
+    scores: np.ndarray,
+    text_groups: np.ndarray,
+    video_groups: np.ndarray,
+    match: Callable[[np.ndarray], np.ndarray],
+    *,
+    top_k: int | None = None,
+    is_needed: np.ndarray | None = None,
+    prefix: str = "matching_",
+) -> tuple[RetrievalResult, np.ndarray]:
+    """
+    Measure retrieval whose order a second, slower model decides: for each query among the first candidates.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_texts, num_videos)`): First scores, e.g. cosines of embeddings.
+        text_groups, video_groups (`np.ndarray`): As for [`text_video_retrieval`].
+        match (`Callable`): Takes pairs `(num_pairs, 2)` of text and video, returns their scores `(num_pairs,)`.
+        top_k (`int`, *optional*): How many candidates of each query, in either direction, it scores; all by default.
+        is_needed (`np.ndarray` of shape `(num_texts, num_videos)`, bool, *optional*): Pairs to score besides.
+        prefix (`str`, *optional*, defaults to `"matching_"`): Of the metrics.
+
+    Returns:
+        `tuple`: [`RetrievalResult`], and the second scores of shape `(num_texts, num_videos)`, NaN where there is
+        none.
+    """
+    positives = positives_from_groups(text_groups, video_groups)
+    num_texts, num_videos = positives.shape
+    for_text = top_candidates(scores, positives, num_videos if top_k is None else top_k)
+    for_video = top_candidates(scores.T, positives.T, num_texts if top_k is None else top_k).T
+    is_scored = for_text | for_video if is_needed is None else for_text | for_video | is_needed
+    second = np.full(positives.shape, np.nan)
+    second[is_scored] = match(np.argwhere(is_scored))
+    metrics: dict[str, float] = {}
+    intervals: dict[str, Interval] = {}
+    for direction, order in (
+        ("text_to_video", reranked_scores(scores, second, for_text)),
+        ("video_to_text", reranked_scores(scores.T, second.T, for_video.T).T),
+    ):
+        result = text_video_retrieval(order, text_groups, video_groups, prefix=prefix)
+        keep = f"{prefix}{direction}_"
+        metrics |= {name: value for name, value in result.metrics.items() if name.startswith(keep)}
+        intervals |= {name: value for name, value in result.intervals.items() if name.startswith(keep)}
+    return RetrievalResult(metrics, intervals), second
 
 
 def dual_softmax(scores: np.ndarray, *, temperature: float) -> np.ndarray:

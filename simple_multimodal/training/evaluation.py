@@ -18,11 +18,10 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.retrieval import (
+    matched_retrieval,
     pair_accuracy,
     pair_accuracy_interval,
-    reranked_scores,
     text_video_retrieval,
-    top_candidates,
     with_prefix,
 )
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS, Modality
@@ -309,31 +308,30 @@ def evaluate_encoded(
         protocol = "every caption a query, one candidate per clip, cosine of text and audio-video embeddings"
         if "matching" in model.loss_weights:
             positives = caption_groups[:, None] == clip_groups[None]
+            # Every caption's right clips and its hardest wrong one are there for the matching loss.
+            is_needed = positives.copy()
+            is_needed[np.arange(len(scores)), first_wrong(scores, positives)] = True
+
+            def odds(pairs: np.ndarray) -> np.ndarray:
+                logits = score_pairs(
+                    model,
+                    model.matching_logits,
+                    [Encoded(None, {"text": caption.tokens}) for caption in captions],
+                    [Encoded(None, clip.clip) for clip in clips],
+                    pairs,
+                    process_index=process_index,
+                    num_processes=num_processes,
+                    autocast=autocast,
+                )
+                return (logits[:, 1] - logits[:, 0]).numpy()
+
             top_k = len(clips) if matching_top_k == 0 else matching_top_k
-            pairs, for_text, for_clip = candidate_pairs(scores, positives, top_k)
-            logits = score_pairs(
-                model,
-                model.matching_logits,
-                [Encoded(None, {"text": caption.tokens}) for caption in captions],
-                [Encoded(None, clip.clip) for clip in clips],
-                pairs,
-                process_index=process_index,
-                num_processes=num_processes,
-                autocast=autocast,
+            result, matrix = matched_retrieval(
+                scores, caption_groups, clip_groups, odds, top_k=matching_top_k or None, is_needed=is_needed
             )
-            odds = (logits[:, 1] - logits[:, 0]).numpy()
-            matrix = np.zeros_like(scores)
-            matrix[pairs[:, 0], pairs[:, 1]] = odds
-            loss, accuracy = matching_loss(matrix, scores, positives)
-            losses["matching"], metrics["matching_accuracy"] = loss, accuracy
-            for direction, order in (
-                ("text_to_video", reranked_scores(scores, matrix, for_text)),
-                ("video_to_text", reranked_scores(scores.T, matrix.T, for_clip.T).T),
-            ):
-                ranked = text_video_retrieval(order, caption_groups, clip_groups, prefix="matching_")
-                keep = f"matching_{direction}_"
-                metrics |= {name: value for name, value in ranked.metrics.items() if name.startswith(keep)}
-                intervals |= {name: value for name, value in ranked.intervals.items() if name.startswith(keep)}
+            metrics |= result.metrics
+            intervals |= result.intervals
+            losses["matching"], metrics["matching_accuracy"] = matching_loss(matrix, scores, positives)
             protocol += f"; matching_*: the first {min(top_k, len(clips))} re-ranked by the matching head"
     total = sum(model.loss_weights[name] * value for name, value in losses.items())
     metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}, **metrics}
@@ -359,24 +357,6 @@ def whole_set_contrastive_loss(model: MultimodalForPreTraining, name: str, rows:
         gather=False,
     )
     return float(total) / len(kept)
-
-
-def candidate_pairs(
-    scores: np.ndarray, positives: np.ndarray, top_k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs that the matching head must score.
-
-    Returns:
-        `(pairs, for_text, for_clip)`: positions `(num_pairs, 2)`, and bool masks of the shape of `scores` that say
-        which pairs are among the first `top_k` of a caption and of a clip. Every caption's right clips and its
-        hardest wrong one are among the pairs too, for the matching loss.
-    """
-    for_text = top_candidates(scores, positives, top_k)
-    for_clip = top_candidates(scores.T, positives.T, top_k).T
-    hardest = first_wrong(scores, positives)
-    needed = for_text | for_clip | positives
-    needed[np.arange(len(scores)), hardest] = True
-    return np.argwhere(needed), for_text, for_clip
 
 
 def first_wrong(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:

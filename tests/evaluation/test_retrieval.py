@@ -8,6 +8,7 @@ import pytest
 from simple_multimodal.evaluation.retrieval import (
     dual_softmax,
     duplicate_captions,
+    matched_retrieval,
     pair_accuracy,
     pair_accuracy_interval,
     pair_choices,
@@ -412,3 +413,26 @@ def test_wrong_pairs_are_refused():
         pair_accuracy(np.zeros((0, 2, 2)))
     with pytest.raises(ValueError, match="Got 2 pairs and 1 swapped"):
         pair_accuracy(np.zeros((2, 2, 2)), np.zeros((1, 2, 2)))
+
+
+def test_a_second_model_scores_the_first_candidates_and_what_else_is_needed():
+    scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]])
+    second = np.array([[-1.0, 2.0, 9.0], [9.0, 5.0, 1.0]])
+    seen = []
+
+    def match(pairs: np.ndarray) -> np.ndarray:
+        seen.append(pairs.tolist())
+        return second[pairs[:, 0], pairs[:, 1]]
+
+    groups = np.array([0, 1]), np.array([0, 1, 2])
+    result, matrix = matched_retrieval(scores, *groups, match, top_k=1)
+    assert seen.pop() == [[0, 0], [0, 1], [1, 2]]  # the best of a text, or of a clip
+    assert np.isnan(matrix).tolist() == [[False, False, True], [True, True, False]]
+    assert result.metrics["matching_text_to_video_R@1"] == 0.5  # one candidate each: the order stays
+    result, _ = matched_retrieval(scores, *groups, match, top_k=2, is_needed=np.eye(2, 3, dtype=bool))
+    assert seen.pop() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    ranks = result.metrics["matching_text_to_video_mean_rank"]
+    assert ranks == (2 + 1) / 2  # the first text's clip falls behind, the second's rises
+    every, _ = matched_retrieval(scores, *groups, match)
+    assert every.metrics["matching_text_to_video_mean_rank"] == (3 + 2) / 2
+    assert set(every.intervals) <= set(every.metrics)

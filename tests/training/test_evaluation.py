@@ -8,7 +8,6 @@ import torch
 
 from simple_multimodal.training.evaluation import (
     PairSet,
-    candidate_pairs,
     matching_loss,
     pair_metrics,
     sum_over_dictionaries,
@@ -66,18 +65,6 @@ def test_a_pair_that_names_an_unknown_row():
 
 SCORES = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]], dtype=np.float32)
 POSITIVES = np.array([[True, False, False], [False, True, False]])
-
-
-def test_the_matching_head_scores_the_first_candidates_the_right_and_the_hardest_wrong():
-    pairs, for_text, for_clip = candidate_pairs(SCORES, POSITIVES, 1)
-    assert for_text.tolist() == [[True, False, False], [False, False, True]]
-    assert for_clip.tolist() == [[True, True, False], [False, False, True]]
-    assert pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
-
-
-def test_a_right_clip_equal_to_a_wrong_one_is_not_chosen_before_it():
-    _, for_text, for_clip = candidate_pairs(np.zeros((2, 2)), np.eye(2, dtype=bool), 1)
-    assert not (for_text & np.eye(2, dtype=bool)).any() and not (for_clip & np.eye(2, dtype=bool)).any()
 
 
 def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
