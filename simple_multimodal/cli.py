@@ -4,6 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simple_multimodal.modalities import MODALITIES
 
 TOY_OPTIONS = {
     "num_train_clips": "number of training clips",
@@ -87,6 +91,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_roots(verb)
     verb.set_defaults(run=show)
 
+    verb = verbs.add_parser("encode", help="save embeddings of clips, to search them", allow_abbrev=False)
+    verb.add_argument("model", metavar="MODEL", help="folder or hub name of a trained model")
+    verb.add_argument("clips", metavar="CLIPS", nargs="+", help="a manifest, a folder, or media files")
+    verb.add_argument("--out", default="clips.safetensors", metavar="FILE", help="default: clips.safetensors")
+    add_pipeline(verb)
+    verb.set_defaults(run=encode)
+
+    verb = verbs.add_parser("search", help="find clips by text", allow_abbrev=False)
+    verb.add_argument("model", metavar="MODEL", help="folder or hub name of a trained model")
+    verb.add_argument("text", metavar="TEXT", help="what is to be seen and heard")
+    verb.add_argument(
+        "clips", metavar="CLIPS", nargs="+", help="a manifest, a folder, media files, or what `encode` saved"
+    )
+    verb.add_argument("--top_k", type=int, default=10, metavar="INT", help="clips to print; default: 10")
+    verb.add_argument(
+        "--rerank", type=int, default=0, metavar="INT", help="first clips that the matching head orders anew; default: 0"
+    )
+    add_pipeline(verb)
+    verb.set_defaults(run=search)
+
+    verb = verbs.add_parser("answer", help="answer questions about clips", allow_abbrev=False)
+    verb.add_argument("model", metavar="MODEL", help="folder or hub name of a model for question answering")
+    verb.add_argument("question", metavar="QUESTION", help="about each clip")
+    verb.add_argument("clips", metavar="CLIPS", nargs="+", help="a folder, or media files")
+    verb.add_argument("--top_k", type=int, default=1, metavar="INT", help="answers to print; default: 1")
+    add_pipeline(verb)
+    verb.set_defaults(run=answer)
+
+    verb = verbs.add_parser("infer", help="measure a model on a prepared benchmark", allow_abbrev=False)
+    verb.add_argument("model", metavar="MODEL", help="folder or hub name of a trained model")
+    verb.add_argument("data", metavar="DATA", help="folder that `prepare` wrote, or ALPRO's data/<task>")
+    verb.add_argument("--split", default="test", metavar="NAME", help="train, validation or test; default: test")
+    verb.add_argument("--output_dir", required=True, metavar="DIR", help="folder for metrics.json and results.json")
+    verb.add_argument("--video_root", metavar="DIR", help="folder of the videos; default: DATA/videos")
+    verb.add_argument(
+        "--matching_top_k",
+        type=int,
+        metavar="INT",
+        help="candidates of each query that the matching head orders anew; 0: none; default: the protocol's",
+    )
+    verb.add_argument("--dsl", action="store_true", dest="uses_dual_softmax", help="normalise over all test queries")
+    verb.add_argument("--alpro", action="store_true", dest="is_alpro", help="print what ALPRO's evaluation would")
+    add_pipeline(verb)
+    verb.set_defaults(run=infer)
+
     options = vars(parser.parse_args(argv))
     del options["verb"]
     try:
@@ -94,6 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
         return 2
+
+
+def add_pipeline(verb: argparse.ArgumentParser) -> None:
+    """Adds the flags of a model in use."""
+    verb.add_argument("--batch_size", type=int, default=16, metavar="INT", help="clips at once; default: 16")
+    verb.add_argument("--num_workers", type=int, default=0, metavar="INT", help="processes that read; default: 0")
+    verb.add_argument("--drop_modality", nargs="+", default=(), choices=MODALITIES, help="take clips as lacking these")
+    verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
+    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
 
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
@@ -167,6 +225,77 @@ def show(
     draw_sample(sample, processor, is_training=epoch is not None, seed=seed, index_dir=index_dir).save(out)
     print(out)
     return 0
+
+
+def encode(*, model: str, clips: list[str], out: str, **settings: Any) -> int:
+    """Saves embeddings of clips."""
+    from simple_multimodal.inference import Retriever
+
+    index = _pipeline(Retriever, model, settings).index(_clips(clips), saved=out)
+    print(f"{out}: {len(index.ids)} clips")
+    return 0
+
+
+def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
+    """Prints the clips found, one JSON object per line."""
+    from simple_multimodal.inference import ClipIndex, Retriever
+
+    retriever = _pipeline(Retriever, model, settings)
+    if len(clips) == 1 and clips[0].endswith(".safetensors"):
+        index = ClipIndex.load(clips[0])
+    else:
+        index = retriever.index(_clips(clips), for_matching=rerank > 0)
+    for match in retriever.search(text, index, top_k=top_k, rerank=rerank):
+        print(json.dumps(match._asdict()))
+    return 0
+
+
+def answer(*, model: str, question: str, clips: list[str], top_k: int, **settings: Any) -> int:
+    """Prints the answers for each clip, one JSON object per line."""
+    from simple_multimodal.data.files import media_rows
+    from simple_multimodal.inference import QuestionAnswerer
+
+    answerer = _pipeline(QuestionAnswerer, model, settings)
+    for row in media_rows(clips[0] if len(clips) == 1 else clips):
+        answers = answerer.answer(question, row["group"], top_k=top_k)
+        print(json.dumps({"id": row["id"], "answers": [answer._asdict() for answer in answers]}))
+    return 0
+
+
+def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **options: Any) -> int:
+    """Measures a model on a prepared benchmark, and prints the numbers as ALPRO does."""
+    from simple_multimodal.evaluation.protocols import get_protocol
+    from simple_multimodal.inference import QuestionAnswerer, Retriever
+    from simple_multimodal.inference.benchmark import measure_benchmark, prepared_folder
+
+    settings = {name: options.pop(name) for name in PIPELINE_SETTINGS}
+    folder, videos, protocol = prepared_folder(data, output_dir)
+    kind = Retriever if get_protocol(protocol).task == "retrieval" else QuestionAnswerer
+    pipeline = _pipeline(kind, model, settings | {"shows_progress": True})
+    measured = measure_benchmark(
+        pipeline, folder, output_dir, model_folder=model, video_root=video_root or videos, **options
+    )
+    if pipeline.state.is_main_process:
+        print(f"{measured.protocol}: {measured.headline} {measured.metrics[measured.headline]:.4f}", file=sys.stderr)
+        print(measured.printed)
+    return 0
+
+
+PIPELINE_SETTINGS = ("batch_size", "num_workers", "drop_modality", "cache_dir", "index_dir")
+
+
+def _pipeline(kind: Any, model: str, settings: dict[str, Any]) -> Any:
+    settings["drop_modalities"] = settings.pop("drop_modality")
+    return kind.from_pretrained(model, **settings)
+
+
+def _clips(clips: list[str]) -> Any:
+    """A data set if a manifest is named, else the files."""
+    from simple_multimodal.data.manifest import FORMATS, MultimodalDataset
+
+    if len(clips) == 1 and Path(clips[0]).suffix in FORMATS:
+        return MultimodalDataset(clips[0], modalities=())
+    return clips[0] if len(clips) == 1 else clips
 
 
 def pack(

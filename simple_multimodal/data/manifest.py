@@ -174,6 +174,11 @@ class MultimodalDataset:
             if record["text"] is not None:
                 yield _read_caption_file(self._resolve(record, index, "text"))
 
+    def clip_names(self) -> list[str]:
+        """Names of the clips of all rows, without folder and extension, each once, in alphabetical order."""
+        paths = {record["video"] or record["audio"] for record in self._table.select(range(len(self)))}
+        return sorted({PurePosixPath(path).stem for path in paths if path is not None})
+
     def check_files(self) -> None:
         """Check that every file of every row exists.
 

@@ -39,12 +39,14 @@ class ClipIndex:
 
     Args:
         ids (`list[str]`): names of the clips.
+        groups (`list[str]`): clips of one group count as the same.
         embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): unit-length embeddings.
         clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
         key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
     """
 
     ids: list[str]
+    groups: list[str]
     embeds: torch.Tensor
     clips: list[Encoded] | None = None
     key: str = ""
@@ -54,7 +56,8 @@ class ClipIndex:
         temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({"embeds": self.embeds.contiguous()}, temporary, {"ids": json.dumps(self.ids), "key": self.key})
+            metadata = {"ids": json.dumps(self.ids), "groups": json.dumps(self.groups), "key": self.key}
+            save_file({"embeds": self.embeds.contiguous()}, temporary, metadata)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -69,7 +72,8 @@ class ClipIndex:
         try:
             with safe_open(os.fspath(path), "pt") as file:
                 metadata = file.metadata()
-                return cls(json.loads(metadata["ids"]), file.get_tensor("embeds").clone(), key=metadata["key"])
+                ids, groups = json.loads(metadata["ids"]), json.loads(metadata["groups"])
+                return cls(ids, groups, file.get_tensor("embeds").clone(), key=metadata["key"])
         except (SafetensorError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{os.fspath(path)}: is no index of clips: {error}") from error
 
@@ -96,7 +100,9 @@ class Retriever(Pipeline):
         "MultimodalForRetrieval": MultimodalForRetrieval,
     }
 
-    def index(self, clips: Clips, *, saved: str | os.PathLike[str] | None = None) -> ClipIndex:
+    def index(
+        self, clips: Clips, *, saved: str | os.PathLike[str] | None = None, for_matching: bool = False
+    ) -> ClipIndex:
         """
         Run clips through the towers.
 
@@ -104,6 +110,8 @@ class Retriever(Pipeline):
             clips: a data set (rows of the same clip count once), or a media file, a folder, or a list of files.
             saved (`str`, *optional*): where to keep the embeddings; if they are there already, of the same model and
                 clips, they are not made again (nothing can be re-ranked then).
+            for_matching (`bool`, *optional*, defaults to `False`): whether clips will be re-ranked: then they are
+                encoded even if their embeddings are saved.
 
         Raises:
             MediaError: A file cannot be read.
@@ -115,11 +123,11 @@ class Retriever(Pipeline):
         key = ""
         if saved is not None:
             key = self._key(rows)
-            if Path(saved).exists() and (stored := ClipIndex.load(saved)).key == key:
+            if not for_matching and Path(saved).exists() and (stored := ClipIndex.load(saved)).key == key:
                 return stored
         encoded = self.encode_rows(rows)
         embeds = torch.stack([clip.embed for clip in encoded if clip.embed is not None])
-        index = ClipIndex([row["id"] for row in rows], embeds, encoded, key)
+        index = ClipIndex([row["id"] for row in rows], [row["group"] for row in rows], embeds, encoded, key)
         if saved is not None and self.state.is_main_process:
             index.save(saved)
         return index
@@ -133,7 +141,8 @@ class Retriever(Pipeline):
         for row in rows:
             files = [path for path in (row["video"], row["audio"]) if path is not None]
             stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-            digest.update(json.dumps([row["id"], stats, row["start_seconds"], row["end_seconds"]]).encode())
+            segment = row["start_seconds"], row["end_seconds"]
+            digest.update(json.dumps([row["id"], row["group"], stats, segment]).encode())
         digest.update(json.dumps(self.collator.drop_modalities).encode())
         return digest.hexdigest()
 

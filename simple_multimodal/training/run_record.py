@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -18,6 +18,7 @@ from simple_multimodal.data.manifest import MultimodalDataset
 logger = logging.get_logger(__name__)
 
 RUN_FILE = "run.json"
+CLIPS_FILE = "training_clips.json"
 STATE_FILE = "trainer_state.json"
 """Written last into a checkpoint, so a checkpoint that has it has everything."""
 
@@ -61,6 +62,18 @@ def write_run_record(folder: str | os.PathLike, record: dict) -> None:
     """Write `run.json` into a folder, which is made if need be."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, RUN_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def training_clips(dataset: MultimodalDataset | None, source: str | os.PathLike | None) -> list[str]:
+    """Names of the clips that a model has seen in training: here, and before in the folder that it starts from."""
+    path = Path(source or "", CLIPS_FILE)
+    earlier = json.loads(path.read_text(encoding="utf-8"))["clips"] if source and path.is_file() else []
+    return sorted({*earlier, *(dataset.clip_names() if dataset is not None else [])})
+
+
+def write_training_clips(folder: str | os.PathLike, clips: Sequence[str]) -> None:
+    """Write `training_clips.json` into a folder; a test on one of these clips is refused."""
+    Path(folder, CLIPS_FILE).write_text(json.dumps({"clips": list(clips)}, indent=0) + "\n", encoding="utf-8")
 
 
 def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool) -> None:

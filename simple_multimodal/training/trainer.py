@@ -33,7 +33,13 @@ from simple_multimodal.training.evaluation import (
     evaluate_encoded,
     pair_metrics,
 )
-from simple_multimodal.training.run_record import begin_run, newest_checkpoint, write_run_record
+from simple_multimodal.training.run_record import (
+    begin_run,
+    newest_checkpoint,
+    training_clips,
+    write_run_record,
+    write_training_clips,
+)
 
 
 class LoadingProgressCallback(ProgressCallback):
@@ -372,7 +378,10 @@ class MultimodalTrainer(Trainer):
         if self.processor is not None and self.processing_class is None and self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
         if self.run_record is not None and self.args.should_save:
-            write_run_record(output_dir or self.args.output_dir, self.run_record)
+            folder = output_dir or self.args.output_dir
+            write_run_record(folder, self.run_record)
+            source = self.run_record["arguments"].get("model_name_or_path")
+            write_training_clips(folder, training_clips(self.train_dataset, source))
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the model card with the numbers of the last evaluation, in place of the stock one (also before a
