@@ -302,9 +302,7 @@ def measure_benchmark(
     return measured
 
 
-def prepared_folder(
-    data: str | os.PathLike[str], output_dir: str | os.PathLike[str]
-) -> tuple[Path, Path | None, str]:
+def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> tuple[Path, Path | None, str]:
     """
     The folder of a benchmark's manifests; of one in ALPRO's layout (`txt/`, `videos/`) they are written first.
 
