@@ -2,5 +2,5 @@
 # Measures a model on data/didemo_ret (txt/, videos/): inf_didemo_ret.sh MODEL [flags of `simple-multimodal infer`]
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-"$root/.venv/bin/python" -m simple_multimodal infer "${1:?name the folder of a model}" "${DATA:-data/didemo_ret}" \
+PYTHONPATH="$root" "$root/.venv/bin/python" -m simple_multimodal infer "${1:?name the folder of a model}" "${DATA:-data/didemo_ret}" \
     --output_dir "${OUTPUT:-outputs/inf_didemo_ret}" "${@:2}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, row_captions
 from simple_multimodal.data.prepare import prepare_benchmark
@@ -39,6 +40,8 @@ from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.loading import cosine
 from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.models.pairs import score_pairs
+
+logger = logging.get_logger(__name__)
 
 ALPRO_PROCESSES = 8
 """As many as ALPRO's published numbers were measured with: questions of the first clips count twice there."""
@@ -246,6 +249,8 @@ def measure_benchmark(
     is_retrieval = isinstance(pipeline, Retriever)
     if (protocol.task == "retrieval") != is_retrieval:
         raise ValueError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
+    if split not in prepared["splits"]:
+        raise ValueError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
     clips = prepared["splits"][split]["clips"]
     selection_split = None
     if model_folder is not None and split == "test":
@@ -326,7 +331,11 @@ def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[
                 f"{data}: neither written by `simple-multimodal prepare` (no protocol.json) nor in ALPRO's layout "
                 f"(a folder such as msrvtt_ret with txt/ and videos/)."
             )
-        prepare_benchmark(benchmark, data / "txt", folder, videos=videos, splits=_listed_splits(data / "txt"))
+        preparation = prepare_benchmark(
+            benchmark, data / "txt", folder, videos=videos, splits=_listed_splits(data / "txt")
+        )
+        if preparation.deviations:
+            logger.warning(preparation.to_text())
     protocol = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))["protocol"]
     return folder, videos if videos.is_dir() else None, protocol
 

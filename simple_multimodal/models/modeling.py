@@ -535,6 +535,7 @@ class MultimodalForRetrieval(MultimodalForPreTraining):
     """Contrast and matching alone, without the decoders of the masked objectives: what retrieval needs."""
 
     objectives = (*CONTRASTIVE_PAIRS, "matching")
+    _keys_to_ignore_on_load_unexpected = [r"^(text|audio|video)_decoder\.", r"^fusion_to_text\."]
 
 
 class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
@@ -543,6 +544,12 @@ class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
     The head is ALPRO's (Li et al. 2022): two linear layers with a ReLU between them on the first fused text token. The
     list of answers is the configuration's `id2label`.
     """
+
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(text|audio|video)_decoder\.",
+        r"^fusion_to_text\.",
+        r"^matching_head\.",
+    ]
 
     def __init__(self, config: MultimodalConfig):
         super().__init__(config)
