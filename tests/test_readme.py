@@ -1,5 +1,6 @@
 """What the README shows works: its commands parse, its files exist, its Python runs."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from arguments import parse_args
+from simple_multimodal import inference
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.models import MultimodalForPreTraining, encoders
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
@@ -61,6 +63,25 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     model = MultimodalForPreTraining.from_pretrained("outputs/toy")
     assert values["embedding"].shape == (1, model.config.contrastive_dim)
     assert float(values["embedding"].norm()) == pytest.approx(1, abs=1e-5)
+
+
+def test_inference_of_the_readme_uses_what_is_there(monkeypatch):
+    """Names and arguments; what they do is tested in `tests/inference`."""
+    code = next(block for block in PYTHON_BLOCKS if "Retriever" in block)
+    calls = []
+    for kind in (inference.Retriever, inference.QuestionAnswerer):
+        monkeypatch.setattr(kind, "__init__", lambda self: None)
+        monkeypatch.setattr(kind, "from_pretrained", classmethod(lambda cls, name: cls()))
+        for name in {"index", "search", "answer"} & set(vars(kind)):
+            signature = inspect.signature(getattr(kind, name))
+
+            def record(*arguments, _signature=signature, _name=name, **settings):
+                _signature.bind(*arguments, **settings)
+                calls.append(_name)
+
+            monkeypatch.setattr(kind, name, record)
+    exec(compile(code, "README.md", "exec"), {})
+    assert calls == ["index", "search", "answer"]
 
 
 def test_worked_example_of_an_encoder_loads_a_checkpoint(tmp_path, monkeypatch):
