@@ -256,9 +256,10 @@ class QuestionDataset(MultimodalDataset):
         """The questions of all rows of the manifest, also of those that `max_samples` leaves out."""
         return (self._cell(index, "question") for index in range(len(self._table)))
 
-    def answers(self) -> list[str | None]:
-        """The answer of each row; `None` where the row has none."""
-        return [json.loads(self._table[index]["further"]).get("answer") or None for index in range(len(self))]
+    def pairs(self) -> list[tuple[str, str]]:
+        """Question and answer of each row that has an answer."""
+        answers = (json.loads(self._table[index]["further"]).get("answer") for index in range(len(self)))
+        return [(self._cell(index, "question"), answer) for index, answer in enumerate(answers) if answer]
 
     def _row(self, index: int, epoch: int) -> Row:
         row = super()._row(index, epoch)

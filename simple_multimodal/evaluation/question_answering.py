@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -265,6 +266,56 @@ def answer_baselines(
         "seen_answer_share": float(np.mean([answer in seen_answers for answer in answers])),
         "answer_entropy_bits": float(-(shares * np.log2(shares)).sum()),
     }
+
+
+class AnswerResult(NamedTuple):
+    """
+    Question answering, measured.
+
+    Args:
+        metrics (`dict[str, float]`): [`question_answering_metrics`], and [`answer_baselines`] if training questions
+            are known.
+        intervals (`dict[str, tuple[float, float]]`): [`question_answering_intervals`], resampled by clip.
+        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): Of each question.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    is_correct: np.ndarray
+
+
+def answer_result(
+    labels: np.ndarray | Sequence[int],
+    rows: Sequence[Mapping],
+    *,
+    id2label: Mapping[int, str],
+    train_pairs: Sequence[tuple[str, str]] = (),
+) -> AnswerResult:
+    """
+    Measure predicted answers to the questions of a manifest.
+
+    Args:
+        labels (`np.ndarray` or `Sequence[int]` of length `num_questions`): Predicted labels.
+        rows (`Sequence[Mapping]` of length `num_questions`): With `question`, `answer`, `group` (the clip) and, all or
+            none, `answer_type`.
+        id2label (`Mapping[int, str]`): Answer of each label.
+        train_pairs (`Sequence[tuple[str, str]]`, *optional*): Training questions with their answers.
+
+    Returns:
+        [`AnswerResult`].
+
+    Raises:
+        ValueError: If lengths do not agree or there is no question.
+    """
+    answers = [str(row.get("answer") or "") for row in rows]
+    types = [str(row["answer_type"] or "") for row in rows] if all("answer_type" in row for row in rows) else None
+    is_correct = correct_answers(np.asarray(labels), answers, id2label=id2label)
+    metrics = question_answering_metrics(is_correct, types)
+    if train_pairs:
+        questions, known = zip(*train_pairs, strict=True)
+        metrics |= answer_baselines([str(row["question"]) for row in rows], answers, questions, known)
+    groups = np.array([row["group"] for row in rows])
+    return AnswerResult(metrics, question_answering_intervals(is_correct, types, groups=groups), is_correct)
 
 
 def _by_type(is_correct: np.ndarray, answer_types: Sequence[str] | None) -> dict[str, np.ndarray]:

@@ -21,13 +21,7 @@ from simple_multimodal.evaluation.alpro import (
 )
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import BENCHMARKS, check_overlap, get_protocol, protocol_name
-from simple_multimodal.evaluation.question_answering import (
-    answer_baselines,
-    correct_answers,
-    predicted_labels,
-    question_answering_intervals,
-    question_answering_metrics,
-)
+from simple_multimodal.evaluation.question_answering import answer_result, predicted_labels
 from simple_multimodal.evaluation.report import write_metrics
 from simple_multimodal.evaluation.result_files import write_rows
 from simple_multimodal.evaluation.retrieval import (
@@ -182,30 +176,24 @@ def measure_answers(
     """
     rows = list(dataset)
     labels = predicted_labels(answerer.answer_rows(dataset).numpy())
-    questions = [row["captions"][0] for row in rows]
-    answers = [str(row.get("answer") or "") for row in rows]
-    is_correct = correct_answers(labels, answers, id2label=answerer.model.config.id2label)
-    types = [str(row.get("answer_type") or "") for row in rows] if "answer_type" in dataset.columns else None
-    groups = np.array([row["group"] for row in rows])
-    metrics = question_answering_metrics(is_correct, types)
-    if train_dataset is not None:
-        known = [
-            (question, answer)
-            for question, answer in zip(train_dataset.captions(), train_dataset.answers(), strict=True)
-            if answer is not None
-        ]
-        metrics |= answer_baselines(questions, answers, [q for q, _ in known], [a for _, a in known])
+    train_pairs = () if train_dataset is None else train_dataset.pairs()
+    result = answer_result(labels, rows, id2label=answerer.model.config.id2label, train_pairs=train_pairs)
+    types = [str(row.get("answer_type") or "") for row in rows]
     counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
-    printed_types = types or [""] * len(rows)
-    clips = [Path(row["video"] or row["audio"] or "").stem for row in rows]
     return Measurement(
-        metrics=metrics,
-        intervals=question_answering_intervals(is_correct, types, groups=groups),
-        counts={"questions": len(rows), "clips": len(set(groups.tolist()))},
+        metrics=result.metrics,
+        intervals=result.intervals,
+        counts={"questions": len(rows), "clips": len({row["group"] for row in rows})},
         protocol=protocol,
         headline="accuracy",
-        printed=alpro_question_answering_metrics(is_correct[counted], [printed_types[n] for n in counted]),
-        rows=question_answering_rows(labels, questions, clips, answers, printed_types),
+        printed=alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted]),
+        rows=question_answering_rows(
+            labels,
+            [row["captions"][0] for row in rows],
+            [Path(row["video"] or row["audio"] or "").stem for row in rows],
+            [str(row.get("answer") or "") for row in rows],
+            types,
+        ),
     )
 
 

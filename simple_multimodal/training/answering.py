@@ -12,29 +12,24 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from simple_multimodal.data.manifest import QuestionDataset
-from simple_multimodal.evaluation.question_answering import (
-    answer_baselines,
-    correct_answers,
-    question_answering_intervals,
-    question_answering_metrics,
-)
+from simple_multimodal.evaluation.question_answering import answer_result
 from simple_multimodal.models.modeling import Batch
 from simple_multimodal.training.evaluation import Evaluation
 
 HEADLINE = "accuracy"
 
 
-def answer_vocabulary(answers: Iterable[str | None]) -> list[str]:
+def answer_vocabulary(answers: Iterable[str]) -> list[str]:
     """
     The answers that a model is to know, the most frequent first, equally frequent ones in alphabetical order.
 
     Args:
-        answers (`Iterable[str | None]`): of the training questions; `None` for a question without one.
+        answers (`Iterable[str]`): of the training questions.
 
     Raises:
         ValueError: If there are fewer than two different answers.
     """
-    counts = Counter(answer for answer in answers if answer is not None)
+    counts = Counter(answers)
     if len(counts) < 2:
         raise ValueError(
             f"The training questions have {len(counts)} different answers; a choice needs two. Is the column `answer` "
@@ -110,29 +105,22 @@ def evaluate_answers(
             seeing a clip stand beside.
 
     Returns:
-        [`Evaluation`]: [`question_answering_metrics`], `answer_loss` over the questions whose answer the model knows,
-        and [`answer_baselines`]; intervals resampled by clip.
+        [`Evaluation`]: the metrics of [`answer_result`], and `answer_loss` over the questions whose answer the model
+        knows.
     """
     rows = [dataset[prediction.row_id] for prediction in predictions]
-    answers = [str(row.get("answer") or "") for row in rows]
-    is_correct = correct_answers([prediction.label for prediction in predictions], answers, id2label=id2label)
-    types = [str(row.get("answer_type") or "") for row in rows] if "answer_type" in dataset.columns else None
-    groups = np.array([row["group"] for row in rows])
+    result = answer_result(
+        [prediction.label for prediction in predictions],
+        rows,
+        id2label=id2label,
+        train_pairs=() if train_dataset is None else train_dataset.pairs(),
+    )
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     loss = float(np.mean(losses)) if losses else 0.0
-    metrics = {"loss": loss, "answer_loss": loss, **question_answering_metrics(is_correct, types)}
-    if train_dataset is not None:
-        pairs = [
-            (question, answer)
-            for question, answer in zip(train_dataset.captions(), train_dataset.answers(), strict=False)
-            if answer is not None
-        ]
-        questions = [row["captions"][0] for row in rows]
-        metrics |= answer_baselines(questions, answers, [q for q, _ in pairs], [a for _, a in pairs])
     return Evaluation(
-        metrics=metrics,
-        intervals=question_answering_intervals(is_correct, types, groups=groups),
-        counts={"questions": len(rows), "clips": len(set(groups.tolist())), "known_answers": len(losses)},
+        metrics={"loss": loss, "answer_loss": loss, **result.metrics},
+        intervals=result.intervals,
+        counts={"questions": len(rows), "clips": len({row["group"] for row in rows}), "known_answers": len(losses)},
         protocol="the highest scoring answer of the model's list; right if it is the annotated one, letter by letter",
         headline=HEADLINE,
     )

@@ -225,7 +225,10 @@ def answer_settings(
         if not is_numbered or len(label2id) < 2:
             raise ValueError(f"--answers_file {answers_file} must hold an object of answers numbered from 0.")
     elif isinstance(train_set, QuestionDataset):
-        label2id = {answer: number for number, answer in enumerate(answer_vocabulary(train_set.answers()))}
+        label2id = {
+            answer: number
+            for number, answer in enumerate(answer_vocabulary(answer for _, answer in train_set.pairs()))
+        }
     else:
         raise ValueError(
             "A model that answers questions takes its answers from the training questions: train it (--do_train), or "
