@@ -260,9 +260,13 @@ def test_intervals_of_changes_are_paired():
 
 
 def test_intervals_of_changes_are_drawn_by_clip():
-    before, after = np.array([2, 2, 2, 2]), np.array([1, 1, 2, 2])
-    _, intervals = retrieval_changes(before, after, groups=np.array([0, 0, 1, 1]))
-    assert intervals["R@1_change"] == (0.0, 1.0)
+    before = np.full(400, 2)
+    after = np.repeat(np.where(np.arange(20) < 10, 1, 2), 20)
+    (low, high), (clip_low, clip_high) = (
+        retrieval_changes(before, after, groups=groups).intervals["R@1_change"]
+        for groups in (None, np.repeat(np.arange(20), 20))
+    )
+    assert clip_high - clip_low > 3 * (high - low)
 
 
 def test_top_candidates_take_the_wrong_one_of_equals():
