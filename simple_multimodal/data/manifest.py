@@ -258,9 +258,9 @@ def _scan(path: Path) -> tuple[str, tuple[str, ...]]:
     with path.open("rb") as file:
         content_hash = hashlib.file_digest(file, "sha256").hexdigest()
     if path.suffix == ".jsonl":
-        columns = tuple(dict.fromkeys(key for _, record in _read_jsonl(path) for key in record))
+        columns = tuple(dict.fromkeys(key for _, record in read_jsonl(path) for key in record))
     else:
-        head = [cells for _, cells in itertools.islice(_read_table(path), 2)]
+        head = [cells for _, cells in itertools.islice(read_table(path), 2)]
         columns = tuple(head[0]) if len(head) == 2 else ()
     if not columns:
         raise ValueError(f"{path}: the manifest has 0 rows.")
@@ -319,9 +319,9 @@ def _table_records(manifest: str, content: str, version: int, columns: tuple[str
     """Checked records of a manifest; `content` and `version` are there for the cache key."""
     path = Path(manifest)
     if path.suffix == ".jsonl":
-        records = _read_jsonl(path)
+        records = read_jsonl(path)
     else:
-        cells = _read_table(path)
+        cells = read_table(path)
         next(cells)
         records = ((line, dict(zip(columns, row, strict=True))) for line, row in cells)
     seen: dict[str, int] = {}
@@ -334,7 +334,7 @@ def _table_records(manifest: str, content: str, version: int, columns: tuple[str
         yield {"line": line, **parsed}
 
 
-def _read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
+def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each line of a CSV or TSV file, the header first; blank lines left out."""
     csv.field_size_limit(sys.maxsize)  # a cell may be longer than the module's 128 KiB
     width = 0
@@ -355,7 +355,7 @@ def _read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise ValueError(f"{path}, line {reader.line_num}: cannot be read as a UTF-8 table: {error}.") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each line of a JSONL file; blank lines left out."""
     with path.open("rb") as file:
         for line_number, line in enumerate(file, start=1):

@@ -1,0 +1,383 @@
+"""Reads the annotation files of MSR-VTT, DiDeMo, MSVD, MSR-VTT-QA and MSVD-QA as their makers publish them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from simple_multimodal.data.manifest import read_jsonl, read_table
+
+SOURCES = {
+    "msrvtt": (
+        "Captions: train_val_videodatainfo.json and test_videodatainfo.json of the MSR-VTT challenge (Microsoft "
+        "Research), or MSRVTT_data.json, which holds both and comes with the lists. Lists: MSRVTT_JSFUSION_test.csv, "
+        "MSRVTT_train.9k.csv and MSRVTT_train.7k.csv of CLIP4Clip (ArrowLuo/CLIP4Clip on GitHub). Videos: "
+        "train_val_videos.zip (md5 51f2394d279cf84f1642defd9a651e6f) and test_videos.zip (md5 "
+        "0af68454cec9d586e92805739f3911d0) of the challenge; the sums are ALPRO's (salesforce/ALPRO)."
+    ),
+    "didemo": (
+        "Annotations: data/train_data.json, val_data.json and test_data.json of LisaAnne/LocalizingMoments on "
+        "GitHub, whose README says how to ask for the videos (they are Flickr's, by way of YFCC100M)."
+    ),
+    "msvd": (
+        "Captions and lists: captions_msvd.json, train_list.txt, val_list.txt and test_list.txt of X-Pool "
+        "(layer6ai-labs/xpool on GitHub). Videos: YouTubeClips.tar (md5 9bdb20fcf14d59524a6febca9f6a8d89, as "
+        "salesforce/ALPRO gives it) of the Microsoft Research Video Description Corpus at the University of Texas."
+    ),
+    "msrvtt_qa": (
+        "Questions: train_qa.json, val_qa.json and test_qa.json of MSRVTT-QA (xudejing/video-question-answering on "
+        "GitHub). Videos: those of MSR-VTT."
+    ),
+    "msvd_qa": (
+        "Questions: train_qa.json, val_qa.json and test_qa.json of MSVD-QA (xudejing/video-question-answering on "
+        "GitHub), and youtube_mapping.txt of MSVD. Videos: those of MSVD."
+    ),
+}
+"""Where to get what is missing, by benchmark. Nothing is ever downloaded."""
+
+_NAMES_IN_FILES = {"train": "train", "validation": "val", "test": "test"}
+"""Splits, and what files call them."""
+
+Entry = tuple[str, dict[str, Any]]  # where it stands, for messages, and its content
+T = TypeVar("T")
+Rows = dict[str, list[dict[str, Any]]]  # by split
+
+
+@dataclass
+class Annotations:
+    """
+    Annotation files as rows, before anything is known of the videos.
+
+    Args:
+        rows (`dict[str, list[dict]]`): By split, of those that were asked for and have a list. A row has `id`,
+            `clip` (the name of its video without folder and extension), and `captions`, or `question`, `answer`,
+            `answer_type` and `question_id`.
+        sources (`list[Path]`): The files that were read.
+        duplicates (`list[str]`): What occurred twice, one line each. The first one is kept.
+    """
+
+    rows: Rows
+    sources: list[Path]
+    duplicates: list[str]
+
+
+def clip_name(file: str) -> str:
+    """Name of a clip: that of its file up to the first dot. No clip of these benchmarks has one in its name, and
+    extensions differ between releases (DiDeMo names some videos twice, with two of them)."""
+    return file.rpartition("/")[2].partition(".")[0]
+
+
+def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, splits: Sequence[str]) -> Annotations:
+    """
+    Reads a benchmark's annotation files, in its own format or in that of ClipBERT and ALPRO.
+
+    Args:
+        folder (`str` or `Path`): Holds the files, in whatever sub-folders; **or** `train.jsonl`, `val.jsonl` and
+            `test.jsonl` as in ALPRO's `data/<task>/txt`: that folder or one of the three above it.
+        benchmark (`str`): A key of `SOURCES`.
+        protocol (`str`): For MSR-VTT, decides which lists are read.
+        splits (`Sequence[str]`): Which of `train`, `validation` and `test` to read: only their files must be there.
+
+    Returns:
+        `Annotations`: The rows in the order of the files. There is no `validation` where there is no list for it.
+
+    Raises:
+        ValueError: A file is missing, **or** an entry of it is not what it should be. Names the file and the line or
+            entry, and says where to get what is missing.
+    """
+    files = _Files(folder, benchmark)
+    own_reader, own_names = _OWN_FORMATS[benchmark]
+    if not any(files.has(name) for name in own_names) and (txt := alpro_folder(folder, benchmark)) is not None:
+        rows = _read_alpro(files, txt, splits)
+    else:
+        rows = own_reader(files, protocol, splits)
+    return Annotations(rows, files.used, files.duplicates)
+
+
+def alpro_folder(folder: str | Path, benchmark: str) -> Path | None:
+    """The `txt` folder of ALPRO's `data/<task>/{txt,videos}`, seen from it or from above; `None` without one."""
+    task = benchmark if benchmark.endswith("_qa") else f"{benchmark}_ret"
+    for place in (Path(), Path("txt"), Path(task, "txt"), Path("data", task, "txt")):
+        if any(Path(folder, place, f"{name}.jsonl").is_file() for name in _NAMES_IN_FILES.values()):
+            return Path(folder, place)
+    return None
+
+
+class _Files:
+    """The annotation files of a benchmark in a folder; remembers what was read, and what occurred twice."""
+
+    def __init__(self, folder: str | Path, benchmark: str):
+        self.folder, self.benchmark = Path(folder), benchmark
+        if not self.folder.is_dir():
+            raise ValueError(f"{folder}: no such folder of annotations. {SOURCES[benchmark]}")
+        self.used: list[Path] = []
+        self.duplicates: list[str] = []
+
+    def has(self, name: str) -> bool:
+        return any(self.folder.rglob(name))
+
+    def find(self, name: str) -> Path:
+        """The one file of that name, wherever it is in the folder."""
+        found = sorted(self.folder.rglob(name))
+        if not found:
+            raise ValueError(
+                f"{self.folder}: {name} is missing. Splits that are not asked for need no file. "
+                f"{SOURCES[self.benchmark]}"
+            )
+        if len(found) > 1:
+            raise ValueError(f"{name} is there twice, as {found[0]} and {found[1]}; pass the folder of one of them.")
+        return self.use(found[0])
+
+    def use(self, path: Path) -> Path:
+        if path not in self.used:
+            self.used.append(path)
+        return path
+
+    def entries(self, path: Path, key: str | None = None) -> Iterator[Entry]:
+        """Objects of a JSONL file, rows of a CSV file, or the list in a JSON file, under `key` if there is one."""
+        if path.suffix == ".jsonl":
+            yield from ((f"{path}, line {line}", entry) for line, entry in read_jsonl(path))
+        elif path.suffix == ".csv":
+            table = read_table(path)
+            _, header = next(table, (0, []))
+            yield from ((f"{path}, line {line}", dict(zip(header, row, strict=True))) for line, row in table)
+        else:
+            content = _load_json(path)
+            entries = content.get(key) if key is not None and isinstance(content, dict) else content
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                raise ValueError(f"{path}: must hold a list of objects{f' under {key!r}' if key else ''}.")
+            yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
+
+    def once(self, items: Iterable[tuple[str, T]], path: Path) -> list[T]:
+        """Of items with a key, the first of each; remembers which keys occurred again."""
+        kept: dict[str, T] = {}
+        again: dict[str, None] = {}
+        for key, item in items:
+            if key in kept:
+                again[key] = None
+            else:
+                kept[key] = item
+        if again:
+            self.duplicates.append(f"{path.name}: {len(again)} more than once: {some(again)}")
+        return list(kept.values())
+
+    def clips(self, names: Iterable[str], path: Path) -> list[str]:
+        """A list of clips, each once."""
+        return self.once(((name, name) for name in names), path)
+
+    def lines(self, path: Path) -> list[tuple[int, str]]:
+        """Number and content of each line of a text file that is not blank."""
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: is not UTF-8 text: {error}.") from error
+        return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def some(names: Iterable[str], num_shown: int = 5) -> str:
+    """The first of some names."""
+    names = list(names)
+    return ", ".join(names[:num_shown]) + ", ..." * (len(names) > num_shown)
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError, which has line and column
+        raise ValueError(f"{path}: is not JSON: {error}.") from error
+
+
+def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
+    """A value of an entry, which must be there and of the right type."""
+    where, content = entry
+    value = content.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = "a string" if kind is str else "a whole number"
+        raise ValueError(
+            f"{where}: {name!r} must be {expected}, got {repr(value)[:80]} among {', '.join(content) or 'nothing'}."
+        )
+    return value.strip() if isinstance(value, str) else value
+
+
+def _captions_by_clip(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Captions of each clip; a blank one is none."""
+    captions: dict[str, list[str]] = defaultdict(list)
+    for clip, caption in pairs:
+        if caption:
+            captions[clip].append(caption)
+    return dict(captions)
+
+
+def _caption_rows(clips: Iterable[str], captions: dict[str, list[str]], where: str) -> list[dict[str, Any]]:
+    """A row for each clip of a list. Every sentence counts, also one that was written twice."""
+    clips = list(clips)
+    without = [clip for clip in clips if clip not in captions]
+    if without:
+        raise ValueError(
+            f"{where}: {len(without)} clips have no caption: {some(without)}. The list and the captions "
+            "do not belong together, or a file of captions is incomplete."
+        )
+    return [{"id": clip, "clip": clip, "captions": captions[clip]} for clip in clips]
+
+
+def _question_row(entry: Entry, clip: str, question_id: int, answer_type: str | None = None) -> dict[str, Any]:
+    """A row for a question; its type is its first word, where the file does not say."""
+    question = _value(entry, "question")
+    return {
+        "id": str(question_id),
+        "clip": clip,
+        "question": question,
+        "answer": _value(entry, "answer"),
+        "answer_type": answer_type or question.partition(" ")[0].lower(),
+        "question_id": question_id,
+    }
+
+
+def _read_msrvtt(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+    """Captions of the challenge's files; who is in which split is said by lists (1k-A) or by the files themselves."""
+    is_full = protocol == "msrvtt-full"
+    rows: Rows = {}
+    if not is_full and "test" in splits:
+        path = files.find("MSRVTT_JSFUSION_test.csv")
+        pairs = [(_value(entry, "video_id"), _value(entry, "sentence")) for entry in files.entries(path)]
+        captions = dict(files.once(((clip, (clip, [caption])) for clip, caption in pairs), path))
+        rows["test"] = _caption_rows(captions, captions, str(path))
+    wanted = [split for split in splits if is_full or split == "train"]
+    if not wanted:
+        return rows
+
+    if files.has("MSRVTT_data.json"):
+        caption_paths = [files.find("MSRVTT_data.json")]
+    else:  # clips of the test split are trained on by the 9k list
+        needs_test = "test" in wanted or protocol == "msrvtt-1ka-9k"
+        needs_train = wanted != ["test"]
+        caption_paths = [files.find("train_val_videodatainfo.json")] if needs_train else []
+        caption_paths += [files.find("test_videodatainfo.json")] if needs_test else []
+    captions = _captions_by_clip(
+        (_value(entry, "video_id"), _value(entry, "caption"))
+        for path in caption_paths
+        for entry in files.entries(path, "sentences")
+    )
+    if not is_full:
+        list_path = files.find(f"MSRVTT_train.{protocol.rpartition('-')[2]}.csv")
+        clips = files.clips((_value(entry, "video_id") for entry in files.entries(list_path)), list_path)
+        rows["train"] = _caption_rows(clips, captions, str(list_path))
+        return rows
+    members: dict[str, list[str]] = {}
+    for path in caption_paths:
+        for entry in files.once(((_value(entry, "video_id"), entry) for entry in files.entries(path, "videos")), path):
+            members.setdefault(_value(entry, "split"), []).append(_value(entry, "video_id"))
+    for split in wanted:
+        clips = members.get("validate" if split == "validation" else split, [])
+        rows[split] = _caption_rows(clips, captions, " and ".join(map(str, caption_paths)))
+    return rows
+
+
+def _read_didemo(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+    """One paragraph per video: its moments' sentences, in the order of the file."""
+    rows = {}
+    for split in splits:
+        path = files.find(f"{_NAMES_IN_FILES[split]}_data.json")
+        moments = files.once(
+            ((str(_value(entry, "annotation_id", int)), entry) for entry in files.entries(path)), path
+        )
+        sentences = _captions_by_clip(
+            (clip_name(_value(moment, "video")), _value(moment, "description")) for moment in moments
+        )
+        rows[split] = _caption_rows(sentences, {clip: [" ".join(own)] for clip, own in sentences.items()}, str(path))
+    return rows
+
+
+def _read_msvd(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+    """One file with the captions of all clips, and a list of clips per split."""
+    path = files.find("captions_msvd.json")
+    content = _load_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(own, list) and all(isinstance(caption, str) for caption in own) for own in content.values()
+    ):
+        raise ValueError(f"{path}: must hold an object with a list of captions for each clip.")
+    captions = _captions_by_clip((clip, caption.strip()) for clip, own in content.items() for caption in own)
+    rows = {}
+    for split in splits:
+        list_path = files.find(f"{_NAMES_IN_FILES[split]}_list.txt")
+        clips = files.clips((line for _, line in files.lines(list_path)), list_path)
+        rows[split] = _caption_rows(clips, captions, str(list_path))
+    return rows
+
+
+def _read_qa(files: _Files, splits: Sequence[str], name_of: Callable[[int, str], str]) -> Rows:
+    """Questions as MSRVTT-QA and MSVD-QA have them, with numbers for clips."""
+    rows = {}
+    for split in splits:
+        path = files.find(f"{_NAMES_IN_FILES[split]}_qa.json")
+        questions = (
+            _question_row(entry, name_of(_value(entry, "video_id", int), entry[0]), _value(entry, "id", int))
+            for entry in files.entries(path)
+        )
+        rows[split] = files.once(((row["id"], row) for row in questions), path)
+    return rows
+
+
+def _read_msrvtt_qa(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+    return _read_qa(files, splits, lambda number, where: f"video{number}")
+
+
+def _read_msvd_qa(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+    """Clip N is the one that `youtube_mapping.txt` calls vidN."""
+    path = files.find("youtube_mapping.txt")
+    names: dict[str, str] = {}
+    for number, line in files.lines(path):
+        words = line.split()
+        if len(words) != 2:
+            raise ValueError(f"{path}, line {number}: must be a clip's name and its vidN, got {line[:80]!r}.")
+        names[words[1]] = words[0]
+
+    def name_of(number: int, where: str) -> str:
+        if f"vid{number}" not in names:
+            raise ValueError(f"{where}: {path} has no clip vid{number}.")
+        return names[f"vid{number}"]
+
+    return _read_qa(files, splits, name_of)
+
+
+def _read_alpro(files: _Files, folder: Path, splits: Sequence[str]) -> Rows:
+    """One JSON object per caption or per question; a question's number is that of its row, as ALPRO has it."""
+    rows = {}
+    for split in splits:
+        path = folder / f"{_NAMES_IN_FILES[split]}.jsonl"
+        if not path.is_file():
+            if split == "validation":
+                continue
+            raise ValueError(f"{path} is missing. It is part of ALPRO's data.zip (salesforce/ALPRO on GitHub).")
+        entries = list(files.entries(files.use(path)))
+        if files.benchmark.endswith("_qa"):
+            rows[split] = [
+                _question_row(entry, clip_name(_value(entry, "video_id")), number, _value(entry, "answer_type"))
+                for number, entry in enumerate(entries)
+            ]
+        else:
+            captions = _captions_by_clip(
+                (clip_name(_value(entry, "clip_name")), _value(entry, "caption")) for entry in entries
+            )
+            rows[split] = _caption_rows(captions, captions, str(path))
+    return rows
+
+
+_OWN_FORMATS: dict[str, tuple[Callable[[_Files, str, Sequence[str]], Rows], tuple[str, ...]]] = {
+    "msrvtt": (
+        _read_msrvtt,
+        (
+            "MSRVTT_JSFUSION_test.csv",
+            "MSRVTT_data.json",
+            "train_val_videodatainfo.json",
+            "test_videodatainfo.json",
+        ),
+    ),
+    "didemo": (_read_didemo, tuple(f"{name}_data.json" for name in _NAMES_IN_FILES.values())),
+    "msvd": (_read_msvd, ("captions_msvd.json",)),
+    "msrvtt_qa": (_read_msrvtt_qa, tuple(f"{name}_qa.json" for name in _NAMES_IN_FILES.values())),
+    "msvd_qa": (_read_msvd_qa, (*(f"{name}_qa.json" for name in _NAMES_IN_FILES.values()), "youtube_mapping.txt")),
+}
+"""Reader of each benchmark's own format, and the files that tell it from ALPRO's."""

@@ -1,0 +1,223 @@
+"""The named protocols of the benchmarks: which clips are trained on and tested, and how many there must be."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Task = Literal["retrieval", "question_answering"]
+
+SPLITS = ("train", "validation", "test")
+
+ANSWER_TYPES = ("what", "who", "how", "where", "when")
+"""Types of question, by first word."""
+
+
+class SplitSize(NamedTuple):
+    """Clips of a split, and its texts: captions or questions."""
+
+    clips: int
+    texts: int
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    A training list, a test list and a way of counting. Numbers of different protocols are not comparable.
+
+    Args:
+        name (`str`): As it stands in results.
+        benchmark (`str`): What `simple-multimodal prepare` calls the data set.
+        task (`str`): `"retrieval"` or `"question_answering"`.
+        headline (`str`): The metric that models are compared by.
+        training_list (`str`): In words.
+        test_list (`str`): In words.
+        sizes (`Mapping[str, SplitSize | None]`): Size of `train`, `validation` and `test` as published; `None` where
+            it is not. A split that is not there has no list.
+        has_several_captions (`bool`): Whether a test clip has several captions, each of which is a query.
+        rerank_top_k (`int`, *optional*): Candidates that a matching head re-ranks by default; `None`: all pairs.
+        answer_types (`Mapping[str, int]`): Test questions of each type; empty for retrieval.
+    """
+
+    name: str
+    benchmark: str
+    task: Task
+    headline: str
+    training_list: str
+    test_list: str
+    sizes: Mapping[str, SplitSize | None]
+    has_several_captions: bool = False
+    rerank_top_k: int | None = None
+    answer_types: Mapping[str, int] = field(default_factory=dict)
+
+
+def _retrieval(name: str, benchmark: str, training_list: str, test_list: str, **further) -> Protocol:
+    return Protocol(name, benchmark, "retrieval", "text_to_video_R@1", training_list, test_list, **further)
+
+
+def _question_answering(name: str, training_list: str, test_list: str, **further) -> Protocol:
+    benchmark = name.replace("-", "_")
+    return Protocol(name, benchmark, "question_answering", "accuracy", training_list, test_list, **further)
+
+
+_TABLE = (
+    _retrieval(
+        "msrvtt-1ka-9k",
+        "msrvtt",
+        "the 9,000 clips that are not tested",
+        "1k-A (JSFusion): 1,000 clips, one caption each",
+        sizes={"train": SplitSize(9000, 180_000), "test": SplitSize(1000, 1000)},
+    ),
+    _retrieval(
+        "msrvtt-1ka-7k",
+        "msrvtt",
+        "the 7,010 clips of the official training and validation splits",
+        "1k-A (JSFusion): 1,000 clips, one caption each",
+        sizes={"train": SplitSize(7010, 140_200), "test": SplitSize(1000, 1000)},
+    ),
+    _retrieval(
+        "msrvtt-full",
+        "msrvtt",
+        "the official training split",
+        "the official test split, every caption a query",
+        sizes={
+            "train": SplitSize(6513, 130_260),
+            "validation": SplitSize(497, 9940),
+            "test": SplitSize(2990, 59_800),
+        },
+        has_several_captions=True,
+        rerank_top_k=100,  # else 179 million pairs
+    ),
+    _retrieval(
+        "didemo-paragraph",
+        "didemo",
+        "the official training split, one paragraph per video",
+        "the official test split, one paragraph per video",
+        sizes={"train": SplitSize(8395, 8395), "validation": SplitSize(1065, 1065), "test": SplitSize(1004, 1004)},
+    ),
+    _retrieval(
+        "didemo-paragraph-1000",
+        "didemo",
+        "train.jsonl of ClipBERT and ALPRO, one paragraph per video",
+        "test.jsonl of ClipBERT and ALPRO: 1,000 videos, one paragraph each",
+        sizes={"train": None, "validation": None, "test": SplitSize(1000, 1000)},
+    ),
+    _retrieval(
+        "msvd",
+        "msvd",
+        "the usual list of 1,200 clips",
+        "the usual list of 670 clips, every caption a query",
+        sizes={"train": SplitSize(1200, 48_774), "validation": SplitSize(100, 4290), "test": SplitSize(670, 27_763)},
+        has_several_captions=True,
+        rerank_top_k=100,  # else 18.6 million pairs
+    ),
+    _question_answering(
+        "msrvtt-qa",
+        "the official training split of MSR-VTT",
+        "the official test split of MSR-VTT",
+        sizes={
+            "train": SplitSize(6513, 158_581),
+            "validation": SplitSize(497, 12_278),
+            "test": SplitSize(2990, 72_821),
+        },
+        answer_types={"what": 49_869, "who": 20_385, "how": 1640, "where": 250, "when": 677},
+    ),
+    _question_answering(
+        "msvd-qa",
+        "clips 1 to 1,200 of MSVD, as far as they have questions",
+        "clips 1,451 to 1,970 of MSVD, as far as they have questions",
+        sizes={"train": SplitSize(1161, 30_933), "validation": SplitSize(245, 6415), "test": SplitSize(504, 13_157)},
+        answer_types={"what": 8149, "who": 4552, "how": 370, "where": 28, "when": 58},
+    ),
+)
+
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _TABLE}
+
+BENCHMARKS = tuple(dict.fromkeys(protocol.benchmark for protocol in _TABLE))
+"""Each has at least one protocol; its first one is the default."""
+
+
+def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Protocol:
+    """
+    A protocol by name, or the default one of a benchmark.
+
+    Args:
+        name (`str`, *optional*): Name of the protocol; suffixes as made by [`protocol_name`] are ignored.
+        benchmark (`str`, *optional*): What it must be of. One of the two is needed.
+
+    Returns:
+        `Protocol`: The protocol.
+
+    Raises:
+        ValueError: There is none of that name (for that benchmark).
+    """
+    known = {key: protocol for key, protocol in PROTOCOLS.items() if benchmark in (None, protocol.benchmark)}
+    if not known:
+        raise ValueError(f"{benchmark!r} is no known benchmark; known are {', '.join(BENCHMARKS)}.")
+    if name is None:
+        assert benchmark is not None, "one of name and benchmark is needed"
+        return next(iter(known.values()))
+    base = name.partition("+")[0]
+    if base not in known:
+        close = difflib.get_close_matches(base, known, 1)
+        raise ValueError(
+            f"{name!r} is no protocol{f' of {benchmark}' if benchmark else ''}; known are {', '.join(known)}."
+            + (f" Did you mean {close[0]!r}?" if close else "")
+        )
+    return known[base]
+
+
+def protocol_name(
+    protocol: str, *, num_missing: int = 0, rerank_top_k: int | None = None, uses_dual_softmax: bool = False
+) -> str:
+    """
+    The name that a result is published under: what changes its meaning is part of it.
+
+    Args:
+        protocol (`str`): Name of a protocol, without suffix.
+        num_missing (`int`, *optional*, defaults to 0): Test clips that were left out.
+        rerank_top_k (`int`, *optional*): Candidates of each query that the matching head re-ranked; `None`: it saw
+            all pairs, or none.
+        uses_dual_softmax (`bool`, *optional*, defaults to `False`): Whether scores were normalised over all queries
+            of the test set, which a single query has not.
+
+    Returns:
+        `str`: For example `"msrvtt-1ka-9k+rerank100+dsl"`.
+
+    Raises:
+        ValueError: The protocol is unknown, **or** has a suffix already, **or** a number makes no sense.
+    """
+    if get_protocol(protocol).name != protocol:
+        raise ValueError(f"{protocol!r} has a suffix already; pass the plain name {get_protocol(protocol).name!r}.")
+    if num_missing < 0 or (rerank_top_k is not None and rerank_top_k < 1):
+        raise ValueError(
+            f"num_missing must be 0 or more and rerank_top_k 1 or more, got {num_missing=}, {rerank_top_k=}."
+        )
+    suffixes = {
+        f"missing{num_missing}": num_missing > 0,
+        f"rerank{rerank_top_k}": rerank_top_k is not None,
+        "dsl": uses_dual_softmax,
+    }
+    return "+".join([protocol, *(suffix for suffix, applies in suffixes.items() if applies)])
+
+
+def check_overlap(train_clips: Collection[str], test_clips: Collection[str], protocol: str) -> None:
+    """
+    Refuses to test a model on clips that it was trained on, or selected by.
+
+    Args:
+        train_clips (`Collection[str]`): Names of the clips that were trained on, without folder and extension.
+        test_clips (`Collection[str]`): Names of the test clips.
+        protocol (`str`): Name of the protocol of the test, for the message.
+
+    Raises:
+        ValueError: A clip is in both; says how many are, and names some.
+    """
+    test = set(test_clips)
+    both = sorted(test & set(train_clips))
+    if both:
+        raise ValueError(
+            f"{len(both)} of the {len(test)} test clips of {protocol} are training or validation clips, too: "
+            f"{', '.join(both[:3])}{', ...' * (len(both) > 3)}. Numbers over them would mean nothing: test under the "
+            "protocol that the training list belongs to, or train without these clips."
+        )
