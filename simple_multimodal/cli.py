@@ -4,6 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
 
 TOY_OPTIONS = {
     "num_train_clips": "number of training clips",
@@ -32,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): The arguments; those of the process when not given.
 
     Returns:
-        `int`: The exit code: 0, or 1 where `doctor` or `index` found something broken, or 2 for a user's error.
+        `int`: The exit code: 0, or 1 where `doctor` or `index` found something broken, `pack` left rows out or
+            `prepare` wrote something else than the protocol says, or 2 for a user's error.
     """
     parser = argparse.ArgumentParser(
         prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False
@@ -63,6 +67,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("--num_threads", type=int, metavar="INT", help="files read at a time; default: one per core")
     verb.add_argument("--json", action="store_true", dest="is_json", help="print JSON")
     verb.set_defaults(run=index)
+
+    verb = verbs.add_parser("prepare", help="turn a benchmark's annotations into manifests", allow_abbrev=False)
+    verb.add_argument("benchmark", choices=BENCHMARKS, help="what the annotations are of: %(choices)s", metavar="NAME")
+    verb.add_argument("--annotations", required=True, metavar="DIR", help="folder of the annotation files")
+    verb.add_argument(
+        "--videos", metavar="DIR", help="folder of the clips; default: `videos` of ALPRO's data/<task>/{txt,videos}"
+    )
+    verb.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for train.jsonl, validation.jsonl and test.jsonl"
+    )
+    verb.add_argument("--protocol", metavar="NAME", help=f"one of the benchmark's: {', '.join(PROTOCOLS)}")
+    verb.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=SPLITS,
+        help="what to write: only these splits' files must be there",
+    )
+    verb.add_argument(
+        "--num_validation_clips",
+        type=int,
+        metavar="INT",
+        help="training clips that are set aside where a benchmark has no validation list; default: 500",
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="INT", help="decides which; default: 0")
+    verb.add_argument("--require_all_clips", action="store_true", help="write nothing if clips are missing")
+    verb.add_argument(
+        "--check", action="store_true", help="open every video, and count those that cannot be read as missing"
+    )
+    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+    verb.add_argument("--num_threads", type=int, metavar="INT", help="files opened at a time; default: one per core")
+    verb.add_argument("--json", action="store_true", dest="is_json", help="print JSON")
+    verb.set_defaults(run=prepare)
 
     verb = verbs.add_parser("pack", help="write a copy of a data set that is fast to read", allow_abbrev=False)
     verb.add_argument("manifest", metavar="MANIFEST", help="CSV, TSV or JSONL, as train.py takes it")
@@ -138,6 +175,34 @@ def index(*, manifests: list[str], is_json: bool, **options: str | int | bool | 
     report = check_manifests(manifests, **options)  # type: ignore[arg-type]
     print(json.dumps(report.to_dict(), indent=2) if is_json else report.to_text())
     return 1 if report.unreadable else 0
+
+
+def prepare(
+    *,
+    benchmark: str,
+    annotations: str,
+    videos: str | None,
+    output: str,
+    require_all_clips: bool,
+    check: bool,
+    is_json: bool,
+    **options: Any,
+) -> int:
+    """Turns a benchmark's annotations into manifests and prints how they differ from its protocol; 1 if they do."""
+    from simple_multimodal.data.prepare import prepare_benchmark
+
+    preparation = prepare_benchmark(
+        benchmark,
+        annotations,
+        output,
+        videos=videos,
+        requires_all_clips=require_all_clips,
+        opens_files=check,
+        **options,
+    )
+    report = preparation.to_dict() | {"notes": preparation.notes}
+    print(json.dumps(report, indent=2) if is_json else preparation.to_text())
+    return 1 if preparation.deviations else 0
 
 
 def show(

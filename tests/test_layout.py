@@ -13,6 +13,7 @@ ALLOWED_IMPORTS = {
     "media": {"modalities"},
     "processing": {"media", "modalities"},
     "data": {"media", "processing", "modalities"},
+    "data.prepare": {"media", "processing", "modalities", "evaluation"},
     "models": {"modalities"},
     "evaluation": set(),
     "evaluation.report": {"media"},

@@ -128,13 +128,7 @@ def check_manifests(
     absent: list[FileReport] = []
     paths_of = {name: dict.fromkeys(_media_of(table, absent)) for name, table in tables.items()}
     paths = list(dict.fromkeys(path for paths in paths_of.values() for path in paths))
-
-    def examine(path: str) -> FileReport:
-        return examine_file(path, index_dir=index_dir, decodes=decodes)
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(num_threads or cores) as pool:
-        files = list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file"))
+    files = examine_files(paths, index_dir=index_dir, decodes=decodes, num_threads=num_threads)
     contents = {file.path: file.content for file in files}
     names_of: dict[str, set[str]] = defaultdict(set)  # manifests by content
     for name, own in paths_of.items():
@@ -148,6 +142,34 @@ def check_manifests(
             if both:
                 shared[f"{first} and {second}"] = both
     return ManifestReport({name: len(table) for name, table in tables.items()}, [*files, *absent], dict(shared))
+
+
+def examine_files(
+    paths: Sequence[str],
+    *,
+    index_dir: str | Path | None = None,
+    decodes: bool = False,
+    num_threads: int | None = None,
+) -> list[FileReport]:
+    """
+    Indexes media files side by side, with a progress bar.
+
+    Args:
+        paths (`Sequence[str]`): The files.
+        index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
+        decodes (`bool`, *optional*, defaults to `False`): Decode all of them.
+        num_threads (`int`, *optional*): Files that are read at the same time; by default one per core.
+
+    Returns:
+        `list[FileReport]`: What is known of each, in the order of `paths`.
+    """
+
+    def examine(path: str) -> FileReport:
+        return examine_file(path, index_dir=index_dir, decodes=decodes)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(num_threads or cores) as pool:
+        return list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file"))
 
 
 def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: bool = False) -> FileReport:

@@ -1,0 +1,407 @@
+"""Turns a benchmark's annotations and a folder of its videos into manifests, and says how they differ from its
+protocol.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from simple_multimodal.data.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
+from simple_multimodal.data.check import examine_files
+from simple_multimodal.evaluation.protocols import (
+    ANSWER_TYPES,
+    PROTOCOLS,
+    SPLITS,
+    Protocol,
+    SplitSize,
+    check_overlap,
+    get_protocol,
+)
+
+VIDEO_EXTENSIONS = frozenset(
+    [
+        "",
+        "3g2",
+        "3gp",
+        "avi",
+        "flv",
+        "m2ts",
+        "m4v",
+        "mkv",
+        "mov",
+        "mp4",
+        "mpeg",
+        "mpg",
+        "mts",
+        "ogv",
+        "ts",
+        "webm",
+        "wmv",
+    ]
+)
+"""Of files that are taken for clips; DiDeMo has some without."""
+
+NUM_VALIDATION_CLIPS = 500
+
+
+@dataclass
+class PreparedSplit:
+    """
+    A manifest that was written.
+
+    Args:
+        num_rows (`int`): Its rows.
+        clips (`list[str]`): Its clips, in order, by name without folder and extension.
+        num_texts (`int`): Its captions or questions.
+        listed (`SplitSize`): What the annotations list, before missing clips were left out and validation clips set
+            aside.
+        missing (`list[str]`): Clips that were left out.
+        num_rows_missing (`int`): Rows that were left out with them.
+        sha256 (`str`): Of the manifest.
+    """
+
+    num_rows: int
+    clips: list[str]
+    num_texts: int
+    listed: SplitSize
+    missing: list[str]
+    num_rows_missing: int
+    sha256: str = ""
+
+
+@dataclass
+class Preparation:
+    """
+    What [`prepare_benchmark`] did and found.
+
+    Args:
+        folder (`Path`): Where the manifests are.
+        video_root (`Path`): Where the videos are.
+        protocol (`str`): Name of the protocol.
+        splits (`dict[str, PreparedSplit]`): By name.
+        sources (`dict[str, str]`): SHA-256 of each annotation file that was read.
+        validation_split (`dict[str, int]`, *optional*): Seed and number of the training clips that were set aside for
+            validation, where there is no list.
+        deviations (`list[str]`): In what the manifests are not what the protocol says, one line each; empty if in
+            nothing.
+        notes (`list[str]`): What else is worth knowing.
+    """
+
+    folder: Path
+    video_root: Path
+    protocol: str
+    splits: dict[str, PreparedSplit]
+    sources: dict[str, str]
+    validation_split: dict[str, int] | None
+    deviations: list[str]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON: `protocol.json`, which has nothing of the machine in it."""
+        return {
+            "protocol": self.protocol,
+            "deviations": self.deviations,
+            "validation_split": self.validation_split,
+            "sources": self.sources,
+            "splits": {
+                name: asdict(split) | {"listed": split.listed._asdict(), "num_clips": len(split.clips)}
+                for name, split in self.splits.items()
+            },
+        }
+
+    def to_text(self) -> str:
+        """The report for people: sizes beside the protocol's, then everything that is not as it should be."""
+        lines = [f"{self.protocol} in {self.folder}; pass --video_root {self.video_root}"]
+        texts = "questions" if get_protocol(self.protocol).task == "question_answering" else "captions"
+        for name, split in self.splits.items():
+            expected = get_protocol(self.protocol).sizes.get(name)
+            lines.append(
+                f"{name + ':':12}{split.num_rows} rows, {len(split.clips)} clips, {split.num_texts} {texts}; listed: "
+                f"{split.listed.clips} clips, {split.listed.texts} {texts}; protocol: "
+                + (f"{expected.clips} clips, {expected.texts} {texts}" if expected else "says nothing")
+            )
+        if self.validation_split is not None:
+            lines.append(
+                "validation: {num_clips} clips of the training list, chosen by seed {seed}".format_map(
+                    self.validation_split
+                )
+            )
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"DEVIATES: {deviation}" for deviation in self.deviations]
+        return "\n".join(lines)
+
+
+def prepare_benchmark(
+    benchmark: str,
+    annotations: str | Path,
+    output_dir: str | Path,
+    *,
+    videos: str | Path | None = None,
+    protocol: str | None = None,
+    splits: Sequence[str] = SPLITS,
+    num_validation_clips: int | None = None,
+    seed: int = 0,
+    requires_all_clips: bool = False,
+    opens_files: bool = False,
+    index_dir: str | Path | None = None,
+    num_threads: int | None = None,
+) -> Preparation:
+    """
+    Writes `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` beside them.
+
+    The same files and arguments give the same manifests, byte for byte. Nothing is downloaded.
+
+    Args:
+        benchmark (`str`): `"msrvtt"`, `"didemo"`, `"msvd"`, `"msrvtt_qa"` or `"msvd_qa"`.
+        annotations (`str` or `Path`): Folder of the annotation files, see [`read_annotations`].
+        output_dir (`str` or `Path`): Made if it does not exist.
+        videos (`str` or `Path`, *optional*): Folder of the clips, in whatever sub-folders; in ALPRO's layout by
+            default the `videos` beside the annotations.
+        protocol (`str`, *optional*): Name of a protocol; by default the first one of the benchmark.
+        splits (`Sequence[str]`, *optional*, defaults to all): What to write.
+        num_validation_clips (`int`, *optional*): Training clips that are set aside where there is no validation list;
+            500 by default.
+        seed (`int`, *optional*, defaults to 0): Decides which.
+        requires_all_clips (`bool`, *optional*, defaults to `False`): Refuse to leave clips out.
+        opens_files (`bool`, *optional*, defaults to `False`): Index every video, so that those that cannot be read are
+            left out, too, and not just those that are absent or empty.
+        index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
+        num_threads (`int`, *optional*): Files that are opened at the same time; by default one per core.
+
+    Returns:
+        `Preparation`: What was done, and how it deviates from the protocol.
+
+    Raises:
+        ValueError: An annotation file is missing or wrong, **or** test clips are trained on, **or** all clips are
+            missing, or some and `requires_all_clips`, **or** an argument can have no effect. Then nothing is written.
+    """
+    chosen = get_protocol(protocol, benchmark=benchmark)
+    if not splits or set(splits) - set(SPLITS):
+        raise ValueError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(splits) or 'none'}.")
+    takes_from_train = "validation" in splits and "validation" not in chosen.sizes
+    splits = [split for split in SPLITS if split in splits]
+    read_splits = splits if "train" in splits or not takes_from_train else ["train", *splits]
+    found = read_annotations(annotations, benchmark, chosen.name, splits=read_splits)
+    _check_output(Path(output_dir), splits, found.sources)
+    listed = {split: _size(rows) for split, rows in found.rows.items()}
+    deviations = [*found.duplicates, *_unlike_protocol(chosen, found.rows, listed)]
+
+    rows, validation_split = found.rows, None
+    if "validation" in splits and "validation" not in rows:
+        if "train" not in rows:
+            raise ValueError(
+                f"{annotations}: no list of validation clips, and none of training clips to take them from."
+            )
+        num_clips = NUM_VALIDATION_CLIPS if num_validation_clips is None else num_validation_clips
+        validation_split = {"seed": seed, "num_clips": num_clips}
+        rows = rows | set_aside(rows["train"], num_clips, seed)
+        listed["validation"] = _size(rows["validation"])
+    elif num_validation_clips is not None:
+        raise ValueError("num_validation_clips has no effect: the validation clips have a list, or are not asked for.")
+    clips_of = {split: list(dict.fromkeys(row["clip"] for row in rows.get(split, []))) for split in SPLITS}
+    check_overlap({*clips_of["train"], *clips_of["validation"]}, clips_of["test"], chosen.name)
+    if both := sorted(set(clips_of["train"]) & set(clips_of["validation"])):
+        deviations.append(f"{len(both)} clips are in both train and validation: {some(both)}")
+
+    if videos is None and (txt := alpro_folder(annotations, benchmark)) is not None:
+        videos = txt.parent / "videos"
+    if videos is None or not Path(videos).is_dir():
+        raise ValueError(f"{videos or 'videos'}: no such folder of clips. {SOURCES[benchmark]}")
+    files, notes = _choose_files(Path(videos), {clip for clips in clips_of.values() for clip in clips})
+    if opens_files:
+        reports = examine_files(
+            [str(Path(videos, file)) for file in files.values()], index_dir=index_dir, num_threads=num_threads
+        )
+        for clip, report in zip(list(files), reports, strict=True):
+            if report.error:
+                notes.append(f"unreadable: {report.error}")
+                del files[clip]
+    prepared: dict[str, PreparedSplit] = {}
+    manifests: dict[str, bytes] = {}
+    for split in splits:
+        prepared[split], manifests[split] = _make_manifest(rows[split], files, listed[split])
+        if missing := prepared[split].missing:
+            deviations.append(
+                f"{split}: {len(missing)} of {len(clips_of[split])} clips have no usable file, so "
+                f"{prepared[split].num_rows_missing} rows are left out: {some(missing)}"
+            )
+    missing = sorted({clip for split in prepared.values() for clip in split.missing})
+    if missing and (requires_all_clips or not any(split.num_rows for split in prepared.values())):
+        raise ValueError(f"{videos}: {len(missing)} clips have no usable file: {some(missing)}. {SOURCES[benchmark]}")
+    if missing:
+        notes.append(f"where to get what is missing. {SOURCES[benchmark]}")
+    preparation = Preparation(
+        folder=Path(output_dir),
+        video_root=Path(videos),
+        protocol=chosen.name,
+        splits=prepared,
+        sources={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found.sources},
+        validation_split=validation_split,
+        deviations=deviations,
+        notes=notes,
+    )
+    _write(preparation, manifests)
+    return preparation
+
+
+def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
+    """
+    Splits training rows by clip.
+
+    Args:
+        rows (`list[dict]`): Rows with `clip`.
+        num_clips (`int`): Clips to set aside.
+        seed (`int`): Decides which. So do the clips' names alone, not their order: a clip is chosen in preference to
+            another in every list that has both.
+
+    Returns:
+        `dict[str, list[dict]]`: `train` and `validation`, each in the order of `rows`.
+
+    Raises:
+        ValueError: There are not that many clips and one more.
+    """
+    clips = {row["clip"] for row in rows}
+    if not 0 < num_clips < len(clips):
+        raise ValueError(f"num_validation_clips must be from 1 to {len(clips) - 1}, got {num_clips}.")
+    by_draw = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed} {clip}".encode()).digest())
+    chosen = set(by_draw[:num_clips])
+    return {
+        "train": [row for row in rows if row["clip"] not in chosen],
+        "validation": [row for row in rows if row["clip"] in chosen],
+    }
+
+
+def _size(rows: list[dict[str, Any]]) -> SplitSize:
+    return SplitSize(len({row["clip"] for row in rows}), sum(len(row.get("captions", [None])) for row in rows))
+
+
+def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize]) -> list[str]:
+    """How annotations differ from what the protocol says of them."""
+    texts = "questions" if protocol.task == "question_answering" else "captions"
+    deviations = []
+    for split, size in listed.items():
+        expected = protocol.sizes.get(split)
+        if expected is not None and size != expected:
+            others = [
+                other.name
+                for other in PROTOCOLS.values()
+                if other.benchmark == protocol.benchmark and other.sizes.get(split) == size
+            ]
+            deviations.append(
+                f"{split}: the annotations list {size.clips} clips and {size.texts} {texts}, {protocol.name} has "
+                f"{expected.clips} and {expected.texts}"
+                + (f"; this is the size in {' and '.join(others)}" if others else "")
+            )
+        if protocol.task == "question_answering":
+            types = Counter(row["answer_type"] for row in rows[split])
+            if unknown := {name: count for name, count in types.items() if name not in ANSWER_TYPES}:
+                deviations.append(
+                    f"{split}: {sum(unknown.values())} questions of unknown type: "
+                    f"{some(f'{name!r} ({count})' for name, count in unknown.items())}; known are "
+                    f"{', '.join(ANSWER_TYPES)}"
+                )
+            if split == "test" and (
+                wrong := {name for name in ANSWER_TYPES if types[name] != protocol.answer_types[name]}
+            ):
+                deviations.append(
+                    "test: questions by type are "
+                    + ", ".join(
+                        f"{name} {types[name]} ({protocol.answer_types[name]})"
+                        for name in ANSWER_TYPES
+                        if name in wrong
+                    )
+                    + f"; in brackets, what {protocol.name} has"
+                )
+    return deviations
+
+
+def _choose_files(folder: Path, wanted: set[str]) -> tuple[dict[str, str], list[str]]:
+    """For each wanted clip that is there its file, relative to the folder; and what is odd about the folder."""
+    found: dict[str, list[str]] = {}
+    empty = []
+    outside = []
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted([*folders, *names]):
+            path = Path(place, name)
+            file = path.relative_to(folder).as_posix()
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                outside.append(file)
+            elif name in folders or name.startswith(".") or _extension(name) not in VIDEO_EXTENSIONS:
+                continue
+            elif not path.is_file() or path.stat().st_size == 0:
+                empty.append(file)
+            else:
+                found.setdefault(clip_name(file), []).append(file)
+    notes = []
+    if empty:
+        notes.append(f"{len(empty)} empty files count as missing: {some(empty)}")
+    if outside:
+        notes.append(
+            f"{len(outside)} links that lead out of {folder} are not followed: {some(outside)}; pass the folder that "
+            "holds the files"
+        )
+    if unused := [file for clip, files in found.items() if clip not in wanted for file in files]:
+        notes.append(f"{len(unused)} files in {folder} are of no clip of this protocol: {some(unused, 3)}")
+    if several := [clip for clip, files in found.items() if clip in wanted and len(files) > 1]:
+        notes.append(f"{len(several)} clips have several files, of which the first is taken: {some(several, 3)}")
+    return {clip: found[clip][0] for clip in sorted(wanted & found.keys())}, notes
+
+
+def _extension(name: str) -> str:
+    return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def _make_manifest(
+    rows: list[dict[str, Any]], files: dict[str, str], listed: SplitSize
+) -> tuple[PreparedSplit, bytes]:
+    """The rows whose clip has a file, as a manifest's content."""
+    kept = [row for row in rows if row["clip"] in files]
+    lines = []
+    for row in kept:
+        further = {name: value for name, value in row.items() if name not in ("id", "clip")}
+        line = {"id": row["id"], "video": files[row["clip"]], **further}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    content = "".join(lines).encode()
+    missing = dict.fromkeys(row["clip"] for row in rows if row["clip"] not in files)
+    split = PreparedSplit(
+        num_rows=len(kept),
+        clips=list(dict.fromkeys(row["clip"] for row in kept)),
+        num_texts=_size(kept).texts,
+        listed=listed,
+        missing=list(missing),
+        num_rows_missing=len(rows) - len(kept),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    return split, content
+
+
+def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) -> None:
+    """Refuses a folder in which manifests would be mixed up, or annotations overwritten."""
+    paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    left_over = [path.name for split, path in paths.items() if split not in splits and path.exists()]
+    for path in paths.values():
+        if any(path.exists() and path.samefile(source) for source in sources):
+            raise ValueError(f"{path} is an annotation file itself; write the manifests into another folder.")
+    if left_over:
+        raise ValueError(
+            f"{folder} has {' and '.join(left_over)} already, of which protocol.json would say nothing; write into "
+            "another folder."
+        )
+
+
+def _write(preparation: Preparation, manifests: dict[str, bytes]) -> None:
+    """Writes manifests and then `protocol.json`, each whole or not at all."""
+    folder = preparation.folder
+    contents = {f"{split}.jsonl": content for split, content in manifests.items()}
+    contents["protocol.json"] = (json.dumps(preparation.to_dict(), indent=1) + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
