@@ -4,8 +4,8 @@ python benchmarks/retrieval_cost.py [--num_clips 1000] [--num_captions 1000]
 
 Three ways to rank all clips for all captions, on models of base size with random weights (which change no count):
 
-- ALPRO's architecture as its reference evaluates it: for every clip all captions in chunks of 64; the clip's tower once
-  per chunk, the text tower once per pair, captions padded to 40 tokens, all fusion layers for all tokens.
+- ALPRO's architecture as its reference evaluates it: for every clip all captions in chunks of 64; the clip's tower
+  once per chunk, the text tower once per pair, captions padded to 40 tokens, all fusion layers for all tokens.
 - The same architecture as we do: each tower once per clip and once per caption, no padding, of the last fusion layer
   the classification token alone; and with matching for the first 100 clips of a caption only.
 - Our crossformer, a pair of 40 text tokens and 693 clip tokens: `merge` against `cross_attention` with a cached clip.
@@ -18,10 +18,10 @@ from collections.abc import Callable
 import common
 import numpy as np
 import torch
+from simple_multimodal.models.alpro import AlproConfig, AlproForRetrieval
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, TimesformerConfig, ViTConfig
 
-from simple_multimodal.models.alpro import AlproConfig, AlproForRetrieval
 from simple_multimodal.models.fusion.crossformer import Crossformer, Stream
 
 PADDED, CHUNK, TOP_K = 40, 64, 100
@@ -57,7 +57,8 @@ class Alpro:
     def __init__(self) -> None:
         torch.manual_seed(0)
         config = AlproConfig(
-            text_config=BertConfig().to_dict(), video_config=TimesformerConfig(num_frames=8, layer_norm_eps=1e-6).to_dict()
+            text_config=BertConfig().to_dict(),
+            video_config=TimesformerConfig(num_frames=8, layer_norm_eps=1e-6).to_dict(),
         )
         self.model = AlproForRetrieval(config).eval()
         pixels = torch.zeros(1, 8, 3, 224, 224)
@@ -111,13 +112,13 @@ def crossformer_pairs(measure: Callable[[Callable[[], object]], float]) -> dict[
     """Cost of a pair of 40 text tokens and 693 clip tokens in each form, six layers of base size."""
     num_texts = 16
     results = {}
+    texts = Stream(torch.zeros(num_texts, PADDED, 768), torch.ones(num_texts, PADDED, dtype=torch.bool))
+    rows = torch.zeros(num_texts, dtype=torch.long)
     for form in ("merge", "co_attention", "cross_attention"):
         torch.manual_seed(0)
         sizes = {"text": 768, "video": 768}
         fusion = Crossformer(ViTConfig(num_hidden_layers=6), form=form, token_sizes=sizes).eval()
         clip = {"video": Stream(torch.zeros(1, 693, 768), torch.ones(1, 693, dtype=torch.bool))}
-        texts = Stream(torch.zeros(num_texts, PADDED, 768), torch.ones(num_texts, PADDED, dtype=torch.bool))
-        rows = torch.zeros(num_texts, dtype=torch.long)
         with torch.no_grad():
             side = fusion.cache_clip(clip)
         if side is clip:

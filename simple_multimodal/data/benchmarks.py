@@ -160,7 +160,7 @@ class _Files:
             else:
                 kept[key] = item
         if again:
-            self.duplicates.append(f"{path.name}: more than once: {some(again)}")
+            self.duplicates.append(f"{path.name}: {len(again)} more than once: {some(again)}")
         return list(kept.values())
 
     def clips(self, names: Iterable[str], path: Path) -> list[str]:
@@ -177,10 +177,9 @@ class _Files:
 
 
 def some(names: Iterable[str], num_shown: int = 5) -> str:
-    """The first of some names, and how many there are."""
+    """The first of some names."""
     names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > num_shown else ""
-    return ", ".join(names[:num_shown]) + more
+    return ", ".join(names[:num_shown]) + ", ..." * (len(names) > num_shown)
 
 
 def _load_json(path: Path) -> Any:
@@ -217,8 +216,8 @@ def _caption_rows(clips: Iterable[str], captions: dict[str, list[str]], where: s
     without = [clip for clip in clips if clip not in captions]
     if without:
         raise ValueError(
-            f"{where}: no caption for {some(without)}. The list and the captions do not belong together, or a "
-            "file of captions is incomplete."
+            f"{where}: {len(without)} clips have no caption: {some(without)}. The list and the captions "
+            "do not belong together, or a file of captions is incomplete."
         )
     return [{"id": clip, "clip": clip, "captions": captions[clip]} for clip in clips]
 

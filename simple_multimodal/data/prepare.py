@@ -177,8 +177,8 @@ def prepare_benchmark(
         `Preparation`: What was done, and how it deviates from the protocol.
 
     Raises:
-        ValueError: An annotation file is missing or wrong, **or** test clips are trained on, **or** clips are missing
-            and `requires_all_clips`, **or** an argument can have no effect. Then nothing is written.
+        ValueError: An annotation file is missing or wrong, **or** test clips are trained on, **or** all clips are
+            missing, or some and `requires_all_clips`, **or** an argument can have no effect. Then nothing is written.
     """
     chosen = get_protocol(protocol, benchmark=benchmark)
     if not splits or set(splits) - set(SPLITS):
@@ -221,7 +221,8 @@ def prepare_benchmark(
             if report.error:
                 notes.append(f"unreadable: {report.error}")
                 del files[clip]
-    prepared, manifests = {}, {}
+    prepared: dict[str, PreparedSplit] = {}
+    manifests: dict[str, bytes] = {}
     for split in splits:
         prepared[split], manifests[split] = _make_manifest(rows[split], files, listed[split])
         if missing := prepared[split].missing:
@@ -230,10 +231,8 @@ def prepare_benchmark(
                 f"{prepared[split].num_rows_missing} rows are left out: {some(missing)}"
             )
     missing = sorted({clip for split in prepared.values() for clip in split.missing})
-    if missing and requires_all_clips:
-        raise ValueError(
-            f"{videos}: {len(missing)} clips have no usable file: {some(missing, 20)}. {SOURCES[benchmark]}"
-        )
+    if missing and (requires_all_clips or not any(split.num_rows for split in prepared.values())):
+        raise ValueError(f"{videos}: {len(missing)} clips have no usable file: {some(missing)}. {SOURCES[benchmark]}")
     if missing:
         notes.append(f"where to get what is missing. {SOURCES[benchmark]}")
     preparation = Preparation(
@@ -341,10 +340,11 @@ def _choose_files(folder: Path, wanted: set[str]) -> tuple[dict[str, str], list[
                 found.setdefault(clip_name(file), []).append(file)
     notes = []
     if empty:
-        notes.append(f"empty files count as missing: {some(empty)}")
+        notes.append(f"{len(empty)} empty files count as missing: {some(empty)}")
     if outside:
         notes.append(
-            f"links that lead out of {folder} are not followed: {some(outside)}; pass the folder that holds the files"
+            f"{len(outside)} links that lead out of {folder} are not followed: {some(outside)}; pass the folder that "
+            "holds the files"
         )
     if unused := [file for clip, files in found.items() if clip not in wanted for file in files]:
         notes.append(f"{len(unused)} files in {folder} are of no clip of this protocol: {some(unused, 3)}")

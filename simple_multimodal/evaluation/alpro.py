@@ -10,9 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from simple_multimodal.evaluation.protocols import ANSWER_TYPES
 from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS, retrieval_ranks
-
-ANSWER_TYPES = ("what", "who", "how", "where", "when")
 
 SCORE_DECIMALS = 4
 

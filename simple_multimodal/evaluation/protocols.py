@@ -168,7 +168,12 @@ def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Pr
 
 
 def protocol_name(
-    protocol: str, *, num_missing: int = 0, rerank_top_k: int | None = None, uses_dual_softmax: bool = False
+    protocol: str,
+    *,
+    num_missing: int = 0,
+    deviates: bool = False,
+    rerank_top_k: int | None = None,
+    uses_dual_softmax: bool = False,
 ) -> str:
     """
     The name that a result is published under: what changes its meaning is part of it.
@@ -176,6 +181,7 @@ def protocol_name(
     Args:
         protocol (`str`): Name of a protocol, without suffix.
         num_missing (`int`, *optional*, defaults to 0): Test clips that were left out.
+        deviates (`bool`, *optional*, defaults to `False`): Whether the lists are not the protocol's.
         rerank_top_k (`int`, *optional*): Candidates of each query that the matching head re-ranked; `None`: it saw
             all pairs, or none.
         uses_dual_softmax (`bool`, *optional*, defaults to `False`): Whether scores were normalised over all queries
@@ -195,6 +201,7 @@ def protocol_name(
         )
     suffixes = {
         f"missing{num_missing}": num_missing > 0,
+        "deviating": deviates,
         f"rerank{rerank_top_k}": rerank_top_k is not None,
         "dsl": uses_dual_softmax,
     }

@@ -20,7 +20,13 @@ from simple_multimodal.evaluation.alpro import (
     retrieval_rows,
 )
 from simple_multimodal.evaluation.bootstrap import Interval
-from simple_multimodal.evaluation.protocols import BENCHMARKS, check_overlap, get_protocol, protocol_name
+from simple_multimodal.evaluation.protocols import (
+    ANSWER_TYPES,
+    BENCHMARKS,
+    check_overlap,
+    get_protocol,
+    protocol_name,
+)
 from simple_multimodal.evaluation.question_answering import answer_result, predicted_labels
 from simple_multimodal.evaluation.report import write_metrics
 from simple_multimodal.evaluation.result_files import write_rows
@@ -179,14 +185,17 @@ def measure_answers(
     train_pairs = () if train_dataset is None else train_dataset.pairs()
     result = answer_result(labels, rows, id2label=answerer.model.config.id2label, train_pairs=train_pairs)
     types = [str(row.get("answer_type") or "") for row in rows]
+    printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
     counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
+    if set(types) <= set(ANSWER_TYPES):
+        printed = alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted])
     return Measurement(
         metrics=result.metrics,
         intervals=result.intervals,
         counts={"questions": len(rows), "clips": len({row["group"] for row in rows})},
         protocol=protocol,
         headline="accuracy",
-        printed=alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted]),
+        printed=printed,
         rows=question_answering_rows(
             labels,
             [row["captions"][0] for row in rows],
@@ -252,6 +261,7 @@ def measure_benchmark(
         else protocol_name(
             protocol.name,
             num_missing=len(prepared["splits"][split]["missing"]),
+            deviates=any(line.startswith(f"{split}: ") for line in prepared["deviations"]),
             rerank_top_k=matching_top_k or None,
             uses_dual_softmax=uses_dual_softmax,
         )

@@ -185,6 +185,9 @@ def test_didemo_makes_a_paragraph_per_video(tmp_path):
 
 def test_msvd_counts_every_sentence(tmp_path):
     write_msvd(tmp_path)
+    path = tmp_path / "captions_msvd.json"
+    write(path, json.loads(path.read_text()) | {"-b_1_9": ["a cat", " ", "a cat", "b "]})
+    write_alpro(tmp_path / "txt", "msvd")  # not read where the makers' own files are
     rows = read_annotations(tmp_path, "msvd", "msvd", splits=SPLITS).rows
     assert captions(rows["validation"]) == {"-b_1_9": ["a cat", "a cat", "b"]}
 
@@ -322,7 +325,7 @@ def test_alpros_files_are_missed_by_name(tmp_path):
         ("didemo", "test_data.json", '{"a": 1}', "test_data.json: must hold a list of objects"),
         ("didemo", "test_data.json", '[{"annotation_id": true}]', "entry 0: 'annotation_id' must be a whole number"),
         ("msvd", "captions_msvd.json", '{"a": "b"}', "captions_msvd.json: must hold an object with a list"),
-        ("msvd", "captions_msvd.json", '{"x": ["b"]}', "test_list.txt: no caption for -c_1_9"),
+        ("msvd", "captions_msvd.json", '{"x": ["b"]}', "test_list.txt: 1 clips have no caption: -c_1_9"),
         ("msvd_qa", "test_qa.json", '[{"id": 1, "video_id": "vid1"}]', "entry 0: 'video_id' must be a whole number"),
         (
             "msvd_qa",
@@ -381,7 +384,7 @@ def test_duplicates_are_reported_and_the_first_is_kept(make, tmp_path, benchmark
         key = str(rows[0]["annotation_id" if benchmark == "didemo" else "id"])
         write(path, [*rows, rows[0] | {"description": "again", "question": "who again?"}])
     made = make(benchmark, splits=["test"])
-    assert f"{path.name}: more than once: {key}" in made.deviations
+    assert f"{path.name}: 1 more than once: {key}" in made.deviations
     assert len(manifest(tmp_path, "test")) == len(before)
     assert read_annotations(folder, benchmark, PROTOCOLS_OF[benchmark], splits=["test"]).rows["test"] == before
 
@@ -418,7 +421,8 @@ def test_manifests_that_are_what_the_protocol_says(make, tmp_path, small_msvd, c
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "videos/-c_1_9.mp4").unlink()
     assert cli.main([*argv, "--output", str(tmp_path / "out"), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["splits"]["test"]["missing"] == ["-c_1_9"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["splits"]["test"]["missing"] == ["-c_1_9"] and SOURCES["msvd"] in printed["notes"][0]
     assert cli.main([*argv, "--output", str(tmp_path / "new"), "--require_all_clips"]) == 2
     assert "1 clips have no usable file: -c_1_9" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
@@ -452,15 +456,16 @@ def test_commands_of_the_documentation_run(argv, tmp_path, monkeypatch, capsys):
     else:
         write_alpro(folder / benchmark / "txt", benchmark)
         videos = folder / benchmark / "videos"
-    write(videos / f"{CLIPS[benchmark][-1]}.mp4", "x")
+    for clip in (*CLIPS[benchmark], "video2"):
+        write(videos / f"{clip}.mp4", "x")
     assert cli.main(argv) == 1  # such small files are not what the protocol says
     assert "DEVIATES: test: the annotations list" in capsys.readouterr().out
     assert Path(argv[argv.index("--output") + 1], "test.jsonl").is_file()
 
 
 def test_a_size_of_another_protocol_is_recognised(make, monkeypatch):
-    other = PROTOCOLS["msrvtt-1ka-7k"]
-    monkeypatch.setitem(PROTOCOLS, other.name, replace(other, sizes={"train": SplitSize(6, 12)}))
+    for name in ("msrvtt-1ka-7k", "msvd"):  # that of another benchmark has nothing to do with it
+        monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], sizes={"train": SplitSize(6, 12)}))
     made = make("msrvtt", num_validation_clips=1)
     assert any(line.endswith("and 180000; this is the size in msrvtt-1ka-7k") for line in made.deviations)
 
@@ -521,7 +526,7 @@ def test_alpros_files_without_validation_take_it_from_training(make, tmp_path):
     for split, numbers in (("train", range(4)), ("test", [9])):
         rows = [{"caption": "a", "clip_name": f"video{i}"} for i in numbers]
         write_jsonl(tmp_path / f"annotations/{split}.jsonl", rows)
-    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos/video9.mp4", "x")
     with pytest.raises(ValueError, match="no list of validation clips, and none of training clips"):
         make("didemo", splits=["validation"], protocol="didemo-paragraph-1000")
     made = make("didemo", num_validation_clips=1, protocol="didemo-paragraph-1000")
@@ -545,21 +550,28 @@ def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_named(make,
         "validation: 1 of 1 clips have no usable file, so 1 rows are left out: -b_1_9",
     ]
     text = made.to_text()
-    assert "note: empty files count as missing: -b_1_9.mp4" in text
+    assert "note: 1 empty files count as missing: -b_1_9.mp4" in text
     assert "note: 1 files in" in text and "are of no clip of this protocol: other/stranger.avi" in text
     assert SOURCES["msvd"] in text
 
 
+def test_a_folder_without_any_of_the_clips_is_an_error(make, tmp_path):
+    write(tmp_path / "others/video1.mp4", "x")
+    with pytest.raises(ValueError, match="others: 3 clips have no usable file: -a_1_9, -b_1_9, -c_1_9. Captions"):
+        make("msvd", videos=tmp_path / "others")
+    assert not (tmp_path / "out").exists()
+
+
 def test_clips_are_found_in_subfolders_under_any_extension(make, tmp_path, small_msvd):
     make("msvd")
-    for name, new in (("-a_1_9", "TrainValVideo/-a_1_9.AVI"), ("-b_1_9", "-b_1_9."), ("-c_1_9", "-c_1_9.avi")):
+    for name, new in (("-a_1_9", "TrainValVideo/-a_1_9.AVI"), ("-b_1_9", "more/-b_1_9"), ("-c_1_9", "-c_1_9.avi")):
         write(tmp_path / "videos" / new, "x")
         (tmp_path / f"videos/{name}.mp4").unlink()
     write(tmp_path / "videos/-c_1_9.mkv", "x")
     made = make("msvd")
     assert [manifest(tmp_path, split)[0]["video"] for split in SPLITS] == [
         "TrainValVideo/-a_1_9.AVI",
-        "-b_1_9.",
+        "more/-b_1_9",
         "-c_1_9.avi",
     ]
     assert made.notes == ["1 clips have several files, of which the first is taken: -c_1_9"]
@@ -578,7 +590,9 @@ def test_links_that_lead_out_are_named_as_the_loader_would_refuse_them(make, tmp
     (tmp_path / "videos/-c_1_9.mp4").symlink_to(tmp_path / "videos/nowhere")
     made = make("msvd")
     assert [made.splits[split].clips for split in SPLITS] == [[], ["-b_1_9"], []]
-    assert any("links that lead out of" in note and ": -a_1_9.mp4, folder; pass" in note for note in made.notes)
+    assert any(
+        note.startswith("2 links that lead out of") and ": -a_1_9.mp4, folder; pass" in note for note in made.notes
+    )
 
 
 def test_opening_the_files_leaves_out_what_cannot_be_read(make, tmp_path, small_msvd, media_dir):
@@ -598,7 +612,7 @@ def test_unknown_types_of_question_are_named(make, tmp_path):
     rows = json.loads(path.read_text())
     rows[0]["question"] = "is it there?"
     write(path, rows)
-    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos/video3.mp4", "x")
     made = make("msrvtt_qa", splits=["test"])
     assert "test: 1 questions of unknown type: 'is' (1); known are what, who, how, where, when" in made.deviations
 
@@ -616,7 +630,7 @@ def test_training_on_test_clips_is_refused(make, tmp_path):
 def test_training_on_validation_clips_is_reported(make, tmp_path):
     write_msvd(tmp_path / "annotations")
     write(tmp_path / "annotations/val_list.txt", "-a_1_9\n-b_1_9\n")
-    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos/-c_1_9.mp4", "x")
     assert "1 clips are in both train and validation: -a_1_9" in make("msvd").deviations
 
 
