@@ -95,12 +95,12 @@ class DataArguments:
             "help": "Height and width in pixels, or one number for both; else from the config.",
         },
     )
-    frame_sampling: Literal["uniform", "jittered", "dense"] | None = field(
+    frame_sampling: Literal["uniform", "jittered", "dense", "alpro"] | None = field(
         default=None,
         metadata={
             "group": "Video",
             "help": "Frames of a training clip. uniform: the middle of equal segments; jittered: anywhere in each "
-            "segment; dense: neighbours at frame_stride. Evaluation never draws.",
+            "segment; dense: neighbours at frame_stride; alpro: ALPRO's. Evaluation never draws.",
         },
     )
     frame_stride: int | None = field(
@@ -113,11 +113,12 @@ class DataArguments:
             "help": "How a picture is brought to video_size; from the processor when not given.",
         },
     )
-    resize_kernel: Literal["fast", "antialias"] | None = field(
+    resize_kernel: Literal["fast", "antialias", "decord"] | None = field(
         default=None,
         metadata={
             "group": "Video",
-            "help": "fast: scale while colours are converted; antialias: as Hugging Face's image processors do.",
+            "help": "fast: scale while colours are converted; antialias: as Hugging Face's image processors do; "
+            "decord: as decord does.",
         },
     )
     random_crop: bool = field(
@@ -223,7 +224,7 @@ class DataArguments:
 
     @property
     def video_settings(self) -> dict[str, int | str | bool | dict[str, int]]:
-        """What was given of the arguments of `VideoClipProcessor`; dense sampling is dense in evaluation, too."""
+        """What was given of the arguments of `VideoClipProcessor`; where training jitters, evaluation is uniform."""
         settings: dict[str, int | str | bool | dict[str, int] | None] = {
             "num_frames": self.num_frames,
             "geometry": self.geometry,
@@ -236,7 +237,7 @@ class DataArguments:
         if self.video_size is not None:
             settings["size"] = {"height": self.video_size[0], "width": self.video_size[1]}
         if self.frame_sampling is not None:
-            settings["frame_sampling"] = "dense" if self.frame_sampling == "dense" else "uniform"
+            settings["frame_sampling"] = "uniform" if self.frame_sampling == "jittered" else self.frame_sampling
         return {name: value for name, value in settings.items() if value is not None}
 
     @property

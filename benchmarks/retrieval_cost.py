@@ -18,10 +18,10 @@ from collections.abc import Callable
 import common
 import numpy as np
 import torch
-from simple_multimodal.models.alpro import AlproConfig, AlproForRetrieval
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, TimesformerConfig, ViTConfig
 
+from simple_multimodal.models.alpro import AlproConfig, AlproForRetrieval
 from simple_multimodal.models.fusion.crossformer import Crossformer, Stream
 
 PADDED, CHUNK, TOP_K = 40, 64, 100
@@ -74,7 +74,7 @@ class Alpro:
         """All fusion layers for all tokens of a padded caption and a clip, as the reference computes a pair."""
         text, video = self.text(PADDED), self.clip["video"]
         states = torch.cat([text.states, video.states], dim=1)
-        layers = self.model.text_encoder.encoder.layer[self.model.config.fusion_layer :]
+        layers = self.model.alpro.text_encoder.encoder.layer[self.model.config.fusion_layer :]
         for layer in layers:
             output = layer(states)
             states = output[0] if isinstance(output, tuple) else output

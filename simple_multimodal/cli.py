@@ -175,6 +175,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_pipeline(verb)
     verb.set_defaults(run=infer)
 
+    verb = verbs.add_parser("convert", help="turn a checkpoint of another project into a model folder")
+    kinds = verb.add_subparsers(required=True, metavar="KIND")
+    kind = kinds.add_parser("alpro", help="ALPRO: retrieval, question answering, pre-training", allow_abbrev=False)
+    kind.add_argument("checkpoint", metavar="CHECKPOINT", help="such as model_step_best.pt")
+    kind.add_argument("out", metavar="OUT", help="folder for the model and its processor")
+    kind.add_argument(
+        "--tokenizer",
+        default="google-bert/bert-base-uncased",
+        metavar="NAME_OR_FOLDER",
+        dest="tokenizer_name",
+        help="tokenizer it was trained with; default: google-bert/bert-base-uncased",
+    )
+    kind.add_argument("--num_frames", type=int, metavar="INT", help="frames per clip; default: the checkpoint's")
+    kind.add_argument(
+        "--answers", metavar="FILE", dest="answers_file", help="train_ans2label.json, the names of the answers"
+    )
+    kind.set_defaults(run=convert_alpro)
+
     options = vars(parser.parse_args(argv))
     del options["verb"]
     try:
@@ -391,3 +409,12 @@ def pack(
     )
     print(report.to_text())
     return 1 if report.errors else 0
+
+
+def convert_alpro(*, checkpoint: str, out: str, **options: str | int | None) -> int:
+    """Turns an ALPRO checkpoint into a folder with model and processor; prints what became of every tensor."""
+    from simple_multimodal.training import assembly
+
+    print(assembly.convert_alpro(checkpoint, out, **options).summary())  # type: ignore[arg-type]
+    print(out)
+    return 0

@@ -256,8 +256,11 @@ def test_only_given_preprocessing_values_are_passed_on():
     }
     dense = DataArguments(frame_sampling="dense", frame_stride=2).video_settings
     assert dense == {"train_frame_sampling": "dense", "frame_sampling": "dense", "frame_stride": 2}
+    alpro = DataArguments(frame_sampling="alpro", resize_kernel="decord").video_settings
+    assert alpro == {"train_frame_sampling": "alpro", "frame_sampling": "alpro", "resize_kernel": "decord"}
     AudioFeatureExtractor(**data_args.audio_settings)
     VideoClipProcessor(**data_args.video_settings)
+    VideoClipProcessor(**alpro)
 
 
 def test_collator_takes_its_settings():

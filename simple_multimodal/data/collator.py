@@ -151,7 +151,10 @@ class MultimodalCollator:
         self.video_backend = video_backend
         self.index_dir = index_dir
         self.label2id = label2id
-        self._backend: VideoBackend = get_video_backend(video_backend)
+        video = processor.video_processor
+        self._backend: VideoBackend = get_video_backend(
+            video_backend, is_like_decord=video is not None and video.resize_kernel == "decord"
+        )
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
         if self.draws.mlm_probability is not None:
@@ -288,7 +291,7 @@ class MultimodalCollator:
             )
             generator = self._generator(row, "crop") if self.training else None
             fit = processor.fit(index.height, index.width, generator=generator)
-            size = (fit.height, fit.width) if processor.resize_kernel == "fast" else None
+            size = None if processor.resize_kernel == "antialias" else (fit.height, fit.width)
             frames = self._backend.frames(path, positions, index, size)
             processor.transform(frames, fit, out=batch["pixel_values_videos"][number])
             # The first frame may have come on before the segment's start.

@@ -10,7 +10,7 @@ import torch
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import QuestionDataset
 from simple_multimodal.inference.loading import ClipKey, Pipeline
-from simple_multimodal.models import MultimodalForQuestionAnswering
+from simple_multimodal.models import AlproForQuestionAnswering, MultimodalForQuestionAnswering
 from simple_multimodal.models.pairs import score_pairs
 
 
@@ -35,7 +35,10 @@ class QuestionAnswerer(Pipeline):
     ```
     """
 
-    model_classes = {"MultimodalForQuestionAnswering": MultimodalForQuestionAnswering}
+    model_classes = {
+        "MultimodalForQuestionAnswering": MultimodalForQuestionAnswering,
+        "AlproForQuestionAnswering": AlproForQuestionAnswering,
+    }
 
     def answer(
         self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = 1

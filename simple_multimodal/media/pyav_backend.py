@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from simple_multimodal.media.container import decode_pictures, open_media, require_video_stream
-from simple_multimodal.media.conversion import PictureConverter
+from simple_multimodal.media.conversion import DecordConverter, PictureConverter
 from simple_multimodal.media.errors import MediaError, UnsoundIndexError
 from simple_multimodal.media.frame_index import FrameIndex, PacketTable
 from simple_multimodal.media.video import check_positions
@@ -26,7 +26,14 @@ class PyAVBackend:
 
     With a packet table it decodes only the groups of pictures that hold wanted frames, only up to the last of them,
     and of those only what the wanted ones depend on; without one, from the start up to the last wanted frame.
+
+    Args:
+        is_like_decord (`bool`, *optional*, defaults to `False`): Whether frames that are scaled have the pixels that
+            decord gives them, see [`DecordConverter`].
     """
+
+    def __init__(self, *, is_like_decord: bool = False):
+        self.is_like_decord = is_like_decord
 
     def frames(
         self,
@@ -59,7 +66,11 @@ class PyAVBackend:
         for place, position in enumerate(positions):
             places.setdefault(int(position), []).append(place)
         height, width = size or (index.height, index.width)
-        convert = PictureConverter((height, width), index.display_matrix, scales=size is not None)
+        convert: DecordConverter | PictureConverter
+        if self.is_like_decord and size is not None:
+            convert = DecordConverter(size, index.display_matrix)
+        else:
+            convert = PictureConverter((height, width), index.display_matrix, scales=size is not None)
         frames = np.empty((len(positions), 3, height, width), dtype=np.uint8)
         with open_media(path, probe="everything" if index.table is None else "nothing") as container:
             stream = require_video_stream(container, path)

@@ -8,7 +8,7 @@ import numpy as np
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
 
-SamplingStrategy = Literal["uniform", "jittered", "dense"]
+SamplingStrategy = Literal["uniform", "jittered", "dense", "alpro"]
 SAMPLING_STRATEGIES: tuple[SamplingStrategy, ...] = get_args(SamplingStrategy)
 
 
@@ -50,20 +50,22 @@ def sample_positions(
     - `"uniform"`: cut into `num_frames` equal parts, the centre of each;
     - `"jittered"`: the same parts, one frame of each drawn at random (as in temporal segment networks,
       https://arxiv.org/abs/1608.00859);
-    - `"dense"`: `num_frames` frames, `stride` apart; from the centre, or with a `generator` from a random start.
+    - `"dense"`: `num_frames` frames, `stride` apart; from the centre, or with a `generator` from a random start;
+    - `"alpro"`: every `count // num_frames`-th of the `count` frames, from the first, as ALPRO's evaluation takes them
+      (Li et al. 2022); its step is rounded down, so the end of the segment may never be seen.
 
     Where the segment is too short, frames are repeated: `"uniform"` and `"jittered"` repeat evenly, `"dense"` repeats
-    the last frame.
+    the last frame, `"alpro"` gives the first frame alone.
 
     Args:
         index (`FrameIndex`): The index of the video.
         num_frames (`int`): Frames of the clip, at least 1.
-        strategy (`str`, *optional*, defaults to `"uniform"`): `"uniform"`, `"jittered"` or `"dense"`.
+        strategy (`str`, *optional*, defaults to `"uniform"`): `"uniform"`, `"jittered"`, `"dense"` or `"alpro"`.
         start_seconds (`float`, *optional*): Start of the segment, in seconds from the first frame; default 0.
         end_seconds (`float`, *optional*): End of the segment (exclusive), in seconds; default the end of the video.
         stride (`int`, *optional*, defaults to 1): Distance of neighbouring frames of a `"dense"` clip, in frames.
         generator (`np.random.Generator`, *optional*): Source of chance: needed by `"jittered"`, optional with
-            `"dense"`, unused by `"uniform"`.
+            `"dense"`, unused by the others.
 
     Returns:
         `list[int]`: `num_frames` frame numbers in `[0, index.num_frames)`, never descending.
@@ -93,6 +95,8 @@ def sample_positions(
     count = stop - first
     if strategy == "uniform":
         return [first + (2 * part + 1) * count // (2 * num_frames) for part in range(num_frames)]
+    if strategy == "alpro":
+        return [first + part * (count // num_frames) for part in range(num_frames)]
     if strategy == "jittered":
         if generator is None:
             raise ValueError("the jittered strategy draws frames at random: give a generator, or use 'uniform'")

@@ -142,24 +142,30 @@ def read_checked(
 VIDEO_BACKENDS = ("pyav", "torchcodec", "decord")
 
 
-def get_video_backend(name: str) -> VideoBackend:
+def get_video_backend(name: str, *, is_like_decord: bool = False) -> VideoBackend:
     """
     Returns the video backend of a name.
 
     Args:
         name (`str`): `"pyav"` (always there), `"torchcodec"` or `"decord"` (extras).
+        is_like_decord (`bool`, *optional*, defaults to `False`): Whether it scales pixel for pixel as decord does;
+            `"pyav"` can.
 
     Returns:
         `VideoBackend`: The backend; it keeps no file open and can be pickled.
 
     Raises:
-        ValueError: There is no backend of that name.
+        ValueError: There is no backend of that name, or it cannot scale like decord.
         ImportError: The backend's package is not installed, or does not load.
     """
     if name == "pyav":
         from simple_multimodal.media.pyav_backend import PyAVBackend
 
-        return PyAVBackend()
+        return PyAVBackend(is_like_decord=is_like_decord)
+    if is_like_decord and name in VIDEO_BACKENDS:
+        raise ValueError(
+            f"the {name} backend cannot scale as decord does on its own; {REMEDY}, which gives the same pixels"
+        )
     if name == "torchcodec":
         from simple_multimodal.media.torchcodec_backend import TorchCodecBackend
 

@@ -1,5 +1,6 @@
 """Towers, fusion, heads and losses: tensors in, tensors out."""
 
+from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, AlproModel
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.modeling import (
     MultimodalForPreTraining,
@@ -10,6 +11,10 @@ from simple_multimodal.models.modeling import (
 )
 
 __all__ = [
+    "AlproConfig",
+    "AlproForQuestionAnswering",
+    "AlproForRetrieval",
+    "AlproModel",
     "MultimodalConfig",
     "MultimodalForPreTraining",
     "MultimodalForQuestionAnswering",

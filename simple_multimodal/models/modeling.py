@@ -1,7 +1,7 @@
 """The models: towers and crossformer, and the heads for pre-training, retrieval and question answering."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -443,8 +443,16 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
                 )
         logits = None
         if "matching" in weights:
-            sums["matching"], metrics["matching_accuracy"], logits = self._matching_loss(
-                model.enter_fusion("text", outputs["text"]), clip, embeds, presence, batch
+            sums["matching"], metrics["matching_accuracy"], logits = matching_loss(
+                self.matching_logits,
+                model.enter_fusion("text", outputs["text"]),
+                clip,
+                text_embeds=embeds["text"],
+                clip_embeds=embeds["clip"],
+                has_text=presence["text"],
+                has_clip=presence["clip"],
+                logit_scale=model.scale_and_bias("contrastive_tav")[0],
+                batch=batch,
             )
 
         losses = {name: sums[name] / num_items[name].to(sums[name].device).clamp(min=1) for name in weights}
@@ -477,35 +485,6 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         counted = self._reconstructed(objective, batch)[patch_mask].view(predictions.shape[:2])
         return ((predictions - targets) ** 2).mean(dim=-1).masked_fill(~counted, 0).sum()
 
-    def _matching_loss(
-        self,
-        text: Stream,
-        clip: Clip,
-        embeds: dict[str, torch.Tensor],
-        presence: dict[str, torch.Tensor],
-        batch: Batch,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Does the text belong to the clip? Rows not `match_aligned` get a hard negative clip of any process."""
-        own = torch.arange(text.mask.shape[0], device=text.mask.device) + first_row(text.mask.shape[0])
-        scale, _ = self.multimodal.scale_and_bias("contrastive_tav")
-        negatives, exists = draw_hard_negatives(
-            embeds["text"],
-            gather_rows(embeds["clip"].detach()),
-            query_groups=batch["group_ids"],
-            candidate_groups=gather_rows(batch["group_ids"]),
-            candidate_present=gather_rows(presence["clip"]),
-            logit_scale=scale,
-            uniform=batch["match_uniform"],
-        )
-        aligned = batch["match_aligned"] | ~exists
-        chosen = torch.where(aligned, own, negatives)
-        pairs = {m: gather_stream(stream).select(chosen) for m, stream in clip.items()}
-        logits = self.matching_logits(text, pairs)
-        counted = presence["text"] & presence["clip"]
-        loss = F.cross_entropy(logits, aligned.long(), reduction="none").masked_fill(~counted, 0).sum()
-        correct = ((logits.argmax(dim=-1) == aligned) & counted).sum()
-        return loss, torch.stack([correct, counted.sum()]).float(), logits
-
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
         """[`MultimodalModel.encode_text`]."""
         return self.multimodal.encode_text(batch)
@@ -529,6 +508,50 @@ def gather_stream(stream: Stream) -> Stream:
     """Rows of all processes, padded to one token count; gradients flow back to their owners."""
     states, mask = pad_to_longest(stream.states, stream.mask)
     return Stream(gather_rows(states), gather_rows(mask))
+
+
+def matching_loss(
+    score: Callable[[Stream, Clip], torch.Tensor],
+    text: Stream,
+    clip: Clip,
+    *,
+    text_embeds: torch.Tensor,
+    clip_embeds: torch.Tensor,
+    has_text: torch.Tensor,
+    has_clip: torch.Tensor,
+    logit_scale: torch.Tensor,
+    batch: Batch,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Does the text belong to the clip? Rows not `match_aligned` get a hard negative clip of any process.
+
+    Args:
+        score (`Callable`): the model's `matching_logits`.
+        text (`Stream`), clip (`dict[Modality, Stream]`): what `score` takes of the rows of this process.
+        text_embeds, clip_embeds (`torch.Tensor` of shape `(batch_size, dim)`): unit length; hard negatives are drawn
+            by their similarity times `logit_scale`.
+        has_text, has_clip (`torch.BoolTensor` of shape `(batch_size,)`): rows that lack one take no part.
+        batch (`dict[str, torch.Tensor]`): the collator's, for its groups and draws.
+
+    Returns:
+        Sum of the loss over rows, `(sum, count)` of correct rows, and the logits `(batch_size, 2)`.
+    """
+    own = torch.arange(text.mask.shape[0], device=text.mask.device) + first_row(text.mask.shape[0])
+    negatives, exists = draw_hard_negatives(
+        text_embeds,
+        gather_rows(clip_embeds.detach()),
+        query_groups=batch["group_ids"],
+        candidate_groups=gather_rows(batch["group_ids"]),
+        candidate_present=gather_rows(has_clip),
+        logit_scale=logit_scale,
+        uniform=batch["match_uniform"],
+    )
+    aligned = batch["match_aligned"] | ~exists
+    chosen = torch.where(aligned, own, negatives)
+    logits = score(text, {m: gather_stream(stream).select(chosen) for m, stream in clip.items()})
+    counted = has_text & has_clip
+    loss = F.cross_entropy(logits, aligned.long(), reduction="none").masked_fill(~counted, 0).sum()
+    correct = ((logits.argmax(dim=-1) == aligned) & counted).sum()
+    return loss, torch.stack([correct, counted.sum()]).float(), logits
 
 
 class MultimodalForRetrieval(MultimodalForPreTraining):
@@ -595,20 +618,34 @@ class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
                 sums to.
             batch: a collator's batch whose text is the question.
         """
-        logits = self.answer_logits(self.encode_text(batch)[1], self.encode_clip(batch)[1])
-        if labels is None:
-            return MultimodalOutput(logits=logits)
-        known = labels >= 0
-        count = num_items["answer"] if num_items else sum_over_processes(known.sum().float())
-        loss = F.cross_entropy(logits, labels.masked_fill(~known, -100), ignore_index=-100, reduction="sum")
-        loss = loss / count.to(loss.device).clamp(min=1)
-        correct = torch.stack([(logits.argmax(dim=-1) == labels).sum(), torch.tensor(len(labels), device=loss.device)])
-        return MultimodalOutput(
-            loss=loss,
-            logits=logits,
-            losses={"answer": loss.detach()},
-            metrics={"answer_accuracy": correct.float()},
-        )
+        text, clip = self.encode_text(batch)[1], self.encode_clip(batch)[1]
+        return answer_output(self.answer_logits(text, clip), labels, num_items, clip=clip)
+
+
+def answer_output(
+    logits: torch.Tensor, labels: torch.Tensor | None, num_items: dict[str, torch.Tensor] | None, **entries
+) -> MultimodalOutput:
+    """The output of a model that chooses answers: with labels, its loss and accuracy, too.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_answers)`): one per answer.
+        labels, num_items: as in [`MultimodalForQuestionAnswering.forward`].
+        entries: further entries of the output.
+    """
+    if labels is None:
+        return MultimodalOutput(logits=logits, **entries)
+    known = labels >= 0
+    count = num_items["answer"] if num_items else sum_over_processes(known.sum().float())
+    loss = F.cross_entropy(logits, labels.masked_fill(~known, -100), ignore_index=-100, reduction="sum")
+    loss = loss / count.to(loss.device).clamp(min=1)
+    correct = torch.stack([(logits.argmax(dim=-1) == labels).sum(), torch.tensor(len(labels), device=loss.device)])
+    return MultimodalOutput(
+        loss=loss,
+        logits=logits,
+        losses={"answer": loss.detach()},
+        metrics={"answer_accuracy": correct.float()},
+        **entries,
+    )
 
 
 AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig)

@@ -1,4 +1,6 @@
-"""Patch grids, for ViT-MAE and VideoMAE alike: splitting by a mask, position tables and their interpolation."""
+"""What towers of patches share: normalised pixels, splitting by a mask, position tables and their interpolation."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,19 @@ def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
         return size, size
     height, width = size
     return height, width
+
+
+def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """
+    Bring `uint8` pixels to what a tower was trained on; a floating point tensor is taken as normalised already.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`): RGB.
+        mean, std (`Sequence[float]`): per channel, in units of 0 to 1.
+    """
+    if pixels.dtype != torch.uint8:
+        return pixels
+    return torch.stack([(pixels[:, :, c] / 255 - mean[c]) / std[c] for c in range(3)], dim=2)
 
 
 def split_patches(patch_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

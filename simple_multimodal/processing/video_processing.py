@@ -20,7 +20,7 @@ from simple_multimodal.processing.batch_memory import batch_tensor
 logger = logging.get_logger(__name__)
 
 Geometry = Literal["short_side_center_crop", "squash", "pad"]
-ResizeKernel = Literal["fast", "antialias"]
+ResizeKernel = Literal["fast", "antialias", "decord"]
 
 ASSUMED_FPS = 24.0  # what transformers assumes for frames without metadata
 
@@ -75,7 +75,9 @@ class VideoClipProcessor(VideoProcessorMixin):
         resize_kernel (`str`, *optional*, defaults to `"fast"`):
             `"fast"` scales in the step that converts colours (swscale's bilinear kernel, which averages where it
             shrinks); `"antialias"` scales RGB frames with torchvision's antialiased bilinear kernel, as VideoMAE's
-            image processor does. On real clips they differ by 45 dB (median).
+            image processor does; on real clips they differ by 45 dB (median). `"decord"` scales like `"fast"`, but to
+            the very pixels of decord's `VideoReader(path, width=…, height=…)`, which ALPRO was trained on. Frames that
+            are in memory are always scaled as by `"antialias"`.
         short_side (`int`, *optional*):
             Length to which the short side is scaled before the centre crop; by default just enough to cover `size`.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's):
@@ -83,8 +85,9 @@ class VideoClipProcessor(VideoProcessorMixin):
         image_std (`list[float]`, *optional*, defaults to ImageNet's):
             Standard deviation per channel.
         frame_sampling (`str`, *optional*, defaults to `"uniform"`):
-            In evaluation: `"uniform"`, the centre of each of `num_frames` equal parts of the segment, or `"dense"`,
-            every `frame_stride`-th frame from the middle of the segment.
+            In evaluation: `"uniform"`, the centre of each of `num_frames` equal parts of the segment, `"dense"`,
+            every `frame_stride`-th frame from the middle of the segment, or `"alpro"`, the frames that ALPRO takes
+            (see [`sample_positions`]).
         train_frame_sampling (`str`, *optional*, defaults to `"jittered"`):
             In training: also `"jittered"`, a random frame of each part; `"dense"` starts anywhere.
         frame_stride (`int`, *optional*, defaults to 4):
@@ -128,8 +131,8 @@ class VideoClipProcessor(VideoProcessorMixin):
             raise ValueError(f"Unknown geometry {geometry!r}; known are {', '.join(get_args(Geometry))}.")
         if resize_kernel not in get_args(ResizeKernel):
             raise ValueError(f"Unknown kernel {resize_kernel!r}; known are {', '.join(get_args(ResizeKernel))}.")
-        if frame_sampling not in ("uniform", "dense"):
-            raise ValueError(f"`frame_sampling` must be uniform or dense, got {frame_sampling!r}.")
+        if frame_sampling == "jittered" or frame_sampling not in SAMPLING_STRATEGIES:  # evaluation never draws
+            raise ValueError(f"`frame_sampling` must be uniform, dense or alpro, got {frame_sampling!r}.")
         if train_frame_sampling not in SAMPLING_STRATEGIES:
             raise ValueError(
                 f"`train_frame_sampling` must be one of {', '.join(SAMPLING_STRATEGIES)}, "

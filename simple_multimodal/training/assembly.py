@@ -13,8 +13,10 @@ from simple_multimodal.data.collator import PretrainingDraws
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.modalities import Modality
+from simple_multimodal.models.alpro import AlproConfig, load_alpro
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
+from simple_multimodal.models.loading import LoadingReport
 from simple_multimodal.models.modeling import (
     MultimodalForPreTraining,
     MultimodalForQuestionAnswering,
@@ -285,3 +287,63 @@ def build_draws(
     if "matching" in model.loss_weights:
         draws["vt_match_ratio"] = vt_match_ratio
     return PretrainingDraws(**draws)
+
+
+def convert_alpro(
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    tokenizer_name: str,
+    num_frames: int | None = None,
+    answers_file: str | os.PathLike | None = None,
+    config: AlproConfig | None = None,
+) -> LoadingReport:
+    """
+    Turn an original ALPRO checkpoint into a folder from which `from_pretrained` loads the model and its processor.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): ALPRO's `model_step_best.pt`, see [`load_alpro`].
+        out (`str` or `os.PathLike`): the folder; made if it does not exist.
+        tokenizer_name (`str`): hub name or local folder; ALPRO's is `google-bert/bert-base-uncased`.
+        num_frames, config: see [`load_alpro`].
+        answers_file (`str` or `os.PathLike`, *optional*): ALPRO's `train_ans2label.json`, `{answer: number}`.
+
+    Returns:
+        [`LoadingReport`]: what became of every tensor.
+
+    Raises:
+        ValueError: If the checkpoint, the answers or the tokenizer are not ALPRO's.
+    """
+    answers = None
+    if answers_file is not None:
+        try:
+            answers = json.loads(Path(answers_file).read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            pass
+        if not isinstance(answers, dict) or not all(type(number) is int for number in answers.values()):
+            raise ValueError(f"{os.fspath(answers_file)!r} is not a JSON object of answers and their numbers.")
+    model, report = load_alpro(checkpoint, num_frames=num_frames, answers=answers, config=config)
+    towers: dict[Modality, PreTrainedConfig] = {
+        "text": model.config.text_config,
+        "video": model.config.video_config,
+    }
+    processor = build_processor(
+        towers,
+        captions=tuple,
+        tokenizer_name=tokenizer_name,
+        video_settings={
+            "geometry": "squash",
+            "resize_kernel": "decord",
+            "frame_sampling": "alpro",
+            "image_mean": model.config.image_mean,
+            "image_std": model.config.image_std,
+        },
+    )
+    if len(processor.tokenizer) != model.config.text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer {tokenizer_name!r} has {len(processor.tokenizer)} tokens, the checkpoint "
+            f"{model.config.text_config.vocab_size}. Give the one that the checkpoint was trained with."
+        )
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return report

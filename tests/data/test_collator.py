@@ -111,6 +111,19 @@ def test_content_of_a_row(processor, dataset):
     assert torch.equal(batch["audio_attention_mask"][0], sound.attention_mask)
 
 
+def test_a_processor_may_ask_for_the_pixels_of_decord(processor, dataset):
+    row = dataset[0]
+    video_processor = VideoClipProcessor(num_frames=4, size=16, geometry="squash", resize_kernel="decord")
+    like_decord = MultimodalProcessor(video_processor=video_processor)
+    batch = MultimodalCollator(like_decord)([row])
+    index = index_video(row["video"])
+    backend = get_video_backend("pyav", is_like_decord=True)
+    frames = backend.frames(row["video"], video_processor.sample(index), index, (16, 16))
+    assert torch.equal(batch["pixel_values_videos"][0], torch.from_numpy(frames))
+    with pytest.raises(ValueError, match="use the pyav backend"):
+        MultimodalCollator(like_decord, video_backend="decord")
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_parallel_equals_sequential(processor, dataset, training):
     arguments = {"training": training, "seed": 5, "draws": DRAWS}

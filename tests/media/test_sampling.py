@@ -1,5 +1,7 @@
 """Tests of the frame sampling strategies."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,30 @@ def test_dense_starts_anywhere_with_a_generator():
         assert np.diff(drawn).tolist() == [2, 2, 2]
         starts.add(drawn[0])
     assert starts == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("total", "num_frames", "expected"),
+    [
+        (100, 8, [0, 12, 24, 36, 48, 60, 72, 84]),  # the exact step is 12.5
+        (15, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (7, 8, [0] * 8),
+    ],
+)
+def test_alpro_rounds_its_step_down(total, num_frames, expected):
+    assert sample_positions(make_index(total), num_frames, "alpro") == expected
+
+
+def test_alpro_takes_its_frames_from_the_segment():
+    assert sample_positions(make_index(100), 4, "alpro", start_seconds=2.0, end_seconds=3.1) == [20, 22, 24, 26]
+
+
+def test_alpro_takes_the_frames_of_the_original(shared_dir):
+    cases = json.loads((shared_dir / "data/alpro/frame_sampling_golden.json").read_text())["cases"]
+    assert cases
+    for case in cases:
+        assert sample_positions(make_index(case["vlen"]), case["n"], "alpro") == case["indices"], case
 
 
 def test_a_segment_is_half_open():

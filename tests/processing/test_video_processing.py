@@ -117,6 +117,8 @@ def test_sampling_uses_the_training_strategy_with_a_generator_only():
     assert np.diff(dense.sample(index_of(50))).tolist() == [2, 2]
     starts = {dense.sample(index_of(50), generator=np.random.default_rng(seed))[0] for seed in range(20)}
     assert len(starts) > 5
+    alpro = VideoClipProcessor(num_frames=4, frame_sampling="alpro")
+    assert alpro.sample(index_of(50)) == [0, 12, 24, 36]
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 64])
@@ -147,10 +149,11 @@ def test_call_on_frames_in_memory():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resize_kernel": "bicubic"}, "fast, antialias"),
+        ({"resize_kernel": "bicubic"}, "fast, antialias, decord"),
         ({"geometry": "stretch"}, "short_side_center_crop, squash, pad"),
-        ({"frame_sampling": "jittered"}, "uniform or dense"),
-        ({"train_frame_sampling": "all"}, "uniform, jittered, dense"),
+        ({"frame_sampling": "jittered"}, "uniform, dense or alpro"),
+        ({"frame_sampling": "all"}, "uniform, dense or alpro"),
+        ({"train_frame_sampling": "all"}, "uniform, jittered, dense, alpro"),
         ({"size": {"shortest_edge": 3}}, "height"),
         ({"size": 224, "short_side": 200}, "less than the crop"),
         ({"random_crop_scale": (0.9, 0.1)}, "low <= high"),

@@ -14,6 +14,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import (
     interpolate_grid,
+    normalize_pixels,
     sinusoidal_sequence,
     split_patches,
     take_patches,
@@ -214,10 +215,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         """
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
         self.check_inputs(num_frames, height, width)
-        pixels = pixel_values_videos
-        if pixels.dtype == torch.uint8:
-            mean, std = self.image_mean, self.image_std
-            pixels = torch.stack([(pixels[:, :, c] / 255 - mean[c]) / std[c] for c in range(3)], dim=2)
+        pixels = normalize_pixels(pixel_values_videos, self.image_mean, self.image_std)
         time, *space = self.embeddings.grid
         seconds = video_seconds.view(batch_size, time, -1).mean(dim=-1).repeat_interleave(math.prod(space), dim=1)
         visible = None

@@ -1,0 +1,61 @@
+"""The typed configuration of ALPRO: a BERT whose upper layers fuse, and a TimeSformer."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import BertConfig, PreTrainedConfig, TimesformerConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+@strict
+class AlproConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`AlproModel`] and its heads. The defaults are those of the published checkpoints.
+
+    Args:
+        text_config (`dict` or `BertConfig`, *optional*):
+            The BERT, text layers and fusion layers together; BERT-base by default.
+        video_config (`dict` or `TimesformerConfig`, *optional*):
+            The TimeSformer; ViT-B/16 with divided space-time attention over 8 frames by default.
+        fusion_layer (`int`, *optional*, defaults to 6):
+            First layer of the BERT that sees text and video; those below see text alone.
+        contrastive_dim (`int`, *optional*, defaults to 256):
+            Size of the embeddings that are compared by cosine.
+        temperature_init_value (`float`, *optional*, defaults to 0.07):
+            What cosines are divided by, at the start.
+        drop_path_rate (`float`, *optional*, defaults to 0.1):
+            Chance in training that the last layer of the TimeSformer leaves out a residual; it grows from 0 over the
+            layers. It stands here because `TimesformerConfig` (transformers 5.23) takes whole numbers only.
+        image_mean, image_std (`list[float]`, *optional*, default to those of CLIP):
+            Normalisation of `uint8` pixels on the device, per RGB channel, in units of 0 to 1.
+        contrastive_tv_loss_weight, matching_loss_weight (`float`, *optional*, default to 1.0):
+            Weight of each objective of retrieval; 0 leaves it out.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of new heads.
+    """
+
+    model_type = "alpro"
+    sub_configs = {"text_config": BertConfig, "video_config": TimesformerConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    video_config: dict | PreTrainedConfig | None = None
+    fusion_layer: int = 6
+    contrastive_dim: int = 256
+    temperature_init_value: float = 0.07
+    drop_path_rate: float = 0.1
+    image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
+    contrastive_tv_loss_weight: float = 1.0
+    matching_loss_weight: float = 1.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        for key, config_class in self.sub_configs.items():
+            value = getattr(self, key)
+            if value is None or isinstance(value, dict):
+                setattr(self, key, config_class(**(value or {})))
+        super().__post_init__(**kwargs)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the objectives of retrieval that are switched on, by name."""
+        weights = {"contrastive_tv": self.contrastive_tv_loss_weight, "matching": self.matching_loss_weight}
+        return {name: weight for name, weight in weights.items() if weight > 0}

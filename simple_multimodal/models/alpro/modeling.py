@@ -1,0 +1,310 @@
+"""ALPRO (Li et al. 2022, arXiv 2112.09583) out of the TimeSformer and the BERT of `transformers`."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import StochasticDepth
+from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel, TimesformerModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.bert.modeling_bert import BertLayer
+
+from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
+from simple_multimodal.models.alpro.configuration import AlproConfig
+from simple_multimodal.models.distributed import sum_over_processes
+from simple_multimodal.models.fusion.crossformer import Clip, Stream, concatenate
+from simple_multimodal.models.losses import contrastive_loss, normalize
+from simple_multimodal.models.modeling import Batch, MultimodalOutput, answer_output, matching_loss
+from simple_multimodal.models.patches import normalize_pixels
+
+
+class AlproPreTrainedModel(PreTrainedModel):
+    """Configuration, weight initialisation and loading shared by all ALPRO models."""
+
+    config_class = AlproConfig
+    base_model_prefix = "alpro"
+    # With `input_ids`, activation checkpointing puts a hook on all embeddings, which fails on the TimeSformer's: they
+    # return a tuple (transformers 5.23).
+    main_input_name = "pixel_values_videos"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AlproForRetrieval):
+            init.constant_(module.temperature, self.config.temperature_init_value)
+
+    def cache_clip(self, clip: Clip) -> Clip:
+        """The clip itself: from the first fusion layer on, every text changes its states."""
+        return clip
+
+
+class AlproModel(AlproPreTrainedModel):
+    """The towers and the fusion: the lower layers of a BERT read the text, its upper ones text and video together."""
+
+    def __init__(self, config: AlproConfig):
+        super().__init__(config)
+        text, video = config.text_config, config.video_config
+        if text.hidden_size != video.hidden_size:
+            raise ValueError(
+                "ALPRO's fusion reads text and video tokens as they are, so `hidden_size` must be the same, but it is "
+                f"{text.hidden_size} in text_config and {video.hidden_size} in video_config."
+            )
+        if not 0 <= config.fusion_layer < text.num_hidden_layers:
+            raise ValueError(
+                f"`fusion_layer` is {config.fusion_layer}, but the BERT has the layers 0 to "
+                f"{text.num_hidden_layers - 1}, of which at least the last one must fuse."
+            )
+        self.text_encoder = BertModel(text, add_pooling_layer=False)
+        self.video_encoder = TimesformerModel(video)
+        layers = self.video_encoder.encoder.layer
+        for depth, layer in enumerate(layers):
+            layer.drop_path = StochasticDepth(config.drop_path_rate * depth / max(len(layers) - 1, 1), "row")
+        self.post_init()
+
+    def check_inputs(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` if the model's clips are not `num_frames` frames of `height` by `width` pixels."""
+        config = self.config.video_config
+        if (num_frames, height, width) != (config.num_frames, config.image_size, config.image_size):
+            raise ValueError(
+                f"The clips have {num_frames} frames of {height} by {width} pixels, but this ALPRO takes "
+                f"{config.num_frames} frames of {config.image_size} by {config.image_size}. Set num_frames and size "
+                "of the video processor to these, or convert the checkpoint with another --num_frames."
+            )
+
+    def encode_text(self, batch: Batch) -> Stream:
+        """Run the text layers.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): `input_ids` and `attention_mask`, of shape `(batch_size,
+                num_text_tokens)`.
+
+        Returns:
+            [`Stream`] of `num_text_tokens` tokens, of which the first is [CLS].
+        """
+        input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        longest = self.config.text_config.max_position_embeddings
+        if input_ids.shape[1] > longest:
+            raise ValueError(f"The texts have {input_ids.shape[1]} tokens, but ALPRO takes {longest}. Cut them.")
+        states = self.text_encoder.embeddings(input_ids)  # (batch, tokens, hidden)
+        return Stream(self._attend(self.text_encoder.encoder.layer[: self.config.fusion_layer], states, mask), mask)
+
+    def encode_video(self, batch: Batch) -> Stream:
+        """Run the TimeSformer and average each patch over time.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): `pixel_values_videos` of shape `(batch_size, num_frames, 3, height,
+                width)`, `uint8` or already normalised, and optionally `video_mask` of shape `(batch_size,)`.
+
+        Returns:
+            [`Stream`] of `1 + num_patches` tokens: [CLS], then the patches row by row. Those of a row without video
+            are masked.
+        """
+        pixels = batch["pixel_values_videos"]
+        num_frames = pixels.shape[1]
+        self.check_inputs(num_frames, *pixels.shape[-2:])
+        pixels = normalize_pixels(pixels, self.config.image_mean, self.config.image_std)
+        dtype = self.video_encoder.embeddings.patch_embeddings.projection.weight.dtype
+        tokens = self.video_encoder(pixels.to(dtype)).last_hidden_state  # (batch, 1 + patches * frames, hidden)
+        patches = tokens[:, 1:].unflatten(1, (-1, num_frames)).mean(dim=2)  # time is the fast axis
+        states = torch.cat([tokens[:, :1], patches], dim=1)  # (batch, 1 + patches, hidden)
+        return Stream(states, is_present(batch, "video")[:, None].expand(states.shape[:2]))
+
+    def fuse(self, text: Stream, clip: Clip) -> torch.Tensor:
+        """The text's [CLS] after the fusion layers, `(batch_size, hidden_size)`, from what the encoders returned."""
+        states, mask = concatenate({"text": text, **clip})
+        *layers, last = self.text_encoder.encoder.layer[self.config.fusion_layer :]
+        return first_token(last, self._attend(layers, states, mask), mask)
+
+    def _attend(self, layers: Iterable[BertLayer], states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Run layers of the BERT over `(batch, tokens, hidden)` states with a `(batch, tokens)` mask."""
+        attention_mask = create_bidirectional_mask(self.text_encoder.config, states, mask)
+        for layer in layers:
+            states = layer(states, attention_mask)
+        return states
+
+    def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
+        """Encode and fuse a batch of the collator; `last_hidden_state` holds the text's [CLS] alone."""
+        clip: Clip = {"video": self.encode_video(batch)}
+        return MultimodalOutput(last_hidden_state=self.fuse(self.encode_text(batch), clip)[:, None], clip=clip)
+
+
+def is_present(batch: Batch, modality: Modality) -> torch.Tensor:
+    """Which rows have the modality, `bool` of shape `(batch_size,)`: all of them where the batch does not say."""
+    if PRESENCE_KEYS[modality] in batch:
+        return batch[PRESENCE_KEYS[modality]]
+    values = batch[INPUT_KEYS[modality][0]]
+    return torch.ones(len(values), dtype=torch.bool, device=values.device)
+
+
+def first_token(layer: BertLayer, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What a layer makes of the first token, without the work for the others, which nothing reads.
+
+    Args:
+        layer (`BertLayer`): the layer.
+        states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): its input.
+        mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` where a token is real.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, hidden_size)`.
+    """
+    attention, first = layer.attention.self, states[:, :1]
+    heads = attention.num_attention_heads, attention.attention_head_size
+    query, key, value = (
+        projection(tokens).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, tokens, head)
+        for projection, tokens in ((attention.query, first), (attention.key, states), (attention.value, states))
+    )
+    dropout = attention.dropout.p if layer.training else 0.0
+    attended = F.scaled_dot_product_attention(query, key, value, mask[:, None, None], dropout_p=dropout)
+    attended = layer.attention.output(attended.transpose(1, 2).flatten(2), first)  # (batch, 1, hidden)
+    return layer.feed_forward_chunk(attended)[:, 0]
+
+
+class AlproForRetrieval(AlproPreTrainedModel):
+    """ALPRO with its heads for retrieval: contrast of text and video, and matching."""
+
+    def __init__(self, config: AlproConfig):
+        super().__init__(config)
+        self.alpro = AlproModel(config)
+        size = config.text_config.hidden_size
+        self.text_projection = nn.Linear(size, config.contrastive_dim)
+        self.video_projection = nn.Linear(size, config.contrastive_dim)
+        self.matching_head = nn.Linear(size, 2)
+        self.temperature = nn.Parameter(torch.empty(()))
+        self.loss_weights = config.loss_weights
+        self.post_init()
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """Inverse temperature, the temperature between 0.001 and 0.5 as in the reference; a scalar."""
+        # Limited in value but not in gradient: a temperature that overshoots must be able to come back.
+        return 1 / (self.temperature + (self.temperature.clamp(0.001, 0.5) - self.temperature).detach())
+
+    def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
+        """Unit-length embeddings `(batch_size, contrastive_dim)`, and what [`matching_logits`] takes; see
+        [`AlproModel.encode_text`].
+        """
+        text = self.alpro.encode_text(batch)
+        return normalize(self.text_projection(text.states[:, 0])), text
+
+    def encode_clip(self, batch: Batch) -> tuple[torch.Tensor, Clip]:
+        """Unit-length embeddings `(batch_size, contrastive_dim)`, and what [`matching_logits`] takes; see
+        [`AlproModel.encode_video`].
+        """
+        video = self.alpro.encode_video(batch)
+        return normalize(self.video_projection(video.states[:, 0])), {"video": video}
+
+    def matching_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
+        """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, row by row."""
+        return self.matching_head(self.alpro.fuse(text, clip)).float()
+
+    def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """How many rows of this batch each objective averages over: those with text and video; float32 scalars."""
+        count = (is_present(batch, "text") & is_present(batch, "video")).sum().float()
+        return dict.fromkeys(self.loss_weights, count)
+
+    def forward(self, num_items: dict[str, torch.Tensor] | None = None, **batch: torch.Tensor) -> MultimodalOutput:
+        """Compute the objectives that the configuration gives a weight, as [`MultimodalForRetrieval`] does.
+
+        Args:
+            num_items (`dict[str, torch.Tensor]`, *optional*): what to divide each objective's sum by, as
+                [`count_items`] summed over processes and accumulated batches. By default the counts of this batch on
+                all processes. With several processes, `loss` is this process's share of the global loss.
+            batch: a collator's batch with its draws for matching; rows of all processes must be equally many.
+        """
+        if num_items is None:
+            num_items = {name: sum_over_processes(count) for name, count in self.count_items(batch).items()}
+        text_embeds, text = self.encode_text(batch)
+        clip_embeds, clip = self.encode_clip(batch)
+        has_text, has_clip = is_present(batch, "text"), is_present(batch, "video")
+        sums: dict[str, torch.Tensor] = {}
+        metrics: dict[str, torch.Tensor] = {}
+        logits = None
+        if "contrastive_tv" in self.loss_weights:
+            sums["contrastive_tv"] = contrastive_loss(
+                text_embeds,
+                clip_embeds,
+                present=has_text & has_clip,
+                group_ids=batch["group_ids"],
+                logit_scale=self.logit_scale,
+                logit_bias=None,
+                form="softmax",
+            )
+        if "matching" in self.loss_weights:
+            sums["matching"], metrics["matching_accuracy"], logits = matching_loss(
+                self.matching_logits,
+                text,
+                clip,
+                text_embeds=text_embeds,
+                clip_embeds=clip_embeds,
+                has_text=has_text,
+                has_clip=has_clip,
+                logit_scale=self.logit_scale,
+                batch=batch,
+            )
+        losses = {name: value / num_items[name].to(value.device).clamp(min=1) for name, value in sums.items()}
+        return MultimodalOutput(
+            loss=torch.stack([self.loss_weights[name] * value for name, value in losses.items()]).sum()
+            if losses
+            else None,
+            logits=logits,
+            losses={name: value.detach() for name, value in losses.items()},
+            metrics=metrics,
+            clip=clip,
+            text_embeds=text_embeds,
+            video_embeds=clip_embeds,
+            clip_embeds=clip_embeds,
+        )
+
+
+class AlproForQuestionAnswering(AlproPreTrainedModel):
+    """ALPRO that chooses an answer from the configuration's `id2label`, from the fused [CLS] of the question."""
+
+    def __init__(self, config: AlproConfig):
+        super().__init__(config)
+        self.alpro = AlproModel(config)
+        size = config.text_config.hidden_size
+        self.classifier = nn.Sequential(nn.Linear(size, 2 * size), nn.ReLU(), nn.Linear(2 * size, config.num_labels))
+        self.post_init()
+
+    def encode_text(self, batch: Batch) -> tuple[None, Stream]:
+        """No embedding, and what [`answer_logits`] takes of the questions; see [`AlproModel.encode_text`]."""
+        return None, self.alpro.encode_text(batch)
+
+    def encode_clip(self, batch: Batch) -> tuple[None, Clip]:
+        """No embedding, and what [`answer_logits`] takes of the clips; see [`AlproModel.encode_video`]."""
+        return None, {"video": self.alpro.encode_video(batch)}
+
+    def answer_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
+        """Logits `(batch_size, num_labels)` of the answers, float32, question `i` with clip `i`."""
+        return self.classifier(self.alpro.fuse(text, clip)).float()
+
+    def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Questions with a known answer in this batch."""
+        return {"answer": (batch["labels"] >= 0).sum().float()}
+
+    def forward(
+        self,
+        labels: torch.Tensor | None = None,
+        num_items: dict[str, torch.Tensor] | None = None,
+        **batch: torch.Tensor,
+    ) -> MultimodalOutput:
+        """Score every answer.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): index of the answer; negative: not in the
+                list, takes no part in the loss.
+            num_items (`dict[str, torch.Tensor]`, *optional*): global count of answered questions, as [`count_items`]
+                sums to.
+            batch: a collator's batch whose text is the question.
+        """
+        _, text = self.encode_text(batch)
+        _, clip = self.encode_clip(batch)
+        return answer_output(self.answer_logits(text, clip), labels, num_items, clip=clip)
+
+
+AutoConfig.register(AlproConfig.model_type, AlproConfig)
+AutoModel.register(AlproConfig, AlproModel)

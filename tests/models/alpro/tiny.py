@@ -1,0 +1,123 @@
+"""A tiny ALPRO, its batches, and a checkpoint of it as the original code would write it."""
+
+import torch
+from transformers import BertConfig, TimesformerConfig
+
+from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval
+from tests.models.tiny import randomize
+
+VOCAB_SIZE, FRAMES, SIDE, PATCH, WORDS = 40, 3, 12, 4, 7
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def tiny_config(**changes) -> AlproConfig:
+    """Two text layers, two fusion layers and two video layers, without dropout."""
+    values = {
+        "text_config": BertConfig(
+            **SIZES, **NO_DROPOUT, num_hidden_layers=4, vocab_size=VOCAB_SIZE, max_position_embeddings=16
+        ),
+        "video_config": TimesformerConfig(
+            **SIZES, num_hidden_layers=2, image_size=SIDE, patch_size=PATCH, num_frames=FRAMES
+        ),
+        "fusion_layer": 2,
+        "contrastive_dim": 8,
+        "drop_path_rate": 0.0,
+    }
+    return AlproConfig(**(values | changes))
+
+
+def build(model_class=AlproForRetrieval, **changes) -> AlproForRetrieval | AlproForQuestionAnswering:
+    """A model with weights and biases so large that errors show, in evaluation mode."""
+    torch.manual_seed(0)
+    model = randomize(model_class(tiny_config(**changes)))
+    if isinstance(model, AlproForRetrieval):
+        torch.nn.init.constant_(model.temperature, 0.2)
+    return model
+
+
+def make_batch(num_words: int = WORDS) -> dict[str, torch.Tensor]:
+    """Five rows, padded to `num_words`: two of one group, one aligned, and the last one without video."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([7, 4, 5, 3, 6])
+    ids = torch.randint(5, VOCAB_SIZE, (5, 16), generator=generator)[:, :num_words]
+    mask = torch.arange(num_words) < lengths[:, None]
+    pixels = torch.randint(0, 256, (5, FRAMES, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return {
+        "input_ids": ids * mask,
+        "attention_mask": mask.long(),
+        "text_mask": torch.ones(5, dtype=torch.bool),
+        "pixel_values_videos": pixels,
+        "video_seconds": torch.zeros(5, FRAMES),
+        "video_mask": torch.tensor([True, True, True, True, False]),
+        "row_ids": torch.arange(5),
+        "group_ids": torch.tensor([7, 7, 8, 9, 10]),
+        "match_aligned": torch.tensor([False, True, False, False, False]),
+        "match_uniform": torch.tensor([0.1, 0.2, 0.7, 0.9, 0.5]),
+    }
+
+
+def original_tensors(
+    kind: str, *, prefix: str = "bert.", num_answers: int = 1500, num_frames: int = FRAMES
+) -> dict[str, torch.Tensor]:
+    """A checkpoint of `tiny_config` under the original's names.
+
+    Args:
+        kind (`str`): `retrieval`, `qa` or `pretraining`.
+        prefix (`str`): of the BERT's tensors inside `text_encoder.`.
+        num_answers, num_frames (`int`): of the answer head and the table of times.
+    """
+    hidden, inner, patches = SIZES["hidden_size"], SIZES["intermediate_size"], (SIDE // PATCH) ** 2
+    shapes: dict[str, tuple[int, ...]] = {"temp": ()}
+
+    def linear(name: str, out: int, size: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, size), (out,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (hidden,), (hidden,)
+
+    video, text = "visual_encoder.model", f"text_encoder.{prefix}"
+    shapes[f"{video}.cls_token"] = (1, 1, hidden)
+    shapes[f"{video}.pos_embed"] = (1, 1 + patches, hidden)
+    shapes[f"{video}.time_embed"] = (1, num_frames, hidden)
+    shapes[f"{video}.patch_embed.proj.weight"] = (hidden, 3, PATCH, PATCH)
+    shapes[f"{video}.patch_embed.proj.bias"] = (hidden,)
+    for block in (f"{video}.blocks.{number}" for number in range(2)):
+        for name in ("norm1", "temporal_norm1", "norm2"):
+            norm(f"{block}.{name}")
+        for name in ("attn", "temporal_attn"):
+            linear(f"{block}.{name}.qkv", 3 * hidden, hidden)
+            linear(f"{block}.{name}.proj", hidden, hidden)
+        linear(f"{block}.temporal_fc", hidden, hidden)
+        linear(f"{block}.mlp.fc1", inner, hidden)
+        linear(f"{block}.mlp.fc2", hidden, inner)
+    norm(f"{video}.norm")
+    linear(f"{video}.head", 400, hidden)
+    for name, rows in {"word": VOCAB_SIZE, "position": 16, "token_type": 2}.items():
+        shapes[f"{text}embeddings.{name}_embeddings.weight"] = (rows, hidden)
+    norm(f"{text}embeddings.LayerNorm")
+    for layer in (f"{text}encoder.layer.{number}" for number in range(4)):
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            linear(f"{layer}.attention.{name}", hidden, hidden)
+        norm(f"{layer}.attention.output.LayerNorm")
+        linear(f"{layer}.intermediate.dense", inner, hidden)
+        linear(f"{layer}.output.dense", hidden, inner)
+        norm(f"{layer}.output.LayerNorm")
+    linear("vision_proj", 8, hidden)
+    linear("text_proj", 8, hidden)
+    linear("itm_head", 2, hidden)
+    if kind == "qa":
+        linear("classifier.0", 2 * hidden, hidden)
+        linear("classifier.2", num_answers, 2 * hidden)
+    else:
+        linear("text_encoder.cls.predictions.transform.dense", hidden, hidden)
+        shapes["text_encoder.cls.predictions.bias"] = (VOCAB_SIZE,)
+    if kind == "pretraining":
+        linear("mpm_head.0", 2 * hidden, hidden)
+        shapes |= {f"prompter.{name}": shape for name, shape in shapes.items() if not name.startswith("mpm_head")}
+        shapes["prompter.video_prompt_feat"] = (10, 8)
+    generator = torch.Generator().manual_seed(1)
+    tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    tensors[f"{text}embeddings.position_ids"] = torch.arange(16)[None]
+    tensors["temp"] = torch.tensor(0.06)
+    return tensors
