@@ -95,7 +95,9 @@ def test_other_spellings_of_a_checkpoint_are_the_same(tmp_path):
 def test_times_are_resized_to_the_nearest(tmp_path):
     path = save(original_tensors("retrieval", num_frames=4), tmp_path / "best.pt")
     times = original_tensors("retrieval", num_frames=4)["visual_encoder.model.time_embed"]
-    own, report = load_alpro(path, config=tiny_config())
+    config = tiny_config()
+    own, report = load_alpro(path, config=config)
+    assert config.video_config.num_frames == FRAMES  # the caller's own
     assert own.config.video_config.num_frames == 4 and not report.converted
     for num_frames in (8, 6, 2):
         model, report = load_alpro(path, num_frames=num_frames, config=tiny_config())
