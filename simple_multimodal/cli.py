@@ -189,7 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     kind.add_argument("--num_frames", type=int, metavar="INT", help="frames per clip; default: the checkpoint's")
     kind.add_argument(
-        "--answers", metavar="FILE", dest="answers_file", help="train_ans2label.json, the names of the answers"
+        "--answers",
+        metavar="FILE",
+        dest="answers_file",
+        help="train_ans2label.json, the names of the answers; without it they are LABEL_0, LABEL_1, ...",
     )
     kind.set_defaults(run=convert_alpro)
 

@@ -148,8 +148,8 @@ def get_video_backend(name: str, *, is_like_decord: bool = False) -> VideoBacken
 
     Args:
         name (`str`): `"pyav"` (always there), `"torchcodec"` or `"decord"` (extras).
-        is_like_decord (`bool`, *optional*, defaults to `False`): Whether it scales pixel for pixel as decord does;
-            `"pyav"` can.
+        is_like_decord (`bool`, *optional*, defaults to `False`): Whether frames have the pixels that decord's
+            `VideoReader(path, width=..., height=...)` scales to, which `"pyav"` alone can give.
 
     Returns:
         `VideoBackend`: The backend; it keeps no file open and can be pickled.
@@ -163,9 +163,7 @@ def get_video_backend(name: str, *, is_like_decord: bool = False) -> VideoBacken
 
         return PyAVBackend(is_like_decord=is_like_decord)
     if is_like_decord and name in VIDEO_BACKENDS:
-        raise ValueError(
-            f"the {name} backend cannot scale as decord does on its own; {REMEDY}, which gives the same pixels"
-        )
+        raise ValueError(f"the {name} backend does not give the pixels that decord scales to; {REMEDY}, which does")
     if name == "torchcodec":
         from simple_multimodal.media.torchcodec_backend import TorchCodecBackend
 

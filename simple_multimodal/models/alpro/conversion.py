@@ -1,7 +1,6 @@
 """Read an original ALPRO checkpoint into our models, with an account of every tensor."""
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -85,13 +84,15 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: If the file holds anything but tensors.
     """
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"{os.fspath(path)!r} is not a file of tensors that torch.load reads without running code from it, so it "
-            f"was not loaded. {str(error).splitlines()[0]}"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            payload = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises whatever its bytes lead to
+            first_line, _, _ = str(error).partition("\n")
+            raise ValueError(
+                f"{os.fspath(path)!r} is not a file of tensors that torch.load reads without running code from it, so "
+                f"it was not loaded ({type(error).__name__}: {first_line})."
+            ) from error
     if isinstance(payload, dict) and isinstance(payload.get("model"), dict):
         payload = payload["model"]
     if not isinstance(payload, dict) or not payload:
@@ -193,11 +194,8 @@ def load_alpro(
         )
 
     times = tensors[TIME_TABLE]
-    config.video_config.num_frames = num_frames or times.shape[1]
-    expected[TIME_TABLE] = torch.Size((1, config.video_config.num_frames, times.shape[2]))
-    if times.shape != expected[TIME_TABLE]:
-        tensors[TIME_TABLE] = F.interpolate(times.mT.float(), size=expected[TIME_TABLE][1], mode="nearest").mT
-        report.converted[TIME_TABLE] = f"nearest of {times.shape[1]} times for {config.video_config.num_frames}"
+    if times.ndim == 3 and times.shape[::2] == expected[TIME_TABLE][::2]:
+        expected[TIME_TABLE] = times.shape  # of any number of frames
     wrong = [
         f"{original_names[name]} has shape {tuple(tensor.shape)}, not {tuple(expected[name])}"
         for name, tensor in tensors.items()
@@ -205,5 +203,10 @@ def load_alpro(
     ]
     if wrong:
         raise ValueError(f"{where!r} is not an ALPRO of the expected sizes:\n  " + "\n  ".join(wrong))
+    config.video_config.num_frames = num_frames or times.shape[1]
+    if config.video_config.num_frames != times.shape[1]:
+        resized = F.interpolate(times.mT.float(), size=config.video_config.num_frames, mode="nearest")
+        tensors[TIME_TABLE] = resized.mT
+        report.converted[TIME_TABLE] = f"nearest of {times.shape[1]} times for {config.video_config.num_frames}"
     report.loaded = [name for name in tensors if name not in report.converted]
     return model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32).eval(), report

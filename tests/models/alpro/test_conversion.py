@@ -95,7 +95,9 @@ def test_other_spellings_of_a_checkpoint_are_the_same(tmp_path):
 def test_times_are_resized_to_the_nearest(tmp_path):
     path = save(original_tensors("retrieval", num_frames=4), tmp_path / "best.pt")
     times = original_tensors("retrieval", num_frames=4)["visual_encoder.model.time_embed"]
-    own, report = load_alpro(path, config=tiny_config())
+    config = tiny_config()
+    own, report = load_alpro(path, config=config)
+    assert config.video_config.num_frames == FRAMES  # the caller's own
     assert own.config.video_config.num_frames == 4 and not report.converted
     for num_frames in (8, 6, 2):
         model, report = load_alpro(path, num_frames=num_frames, config=tiny_config())
@@ -161,6 +163,8 @@ def test_what_does_not_fit_is_named(tmp_path):
     assert "no place for: visual_encoder.model.blocks.0.cross_attn.qkv.weight" in message(block)
     shape = {"visual_encoder.model.pos_embed": torch.zeros(1, 5, 16)}
     assert "visual_encoder.model.pos_embed has shape (1, 5, 16), not (1, 10, 16)" in message(shape)
+    times = {"visual_encoder.model.time_embed": torch.zeros(3, 16)}
+    assert "visual_encoder.model.time_embed has shape (3, 16), not (1, 3, 16)" in message(times)
     assert "has no answer head" in message({}, answers=ANSWERS)
     assert "num_frames is 0" in message({}, num_frames=0)
     for payload, expected in (
@@ -202,12 +206,20 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, capsys, kind):
 
 
 def test_a_damaged_or_missing_file_is_one_line(tmp_path, capsys):
-    path = save(original_tensors("retrieval"), tmp_path / "best.pt")
-    path.write_bytes(path.read_bytes()[:-2000])
-    for name in ("best.pt", "missing.pt"):
+    whole = save(original_tensors("retrieval"), tmp_path / "best.pt").read_bytes()
+    damaged = {
+        "cut": whole[:-2000],
+        "empty": b"",
+        "opcode": b"0",
+        "text": b"X\x01\x00\x00\x00\xff.",
+        "zip": whole[:99],
+    }
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*damaged, "missing"):
         assert main(["convert", "alpro", str(tmp_path / name), str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
-        assert name in error and error.count("\n") == 1
+        assert str(tmp_path / name) in error and error.count("\n") == 1
 
 
 # ---- The folder ----

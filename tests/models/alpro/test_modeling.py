@@ -177,6 +177,11 @@ def test_losses_by_hand():
     close(output.logits[:4], logits)
     close(output.loss, contrast + output.losses["matching"])
 
+    alone = model(**rows_of(batch, [0]))  # there is no other clip, so it keeps its own
+    _, clip = model.encode_clip(rows_of(batch, [0]))
+    own = model.matching_logits(text.select(torch.tensor([0])), clip)
+    close(alone.losses["matching"], F.cross_entropy(own, torch.tensor([1])))
+
 
 @torch.no_grad()
 def test_weights_counts_and_switched_off_objectives():
@@ -263,7 +268,8 @@ def test_autocast_is_finite_and_near():
 def test_the_video_tower_drops_more_residuals_with_depth_in_training_alone():
     video = TimesformerConfig(**SIZES, num_hidden_layers=3, image_size=SIDE, patch_size=PATCH, num_frames=FRAMES)
     model = AlproModel(tiny_config(video_config=video, drop_path_rate=0.4))
-    assert [layer.drop_path.p for layer in model.video_encoder.encoder.layer] == [0.0, 0.2, 0.4]
+    drops = [layer.drop_path for layer in model.video_encoder.encoder.layer]
+    assert [drop.p for drop in drops] == [0.0, 0.2, 0.4] and {drop.mode for drop in drops} == {"row"}
     batch = make_batch()
     torch.manual_seed(0)
     assert not torch.equal(model.train().encode_video(batch).states, model.encode_video(batch).states)
