@@ -220,7 +220,7 @@ def measure_answers(
     types = [str(row.get("answer_type") or "") for row in rows]
     printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
     counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
-    if set(types) <= set(ANSWER_TYPES):
+    if is_alpro or set(types) <= set(ANSWER_TYPES):
         printed = alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted])
     return Measurement(
         metrics=result.metrics,

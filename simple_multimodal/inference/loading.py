@@ -20,6 +20,7 @@ from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.partial import Partial
 from simple_multimodal.modalities import CLIP_MODALITIES
+from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -101,7 +102,7 @@ class Pipeline:
             settings: arguments of the class.
 
         Raises:
-            ValueError: If there is no such model, or it was trained for another task.
+            ValueError: If there is no such model, it was trained for another task, or its file of weights holds code.
         """
         try:
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir)
@@ -114,7 +115,7 @@ class Pipeline:
                 f"{', '.join(cls.model_classes)}."
             )
         model_class = cls.model_classes[saved_class]
-        model, loaded = model_class.from_pretrained(name_or_path, cache_dir=cache_dir, output_loading_info=True)
+        model, loaded = load_weights(model_class, name_or_path, cache_dir=cache_dir)
         if loaded["missing_keys"]:
             raise ValueError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
         processor = MultimodalProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
@@ -244,6 +245,7 @@ class Pipeline:
             pairs,
             process_index=self.state.process_index,
             num_processes=self.state.num_processes,
+            pairs_per_batch=PAIRS_PER_BATCH,
             finished={number: tensors["outputs"] for number, tensors in parts.finished.items()},
             on_block=lambda number, outputs: parts.add(number, {"outputs": outputs}),
             shows_progress=self.shows_progress,

@@ -53,8 +53,9 @@ class ClipIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ids and embeddings as safetensors, whole or not at all."""
-        metadata = {"ids": json.dumps(self.ids), "groups": json.dumps(self.groups), "key": self.key}
-        save_whole(Path(path), {"embeds": self.embeds.contiguous()}, metadata)
+        names = {"ids": self.ids, "groups": self.groups, "key": self.key}
+        # In one entry: safetensors writes several in any order, and the same index would not be the same file.
+        save_whole(Path(path), {"embeds": self.embeds.contiguous()}, {"index": json.dumps(names)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ClipIndex":
@@ -65,9 +66,7 @@ class ClipIndex:
         """
         try:
             with safe_open(os.fspath(path), "pt") as file:
-                metadata = file.metadata()
-                ids, groups = json.loads(metadata["ids"]), json.loads(metadata["groups"])
-                return cls(ids, groups, file.get_tensor("embeds").clone(), key=metadata["key"])
+                return cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
         except (SafetensorError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{os.fspath(path)}: is no index of clips: {error}") from error
 
