@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,6 +171,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="INT",
         help="candidates of each query that the matching head orders anew; 0: none; default: the protocol's",
     )
+    verb.add_argument(
+        "--measure_rerank",
+        action="store_true",
+        dest="measures_change",
+        help="score all pairs, and say how every metric changes by re-ranking the first --matching_top_k alone",
+    )
     verb.add_argument("--dsl", action="store_true", dest="uses_dual_softmax", help="normalise over all test queries")
     verb.add_argument("--alpro", action="store_true", dest="is_alpro", help="print what ALPRO's evaluation would")
     add_pipeline(verb)
@@ -319,7 +326,11 @@ def encode(*, model: str, clips: list[str], out: str, **settings: Any) -> int:
     """Saves embeddings of clips."""
     from simple_multimodal.inference import Retriever
 
-    index = _pipeline(Retriever, model, settings).index(_clips(clips), saved=out)
+    retriever = _pipeline(Retriever, model, settings | {"shows_progress": True})
+    partial = f"{out}.partial"
+    index = retriever.index(_clips(clips), saved=out, partial=partial)
+    if retriever.state.is_local_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"{out}: {len(index.ids)} clips")
     return 0
 

@@ -126,7 +126,8 @@ def retrieval_rows(
     Rows of ALPRO's `results.json`, all captions of a clip after another.
 
     Args:
-        scores (`np.ndarray` of shape `(num_captions, num_clips)`): Probability that caption and clip match.
+        scores (`np.ndarray` of shape `(num_captions, num_clips)`): Probability that caption and clip match; NaN for
+            pairs without one, which have no row.
         similarities (`np.ndarray` of shape `(num_captions, num_clips)`): Contrastive scores.
         caption_ids (`Sequence[int]` of length `num_captions`): In ALPRO the row of the annotation, from 0.
         clip_ids (`Sequence[str]` of length `num_clips`): Names of the clips.
@@ -143,12 +144,15 @@ def retrieval_rows(
             f"Scores and similarities need one row per caption and one column per clip, {shape}, got "
             f"{np.shape(scores)} and {np.shape(similarities)}."
         )
-    columns = zip(clip_ids, _rounded(scores).T, _rounded(similarities).T, strict=True)
     return (
-        {"vid_id": clip, "txt_id": caption, "score": score, "sim": similarity}
-        for clip, clip_scores, clip_similarities in columns
+        {"vid_id": clip, "txt_id": caption_ids[caption], "score": score, "sim": similarity}
+        for column, clip in enumerate(clip_ids)
+        for scored in [np.flatnonzero(~np.isnan(scores[:, column]))]
         for caption, score, similarity in zip(
-            caption_ids, clip_scores.tolist(), clip_similarities.tolist(), strict=True
+            scored.tolist(),
+            _rounded(scores[scored, column]).tolist(),
+            _rounded(similarities[scored, column]).tolist(),
+            strict=True,
         )
     )
 

@@ -40,9 +40,10 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping]) -> None:
     """
 
     def pieces() -> Iterable[str]:
+        encode = json.JSONEncoder(allow_nan=False).encode  # made once: there may be millions of rows
         separator = "[\n"
         for row in rows:
-            yield separator + json.dumps(row, allow_nan=False)
+            yield separator + encode(row)
             separator = ",\n"
         yield "\n]\n" if separator == ",\n" else "[]\n"
 

@@ -83,12 +83,7 @@ def retrieval_ranks(
     ```
     """
     scores, positives = _check_scores(scores, positives)
-    unanswerable = np.flatnonzero(~positives.any(axis=1))
-    if unanswerable.size:
-        raise ValueError(
-            f"{unanswerable.size} of {len(positives)} queries have no right candidate (first: query "
-            f"{unanswerable[0]}). Every query needs at least one: leave these queries out, and count them."
-        )
+    _check_answerable(positives)
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)  # (num_queries, 1)
     is_ahead = scores > best if ties == "best" else (scores >= best) & ~positives
     return 1 + is_ahead.sum(axis=1, dtype=np.int64)
@@ -229,13 +224,31 @@ def text_video_retrieval(
     ):
         is_query = right.any(axis=1)
         ranks = retrieval_ranks(matrix[is_query], right[is_query])
-        direction_metrics = retrieval_metrics(ranks) | {"num_candidates": matrix.shape[1]}
-        direction_intervals = retrieval_intervals(
-            ranks, groups=groups[is_query], num_resamples=num_resamples, seed=seed, level=level
+        result = _measure(
+            ranks,
+            groups[is_query],
+            num_candidates=matrix.shape[1],
+            num_resamples=num_resamples,
+            seed=seed,
+            level=level,
         )
-        metrics |= with_prefix(direction_metrics, f"{prefix}{direction}_")
-        intervals |= with_prefix(direction_intervals, f"{prefix}{direction}_")
+        metrics |= with_prefix(result.metrics, f"{prefix}{direction}_")
+        intervals |= with_prefix(result.intervals, f"{prefix}{direction}_")
     return RetrievalResult(metrics, intervals)
+
+
+def _measure(
+    ranks: np.ndarray,
+    groups: np.ndarray,
+    *,
+    num_candidates: int,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> RetrievalResult:
+    """Metrics of one direction, and their intervals by clip."""
+    intervals = retrieval_intervals(ranks, groups=groups, num_resamples=num_resamples, seed=seed, level=level)
+    return RetrievalResult(retrieval_metrics(ranks) | {"num_candidates": num_candidates}, intervals)
 
 
 def retrieval_changes(
@@ -303,17 +316,24 @@ def top_candidates(
     Raises:
         ValueError: If `scores` or `positives` are refused by [`ranking`].
     """
+    if num_results >= np.shape(scores)[1]:
+        return np.ones(np.shape(scores), dtype=np.bool_)
     mask = np.zeros(np.shape(scores), dtype=np.bool_)
     np.put_along_axis(mask, ranking(scores, positives, num_results), True, axis=1)
     return mask
 
 
-def reranked_scores(scores: np.ndarray, matching_scores: np.ndarray, is_matched: np.ndarray) -> np.ndarray:
+def reranked_ranks(
+    scores: np.ndarray,
+    matching_scores: np.ndarray,
+    is_matched: np.ndarray,
+    positives: np.ndarray | tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
     """
-    Scores of the order in which a second, slower model has re-ranked the first candidates of each query.
+    Rank of the best right candidate after a second, slower model has re-ranked the first candidates of each query.
 
     The candidates that it scored come first, in the order of its scores; the others follow in the order of the first
-    scores. Scores that were equal stay equal, so that ties are treated as without re-ranking.
+    scores. Among equal ones wrong candidates come first, as without re-ranking ([`retrieval_ranks`]).
 
     Args:
         scores (`np.ndarray` of shape `(num_queries, num_candidates)`): First scores, e.g. cosines of embeddings.
@@ -321,31 +341,38 @@ def reranked_scores(scores: np.ndarray, matching_scores: np.ndarray, is_matched:
             Second scores; read only where `is_matched`.
         is_matched (`np.ndarray` of shape `(num_queries, num_candidates)`, bool):
             Which candidates the second model scored, e.g. [`top_candidates`].
+        positives (`np.ndarray` or pair of `np.ndarray`): As for [`retrieval_ranks`].
 
     Returns:
-        `np.ndarray` of shape `(num_queries, num_candidates)`, int64: scores whose order is the combined one; their
-        size means nothing.
+        `np.ndarray` of shape `(num_queries,)`, int64: ranks from 1 to `num_candidates`.
 
     Raises:
-        ValueError: If the scores are not real numbers or hold NaN, or if the three shapes differ.
+        ValueError: If the scores are not real numbers or hold NaN, or if the shapes differ, or if a query has no right
+            candidate.
 
     Example:
 
     ```python
-    >>> is_matched = np.array([[True, True, False, False]])
-    >>> reranked_scores(np.array([[0.9, 0.8, 0.7, 0.7]]), np.array([[-3.0, 5.0, 0.0, 0.0]]), is_matched)
-    array([[ 2,  3, -3, -3]])
+    >>> scores, matching = np.array([[0.9, 0.8, 0.7, 0.7]]), np.array([[-3.0, 5.0, 0.0, 0.0]])
+    >>> reranked_ranks(scores, matching, np.array([[True, True, False, False]]), np.array([[True] + 3 * [False]]))
+    array([2])
     ```
     """
-    scores, is_matched = _check_matrix(scores), np.asarray(is_matched)
+    scores, positives = _check_scores(scores, positives)
+    is_matched = np.asarray(is_matched)
     if not scores.shape == np.shape(matching_scores) == is_matched.shape or is_matched.dtype != np.bool_:
         raise ValueError(
             f"Re-ranking needs three matrices of one shape, the last of bool: got scores {scores.shape}, matching "
             f"scores {np.shape(matching_scores)} and {is_matched.dtype} {is_matched.shape}."
         )
-    matching = _check_matrix(np.where(is_matched, matching_scores, -np.inf))
-    # Places instead of a shifted sum: a sum of a small and a large score would round different scores to equal ones.
-    return np.where(is_matched, _places(matching), _places(scores) - scores.shape[1])
+    _check_answerable(positives)
+    # A query is ranked among those candidates, scored twice or once, where its best right one stands: the two orders
+    # are never put into one row of numbers, where a small and a large score could be rounded to equal ones.
+    order = _check_matrix(np.where(is_matched, matching_scores, scores))
+    is_within = is_matched == (is_matched & positives).any(axis=1, keepdims=True)
+    best = np.where(is_within & positives, order, -np.inf).max(axis=1, keepdims=True)  # (num_queries, 1)
+    is_ahead = np.where(is_within, (order >= best) & ~positives, is_matched)
+    return 1 + is_ahead.sum(axis=1, dtype=np.int64)
 
 
 def matched_retrieval(
@@ -356,6 +383,7 @@ def matched_retrieval(
     *,
     top_k: int | None = None,
     is_needed: np.ndarray | None = None,
+    measures_change: bool = False,
     prefix: str = "matching_",
 ) -> tuple[RetrievalResult, np.ndarray]:
     """
@@ -367,29 +395,40 @@ def matched_retrieval(
         match (`Callable`): Takes pairs `(num_pairs, 2)` of text and video, returns their scores `(num_pairs,)`.
         top_k (`int`, *optional*): How many candidates of each query, in either direction, it scores; all by default.
         is_needed (`np.ndarray` of shape `(num_texts, num_videos)`, bool, *optional*): Pairs to score besides.
+        measures_change (`bool`, *optional*, defaults to `False`): Score all pairs, once, and say besides how every
+            metric changes ([`retrieval_changes`]) where the first `top_k` alone are ordered by it, and not all.
         prefix (`str`, *optional*, defaults to `"matching_"`): Of the metrics.
 
     Returns:
         `tuple`: [`RetrievalResult`], and the second scores of shape `(num_texts, num_videos)`, NaN where there is
         none.
     """
-    positives = positives_from_groups(text_groups, video_groups)
+    text_groups, video_groups = np.asarray(text_groups), np.asarray(video_groups)
+    scores, positives = _check_scores(scores, (text_groups, video_groups))
     num_texts, num_videos = positives.shape
     for_text = top_candidates(scores, positives, num_videos if top_k is None else top_k)
     for_video = top_candidates(scores.T, positives.T, num_texts if top_k is None else top_k).T
     is_scored = for_text | for_video if is_needed is None else for_text | for_video | is_needed
-    second = np.full(positives.shape, np.nan)
-    second[is_scored] = match(np.argwhere(is_scored))
+    if measures_change:
+        is_scored[:] = True
+    values = match(np.argwhere(is_scored))
+    second = np.full(positives.shape, np.nan, dtype=values.dtype)
+    second[is_scored] = values
     metrics: dict[str, float] = {}
     intervals: dict[str, Interval] = {}
-    for direction, order in (
-        ("text_to_video", reranked_scores(scores, second, for_text)),
-        ("video_to_text", reranked_scores(scores.T, second.T, for_video.T).T),
+    for direction, first, matching, chosen, right, groups in (
+        ("text_to_video", scores, second, for_text, positives, text_groups),
+        ("video_to_text", scores.T, second.T, for_video.T, positives.T, video_groups),
     ):
-        result = text_video_retrieval(order, text_groups, video_groups, prefix=prefix)
-        keep = f"{prefix}{direction}_"
-        metrics |= {name: value for name, value in result.metrics.items() if name.startswith(keep)}
-        intervals |= {name: value for name, value in result.intervals.items() if name.startswith(keep)}
+        is_query = right.any(axis=1)
+        first, matching, chosen, right = (matrix[is_query] for matrix in (first, matching, chosen, right))
+        ranks = reranked_ranks(first, matching, chosen, right)
+        results = [_measure(ranks, groups[is_query], num_candidates=right.shape[1])]
+        if measures_change:
+            results.append(retrieval_changes(retrieval_ranks(matching, right), ranks, groups=groups[is_query]))
+        for result in results:
+            metrics |= with_prefix(result.metrics, f"{prefix}{direction}_")
+            intervals |= with_prefix(result.intervals, f"{prefix}{direction}_")
     return RetrievalResult(metrics, intervals), second
 
 
@@ -414,7 +453,7 @@ def dual_softmax(scores: np.ndarray, *, temperature: float) -> np.ndarray:
     Raises:
         ValueError: If scores are not finite real numbers, or `temperature` is not above 0.
     """
-    scores = _check_matrix(scores)
+    scores = _check_matrix(scores).astype(np.float64)
     if not np.isfinite(scores).all():
         raise ValueError(
             f"{int(np.isinf(scores).sum())} of {scores.size} scores are infinite; a softmax needs finite."
@@ -600,25 +639,16 @@ def _change_of(statistic: ResampledStatistic, before: np.ndarray, after: np.ndar
     return lambda queries, counts: statistic(after[queries], counts) - statistic(before[queries], counts)
 
 
-def _places(scores: np.ndarray) -> np.ndarray:
-    """Number the different scores of each row from 0, lowest first, int64 of the same shape; equal ones share one."""
-    order = np.argsort(scores, axis=1, kind="stable")
-    ordered = np.take_along_axis(scores, order, axis=1)
-    places = np.zeros(scores.shape, dtype=np.int64)
-    is_higher = ordered[:, 1:] != ordered[:, :-1]
-    np.put_along_axis(places, order[:, 1:], is_higher.cumsum(axis=1), axis=1)
-    return places
-
-
 def _check_matrix(scores: np.ndarray) -> np.ndarray:
-    """Return scores as float64 `(num_queries, num_candidates)`, or refuse them."""
+    """Return scores as floats `(num_queries, num_candidates)`, or refuse them."""
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.size == 0 or scores.dtype.kind not in "fiu":
         raise ValueError(
             f"Scores must be real numbers of shape (num_queries, num_candidates), neither 0, got shape "
             f"{scores.shape} of {scores.dtype}."
         )
-    scores = scores.astype(np.float64, copy=False)  # exact for float16/float32; unsigned integers can be negated
+    if scores.dtype.kind != "f":
+        scores = scores.astype(np.float64)  # unsigned integers cannot be negated
     if np.isnan(scores).any():
         queries = np.flatnonzero(np.isnan(scores).any(axis=1))
         raise ValueError(
@@ -640,6 +670,16 @@ def _check_scores(
             f"candidate_groups) of that many ids, got shape {matrix.shape} of {matrix.dtype}."
         )
     return scores, matrix
+
+
+def _check_answerable(positives: np.ndarray) -> None:
+    """Refuse queries without a right candidate."""
+    unanswerable = np.flatnonzero(~positives.any(axis=1))
+    if unanswerable.size:
+        raise ValueError(
+            f"{unanswerable.size} of {len(positives)} queries have no right candidate (first: query "
+            f"{unanswerable[0]}). Every query needs at least one: leave these queries out, and count them."
+        )
 
 
 def _check_ranks(ranks: np.ndarray) -> np.ndarray:

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from simple_multimodal.data.files import media_rows
-from simple_multimodal.data.manifest import QuestionDataset
+from simple_multimodal.data.manifest import QuestionDataset, Row
 from simple_multimodal.inference.loading import ClipKey, Pipeline
 from simple_multimodal.models import AlproForQuestionAnswering, MultimodalForQuestionAnswering
-from simple_multimodal.models.pairs import score_pairs
 
 
 class Answer(NamedTuple):
@@ -56,12 +56,17 @@ class QuestionAnswerer(Pipeline):
 
         Raises:
             MediaError: The file cannot be read.
-            ValueError: A question is blank.
+            ValueError: A question is blank, or the file has nothing that the model takes.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
         if any(not question.strip() for question in asked):
             raise ValueError("A question is blank.")
-        logits = self._logits(asked, media_rows([clip]), [0] * len(asked))
+        rows = media_rows([clip])
+        if not self.has_clip(rows[0]):
+            raise ValueError(
+                f"{os.fspath(clip)}: has no pictures, and this model listens to no sound; pass a video file."
+            )
+        logits = self._logits(asked, rows, [0] * len(asked))
         probabilities, chosen = logits.softmax(dim=1).topk(min(top_k, logits.shape[1]))
         id2label = self.model.config.id2label
         results = [
@@ -70,34 +75,46 @@ class QuestionAnswerer(Pipeline):
         ]
         return results[0] if isinstance(questions, str) else results
 
-    def answer_rows(self, dataset: QuestionDataset) -> torch.Tensor:
+    def answer_rows(self, dataset: QuestionDataset, *, partial: str | os.PathLike[str] | None = None) -> torch.Tensor:
         """
         Score all answers to every question of a data set; each clip runs through the towers once.
 
         Args:
-            dataset ([`QuestionDataset`]): the questions.
+            dataset ([`QuestionDataset`]): the questions. One whose row has no clip is answered from its text alone.
+            partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
+                from there. It stays until it is removed.
 
         Returns:
             `torch.FloatTensor` of shape `(num_questions, num_labels)`: logits, the same on all processes.
         """
         rows = list(dataset)
-        clips = self.rows(dataset)
+        clips = list({ClipKey.of(row): row for row in reversed(rows)}.values())[::-1]  # each where it is first
         place = {ClipKey.of(row): number for number, row in enumerate(clips)}
-        return self._logits([row["captions"][0] for row in rows], clips, [place[ClipKey.of(row)] for row in rows])
+        clip_of = [place[ClipKey.of(row)] for row in rows]
+        return self._logits([row["captions"][0] for row in rows], clips, clip_of, partial)
 
-    def _logits(self, questions: Sequence[str], clips: Sequence, clip_of: Sequence[int]) -> torch.Tensor:
+    def _logits(
+        self,
+        questions: Sequence[str],
+        clips: Sequence[Row],
+        clip_of: Sequence[int],
+        partial: str | os.PathLike[str] | None = None,
+    ) -> torch.Tensor:
+        folder = None if partial is None else Path(partial)
+        key = "" if folder is None else self.key(clips)
         texts = list(dict.fromkeys(questions))
         text_of = {text: number for number, text in enumerate(texts)}
         pairs = [(text_of[question], clip) for question, clip in zip(questions, clip_of, strict=True)]
         unique = list(dict.fromkeys(pairs))  # a question may be asked twice of one clip
-        scores = score_pairs(
-            self.model,
+        encoded = self.encode_rows(clips, partial=folder, key=key)
+        scores = self.score(
             self.model.answer_logits,
+            texts,
             self.encode_texts(texts),
-            self.encode_rows(clips),
+            encoded,
             np.array(unique),
-            process_index=self.state.process_index,
-            num_processes=self.state.num_processes,
+            partial=folder,
+            key=key,
         )
         number = {pair: place for place, pair in enumerate(unique)}
         return scores[[number[pair] for pair in pairs]]

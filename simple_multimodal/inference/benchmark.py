@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +35,13 @@ from simple_multimodal.evaluation.retrieval import (
     dual_softmax,
     duplicate_captions,
     matched_retrieval,
+    positives_from_groups,
     text_video_retrieval,
+    top_candidates,
 )
 from simple_multimodal.inference.answerer import QuestionAnswerer
-from simple_multimodal.inference.loading import cosine
+from simple_multimodal.inference.loading import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
-from simple_multimodal.models.pairs import score_pairs
 
 logger = logging.get_logger(__name__)
 
@@ -77,80 +79,109 @@ def measure_retrieval(
     *,
     protocol: str = "own",
     matching_top_k: int | None = None,
+    measures_change: bool = False,
     uses_dual_softmax: bool = False,
     is_alpro: bool = False,
+    num_results: int | None = None,
     saved: str | os.PathLike[str] | None = None,
+    partial: str | os.PathLike[str] | None = None,
 ) -> Measurement:
     """
     Every caption asks for its clip, and every clip for one of its captions.
 
     Args:
         retriever ([`Retriever`]): the model.
-        dataset ([`MultimodalDataset`]): rows with captions; rows of one `group` show the same clip.
+        dataset ([`MultimodalDataset`]): rows with captions; rows of one `group` show the same clip, which is a
+            candidate once. A row without a clip is left out with its captions, and counted.
         protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
         matching_top_k (`int`, *optional*): how many candidates of each query the matching head orders anew; by default
             all, with 0 none.
+        measures_change (`bool`, *optional*, defaults to `False`): score all pairs, and say how every metric changes
+            where the first `matching_top_k` alone are ordered anew.
         uses_dual_softmax (`bool`, *optional*, defaults to `False`): normalise cosines over all queries of the test,
             which a single query has not.
         is_alpro (`bool`, *optional*, defaults to `False`): print the numbers of rounded scores, as ALPRO does.
+        num_results (`int`, *optional*): without matching, how many of the first candidates of each query have a row in
+            the results; by default all.
         saved (`str`, *optional*): file to keep the clips' embeddings in, see [`Retriever.index`].
+        partial (`str`, *optional*): folder for what is finished, see [`Retriever.index`].
 
     Raises:
-        ValueError: No row has a caption, or `is_alpro` without all pairs.
+        ValueError: No row has a clip and a caption, or `is_alpro` without all pairs, or `measures_change` without
+            `matching_top_k`.
     """
     if is_alpro and matching_top_k is not None:
         raise ValueError("ALPRO ranks by the matching scores of all pairs: leave matching_top_k out.")
+    if matching_top_k is not None and matching_top_k < 0:
+        raise ValueError(f"matching_top_k must be 0 (no matching) or more, got {matching_top_k}.")
+    if measures_change and not matching_top_k:
+        raise ValueError(
+            "There is no change to measure: matching_top_k must say how many candidates are ordered anew, 1 or more."
+        )
     rows = list(dataset)
-    captions = [(row["group"], caption) for row in rows for caption in row_captions(row)]
+    shown = [row for row in rows if retriever.has_clip(row)]
+    captions = [(row["group"], caption) for row in shown for caption in row_captions(row)]
     if not captions:
-        raise ValueError(f"{dataset.manifest_file}: no row has a caption to search for.")
-    index = retriever.index(dataset, saved=saved, for_matching=matching_top_k != 0)
-    encoded = retriever.encode_texts([caption for _, caption in captions])
+        raise ValueError(f"{dataset.manifest_file}: no row has a clip and a caption to search it by.")
+    clips = list({row["group"]: row for row in reversed(shown)}.values())[::-1]  # each where it is first
+    index = retriever.index_rows(clips, saved=saved, for_matching=matching_top_k != 0, partial=partial)
+    texts = [caption for _, caption in captions]
+    encoded = retriever.encode_texts(texts)
     cosines = cosine(encoded, index.embeds).numpy()
     scores = dual_softmax(cosines, temperature=DUAL_SOFTMAX_TEMPERATURE) if uses_dual_softmax else cosines
-    groups = np.array([group for group, _ in captions]), np.array(index.groups)
+    # Numbers in place of names: millions of comparisons of texts take long.
+    number = {group: place for place, group in enumerate(index.groups)}
+    groups = np.array([number[group] for group, _ in captions]), np.arange(len(index.groups))
     result = text_video_retrieval(scores, *groups)
     metrics, intervals = dict(result.metrics), dict(result.intervals)
-    decisive = cosines
-    headline = "text_to_video_R@1"
-    if matching_top_k != 0:
+    prefix = ""
+    if matching_top_k == 0:
+        decisive = cosines
+        if num_results is not None:
+            positives = positives_from_groups(*groups)
+            is_first = top_candidates(scores, positives, num_results)
+            is_first |= top_candidates(scores.T, positives.T, num_results).T
+            decisive = np.where(is_first, cosines, np.nan)
+    else:
+        prefix = "matching_"
 
         def probabilities(pairs: np.ndarray) -> np.ndarray:
-            logits = score_pairs(
-                retriever.model,
+            logits = retriever.score(
                 retriever.model.matching_logits,
+                texts,
                 encoded,
                 index.clips or (),
                 pairs,
-                process_index=retriever.state.process_index,
-                num_processes=retriever.state.num_processes,
+                partial=None if partial is None else Path(partial),
+                key=index.key,
             )
             return logits.softmax(dim=1)[:, 1].numpy()
 
-        matched, decisive = matched_retrieval(scores, *groups, probabilities, top_k=matching_top_k)
+        matched, decisive = matched_retrieval(
+            scores, *groups, probabilities, top_k=matching_top_k, measures_change=measures_change
+        )
         metrics |= matched.metrics
         intervals |= matched.intervals
-        headline = "matching_text_to_video_R@1"
-    is_duplicate = duplicate_captions([caption for _, caption in captions], groups[0])
-    right = np.array([index.groups.index(group) for group in groups[0]])
-    prefix = "matching_" if matching_top_k != 0 else ""
     printed = (
-        {"text2video": alpro_retrieval_metrics(decisive, right)["text2video"]}
+        {"text2video": alpro_retrieval_metrics(decisive, groups[0])["text2video"]}
         if is_alpro
         else {"text2video": _in_percent(metrics, f"{prefix}text_to_video_")}
     )
+    counts = {
+        "captions": len(captions),
+        "clips": len(index.ids),
+        "duplicate_captions": int(duplicate_captions(texts, groups[0]).sum()),
+    }
+    if len(shown) < len(rows):
+        counts["rows_without_clip"] = len(rows) - len(shown)
     return Measurement(
         metrics=metrics,
         intervals=intervals,
-        counts={"captions": len(captions), "clips": len(index.ids), "duplicate_captions": int(is_duplicate.sum())},
+        counts=counts,
         protocol=protocol,
-        headline=headline,
+        headline=f"{prefix}text_to_video_R@1",
         printed=printed,
-        rows=(
-            row
-            for row in retrieval_rows(decisive, cosines, range(len(captions)), index.ids)
-            if not np.isnan(row["score"])
-        ),
+        rows=retrieval_rows(decisive, cosines, range(len(captions)), index.ids),
     )
 
 
@@ -167,6 +198,7 @@ def measure_answers(
     protocol: str = "own",
     train_dataset: QuestionDataset | None = None,
     is_alpro: bool = False,
+    partial: str | os.PathLike[str] | None = None,
 ) -> Measurement:
     """
     Answer every question once; what the model does not know as an answer counts as wrong.
@@ -179,15 +211,16 @@ def measure_answers(
             clip stands beside.
         is_alpro (`bool`, *optional*, defaults to `False`): print the numbers that count the questions twice that
             ALPRO's eight processes had twice.
+        partial (`str`, *optional*): folder for what is finished, see [`QuestionAnswerer.answer_rows`].
     """
     rows = list(dataset)
-    labels = predicted_labels(answerer.answer_rows(dataset).numpy())
+    labels = predicted_labels(answerer.answer_rows(dataset, partial=partial).numpy())
     train_pairs = () if train_dataset is None else train_dataset.pairs()
     result = answer_result(labels, rows, id2label=answerer.model.config.id2label, train_pairs=train_pairs)
     types = [str(row.get("answer_type") or "") for row in rows]
     printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
     counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
-    if set(types) <= set(ANSWER_TYPES):
+    if is_alpro or set(types) <= set(ANSWER_TYPES):
         printed = alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted])
     return Measurement(
         metrics=result.metrics,
@@ -215,11 +248,15 @@ def measure_benchmark(
     split: str = "test",
     video_root: str | os.PathLike[str] | None = None,
     matching_top_k: int | None = None,
+    measures_change: bool = False,
     uses_dual_softmax: bool = False,
     is_alpro: bool = False,
 ) -> Measurement:
     """
     Measure a model on manifests that `simple-multimodal prepare` wrote, and write `metrics.json` and `results.json`.
+
+    What is finished lies in `partial/` of the output folder until these are written: a call that was interrupted goes
+    on from there when it is made again, with any number of processes.
 
     Args:
         pipeline ([`Retriever`] or [`QuestionAnswerer`]): the model.
@@ -230,7 +267,7 @@ def measure_benchmark(
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
         matching_top_k (`int`, *optional*): as in [`measure_retrieval`]; by default what the protocol says.
-        uses_dual_softmax, is_alpro (`bool`, *optional*): as there.
+        measures_change, uses_dual_softmax, is_alpro (`bool`, *optional*): as there.
 
     Raises:
         ValueError: The folder is not as `prepare` writes it, or clips were trained on.
@@ -246,6 +283,8 @@ def measure_benchmark(
     is_retrieval = isinstance(pipeline, Retriever)
     if (protocol.task == "retrieval") != is_retrieval:
         raise ValueError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
+    if not is_retrieval and (matching_top_k is not None or measures_change or uses_dual_softmax):
+        raise ValueError(f"{folder} holds questions: re-ranking and dual softmax are for retrieval, leave them out.")
     if split not in prepared["splits"]:
         raise ValueError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
     clips = prepared["splits"][split]["clips"]
@@ -269,15 +308,19 @@ def measure_benchmark(
     root = None if video_root is None else Path(video_root)
     modalities = pipeline.processor.modalities
     output_dir.mkdir(parents=True, exist_ok=True)
+    partial = output_dir / "partial"
     if isinstance(pipeline, Retriever):
         measured = measure_retrieval(
             pipeline,
             MultimodalDataset(folder / f"{split}.jsonl", video_root=root, modalities=modalities),
             protocol=name,
             matching_top_k=matching_top_k,
+            measures_change=measures_change,
             uses_dual_softmax=uses_dual_softmax,
             is_alpro=is_alpro,
+            num_results=protocol.rerank_top_k,
             saved=output_dir / "clips.safetensors",
+            partial=partial,
         )
     else:
 
@@ -290,6 +333,7 @@ def measure_benchmark(
             protocol=name,
             train_dataset=questions("train") if (folder / "train.jsonl").exists() else None,
             is_alpro=is_alpro,
+            partial=partial,
         )
     if pipeline.state.is_main_process:
         write_rows(output_dir / "results.json", measured.rows)
@@ -302,6 +346,8 @@ def measure_benchmark(
             headline=measured.headline,
             selection_split=selection_split,
         )
+    if pipeline.state.is_local_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
     return measured
 
 
@@ -329,8 +375,9 @@ def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[
                 f"{data}: neither written by `simple-multimodal prepare` (no protocol.json) nor in ALPRO's layout "
                 f"(a folder such as msrvtt_ret with txt/ and videos/)."
             )
-        preparation = prepare_benchmark(
-            benchmark, data / "txt", folder, videos=videos, splits=_listed_splits(data / "txt")
+        splits = _listed_splits(data / "txt")
+        preparation = from_main(
+            lambda: prepare_benchmark(benchmark, data / "txt", folder, videos=videos, splits=splits)
         )
         if preparation.deviations:
             logger.warning(preparation.to_text())

@@ -1,6 +1,5 @@
 """Search clips by text."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -11,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from simple_multimodal.inference.loading import Clips, Pipeline, cosine
+from simple_multimodal.data.manifest import Row
+from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main
+from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.models import MultimodalForRetrieval
-from simple_multimodal.models.pairs import Encoded, score_pairs
+from simple_multimodal.models.pairs import Encoded
 
 
 class Match(NamedTuple):
@@ -53,14 +53,9 @@ class ClipIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ids and embeddings as safetensors, whole or not at all."""
-        temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            metadata = {"ids": json.dumps(self.ids), "groups": json.dumps(self.groups), "key": self.key}
-            save_file({"embeds": self.embeds.contiguous()}, temporary, metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        names = {"ids": self.ids, "groups": self.groups, "key": self.key}
+        # In one entry: safetensors writes several in any order, and the same index would not be the same file.
+        save_whole(Path(path), {"embeds": self.embeds.contiguous()}, {"index": json.dumps(names)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ClipIndex":
@@ -71,9 +66,7 @@ class ClipIndex:
         """
         try:
             with safe_open(os.fspath(path), "pt") as file:
-                metadata = file.metadata()
-                ids, groups = json.loads(metadata["ids"]), json.loads(metadata["groups"])
-                return cls(ids, groups, file.get_tensor("embeds").clone(), key=metadata["key"])
+                return cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
         except (SafetensorError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{os.fspath(path)}: is no index of clips: {error}") from error
 
@@ -101,7 +94,12 @@ class Retriever(Pipeline):
     }
 
     def index(
-        self, clips: Clips, *, saved: str | os.PathLike[str] | None = None, for_matching: bool = False
+        self,
+        clips: Clips,
+        *,
+        saved: str | os.PathLike[str] | None = None,
+        for_matching: bool = False,
+        partial: str | os.PathLike[str] | None = None,
     ) -> ClipIndex:
         """
         Run clips through the towers.
@@ -109,42 +107,48 @@ class Retriever(Pipeline):
         Args:
             clips: a data set (rows of the same clip count once), or a media file, a folder, or a list of files.
             saved (`str`, *optional*): where to keep the embeddings; if they are there already, of the same model and
-                clips, they are not made again (nothing can be re-ranked then).
-            for_matching (`bool`, *optional*, defaults to `False`): whether clips will be re-ranked: then they are
-                encoded even if their embeddings are saved.
+                clips, they are not made again. Then nothing can be re-ranked: what that needs is hundreds of times as
+                much, and neither saved nor held in memory.
+            for_matching (`bool`, *optional*, defaults to `False`): whether clips will be re-ranked in spite of
+                `saved`: then they are encoded even if their embeddings are there.
+            partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
+                from there. It stays until it is removed.
 
         Raises:
             MediaError: A file cannot be read.
             ValueError: There is no clip.
         """
-        rows = self.rows(clips)
+        return self.index_rows(self.rows(clips), saved=saved, for_matching=for_matching, partial=partial)
+
+    def index_rows(
+        self,
+        rows: Sequence[Row],
+        *,
+        saved: str | os.PathLike[str] | None = None,
+        for_matching: bool = False,
+        partial: str | os.PathLike[str] | None = None,
+    ) -> ClipIndex:
+        """[`index`] of rows of different clips."""
         if not rows:
-            raise ValueError("There is no clip to index.")
-        key = ""
-        if saved is not None:
-            key = self._key(rows)
-            if not for_matching and Path(saved).exists() and (stored := ClipIndex.load(saved)).key == key:
+            raise ValueError(
+                "There is no clip to index: none has a file of what this model takes, "
+                f"{', '.join(self.processor.modalities)}."
+            )
+        key = "" if saved is None and partial is None else self.key(rows)
+        if saved is not None and not for_matching:
+            stored = from_main(lambda: ClipIndex.load(saved) if Path(saved).exists() else None)
+            if stored is not None and stored.key == key:
                 return stored
-        encoded = self.encode_rows(rows)
+        with_tokens = saved is None or for_matching
+        encoded = self.encode_rows(
+            rows, with_tokens=with_tokens, partial=None if partial is None else Path(partial), key=key
+        )
         embeds = torch.stack([clip.embed for clip in encoded if clip.embed is not None])
-        index = ClipIndex([row["id"] for row in rows], [row["group"] for row in rows], embeds, encoded, key)
+        ids, groups = [row["id"] for row in rows], [row["group"] for row in rows]
+        index = ClipIndex(ids, groups, embeds, encoded if with_tokens else None, key)
         if saved is not None and self.state.is_main_process:
             index.save(saved)
         return index
-
-    def _key(self, rows: Sequence) -> str:
-        """Hash of the weights, the processor, and the clips (by path, segment, size and time of change)."""
-        digest = hashlib.sha256(self.processor.to_json_string().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        for row in rows:
-            files = [path for path in (row["video"], row["audio"]) if path is not None]
-            stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-            segment = row["start_seconds"], row["end_seconds"]
-            digest.update(json.dumps([row["id"], row["group"], stats, segment]).encode())
-        digest.update(json.dumps(self.collator.drop_modalities).encode())
-        return digest.hexdigest()
 
     def search(
         self, texts: str | Sequence[str], index: ClipIndex, *, top_k: int = 10, rerank: int = 0
@@ -177,15 +181,7 @@ class Retriever(Pipeline):
         matching: dict[tuple[int, int], float] = {}
         if rerank > 0 and index.clips is not None:
             pairs = [(text, clip) for text, best in enumerate(order) for clip in best[:rerank]]
-            logits = score_pairs(
-                self.model,
-                self.model.matching_logits,
-                encoded,
-                index.clips,
-                np.array(pairs),
-                process_index=self.state.process_index,
-                num_processes=self.state.num_processes,
-            )
+            logits = self.score(self.model.matching_logits, queries, encoded, index.clips, np.array(pairs))
             matching = dict(zip(pairs, logits.softmax(dim=1)[:, 1].tolist(), strict=True))
         results = []
         for text, best in enumerate(order):

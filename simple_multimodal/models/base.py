@@ -1,12 +1,36 @@
 """What every encoder offers: the contract that an adapter of a tower of `transformers` fulfils."""
 
-from typing import ClassVar, NamedTuple
+import os
+from pickle import UnpicklingError
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from simple_multimodal.modalities import Modality
+
+
+def load_weights(model_class: type[PreTrainedModel], name_or_path: str | os.PathLike[str], **settings) -> Any:
+    """
+    A model by `from_pretrained`, without running code out of its files, and what that calls `loading_info`.
+
+    Args:
+        model_class (`type`): what to load.
+        name_or_path (`str`): folder or hub name.
+        settings: arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: If its `pytorch_model.bin` holds more than tensors.
+        OSError: If there is no such model.
+    """
+    try:
+        return model_class.from_pretrained(name_or_path, output_loading_info=True, **settings)
+    except UnpicklingError as error:  # its message advises to run the code
+        raise ValueError(
+            f"{os.fspath(name_or_path)!r}: its pytorch_model.bin is damaged or holds code, so it was not loaded. Get "
+            "the weights as model.safetensors, which holds tensors and nothing else."
+        ) from error
 
 
 class EncoderOutput(NamedTuple):
@@ -83,7 +107,7 @@ class Encoder(nn.Module):
     @classmethod
     def read_pretrained(cls, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """Read a checkpoint with the stock class; the second value is what `from_pretrained` calls `loading_info`."""
-        return cls.pretrained_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        return load_weights(cls.pretrained_class, name_or_path, **kwargs)
 
     @classmethod
     def computed_tensors(cls, config: PreTrainedConfig) -> dict[str, torch.Tensor]:

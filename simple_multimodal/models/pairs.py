@@ -1,13 +1,16 @@
 """Clips and texts after their towers, and scores of pairs of them: every clip and text runs through its tower once."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from simple_multimodal.modalities import MODALITIES, Modality
@@ -70,14 +73,15 @@ class Block(NamedTuple):
     """Pairs that are scored together: some clips, and equally many texts for each.
 
     Args:
-        clips (`list[int]`): positions of the clips.
-        texts (`list[list[int]]`): for each clip positions of texts, of one length.
-        places (`list[list[int]]`): where in the list of pairs each stands, -1 for one that fills up.
+        clips (`np.ndarray` of shape `(num_clips,)`): positions of the clips.
+        texts (`np.ndarray` of shape `(num_clips, num_texts)`): positions of the texts of each clip.
+        places (`np.ndarray` of shape `(num_clips, num_texts)`): where in the list of pairs each stands, -1 for one
+            that fills up.
     """
 
-    clips: list[int]
-    texts: list[list[int]]
-    places: list[list[int]]
+    clips: np.ndarray
+    texts: np.ndarray
+    places: np.ndarray
 
 
 def plan_blocks(pairs: np.ndarray, text_lengths: Sequence[int], pairs_per_batch: int) -> Iterator[Block]:
@@ -90,27 +94,29 @@ def plan_blocks(pairs: np.ndarray, text_lengths: Sequence[int], pairs_per_batch:
         pairs_per_batch (`int`): most pairs of a block.
 
     Yields:
-        [`Block`]: together they hold every pair once; they depend on nothing else than the arguments.
+        [`Block`]: together they hold every pair once; they depend on nothing else than the arguments. No Python object
+        is made per pair, of which there may be many millions.
     """
-    by_clip: dict[int, list[int]] = {}
-    for place, (_, clip) in enumerate(pairs.tolist()):
-        by_clip.setdefault(clip, []).append(place)
-    runs: list[tuple[int, list[int]]] = []
-    for clip, places in by_clip.items():
-        places.sort(key=lambda place: text_lengths[pairs[place, 0]])
-        runs += [(clip, places[begin : begin + pairs_per_batch]) for begin in range(0, len(places), pairs_per_batch)]
-    runs.sort(key=lambda run: -len(run[1]))
-    begin = 0
-    while begin < len(runs):
-        width = len(runs[begin][1])
-        block = runs[begin : begin + max(pairs_per_batch // width, 1)]
-        begin += len(block)
-        filled = [places + [places[-1]] * (width - len(places)) for _, places in block]
-        yield Block(
-            [clip for clip, _ in block],
-            [[int(pairs[place, 0]) for place in places] for places in filled],
-            [places + [-1] * (width - len(places)) for _, places in block],
-        )
+    order = np.lexsort((np.asarray(text_lengths)[pairs[:, 0]], pairs[:, 1]))  # by clip, then by length
+    begins = np.flatnonzero(np.diff(pairs[order, 1], prepend=-1))
+    ends = np.append(begins, len(order))[1:]
+    runs = [
+        (run, min(run + pairs_per_batch, end))  # of one clip
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+        for run in range(begin, end, pairs_per_batch)
+    ]
+    runs.sort(key=lambda run: run[0] - run[1])  # longest first
+    first = 0
+    while first < len(runs):
+        width = runs[first][1] - runs[first][0]
+        block = runs[first : first + max(pairs_per_batch // width, 1)]
+        first += len(block)
+        places = np.full((len(block), width), -1)
+        for row, (begin, end) in zip(places, block, strict=True):
+            row[: end - begin] = order[begin:end]
+        last = order[[end - 1 for _, end in block], None]  # repeated where a clip has fewer texts
+        filled = np.where(places < 0, last, places)
+        yield Block(pairs[filled[:, 0], 1], pairs[filled, 0], places)
 
 
 @torch.no_grad()
@@ -125,13 +131,16 @@ def score_pairs(
     num_processes: int = 1,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     pairs_per_batch: int = PAIRS_PER_BATCH,
-    on_block: Callable[[int], None] = lambda num_pairs: None,
+    finished: Mapping[int, torch.Tensor] = MappingProxyType({}),
+    on_block: Callable[[int, torch.Tensor], None] = lambda number, outputs: None,
+    shows_progress: bool = False,
 ) -> torch.Tensor:
     """
     Run pairs of text and clip through the fusion layers; each pair is scored by one process.
 
     Memory is bounded by `pairs_per_batch` fused pairs, and in the form `cross_attention` by keys and values of as
-    many clips as a block has, at most `pairs_per_batch`.
+    many clips as a block has, at most `pairs_per_batch`. Which pairs make a block does not depend on the number of
+    processes, so that the scores do not either.
 
     Args:
         model (`PreTrainedModel`): in evaluation mode.
@@ -141,33 +150,43 @@ def score_pairs(
         process_index, num_processes (`int`, *optional*): whose share to score.
         autocast (`Callable`, *optional*): under which precision to run.
         pairs_per_batch (`int`, *optional*, defaults to 256): pairs at once.
-        on_block (`Callable`, *optional*): called with the number of pairs after each block.
+        finished (`Mapping[int, torch.Tensor]`, *optional*): blocks of this process's share that an earlier call with
+            the same arguments handed to `on_block`: they are not computed again.
+        on_block (`Callable`, *optional*): called with number and outputs of each block when it is computed.
+        shows_progress (`bool`, *optional*, defaults to `False`): show a bar over this process's share.
 
     Returns:
         `torch.FloatTensor` of shape `(num_pairs, num_outputs)`, the same on all processes.
     """
     lengths = [len(text.tokens["text"]) for text in texts]
-    own: list[tuple[list[int], torch.Tensor]] = []
-    for number, block in enumerate(plan_blocks(pairs, lengths, pairs_per_batch)):
-        if number % num_processes != process_index:
-            continue
-        text = padded([texts[t].tokens["text"] for row in block.texts for t in row], model.device)
-        names = [m for m in MODALITIES if m in clips[block.clips[0]].tokens]
-        clip: Clip = {m: padded([clips[c].tokens[m] for c in block.clips], model.device) for m in names}
-        with autocast():
-            side = model.cache_clip(clip)
-            if side is clip:  # nothing can be kept: every text gets the clip anew
-                rows = torch.arange(len(block.clips), device=model.device).repeat_interleave(len(block.texts[0]))
-                side = {m: stream.select(rows) for m, stream in clip.items()}
-            outputs = score(text, side).float().cpu()
-        places = [place for row in block.places for place in row]
-        kept = [number for number, place in enumerate(places) if place >= 0]
-        own.append(([places[number] for number in kept], outputs[kept]))
-        on_block(len(kept))
-    parts = [part for parts in gather_object([own]) for part in parts]
-    if not parts:
+
+    def blocks() -> Iterator[tuple[int, Block]]:
+        return enumerate(plan_blocks(pairs, lengths, pairs_per_batch))
+
+    own = {number: outputs for number, outputs in finished.items() if number % num_processes == process_index}
+    share = itertools.islice(plan_blocks(pairs, lengths, pairs_per_batch), process_index, None, num_processes)
+    total = sum(int((block.places >= 0).sum()) for block in share) if shows_progress else None
+    done = sum(len(outputs) for outputs in own.values())
+    with tqdm(unit="pairs", total=total, initial=done, disable=not shows_progress) as bar:
+        for number, block in blocks():
+            if number % num_processes != process_index or number in own:
+                continue
+            text = padded([texts[t].tokens["text"] for t in block.texts.flat], model.device)
+            names = [m for m in MODALITIES if m in clips[block.clips[0]].tokens]
+            clip: Clip = {m: padded([clips[c].tokens[m] for c in block.clips], model.device) for m in names}
+            with autocast():
+                side = model.cache_clip(clip)
+                if side is clip:  # nothing can be kept: every text gets the clip anew
+                    rows = torch.arange(len(block.clips), device=model.device).repeat_interleave(block.texts.shape[1])
+                    side = {m: stream.select(rows) for m, stream in clip.items()}
+                outputs = score(text, side).float().cpu()
+            own[number] = outputs[torch.from_numpy(block.places.ravel() >= 0)]
+            on_block(number, own[number])
+            bar.update(len(own[number]))
+    gathered = dict(part for parts in gather_object([own]) for part in parts.items())
+    if not gathered:
         return torch.empty(0, 2)
-    scores = torch.empty(len(pairs), parts[0][1].shape[1])
-    for places, outputs in parts:
-        scores[places] = outputs
+    scores = torch.empty(len(pairs), next(iter(gathered.values())).shape[1])
+    for number, block in blocks():
+        scores[block.places[block.places >= 0]] = gathered[number]
     return scores

@@ -14,6 +14,7 @@ from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.alpro import AlproConfig, load_alpro
+from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import LoadingReport
@@ -252,9 +253,9 @@ def load_model(
         settings: arguments of `from_pretrained`, among them changes of the configuration.
 
     Raises:
-        ValueError: If it lacks weights and will not be trained.
+        ValueError: If it lacks weights and will not be trained, or its file of weights holds code.
     """
-    model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
+    model, loaded = load_weights(model_class, source, **settings)
     missing = sorted(loaded["missing_keys"])
     if missing and not is_trained:
         raise ValueError(

@@ -163,6 +163,12 @@ def test_retrieval_rows_by_hand():
         {"vid_id": "video3", "txt_id": 0, "score": 0.9, "sim": -0.1},
         {"vid_id": "video3", "txt_id": 1, "score": 0.0, "sim": -1.0},
     ]
+    scores[0] = np.nan, 0.25  # the first pair has no score
+    assert [tuple(row.values())[:3] for row in retrieval_rows(scores, np.ones((2, 2)), [7, 8], ["a", "b"])] == [
+        ("a", 8, 0.5),
+        ("b", 7, 0.25),
+        ("b", 8, 0.0),
+    ]
     with pytest.raises(ValueError, match=r"\(2, 1\), got \(2, 2\)"):
         retrieval_rows(scores, scores, [0, 1], ["video7"])
 

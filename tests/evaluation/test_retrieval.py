@@ -15,7 +15,7 @@ from simple_multimodal.evaluation.retrieval import (
     pair_scores,
     positives_from_groups,
     ranking,
-    reranked_scores,
+    reranked_ranks,
     retrieval_changes,
     retrieval_intervals,
     retrieval_metrics,
@@ -276,21 +276,24 @@ def test_top_candidates_take_the_wrong_one_of_equals():
     assert top_candidates(scores, positives, 9).all()
 
 
-def test_reranked_scores_by_hand():
+def test_reranked_ranks_by_hand():
     scores = np.array([[0.5, 0.6, 0.4, 0.45], [0.1, 0.2, 0.3, 0.3]])
     matching = np.array([[3.0, -7.0, 99.0, 99.0], [99.0, np.nan, -0.5, -0.5]])
     is_matched = np.array([[True, True, False, False], [False, False, True, True]])
-    combined = reranked_scores(scores, matching, is_matched)
-    assert np.argsort(-combined[0]).tolist() == [0, 1, 3, 2]
-    assert combined[1, 2] == combined[1, 3] > combined[1, 1] > combined[1, 0]
+    ranks = [
+        reranked_ranks(scores, matching, is_matched, np.tile(np.arange(4) == right, (2, 1))).tolist()
+        for right in range(4)
+    ]
+    # First row: 0, 1, 3, 2. Second: 2 and 3 are equal, which counts against either; then 1, 0.
+    assert ranks == [[1, 4], [2, 3], [4, 2], [3, 2]]
 
 
 def test_reranking_makes_no_new_ties():
     # Shifted below odds of -1e6, these two cosines would be one float32.
     scores = np.array([[0.5, 0.5000001, 0.9]], dtype=np.float32)
     matching = np.array([[0.0, 0.0, -1e6]], dtype=np.float32)
-    combined = reranked_scores(scores, matching, np.array([[False, False, True]]))
-    assert combined[0, 2] > combined[0, 1] > combined[0, 0]
+    is_matched = np.array([[False, False, True]])
+    assert reranked_ranks(scores, matching, is_matched, np.array([[False, True, False]])).tolist() == [2]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -299,7 +302,7 @@ def test_reranked_order_equals_the_naive_twin_for_any_order_of_candidates(seed):
     generator = np.random.default_rng(seed)
     matching = generator.integers(-3, 3, size=scores.shape).astype(np.float32)
     is_matched = top_candidates(scores, positives, 2)
-    ranks = retrieval_ranks(reranked_scores(scores, matching, is_matched), positives)
+    ranks = reranked_ranks(scores, np.where(is_matched, matching, np.nan), is_matched, positives)
     for row, rank in enumerate(ranks):
         keys = [
             (not is_matched[row, c], -(matching if is_matched[row, c] else scores)[row, c], bool(positives[row, c]), c)
@@ -308,18 +311,20 @@ def test_reranked_order_equals_the_naive_twin_for_any_order_of_candidates(seed):
         order = [key[-1] for key in sorted(keys)]
         assert rank == 1 + [bool(positives[row, c]) for c in order].index(True)
     turned = generator.permutation(scores.shape[1])
-    combined = reranked_scores(scores[:, turned], matching[:, turned], is_matched[:, turned])
-    np.testing.assert_array_equal(retrieval_ranks(combined, positives[:, turned]), ranks)
+    shuffled = (matrix[:, turned] for matrix in (scores, matching, is_matched, positives))
+    np.testing.assert_array_equal(reranked_ranks(*shuffled), ranks)
 
 
 def test_wrong_reranking_is_refused():
     mask = np.ones((1, 2), dtype=bool)
     with pytest.raises(ValueError, match="three matrices of one shape"):
-        reranked_scores(np.zeros((1, 2)), np.zeros((1, 3)), mask)
+        reranked_ranks(np.zeros((1, 2)), np.zeros((1, 3)), mask, mask)
     with pytest.raises(ValueError, match="bool: got .* int64"):
-        reranked_scores(np.zeros((1, 2)), np.zeros((1, 2)), mask.astype(np.int64))
+        reranked_ranks(np.zeros((1, 2)), np.zeros((1, 2)), mask.astype(np.int64), mask)
     with pytest.raises(ValueError, match="hold NaN"):
-        reranked_scores(np.zeros((1, 2)), np.full((1, 2), np.nan), mask)
+        reranked_ranks(np.zeros((1, 2)), np.full((1, 2), np.nan), mask, mask)
+    with pytest.raises(ValueError, match="no right candidate"):
+        reranked_ranks(np.zeros((1, 2)), np.zeros((1, 2)), mask, ~mask)
 
 
 def test_dual_softmax_by_hand():
@@ -440,3 +445,40 @@ def test_a_second_model_scores_the_first_candidates_and_what_else_is_needed():
     every, _ = matched_retrieval(scores, *groups, match)
     assert every.metrics["matching_text_to_video_mean_rank"] == (3 + 2) / 2
     assert set(every.intervals) <= set(every.metrics)
+
+
+def test_changes_by_reranking_by_hand():
+    """All pairs are scored once; the change is that of the ranks of the first two from the ranks of all."""
+    scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.9, 0.5], [0.7, 0.6, 0.5]])
+    second = np.array([[0.3, 0.2, 0.9], [0.1, 0.9, 0.8], [0.5, 0.6, 0.7]], dtype=np.float32)
+    calls = []
+
+    def match(pairs):
+        calls.append(pairs.tolist())
+        return second[pairs[:, 0], pairs[:, 1]]
+
+    groups = np.arange(3), np.arange(3)
+    result, matrix = matched_retrieval(scores, *groups, match, top_k=2, measures_change=True)
+    assert calls == [[[text, clip] for text in range(3) for clip in range(3)]]
+    np.testing.assert_array_equal(matrix, second)
+    # Texts: ranks among all pairs 2, 1, 1; by the first two 1 (the third clip is not seen), 1, 3 (left below both).
+    # Clips: among all 2, 1, 3; by the first two (texts 0 and 2; 1 and 0; 1 and 2) 2, 1, 2.
+    metrics = result.metrics
+    assert metrics["matching_text_to_video_mean_rank"] == (1 + 1 + 3) / 3
+    changes = {name.removeprefix("matching_"): value for name, value in metrics.items() if name.endswith("_change")}
+    assert changes == {
+        "text_to_video_R@1_change": 0.0,
+        "text_to_video_R@5_change": 0.0,
+        "text_to_video_R@10_change": 0.0,
+        "text_to_video_median_rank_change": 0.0,
+        "text_to_video_mean_rank_change": pytest.approx(1 / 3),
+        "video_to_text_R@1_change": 0.0,
+        "video_to_text_R@5_change": 0.0,
+        "video_to_text_R@10_change": 0.0,
+        "video_to_text_median_rank_change": 0.0,
+        "video_to_text_mean_rank_change": pytest.approx(-1 / 3),
+    }
+    low, high = result.intervals["matching_text_to_video_R@1_change"]
+    assert low < 0 < high  # one query gains, another loses
+    plain, _ = matched_retrieval(scores, *groups, match, top_k=2)
+    assert plain.metrics == {name: value for name, value in metrics.items() if not name.endswith("_change")}

@@ -1,12 +1,15 @@
 """Tiny trained models of both tasks, and the clips that they were trained on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.training import tiny_run
-from tests.training.tiny_run import flags
+from tests.training.tiny_run import CAPTIONS, flags
+
+NUM_CLIPS = 7  # which neither 2 nor 3 divides
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,33 @@ def question_model(questions, start, tmp_path_factory) -> str:
     data = flags(train_file=questions, validation_file=questions)
     tiny_run.run(*data, *start, *flags(task="question_answering", output_dir=folder))
     return str(folder)
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def data(clips, tmp_path_factory) -> Path:
+    """`msrvtt_ret` and `msvd_qa` in ALPRO's layout, over the seven clips."""
+    folder = tmp_path_factory.mktemp("benchmarks") / "data"
+    rows = [{"caption": caption, "clip_name": str(n)} for n, caption in enumerate(CAPTIONS)]
+    write_lines(folder / "msrvtt_ret/txt/test.jsonl", rows)
+    questions = [
+        {"question": question, "answer": answer, "video_id": str(n), "answer_type": question.partition(" ")[0]}
+        for n in range(NUM_CLIPS)
+        for question, answer in (("who is there?", "cat"), ("what is it?", str(n)))
+    ]
+    write_lines(folder / "msvd_qa/txt/test.jsonl", questions)
+    write_lines(folder / "msvd_qa/txt/train.jsonl", [{**row, "video_id": "7"} for row in questions[:3]])
+    for task in ("msrvtt_ret", "msvd_qa"):
+        shutil.copytree(clips / "video", folder / task / "videos")
+        shutil.copy(clips / "video/0.mp4", folder / task / "videos/7.mp4")
+    return folder
+
+
+def unseen(model: str, folder: Path) -> str:
+    """A copy of a model that does not know what it was trained on."""
+    shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("checkpoint-*", "training_clips.json"))
+    return str(folder / "model")

@@ -36,7 +36,11 @@ def test_answers_come_with_probabilities(answerer, clips):
 def test_a_data_set_is_answered_as_one_by_one_and_each_clip_is_read_once(answerer, questions, clips, monkeypatch):
     encoded = []
     plain = QuestionAnswerer.encode_rows
-    monkeypatch.setattr(QuestionAnswerer, "encode_rows", lambda self, rows: encoded.append(rows) or plain(self, rows))
+    monkeypatch.setattr(
+        QuestionAnswerer,
+        "encode_rows",
+        lambda self, rows, **further: encoded.append(rows) or plain(self, rows, **further),
+    )
     logits = answerer.answer_rows(QuestionDataset(questions))
     assert logits.shape == (6, 4) and [len(rows) for rows in encoded] == [3]
     alone = answerer.answer("who is there?", clips / "video/2.mp4", top_k=4)

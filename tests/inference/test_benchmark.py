@@ -8,46 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import Retriever
+from simple_multimodal.inference import ClipIndex, Retriever, loading
 from simple_multimodal.inference.benchmark import measure_retrieval
+from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
+from tests.training import tiny_run
 from tests.training.tiny_run import CAPTIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NUM_CLIPS = 7  # which neither 2 nor 3 divides
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture(scope="module")
-def data(clips, tmp_path_factory) -> Path:
-    """`msrvtt_ret` and `msvd_qa` in ALPRO's layout, over the seven clips."""
-    folder = tmp_path_factory.mktemp("benchmarks") / "data"
-    rows = [{"caption": caption, "clip_name": str(n)} for n, caption in enumerate(CAPTIONS)]
-    write_lines(folder / "msrvtt_ret/txt/test.jsonl", rows)
-    questions = [
-        {"question": question, "answer": answer, "video_id": str(n), "answer_type": question.partition(" ")[0]}
-        for n in range(NUM_CLIPS)
-        for question, answer in (("who is there?", "cat"), ("what is it?", str(n)))
-    ]
-    write_lines(folder / "msvd_qa/txt/test.jsonl", questions)
-    write_lines(folder / "msvd_qa/txt/train.jsonl", [{**row, "video_id": "7"} for row in questions[:3]])
-    for task in ("msrvtt_ret", "msvd_qa"):
-        shutil.copytree(clips / "video", folder / task / "videos")
-        shutil.copy(clips / "video/0.mp4", folder / task / "videos/7.mp4")
-    return folder
-
-
-def unseen(model: str, folder: Path) -> str:
-    """A copy of a model that does not know what it was trained on."""
-    shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("checkpoint-*", "training_clips.json"))
-    return str(folder / "model")
 
 
 def infer(capfd, *argv: str) -> tuple[int, dict]:
@@ -109,20 +83,43 @@ def test_questions_print_the_reference_literal(question_model, data, tmp_path, c
     assert sum(count for _, count in printed["ratios"].values()) == 16
 
 
+def launch(num_processes: int, *argv: str, **environment: str) -> subprocess.CompletedProcess:
+    """`infer` in small parts, in processes of a launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    command += ["-m", "tests.inference.infer_worker", "infer", *argv, "--batch_size", "2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.parametrize(
-    ("num_processes", "task"), [(2, "msrvtt_ret"), (3, "msrvtt_ret"), (2, "msvd_qa"), (3, "msvd_qa")]
+    ("task", "killed_at", "killed_processes", "num_processes"),
+    [
+        ("msrvtt_ret", None, 0, 2),
+        ("msvd_qa", None, 0, 3),
+        ("msrvtt_ret", "pairs 7", 2, 3),  # after all clips, and pairs of either process
+        ("msvd_qa", "clips 3", 3, 2),  # of the first process, after its clips 0, and some of the others
+    ],
 )
-def test_several_processes_give_the_same_metrics(request, data, tmp_path, capfd, num_processes, task):
+def test_several_processes_give_the_same_metrics(
+    request, data, tmp_path, capfd, monkeypatch, task, killed_at, killed_processes, num_processes
+):
+    """Also where they go on from what another number of them had finished when one was killed."""
     model = request.getfixturevalue("retrieval_model" if task == "msrvtt_ret" else "question_model")
     model, arguments = unseen(model, tmp_path), [str(data / task), "--output_dir"]
-    infer(capfd, model, *arguments, str(tmp_path / "one"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    command += ["-m", "simple_multimodal", "infer", model, *arguments, str(tmp_path / "several")]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+    infer(capfd, model, *arguments, str(tmp_path / "one"), "--batch_size", "2")
+    several = tmp_path / "several"
+    if killed_at is not None:
+        killed = launch(killed_processes, model, *arguments, str(several), KILL_AT=killed_at)
+        assert killed.returncode != 0 and not (several / "metrics.json").exists()
+        left = [path.name.partition("-")[0] for path in (several / "partial").glob("*.safetensors")]
+        assert left.count("clips") == 4 if task == "msrvtt_ret" else 1 <= left.count("clips") < 4
+        assert ("pairs" in left) == (task == "msrvtt_ret")
+    done = launch(num_processes, model, *arguments, str(several))
     assert done.returncode == 0, done.stderr
     for name in ("metrics.json", "results.json"):
-        assert (tmp_path / "one" / name).read_text() == (tmp_path / "several" / name).read_text()
+        assert (tmp_path / "one" / name).read_bytes() == (several / name).read_bytes()
+    assert not (several / "partial").exists()
 
 
 def test_several_captions_of_a_clip_are_all_queries(retrieval_model, clips, tmp_path):
@@ -134,15 +131,146 @@ def test_several_captions_of_a_clip_are_all_queries(retrieval_model, clips, tmp_
     assert measured.metrics["text_to_video_num_queries"] == 6 and measured.metrics["video_to_text_num_queries"] == 3
 
 
+def ranks_of(retriever: Retriever, index: ClipIndex, captions: list[str], first: int) -> np.ndarray:
+    """Rank of clip `n` for caption `n` in a search whose first results are re-ranked; no scores are equal."""
+    found = retriever.search(captions, index, top_k=len(captions), rerank=first)
+    return np.array([1 + [match.id for match in some].index(index.ids[n]) for n, some in enumerate(found)])
+
+
+def test_what_reranking_changes_is_measured(retrieval_model, data, clips, tmp_path, capfd, monkeypatch):
+    model = unseen(retrieval_model, tmp_path)
+    scored = []
+    plain = Retriever.score
+    monkeypatch.setattr(Retriever, "score", lambda *args, **keys: scored.append(len(args[5])) or plain(*args, **keys))
+
+    def metrics(name: str, *flags: str) -> dict:
+        folder = tmp_path / name
+        assert infer(capfd, model, str(data / "msrvtt_ret"), "--output_dir", str(folder), *flags)[0] == 0
+        return json.loads((folder / "metrics.json").read_text())
+
+    every, two = metrics("every"), metrics("two", "--matching_top_k", "2")
+    assert scored[0] == NUM_CLIPS**2 and scored[1] < scored[0]
+    measured = metrics("measured", "--matching_top_k", "2", "--measure_rerank")
+    assert scored[2:] == [NUM_CLIPS**2]  # each pair once
+    changes = {name: value for name, value in measured["metrics"].items() if name.endswith("_change")}
+    assert len(changes) == 10 and set(changes) < set(measured["intervals"])
+    for name, change in changes.items():
+        name = name.removesuffix("_change")
+        assert change == pytest.approx(two["metrics"][name] - every["metrics"][name])
+    assert {name: v for name, v in measured["metrics"].items() if name not in changes} == two["metrics"]
+    assert measured["protocol"] == two["protocol"] and "+rerank2" in two["protocol"]
+    assert len(json.loads((tmp_path / "measured/results.json").read_text())) == NUM_CLIPS**2
+    # By hand: searches, which re-rank by themselves.
+    retriever = Retriever.from_pretrained(model)
+    index = retriever.index([clips / f"video/{n}.mp4" for n in range(NUM_CLIPS)])
+    before, after = (ranks_of(retriever, index, CAPTIONS, first) for first in (NUM_CLIPS, 2))
+    assert changes["matching_text_to_video_mean_rank_change"] == pytest.approx(after.mean() - before.mean())
+    assert changes["matching_text_to_video_R@1_change"] == pytest.approx((after == 1).mean() - (before == 1).mean())
+    assert (before != after).any()
+
+
+def test_rows_without_a_clip_are_left_out_and_one_group_is_one_candidate(retrieval_model, clips, tmp_path):
+    manifest = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": "a", "video": "0.mp4", "caption": "a cat", "group": "first"},
+        {"id": "b", "video": "1.mp4", "caption": "two dogs", "group": "first"},  # the same clip in another file
+        {"id": "c", "video": "2.mp4", "caption": "rain"},
+        {"id": "d", "video": "2.mp4", "caption": "more rain", "group": "other"},  # a file under two names
+        {"id": "e", "caption": "nothing to be seen"},
+    ]
+    write_lines(manifest, rows)
+    dataset = MultimodalDataset(manifest, video_root=clips / "video")
+    measured = measure_retrieval(Retriever.from_pretrained(retrieval_model), dataset)
+    assert measured.counts == {"captions": 4, "clips": 3, "duplicate_captions": 0, "rows_without_clip": 1}
+    assert [row["vid_id"] for row in measured.rows] == [name for name in "acd" for _ in range(4)]
+    assert measured.metrics["matching_text_to_video_num_candidates"] == 3
+    write_lines(manifest, rows[-1:])
+    with pytest.raises(ValueError, match=r"rows\.jsonl: no row has a clip and a caption"):
+        alone = MultimodalDataset(manifest, video_root=clips / "video", modalities=("text",))
+        measure_retrieval(Retriever.from_pretrained(retrieval_model), alone)
+
+
+def test_without_matching_the_first_candidates_have_rows(retrieval_model, clips, tmp_path):
+    """All pairs of a large benchmark would be a file of many gigabytes."""
+    dataset = MultimodalDataset(clips / "train.csv", **{f"{n}_root": clips / n for n in ("audio", "text", "video")})
+    retriever = Retriever.from_pretrained(retrieval_model)
+    with pytest.raises(ValueError, match=r"0 \(no matching\) or more, got -1"):
+        measure_retrieval(retriever, dataset, matching_top_k=-1)
+    every = list(measure_retrieval(retriever, dataset, matching_top_k=0).rows)
+    some = measure_retrieval(retriever, dataset, matching_top_k=0, num_results=1)
+    assert len(every) == NUM_CLIPS**2 and all(row["score"] == row["sim"] for row in every)
+    best = {max((row for row in every if row[key] == value), key=lambda row: row["sim"])["sim"]
+            for key in ("vid_id", "txt_id") for value in {row[key] for row in every}}  # fmt: skip
+    assert {row["sim"] for row in some.rows} == best
+
+
 def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, capfd):
+    outs = (tmp_path / f"out{number}" for number in range(99))
+
     def error(*argv: str) -> str:
-        assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 2
+        assert main([*argv, "--output_dir", str(next(outs))]) == 2
         return capfd.readouterr().err
 
+    retrieval = ("infer", unseen(retrieval_model, tmp_path / "retrieval"), str(data / "msrvtt_ret"))
+    answering = ("infer", unseen(question_model, tmp_path / "answering"), str(data / "msvd_qa"))
     assert "neither written by `simple-multimodal prepare`" in error("infer", retrieval_model, str(tmp_path))
     assert "a model of another task" in error("infer", question_model, str(data / "msrvtt_ret"))
+    assert "a model of another task" in error("infer", retrieval_model, str(data / "msvd_qa"))
     absent = error("infer", retrieval_model, str(data / "msrvtt_ret"), "--split", "validation")
     assert "has no validation split" in absent
+    assert "how many candidates are ordered anew" in error(*retrieval, "--measure_rerank")
+    assert "got num_missing=0, rerank_top_k=-1" in error(*retrieval, "--matching_top_k", "-1")
+    assert "re-ranking and dual softmax are for retrieval" in error(*answering, "--matching_top_k", "3")
+    shutil.copytree(data / "msvd_qa", tmp_path / "msvd_qa")
+    listed = tmp_path / "msvd_qa/txt/test.jsonl"
+    listed.write_text(listed.read_text().replace('"answer_type": "who"', '"answer_type": "whose"'))
+    assert "ALPRO knows the answer types what, who, how, where, when; got 'whose'" in error(
+        *answering[:2], str(tmp_path / "msvd_qa"), "--alpro"
+    )
+    prepared = tmp_path / "prepared"
+    shutil.copytree(tmp_path / "out1/manifests", prepared)  # of the second call above
+    row = (prepared / "test.jsonl").read_text().splitlines()[0]
+    (prepared / "test.jsonl").write_text(f"{row}\n{row}\n")
+    twice = error(*retrieval[:2], str(prepared), "--video_root", str(data / "msrvtt_ret/videos"))
+    assert "test.jsonl, line 2: the id '0' occurred before, in line 1" in twice
+
+
+def test_models_of_another_task_are_refused_by_every_verb(retrieval_model, question_model, clips, tmp_path, capfd):
+    clip = str(clips / "video/0.mp4")
+    for argv in (
+        ["search", question_model, "a cat", clip],
+        ["encode", question_model, clip, "--out", str(tmp_path / "out.safetensors")],
+        ["answer", retrieval_model, "who is there?", clip],
+    ):
+        assert main(argv) == 2
+        error = capfd.readouterr().err
+        assert "a model of another task" in error and error.count("\n") == 1
+
+
+class Malicious:
+    """Its pickle makes a folder when it is read."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_code_in_a_file_of_weights_is_refused_and_not_run(retrieval_model, clips, tmp_path, capfd, kind):
+    trace, folder = tmp_path / "trace", Path(unseen(retrieval_model, tmp_path))
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    payload = {**weights, "more": Malicious(trace)}
+    torch.save(payload, folder / "pytorch_model.bin", _use_new_zipfile_serialization=kind == "zip")
+    assert main(["search", str(folder), "a cat", str(clips / "video")]) == 2
+    error = capfd.readouterr().err
+    assert str(folder) in error and "holds code, so it was not loaded" in error and error.count("\n") == 1
+    training = tiny_run.flags("--use_cpu", model_name_or_path=folder, task="retrieval", output_dir=tmp_path / "out")
+    with pytest.raises(ValueError, match="holds code, so it was not loaded"):
+        tiny_run.run(*tiny_run.data_flags(clips), *training)
+    assert not trace.exists()
 
 
 def test_clips_are_encoded_searched_and_asked_on_the_command_line(

@@ -1,5 +1,7 @@
 """Tests of searching clips by text."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -69,10 +71,37 @@ def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_p
     with torch.no_grad():
         retriever.model.matching_head.bias.add_(1)
     try:
-        assert retriever.index([clips / "video/0.mp4"], saved=saved).clips is not None
+        assert retriever.index([clips / "video/0.mp4"], saved=saved).ids == [str(clips / "video/0.mp4")]
     finally:
         with torch.no_grad():
             retriever.model.matching_head.bias.sub_(1)
+
+
+def test_the_key_is_of_the_model_the_settings_and_the_clips(retrieval_model, clips, tmp_path):
+    """A copy of the folder is the same model; one whose weights alone are the same is not."""
+    retriever = Retriever.from_pretrained(retrieval_model)
+    rows = retriever.rows(clips / "video")
+    shutil.copytree(retrieval_model, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
+    copy = Retriever.from_pretrained(tmp_path / "copy")
+    assert copy.key(rows) == retriever.key(rows)
+    assert copy.key(rows[1:]) != retriever.key(rows)
+    copy.model.config.video_config.num_attention_heads = 1
+    assert copy.key(rows) != retriever.key(rows)
+    assert Retriever(retriever.model, retriever.processor, drop_modalities=["video"]).key(rows) != retriever.key(rows)
+
+
+def test_each_text_runs_through_its_tower_once(retriever, monkeypatch):
+    seen = []
+    plain = retriever.processor.tokenize
+    monkeypatch.setattr(retriever.processor, "tokenize", lambda texts: seen.extend(texts) or plain(texts))
+    encoded = retriever.encode_texts(["a cat purrs", "rain", "a cat purrs"])
+    assert sorted(seen) == ["a cat purrs", "rain"]
+    assert torch.equal(encoded[0].embed, encoded[2].embed) and not torch.equal(encoded[0].embed, encoded[1].embed)
+
+
+def test_saved_embeddings_hold_no_tokens_in_memory(retriever, clips, tmp_path):
+    assert retriever.index(clips / "video", saved=tmp_path / "clips.safetensors").clips is None
+    assert retriever.index(clips / "video", saved=tmp_path / "clips.safetensors", for_matching=True).clips is not None
 
 
 def test_rows_of_one_clip_count_once(retriever, clips):

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, Modality
+from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.configuration import FusionForm
 from simple_multimodal.models.loading import LoadingReport, load_config, transfer_tensors
 
@@ -470,8 +471,12 @@ def load_pretrained_fusion(
             "kind; give a checkpoint and a configuration of one architecture."
         )
     try:
-        stock = STOCK_MODELS[config.model_type].from_pretrained(
-            name_or_path, dtype=torch.float32, cache_dir=cache_dir, add_pooling_layer=False
+        stock, _ = load_weights(
+            STOCK_MODELS[config.model_type],
+            name_or_path,
+            dtype=torch.float32,
+            cache_dir=cache_dir,
+            add_pooling_layer=False,
         )
     except OSError as error:
         raise ValueError(f"Cannot read weights of the fusion from {name_or_path!r}: {error}") from error

@@ -1,0 +1,25 @@
+"""The command line in small parts that are written at once; with `KILL_AT="pairs 5"`, killed before part 5 is kept."""
+
+import os
+import signal
+import sys
+
+from simple_multimodal.cli import main
+from simple_multimodal.inference import loading, partial
+
+KILL_AT = os.environ.get("KILL_AT", "nowhere 0").split()
+
+
+class KilledPartial(partial.Partial):
+    def add(self, number, tensors):
+        if [self.stage, str(number)] == KILL_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().add(number, tensors)
+
+
+loading.PAIRS_PER_BATCH = 4
+loading.Partial = KilledPartial
+partial.SECONDS_BETWEEN_FILES = 0
+
+if __name__ == "__main__":
+    sys.exit(main())

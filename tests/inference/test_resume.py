@@ -1,0 +1,211 @@
+"""Tests of going on where inference was interrupted: finished work is not done again, and the files are the same."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from simple_multimodal.cli import main
+from simple_multimodal.inference import Retriever, benchmark, loading, partial
+from simple_multimodal.inference.partial import Partial
+from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering
+from tests.inference.conftest import NUM_CLIPS, unseen
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TASKS = ("msrvtt_ret", "msvd_qa")
+NUM_BATCHES = 4  # of two clips
+NUM_BLOCKS = {
+    "msrvtt_ret": 14,
+    "msvd_qa": 4,
+}  # of four pairs: 7 x 4 and 7 x 3 captions of a clip; two clips' questions
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Work:
+    """Counts batches through the towers and blocks through the fusion, and interrupts at one of them."""
+
+    def __init__(self, monkeypatch):
+        self.counts = {"clips": 0, "pairs": 0}
+        self.ends_at: tuple[str, int] | None = None
+        self._watch(monkeypatch, loading, "encode_clips", "clips")
+        self._watch(monkeypatch, MultimodalForPreTraining, "matching_logits", "pairs")
+        self._watch(monkeypatch, MultimodalForQuestionAnswering, "answer_logits", "pairs")
+
+    def _watch(self, monkeypatch, owner, name, stage):
+        plain = getattr(owner, name)
+
+        def counted(*args):
+            if self.ends_at == (stage, self.counts[stage]):
+                raise Interrupted
+            self.counts[stage] += 1
+            return plain(*args)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    def of(self, run) -> tuple[int, int]:
+        self.counts.update(clips=0, pairs=0)
+        run()
+        return self.counts["clips"], self.counts["pairs"]
+
+
+@pytest.fixture
+def work(monkeypatch) -> Work:
+    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+    monkeypatch.setattr(partial, "SECONDS_BETWEEN_FILES", 0)
+    return Work(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def models(retrieval_model, question_model, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("unseen")
+    return {
+        task: unseen(model, folder / task)
+        for task, model in zip(TASKS, (retrieval_model, question_model), strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(models, data, tmp_path_factory) -> dict[str, Path]:
+    """Results of runs that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+        for task in TASKS:
+            assert infer(models[task], data / task, folder / task) == 0
+    return {task: folder / task for task in TASKS}
+
+
+def infer(model: str, data: Path, out: Path) -> int:
+    return main(["infer", model, str(data), "--output_dir", str(out), "--batch_size", "2"])
+
+
+def assert_same_files(out: Path, expected: Path) -> None:
+    for name in ("metrics.json", "results.json"):
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
+    assert not (out / "partial").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("stage", "number"), [("clips", 0), ("clips", 3), ("pairs", 0), ("pairs", 2), ("end", 0)])
+def test_an_interrupted_run_goes_on(work, models, data, whole, tmp_path, monkeypatch, task, stage, number):
+    out = tmp_path / "out"
+    with monkeypatch.context() as ended:
+        work.ends_at = stage, number
+        if stage == "end":  # when all is computed, and one of the two files is written
+            ended.setattr(benchmark, "write_metrics", lambda *args, **further: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            infer(models[task], data / task, out)
+    work.ends_at = None
+    finished = {"clips": (number, 0), "pairs": (NUM_BATCHES, number), "end": (NUM_BATCHES, NUM_BLOCKS[task])}[stage]
+    again = work.of(lambda: infer(models[task], data / task, out))
+    assert again == (NUM_BATCHES - finished[0], NUM_BLOCKS[task] - finished[1])
+    assert_same_files(out, whole[task])
+
+
+def test_a_killed_process_leaves_what_it_has_finished(work, models, data, whole, tmp_path):
+    """And what it was writing when it was killed is not taken for finished."""
+    task, out = "msrvtt_ret", tmp_path / "out"
+    command = [sys.executable, "-m", "tests.inference.infer_worker", "infer", models[task], str(data / task)]
+    command += ["--output_dir", str(out), "--batch_size", "2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, env=environment | {"KILL_AT": "pairs 5"}, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL and not (out / "results.json").exists()
+    half = out / "partial/pairs-5.safetensors.123.tmp"
+    half.write_bytes((out / "partial/pairs-4.safetensors").read_bytes()[:-1])
+    assert work.of(lambda: infer(models[task], data / task, out)) == (0, NUM_BLOCKS[task] - 5)
+    assert_same_files(out, whole[task])
+
+
+@pytest.fixture
+def interrupted(work, models, data, tmp_path) -> Path:
+    """A retrieval run that ended after all clips and six blocks."""
+    work.ends_at = "pairs", 6
+    with pytest.raises(Interrupted):
+        infer(models["msrvtt_ret"], data / "msrvtt_ret", tmp_path / "out")
+    work.ends_at = None
+    return tmp_path / "out"
+
+
+def test_what_another_model_has_finished_is_not_used(work, interrupted, models, data, whole, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(models["msrvtt_ret"], other)
+    retriever = Retriever.from_pretrained(other)
+    with torch.no_grad():
+        retriever.model.matching_head.weight[1].add_(0.5)
+    retriever.model.save_pretrained(other)
+    run = work.of(lambda: infer(str(other), data / "msrvtt_ret", interrupted))
+    assert run == (NUM_BATCHES, NUM_BLOCKS["msrvtt_ret"])
+    infer(str(other), data / "msrvtt_ret", tmp_path / "expected")
+    assert_same_files(interrupted, tmp_path / "expected")
+    assert (interrupted / "results.json").read_bytes() != (whole["msrvtt_ret"] / "results.json").read_bytes()
+
+
+def test_only_what_depends_on_a_change_is_done_anew(work, interrupted, models, data, monkeypatch):
+    """Other pairs of the same clips; then other batches of these."""
+    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 3)
+    work.ends_at = "pairs", 2
+    with pytest.raises(Interrupted):
+        work.of(lambda: infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted))
+    assert work.counts == {"clips": 0, "pairs": 2}
+    assert {path.name for path in (interrupted / "partial").glob("pairs-*")} == {
+        "pairs-0.safetensors",
+        "pairs-1.safetensors",
+    }
+    work.ends_at = "pairs", 0
+    argv = ["infer", models["msrvtt_ret"], str(data / "msrvtt_ret"), "--output_dir", str(interrupted)]
+    with pytest.raises(Interrupted):
+        work.of(lambda: main([*argv, "--batch_size", "4"]))
+    assert work.counts["clips"] == 2
+
+
+def test_a_damaged_file_costs_its_part_alone(work, interrupted, models, data, whole):
+    path = interrupted / "partial/pairs-2.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    (interrupted / "partial/clips-1.safetensors").write_bytes(b"")
+    run = work.of(lambda: infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted))
+    assert run == (1, NUM_BLOCKS["msrvtt_ret"] - 5)
+    assert_same_files(interrupted, whole["msrvtt_ret"])
+
+
+def test_the_bars_begin_where_the_run_goes_on(interrupted, models, data, capfd):
+    capfd.readouterr()
+    infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted)
+    bars = capfd.readouterr().err
+    assert f"{NUM_CLIPS}/{NUM_CLIPS} [" in bars and "24/49 [" in bars and "49/49 [" in bars and "| 0/" not in bars
+
+
+def test_saved_embeddings_go_on_too(work, models, clips, tmp_path):
+    argv = ["encode", models["msrvtt_ret"], str(clips / "video"), "--batch_size", "2"]
+    assert main([*argv, "--out", str(tmp_path / "expected.safetensors")]) == 0
+    work.ends_at, work.counts["clips"] = ("clips", 3), 0
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(Interrupted):
+        main([*argv, "--out", str(out)])
+    work.ends_at = None
+    assert not out.exists() and work.of(lambda: main([*argv, "--out", str(out)]))[0] == 1
+    assert out.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"expected.safetensors", "out.safetensors"}
+
+
+def test_parts_are_written_together_after_a_while(tmp_path, monkeypatch):
+    """Not a file per part: there are tens of thousands."""
+    parts = Partial(tmp_path, "pairs", "key")
+    values = {number: torch.full((2, 1), float(number)) for number in range(3)}
+    for number, value in values.items():
+        parts.add(number, {"outputs": value})
+    assert list(tmp_path.iterdir()) == []
+    parts.flush()
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs-0.safetensors"]
+    finished = Partial(tmp_path, "pairs", "key").finished
+    assert sorted(finished) == [0, 1, 2] and all(torch.equal(finished[n]["outputs"], values[n]) for n in values)
+    assert Partial(tmp_path, "clips", "other key").finished == {} and len(list(tmp_path.iterdir())) == 1
+    assert Partial(tmp_path, "pairs", "other key").finished == {} and list(tmp_path.iterdir()) == []
+    assert Partial(None, "pairs", "key").finished == {}
