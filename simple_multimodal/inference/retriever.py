@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from simple_multimodal.inference.loading import Clips, Pipeline, cosine
-from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
 from simple_multimodal.models.pairs import Encoded, score_pairs
 
 
@@ -98,6 +98,7 @@ class Retriever(Pipeline):
     model_classes = {
         "MultimodalForPreTraining": MultimodalForRetrieval,
         "MultimodalForRetrieval": MultimodalForRetrieval,
+        "AlproForRetrieval": AlproForRetrieval,
     }
 
     def index(

@@ -22,7 +22,7 @@ from simple_multimodal.training import assembly
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.media.media_files import write_media
-from tests.models.alpro.tiny import FRAMES, SIDE, VOCAB_SIZE, make_batch, original_tensors, tiny_config
+from tests.models.alpro.tiny import FRAMES, SIDE, make_batch, original_tensors, tiny_config
 
 ANSWERS = {"couch": 0, "two": 2, "a dog": 1}
 
@@ -232,11 +232,7 @@ def checkpoint(tmp_path, tokenizer_dir, monkeypatch):
     monkeypatch.setattr("simple_multimodal.models.alpro.conversion.AlproConfig", lambda: config)
 
     def write(kind: str) -> Path:
-        tensors = original_tensors(kind)
-        for name, tensor in tensors.items():
-            if VOCAB_SIZE in tensor.shape:
-                tensors[name] = torch.randn(len(tokenizer), *tensor.shape[1:])
-        return save(tensors, tmp_path / "best.pt")
+        return save(original_tensors(kind, vocab_size=len(tokenizer)), tmp_path / "best.pt")
 
     return write
 
