@@ -24,7 +24,7 @@ from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.training import assembly
 from simple_multimodal.training.evaluation import PairSet
 from simple_multimodal.training.results import one_line, write_results
-from simple_multimodal.training.run_record import find_checkpoint, make_run_record
+from simple_multimodal.training.run_record import find_checkpoint, make_run_record, selection_split
 from simple_multimodal.training.trainer import MultimodalTrainer
 
 logger = logging.get_logger("simple_multimodal")
@@ -52,6 +52,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
         command=sys.argv,
         data={"training": train_set, "evaluation": eval_set},
+        selection_split=selection_split(
+            eval_set, selects=args.selects, on_test=data_args.select_on_test, source=model_args.model_name_or_path
+        ),
     )
     checkpoint = None
     if args.do_train:

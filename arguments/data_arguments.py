@@ -136,6 +136,13 @@ class DataArguments:
             "help": "Evaluate as if the samples lacked these modalities.",
         },
     )
+    select_on_test: bool = field(
+        default=False,
+        metadata={
+            "group": "Evaluation",
+            "help": "Let test clips of a prepared benchmark choose the best checkpoint; every result then says so.",
+        },
+    )
     pair_files: list[str] = field(
         default_factory=list,
         metadata={
