@@ -53,6 +53,7 @@ def build_processor(
     tokenizer_name: str | None = None,
     audio_processor_name: str | None = None,
     video_processor_name: str | None = None,
+    max_seq_length: int | None = None,
     audio_settings: Mapping | None = None,
     video_settings: Mapping | None = None,
     cache_dir: str | None = None,
@@ -65,6 +66,7 @@ def build_processor(
         towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
         captions (`Callable`): gives the texts that a tokenizer is trained on where none is named.
         tokenizer_name, audio_processor_name, video_processor_name (`str`, *optional*): hub names or local folders.
+        max_seq_length (`int`, *optional*): longest text in tokens, which is saved with the tokenizer.
         audio_settings, video_settings (`Mapping`, *optional*): arguments of [`AudioFeatureExtractor`] and
             [`VideoClipProcessor`] that were asked for.
         cache_dir (`str`, *optional*): where files from the hub are kept.
@@ -97,13 +99,15 @@ def build_processor(
                 ) from error
         else:
             tokenizer = train_tokenizer(captions())
-        tokenizer.model_max_length = min(tokenizer.model_max_length, towers["text"].max_position_embeddings)
+        longest = min(tokenizer.model_max_length, towers["text"].max_position_embeddings)
+        tokenizer.model_max_length = max_seq_length or longest
     return MultimodalProcessor(feature_extractor=audio, video_processor=video, tokenizer=tokenizer)
 
 
 def load_processor(
     source: str | os.PathLike,
     *,
+    max_seq_length: int | None = None,
     audio_settings: Mapping | None = None,
     video_settings: Mapping | None = None,
     cache_dir: str | None = None,
@@ -114,7 +118,7 @@ def load_processor(
 
     Args:
         source (`str` or `os.PathLike`): folder or hub name of the saved model.
-        audio_settings, video_settings (`Mapping`, *optional*): as in [`build_processor`].
+        max_seq_length, audio_settings, video_settings (*optional*): as in [`build_processor`].
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
     processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
@@ -124,6 +128,8 @@ def load_processor(
                 f"{source} takes {' and '.join(processor.modalities)}, so settings of {modality} have no use "
                 f"({', '.join(settings)}). Leave these flags out."
             )
+    if max_seq_length is not None and processor.tokenizer is not None:
+        processor.tokenizer.model_max_length = max_seq_length
     if audio_settings:
         processor.feature_extractor = AudioFeatureExtractor.from_pretrained(
             source, cache_dir=cache_dir, **audio_settings
@@ -337,6 +343,7 @@ def convert_alpro(
     *,
     tokenizer_name: str,
     num_frames: int | None = None,
+    max_seq_length: int | None = None,
     answers_file: str | os.PathLike | None = None,
     config: AlproConfig | None = None,
 ) -> LoadingReport:
@@ -348,13 +355,14 @@ def convert_alpro(
         out (`str` or `os.PathLike`): the folder; made if it does not exist.
         tokenizer_name (`str`): hub name or local folder; ALPRO's is `google-bert/bert-base-uncased`.
         num_frames, config: see [`load_alpro`].
+        max_seq_length (`int`, *optional*): tokens after which texts are cut; ALPRO's are 40, for DiDeMo 50.
         answers_file (`str` or `os.PathLike`, *optional*): ALPRO's `train_ans2label.json`, `{answer: number}`.
 
     Returns:
         [`LoadingReport`]: what became of every tensor.
 
     Raises:
-        ValueError: If the checkpoint, the answers or the tokenizer are not ALPRO's.
+        ValueError: If the checkpoint, the answers or the tokenizer are not ALPRO's, or texts may be too long.
     """
     answers = None
     if answers_file is not None:
@@ -373,6 +381,7 @@ def convert_alpro(
         towers,
         captions=tuple,
         tokenizer_name=tokenizer_name,
+        max_seq_length=max_seq_length,
         video_settings={
             "geometry": "squash",
             "resize_kernel": "decord",
@@ -386,6 +395,7 @@ def convert_alpro(
             f"The tokenizer {tokenizer_name!r} has {len(processor.tokenizer)} tokens, the checkpoint "
             f"{model.config.text_config.vocab_size}. Give the one that the checkpoint was trained with."
         )
+    check_inputs(model, processor)
     model.save_pretrained(out)
     processor.save_pretrained(out)
     return report

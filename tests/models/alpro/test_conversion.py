@@ -250,12 +250,15 @@ print(sum(p.double().sum().item() for p in model.parameters()), processor.video_
 def test_the_verb_writes_a_folder_that_loads(tmp_path, tokenizer_dir, checkpoint, capsys):
     out = tmp_path / "out"
     argv = ["convert", "alpro", str(checkpoint("retrieval")), str(out), "--tokenizer", tokenizer_dir]
-    assert main([*argv, "--num_frames", "5"]) == 0
+    assert main([*argv, "--max_seq_length", "17"]) == 2  # of 16 positions
+    assert "17 tokens, but this ALPRO takes 16" in capsys.readouterr().err and not out.exists()
+    assert main([*argv, "--num_frames", "5", "--max_seq_length", "12"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"Weights from {tmp_path / 'best.pt'}: 122 tensors loaded, 1 converted, 0 new, ")
     assert "converted: alpro.video_encoder.embeddings.time_embeddings (nearest of 3 times for 5)" in printed
     assert "unused: text_encoder.bert.embeddings.position_ids" in printed and printed.endswith(f"\n{out}\n")
 
+    assert MultimodalProcessor.from_pretrained(out).max_seq_length() == 12
     video = MultimodalProcessor.from_pretrained(out).video_processor
     assert (video.num_frames, video.height, video.width) == (5, SIDE, SIDE)
     assert (video.geometry, video.resize_kernel, video.frame_sampling) == ("squash", "decord", "alpro")
