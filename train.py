@@ -24,7 +24,7 @@ from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.training import assembly
 from simple_multimodal.training.evaluation import PairSet
 from simple_multimodal.training.results import one_line, write_results
-from simple_multimodal.training.run_record import find_checkpoint, make_run_record
+from simple_multimodal.training.run_record import find_checkpoint, make_run_record, selection_split
 from simple_multimodal.training.trainer import MultimodalTrainer
 
 logger = logging.get_logger("simple_multimodal")
@@ -33,17 +33,12 @@ logger = logging.get_logger("simple_multimodal")
 def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
     """The main job: data, model, trainer; then train, evaluate and save. Returns the metrics."""
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
-    model_class, dataset_class = assembly.TASKS[model_args.task]
+    dataset_class = assembly.DATASETS[model_args.task]
 
     # Data: rows of paths; no media file is opened yet.
     def rows(path, max_samples=None) -> MultimodalDataset:
-        return dataset_class(
-            path,
-            max_samples=max_samples,
-            modalities=model_args.modalities,
-            cache_dir=model_args.cache_dir,
-            **data_args.roots,
-        )
+        settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.roots}
+        return dataset_class(path, max_samples=max_samples, **settings)
 
     train_set = rows(data_args.train_path, data_args.max_train_samples) if args.do_train else None
     evaluates = args.do_eval or args.eval_strategy != "no"
@@ -57,6 +52,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
         command=sys.argv,
         data={"training": train_set, "evaluation": eval_set},
+        selection_split=selection_split(
+            eval_set, selects=args.selects, on_test=data_args.select_on_test, source=model_args.model_name_or_path
+        ),
     )
     checkpoint = None
     if args.do_train:
@@ -70,7 +68,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     if source is not None:
         processor = assembly.load_processor(source, cache_dir=model_args.cache_dir, **data_args.processor_settings)
         model = assembly.load_model(
-            model_class, source, is_trained=args.do_train, **model_args.loading_settings, **answers
+            model_args.task, source, is_trained=args.do_train, **model_args.loading_settings, **answers
         )
     else:
         towers = {m: load_tower_config(model_args.tower_config_name(m), m) for m in model_args.modalities}
@@ -88,7 +86,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
             **model_args.config_settings,
             **answers,
         )
-        model, reports = model_class.from_encoders(
+        model, reports = assembly.MODEL_CLASSES[config.model_type][model_args.task].from_encoders(
             config,
             model_args.pretrained_towers,
             same_vocabulary=model_args.tokenizer_name is not None,
@@ -96,10 +94,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         )
         for report in reports if args.should_log else ():
             logger.warning(report.summary())
-    assembly.check_inputs(model, processor, data_args.max_seq_length, model_args.changed_config_settings)
+    assembly.check_inputs(
+        model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities
+    )
     model.freeze(model_args.freeze)
 
-    # Trainer.
     settings = {
         **data_args.collator_settings,
         "seed": args.seed,

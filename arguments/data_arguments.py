@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from simple_multimodal.modalities import MODALITIES
 
@@ -136,6 +136,13 @@ class DataArguments:
             "help": "Evaluate as if the samples lacked these modalities.",
         },
     )
+    select_on_test: bool = field(
+        default=False,
+        metadata={
+            "group": "Evaluation",
+            "help": "Let test clips of a prepared benchmark choose the best checkpoint; every result then says so.",
+        },
+    )
     pair_files: list[str] = field(
         default_factory=list,
         metadata={
@@ -198,9 +205,10 @@ class DataArguments:
         return list(zip(map(self._manifest_path, self.pair_files), swapped, strict=True))
 
     @property
-    def processor_settings(self) -> dict[str, dict]:
-        """The settings of the parts of a new processor."""
-        return {"audio_settings": self.audio_settings, "video_settings": self.video_settings}
+    def processor_settings(self) -> dict[str, Any]:
+        """The settings of the parts of a processor."""
+        settings = {"audio_settings": self.audio_settings, "video_settings": self.video_settings}
+        return {"max_seq_length": self.max_seq_length, **settings}
 
     @property
     def roots(self) -> dict[str, Path | None]:

@@ -196,6 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     kind.add_argument("--num_frames", type=int, metavar="INT", help="frames per clip; default: the checkpoint's")
     kind.add_argument(
+        "--max_seq_length", type=int, metavar="INT", help="cut texts after this many tokens; default: 512, ALPRO: 40"
+    )
+    kind.add_argument(
         "--answers",
         metavar="FILE",
         dest="answers_file",

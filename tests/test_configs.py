@@ -1,17 +1,23 @@
-"""Every shipped run starts, trains two steps and evaluates, as a user would type it."""
+"""Every shipped run starts, trains two steps and evaluates."""
 
 import json
-import os
-import subprocess
-import sys
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from simple_multimodal.cli import main
 from simple_multimodal.data.clips import clips_jsonl_to_manifests
 from simple_multimodal.data.toy import make_toy_world
+from tests.models.alpro.tiny import write_folder
+from tests.training.tiny_benchmark import TEXTS, write_benchmark
+from tests.training.tiny_run import flags, run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RUNS = sorted(REPOSITORY.glob("configs/runs/*.yaml"))
+BENCHMARKS = ("msrvtt_ret", "didemo_ret", "msrvtt_qa", "msvd_qa")
 
 
 @pytest.fixture(scope="session")
@@ -30,15 +36,46 @@ def clips_data(tmp_path_factory, shared_dir) -> list[str]:
     return [*flags, "--train_file", str(manifests["train"]), "--validation_file", str(manifests["validation"])]
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/runs/*.yaml")), ids=lambda path: path.stem)
-def test_shipped_run(path, request, tmp_path):
-    data = request.getfixturevalue(f"{path.stem}_data")  # a new run needs a fixture `<its name>_data`
-    command = [sys.executable, str(REPOSITORY / "train.py"), "--config", f"configs/runs/{path.name}", *data]
-    command += "--max_train_samples 4 --max_eval_samples 4 --max_steps 2 --use_cpu --dataloader_num_workers 0".split()
-    command += ["--per_device_train_batch_size", "2", "--output_dir", "out"]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    metrics = json.loads(result.stdout.splitlines()[-1])
-    assert 0 <= metrics["text_to_video_R@1"] <= 1
+def short(path: Path, *argv: str, **values) -> dict[str, float]:
+    """Two steps of a run in the working directory."""
+    values |= {"max_train_samples": 4, "max_eval_samples": 4, "max_steps": 2, "per_device_train_batch_size": 2}
+    values |= {"dataloader_num_workers": 0, "cache_dir": "cache"}
+    return run("--config", f"configs/runs/{path.name}", *argv, "--use_cpu", "--disable_tqdm", *flags(**values))
+
+
+@pytest.mark.parametrize("path", [path for path in RUNS if path.stem not in BENCHMARKS], ids=lambda path: path.stem)
+def test_shipped_run(path, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # A new run needs a fixture `<its name>_data`.
+    metrics = short(path, *request.getfixturevalue(f"{path.stem}_data"), output_dir="out")
+    assert 0 <= metrics["eval_text_to_video_R@1"] <= 1
     assert json.loads((tmp_path / "out/all_results.json").read_text())
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_shipped_fine_tuning(name, tmp_path, monkeypatch):
+    """The commands of the file's head, from a tiny ALPRO and on a tiny benchmark in the folders that they name."""
+    monkeypatch.chdir(tmp_path)
+    path = REPOSITORY / f"configs/runs/{name}.yaml"
+    settings = yaml.safe_load(path.read_text())
+    head = dict(re.findall(r"^#   .*\b(convert|prepare|train\.py|infer) (.+)$", path.read_text(), flags=re.MULTILINE))
+    write_benchmark(tmp_path, name, is_prepared=False)
+    assert main(["prepare", *shlex.split(head["prepare"])]) == 1  # of another size than the protocol's
+
+    converted = write_folder(tmp_path / "alpro", "pretraining", TEXTS, num_frames=settings["num_frames"])
+    _, model, *num_frames = shlex.split(head["convert"])[1:]
+    assert num_frames == ["--num_frames", str(settings["num_frames"])]
+    Path(model).parent.mkdir()
+    Path(converted).rename(model)
+    command = shlex.split(head["train.py"])
+    assert command[:2] == ["--config", f"configs/runs/{name}.yaml"]
+    metrics = short(path, *command[2:])
+    out = Path(settings["output_dir"])
+    assert f"eval_{settings['metric_for_best_model']}" in metrics
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] is not None and state["global_step"] == 2
+    assert json.loads((out / "evaluation.json").read_text())["selection_split"] == "validation"
+
+    assert main(["infer", *shlex.split(head["infer"])]) == 0
+    results = Path(shlex.split(head["infer"])[-1])
+    assert json.loads((results / "metrics.json").read_text())["selection_split"] == "validation"

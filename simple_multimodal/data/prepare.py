@@ -249,6 +249,26 @@ def prepare_benchmark(
     return preparation
 
 
+def prepared_split(manifest_file: str | os.PathLike[str], clips: Iterable[str]) -> str | None:
+    """
+    Which split of a benchmark rows are of, by the `protocol.json` beside their manifest.
+
+    Args:
+        manifest_file (`str` or `os.PathLike`): The manifest, as it was written or changed since.
+        clips (`Iterable[str]`): Names of the rows' clips.
+
+    Returns:
+        `str`, *optional*: `"test"` if a single clip is tested, else `"validation"` or `"train"`; `None` if the clips
+        are of no prepared benchmark.
+    """
+    path = Path(manifest_file).parent / "protocol.json"
+    if not path.is_file():
+        return None
+    splits = json.loads(path.read_text(encoding="utf-8")).get("splits", {})
+    own = set(clips)
+    return next((name for name in reversed(SPLITS) if not own.isdisjoint(splits.get(name, {}).get("clips", []))), None)
+
+
 def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
     """
     Splits training rows by clip.

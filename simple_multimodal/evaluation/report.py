@@ -107,7 +107,7 @@ def write_metrics(
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): Bootstrap intervals by metric name.
         headline (`str`, *optional*): Name of the metric that sums up the run.
         selection_split (`str`, *optional*):
-            Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: not stated.
+            Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
 
     Raises:
         ValueError: If a number is not finite, or if `headline` or an interval names no metric.

@@ -263,7 +263,7 @@ def measure_benchmark(
         folder (`str`): with `{split}.jsonl`, `protocol.json` and, for questions, `train.jsonl`.
         output_dir (`str`): where results go.
         model_folder (`str`, *optional*): the model's folder, whose `training_clips.json` is compared with the tested
-            clips, and whose `evaluation.json` says by which split it was chosen.
+            clips, and whose `run.json` says by which split it was chosen.
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
         matching_top_k (`int`, *optional*): as in [`measure_retrieval`]; by default what the protocol says.
@@ -288,10 +288,8 @@ def measure_benchmark(
     if split not in prepared["splits"]:
         raise ValueError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
     clips = prepared["splits"][split]["clips"]
-    selection_split = None
     if model_folder is not None and split == "test":
         check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
-        selection_split = _read(model_folder, "evaluation.json").get("selection_split")
     if matching_top_k is None and not is_alpro:
         matching_top_k = protocol.rerank_top_k
     name = (
@@ -344,7 +342,7 @@ def measure_benchmark(
             counts=measured.counts,
             intervals=measured.intervals,
             headline=measured.headline,
-            selection_split=selection_split,
+            selection_split=_read(model_folder or "", "run.json").get("selection_split"),
         )
     if pipeline.state.is_local_main_process:
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from simple_multimodal.data.manifest import Row
 from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main
 from simple_multimodal.inference.partial import save_whole
-from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
 from simple_multimodal.models.pairs import Encoded
 
 
@@ -91,6 +91,7 @@ class Retriever(Pipeline):
     model_classes = {
         "MultimodalForPreTraining": MultimodalForRetrieval,
         "MultimodalForRetrieval": MultimodalForRetrieval,
+        "AlproForRetrieval": AlproForRetrieval,
     }
 
     def index(

@@ -1,6 +1,7 @@
-"""What every encoder offers: the contract that an adapter of a tower of `transformers` fulfils."""
+"""What every encoder offers: the contract that an adapter of a tower of `transformers` fulfils; and every model."""
 
 import os
+from collections.abc import Sequence
 from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple
 
@@ -131,3 +132,24 @@ class Encoder(nn.Module):
             if the shapes agree.
         """
         return None
+
+
+class TowerModel(PreTrainedModel):
+    """Base of all models: towers that can be frozen, or trained at a rate of their own."""
+
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """The towers that the model has, and its `fusion`, by name."""
+        return self.base_model.towers
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Keep the weights of these towers (`text`, `audio`, `video`, `fusion`) as they are."""
+        for name in names:
+            if name not in self.towers:
+                raise ValueError(
+                    f"Cannot freeze {name!r}: this model has {', '.join(self.towers)}. Name some of these."
+                )
+            self.towers[name].requires_grad_(False)

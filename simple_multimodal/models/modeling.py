@@ -8,12 +8,13 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from simple_multimodal.modalities import CLIP_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, Modality
+from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
@@ -72,14 +73,12 @@ class MultimodalOutput(ModelOutput):
     clip: Clip | None = None
 
 
-class MultimodalPreTrainedModel(PreTrainedModel):
+class MultimodalPreTrainedModel(TowerModel):
     """Configuration, weight initialisation and loading shared by all multimodal models."""
 
     config_class = MultimodalConfig
     base_model_prefix = "multimodal"
     decoded_modalities: tuple[Modality, ...] = ()
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
 
@@ -90,15 +89,6 @@ class MultimodalPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, -10.0)  # as SigLIP: most pairs are negatives
-
-    def freeze(self, towers: Sequence[str]) -> None:
-        """Keep the weights of these towers (`text`, `audio`, `video`, `fusion`) as they are."""
-        base = self if isinstance(self, MultimodalModel) else self.multimodal
-        known = (*self.config.modalities, "fusion")
-        for tower in towers:
-            if tower not in known:
-                raise ValueError(f"Cannot freeze {tower!r}: this model has {', '.join(known)}. Name some of these.")
-            base.get_submodule("fusion" if tower == "fusion" else f"{tower}_encoder").requires_grad_(False)
 
     @classmethod
     def from_encoders(
@@ -179,6 +169,15 @@ class MultimodalModel(MultimodalPreTrainedModel):
     def encoder(self, modality: Modality) -> Encoder:
         """The encoder of a modality that the model has."""
         return self.get_submodule(f"{modality}_encoder")
+
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """The encoders that the model has, and its `fusion`, by name."""
+        return {**{m: self.encoder(m) for m in self.config.modalities}, "fusion": self.fusion}
+
+    def check_inputs(self, modality: Modality, *size: int) -> None:
+        """Raise a `ValueError` if the tower of a modality cannot take inputs of this size; see each encoder's own."""
+        self.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Inverse temperature (at most 100, as CLIP) and bias of a contrastive objective; scalars."""
@@ -492,6 +491,10 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
     def encode_clip(self, batch: Batch) -> tuple[torch.Tensor | None, Clip]:
         """[`MultimodalModel.encode_clip`]."""
         return self.multimodal.encode_clip(batch)
+
+    def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[`MultimodalModel.scale_and_bias`]."""
+        return self.multimodal.scale_and_bias(objective)
 
     def cache_clip(self, clip: Clip) -> Clip | ClipCache:
         """[`Crossformer.cache_clip`]."""

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -113,6 +113,13 @@ class MultimodalTrainingArguments(TrainingArguments):
                 "--early_stopping_patience needs --metric_for_best_model, for example 'text_to_video_R@1', "
                 "and --eval_strategy epoch or steps."
             )
+
+    @property
+    def selects(self) -> bool:
+        """Whether evaluations in training decide which weights the run ends with."""
+        reduces_rate = self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+        stops_early = self.early_stopping_patience is not None
+        return bool(self.do_train) and (self.load_best_model_at_end or stops_early or reduces_rate)
 
     @property
     def tower_learning_rates(self) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""Puts a new model together: the processor out of its parts, the configuration that fits it, and what to draw for
-it.
+"""Puts a model together: which class, the processor out of its parts, the configuration that fits it, and what to draw
+for it.
 """
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedConfig
@@ -12,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from simple_multimodal.data.collator import PretrainingDraws
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.modalities import Modality
-from simple_multimodal.models.alpro import AlproConfig, load_alpro
-from simple_multimodal.models.base import load_weights
+from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, load_alpro
+from simple_multimodal.models.base import TowerModel, load_weights
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import LoadingReport
@@ -22,18 +23,27 @@ from simple_multimodal.models.modeling import (
     MultimodalForPreTraining,
     MultimodalForQuestionAnswering,
     MultimodalForRetrieval,
-    MultimodalPreTrainedModel,
 )
 from simple_multimodal.models.patches import to_pair
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.training.answering import answer_vocabulary
 
-TASKS: dict[str, tuple[type[MultimodalPreTrainedModel], type[MultimodalDataset]]] = {
-    "pretraining": (MultimodalForPreTraining, MultimodalDataset),
-    "retrieval": (MultimodalForRetrieval, MultimodalDataset),
-    "question_answering": (MultimodalForQuestionAnswering, QuestionDataset),
+MODEL_CLASSES: dict[str, dict[str, type[TowerModel]]] = {
+    MultimodalConfig.model_type: {
+        "pretraining": MultimodalForPreTraining,
+        "retrieval": MultimodalForRetrieval,
+        "question_answering": MultimodalForQuestionAnswering,
+    },
+    AlproConfig.model_type: {"retrieval": AlproForRetrieval, "question_answering": AlproForQuestionAnswering},
 }
-"""For each task what is trained, and on which rows."""
+"""What is trained, by `model_type` and task."""
+
+DATASETS: dict[str, type[MultimodalDataset]] = {
+    "pretraining": MultimodalDataset,
+    "retrieval": MultimodalDataset,
+    "question_answering": QuestionDataset,
+}
+"""On which rows, by task."""
 
 
 def build_processor(
@@ -43,6 +53,7 @@ def build_processor(
     tokenizer_name: str | None = None,
     audio_processor_name: str | None = None,
     video_processor_name: str | None = None,
+    max_seq_length: int | None = None,
     audio_settings: Mapping | None = None,
     video_settings: Mapping | None = None,
     cache_dir: str | None = None,
@@ -55,6 +66,7 @@ def build_processor(
         towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
         captions (`Callable`): gives the texts that a tokenizer is trained on where none is named.
         tokenizer_name, audio_processor_name, video_processor_name (`str`, *optional*): hub names or local folders.
+        max_seq_length (`int`, *optional*): longest text in tokens, which is saved with the tokenizer.
         audio_settings, video_settings (`Mapping`, *optional*): arguments of [`AudioFeatureExtractor`] and
             [`VideoClipProcessor`] that were asked for.
         cache_dir (`str`, *optional*): where files from the hub are kept.
@@ -87,13 +99,15 @@ def build_processor(
                 ) from error
         else:
             tokenizer = train_tokenizer(captions())
-        tokenizer.model_max_length = min(tokenizer.model_max_length, towers["text"].max_position_embeddings)
+        longest = min(tokenizer.model_max_length, towers["text"].max_position_embeddings)
+        tokenizer.model_max_length = max_seq_length or longest
     return MultimodalProcessor(feature_extractor=audio, video_processor=video, tokenizer=tokenizer)
 
 
 def load_processor(
     source: str | os.PathLike,
     *,
+    max_seq_length: int | None = None,
     audio_settings: Mapping | None = None,
     video_settings: Mapping | None = None,
     cache_dir: str | None = None,
@@ -104,37 +118,52 @@ def load_processor(
 
     Args:
         source (`str` or `os.PathLike`): folder or hub name of the saved model.
-        audio_settings, video_settings (`Mapping`, *optional*): as in [`build_processor`].
+        max_seq_length, audio_settings, video_settings (*optional*): as in [`build_processor`].
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
     processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
-    if audio_settings and processor.feature_extractor is not None:
+    for modality, settings in (("audio", audio_settings), ("video", video_settings)):
+        if settings and modality not in processor.modalities:
+            raise ValueError(
+                f"{source} takes {' and '.join(processor.modalities)}, so settings of {modality} have no use "
+                f"({', '.join(settings)}). Leave these flags out."
+            )
+    if max_seq_length is not None and processor.tokenizer is not None:
+        processor.tokenizer.model_max_length = max_seq_length
+    if audio_settings:
         processor.feature_extractor = AudioFeatureExtractor.from_pretrained(
             source, cache_dir=cache_dir, **audio_settings
         )
-    if video_settings and processor.video_processor is not None:
+    if video_settings:
         processor.video_processor = VideoClipProcessor.from_pretrained(source, cache_dir=cache_dir, **video_settings)
     return processor
 
 
 def check_inputs(
-    model: MultimodalForPreTraining,
+    model: TowerModel,
     processor: MultimodalProcessor,
     max_seq_length: int | None = None,
     config_settings: Mapping[str, object] | None = None,
+    modalities: Sequence[Modality] = MODALITIES,
 ) -> None:
     """
     Check that a model takes what its processor delivers, and that a saved one is what was asked for.
 
     Args:
-        model (`MultimodalForPreTraining`): saved or new.
+        model (`TowerModel`): saved or new.
         processor (`MultimodalProcessor`): its processor.
         max_seq_length (`int`, *optional*): longest text in tokens, if not the processor's own.
         config_settings (`Mapping`, *optional*): settings of [`MultimodalConfig`] that were asked for.
+        modalities (`Sequence[str]`, *optional*, defaults to all): modalities that were asked for.
 
     Raises:
-        ValueError: If a tower cannot take the inputs, or the model has other settings.
+        ValueError: If a tower cannot take the inputs, or the model has other settings or lacks a modality.
     """
+    if len(modalities) < len(MODALITIES) and not set(modalities) <= set(model.config.modalities):
+        raise ValueError(
+            f"--modalities is {' '.join(modalities)}, but the saved model has {' '.join(model.config.modalities)}. "
+            "Leave the flag out, or name some of these."
+        )
     audio, video = processor.feature_extractor, processor.video_processor
     sizes: dict[Modality, tuple[int, ...]] = {}
     if processor.tokenizer is not None:
@@ -144,12 +173,13 @@ def check_inputs(
     if video is not None:
         sizes["video"] = (video.num_frames, video.height, video.width)
     for modality, size in sizes.items():
-        model.multimodal.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
+        model.base_model.check_inputs(modality, *size)
     own = model.config.to_dict()
     for name, value in (config_settings or {}).items():
-        if own[name] != value:
+        if name not in own or own[name] != value:
+            has = f"has {own[name]!r}" if name in own else "has no such setting"
             raise ValueError(
-                f"--{name} is {value!r}, but the saved model has {own[name]!r}. Leave the flag out, or train a new "
+                f"--{name} is {value!r}, but the saved model {has}. Leave the flag out, or train a new "
                 "model: without --model_name_or_path and in another --output_dir."
             )
 
@@ -213,17 +243,20 @@ def answer_settings(
     """
     if task != "question_answering":
         return {}
-    if source is not None and PreTrainedConfig.get_config_dict(source)[0].get("architectures") == [
-        MultimodalForQuestionAnswering.__name__
-    ]:
-        if answers_file is not None:
-            raise ValueError(f"{source} answers questions already; it keeps its answers. Leave out --answers_file.")
-        return {}
     if answers_file is not None:
         try:
             label2id = json.loads(Path(answers_file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"--answers_file {answers_file} cannot be read as JSON: {error}") from error
+    config = {} if source is None else PreTrainedConfig.get_config_dict(source)[0]
+    if config.get("architectures") in [[classes[task].__name__] for classes in MODEL_CLASSES.values()]:
+        if answers_file is not None and label2id != config.get("label2id"):
+            raise ValueError(
+                f"{source} answers questions already, with other answers than those of --answers_file {answers_file}. "
+                "It keeps its own: leave the flag out."
+            )
+        return {}
+    if answers_file is not None:
         is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
         if not is_numbered or len(label2id) < 2:
             raise ValueError(f"--answers_file {answers_file} must hold an object of answers numbered from 0.")
@@ -240,21 +273,35 @@ def answer_settings(
     return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
 
 
-def load_model(
-    model_class: type[MultimodalPreTrainedModel], source: str | os.PathLike, *, is_trained: bool, **settings
-) -> MultimodalPreTrainedModel:
+def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **settings) -> TowerModel:
     """
     A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
 
     Args:
-        model_class (`type`): what to load it as.
+        task (`str`): of the run.
         source (`str`): folder or hub name.
         is_trained (`bool`): whether it will be trained.
         settings: arguments of `from_pretrained`, among them changes of the configuration.
 
     Raises:
-        ValueError: If it lacks weights and will not be trained, or its file of weights holds code.
+        ValueError: If its architecture is unknown or has not this task or an objective that a setting weighs, or if
+            it lacks weights and will not be trained, or its file of weights holds code.
     """
+    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    classes = MODEL_CLASSES.get(model_type, {})
+    if task not in classes:
+        there_is = {name: " or ".join(f"--task {task}" for task in tasks) for name, tasks in MODEL_CLASSES.items()}
+        raise ValueError(
+            f"{source} holds a model of the type {model_type!r}, for which there is no --task {task}; there is "
+            f"{' and '.join(f'{name!r} with {tasks}' for name, tasks in there_is.items())}."
+        )
+    model_class = classes[task]
+    known = {field.name for field in dataclasses.fields(model_class.config_class)}
+    if unknown := [f"--{name}" for name in settings if name.endswith("_loss_weight") and name not in known]:
+        weights = ", ".join(sorted(f"--{name}" for name in known if name.endswith("_loss_weight")))
+        raise ValueError(
+            f"{source} has no such objective: {', '.join(unknown)}. Leave that out; what it has is {weights}."
+        )
     model, loaded = load_weights(model_class, source, **settings)
     missing = sorted(loaded["missing_keys"])
     if missing and not is_trained:
@@ -266,7 +313,7 @@ def load_model(
 
 
 def build_draws(
-    model: MultimodalPreTrainedModel,
+    model: TowerModel,
     *,
     mlm_probability: float,
     audio_mask_ratio: float,
@@ -274,17 +321,17 @@ def build_draws(
     vt_match_ratio: float,
 ) -> PretrainingDraws:
     """What the collator draws for the objectives that the model has; arguments as in [`PretrainingDraws`]."""
-    if not isinstance(model, MultimodalForPreTraining):
+    if not isinstance(model, (MultimodalForPreTraining, AlproForRetrieval)):
         return PretrainingDraws()
     draws: dict = {}
     if "mlm" in model.loss_weights:
         draws["mlm_probability"] = mlm_probability
     if "mam" in model.loss_weights:
         draws["audio_mask_ratio"] = audio_mask_ratio
-        draws["audio_patches_per_window"] = model.multimodal.encoder("audio").num_patches
+        draws["audio_patches_per_window"] = model.towers["audio"].num_patches
     if "mvm" in model.loss_weights:
         draws["video_mask_ratio"] = video_mask_ratio
-        draws["video_patch_grid"] = model.multimodal.encoder("video").patch_grid
+        draws["video_patch_grid"] = model.towers["video"].patch_grid
     if "matching" in model.loss_weights:
         draws["vt_match_ratio"] = vt_match_ratio
     return PretrainingDraws(**draws)
@@ -296,6 +343,7 @@ def convert_alpro(
     *,
     tokenizer_name: str,
     num_frames: int | None = None,
+    max_seq_length: int | None = None,
     answers_file: str | os.PathLike | None = None,
     config: AlproConfig | None = None,
 ) -> LoadingReport:
@@ -307,13 +355,14 @@ def convert_alpro(
         out (`str` or `os.PathLike`): the folder; made if it does not exist.
         tokenizer_name (`str`): hub name or local folder; ALPRO's is `google-bert/bert-base-uncased`.
         num_frames, config: see [`load_alpro`].
+        max_seq_length (`int`, *optional*): tokens after which texts are cut; ALPRO's are 40, for DiDeMo 50.
         answers_file (`str` or `os.PathLike`, *optional*): ALPRO's `train_ans2label.json`, `{answer: number}`.
 
     Returns:
         [`LoadingReport`]: what became of every tensor.
 
     Raises:
-        ValueError: If the checkpoint, the answers or the tokenizer are not ALPRO's.
+        ValueError: If the checkpoint, the answers or the tokenizer are not ALPRO's, or texts may be too long.
     """
     answers = None
     if answers_file is not None:
@@ -332,6 +381,7 @@ def convert_alpro(
         towers,
         captions=tuple,
         tokenizer_name=tokenizer_name,
+        max_seq_length=max_seq_length,
         video_settings={
             "geometry": "squash",
             "resize_kernel": "decord",
@@ -345,6 +395,7 @@ def convert_alpro(
             f"The tokenizer {tokenizer_name!r} has {len(processor.tokenizer)} tokens, the checkpoint "
             f"{model.config.text_config.vocab_size}. Give the one that the checkpoint was trained with."
         )
+    check_inputs(model, processor)
     model.save_pretrained(out)
     processor.save_pretrained(out)
     return report

@@ -25,11 +25,15 @@ from simple_multimodal.evaluation.retrieval import (
     with_prefix,
 )
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS, Modality
+from simple_multimodal.models.alpro import AlproForRetrieval
 from simple_multimodal.models.losses import contrastive_loss
 from simple_multimodal.models.modeling import CONTRASTIVE_PAIRS, Batch, MultimodalForPreTraining
-from simple_multimodal.models.pairs import Encoded, score_pairs
+from simple_multimodal.models.pairs import Encoded, encode_texts, score_pairs
 
 HEADLINE = "text_to_video_R@1"
+
+RetrievalModel = MultimodalForPreTraining | AlproForRetrieval
+"""What finds clips by text."""
 
 
 class EvaluationBatch(NamedTuple):
@@ -183,7 +187,7 @@ def pair_metrics(
 
 @torch.no_grad()
 def encode_set(
-    model: MultimodalForPreTraining,
+    model: RetrievalModel,
     batches: Iterable[EvaluationBatch],
     *,
     to_device: Callable[[Batch], Batch],
@@ -193,7 +197,7 @@ def encode_set(
     """Run the towers once over this process's batches, then share the result with all processes.
 
     Args:
-        model (`MultimodalForPreTraining`): in evaluation mode, not wrapped.
+        model (`RetrievalModel`): in evaluation mode, not wrapped.
         batches (`Iterable[EvaluationBatch]`): this process's share of the set, no row twice.
         to_device, autocast, on_step: how to move a batch, under which precision to run, what to call after each batch.
 
@@ -232,17 +236,13 @@ def encode_set(
     return EncodedSet(rows, captions, *(sum_over_dictionaries(gather_object([part])) for part in (losses, metrics)))
 
 
-def encode_captions(model: MultimodalForPreTraining, captions: Batch) -> list[EncodedCaption]:
+def encode_captions(model: RetrievalModel, captions: Batch) -> list[EncodedCaption]:
     """Embedding and fusion tokens of each caption."""
-    present = torch.ones(len(captions["input_ids"]), dtype=torch.bool, device=captions["input_ids"].device)
-    output = model.multimodal.encode("text", {**captions, PRESENCE_KEYS["text"]: present})
-    embeds = model.multimodal.embed_tokens("text", output).cpu()
-    stream = model.multimodal.enter_fusion("text", output)
+    encoded = encode_texts(model, captions)
+    ids = captions["row_ids"].tolist(), captions["group_ids"].tolist()
     return [
-        EncodedCaption(row_id, group_id, embeds[i], stream.states[i][stream.mask[i]].cpu())
-        for i, (row_id, group_id) in enumerate(
-            zip(captions["row_ids"].tolist(), captions["group_ids"].tolist(), strict=True)
-        )
+        EncodedCaption(row_id, group_id, caption.embed, caption.tokens["text"])  # type: ignore[arg-type]  # it has one
+        for row_id, group_id, caption in zip(*ids, encoded, strict=True)
     ]
 
 
@@ -262,7 +262,7 @@ def sum_over_dictionaries(parts: Sequence[dict[str, tuple[float, float]]]) -> di
 
 
 def evaluate_encoded(
-    model: MultimodalForPreTraining,
+    model: RetrievalModel,
     encoded: EncodedSet,
     *,
     matching_top_k: int,
@@ -339,13 +339,13 @@ def evaluate_encoded(
     return RetrievalEvaluation(metrics, intervals, counts, protocol, headline, scores, captions, clips, encoded.rows)
 
 
-def whole_set_contrastive_loss(model: MultimodalForPreTraining, name: str, rows: list[EncodedRow]) -> float:
+def whole_set_contrastive_loss(model: RetrievalModel, name: str, rows: list[EncodedRow]) -> float:
     """A contrastive loss over all rows of a set at once."""
     first, second = CONTRASTIVE_PAIRS[name]
     kept = [row for row in rows if row.presence[first] and row.presence[second]]
     if not kept:
         return 0.0
-    scale, bias = model.multimodal.scale_and_bias(name)
+    scale, bias = model.scale_and_bias(name)
     total = contrastive_loss(
         torch.stack([row.embeds[first] for row in kept]),
         torch.stack([row.embeds[second] for row in kept]),
@@ -353,7 +353,7 @@ def whole_set_contrastive_loss(model: MultimodalForPreTraining, name: str, rows:
         group_ids=torch.tensor([row.group_id for row in kept]),
         logit_scale=scale.detach().float().cpu(),
         logit_bias=None if bias is None else bias.detach().float().cpu(),
-        form=model.config.contrastive_form,
+        form="softmax" if bias is None else "sigmoid",  # which alone has a bias
         gather=False,
     )
     return float(total) / len(kept)

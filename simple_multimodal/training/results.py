@@ -38,15 +38,14 @@ def write_results(trainer: MultimodalTrainer) -> None:
     examples = []
     if isinstance(evaluation, RetrievalEvaluation) and evaluation.headline is not None:
         examples = choose_examples(trainer, evaluation)
-    # The rows that are evaluated during training are those that choose the checkpoint.
-    selection_split = "validation" if trainer.args.load_best_model_at_end else None
-    write_metrics(folder / "evaluation.json", selection_split=selection_split, **shared)
+    run = trainer.run_record or {}
+    write_metrics(folder / "evaluation.json", selection_split=run.get("selection_split"), **shared)
     write_report(
         folder / "report.html",
         title=folder.name,
         log_history=trainer.state.log_history,
         examples=examples,
-        run=trainer.run_record or {},
+        run=run,
         **shared,
     )
     if trainer.args.do_train:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.prepare import prepared_split
 
 logger = logging.get_logger(__name__)
 
@@ -37,12 +38,19 @@ INCIDENTAL_ARGUMENTS = frozenset(
 )  # fmt: skip
 
 
-def make_run_record(arguments: dict, *, command: list[str], data: Mapping[str, MultimodalDataset | None]) -> dict:
+def make_run_record(
+    arguments: dict,
+    *,
+    command: list[str],
+    data: Mapping[str, MultimodalDataset | None],
+    selection_split: str | None = None,
+) -> dict:
     """
     Args:
         arguments (`dict`): every resolved argument, JSON values.
         command (`list[str]`): words of the command line.
         data (`Mapping[str, MultimodalDataset | None]`): the data sets that are used, by name.
+        selection_split (`str`, *optional*): see [`selection_split`].
 
     Returns:
         `dict`: the content of `run.json`.
@@ -55,7 +63,50 @@ def make_run_record(arguments: dict, *, command: list[str], data: Mapping[str, M
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     fingerprints = {name: dataset.fingerprint for name, dataset in data.items() if dataset is not None}
-    return {"command": shown, "arguments": arguments, "data": fingerprints, "versions": versions}
+    return {
+        "command": shown,
+        "arguments": arguments,
+        "data": fingerprints,
+        "selection_split": selection_split,
+        "versions": versions,
+    }
+
+
+def selection_split(
+    eval_set: MultimodalDataset | None, *, selects: bool, on_test: bool, source: str | os.PathLike | None
+) -> str | None:
+    """
+    The split by whose numbers the weights that a run ends with, or starts from, were chosen; `None`: by none.
+
+    Args:
+        eval_set ([`MultimodalDataset`], *optional*): evaluation rows. Beside a `protocol.json` that `simple-multimodal
+            prepare` wrote it is known of which split they are; others are taken for validation.
+        selects (`bool`): whether evaluations decide which weights the run ends with.
+        on_test (`bool`): whether test clips may.
+        source (`str`, *optional*): the saved model that the run starts from, which has a `run.json` of its own.
+
+    Raises:
+        ValueError: If test clips would decide and may not, or may and do not.
+    """
+    split = None
+    if selects and eval_set is not None:
+        split = prepared_split(eval_set.manifest_file, eval_set.clip_names()) or "validation"
+        if split == "test" and not on_test:
+            raise ValueError(
+                f"{eval_set.manifest_file} holds test clips, by whose numbers the checkpoint would be chosen "
+                "(--load_best_model_at_end, --early_stopping_patience, or a rate reduced on plateaus). Choose on the "
+                "validation split, or pass --select_on_test True: every result then says so."
+            )
+    if on_test and split != "test":
+        raise ValueError(
+            "--select_on_test has no effect: no test split of a prepared benchmark chooses a checkpoint here. Leave "
+            "it out."
+        )
+    path = Path(source or "", RUN_FILE)
+    earlier = (
+        json.loads(path.read_text(encoding="utf-8")).get("selection_split") if source and path.is_file() else None
+    )
+    return earlier if split is None or earlier == "test" else split
 
 
 def write_run_record(folder: str | os.PathLike, record: dict) -> None:

@@ -98,7 +98,7 @@ class MultimodalTrainer(Trainer):
     - a learning rate per tower; the share of time spent waiting for data.
 
     Args:
-        model (`PreTrainedModel`): a `MultimodalFor…` model with `count_items`.
+        model ([`TowerModel`]): with `count_items`; a `MultimodalFor…` or `AlproFor…` model.
         args ([`MultimodalTrainingArguments`]): arguments of the run.
         data_collator ([`MultimodalCollator`]): makes training batches.
         eval_collator ([`MultimodalCollator`]): makes evaluation batches.
@@ -256,13 +256,17 @@ class MultimodalTrainer(Trainer):
         rates = self.args.tower_learning_rates
         if not rates:
             return optimizer
-        names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
+        towers = self.accelerator.unwrap_model(model or self.model).towers
+        if lacking := [f"--{name}_learning_rate" for name in rates if name not in towers]:
+            raise ValueError(
+                f"{', '.join(lacking)} can have no effect: this model has {', '.join(towers)}. Leave that out."
+            )
+        own_rates = {id(parameter): rates[name] for name in rates for parameter in towers[name].parameters()}
         groups = []
         for group in optimizer.param_groups:
             by_rate: dict[float, list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
-                towers = (m for m in rates if f"{m}_encoder." in names[id(parameter)])
-                rate = rates.get(next(towers, ""), group["lr"])
+                rate = own_rates.get(id(parameter), group["lr"])
                 by_rate.setdefault(rate, []).append(parameter)
             groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
         optimizer.param_groups.clear()

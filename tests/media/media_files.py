@@ -27,6 +27,7 @@ def write_media(
     path: Path,
     *,
     num_frames: int = 0,
+    first_number: int = 0,
     rate: int = 25,
     codec: str = "libx264",
     codec_options: dict[str, str] | None = None,
@@ -40,7 +41,7 @@ def write_media(
     container: dict[str, str] | None = None,
 ) -> Path:
     """
-    Writes a file with numbered pictures, at `ticks / rate` seconds, and / or with sound.
+    Writes a file with pictures numbered from `first_number`, at `ticks / rate` seconds, and / or with sound.
 
     `waveform` gets the times of the samples, counted from the file's zero, and returns `(samples,)` or
     `(channels, samples)`; the sound track covers `audio_seconds` from `audio_start` on.
@@ -55,7 +56,7 @@ def write_media(
         if waveform:
             audio = output.add_stream(audio_codec, rate=audio_rate, layout=layout)
         for number in range(num_frames):
-            picture = av.VideoFrame.from_ndarray(numbered_picture(number), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(numbered_picture(first_number + number), format="rgb24")
             picture.pts, picture.time_base = (ticks or range(num_frames))[number], Fraction(1, rate)
             output.mux(video.encode(picture))
         if num_frames:

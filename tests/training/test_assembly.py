@@ -93,6 +93,14 @@ def test_inputs_that_patches_do_not_tile(settings, message):
         build_config(TOWERS, ViTConfig(), build(**settings))
 
 
+def test_the_longest_text_is_saved_with_the_model(tmp_path):
+    build(max_seq_length=9).save_pretrained(tmp_path)
+    assert load_processor(tmp_path).max_seq_length() == 9
+    load_processor(tmp_path, max_seq_length=7).save_pretrained(tmp_path)
+    batch = load_processor(tmp_path).tokenize(["a cat and a dog and a bird and a fish"])
+    assert batch["input_ids"].shape == (1, 7)
+
+
 def test_a_saved_processor_takes_settings_that_change_nothing_for_the_model(tmp_path):
     build().save_pretrained(tmp_path)
     processor = load_processor(tmp_path, video_settings={"random_flip": True}, audio_settings={"max_windows": 2})

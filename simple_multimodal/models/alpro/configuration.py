@@ -4,6 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig, TimesformerConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from simple_multimodal.modalities import Modality
+
 
 @strict
 class AlproConfig(PreTrainedConfig):
@@ -53,6 +55,11 @@ class AlproConfig(PreTrainedConfig):
             if value is None or isinstance(value, dict):
                 setattr(self, key, config_class(**(value or {})))
         super().__post_init__(**kwargs)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model reads."""
+        return ("text", "video")
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -1,18 +1,19 @@
 """ALPRO (Li et al. 2022, arXiv 2112.09583) out of the TimeSformer and the BERT of `transformers`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
-from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel, TimesformerModel
+from transformers import AutoConfig, AutoModel, BertModel, TimesformerModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertLayer
 
 from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.models.alpro.configuration import AlproConfig
+from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.fusion.crossformer import Clip, Stream, concatenate
 from simple_multimodal.models.losses import contrastive_loss, normalize
@@ -20,7 +21,7 @@ from simple_multimodal.models.modeling import Batch, MultimodalOutput, answer_ou
 from simple_multimodal.models.patches import normalize_pixels
 
 
-class AlproPreTrainedModel(PreTrainedModel):
+class AlproPreTrainedModel(TowerModel):
     """Configuration, weight initialisation and loading shared by all ALPRO models."""
 
     config_class = AlproConfig
@@ -28,8 +29,6 @@ class AlproPreTrainedModel(PreTrainedModel):
     # With `input_ids`, activation checkpointing puts a hook on all embeddings, which fails on the TimeSformer's: they
     # return a tuple (transformers 5.23).
     main_input_name = "pixel_values_videos"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -65,14 +64,32 @@ class AlproModel(AlproPreTrainedModel):
             layer.drop_path = StochasticDepth(config.drop_path_rate * depth / max(len(layers) - 1, 1), "row")
         self.post_init()
 
-    def check_inputs(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` if the model's clips are not `num_frames` frames of `height` by `width` pixels."""
-        config = self.config.video_config
-        if (num_frames, height, width) != (config.num_frames, config.image_size, config.image_size):
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """The lower layers of the BERT with its embeddings (`text`), the TimeSformer, the upper layers (`fusion`)."""
+        layers, first = self.text_encoder.encoder.layer, self.config.fusion_layer
+        text = nn.ModuleList([self.text_encoder.embeddings, *layers[:first]])
+        return {"text": text, "video": self.video_encoder, "fusion": layers[first:]}
+
+    def check_inputs(self, modality: Modality, *size: int) -> None:
+        """
+        Raise a `ValueError` if the model does not take such inputs.
+
+        Args:
+            modality (`str`): `"text"` or `"video"`.
+            size (`int`): tokens of the longest text; or frames, height and width in pixels.
+        """
+        text, video = self.config.text_config, self.config.video_config
+        if modality == "text" and size[0] > text.max_position_embeddings:
             raise ValueError(
-                f"The clips have {num_frames} frames of {height} by {width} pixels, but this ALPRO takes "
-                f"{config.num_frames} frames of {config.image_size} by {config.image_size}. Set num_frames and size "
-                "of the video processor to these, or convert the checkpoint with another --num_frames."
+                f"The texts have {size[0]} tokens, but this ALPRO takes {text.max_position_embeddings}. Set "
+                "max_seq_length to that or less."
+            )
+        if modality == "video" and size != (video.num_frames, video.image_size, video.image_size):
+            raise ValueError(
+                f"The clips have {size[0]} frames of {size[1]} by {size[2]} pixels, but this ALPRO takes "
+                f"{video.num_frames} frames of {video.image_size} by {video.image_size}. Set num_frames and size of "
+                "the video processor to these, or convert the checkpoint with another --num_frames."
             )
 
     def encode_text(self, batch: Batch) -> Stream:
@@ -86,9 +103,7 @@ class AlproModel(AlproPreTrainedModel):
             [`Stream`] of `num_text_tokens` tokens, of which the first is [CLS].
         """
         input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-        longest = self.config.text_config.max_position_embeddings
-        if input_ids.shape[1] > longest:
-            raise ValueError(f"The texts have {input_ids.shape[1]} tokens, but ALPRO takes {longest}. Cut them.")
+        self.check_inputs("text", input_ids.shape[1])
         states = self.text_encoder.embeddings(input_ids)  # (batch, tokens, hidden)
         return Stream(self._attend(self.text_encoder.encoder.layer[: self.config.fusion_layer], states, mask), mask)
 
@@ -105,7 +120,7 @@ class AlproModel(AlproPreTrainedModel):
         """
         pixels = batch["pixel_values_videos"]
         num_frames = pixels.shape[1]
-        self.check_inputs(num_frames, *pixels.shape[-2:])
+        self.check_inputs("video", num_frames, *pixels.shape[-2:])
         pixels = normalize_pixels(pixels, self.config.image_mean, self.config.image_std)
         dtype = self.video_encoder.embeddings.patch_embeddings.projection.weight.dtype
         tokens = self.video_encoder(pixels.to(dtype)).last_hidden_state  # (batch, 1 + patches * frames, hidden)
@@ -166,6 +181,8 @@ def first_token(layer: BertLayer, states: torch.Tensor, mask: torch.Tensor) -> t
 class AlproForRetrieval(AlproPreTrainedModel):
     """ALPRO with its heads for retrieval: contrast of text and video, and matching."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
     def __init__(self, config: AlproConfig):
         super().__init__(config)
         self.alpro = AlproModel(config)
@@ -182,6 +199,10 @@ class AlproForRetrieval(AlproPreTrainedModel):
         """Inverse temperature, the temperature between 0.001 and 0.5 as in the reference; a scalar."""
         # Limited in value but not in gradient: a temperature that overshoots must be able to come back.
         return 1 / (self.temperature + (self.temperature.clamp(0.001, 0.5) - self.temperature).detach())
+
+    def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, None]:
+        """Inverse temperature of the one contrastive objective; it has no bias."""
+        return self.logit_scale, None
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
         """Unit-length embeddings `(batch_size, contrastive_dim)`, and what [`matching_logits`] takes; see
@@ -206,15 +227,22 @@ class AlproForRetrieval(AlproPreTrainedModel):
         count = (is_present(batch, "text") & is_present(batch, "video")).sum().float()
         return dict.fromkeys(self.loss_weights, count)
 
-    def forward(self, num_items: dict[str, torch.Tensor] | None = None, **batch: torch.Tensor) -> MultimodalOutput:
+    def forward(
+        self,
+        num_items: dict[str, torch.Tensor] | None = None,
+        objectives: Sequence[str] | None = None,
+        **batch: torch.Tensor,
+    ) -> MultimodalOutput:
         """Compute the objectives that the configuration gives a weight, as [`MultimodalForRetrieval`] does.
 
         Args:
             num_items (`dict[str, torch.Tensor]`, *optional*): what to divide each objective's sum by, as
                 [`count_items`] summed over processes and accumulated batches. By default the counts of this batch on
                 all processes. With several processes, `loss` is this process's share of the global loss.
+            objectives (`Sequence[str]`, *optional*): compute only these.
             batch: a collator's batch with its draws for matching; rows of all processes must be equally many.
         """
+        weights = {name: w for name, w in self.loss_weights.items() if objectives is None or name in objectives}
         if num_items is None:
             num_items = {name: sum_over_processes(count) for name, count in self.count_items(batch).items()}
         text_embeds, text = self.encode_text(batch)
@@ -223,7 +251,7 @@ class AlproForRetrieval(AlproPreTrainedModel):
         sums: dict[str, torch.Tensor] = {}
         metrics: dict[str, torch.Tensor] = {}
         logits = None
-        if "contrastive_tv" in self.loss_weights:
+        if "contrastive_tv" in weights:
             sums["contrastive_tv"] = contrastive_loss(
                 text_embeds,
                 clip_embeds,
@@ -233,7 +261,7 @@ class AlproForRetrieval(AlproPreTrainedModel):
                 logit_bias=None,
                 form="softmax",
             )
-        if "matching" in self.loss_weights:
+        if "matching" in weights:
             sums["matching"], metrics["matching_accuracy"], logits = matching_loss(
                 self.matching_logits,
                 text,
@@ -247,9 +275,7 @@ class AlproForRetrieval(AlproPreTrainedModel):
             )
         losses = {name: value / num_items[name].to(value.device).clamp(min=1) for name, value in sums.items()}
         return MultimodalOutput(
-            loss=torch.stack([self.loss_weights[name] * value for name, value in losses.items()]).sum()
-            if losses
-            else None,
+            loss=torch.stack([weights[name] * value for name, value in losses.items()]).sum() if losses else None,
             logits=logits,
             losses={name: value.detach() for name, value in losses.items()},
             metrics=metrics,
@@ -262,6 +288,8 @@ class AlproForRetrieval(AlproPreTrainedModel):
 
 class AlproForQuestionAnswering(AlproPreTrainedModel):
     """ALPRO that chooses an answer from the configuration's `id2label`, from the fused [CLS] of the question."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(text|video)_projection\.", r"^matching_head\.", r"^temperature$"]
 
     def __init__(self, config: AlproConfig):
         super().__init__(config)

@@ -22,7 +22,7 @@ from simple_multimodal.training import assembly
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.media.media_files import write_media
-from tests.models.alpro.tiny import FRAMES, SIDE, VOCAB_SIZE, make_batch, original_tensors, tiny_config
+from tests.models.alpro.tiny import FRAMES, SIDE, make_batch, original_tensors, tiny_config
 
 ANSWERS = {"couch": 0, "two": 2, "a dog": 1}
 
@@ -232,11 +232,7 @@ def checkpoint(tmp_path, tokenizer_dir, monkeypatch):
     monkeypatch.setattr("simple_multimodal.models.alpro.conversion.AlproConfig", lambda: config)
 
     def write(kind: str) -> Path:
-        tensors = original_tensors(kind)
-        for name, tensor in tensors.items():
-            if VOCAB_SIZE in tensor.shape:
-                tensors[name] = torch.randn(len(tokenizer), *tensor.shape[1:])
-        return save(tensors, tmp_path / "best.pt")
+        return save(original_tensors(kind, vocab_size=len(tokenizer)), tmp_path / "best.pt")
 
     return write
 
@@ -254,12 +250,15 @@ print(sum(p.double().sum().item() for p in model.parameters()), processor.video_
 def test_the_verb_writes_a_folder_that_loads(tmp_path, tokenizer_dir, checkpoint, capsys):
     out = tmp_path / "out"
     argv = ["convert", "alpro", str(checkpoint("retrieval")), str(out), "--tokenizer", tokenizer_dir]
-    assert main([*argv, "--num_frames", "5"]) == 0
+    assert main([*argv, "--max_seq_length", "17"]) == 2  # of 16 positions
+    assert "17 tokens, but this ALPRO takes 16" in capsys.readouterr().err and not out.exists()
+    assert main([*argv, "--num_frames", "5", "--max_seq_length", "12"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"Weights from {tmp_path / 'best.pt'}: 122 tensors loaded, 1 converted, 0 new, ")
     assert "converted: alpro.video_encoder.embeddings.time_embeddings (nearest of 3 times for 5)" in printed
     assert "unused: text_encoder.bert.embeddings.position_ids" in printed and printed.endswith(f"\n{out}\n")
 
+    assert MultimodalProcessor.from_pretrained(out).max_seq_length() == 12
     video = MultimodalProcessor.from_pretrained(out).video_processor
     assert (video.num_frames, video.height, video.width) == (5, SIDE, SIDE)
     assert (video.geometry, video.resize_kernel, video.frame_sampling) == ("squash", "decord", "alpro")

@@ -334,7 +334,7 @@ def test_bad_inputs_are_clear_errors():
     with pytest.raises(ValueError, match="3 frames of 8 by 12 pixels"):
         model(**{**batch, "pixel_values_videos": batch["pixel_values_videos"][:, :, :, :8]})
     long = torch.ones(5, 17, dtype=torch.long)
-    with pytest.raises(ValueError, match="17 tokens, but ALPRO takes 16"):
+    with pytest.raises(ValueError, match="17 tokens, but this ALPRO takes 16"):
         model(**{**batch, "input_ids": long, "attention_mask": long})
     with pytest.raises(ValueError, match="`fusion_layer` is 4, but the BERT has the layers 0 to 3"):
         AlproModel(tiny_config(fusion_layer=4))

@@ -1,12 +1,17 @@
-"""A tiny ALPRO, its batches, and a checkpoint of it as the original code would write it."""
+"""A tiny ALPRO, its batches, a checkpoint of it as the original code would write it, and the same converted."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import BertConfig, TimesformerConfig
 
+from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval
+from simple_multimodal.training.assembly import convert_alpro
 from tests.models.tiny import randomize
 
-VOCAB_SIZE, FRAMES, SIDE, PATCH, WORDS = 40, 3, 12, 4, 7
+VOCAB_SIZE, POSITIONS, FRAMES, SIDE, PATCH, WORDS = 40, 16, 3, 12, 4, 7
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -15,7 +20,7 @@ def tiny_config(**changes) -> AlproConfig:
     """Two text layers, two fusion layers and two video layers, without dropout."""
     values = {
         "text_config": BertConfig(
-            **SIZES, **NO_DROPOUT, num_hidden_layers=4, vocab_size=VOCAB_SIZE, max_position_embeddings=16
+            **SIZES, **NO_DROPOUT, num_hidden_layers=4, vocab_size=VOCAB_SIZE, max_position_embeddings=POSITIONS
         ),
         "video_config": TimesformerConfig(
             **SIZES, num_hidden_layers=2, image_size=SIDE, patch_size=PATCH, num_frames=FRAMES
@@ -58,14 +63,21 @@ def make_batch(num_words: int = WORDS) -> dict[str, torch.Tensor]:
 
 
 def original_tensors(
-    kind: str, *, prefix: str = "bert.", num_answers: int = 1500, num_frames: int = FRAMES
+    kind: str,
+    *,
+    prefix: str = "bert.",
+    num_answers: int = 1500,
+    num_frames: int = FRAMES,
+    vocab_size: int = VOCAB_SIZE,
+    num_positions: int = POSITIONS,
 ) -> dict[str, torch.Tensor]:
     """A checkpoint of `tiny_config` under the original's names.
 
     Args:
         kind (`str`): `retrieval`, `qa` or `pretraining`.
         prefix (`str`): of the BERT's tensors inside `text_encoder.`.
-        num_answers, num_frames (`int`): of the answer head and the table of times.
+        num_answers, num_frames, vocab_size, num_positions (`int`): of the answer head and the tables of times, words
+            and positions.
     """
     hidden, inner, patches = SIZES["hidden_size"], SIZES["intermediate_size"], (SIDE // PATCH) ** 2
     shapes: dict[str, tuple[int, ...]] = {"temp": ()}
@@ -93,7 +105,7 @@ def original_tensors(
         linear(f"{block}.mlp.fc2", hidden, inner)
     norm(f"{video}.norm")
     linear(f"{video}.head", 400, hidden)
-    for name, rows in {"word": VOCAB_SIZE, "position": 16, "token_type": 2}.items():
+    for name, rows in {"word": vocab_size, "position": num_positions, "token_type": 2}.items():
         shapes[f"{text}embeddings.{name}_embeddings.weight"] = (rows, hidden)
     norm(f"{text}embeddings.LayerNorm")
     for layer in (f"{text}encoder.layer.{number}" for number in range(4)):
@@ -111,13 +123,36 @@ def original_tensors(
         linear("classifier.2", num_answers, 2 * hidden)
     else:
         linear("text_encoder.cls.predictions.transform.dense", hidden, hidden)
-        shapes["text_encoder.cls.predictions.bias"] = (VOCAB_SIZE,)
+        shapes["text_encoder.cls.predictions.bias"] = (vocab_size,)
     if kind == "pretraining":
         linear("mpm_head.0", 2 * hidden, hidden)
         shapes |= {f"prompter.{name}": shape for name, shape in shapes.items() if not name.startswith("mpm_head")}
         shapes["prompter.video_prompt_feat"] = (10, 8)
     generator = torch.Generator().manual_seed(1)
     tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
-    tensors[f"{text}embeddings.position_ids"] = torch.arange(16)[None]
+    for name in tensors:
+        if "norm" in name.lower() and name.endswith("weight"):
+            tensors[name] += 1  # as in trained models, which else could not learn
+    tensors[f"{text}embeddings.position_ids"] = torch.arange(num_positions)[None]
     tensors["temp"] = torch.tensor(0.06)
     return tensors
+
+
+def write_folder(folder: Path, kind: str, texts: Sequence[str], *, num_frames: int | None = None, **changes) -> str:
+    """What `simple-multimodal convert alpro` makes of such a checkpoint, with a tokenizer for `texts`.
+
+    Args:
+        folder (`Path`): made; the model is in its folder `model`.
+        kind (`str`): see [`original_tensors`]; `qa` chooses among `LABEL_0` to `LABEL_2`.
+        num_frames (`int`, *optional*): to convert to.
+        changes: of the configuration.
+    """
+    tokenizer = train_tokenizer(texts, vocab_size=300)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    config = tiny_config(**changes)
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(tokenizer), 64
+    tensors = original_tensors(kind, num_answers=3, vocab_size=len(tokenizer), num_positions=64)
+    torch.save(tensors, folder / "best.pt")
+    names = {"tokenizer_name": str(folder / "tokenizer"), "num_frames": num_frames, "config": config}
+    convert_alpro(folder / "best.pt", folder / "model", **names)
+    return str(folder / "model")
