@@ -47,8 +47,9 @@ class MultimodalConfig(PreTrainedConfig):
             Normalisation of `uint8` pixels on the device, per RGB channel, in units of 0 to 1.
         {objective}_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of each pre-training objective; 0 leaves the objective and its decoder out.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of new projections and heads.
+        initializer_range (`float`, *optional*):
+            Standard deviation of new projections and heads; by default that of `crossformer_config`. A narrow fusion
+            needs more than the 0.02 of wide ones: see `docs/architecture.md`.
     """
 
     model_type = "simple_multimodal"
@@ -68,7 +69,7 @@ class MultimodalConfig(PreTrainedConfig):
     logit_scale_init_value: float = 2.6592
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     mlm_loss_weight: float = 1.0
     mam_loss_weight: float = 1.0
     mvm_loss_weight: float = 1.0
@@ -85,6 +86,8 @@ class MultimodalConfig(PreTrainedConfig):
                 if "model_type" not in value:
                     raise ValueError(f"`{key}` has no `model_type`; name the architecture, for example 'videomae'.")
                 setattr(self, key, AutoConfig.for_model(**value))
+        if self.initializer_range is None and self.crossformer_config is not None:
+            self.initializer_range = self.crossformer_config.initializer_range
         super().__post_init__(**kwargs)
 
     @property

@@ -604,6 +604,15 @@ def test_a_model_needs_a_tower_and_a_fusion():
         MultimodalConfig(text_config={"hidden_size": 8})
 
 
+def test_new_heads_are_drawn_as_the_fusion_is():
+    wide = fusion_config("vit", initializer_range=0.5)
+    assert tiny_config(crossformer_config=wide).initializer_range == 0.5
+    assert tiny_config(crossformer_config=wide, initializer_range=0.02).initializer_range == 0.02
+    torch.manual_seed(0)
+    head = MultimodalForQuestionAnswering(tiny_config(crossformer_config=wide)).classifier[0].weight
+    assert 0.45 < float(head.std()) < 0.55
+
+
 def test_from_encoders_loads_the_fusion_and_leaves_the_rest_random(tmp_path):
     torch.manual_seed(1)
     stock = ViTModel(fusion_config("vit", image_size=8, patch_size=4), add_pooling_layer=False)
