@@ -1,8 +1,10 @@
 """What every encoder offers: the contract that an adapter of a tower of `transformers` fulfils."""
 
+from pickle import UnpicklingError
 from typing import ClassVar, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -35,6 +37,25 @@ class Conversion(NamedTuple):
 
     tensor: torch.Tensor
     rule: str
+
+
+class SafePreTrainedModel(PreTrainedModel):
+    """Base of the models that this repository saves: their weights are safetensors, which hold no code."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        [`PreTrainedModel.from_pretrained`], which never falls back to a pickle (`pytorch_model.bin`). Should an index
+        of safetensors name one all the same, transformers reads tensors from it and runs nothing.
+
+        Raises:
+            OSError: There is no such model, or it has no safetensors.
+            ValueError: The weights are damaged, or of other shapes than the configuration says.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True)
+        except (SafetensorError, UnpicklingError, RuntimeError) as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
 
 
 class Encoder(nn.Module):

@@ -8,12 +8,13 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from simple_multimodal.modalities import CLIP_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, Modality
+from simple_multimodal.models.base import SafePreTrainedModel
 from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
@@ -72,7 +73,7 @@ class MultimodalOutput(ModelOutput):
     clip: Clip | None = None
 
 
-class MultimodalPreTrainedModel(PreTrainedModel):
+class MultimodalPreTrainedModel(SafePreTrainedModel):
     """Configuration, weight initialisation and loading shared by all multimodal models."""
 
     config_class = MultimodalConfig

@@ -219,3 +219,13 @@ def test_containers_of_one_shot_are_in_step(shared_dir):
         shifts = range(-400, 401)
         likeness = [float(reference @ waveform[16000 + shift : 64000 + shift]) for shift in shifts]
         assert abs(shifts[int(np.argmax(likeness))]) <= tolerance, name
+
+
+@pytest.mark.parametrize("rate, is_read", [(999, False), (1000, True), (1_000_000, True), (1_000_001, False)])
+def test_sampling_rates_that_no_sound_has_are_refused(tmp_path, rate, is_read):
+    path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1, audio_rate=rate)
+    if is_read:
+        assert len(read_audio(path, 16000)) == 1600
+    else:
+        with pytest.raises(MediaError, match=f"{rate} samples per second"):
+            read_audio(path, 16000)

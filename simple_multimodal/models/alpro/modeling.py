@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
-from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel, TimesformerModel
+from transformers import AutoConfig, AutoModel, BertModel, TimesformerModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertLayer
 
 from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.models.alpro.configuration import AlproConfig
+from simple_multimodal.models.base import SafePreTrainedModel
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.fusion.crossformer import Clip, Stream, concatenate
 from simple_multimodal.models.losses import contrastive_loss, normalize
@@ -20,7 +21,7 @@ from simple_multimodal.models.modeling import Batch, MultimodalOutput, answer_ou
 from simple_multimodal.models.patches import normalize_pixels
 
 
-class AlproPreTrainedModel(PreTrainedModel):
+class AlproPreTrainedModel(SafePreTrainedModel):
     """Configuration, weight initialisation and loading shared by all ALPRO models."""
 
     config_class = AlproConfig
