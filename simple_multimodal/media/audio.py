@@ -229,11 +229,13 @@ def _sound_format(frame: AudioFrame) -> tuple[str, int, int]:
 def _mono(frames: list[AudioFrame]) -> np.ndarray:
     """Averages the channels of decoded frames, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
     dtype, silence, full_scale = _SAMPLE_FORMATS[frames[0].format.name.removesuffix("p")]
+    num_channels = frames[0].layout.nb_channels
     if frames[0].format.is_planar:
-        planes = zip(*(frame.planes for frame in frames), strict=True)
+        # PyAV 18.1 looks for a null pointer behind the planes, which eight and more do not have: it gives planes that
+        # are none, and to read one may end the process.
+        planes = zip(*(frame.planes[:num_channels] for frame in frames), strict=True)
         samples = np.stack([_joined(channel, frames, dtype, 1) for channel in planes])
     else:
-        num_channels = frames[0].layout.nb_channels
         interleaved = _joined([frame.planes[0] for frame in frames], frames, dtype, num_channels)
         samples = interleaved.reshape(-1, num_channels).T  # (channels, samples)
     samples = samples.astype(np.float32)

@@ -62,7 +62,7 @@ def state() -> dict[str, float]:
 
 
 def measure(num_opens: int) -> dict[str, float]:
-    """Opens the files in turn, and looks at the process fifty times."""
+    """Opens the files in turn, and looks at the process twenty times."""
     states, places, decoded = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SIMPLE_MULTIMODAL_INDEX_DIR"] = f"{folder}/index"
@@ -70,7 +70,7 @@ def measure(num_opens: int) -> dict[str, float]:
         files = write_files(Path(folder) / "files")
         for number in range(num_opens):
             decoded += open_once(files[number % len(files)])
-            if number % (num_opens // 50) == 0:
+            if number % (num_opens // 20) == 0:
                 states.append(state())
                 places.append(number)
         states.append(state())

@@ -45,7 +45,7 @@ def test_a_supervised_process_tells_how_it_ended():
     assert supervise(lambda: None, limit_seconds=60)[:2] == ("reads", "")
     assert supervise(refuses, limit_seconds=60)[:2] == ("refused", "MediaError: no media")
     assert supervise(lambda: 1 / 0, limit_seconds=60).outcome == "error"
-    assert supervise(lambda: os.kill(os.getpid(), 11), limit_seconds=60)[:2] == ("crash", "exit status -11")
+    assert supervise(lambda: os.kill(os.getpid(), 9), limit_seconds=60)[:2] == ("crash", "exit status -9")
     assert supervise(lambda: time.sleep(60), limit_seconds=0.2).outcome == "hang"
     assert 95 < supervise(fills, limit_seconds=60).megabytes < 200
 
@@ -78,7 +78,7 @@ def test_fuzzing_replaces_what_crashes_and_counts_all(tmp_path, monkeypatch):
     def read(path, index_dir, extractor):
         content = path.read_bytes()
         if content[0] > 240:
-            os.kill(os.getpid(), 11)
+            os.kill(os.getpid(), 9)
         if content[0] < 10:
             raise KeyError(content[0])
         return "decoded" if content[0] % 2 else "refused"
@@ -93,7 +93,7 @@ def test_fuzzing_replaces_what_crashes_and_counts_all(tmp_path, monkeypatch):
         "crash": 9,
         "hang": 0,
     }
-    assert result["processes"] == 10 and len(list(tmp_path.glob("crash_*"))) == 9
+    assert result["processes"] == 9 and len(list(tmp_path.glob("crash_*"))) == 9
 
 
 def test_mutants_of_real_files_go_through_the_decoding_path(tmp_path):
@@ -103,8 +103,8 @@ def test_mutants_of_real_files_go_through_the_decoding_path(tmp_path):
 
 
 def test_opens_leave_no_files_and_threads_behind():
-    result = opens.measure(100)
-    assert result["decoded"] == 40
+    result = opens.measure(40)
+    assert result["decoded"] == 16
     assert (result["new_files"], result["new_threads"]) == (0, 0)
 
 
