@@ -240,7 +240,7 @@ class CommandLineParser(HfArgumentParser):
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
             self.error(f"cannot be read: {reason}; it is looked for in the working directory and beside train.py.")
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             self.error(f"is not valid YAML: {error}")
         if values is None:
             return []

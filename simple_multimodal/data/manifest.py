@@ -47,6 +47,8 @@ MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
 # "http:", "concat:", "subfile,,start,0,end,9,,:": FFmpeg and URL schemes, with FFmpeg's options after commas.
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(:|,,|,[^/]*:)|subfile,", re.IGNORECASE)
 
+MAX_CAPTION_BYTES = 2**20  # of a text file
+
 _TABLE_VERSION = 1  # part of the cache key: raise it when the stored rows change
 _TABLE_FEATURES = {
     "line": "int64",
@@ -289,7 +291,11 @@ def row_captions(row: Row) -> list[str]:
 
 def _read_caption_file(path: str) -> str:
     try:
-        caption = Path(path).read_text(encoding="utf-8-sig").strip()
+        with open(path, "rb") as file:
+            content = file.read(MAX_CAPTION_BYTES + 1)
+        if len(content) > MAX_CAPTION_BYTES:
+            raise MediaError(f"{path!r}: is no caption: it has more than {MAX_CAPTION_BYTES} bytes.")
+        caption = content.decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise MediaError(f"{path!r}: cannot be read as UTF-8 text: {error}") from error
     if not caption:
@@ -319,6 +325,9 @@ def _scan(path: Path) -> tuple[str, tuple[str, ...]]:
 def _check_columns(path: Path, columns: Sequence[str], needed: Mapping[Modality, Sequence[str]]) -> None:
     if len(set(columns)) != len(columns):
         raise ValueError(f"{path}: a column occurs twice in the header: {', '.join(columns)}.")
+    reserved = [name for name in columns if name in Row.__annotations__ and name not in COLUMNS]
+    if reserved:
+        raise ValueError(f"{path}: rows have entries {', '.join(reserved)} of their own; rename these columns.")
     unknown = [name for name in columns if name not in COLUMNS]
     similar = {
         name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
@@ -410,7 +419,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 text = line.decode("utf-8-sig" if line_number == 1 else "utf-8").strip()
                 record = json.loads(text) if text else None
-            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
+                json.dumps(record, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+            except (ValueError, RecursionError) as error:  # among them UnicodeError and JSONDecodeError
                 raise ValueError(f"{path}, line {line_number}: is not a JSON object: {error}.") from error
             if not text:
                 continue

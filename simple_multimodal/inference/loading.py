@@ -105,8 +105,8 @@ class Pipeline:
             ValueError: If there is no such model, it was trained for another task, or its file of weights holds code.
         """
         try:
-            config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir)
-        except OSError as error:
+            config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
+        except (OSError, RecursionError) as error:
             raise ValueError(f"{name_or_path}: is no saved model: {error}") from error
         saved_class = (config.architectures or ["an unknown class"])[0]
         if saved_class not in cls.model_classes:

@@ -14,8 +14,9 @@ from simple_multimodal.media.errors import MediaError, NoSoundTrackError
 from simple_multimodal.media.frame_index import index_video
 from simple_multimodal.media.sampling import check_segment
 
-MAX_AUDIO_SAMPLES = 2**26  # of a returned waveform: 256 MiB, 70 minutes at 16 kHz
+MAX_AUDIO_SAMPLES = 2**25  # of a returned waveform: 128 MiB, 35 minutes at 16 kHz
 MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
+SOURCE_RATES = (1_000, 1_000_000)  # Hz: the headers of a few KB may claim any, and resampling grows with the ratio
 BLOCK_SECONDS = 0.25  # of sound that is converted and resampled together
 MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
 
@@ -94,11 +95,13 @@ def read_audio(
         )
     pieces: list[tuple[int, np.ndarray]] = []
     sound_stop = 0  # position behind the last sample
+    num_kept = 0  # samples in pieces, which overlap where time stamps go back
     with open_media(path, probe="sound") as container:
         start = _video_start_seconds(container, path, index_dir)
         for position, piece in _resampled_pieces(container, name, sampling_rate, start):
             sound_stop = max(sound_stop, position + len(piece))
-            if (sound_stop if stop is None else min(sound_stop, stop)) - first > MAX_AUDIO_SAMPLES:
+            length = (sound_stop if stop is None else min(sound_stop, stop)) - first
+            if max(length, num_kept) > MAX_AUDIO_SAMPLES:
                 raise MediaError(
                     f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
                 )
@@ -106,6 +109,7 @@ def read_audio(
             end = len(piece) if stop is None else min(stop - position, len(piece))
             if begin < end:
                 pieces.append((position + begin - first, piece[begin:end]))
+                num_kept += end - begin
             if stop is not None and position >= stop:
                 break
     num_samples = (sound_stop if stop is None else min(stop, sound_stop)) - first
@@ -195,6 +199,11 @@ def _blocks(container: InputContainer, name: str) -> Iterator[tuple[float | None
             raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} sound samples")
         if frame.samples == 0:
             continue
+        lowest, highest = SOURCE_RATES
+        if not lowest <= frame.sample_rate <= highest:
+            raise MediaError(
+                f"{name!r}: its sound has {frame.sample_rate} samples per second; {lowest} to {highest} are read"
+            )
         seconds = None if frame.pts is None else frame.pts * time_base
         if frames and not (
             num_samples < BLOCK_SECONDS * frame.sample_rate
@@ -220,11 +229,13 @@ def _sound_format(frame: AudioFrame) -> tuple[str, int, int]:
 def _mono(frames: list[AudioFrame]) -> np.ndarray:
     """Averages the channels of decoded frames, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
     dtype, silence, full_scale = _SAMPLE_FORMATS[frames[0].format.name.removesuffix("p")]
+    num_channels = frames[0].layout.nb_channels
     if frames[0].format.is_planar:
-        planes = zip(*(frame.planes for frame in frames), strict=True)
+        # PyAV 18.1 looks for a null pointer behind the planes, which eight and more do not have: it gives planes that
+        # are none, and to read one may end the process.
+        planes = zip(*(frame.planes[:num_channels] for frame in frames), strict=True)
         samples = np.stack([_joined(channel, frames, dtype, 1) for channel in planes])
     else:
-        num_channels = frames[0].layout.nb_channels
         interleaved = _joined([frame.planes[0] for frame in frames], frames, dtype, num_channels)
         samples = interleaved.reshape(-1, num_channels).T  # (channels, samples)
     samples = samples.astype(np.float32)

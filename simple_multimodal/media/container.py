@@ -1,14 +1,18 @@
 """Opens media files with PyAV under limits, and yields what their streams decode to."""
 
+import ctypes
 import errno
 import logging
 import os
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import av
+import av.container.core
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -27,6 +31,12 @@ ALLOWED_FORMATS = (
 )
 MAX_PIXELS = 4096 * 4096  # of one picture; FFmpeg refuses larger ones before it allocates them
 MAX_FRAMES = 2**20  # of one file, some 9 hours at 30 frames per second
+MAX_PACKETS = 2**22  # of one stream, some 24 hours of sound
+MAX_DAMAGED_PACKETS = 2**12  # a header of a few KB may promise millions that the file does not hold
+MAX_FILE_BYTES = 2**36  # 64 GiB; a file of holes may claim any size
+MAX_ALLOCATION_BYTES = 9 * MAX_PIXELS  # that FFmpeg takes at once; pictures have up to 8 bytes a pixel
+MAX_STALL_SECONDS = 60.0  # that FFmpeg may search a file for its header or for a next packet
+MAX_PASS_SECONDS = 600.0  # of processor time for one pass through a file, so that no other load counts
 REORDER_PICTURES = 16  # the deepest picture reordering of H.264 and HEVC: the earliest time stamp is among so many
 
 OPEN_OPTIONS = {
@@ -34,16 +44,21 @@ OPEN_OPTIONS = {
     "format_whitelist": ALLOWED_FORMATS,
     "max_pixels": str(MAX_PIXELS),
 }
+_STALLED = f"nothing that can be decoded was found within {MAX_STALL_SECONDS:.0f} seconds"
 PROBE_OPTIONS: dict[str, dict[str, str]] = {
     "everything": {},
     "sound": {"skip_frame": "all", "fpsprobesize": "0", "analyzeduration": "100000"},
     "nothing": {"skip_frame": "all", "fpsprobesize": "0", "analyzeduration": "1"},
 }
 
+if sys.platform != "win32":  # whose libraries do not look up what they link to
+    # FFmpeg's own limit is 2 GiB, and the tables of a file of 2 KB can ask for that. PyAV has no setting for it.
+    ctypes.CDLL(av.container.core.__file__).av_max_alloc(ctypes.c_size_t(MAX_ALLOCATION_BYTES))
+
 
 def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
     """
-    Checks that a path is a regular file with content.
+    Checks that a path is a regular file with content, of at most `MAX_FILE_BYTES`.
 
     Args:
         path (`str` or `os.PathLike`): The file. It is never read as an address or an FFmpeg protocol.
@@ -52,7 +67,7 @@ def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
         `os.stat_result`: What the file system says about the file.
 
     Raises:
-        MediaError: The file is absent, empty, or is a folder, a device or a pipe.
+        MediaError: The file is absent, empty, too large, or is a folder, a device or a pipe.
     """
     try:
         status = os.stat(path)
@@ -64,6 +79,8 @@ def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
         raise MediaError(f"{os.fspath(path)!r}: is {kind}; a regular file is needed")
     if status.st_size == 0:
         raise MediaError(f"{os.fspath(path)!r}: the file is empty (0 bytes)")
+    if status.st_size > MAX_FILE_BYTES:
+        raise MediaError(f"{os.fspath(path)!r}: has {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
     return status
 
 
@@ -95,11 +112,15 @@ def open_media(
         # muxer that are not UTF-8.
         address = f"file:{os.path.abspath(path)}"
         options = OPEN_OPTIONS | PROBE_OPTIONS[probe]
-        with av.open(address, mode="r", options=options, metadata_errors="ignore") as container:
+        with av.open(
+            address, mode="r", options=options, metadata_errors="ignore", timeout=MAX_STALL_SECONDS
+        ) as container:
             yield container
     except (av.FFmpegError, UnicodeError) as error:
         if isinstance(error, av.FFmpegError) and error.errno == errno.EINVAL:
             reason = f"damaged, or in none of the accepted containers ({ALLOWED_FORMATS})"
+        elif isinstance(error, av.ExitError):
+            reason = _STALLED
         elif isinstance(error, av.FFmpegError):
             reason = error.strerror or str(error)
         else:
@@ -165,6 +186,44 @@ def find_audio_stream(container: InputContainer) -> AudioStream | None:
     return stream
 
 
+def demux_packets(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
+    """
+    Reads the packets of a stream from where the file stands.
+
+    Args:
+        container (`av.container.InputContainer`): The open file.
+        stream (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): One of its streams.
+
+    Yields:
+        `av.Packet`: The packets; an empty one at the end.
+
+    Raises:
+        MediaError: There are more than `MAX_PACKETS`, one took more than `MAX_STALL_SECONDS`, or all of them, with
+            what the caller does, more than `MAX_PASS_SECONDS`.
+        av.FFmpegError: The file breaks off.
+    """
+    started = time.thread_time()
+    packets = container.demux(stream)
+    number = 0
+    while True:
+        if time.thread_time() - started > MAX_PASS_SECONDS or number > MAX_PACKETS:
+            raise MediaError(
+                f"{_path_of(container)!r}: has more than {MAX_PACKETS} packets, or takes more than "
+                f"{MAX_PASS_SECONDS:.0f} seconds; cut it into shorter files"
+            )
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except IndexError:  # of PyAV 18.1, on a packet of a stream that the header did not announce
+            packets = container.demux(stream)
+            continue
+        except av.ExitError as error:  # not where the file ends: what follows is unknown
+            raise MediaError(f"{_path_of(container)!r}: {_STALLED}") from error
+        number += 1
+        yield packet
+
+
 def decode_pictures(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """
     Decodes a video stream from its start, in the decoder's output order.
@@ -204,15 +263,12 @@ def _decode(container: InputContainer, stream: VideoStream | AudioStream) -> Ite
     """Yields all frames of a stream, leaving out what is damaged."""
     refused = 0
     reason = ""
-    packets = container.demux(stream)
+    packets = demux_packets(container, stream)
     while True:
         try:
             packet = next(packets)
         except StopIteration:
             break
-        except IndexError:  # of PyAV 18.1, on a packet of a stream that the header did not announce
-            packets = container.demux(stream)
-            continue
         except av.FFmpegError as error:
             refused, reason = refused + 1, error.strerror or str(error)
             break
@@ -222,8 +278,15 @@ def _decode(container: InputContainer, stream: VideoStream | AudioStream) -> Ite
             continue
         except av.FFmpegError as error:
             refused, reason = refused + 1, error.strerror or str(error)
+            if refused > MAX_DAMAGED_PACKETS:
+                raise MediaError(
+                    f"{_path_of(container)!r}: more than {MAX_DAMAGED_PACKETS} {stream.type} packets are damaged"
+                ) from error
             continue
         yield from frames
     if refused:
-        path = container.name.removeprefix("file:")
-        logger.warning("%r: %d damaged %s packets left out (%s)", path, refused, stream.type, reason)
+        logger.warning("%r: %d damaged %s packets left out (%s)", _path_of(container), refused, stream.type, reason)
+
+
+def _path_of(container: InputContainer) -> str:
+    return container.name.removeprefix("file:")

@@ -45,7 +45,7 @@ class DecordBackend:
                     f"{index.path!r}: decord mistakes the frames of {container.format.name} files; {REMEDY}"
                 )
         return read_checked(
-            lambda: _Reader(os.fspath(path)),
+            lambda: _Reader(os.path.abspath(path)),  # which is never taken for an address
             positions,
             index,
             size,

@@ -28,6 +28,7 @@ from simple_multimodal.media.container import (
     REORDER_PICTURES,
     check_media_file,
     decode_pictures,
+    demux_packets,
     open_media,
     require_video_stream,
 )
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 1  # of what is stored; another one is not read
 INDEX_DIR_VARIABLE = "SIMPLE_MULTIMODAL_INDEX_DIR"
+MAX_ASPECT_RATIO = 64  # of a frame; scaled until its short side fits, a longer one would fill the memory
 HASHED_BYTES = 2**16  # of the head and of the tail of a file, for the key of its index
 
 SEEKABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
@@ -395,6 +397,11 @@ def _make_index(
     time_base = tick_seconds(stream)
     matrix = read_display_matrix(first)
     width, height = (first.height, first.width) if is_transposed(matrix) else (first.width, first.height)
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise MediaError(
+            f"{os.fspath(path)!r}: its frames are {width} x {height}; one side may be at most {MAX_ASPECT_RATIO} "
+            "times as long as the other"
+        )
     start = earliest_ticks(ticks)
     seconds = frame_times(ticks, start, time_base)
     last_seconds = float(last_ticks * time_base) or (float(1 / stream.average_rate) if stream.average_rate else 0.0)
@@ -442,7 +449,7 @@ def _read_packets(container: InputContainer, stream: VideoStream, *, is_settled:
     headers: list[bytes] = []
     first_pictures: list[VideoFrame] = []
     try:
-        for packet in container.demux(stream):
+        for packet in demux_packets(container, stream):
             if packet.size == 0:  # the end of the stream
                 continue
             if packet.pts is None or packet.is_corrupt or len(time_stamps) == MAX_FRAMES:

@@ -11,7 +11,12 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from simple_multimodal.media.container import decode_pictures, open_media, require_video_stream
+from simple_multimodal.media.container import (
+    decode_pictures,
+    demux_packets,
+    open_media,
+    require_video_stream,
+)
 from simple_multimodal.media.conversion import DecordConverter, PictureConverter
 from simple_multimodal.media.errors import MediaError, UnsoundIndexError
 from simple_multimodal.media.frame_index import FrameIndex, PacketTable
@@ -135,7 +140,7 @@ def _needed_packets(
     container: InputContainer, stream: VideoStream, table: PacketTable, positions: list[int]
 ) -> Iterator[av.Packet | None]:
     """Yields the packets to decode for some frames, and `None` where the decoder has to put out what it holds back."""
-    packets = container.demux(stream)
+    packets = demux_packets(container, stream)
     number = 0  # of the packet that comes next
     for run in plan_runs(table, positions):
         if number == 0 and run.first > 0 and len(table.preamble) > 0:
@@ -143,7 +148,7 @@ def _needed_packets(
         if run.first - number > SEEK_PACKETS:
             yield None
             container.seek(run.first_time_stamp, stream=stream)
-            packets = container.demux(stream)
+            packets = demux_packets(container, stream)
             number = run.first
         elif number > 0 and stream.codec_context.name == "hevc":
             # Pictures that lean on others before a random access point are left out only where decoding starts there.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simple_multimodal.media.container import check_media_file
+from simple_multimodal.media.container import open_media
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.video import read_checked
 
@@ -37,9 +37,10 @@ class TorchCodecBackend:
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """See [`VideoBackend.frames`]."""
-        check_media_file(path)
+        with open_media(path, probe="nothing"):  # refuses playlists, which torchcodec would follow
+            pass
         return read_checked(
-            lambda: _Reader(os.fspath(path), index.start_seconds),
+            lambda: _Reader(os.path.abspath(path), index.start_seconds),  # which is never taken for an address
             positions,
             index,
             size,

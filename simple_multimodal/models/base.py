@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -135,10 +136,25 @@ class Encoder(nn.Module):
 
 
 class TowerModel(PreTrainedModel):
-    """Base of all models: towers that can be frozen, or trained at a rate of their own."""
+    """Base of all models: towers that can be frozen, or trained at a rate of their own; saved as safetensors alone."""
 
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        [`PreTrainedModel.from_pretrained`], which never falls back to a pickle (`pytorch_model.bin`). Should an index
+        of safetensors name one all the same, transformers reads tensors from it and runs nothing.
+
+        Raises:
+            OSError: There is no such model, or it has no safetensors.
+            ValueError: The weights are damaged, or of other shapes than the configuration says.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True)
+        except (SafetensorError, UnpicklingError, RuntimeError) as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
 
     @property
     def towers(self) -> dict[str, nn.Module]:

@@ -15,6 +15,21 @@ OBJECTIVES = ("mlm", "mam", "mvm", "contrastive_tv", "contrastive_ta", "contrast
 """Names of the pre-training objectives; each has a weight `{name}_loss_weight` in the configuration."""
 
 
+def refuse_kernels(config: PreTrainedConfig) -> None:
+    """
+    Refuse a configuration whose attention (or experts) is a repository on the hub, of which code would be run.
+
+    Raises:
+        ValueError: It is.
+    """
+    for value in (config._attn_implementation, config._experts_implementation):
+        if value is not None and "/" in value:
+            raise ValueError(
+                f"The {config.model_type} configuration names {value!r} as its attention: code from the hub, which is "
+                "not run. Allowed are 'eager', 'sdpa' and other attention of transformers' own; take the entry out."
+            )
+
+
 @strict
 class MultimodalConfig(PreTrainedConfig):
     r"""
@@ -89,6 +104,8 @@ class MultimodalConfig(PreTrainedConfig):
         if self.initializer_range is None and self.crossformer_config is not None:
             self.initializer_range = self.crossformer_config.initializer_range
         super().__post_init__(**kwargs)
+        for config in (self, *filter(None, (getattr(self, key) for key in self.sub_configs))):
+            refuse_kernels(config)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

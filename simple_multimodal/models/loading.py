@@ -5,14 +5,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import Conversion, Encoder
+from simple_multimodal.models.configuration import refuse_kernels
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.text.masked_lm import VOCABULARY_TENSORS
 
@@ -125,7 +128,7 @@ def read_config(name_or_path: str, what: str) -> dict:
     """Values of a Hugging Face config, which must name its `model_type`; see [`load_config`]."""
     try:
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)
-    except OSError as error:
+    except (OSError, RecursionError) as error:
         raise ValueError(
             f"Cannot read a {what} config from {name_or_path!r}. Give a JSON file, a folder with a config.json, or a "
             f"name on the hub. {error}"
@@ -156,7 +159,9 @@ def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> Pre
             f"The {what} config {name_or_path!r} has model_type {values['model_type']!r}; allowed are "
             f"{', '.join(map(repr, model_types))}. Give a config of one of these architectures."
         )
-    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    refuse_kernels(config)
+    return config
 
 
 def load_tower_config(name_or_path: str, modality: Modality) -> PreTrainedConfig:
@@ -172,7 +177,9 @@ def load_tower_config(name_or_path: str, modality: Modality) -> PreTrainedConfig
     """
     values = read_config(name_or_path, modality)
     get_encoder_class(values["model_type"], modality)
-    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    refuse_kernels(config)
+    return config
 
 
 def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, torch.Tensor]:
@@ -220,7 +227,7 @@ def load_pretrained_tower(
     logging.set_verbosity_error()  # the stock class reports about itself, not about this tower
     try:
         model, info = encoder.read_pretrained(name_or_path, dtype=torch.float32, cache_dir=cache_dir)
-    except OSError as error:
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError) as error:
         raise ValueError(
             f"Cannot read weights of the {encoder.modality} tower from {name_or_path!r}: {error}"
         ) from error

@@ -232,7 +232,11 @@ class MultimodalProcessor(ProcessorMixin):
             "video_processor": VideoClipProcessor,
             "tokenizer": AutoTokenizer,
         }
-        return [
-            None if config.get(name) is None else loader.from_pretrained(pretrained_model_name_or_path, **kwargs)
-            for name, loader in loaders.items()
-        ]
+        kwargs = {**kwargs, "trust_remote_code": False}  # else the code that a tokenizer's config names is offered
+        try:
+            return [
+                None if config.get(name) is None else loader.from_pretrained(pretrained_model_name_or_path, **kwargs)
+                for name, loader in loaders.items()
+            ]
+        except RecursionError as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: a file of it is nested too deeply.") from error

@@ -92,7 +92,7 @@ def build_processor(
     if "text" in towers:
         if tokenizer_name is not None:
             try:
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir)
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub. {error}"

@@ -219,3 +219,21 @@ def test_containers_of_one_shot_are_in_step(shared_dir):
         shifts = range(-400, 401)
         likeness = [float(reference @ waveform[16000 + shift : 64000 + shift]) for shift in shifts]
         assert abs(shifts[int(np.argmax(likeness))]) <= tolerance, name
+
+
+@pytest.mark.parametrize("layout, num_channels", [("mono", 1), ("7.1", 8), ("22.2", 24)])
+def test_planes_that_are_none_are_not_read(layout, num_channels):
+    frame = av.AudioFrame("fltp", layout, 64)
+    for channel, plane in enumerate(frame.planes[:num_channels]):
+        plane.update(np.full(plane.buffer_size // 4, channel, np.float32).tobytes())
+    assert audio._mono([frame, frame]).tolist() == [(num_channels - 1) / 2] * 128
+
+
+@pytest.mark.parametrize("rate, is_read", [(999, False), (1000, True), (1_000_000, True), (1_000_001, False)])
+def test_sampling_rates_that_no_sound_has_are_refused(tmp_path, rate, is_read):
+    path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1, audio_rate=rate)
+    if is_read:
+        assert len(read_audio(path, 16000)) == 1600
+    else:
+        with pytest.raises(MediaError, match=f"{rate} samples per second"):
+            read_audio(path, 16000)

@@ -3,6 +3,7 @@
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -12,10 +13,12 @@ from simple_multimodal.media import (
     MediaError,
     get_video_backend,
     index_video,
+    read_audio,
     sample_positions,
 )
 from simple_multimodal.media import container as container_module
 from simple_multimodal.media.conversion import apply_display_matrix
+from tests.faults.corpus import jpeg, mov, sized_jpeg
 from tests.media.media_files import HEIGHT, WIDTH, numbered_picture, read_number, write_media
 
 
@@ -249,13 +252,55 @@ def test_a_cover_picture_is_no_video(tmp_path):
 
 
 def test_a_picture_beyond_the_pixel_limit_is_not_decoded(tmp_path):
+    picture = jpeg(tmp_path)
     path = tmp_path / "huge.mov"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 5000, 4000, "yuvj420p"
-        container.mux(stream.encode(av.VideoFrame(5000, 4000, "yuvj420p")))
-        container.mux(stream.encode(None))
+    path.write_bytes(mov(1, size=len(picture), data=sized_jpeg(picture, 5000, 4000)))
     with pytest.raises(MediaError, match=f"more than {container_module.MAX_PIXELS} pixels"):
+        index_video(path)
+
+
+@pytest.mark.parametrize("limit, value", [("MAX_PACKETS", 5), ("MAX_PASS_SECONDS", -1), ("MAX_FILE_BYTES", 100)])
+def test_a_file_may_not_take_more_than_the_limits(tmp_path, monkeypatch, limit, value):
+    path = write_media(tmp_path / "clip.mkv", num_frames=20)
+    assert index_video(path).num_frames == 20
+    os.utime(path, (0, 0))  # so that the index is not taken from memory
+    monkeypatch.setattr(container_module, limit, value)
+    with pytest.raises(MediaError, match="cut it into shorter|at most 100 are read"):
+        index_video(path)
+
+
+def test_a_search_without_end_is_given_up_and_not_taken_for_the_end(tmp_path, monkeypatch):
+    path = tmp_path / "holes.mp3"
+    with open(path, "wb") as file:
+        file.truncate(2**34)
+    monkeypatch.setattr(container_module, "MAX_STALL_SECONDS", 0.2)
+    with pytest.raises(MediaError, match="nothing that can be decoded was found"):
+        read_audio(path, 16000)
+
+
+def test_a_file_of_many_damaged_packets_is_given_up(tmp_path, monkeypatch):
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for number in range(10):
+            packet = av.Packet(b"no picture")
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            output.mux(packet)
+    monkeypatch.setattr(container_module, "MAX_DAMAGED_PACKETS", 4)
+    with pytest.raises(MediaError, match="more than 4 video packets are damaged"):
+        index_video(path)
+
+
+@pytest.mark.parametrize("size", [(8000, 4), (4, 8000)])
+def test_a_frame_that_is_all_length_is_refused(tmp_path, size):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        output.mux(stream.encode(av.VideoFrame(*size, "yuv420p")))
+        output.mux(stream.encode(None))
+    with pytest.raises(MediaError, match="at most 64 times as long"):
         index_video(path)
 
 

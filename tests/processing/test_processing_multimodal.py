@@ -1,5 +1,6 @@
 """Tests of the processor for text, audio and video."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -132,3 +133,17 @@ def test_can_be_pickled(processor):
         copy(text="a cat", audio=waveform(), sampling_rate=16000)["audio_values"],
         processor(text="a cat", audio=waveform(), sampling_rate=16000)["audio_values"],
     )
+
+
+def test_code_that_a_tokenizer_names_is_not_run(processor, tmp_path, monkeypatch):
+    processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Foreign", "auto_map": {"AutoTokenizer": ["code.Foreign", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "code.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'run')!r})\n")
+    monkeypatch.setattr("builtins.input", lambda question: "y")  # what transformers would ask
+    try:
+        MultimodalProcessor.from_pretrained(tmp_path)
+    except ValueError:
+        pass  # a refusal is as good as reading tokenizer.json alone
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from transformers import BertConfig, PreTrainedConfig, TimesformerConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from simple_multimodal.modalities import Modality
+from simple_multimodal.models.configuration import refuse_kernels
 
 
 @strict
@@ -55,6 +56,8 @@ class AlproConfig(PreTrainedConfig):
             if value is None or isinstance(value, dict):
                 setattr(self, key, config_class(**(value or {})))
         super().__post_init__(**kwargs)
+        for config in (self, self.text_config, self.video_config):
+            refuse_kernels(config)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

@@ -2,8 +2,10 @@
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from copy import deepcopy
+from typing import BinaryIO
 
 import torch
 import torch.nn.functional as F
@@ -82,10 +84,13 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             under `model`.
 
     Raises:
-        ValueError: If the file holds anything but tensors.
+        ValueError: If the file holds anything but tensors, or is no regular file.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{os.fspath(path)!r} is a folder, a device or a pipe; a regular file is needed.")
     with open(path, "rb") as file:
         try:
+            check_archive(file)
             payload = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises whatever its bytes lead to
             first_line, _, _ = str(error).partition("\n")
@@ -101,6 +106,15 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if others:
         raise ValueError(f"{os.fspath(path)!r} is no ALPRO checkpoint; these are not tensors: {', '.join(others)}")
     return payload
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Refuse an archive that unpacks to more than it holds: `torch.save` does not compress."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its archive is compressed, as torch.save writes none")
+    file.seek(0)
 
 
 def answer_names(answers: Mapping[str, int] | None, num_labels: int) -> dict[int, str]:

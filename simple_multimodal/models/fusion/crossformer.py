@@ -1,10 +1,12 @@
 """The crossformer: a transformer over all encoders' tokens, in three forms, sized by a ViT or BERT configuration."""
 
 import math
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import BertModel, PreTrainedConfig, ViTModel
 from transformers.activations import ACT2FN
@@ -478,7 +480,7 @@ def load_pretrained_fusion(
             cache_dir=cache_dir,
             add_pooling_layer=False,
         )
-    except OSError as error:
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError) as error:
         raise ValueError(f"Cannot read weights of the fusion from {name_or_path!r}: {error}") from error
     source = {name: tensor.detach() for name, tensor in stock.state_dict().items()}
     renamed = fusion_weights(source, crossformer)

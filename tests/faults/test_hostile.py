@@ -1,0 +1,116 @@
+"""The quick part of the corpus, and the programs that read it and the mutants, on what they must notice."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+from simple_multimodal.media import MediaError, index_video
+from tests.faults import fuzz, opens
+from tests.faults.corpus import Case, mov
+from tests.faults.hostile import Listener, judge
+from tests.faults.supervised import supervise
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
+
+
+def test_the_quick_corpus_ends_as_it_must(tmp_path):
+    # A process of its own, which has no threads when it forks.
+    command = [sys.executable, "-m", "tests.faults.hostile", str(tmp_path), "--quick"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    result = json.loads((tmp_path / "hostile.json").read_text())
+    problems = [(case["name"], case["problem"], case["reason"]) for case in result["cases"] if case["problem"]]
+    assert problems == []
+    assert ended.returncode == 0
+    assert result["summary"]["cases"] >= 150
+    assert result["summary"]["connections"] == 0
+    assert all(case["reason"] for case in result["cases"] if case["outcome"] == "refused")
+
+
+def test_a_supervised_process_tells_how_it_ended():
+    def refuses():
+        raise MediaError("no media")
+
+    def fills():
+        held = bytearray(100 * 2**20)
+        held[:: 2**12] = b"x" * len(held[:: 2**12])
+
+    assert supervise(lambda: None, limit_seconds=60)[:2] == ("reads", "")
+    assert supervise(refuses, limit_seconds=60)[:2] == ("refused", "MediaError: no media")
+    assert supervise(lambda: 1 / 0, limit_seconds=60).outcome == "error"
+    assert supervise(lambda: os.kill(os.getpid(), 9), limit_seconds=60)[:2] == ("crash", "exit status -9")
+    assert supervise(lambda: time.sleep(60), limit_seconds=0.2).outcome == "hang"
+    assert 95 < supervise(fills, limit_seconds=60).megabytes < 200
+
+
+def test_the_judge_sees_what_is_wrong(tmp_path):
+    case = Case("a", "media", tmp_path, "refused")
+    assert judge(case, "refused", 10, 0, False) == ""
+    assert judge(case, "reads", 10, 0, False) == "reads, not refused"
+    assert judge(case, "refused", 600, 0, False) == "600 MB"
+    assert judge(case, "refused", 10, 2, True) == "2 connections; a payload was executed"
+    assert judge(Case("b", "media", tmp_path, "either"), "crash", 0, 0, False) == "crash, not either"
+
+
+def test_the_listener_counts_what_ffmpeg_opens():
+    listener = Listener()
+    with pytest.raises(av.FFmpegError):
+        av.open(f"http://127.0.0.1:{listener.port}/x.mp4")
+    assert listener.connections == 1
+
+
+def test_mutants_are_functions_of_their_number():
+    content = bytes(range(256)) * 20
+    mutants = [fuzz.mutate(content, "mp4", number) for number in range(200)]
+    assert mutants == [fuzz.mutate(content, "mp4", number) for number in range(200)]
+    assert mutants != [fuzz.mutate(content, "wav", number) for number in range(200)]
+    assert sum(mutant != content for mutant in mutants) > 150
+
+
+def test_fuzzing_replaces_what_crashes_and_counts_all(tmp_path, monkeypatch):
+    def read(path, index_dir, extractor):
+        content = path.read_bytes()
+        if content[0] > 240:
+            os.kill(os.getpid(), 9)
+        if content[0] < 10:
+            raise KeyError(content[0])
+        return "decoded" if content[0] % 2 else "refused"
+
+    monkeypatch.setattr(fuzz, "read", read)
+    monkeypatch.setattr(fuzz, "mutate", lambda content, kind, number: bytes([number]))
+    result = fuzz.fuzz("wav", b"", 250, tmp_path)
+    assert {name: result[name] for name in fuzz.STATES[2:]} == {
+        "refused": 116,  # the even numbers from 10 to 240
+        "decoded": 115,
+        "error": 10,
+        "crash": 9,
+        "hang": 0,
+    }
+    assert result["processes"] == 9 and len(list(tmp_path.glob("crash_*"))) == 9
+
+
+def test_mutants_of_real_files_go_through_the_decoding_path(tmp_path):
+    results = {kind: fuzz.fuzz(kind, content, 30, tmp_path) for kind, content in fuzz.originals(tmp_path).items()}
+    assert [(result["error"], result["crash"], result["hang"]) for result in results.values()] == [(0, 0, 0)] * 3
+    assert all(result["decoded"] > 0 for result in results.values())
+
+
+def test_opens_leave_no_files_and_threads_behind():
+    result = opens.measure(40)
+    assert result["decoded"] == 16
+    assert (result["new_files"], result["new_threads"]) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [80_000_000, 2**31])
+def test_a_table_that_asks_for_gigabytes_is_not_made(tmp_path, count):
+    path = tmp_path / "bomb.mp4"
+    path.write_bytes(mov(count, size=1))
+    ending = supervise(lambda: index_video(path), limit_seconds=60)
+    assert ending.outcome == "refused" and ending.megabytes < 512
