@@ -43,13 +43,25 @@ def short(path: Path, *argv: str, **values) -> dict[str, float]:
     return run("--config", f"configs/runs/{path.name}", *argv, "--use_cpu", "--disable_tqdm", *flags(**values))
 
 
-@pytest.mark.parametrize("path", [path for path in RUNS if path.stem not in BENCHMARKS], ids=lambda path: path.stem)
+WITHOUT_MODEL = [path for path in RUNS if path.stem not in (*BENCHMARKS, "toy_questions")]
+
+
+@pytest.mark.parametrize("path", WITHOUT_MODEL, ids=lambda path: path.stem)
 def test_shipped_run(path, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # A new run needs a fixture `<its name>_data`.
     metrics = short(path, *request.getfixturevalue(f"{path.stem}_data"), output_dir="out")
     assert 0 <= metrics["eval_text_to_video_R@1"] <= 1
     assert json.loads((tmp_path / "out/all_results.json").read_text())
+
+
+def test_shipped_questions(toy_data, tmp_path, monkeypatch):
+    """From the model of the run that its head names."""
+    monkeypatch.chdir(tmp_path)
+    short(REPOSITORY / "configs/runs/toy.yaml", *toy_data, output_dir="out")
+    path = REPOSITORY / "configs/runs/toy_questions.yaml"
+    metrics = short(path, *toy_data, model_name_or_path="out", output_dir="questions")
+    assert 0 <= metrics["eval_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
