@@ -4,11 +4,13 @@ that may die over one.
 
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -28,6 +30,7 @@ OnBadSamplePolicy = Literal["replace", "skip", "fail"]
 
 MAX_REPLACEMENTS = 32  # rows that are tried in place of one before its place stays empty
 POLL_SECONDS = 0.1  # between two looks at a process that reads
+KILL_POLLS = 20
 MAX_UNEXPLAINED_DEATHS = 3
 PR_SET_PDEATHSIG = 1
 
@@ -186,13 +189,12 @@ class SupervisedReader:
         self.timeout_seconds = timeout_seconds
         self.memory_gigabytes = memory_gigabytes
         self._forget_child()
-        self._watcher: subprocess.Popen | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"read": self.read, "timeout_seconds": self.timeout_seconds, "memory_gigabytes": self.memory_gigabytes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**{**state, "read": state["read"]})  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:  # for a worker that is spawned: without a child
+        make = functools.partial(
+            SupervisedReader, timeout_seconds=self.timeout_seconds, memory_gigabytes=self.memory_gigabytes
+        )
+        return make, (self.read,)
 
     def __call__(self, keys: Sequence[Key]) -> dict[str, Any]:
         """Read a batch, see [`BatchReader`].
@@ -202,16 +204,17 @@ class SupervisedReader:
             RuntimeError: If the child dies again and again while it reads no file.
         """
         if torch.utils.data.get_worker_info() is None or not CAN_SHARE:
-            self._start_watcher()
+            if CAN_SHARE:
+                self.read.collator.in_flight = _watched(os.getpid(), self.timeout_seconds)
             return self.read(keys)
-        is_parallel = self.read.collator.parallel
+        is_retry = False
         num_unexplained = 0
         while True:
             try:
-                return self._ask(keys, is_parallel)
+                return self._ask(keys, is_parallel=self.read.collator.parallel and not is_retry)
             except _Death as death:
                 self._end_child()
-                if not is_parallel:  # then it read one file only
+                if is_retry:  # of which it read one only
                     for reading in death.readings:
                         self.read.known[reading.row] = reading.path, f"{reading.path!r}: {death}"
                 if not death.readings:
@@ -221,7 +224,7 @@ class SupervisedReader:
                             f"The process that reads samples ended {num_unexplained} times without reading a file: "
                             f"{death}."
                         ) from death
-                is_parallel = False
+                is_retry = True
 
     def _ask(self, keys: Sequence[Key], is_parallel: bool) -> dict[str, Any]:
         """Have the child read a batch."""
@@ -265,7 +268,8 @@ class SupervisedReader:
         self._gigabytes_before = _private_gigabytes(self._child)
 
     def _cause_of_death(self) -> str:
-        """How the child ended."""
+        """How the child ended, or is ended here if only what it sent is lost."""
+        os.kill(self._child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
         self._child = -1
         return (
@@ -275,7 +279,10 @@ class SupervisedReader:
     def _end_child(self) -> None:
         if self._child > 0:
             os.kill(self._child, signal.SIGKILL)
-            os.waitpid(self._child, 0)
+            for _ in range(KILL_POLLS):  # not for ever: where a file system hangs, it cannot even die
+                if os.waitpid(self._child, os.WNOHANG)[0]:
+                    break
+                time.sleep(POLL_SECONDS)
         self._connection.close()
         self._in_flight.close()
         self._forget_child()
@@ -285,13 +292,17 @@ class SupervisedReader:
         self._connection, self._in_flight = cast(Connection, None), cast(InFlight, None)
         self.read.collator.in_flight = None
 
-    def _start_watcher(self) -> None:
-        if self._watcher is None and CAN_SHARE:
-            record = self.read.collator.in_flight = InFlight()
-            arguments = [str(record.file), str(os.getpid()), str(self.timeout_seconds)]
-            self._watcher = subprocess.Popen(
-                [sys.executable, "-I", in_flight.__file__, *arguments], stdin=subprocess.PIPE, pass_fds=[record.file]
-            )
+
+_watchers: list[subprocess.Popen] = []  # their standard input stays open for as long as this process lives
+
+
+@functools.cache
+def _watched(process: int, timeout_seconds: float) -> InFlight:
+    """The record of this process, with a watcher that names a file that ends the process."""
+    record = InFlight()
+    command = [sys.executable, "-I", in_flight.__file__, str(record.file), str(process), str(timeout_seconds)]
+    _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[record.file]))
+    return record
 
 
 def _serve(read: BatchReader, connection: Connection, worker: int) -> None:

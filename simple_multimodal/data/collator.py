@@ -174,7 +174,7 @@ class MultimodalCollator:
             self._special_ids = np.array(sorted(specials))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_pool_process": 0}  # a worker process makes its own pool
+        return {**self.__dict__, "_pool": None, "_pool_process": 0, "in_flight": None}  # a worker makes its own
 
     def __call__(self, rows: Sequence[Row], on_bad_sample: OnBadSample | None = None) -> dict[str, torch.Tensor]:
         """Collate rows.

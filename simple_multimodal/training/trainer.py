@@ -185,15 +185,8 @@ class MultimodalTrainer(Trainer):
             max_bad_fraction=self.args.max_bad_fraction,
         )
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Training batches in the order of the epoch, dealt out to the processes."""
-        return self._get_dataloader(
-            RowKeys(self.train_dataset),
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
+    def _get_dataloader(self, dataset: MultimodalDataset, *args, **kwargs) -> DataLoader:
+        return super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: RowKeys | None = None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed

@@ -1,6 +1,7 @@
 """Bad samples: what takes their place, and decoders that crash, hang or eat memory."""
 
 import ctypes
+import faulthandler
 import json
 import os
 import shutil
@@ -325,6 +326,7 @@ def test_without_workers_the_file_that_ends_the_process_is_named(
     haunt(monkeypatch, fault)
     process = os.fork()
     if process == 0:  # a run of its own
+        faulthandler.disable()  # pytest's, which would print a page
         reader = make_reader(dataset, processor, parallel=False)
         SupervisedReader(reader, timeout_seconds=0.5)([(0, 1), (0, BAD_ROWS[0])])
         os._exit(0)
