@@ -293,12 +293,13 @@ def test_bad_videos_are_named(bad_clip, clips, start, error_of, subtests):
     for name, (content, reason) in cases.items():
         with subtests.test(name):
             argv = bad_clip(name, content)
-            error = error_of(*start, *argv, "--do_train", "--overwrite_output_dir")
+            error = error_of(*start, *argv, "--do_train", "--overwrite_output_dir", "--on_bad_sample", "fail")
             assert name in error and reason in error
 
 
 def test_errors_of_loader_processes_are_one_line_too(bad_clip, start, error_of):
-    error = error_of(*start, *bad_clip("empty.mp4", b""), *flags("--do_train", dataloader_num_workers=1))
+    values = flags("--do_train", dataloader_num_workers=1, on_bad_sample="fail")
+    error = error_of(*start, *bad_clip("empty.mp4", b""), *values)
     assert error.startswith("train.py: error: row 1 (id '1'): '") and "empty.mp4': the file is empty" in error
 
 

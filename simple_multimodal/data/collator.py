@@ -1,5 +1,6 @@
 """Read the media of a batch's rows side by side and turn them into one flat dictionary of tensors."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from simple_multimodal.data.bad_samples import BadSampleError, with_retries
+from simple_multimodal.data.in_flight import InFlight
 from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import sample_generator, stable_hash
 from simple_multimodal.media.audio import read_audio
-from simple_multimodal.media.errors import MediaError, NoSoundTrackError
+from simple_multimodal.media.errors import NoSoundTrackError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
 from simple_multimodal.media.video import VideoBackend, get_video_backend
 from simple_multimodal.modalities import Modality
@@ -24,6 +27,9 @@ from simple_multimodal.processing.batch_memory import SharedBatch
 MAX_THREADS = 8
 
 Result = TypeVar("Result")
+
+OnBadSample = Callable[[int, BadSampleError], Row]
+"""Given the number of a row in its batch and what is wrong with it: another row for its place, or raises."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ class MultimodalCollator:
             Number of each answer that the model knows; the batch then has `labels`.
 
     Raises:
-        MediaError: From a call, if a file cannot be read; the message names the row.
+        BadSampleError: From a call, if a file cannot be read; the message names the row. A file that vanished or whose
+            file system fails is tried again before.
 
     Example:
 
@@ -151,6 +158,7 @@ class MultimodalCollator:
         self.video_backend = video_backend
         self.index_dir = index_dir
         self.label2id = label2id
+        self.in_flight: InFlight | None = None  # where to note down which files are being read
         video = processor.video_processor
         self._backend: VideoBackend = get_video_backend(
             video_backend, is_like_decord=video is not None and video.resize_kernel == "decord"
@@ -166,14 +174,16 @@ class MultimodalCollator:
             self._special_ids = np.array(sorted(specials))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_pool_process": 0}  # a worker process makes its own pool
+        return {**self.__dict__, "_pool": None, "_pool_process": 0, "in_flight": None}  # a worker makes its own
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row], on_bad_sample: OnBadSample | None = None) -> dict[str, torch.Tensor]:
         """Collate rows.
 
         Args:
             rows (`Sequence[Row]`):
                 From [`MultimodalDataset`], at least one.
+            on_bad_sample (`Callable`, *optional*):
+                Gives another row in place of one that cannot be read, and so on until one can. The default raises.
 
         Returns:
             `dict[str, torch.Tensor]`: For each modality of the processor the entries of
@@ -185,26 +195,41 @@ class MultimodalCollator:
             (`float32` in [0, 1)) of shape `(batch_size,)`. With `label2id`, `labels` (`int64`) of shape
             `(batch_size,)`: the numbers of the rows' answers, -1 for one that the model does not know.
         """
+        rows = list(rows)
         modalities = self.processor.modalities
-        sounds = None
-        clips: dict[int, Callable[[], None]] = {}
+        numbers = range(len(rows))
+        read: dict[str, Callable[[int], Any]] = {}
         videos: dict[str, torch.Tensor] = {}
+        if "text" in modalities:
+            read["text"] = lambda number: self._attempt(self._choose_caption, rows[number], "text")
         if "audio" in modalities:
-            # One after the other beside the clips: the steps of decoding sound are so short that two threads at it
-            # would only take the interpreter from each other.
-            sounds = self._start(lambda: [self._guarded(self._read_sound, row) for row in rows])
+            read["audio"] = lambda number: self._attempt(self._read_sound, rows[number], "audio")
         if "video" in modalities:
             videos = self.processor.video_processor.new_batch(len(rows))
-            for number in sorted(range(len(rows)), key=lambda number: -_file_size(rows[number]["video"])):
-                read = partial(self._read_clip, number=number, batch=videos)
-                clips[number] = self._start(partial(self._guarded, read, rows[number]))
-        batch: dict[str, torch.Tensor] = {}
-        if "text" in modalities:
-            batch |= self._tokenize([self._guarded(self._choose_caption, row) for row in rows])
-        if sounds is not None:
-            batch |= self.processor.feature_extractor.collate(sounds())
-        for number in sorted(clips):  # if several fail, the first row raises, whichever was the first in time
-            clips[number]()
+            read["video"] = lambda number: self._attempt(
+                partial(self._read_clip, number=number, batch=videos), rows[number], "video"
+            )
+        # Sounds one after the other beside the clips: the steps of decoding them are so short that two threads at it
+        # would only take the interpreter from each other.
+        sounds = self._start(lambda: [read["audio"](number) for number in numbers]) if "audio" in read else list
+        by_size = sorted(numbers, key=lambda number: -self._clip_size(rows[number])) if "video" in read else ()
+        clips = {number: self._start(partial(read["video"], number)) for number in by_size}
+        found = {"text": [read["text"](number) for number in numbers] if "text" in read else []}
+        texts = self._tokenize(_readable(found["text"])) if "text" in read else {}
+        found |= {"audio": sounds(), "video": [clips[number]() for number in sorted(clips)]}
+        for number in numbers:
+            while (error := _first_error([found[name][number] for name in read])) is not None:
+                if on_bad_sample is None:
+                    raise error
+                rows[number] = on_bad_sample(number, error)
+                for name in read:
+                    found[name][number] = read[name](number)
+                texts = {}
+        if "text" in read and not texts:
+            texts = self._tokenize(found["text"])
+        batch: dict[str, torch.Tensor] = dict(texts)
+        if "audio" in read:
+            batch |= self.processor.feature_extractor.collate(found["audio"])
         batch |= videos
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
@@ -222,26 +247,39 @@ class MultimodalCollator:
             have none.
         """
         has_text = "text" in self.processor.modalities and "text" not in self.drop_modalities
-        pairs = [(row, caption) for row in rows if has_text for caption in self._guarded(row_captions, row)]
+        captions: list[Any] = [self._attempt(row_captions, row, "text") for row in rows] if has_text else []
+        if (error := _first_error(captions)) is not None:
+            raise error
+        pairs = [(row, caption) for row, own in zip(rows, captions, strict=False) for caption in own]
         encoded = self._tokenize([caption for _, caption in pairs]) if pairs else {}
         empty = torch.zeros(0, 0, dtype=torch.long)
-        return {
+        batch = {
             "input_ids": encoded.get("input_ids", empty),
             "attention_mask": encoded.get("attention_mask", empty),
             "row_ids": torch.tensor([row["index"] for row, _ in pairs], dtype=torch.long),
             "group_ids": torch.tensor([stable_hash(row["group"]) for row, _ in pairs], dtype=torch.long),
         }
+        return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
 
     def _generator(self, row: Row, purpose: str) -> np.random.Generator:
         return sample_generator(self.seed, row["epoch"], row["id"], purpose)
 
-    @staticmethod
-    def _guarded(read: Callable[[Row], Result], row: Row) -> Result:
-        """Read something of a row; what goes wrong names the row."""
+    def _attempt(self, read: Callable[[Row], Result], row: Row, column: str) -> Result | BadSampleError:
+        """Read something of a row; what goes wrong comes back with the name of the row and of the file."""
+        file = row[column]  # type: ignore[literal-required]
+        record = self.in_flight if file is not None else None
         try:
-            return read(row)
-        except (ValueError, OSError) as error:  # MediaError is a ValueError
-            raise MediaError(f"row {row['index']} (id {row['id']!r}): {error}") from error
+            with contextlib.nullcontext() if record is None else record.reading(row["index"], file):
+                return with_retries(partial(read, row), file)
+        except (ValueError, OSError, MemoryError) as error:  # MediaError is a ValueError
+            bad = BadSampleError.of(row, file, str(error) or type(error).__name__)
+            bad.__cause__ = error
+            return bad
+
+    def _clip_size(self, row: Row) -> int:
+        """Bytes of a row's clip, a measure of the work that it makes."""
+        size = self._attempt(lambda row: _file_size(row["video"]), row, "video")
+        return size if isinstance(size, int) else 0
 
     def _choose_caption(self, row: Row) -> str | None:
         captions = [] if "text" in self.drop_modalities else row_captions(row)
@@ -279,6 +317,8 @@ class MultimodalCollator:
         path = row["video"]
         if path is None or "video" in self.drop_modalities:
             batch["pixel_values_videos"][number] = 0
+            batch["video_seconds"][number] = 0
+            batch["video_mask"][number] = False
             return
         processor = self.processor.video_processor
 
@@ -361,6 +401,14 @@ class MultimodalCollator:
             drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < draws.vt_match_ratio)
             drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
         return drawn
+
+
+def _first_error(parts: Sequence[Any]) -> BadSampleError | None:
+    return next((part for part in parts if isinstance(part, BadSampleError)), None)
+
+
+def _readable(captions: Sequence[Any]) -> list[str | None]:
+    return [None if isinstance(caption, BadSampleError) else caption for caption in captions]
 
 
 def default_num_threads() -> int:

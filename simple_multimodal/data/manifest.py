@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import errno
 import hashlib
 import itertools
 import json
@@ -166,15 +167,34 @@ class MultimodalDataset:
         index %= self._length
         return self._row(index, epoch)
 
+    def bare_row(self, key: tuple[int, int]) -> Row:
+        """A row without its files, which are not looked for: what is known of one that cannot be read.
+
+        Args:
+            key (`tuple[int, int]`): Epoch and index.
+
+        Returns:
+            `Row`: Neither sound nor video; the captions of the manifest, and an empty one where a file has them.
+        """
+        epoch, index = key
+        record = self._table[index]
+        captions = record["captions"] if record["text"] is None else [""]
+        return self._make_row(index, epoch, dict.fromkeys(self._roots), captions)
+
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
 
     def captions(self) -> Iterator[str]:
-        """All captions of all rows of the manifest, also of those that `max_samples` leaves out; reads text files."""
+        """All captions of all rows of the manifest, also of those that `max_samples` leaves out; reads text files, and
+        warns of one that cannot be read.
+        """
         for index, record in enumerate(self._table):
             yield from record["captions"]
             if record["text"] is not None:
-                yield _read_caption_file(self._resolve(record, index, "text"))
+                try:
+                    yield _read_caption_file(self._resolve(record, index, "text"))
+                except MediaError as error:  # what becomes of its row is decided where the row is used
+                    logger.warning(f"A caption is left out. {error}")
 
     def clip_names(self) -> list[str]:
         """Names of the clips of all rows, without folder and extension, each once, in alphabetical order."""
@@ -202,6 +222,10 @@ class MultimodalDataset:
     def _row(self, index: int, epoch: int) -> Row:
         record = self._table[index]
         paths = {name: None if record[name] is None else self._resolve(record, index, name) for name in self._roots}
+        return self._make_row(index, epoch, paths, record["captions"])
+
+    def _make_row(self, index: int, epoch: int, paths: Mapping[str, str | None], captions: list[str]) -> Row:
+        record = self._table[index]
         is_sound_track = "audio" not in self.columns and paths["video"] is not None
         row: Row = {
             "id": record["id"],
@@ -211,7 +235,7 @@ class MultimodalDataset:
             "audio": paths["video"] if is_sound_track else paths["audio"],
             "audio_is_sound_track": is_sound_track,
             "text": paths["text"],
-            "captions": record["captions"],
+            "captions": captions,
             "start_seconds": record["start_seconds"],
             "end_seconds": record["end_seconds"],
             "group": record["group"],
@@ -234,7 +258,9 @@ class MultimodalDataset:
             )
         if not path.is_file():
             problem = "is not a regular file" if path.exists() else "does not exist"
-            raise MediaError(f"{where}: {path} {problem}. Paths are relative to --{column}_root {root}.")
+            raise MediaError(
+                f"{where}: {path} {problem}. Paths are relative to --{column}_root {root}."
+            ) from FileNotFoundError(errno.ENOENT, problem, str(path))
         return str(path)
 
 
@@ -263,10 +289,8 @@ class QuestionDataset(MultimodalDataset):
         answers = (json.loads(self._table[index]["further"]).get("answer") for index in range(len(self)))
         return [(self._cell(index, "question"), answer) for index, answer in enumerate(answers) if answer]
 
-    def _row(self, index: int, epoch: int) -> Row:
-        row = super()._row(index, epoch)
-        row["text"], row["captions"] = None, [self._cell(index, "question")]
-        return row
+    def _make_row(self, index: int, epoch: int, paths: Mapping[str, str | None], captions: list[str]) -> Row:
+        return super()._make_row(index, epoch, {**paths, "text": None}, [self._cell(index, "question")])
 
     def _cell(self, index: int, column: str) -> str:
         """A cell that must hold text."""

@@ -11,7 +11,8 @@ from simple_multimodal.data.randomness import sample_generator
 class EpochDataset(Protocol):
     """What the sampler needs of a data set, as [`MultimodalDataset`] has it."""
 
-    epoch: int
+    @property
+    def epoch(self) -> int: ...
 
     def __len__(self) -> int: ...
 

@@ -95,6 +95,7 @@ def write_metrics(
     intervals: Mapping[str, Interval] | None = None,
     headline: str | None = None,
     selection_split: str | None = None,
+    bad_samples: Sequence[Mapping[str, str | None]] = (),
 ) -> None:
     """
     Write the metrics file: JSON with the protocol, the counts, the numbers as fractions, and their intervals.
@@ -108,6 +109,7 @@ def write_metrics(
         headline (`str`, *optional*): Name of the metric that sums up the run.
         selection_split (`str`, *optional*):
             Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
+        bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
 
     Raises:
         ValueError: If a number is not finite, or if `headline` or an interval names no metric.
@@ -117,7 +119,7 @@ def write_metrics(
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise ValueError(f"Metric {name!r} is {value}, which JSON cannot hold. Leave out what was not measured.")
-    content = {
+    content: dict[str, object] = {
         "protocol": protocol,
         "selection_split": selection_split,
         "headline": headline,
@@ -125,6 +127,8 @@ def write_metrics(
         "metrics": dict(metrics),
         "intervals": {name: list(interval) for name, interval in intervals.items()},
     }
+    if bad_samples:
+        content["bad_samples"] = [dict(sample) for sample in bad_samples]
     write_whole(path, [json.dumps(content, indent=2, allow_nan=False), "\n"])
 
 

@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import get_worker_info
 
 IN_USE, FREE = 1, 0  # the last byte of a block
-SMALL_BYTES = 2**16  # what a message may hold besides
 CAN_SHARE = hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd")  # Linux
 
 
@@ -21,7 +20,7 @@ class _Loan:
     """The use of a block of memory by this process; once the block is sent, its receiver frees it."""
 
     block: np.ndarray
-    file: int  # its descriptor in the process that made it
+    file: int  # its descriptor in this process; -1 where nothing is handed on
     is_sent: bool = False
 
     def end(self) -> None:
@@ -30,7 +29,8 @@ class _Loan:
             self.block[-1] = FREE
 
 
-_loans: dict[int, _Loan] = {}  # the last one of each block of this worker, by its address
+_loans: dict[int, _Loan] = {}  # the last one of each block that this worker may send, by its address
+_received: dict[int, _Loan] = {}  # those among them that another process made and this one hands on, by inode
 
 
 def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -65,37 +65,66 @@ def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return _lent(loan, shape, dtype)
 
 
-class SharedBatch(dict[str, torch.Tensor]):
-    """A batch that arrives in another process as a plain dictionary, with tensors of [`batch_tensor`] uncopied."""
+class SharedBatch(dict[str, Any]):
+    """A batch that arrives in another process as a plain dictionary, with tensors of [`batch_tensor`] uncopied.
+
+    A worker that receives one may hand it on: it arrives there as a `SharedBatch`, and lives on without its maker.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As torch sends a tensor, this busy process would have to answer a call of the receiver for each.
         sent: dict[str, Any] = {}
         for name, tensor in self.items():
-            loan = _loans.get(tensor.data_ptr())
+            loan = _loans.get(tensor.data_ptr()) if isinstance(tensor, torch.Tensor) else None
             if loan is not None and not loan.is_sent:
                 loan.is_sent = True
                 sent[name] = f"/proc/{os.getpid()}/fd/{loan.file}", tuple(tensor.shape), tensor.dtype
-            elif tensor.nbytes <= SMALL_BYTES:
-                sent[name] = tensor.numpy()
             else:
-                sent[name] = tensor
+                sent[name] = tensor.numpy() if isinstance(tensor, torch.Tensor) else tensor
         return _receive, (sent,)
 
 
-def _receive(sent: dict[str, Any]) -> dict[str, torch.Tensor]:
-    batch = {}
+def forget_blocks() -> None:
+    """To be called in a fork of a worker: the blocks that it has are the worker's."""
+    for loan in _loans.values():
+        os.close(loan.file)
+    _loans.clear()
+    _received.clear()
+
+
+def _receive(sent: dict[str, Any]) -> dict[str, Any]:
+    hands_on = get_worker_info() is not None
+    if hands_on:
+        for inode in [inode for inode, loan in _received.items() if loan.is_sent and loan.block[-1] == FREE]:
+            loan = _received.pop(inode)
+            os.close(loan.file)
+            del _loans[loan.block.ctypes.data]
+    batch: dict[str, Any] = {}
     for name, value in sent.items():
         if isinstance(value, tuple):
             path, shape, dtype = value
-            with open(path, "r+b") as file:
-                value = _lent(_Loan(_mapped(file.fileno()), -1), shape, dtype)
-        batch[name] = torch.as_tensor(value)
-    return batch
+            value = _lent(_held(path) if hands_on else _Loan(_mapped(path), -1), shape, dtype)
+        batch[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return SharedBatch(batch) if hands_on else batch
 
 
-def _mapped(file: int) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(file, 0), np.uint8)
+def _held(path: str) -> _Loan:
+    """A loan of a block that this process keeps open until its last receiver frees it."""
+    inode = os.stat(path).st_ino
+    if inode in _received:
+        block, file = _received[inode].block, _received[inode].file
+    else:
+        file = os.open(path, os.O_RDWR)
+        block = _mapped(file)
+    loan = _received[inode] = _loans[block.ctypes.data] = _Loan(block, file)
+    return loan
+
+
+def _mapped(file: int | str) -> np.ndarray:
+    if isinstance(file, int):
+        return np.frombuffer(mmap.mmap(file, 0), np.uint8)
+    with open(file, "r+b") as opened:
+        return _mapped(opened.fileno())
 
 
 def _lent(loan: _Loan, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Prediction(NamedTuple):
 
     Args:
         row_id (`int`): number of the row.
-        label (`int`): number of the answer that it chose, the first one among equals.
+        label (`int`): number of the answer that it chose, the first one among equals; -1 where the row was not read.
         loss (`float`, *optional*): cross-entropy of the right answer; `None` where the model does not know that.
     """
 
@@ -55,7 +55,7 @@ class Prediction(NamedTuple):
 @torch.no_grad()
 def predict_answers(
     model: PreTrainedModel,
-    batches: Iterable[Batch],
+    batches: Iterable[dict[str, Any]],
     *,
     to_device: Callable[[Batch], Batch],
     autocast: Callable[[], AbstractContextManager],
@@ -73,13 +73,15 @@ def predict_answers(
     """
     predictions: list[Prediction] = []
     for batch in batches:
+        bad_rows = {sample.row for sample in batch.pop("bad_samples", ())}
         inputs = to_device(batch)
         with autocast():
             logits = model.answer_logits(model.encode_text(inputs)[1], model.encode_clip(inputs)[1])
         labels = batch["labels"].to(logits.device)
         losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").tolist()
+        # The answer of a row that could not be read is not known here, so that it has no loss.
         predictions += [
-            Prediction(row_id, chosen, None if label < 0 else loss)
+            Prediction(row_id, -1 if row_id in bad_rows else chosen, None if label < 0 else loss)
             for row_id, chosen, label, loss in zip(
                 batch["row_ids"].tolist(), logits.argmax(dim=-1).tolist(), labels.tolist(), losses, strict=True
             )
@@ -108,7 +110,7 @@ def evaluate_answers(
         [`Evaluation`]: the metrics of [`answer_result`], and `answer_loss` over the questions whose answer the model
         knows.
     """
-    rows = [dataset[prediction.row_id] for prediction in predictions]
+    rows = [dataset.bare_row((0, prediction.row_id)) for prediction in predictions]
     result = answer_result(
         [prediction.label for prediction in predictions],
         rows,

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import SchedulerType, TrainingArguments
@@ -72,6 +73,28 @@ class MultimodalTrainingArguments(TrainingArguments):
             "group": GROUP,
         },
     )
+    on_bad_sample: Literal["replace", "skip", "fail"] = field(
+        default="replace",
+        metadata={
+            "help": "A training sample that cannot be read: take another for it, leave its place empty, or stop.",
+            "group": "Data",
+        },
+    )
+    max_bad_fraction: float = field(
+        default=0.2,
+        metadata={"help": "Stop when more than this share of the training samples is bad.", "group": "Data"},
+    )
+    sample_timeout_seconds: float = field(
+        default=120.0,
+        metadata={"help": "A file that is not read within this many seconds is bad; 0: no limit.", "group": "Data"},
+    )
+    loader_memory_gigabytes: float = field(
+        default=4.0,
+        metadata={
+            "help": "A file for which a loader process grows by more than this many GB is bad; 0: no limit.",
+            "group": "Data",
+        },
+    )
     matching_top_k: int = field(
         default=32,
         metadata={
@@ -91,6 +114,11 @@ class MultimodalTrainingArguments(TrainingArguments):
             raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
         if self.matching_top_k < 0:
             raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; give a share from 0 to 1.")
+        for name in ("sample_timeout_seconds", "loader_memory_gigabytes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about

@@ -6,16 +6,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.retrieval import (
     matched_retrieval,
@@ -36,31 +36,18 @@ RetrievalModel = MultimodalForPreTraining | AlproForRetrieval
 """What finds clips by text."""
 
 
-class EvaluationBatch(NamedTuple):
-    """A collated batch, and every caption of its rows tokenised apart (the batch itself holds the first of each)."""
-
-    rows: Batch
-    captions: Batch
-
-
-@dataclass
-class EvaluationCollator:
-    """Collates rows for evaluation."""
-
-    collator: MultimodalCollator
-
-    def __call__(self, rows: list[Row]) -> EvaluationBatch:
-        return EvaluationBatch(self.collator(rows), self.collator.tokenize_captions(rows))
-
-
 class EncodedRow(NamedTuple):
-    """One row after the towers, on the CPU: its embeddings by side (`clip` included), and its real fusion tokens."""
+    """One row after the towers, on the CPU: its embeddings by side (`clip` included), and its real fusion tokens.
+
+    One that could not be read `is_bad`: it has no clip, and its captions and whoever looks for it are wrong.
+    """
 
     row_id: int
     group_id: int
     presence: dict[str, bool]
     embeds: dict[str, torch.Tensor]
     clip: dict[Modality, torch.Tensor]
+    is_bad: bool
 
 
 class EncodedCaption(NamedTuple):
@@ -92,6 +79,7 @@ class Evaluation:
         counts (`dict[str, int]`): what the numbers are over.
         protocol (`str`): how the numbers were made, in one phrase.
         headline (`str`, *optional*): the metric that matters most; `None` where the set does not allow it.
+        bad_samples (`list[BadSample]`): rows that could not be read, and count as wrong.
     """
 
     metrics: dict[str, float]
@@ -99,6 +87,7 @@ class Evaluation:
     counts: dict[str, int]
     protocol: str
     headline: str | None
+    bad_samples: list[BadSample] = field(default_factory=list, kw_only=True)
 
 
 @dataclass
@@ -161,7 +150,8 @@ def pair_metrics(
 
     Args:
         captions, clips, swapped (`dict[str, torch.Tensor]`): unit-length embeddings by row id: of the first caption
-            and the clip of evaluation rows, and of the swapped clips (empty without any).
+            and the clip of evaluation rows, and of the swapped clips (empty without any); NaN for a row that could not
+            be read. Such a pair is a tie, which is wrong.
 
     Returns:
         The metrics that [`PairSet`] names, and the bootstrap interval of the pair accuracy, resampled by pair.
@@ -178,7 +168,9 @@ def pair_metrics(
                 f"A pair of {pair_set.name!r} names the row {error}, which the evaluation has not (with "
                 "caption and clip)."
             ) from error
-        return (texts @ twins.transpose(1, 2)).numpy()  # (pairs, captions, clips)
+        products = (texts @ twins.transpose(1, 2)).numpy()  # (pairs, captions, clips)
+        products[np.isnan(products).any(axis=(1, 2))] = 0.0
+        return products
 
     own, prefix = scores(clips, ""), f"{pair_set.name}_"
     changed = scores(swapped, "_swapped") if swapped else None
@@ -188,7 +180,7 @@ def pair_metrics(
 @torch.no_grad()
 def encode_set(
     model: RetrievalModel,
-    batches: Iterable[EvaluationBatch],
+    batches: Iterable[dict[str, Any]],
     *,
     to_device: Callable[[Batch], Batch],
     autocast: Callable[[], AbstractContextManager],
@@ -198,7 +190,8 @@ def encode_set(
 
     Args:
         model (`RetrievalModel`): in evaluation mode, not wrapped.
-        batches (`Iterable[EvaluationBatch]`): this process's share of the set, no row twice.
+        batches (`Iterable[Batch]`): this process's share of the set, no row twice, with `captions` as a
+            [`BatchReader`] adds them.
         to_device, autocast, on_step: how to move a batch, under which precision to run, what to call after each batch.
 
     Returns:
@@ -210,7 +203,9 @@ def encode_set(
     metrics: dict[str, tuple[float, float]] = {}
     masked = [name for name in ("mlm", "mam", "mvm") if name in model.loss_weights]
     for batch in batches:
-        inputs = to_device(batch.rows)
+        captions_of_batch = batch.pop("captions")
+        bad_rows = {sample.row for sample in batch.pop("bad_samples", ())}
+        inputs: Batch = to_device(batch)
         counts = model.count_items(inputs)
         with autocast():
             output = model(**inputs, num_items={name: torch.ones(()) for name in counts}, objectives=masked)
@@ -225,10 +220,11 @@ def encode_set(
             has["clip"] = any(has.get(m, False) for m in CLIP_MODALITIES)
             tokens = {m: stream.states[i][stream.mask[i]].cpu() for m, stream in output.clip.items()}
             side_embeds = {side: values[i] for side, values in embeds.items()}
-            rows.append(EncodedRow(row_id, int(inputs["group_ids"][i]), has, side_embeds, tokens))
-        if "text" in model.config.modalities and len(batch.captions["row_ids"]):
+            is_bad = row_id in bad_rows
+            rows.append(EncodedRow(row_id, int(inputs["group_ids"][i]), has, side_embeds, tokens, is_bad))
+        if "text" in model.config.modalities and len(captions_of_batch["row_ids"]):
             with autocast():
-                captions += encode_captions(model, to_device(batch.captions))
+                captions += encode_captions(model, to_device(captions_of_batch))
         on_step()
     rows = sorted(gather_object(rows), key=lambda row: row.row_id)
     # A stable sort keeps the order of a row's own captions.
@@ -274,7 +270,8 @@ def evaluate_encoded(
 
     Contrastive losses compare every row with every other of the set, so that they depend on neither batch size nor
     number of processes. Queries are all captions; candidates are the clips, one per group. A clip that lacks both
-    audio and video is no candidate, and its captions are no queries.
+    audio and video is no candidate, and its captions are no queries. A row that could not be read takes part with the
+    lowest scores there are: its captions and its clip come last wherever they are looked for.
 
     Args:
         encoded (`EncodedSet`): the same on all processes.
@@ -288,18 +285,24 @@ def evaluate_encoded(
             losses[name] = whole_set_contrastive_loss(model, name, encoded.rows)
     groups: set[int] = set()
     clips = []
-    for row in encoded.rows:
-        if row.presence["clip"] and row.group_id not in groups:
+    for row in sorted(encoded.rows, key=lambda row: row.is_bad):  # another row may stand for the clip of a bad one
+        if (row.presence["clip"] or row.is_bad) and row.group_id not in groups:
             groups.add(row.group_id)
             clips.append(row)
     captions = [caption for caption in encoded.captions if caption.group_id in groups]
     counts = {"rows": len(encoded.rows), "captions": len(captions), "clips": len(clips)}
+    bad_rows = {row.row_id for row in encoded.rows if row.is_bad}
+    if bad_rows:
+        counts["bad_samples"] = len(bad_rows)
+    is_good = np.array([caption.row_id not in bad_rows for caption in captions], dtype=np.bool_)
     scores = np.zeros((len(captions), len(clips)), dtype=np.float32)
     intervals: dict[str, Interval] = {}
     protocol = "losses only: no caption with a clip"
     if captions:
         queries = torch.stack([caption.embed for caption in captions])
         scores = (queries @ torch.stack([clip.embeds["clip"] for clip in clips]).T).numpy()
+        scores[~is_good] = -np.inf
+        scores[:, [clip.is_bad for clip in clips]] = -np.inf
         caption_groups = np.array([caption.group_id for caption in captions])
         clip_groups = np.array([clip.group_id for clip in clips])
         result = text_video_retrieval(scores, caption_groups, clip_groups)
@@ -313,17 +316,20 @@ def evaluate_encoded(
             is_needed[np.arange(len(scores)), first_wrong(scores, positives)] = True
 
             def odds(pairs: np.ndarray) -> np.ndarray:
+                found = np.full(len(pairs), -np.inf)
+                is_readable = np.isfinite(scores[pairs[:, 0], pairs[:, 1]])
                 logits = score_pairs(
                     model,
                     model.matching_logits,
                     [Encoded(None, {"text": caption.tokens}) for caption in captions],
                     [Encoded(None, clip.clip) for clip in clips],
-                    pairs,
+                    pairs[is_readable],
                     process_index=process_index,
                     num_processes=num_processes,
                     autocast=autocast,
                 )
-                return (logits[:, 1] - logits[:, 0]).numpy()
+                found[is_readable] = (logits[:, 1] - logits[:, 0]).numpy()
+                return found
 
             top_k = len(clips) if matching_top_k == 0 else matching_top_k
             result, matrix = matched_retrieval(
@@ -331,7 +337,9 @@ def evaluate_encoded(
             )
             metrics |= result.metrics
             intervals |= result.intervals
-            losses["matching"], metrics["matching_accuracy"] = matching_loss(matrix, scores, positives)
+            losses["matching"], metrics["matching_accuracy"] = matching_loss(
+                matrix[is_good], scores[is_good], positives[is_good]
+            )
             protocol += f"; matching_*: the first {min(top_k, len(clips))} re-ranked by the matching head"
     total = sum(model.loss_weights[name] * value for name, value in losses.items())
     metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}, **metrics}
@@ -366,6 +374,8 @@ def first_wrong(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
 
 def matching_loss(odds: np.ndarray, scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
     """Cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip."""
+    if len(odds) == 0:
+        return 0.0, 0.0
     rows = np.arange(len(odds))
     right = odds[rows, positives.argmax(axis=1)].astype(np.float64)
     hardest = first_wrong(scores, positives)

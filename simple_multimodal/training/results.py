@@ -39,7 +39,8 @@ def write_results(trainer: MultimodalTrainer) -> None:
     if isinstance(evaluation, RetrievalEvaluation) and evaluation.headline is not None:
         examples = choose_examples(trainer, evaluation)
     run = trainer.run_record or {}
-    write_metrics(folder / "evaluation.json", selection_split=run.get("selection_split"), **shared)
+    bad = [{"id": sample.id, "file": sample.file, "reason": sample.reason} for sample in evaluation.bad_samples]
+    write_metrics(folder / "evaluation.json", selection_split=run.get("selection_split"), bad_samples=bad, **shared)
     write_report(
         folder / "report.html",
         title=folder.name,
@@ -64,8 +65,12 @@ def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation)
     """The worst ranked query, and others spread evenly over the set, with the clips found for each."""
     positives = np.array([[c.group_id == clip.group_id for clip in evaluation.clips] for c in evaluation.captions])
     ranks = retrieval_ranks(evaluation.scores, positives)
-    spread = np.linspace(0, len(ranks) - 1, min(NUM_EXAMPLES, len(ranks))).astype(int)
-    chosen = list(dict.fromkeys([int(ranks.argmax()), *spread.tolist()]))[:NUM_EXAMPLES]
+    bad_rows = {sample.row for sample in evaluation.bad_samples}
+    shown = np.flatnonzero([caption.row_id not in bad_rows for caption in evaluation.captions])
+    if len(shown) == 0:
+        return []
+    spread = shown[np.linspace(0, len(shown) - 1, min(NUM_EXAMPLES, len(shown))).astype(int)]
+    chosen = list(dict.fromkeys([int(shown[ranks[shown].argmax()]), *spread.tolist()]))[:NUM_EXAMPLES]
     order = ranking(evaluation.scores, positives, NUM_RESULTS)
     rows = trainer.eval_dataset
     texts = caption_texts(evaluation, rows)
@@ -76,6 +81,8 @@ def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation)
         if ranks[query] > len(places):
             places.append(int(np.where(positives[query], evaluation.scores[query], -np.inf).argmax()))
         for place, candidate in enumerate(places):
+            if evaluation.clips[candidate].is_bad:
+                continue
             row = rows[evaluation.clips[candidate].row_id]
             results.append(
                 RetrievedClip(
@@ -92,10 +99,16 @@ def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation)
 
 
 def caption_texts(evaluation: RetrievalEvaluation, rows) -> list[str]:
-    """Text of each caption of an evaluation; captions of a row follow one another in its own order."""
+    """Text of each caption of an evaluation, captions of a row following one another in its own order; "" for those of
+    a row that could not be read.
+    """
+    bad_rows = {sample.row for sample in evaluation.bad_samples}
     texts: list[str] = []
     position: dict[int, int] = {}
     for caption in evaluation.captions:
+        if caption.row_id in bad_rows:
+            texts.append("")
+            continue
         number = position.get(caption.row_id, 0)
         texts.append(row_captions(rows[caption.row_id])[number])
         position[caption.row_id] = number + 1

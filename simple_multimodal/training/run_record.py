@@ -33,7 +33,7 @@ INCIDENTAL_ARGUMENTS = frozenset(
         "dataloader_prefetch_factor", "local_rank", "disable_tqdm", "log_level", "log_level_replica", "report_to",
         "run_name", "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "save_steps",
         "save_strategy", "save_total_limit", "do_train", "do_eval", "do_predict", "push_to_hub", "hub_model_id",
-        "hub_token",
+        "hub_token", "max_bad_fraction", "sample_timeout_seconds", "loader_memory_gigabytes",
     }
 )  # fmt: skip
 

@@ -3,9 +3,11 @@ once.
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -14,6 +16,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
+from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.sampler import EpochSampler
@@ -24,15 +27,16 @@ from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.evaluation import (
+    EncodedRow,
     EncodedSet,
     Evaluation,
-    EvaluationCollator,
     PairSet,
     RetrievalEvaluation,
     encode_set,
     evaluate_encoded,
     pair_metrics,
 )
+from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.run_record import (
     begin_run,
     newest_checkpoint,
@@ -40,6 +44,9 @@ from simple_multimodal.training.run_record import (
     write_run_record,
     write_training_clips,
 )
+
+SETTLE_STEPS = 10
+"""Steps after which several processes tell each other what they could not read."""
 
 
 class LoadingProgressCallback(ProgressCallback):
@@ -94,6 +101,7 @@ class MultimodalTrainer(Trainer):
 
     - every objective is divided by its own count over all processes and accumulated batches, and logged by name;
     - the training order and every draw about a sample depend on `(seed, epoch, sample)` alone;
+    - a sample that cannot be read costs one sample, and is listed in `quarantine.jsonl`;
     - evaluation counts each row once, whatever the batch size and the number of processes;
     - a learning rate per tower; the share of time spent waiting for data.
 
@@ -132,13 +140,15 @@ class MultimodalTrainer(Trainer):
         self.has_trained = False
         self._sums_start = 0  # the step before the first one that the sums are over
         self.processor = processing_class
+        self.args = args
+        self._quarantine = self._make_quarantine(starts_over=False)
         align_parameters(model)
         # `Trainer` asks every processor for special tokens, also one without a tokenizer.
         has_tokenizer = processing_class is not None and processing_class.tokenizer is not None
         super().__init__(
             model,
             args,
-            data_collator=data_collator,
+            data_collator=self._reader(train_dataset, data_collator, args.on_bad_sample) if train_dataset else None,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class if has_tokenizer else None,
@@ -152,10 +162,36 @@ class MultimodalTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
     # ---- Data ----
-    def _get_train_sampler(self, train_dataset: MultimodalDataset | None = None) -> EpochSampler:
+    def _reader(
+        self,
+        dataset: MultimodalDataset,
+        collator: MultimodalCollator,
+        on_bad_sample: OnBadSamplePolicy,
+        *,
+        with_captions: bool = False,
+    ) -> SupervisedReader:
+        """Makes batches out of keys of rows."""
+        return SupervisedReader(
+            BatchReader(dataset, collator, on_bad_sample=on_bad_sample, with_captions=with_captions),
+            timeout_seconds=self.args.sample_timeout_seconds,
+            memory_gigabytes=self.args.loader_memory_gigabytes,
+        )
+
+    def _make_quarantine(self, *, starts_over: bool) -> Quarantine:
+        return Quarantine(
+            self.args.output_dir,
+            starts_over=starts_over,
+            writes=self.args.process_index == 0,
+            max_bad_fraction=self.args.max_bad_fraction,
+        )
+
+    def _get_dataloader(self, dataset: MultimodalDataset, *args, **kwargs) -> DataLoader:
+        return super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: RowKeys | None = None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         shuffle = self.args.train_sampling_strategy != "sequential"
-        return EpochSampler(train_dataset or self.train_dataset, seed=seed, shuffle=shuffle)
+        return EpochSampler(train_dataset or RowKeys(self.train_dataset), seed=seed, shuffle=shuffle)
 
     def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> DataLoader:
         """Batches of this process's share of the rows; no row stands in two shares, none is repeated to fill a
@@ -163,14 +199,18 @@ class MultimodalTrainer(Trainer):
         """
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
-        if eval_dataset is None:
+        if not isinstance(eval_dataset, MultimodalDataset):
             raise ValueError("Evaluation needs an eval_dataset.")
+        # Never another row in the place of a bad one: that one is to count.
+        policy: OnBadSamplePolicy = "fail" if self.args.on_bad_sample == "fail" else "skip"
         workers = self.args.dataloader_num_workers
         share = range(self.args.process_index, len(eval_dataset), self.args.world_size)
         return DataLoader(
-            Subset(eval_dataset, share),  # type: ignore[arg-type]  # it has the methods, not the base class
+            Subset(RowKeys(eval_dataset), share),
             batch_size=self.args.eval_batch_size,
-            collate_fn=self.eval_collator if self._answers_questions else EvaluationCollator(self.eval_collator),
+            collate_fn=self._reader(
+                eval_dataset, self.eval_collator, policy, with_captions=not self._answers_questions
+            ),
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
@@ -191,6 +231,12 @@ class MultimodalTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> dict[str, torch.Tensor] | None:
         if not batch_samples:
             return None
+        for batch in batch_samples:
+            bad_samples = batch.pop("bad_samples", ())
+            num_read = len(batch["row_ids"])
+            if self.args.on_bad_sample == "replace":
+                num_read += len(bad_samples)  # after each another one was read
+            self._quarantine.add(bad_samples, num_read, self.state.global_step + 1)
         model = self.accelerator.unwrap_model(self.model)
         counts = [model.count_items(batch) for batch in batch_samples]
         names = list(counts[0])
@@ -225,9 +271,22 @@ class MultimodalTrainer(Trainer):
                 else:
                     logs[name] = float(total) / steps
             self._sums = {}
+            if self._quarantine.num_bad:
+                logs["bad_samples"] = self._quarantine.num_bad
             logs |= self.speed.values()
             self.speed.restart()
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        # After every step; several processes meet less often, which on a device would wait for it.
+        control, step = self.control, self.state.global_step
+        if (
+            self.args.world_size == 1
+            or step % SETTLE_STEPS == 0
+            or (control.should_save or control.should_evaluate or control.should_training_stop)
+        ):
+            self._quarantine.settle()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """[`Trainer.train`]; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
@@ -244,6 +303,7 @@ class MultimodalTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # until all have looked into the folder
             if self.is_world_process_zero():
                 begin_run(self.args.output_dir, self.run_record, starts_over=resume_from_checkpoint is None)
+        self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
         self._sums = {}
         self.speed.restart()
         self.has_trained = False
@@ -288,6 +348,7 @@ class MultimodalTrainer(Trainer):
             evaluation: Evaluation = self._evaluate_answers(dataloader)
         else:
             evaluation = self._evaluate_retrieval(dataloader)
+        evaluation.bad_samples = self._quarantine.settle("evaluation")
         self.last_evaluation = evaluation
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
         num_rows = evaluation.counts["questions" if self._answers_questions else "rows"]
@@ -302,12 +363,12 @@ class MultimodalTrainer(Trainer):
         with self._evaluating() as model:
             predictions = predict_answers(
                 model,
-                dataloader,
+                self._noting_bad_samples(dataloader),
                 to_device=self._prepare_inputs,
                 autocast=self.accelerator.autocast,
                 on_step=self._on_prediction_step,
             )
-        questions = dataloader.dataset.dataset  # type: ignore[attr-defined]  # of a Subset
+        questions = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
         return evaluate_answers(predictions, questions, model.config.id2label, self.train_dataset)
 
     def _evaluate_retrieval(self, dataloader: DataLoader) -> RetrievalEvaluation:
@@ -335,10 +396,18 @@ class MultimodalTrainer(Trainer):
         if not isinstance(evaluation, RetrievalEvaluation):
             raise ValueError("Pairs are measured among the rows of a retrieval evaluation: call `evaluate` before.")
         ids = self.eval_dataset
-        clips = {ids[row.row_id]["id"]: row.embeds["clip"] for row in evaluation.rows if row.presence["clip"]}
+
+        def clip_embeds(dataset: MultimodalDataset, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
+            return {
+                dataset.bare_row((0, row.row_id))["id"]: row.embeds["clip"] * (math.nan if row.is_bad else 1.0)
+                for row in rows
+                if row.presence["clip"] or row.is_bad
+            }
+
+        clips = clip_embeds(ids, evaluation.rows)
         captions: dict[str, torch.Tensor] = {}
         for caption in evaluation.captions:
-            captions.setdefault(ids[caption.row_id]["id"], caption.embed)
+            captions.setdefault(ids.bare_row((0, caption.row_id))["id"], caption.embed)
         metrics: dict[str, float] = {}
         for pair_set in pair_sets:
             swapped: dict[str, torch.Tensor] = {}
@@ -347,7 +416,8 @@ class MultimodalTrainer(Trainer):
                     encoded = self._encode(model, self.get_eval_dataloader(pair_set.swapped))
                 # Nothing else ends the progress bar of this pass.
                 self.control = self.callback_handler.on_predict(self.args, self.state, self.control, {})
-                swapped = {pair_set.swapped[row.row_id]["id"]: row.embeds["clip"] for row in encoded.rows}
+                swapped = clip_embeds(pair_set.swapped, encoded.rows)
+                evaluation.bad_samples += self._quarantine.settle("evaluation")
             measured, intervals = pair_metrics(pair_set, captions, clips, swapped)
             metrics |= measured
             evaluation.intervals |= intervals
@@ -367,11 +437,16 @@ class MultimodalTrainer(Trainer):
         self.callback_handler.eval_dataloader = dataloader
         return encode_set(
             model,
-            dataloader,
+            self._noting_bad_samples(dataloader),
             to_device=self._prepare_inputs,
             autocast=self.accelerator.autocast,
             on_step=self._on_prediction_step,
         )
+
+    def _noting_bad_samples(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            self._quarantine.add(batch.get("bad_samples", ()), len(batch["row_ids"]), self.state.global_step)
+            yield batch
 
     def _on_prediction_step(self) -> None:
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
 from simple_multimodal.models.modeling import MultimodalForPreTraining
-from tests.models.tiny import ROWS, make_batch, randomize, tiny_config
+from tests.models.tiny import LACKING, ROWS, Row, make_batch, randomize, tiny_config
 
 CASES = {
     "merge": {"form": "merge", "fusion": "bert"},
@@ -33,10 +33,10 @@ def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def train_step(case: str, rank: int, world_size: int) -> dict:
-    """Loss and gradients of this process's rows, alone and under DistributedDataParallel."""
-    share = len(ROWS) // world_size
-    batch = make_batch(ROWS[rank * share : (rank + 1) * share])
+def train_step(case: str, rank: int, world_size: int, rows: tuple[Row, ...] = ROWS) -> dict:
+    """Loss and gradients of this process's share of the rows, alone and under DistributedDataParallel."""
+    share = len(rows) // world_size
+    batch = make_batch(rows[rank * share : (rank + 1) * share])
     model = build(case)
     output = model(**batch)
     output.loss.backward()
@@ -96,6 +96,7 @@ def run(rank: int, folder: Path) -> None:
             timeout=timedelta(seconds=60),
         )
         found: dict = {case: train_step(case, rank, world_size) for case in CASES}
+        found |= {f"{case}, lacking": train_step(case, rank, world_size, LACKING) for case in CASES}
         found["gathering"] = gathering(rank, world_size)
         torch.save(found, folder / f"{world_size}_{rank}.pt")
         dist.barrier()

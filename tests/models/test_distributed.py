@@ -6,10 +6,10 @@ from torch.multiprocessing import start_processes
 
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
 from tests.models.distributed_worker import CASES, build, gradients_of, run
-from tests.models.tiny import ROWS, make_batch
+from tests.models.tiny import LACKING, ROWS, make_batch
 
 worlds = pytest.mark.parametrize("world_size", [2, 3])
-cases = pytest.mark.parametrize("case", CASES)
+cases = pytest.mark.parametrize("case", [*CASES, *(f"{case}, lacking" for case in CASES)])
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,12 @@ def expected() -> dict[str, dict]:
     """Losses and gradients of one process that has all rows."""
     found = {}
     for case in CASES:
-        model = build(case)
-        output = model(**make_batch())
-        output.loss.backward()
-        found[case] = {"loss": output.loss.detach(), "losses": output.losses, "gradients": gradients_of(model)}
-        found[case]["logits"] = output.logits.detach()
+        for name, rows in ((case, ROWS), (f"{case}, lacking", LACKING)):
+            model = build(case)
+            output = model(**make_batch(rows))
+            output.loss.backward()
+            found[name] = {"loss": output.loss.detach(), "losses": output.losses, "gradients": gradients_of(model)}
+            found[name]["logits"] = output.logits.detach()
     return found
 
 
@@ -44,6 +45,12 @@ def test_the_global_batch_has_what_makes_it_hard():
     assert make_batch()["group_ids"].unique().numel() < len(ROWS)
 
 
+def test_whole_processes_lack_modalities():
+    shares = [make_batch(LACKING[begin : begin + 2]) for begin in (0, 2, 4)]
+    has = [[bool(share[f"{name}_mask"].any()) for name in ("text", "audio", "video")] for share in shares]
+    assert has == [[True, False, True], [True, True, False], [False, False, False]]
+
+
 @worlds
 @cases
 def test_shares_of_the_losses_add_up(results, expected, world_size, case):
@@ -52,7 +59,10 @@ def test_shares_of_the_losses_add_up(results, expected, world_size, case):
     for name, value in expected[case]["losses"].items():
         close(sum(rank["losses"][name] for rank in ranks), value)
     close(sum(rank["loss"] for rank in ranks), expected[case]["loss"])
-    close(torch.cat([rank["logits"] for rank in ranks]), expected[case]["logits"])  # the same hard negatives
+    batch = make_batch(LACKING if "lacking" in case else ROWS)
+    counts = batch["text_mask"] & (batch["audio_mask"] | batch["video_mask"])  # others' logits depend on the padding
+    logits = torch.cat([rank["logits"] for rank in ranks])
+    close(logits[counts], expected[case]["logits"][counts])  # the same hard negatives
 
 
 @worlds

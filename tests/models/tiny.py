@@ -97,6 +97,16 @@ ROWS = (
 )
 """Two rows of one group, and one row each that lacks audio, video, text, and the whole clip."""
 
+LACKING = (
+    Row(10, num_words=5, audio=False),
+    Row(11, num_words=7, audio=False, group=100),
+    Row(12, video=False, num_windows=2, last_frames=3, group=100),
+    Row(13, num_words=4, video=False),
+    Row(14, text=False, audio=False, video=False),
+    Row(15, text=False, audio=False, video=False),
+)
+"""Of three processes one has no sound at all, one no picture, and one nothing."""
+
 
 def exact_mask(num_rows: int, num_patches: int, num_masked: int, generator: torch.Generator) -> torch.Tensor:
     """A boolean mask with `num_masked` times `True` in every row."""

@@ -1,0 +1,340 @@
+"""Bad samples: what takes their place, and decoders that crash, hang or eat memory."""
+
+import ctypes
+import faulthandler
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from simple_multimodal.data import bad_samples
+from simple_multimodal.data.bad_samples import BadSampleError
+from simple_multimodal.data.batch_reader import MAX_REPLACEMENTS, BatchReader, RowKeys, SupervisedReader
+from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.data.sampler import EpochSampler
+from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.media.pyav_backend import PyAVBackend
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+
+NUM_ROWS = 12
+BAD_ROWS = (3, 8)
+
+
+@pytest.fixture(scope="module")
+def processor() -> MultimodalProcessor:
+    return MultimodalProcessor(
+        feature_extractor=AudioFeatureExtractor(num_mel_bins=16, num_frames=120),
+        video_processor=VideoClipProcessor(num_frames=4, size=16, random_crop=True, random_flip=True),
+        tokenizer=train_tokenizer(["a cat purrs", "two dogs bark"], vocab_size=280),
+    )
+
+
+@pytest.fixture
+def folder(media_dir, tmp_path) -> Path:
+    """`0.mp4` to `11.mp4` with captions and answers."""
+    rows = []
+    for row in range(NUM_ROWS):
+        shutil.copy(media_dir / f"sound{row % 3}.mp4", tmp_path / f"{row}.mp4")
+        rows.append({"id": f"r{row}", "video": f"{row}.mp4", "caption": f"{row} cats", "answer": "cat"})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def dataset(folder) -> MultimodalDataset:
+    return MultimodalDataset(folder / "train.jsonl", cache_dir=folder / "cache")
+
+
+@pytest.fixture(autouse=True)
+def forget_files(monkeypatch):
+    """Wait for no file, and for each again in every test."""
+    monkeypatch.setattr(bad_samples, "RETRY_SECONDS", (0.0, 0.0))
+    bad_samples._given_up.clear()
+
+
+def make_reader(dataset, processor, policy="replace", **options) -> BatchReader:
+    draws = PretrainingDraws(mlm_probability=0.3, vt_match_ratio=0.5)
+    collator = MultimodalCollator(
+        processor, training=True, seed=5, draws=draws, label2id={"cat": 0}, num_threads=3, **options
+    )
+    return BatchReader(dataset, collator, on_bad_sample=policy)
+
+
+def spoil(folder: Path, rows=BAD_ROWS) -> None:
+    """The first kind of a bad file is garbage, the second is missing, and so on."""
+    for number, row in enumerate(rows):
+        (folder / f"{row}.mp4").write_bytes(b"x" * 1000)
+        if number % 2:
+            (folder / f"{row}.mp4").unlink()
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("bad", [BAD_ROWS, (0, 1, 2, 3), tuple(range(9))])
+def test_the_next_good_row_of_its_own_sequence_takes_the_place_of_a_bad_one(folder, dataset, processor, parallel, bad):
+    spoil(folder, bad)
+    reader = make_reader(dataset, processor, parallel=parallel)
+    for epoch in range(2):
+        keys = [(epoch, row) for row in range(4)]
+        expected, tried = [], []
+        for _, row in keys:
+            draws = sample_generator(5, epoch, f"r{row}", "replacement")
+            while row in bad:
+                tried.append(row)
+                row = int(draws.integers(NUM_ROWS))
+            expected.append(dataset[epoch, row])
+        batch = reader(keys)
+        assert sorted(sample.row for sample in batch.pop("bad_samples", [])) == sorted(tried)
+        assert_equal(batch, reader.collator(expected))
+
+
+def test_a_bad_sample_has_a_name_and_a_reason(folder, dataset, processor):
+    spoil(folder)
+    samples = make_reader(dataset, processor)([(2, 3), (2, 8)])["bad_samples"]
+    found = {sample.row: sample for sample in samples}
+    assert found.keys() == set(BAD_ROWS)
+    for row, reason in zip(BAD_ROWS, ["cannot be read as media", "does not exist"], strict=True):
+        assert found[row][1:4] == (2, f"r{row}", str(folder / f"{row}.mp4")) and reason in found[row].reason
+
+
+@pytest.mark.parametrize("keys", [[(0, 3), (0, 1)], [(0, 3), (0, 8)]])
+def test_a_skipped_sample_is_a_row_that_has_nothing(folder, dataset, processor, keys):
+    spoil(folder)
+    batch = make_reader(dataset, processor, "skip")(keys)
+    bad = torch.tensor([row in BAD_ROWS for _, row in keys])
+    assert sorted(sample.row for sample in batch["bad_samples"]) == [row for _, row in keys if row in BAD_ROWS]
+    for modality in ("text", "audio", "video"):
+        assert torch.equal(batch[f"{modality}_mask"], ~bad)
+    assert batch["labels"].tolist() == [-1 if is_bad else 0 for is_bad in bad.tolist()]
+    assert bool((batch["mlm_labels"][bad] == -100).all())
+    for key in ("audio_values", "pixel_values_videos", "video_seconds", "audio_seconds"):
+        assert not batch[key][bad].any()
+    assert batch["row_ids"].tolist() == [row for _, row in keys]
+
+
+def test_one_modality_that_cannot_be_read_leaves_nothing_of_the_row(dataset, processor, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ValueError("no sound today")
+
+    monkeypatch.setattr("simple_multimodal.data.collator.read_audio", refuse)
+    batch = make_reader(dataset, processor, "skip")([(0, 0)])
+    assert not batch["video_mask"].any() and not batch["pixel_values_videos"].any()
+    assert not batch["video_seconds"].any() and not batch["text_mask"].any()
+
+
+def test_fail_names_the_row(folder, dataset, processor):
+    spoil(folder)
+    reader = make_reader(dataset, processor, "fail")
+    for row in BAD_ROWS:
+        with pytest.raises(BadSampleError, match=rf"row {row} \(id 'r{row}'\): .*{row}\.mp4"):
+            reader([(0, 0), (0, row)])
+
+
+def test_where_no_row_can_be_read_places_stay_empty(folder, dataset, processor):
+    spoil(folder, range(NUM_ROWS))
+    batch = make_reader(dataset, processor)([(0, 0), (0, 1)])
+    assert len(batch["bad_samples"]) == 2 * (1 + MAX_REPLACEMENTS)
+    assert not batch["video_mask"].any() and batch["row_ids"].tolist() == [0, 1]
+
+
+def test_a_file_that_comes_back_is_read(folder, dataset, processor, monkeypatch):
+    expected = make_reader(dataset, processor)([(0, 3)])
+    (folder / "3.mp4").rename(folder / "away")
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 2:
+            (folder / "away").rename(folder / "3.mp4")
+
+    monkeypatch.setattr(bad_samples.time, "sleep", sleep)
+    assert_equal(make_reader(dataset, processor)([(0, 3)]), expected)
+    assert len(waited) == 2
+
+
+def test_a_file_that_stays_away_is_waited_for_once(folder, dataset, processor, monkeypatch):
+    spoil(folder)
+    waited = []
+    monkeypatch.setattr(bad_samples.time, "sleep", waited.append)
+    reader = make_reader(dataset, processor, "skip")
+    for epoch in range(3):
+        reader([(epoch, row) for row in range(NUM_ROWS)])
+    assert len(waited) == 2  # for the missing one, and not for the damaged one
+
+
+def test_the_fault_of_a_file_system_is_tried_again(dataset, processor, monkeypatch):
+    expected = make_reader(dataset, processor)([(0, 3)])
+    original, calls = PyAVBackend.frames, []
+
+    def frames(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError(116, "Stale file handle")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(PyAVBackend, "frames", frames)
+    assert_equal(make_reader(dataset, processor)([(0, 3)]), expected)
+    assert len(calls) == 2
+
+
+# ---- Decoders that do not fail, but worse ----
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def leave() -> None:
+    os._exit(7)
+
+
+def hang() -> None:
+    time.sleep(1000)
+
+
+def eat_memory() -> None:
+    eaten = []
+    while True:
+        eaten.append(bytearray(10**7))
+        time.sleep(0.005)
+
+
+def haunt(monkeypatch, fault) -> None:
+    """Let the decoder do something else at the bad rows' files."""
+    original = PyAVBackend.frames
+
+    def frames(self, path, *args, **kwargs):
+        if int(Path(path).stem) in BAD_ROWS:
+            fault()
+        return original(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(PyAVBackend, "frames", frames)
+
+
+def stream(dataset, processor, num_workers: int, policy="replace", **limits):
+    """All batches of two epochs, and the bad samples."""
+    reader = SupervisedReader(make_reader(dataset, processor, policy), **limits)
+    keys = RowKeys(dataset)
+    loader = DataLoader(
+        keys,
+        batch_size=4,
+        sampler=EpochSampler(keys, seed=1),
+        collate_fn=reader,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        multiprocessing_context="fork" if num_workers else None,
+    )
+    batches, samples = [], []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        for batch in loader:
+            samples += batch.pop("bad_samples", [])
+            batches.append(batch)
+    return batches, samples
+
+
+@pytest.mark.parametrize(
+    ("fault", "num_workers", "limits", "reason"),
+    [
+        (crash, 1, {}, "its decoder crashed (SIGSEGV)"),
+        (crash, 2, {}, "its decoder crashed (SIGSEGV)"),
+        (leave, 1, {}, "its decoder exited (7)"),
+        (hang, 1, {"timeout_seconds": 0.8}, "not read within 0.8 seconds (--sample_timeout_seconds)"),
+        (
+            eat_memory,
+            1,
+            {"memory_gigabytes": 0.3},
+            "reading it took more than 0.3 GB (--loader_memory_gigabytes)",
+        ),
+    ],
+)
+def test_a_decoder_takes_down_no_more_than_a_process(
+    folder, dataset, processor, monkeypatch, fault, num_workers, limits, reason
+):
+    with monkeypatch.context() as patch:
+        haunt(patch, fault)
+        batches, samples = stream(dataset, processor, num_workers, **limits)
+    spoil(folder)  # as if the files had been bad from the start
+    expected, expected_samples = stream(dataset, processor, 0)
+    assert len(batches) == len(expected) == 6
+    for first, second in zip(batches, expected, strict=True):
+        assert_equal(first, second)
+    assert [(sample.row, sample.epoch) for sample in samples] == [(s.row, s.epoch) for s in expected_samples]
+    assert {sample.reason for sample in samples} == {f"{str(folder / f'{row}.mp4')!r}: {reason}" for row in BAD_ROWS}
+    assert {sample.file for sample in samples} == {str(folder / f"{row}.mp4") for row in BAD_ROWS}
+
+
+def test_a_crash_is_an_error_where_bad_samples_are(dataset, processor, monkeypatch):
+    haunt(monkeypatch, crash)
+    with pytest.raises(BadSampleError, match=r"its decoder crashed \(SIGSEGV\)"):
+        stream(dataset, processor, 1, "fail")
+
+
+def test_a_process_that_dies_without_reading_is_not_replaced_for_ever(dataset, processor, monkeypatch):
+    monkeypatch.setattr(MultimodalCollator, "_tokenize", lambda *args: crash())
+    with pytest.raises(RuntimeError, match="ended 3 times without reading a file"):
+        stream(dataset, processor, 1)
+
+
+def test_an_error_of_the_program_is_shown_with_its_place(dataset, processor, monkeypatch):
+    def broken(*args):
+        raise KeyError("draws")
+
+    monkeypatch.setattr(MultimodalCollator, "_draw", broken)
+    with pytest.raises(RuntimeError, match=r"(?s)Reading a batch failed:.*in broken.*KeyError: 'draws'"):
+        stream(dataset, processor, 1)
+
+
+def test_a_worker_keeps_no_more_files_open_than_batches_are_under_way(dataset, processor):
+    keys = RowKeys(dataset)
+    loader = DataLoader(
+        [keys[epoch, row] for epoch in range(40) for row in range(4)],
+        batch_size=2,
+        collate_fn=SupervisedReader(make_reader(dataset, processor)),
+        num_workers=1,
+    )
+    batches = iter(loader)
+    counts = []
+    for _ in batches:
+        counts.append(len(os.listdir(f"/proc/{batches._workers[0].pid}/fd")))
+        if len(counts) == 70:
+            break
+    assert max(counts[60:]) <= max(counts[10:20]) + 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "message"),
+    [
+        (crash, signal.SIGSEGV, "died while it read row {row}: {file}"),
+        (hang, signal.SIGKILL, "row {row}: {file} was not read within 0.5 seconds"),
+    ],
+)
+def test_without_workers_the_file_that_ends_the_process_is_named(
+    folder, dataset, processor, monkeypatch, capfd, fault, status, message
+):
+    haunt(monkeypatch, fault)
+    process = os.fork()
+    if process == 0:  # a run of its own
+        faulthandler.disable()  # pytest's, which would print a page
+        reader = make_reader(dataset, processor, parallel=False)
+        SupervisedReader(reader, timeout_seconds=0.5)([(0, 1), (0, BAD_ROWS[0])])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -status
+    said = ""
+    for _ in range(200):  # the watcher outlives what it watches by a moment
+        said += capfd.readouterr().err
+        if "row" in said:
+            break
+        time.sleep(0.05)
+    assert message.format(row=BAD_ROWS[0], file=folder / f"{BAD_ROWS[0]}.mp4") in said
