@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from simple_multimodal.training.run_record import begin_run, find_checkpoint, make_run_record, newest_checkpoint
+from simple_multimodal.training.checkpoints import STAGING, begin_run, find_checkpoint, newest_checkpoint, seal
+from simple_multimodal.training.run_record import make_run_record
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training.tiny_run import flags, run
 
@@ -16,10 +17,12 @@ RECORD = make_run_record({"learning_rate": 0.1, "output_dir": "a"}, command=["tr
 
 
 def write_checkpoint(folder: Path, *, complete: bool = True, record: dict = RECORD) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(record))
+    staged = folder.parent / STAGING / folder.name if complete else folder
+    staged.mkdir(parents=True)
+    (staged / "run.json").write_text(json.dumps(record))
+    (staged / "trainer_state.json").write_text("{}")
     if complete:
-        (folder / "trainer_state.json").write_text("{}")
+        seal(staged, folder)
     return folder
 
 
@@ -46,7 +49,7 @@ def test_the_newest_complete_checkpoint_is_taken(tmp_path):
 
 def test_a_checkpoint_of_changed_arguments_is_taken_with_a_warning(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("simple_multimodal.training.run_record.logger.warning", said.append)
+    monkeypatch.setattr("simple_multimodal.training.checkpoints.logger.warning", said.append)
     checkpoint = write_checkpoint(tmp_path / "checkpoint-1")
     elsewhere = make_run_record({"learning_rate": 0.1, "output_dir": "b"}, command=["other.py"], data={})
     assert find(tmp_path, record=elsewhere) == checkpoint and not said
