@@ -145,7 +145,7 @@ def _newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
         passed_over.append(f"{folder.name} ({problem})")
     if passed_over:
         chosen = f"{found.name} is the newest whole one" if found else "there is no whole one"
-        logger.warning(f"Passed over in {output_dir}: {', '.join(passed_over)}. {chosen[0].upper()}{chosen[1:]}.")
+        logger.warning(f"Passed over in {output_dir}: {', '.join(passed_over)}; {chosen}.")
     return found
 
 

@@ -117,7 +117,7 @@ class RunControl(TrainerCallback):
                 "instead of --fp16, look for the cause with --debug underflow_overflow, or allow more with "
                 "--max_nan_steps."
             )
-        if num_terminated:
+        if num_terminated:  # of any process
             self.is_stopping = control.should_training_stop = True
         # The end of an epoch logs and evaluates, too: a checkpoint after it knows of that.
         if control.should_training_stop or state.epoch % 1 == 0:
