@@ -83,7 +83,7 @@ class RunControl(TrainerCallback):
 
     def watch(self, num_terminated: torch.Tensor) -> None:
         """Take note of how many processes were told to end, a tensor of shape `(1,)`, as the step begins."""
-        self.status = HostCopy(torch.cat([num_terminated, self.nan_steps[1:]]))
+        self.status = HostCopy(torch.cat([num_terminated, self.nan_steps[1:].to(num_terminated.device)]))
 
     def skip_unless_finite(
         self, grad_norm: torch.Tensor, optimizer: torch.optim.Optimizer, *, is_scaled: bool

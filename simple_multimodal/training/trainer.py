@@ -531,10 +531,13 @@ class MultimodalTrainer(Trainer):
         share = 1 / self.args.world_size
         if len(files) == self.args.world_size:
             files, share = [Path(checkpoint, f"running_{self.args.process_index}.pth")], 1.0
-        states = [torch.load(file, map_location=self.args.device, weights_only=True) for file in files]
+        device = self.args.device
+        states = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
         if states:
-            self._tr_loss = sum(state["tr_loss"] for state in states) / len(states)
-            self._sums = {name: sum(state["sums"][name] for state in states) * share for name in states[0]["sums"]}
+            self._tr_loss = (sum(state["tr_loss"] for state in states) / len(states)).to(device)
+            self._sums = {
+                name: (sum(state["sums"][name] for state in states) * share).to(device) for name in states[0]["sums"]
+            }
             self._total_loss_scalar = states[0]["total_loss"]
             self._globalstep_last_logged = states[0]["last_logged"]
             self._sums_start = states[0]["sums_start"]

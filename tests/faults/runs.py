@@ -24,10 +24,7 @@ FORK = multiprocessing.get_context("fork")  # starts in no time, with everything
 
 def commands(folder: Path) -> list[str]:
     """Flags of a run on clips that are written to a folder: random frames, masks, and dropout in every tower."""
-    configs = tiny_run.write_configs(folder)
-    for path in configs.values():
-        values = json.loads(Path(path).read_text())
-        Path(path).write_text(json.dumps(values | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}))
+    configs = tiny_run.write_configs(folder, dropout=0.1)
     data = flags(per_device_train_batch_size=2, cache_dir=folder / "cache")
     return ["--do_train", *tiny_run.data_flags(folder / "clips"), *tiny_run.config_flags(configs), *data]
 

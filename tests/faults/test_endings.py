@@ -1,8 +1,10 @@
 """SIGTERM, to one process or one of two, a process that is killed, and steps that come to nothing."""
 
+import json
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,25 +46,52 @@ def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_exactly(command, tmp_
     assert outcome(tmp_path / "out") == outcome(tmp_path / "straight")
 
 
+def recording_rows(file: Path):
+    """Write down which rows each step is over."""
+
+    def patch():
+        original = MultimodalTrainer.compute_loss
+
+        def compute_loss(self, model, inputs, **kwargs):
+            with open(file, "a") as out:
+                print(json.dumps(inputs["row_ids"].tolist()), file=out)
+            return original(self, model, inputs, **kwargs)
+
+        MultimodalTrainer.compute_loss = compute_loss
+
+    return patch
+
+
+def rows(file: Path) -> list[list[int]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def test_two_processes(command, tmp_path):
-    """SIGTERM to one of two, and a kill of one: both stop at one step, and go on as if nothing had been."""
+    """SIGTERM to one of two: both stop after one step and go on as if nothing had been; one can go on for both."""
     argv = [*command, *flags(per_device_train_batch_size=1, save_steps=2)]
     straight = [*argv, *flags(output_dir=tmp_path / "straight")]
-    assert finish_together(straight, tmp_path, prepare={}) == [0, 0]
+    records = {rank: recording_rows(tmp_path / f"rows-{rank}") for rank in range(2)}
+    assert finish_together(straight, tmp_path, prepare=records) == [0, 0]
 
-    out = tmp_path / "terminated"
+    out = tmp_path / "out"
     argv_out = [*argv, *flags(output_dir=out)]
-    assert finish_together(argv_out, tmp_path, prepare={1: terminated(at_step=2)}) == [75, 75]
+    assert finish_together(argv_out, tmp_path, prepare={1: terminated(at_step=2)}) == [EXIT_REQUEUE] * 2
     assert sorted(list_checkpoints(out)) == [2, 3]
     names = {path.name for path in (out / "checkpoint-3").iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth", "running_0.pth", "running_1.pth"} < names
     assert finish_together(argv_out, tmp_path, prepare={}) == [0, 0]
     assert outcome(out) == outcome(tmp_path / "straight")
 
-    # The same samples in the same order in one process: equal but for the order of the sums, and of dropout.
-    assert finish([*command, *flags(output_dir=tmp_path / "one", resume_from_checkpoint=out / "checkpoint-3")],
-                  tmp_path / "log") == 0  # fmt: skip
-    assert [log["epoch"] for log in outcome(tmp_path / "one")[1]] == [log["epoch"] for log in outcome(out)[1]]
+    one = [*command, *flags(output_dir=tmp_path / "one", resume_from_checkpoint=out / "checkpoint-3")]
+    assert finish(one, tmp_path / "log", prepare=recording_rows(tmp_path / "rows")) == 0
+    both = [
+        first + second for first, second in zip(*(rows(tmp_path / f"rows-{rank}") for rank in range(2)), strict=True)
+    ]
+    # The seventh row of an epoch is a batch of one; two processes fill it up with the epoch's first row.
+    assert [batch[: len(alone)] for batch, alone in zip(both[3:], rows(tmp_path / "rows"), strict=True)] == rows(
+        tmp_path / "rows"
+    )
+    assert [log["step"] for log in outcome(tmp_path / "one")[1]] == [4, 6]
 
 
 def test_a_loader_process_outlives_the_sigterm_of_others(tmp_path):
