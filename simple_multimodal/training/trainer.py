@@ -179,9 +179,10 @@ class MultimodalTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches in the order of the sampler; a loader draws nothing from the global generators."""
         loader = super().get_train_dataloader()
+        base = loader.base_dataloader  # what accelerate has wrapped
         # Else a loader whose workers persist draws a seed once, and one whose workers do not in each epoch.
-        loader.generator = torch.Generator()
-        loader.worker_init_fn = LoaderInit(loader.worker_init_fn)
+        base.generator = torch.Generator()
+        base.worker_init_fn = LoaderInit(base.worker_init_fn)
         return loader
 
     def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> DataLoader:

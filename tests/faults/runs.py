@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -136,15 +137,19 @@ def send(signum: signal.Signals) -> None:
     os.kill(os.getpid(), signum)
 
 
-def kill_at_event(number: int, folder: Path) -> None:
-    """Have this process killed when it opens, renames or removes something in a folder for the `number`-th time."""
+def kill_at_event(number: int, folder: Path, delay: float = 0.0) -> None:
+    """Have this process killed when it opens, renames or removes something in a folder for the `number`-th time, or
+    some seconds later.
+    """
     seen = 0
 
     def hook(event: str, args: tuple) -> None:
         nonlocal seen
         if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and str(folder) in str(args[0]):
             seen += 1
-            if seen == number:
+            if seen == number and delay:
+                threading.Timer(delay, send, [signal.SIGKILL]).start()
+            elif seen == number:
                 send(signal.SIGKILL)
 
     sys.addaudithook(hook)

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers.trainer_callback import TrainerControl, TrainerState
@@ -13,7 +15,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from simple_multimodal.training.checkpoints import list_checkpoints, problem_of
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, HostCopy, LoaderInit, RunControl
 from simple_multimodal.training.trainer import MultimodalTrainer
-from tests.faults.runs import FORK, AtStep, commands, finish, finish_together, outcome, send, with_callback
+from tests.faults.runs import FORK, AtStep, commands, finish, finish_together, outcome, with_callback
 from tests.training.tiny_run import flags, write_clips
 
 
@@ -25,9 +27,12 @@ def command(tmp_path_factory) -> list[str]:
 
 
 def terminated(*, at_step: int, times: int = 1):
+    """Send SIGTERM from outside to this process and its loader processes, as a scheduler does."""
+
     def action():
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         for _ in range(times):
-            send(signal.SIGTERM)
+            subprocess.run(["kill", "-TERM", *(str(process.pid) for process in processes)])
 
     return with_callback(AtStep(at_step, action))
 

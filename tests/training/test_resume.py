@@ -174,7 +174,7 @@ PARTS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 
 @pytest.mark.parametrize(
     ("steps", "workers", "values"),
-    [(3, (0, 2), BATCHES), (5, (1, 1), BATCHES), (5, (1, 0), BATCHES), (8, (0, 0), BATCHES), (5, (0, 0), PARTS)],
+    [(3, (0, 2), BATCHES), (5, (1, 1), BATCHES), (5, (0, 1), BATCHES), (8, (1, 0), BATCHES), (5, (0, 0), PARTS)],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
     exact, straight, tmp_path, interrupted_after, steps, workers, values
