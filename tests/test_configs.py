@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from simple_multimodal.data.clips import clips_jsonl_to_manifests
 from simple_multimodal.data.toy import make_toy_world
@@ -42,3 +43,9 @@ def test_shipped_run(path, request, tmp_path):
     metrics = json.loads(result.stdout.splitlines()[-1])
     assert 0 <= metrics["text_to_video_R@1"] <= 1
     assert json.loads((tmp_path / "out/all_results.json").read_text())
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_ways_to_launch(path):
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == "MULTI_GPU" and config.num_processes % config.num_machines == 0

@@ -208,7 +208,8 @@ def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool)
     resume would take; then write `run.json`.
     """
     for folder in list_checkpoints(output_dir).values() if starts_over else ():
-        _take_name(folder)
+        if (folder / MANIFEST).is_file():
+            _take_name(folder)
     clear_staging(output_dir)
     write_run_record(output_dir, record)
 

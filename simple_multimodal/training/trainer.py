@@ -298,6 +298,7 @@ class MultimodalTrainer(Trainer):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.run_control.is_terminated:  # after the last step, where nobody asks any more
             raise SystemExit(EXIT_REQUEUE)
+        result = result._replace(training_loss=result.metrics["train_loss"])
         return result if self.run_control.has_trained else result._replace(metrics={})
 
     def _finalize_training(self, *args) -> TrainOutput:
