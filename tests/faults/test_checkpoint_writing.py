@@ -132,9 +132,9 @@ def test_each_file_of_the_newest_checkpoint_damaged_in_turn(tmp_path, monkeypatc
                 {"flip": flipped, "truncate": content[:-3], "extend": content + b"0", "empty": b""}[damage]
             )
         assert find_checkpoint(tmp_path, RECORD, overwrite=False, resume_from=None) == tmp_path / "checkpoint-4"
-        assert (
-            "checkpoint-5 (" in said[-1] and name.name in said[-1] and "checkpoint-4 is the newest whole" in said[-1]
-        )
+        assert "checkpoint-5 (" in said[-1] and "checkpoint-4 is the newest whole" in said[-1]
+        # A flipped bit in the manifest may be one of another file's hash.
+        assert name.name in said[-1] or (name.name, damage) == (checkpoints.MANIFEST, "flip")
         path.write_bytes(content)
         assert find_checkpoint(tmp_path, RECORD, overwrite=False, resume_from=None) == tmp_path / "checkpoint-5"
     assert len(said) == len(names)
