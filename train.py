@@ -21,10 +21,10 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.models.loading import load_tower_config
-from simple_multimodal.training import assembly
+from simple_multimodal.training import assembly, checkpoints
 from simple_multimodal.training.evaluation import PairSet
 from simple_multimodal.training.results import one_line, write_results
-from simple_multimodal.training.run_record import find_checkpoint, make_run_record, selection_split
+from simple_multimodal.training.run_record import make_run_record, selection_split
 from simple_multimodal.training.trainer import MultimodalTrainer
 
 logger = logging.get_logger("simple_multimodal")
@@ -58,7 +58,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     )
     checkpoint = None
     if args.do_train:
-        checkpoint = find_checkpoint(
+        checkpoint = checkpoints.find_checkpoint(
             args.output_dir, record, overwrite=args.overwrite_output_dir, resume_from=args.resume_from_checkpoint
         )
     source = checkpoint or model_args.model_name_or_path

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         `int`: The exit code: 0, or 1 where `doctor` or `index` found something broken, `pack` left rows out or
-            `prepare` wrote something else than the protocol says, or 2 for a user's error.
+            `prepare` wrote something else than the protocol says, or where `diff` or `repeat` found a difference,
+            or 2 for a user's error.
     """
     parser = argparse.ArgumentParser(
         prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False
@@ -181,6 +182,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("--alpro", action="store_true", dest="is_alpro", help="print what ALPRO's evaluation would")
     add_pipeline(verb)
     verb.set_defaults(run=infer)
+
+    verb = verbs.add_parser("diff", help="compare two checkpoints or model folders bit for bit", allow_abbrev=False)
+    verb.add_argument("first", metavar="FIRST", help="folder")
+    verb.add_argument("second", metavar="SECOND", help="folder")
+    verb.set_defaults(run=diff)
+
+    verb = verbs.add_parser("repeat", help="train several times and compare what comes out", allow_abbrev=False)
+    verb.add_argument("--runs", type=int, default=3, metavar="INT", help="how often; default: 3")
+    verb.add_argument("--output_dir", required=True, metavar="DIR", help="folder for run-1, run-2, ...")
+    verb.add_argument("command", metavar="COMMAND", nargs="+", help="after `--`, such as: -- python train.py ...")
+    verb.set_defaults(run=repeat)
 
     verb = verbs.add_parser("convert", help="turn a checkpoint of another project into a model folder")
     kinds = verb.add_subparsers(required=True, metavar="KIND")
@@ -426,6 +438,28 @@ def pack(
     )
     print(report.to_text())
     return 1 if report.errors else 0
+
+
+def diff(*, first: str, second: str) -> int:
+    """Compares two folders bit for bit; 1 if they differ."""
+    from simple_multimodal.training.comparison import compare_folders
+
+    return _print_differences(f"{first} and {second}", *compare_folders(first, second))
+
+
+def repeat(*, runs: int, output_dir: str, command: list[str]) -> int:
+    """Trains several times and compares each run with the first; 1 if any differs."""
+    from simple_multimodal.training import comparison
+
+    compared = comparison.repeat(command, num_runs=runs, output_dir=output_dir)
+    return max([_print_differences(f"run-1 and {run.name}", lines, count) for run, lines, count in compared])
+
+
+def _print_differences(what: str, lines: list[str], num_compared: int) -> int:
+    print(f"{what}: {f'{len(lines)} of {num_compared} differ' if lines else f'equal, all {num_compared}'}")
+    for line in lines:
+        print(f"  {line}")
+    return 1 if lines else 0
 
 
 def convert_alpro(*, checkpoint: str, out: str, **options: str | int | None) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.clips import clips_jsonl_to_manifests
@@ -91,3 +92,9 @@ def test_shipped_fine_tuning(name, tmp_path, monkeypatch):
     assert main(["infer", *shlex.split(head["infer"])]) == 0
     results = Path(shlex.split(head["infer"])[-1])
     assert json.loads((results / "metrics.json").read_text())["selection_split"] == "validation"
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_ways_to_launch(path):
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == "MULTI_GPU" and config.num_processes % config.num_machines == 0

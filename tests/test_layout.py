@@ -106,5 +106,8 @@ def test_the_datasets_folder_does_not_hide_the_library():
 
 def test_scripts_are_short():
     for path in REPOSITORY.glob("run_scripts/*"):
-        assert path.suffix == ".sh" and len(path.read_text().splitlines()) <= 10, path
+        lines = path.read_text().splitlines()
+        if path.suffix == ".sbatch":  # where the header is what the scheduler reads
+            lines = [line for line in lines if not line.startswith("#")]
+        assert path.suffix in (".sh", ".sbatch") and len(lines) <= 10, path
     assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 150

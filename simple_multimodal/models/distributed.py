@@ -1,8 +1,13 @@
-"""Gathering rows across processes, with and without gradient."""
+"""What processes share: rows, with and without gradient, sums, and decisions."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
+Result = TypeVar("Result")
 
 
 def is_distributed() -> bool:
@@ -54,6 +59,24 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def decide_in_first_process(decide: Callable[[], Result]) -> Result:
+    """What `decide()` returns in process 0, in every process; a `ValueError` or `OSError` is raised in every process,
+    too. For what must not be decided twice, such as which files to go on from.
+    """
+    if not is_distributed():
+        return decide()
+    outcome: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = decide()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def pad_to_longest(states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

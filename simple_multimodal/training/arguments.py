@@ -95,6 +95,13 @@ class MultimodalTrainingArguments(TrainingArguments):
             "group": "Data",
         },
     )
+    max_nan_steps: int = field(
+        default=20,
+        metadata={
+            "help": "Stop after this many steps in a row whose gradient is NaN or infinite; each is left out.",
+            "group": GROUP,
+        },
+    )
     matching_top_k: int = field(
         default=32,
         metadata={
@@ -112,6 +119,8 @@ class MultimodalTrainingArguments(TrainingArguments):
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
+        if self.max_nan_steps < 1:
+            raise ValueError(f"--max_nan_steps is {self.max_nan_steps}; give 1 or more.")
         if self.matching_top_k < 0:
             raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
         if not 0 <= self.max_bad_fraction <= 1:

@@ -1,4 +1,4 @@
-"""What a run is made of, written as `run.json`, and the rule by which an output folder is continued."""
+"""What a run is made of, written as `run.json`, and whether two runs are one."""
 
 import importlib.metadata
 import json
@@ -6,22 +6,14 @@ import os
 import platform
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
 
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.prepare import prepared_split
 
-logger = logging.get_logger(__name__)
-
 RUN_FILE = "run.json"
 CLIPS_FILE = "training_clips.json"
-STATE_FILE = "trainer_state.json"
-"""Written last into a checkpoint, so a checkpoint that has it has everything."""
 
 PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "numpy")
 
@@ -32,8 +24,8 @@ INCIDENTAL_ARGUMENTS = frozenset(
         "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
         "dataloader_prefetch_factor", "local_rank", "disable_tqdm", "log_level", "log_level_replica", "report_to",
         "run_name", "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "save_steps",
-        "save_strategy", "save_total_limit", "do_train", "do_eval", "do_predict", "push_to_hub", "hub_model_id",
-        "hub_token", "max_bad_fraction", "sample_timeout_seconds", "loader_memory_gigabytes",
+        "save_strategy", "save_total_limit", "max_nan_steps", "max_bad_fraction", "sample_timeout_seconds",
+        "loader_memory_gigabytes", "do_train", "do_eval", "do_predict", "push_to_hub", "hub_model_id", "hub_token",
     }
 )  # fmt: skip
 
@@ -110,9 +102,11 @@ def selection_split(
 
 
 def write_run_record(folder: str | os.PathLike, record: dict) -> None:
-    """Write `run.json` into a folder, which is made if need be."""
+    """Write `run.json` into a folder, which is made if need be; a killed process leaves all of it or nothing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, RUN_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial = Path(folder, f".{RUN_FILE}.tmp")
+    partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(Path(folder, RUN_FILE))
 
 
 def training_clips(dataset: MultimodalDataset | None, source: str | os.PathLike | None) -> list[str]:
@@ -125,13 +119,6 @@ def training_clips(dataset: MultimodalDataset | None, source: str | os.PathLike 
 def write_training_clips(folder: str | os.PathLike, clips: Sequence[str]) -> None:
     """Write `training_clips.json` into a folder; a test on one of these clips is refused."""
     Path(folder, CLIPS_FILE).write_text(json.dumps({"clips": list(clips)}, indent=0) + "\n", encoding="utf-8")
-
-
-def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool) -> None:
-    """Write `run.json`; if the run starts over, first remove older checkpoints, which a later resume would take."""
-    for folder in list_checkpoints(output_dir).values() if starts_over else ():
-        shutil.rmtree(folder)
-    write_run_record(output_dir, record)
 
 
 def differences_from(record: dict, folder: str | os.PathLike) -> list[str]:
@@ -149,76 +136,3 @@ def differences_from(record: dict, folder: str | os.PathLike) -> list[str]:
 
     first, second = essence(record), essence(other)
     return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
-
-
-def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
-    """Folders of checkpoints, complete or not, by step."""
-    steps = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if number.isdigit() and folder.is_dir():
-            steps[int(number)] = folder
-    return steps
-
-
-def newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The checkpoint of the largest step that was written to its end."""
-    complete = {step: folder for step, folder in list_checkpoints(output_dir).items() if is_complete(folder)}
-    return complete[max(complete)] if complete else None
-
-
-def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether a checkpoint was written to its end."""
-    return Path(checkpoint, STATE_FILE).is_file()
-
-
-def find_checkpoint(
-    output_dir: str | os.PathLike, record: dict, *, overwrite: bool, resume_from: str | None
-) -> Path | None:
-    """
-    The checkpoint to continue from; `None` to start at the beginning.
-
-    Args:
-        output_dir (`str`): folder of the run.
-        record (`dict`): what this run is, see [`make_run_record`].
-        overwrite (`bool`): start over whatever is there.
-        resume_from (`str`, *optional*): a checkpoint that was named, or `"True"`.
-
-    Raises:
-        ValueError: If the named checkpoint is not one, or if the folder holds something that is not this run's.
-    """
-    output = Path(output_dir)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output_dir {str(output)!r} is a file. Give a folder.")
-    if resume_from is not None and resume_from.lower() not in ("true", "false"):
-        if not is_complete(resume_from):
-            raise ValueError(
-                f"--resume_from_checkpoint {resume_from!r} is not a complete checkpoint: it has no {STATE_FILE}. Give "
-                f"a folder such as {output / 'checkpoint-500'}, or leave the flag out to take the newest complete one."
-            )
-        return Path(resume_from)
-    checkpoint = None if overwrite else newest_checkpoint(output)
-    if checkpoint is not None:
-        differences = differences_from(record, checkpoint)
-        if differences:
-            logger.warning(f"Going on from {checkpoint}, which began with another {', '.join(differences)}.")
-        return checkpoint
-    if resume_from is not None and resume_from.lower() == "true":
-        raise ValueError(
-            f"--resume_from_checkpoint True, but {str(output)!r} holds no complete checkpoint, or "
-            "--overwrite_output_dir starts over. Leave the flag out to start at the beginning."
-        )
-    if overwrite or not output.exists() or not any(output.iterdir()):
-        return None
-    if not (output / RUN_FILE).is_file():
-        raise ValueError(
-            f"--output_dir {str(output)!r} is not empty, and holds neither a complete checkpoint nor a {RUN_FILE}. "
-            "Give another folder, or --overwrite_output_dir to write into this one."
-        )
-    differences = differences_from(record, output)
-    if differences:
-        raise ValueError(
-            f"--output_dir {str(output)!r} belongs to a run that differs in {', '.join(differences[:8])}. Give "
-            "another folder, or --overwrite_output_dir to start over."
-        )
-    return None

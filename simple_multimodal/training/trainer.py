@@ -2,18 +2,21 @@
 once.
 """
 
+import concurrent.futures
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
-from transformers import EarlyStoppingCallback, PreTrainedModel, ProgressCallback, Trainer
-from transformers.trainer_callback import TrainerCallback, TrainerControl
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
@@ -22,10 +25,22 @@ from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.modalities import MODALITIES
-from simple_multimodal.models.distributed import sum_over_processes
+from simple_multimodal.models.distributed import decide_in_first_process, sum_over_processes
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.checkpoints import (
+    STAGING,
+    STATE_FILE,
+    WRITE_ERRORS,
+    begin_run,
+    clear_staging,
+    newest_checkpoint,
+    problem_of,
+    publish,
+    rotate,
+    seal,
+)
 from simple_multimodal.training.evaluation import (
     EncodedRow,
     EncodedSet,
@@ -37,13 +52,10 @@ from simple_multimodal.training.evaluation import (
     pair_metrics,
 )
 from simple_multimodal.training.quarantine import Quarantine
-from simple_multimodal.training.run_record import (
-    begin_run,
-    newest_checkpoint,
-    training_clips,
-    write_run_record,
-    write_training_clips,
-)
+from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
+from simple_multimodal.training.run_record import training_clips, write_run_record, write_training_clips
+
+logger = logging.get_logger(__name__)
 
 SETTLE_STEPS = 10
 """Steps after which several processes tell each other what they could not read."""
@@ -103,7 +115,9 @@ class MultimodalTrainer(Trainer):
     - the training order and every draw about a sample depend on `(seed, epoch, sample)` alone;
     - a sample that cannot be read costs one sample, and is listed in `quarantine.jsonl`;
     - evaluation counts each row once, whatever the batch size and the number of processes;
-    - a learning rate per tower; the share of time spent waiting for data.
+    - a learning rate per tower; the share of time spent waiting for data;
+    - checkpoints that are whole or not there, written to the disk beside the training; resumed runs that end as
+      uninterrupted ones; SIGTERM and gradients that are not finite, see [`RunControl`].
 
     Args:
         model ([`TowerModel`]): with `count_items`; a `MultimodalFor…` or `AlproFor…` model.
@@ -117,6 +131,8 @@ class MultimodalTrainer(Trainer):
     """
 
     control: TrainerControl
+    _tr_loss: torch.Tensor
+    _total_loss_scalar: float
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -137,7 +153,9 @@ class MultimodalTrainer(Trainer):
         self.eval_collator = eval_collator
         self.last_evaluation: Evaluation | None = None
         self._sums: dict[str, torch.Tensor] = {}
-        self.has_trained = False
+        self.run_control = RunControl(args.max_nan_steps)
+        self._sealing: concurrent.futures.Future | None = None  # of the last checkpoint
+        self._save_error: BaseException | None = None  # of the last checkpoint
         self._sums_start = 0  # the step before the first one that the sums are over
         self.processor = processing_class
         self.args = args
@@ -159,7 +177,8 @@ class MultimodalTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LoadingProgressCallback(self))
         if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.add_callback(EarlyStopping(args.early_stopping_patience))
+        self.add_callback(self.run_control)
 
     # ---- Data ----
     def _reader(
@@ -193,6 +212,15 @@ class MultimodalTrainer(Trainer):
         shuffle = self.args.train_sampling_strategy != "sequential"
         return EpochSampler(train_dataset or RowKeys(self.train_dataset), seed=seed, shuffle=shuffle)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches in the order of the sampler; a loader draws nothing from the global generators."""
+        loader = super().get_train_dataloader()
+        base = loader.base_dataloader  # what accelerate has wrapped
+        # Else a loader whose workers persist draws a seed once, and one whose workers do not in each epoch.
+        base.generator = torch.Generator()
+        base.worker_init_fn = LoaderInit(base.worker_init_fn)
+        return loader
+
     def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> DataLoader:
         """Batches of this process's share of the rows; no row stands in two shares, none is repeated to fill a
         batch.
@@ -212,18 +240,18 @@ class MultimodalTrainer(Trainer):
                 eval_dataset, self.eval_collator, policy, with_captions=not self._answers_questions
             ),
             num_workers=workers,
+            worker_init_fn=LoaderInit(),
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        # A run that resumes at its last step, within an epoch, would get one more.
-        if self.state.global_step >= self.state.max_steps:
+        # A run that resumes at its last step, or where it stopped early, would get one more.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             return [], None
         started = time.perf_counter()
         batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.speed.waited += time.perf_counter() - started
-        self.has_trained = True
         self.speed.samples += sum(len(batch["row_ids"]) for batch in batches) * self.args.world_size
         return batches, counts
 
@@ -241,7 +269,18 @@ class MultimodalTrainer(Trainer):
         counts = [model.count_items(batch) for batch in batch_samples]
         names = list(counts[0])
         totals = torch.stack([torch.stack([count[name] for name in names]).to(device) for count in counts]).sum(dim=0)
-        return dict(zip(names, sum_over_processes(totals), strict=True))
+        is_terminated = torch.full((1,), self.run_control.is_terminated, dtype=totals.dtype).to(device)
+        totals = sum_over_processes(torch.cat([totals, is_terminated]))
+        self.run_control.watch(totals[-1:])
+        return dict(zip(names, totals[:-1], strict=True))
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else torch.as_tensor(grad_norm)
+        self.run_control.skip_unless_finite(
+            whole, self.optimizer.optimizer, is_scaled=self.accelerator.scaler is not None
+        )
+        return grad_norm
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, num_items=num_items_in_batch)
@@ -262,6 +301,13 @@ class MultimodalTrainer(Trainer):
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:  # `Trainer` divides by the steps since the last resume
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        if "loss" in logs:
+            self._tr_loss = torch.zeros_like(self._tr_loss)  # `Trainer` subtracts it from itself, and NaN stays NaN
+            nan_steps = int(self.run_control.nan_steps[0])
+            if nan_steps:
+                logs["nan_steps"] = nan_steps
         if "loss" in logs and self._sums:
             steps = max(self.state.global_step - self._sums_start, 1)
             for name, total in self._sums.items():
@@ -305,10 +351,31 @@ class MultimodalTrainer(Trainer):
                 begin_run(self.args.output_dir, self.run_record, starts_over=resume_from_checkpoint is None)
         self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
         self._sums = {}
+        self._save_error = None
+        self._resumes_from = resume_from_checkpoint or None
         self.speed.restart()
-        self.has_trained = False
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        return result if self.has_trained else result._replace(metrics={})
+        with self.run_control.listening(), concurrent.futures.ThreadPoolExecutor(max_workers=1) as self._sealer:
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.run_control.is_terminated:  # after the last step, where nobody asks any more
+            raise SystemExit(EXIT_REQUEUE)
+        result = result._replace(training_loss=result.metrics["train_loss"])
+        return result if self.run_control.has_trained else result._replace(metrics={})
+
+    def _finalize_training(self, *args) -> TrainOutput:
+        self._finish_checkpoint()
+        if self._resumes_from is not None and not self.run_control.has_trained:
+            self._load_running(self._resumes_from)
+        if self._save_error is not None:
+            raise OSError(
+                f"The last checkpoint could not be saved: {self._save_error}. The same command goes on from the one "
+                "before it."
+            )
+        if self.run_control.is_stopping:
+            logger.warning(
+                f"Stopped by SIGTERM after step {self.state.global_step}; the same command goes on from there."
+            )
+            raise SystemExit(EXIT_REQUEUE)
+        return super()._finalize_training(*args)
 
     # ---- Optimizer ----
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -452,15 +519,133 @@ class MultimodalTrainer(Trainer):
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     # ---- Saving ----
+    def _save_checkpoint(self, model, trial) -> None:
+        """
+        Write a checkpoint aside, and have it hashed, synced and named beside the training, see [`seal`].
+
+        If that fails, in whichever process, training goes on with a warning; it is tried again at the next save.
+        """
+        self._finish_checkpoint()
+        self._save_step = self.state.global_step
+        self.store_flos()
+        final = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        best = final.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+        if best == final or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        staged = final.parent / STAGING / final.name
+        error: BaseException | None = None
+        parts: list[Callable[[str], None]] = [functools.partial(self.save_model, _internal_call=True)]
+        if not self.args.save_only_model:
+            parts += [self._save_optimizer_and_scheduler, self._save_scaler, self._save_rng_state]
+        for write in (*parts, self._save_trainer_state):
+            try:
+                write(str(staged))
+            except WRITE_ERRORS as failure:  # the other parts may need all processes
+                error = error or failure
+        if self._agree_on(error) is not None:
+            if self.args.should_save:
+                clear_staging(final.parent)
+        elif self.args.should_save:
+            keep = {final} | ({Path(self.state.best_model_checkpoint)} if self.state.best_model_checkpoint else set())
+            self._sealing = self._sealer.submit(self._seal, staged, final, keep)
+        if self.args.push_to_hub:
+            self._finish_checkpoint()
+            if self._save_error is None:
+                self._push_from_checkpoint(str(final))
+
+    def _seal(self, staged: Path, final: Path, keep: set[Path]) -> None:
+        seal(staged, final)
+        rotate(final.parent, self.args.save_total_limit, keep=keep)
+
+    def _finish_checkpoint(self) -> None:
+        """Wait until the last checkpoint bears its name in every process, or has failed."""
+        error: BaseException | None = self._save_error
+        if self._sealing is not None:
+            error = self._sealing.exception()
+            self._sealing = None
+            clear_staging(self.args.output_dir)
+        self._agree_on(error)
+
+    def _agree_on(self, error: BaseException | None) -> BaseException | None:
+        """An error of any process, in all of them; a new one is reported."""
+        failed = torch.tensor([float(error is not None)], device=self.args.device)
+        if not sum_over_processes(failed).item():
+            self._save_error = None
+        elif self._save_error is None:
+            self._save_error = error or OSError("another process could not write its part")
+            if error is not None or self.is_world_process_zero():
+                logger.warning(
+                    f"CHECKPOINT {self._save_step} COULD NOT BE SAVED: {self._save_error}. Training goes on and tries "
+                    "again at the next save; older checkpoints are as they were."
+                )
+        return self._save_error
+
+    def _save_trainer_state(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(Path(output_dir, STATE_FILE)))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Write what each process has of its own: random numbers, and what the next log will show."""
+        super()._save_rng_state(output_dir)
+        running = {
+            "tr_loss": self._tr_loss,
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "sums": self._sums,
+            "sums_start": self._sums_start,
+            "nan_steps": self.run_control.nan_steps,
+        }
+        torch.save(running, Path(output_dir, f"running_{self.args.process_index}.pth"))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self._load_running(checkpoint)
+
+    def _load_running(self, checkpoint: str) -> None:
+        """Go on with the sums of a checkpoint. Another number of processes share what the former ones had."""
+        files = sorted(Path(checkpoint).glob("running_*.pth"))
+        share = 1 / self.args.world_size
+        if len(files) == self.args.world_size:
+            files, share = [Path(checkpoint, f"running_{self.args.process_index}.pth")], 1.0
+        device = self.args.device
+        states = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+        if states:
+            self._tr_loss = (sum(state["tr_loss"] for state in states) / len(states)).to(device)
+            self._sums = {
+                name: (sum(state["sums"][name] for state in states) * share).to(device) for name in states[0]["sums"]
+            }
+            self._total_loss_scalar = states[0]["total_loss"]
+            self._globalstep_last_logged = states[0]["last_logged"]
+            self._sums_start = states[0]["sums_start"]
+            self.run_control.nan_steps = states[0]["nan_steps"]
+
+    def _load_best_model(self) -> None:
+        problem = decide_in_first_process(lambda: problem_of(self.state.best_model_checkpoint))
+        if problem is not None:
+            raise OSError(f"The best checkpoint, {self.state.best_model_checkpoint}, is not whole: {problem}.")
+        super()._load_best_model()
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.processor is not None and self.processing_class is None and self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
-        if self.run_record is not None and self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            write_run_record(folder, self.run_record)
+        folder = Path(output_dir or self.args.output_dir)
+        is_staged = folder.parent.name == STAGING
+        staged = folder if is_staged else folder / STAGING / "model"
+        super()._save(str(staged), state_dict)
+        if not self.args.should_save:
+            return
+        if self.processor is not None and self.processing_class is None:
+            self.processor.save_pretrained(staged)
+        if self.run_record is not None:
+            write_run_record(staged, self.run_record)
             source = self.run_record["arguments"].get("model_name_or_path")
-            write_training_clips(folder, training_clips(self.train_dataset, source))
+            write_training_clips(staged, training_clips(self.train_dataset, source))
+        if not is_staged:
+            publish(staged, folder)
+            clear_staging(folder)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the model card with the numbers of the last evaluation, in place of the stock one (also before a

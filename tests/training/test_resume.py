@@ -1,6 +1,8 @@
 """Going on from a checkpoint: the rules of the output folder, and weights that do not tell of an interruption."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,18 +10,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from simple_multimodal.training.run_record import begin_run, find_checkpoint, make_run_record, newest_checkpoint
+from simple_multimodal.training.checkpoints import STAGING, begin_run, find_checkpoint, newest_checkpoint, seal
+from simple_multimodal.training.run_record import make_run_record
 from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.faults.runs import logs
+from tests.training import tiny_run
 from tests.training.tiny_run import flags, run
 
 RECORD = make_run_record({"learning_rate": 0.1, "output_dir": "a"}, command=["train.py"], data={})
 
 
 def write_checkpoint(folder: Path, *, complete: bool = True, record: dict = RECORD) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(record))
+    staged = folder.parent / STAGING / folder.name if complete else folder
+    staged.mkdir(parents=True)
+    (staged / "run.json").write_text(json.dumps(record))
+    (staged / "trainer_state.json").write_text("{}")
     if complete:
-        (folder / "trainer_state.json").write_text("{}")
+        seal(staged, folder)
     return folder
 
 
@@ -46,7 +53,7 @@ def test_the_newest_complete_checkpoint_is_taken(tmp_path):
 
 def test_a_checkpoint_of_changed_arguments_is_taken_with_a_warning(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("simple_multimodal.training.run_record.logger.warning", said.append)
+    monkeypatch.setattr("simple_multimodal.training.checkpoints.logger.warning", said.append)
     checkpoint = write_checkpoint(tmp_path / "checkpoint-1")
     elsewhere = make_run_record({"learning_rate": 0.1, "output_dir": "b"}, command=["other.py"], data={})
     assert find(tmp_path, record=elsewhere) == checkpoint and not said
@@ -136,44 +143,63 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+@pytest.fixture(scope="module")
+def exact(clips, tmp_path_factory) -> list[str]:
+    """Flags of a run with dropout that logs between its checkpoints."""
+    folder = tmp_path_factory.mktemp("exact")
+    configs = tiny_run.config_flags(tiny_run.write_configs(folder, dropout=0.1))
+    settings = flags(cache_dir=folder / "cache", num_train_epochs=2, save_steps=2, logging_steps=3)
+    return ["--do_train", *tiny_run.data_flags(clips), *configs, *settings]
+
+
+@pytest.fixture(scope="module")
+def straight(exact, tmp_path_factory) -> Callable[..., Path]:
+    """Folder of an uninterrupted run of those flags and others; the same ones run once."""
+    folders = {}
+
+    def train(**values) -> Path:
+        key = json.dumps(values)
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("straight") / "out"
+            run(*exact, *flags(output_dir=folders[key], **values))
+        return folders[key]
+
+    return train
+
+
 # 7 rows, 2 in a batch: 4 steps in an epoch, the last of one row. Checkpoint 2 lies within the first, 4 at its end.
-@pytest.mark.parametrize(("steps", "num_workers"), [(3, 0), (5, 0), (3, 1)])
-def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
-    start, tmp_path, interrupted_after, steps, num_workers
+BATCHES = {"per_device_train_batch_size": 2}
+PARTS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("steps", "workers", "values"),
+    [(3, (0, 2), BATCHES), (5, (1, 1), BATCHES), (5, (0, 1), BATCHES), (8, (1, 0), BATCHES), (5, (0, 0), PARTS)],
+)
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    exact, straight, tmp_path, interrupted_after, steps, workers, values
 ):
-    common = [*start, "--do_train", *flags(num_train_epochs=2, save_steps=2, dataloader_num_workers=num_workers)]
-    run(*common, *flags(output_dir=tmp_path / "straight"))
+    expected = straight(**values)
+    command = [*exact, *flags(output_dir=tmp_path, **values)]
     interrupted_after(steps)
     with pytest.raises(KeyboardInterrupt):
-        run(*common, *flags(output_dir=tmp_path / "broken"))
-    assert newest_checkpoint(tmp_path / "broken").name == f"checkpoint-{steps - 1}"
+        run(*command, *flags(dataloader_num_workers=workers[0]))
+    assert newest_checkpoint(tmp_path).name == f"checkpoint-{steps - 1 if steps < 8 else 6}"
     interrupted_after(None)
-    run(*common, *flags(output_dir=tmp_path / "broken"))
-    assert_same(weights(tmp_path / "straight"), weights(tmp_path / "broken"))
-    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("straight", "broken")]
-    assert states[0]["global_step"] == states[1]["global_step"] == 8
+    run(*command, *flags(dataloader_num_workers=workers[1]))
+    assert_same(weights(expected), weights(tmp_path))
+    assert [log["step"] for log in logs(tmp_path)] == [3, 6, 8]
+    assert len(logs(tmp_path)[0]) == 15 and logs(tmp_path) == logs(expected)
 
 
-def test_losses_of_a_resumed_run_are_those_of_a_straight_one(start, tmp_path, interrupted_after):
-    common = [*start, "--do_train", *flags(num_train_epochs=2, save_steps=2, logging_steps=1)]
-    run(*common, *flags(output_dir=tmp_path / "straight"))
-    interrupted_after(3)
-    with pytest.raises(KeyboardInterrupt):
-        run(*common, *flags(output_dir=tmp_path / "broken"))
-    interrupted_after(None)
-    run(*common, *flags(output_dir=tmp_path / "broken"))
-    logs = [
-        [
-            log
-            for log in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
-            if "loss" in log
-        ]
-        for name in ("straight", "broken")
-    ]
-    assert [log["step"] for log in logs[1]] == list(range(1, 9))
-    for straight, resumed in zip(*logs, strict=True):
-        names = [name for name in straight if name.endswith(("loss", "accuracy"))]
-        assert len(names) == 11 and {name: resumed[name] for name in names} == {name: straight[name] for name in names}
+def test_a_run_that_was_killed_after_its_last_checkpoint_ends_as_one_that_was_not(exact, straight, tmp_path):
+    expected = straight(**BATCHES)
+    shutil.copytree(expected, tmp_path / "out")
+    for name in ("model.safetensors", "trainer_state.json"):
+        (tmp_path / "out" / name).unlink()
+    run(*exact, *flags(output_dir=tmp_path / "out", **BATCHES))
+    assert_same(weights(expected), weights(tmp_path / "out"))
+    assert logs(tmp_path / "out") == logs(expected)
 
 
 def test_resume_from_checkpoint_takes_that_one(start, tmp_path):

@@ -78,10 +78,11 @@ def write_clips(folder: Path) -> Path:
     return folder
 
 
-def write_configs(folder: Path) -> dict[str, str]:
+def write_configs(folder: Path, *, dropout: float = 0.0) -> dict[str, str]:
     """Writes a config JSON of each tower; returns the paths."""
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     for tower, values in CONFIGS.items():
-        (folder / f"{tower}.json").write_text(json.dumps(values))
+        (folder / f"{tower}.json").write_text(json.dumps({**values, **dropouts}))
     return {tower: str(folder / f"{tower}.json") for tower in CONFIGS}
 
 

@@ -1,0 +1,219 @@
+"""Checkpoints that are whole: written aside, hashed, synced and renamed; and the one that a run goes on from."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+from simple_multimodal.models.distributed import decide_in_first_process
+from simple_multimodal.training.run_record import RUN_FILE, differences_from, write_run_record
+
+logger = logging.get_logger(__name__)
+
+STAGING = ".incomplete"
+"""Folder in the output folder for what is being written. Whatever lies there is of no use to a later start."""
+
+MANIFEST = "checkpoint.json"
+"""Sizes and hashes of all files of a checkpoint; written last."""
+
+STATE_FILE = "trainer_state.json"
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a full or failing disk raises: Python, `torch.save` and safetensors, in this order."""
+
+
+# ---- Writing ----
+def seal(staged: Path, final: Path) -> None:
+    """
+    Give a checkpoint that was written aside its name, once all of it is on the disk, in place of one that has it.
+
+    Raises:
+        OSError: If the disk fails; the name is not given then.
+    """
+    files = {}
+    for path in sorted(path for path in staged.rglob("*") if path.is_file()):
+        files[path.relative_to(staged).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        _sync(path)
+    manifest = staged / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    for path in (manifest, *(path for path in staged.rglob("*") if path.is_dir()), staged):
+        _sync(path)
+    replaced = _take_name(final) if final.exists() else None
+    staged.rename(final)
+    _sync(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def publish(staged: Path, folder: Path) -> None:
+    """Move the files of a model into a folder, the weights last: a folder with weights holds a whole model, whenever
+    the process is killed. An older model there loses its weights first.
+    """
+    entries = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    files = [path for path in staged.rglob("*") if path.is_file()]
+    for path in files:
+        _sync(path)
+    for name in entries:
+        Path(folder, name).unlink(missing_ok=True)
+    for path in sorted(files, key=lambda path: path.name in entries):
+        target = folder / path.relative_to(staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    _sync(folder)
+    shutil.rmtree(staged)
+
+
+def rotate(output_dir: str | os.PathLike, limit: int | None, *, keep: set[Path]) -> None:
+    """Remove the checkpoints of the smallest steps, down to `limit`; those to `keep` count, and stay in any case."""
+    if not limit or limit < 0:
+        return
+    others = [folder for _, folder in sorted(list_checkpoints(output_dir).items()) if folder not in keep]
+    kept = max(limit - sum(folder.is_dir() for folder in keep), 0)
+    for folder in others[: len(others) - kept]:
+        shutil.rmtree(_take_name(folder), ignore_errors=True)
+
+
+def _take_name(checkpoint: Path) -> Path:
+    """Move a checkpoint aside, so that no half removed folder bears its name; returns where it is."""
+    aside = Path(checkpoint.parent, STAGING, f"{checkpoint.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(exist_ok=True)
+    return checkpoint.rename(aside)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- Finding ----
+def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
+    """Folders that bear a checkpoint's name, by step."""
+    steps = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if number.isdigit() and folder.is_dir():
+            steps[int(number)] = folder
+    return steps
+
+
+def problem_of(checkpoint: str | os.PathLike) -> str | None:
+    """Why a folder is not a whole checkpoint, in a few words; `None` if every file of it is as it was written."""
+    try:
+        files = json.loads(Path(checkpoint, MANIFEST).read_bytes())["files"]
+        for name, written in files.items():
+            path = Path(checkpoint, name)
+            if path.stat().st_size != written["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {written['size']}"
+            if sha256(path) != written["sha256"]:
+                return f"{name} is damaged"
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename).name}"
+    except OSError as error:
+        return f"it cannot be read: {error}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+def newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
+    """The checkpoint of the largest step that is whole, as process 0 sees it; a warning names those passed over."""
+    return decide_in_first_process(lambda: _newest_checkpoint(output_dir))
+
+
+def _newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
+    found, passed_over = None, []
+    for _, folder in sorted(list_checkpoints(output_dir).items(), reverse=True):
+        problem = problem_of(folder)
+        if problem is None:
+            found = folder
+            break
+        passed_over.append(f"{folder.name} ({problem})")
+    if passed_over:
+        chosen = f"{found.name} is the newest whole one" if found else "there is no whole one"
+        logger.warning(f"Passed over in {output_dir}: {', '.join(passed_over)}; {chosen}.")
+    return found
+
+
+def find_checkpoint(
+    output_dir: str | os.PathLike, record: dict, *, overwrite: bool, resume_from: str | None
+) -> Path | None:
+    """
+    The checkpoint to continue from; `None` to start at the beginning.
+
+    Args:
+        output_dir (`str`): folder of the run.
+        record (`dict`): what this run is, see [`make_run_record`].
+        overwrite (`bool`): start over whatever is there.
+        resume_from (`str`, *optional*): a checkpoint that was named, or `"True"`.
+
+    Raises:
+        ValueError: If the named checkpoint is not whole, or if the folder holds something that is not this run's.
+    """
+    output = Path(output_dir)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output_dir {str(output)!r} is a file. Give a folder.")
+    if resume_from is not None and resume_from.lower() not in ("true", "false"):
+        problem = decide_in_first_process(lambda: problem_of(resume_from))
+        if problem is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint {resume_from!r} is not a complete checkpoint: {problem}. Give "
+                f"a folder such as {output / 'checkpoint-500'}, or leave the flag out to take the newest complete one."
+            )
+        return Path(resume_from)
+    checkpoint = None if overwrite else newest_checkpoint(output)
+    if checkpoint is not None:
+        differences = differences_from(record, checkpoint)
+        if differences:
+            logger.warning(f"Going on from {checkpoint}, which began with another {', '.join(differences)}.")
+        return checkpoint
+    if resume_from is not None and resume_from.lower() == "true":
+        raise ValueError(
+            f"--resume_from_checkpoint True, but {str(output)!r} holds no complete checkpoint, or "
+            "--overwrite_output_dir starts over. Leave the flag out to start at the beginning."
+        )
+    # A run that was killed at once leaves hidden files at most.
+    if overwrite or not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
+        return None
+    if not (output / RUN_FILE).is_file():
+        raise ValueError(
+            f"--output_dir {str(output)!r} is not empty, and holds neither a complete checkpoint nor a {RUN_FILE}. "
+            "Give another folder, or --overwrite_output_dir to write into this one."
+        )
+    differences = differences_from(record, output)
+    if differences:
+        raise ValueError(
+            f"--output_dir {str(output)!r} belongs to a run that differs in {', '.join(differences[:8])}. Give "
+            "another folder, or --overwrite_output_dir to start over."
+        )
+    return None
+
+
+def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool) -> None:
+    """Remove what a killed process left half written and, if the run starts over, older checkpoints, which a later
+    resume would take; then write `run.json`.
+    """
+    for folder in list_checkpoints(output_dir).values() if starts_over else ():
+        if (folder / MANIFEST).is_file():
+            _take_name(folder)
+    clear_staging(output_dir)
+    write_run_record(output_dir, record)
+
+
+def clear_staging(output_dir: str | os.PathLike) -> None:
+    """Remove what was written aside and got no name."""
+    shutil.rmtree(Path(output_dir, STAGING), ignore_errors=True)

@@ -1,0 +1,171 @@
+"""How a run ends before its time: on SIGTERM, when nothing is learned any more, and early stopping that survives a
+resume.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+from transformers import EarlyStoppingCallback
+from transformers.trainer_callback import TrainerCallback
+
+EXIT_REQUEUE = 75
+"""Exit code of a run that SIGTERM ended with a checkpoint: `EX_TEMPFAIL` of sysexits.h, "try again". 143, which a
+shell reports of a process that SIGTERM killed, would not tell whether anything was saved.
+"""
+
+
+class HostCopy:
+    """Values of a device on their way to the host. Reading them later waits for what the device was given up to here,
+    not for what it was given since.
+
+    Args:
+        values (`torch.Tensor`): on any device.
+    """
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values.to("cpu", non_blocking=True)
+        self.event = None if values.device.type == "cpu" else torch.Event(values.device)
+        if self.event is not None:
+            self.event.record()
+
+    def read(self) -> list[float]:
+        """The values."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.values.tolist()
+
+
+class RunControl(TrainerCallback):
+    """
+    Ends a run in order: after SIGTERM to any process with a checkpoint, in all processes after the same step; after
+    too many steps in a row whose gradient was NaN or infinite with an error. Such steps change no weights.
+
+    All of it is decided from numbers that are summed with the step's counts anyway and read one step later, so that
+    the device never waits.
+
+    Args:
+        max_nan_steps (`int`): steps in a row.
+    """
+
+    def __init__(self, max_nan_steps: int):
+        self.max_nan_steps = max_nan_steps
+        self.is_terminated = False
+        """This process was sent SIGTERM."""
+        self.is_stopping = False
+        """All processes stop, because one was sent SIGTERM."""
+        self.has_trained = False
+        self.saves_at_epoch_end = False
+        self.nan_steps = torch.zeros(2)
+        """Steps without a finite gradient, in all and in a row."""
+        self.status: HostCopy | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """For as long as the context lasts, SIGTERM is noted, however often it comes."""
+        self.is_terminated = self.is_stopping = self.has_trained = self.saves_at_epoch_end = False
+        self.nan_steps = torch.zeros(2)
+        if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _on_sigterm(self, *_) -> None:
+        self.is_terminated = True
+
+    def watch(self, num_terminated: torch.Tensor) -> None:
+        """Take note of how many processes were told to end, a tensor of shape `(1,)`, as the step begins."""
+        self.status = HostCopy(torch.cat([num_terminated, self.nan_steps[1:].to(num_terminated.device)]))
+
+    def skip_unless_finite(
+        self, grad_norm: torch.Tensor, optimizer: torch.optim.Optimizer, *, is_scaled: bool
+    ) -> None:
+        """
+        Count a step whose gradient is NaN or infinite, and keep the optimizer from taking it.
+
+        Args:
+            grad_norm (`torch.Tensor` of shape `()`): of the gradient of all processes.
+            optimizer (`torch.optim.Optimizer`): fused ones leave the step out on the device; for others it is read.
+            is_scaled (`bool`): whether a gradient scaler leaves such steps out itself.
+        """
+        is_nan = (~grad_norm.isfinite()).float()
+        total, in_a_row = self.nan_steps.to(is_nan.device)
+        self.nan_steps = torch.stack([total + is_nan, (in_a_row + 1) * is_nan])
+        if is_scaled:
+            return
+        if optimizer.defaults.get("fused"):
+            optimizer.grad_scale, optimizer.found_inf = None, is_nan  # type: ignore[attr-defined]  # as GradScaler does
+        elif is_nan:
+            optimizer.zero_grad()  # to None, which optimizers leave out
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.has_trained = True
+        assert self.status is not None
+        num_terminated, in_a_row = self.status.read()
+        if in_a_row >= self.max_nan_steps:
+            raise ValueError(
+                f"The gradient was NaN or infinite in {in_a_row:.0f} steps in a row, up to step "
+                f"{state.global_step - 1}. None of them changed the weights. Lower --learning_rate, train with --bf16 "
+                "instead of --fp16, look for the cause with --debug underflow_overflow, or allow more with "
+                "--max_nan_steps."
+            )
+        if num_terminated:  # of any process
+            self.is_stopping = control.should_training_stop = True
+        # The end of an epoch logs and evaluates, too: a checkpoint after it knows of that.
+        if control.should_training_stop or state.epoch % 1 == 0:
+            self.saves_at_epoch_end = control.should_save or self.is_stopping
+            control.should_save = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if not self.has_trained:  # nothing was left of the run that this one goes on with
+            control.should_log = control.should_evaluate = control.should_save = False
+        elif self.is_stopping and state.epoch % 1 != 0:
+            control.should_log = control.should_evaluate = False
+        control.should_save |= self.saves_at_epoch_end
+        self.saves_at_epoch_end = False
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Early stopping that counts on after a resume, and does not go on where it had stopped."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
+class LoaderInit:
+    """
+    Shields a loader process from SIGTERM, unless its own training process sends it.
+
+    Schedulers send SIGTERM to every process of a job at once, but batches are needed up to the end of the step.
+
+    Args:
+        then (`Callable`, *optional*): called with the worker's number afterwards.
+    """
+
+    def __init__(self, then: Callable[[int], None] | None = None):
+        self.then = then
+
+    def __call__(self, worker: int) -> None:
+        if sys.platform == "linux":  # elsewhere one cannot tell who sent a signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+        if self.then is not None:
+            self.then(worker)
+
+
+def _exit_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

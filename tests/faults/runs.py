@@ -1,0 +1,155 @@
+"""Training runs in processes of their own that can be killed, and what is left of them."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+from transformers.trainer_callback import TrainerCallback
+
+from simple_multimodal.training.checkpoints import STATE_FILE, sha256
+from simple_multimodal.training.comparison import TIMES
+from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.training import tiny_run
+from tests.training.tiny_run import flags
+
+FORK = multiprocessing.get_context("fork")  # starts in no time, with everything imported
+
+
+def commands(folder: Path) -> list[str]:
+    """Flags of a run on clips that are written to a folder: random frames, masks, and dropout in every tower."""
+    configs = tiny_run.write_configs(folder, dropout=0.1)
+    data = flags(per_device_train_batch_size=2, cache_dir=folder / "cache")
+    return ["--do_train", *tiny_run.data_flags(folder / "clips"), *tiny_run.config_flags(configs), *data]
+
+
+def logs(folder: Path) -> list[dict[str, float]]:
+    """What a run logged, without times."""
+    history = json.loads((folder / STATE_FILE).read_text())["log_history"]
+    return [{name: value for name, value in log.items() if not name.endswith(TIMES)} for log in history]
+
+
+def outcome(folder: Path) -> tuple[str, list[dict[str, float]]]:
+    """Hash of a run's final weights, and what it logged."""
+    return sha256(folder / "model.safetensors"), logs(folder)
+
+
+class AtStep(TrainerCallback):
+    """Does something after a step."""
+
+    def __init__(self, step: int, action: Callable[[], None]):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+def with_callback(callback: TrainerCallback) -> Callable[[], None]:
+    """Have all trainers of this process call it."""
+
+    def patch() -> None:
+        original = MultimodalTrainer.__init__
+
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            self.add_callback(callback)
+
+        MultimodalTrainer.__init__ = init
+
+    return patch
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def start(
+    argv: Sequence[str],
+    log: Path,
+    *,
+    rank: int = 0,
+    num_processes: int = 1,
+    port: int | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> multiprocessing.Process:
+    """`train.py` in a child process, as one of several if so; its output goes to a file."""
+
+    def work() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of what this process has run before
+        if num_processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+            os.environ |= {
+                "LOCAL_WORLD_SIZE": str(num_processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        sys.stdout = sys.stderr = open(log, "a", buffering=1)
+        logging.basicConfig(stream=sys.stderr, force=True)
+        if prepare is not None:
+            prepare()
+        tiny_run.run(*argv)
+
+    process = FORK.Process(target=work, daemon=False)
+    process.start()
+    return process
+
+
+def finish(argv: Sequence[str], log: Path, **settings) -> int:
+    """The exit code of such a child; minus the signal if one killed it."""
+    process = start(argv, log, **settings)
+    process.join()
+    return process.exitcode
+
+
+def finish_together(
+    argv: Sequence[str], folder: Path, *, prepare: dict[int, Callable[[], None]], num_processes=2
+) -> list[int]:
+    """The exit codes of several processes of one run; their output goes to `rank-*.log` in a folder."""
+    port = free_port()
+    processes = [
+        start(
+            argv,
+            folder / f"rank-{rank}.log",
+            rank=rank,
+            num_processes=num_processes,
+            port=port,
+            prepare=prepare.get(rank),
+        )
+        for rank in range(num_processes)
+    ]
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def send(signum: signal.Signals) -> None:
+    """Send a signal to this process."""
+    os.kill(os.getpid(), signum)
+
+
+def kill_at_event(number: int, folder: Path, delay: float = 0.0) -> None:
+    """Have this process killed when it opens, renames or removes something in a folder for the `number`-th time, or
+    some seconds later.
+    """
+    seen = 0
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal seen
+        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and str(folder) in str(args[0]):
+            seen += 1
+            if seen == number and delay:
+                threading.Timer(delay, send, [signal.SIGKILL]).start()
+            elif seen == number:
+                send(signal.SIGKILL)
+
+    sys.addaudithook(hook)

@@ -1,0 +1,190 @@
+"""SIGTERM, to one process or one of two, a process that is killed, and steps that come to nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from simple_multimodal.training.checkpoints import list_checkpoints, problem_of
+from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, HostCopy, LoaderInit, RunControl
+from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.faults.runs import FORK, AtStep, commands, finish, finish_together, outcome, with_callback
+from tests.training.tiny_run import flags, write_clips
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("faults")
+    write_clips(folder / "clips")
+    return [*commands(folder), *flags(max_steps=6, save_steps=100, logging_steps=4)]
+
+
+def terminated(*, at_step: int, times: int = 1):
+    """Send SIGTERM from outside to this process and its loader processes, as a scheduler does."""
+
+    def action():
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        for _ in range(times):
+            subprocess.run(["kill", "-TERM", *(str(process.pid) for process in processes)])
+
+    return with_callback(AtStep(at_step, action))
+
+
+# 4 steps in an epoch: what was sent in step 2 ends the run after step 3, within an epoch, and 3 after 4, at its end.
+@pytest.mark.parametrize(("step", "workers"), [(2, 1), (3, 0)])
+def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_exactly(command, tmp_path, step, workers):
+    argv = [*command, *flags(logging_strategy="epoch" if step == 3 else "steps")]
+    assert finish([*argv, *flags(output_dir=tmp_path / "straight")], tmp_path / "log") == 0
+    argv += flags(output_dir=tmp_path / "out", dataloader_num_workers=workers)
+    assert finish(argv, tmp_path / "log", prepare=terminated(at_step=step, times=2)) == EXIT_REQUEUE == 75
+    assert list(list_checkpoints(tmp_path / "out")) == [step + 1]
+    assert problem_of(tmp_path / f"out/checkpoint-{step + 1}") is None
+    assert not (tmp_path / "out/model.safetensors").exists()
+    assert finish(argv, tmp_path / "log") == 0
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "straight")
+
+
+def recording_rows(file: Path):
+    """Write down which rows each step is over."""
+
+    def patch():
+        original = MultimodalTrainer.compute_loss
+
+        def compute_loss(self, model, inputs, **kwargs):
+            with open(file, "a") as out:
+                print(json.dumps(inputs["row_ids"].tolist()), file=out)
+            return original(self, model, inputs, **kwargs)
+
+        MultimodalTrainer.compute_loss = compute_loss
+
+    return patch
+
+
+def rows(file: Path) -> list[list[int]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_two_processes(command, tmp_path):
+    """SIGTERM to one of two: both stop after one step and go on as if nothing had been; one can go on for both."""
+    argv = [*command, *flags(per_device_train_batch_size=1, save_steps=2)]
+    straight = [*argv, *flags(output_dir=tmp_path / "straight")]
+    records = {rank: recording_rows(tmp_path / f"rows-{rank}") for rank in range(2)}
+    assert finish_together(straight, tmp_path, prepare=records) == [0, 0]
+
+    out = tmp_path / "out"
+    argv_out = [*argv, *flags(output_dir=out)]
+    assert finish_together(argv_out, tmp_path, prepare={1: terminated(at_step=2)}) == [EXIT_REQUEUE] * 2
+    assert sorted(list_checkpoints(out)) == [2, 3]
+    names = {path.name for path in (out / "checkpoint-3").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "running_0.pth", "running_1.pth"} < names
+    assert finish_together(argv_out, tmp_path, prepare={}) == [0, 0]
+    assert outcome(out) == outcome(tmp_path / "straight")
+
+    one = [*command, *flags(output_dir=tmp_path / "one", resume_from_checkpoint=out / "checkpoint-3")]
+    assert finish(one, tmp_path / "log", prepare=recording_rows(tmp_path / "rows")) == 0
+    both = [
+        first + second for first, second in zip(*(rows(tmp_path / f"rows-{rank}") for rank in range(2)), strict=True)
+    ]
+    # The seventh row of an epoch is a batch of one; two processes fill it up with the epoch's first row.
+    assert [batch[: len(alone)] for batch, alone in zip(both[3:], rows(tmp_path / "rows"), strict=True)] == rows(
+        tmp_path / "rows"
+    )
+    assert [log["step"] for log in outcome(tmp_path / "one")[1]] == [4, 6]
+
+
+def test_a_loader_process_outlives_the_sigterm_of_others(tmp_path):
+    started = threading.Event()
+
+    def work():
+        LoaderInit(lambda worker: (tmp_path / str(worker)).touch())(7)
+        (tmp_path / "ready").touch()
+        threading.Event().wait()
+
+    process = FORK.Process(target=work)
+    process.start()
+    while not (tmp_path / "ready").exists():
+        started.wait(0.01)
+    other = FORK.Process(target=os.kill, args=(process.pid, signal.SIGTERM))
+    other.start()
+    other.join()
+    process.join(0.3)
+    assert process.exitcode is None and (tmp_path / "7").exists()
+    process.terminate()
+    process.join()
+    assert process.exitcode == 0
+
+
+def with_nan_gradients(*steps: int):
+    """Make the gradient of some steps NaN."""
+
+    def patch():
+        original = MultimodalTrainer.compute_loss
+
+        def compute_loss(self, *args, **kwargs):
+            loss = original(self, *args, **kwargs)
+            return loss * float("nan") if self.state.global_step + 1 in steps else loss
+
+        MultimodalTrainer.compute_loss = compute_loss
+
+    return patch
+
+
+@pytest.mark.parametrize("settings", [{}, {"optim": "adamw_torch"}, {"fp16": True}], ids=["fused", "plain", "fp16"])
+def test_a_step_that_is_not_a_number_changes_nothing_and_is_counted(command, tmp_path, settings):
+    argv = [*command, *flags(output_dir=tmp_path / "out", max_steps=3, save_steps=1, logging_steps=1, **settings)]
+    assert finish(argv, tmp_path / "log", prepare=with_nan_gradients(2)) == 0
+    before, after = (torch.load(tmp_path / f"out/checkpoint-{step}/optimizer.pt")["state"] for step in (1, 2))
+    for number, state in before.items():
+        assert all(torch.equal(value, after[number][name]) for name, value in state.items())
+    weights = [(tmp_path / f"out/checkpoint-{step}/model.safetensors").read_bytes() for step in (1, 2, 3)]
+    assert weights[0] == weights[1] != weights[2]
+    first, second, third = [log for log in outcome(tmp_path / "out")[1] if "loss" in log]
+    assert "nan_steps" not in first and second["nan_steps"] == third["nan_steps"] == 1
+    assert second["loss"] != second["loss"] and third["loss"] == third["loss"]  # NaN in its own log only
+
+
+def test_too_many_such_steps_in_a_row_end_the_run(command, tmp_path):
+    argv = [*command, *flags(output_dir=tmp_path / "out", max_nan_steps=2)]
+    assert finish(argv, tmp_path / "log", prepare=with_nan_gradients(1, 3, 4)) == 1
+    log = (tmp_path / "log").read_text()
+    assert "was NaN or infinite in 2 steps in a row, up to step 4. None of them changed the weights. Lower" in log
+
+
+def test_a_fused_step_is_left_out_on_the_device():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    control = RunControl(2)
+    for is_nan in (False, True, True, False):
+        before = parameter.detach().clone()
+        parameter.grad = torch.full((3,), float("nan") if is_nan else 1.0)
+        control.skip_unless_finite(parameter.grad.norm(), optimizer, is_scaled=False)
+        optimizer.step()
+        assert torch.equal(parameter, before) == is_nan
+        control.watch(torch.zeros(1))
+        assert control.status.read()[1] == control.nan_steps[1] == (control.nan_steps[0] if is_nan else 0)
+    assert control.nan_steps.tolist() == [2, 0]
+    assert optimizer.state[parameter]["step"] == 2
+
+
+def test_a_host_copy_keeps_what_the_values_were():
+    values = torch.tensor([1.0, 2.0])
+    assert HostCopy(values.clone()).read() == [1.0, 2.0]
+
+
+def test_early_stopping_counts_on_and_does_not_go_on_where_it_stopped():
+    for counted, stops in ((1, False), (2, True)):
+        saved = EarlyStopping(2)
+        saved.early_stopping_patience_counter = counted
+        state = TrainerState(stateful_callbacks=[saved])
+        args = type("Arguments", (), {"load_best_model_at_end": True, "metric_for_best_model": "x"})()
+        args.eval_strategy = "steps"
+        fresh, control = EarlyStopping(2), TrainerControl()
+        fresh.on_train_begin(args, state, control)
+        assert fresh.early_stopping_patience_counter == counted and control.should_training_stop == stops
