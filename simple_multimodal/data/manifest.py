@@ -187,14 +187,23 @@ class MultimodalDataset:
     def captions(self) -> Iterator[str]:
         """All captions of all rows of the manifest, also of those that `max_samples` leaves out; reads text files, and
         warns of one that cannot be read.
+
+        Raises:
+            MediaError: If there is no caption but in files that cannot be read.
         """
+        problem, is_empty = None, True
         for index, record in enumerate(self._table):
-            yield from record["captions"]
+            own = list(record["captions"])
             if record["text"] is not None:
                 try:
-                    yield _read_caption_file(self._resolve(record, index, "text"))
+                    own.append(_read_caption_file(self._resolve(record, index, "text")))
                 except MediaError as error:  # what becomes of its row is decided where the row is used
                     logger.warning(f"A caption is left out. {error}")
+                    problem = error
+            is_empty = is_empty and not own
+            yield from own
+        if is_empty and problem is not None:
+            raise problem
 
     def clip_names(self) -> list[str]:
         """Names of the clips of all rows, without folder and extension, each once, in alphabetical order."""

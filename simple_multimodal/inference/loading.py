@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
-from simple_multimodal.inference.partial import Partial
+from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.modalities import CLIP_MODALITIES
 from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
@@ -45,7 +44,7 @@ class ClipKey(NamedTuple):
 
 def from_main(make: Callable[[], Any]) -> Any:
     """What the main process makes, on all processes: they cannot come to decide otherwise."""
-    return broadcast_object_list([make() if PartialState().is_main_process else None])[0]
+    return broadcast_object_list([make() if process_state().is_main_process else None])[0]
 
 
 class Pipeline:
@@ -78,7 +77,7 @@ class Pipeline:
         video_backend: str = "pyav",
         index_dir: str | None = None,
     ):
-        self.state = PartialState()
+        self.state = process_state()
         self.model = model.to(self.state.device).eval()
         self.processor = processor
         self.batch_size = batch_size

@@ -13,6 +13,11 @@ SECONDS_BETWEEN_FILES = 30.0
 """A process that is killed loses about so much work at most."""
 
 
+def process_state() -> PartialState:
+    """The processes of a launcher that share the work; on CPUs, too, where accelerate has to be told."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def save_whole(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all; folders are made."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -47,7 +52,7 @@ class Partial:
         self._written_at = time.monotonic()
         if folder is None:
             return
-        state = PartialState()
+        state = process_state()
         if state.is_local_main_process:
             for path in folder.glob(f"{stage}-*"):
                 if path.suffix != ".safetensors" or _key_of(path) != key:
