@@ -112,9 +112,13 @@ def open_media(
         # muxer that are not UTF-8.
         address = f"file:{os.path.abspath(path)}"
         options = OPEN_OPTIONS | PROBE_OPTIONS[probe]
+        started = time.monotonic()
         with av.open(
             address, mode="r", options=options, metadata_errors="ignore", timeout=MAX_STALL_SECONDS
         ) as container:
+            # FFmpeg takes an interrupted search of its own for streams as finished: a track would seem to be missing.
+            if time.monotonic() - started > MAX_STALL_SECONDS:
+                raise MediaError(f"{os.fspath(path)!r}: cannot be read as media: {_STALLED}")
             yield container
     except (av.FFmpegError, UnicodeError) as error:
         if isinstance(error, av.FFmpegError) and error.errno == errno.EINVAL:
