@@ -309,11 +309,9 @@ def _serve(read: BatchReader, connection: Connection, worker: int) -> None:
     """What the child does: read batches until the worker goes."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the worker decides what to do
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with(worker)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # if memory runs out, this process is the one that can be spared
-    if os.getppid() != worker:
-        return
     forget_blocks()
     while True:
         try:
@@ -329,6 +327,13 @@ def _serve(read: BatchReader, connection: Connection, worker: int) -> None:
         else:
             connection.send((True, SharedBatch(batch)))
             del batch  # its memory is the receiver's
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent ends, however that comes about (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # which ended before
+        os._exit(1)
 
 
 def _private_gigabytes(process: int) -> float:

@@ -8,6 +8,8 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
+from simple_multimodal.models.distributed import leave_store_of_launcher
+
 logger = logging.get_logger(__name__)
 
 GROUP = "Training"
@@ -128,6 +130,7 @@ class MultimodalTrainingArguments(TrainingArguments):
         for name in ("sample_timeout_seconds", "loader_memory_gigabytes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
+        leave_store_of_launcher(self.ddp_timeout)
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about

@@ -13,6 +13,8 @@ import torch
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import TrainerCallback
 
+from simple_multimodal.data.batch_reader import die_with
+
 EXIT_REQUEUE = 75
 """Exit code of a run that SIGTERM ended with a checkpoint: `EX_TEMPFAIL` of sysexits.h, "try again". 143, which a
 shell reports of a process that SIGTERM killed, would not tell whether anything was saved.
@@ -146,7 +148,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
 class LoaderInit:
     """
-    Shields a loader process from SIGTERM, unless its own training process sends it.
+    Shields a loader process from SIGTERM, unless its own training process sends it, and ends it with that process.
 
     Schedulers send SIGTERM to every process of a job at once, but batches are needed up to the end of the step.
 
@@ -159,6 +161,7 @@ class LoaderInit:
 
     def __call__(self, worker: int) -> None:
         if sys.platform == "linux":  # elsewhere one cannot tell who sent a signal
+            die_with(os.getppid())  # a loader waits 5 seconds and more before it looks
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
         if self.then is not None:

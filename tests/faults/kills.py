@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,15 +29,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_clips(folder / "clips")
-        saving = flags(max_steps=STEPS, save_steps=SAVE_STEPS, logging_steps=3, save_total_limit=2)
-        command = [*commands(folder), *saving]
-        equal = {"anywhere": anywhere, "saving": while_saving, "rank": one_rank}[options.where](
-            command, folder, options.count
-        )
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    write_clips(folder / "clips")
+    saving = flags(max_steps=STEPS, save_steps=SAVE_STEPS, logging_steps=3, save_total_limit=2)
+    kill = {"anywhere": anywhere, "saving": while_saving, "rank": one_rank}[options.where]
+    equal = kill([*commands(folder), *saving], folder, options.count)
     print(f"{options.where}: {equal} of {options.count} ended with the weights and losses of an uninterrupted run")
+    if equal == options.count:
+        shutil.rmtree(folder)
+    else:
+        print(f"Logs and runs: {folder}")
     return 0 if equal == options.count else 1
 
 

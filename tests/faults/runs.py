@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 from accelerate.state import AcceleratorState
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.trainer_callback import TrainerCallback
 
 from simple_multimodal.training.checkpoints import STATE_FILE, sha256
@@ -130,6 +132,39 @@ def finish_together(
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
+
+
+def finish_elastic(argv: Sequence[str], log: Path, prepare: Callable[[], None]) -> int:
+    """The exit code of what `torchrun --nproc_per_node 2 --max_restarts 1` runs, with processes that are forked, in a
+    session of its own; `prepare` is called in each process, whose `RANK` and `TORCHELASTIC_RESTART_COUNT` are set.
+    """
+
+    def work() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        prepare()
+        tiny_run.run(*argv)
+
+    def launch() -> None:
+        os.setsid()
+        sys.stdout = sys.stderr = open(log, "a", buffering=1)
+        logging.basicConfig(stream=sys.stderr, force=True)
+        settings = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": log.stem}
+        config = LaunchConfig(1, 1, 2, max_restarts=1, start_method="fork", monitor_interval=0.1, **settings)
+        elastic_launch(config, work)()
+
+    process = FORK.Process(target=launch, daemon=False)
+    process.start()
+    process.join()
+    left = [other.pid for other in psutil.process_iter() if _session_of(other.pid) == process.pid]
+    assert not left, f"processes {left} outlived the run"
+    return process.exitcode
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:  # it ended just now
+        return None
 
 
 def send(signum: signal.Signals) -> None:

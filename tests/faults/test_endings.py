@@ -1,21 +1,35 @@
 """SIGTERM, to one process or one of two, a process that is killed, and steps that come to nothing."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from torch.distributed import TCPStore
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from simple_multimodal.models.distributed import leave_store_of_launcher
 from simple_multimodal.training.checkpoints import list_checkpoints, problem_of
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, HostCopy, LoaderInit, RunControl
 from simple_multimodal.training.trainer import MultimodalTrainer
-from tests.faults.runs import FORK, AtStep, commands, finish, finish_together, outcome, with_callback
+from tests.faults.runs import (
+    FORK,
+    AtStep,
+    commands,
+    finish,
+    finish_elastic,
+    finish_together,
+    outcome,
+    send,
+    with_callback,
+)
 from tests.training.tiny_run import flags, write_clips
 
 
@@ -119,6 +133,66 @@ def test_a_loader_process_outlives_the_sigterm_of_others(tmp_path):
     process.terminate()
     process.join()
     assert process.exitcode == 0
+
+
+def test_a_loader_process_ends_with_its_training_process(tmp_path):
+    def load():
+        LoaderInit()(0)
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        threading.Event().wait()
+
+    def train():
+        FORK.Process(target=load).start()
+        threading.Event().wait()
+
+    process = FORK.Process(target=train)
+    process.start()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        process.join(0.01)
+    loader = psutil.Process(int((tmp_path / "pid").read_text()))
+    process.kill()
+    process.join()
+    loader.wait(2)  # of what torch allows it, 5 seconds
+
+
+def test_processes_that_are_started_again_meet_in_a_store_without_the_addresses_of_those_before():
+    launcher = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launcher.set("address", "of a process that died")
+    found = FORK.SimpleQueue()
+
+    def work(rank: int, restart: str):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launcher.port), "RANK": str(rank)}
+        os.environ |= {"TORCHELASTIC_RESTART_COUNT": restart, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        leave_store_of_launcher(60)
+        store = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
+        found.put((restart, store.check(["address"])))
+        store.set(f"{restart}, {rank}", "was here")
+        store.wait([f"{restart}, 0", f"{restart}, 1"])
+
+    for restart in "012":
+        processes = [FORK.Process(target=work, args=(rank, restart)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    assert [found.get() for _ in range(6)] == [("0", True)] * 2 + [("1", False)] * 2 + [("2", False)] * 2
+
+
+def test_a_rank_is_killed_and_all_are_started_again(command, tmp_path):
+    """By torchrun's agent; the first process comes late, so that the second looks for its address before it is new."""
+
+    def prepare():
+        place = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+        if place == ("1", "0"):
+            with_callback(AtStep(3, functools.partial(send, signal.SIGKILL)))()
+        elif place == ("0", "1"):
+            time.sleep(2)
+
+    argv = [*command, *flags(per_device_train_batch_size=1, max_steps=4, save_steps=2)]
+    assert finish_together([*argv, *flags(output_dir=tmp_path / "straight")], tmp_path, prepare={}) == [0, 0]
+    out = flags(output_dir=tmp_path / "out", dataloader_num_workers=1, ddp_timeout=60)
+    assert finish_elastic([*argv, *out], tmp_path / "log", prepare) == 0, (tmp_path / "log").read_text()
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "straight")
 
 
 def with_nan_gradients(*steps: int):
