@@ -155,7 +155,8 @@ def finish_elastic(argv: Sequence[str], log: Path, prepare: Callable[[], None]) 
     process = FORK.Process(target=launch, daemon=False)
     process.start()
     process.join()
-    left = [other.pid for other in psutil.process_iter() if _session_of(other.pid) == process.pid]
+    left = [other for other in psutil.process_iter() if _session_of(other.pid) == process.pid]
+    left = psutil.wait_procs(left, timeout=30)[1]  # a killed process takes a moment to be gone
     assert not left, f"processes {left} outlived the run"
     return process.exitcode
 
