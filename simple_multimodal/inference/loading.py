@@ -19,7 +19,6 @@ from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.modalities import CLIP_MODALITIES
-from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -101,7 +100,8 @@ class Pipeline:
             settings: arguments of the class.
 
         Raises:
-            ValueError: If there is no such model, it was trained for another task, or its file of weights holds code.
+            ValueError: If there is no such model, it was trained for another task, or its weights are damaged.
+            OSError: If it has no weights as safetensors.
         """
         try:
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
@@ -114,7 +114,7 @@ class Pipeline:
                 f"{', '.join(cls.model_classes)}."
             )
         model_class = cls.model_classes[saved_class]
-        model, loaded = load_weights(model_class, name_or_path, cache_dir=cache_dir)
+        model, loaded = model_class.from_pretrained(name_or_path, cache_dir=cache_dir, output_loading_info=True)
         if loaded["missing_keys"]:
             raise ValueError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
         processor = MultimodalProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)

@@ -15,7 +15,7 @@ from simple_multimodal.modalities import Modality
 
 def load_weights(model_class: type[PreTrainedModel], name_or_path: str | os.PathLike[str], **settings) -> Any:
     """
-    A model by `from_pretrained`, without running code out of its files, and what that calls `loading_info`.
+    A stock model by `from_pretrained`, without running code out of its files, and what that calls `loading_info`.
 
     Args:
         model_class (`type`): what to load.

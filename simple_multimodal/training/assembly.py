@@ -15,7 +15,7 @@ from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, load_alpro
-from simple_multimodal.models.base import TowerModel, load_weights
+from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import LoadingReport
@@ -285,7 +285,8 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
 
     Raises:
         ValueError: If its architecture is unknown or has not this task or an objective that a setting weighs, or if
-            it lacks weights and will not be trained, or its file of weights holds code.
+            it lacks weights and will not be trained.
+        OSError: If it has no weights as safetensors.
     """
     model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     classes = MODEL_CLASSES.get(model_type, {})
@@ -302,7 +303,7 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
         raise ValueError(
             f"{source} has no such objective: {', '.join(unknown)}. Leave that out; what it has is {weights}."
         )
-    model, loaded = load_weights(model_class, source, **settings)
+    model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
     missing = sorted(loaded["missing_keys"])
     if missing and not is_trained:
         raise ValueError(
