@@ -19,6 +19,7 @@ from transformers.utils import logging
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.models.distributed import leave_process_group
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.training import assembly, checkpoints
@@ -98,7 +99,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities
     )
     model.freeze(model_args.freeze)
-
     settings = {
         **data_args.collator_settings,
         "seed": args.seed,
@@ -130,6 +130,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
         write_results(trainer)
+    leave_process_group()
     return metrics
 
 

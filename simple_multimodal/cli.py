@@ -381,6 +381,7 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
     from simple_multimodal.evaluation.protocols import get_protocol
     from simple_multimodal.inference import QuestionAnswerer, Retriever
     from simple_multimodal.inference.benchmark import measure_benchmark, prepared_folder
+    from simple_multimodal.models.distributed import leave_process_group
 
     settings = {name: options.pop(name) for name in PIPELINE_SETTINGS}
     folder, videos, protocol = prepared_folder(data, output_dir)
@@ -392,6 +393,7 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
     if pipeline.state.is_main_process:
         print(f"{measured.protocol}: {measured.headline} {measured.metrics[measured.headline]:.4f}", file=sys.stderr)
         print(measured.printed)
+    leave_process_group()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -35,6 +36,20 @@ def leave_store_of_launcher(timeout_seconds: float) -> None:
         _stores.append(dist.TCPStore(address, 0, is_master=True, wait_for_workers=False))
         of_this_restart.set("port", str(_stores[-1].port))
     os.environ["MASTER_PORT"] = of_this_restart.get("port").decode()
+
+
+def leave_process_group() -> None:
+    """
+    Leave the other processes at the end of a run.
+
+    gloo's threads drop the tensors of a collective some time after it is over, and need the interpreter for that: one
+    that is being finalized aborts the process (pytorch/pytorch#179291). `DistributedDataParallel` keeps these threads
+    alive beyond `destroy_process_group`, so they are given the time.
+    """
+    if dist.is_available() and dist.is_initialized():
+        if "gloo" in dist.get_backend():
+            time.sleep(0.5)
+        dist.destroy_process_group()
 
 
 def is_distributed() -> bool:

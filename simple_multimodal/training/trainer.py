@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -25,7 +25,7 @@ from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.modalities import MODALITIES
-from simple_multimodal.models.distributed import decide_in_first_process, sum_over_processes
+from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
@@ -357,7 +357,7 @@ class MultimodalTrainer(Trainer):
         with self.run_control.listening(), concurrent.futures.ThreadPoolExecutor(max_workers=1) as self._sealer:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.run_control.is_terminated:  # after the last step, where nobody asks any more
-            raise SystemExit(EXIT_REQUEUE)
+            self._end_to_be_continued()
         result = result._replace(training_loss=result.metrics["train_loss"])
         return result if self.run_control.has_trained else result._replace(metrics={})
 
@@ -374,8 +374,12 @@ class MultimodalTrainer(Trainer):
             logger.warning(
                 f"Stopped by SIGTERM after step {self.state.global_step}; the same command goes on from there."
             )
-            raise SystemExit(EXIT_REQUEUE)
+            self._end_to_be_continued()
         return super()._finalize_training(*args)
+
+    def _end_to_be_continued(self) -> NoReturn:
+        leave_process_group()
+        raise SystemExit(EXIT_REQUEUE)
 
     # ---- Optimizer ----
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.trainer_callback import TrainerCallback
@@ -99,7 +100,11 @@ def start(
         logging.basicConfig(stream=sys.stderr, force=True)
         if prepare is not None:
             prepare()
-        tiny_run.run(*argv)
+        try:
+            tiny_run.run(*argv)
+        except SystemExit:
+            assert not dist.is_initialized()  # or its threads may abort the process
+            raise
 
     process = FORK.Process(target=work, daemon=False)
     process.start()

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+import torch.distributed as dist
+
 from simple_multimodal.cli import main
 from simple_multimodal.inference import loading, partial
 
@@ -22,4 +24,6 @@ loading.Partial = KilledPartial
 partial.SECONDS_BETWEEN_FILES = 0
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    assert not dist.is_initialized()
+    sys.exit(code)
