@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from simple_multimodal.modalities import Modality
 
@@ -155,6 +156,15 @@ class TowerModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True)
         except (SafetensorError, UnpicklingError, RuntimeError) as error:
             raise ValueError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
+
+    def post_init(self) -> None:
+        super().post_init()
+        # What FSDP shards one by one; stock classes also name parts of theirs that our towers do not have.
+        layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self._no_split_modules = {type(layer).__name__ for layer in layers}
+
+    def get_input_embeddings(self) -> None:
+        """None: each tower has its own input."""
 
     @property
     def towers(self) -> dict[str, nn.Module]:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
@@ -27,6 +29,7 @@ from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.training import sharding
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.checkpoints import (
@@ -497,11 +500,12 @@ class MultimodalTrainer(Trainer):
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[PreTrainedModel]:
-        """The model without its wrappers, in evaluation mode for as long as the context lasts."""
+        """The model without its wrappers, whole, in evaluation mode for as long as the context lasts."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        yield model
+        with sharding.unsharded(model):
+            yield model
         model.train(was_training)
 
     def _encode(self, model: PreTrainedModel, dataloader: DataLoader) -> EncodedSet:
@@ -583,6 +587,29 @@ class MultimodalTrainer(Trainer):
                     "again at the next save; older checkpoints are as they were."
                 )
         return self._save_error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.optimizer_state(self.model, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        sharding.load_optimizer_state(self.model, self.optimizer.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            sharding.load_weights(self.model, load_file(Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_trainer_state(self, output_dir: str) -> None:
         if not self.args.should_save:

@@ -1,0 +1,67 @@
+"""Models that FSDP2 shards over processes: whole for as long as they are evaluated, and saved as others are."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
+
+LOADED = StateDictOptions(full_state_dict=True)
+SAVED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@contextlib.contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Give every process all parameters for as long as the context lasts, so that each can call what it likes of the
+    model; nothing of a model that is not sharded.
+    """
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    yield
+    for shard in shards:
+        shard.reshard()
+        shard.set_reshard_after_forward(shard is not model, recurse=False)  # as accelerate
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Any]) -> None:
+    """Load whole tensors, which every process has read, into a sharded model."""
+    set_model_state_dict(model, tensors, options=LOADED)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """
+    The state of the optimizer of a sharded model, as `optimizer.state_dict()` were it not sharded. All processes take
+    part; process 0 alone gets it.
+    """
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=SAVED)
+    if not state:
+        return state
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    number = {name: n for n, name in enumerate(names)}
+    return {
+        "state": {number[name]: state["state"][name] for name in names if name in state["state"]},
+        "param_groups": [
+            {**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]
+        ],
+    }
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what [`optimizer_state`], or the optimizer of a model that is not sharded, gave."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    named: Any = {
+        "state": {names[n]: values for n, values in state["state"].items()},
+        "param_groups": [{**group, "params": [names[n] for n in group["params"]]} for group in state["param_groups"]],
+    }
+    set_optimizer_state_dict(model, optimizer, named, options=LOADED)
