@@ -30,6 +30,16 @@ PACK_OPTIONS = {
 }
 
 
+BAD_SAMPLE_OPTIONS = {
+    "max_bad_fraction": "stop when more than this share of the clips cannot be read; fewer are left out of an index "
+    "and count as wrong in a measurement; default: 0.2",
+    "sample_timeout_seconds": "with --num_workers, a file that is not read within this many seconds is bad; 0: no "
+    "limit; default: 120",
+    "loader_memory_gigabytes": "with --num_workers, a file for which a reading process grows by more than this "
+    "many GB is bad; 0: no limit; default: 4",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs one verb.
@@ -234,6 +244,8 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--drop_modality", nargs="+", default=(), choices=MODALITIES, help="take clips as lacking these")
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+    for name, description in BAD_SAMPLE_OPTIONS.items():
+        verb.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, metavar="FLOAT", help=description)
 
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
@@ -346,7 +358,7 @@ def encode(*, model: str, clips: list[str], out: str, **settings: Any) -> int:
     index = retriever.index(_clips(clips), saved=out, partial=partial)
     if retriever.state.is_local_main_process:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{out}: {len(index.ids)} clips")
+    print(f"{out}: {len(index.ids)} clips{_unread(len(index.bad_samples), 'left out')}")
     return 0
 
 
@@ -366,13 +378,12 @@ def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, 
 
 def answer(*, model: str, question: str, clips: list[str], top_k: int, **settings: Any) -> int:
     """Prints the answers for each clip, one JSON object per line."""
-    from simple_multimodal.data.files import media_rows
     from simple_multimodal.inference import QuestionAnswerer
 
     answerer = _pipeline(QuestionAnswerer, model, settings)
-    for row in media_rows(clips[0] if len(clips) == 1 else clips):
-        answers = answerer.answer(question, row["group"], top_k=top_k)
-        print(json.dumps({"id": row["id"], "answers": [answer._asdict() for answer in answers]}))
+    answered = answerer.answer_each(question, clips[0] if len(clips) == 1 else clips, top_k=top_k)
+    for clip, answers in answered.items():
+        print(json.dumps({"id": clip, "answers": [answer._asdict() for answer in answers]}))
     return 0
 
 
@@ -383,7 +394,7 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
     from simple_multimodal.inference.benchmark import measure_benchmark, prepared_folder
     from simple_multimodal.models.distributed import leave_process_group
 
-    settings = {name: options.pop(name) for name in PIPELINE_SETTINGS}
+    settings = {name: options.pop(name) for name in PIPELINE_SETTINGS if name in options}
     folder, videos, protocol = prepared_folder(data, output_dir)
     kind = Retriever if get_protocol(protocol).task == "retrieval" else QuestionAnswerer
     pipeline = _pipeline(kind, model, settings | {"shows_progress": True})
@@ -391,18 +402,25 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
         pipeline, folder, output_dir, model_folder=model, video_root=video_root or videos, **options
     )
     if pipeline.state.is_main_process:
-        print(f"{measured.protocol}: {measured.headline} {measured.metrics[measured.headline]:.4f}", file=sys.stderr)
+        headline = f"{measured.headline} {measured.metrics[measured.headline]:.4f}"
+        print(
+            f"{measured.protocol}: {headline}{_unread(len(measured.bad_samples), 'counted as wrong')}", file=sys.stderr
+        )
         print(measured.printed)
     leave_process_group()
     return 0
 
 
-PIPELINE_SETTINGS = ("batch_size", "num_workers", "drop_modality", "cache_dir", "index_dir")
+PIPELINE_SETTINGS = ("batch_size", "num_workers", "drop_modality", "cache_dir", "index_dir", *BAD_SAMPLE_OPTIONS)
 
 
 def _pipeline(kind: Any, model: str, settings: dict[str, Any]) -> Any:
     settings["drop_modalities"] = settings.pop("drop_modality")
     return kind.from_pretrained(model, **settings)
+
+
+def _unread(num_bad: int, fate: str) -> str:
+    return f" ({num_bad} could not be read, {fate})" if num_bad else ""
 
 
 def _clips(clips: list[str]) -> Any:

@@ -1,7 +1,7 @@
 """What is known of a sample that cannot be read, and how often reading is tried."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from simple_multimodal.data.manifest import Row
@@ -9,6 +9,11 @@ from simple_multimodal.media.errors import MediaError
 
 RETRY_SECONDS = (0.1, 0.4)
 """How long to wait before each further try, where the file system may have been at fault."""
+
+# What training and inference begin with.
+MAX_BAD_FRACTION = 0.2  # share of bad samples at which they stop
+SAMPLE_TIMEOUT_SECONDS = 120.0
+LOADER_MEMORY_GIGABYTES = 4.0
 
 Result = TypeVar("Result")
 
@@ -32,6 +37,14 @@ class BadSample(NamedTuple):
     file: str | None
     reason: str
 
+    def __str__(self) -> str:
+        return f"row {self.row} (id {self.id!r}): {self.reason}"
+
+
+def as_json(samples: Iterable[BadSample]) -> list[dict[str, str | None]]:
+    """How a metrics file lists bad samples."""
+    return [{"id": sample.id, "file": sample.file, "reason": sample.reason} for sample in samples]
+
 
 class BadSampleError(MediaError):
     """A sample cannot be read; the message names the row, and `sample` is the [`BadSample`]."""
@@ -41,8 +54,9 @@ class BadSampleError(MediaError):
     @classmethod
     def of(cls, row: Row, file: str | None, reason: str) -> "BadSampleError":
         """The error of a row."""
-        error = cls(f"row {row['index']} (id {row['id']!r}): {reason}")
-        error.sample = BadSample(row["index"], row["epoch"], row["id"], file, reason)  # survives pickling
+        sample = BadSample(row["index"], row["epoch"], row["id"], file, reason)
+        error = cls(str(sample))
+        error.sample = sample  # survives pickling
         return error
 
 

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 
@@ -35,6 +35,38 @@ MAX_UNEXPLAINED_DEATHS = 3
 PR_SET_PDEATHSIG = 1
 
 Key = tuple[int, int]
+
+
+class RowSource(Protocol):
+    """Where a [`BatchReader`] looks rows up: a [`MultimodalDataset`], or rows at hand ([`ListedRows`])."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key, /) -> Row: ...
+
+    def bare_row(self, key: Key, /) -> Row:
+        """What is known of a row that cannot be read."""
+
+
+class ListedRows:
+    """Rows at hand as a [`BatchReader`] looks them up, by their `index`; their clips alone, without text.
+
+    Args:
+        rows (`Sequence[Row]`): no two of one index.
+    """
+
+    def __init__(self, rows: Sequence[Row]):
+        self._rows: dict[int, Row] = {row["index"]: {**row, "text": None, "captions": []} for row in rows}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Key, /) -> Row:
+        return self._rows[key[1]]
+
+    def bare_row(self, key: Key, /) -> Row:
+        """A row without its files."""
+        return {**self._rows[key[1]], "video": None, "audio": None}
 
 
 class RowKeys(torch.utils.data.Dataset[Key]):
@@ -70,7 +102,7 @@ class BatchReader:
     the rows drawn from `sample_generator(seed, epoch, id, "replacement")`.
 
     Args:
-        dataset ([`MultimodalDataset`]):
+        dataset ([`MultimodalDataset`] or [`ListedRows`]):
             Whose rows are read.
         collator ([`MultimodalCollator`]):
             Makes batches of them.
@@ -84,7 +116,7 @@ class BatchReader:
 
     def __init__(
         self,
-        dataset: MultimodalDataset,
+        dataset: RowSource,
         collator: MultimodalCollator,
         *,
         on_bad_sample: OnBadSamplePolicy = "fail",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from simple_multimodal.data.manifest import Row
 from simple_multimodal.media.container import find_video_stream, open_media
+from simple_multimodal.media.errors import MediaError
 
 MEDIA_SUFFIXES = frozenset(
     ".3gp .aac .aif .aiff .avi .flac .flv .m4a .m4v .mkv .mov .mp3 .mp4 .mpeg .mpg .oga .ogg .ogv .ts .wav .webm "
@@ -20,18 +21,20 @@ def media_rows(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
 
     Args:
         paths (`str` or list): A media file, a folder (its media files in alphabetical order, not those of folders in
-            it), or a list of files. A file without pictures is a sound.
+            it), or a list of files. A file without pictures is a sound; one of a folder that cannot be opened is
+            taken for a video: whoever reads its row finds out what is wrong with it.
 
     Returns:
         `list[Row]`: The `id` is the file's path as given; of a folder's file, its name.
 
     Raises:
-        MediaError: A file cannot be read as media.
+        MediaError: A file that is given by name cannot be read as media.
         ValueError: A folder has no media file, or a file occurs twice.
     """
+    is_folder = is_media_folder(paths)
     if isinstance(paths, (str, os.PathLike)):
         folder = Path(paths)
-        if not folder.is_dir():
+        if not is_folder:
             paths = [paths]
             names = [os.fspath(folder)]
         else:
@@ -47,8 +50,13 @@ def media_rows(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     rows: list[Row] = []
     for index, (name, path) in enumerate(zip(names, paths, strict=True)):
         absolute = os.path.abspath(path)
-        with open_media(absolute) as container:
-            has_pictures = find_video_stream(container) is not None
+        try:
+            with open_media(absolute) as container:
+                has_pictures = find_video_stream(container) is not None
+        except MediaError:
+            if not is_folder:
+                raise
+            has_pictures = True
         rows.append(
             {
                 "id": name,
@@ -65,3 +73,8 @@ def media_rows(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
             }
         )
     return rows
+
+
+def is_media_folder(paths: object) -> bool:
+    """Whether [`media_rows`] would take this for a folder, in which files have not been chosen one by one."""
+    return isinstance(paths, (str, os.PathLike)) and Path(paths).is_dir()

@@ -89,7 +89,7 @@ def watch(file: int, process: int, timeout_seconds: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the parent decides what to do
         signal.signal(number, signal.SIG_IGN)
     in_flight = InFlight(file)
-    remedy = "With --dataloader_num_workers 1 or more such a file costs one sample."
+    remedy = "With --dataloader_num_workers (for inference: --num_workers) 1 or more such a file costs one sample."
     while os.getppid() == process and not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
         for reading in in_flight.overdue(timeout_seconds)[:1]:
             print(

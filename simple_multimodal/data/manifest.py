@@ -181,6 +181,22 @@ class MultimodalDataset:
         captions = record["captions"] if record["text"] is None else [""]
         return self._make_row(index, epoch, dict.fromkeys(self._roots), captions)
 
+    def named_rows(self) -> Iterator[Row]:
+        """All rows with their files as the manifest names them, which may be absent: to plan what is to be read.
+
+        Raises:
+            ValueError: If a path leaves its root through a symbolic link.
+        """
+        for index in range(len(self)):
+            record = self._table[index]
+            paths: dict[str, str | None] = {}
+            for name, root in self._roots.items():
+                try:
+                    paths[name] = None if record[name] is None else str(self._follow(record, index, name))
+                except MediaError:  # which reading it will meet again
+                    paths[name] = str(root / record[name])
+            yield self._make_row(index, 0, paths, record["captions"])
+
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
 
@@ -254,8 +270,18 @@ class MultimodalDataset:
 
     def _resolve(self, record: dict[str, Any], index: int, column: str) -> str:
         """Absolute path of a cell: links followed, inside the root, an existing file."""
-        root = self._roots[column]
-        where = f"{self.manifest_file}, row {index} (line {record['line']}, id {record['id']!r}), column {column!r}"
+        path = self._follow(record, index, column)
+        if not path.is_file():
+            problem = "is not a regular file" if path.exists() else "does not exist"
+            raise MediaError(
+                f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to --{column}_root "
+                f"{self._roots[column]}."
+            ) from FileNotFoundError(errno.ENOENT, problem, str(path))
+        return str(path)
+
+    def _follow(self, record: dict[str, Any], index: int, column: str) -> Path:
+        """Absolute path of a cell: links followed, inside the root."""
+        root, where = self._roots[column], self._where(record, index, column)
         try:
             path = (root / record[column]).resolve()
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long
@@ -265,12 +291,10 @@ class MultimodalDataset:
                 f"{where}: {record[column]!r} is a link that leaves its folder for {path}. "
                 f"Pass the folder that holds the files as --{column}_root."
             )
-        if not path.is_file():
-            problem = "is not a regular file" if path.exists() else "does not exist"
-            raise MediaError(
-                f"{where}: {path} {problem}. Paths are relative to --{column}_root {root}."
-            ) from FileNotFoundError(errno.ENOENT, problem, str(path))
-        return str(path)
+        return path
+
+    def _where(self, record: dict[str, Any], index: int, column: str) -> str:
+        return f"{self.manifest_file}, row {index} (line {record['line']}, id {record['id']!r}), column {column!r}"
 
 
 class QuestionDataset(MultimodalDataset):

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from simple_multimodal.data.files import media_rows
+from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.files import is_media_folder, media_rows
 from simple_multimodal.data.manifest import QuestionDataset, Row
 from simple_multimodal.inference.loading import ClipKey, Pipeline
 from simple_multimodal.models import AlproForQuestionAnswering, MultimodalForQuestionAnswering
@@ -19,6 +20,20 @@ class Answer(NamedTuple):
 
     text: str
     probability: float
+
+
+class QuestionScores(NamedTuple):
+    """Scores of all answers to questions.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(num_questions, num_labels)`): NaN where the clip could not be read.
+        is_read (`torch.BoolTensor` of shape `(num_questions,)`): whether it could.
+        bad_samples (`list[BadSample]`): the clips that could not be read, each once, by the first row that has it.
+    """
+
+    logits: torch.Tensor
+    is_read: torch.Tensor
+    bad_samples: list[BadSample]
 
 
 class QuestionAnswerer(Pipeline):
@@ -59,62 +74,115 @@ class QuestionAnswerer(Pipeline):
             ValueError: A question is blank, or the file has nothing that the model takes.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
-        if any(not question.strip() for question in asked):
-            raise ValueError("A question is blank.")
-        rows = media_rows([clip])
-        if not self.has_clip(rows[0]):
-            raise ValueError(
-                f"{os.fspath(clip)}: has no pictures, and this model listens to no sound; pass a video file."
-            )
-        logits = self._logits(asked, rows, [0] * len(asked))
-        probabilities, chosen = logits.softmax(dim=1).topk(min(top_k, logits.shape[1]))
-        id2label = self.model.config.id2label
-        results = [
-            [Answer(id2label[label], value) for label, value in zip(labels, values, strict=True)]
-            for labels, values in zip(chosen.tolist(), probabilities.tolist(), strict=True)
-        ]
+        results = self._answer(asked, media_rows([clip]), [0] * len(asked), top_k, "fail")
         return results[0] if isinstance(questions, str) else results
 
-    def answer_rows(self, dataset: QuestionDataset, *, partial: str | os.PathLike[str] | None = None) -> torch.Tensor:
+    def answer_each(
+        self, question: str, clips: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top_k: int = 1
+    ) -> dict[str, list[Answer]]:
+        """
+        Answer one question about each of several clips.
+
+        Args:
+            question (`str`): the question.
+            clips: a media file, a folder, or a list of files. A folder's file that cannot be read is left out, with a
+                warning.
+            top_k (`int`, *optional*, defaults to 1): how many answers to return.
+
+        Returns:
+            `dict[str, list[Answer]]`: by the clip's name, which for a folder's file is that in the folder; the most
+            probable first.
+
+        Raises:
+            MediaError: A file that is given by name cannot be read.
+            ValueError: The question is blank, or a file has nothing that the model takes, or more than
+                `max_bad_fraction` of the clips, or all, cannot be read.
+        """
+        rows = media_rows(clips)
+        policy: Literal["skip", "fail"] = "skip" if is_media_folder(clips) else "fail"
+        results = self._answer([question] * len(rows), rows, range(len(rows)), top_k, policy)
+        return {row["id"]: answers for row, answers in zip(rows, results, strict=True) if answers}
+
+    def _answer(
+        self,
+        questions: Sequence[str],
+        rows: Sequence[Row],
+        row_of: Sequence[int],
+        top_k: int,
+        on_bad_sample: Literal["skip", "fail"],
+    ) -> list[list[Answer]]:
+        """The best answers to questions about files; none where the file could not be read."""
+        if any(not question.strip() for question in questions):
+            raise ValueError("A question is blank.")
+        for row in rows:
+            if not self.has_clip(row):
+                raise ValueError(
+                    f"{row['id']}: has no pictures, and this model listens to no sound; pass a video file."
+                )
+        scores = self._scores(questions, rows, row_of, on_bad_sample=on_bad_sample)
+        probabilities, chosen = scores.logits.softmax(dim=1).topk(min(top_k, scores.logits.shape[1]))
+        id2label = self.model.config.id2label
+        return [
+            [Answer(id2label[label], value) for label, value in zip(labels, values, strict=True)] if is_read else []
+            for labels, values, is_read in zip(
+                chosen.tolist(), probabilities.tolist(), scores.is_read.tolist(), strict=True
+            )
+        ]
+
+    def answer_rows(
+        self, dataset: QuestionDataset, *, partial: str | os.PathLike[str] | None = None
+    ) -> QuestionScores:
         """
         Score all answers to every question of a data set; each clip runs through the towers once.
 
         Args:
-            dataset ([`QuestionDataset`]): the questions. One whose row has no clip is answered from its text alone.
+            dataset ([`QuestionDataset`]): the questions. One whose row has no clip is answered from its text alone;
+                of one whose clip cannot be read there is a warning.
             partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
                 from there. It stays until it is removed.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_questions, num_labels)`: logits, the same on all processes.
+            [`QuestionScores`]: the same on all processes.
+
+        Raises:
+            ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read.
         """
-        rows = list(dataset)
+        rows = list(dataset.named_rows())
         clips = list({ClipKey.of(row): row for row in reversed(rows)}.values())[::-1]  # each where it is first
         place = {ClipKey.of(row): number for number, row in enumerate(clips)}
         clip_of = [place[ClipKey.of(row)] for row in rows]
-        return self._logits([row["captions"][0] for row in rows], clips, clip_of, partial)
+        return self._scores([row["captions"][0] for row in rows], clips, clip_of, partial=partial)
 
-    def _logits(
+    def _scores(
         self,
         questions: Sequence[str],
         clips: Sequence[Row],
         clip_of: Sequence[int],
+        *,
+        on_bad_sample: Literal["skip", "fail"] = "skip",
         partial: str | os.PathLike[str] | None = None,
-    ) -> torch.Tensor:
+    ) -> QuestionScores:
         folder = None if partial is None else Path(partial)
         key = "" if folder is None else self.key(clips)
         texts = list(dict.fromkeys(questions))
         text_of = {text: number for number, text in enumerate(texts)}
-        pairs = [(text_of[question], clip) for question, clip in zip(questions, clip_of, strict=True)]
-        unique = list(dict.fromkeys(pairs))  # a question may be asked twice of one clip
-        encoded = self.encode_rows(clips, partial=folder, key=key)
+        encoded = self.encode_rows(clips, on_bad_sample=on_bad_sample, partial=folder, key=key)
+        place = {row["index"]: number for number, row in enumerate(encoded.rows)}
+        places = [place.get(row["index"]) for row in clips]
+        pairs = [(text_of[question], places[clip]) for question, clip in zip(questions, clip_of, strict=True)]
+        # A question may be asked twice of one clip.
+        unique = list(dict.fromkeys((text, clip) for text, clip in pairs if clip is not None))
         scores = self.score(
             self.model.answer_logits,
             texts,
             self.encode_texts(texts),
-            encoded,
+            encoded.clips,
             np.array(unique),
             partial=folder,
             key=key,
         )
-        number = {pair: place for place, pair in enumerate(unique)}
-        return scores[[number[pair] for pair in pairs]]
+        is_read = torch.tensor([clip is not None for _, clip in pairs])
+        logits = torch.full((len(pairs), scores.shape[1]), torch.nan)
+        number: dict[tuple[int, int | None], int] = {pair: place for place, pair in enumerate(unique)}
+        logits[is_read] = scores[[number[pair] for pair in pairs if pair in number]]
+        return QuestionScores(logits, is_read, encoded.bad_samples)

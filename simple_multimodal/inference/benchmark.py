@@ -1,5 +1,6 @@
 """Measure a trained model on the test split of a benchmark, under a named protocol, and write what came out."""
 
+import functools
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, row_captions
+from simple_multimodal.data.bad_samples import BadSample, BadSampleError, as_json, with_retries
+from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row, row_captions
 from simple_multimodal.data.prepare import prepare_benchmark
 from simple_multimodal.evaluation.alpro import (
     alpro_question_answering_metrics,
@@ -42,6 +44,7 @@ from simple_multimodal.evaluation.retrieval import (
 from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.loading import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
+from simple_multimodal.media.errors import MediaError
 
 logger = logging.get_logger(__name__)
 
@@ -62,6 +65,7 @@ class Measurement:
         headline (`str`): the metric that models are compared by.
         printed (`dict`): the numbers as ALPRO prints them, in percent.
         rows (`Iterable[dict]`): result of each pair or question, as ALPRO writes them; to be read once.
+        bad_samples (`list[BadSample]`): what could not be read, and counts as wrong.
     """
 
     metrics: dict[str, float]
@@ -71,6 +75,7 @@ class Measurement:
     headline: str
     printed: dict[str, Any]
     rows: Iterable[dict] = field(repr=False)
+    bad_samples: list[BadSample] = field(default_factory=list)
 
 
 def measure_retrieval(
@@ -89,10 +94,13 @@ def measure_retrieval(
     """
     Every caption asks for its clip, and every clip for one of its captions.
 
+    A row of which a file cannot be read counts as in the main job's evaluation ([`evaluate_encoded`]): its captions
+    and its clip come last wherever they are looked for, and get the last rank as queries.
+
     Args:
         retriever ([`Retriever`]): the model.
         dataset ([`MultimodalDataset`]): rows with captions; rows of one `group` show the same clip, which is a
-            candidate once. A row without a clip is left out with its captions, and counted.
+            candidate once: the clip of the first row. A row without a clip is left out with its captions, and counted.
         protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
         matching_top_k (`int`, *optional*): how many candidates of each query the matching head orders anew; by default
             all, with 0 none.
@@ -108,7 +116,8 @@ def measure_retrieval(
 
     Raises:
         ValueError: No row has a clip and a caption, or `is_alpro` without all pairs, or `measures_change` without
-            `matching_top_k`.
+            `matching_top_k`, or more than the retriever's `max_bad_fraction` of the clips or of the texts, or all,
+            cannot be read.
     """
     if is_alpro and matching_top_k is not None:
         raise ValueError("ALPRO ranks by the matching scores of all pairs: leave matching_top_k out.")
@@ -118,20 +127,37 @@ def measure_retrieval(
         raise ValueError(
             "There is no change to measure: matching_top_k must say how many candidates are ordered anew, 1 or more."
         )
-    rows = list(dataset)
+    rows = list(dataset.named_rows())
     shown = [row for row in rows if retriever.has_clip(row)]
-    captions = [(row["group"], caption) for row in shown for caption in row_captions(row)]
+    captions, bad = _read_captions(shown)
     if not captions:
         raise ValueError(f"{dataset.manifest_file}: no row has a clip and a caption to search it by.")
-    clips = list({row["group"]: row for row in reversed(shown)}.values())[::-1]  # each where it is first
+    retriever.warn_of(list(bad.values()))
+    retriever.check_bad_samples(list(bad.values()), len(shown))
+    # Each where it is first; another row may stand for the clip of a bad one.
+    in_order = sorted(shown, key=lambda row: row["index"] in bad)
+    clips = list({row["group"]: row for row in reversed(in_order)}.values())[::-1]
     index = retriever.index_rows(clips, saved=saved, for_matching=matching_top_k != 0, partial=partial)
+    unread = {sample.row for sample in index.bad_samples}
+    bad |= {sample.row: sample for sample in index.bad_samples}
     texts = [caption for _, caption in captions]
     encoded = retriever.encode_texts(texts)
-    cosines = cosine(encoded, index.embeds).numpy()
-    scores = dual_softmax(cosines, temperature=DUAL_SOFTMAX_TEMPERATURE) if uses_dual_softmax else cosines
     # Numbers in place of names: millions of comparisons of texts take long.
-    number = {group: place for place, group in enumerate(index.groups)}
-    groups = np.array([number[group] for group, _ in captions]), np.arange(len(index.groups))
+    number = {row["group"]: place for place, row in enumerate(clips)}
+    groups = np.array([number[row["group"]] for row, _ in captions]), np.arange(len(clips))
+    in_index = np.array([row["index"] not in unread for row in clips])
+    good_texts = np.array([row["index"] not in bad for row, _ in captions])
+    good_clips = np.array([row["index"] not in bad for row in clips])
+    is_read = good_texts[:, None] & good_clips
+    cosines = np.full(is_read.shape, -np.inf, dtype=np.float32)
+    cosines[:, in_index] = cosine(encoded, index.embeds).numpy()
+    cosines[~good_texts] = -np.inf
+    cosines[:, ~good_clips] = -np.inf
+    scores = cosines
+    if uses_dual_softmax:
+        values = dual_softmax(cosines[good_texts][:, good_clips], temperature=DUAL_SOFTMAX_TEMPERATURE)
+        scores = np.full(is_read.shape, -np.inf)
+        scores[is_read] = values.ravel()
     result = text_video_retrieval(scores, *groups)
     metrics, intervals = dict(result.metrics), dict(result.intervals)
     prefix = ""
@@ -144,18 +170,22 @@ def measure_retrieval(
             decisive = np.where(is_first, cosines, np.nan)
     else:
         prefix = "matching_"
+        place_in_index = np.cumsum(in_index) - 1
 
         def probabilities(pairs: np.ndarray) -> np.ndarray:
+            found = np.full(len(pairs), -np.inf, dtype=np.float32)
+            is_scored = is_read[pairs[:, 0], pairs[:, 1]]
             logits = retriever.score(
                 retriever.model.matching_logits,
                 texts,
                 encoded,
                 index.clips or (),
-                pairs,
+                np.stack([pairs[is_scored, 0], place_in_index[pairs[is_scored, 1]]], axis=1),
                 partial=None if partial is None else Path(partial),
                 key=index.key,
             )
-            return logits.softmax(dim=1)[:, 1].numpy()
+            found[is_scored] = logits.softmax(dim=1)[:, 1].numpy()
+            return found
 
         matched, decisive = matched_retrieval(
             scores, *groups, probabilities, top_k=matching_top_k, measures_change=measures_change
@@ -169,11 +199,14 @@ def measure_retrieval(
     )
     counts = {
         "captions": len(captions),
-        "clips": len(index.ids),
-        "duplicate_captions": int(duplicate_captions(texts, groups[0]).sum()),
+        "clips": len(clips),
+        "duplicate_captions": int(duplicate_captions(texts, groups[0])[[text != "" for text in texts]].sum()),
     }
     if len(shown) < len(rows):
         counts["rows_without_clip"] = len(rows) - len(shown)
+    if bad:
+        counts["bad_samples"] = len(bad)
+        decisive = np.where(is_read, decisive, np.nan)  # no row
     return Measurement(
         metrics=metrics,
         intervals=intervals,
@@ -181,8 +214,23 @@ def measure_retrieval(
         protocol=protocol,
         headline=f"{prefix}text_to_video_R@1",
         printed=printed,
-        rows=retrieval_rows(decisive, cosines, range(len(captions)), index.ids),
+        rows=retrieval_rows(decisive, cosines, range(len(captions)), [row["id"] for row in clips]),
+        bad_samples=[bad[row] for row in sorted(bad)],
     )
+
+
+def _read_captions(rows: Iterable[Row]) -> tuple[list[tuple[Row, str]], dict[int, BadSample]]:
+    """Each caption with its row, and the rows of which the text cannot be read, which have an empty one."""
+    captions: list[tuple[Row, str]] = []
+    bad: dict[int, BadSample] = {}
+    for row in rows:
+        try:
+            own = with_retries(functools.partial(row_captions, row), row["text"])
+        except MediaError as error:
+            own = [""]
+            bad[row["index"]] = BadSampleError.of(row, row["text"], str(error)).sample
+        captions += [(row, caption) for caption in own]
+    return captions, bad
 
 
 def _in_percent(metrics: dict[str, float], prefix: str) -> dict[str, float]:
@@ -201,7 +249,8 @@ def measure_answers(
     partial: str | os.PathLike[str] | None = None,
 ) -> Measurement:
     """
-    Answer every question once; what the model does not know as an answer counts as wrong.
+    Answer every question once; what the model does not know as an answer counts as wrong, and so does a question about
+    a clip that cannot be read.
 
     Args:
         answerer ([`QuestionAnswerer`]): the model.
@@ -212,9 +261,14 @@ def measure_answers(
         is_alpro (`bool`, *optional*, defaults to `False`): print the numbers that count the questions twice that
             ALPRO's eight processes had twice.
         partial (`str`, *optional*): folder for what is finished, see [`QuestionAnswerer.answer_rows`].
+
+    Raises:
+        ValueError: More than the answerer's `max_bad_fraction` of the clips, or all, cannot be read.
     """
-    rows = list(dataset)
-    labels = predicted_labels(answerer.answer_rows(dataset, partial=partial).numpy())
+    rows = list(dataset.named_rows())
+    logits, is_read, bad_samples = answerer.answer_rows(dataset, partial=partial)
+    labels = np.full(len(rows), -1)  # which stands for no answer
+    labels[is_read.numpy()] = predicted_labels(logits[is_read].numpy())
     train_pairs = () if train_dataset is None else train_dataset.pairs()
     result = answer_result(labels, rows, id2label=answerer.model.config.id2label, train_pairs=train_pairs)
     types = [str(row.get("answer_type") or "") for row in rows]
@@ -222,10 +276,13 @@ def measure_answers(
     counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
     if is_alpro or set(types) <= set(ANSWER_TYPES):
         printed = alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted])
+    counts = {"questions": len(rows), "clips": len({row["group"] for row in rows})}
+    if bad_samples:
+        counts["bad_samples"] = len(bad_samples)
     return Measurement(
         metrics=result.metrics,
         intervals=result.intervals,
-        counts={"questions": len(rows), "clips": len({row["group"] for row in rows})},
+        counts=counts,
         protocol=protocol,
         headline="accuracy",
         printed=printed,
@@ -236,6 +293,7 @@ def measure_answers(
             [str(row.get("answer") or "") for row in rows],
             types,
         ),
+        bad_samples=bad_samples,
     )
 
 
@@ -343,6 +401,7 @@ def measure_benchmark(
             intervals=measured.intervals,
             headline=measured.headline,
             selection_split=_read(model_folder or "", "run.json").get("selection_split"),
+            bad_samples=as_json(measured.bad_samples),
         )
     if pipeline.state.is_local_main_process:
         shutil.rmtree(partial, ignore_errors=True)

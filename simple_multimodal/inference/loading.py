@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,14 +13,26 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
+from simple_multimodal.data.bad_samples import (
+    LOADER_MEMORY_GIGABYTES,
+    MAX_BAD_FRACTION,
+    SAMPLE_TIMEOUT_SECONDS,
+    BadSample,
+    BadSampleError,
+)
+from simple_multimodal.data.batch_reader import BatchReader, ListedRows, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.partial import Partial, process_state
+from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES
 from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
 from simple_multimodal.processing import MultimodalProcessor
+
+logger = logging.get_logger(__name__)
 
 Clips = MultimodalDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A data set; or a media file, a folder of them, or a list of files."""
@@ -41,6 +53,20 @@ class ClipKey(NamedTuple):
         return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"])
 
 
+class EncodedRows(NamedTuple):
+    """Rows after the towers.
+
+    Args:
+        rows (`list[Row]`): those that could be read, in their order.
+        clips (`list[Encoded]`): one for each of them.
+        bad_samples (`list[BadSample]`): the others.
+    """
+
+    rows: list[Row]
+    clips: list[Encoded]
+    bad_samples: list[BadSample]
+
+
 def from_main(make: Callable[[], Any]) -> Any:
     """What the main process makes, on all processes: they cannot come to decide otherwise."""
     return broadcast_object_list([make() if process_state().is_main_process else None])[0]
@@ -59,6 +85,13 @@ class Pipeline:
         drop_modalities (`Sequence[str]`, *optional*): take every clip as lacking these.
         shows_progress (`bool`, *optional*, defaults to `False`): show bars.
         video_backend, index_dir (`str`, *optional*): see [`MultimodalCollator`].
+        max_bad_fraction (`float`, *optional*, defaults to 0.2): share of the clips that cannot be read above which
+            going on makes no sense.
+        sample_timeout_seconds, loader_memory_gigabytes (`float`, *optional*, defaults to 120.0 and 4.0): with
+            `num_workers`, what one file may take, see [`SupervisedReader`].
+
+    Raises:
+        ValueError: `max_bad_fraction` is no share.
     """
 
     model_classes: dict[str, type[PreTrainedModel]]
@@ -75,7 +108,15 @@ class Pipeline:
         shows_progress: bool = False,
         video_backend: str = "pyav",
         index_dir: str | None = None,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
+        sample_timeout_seconds: float = SAMPLE_TIMEOUT_SECONDS,
+        loader_memory_gigabytes: float = LOADER_MEMORY_GIGABYTES,
     ):
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
+        self.max_bad_fraction = max_bad_fraction
+        self.sample_timeout_seconds = sample_timeout_seconds
+        self.loader_memory_gigabytes = loader_memory_gigabytes
         self.state = process_state()
         self.model = model.to(self.state.device).eval()
         self.processor = processor
@@ -122,7 +163,7 @@ class Pipeline:
 
     def rows(self, clips: Clips) -> list[Row]:
         """One row for each different clip, in the order of their first occurrence; none for a row without a clip."""
-        rows = clips if isinstance(clips, MultimodalDataset) else media_rows(clips)
+        rows = clips.named_rows() if isinstance(clips, MultimodalDataset) else media_rows(clips)
         unique: dict[ClipKey, Row] = {}
         for row in rows:
             if self.has_clip(row):
@@ -141,7 +182,8 @@ class Pipeline:
         return from_main(lambda: self._key(rows))
 
     def _key(self, rows: Sequence[Row]) -> str:
-        settings = [self.collator.drop_modalities, self.collator.video_backend]
+        limits = self.sample_timeout_seconds, self.loader_memory_gigabytes  # beyond which files are bad
+        settings = [self.collator.drop_modalities, self.collator.video_backend, limits]
         digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
         digest.update(self.model.config.to_json_string().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -149,52 +191,134 @@ class Pipeline:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         for row in rows:
             files = [path for path in (row["video"], row["audio"]) if path is not None]
-            stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+            stats = [(path, *_size_and_time(path)) for path in files]
             segment = row["start_seconds"], row["end_seconds"]
             digest.update(json.dumps([row["id"], row["group"], stats, segment]).encode())
         return digest.hexdigest()
 
     def encode_rows(
-        self, rows: Sequence[Row], *, with_tokens: bool = True, partial: Path | None = None, key: str = ""
-    ) -> list[Encoded]:
+        self,
+        rows: Sequence[Row],
+        *,
+        on_bad_sample: Literal["skip", "fail"] = "skip",
+        with_tokens: bool = True,
+        partial: Path | None = None,
+        key: str = "",
+    ) -> EncodedRows:
         """
         Run each row's clip through the towers once. Which clips make a batch does not depend on the number of
         processes, so that the results do not either.
 
         Args:
-            rows (`Sequence[Row]`): of different clips.
+            rows (`Sequence[Row]`): of different clips, at least one.
+            on_bad_sample (`str`, *optional*, defaults to `"skip"`): what to do about a clip that cannot be read:
+                `"skip"`: warn of it and go on with the others. `"fail"`: raise.
             with_tokens (`bool`, *optional*, defaults to `True`): keep what the fusion takes, and not embeddings alone.
             partial (`Path`, *optional*): folder to keep finished batches in, and to go on from.
             key (`str`, *optional*): with `partial`, [`key`] of the rows.
 
         Returns:
-            `list[Encoded]`: one for each row, the same on all processes.
+            [`EncodedRows`]: the same on all processes.
 
         Raises:
-            MediaError: A file cannot be read; the message names it and its row.
+            MediaError: A file cannot be read, with `"fail"`; the message names it and its row.
+            ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read.
         """
+        # A wrong folder is found before any file of it is waited for.
+        self.check_bad_samples(self._absent(rows), len(rows), on_bad_sample)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
         parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
         own = {number: _unpack(tensors) for number, tensors in parts.finished.items()}
+        bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]
         loader: DataLoader = DataLoader(
-            rows,  # type: ignore[arg-type]
+            [(row["epoch"], row["index"]) for row in rows],  # type: ignore[arg-type]
             batch_sampler=[list(batches[number]) for number in missing],
-            collate_fn=self.collator,
+            collate_fn=self._reader(rows),
             num_workers=self.num_workers,
         )
-        done = sum(len(encoded) for encoded in own.values())
+        done = sum(len(batches[number]) for number in own)
         total = sum(len(batches[number]) for number in share)
         with tqdm(unit="clips", total=total, initial=done, disable=not self.shows_progress) as bar:
             for number, batch in zip(missing, loader, strict=True):
+                bad = batch.pop("bad_samples", [])
+                bad_samples += bad
+                self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
+                bad_rows = {sample.row for sample in bad}
                 encoded = encode_clips(self.model, send_to_device(batch, self.model.device))
-                own[number] = encoded if with_tokens else [Encoded(clip.embed, {}) for clip in encoded]
-                parts.add(number, _pack(own[number]))
+                clips = [
+                    clip if with_tokens else Encoded(clip.embed, {})
+                    for place, clip in zip(batches[number], encoded, strict=True)
+                    if rows[place]["index"] not in bad_rows
+                ]
+                own[number] = clips, bad
+                parts.add(number, _pack(*own[number]))
                 bar.update(len(encoded))
         parts.flush()
         gathered = dict(part for parts in gather_object([own]) for part in parts.items())
-        return [clip for number in range(len(batches)) for clip in gathered[number]]
+        in_order = [gathered[number] for number in range(len(batches))]
+        bad_samples = sorted(sample for _, samples in in_order for sample in samples)
+        self.warn_of(bad_samples)
+        self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
+        bad_rows = {sample.row for sample in bad_samples}
+        return EncodedRows(
+            [row for row in rows if row["index"] not in bad_rows],
+            [clip for clips, _ in in_order for clip in clips],
+            bad_samples,
+        )
+
+    def _reader(self, rows: Sequence[Row]) -> SupervisedReader:
+        # Without workers a file that takes too long could only be ended with this process, and whoever called it.
+        return SupervisedReader(
+            BatchReader(ListedRows(rows), self.collator, on_bad_sample="skip"),
+            timeout_seconds=self.sample_timeout_seconds if self.num_workers else 0.0,
+            memory_gigabytes=self.loader_memory_gigabytes,
+        )
+
+    def _absent(self, rows: Sequence[Row]) -> list[BadSample]:
+        """Rows of which a file that is to be read is not there."""
+        read = [
+            m for m in self.processor.modalities if m in CLIP_MODALITIES and m not in self.collator.drop_modalities
+        ]
+        found: dict[int, BadSample] = {}
+        for row in rows:
+            for file in [row[m] for m in read]:  # type: ignore[literal-required]
+                if file is not None and not os.path.exists(file):
+                    found[row["index"]] = BadSampleError.of(row, file, f"{file!r}: does not exist").sample
+        return list(found.values())
+
+    def warn_of(self, bad_samples: Sequence[BadSample]) -> None:
+        """One line for each bad sample, from the main process."""
+        for sample in bad_samples if self.state.is_main_process else ():
+            logger.warning(f"Bad sample: {sample}")
+
+    def check_bad_samples(
+        self, bad_samples: Sequence[BadSample], num_samples: int, on_bad_sample: Literal["skip", "fail"] = "skip"
+    ) -> None:
+        """
+        Stop where going on makes no sense.
+
+        Args:
+            bad_samples (`Sequence[BadSample]`): those that could not be read.
+            num_samples (`int`): of so many.
+            on_bad_sample (`str`, *optional*, defaults to `"skip"`): with `"fail"` one is too many.
+
+        Raises:
+            MediaError: There is one, with `"fail"`.
+            ValueError: They are more than `max_bad_fraction` of the samples, or all of them.
+        """
+        if not bad_samples:
+            return
+        if on_bad_sample == "fail":
+            raise MediaError(str(bad_samples[0]))
+        num_bad = len(bad_samples)
+        if num_bad == num_samples or num_bad > self.max_bad_fraction * num_samples:
+            share = "all" if num_bad == num_samples else f"more than --max_bad_fraction {self.max_bad_fraction:g}"
+            raise ValueError(
+                f"{num_bad} of {num_samples} samples could not be read, {share} of them; the last one: "
+                f"{bad_samples[-1].reason}. Is --video_root, or the folder of the clips, the right one?"
+            )
 
     def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
         """Run each different text through its tower once; every process does so, for texts are cheap."""
@@ -253,19 +377,31 @@ class Pipeline:
         return scores
 
 
-def _pack(clips: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """Encoded clips as tensors by name."""
+def _size_and_time(path: str) -> tuple[int, int] | tuple[None, None]:
+    """Bytes of a file and when it was changed, which says whether it is another one; `None` where it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None, None
+    return status.st_size, status.st_mtime_ns
+
+
+def _pack(clips: Sequence[Encoded], bad_samples: Sequence[BadSample]) -> dict[str, torch.Tensor]:
+    """Encoded clips and those that could not be read as tensors by name."""
+    bad = {"bad_samples": torch.tensor(list(json.dumps(bad_samples).encode()), dtype=torch.uint8)}
     embeds = {f"{n}.embed": clip.embed.clone() for n, clip in enumerate(clips) if clip.embed is not None}
-    return embeds | {f"{n}.{m}": tokens for n, clip in enumerate(clips) for m, tokens in clip.tokens.items()}
+    return bad | embeds | {f"{n}.{m}": tokens for n, clip in enumerate(clips) for m, tokens in clip.tokens.items()}
 
 
-def _unpack(tensors: dict[str, torch.Tensor]) -> list[Encoded]:
+def _unpack(tensors: dict[str, torch.Tensor]) -> tuple[list[Encoded], list[BadSample]]:
     """What [`_pack`] was given."""
+    bad_samples = [BadSample(*sample) for sample in json.loads(bytes(tensors.pop("bad_samples").tolist()))]
     rows: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         number, _, entry = name.partition(".")
         rows.setdefault(int(number), {})[entry] = tensor
-    return [Encoded(rows[n].pop("embed", None), rows[n]) for n in range(len(rows))]  # type: ignore[arg-type]
+    clips = [Encoded(rows[n].pop("embed", None), rows[n]) for n in range(len(rows))]  # type: ignore[arg-type]
+    return clips, bad_samples
 
 
 def cosine(texts: Sequence[Encoded], embeds: torch.Tensor) -> torch.Tensor:

@@ -3,15 +3,17 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from simple_multimodal.data.manifest import Row
+from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.files import is_media_folder
+from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
@@ -43,6 +45,7 @@ class ClipIndex:
         embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): unit-length embeddings.
         clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
         key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
+        bad_samples (`list[BadSample]`, *optional*): clips that are not in the index because they could not be read.
     """
 
     ids: list[str]
@@ -50,10 +53,11 @@ class ClipIndex:
     embeds: torch.Tensor
     clips: list[Encoded] | None = None
     key: str = ""
+    bad_samples: list[BadSample] = field(default_factory=list)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ids and embeddings as safetensors, whole or not at all."""
-        names = {"ids": self.ids, "groups": self.groups, "key": self.key}
+        """Write embeddings and what they are of as safetensors, whole or not at all."""
+        names = {"ids": self.ids, "groups": self.groups, "key": self.key, "bad_samples": self.bad_samples}
         # In one entry: safetensors writes several in any order, and the same index would not be the same file.
         save_whole(Path(path), {"embeds": self.embeds.contiguous()}, {"index": json.dumps(names)})
 
@@ -66,9 +70,11 @@ class ClipIndex:
         """
         try:
             with safe_open(os.fspath(path), "pt") as file:
-                return cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
+                index = cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
         except (SafetensorError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{os.fspath(path)}: is no index of clips: {error}") from error
+        index.bad_samples = [BadSample(*sample) for sample in index.bad_samples]
+        return index
 
 
 class Retriever(Pipeline):
@@ -103,7 +109,7 @@ class Retriever(Pipeline):
         partial: str | os.PathLike[str] | None = None,
     ) -> ClipIndex:
         """
-        Run clips through the towers.
+        Run clips through the towers. One of a data set or a folder that cannot be read is left out, with a warning.
 
         Args:
             clips: a data set (rows of the same clip count once), or a media file, a folder, or a list of files.
@@ -116,20 +122,28 @@ class Retriever(Pipeline):
                 from there. It stays until it is removed.
 
         Raises:
-            MediaError: A file cannot be read.
-            ValueError: There is no clip.
+            MediaError: A file that is given by name cannot be read.
+            ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read.
         """
-        return self.index_rows(self.rows(clips), saved=saved, for_matching=for_matching, partial=partial)
+        is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
+        return self.index_rows(
+            self.rows(clips),
+            on_bad_sample="fail" if is_chosen else "skip",
+            saved=saved,
+            for_matching=for_matching,
+            partial=partial,
+        )
 
     def index_rows(
         self,
         rows: Sequence[Row],
         *,
+        on_bad_sample: Literal["skip", "fail"] = "skip",
         saved: str | os.PathLike[str] | None = None,
         for_matching: bool = False,
         partial: str | os.PathLike[str] | None = None,
     ) -> ClipIndex:
-        """[`index`] of rows of different clips."""
+        """[`index`] of rows of different clips; `on_bad_sample` as in [`encode_rows`]."""
         if not rows:
             raise ValueError(
                 "There is no clip to index: none has a file of what this model takes, "
@@ -139,14 +153,20 @@ class Retriever(Pipeline):
         if saved is not None and not for_matching:
             stored = from_main(lambda: ClipIndex.load(saved) if Path(saved).exists() else None)
             if stored is not None and stored.key == key:
+                self.warn_of(stored.bad_samples)
+                self.check_bad_samples(stored.bad_samples, len(rows))
                 return stored
         with_tokens = saved is None or for_matching
-        encoded = self.encode_rows(
-            rows, with_tokens=with_tokens, partial=None if partial is None else Path(partial), key=key
+        read, clips, bad_samples = self.encode_rows(
+            rows,
+            on_bad_sample=on_bad_sample,
+            with_tokens=with_tokens,
+            partial=None if partial is None else Path(partial),
+            key=key,
         )
-        embeds = torch.stack([clip.embed for clip in encoded if clip.embed is not None])
-        ids, groups = [row["id"] for row in rows], [row["group"] for row in rows]
-        index = ClipIndex(ids, groups, embeds, encoded if with_tokens else None, key)
+        embeds = torch.stack([clip.embed for clip in clips if clip.embed is not None])
+        ids, groups = [row["id"] for row in read], [row["group"] for row in read]
+        index = ClipIndex(ids, groups, embeds, clips if with_tokens else None, key, bad_samples)
         if saved is not None and self.state.is_main_process:
             index.save(saved)
         return index

@@ -8,6 +8,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
+from simple_multimodal.data.bad_samples import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS
 from simple_multimodal.models.distributed import leave_store_of_launcher
 
 logger = logging.get_logger(__name__)
@@ -83,15 +84,15 @@ class MultimodalTrainingArguments(TrainingArguments):
         },
     )
     max_bad_fraction: float = field(
-        default=0.2,
+        default=MAX_BAD_FRACTION,
         metadata={"help": "Stop when more than this share of the training samples is bad.", "group": "Data"},
     )
     sample_timeout_seconds: float = field(
-        default=120.0,
+        default=SAMPLE_TIMEOUT_SECONDS,
         metadata={"help": "A file that is not read within this many seconds is bad; 0: no limit.", "group": "Data"},
     )
     loader_memory_gigabytes: float = field(
-        default=4.0,
+        default=LOADER_MEMORY_GIGABYTES,
         metadata={
             "help": "A file for which a loader process grows by more than this many GB is bad; 0: no limit.",
             "group": "Data",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
 from simple_multimodal.evaluation.retrieval import ranking, retrieval_ranks
@@ -39,7 +40,7 @@ def write_results(trainer: MultimodalTrainer) -> None:
     if isinstance(evaluation, RetrievalEvaluation) and evaluation.headline is not None:
         examples = choose_examples(trainer, evaluation)
     run = trainer.run_record or {}
-    bad = [{"id": sample.id, "file": sample.file, "reason": sample.reason} for sample in evaluation.bad_samples]
+    bad = as_json(evaluation.bad_samples)
     write_metrics(folder / "evaluation.json", selection_split=run.get("selection_split"), bad_samples=bad, **shared)
     write_report(
         folder / "report.html",

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import datasets
 import pytest
@@ -96,6 +97,16 @@ def test_byte_order_mark_and_windows_line_ends(load):
 
 def test_a_long_caption_is_read(load):
     assert len(load("video,caption\nsound0.mp4," + "a" * 1_000_000 + "\n")[0]["captions"][0]) == 1_000_000
+
+
+def test_rows_are_named_whether_their_files_are_there_or_not(load):
+    rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
+    dataset = load(jsonl(*rows), "a.jsonl")
+    named = list(dataset.named_rows())
+    assert named[0] == dataset[0]
+    assert Path(named[1]["video"]).name == "missing.mp4" and not Path(named[1]["video"]).exists()
+    assert named[1]["audio"] == named[1]["video"] and named[1]["index"] == 1 and named[1]["captions"] == ["two"]
+    assert len(list(load(jsonl(*rows), "a.jsonl", max_samples=1).named_rows())) == 1
 
 
 def test_max_samples_touches_no_file_of_a_row_that_is_left_out(load):

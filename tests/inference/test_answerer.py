@@ -41,7 +41,7 @@ def test_a_data_set_is_answered_as_one_by_one_and_each_clip_is_read_once(answere
         "encode_rows",
         lambda self, rows, **further: encoded.append(rows) or plain(self, rows, **further),
     )
-    logits = answerer.answer_rows(QuestionDataset(questions))
+    logits = answerer.answer_rows(QuestionDataset(questions)).logits
     assert logits.shape == (6, 4) and [len(rows) for rows in encoded] == [3]
     alone = answerer.answer("who is there?", clips / "video/2.mp4", top_k=4)
     expected = {a.text: a.probability for a in alone}
@@ -57,7 +57,7 @@ def test_training_reports_accuracy_by_type_and_inference_agrees(question_model, 
     assert metrics["accuracy"] == pytest.approx(mean)
     assert metrics["question_only_accuracy"] == pytest.approx(4 / 6)  # the evaluated questions are those of training
     dataset = QuestionDataset(questions)
-    chosen = answerer.answer_rows(dataset).argmax(dim=1).tolist()
+    chosen = answerer.answer_rows(dataset).logits.argmax(dim=1).tolist()
     correct = [answerer.model.config.id2label[c] == row["answer"] for c, row in zip(chosen, dataset, strict=True)]
     assert metrics["accuracy"] == pytest.approx(sum(correct) / 6)
 

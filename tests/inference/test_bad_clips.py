@@ -1,0 +1,361 @@
+"""Clips that cannot be read: what counts as wrong, what is left out, what is still an error."""
+
+import ctypes
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simple_multimodal.cli import main
+from simple_multimodal.data import bad_samples
+from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
+from simple_multimodal.evaluation.retrieval import dual_softmax
+from simple_multimodal.inference import ClipIndex, QuestionAnswerer, Retriever, loading, partial
+from simple_multimodal.inference.benchmark import DUAL_SOFTMAX_TEMPERATURE, measure_answers, measure_retrieval
+from simple_multimodal.inference.loading import cosine
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.pyav_backend import PyAVBackend
+from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
+from tests.inference.test_benchmark import launch
+from tests.training.tiny_run import CAPTIONS
+
+BAD = 2
+GOOD = [n for n in range(NUM_CLIPS) if n != BAD]
+TASKS = ("msrvtt_ret", "msvd_qa")
+
+
+@pytest.fixture(autouse=True)
+def wait_for_no_file(monkeypatch):
+    monkeypatch.setattr(bad_samples, "RETRY_SECONDS", (0.0,))
+
+
+@pytest.fixture(scope="module")
+def retriever(retrieval_model) -> Retriever:
+    return Retriever.from_pretrained(retrieval_model, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def answerer(question_model) -> QuestionAnswerer:
+    return QuestionAnswerer.from_pretrained(question_model, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def models(retrieval_model, question_model, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("unseen")
+    return {"msrvtt_ret": unseen(retrieval_model, folder / "0"), "msvd_qa": unseen(question_model, folder / "1")}
+
+
+@pytest.fixture(scope="module")
+def spoiled_data(data, tmp_path_factory) -> Path:
+    """The benchmarks with a clip that is no media file."""
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("spoiled") / "data")
+    for task in TASKS:
+        (folder / task / f"videos/{BAD}.mp4").write_bytes(b"x" * 1000)
+    return folder
+
+
+@pytest.fixture
+def folder(clips, tmp_path) -> Path:
+    """The seven clips, one of them empty."""
+    folder = shutil.copytree(clips / "video", tmp_path / "video")
+    (folder / f"{BAD}.mp4").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(loading.logger, "warning", said.append)
+    return said
+
+
+def captioned(folder: Path, **roots) -> MultimodalDataset:
+    """The clips of a folder with their captions."""
+    manifest = folder.parent / "captions.jsonl"
+    write_lines(manifest, [{"video": f"{n}.mp4", "caption": caption} for n, caption in enumerate(CAPTIONS)])
+    return MultimodalDataset(manifest, video_root=folder, cache_dir=folder.parent / "cache", **roots)
+
+
+@pytest.fixture(scope="module")
+def scores(retriever, clips) -> dict[str, np.ndarray]:
+    """Cosines and matching probabilities `(captions, clips)` of the seven clips while all can be read."""
+    index = retriever.index([clips / f"video/{n}.mp4" for n in range(NUM_CLIPS)])
+    encoded = retriever.encode_texts(CAPTIONS)
+    pairs = np.argwhere(np.ones((NUM_CLIPS, NUM_CLIPS)))
+    logits = retriever.score(retriever.model.matching_logits, CAPTIONS, encoded, index.clips, pairs)
+    matching = logits.softmax(dim=1)[:, 1].numpy().reshape(NUM_CLIPS, NUM_CLIPS)
+    return {"": cosine(encoded, index.embeds).numpy(), "matching_": matching}
+
+
+def ranks_by_hand(scores: np.ndarray) -> list[int]:
+    """Of the good ones among the good ones, the last rank for the bad one."""
+    return [
+        1 + sum(scores[n, other] >= scores[n, n] for other in GOOD if other != n) if n != BAD else NUM_CLIPS
+        for n in range(NUM_CLIPS)
+    ]
+
+
+def assert_ranks(metrics: dict, name: str, scores: np.ndarray) -> None:
+    for direction, matrix in (("text_to_video", scores), ("video_to_text", scores.T)):
+        ranks = ranks_by_hand(matrix)
+        prefix = f"{name}{direction}_"
+        assert metrics[f"{prefix}num_queries"] == metrics[f"{prefix}num_candidates"] == NUM_CLIPS
+        assert metrics[f"{prefix}R@1"] == pytest.approx(np.mean([rank == 1 for rank in ranks]))
+        assert metrics[f"{prefix}mean_rank"] == pytest.approx(np.mean(ranks))
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing", "garbage"])
+def test_in_retrieval_a_bad_clip_comes_last(retriever, scores, folder, warnings, kind):
+    file = folder / f"{BAD}.mp4"
+    if kind == "missing":
+        file.unlink()
+    elif kind == "garbage":
+        file.write_bytes(b"x" * 1000)
+    measured = measure_retrieval(retriever, captioned(folder))
+    for name in ("", "matching_"):
+        assert_ranks(measured.metrics, name, scores[name])
+    assert measured.counts == {"captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
+    (bad,) = measured.bad_samples
+    assert (bad.row, bad.id, bad.file) == (BAD, str(BAD), str(file)) and str(file) in bad.reason
+    assert warnings == [f"Bad sample: row {BAD} (id '{BAD}'): {bad.reason}"]
+    rows = list(measured.rows)
+    assert {(row["txt_id"], row["vid_id"]) for row in rows} == {(t, str(v)) for t in GOOD for v in GOOD}
+
+
+def test_without_matching_and_with_dual_softmax(retriever, scores, folder):
+    measured = measure_retrieval(
+        retriever, captioned(folder), matching_top_k=0, uses_dual_softmax=True, num_results=NUM_CLIPS
+    )
+    expected = np.full((NUM_CLIPS, NUM_CLIPS), -np.inf)
+    expected[np.ix_(GOOD, GOOD)] = dual_softmax(scores[""][np.ix_(GOOD, GOOD)], temperature=DUAL_SOFTMAX_TEMPERATURE)
+    assert_ranks(measured.metrics, "", expected)
+    assert len(list(measured.rows)) == len(GOOD) ** 2
+
+
+def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, tmp_path):
+    for n, caption in enumerate(CAPTIONS):
+        (tmp_path / f"{n}.txt").write_text("" if n == BAD else caption)
+    manifest = tmp_path / "texts.jsonl"
+    rows = [{"video": f"{n}.mp4", "text": f"{n}.txt"} for n in range(NUM_CLIPS)]
+    write_lines(manifest, rows)
+    roots = {"video_root": clips / "video", "cache_dir": tmp_path / "cache"}
+    measured = measure_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    assert_ranks(measured.metrics, "matching_", scores["matching_"])
+    assert measured.counts == {"captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
+    assert [sample.file for sample in measured.bad_samples] == [str(tmp_path / f"{BAD}.txt")]
+    # Another row may stand for its clip, which is a candidate then.
+    write_lines(
+        manifest, [*rows, {"video": f"{BAD}.mp4", "caption": "a clip of its own", "group": f"video={BAD}.mp4"}]
+    )
+    measured = measure_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    assert measured.counts == {"captions": 8, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
+    written = {(row["txt_id"], row["vid_id"]) for row in measured.rows}
+    assert len(written) == 49 and {text for text, _ in written} == {*GOOD, 7}
+
+
+def test_a_question_about_a_bad_clip_is_answered_wrong(answerer, clips, folder, tmp_path, warnings):
+    rows = [
+        {"id": f"{n}{kind}", "video": f"{n}.mp4", "question": question, "answer": "cat", "answer_type": kind}
+        for n in range(NUM_CLIPS)
+        for kind, question in (("what", "what is it?"), ("who", "who is there?"))
+    ]
+    write_lines(tmp_path / "questions.jsonl", rows)
+
+    def dataset(videos: Path) -> QuestionDataset:
+        return QuestionDataset(tmp_path / "questions.jsonl", video_root=videos, cache_dir=tmp_path / "cache")
+
+    labels = answerer.answer_rows(dataset(clips / "video")).logits.argmax(dim=1)
+    # Else nothing could be told: the right answers are those that it gives.
+    write_lines(
+        tmp_path / "questions.jsonl",
+        [row | {"answer": answerer.model.config.id2label[int(n)]} for row, n in zip(rows, labels, strict=True)],
+    )
+    assert measure_answers(answerer, dataset(clips / "video")).metrics["accuracy"] == 1.0
+    measured = measure_answers(answerer, dataset(folder))
+    assert measured.metrics["accuracy"] == pytest.approx(6 / 7)
+    assert measured.metrics["who_accuracy"] == pytest.approx(6 / 7)
+    assert measured.counts == {"questions": 14, "clips": 7, "bad_samples": 1}
+    assert [sample.id for sample in measured.bad_samples] == [f"{BAD}what"] and len(warnings) == 1
+    answers = [row["answer"] for row in measured.rows]
+    assert [n for n, answer in enumerate(answers) if answer == -1] == [2 * BAD, 2 * BAD + 1]
+
+
+def infer(models, data: Path, out: Path, task: str, *flags: str) -> int:
+    return main(["infer", models[task], str(data / task), "--output_dir", str(out), "--batch_size", "2", *flags])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_measurement_lists_its_bad_clips(models, spoiled_data, tmp_path, capfd, task):
+    assert infer(models, spoiled_data, tmp_path / "out", task) == 0
+    assert "(1 could not be read, counted as wrong)" in capfd.readouterr().err
+    written = json.loads((tmp_path / "out/metrics.json").read_text())
+    file = str(spoiled_data / task / f"videos/{BAD}.mp4")
+    assert written["counts"]["bad_samples"] == 1 and written["counts"]["clips"] == NUM_CLIPS
+    (listed,) = written["bad_samples"]
+    assert listed["file"] == file and file in listed["reason"] and set(listed) == {"id", "file", "reason"}
+
+
+def test_saved_embeddings_keep_the_list(models, spoiled_data, tmp_path, monkeypatch):
+    """A second measurement, which reads no clip, counts the same."""
+    flags = ("--matching_top_k", "0")
+    assert infer(models, spoiled_data, tmp_path / "out", "msrvtt_ret", *flags) == 0
+    first = (tmp_path / "out/metrics.json").read_bytes()
+    assert b"bad_samples" in first
+    monkeypatch.setattr(Retriever, "encode_rows", None)
+    assert infer(models, spoiled_data, tmp_path / "out", "msrvtt_ret", *flags) == 0
+    assert (tmp_path / "out/metrics.json").read_bytes() == first
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(partial, "SECONDS_BETWEEN_FILES", 0)
+    assert infer(models, spoiled_data, tmp_path / "whole", task) == 0
+    plain, calls = loading.encode_clips, []
+
+    def interrupted(*args):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "encode_clips", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            infer(models, spoiled_data, tmp_path / "out", task)
+        assert not (tmp_path / "out/metrics.json").exists()
+        del calls[:2]  # goes on with the last batch of four
+        assert infer(models, spoiled_data, tmp_path / "out", task) == 0
+    assert len(calls) == 2
+    for name in ("metrics.json", "results.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("task", "killed_at"), [("msrvtt_ret", None), ("msvd_qa", "pairs 1")])
+def test_several_processes_give_the_same_metrics(models, spoiled_data, tmp_path, monkeypatch, task, killed_at):
+    """Also where they go on from what one has finished."""
+    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+    assert infer(models, spoiled_data, tmp_path / "one", task) == 0
+    arguments = models[task], str(spoiled_data / task), "--output_dir", str(tmp_path / "two")
+    if killed_at is not None:
+        assert launch(1, *arguments, KILL_AT=killed_at).returncode != 0
+        assert len(list((tmp_path / "two/partial").glob("clips-*"))) == 4
+    done = launch(2, *arguments)
+    assert done.returncode == 0 and done.stderr.count("could not be read, counted as wrong") == 1, done.stderr
+    assert done.stderr.count("Bad sample: ") == 1
+    for name in ("metrics.json", "results.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_too_many_bad_clips_are_an_error(models, spoiled_data, tmp_path, capfd, monkeypatch, task):
+    out = tmp_path / "out"
+    assert infer(models, spoiled_data, out, task, "--max_bad_fraction", "0.1") == 2
+    assert "1 of 7 samples could not be read, more than --max_bad_fraction 0.1 of them" in capfd.readouterr().err
+    assert infer(models, spoiled_data, out, task, "--max_bad_fraction", "2") == 2
+    assert "--max_bad_fraction is 2.0; give a share from 0 to 1" in capfd.readouterr().err
+    # The wrong folder is found without waiting for any file, and never a metric of 0.
+    monkeypatch.setattr(bad_samples.time, "sleep", None)
+    command = ["infer", models[task], str(out / "manifests"), "--output_dir", str(out)]
+    assert main([*command, "--video_root", str(tmp_path), "--max_bad_fraction", "1"]) == 2
+    error = capfd.readouterr().err
+    assert "7 of 7 samples could not be read, all of them" in error and "Is --video_root" in error
+    assert not (out / "metrics.json").exists()
+    garbage = tmp_path / "garbage"
+    garbage.mkdir()
+    for n in range(NUM_CLIPS):
+        (garbage / f"{n}.mp4").write_bytes(b"x" * 1000)
+    assert main([*command, "--video_root", str(garbage), "--batch_size", "2"]) == 2  # read no further
+    assert "2 of 7 samples could not be read, more than --max_bad_fraction 0.2" in capfd.readouterr().err
+
+
+def test_a_folder_is_indexed_without_its_bad_files(retriever, folder, clips, tmp_path, warnings):
+    names = [f"{n}.mp4" for n in GOOD]
+    index = retriever.index(folder, saved=tmp_path / "index.safetensors")
+    assert index.ids == names and index.groups == [str(folder / name) for name in names]
+    assert len(warnings) == 1 and str(folder / f"{BAD}.mp4") in warnings[0]
+    expected = retriever.index([clips / "video" / name for name in names])
+    torch.testing.assert_close(index.embeds, expected.embeds, atol=1e-5, rtol=0)
+    loaded = ClipIndex.load(tmp_path / "index.safetensors")
+    assert loaded.ids == names and loaded.bad_samples == index.bad_samples
+    assert [sample.id for sample in loaded.bad_samples] == [f"{BAD}.mp4"]
+    found = retriever.search("a cat purrs", retriever.index(folder), top_k=9, rerank=9)
+    assert sorted(match.id for match in found) == names
+    # Repaired, it is in the index.
+    shutil.copy(clips / f"video/{BAD}.mp4", folder)
+    assert len(retriever.index(folder, saved=tmp_path / "index.safetensors").ids) == NUM_CLIPS
+    with pytest.raises(ValueError, match="5 of 7 samples could not be read"):
+        for name in names[:5]:
+            (folder / name).unlink()
+            (folder / name).touch()
+        Retriever(retriever.model, retriever.processor).index(folder)
+
+
+def test_a_file_that_is_given_by_name_is_an_error(retriever, answerer, folder, clips, monkeypatch):
+    bad, good = folder / f"{BAD}.mp4", folder / "0.mp4"
+    for clip in (bad, [bad, good]):
+        with pytest.raises(MediaError, match="is empty"):
+            retriever.index(clip)
+    with pytest.raises(MediaError, match="is empty"):
+        answerer.answer("who is there?", bad)
+    # One that opens, and cannot be decoded.
+
+    def refuse(*args):
+        raise MediaError("no picture today")
+
+    monkeypatch.setattr(PyAVBackend, "frames", refuse)
+    with pytest.raises(MediaError, match=r"row 0 .*: no picture today"):
+        retriever.index(good)
+    with pytest.raises(MediaError, match=r"row 0 .*: no picture today"):
+        Retriever(retriever.model, retriever.processor, num_workers=1).index(good)
+    with pytest.raises(MediaError, match=r"row 0 .*: no picture today"):
+        answerer.answer("who is there?", good)
+
+
+def test_on_the_command_line(retrieval_model, question_model, folder, tmp_path, capfd):
+    bad, out = str(folder / f"{BAD}.mp4"), str(tmp_path / "out.safetensors")
+    assert main(["encode", retrieval_model, str(folder), "--out", out]) == 0
+    assert "6 clips (1 could not be read, left out)" in capfd.readouterr().out
+    assert main(["search", retrieval_model, "a cat", str(folder)]) == 0
+    assert len(capfd.readouterr().out.strip().splitlines()) == 6
+    assert main(["answer", question_model, "who is there?", str(folder)]) == 0
+    answered = [json.loads(line)["id"] for line in capfd.readouterr().out.strip().splitlines()]
+    assert answered == [f"{n}.mp4" for n in GOOD]
+    for command in (
+        ["encode", retrieval_model, bad, "--out", out],
+        ["search", retrieval_model, "a cat", bad],
+        ["answer", question_model, "who is there?", bad],
+    ):
+        assert main(command) == 2
+        error = capfd.readouterr().err
+        assert f"{bad!r}: the file is empty" in error and error.count("\n") == 1
+
+
+def test_a_decoder_that_crashes_costs_its_clip(retriever, clips, monkeypatch, warnings):
+    original = PyAVBackend.frames
+
+    def frames(self, path, *args, **kwargs):
+        if Path(path).stem == str(BAD):
+            ctypes.string_at(0)
+        return original(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(PyAVBackend, "frames", frames)
+    with_worker = Retriever(retriever.model, retriever.processor, batch_size=2, num_workers=1)
+    index = with_worker.index(clips / "video")
+    assert index.ids == [f"{n}.mp4" for n in GOOD]
+    assert "its decoder crashed (SIGSEGV)" in index.bad_samples[0].reason and len(warnings) == 1
+
+
+def test_a_time_limit_needs_a_process_that_can_be_ended(retriever):
+    for num_workers, seconds in ((0, 0.0), (1, 120.0)):
+        pipeline = Retriever(retriever.model, retriever.processor, num_workers=num_workers)
+        assert pipeline._reader([]).timeout_seconds == seconds
+
+
+def test_dropped_modalities_are_not_looked_for(retriever, folder):
+    for n in range(NUM_CLIPS):
+        (folder / f"{n}.mp4").unlink()
+    without = Retriever(retriever.model, retriever.processor, drop_modalities=("audio", "video"))
+    assert len(without.index(captioned(folder)).ids) == NUM_CLIPS
