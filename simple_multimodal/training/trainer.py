@@ -160,6 +160,7 @@ class MultimodalTrainer(Trainer):
         self._sealing: concurrent.futures.Future | None = None  # of the last checkpoint
         self._save_error: BaseException | None = None  # of the last checkpoint
         self._sums_start = 0  # the step before the first one that the sums are over
+        self._counter: PreTrainedModel | None = None  # the model; unwrapping it looks at every module
         self.processor = processing_class
         self.args = args
         self._quarantine = self._make_quarantine(starts_over=False)
@@ -268,8 +269,9 @@ class MultimodalTrainer(Trainer):
             if self.args.on_bad_sample == "replace":
                 num_read += len(bad_samples)  # after each another one was read
             self._quarantine.add(bad_samples, num_read, self.state.global_step + 1)
-        model = self.accelerator.unwrap_model(self.model)
-        counts = [model.count_items(batch) for batch in batch_samples]
+        if self._counter is None:
+            self._counter = self.accelerator.unwrap_model(self.model)
+        counts = [self._counter.count_items(batch) for batch in batch_samples]
         names = list(counts[0])
         totals = torch.stack([torch.stack([count[name] for name in names]).to(device) for count in counts]).sum(dim=0)
         is_terminated = torch.full((1,), self.run_control.is_terminated, dtype=totals.dtype).to(device)
@@ -354,6 +356,7 @@ class MultimodalTrainer(Trainer):
                 begin_run(self.args.output_dir, self.run_record, starts_over=resume_from_checkpoint is None)
         self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
         self._sums = {}
+        self._counter = None
         self._save_error = None
         self._resumes_from = resume_from_checkpoint or None
         self.speed.restart()

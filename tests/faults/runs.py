@@ -1,5 +1,6 @@
 """Training runs in processes of their own that can be killed, and what is left of them."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -8,18 +9,21 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.trainer_callback import TrainerCallback
 
+import train
+from simple_multimodal.training import checkpoints
 from simple_multimodal.training.checkpoints import STATE_FILE, sha256
 from simple_multimodal.training.comparison import TIMES
-from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
 
@@ -59,13 +63,52 @@ def with_callback(callback: TrainerCallback) -> Callable[[], None]:
     """Have all trainers of this process call it."""
 
     def patch() -> None:
-        original = MultimodalTrainer.__init__
+        original = train.MultimodalTrainer.__init__
 
         def init(self, *args, **kwargs):
             original(self, *args, **kwargs)
             self.add_callback(callback)
 
-        MultimodalTrainer.__init__ = init
+        train.MultimodalTrainer.__init__ = init
+
+    return patch
+
+
+def with_nan_gradients(*steps: int) -> Callable[[], None]:
+    """Make the gradient of some steps NaN."""
+
+    def patch() -> None:
+        original = train.MultimodalTrainer.compute_loss
+
+        def compute_loss(self, *args, **kwargs):
+            loss = original(self, *args, **kwargs)
+            return loss * float("nan") if self.state.global_step + 1 in steps else loss
+
+        train.MultimodalTrainer.compute_loss = compute_loss
+
+    return patch
+
+
+def full_disk(*, at_steps: tuple[int, ...], name: str) -> Callable[[], None]:
+    """Have writing a part of the checkpoints of some steps fail half way."""
+
+    def patch() -> None:
+        if name == "seal":
+            original = checkpoints._sync
+        else:
+            original = torch.save
+
+        def failing(*args):
+            path = str(args[-1])
+            if any(f"checkpoint-{step}/" in path for step in at_steps) and (name == "seal" or name in path):
+                Path(path).write_bytes(b"half")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            return original(*args)
+
+        if name == "seal":
+            checkpoints._sync = failing
+        else:
+            torch.save = failing
 
     return patch
 
@@ -119,9 +162,16 @@ def finish(argv: Sequence[str], log: Path, **settings) -> int:
 
 
 def finish_together(
-    argv: Sequence[str], folder: Path, *, prepare: dict[int, Callable[[], None]], num_processes=2
-) -> list[int]:
-    """The exit codes of several processes of one run; their output goes to `rank-*.log` in a folder."""
+    argv: Sequence[str],
+    folder: Path,
+    *,
+    prepare: dict[int, Callable[[], None]],
+    num_processes: int = 2,
+    seconds: float | None = None,
+) -> list[int | None]:
+    """The exit codes of several processes of one run; their output goes to `rank-*.log` in a folder. After so many
+    seconds those that are left are killed, and have none.
+    """
     port = free_port()
     processes = [
         start(
@@ -134,9 +184,14 @@ def finish_together(
         )
         for rank in range(num_processes)
     ]
+    ends = time.monotonic() + seconds if seconds else None
     for process in processes:
+        process.join(ends and max(ends - time.monotonic(), 0))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
         process.join()
-    return [process.exitcode for process in processes]
+    return codes
 
 
 def finish_elastic(argv: Sequence[str], log: Path, prepare: Callable[[], None]) -> int:

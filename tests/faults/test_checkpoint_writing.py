@@ -1,6 +1,5 @@
 """A process that is killed while it writes a checkpoint, files that are damaged later, and a disk that is full."""
 
-import errno
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from simple_multimodal.training import checkpoints
 from simple_multimodal.training.checkpoints import (
@@ -22,7 +20,7 @@ from simple_multimodal.training.checkpoints import (
     seal,
 )
 from simple_multimodal.training.run_record import make_run_record
-from tests.faults.runs import FORK, commands, finish, kill_at_event, logs, outcome
+from tests.faults.runs import FORK, commands, finish, full_disk, kill_at_event, logs, outcome
 from tests.training.tiny_run import flags, write_clips
 
 RECORD = make_run_record({"learning_rate": 0.1}, command=["train.py"], data={})
@@ -194,30 +192,6 @@ def straight(command, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("straight") / "out"
     assert finish([*command, *flags(output_dir=folder)], folder.parent / "log") == 0
     return folder
-
-
-def full_disk(*, at_steps: tuple[int, ...], name: str):
-    """Have writing a part of the checkpoints of some steps fail half way."""
-
-    def patch() -> None:
-        if name == "seal":
-            original = checkpoints._sync
-        else:
-            original = torch.save
-
-        def failing(*args):
-            path = str(args[-1])
-            if any(f"checkpoint-{step}/" in path for step in at_steps) and (name == "seal" or name in path):
-                Path(path).write_bytes(b"half")
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            return original(*args)
-
-        if name == "seal":
-            checkpoints._sync = failing
-        else:
-            torch.save = failing
-
-    return patch
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "seal"])

@@ -29,6 +29,7 @@ from tests.faults.runs import (
     outcome,
     send,
     with_callback,
+    with_nan_gradients,
 )
 from tests.training.tiny_run import flags, write_clips
 
@@ -193,21 +194,6 @@ def test_a_rank_is_killed_and_all_are_started_again(command, tmp_path):
     out = flags(output_dir=tmp_path / "out", dataloader_num_workers=1, ddp_timeout=60)
     assert finish_elastic([*argv, *out], tmp_path / "log", prepare) == 0, (tmp_path / "log").read_text()
     assert outcome(tmp_path / "out") == outcome(tmp_path / "straight")
-
-
-def with_nan_gradients(*steps: int):
-    """Make the gradient of some steps NaN."""
-
-    def patch():
-        original = MultimodalTrainer.compute_loss
-
-        def compute_loss(self, *args, **kwargs):
-            loss = original(self, *args, **kwargs)
-            return loss * float("nan") if self.state.global_step + 1 in steps else loss
-
-        MultimodalTrainer.compute_loss = compute_loss
-
-    return patch
 
 
 @pytest.mark.parametrize("settings", [{}, {"optim": "adamw_torch"}, {"fp16": True}], ids=["fused", "plain", "fp16"])
