@@ -98,7 +98,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     assembly.check_inputs(
         model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities
     )
-    model.freeze(model_args.freeze)
+    assembly.choose_trained(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
     settings = {
         **data_args.collator_settings,
         "seed": args.seed,

@@ -82,6 +82,33 @@ class ModelArguments:
         default=None, metadata={"group": "Model", "help": "Folder for what is downloaded from the hub."}
     )
 
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"group": "LoRA", "help": "Train low-rank adapters of this rank in towers, not their weights."},
+    )
+    lora_alpha: int | None = field(
+        default=None,
+        metadata={"group": "LoRA", "help": "Scale of the adapters times their rank; 2 * rank by default."},
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"group": "LoRA", "help": "Dropout of the adapters' inputs, from 0 to below 1."}
+    )
+    lora_towers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "group": "LoRA",
+            "choices": TOWERS,
+            "help": "Towers with adapters; by default text, audio and video, unless frozen.",
+        },
+    )
+    lora_target_modules: list[str] = field(
+        default_factory=list,
+        metadata={
+            "group": "LoRA",
+            "help": "How names of their linear layers end; the projections of attention by default.",
+        },
+    )
+
     text_model_name_or_path: str | None = field(
         default=None, metadata={"group": "Text", "help": "Hub name or folder of the text tower's weights."}
     )
@@ -240,6 +267,8 @@ class ModelArguments:
                 raise ValueError(f"--{name} is {value}; it is a share: give a number from 0 to 1.")
             if name.endswith("_weight") and value is not None and value < 0:
                 raise ValueError(f"--{name} is {value}; give a number from 0 (off) upwards.")
+        self.lora_towers = [name for name in TOWERS if name in self.lora_towers]
+        self._check_lora()
         if self.model_name_or_path is not None:
             unused = [f"--{name}" for name in self.part_names if vars(self)[name] is not None]
             if unused:
@@ -252,6 +281,38 @@ class ModelArguments:
             if named is None and self.model_name_or_path is None and vars(self)[f"{tower}_model_name_or_path"] is None:
                 named = default
             setattr(self, f"{tower}_config_name", named and find_config(named))
+
+    def _check_lora(self) -> None:
+        if self.lora_rank is None:
+            given = {"alpha": self.lora_alpha, "dropout": self.lora_dropout, "towers": self.lora_towers}
+            given["target_modules"] = self.lora_target_modules
+            if without_rank := [f"--lora_{name}" for name, value in given.items() if value]:
+                raise ValueError(f"{', '.join(without_rank)} can have no effect without --lora_rank; give that too.")
+            return
+        if self.lora_rank < 1:
+            raise ValueError(f"--lora_rank is {self.lora_rank}; give 1 or more, or leave it out to train all weights.")
+        if self.lora_alpha is not None and self.lora_alpha < 1:
+            raise ValueError(f"--lora_alpha is {self.lora_alpha}; give 1 or more.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout is {self.lora_dropout}; give a share from 0 to below 1.")
+        if both := [name for name in self.lora_towers if name in self.freeze]:
+            raise ValueError(
+                f"--freeze and --lora_towers both name {', '.join(both)}. LoRA keeps the weights of a tower, too, and "
+                "trains adapters in it: name each in one of the two."
+            )
+
+    @property
+    def lora(self) -> dict[str, int | float | list[str]] | None:
+        """The arguments of [`add_lora`] but for the default of `towers`; `None`: no adapters."""
+        if self.lora_rank is None:
+            return None
+        return {
+            "rank": self.lora_rank,
+            "alpha": self.lora_alpha or 2 * self.lora_rank,
+            "dropout": self.lora_dropout,
+            "towers": self.lora_towers,
+            "target_modules": self.lora_target_modules,
+        }
 
     @property
     def part_names(self) -> list[str]:

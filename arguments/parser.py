@@ -27,7 +27,7 @@ USAGE = "%(prog)s [--config FILE.yaml] [--flag value ...]     (YAML: `flag: valu
 STOCK_GROUP = "Trainer (transformers)"
 
 GROUPS = (
-    "Model", "Text", "Audio", "Video", "Fusion", "Objectives", "Data", "Training", "Evaluation", STOCK_GROUP,
+    "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Objectives", "Data", "Training", "Evaluation", STOCK_GROUP,
 )  # fmt: skip
 """The headings of `--help` in their order; a field names its heading as `group` in its metadata."""
 

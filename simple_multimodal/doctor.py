@@ -20,6 +20,7 @@ EXTRA_PURPOSES = {
     "decord": "--video_backend decord (wheels for x86-64 Linux and Windows only)",
     "torchaudio": "a second log-mel front end, the reference of the tests",
     "deberta": "tokenizers of DeBERTa-v2 repositories that hold only spm.model",
+    "lora": "--lora_rank",
     "track": "--report_to tensorboard",
     "dev": "run_scripts/test.sh: lint, types and tests",
 }

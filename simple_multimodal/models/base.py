@@ -80,6 +80,7 @@ class Encoder(nn.Module):
         pretrained_names: how names of `pretrained_class` start, and what they become: `encoder.…` or `decoder.…`; the
             first entry that fits counts.
         decoder_class: the decoder of the masked objective, built from the same config.
+        late_embeddings: how names of parameters start that are embeddings, but registered after the layers.
     """
 
     modality: ClassVar[Modality]
@@ -87,6 +88,7 @@ class Encoder(nn.Module):
     pretrained_class: ClassVar[type[PreTrainedModel]]
     pretrained_names: ClassVar[dict[str, str]]
     decoder_class: ClassVar[type[PreTrainedModel]]
+    late_embeddings: ClassVar[tuple[str, ...]] = ()
 
     config: PreTrainedConfig
 
@@ -179,3 +181,36 @@ class TowerModel(PreTrainedModel):
                     f"Cannot freeze {name!r}: this model has {', '.join(self.towers)}. Name some of these."
                 )
             self.towers[name].requires_grad_(False)
+
+    def checkpoint_activations(self, names: Sequence[str]) -> None:
+        """
+        Keep of each layer of these towers (`text`, `audio`, `video`, `fusion`) its input alone, and run it again in
+        the backward pass ([Chen et al., 2016](https://huggingface.co/papers/1604.06174)).
+
+        Raises:
+            ValueError: The model lacks one.
+        """
+        for name in names:
+            if name not in self.towers:
+                raise ValueError(
+                    f"Cannot checkpoint activations of {name!r}: this model has {', '.join(self.towers)}. Name some "
+                    "of these in --gradient_checkpointing_towers."
+                )
+        if not names:
+            return
+        self.activation_checkpointing_enable()
+        self.disable_input_require_grads()  # needed by reentrant checkpoints alone; frozen towers would get gradients
+        recomputed = {module for name in names for module in self.towers[name].modules()}
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = module in recomputed
+
+
+def transformer_layers(tower: nn.Module) -> list[nn.Module]:
+    """The layers of a tower, in their order: those of its longest stack; of two as long, the last."""
+    stacks = [
+        [layer for layer in module if isinstance(layer, GradientCheckpointingLayer)]
+        for module in tower.modules()
+        if isinstance(module, nn.ModuleList)
+    ]
+    return max(reversed(stacks), key=len, default=[])

@@ -65,6 +65,9 @@ class MultimodalConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*):
             Standard deviation of new projections and heads; by default that of `crossformer_config`. A narrow fusion
             needs more than the 0.02 of wide ones: see `docs/architecture.md`.
+        lora (`dict`, *optional*):
+            Adapters that the model is built with, see [`add_lora`]: arguments of `peft.LoraConfig`, with the names of
+            all layers as `target_modules`.
     """
 
     model_type = "simple_multimodal"
@@ -85,6 +88,7 @@ class MultimodalConfig(PreTrainedConfig):
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
     initializer_range: float | None = None
+    lora: dict | None = None
     mlm_loss_weight: float = 1.0
     mam_loss_weight: float = 1.0
     mvm_loss_weight: float = 1.0

@@ -27,6 +27,7 @@ from simple_multimodal.models.fusion.crossformer import (
     load_pretrained_fusion,
 )
 from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
+from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
 
 Batch = dict[str, torch.Tensor]
@@ -159,6 +160,8 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self.logit_bias = (
             nn.Parameter(torch.empty(len(CONTRASTIVE_PAIRS))) if config.contrastive_form == "sigmoid" else None
         )
+        if config.lora is not None:
+            inject_lora(self, config.lora)
         self.post_init()
 
     @property

@@ -9,6 +9,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS
+from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import leave_store_of_launcher
 
 logger = logging.get_logger(__name__)
@@ -69,6 +70,22 @@ class MultimodalTrainingArguments(TrainingArguments):
     video_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the video tower. Default: --learning_rate.", "group": GROUP}
     )
+    layer_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor by which the learning rate falls from each layer of a tower to the one below. Default: "
+            "none.",
+            "group": GROUP,
+        },
+    )
+    gradient_checkpointing_towers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "choices": (*MODALITIES, "fusion"),
+            "help": "Towers whose layers run again in the backward pass instead of keeping what they computed.",
+            "group": GROUP,
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
@@ -124,6 +141,13 @@ class MultimodalTrainingArguments(TrainingArguments):
             raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
         if self.max_nan_steps < 1:
             raise ValueError(f"--max_nan_steps is {self.max_nan_steps}; give 1 or more.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer_decay is {self.layer_decay}; give a factor above 0, up to 1 (no decay).")
+        if self.gradient_checkpointing_towers and self.activation_checkpointing:
+            raise ValueError(
+                "--activation_checkpointing is for the whole model, --gradient_checkpointing_towers for the towers "
+                "that it names. Give one of the two."
+            )
         if self.matching_top_k < 0:
             raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
         if not 0 <= self.max_bad_fraction <= 1:

@@ -19,6 +19,7 @@ from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import LoadingReport
+from simple_multimodal.models.lora import add_lora, merge_lora
 from simple_multimodal.models.modeling import (
     MultimodalForPreTraining,
     MultimodalForQuestionAnswering,
@@ -311,6 +312,32 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
             f"model of another task than {model_class.__name__}. Choose its --task, or train it."
         )
     return model
+
+
+def choose_trained(model: TowerModel, freeze: Sequence[str], lora: Mapping | None, *, resumes: bool) -> None:
+    """
+    Freeze towers, and add LoRA adapters to others or merge those that a saved model has.
+
+    Args:
+        model (`TowerModel`): changed in place.
+        freeze (`Sequence[str]`): towers whose weights stay as they are.
+        lora (`Mapping`, *optional*): arguments of [`add_lora`]; no `towers`: all but `fusion` and frozen ones.
+        resumes (`bool`): whether the model is a checkpoint of the run that goes on.
+
+    Raises:
+        ValueError: If the model lacks a tower or layer that is named, or goes on with other adapters than it has.
+    """
+    model.freeze(freeze)
+    if resumes and (lora is None) != (model.config.lora is None):
+        raise ValueError(
+            f"The run in --output_dir {'has no' if lora else 'has'} LoRA adapters. Give the --lora_… flags that it "
+            "began with to go on with it, or another --output_dir."
+        )
+    if lora is not None:
+        towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
+        add_lora(model, **{**lora, "towers": towers})
+    elif model.config.lora is not None:
+        merge_lora(model)
 
 
 def build_draws(

@@ -28,6 +28,7 @@ from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
+from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.training import sharding
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
@@ -54,9 +55,11 @@ from simple_multimodal.training.evaluation import (
     evaluate_encoded,
     pair_metrics,
 )
+from simple_multimodal.training.learning_rates import parameter_rates, set_learning_rates
 from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
 from simple_multimodal.training.run_record import training_clips, write_run_record, write_training_clips
+from simple_multimodal.training.summary import RunSummary
 
 logger = logging.get_logger(__name__)
 
@@ -118,7 +121,8 @@ class MultimodalTrainer(Trainer):
     - the training order and every draw about a sample depend on `(seed, epoch, sample)` alone;
     - a sample that cannot be read costs one sample, and is listed in `quarantine.jsonl`;
     - evaluation counts each row once, whatever the batch size and the number of processes;
-    - a learning rate per tower; the share of time spent waiting for data;
+    - a learning rate per tower and layer; the share of time spent waiting for data; a summary of what is trained;
+    - LoRA adapters, which the model that is saved at the end holds merged into its weights, for good;
     - checkpoints that are whole or not there, written to the disk beside the training; resumed runs that end as
       uninterrupted ones; SIGTERM and gradients that are not finite, see [`RunControl`].
 
@@ -165,6 +169,7 @@ class MultimodalTrainer(Trainer):
         self.args = args
         self._quarantine = self._make_quarantine(starts_over=False)
         align_parameters(model)
+        model.checkpoint_activations(args.gradient_checkpointing_towers)
         # `Trainer` asks every processor for special tokens, also one without a tokenizer.
         has_tokenizer = processing_class is not None and processing_class.tokenizer is not None
         super().__init__(
@@ -183,6 +188,10 @@ class MultimodalTrainer(Trainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
         self.add_callback(self.run_control)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.add_callback(RunSummary(run_record))
+        elif model.config.lora is not None:
+            raise ValueError("LoRA works on one device or with data parallelism, not with FSDP or DeepSpeed.")
 
     # ---- Data ----
     def _reader(
@@ -390,25 +399,8 @@ class MultimodalTrainer(Trainer):
     # ---- Optimizer ----
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
-        rates = self.args.tower_learning_rates
-        if not rates:
-            return optimizer
-        towers = self.accelerator.unwrap_model(model or self.model).towers
-        if lacking := [f"--{name}_learning_rate" for name in rates if name not in towers]:
-            raise ValueError(
-                f"{', '.join(lacking)} can have no effect: this model has {', '.join(towers)}. Leave that out."
-            )
-        own_rates = {id(parameter): rates[name] for name in rates for parameter in towers[name].parameters()}
-        groups = []
-        for group in optimizer.param_groups:
-            by_rate: dict[float, list[torch.nn.Parameter]] = {}
-            for parameter in group["params"]:
-                rate = own_rates.get(id(parameter), group["lr"])
-                by_rate.setdefault(rate, []).append(parameter)
-            groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
-        optimizer.param_groups.clear()
-        for group in groups:
-            optimizer.add_param_group(group)
+        towers = self.accelerator.unwrap_model(model or self.model)
+        set_learning_rates(optimizer, parameter_rates(towers, self.args, optimizer.defaults["lr"]))
         return optimizer
 
     # ---- Evaluation ----
@@ -668,6 +660,12 @@ class MultimodalTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         is_staged = folder.parent.name == STAGING
         staged = folder if is_staged else folder / STAGING / "model"
+        model = self.accelerator.unwrap_model(self.model)
+        if not is_staged and model.config.lora is not None:
+            if self.args.should_save:
+                source = self.run_record["arguments"].get("model_name_or_path") if self.run_record else None
+                save_adapter(model, staged / ADAPTER_FOLDER, base_model=source)
+            merge_lora(model)  # what is evaluated from here on is what was saved
         super()._save(str(staged), state_dict)
         if not self.args.should_save:
             return

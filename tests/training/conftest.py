@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 
+from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training import tiny_run
 
 
@@ -20,3 +22,30 @@ def start(clips, tmp_path_factory) -> list[str]:
     configs = tiny_run.config_flags(tiny_run.write_configs(folder))
     data = tiny_run.flags(per_device_train_batch_size=2, cache_dir=folder / "cache")
     return [*tiny_run.data_flags(clips), *configs, *data]
+
+
+class Interruption(TrainerCallback):
+    """Ends the process's work after some steps, as a crash would: without a last save."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.steps:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch):
+    """Call with a number of steps to have the next runs break off there, with `None` to have them go on."""
+
+    def interrupt(steps: int | None) -> None:
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            if steps is not None:
+                self.add_callback(Interruption(steps))
+
+        monkeypatch.setattr(MultimodalTrainer, "__init__", init)
+
+    original = MultimodalTrainer.__init__
+    return interrupt

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from simple_multimodal.training.checkpoints import STAGING, begin_run, find_checkpoint, newest_checkpoint, seal
 from simple_multimodal.training.run_record import make_run_record
-from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.faults.runs import logs
 from tests.training import tiny_run
 from tests.training.tiny_run import flags, run
@@ -105,33 +103,6 @@ def test_no_token_is_written_into_the_record():
     record = make_run_record({}, command=["train.py", "--hub_token", "hf_secret", "--seed", "1"], data={})
     assert record["command"] == "train.py --hub_token <HUB_TOKEN> --seed 1"
     assert "hf_secret" not in make_run_record({}, command=["train.py", "--hub_token=hf_secret"], data={})["command"]
-
-
-class Interruption(TrainerCallback):
-    """Ends the process's work after some steps, as a crash would: without a last save."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.steps:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture
-def interrupted_after(monkeypatch):
-    """Call with a number of steps to have the next runs break off there, with `None` to have them go on."""
-
-    def interrupt(steps: int | None) -> None:
-        def init(self, *args, **kwargs):
-            original(self, *args, **kwargs)
-            if steps is not None:
-                self.add_callback(Interruption(steps))
-
-        monkeypatch.setattr(MultimodalTrainer, "__init__", init)
-
-    original = MultimodalTrainer.__init__
-    return interrupt
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

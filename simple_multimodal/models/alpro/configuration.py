@@ -33,6 +33,8 @@ class AlproConfig(PreTrainedConfig):
             Weight of each objective of retrieval; 0 leaves it out.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new heads.
+        lora (`dict`, *optional*):
+            Adapters that the model is built with, as in [`MultimodalConfig`].
     """
 
     model_type = "alpro"
@@ -49,6 +51,7 @@ class AlproConfig(PreTrainedConfig):
     contrastive_tv_loss_weight: float = 1.0
     matching_loss_weight: float = 1.0
     initializer_range: float = 0.02
+    lora: dict | None = None
 
     def __post_init__(self, **kwargs):
         for key, config_class in self.sub_configs.items():

@@ -16,6 +16,7 @@ from simple_multimodal.models.alpro.configuration import AlproConfig
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.fusion.crossformer import Clip, Stream, concatenate
+from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import contrastive_loss, normalize
 from simple_multimodal.models.modeling import Batch, MultimodalOutput, answer_output, matching_loss
 from simple_multimodal.models.patches import normalize_pixels
@@ -62,6 +63,8 @@ class AlproModel(AlproPreTrainedModel):
         layers = self.video_encoder.encoder.layer
         for depth, layer in enumerate(layers):
             layer.drop_path = StochasticDepth(config.drop_path_rate * depth / max(len(layers) - 1, 1), "row")
+        if config.lora is not None:
+            inject_lora(self, config.lora)
         self.post_init()
 
     @property

@@ -28,6 +28,7 @@ class DebertaV2TextEncoder(TextEncoder, DebertaV2Model):
         "lm_predictions.lm_head.": "decoder.",
     }
     decoder_class = DebertaV2TextDecoder
+    late_embeddings = ("encoder.rel_embeddings.", "encoder.LayerNorm.")  # the norm is of the relative positions
 
     @classmethod
     def read_pretrained(cls, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:

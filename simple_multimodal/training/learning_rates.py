@@ -1,0 +1,74 @@
+"""Learning rates of single parameters: one per tower, and lower ones for the lower layers of a tower."""
+
+import torch
+from torch import nn
+
+from simple_multimodal.models.base import Encoder, TowerModel, transformer_layers
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
+
+
+def number_layers(tower: nn.Module) -> dict[nn.Parameter, int]:
+    """
+    The layer of each parameter of a tower: 0 for embeddings, which is all that is registered before the layers and
+    the encoder's `late_embeddings`; 1 to N for the layers; N + 1 for what is registered after them, a last norm.
+    """
+    layers = transformer_layers(tower)
+    in_layers = {parameter: n for n, layer in enumerate(layers, start=1) for parameter in layer.parameters()}
+    late_embeddings = tower.late_embeddings if isinstance(tower, Encoder) else ()
+    numbers: dict[nn.Parameter, int] = {}
+    outside = 0
+    for name, parameter in tower.named_parameters():
+        if parameter in in_layers:
+            numbers[parameter] = in_layers[parameter]
+            outside = len(layers) + 1
+        else:
+            numbers[parameter] = 0 if name.startswith(late_embeddings) else outside
+    return numbers
+
+
+def parameter_rates(
+    model: TowerModel, args: MultimodalTrainingArguments, learning_rate: float
+) -> dict[nn.Parameter, float]:
+    """
+    The learning rates that may differ from that of the run.
+
+    A tower's rate is `{tower}_learning_rate`, else the run's. With `layer_decay`, layer `n` of N in a tower
+    (see [`number_layers`]) has that rate times `layer_decay ** (N + 1 - n)`, as BEiT and VideoMAE are fine-tuned
+    ([Bao et al., 2021](https://huggingface.co/papers/2106.08254)). The fusion counts as a head, which has the full
+    rate.
+
+    Args:
+        model ([`TowerModel`]): to train.
+        args ([`MultimodalTrainingArguments`]): the run's.
+        learning_rate (`float`): the run's.
+
+    Raises:
+        ValueError: If a tower with a rate of its own is not part of the model.
+    """
+    towers = model.towers
+    if lacking := [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
+        raise ValueError(
+            f"{', '.join(lacking)} can have no effect: this model has {', '.join(towers)}. Leave that out."
+        )
+    rates: dict[nn.Parameter, float] = {}
+    for name, tower in towers.items():
+        if name not in args.tower_learning_rates and (args.layer_decay is None or name == "fusion"):
+            continue
+        rate = args.tower_learning_rates.get(name, learning_rate)
+        decay = 1.0 if args.layer_decay is None else args.layer_decay
+        top = len(transformer_layers(tower)) + 1
+        rates |= {parameter: rate * decay ** (top - number) for parameter, number in number_layers(tower).items()}
+    return rates
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: dict[nn.Parameter, float]) -> None:
+    """Split the groups of a new optimizer in place, so that each parameter in `rates` has its rate."""
+    groups = []
+    for group in optimizer.param_groups:
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_rate.setdefault(rates.get(parameter, group["lr"]), []).append(parameter)
+        groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+    optimizer.param_groups.clear()
+    for group in groups:
+        optimizer.add_param_group(group)

@@ -1,0 +1,183 @@
+"""What a run trains and what it keeps in memory: parameters and learning rates by tower, bytes, activations."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import Adafactor, TrainerCallback
+from transformers.utils import logging
+
+from simple_multimodal.models.base import TowerModel
+
+logger = logging.get_logger(__name__)
+
+HEADS = "heads"
+"""All that belongs to no tower: heads, decoders of the masked objectives, projections and temperatures."""
+
+
+def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Size of tensors, in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def summarize(model: TowerModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """
+    Count what is trained at which rate, and the bytes that one process holds for it.
+
+    Args:
+        model ([`TowerModel`]): without wrappers, not sharded.
+        optimizer (`torch.optim.Optimizer`): as it was made for the model.
+
+    Returns:
+        `dict`: `parameters`, by tower and `heads`, of their number `total`, the number `trainable`, and the lowest
+        and highest of their `learning_rates` (none where nothing is trained); `optimizer`, its class; and
+        `memory_bytes` of `weights` (with buffers), `gradients` and `optimizer_state`, which is `None` for optimizers
+        that [`optimizer_state_bytes`] does not know.
+    """
+    towers = {parameter: name for name, tower in model.towers.items() for parameter in tower.parameters()}
+    parts: dict[str, dict] = {
+        name: {"total": 0, "trainable": 0, "learning_rates": []} for name in (*model.towers, HEADS)
+    }
+    rates = {
+        parameter: group.get("initial_lr", group["lr"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for parameter in model.parameters():
+        part = parts[towers.get(parameter, HEADS)]
+        part["total"] += parameter.numel()
+        if parameter.requires_grad:
+            part["trainable"] += parameter.numel()
+            part["learning_rates"].append(rates[parameter])
+    for part in parts.values():
+        part["learning_rates"] = [bound(part["learning_rates"]) for bound in (min, max) if part["learning_rates"]]
+    return {
+        "parameters": parts,
+        "optimizer": type(optimizer).__name__,
+        "memory_bytes": {
+            "weights": num_bytes((*model.parameters(), *model.buffers())),
+            "gradients": num_bytes(parameter for parameter in model.parameters() if parameter.requires_grad),
+            "optimizer_state": optimizer_state_bytes(optimizer),
+        },
+    }
+
+
+def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
+    """
+    Bytes that an optimizer will hold after its first step beside weights and gradients; `None`: not known.
+
+    Known are Adam and AdamW (two tensors of each parameter's own type, and a step of four bytes), SGD (one with
+    momentum) and Adafactor without a first moment (per matrix a row and a column).
+    """
+    rules: dict[type, Callable[[nn.Parameter, dict], int]] = {
+        torch.optim.Adam: _adam_bytes,
+        torch.optim.AdamW: _adam_bytes,
+        torch.optim.SGD: lambda parameter, group: num_bytes([parameter]) if group["momentum"] else 0,
+        Adafactor: _adafactor_bytes,
+    }
+    rule = rules.get(type(optimizer))
+    if rule is None:
+        return None
+    return sum(rule(parameter, group) for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _adam_bytes(parameter: nn.Parameter, group: dict) -> int:
+    return num_bytes([parameter]) * (3 if group["amsgrad"] else 2) + torch.float32.itemsize
+
+
+def _adafactor_bytes(parameter: nn.Parameter, group: dict) -> int:
+    rows, columns = (1, 1, *parameter.shape)[-2:]
+    second_moment = (
+        parameter.numel() if parameter.ndim < 2 else parameter.numel() // columns + parameter.numel() // rows
+    )
+    first_moment = 0 if group["beta1"] is None else parameter.numel()
+    return (second_moment + first_moment + 1) * torch.float32.itemsize  # one: the scale of the parameter
+
+
+def to_text(summary: dict[str, Any]) -> str:
+    """A short table of what [`summarize`] counted."""
+    lines = [f"{'':8}{'parameters':>14}{'trained':>14}  learning rate"]
+    for name, part in summary["parameters"].items():
+        rates = [f"{rate:.3g}" for rate in dict.fromkeys(part["learning_rates"])]
+        lines.append(f"{name:8}{part['total']:>14,}{part['trainable']:>14,}  {' to '.join(rates) or '-'}")
+    memory = summary["memory_bytes"]
+    lines.append(
+        f"Memory per process: {_megabytes(memory['weights'])} of weights, {_megabytes(memory['gradients'])} of "
+        f"gradients, {_megabytes(memory['optimizer_state'])} of {summary['optimizer']}; and activations."
+    )
+    return "\n".join(lines)
+
+
+def _megabytes(size: int | None) -> str:
+    return "an unknown size" if size is None else f"{size / 1e6:,.1f} MB"
+
+
+class SavedActivations(saved_tensors_hooks):
+    """
+    A context that counts what autograd saves in it for the backward pass: every memory once, without that of weights.
+
+    It changes no result. Of checkpointed layers the inputs count, not what they compute again in the backward pass.
+
+    Args:
+        model (`nn.Module`): whose parameters and buffers do not count.
+    """
+
+    def __init__(self, model: nn.Module):
+        ignored = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        self._sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in ignored:
+                self._sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)
+
+    @property
+    def num_bytes(self) -> int:
+        """What was counted so far."""
+        return sum(self._sizes.values())
+
+
+class RunSummary(TrainerCallback):
+    """
+    Shows once, in the main process, what a run trains and needs: a table before it starts, and after the first
+    batch what was kept of it for the backward pass. Not for sharded models, of which no process holds all.
+
+    Args:
+        run_record (`dict`, *optional*): content of `run.json`, which gets the numbers as `model`.
+    """
+
+    def __init__(self, run_record: dict | None = None):
+        self.run_record = {} if run_record is None else run_record
+        self._activations: SavedActivations | None = None
+        self._is_measured = False
+
+    def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
+        plain = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+        summary = summarize(model, plain)
+        self.run_record["model"] = summary
+        if state.is_world_process_zero:
+            logger.warning(to_text(summary))
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        if not self._is_measured and not args.torch_compile:
+            self._is_measured = True
+            self._activations = SavedActivations(model)
+            self._activations.__enter__()
+
+    def _after_batch(self, args, state, control, **kwargs):
+        if self._activations is None:
+            return
+        self._activations.__exit__(None, None, None)
+        size, self._activations = self._activations.num_bytes, None
+        self.run_record["model"]["memory_bytes"]["activations"] = size
+        if state.is_world_process_zero:
+            logger.warning(f"Activations, measured in the first batch: {_megabytes(size)}.")
+
+    on_substep_end = _after_batch
+    on_pre_optimizer_step = _after_batch

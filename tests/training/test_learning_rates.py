@@ -1,0 +1,115 @@
+"""A rate for every layer: against values that were computed by hand."""
+
+import pytest
+import torch
+
+import train
+from simple_multimodal.models.lora import add_lora
+from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.learning_rates import number_layers, parameter_rates, set_learning_rates
+from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.models import tiny
+from tests.models.alpro import tiny as tiny_alpro
+from tests.training.tiny_run import flags, run
+
+
+def rates_by_name(model, **values) -> dict[str, float]:
+    """Rates of the run's 0.8 and others, by the name of the parameter."""
+    rates = parameter_rates(model, MultimodalTrainingArguments(output_dir="out", use_cpu=True, **values), 0.8)
+    return {name: rates[parameter] for name, parameter in model.named_parameters() if parameter in rates}
+
+
+def test_rates_fall_from_layer_to_layer():
+    model = MultimodalForPreTraining(tiny.tiny_config())  # towers of two layers
+    found = rates_by_name(model, layer_decay=0.5, text_learning_rate=0.4)
+    starts = {
+        "multimodal.text_encoder.embeddings.": 0.05,  # 0.4 * 0.5 ** 3
+        "multimodal.text_encoder.encoder.layer.0.": 0.1,
+        "multimodal.text_encoder.encoder.layer.1.": 0.2,
+        "multimodal.audio_encoder.embeddings.": 0.1,  # 0.8 * 0.5 ** 3
+        "multimodal.audio_encoder.layers.0.": 0.2,
+        "multimodal.audio_encoder.layers.1.": 0.4,
+        "multimodal.audio_encoder.layernorm.": 0.8,
+        "multimodal.video_encoder.embeddings.": 0.1,
+        "multimodal.video_encoder.encoder.layer.0.": 0.2,
+        "multimodal.video_encoder.encoder.layer.1.": 0.4,
+    }
+    for start, rate in starts.items():
+        assert {value for name, value in found.items() if name.startswith(start)} == {rate}, start
+    assert all(name.startswith(tuple(starts)) for name in found)  # the fusion and the heads keep the run's rate
+    towers = [parameter for name in ("text", "audio", "video") for parameter in model.towers[name].parameters()]
+    assert len(found) == len(towers)
+
+
+def test_without_decay_a_tower_with_a_rate_of_its_own_has_that_alone():
+    found = rates_by_name(MultimodalForPreTraining(tiny.tiny_config()), video_learning_rate=0.3)
+    assert set(found.values()) == {0.3} and all(".video_encoder." in name for name in found)
+
+
+def test_relative_positions_are_embeddings():
+    tower = MultimodalForPreTraining(tiny.tiny_config(text="deberta-v2")).towers["text"]
+    numbers = {name: number_layers(tower)[parameter] for name, parameter in tower.named_parameters()}
+    assert numbers["encoder.rel_embeddings.weight"] == numbers["embeddings.word_embeddings.weight"] == 0
+    assert numbers["encoder.layer.1.attention.self.query_proj.weight"] == 2
+
+
+def test_layers_of_alpro_are_counted_by_tower():
+    model = tiny_alpro.build()
+    found = rates_by_name(model, layer_decay=0.5)
+    assert found["alpro.text_encoder.embeddings.word_embeddings.weight"] == 0.1
+    assert (
+        found["alpro.text_encoder.encoder.layer.1.attention.self.query.weight"] == 0.4
+    )  # of two text layers the last
+    assert "alpro.text_encoder.encoder.layer.2.attention.self.query.weight" not in found  # fuses
+    assert found["alpro.video_encoder.encoder.layer.0.temporal_dense.weight"] == 0.2
+    assert found["alpro.video_encoder.layernorm.weight"] == 0.8
+
+
+def test_adapters_have_the_rate_of_their_layer():
+    model = MultimodalForPreTraining(tiny.tiny_config())
+    add_lora(model, rank=2, alpha=4, towers=["video"])
+    found = rates_by_name(model, layer_decay=0.5)
+    adapter = "multimodal.video_encoder.encoder.layer.{}.attention.attention.query.lora_A.default.weight"
+    assert [found[adapter.format(layer)] for layer in (0, 1)] == [0.2, 0.4]
+
+
+def test_groups_keep_their_weight_decay():
+    first, second, third = (torch.nn.Parameter(torch.zeros(())) for _ in range(3))
+    optimizer = torch.optim.AdamW(
+        [{"params": [first, second], "weight_decay": 0.1}, {"params": [third], "weight_decay": 0.0}], lr=1.0
+    )
+    set_learning_rates(optimizer, {second: 0.5, third: 0.5})
+    groups = [(group["params"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert groups == [([first], 1.0, 0.1), ([second], 0.5, 0.1), ([third], 0.5, 0.0)]
+
+
+def test_a_run_has_exactly_these_groups(start, tmp_path, monkeypatch):
+    made = []
+
+    class KeptTrainer(MultimodalTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
+    rates = {"learning_rate": 0.8, "text_learning_rate": 0.4, "layer_decay": 0.5, "weight_decay": 0.01}
+    run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=1, freeze="audio", **rates))
+    groups = {
+        (group["initial_lr"], group["weight_decay"]): len(group["params"])
+        for group in made[0].optimizer.optimizer.param_groups
+    }
+    # One layer in each tower: 0.25 times a tower's rate for embeddings, 0.5 times for the layer.
+    assert {key for key in groups} == {(rate, decay) for rate in (0.1, 0.2, 0.4, 0.8) for decay in (0.01, 0.0)}
+    # Of the text tower (0.4): three tables and the norm in the embeddings; six matrices and ten others in the layer.
+    # Of the video tower (0.8): one kernel and its bias; six matrices and nine others in the layer (no bias of keys).
+    assert groups[0.1, 0.01] == 3 and groups[0.1, 0.0] == 2
+    assert groups[0.2, 0.01] == 6 + 1 and groups[0.2, 0.0] == 10 + 1
+    assert groups[0.4, 0.01] == 6 and groups[0.4, 0.0] == 9
+    assert sum(groups.values()) == sum(parameter.requires_grad for parameter in made[0].model.parameters())
+
+
+@pytest.mark.parametrize("decay", [0, -0.5, 1.5])
+def test_impossible_decays_are_refused(decay):
+    with pytest.raises(ValueError, match=f"--layer_decay is {decay}; give a factor above 0, up to 1"):
+        MultimodalTrainingArguments(output_dir="out", use_cpu=True, layer_decay=decay)

@@ -1,0 +1,221 @@
+"""LoRA in whole runs: what changes, resumes that end as uninterrupted runs, and what the folders hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import train
+from simple_multimodal.inference import Retriever
+from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.training.tiny_run import flags, run
+
+LORA = {"lora_rank": 2, "lora_dropout": 0.1, "lora_towers": ["text", "video"]}
+STEPS = {"max_steps": 3, "learning_rate": 0.01}
+
+
+@pytest.fixture
+def trainers(monkeypatch) -> list[MultimodalTrainer]:
+    """The trainers that runs of this test make; each remembers the weights that it began and ended training with."""
+    made = []
+
+    class KeptTrainer(MultimodalTrainer):
+        def train(self, *args, **kwargs):
+            made.append(self)
+            self.before = {name: value.clone() for name, value in self.model.named_parameters()}
+            result = super().train(*args, **kwargs)
+            self.after = {name: value.clone() for name, value in self.model.named_parameters()}
+            return result
+
+    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
+    return made
+
+
+@pytest.fixture(scope="module")
+def base(start, tmp_path_factory) -> str:
+    """A saved model to put adapters into."""
+    folder = tmp_path_factory.mktemp("base")
+    run(*start, "--do_train", *flags(output_dir=folder, max_steps=1, save_strategy="no"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def on_base(start, base) -> list[str]:
+    """Flags of a run that starts from that model."""
+    tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
+    return [*tokens, *flags(model_name_or_path=base)]
+
+
+@pytest.fixture(scope="module")
+def tuned(on_base, tmp_path_factory) -> Path:
+    """Folder of a run with adapters in the towers of text and video."""
+    folder = tmp_path_factory.mktemp("tuned") / "out"
+    run(*on_base, "--do_train", *flags(output_dir=folder, save_steps=2, **LORA, **STEPS))
+    return folder
+
+
+ALL = {"text_encoder", "audio_encoder", "video_encoder", "fusion", "heads"}
+
+
+def part_of(name: str) -> str:
+    return next((part for part in ALL if f"multimodal.{part}." in name), "heads")
+
+
+@pytest.mark.parametrize(
+    ("values", "adapted", "whole"),
+    [
+        (LORA, {"text_encoder", "video_encoder"}, {"audio_encoder", "fusion", "heads"}),
+        ({"lora_rank": 1, "freeze": ["audio", "fusion"]}, {"text_encoder", "video_encoder"}, {"heads"}),
+        ({"lora_rank": 1, "lora_towers": ["fusion"], "layer_decay": 0.5}, {"fusion"}, ALL - {"fusion"}),
+        ({"freeze": ["text"], "layer_decay": 0.5}, set(), ALL - {"text_encoder"}),
+    ],
+)
+def test_exactly_what_is_meant_changes(on_base, tmp_path, trainers, values, adapted, whole):
+    # Weight decay also reaches weights that happen to have no gradient, such as embeddings of words not seen.
+    run(*on_base, "--do_train", *flags(output_dir=tmp_path, weight_decay=0.1, **STEPS, **values))
+    before, after = trainers[0].before, trainers[0].after
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    meant = {name for name in after if part_of(name) in whole or (part_of(name) in adapted and ".lora_" in name)}
+    assert {name for name in changed ^ meant if not is_without_gradient(name)} == set()
+    assert {part_of(name) for name in changed} == adapted | whole
+    assert changed <= meant
+
+
+def is_without_gradient(name: str) -> bool:
+    """Biases of keys: softmax takes no notice of them, so that they change by rounding alone, if at all."""
+    return name.endswith(("key.bias", "k_proj.bias", "key.base_layer.bias"))
+
+
+def test_the_folder_of_a_run_holds_the_merged_model_and_the_adapter(tuned, base, on_base, clips):
+    names = set(load_file(tuned / "model.safetensors"))
+    assert names == set(load_file(Path(base) / "model.safetensors"))
+    assert json.loads((tuned / "config.json").read_text())["lora"] is None
+    checkpoint = load_file(tuned / "checkpoint-2/model.safetensors")
+    assert {name.replace(".base_layer", "") for name in checkpoint if ".lora_" not in name} == names
+
+    merged = MultimodalForPreTraining.from_pretrained(tuned).eval()
+    model = PeftModel.from_pretrained(MultimodalForPreTraining.from_pretrained(base), tuned / "adapter").eval()
+    alone = model.base_model.model
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(0, 200, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.long)}
+    batch |= {"pixel_values_videos": torch.randn(3, 2, 3, 32, 32), "video_seconds": torch.zeros(3, 2)}
+    batch |= {"audio_values": torch.randn(3, 1, 16, 64), "audio_attention_mask": torch.ones(3, 64, dtype=torch.bool)}
+    batch |= {"audio_seconds": torch.zeros(3, 64)}
+    batch |= {f"{name}_mask": torch.ones(3, dtype=torch.bool) for name in ("text", "audio", "video")}
+
+    def logits(one: MultimodalForPreTraining) -> torch.Tensor:
+        (_, text), (_, clip) = one.encode_text(batch), one.encode_clip(batch)
+        return one.matching_logits(text, clip)
+
+    untrained = MultimodalForPreTraining.from_pretrained(base).eval()
+    torch.testing.assert_close(logits(alone), logits(merged), rtol=1e-5, atol=1e-6)
+    assert (logits(untrained) - logits(merged)).abs().max() > 1e-3
+
+    retriever = Retriever.from_pretrained(tuned)
+    assert retriever.search("a cat", retriever.index([clips / "video/0.mp4", clips / "video/1.mp4"]))
+
+
+def evaluated(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("eval_") and "_per_second" not in name
+            and "runtime" not in name}  # fmt: skip
+
+
+def test_what_is_evaluated_is_what_was_saved(on_base, tmp_path):
+    after = evaluated(run(*on_base, *flags(output_dir=tmp_path / "out", **LORA, **STEPS)))
+    alone = run(*on_base, "--do_eval", *flags(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "alone"))
+    assert after == pytest.approx(evaluated(alone), rel=1e-6)
+    checkpoint = tmp_path / "out/checkpoint-3"  # with adapters, which evaluation merges
+    other = run(*on_base, "--do_eval", *flags(model_name_or_path=checkpoint, output_dir=tmp_path / "other"))
+    assert after == pytest.approx(evaluated(other), rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_an_interrupted_run_with_adapters_ends_as_one_that_was_not(on_base, tmp_path, interrupted_after, steps):
+    settings = {"num_train_epochs": 2, "save_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 0.01}
+    command = [*on_base, "--do_train", *flags(cache_dir=tmp_path / "cache", **settings, **LORA)]
+    run(*command, *flags(output_dir=tmp_path / "straight"))
+    interrupted_after(steps)
+    with pytest.raises(KeyboardInterrupt):
+        run(*command, *flags(output_dir=tmp_path / "resumed"))
+    interrupted_after(None)
+    run(*command, *flags(output_dir=tmp_path / "resumed"))
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors", "checkpoint-8/model.safetensors"):
+        expected, found = load_file(tmp_path / "straight" / file), load_file(tmp_path / "resumed" / file)
+        assert expected.keys() == found.keys()
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def test_a_run_goes_on_with_the_adapters_that_it_began_with(on_base, tuned, base, tmp_path):
+    without = [*on_base, "--do_train", *flags(max_steps=4)]
+    with pytest.raises(ValueError, match="The run in --output_dir has LoRA adapters. Give the --lora_… flags"):
+        run(*without, *flags(output_dir=tuned))
+    with pytest.raises(ValueError, match="has LoRA adapters of another r"):
+        run(*without, *flags(output_dir=tuned, **(LORA | {"lora_rank": 3, "lora_alpha": 4})))
+    run(*on_base, "--do_train", *flags(output_dir=tmp_path, max_steps=1))
+    with pytest.raises(ValueError, match="The run in --output_dir has no LoRA adapters"):
+        run(*without, *flags(output_dir=tmp_path, **LORA))
+
+
+def test_a_new_run_starts_from_the_merged_weights_of_a_checkpoint(on_base, tuned, tmp_path, trainers):
+    source = {"model_name_or_path": tuned / "checkpoint-2"}
+    run(*on_base, "--do_train", *flags(output_dir=tmp_path, max_steps=1, **source))
+    assert all(parameter.requires_grad for parameter in trainers[0].model.parameters())
+    assert not [name for name in trainers[0].before if ".lora_" in name]
+
+
+def test_the_best_checkpoint_is_loaded_before_the_merge(on_base, tmp_path, trainers):
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    metric = {"metric_for_best_model": "mlm_loss", "greater_is_better": True}
+    run(*on_base, *flags(output_dir=tmp_path, **STEPS, **LORA, **best, **metric))
+    saved = load_file(Path(trainers[0].state.best_model_checkpoint) / "model.safetensors")
+    final = load_file(tmp_path / "model.safetensors")
+    name = "multimodal.text_encoder.encoder.layer.0.attention.self.query"
+    a, b = (saved[f"{name}.lora_{part}.default.weight"] for part in "AB")
+    torch.testing.assert_close(final[f"{name}.weight"], saved[f"{name}.base_layer.weight"] + 2 * b @ a)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_rank": 0}, "--lora_rank is 0; give 1 or more"),
+        ({"lora_rank": 2, "lora_alpha": 0}, "--lora_alpha is 0; give 1 or more"),
+        ({"lora_rank": 2, "lora_dropout": 1}, "--lora_dropout is 1.0; give a share from 0 to below 1"),
+        (
+            {"lora_towers": "text", "lora_alpha": 4},
+            "--lora_alpha, --lora_towers can have no effect without --lora_rank",
+        ),
+        ({"lora_rank": 2, "lora_towers": "text", "freeze": "text"}, "--freeze and --lora_towers both name text"),
+        ({"lora_rank": 2, "lora_towers": "sound"}, "--lora_towers: invalid choice: 'sound'"),
+        ({"layer_decay": 0}, "--layer_decay is 0.0; give a factor above 0, up to 1"),
+        ({"layer_decay": 1.01}, "--layer_decay is 1.01; give a factor above 0, up to 1"),
+        ({"gradient_checkpointing_towers": "sound"}, "--gradient_checkpointing_towers: invalid choice: 'sound'"),
+        (
+            {"gradient_checkpointing_towers": "video", "activation_checkpointing": True},
+            "Give one of the two",
+        ),
+    ],
+)
+def test_impossible_flags_are_one_line(tmp_path, capsys, values, message):
+    with pytest.raises(SystemExit):
+        run(*flags("--use_cpu", output_dir=tmp_path, train_file="a.csv", validation_file="a.csv", **values))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1] and len(lines) == 1
+
+
+def test_a_tower_or_layer_that_is_not_there(start, tmp_path):
+    two = flags(output_dir=tmp_path, modalities=["text", "video"])
+    for values, message in [
+        ({"lora_rank": 2, "lora_towers": "audio"}, "no LoRA in audio: this model has text, video, fusion"),
+        ({"lora_rank": 2, "lora_target_modules": "q_proj"}, "text tower has no q_proj to put LoRA into"),
+        (
+            {"gradient_checkpointing_towers": "audio"},
+            "this model has text, video, fusion. Name some of these in --grad",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(*start, *two, *flags(**values))
+    assert not (tmp_path / "model.safetensors").exists()
