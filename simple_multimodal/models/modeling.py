@@ -343,6 +343,11 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         for name, modality in MASKED_OBJECTIVES.items():
             if name in weights:
                 encoder = self.multimodal.encoder(modality)
+                if encoder.decoder_class is None:
+                    raise ValueError(
+                        f"{name}_loss_weight is {weights[name]}, but the {modality} tower {encoder.model_type!r} has no "
+                        f"decoder for a masked objective. Set {name}_loss_weight to 0, or take another tower."
+                    )
                 self.add_module(f"{modality}_decoder", encoder.decoder_class(encoder.config))
         fusion_size = self.multimodal.fusion.hidden_size
         if "mlm" in weights:
