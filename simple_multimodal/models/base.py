@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -51,6 +52,8 @@ class EncoderOutput(NamedTuple):
             states of the tower's class tokens, which only its own decoder reads.
         embedding (`torch.FloatTensor` of shape `(batch_size, embedding_size)`, *optional*):
             what a tower that was trained for retrieval pools and projects by itself, of any length.
+        num_steps (`int`, *optional*): moments that the tokens stand for, one after the other and equally many tokens
+            each, where they do not follow from the tower's config.
     """
 
     tokens: torch.Tensor
@@ -58,6 +61,26 @@ class EncoderOutput(NamedTuple):
     seconds: torch.Tensor | None
     class_tokens: torch.Tensor | None = None
     embedding: torch.Tensor | None = None
+    num_steps: int | None = None
+
+
+def mean_direction(embeddings: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Mean of embeddings that are scaled to length one before.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(batch_size, num_parts, size)`): of the parts of each row.
+        weights (`torch.Tensor` of shape `(batch_size, num_parts)`, *optional*): of the parts, 0 or more; by default
+            they are equal.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, size)`: of length at most one; zeros where no part has a weight.
+    """
+    parts = F.normalize(embeddings.float(), dim=-1, eps=1e-6)
+    if weights is None:
+        return parts.mean(dim=1).to(embeddings.dtype)
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    return (parts * shares[..., None]).sum(dim=1).to(embeddings.dtype)
 
 
 class Conversion(NamedTuple):
@@ -84,6 +107,7 @@ class Encoder(nn.Module):
         composite_class: the class that reads a checkpoint which holds this tower beside another one, such as
             `CLIPModel`; the `model_type` of its config is a key in the registry, too.
         sub_config: the entry of a composite config that is this tower's, such as `"vision_config"`.
+        composite_values: values of a composite config that hold for this tower's, whatever that says.
         pretrained_names: how names of these classes start, and what they become: `encoder.…` or `decoder.…`; the
             first entry that fits counts.
         other_names: how the names of a composite checkpoint's other parts start, which are no business of this tower.
@@ -99,6 +123,7 @@ class Encoder(nn.Module):
     pretrained_class: ClassVar[type[PreTrainedModel]]
     composite_class: ClassVar[type[PreTrainedModel] | None] = None
     sub_config: ClassVar[str]
+    composite_values: ClassVar[tuple[str, ...]] = ()
     pretrained_names: ClassVar[dict[str, str]]
     other_names: ClassVar[tuple[str, ...]] = ()
     logit_scale_name: ClassVar[str] = "logit_scale"
@@ -107,6 +132,7 @@ class Encoder(nn.Module):
     uses_own_processor: ClassVar[bool] = False
 
     config: PreTrainedConfig
+    dtype: torch.dtype  # a property of the stock class
 
     @property
     def hidden_size(self) -> int:
@@ -138,7 +164,12 @@ class Encoder(nn.Module):
     @classmethod
     def tower_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
         """This tower's part of a checkpoint's config."""
-        return getattr(config, cls.sub_config) if config.model_type == cls._composite_type() else config
+        if config.model_type != cls._composite_type():
+            return config
+        tower = getattr(config, cls.sub_config)
+        for name in cls.composite_values:
+            setattr(tower, name, getattr(config, name))
+        return tower
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int | None:

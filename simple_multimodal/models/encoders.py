@@ -1,17 +1,42 @@
 """The one registry of encoders; to add an encoder, write its file and put its class into `ENCODERS`."""
 
 from simple_multimodal.modalities import Modality
+from simple_multimodal.models.audio.ast import ASTAudioEncoder
+from simple_multimodal.models.audio.clap import CLAPAudioEncoder
 from simple_multimodal.models.audio.vit_mae import ViTMAEAudioEncoder
 from simple_multimodal.models.base import Encoder, EncoderOutput
 from simple_multimodal.models.text.bert import BertTextEncoder
+from simple_multimodal.models.text.clap import CLAPTextEncoder
+from simple_multimodal.models.text.clip import CLIPTextEncoder
 from simple_multimodal.models.text.deberta_v2 import DebertaV2TextEncoder
+from simple_multimodal.models.text.siglip import SiglipTextEncoder
+from simple_multimodal.models.text.siglip2 import Siglip2TextEncoder
+from simple_multimodal.models.video.clip import CLIPVideoEncoder
+from simple_multimodal.models.video.siglip import SiglipVideoEncoder
+from simple_multimodal.models.video.siglip2 import Siglip2VideoEncoder
+from simple_multimodal.models.video.timesformer import TimesformerVideoEncoder
 from simple_multimodal.models.video.videomae import VideoMAEVideoEncoder
 
 __all__ = ["ENCODERS", "Encoder", "EncoderOutput", "get_encoder_class", "known_model_types"]
 
 ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {
     (encoder.modality, model_type): encoder
-    for encoder in (BertTextEncoder, DebertaV2TextEncoder, ViTMAEAudioEncoder, VideoMAEVideoEncoder)
+    for encoder in (
+        BertTextEncoder,
+        DebertaV2TextEncoder,
+        CLIPTextEncoder,
+        SiglipTextEncoder,
+        Siglip2TextEncoder,
+        CLAPTextEncoder,
+        ViTMAEAudioEncoder,
+        ASTAudioEncoder,
+        CLAPAudioEncoder,
+        VideoMAEVideoEncoder,
+        TimesformerVideoEncoder,
+        CLIPVideoEncoder,
+        SiglipVideoEncoder,
+        Siglip2VideoEncoder,
+    )
     for model_type in encoder.model_types()
 }
 """Encoder classes by modality and `model_type` of the Hugging Face config, which may be that of several towers."""
