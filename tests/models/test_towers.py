@@ -147,6 +147,22 @@ def test_sounds_equal_the_stock_clap(folders):
     torch.testing.assert_close(alone.embedding[0], output.embedding[1], atol=1e-6, rtol=1e-6)
 
 
+@torch.no_grad()
+def test_a_clap_that_fuses_parts_takes_windows_as_short_sounds(tmp_path):
+    config = tiny_config("clap")
+    config.audio_config.enable_fusion, config.audio_config.fusion_type = True, "aff_2d"
+    stock = randomize(STOCK_MODELS["clap"](config))
+    stock.save_pretrained(tmp_path)
+    encoder = load(str(tmp_path), "audio", 8, 101)
+    values, mask, seconds = clap_windows(1)
+    four = values.transpose(2, 3).expand(-1, 4, -1, -1)  # what the stock extractor makes of a short sound
+    expected = stock.get_audio_features(four, is_longer=torch.zeros(2, 1, dtype=torch.bool)).pooler_output
+    embedding = F.normalize(encoder(values, mask, seconds).embedding, dim=-1)
+    torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-5)
+    unused = {name.split(".")[2] for name, weight in encoder.named_parameters() if not weight.requires_grad}
+    assert unused == {"fusion_model", "mel_conv2d"}
+
+
 def test_batch_normalisation_of_clap_stays_as_it_is(folders):
     encoder = load(folders["clap"], "audio", 8, 101).train()
     before = {name: tensor.clone() for name, tensor in encoder.named_buffers()}

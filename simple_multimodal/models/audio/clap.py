@@ -48,6 +48,10 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         self.num_frames: int = config.to_dict().get("num_frames", longest_window(config))
         self.audio_projection = ClapProjectionLayer(config)
         self.post_init()
+        if config.enable_fusion:  # of a long sound's parts with the whole: no window is one
+            patches = self.audio_encoder.patch_embed
+            for part in (patches.fusion_model, patches.mel_conv2d):
+                part.requires_grad_(False)
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
