@@ -73,24 +73,22 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         )
     else:
         towers = {m: load_tower_config(model_args.tower_config_name(m), m) for m in model_args.modalities}
+        names = assembly.processor_names(towers, model_args.processor_names, model_args.pretrained_towers)
         processor = assembly.build_processor(
-            towers,
-            captions=(train_set or eval_set).captions,
-            **model_args.processor_names,
-            **data_args.processor_settings,
+            towers, captions=(train_set or eval_set).captions, **names, **data_args.processor_settings
         )
         config = assembly.build_config(
             towers,
             load_fusion_config(model_args.tower_config_name("fusion")),
             processor,
-            attn_implementation=model_args.attn_implementation,
-            **model_args.config_settings,
+            is_trained=args.do_train,
+            **model_args.assembly_settings,
             **answers,
         )
         model, reports = assembly.MODEL_CLASSES[config.model_type][model_args.task].from_encoders(
             config,
             model_args.pretrained_towers,
-            same_vocabulary=model_args.tokenizer_name is not None,
+            same_vocabulary=names["tokenizer_name"] is not None,
             cache_dir=model_args.cache_dir,
         )
         for report in reports if args.should_log else ():
@@ -125,6 +123,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         if result.metrics:  # none if the run was complete already
             trainer.save_metrics("train", result.metrics)
         metrics |= result.metrics
+    elif source is None:  # assembled anew
+        trainer.save_model()
     if args.do_eval:
         evaluated = trainer.evaluate() | trainer.evaluate_pairs(pair_sets)
         trainer.save_metrics("eval", evaluated)

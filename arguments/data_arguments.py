@@ -113,12 +113,12 @@ class DataArguments:
             "help": "How a picture is brought to video_size; from the processor when not given.",
         },
     )
-    resize_kernel: Literal["fast", "antialias", "decord"] | None = field(
+    resize_kernel: Literal["fast", "antialias", "bicubic", "decord"] | None = field(
         default=None,
         metadata={
             "group": "Video",
-            "help": "fast: scale while colours are converted; antialias: as Hugging Face's image processors do; "
-            "decord: as decord does.",
+            "help": "fast: scale while colours are converted; antialias: as Hugging Face's image processors do, "
+            "bicubic: those of CLIP and SigLIP; decord: as decord does.",
         },
     )
     random_crop: bool = field(

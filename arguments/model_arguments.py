@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers.utils import logging
 
@@ -181,15 +181,32 @@ class ModelArguments:
         metadata={"group": "Fusion", "help": "time: average the audio and video tokens of one time before fusion."},
     )
 
-    contrastive_dim: int = field(
-        default=768, metadata={"group": "Objectives", "help": "Size of the contrastive embeddings, in numbers."}
+    contrastive_dim: int | None = field(
+        default=None,
+        metadata={
+            "group": "Objectives",
+            "help": "Size of the contrastive embeddings, in numbers; the towers' own, else 768, when not given.",
+        },
     )
     contrastive_loss_before_fusion: bool = field(
         default=True,
         metadata={"group": "Objectives", "help": "Contrast the towers' own tokens; False: after the fusion layers."},
     )
-    contrastive_form: Literal["softmax", "sigmoid"] = field(
-        default="softmax", metadata={"group": "Objectives", "help": "softmax as in CLIP or sigmoid as in SigLIP."}
+    clip_embedding: Literal["fusion", "mean"] | None = field(
+        default=None,
+        metadata={
+            "group": "Objectives",
+            "help": "What a clip is found by. fusion: its tokens after the fusion layers; mean: the mean of its "
+            "modalities' embeddings, the default where all towers come from one checkpoint with a common space.",
+        },
+    )
+    contrastive_form: Literal["softmax", "sigmoid"] | None = field(
+        default=None,
+        metadata={
+            "group": "Objectives",
+            "help": "softmax as in CLIP or sigmoid as in SigLIP; that of the towers' common checkpoint, else softmax, "
+            "when not given.",
+        },
     )
     mlm_loss_weight: float | None = field(
         default=None,
@@ -346,14 +363,25 @@ class ModelArguments:
     @property
     def config_settings(self) -> dict[str, str | int | float | bool]:
         """The arguments of `MultimodalConfig` besides those of its towers."""
-        return {
+        settings: dict[str, str | int | float | bool | None] = {
             "fusion_form": self.fusion_form,
             "fusion_pool": self.fusion_pool,
             "contrastive_dim": self.contrastive_dim,
+            "clip_embedding": self.clip_embedding,
             "contrastive_form": self.contrastive_form,
             "contrastive_loss_before_fusion": self.contrastive_loss_before_fusion,
             "share_masked_pass": self.share_masked_pass,
             **self.given_loss_weights,
+        }
+        return {name: value for name, value in settings.items() if value is not None}
+
+    @property
+    def assembly_settings(self) -> dict[str, Any]:
+        """What the configuration of a new model is made of besides its towers' own: arguments of `build_config`."""
+        return {
+            "attn_implementation": self.attn_implementation,
+            "pretrained": self.pretrained_towers,
+            **self.config_settings,
         }
 
     @property

@@ -110,7 +110,8 @@ def parse_args(
     model_args = parser.fill(ModelArguments, namespace)
     data_args = parser.fill(DataArguments, namespace)
     training_args = parser.fill(MultimodalTrainingArguments, namespace)
-    if not training_args.do_train and model_args.model_name_or_path is None:
+    has_weights = model_args.model_name_or_path is not None or model_args.pretrained_towers
+    if not training_args.do_train and not has_weights:
         parser.error("without --do_train a saved model is needed: name its folder with --model_name_or_path.")
     return model_args, data_args, training_args
 

@@ -48,7 +48,8 @@ def test_defaults():
     model_args, data_args, training_args = parse_args([])
     assert model_args.modalities == ["text", "audio", "video"]
     assert (model_args.mlm_probability, model_args.audio_mask_ratio, model_args.video_mask_ratio) == (0.3, 0.3, 0.8)
-    assert (model_args.vt_match_ratio, model_args.contrastive_dim) == (0.5, 768)
+    assert model_args.vt_match_ratio == 0.5
+    assert "contrastive_dim" not in model_args.config_settings and MultimodalConfig().contrastive_dim == 768
     assert model_args.contrastive_loss_before_fusion is True
     assert (data_args.train_file, data_args.validation_file) == ("train.csv", "validation.csv")
     assert data_args.drop_modality == [] and data_args.num_frames is None

@@ -89,7 +89,7 @@ def test_worked_example_of_an_encoder_loads_a_checkpoint(tmp_path, monkeypatch):
     values: dict = {"__name__": "simple_multimodal.models.text.roberta"}
     exec(compile(code, "README.md", "exec"), values)
     encoder_class = values["RobertaTextEncoder"]
-    monkeypatch.setitem(encoders.ENCODERS, encoder_class.model_type, encoder_class)
+    monkeypatch.setitem(encoders.ENCODERS, ("text", encoder_class.model_type), encoder_class)
 
     config = RobertaConfig(
         vocab_size=40,

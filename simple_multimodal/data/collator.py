@@ -290,7 +290,7 @@ class MultimodalCollator:
         return captions[0]
 
     def _tokenize(self, captions: Sequence[str | None]) -> dict[str, torch.Tensor]:
-        padding = "max_length" if self.pad_to_max_length else True
+        padding = "max_length" if self.pad_to_max_length else None
         return self.processor.tokenize(captions, max_length=self.max_seq_length, padding=padding)
 
     def _read_sound(self, row: Row) -> AudioFeatures | None:
@@ -331,7 +331,7 @@ class MultimodalCollator:
             )
             generator = self._generator(row, "crop") if self.training else None
             fit = processor.fit(index.height, index.width, generator=generator)
-            size = None if processor.resize_kernel == "antialias" else (fit.height, fit.width)
+            size = None if processor.scales_in_memory else (fit.height, fit.width)
             frames = self._backend.frames(path, positions, index, size)
             processor.transform(frames, fit, out=batch["pixel_values_videos"][number])
             # The first frame may have come on before the segment's start.

@@ -6,12 +6,14 @@ from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from simple_multimodal.modalities import Modality
+from simple_multimodal.models.configuration import ContrastiveForm
 
 
 def load_weights(model_class: type[PreTrainedModel], name_or_path: str | os.PathLike[str], **settings) -> Any:
@@ -49,12 +51,37 @@ class EncoderOutput(NamedTuple):
             time in the segment that each token stands for, in seconds; `None` for text.
         class_tokens (`torch.FloatTensor` of shape `(batch_size, num_windows, hidden_size)`, *optional*):
             states of the tower's class tokens, which only its own decoder reads.
+        embedding (`torch.FloatTensor` of shape `(batch_size, embedding_size)`, *optional*):
+            what a tower that was trained for retrieval pools and projects by itself, of any length.
+        num_steps (`int`, *optional*): moments that the tokens stand for, one after the other and equally many tokens
+            each, where they do not follow from the tower's config.
     """
 
     tokens: torch.Tensor
     mask: torch.Tensor
     seconds: torch.Tensor | None
     class_tokens: torch.Tensor | None = None
+    embedding: torch.Tensor | None = None
+    num_steps: int | None = None
+
+
+def mean_direction(embeddings: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Mean of embeddings that are scaled to length one before.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(batch_size, num_parts, size)`): of the parts of each row.
+        weights (`torch.Tensor` of shape `(batch_size, num_parts)`, *optional*): of the parts, 0 or more; by default
+            they are equal.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, size)`: of length at most one; zeros where no part has a weight.
+    """
+    parts = F.normalize(embeddings.float(), dim=-1, eps=1e-6)
+    if weights is None:
+        return parts.mean(dim=1).to(embeddings.dtype)
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    return (parts * shares[..., None]).sum(dim=1).to(embeddings.dtype)
 
 
 class Conversion(NamedTuple):
@@ -74,23 +101,41 @@ class Encoder(nn.Module):
 
     Class attributes:
         modality: `"text"`, `"audio"` or `"video"`.
-        model_type: the `model_type` of the Hugging Face config, which is the encoder's key in the registry.
+        model_type: the `model_type` of the Hugging Face config, which with the modality is the encoder's key in the
+            registry.
         pretrained_class: the class of `transformers` that reads a checkpoint together with the head of its masked
-            objective.
-        pretrained_names: how names of `pretrained_class` start, and what they become: `encoder.…` or `decoder.…`; the
+            objective, or with its projection.
+        composite_class: the class that reads a checkpoint which holds this tower beside another one, such as
+            `CLIPModel`; the `model_type` of its config is a key in the registry, too.
+        sub_config: the entry of a composite config that is this tower's, such as `"vision_config"`.
+        composite_values: values of a composite config that hold for this tower's, whatever that says.
+        pretrained_names: how names of these classes start, and what they become: `encoder.…` or `decoder.…`; the
             first entry that fits counts.
-        decoder_class: the decoder of the masked objective, built from the same config.
+        other_names: how the names of a composite checkpoint's other parts start, which are no business of this tower.
+        logit_scale_name: what a composite checkpoint calls the logarithm of its inverse temperature.
+        contrastive_form: the contrastive loss that the embedding comes from.
+        decoder_class: the decoder of the masked objective, built from the same config; `None`: there is none.
+        uses_own_processor: whether tokenizer, sound or picture settings come from the tower's checkpoint where no
+            other source is named.
         late_embeddings: how names of parameters start that are embeddings, but registered after the layers.
     """
 
     modality: ClassVar[Modality]
     model_type: ClassVar[str]
     pretrained_class: ClassVar[type[PreTrainedModel]]
+    composite_class: ClassVar[type[PreTrainedModel] | None] = None
+    sub_config: ClassVar[str]
+    composite_values: ClassVar[tuple[str, ...]] = ()
     pretrained_names: ClassVar[dict[str, str]]
-    decoder_class: ClassVar[type[PreTrainedModel]]
+    other_names: ClassVar[tuple[str, ...]] = ()
+    logit_scale_name: ClassVar[str] = "logit_scale"
+    contrastive_form: ClassVar[ContrastiveForm] = "softmax"
+    decoder_class: ClassVar[type[PreTrainedModel] | None] = None
+    uses_own_processor: ClassVar[bool] = False
     late_embeddings: ClassVar[tuple[str, ...]] = ()
 
     config: PreTrainedConfig
+    dtype: torch.dtype  # a property of the stock class
 
     @property
     def hidden_size(self) -> int:
@@ -110,9 +155,41 @@ class Encoder(nn.Module):
         raise NotImplementedError(f"Tokens of the {self.modality} encoder {self.model_type!r} have no time.")
 
     @classmethod
+    def model_types(cls) -> tuple[str, ...]:
+        """Every `model_type` of a config that holds this tower's."""
+        composite_type = cls._composite_type()
+        return (cls.model_type,) if composite_type is None else (cls.model_type, composite_type)
+
+    @classmethod
+    def _composite_type(cls) -> str | None:
+        return None if cls.composite_class is None else cls.composite_class.config_class.model_type
+
+    @classmethod
+    def tower_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
+        """This tower's part of a checkpoint's config."""
+        if config.model_type != cls._composite_type():
+            return config
+        tower = getattr(config, cls.sub_config)
+        for name in cls.composite_values:
+            setattr(tower, name, getattr(config, name))
+        return tower
+
+    @classmethod
+    def embedding_size(cls, config: PreTrainedConfig) -> int | None:
+        """Size of the embedding that the tower pools and projects by itself; `None`: it has none."""
+        return None
+
+    @classmethod
+    def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """What the tower's config says about its inputs, as arguments of the processor of its modality."""
+        return {}
+
+    @classmethod
     def read_pretrained(cls, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """Read a checkpoint with the stock class; the second value is what `from_pretrained` calls `loading_info`."""
-        return load_weights(cls.pretrained_class, name_or_path, **kwargs)
+        model_type = PreTrainedConfig.get_config_dict(name_or_path)[0]["model_type"]
+        model_class = cls.composite_class if model_type == cls._composite_type() else cls.pretrained_class
+        return load_weights(model_class, name_or_path, **kwargs)  # type: ignore[arg-type]  # one of both it is
 
     @classmethod
     def computed_tensors(cls, config: PreTrainedConfig) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from simple_multimodal.modalities import MODALITIES, Modality
 FusionForm = Literal["merge", "co_attention", "cross_attention"]
 FusionPool = Literal["none", "time"]
 ContrastiveForm = Literal["softmax", "sigmoid"]
+ClipEmbedding = Literal["fusion", "mean"]
 
 OBJECTIVES = ("mlm", "mam", "mvm", "contrastive_tv", "contrastive_ta", "contrastive_av", "contrastive_tav", "matching")
 """Names of the pre-training objectives; each has a weight `{name}_loss_weight` in the configuration."""
@@ -52,7 +53,11 @@ class MultimodalConfig(PreTrainedConfig):
             `softmax` (InfoNCE, as in CLIP) or `sigmoid` (as in SigLIP).
         contrastive_loss_before_fusion (`bool`, *optional*, defaults to `True`):
             Whether text, audio and video embeddings pool the towers' own tokens. If `False`, each modality's tokens go
-            through the fusion layers first, alone.
+            through the fusion layers first, alone. A tower that has an embedding of its own gives that instead of the
+            mean of its tokens; if it is of size `contrastive_dim`, nothing is projected.
+        clip_embedding (`str`, *optional*, defaults to `"fusion"`):
+            What a clip is found by: `fusion` pools its tokens after the fusion layers; `mean` is the mean of the
+            embeddings of its sound and its pictures, of those it has.
         share_masked_pass (`bool`, *optional*, defaults to `False`):
             Whether contrastive and matching losses use the masked inputs of the masked objectives (one pass through
             each tower in training) instead of clean ones.
@@ -83,6 +88,7 @@ class MultimodalConfig(PreTrainedConfig):
     contrastive_dim: int = 768
     contrastive_form: ContrastiveForm = "softmax"
     contrastive_loss_before_fusion: bool = True
+    clip_embedding: ClipEmbedding = "fusion"
     share_masked_pass: bool = False
     logit_scale_init_value: float = 2.6592
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)

@@ -1,24 +1,50 @@
 """The one registry of encoders; to add an encoder, write its file and put its class into `ENCODERS`."""
 
 from simple_multimodal.modalities import Modality
+from simple_multimodal.models.audio.ast import ASTAudioEncoder
+from simple_multimodal.models.audio.clap import CLAPAudioEncoder
 from simple_multimodal.models.audio.vit_mae import ViTMAEAudioEncoder
 from simple_multimodal.models.base import Encoder, EncoderOutput
 from simple_multimodal.models.text.bert import BertTextEncoder
+from simple_multimodal.models.text.clap import CLAPTextEncoder
+from simple_multimodal.models.text.clip import CLIPTextEncoder
 from simple_multimodal.models.text.deberta_v2 import DebertaV2TextEncoder
+from simple_multimodal.models.text.siglip import SiglipTextEncoder
+from simple_multimodal.models.text.siglip2 import Siglip2TextEncoder
+from simple_multimodal.models.video.clip import CLIPVideoEncoder
+from simple_multimodal.models.video.siglip import SiglipVideoEncoder
+from simple_multimodal.models.video.siglip2 import Siglip2VideoEncoder
+from simple_multimodal.models.video.timesformer import TimesformerVideoEncoder
 from simple_multimodal.models.video.videomae import VideoMAEVideoEncoder
 
 __all__ = ["ENCODERS", "Encoder", "EncoderOutput", "get_encoder_class", "known_model_types"]
 
-ENCODERS: dict[str, type[Encoder]] = {
-    encoder.model_type: encoder
-    for encoder in (BertTextEncoder, DebertaV2TextEncoder, ViTMAEAudioEncoder, VideoMAEVideoEncoder)
+ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {
+    (encoder.modality, model_type): encoder
+    for encoder in (
+        BertTextEncoder,
+        DebertaV2TextEncoder,
+        CLIPTextEncoder,
+        SiglipTextEncoder,
+        Siglip2TextEncoder,
+        CLAPTextEncoder,
+        ViTMAEAudioEncoder,
+        ASTAudioEncoder,
+        CLAPAudioEncoder,
+        VideoMAEVideoEncoder,
+        TimesformerVideoEncoder,
+        CLIPVideoEncoder,
+        SiglipVideoEncoder,
+        Siglip2VideoEncoder,
+    )
+    for model_type in encoder.model_types()
 }
-"""Encoder classes by the `model_type` of their Hugging Face config."""
+"""Encoder classes by modality and `model_type` of the Hugging Face config, which may be that of several towers."""
 
 
 def known_model_types(modality: Modality) -> list[str]:
-    """The `model_type` of every encoder of one modality."""
-    return [name for name, encoder in ENCODERS.items() if encoder.modality == modality]
+    """The `model_type` of every config that holds an encoder of one modality."""
+    return [model_type for known, model_type in ENCODERS if known == modality]
 
 
 def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
@@ -26,17 +52,17 @@ def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
     Look up an encoder.
 
     Args:
-        model_type (`str`): `model_type` of the tower's Hugging Face config, such as `"videomae"`.
+        model_type (`str`): `model_type` of the Hugging Face config, such as `"videomae"` or `"clip"`.
         modality (`str`): `"text"`, `"audio"` or `"video"`.
 
     Raises:
         `ValueError` if there is no such encoder of that modality.
     """
-    known = known_model_types(modality)
-    if model_type not in known:
+    if (modality, model_type) not in ENCODERS:
         raise ValueError(
-            f"There is no {modality} encoder for model_type {model_type!r}; known are {', '.join(map(repr, known))}. "
-            f"To add one, write an adapter in simple_multimodal/models/{modality}/ and put its class into ENCODERS in "
+            f"There is no {modality} encoder for model_type {model_type!r}; known are "
+            f"{', '.join(map(repr, known_model_types(modality)))}. To add one, write an adapter in "
+            f"simple_multimodal/models/{modality}/ and put its class into ENCODERS in "
             "simple_multimodal/models/encoders.py."
         )
-    return ENCODERS[model_type]
+    return ENCODERS[modality, model_type]

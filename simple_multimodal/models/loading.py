@@ -31,6 +31,8 @@ class LoadingReport:
         converted (`dict[str, str]`): our tensors that were made to fit, with the rule.
         new (`list[str]`): our tensors that the checkpoint gave nothing for; they keep their random or computed values.
         unused (`dict[str, str]`): tensors of the checkpoint that went nowhere, with the reason.
+        logit_scale, logit_bias (`torch.Tensor`, *optional*): scalars that turn the cosines of the checkpoint's
+            embeddings into logits; the scale as a logarithm.
     """
 
     name: str
@@ -38,6 +40,8 @@ class LoadingReport:
     converted: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
+    logit_scale: torch.Tensor | None = None
+    logit_bias: torch.Tensor | None = None
 
     def summary(self) -> str:
         """A block of text that counts the loaded tensors and names all others; `{0-3}` stands for layers 0 to 3."""
@@ -166,7 +170,7 @@ def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> Pre
 
 def load_tower_config(name_or_path: str, modality: Modality) -> PreTrainedConfig:
     """
-    Read the config of a tower.
+    Read the config of a tower; of a composite one, the tower's part.
 
     Args:
         name_or_path (`str`): a JSON file, a folder with a `config.json`, or a name on the hub.
@@ -176,10 +180,10 @@ def load_tower_config(name_or_path: str, modality: Modality) -> PreTrainedConfig
         `ValueError` if there is no such config, or no encoder for its `model_type`.
     """
     values = read_config(name_or_path, modality)
-    get_encoder_class(values["model_type"], modality)
+    encoder_class = get_encoder_class(values["model_type"], modality)
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     refuse_kernels(config)
-    return config
+    return encoder_class.tower_config(config)
 
 
 def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, torch.Tensor]:
@@ -244,6 +248,8 @@ def load_pretrained_tower(
                 return own_start + name.removeprefix(start)
         return None
 
+    others = {name: tensor for name, tensor in source.items() if name.startswith(encoder.other_names)}
+    source = {name: tensor for name, tensor in source.items() if name not in others}
     foreign = [] if same_vocabulary else [name for name in source if rename(name) in VOCABULARY_TENSORS]
     target = nn.ModuleDict({"encoder": encoder} if decoder is None else {"encoder": encoder, "decoder": decoder})
     report = transfer_tensors(
@@ -251,8 +257,9 @@ def load_pretrained_tower(
         {name: tensor for name, tensor in source.items() if name not in foreign},
         target,
         rename=rename,
-        convert=lambda name, tensor, own: encoder.convert_pretrained(name, tensor, own, model.config),
+        convert=lambda name, tensor, own: encoder.convert_pretrained(name, tensor, own, config),
     )
+    report.logit_scale, report.logit_bias = others.get(encoder.logit_scale_name), others.get("logit_bias")
     report.unused |= dict.fromkeys(foreign, "belongs to another vocabulary")
     report.unused |= dict.fromkeys(sorted(info["unexpected_keys"]), "no such tensor in this model")
     return report

@@ -1,7 +1,7 @@
 """The models: towers and crossformer, and the heads for pre-training, retrieval and question answering."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -115,22 +115,22 @@ class MultimodalPreTrainedModel(TowerModel):
         """
         model = cls(config)
         base = model.multimodal
-        reports = []
+        reports: dict[Modality, LoadingReport] = {}
         for modality in config.modalities:
             if modality in pretrained:
                 decoder = model.get_submodule(f"{modality}_decoder") if modality in model.decoded_modalities else None
-                reports.append(
-                    load_pretrained_tower(
-                        base.encoder(modality),
-                        decoder,
-                        pretrained[modality],
-                        same_vocabulary=same_vocabulary,
-                        cache_dir=cache_dir,
-                    )
+                reports[modality] = load_pretrained_tower(
+                    base.encoder(modality),
+                    decoder,
+                    pretrained[modality],
+                    same_vocabulary=same_vocabulary,
+                    cache_dir=cache_dir,
                 )
+        base.take_temperature(reports)
+        fusion = []
         if "fusion" in pretrained:
-            reports.append(load_pretrained_fusion(base.fusion, pretrained["fusion"], cache_dir=cache_dir))
-        return model, reports
+            fusion.append(load_pretrained_fusion(base.fusion, pretrained["fusion"], cache_dir=cache_dir))
+        return model, [*reports.values(), *fusion]
 
 
 class MultimodalModel(MultimodalPreTrainedModel):
@@ -148,13 +148,20 @@ class MultimodalModel(MultimodalPreTrainedModel):
             self.add_module(f"{modality}_encoder", build_encoder(config, modality))
         sizes: dict[Modality, int] = {m: self.encoder(m).hidden_size for m in config.modalities}
         self.fusion = Crossformer(config.crossformer_config, form=config.fusion_form, token_sizes=sizes)
-        pooled = sizes if config.contrastive_loss_before_fusion else dict.fromkeys(sizes, self.fusion.hidden_size)
-        projected = {m: pooled[m] for m in config.modalities}
-        if self.clip_modalities:
-            projected["clip"] = self.fusion.hidden_size
-        self.embedding_projections = nn.ModuleDict(
-            {name: nn.Linear(size, config.contrastive_dim, bias=False) for name, size in projected.items()}
-        )
+        projections: dict[str, nn.Module] = {}
+        for modality, size in sizes.items():
+            if self.is_aligned(modality):
+                projections[modality] = nn.Identity()
+                continue
+            if config.contrastive_loss_before_fusion:
+                encoder = self.encoder(modality)
+                size = encoder.embedding_size(encoder.config) or size
+            else:
+                size = self.fusion.hidden_size
+            projections[modality] = nn.Linear(size, config.contrastive_dim, bias=False)
+        if self.clip_modalities and config.clip_embedding == "fusion":
+            projections["clip"] = nn.Linear(self.fusion.hidden_size, config.contrastive_dim, bias=False)
+        self.embedding_projections = nn.ModuleDict(projections)
         # One temperature per pair of sides: a pair with little in common must not flatten the others.
         self.logit_scale = nn.Parameter(torch.empty(len(CONTRASTIVE_PAIRS)))
         self.logit_bias = (
@@ -173,6 +180,12 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """The encoder of a modality that the model has."""
         return self.get_submodule(f"{modality}_encoder")
 
+    def is_aligned(self, modality: Modality) -> bool:
+        """Whether a modality's embedding is its tower's own, as pretrained."""
+        encoder = self.encoder(modality)
+        size = encoder.embedding_size(encoder.config)
+        return self.config.contrastive_loss_before_fusion and size == self.config.contrastive_dim
+
     @property
     def towers(self) -> dict[str, nn.Module]:
         """The encoders that the model has, and its `fusion`, by name."""
@@ -183,12 +196,28 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Inverse temperature (at most 100, as CLIP) and bias of a contrastive objective; scalars."""
+        """Inverse temperature (of softmax at most 100, as CLIP) and bias of a contrastive objective; scalars."""
         index = list(CONTRASTIVE_PAIRS).index(objective)
-        bias = None if self.logit_bias is None else self.logit_bias[index]
         scale = self.logit_scale[index]
+        if self.logit_bias is not None:  # SigLIP's ends above 100
+            return scale.exp(), self.logit_bias[index]
         # Limited in value but not in gradient: a temperature that overshoots must be able to come back.
-        return (scale + (scale.clamp(max=math.log(100)) - scale).detach()).exp(), bias
+        return (scale + (scale.clamp(max=math.log(100)) - scale).detach()).exp(), None
+
+    @torch.no_grad()
+    def take_temperature(self, reports: dict[Modality, LoadingReport]) -> None:
+        """Scale and bias of each contrastive objective whose sides were pretrained together, from their checkpoint."""
+        for index, sides in enumerate(CONTRASTIVE_PAIRS.values()):
+            if "clip" in sides and self.config.clip_embedding == "fusion":
+                continue
+            towers = {m for side in sides for m in (self.clip_modalities if side == "clip" else (side,))}
+            if not all(m in reports and self.is_aligned(m) for m in towers):  # type: ignore[arg-type]
+                continue
+            found = [reports[m] for m in towers]  # type: ignore[index]
+            if len({report.name for report in found}) == 1 and found[0].logit_scale is not None:
+                self.logit_scale[index] = found[0].logit_scale.squeeze()
+                if self.logit_bias is not None and found[0].logit_bias is not None:
+                    self.logit_bias[index] = found[0].logit_bias.squeeze()
 
     def encode(self, modality: Modality, batch: Batch, patch_mask: torch.Tensor | None = None) -> EncoderOutput:
         """Run one tower. Tokens of rows that lack the modality are masked out.
@@ -208,15 +237,19 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """Pool (if so configured) and embed an encoder's tokens, made with `patch_mask`, for the crossformer."""
         if self.config.fusion_pool == "time" and modality != "text":
             num_tokens = output.mask.shape[1] if patch_mask is None else patch_mask.shape[1]
-            output = pool_time_steps(output, self.encoder(modality).time_steps(num_tokens), patch_mask)
+            if output.num_steps is None:
+                steps = self.encoder(modality).time_steps(num_tokens)
+            else:
+                steps = torch.arange(num_tokens) // (num_tokens // output.num_steps)
+            output = pool_time_steps(output, steps, patch_mask)
         return self.fusion.embed(modality, output.tokens, output.mask, output.seconds)
 
     def embed_tokens(
         self, modality: Modality, output: EncoderOutput, patch_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Unit-length embedding `(batch_size, contrastive_dim)` of one modality's tokens."""
+        """Unit-length embedding `(batch_size, contrastive_dim)` of one modality's tokens, or the tower's own."""
         if self.config.contrastive_loss_before_fusion:
-            pooled = masked_mean(output.tokens, output.mask)
+            pooled = masked_mean(output.tokens, output.mask) if output.embedding is None else output.embedding
         else:
             stream = self.enter_fusion(modality, output, patch_mask)
             if modality == "text":
@@ -228,6 +261,14 @@ class MultimodalModel(MultimodalPreTrainedModel):
     def embed_clip(self, encoded: Clip) -> torch.Tensor:
         """Unit-length embedding `(batch_size, contrastive_dim)` of a clip that [`Crossformer.encode_clip`] encoded."""
         return normalize(self.embedding_projections["clip"](masked_mean(*concatenate(encoded))))
+
+    def mean_embedding(
+        self, embeds: Mapping[str, torch.Tensor], outputs: Mapping[Modality, EncoderOutput]
+    ) -> torch.Tensor:
+        """Unit-length embedding `(batch_size, contrastive_dim)` of a clip: the mean of those of what it has."""
+        present = [m for m in CLIP_MODALITIES if m in outputs]
+        has = torch.stack([outputs[m].mask.any(dim=1) for m in present], dim=1)  # (batch, modalities)
+        return normalize((torch.stack([embeds[m] for m in present], dim=1) * has[..., None]).sum(dim=1))
 
     def embed_all(
         self, outputs: dict[Modality, EncoderOutput], patch_masks: dict[Modality, torch.Tensor]
@@ -246,8 +287,13 @@ class MultimodalModel(MultimodalPreTrainedModel):
         }
         if not embedded:
             return embeds, {}
-        encoded = self.fusion.encode_clip(embedded)
-        embeds["clip"] = self.embed_clip(encoded)
+        encoded = embedded
+        if self.config.clip_embedding == "fusion" or self.fusion.form == "cross_attention":
+            encoded = self.fusion.encode_clip(embedded)
+        if self.config.clip_embedding == "fusion":
+            embeds["clip"] = self.embed_clip(encoded)
+        else:
+            embeds["clip"] = self.mean_embedding(embeds, outputs)
         return embeds, self.fusion.clip_side(embedded, encoded)
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
@@ -275,11 +321,18 @@ class MultimodalModel(MultimodalPreTrainedModel):
         Returns:
             Unit-length embeddings `(batch_size, contrastive_dim)`, and what the fusion takes of the clips.
         """
-        embedded: Clip = {m: self.enter_fusion(m, self.encode(m, batch)) for m in self.clip_modalities}
+        outputs: dict[Modality, EncoderOutput] = {m: self.encode(m, batch) for m in self.clip_modalities}
+        embedded: Clip = {m: self.enter_fusion(m, output) for m, output in outputs.items()}
+        pools = with_embeds and self.config.clip_embedding == "fusion"
         encoded = embedded
-        if with_embeds or self.fusion.form == "cross_attention":
+        if pools or self.fusion.form == "cross_attention":
             encoded = self.fusion.encode_clip(embedded)
-        return self.embed_clip(encoded) if with_embeds else None, self.fusion.clip_side(embedded, encoded)
+        embeds = None
+        if pools:
+            embeds = self.embed_clip(encoded)
+        elif with_embeds:
+            embeds = self.mean_embedding({m: self.embed_tokens(m, output) for m, output in outputs.items()}, outputs)
+        return embeds, self.fusion.clip_side(embedded, encoded)
 
     def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
         """Encode whatever modalities the batch holds.
@@ -346,6 +399,11 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         for name, modality in MASKED_OBJECTIVES.items():
             if name in weights:
                 encoder = self.multimodal.encoder(modality)
+                if encoder.decoder_class is None:
+                    raise ValueError(
+                        f"{name}_loss_weight is {weights[name]}, but the {modality} tower {encoder.model_type!r} has "
+                        f"no decoder for a masked objective. Set {name}_loss_weight to 0, or take another tower."
+                    )
                 self.add_module(f"{modality}_decoder", encoder.decoder_class(encoder.config))
         fusion_size = self.multimodal.fusion.hidden_size
         if "mlm" in weights:
@@ -506,7 +564,15 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
     def matching_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams as
         [`Crossformer.fuse`] takes them.
+
+        Raises:
+            ValueError: The model has no matching head.
         """
+        if "matching" not in self.loss_weights:
+            raise ValueError(
+                "This model was made without matching (matching_loss_weight is 0): nothing can be re-ranked. Rank by "
+                "embeddings alone (rerank 0, --matching_top_k 0), or train it."
+            )
         return self.matching_head(self.multimodal.fusion.fuse(text, clip, num_queries=1)[:, 0]).float()
 
 

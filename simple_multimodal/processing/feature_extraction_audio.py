@@ -1,13 +1,14 @@
 """Turn a waveform into the normalised log-mel windows that the audio encoder reads."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers import BatchFeature, ClapFeatureExtractor, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging
 
@@ -19,6 +20,8 @@ logger = logging.get_logger(__name__)
 FRAME_BLOCK = 256  # frames that are transformed together
 PREEMPHASIS = 0.97
 LOG_FLOOR = 1.1920928955078125e-07
+
+DECIBEL_FLOOR = 1e-10  # of CLAP: -100 dB
 
 
 class AudioFeatures(NamedTuple):
@@ -48,6 +51,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     alone and in blocks of one fixed shape, so a sound's features depend neither on its neighbours in a batch nor on
     the number of threads.
 
+    `front_end="clap"` gives the features of CLAP ([paper](https://huggingface.co/papers/2211.06687)) instead: frames
+    centred on their times over the mirrored sound, periodic Hann window, power spectrum, mel filters, decibels, as
+    they are.
+
     Args:
         sampling_rate (`int`, *optional*, defaults to 16000):
             Of the waveforms, in Hz.
@@ -69,6 +76,14 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             Standard deviation of the log-mel values, the one of AudioSet.
         max_windows (`int`, *optional*):
             Crop to the first `max_windows` windows. By default nothing is cropped.
+        front_end (`str`, *optional*, defaults to `"kaldi"`):
+            `"kaldi"` or `"clap"`, see above.
+        mel_scale (`str`, *optional*, defaults to `"slaney"`):
+            Filters of `"clap"`: `"slaney"` (scale and norm) or `"htk"` (without norm).
+        padding (`str`, *optional*, defaults to `"mean"`):
+            What stands behind the end of the sound in its last window. Of `"kaldi"`: `"mean"`, exactly 0 after
+            normalisation, or `"zero"`, 0 before, as AST has it. Of `"clap"`: the sound again, as often as it fits
+            whole (`"repeatpad"`) or until the window is full (`"repeat"`), or silence (`"pad"`).
     """
 
     model_input_names = ["audio_values", "audio_attention_mask", "audio_seconds", "audio_mask"]
@@ -86,6 +101,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         mean: float = -4.2677393,
         std: float = 4.5689974,
         max_windows: int | None = None,
+        front_end: Literal["kaldi", "clap"] = "kaldi",
+        mel_scale: Literal["slaney", "htk"] = "slaney",
+        padding: Literal["mean", "zero", "repeatpad", "repeat", "pad"] = "mean",
         **kwargs: Any,
     ):
         for key in ("feature_size", "padding_value"):  # the base class saves them; they are fixed here
@@ -97,6 +115,15 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(
                 f"Got {f_min=}, {f_max=} at {sampling_rate=}: 0 <= f_min < f_max <= sampling_rate / 2 is needed (Hz)."
             )
+        paddings = {"kaldi": ("mean", "zero"), "clap": ("repeatpad", "repeat", "pad")}
+        if padding not in paddings.get(front_end, ()) or mel_scale not in ("slaney", "htk"):
+            raise ValueError(
+                f"Got {front_end=}, {mel_scale=}, {padding=}: front_end must be one of {', '.join(paddings)}, "
+                f"mel_scale slaney or htk, and padding of kaldi mean or zero, of clap {', '.join(paddings['clap'])}."
+            )
+        self.front_end = front_end
+        self.mel_scale = mel_scale
+        self.padding = padding
         self.num_mel_bins = num_mel_bins
         self.num_frames = num_frames
         self.hop_seconds = hop_seconds
@@ -107,7 +134,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         self.std = std
         self.max_windows = max_windows
         # Built once. transformers leaves attributes of these two names out of the saved JSON.
-        self.window = torch.hann_window(self.frame_length, periodic=False)
+        is_kaldi = front_end == "kaldi"
+        self.window = torch.hann_window(
+            self.frame_length, periodic=not is_kaldi, dtype=torch.float32 if is_kaldi else torch.float64
+        )
         with warnings.catch_warnings():
             # 128 filters on a 512-point spectrum leave some of the lowest filters empty: Kaldi's are, too.
             warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
@@ -117,10 +147,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 min_frequency=f_min,
                 max_frequency=f_max or sampling_rate / 2,
                 sampling_rate=sampling_rate,
-                mel_scale="kaldi",
-                triangularize_in_mel_space=True,
+                mel_scale="kaldi" if is_kaldi else mel_scale,
+                norm="slaney" if mel_scale == "slaney" and not is_kaldi else None,
+                triangularize_in_mel_space=is_kaldi,
             )
-        self.mel_filters = torch.from_numpy(filters.astype(np.float32))
+        self.mel_filters = torch.from_numpy(filters.astype(np.float32 if is_kaldi else np.float64))
 
     @property
     def hop_length(self) -> int:
@@ -134,8 +165,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def fft_length(self) -> int:
-        """Points of the Fourier transform: the next power of two."""
-        return 1 << (self.frame_length - 1).bit_length()
+        """Points of the Fourier transform: the next power of two; of CLAP, those of the frame."""
+        return self.frame_length if self.front_end == "clap" else 1 << (self.frame_length - 1).bit_length()
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "AudioFeatureExtractor":
@@ -154,9 +185,17 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             }
             if "num_mel_bins" in values and "max_length" in values:  # AST's name for frames per window
                 known["num_frames"] = values["max_length"]
+                known["padding"] = "zero"
+                if not values.get("do_normalize", True):
+                    known |= {"mean": 0.0, "std": 0.5}
+            if "fft_window_size" in values:
+                known = _from_clap(values)
             if not known:
                 logger.warning_once(f"The configuration of {kind} describes no sound: log-mel defaults are used.")
             values = known
+        # transformers (5.23) leaves out what was asked for where the file does not name it.
+        own_names = inspect.signature(cls.__init__).parameters
+        values |= {key: kwargs.pop(key) for key in own_names if key in kwargs}
         return super().from_dict(values, **kwargs)
 
     def extract(self, waveform: np.ndarray) -> AudioFeatures:
@@ -178,6 +217,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         if not bool(torch.isfinite(samples).all()):
             raise ValueError("The waveform holds values that are not finite (NaN or infinity).")
 
+        if self.front_end == "clap":
+            return self._extract_clap(samples)
         num_real_frames = 0
         if len(samples) > 0:  # frames that lie wholly in the sound, as Kaldi counts; one for the shortest sound
             num_real_frames = max(1 + (len(samples) - self.frame_length) // self.hop_length, 1)
@@ -187,7 +228,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         num_real_frames = min(num_real_frames, num_total_frames)
 
         # Some frames at a time: always the same shapes, and intermediate results that stay in the processor's cache.
-        values = torch.zeros(self.num_mel_bins, num_total_frames)
+        padding = 0.0 if self.padding == "mean" else -self.mean / (2 * self.std)
+        values = torch.full((self.num_mel_bins, num_total_frames), padding)
         if num_real_frames > 0:
             num_samples = (-(-num_real_frames // FRAME_BLOCK) * FRAME_BLOCK - 1) * self.hop_length + self.frame_length
             samples = torch.nn.functional.pad(samples[:num_samples], (0, max(num_samples - len(samples), 0)))
@@ -200,6 +242,31 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         mask = torch.arange(num_total_frames) < num_real_frames
         seconds = torch.arange(num_total_frames, dtype=torch.float64) * self.hop_length + self.frame_length / 2
         return AudioFeatures(values[None], mask, (seconds / self.sampling_rate).float())
+
+    def _extract_clap(self, samples: torch.Tensor) -> AudioFeatures:
+        """[`extract`] with the front end of CLAP; every window is a sound of its own."""
+        length = (self.num_frames - 1) * self.hop_length  # samples of a window
+        num_windows = max(math.ceil(len(samples) / length), 1)
+        num_windows = min(num_windows, self.max_windows or num_windows)
+        values = torch.zeros(self.num_mel_bins, num_windows, self.num_frames)
+        mask = torch.zeros(num_windows, self.num_frames, dtype=torch.bool)
+        for number, part in enumerate(samples[: num_windows * length].split(length)):
+            if len(part) == 0:
+                break
+            mask[number, : math.ceil(len(part) / self.hop_length) + (len(part) == length)] = True
+            repeats = {"repeatpad": length // len(part), "repeat": -(-length // len(part)), "pad": 1}[self.padding]
+            sound = part.double().repeat(repeats)[:length]
+            sound = torch.nn.functional.pad(sound, (0, length - len(sound)))
+            half = self.frame_length // 2
+            sound = torch.nn.functional.pad(sound[None], (half, half), mode="reflect")[0]
+            frames = sound.unfold(0, self.frame_length, self.hop_length)  # (num_frames, frame_length), a view
+            spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, n=self.fft_length))
+            power = spectrum[..., 0].square() + spectrum[..., 1].square()
+            values[:, number] = 10 * (power @ self.mel_filters).clamp(min=DECIBEL_FLOOR).log10().T
+        seconds = torch.arange(self.num_frames) * self.hop_length + torch.arange(num_windows)[:, None] * length
+        return AudioFeatures(
+            values.flatten(1)[None], mask.flatten(), (seconds.double() / self.sampling_rate).float().flatten()
+        )
 
     def _log_mel(self, frames: torch.Tensor) -> torch.Tensor:
         """Log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
@@ -274,3 +341,21 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors == "np":
             return BatchFeature({key: value.numpy() for key, value in batch.items()})
         return BatchFeature(batch, tensor_type=return_tensors)
+
+
+def _from_clap(values: dict[str, Any]) -> dict[str, Any]:
+    """Our parameters from those of CLAP's feature extractor."""
+    values = ClapFeatureExtractor().to_dict() | values
+    rate, hop = values["sampling_rate"], values["hop_length"]
+    return {
+        "front_end": "clap",
+        "sampling_rate": rate,
+        "num_mel_bins": values["feature_size"],
+        "num_frames": values["max_length_s"] * rate // hop + 1,
+        "hop_seconds": hop / rate,
+        "window_seconds": values["fft_window_size"] / rate,
+        "f_min": values["frequency_min"],
+        "f_max": values["frequency_max"],
+        "mel_scale": "htk" if values["truncation"] == "fusion" else "slaney",
+        "padding": values["padding"],
+    }

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ class MultimodalProcessor(ProcessorMixin):
             For video.
         tokenizer ([`PreTrainedTokenizerBase`], *optional*):
             For text; must have a padding token.
+        text_padding (`str`, *optional*, defaults to `"longest"`):
+            To what texts are padded where a call does not say it: `"longest"` of the batch, or `"max_length"`, which
+            text towers need that pool the last place.
 
     Example:
 
@@ -50,6 +53,7 @@ class MultimodalProcessor(ProcessorMixin):
         feature_extractor: AudioFeatureExtractor | None = None,
         video_processor: VideoClipProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        text_padding: Literal["longest", "max_length"] = "longest",
     ):
         # `ProcessorMixin.__init__` demands every component, so the three are set here.
         expected = (
@@ -67,6 +71,7 @@ class MultimodalProcessor(ProcessorMixin):
         self.feature_extractor = feature_extractor
         self.video_processor = video_processor
         self.tokenizer = tokenizer
+        self.text_padding = text_padding
         self.chat_template = None
 
     @property
@@ -94,7 +99,7 @@ class MultimodalProcessor(ProcessorMixin):
         captions: Sequence[str | None],
         *,
         max_length: int | None = None,
-        padding: bool | str = True,
+        padding: bool | str | None = None,
         truncation: bool = True,
     ) -> dict[str, torch.Tensor]:
         """Token ids of a batch of texts.
@@ -104,8 +109,9 @@ class MultimodalProcessor(ProcessorMixin):
                 One text per row; `None` where a row has none (its ids are those of an empty text).
             max_length (`int`, *optional*):
                 Longest text in tokens, special ones included; [`MultimodalProcessor.max_seq_length`] by default.
-            padding (`bool` or `str`, *optional*, defaults to `True`):
-                `True`: to the longest of the batch; `"max_length"`: to `max_length`.
+            padding (`bool` or `str`, *optional*):
+                `True` or `"longest"`: to the longest of the batch; `"max_length"`: to `max_length`. By default
+                `text_padding` of the processor.
             truncation (`bool`, *optional*, defaults to `True`):
                 Whether longer texts are cut.
 
@@ -115,7 +121,7 @@ class MultimodalProcessor(ProcessorMixin):
         """
         encoded = self.tokenizer(
             [caption or "" for caption in captions],
-            padding=padding,
+            padding=self.text_padding if padding is None else padding,
             truncation=truncation,
             max_length=self.max_seq_length() if max_length is None else max_length,
             return_tensors="pt",
@@ -136,7 +142,7 @@ class MultimodalProcessor(ProcessorMixin):
         *,
         sampling_rate: int | None = None,
         video_fps: float | Sequence[float | None] | None = None,
-        padding: bool | str = True,
+        padding: bool | str | None = None,
         truncation: bool = True,
         max_length: int | None = None,
         return_tensors: str = "pt",

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvF
 from transformers import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.utils import logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
@@ -20,7 +21,10 @@ from simple_multimodal.processing.batch_memory import batch_tensor
 logger = logging.get_logger(__name__)
 
 Geometry = Literal["short_side_center_crop", "squash", "pad"]
-ResizeKernel = Literal["fast", "antialias", "decord"]
+ResizeKernel = Literal["fast", "antialias", "bicubic", "decord"]
+
+IN_MEMORY_KERNELS = {"antialias": tvF.InterpolationMode.BILINEAR, "bicubic": tvF.InterpolationMode.BICUBIC}
+"""Kernels that scale RGB frames, not what comes from the decoder."""
 
 ASSUMED_FPS = 24.0  # what transformers assumes for frames without metadata
 
@@ -75,9 +79,10 @@ class VideoClipProcessor(VideoProcessorMixin):
         resize_kernel (`str`, *optional*, defaults to `"fast"`):
             `"fast"` scales in the step that converts colours (swscale's bilinear kernel, which averages where it
             shrinks); `"antialias"` scales RGB frames with torchvision's antialiased bilinear kernel, as VideoMAE's
-            image processor does; on real clips they differ by 45 dB (median). `"decord"` scales like `"fast"`, but to
-            the very pixels of decord's `VideoReader(path, width=…, height=…)`, which ALPRO was trained on. Frames that
-            are in memory are always scaled as by `"antialias"`.
+            image processor does; on real clips they differ by 45 dB (median). `"bicubic"` is likewise torchvision's
+            antialiased bicubic kernel, which CLIP's and SigLIP's image processors use. `"decord"` scales like
+            `"fast"`, but to the very pixels of decord's `VideoReader(path, width=…, height=…)`, which ALPRO was
+            trained on. Frames that are in memory are scaled as by `"antialias"` where the kernel is not `"bicubic"`.
         short_side (`int`, *optional*):
             Length to which the short side is scaled before the centre crop; by default just enough to cover `size`.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's):
@@ -170,10 +175,10 @@ class VideoClipProcessor(VideoProcessorMixin):
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from a saved configuration, also from the `preprocessor_config.json` of VideoMAE.
+        """Build from a saved configuration, also from that of an image processor such as VideoMAE's or CLIP's.
 
-        Of a foreign configuration, size, crop, mean and deviation are taken; the number of frames is the model's
-        business there and has to be given.
+        Of a foreign configuration, size, crop, bicubic resampling, scale, mean and deviation are taken; the number of
+        frames is the model's business there and has to be given.
         """
         values = dict(video_processor_dict)
         own_type = values.get("video_processor_type") == cls.__name__
@@ -184,6 +189,21 @@ class VideoClipProcessor(VideoProcessorMixin):
         values |= {key: value for key, value in kwargs.items() if key in own_names}
         processor = cls(**values)
         return (processor, {k: v for k, v in kwargs.items() if k not in own_names}) if unused else processor
+
+    @classmethod
+    def get_video_processor_dict(
+        cls, pretrained_model_name_or_path, **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Content of a saved configuration, also where a processor of pictures and text keeps that of its pictures."""
+        try:
+            return super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            return ImageProcessingMixin.get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+
+    @property
+    def scales_in_memory(self) -> bool:
+        """Whether frames are scaled after they were decoded at their own size."""
+        return self.resize_kernel in IN_MEMORY_KERNELS
 
     def sample(
         self,
@@ -252,9 +272,8 @@ class VideoClipProcessor(VideoProcessorMixin):
         """
         clip = torch.from_numpy(frames)
         if clip.shape[-2:] != (fit.height, fit.width):
-            clip = tvF.resize(
-                clip, [fit.height, fit.width], interpolation=tvF.InterpolationMode.BILINEAR, antialias=True
-            )
+            kernel = IN_MEMORY_KERNELS.get(self.resize_kernel, tvF.InterpolationMode.BILINEAR)
+            clip = tvF.resize(clip, [fit.height, fit.width], interpolation=kernel, antialias=True)
         if (fit.height, fit.width) != (self.height, self.width):
             # Beyond its edges the frame is filled up with black.
             clip = tvF.crop(clip, fit.top, fit.left, self.height, self.width)
@@ -397,7 +416,7 @@ def _is_frame(value: object) -> bool:
 
 
 def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
-    """Our parameters from a Hugging Face image processor's (`size`, `crop_size`, `image_mean`, `image_std`)."""
+    """Our parameters from a Hugging Face image processor's."""
     result = {key: values[key] for key in ("num_frames", "image_mean", "image_std") if values.get(key) is not None}
     size = values.get("size")
     size = {"shortest_edge": size} if isinstance(size, int) else dict(size or {})
@@ -413,4 +432,17 @@ def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
         result["geometry"] = "squash"
     elif "shortest_edge" in size:
         result["size"] = size["shortest_edge"]
+    elif "max_num_patches" in values:  # SigLIP 2 keeps the aspect ratio of each picture; a run's clips have one size
+        result["size"] = math.isqrt(values["max_num_patches"]) * values["patch_size"]
+        result["geometry"] = "squash"
+        result["resize_kernel"] = "antialias"
+    if values.get("resample") == PILImageResampling.BICUBIC:
+        result["resize_kernel"] = "bicubic"
+    # Ours are of values between 0 and 1.
+    factor = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255.0
+    if not values.get("do_normalize", True):
+        result |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    if not math.isclose(factor, 1.0):
+        for key, default in (("image_mean", IMAGENET_DEFAULT_MEAN), ("image_std", IMAGENET_DEFAULT_STD)):
+            result[key] = [value / factor for value in result.get(key, default)]
     return result

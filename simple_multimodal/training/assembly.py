@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import AutoTokenizer, PreTrainedConfig
 
@@ -21,11 +22,12 @@ from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import LoadingReport
 from simple_multimodal.models.lora import add_lora, merge_lora
 from simple_multimodal.models.modeling import (
+    MASKED_OBJECTIVES,
     MultimodalForPreTraining,
     MultimodalForQuestionAnswering,
     MultimodalForRetrieval,
 )
-from simple_multimodal.models.patches import to_pair
+from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.training.answering import answer_vocabulary
 
@@ -39,12 +41,44 @@ MODEL_CLASSES: dict[str, dict[str, type[TowerModel]]] = {
 }
 """What is trained, by `model_type` and task."""
 
+MASKED_OBJECTIVE_OF: dict[Modality, str] = {modality: name for name, modality in MASKED_OBJECTIVES.items()}
+"""The masked objective of each modality."""
+
 DATASETS: dict[str, type[MultimodalDataset]] = {
     "pretraining": MultimodalDataset,
     "retrieval": MultimodalDataset,
     "question_answering": QuestionDataset,
 }
 """On which rows, by task."""
+
+
+PROCESSOR_NAMES: dict[Modality, str] = {
+    "text": "tokenizer_name",
+    "audio": "audio_processor_name",
+    "video": "video_processor_name",
+}
+"""What names the source of each modality's part of a processor."""
+
+
+def processor_names(
+    towers: Mapping[Modality, PreTrainedConfig], named: Mapping[str, str | None], pretrained: Mapping[str, str]
+) -> dict[str, str | None]:
+    """
+    Where the parts of a processor are read from: what is named, else the checkpoint of a tower that
+    `uses_own_processor`.
+
+    Args:
+        towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
+        named (`Mapping[str, str]`): `tokenizer_name`, `audio_processor_name` and `video_processor_name`, each of which
+            may be `None`; further entries pass.
+        pretrained (`Mapping[str, str]`): hub name or folder of the weights of each tower that has such.
+    """
+    names = dict(named)
+    for modality, config in towers.items():
+        key = PROCESSOR_NAMES[modality]
+        if names[key] is None and get_encoder_class(config.model_type, modality).uses_own_processor:
+            names[key] = pretrained.get(modality)
+    return names
 
 
 def build_processor(
@@ -73,24 +107,26 @@ def build_processor(
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
     audio = video = tokenizer = None
+    encoders = {m: get_encoder_class(config.model_type, m) for m, config in towers.items()}
     if "audio" in towers:
-        values: dict = {}
-        bins, frames = to_pair(towers["audio"].image_size)
-        if towers["audio"].num_channels == 1 or bins != frames:  # else of pictures: their size says nothing of sound
-            values |= {"num_mel_bins": bins, "num_frames": frames}
+        values = encoders["audio"].processor_values(towers["audio"])
         if audio_processor_name is not None:
-            values |= AudioFeatureExtractor.get_feature_extractor_dict(audio_processor_name, cache_dir=cache_dir)[0]
+            read = AudioFeatureExtractor.get_feature_extractor_dict
+            values |= _read_settings(read, audio_processor_name, "audio", cache_dir)
         audio = AudioFeatureExtractor.from_dict(values, **(audio_settings or {}))
     if "video" in towers:
-        values = {"num_frames": towers["video"].num_frames}
+        values = encoders["video"].processor_values(towers["video"])
         if video_processor_name is not None:
-            values |= VideoClipProcessor.get_video_processor_dict(video_processor_name, cache_dir=cache_dir)[0]
+            del values["size"]
+            read = VideoClipProcessor.get_video_processor_dict
+            values |= _read_settings(read, video_processor_name, "video", cache_dir)
             video = VideoClipProcessor.from_dict(values, **(video_settings or {}))
         else:
-            height, width = to_pair(towers["video"].image_size)
-            values["size"] = {"height": height, "width": width}
             video = VideoClipProcessor(**{**values, **(video_settings or {})})
+    text_padding = "longest"
     if "text" in towers:
+        text_encoder: type[TextEncoder] = encoders["text"]  # type: ignore[assignment]
+        text_padding = text_encoder.padding
         if tokenizer_name is not None:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
@@ -100,9 +136,34 @@ def build_processor(
                 ) from error
         else:
             tokenizer = train_tokenizer(captions())
-        longest = min(tokenizer.model_max_length, towers["text"].max_position_embeddings)
+        longest = min(tokenizer.model_max_length, text_encoder.max_tokens(towers["text"]))
         tokenizer.model_max_length = max_seq_length or longest
-    return MultimodalProcessor(feature_extractor=audio, video_processor=video, tokenizer=tokenizer)
+    return MultimodalProcessor(audio, video, tokenizer, text_padding=text_padding)  # type: ignore[arg-type]
+
+
+def _read_settings(
+    read: Callable[..., tuple[dict, dict]], name: str, modality: Modality, cache_dir: str | None
+) -> dict:
+    """Values of a saved audio or video processor."""
+    try:
+        return read(name, cache_dir=cache_dir)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
+            f"processor_config.json. Name another folder or hub name by --{modality}_processor_name. {error}"
+        ) from error
+
+
+def shared_checkpoint(
+    towers: Mapping[Modality, PreTrainedConfig], pretrained: Mapping[str, str]
+) -> tuple[str, int] | None:
+    """The one checkpoint into whose common space all towers embed, text among them, and the size of that space."""
+    sizes = {get_encoder_class(c.model_type, m).embedding_size(c) for m, c in towers.items()}
+    names = {pretrained.get(m) for m in towers}
+    (size, *others), name = sizes, next(iter(names))
+    if "text" not in towers or len(towers) == 1 or len(names) > 1 or name is None or others or size is None:
+        return None
+    return name, size
 
 
 def load_processor(
@@ -191,10 +252,17 @@ def build_config(
     processor: MultimodalProcessor,
     *,
     attn_implementation: Mapping[str, str] | None = None,
+    pretrained: Mapping[str, str] = MappingProxyType({}),
+    is_trained: bool = True,
     **settings,
 ) -> MultimodalConfig:
     """
     The configuration of a new model, its towers made to fit what the processor delivers.
+
+    What is not set fits the towers: no masked objective without a decoder; `contrastive_dim` is the size of the
+    towers' own embeddings, if they agree; and if all towers come from one checkpoint with a common space, a clip's
+    embedding is the mean of its modalities', and the contrastive loss has the form that the checkpoint was trained
+    with.
 
     Args:
         towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
@@ -202,15 +270,21 @@ def build_config(
         processor (`MultimodalProcessor`): of the same modalities.
         attn_implementation (`Mapping[str, str]`, *optional*): attention of towers, by sub-configuration such as
             `text_config`; by default the best that the architecture offers.
+        pretrained (`Mapping[str, str]`, *optional*): hub name or folder of the weights of each tower that has such.
+        is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not has
+            no matching head, which no checkpoint gives.
         settings: further arguments of [`MultimodalConfig`].
 
     Raises:
-        ValueError: If a tower cannot take what the processor delivers.
+        ValueError: If a tower cannot take what the processor delivers, has no decoder for an objective that was asked
+            for, or the model will not be trained and has no common space.
     """
     audio, video = processor.feature_extractor, processor.video_processor
-    sizes: dict[Modality, tuple[int, ...]] = {}
+    sizes: dict[Modality, tuple[int | None, ...]] = {}
     if processor.tokenizer is not None:
-        sizes["text"] = (len(processor.tokenizer),)
+        ids = processor.tokenizer("")["input_ids"]
+        end = ids[-1] if ids and ids[-1] == processor.tokenizer.eos_token_id else None
+        sizes["text"] = (len(processor.tokenizer), processor.tokenizer.pad_token_id, end)
     if audio is not None:
         sizes["audio"] = (audio.num_mel_bins, audio.num_frames)
     if video is not None:
@@ -221,9 +295,53 @@ def build_config(
         settings[f"{modality}_config"] = encoder_class.fit_config(  # type: ignore[attr-defined]  # each kind has its own
             config, *sizes[modality]
         )
+        weight = f"{MASKED_OBJECTIVE_OF[modality]}_loss_weight"
+        if encoder_class.decoder_class is None and settings.setdefault(weight, 0.0) > 0:
+            raise ValueError(
+                f"--{weight} is {settings[weight]}, but the {modality} tower {encoder_class.model_type!r} has no "
+                "decoder for a masked objective. Leave the flag out, or take another tower."
+            )
+    own = {get_encoder_class(c.model_type, m).embedding_size(c) for m, c in towers.items()} - {None}
+    if len(own) == 1:
+        settings.setdefault("contrastive_dim", *own)
+    shared = shared_checkpoint(towers, pretrained)
+    if shared is not None:
+        settings.setdefault("clip_embedding", "mean")
+        settings.setdefault("contrastive_form", get_encoder_class(towers["text"].model_type, "text").contrastive_form)
+    is_one_modality = settings.get("clip_embedding") == "mean" and "text" in towers and len(towers) == 2
+    if is_one_modality and settings.get("contrastive_tav_loss_weight", 1.0) > 0:  # what it is contrasted by, once
+        settings.setdefault("contrastive_tv_loss_weight" if "video" in towers else "contrastive_ta_loss_weight", 0.0)
+    if not is_trained:
+        _check_zero_shot(towers, pretrained, shared, settings)
     return MultimodalConfig(
         crossformer_config=crossformer, attn_implementation=dict(attn_implementation or {}), **settings
     )
+
+
+def _check_zero_shot(
+    towers: Mapping[Modality, PreTrainedConfig],
+    pretrained: Mapping[str, str],
+    shared: tuple[str, int] | None,
+    settings: dict,
+) -> None:
+    """Check that a new model can do without training, and leave its matching head out."""
+    remedy = "Train the model (--do_train), or name one that was trained (--model_name_or_path)."
+    if shared is None:
+        found = ", ".join(
+            f"{m}: {config.model_type!r} {f'from {pretrained[m]}' if m in pretrained else 'with random weights'}"
+            for m, config in towers.items()
+        )
+        raise ValueError(
+            "Without training, texts and clips can be compared only if all towers come from one checkpoint with a "
+            f"common space, such as CLIP's; these do not ({found}). Name one checkpoint for all, leave modalities out "
+            f"that it has not (--modalities text video). Otherwise: {remedy}"
+        )
+    own = {"contrastive_dim": shared[1], "contrastive_loss_before_fusion": True, "clip_embedding": "mean"}
+    for name, value in own.items():
+        if settings.setdefault(name, value) != value:
+            raise ValueError(f"--{name} is {settings[name]}, for which {shared[0]} has no weights. {remedy}")
+    if settings.setdefault("matching_loss_weight", 0.0) > 0:
+        raise ValueError(f"--matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
 
 
 def answer_settings(

@@ -218,7 +218,8 @@ def encode_set(
         for i, row_id in enumerate(inputs["row_ids"].tolist()):
             has = {m: bool(presence[m][i]) for m in presence}
             has["clip"] = any(has.get(m, False) for m in CLIP_MODALITIES)
-            tokens = {m: stream.states[i][stream.mask[i]].cpu() for m, stream in output.clip.items()}
+            kept = output.clip if "matching" in model.loss_weights else {}
+            tokens = {m: stream.states[i][stream.mask[i]].cpu() for m, stream in kept.items()}
             side_embeds = {side: values[i] for side, values in embeds.items()}
             is_bad = row_id in bad_rows
             rows.append(EncodedRow(row_id, int(inputs["group_ids"][i]), has, side_embeds, tokens, is_bad))

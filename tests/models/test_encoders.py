@@ -149,19 +149,19 @@ def test_video_matches_stock_video_mae(tmp_path, norm_pix_loss, use_mean_pooling
 
 def test_video_normalises_uint8_pixels_like_the_processor():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    encoder = ENCODERS["videomae"](video_config(), image_mean=mean, image_std=std).eval()
+    encoder = ENCODERS["video", "videomae"](video_config(), image_mean=mean, image_std=std).eval()
     pixels = torch.randint(0, 256, (2, 4, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     as_float = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     seconds, patch_mask = torch.arange(4.0).expand(2, 4), exact_mask(2, 12, 6)
     with torch.no_grad():
         torch.testing.assert_close(encoder(pixels, seconds).tokens, encoder(as_float, seconds).tokens)
-    plain = ENCODERS["videomae"](video_config(norm_pix_loss=False), image_mean=mean, image_std=std)
+    plain = ENCODERS["video", "videomae"](video_config(norm_pix_loss=False), image_mean=mean, image_std=std)
     targets = plain.patch_targets(pixels, patch_mask)
     torch.testing.assert_close(targets, plain.patch_targets(as_float, patch_mask))
 
 
 def test_video_token_times_are_means_of_their_frames():
-    encoder = ENCODERS["videomae"](video_config()).eval()
+    encoder = ENCODERS["video", "videomae"](video_config()).eval()
     pixels = torch.zeros(1, 4, 3, 8, 12, dtype=torch.uint8)
     patch_mask = torch.tensor([[True] * 5 + [False] * 2 + [True] * 5])
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_video_token_times_are_means_of_their_frames():
 
 
 def test_audio_windows_masks_and_times():
-    encoder = ENCODERS["vit_mae"](audio_config()).eval()  # windows of 8 bins by 20 frames: 2 x 5 patches
+    encoder = ENCODERS["audio", "vit_mae"](audio_config()).eval()  # windows of 8 bins by 20 frames: 2 x 5 patches
     values = torch.randn(2, 1, 8, 40, generator=torch.Generator().manual_seed(0))
     frames = torch.arange(40).expand(2, 40)
     attention_mask = frames < torch.tensor([[40], [29]])
@@ -244,13 +244,22 @@ def test_unequal_masks_are_refused():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ENCODERS["vit_mae"](audio_config(image_size=[8, 18])), "8 mel bins by 18 frames.*multiples"),
-        (lambda: ENCODERS["videomae"](video_config(num_frames=5)), "5 frames in groups of 2.*for example to 4"),
-        (lambda: ENCODERS["videomae"](video_config(image_size=[8, 10])), "8 by 10 pixels in patches of 4"),
-        (lambda: ENCODERS["videomae"](video_config(num_channels=1)), "num_channels is 1. Set it to 3"),
-        (lambda: ENCODERS["vit_mae"](audio_config()).check_inputs(8, 16), "8 mel bins by 16 .*takes 8 by 20.*Set"),
-        (lambda: ENCODERS["videomae"](video_config()).check_inputs(8, 8, 12), "8 frames of 8 by 12.*takes 4 frames"),
-        (lambda: ENCODERS["bert"](text_config("bert")).check_inputs(64), "max_seq_length is 64.*32 or less"),
+        (lambda: ENCODERS["audio", "vit_mae"](audio_config(image_size=[8, 18])), "8 mel bins by 18 frames.*multiples"),
+        (
+            lambda: ENCODERS["video", "videomae"](video_config(num_frames=5)),
+            "5 frames in groups of 2.*for example to 4",
+        ),
+        (lambda: ENCODERS["video", "videomae"](video_config(image_size=[8, 10])), "8 by 10 pixels in patches of 4"),
+        (lambda: ENCODERS["video", "videomae"](video_config(num_channels=1)), "num_channels is 1. Set it to 3"),
+        (
+            lambda: ENCODERS["audio", "vit_mae"](audio_config()).check_inputs(8, 16),
+            "8 mel bins by 16 .*takes 8 by 20.*Set",
+        ),
+        (
+            lambda: ENCODERS["video", "videomae"](video_config()).check_inputs(8, 8, 12),
+            "8 frames of 8 by 12.*takes 4 frames",
+        ),
+        (lambda: ENCODERS["text", "bert"](text_config("bert")).check_inputs(64), "max_seq_length is 64.*32 or less"),
         (lambda: get_encoder_class("roberta", "text"), "'bert', 'deberta-v2'.*models/text/.*encoders.py"),
         (lambda: get_encoder_class("bert", "video"), "no video encoder for model_type 'bert'; known are 'videomae'"),
         (lambda: load_tower_config(str(CONFIGS / "no_such.json"), "audio"), "audio config from .*no_such.json"),
@@ -274,7 +283,7 @@ def test_config_without_a_type_is_refused(tmp_path):
 
 
 def test_forward_refuses_other_sizes():
-    audio, video = ENCODERS["vit_mae"](audio_config()), ENCODERS["videomae"](video_config())
+    audio, video = ENCODERS["audio", "vit_mae"](audio_config()), ENCODERS["video", "videomae"](video_config())
     with pytest.raises(ValueError, match=r"shape \(1, 1, 8, 30\).*multiple of 20"):
         audio(torch.zeros(1, 1, 8, 30), torch.ones(1, 30, dtype=torch.bool), torch.zeros(1, 30))
     with pytest.raises(ValueError, match="6 frames of 8 by 12 pixels, but the video tower takes 4"):
@@ -282,7 +291,7 @@ def test_forward_refuses_other_sizes():
 
 
 def test_relative_positions_have_no_length_limit():
-    ENCODERS["deberta-v2"](text_config("deberta-v2", **NEWER_DEBERTA)).check_inputs(64)
+    ENCODERS["text", "deberta-v2"](text_config("deberta-v2", **NEWER_DEBERTA)).check_inputs(64)
 
 
 class CompositeConfig(PreTrainedConfig):

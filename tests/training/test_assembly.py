@@ -61,6 +61,8 @@ def test_settings_come_before_the_named_processor_and_that_before_the_tower(fold
     assert (video.num_frames, video.height, video.image_mean) == (4, 96, [0.1, 0.2, 0.3])
     audio = build(audio_processor_name=folders["ast"], audio_settings={"num_frames": 32}).feature_extractor
     assert (audio.num_mel_bins, audio.num_frames, audio.mean) == (80, 32, -4.0)
+    audio = build(audio_settings={"max_windows": 2, "sampling_rate": 8000}).feature_extractor
+    assert (audio.max_windows, audio.sampling_rate, audio.num_frames) == (2, 8000, 368)
     size = {"height": 32, "width": 48}
     video = build(
         video_processor_name=folders["videomae"], video_settings={"size": size, "num_frames": 6}

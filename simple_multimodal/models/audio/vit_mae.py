@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from transformers import PreTrainedConfig, ViTMAEConfig, ViTMAEForPreTraining, V
 from transformers import initialization as init
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer, ViTMAEPatchEmbeddings
 
+from simple_multimodal.models.audio.windows import split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, split_patches, take_patches, to_pair
 
@@ -148,6 +150,12 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
             init.copy_(module.position_embeddings, table[None])
 
     @classmethod
+    def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """Size of a window; that of a square RGB picture says nothing of sound."""
+        bins, frames = to_pair(config.image_size)
+        return {"num_mel_bins": bins, "num_frames": frames} if config.num_channels == 1 or bins != frames else {}
+
+    @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
         A copy of a ViT-MAE config, one for pictures included, for log-mel windows of this size.
@@ -184,16 +192,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
 
     def split_windows(self, audio_values: torch.Tensor) -> torch.Tensor:
         """`(batch_size, channels, bins, length)` → `(batch_size * num_windows, channels, bins, num_frames)`."""
-        batch_size, channels, bins, length = audio_values.shape
-        expected_bins, frames = to_pair(self.config.image_size)
-        if bins != expected_bins or length % frames or channels != self.config.num_channels:
-            raise ValueError(
-                f"audio_values has shape {tuple(audio_values.shape)}, but the audio tower takes (batch_size, "
-                f"{self.config.num_channels}, {expected_bins}, a multiple of {frames}): make the processor's "
-                "num_mel_bins and num_frames equal to image_size of the audio config."
-            )
-        windows = audio_values.view(batch_size, channels, bins, -1, frames).permute(0, 3, 1, 2, 4)
-        return windows.reshape(-1, channels, bins, frames)
+        return split_windows(audio_values, self.config.num_channels, *to_pair(self.config.image_size))
 
     def per_token(self, frames: torch.Tensor) -> torch.Tensor:
         """Group values per frame `(batch_size, frames)` by patch: `(batch_size, num_tokens, frames per patch)`."""

@@ -1,6 +1,7 @@
 """What text encoders share: checks and conversions of a text tower, and the head of masked language modelling."""
 
 from copy import deepcopy
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -10,17 +11,33 @@ from transformers.activations import ACT2FN
 
 from simple_multimodal.models.base import Conversion, Encoder
 
-VOCABULARY_TENSORS = ("encoder.embeddings.word_embeddings.weight", "decoder.bias")
+TextPadding = Literal["longest", "max_length"]
+
+VOCABULARY_TENSORS = (
+    "encoder.embeddings.word_embeddings.weight",
+    "encoder.embeddings.token_embedding.weight",
+    "decoder.bias",
+)
 """Tensors with one row per entry of the vocabulary: worthless with another tokenizer."""
 
-ROW_TENSORS = (*VOCABULARY_TENSORS, "encoder.embeddings.position_embeddings.weight")
+ROW_TENSORS = (
+    *VOCABULARY_TENSORS,
+    "encoder.embeddings.position_embeddings.weight",
+    "encoder.embeddings.position_embedding.weight",
+)
 """Tensors whose rows keep their meaning when there are more or fewer of them."""
 
 
 class TextEncoder(Encoder):
-    """Base of the text encoders: `forward(input_ids, attention_mask)` returns one token per input id."""
+    """
+    Base of the text encoders: `forward(input_ids, attention_mask)` returns one token per input id.
+
+    Class attributes:
+        padding: to what texts are padded: `"longest"` of the batch, or the processor's `"max_length"`.
+    """
 
     modality = "text"
+    padding: ClassVar[TextPadding] = "longest"
 
     @property
     def word_embeddings(self) -> torch.Tensor:
@@ -28,15 +45,34 @@ class TextEncoder(Encoder):
         return self.get_input_embeddings().weight
 
     @classmethod
-    def fit_config(cls, config: PreTrainedConfig, vocab_size: int) -> PreTrainedConfig:
-        """A copy of `config` for a tokenizer of `vocab_size` entries."""
+    def max_tokens(cls, config: PreTrainedConfig) -> int:
+        """Tokens of the longest text that the tower has positions for."""
+        return config.max_position_embeddings
+
+    @classmethod
+    def fit_config(
+        cls,
+        config: PreTrainedConfig,
+        vocab_size: int,
+        pad_token_id: int | None = None,
+        end_token_id: int | None = None,
+    ) -> PreTrainedConfig:
+        """
+        A copy of `config` for a tokenizer.
+
+        Args:
+            config ([`PreTrainedConfig`]): of the tower.
+            vocab_size (`int`): entries of the tokenizer.
+            pad_token_id (`int`, *optional*): its padding token.
+            end_token_id (`int`, *optional*): the token that ends every text; `None`: there is none.
+        """
         config = deepcopy(config)
         config.vocab_size = vocab_size
         return config
 
     def check_inputs(self, max_seq_length: int) -> None:
         """Raise a `ValueError` if the tower has no positions for texts of `max_seq_length` tokens."""
-        limit = self.config.max_position_embeddings
+        limit = self.max_tokens(self.config)
         if max_seq_length > limit:
             raise ValueError(
                 f"max_seq_length is {max_seq_length}, but the text tower {self.model_type!r} has positions for "

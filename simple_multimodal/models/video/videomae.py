@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
@@ -157,6 +158,12 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, VideoPatchEmbeddings):
             init.copy_(module.position_embeddings, sinusoidal_sequence(*module.position_embeddings.shape[1:])[None])
+
+    @classmethod
+    def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """Number of frames and size."""
+        height, width = to_pair(config.image_size)
+        return {"num_frames": config.num_frames, "size": {"height": height, "width": width}}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:

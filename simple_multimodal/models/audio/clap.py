@@ -1,0 +1,146 @@
+"""The sound tower of CLAP as an audio encoder."""
+
+from copy import deepcopy
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ClapAudioConfig, ClapAudioModel, ClapAudioModelWithProjection, ClapModel, PreTrainedConfig
+from transformers.models.clap.modeling_clap import ClapProjectionLayer
+
+from simple_multimodal.models.audio.windows import split_windows
+from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
+
+
+def longest_window(config: PreTrainedConfig) -> int:
+    """Frames of the longest window that the tower takes; it stretches a shorter one to that."""
+    return config.spec_size * (config.spec_size // config.num_mel_bins)
+
+
+class CLAPAudioEncoder(Encoder, ClapAudioModel):
+    """
+    The HTSAT of CLAP ([Wu et al., 2022](https://huggingface.co/papers/2211.06687)), whose attention is eager only.
+
+    A sound longer than a window comes as several, each of which the tower takes as a short sound: where the stock
+    pipeline cuts one window out at random, or shrinks the sound (`enable_fusion`), the embedding here is the mean of
+    the windows' embeddings, each scaled to length one before, weighted by their real frames. Batch normalisation keeps
+    the statistics of the checkpoint in training, too, so that no row depends on its neighbours.
+
+    Args:
+        config ([`ClapAudioConfig`]): sizes of the tower and of its embedding, and `num_frames` of a window, which
+            `fit_config` notes there; without it, the longest.
+    """
+
+    modality = "audio"
+    model_type = "clap_audio_model"
+    pretrained_class = ClapAudioModelWithProjection
+    composite_class = ClapModel
+    composite_values = ("projection_dim", "projection_hidden_act")
+    sub_config = "audio_config"
+    pretrained_names = {"audio_model.": "encoder.", "audio_projection.": "encoder.audio_projection."}
+    other_names = ("text_model.", "text_projection.", "logit_scale_")
+    logit_scale_name = "logit_scale_t"
+    uses_own_processor = True
+
+    def __init__(self, config: ClapAudioConfig):
+        super().__init__(config)
+        self.num_frames: int = config.to_dict().get("num_frames", longest_window(config))
+        self.audio_projection = ClapProjectionLayer(config)
+        self.post_init()
+        if config.enable_fusion:  # of a long sound's parts with the whole: no window is one
+            patches = self.audio_encoder.patch_embed
+            for part in (patches.fusion_model, patches.mel_conv2d):
+                part.requires_grad_(False)
+
+    @classmethod
+    def embedding_size(cls, config: PreTrainedConfig) -> int:
+        """Size of the common space with text."""
+        return config.projection_dim
+
+    @classmethod
+    def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
+        """
+        A copy of the config for windows of this size.
+
+        Raises:
+            `ValueError` if the tower does not take them.
+        """
+        if num_mel_bins != config.num_mel_bins or num_frames > longest_window(config):
+            raise ValueError(
+                f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but CLAP's "
+                f"tower takes {config.num_mel_bins} by at most {longest_window(config)}. Name the checkpoint's own "
+                "settings by --audio_processor_name."
+            )
+        config = deepcopy(config)
+        config.num_frames = num_frames
+        return config
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Tokens of a window over (frequency, time); the tower lays the window's parts one below the other."""
+        encoder = self.audio_encoder
+        height, width = (length // 2 ** (encoder.num_layers - 1) for length in encoder.patch_embed.grid_size)
+        return height // encoder.freq_ratio, width * encoder.freq_ratio
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or the other, but never for batch normalisation."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def time_steps(self, num_tokens: int) -> torch.Tensor:
+        """Columns of the token grid, counted through all windows; see [`Encoder.time_steps`]."""
+        height, width = self.token_grid
+        numbers = torch.arange(num_tokens)
+        return numbers // (height * width) * width + numbers % width
+
+    def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
+        """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""
+        if (num_mel_bins, num_frames) != (self.config.num_mel_bins, self.num_frames):
+            raise ValueError(
+                f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but the audio "
+                f"tower takes {self.config.num_mel_bins} by {self.num_frames}. Set num_mel_bins and num_frames of the "
+                "processor to these."
+            )
+
+    def forward(
+        self, audio_values: torch.Tensor, audio_attention_mask: torch.Tensor, audio_seconds: torch.Tensor
+    ) -> EncoderOutput:
+        """
+        Args:
+            audio_values (`torch.FloatTensor` of shape `(batch_size, 1, num_mel_bins, num_windows * num_frames)`):
+                log-mel in decibels.
+            audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
+            audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
+                time of each frame's centre in the segment, in seconds.
+
+        Returns:
+            [`EncoderOutput`]: tokens window by window, in a window row by row over (frequency, time).
+        """
+        batch_size = len(audio_values)
+        windows = split_windows(audio_values, 1, self.config.num_mel_bins, self.num_frames).transpose(2, 3)
+        is_longer = torch.zeros(len(windows), 1, dtype=torch.bool, device=windows.device)
+        outputs = ClapAudioModel.forward(self, windows.to(self.dtype), is_longer=is_longer)
+        tokens = outputs.last_hidden_state.flatten(2).transpose(1, 2)  # (windows of the batch, tokens, hidden)
+
+        # The tower stretches a window's frames to `longest` columns, of which each time step has equally many.
+        (height, width), longest = self.token_grid, longest_window(self.config)
+        stretch = (longest - 1) / max(self.num_frames - 1, 1)
+        frames = torch.arange(self.num_frames, device=windows.device)
+        steps = F.one_hot((frames * stretch).round().long() * width // longest, width).float()  # (frames, steps)
+        real = audio_attention_mask.view(batch_size, -1, self.num_frames)
+        mask = (real.float()[..., None] * steps).sum(dim=2) > 0  # (batch, windows, steps)
+        columns = (torch.arange(width, device=windows.device) + 0.5) * (longest / width) - 0.5
+        seconds = audio_seconds.view(batch_size, -1, self.num_frames)
+        first, last = seconds[..., :1], seconds[..., -1:]
+        seconds = first + (last - first) * (columns / (longest - 1))
+        embedding = self.audio_projection(outputs.pooler_output).unflatten(0, (batch_size, -1))
+        return EncoderOutput(
+            tokens=tokens.reshape(batch_size, -1, tokens.shape[-1]),
+            mask=mask[:, :, None].expand(-1, -1, height, -1).flatten(1),
+            seconds=seconds[:, :, None].expand(-1, -1, height, -1).flatten(1),
+            embedding=mean_direction(embedding, real.sum(dim=-1)),
+        )

@@ -1,0 +1,22 @@
+"""What audio encoders share: the windows of a batch."""
+
+import torch
+
+
+def split_windows(audio_values: torch.Tensor, channels: int, num_mel_bins: int, num_frames: int) -> torch.Tensor:
+    """
+    Windows as rows: `(batch_size, channels, num_mel_bins, length)` → `(batch_size * num_windows, channels,
+    num_mel_bins, num_frames)`.
+
+    Raises:
+        `ValueError` if the values are no windows of this size.
+    """
+    batch_size, own_channels, own_bins, length = audio_values.shape
+    if own_bins != num_mel_bins or length % num_frames or own_channels != channels:
+        raise ValueError(
+            f"audio_values has shape {tuple(audio_values.shape)}, but the audio tower takes (batch_size, {channels}, "
+            f"{num_mel_bins}, a multiple of {num_frames}): make the processor's num_mel_bins and num_frames equal to "
+            "those in the audio config."
+        )
+    windows = audio_values.view(batch_size, channels, num_mel_bins, -1, num_frames).permute(0, 3, 1, 2, 4)
+    return windows.reshape(-1, channels, num_mel_bins, num_frames)

@@ -1,0 +1,49 @@
+"""The picture tower of CLIP as a video encoder."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection, PreTrainedConfig
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from simple_multimodal.models.video.pictures import PictureEncoder
+
+
+class CLIPVideoEncoder(PictureEncoder, CLIPVisionModel):
+    """
+    The ViT of CLIP ([Radford et al., 2021](https://huggingface.co/papers/2103.00020)) over each frame; see
+    [`PictureEncoder`]. A frame's embedding is its class token, projected.
+
+    Args:
+        config ([`CLIPVisionConfig`]): sizes of the tower and of its embedding.
+        image_mean, image_std (`Sequence[float]`, *optional*, default to those of CLIP): as in [`PictureEncoder`].
+    """
+
+    model_type = "clip_vision_model"
+    pretrained_class = CLIPVisionModelWithProjection
+    composite_class = CLIPModel
+    composite_values = ("projection_dim",)
+    pretrained_names = {"vision_model.": "encoder.", "visual_projection.": "encoder.visual_projection."}
+    other_names = ("text_model.", "text_projection.", "logit_scale")
+
+    def __init__(
+        self,
+        config: CLIPVisionConfig,
+        *,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+    ):
+        super().__init__(config, image_mean=image_mean, image_std=image_std)
+        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.post_init()
+
+    @classmethod
+    def embedding_size(cls, config: PreTrainedConfig) -> int:
+        """Size of the common space with text."""
+        return config.projection_dim
+
+    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See [`PictureEncoder.encode_pictures`]; the class token comes first."""
+        outputs = CLIPVisionModel.forward(self, pixels, interpolate_pos_encoding=True)  # where the size differs
+        return outputs.last_hidden_state, self.visual_projection(outputs.pooler_output)

@@ -1,0 +1,34 @@
+"""The picture tower of SigLIP as a video encoder; checkpoints of SigLIP 2 with a fixed resolution are of this type."""
+
+import torch
+from transformers import PreTrainedConfig, SiglipModel, SiglipVisionModel
+
+from simple_multimodal.models.video.pictures import PictureEncoder
+
+
+class SiglipVideoEncoder(PictureEncoder, SiglipVisionModel):
+    """
+    The ViT of SigLIP ([Zhai et al., 2023](https://huggingface.co/papers/2303.15343)) over each frame; see
+    [`PictureEncoder`]. A frame's embedding is what its head of attention pools.
+
+    Args:
+        config ([`SiglipVisionConfig`]): sizes of the tower.
+        image_mean, image_std (`Sequence[float]`, *optional*): as in [`PictureEncoder`].
+    """
+
+    model_type = "siglip_vision_model"
+    pretrained_class = SiglipVisionModel
+    composite_class = SiglipModel
+    pretrained_names = {"vision_model.": "encoder.", "": "encoder."}
+    other_names = ("text_model.", "logit_")
+    contrastive_form = "sigmoid"
+
+    @classmethod
+    def embedding_size(cls, config: PreTrainedConfig) -> int | None:
+        """Size of the common space with text; `None` without the head."""
+        return config.hidden_size if config.vision_use_head else None
+
+    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See [`PictureEncoder.encode_pictures`]."""
+        outputs = SiglipVisionModel.forward(self, pixels, interpolate_pos_encoding=True)  # where the size differs
+        return outputs.last_hidden_state, outputs.pooler_output

@@ -1,0 +1,53 @@
+"""The picture tower of SigLIP 2 with its native aspect ratios (NaFlex) as a video encoder."""
+
+import math
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, Siglip2Model, Siglip2VisionModel
+
+from simple_multimodal.models.video.pictures import DEFAULT_NUM_FRAMES, PictureEncoder
+
+
+class Siglip2VideoEncoder(PictureEncoder, Siglip2VisionModel):
+    """
+    The ViT of SigLIP 2 ([Tschannen et al., 2025](https://huggingface.co/papers/2502.14786)) over each frame; see
+    [`PictureEncoder`]. The clips of a run have one size, of any aspect ratio, so that no patch is padding, and the
+    position table is interpolated once for all frames.
+
+    Args:
+        config ([`Siglip2VisionConfig`]): sizes of the tower.
+        image_mean, image_std (`Sequence[float]`, *optional*): as in [`PictureEncoder`].
+    """
+
+    model_type = "siglip2_vision_model"
+    pretrained_class = Siglip2VisionModel
+    composite_class = Siglip2Model
+    pretrained_names = {"vision_model.": "encoder.", "": "encoder."}
+    other_names = ("text_model.", "logit_")
+    contrastive_form = "sigmoid"
+
+    @classmethod
+    def embedding_size(cls, config: PreTrainedConfig) -> int | None:
+        """Size of the common space with text; `None` without the head."""
+        return config.hidden_size if config.vision_use_head else None
+
+    @classmethod
+    def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """Number of frames, and the square of as many patches as the position table has."""
+        return {"num_frames": DEFAULT_NUM_FRAMES, "size": math.isqrt(config.num_patches) * config.patch_size}
+
+    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See [`PictureEncoder.encode_pictures`]."""
+        patch = self.config.patch_size
+        patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
+        _, height, width, *_ = patches.shape  # (pictures, height, width, rows, columns, channels)
+        side = math.isqrt(self.config.num_patches)
+        positions = self.embeddings.resize_positional_embeddings(
+            self.embeddings.position_embedding.weight.view(side, side, -1),
+            torch.tensor([[height, width]]),
+            max_length=height * width,
+        )
+        states = self.embeddings.patch_embedding(patches.flatten(3).flatten(1, 2)) + positions
+        states = self.post_layernorm(self.encoder(inputs_embeds=states).last_hidden_state)
+        return states, self.head(states) if self.use_head else None

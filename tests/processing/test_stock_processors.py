@@ -1,0 +1,153 @@
+"""What becomes of the same pictures and sounds here and in the stock processors of towers, by their own settings."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    ASTFeatureExtractor,
+    ClapFeatureExtractor,
+    CLIPImageProcessor,
+    Siglip2ImageProcessor,
+    SiglipImageProcessor,
+)
+
+from simple_multimodal.models.patches import normalize_pixels
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from tests.models.tiny_towers import AST_EXTRACTOR, CLAP_EXTRACTOR, stock_processor, tiny_tokenizer
+
+PICTURES = {
+    "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+    "clip_larger": CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+    "siglip": SiglipImageProcessor(size={"height": 32, "width": 32}),
+    "siglip_bilinear": SiglipImageProcessor(size={"height": 32, "width": 32}, resample=2, image_mean=[0.1, 0.2, 0.3]),
+    "other_scale": SiglipImageProcessor(size={"height": 32, "width": 32}, rescale_factor=1 / 127.5),
+    "no_scale": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32, do_rescale=False, image_std=[50.0] * 3),
+    "no_deviation": SiglipImageProcessor(size={"height": 32, "width": 32}, do_normalize=False),
+}
+ONE_LEVEL = 1 + 1e-3
+
+
+def smooth_frames(height: int, width: int) -> np.ndarray:
+    """Two frames of blurred noise, `(2, height, width, 3)`, with full blacks and whites."""
+    noise = torch.rand(2, 3, height // 6 + 2, width // 6 + 2, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.3
+    smooth = torch.nn.functional.interpolate(noise, size=(height, width), mode="bicubic")
+    return (smooth.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (90, 51), (32, 32), (21, 64)])
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_within_one_level_of_the_stock_processors(tmp_path, name, shape):
+    stock = PICTURES[name]
+    stock.save_pretrained(tmp_path)
+    processor = VideoClipProcessor.from_pretrained(tmp_path, num_frames=2)
+    frames = smooth_frames(*shape)
+    expected = stock(list(frames), return_tensors="pt")["pixel_values"]  # (2, 3, 32, 32)
+    pixels = processor(frames, video_fps=1.0)["pixel_values_videos"]
+    values = normalize_pixels(pixels, processor.image_mean, processor.image_std)[0]
+    assert pixels.dtype == torch.uint8 and values.shape == expected.shape
+    level = torch.tensor([1 / (255 * std) for std in processor.image_std]).view(3, 1, 1)
+    differences = (values - expected).abs() / level
+    assert differences.max() <= ONE_LEVEL  # both resize bytes; memory layouts may round one level apart
+    assert differences.mean() < 0.05
+
+
+def test_frames_of_a_shape_become_the_patches_of_siglip_2(tmp_path):
+    stock = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    stock.save_pretrained(tmp_path)
+    assert VideoClipProcessor.from_pretrained(tmp_path).size == {"height": 32, "width": 32}
+    for shape, size in (((48, 48), (32, 32)), ((45, 80), (24, 40))):  # one size for all clips of a run
+        processor = VideoClipProcessor.from_pretrained(
+            tmp_path, num_frames=2, size={"height": size[0], "width": size[1]}
+        )
+        frames = smooth_frames(*shape)
+        expected = stock(list(frames), return_tensors="pt")
+        assert expected["spatial_shapes"].tolist() == [[size[0] // 8, size[1] // 8]] * 2
+        pixels = processor(frames, video_fps=1.0)["pixel_values_videos"]
+        values = normalize_pixels(pixels, processor.image_mean, processor.image_std)[0]
+        patches = values.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        difference = (patches - expected["pixel_values"][:, : patches.shape[1]]).abs() * 127.5
+        assert difference.max() <= ONE_LEVEL
+
+
+def test_settings_of_pictures_are_read_from_a_processor_of_pictures_and_text(tmp_path):
+    stock_processor("clip").save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()  # nested in processor_config.json
+    processor = VideoClipProcessor.from_pretrained(tmp_path, num_frames=3)
+    assert (processor.size, processor.resize_kernel) == ({"height": 16, "width": 16}, "bicubic")
+    processor.save_pretrained(tmp_path / "own")
+    again = VideoClipProcessor.from_pretrained(tmp_path / "own")
+    assert again.to_dict() == processor.to_dict() and again.scales_in_memory
+
+
+def sound(seconds: float, rate: int) -> np.ndarray:
+    """Two tones and faint noise."""
+    times = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(0).normal(size=len(times)) * 0.01
+    return (0.4 * np.sin(2 * np.pi * 440 * times) + 0.2 * np.sin(2 * np.pi * 3000 * times) + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.55, 1.0])
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
+@pytest.mark.parametrize("truncation", ["rand_trunc", "fusion"])
+def test_decibels_equal_those_of_clap(tmp_path, truncation, padding, seconds):
+    stock = ClapFeatureExtractor(**CLAP_EXTRACTOR | {"truncation": truncation, "padding": padding})
+    stock.save_pretrained(tmp_path)
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
+    waveform = sound(seconds, 16000)
+    features = extractor.extract(waveform)
+    expected = stock(waveform, sampling_rate=16000, return_tensors="pt")["input_features"]  # (1, 1 or 4, 101, 8)
+    torch.testing.assert_close(features.values[0], expected[0, 0].T.float(), atol=1e-3, rtol=0)
+    assert int(features.attention_mask.sum()) == (101 if seconds == 1.0 else round(seconds * 100))
+    assert features.seconds[:3].tolist() == pytest.approx([0.0, 0.01, 0.02])
+    extractor.save_pretrained(tmp_path / "own")
+    again = AudioFeatureExtractor.from_pretrained(tmp_path / "own")
+    assert torch.equal(again.extract(waveform).values, features.values)
+
+
+def test_a_long_sound_of_clap_is_cut_into_windows(tmp_path):
+    ClapFeatureExtractor(**CLAP_EXTRACTOR).save_pretrained(tmp_path)
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
+    waveform = sound(2.25, 16000)
+    features = extractor.extract(waveform)
+    assert features.values.shape == (1, 8, 3 * 101)
+    for number in range(3):
+        part = extractor.extract(waveform[number * 16000 : (number + 1) * 16000])
+        window = slice(number * 101, (number + 1) * 101)
+        assert torch.equal(features.values[..., window], part.values)
+        assert torch.equal(features.attention_mask[window], part.attention_mask)
+        torch.testing.assert_close(features.seconds[window], part.seconds + number)
+    cropped = AudioFeatureExtractor.from_pretrained(tmp_path, max_windows=2).extract(waveform)
+    assert torch.equal(cropped.values, features.values[..., :202])
+    empty = extractor.extract(np.zeros(0, dtype=np.float32))
+    assert empty.values.shape == (1, 8, 101) and not empty.attention_mask.any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_normalize": False}])
+@pytest.mark.parametrize("seconds", [0.3, 0.66])
+def test_log_mel_equals_that_of_ast(tmp_path, settings, seconds):
+    stock = ASTFeatureExtractor(**AST_EXTRACTOR | settings)
+    stock.save_pretrained(tmp_path)
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
+    waveform = sound(seconds, 16000)
+    features = extractor.extract(waveform)
+    expected = stock(waveform, sampling_rate=16000, return_tensors="pt")["input_values"]  # (1, 64, 16)
+    torch.testing.assert_close(features.values[0], expected[0].T, atol=1e-3, rtol=1e-4)
+
+
+def test_front_ends_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="padding='repeat'.*of kaldi mean or zero"):
+        AudioFeatureExtractor(padding="repeat")
+    with pytest.raises(ValueError, match="front_end must be one of kaldi, clap"):
+        AudioFeatureExtractor(front_end="whisper")
+
+
+def test_texts_are_padded_as_the_text_tower_wants(tmp_path):
+    processor = MultimodalProcessor(tokenizer=tiny_tokenizer("siglip"), text_padding="max_length")
+    processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["text_padding"] == "max_length"
+    loaded = MultimodalProcessor.from_pretrained(tmp_path)
+    assert loaded.tokenize(["rain"])["input_ids"].shape == (1, 12) == loaded(text=["rain"])["input_ids"].shape
+    assert loaded.tokenize(["rain"], padding=True)["input_ids"].shape == (1, 2)
+    assert MultimodalProcessor(tokenizer=tiny_tokenizer("siglip")).tokenize(["rain"])["input_ids"].shape == (1, 2)

@@ -1,0 +1,184 @@
+"""`train.py` with towers of other people: without training, with two steps of it, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from simple_multimodal.inference import Retriever
+from simple_multimodal.models import MultimodalForRetrieval
+from tests.models.tiny_towers import STOCK_MODELS, write_checkpoint
+from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run
+
+CLIP_MODALITY = {"clip": "video", "siglip": "video", "siglip2": "video", "clap": "audio"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    """A checkpoint of each kind, and a fusion config."""
+    kinds = (*STOCK_MODELS, "ast", "timesformer")
+    folders = {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
+    fusion = tmp_path_factory.mktemp("fusion") / "fusion.json"
+    fusion.write_text(json.dumps(CONFIGS["fusion"]))
+    return {**folders, "fusion": str(fusion)}
+
+
+@pytest.fixture
+def start(clips, folders, tmp_path) -> list[str]:
+    """Flags that all runs here share."""
+    common = flags(
+        "--use_cpu",
+        "--disable_tqdm",
+        fusion_config_name=folders["fusion"],
+        dataloader_num_workers=0,
+        output_dir=tmp_path / "out",
+        cache_dir=tmp_path / "cache",
+        task="retrieval",
+    )
+    return [*data_flags(clips), *common]
+
+
+def towers(folders: dict[str, str], kind: str) -> list[str]:
+    """Flags that name a checkpoint for both of its towers."""
+    clip = CLIP_MODALITY[kind]
+    names = {"text_model_name_or_path": folders[kind], f"{clip}_model_name_or_path": folders[kind]}
+    return flags(modalities=["text", clip], **names)
+
+
+@torch.no_grad()
+def stock_similarities(kind: str, folder: str, retriever: Retriever, rows: list) -> torch.Tensor:
+    """Cosines `(texts, clips)` by the stock model of what the processor makes of files."""
+    stock = STOCK_MODELS[kind].from_pretrained(folder).eval()
+    processor = retriever.processor
+    batch = retriever.collator(rows)
+    texts = processor.tokenizer(
+        CAPTIONS, padding="max_length", truncation=True, max_length=processor.max_seq_length(), return_tensors="pt"
+    )
+    inputs = {"input_ids": texts["input_ids"]}
+    if not kind.startswith("siglip"):
+        inputs["attention_mask"] = texts["attention_mask"]
+    text = F.normalize(stock.get_text_features(**inputs).pooler_output, dim=-1)
+    if kind == "clap":
+        windows = batch["audio_values"].unflatten(3, (-1, 101)).permute(0, 3, 1, 4, 2)  # (rows, windows, 1, time, mel)
+        embeds = stock.get_audio_features(windows.flatten(0, 1)).pooler_output.unflatten(0, (len(rows), -1))
+        weights = batch["audio_attention_mask"].view(len(rows), -1, 101).sum(dim=2, keepdim=True)
+        clip = (F.normalize(embeds, dim=-1) * weights).sum(dim=1)
+    else:
+        video = processor.video_processor
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (video.image_mean, video.image_std))
+        pixels = ((batch["pixel_values_videos"] / 255 - mean) / std).flatten(0, 1)
+        if kind == "siglip2":
+            patches = pixels.unflatten(3, (2, 8)).unflatten(2, (2, 8)).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, 192)
+            embeds = stock.get_image_features(patches, torch.ones(len(patches), 4), torch.full((len(patches), 2), 2))
+        else:
+            embeds = stock.get_image_features(pixels)
+        clip = F.normalize(embeds.pooler_output, dim=-1).unflatten(0, (len(rows), -1)).mean(dim=1)
+    return text @ F.normalize(clip, dim=-1).T
+
+
+@pytest.mark.parametrize("kind", STOCK_MODELS)
+def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, clips, tmp_path, kind):
+    metrics = run(*start, *towers(folders, kind), "--do_train", "False")
+    retriever = Retriever.from_pretrained(tmp_path / "out", batch_size=3)
+    config = retriever.model.config
+    assert config.clip_embedding == "mean" and config.contrastive_dim == (24 if kind.startswith("siglip") else 12)
+    assert config.contrastive_form == ("sigmoid" if kind.startswith("siglip") else "softmax")
+    assert "matching" not in retriever.model.loss_weights and not any("matching" in name for name in metrics)
+
+    folder = clips / ("audio" if kind == "clap" else "video")
+    rows = retriever.rows(folder)
+    index = retriever.index(folder)
+    expected = stock_similarities(kind, folders[kind], retriever, rows)
+    own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds.T
+    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    found = retriever.search(CAPTIONS[0], index, top_k=7)
+    assert [match.id for match in found] == [index.ids[n] for n in expected[0].argsort(descending=True)]
+
+    with pytest.raises(ValueError, match="without matching.*--matching_top_k 0"):
+        retriever.search(CAPTIONS[0], index, rerank=2)
+
+    # The clip of row 3 has no sound, that of row 4 no pictures: no queries, no candidates.
+    kept = [n for n in range(7) if n != (3 if kind == "clap" else 4)]
+    ids = [int(Path(name).stem) for name in index.ids]
+    square = expected[kept][:, [ids.index(n) for n in kept]].numpy()
+    ranks = (square >= np.diag(square)[:, None]).sum(axis=1)
+    assert metrics["eval_text_to_video_R@1"] == pytest.approx((ranks == 1).mean())
+    assert metrics["eval_text_to_video_mean_rank"] == pytest.approx(ranks.mean())
+
+
+@pytest.mark.parametrize("kind", STOCK_MODELS)
+def test_two_steps_of_training(start, folders, tmp_path, kind):
+    clip = CLIP_MODALITY[kind]
+    metrics = run(
+        *start,
+        *towers(folders, kind),
+        *flags(task="pretraining", max_steps=2, per_device_train_batch_size=4, logging_steps=1, learning_rate=1e-3),
+        *flags("--activation_checkpointing", "True", save_strategy="no"),
+    )
+    assert np.isfinite(metrics["train_loss"]) and np.isfinite(metrics["eval_loss"])
+    report = json.loads((tmp_path / "out/all_results.json").read_text())
+    losses = {key.removeprefix("eval_") for key in report if key.startswith("eval_") and key.endswith("_loss")}
+    assert losses == {"contrastive_tav_loss", "matching_loss"}  # a clip is what the one tower makes of it
+    trained = MultimodalForRetrieval.from_pretrained(tmp_path / "out")
+    stock = STOCK_MODELS[kind].from_pretrained(folders[kind])
+    name = "audio_projection.linear2.weight" if kind == "clap" else "encoder.layers.0.self_attn.v_proj.weight"
+    before = stock.state_dict()[name if kind == "clap" else f"vision_model.{name}"]
+    assert not torch.equal(trained.multimodal.encoder(clip).state_dict()[name], before)
+
+
+def test_towers_without_a_common_space_are_trained_together(start, folders, tmp_path):
+    """BERT, AST and TimeSformer, each with its settings; and pictures of CLIP beside sound of CLAP."""
+    bert = tmp_path / "bert.json"
+    bert.write_text(json.dumps(CONFIGS["text"]))
+    steps = flags(max_steps=2, per_device_train_batch_size=3, save_strategy="no", text_config_name=bert)
+    names = flags(audio_model_name_or_path=folders["ast"], video_model_name_or_path=folders["timesformer"])
+    metrics = run(*start, *names, *steps)
+    assert np.isfinite(metrics["eval_loss"])
+    retriever = Retriever.from_pretrained(tmp_path / "out")
+    audio, video = retriever.processor.feature_extractor, retriever.processor.video_processor
+    assert (audio.num_mel_bins, audio.num_frames, audio.mean, audio.padding) == (16, 64, -4.0, "zero")
+    assert (video.num_frames, video.height, video.image_mean) == (4, 16, [0.4, 0.45, 0.5])
+    assert retriever.model.config.clip_embedding == "fusion" and retriever.model.config.contrastive_dim == 768
+
+    names = flags(video_model_name_or_path=folders["clip"], audio_model_name_or_path=folders["clap"])
+    metrics = run(*start, *names, *steps, *flags(output_dir=tmp_path / "mixed", fusion_pool="time", num_frames=2))
+    assert np.isfinite(metrics["eval_loss"])
+    config = MultimodalForRetrieval.from_pretrained(tmp_path / "mixed").config
+    assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("fusion", 12, "softmax")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--do_train", "False", "--clip_embedding", "fusion"], "--clip_embedding is fusion, for which .*no weights"),
+        (["--do_train", "False", "--contrastive_dim", "8"], "--contrastive_dim is 8, for which .*no weights"),
+        (["--do_train", "False", "--matching_loss_weight", "1"], "no trained matching head"),
+        (["--do_train", "False", "--modalities", "video"], "all towers come from one checkpoint"),
+        (["--do_train", "False", "--modalities", "text", "audio", "video"], "audio: 'vit_mae' with random weights"),
+        (
+            ["--mvm_loss_weight", "1"],
+            "--mvm_loss_weight is 1.0, but the video tower 'clip_vision_model' has no decoder",
+        ),
+        (["--video_size", "20"], "20 by 20 pixels.*patches of 8"),
+        (["--max_seq_length", "13"], "max_seq_length is 13.*positions for 12"),
+        (["--video_processor_name", "{clap}/nothing"], "Cannot read video settings from .*--video_processor_name"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(start, folders, changes, message):
+    changes = [word.format(**folders) for word in changes]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        run(*start, *towers(folders, "clip"), *flags(max_steps=1), *changes)
+
+
+def test_texts_and_clips_of_two_spaces_are_not_compared_without_training(start, folders):
+    names = flags(text_model_name_or_path=folders["siglip"], video_model_name_or_path=folders["clip"])
+    with pytest.raises(ValueError, match="(?s)one checkpoint.*text: 'siglip_text_model' from .*Train the model"):
+        run(*start, *names, *flags("--do_train", "False", modalities=["text", "video"]))
+
+
+def test_siglip_reads_texts_of_one_length_alone(start, folders):
+    with pytest.raises(ValueError, match="max_seq_length is 8.*padded to 12 tokens"):
+        run(*start, *towers(folders, "siglip"), *flags(max_steps=1, max_seq_length=8))
