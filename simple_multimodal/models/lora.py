@@ -175,11 +175,10 @@ def save_adapter(model: TowerModel, folder: str | os.PathLike[str], *, base_mode
     for module in trained:
         tensors |= {f"{module}.{name}": tensor for name, tensor in model.get_submodule(module).state_dict().items()}
     config = peft.LoraConfig(
-        **{**lora, "target_modules": [prefix + name for name in lora["target_modules"]]},
-        modules_to_save=trained or None,
-        base_model_name_or_path=base_model,
-        inference_mode=True,
+        **lora, modules_to_save=trained or None, base_model_name_or_path=base_model, inference_mode=True
     )
+    # Set here, because `LoraConfig` makes a set of what it is given, and a file is to repeat.
+    config.target_modules = [prefix + name for name in lora["target_modules"]]
     config.save_pretrained(os.fspath(folder))
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})

@@ -1,5 +1,6 @@
 """Adapters in towers: where they go, that they alone are trained, and that every way to save them gives one model."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -153,6 +154,9 @@ def test_saved_with_adapters_merged_or_as_an_adapter_it_is_one_model(kind, tmp_p
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
     save_adapter(model, tmp_path / ADAPTER_FOLDER, base_model=str(tmp_path / "base"))
+    prefix = f"{model.base_model_prefix}."
+    written = json.loads((tmp_path / ADAPTER_FOLDER / "adapter_config.json").read_text())["target_modules"]
+    assert written == [prefix + name for name in model.config.lora["target_modules"]]
     merge_lora(model)
     model.save_pretrained(tmp_path / "merged")
     merged, info = model_class.from_pretrained(tmp_path / "merged", output_loading_info=True)
