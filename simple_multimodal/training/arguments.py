@@ -104,6 +104,14 @@ class MultimodalTrainingArguments(TrainingArguments):
             "group": GROUP,
         },
     )
+    contrastive_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows encoded at once, in all objectives: large contrastive batches in the memory of small ones, "
+            "by encoding twice. Default: the whole batch.",
+            "group": GROUP,
+        },
+    )
     matching_top_k: int = field(
         default=32,
         metadata={
@@ -123,6 +131,11 @@ class MultimodalTrainingArguments(TrainingArguments):
             raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
         if self.max_nan_steps < 1:
             raise ValueError(f"--max_nan_steps is {self.max_nan_steps}; give 1 or more.")
+        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
+            raise ValueError(
+                f"--contrastive_chunk_size is {self.contrastive_chunk_size}; give 1 or more rows, or leave it out to "
+                "encode a batch at once."
+            )
         if self.matching_top_k < 0:
             raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -132,6 +145,12 @@ class MultimodalTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         leave_store_of_launcher(self.ddp_timeout)
         super().__post_init__()
+        is_reentrant = (self.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if self.contrastive_chunk_size is not None and is_reentrant:
+            raise ValueError(
+                "--contrastive_chunk_size needs activation checkpoints that are not reentrant; leave use_reentrant "
+                "out of --activation_checkpointing_kwargs."
+            )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about
         if self.train_sampling_strategy == "group_by_length":
