@@ -124,7 +124,7 @@ def main() -> None:
                 command += [f"--chunk_size={chunk_size}", f"--objectives={objectives}"]
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 points[num_rows] = json.loads(output.splitlines()[-1])
-                shown = ", ".join(f"{key} {value:.0f}" for key, value in points[num_rows].items())
+                shown = ", ".join(f"{key} {value:.1f}" for key, value in points[num_rows].items())
                 print(f"{objectives}, {name}, batch {num_rows}: {shown}", flush=True)
             results[objectives][name] = points
     common.save("contrastive_memory", results)

@@ -13,7 +13,7 @@ from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_
 from simple_multimodal.models.modeling import MultimodalForPreTraining
 from tests.models.tiny import LACKING, ROWS, Row, make_batch, randomize, tiny_config
 
-CHUNKED_CASES = ("co_attention", "cross_attention", "pooled")
+CHUNKED_CASES = ("co_attention", "pooled")
 CHUNK_SIZES = (1, 3, 8)
 """Of the six or four rows that a process has of `ROWS + LACKING`; the last makes one chunk of them."""
 
@@ -81,16 +81,14 @@ def chunked_step(case: str, rank: int, world_size: int, chunk_size: int | None) 
         "losses": output.losses,
         "metrics": output.metrics,
         "gradients": gradients_of(model),
-        "synchronised": list(synchronised),
+        "synchronised": synchronised,
     }
     model.zero_grad()
     batches = [make_batch(rows[: share // 2]), make_batch(rows[share // 2 :])]
     counts = torch.stack([torch.stack(list(model.count_items(batch).values())) for batch in batches]).sum(dim=0)
     num_items = dict(zip(model.loss_weights, sum_over_processes(counts), strict=True))
-    synchronised.clear()
     with wrapped.no_sync():
         (wrapped(num_items=num_items, **batches[0], chunk_size=chunk_size).loss * world_size).backward()
-    found["synchronised"] += synchronised
     (wrapped(num_items=num_items, **batches[1], chunk_size=chunk_size).loss * world_size).backward()
     return {**found, "accumulated": gradients_of(model)}
 
@@ -132,7 +130,7 @@ def run(rank: int, folder: Path) -> None:
             init_method=f"file://{folder}/rendezvous_{world_size}",
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(minutes=10),  # the third process waits until two have done their part
         )
         found: dict = {case: train_step(case, rank, world_size) for case in CASES}
         found |= {f"{case}, lacking": train_step(case, rank, world_size, LACKING) for case in CASES}
