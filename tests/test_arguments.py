@@ -126,6 +126,12 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--mlm_probability", "30"], "--mlm_probability is 30.0; it is a share: give a number from 0 to 1."),
         (["--matching_loss_weight", "-1"], "--matching_loss_weight is -1.0; give a number from 0 (off) upwards."),
         (["--num_frames", "0"], "--num_frames is 0; give a whole number from 1 upwards."),
+        (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more rows, or leave it out"),
+        (["--contrastive_chunk_size", "-8"], "--contrastive_chunk_size is -8; give 1 or more rows, or leave it out"),
+        (
+            ["--contrastive_chunk_size=8", '--activation_checkpointing_kwargs={"use_reentrant": true}'],
+            "--contrastive_chunk_size needs activation checkpoints that are not reentrant",
+        ),
         (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),
         (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a share of all steps"),
         (["--do_eval"], "without --do_train a saved model is needed: name its folder with --model_name_or_path."),

@@ -1,7 +1,8 @@
 """The models: towers and crossformer, and the heads for pre-training, retrieval and question answering."""
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,6 +27,7 @@ from simple_multimodal.models.fusion.crossformer import (
     concatenate,
     load_pretrained_fusion,
 )
+from simple_multimodal.models.gradient_caching import EncodedRows, encode_in_chunks, score_in_chunks
 from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
 from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
@@ -59,7 +61,7 @@ class MultimodalOutput(ModelOutput):
         losses (`dict[str, torch.FloatTensor]`, *optional*): value of each objective, unweighted, detached.
         metrics (`dict[str, torch.FloatTensor]`, *optional*): `(sum, count)` of each metric, of shape `(2,)`, detached.
         clip (`dict[Modality, Stream]`, *optional*): what [`MultimodalForPreTraining.matching_logits`] takes of the
-            clip.
+            clip; empty where rows were encoded in chunks and nothing reads it.
     """
 
     loss: torch.Tensor | None = None
@@ -444,10 +446,39 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
             masked = masked & self.multimodal.encoder("audio").token_mask(batch["audio_attention_mask"])
         return masked & batch[PRESENCE_KEYS[modality]][:, None]
 
+    def _encode_rows(self, batch: Batch, *, objectives: Container[str], keeps_streams: bool) -> EncodedRows:
+        """Everything that rows do not need each other for: embeddings, streams for matching, and masked objectives."""
+        model = self.multimodal
+        share_masked = self.config.share_masked_pass and self.training
+        sums: dict[str, torch.Tensor] = {}
+        metrics: dict[str, torch.Tensor] = {}
+
+        masked: dict[Modality, EncoderOutput] = {}
+        for name in ("mam", "mvm"):
+            if name in objectives:
+                modality = MASKED_OBJECTIVES[name]
+                masked[modality] = model.encode(modality, batch, batch[f"{modality}_patch_mask"])
+                sums[name] = self._reconstruction_loss(name, masked[modality], batch)
+        if "mlm" in objectives:
+            masked["text"] = model.encode("text", {**batch, "input_ids": batch["mlm_input_ids"]})
+        shared = masked if share_masked else {}
+        outputs: dict[Modality, EncoderOutput] = {
+            m: shared[m] if m in shared else model.encode(m, batch) for m in self.config.modalities
+        }
+        embeds, clip = model.embed_all(outputs, {m: batch[f"{m}_patch_mask"] for m in CLIP_MODALITIES if m in shared})
+        if "text" in masked:
+            fused = model.fusion.fuse(model.enter_fusion("text", masked["text"]), clip)
+            sums["mlm"], metrics["mlm_accuracy"] = self._masked_language_loss(fused, batch["mlm_labels"])
+        streams = clip if keeps_streams else {}
+        if "matching" in objectives:
+            streams = {"text": model.enter_fusion("text", outputs["text"]), **streams}
+        return EncodedRows(embeds, streams, sums, metrics)
+
     def forward(
         self,
         num_items: dict[str, torch.Tensor] | None = None,
         objectives: Sequence[str] | None = None,
+        chunk_size: int | None = None,
         **batch: torch.Tensor,
     ) -> MultimodalOutput:
         """Compute the objectives that the configuration gives a weight.
@@ -458,33 +489,22 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
                 all processes. With several processes, `loss` is this process's share of the global loss.
             objectives (`Sequence[str]`, *optional*): compute only these. Without contrast and matching, and with
                 `num_items` given, processes do not talk to each other.
+            chunk_size (`int`, *optional*): encode so many rows at a time, and so many pairs of matching, and once more
+                in the backward pass, see [`run_in_chunks`]: the same loss and gradients in less memory.
             batch: a collator's batch with its pre-training draws; rows of all processes must be equally many.
         """
         model = self.multimodal
         weights = {name: w for name, w in self.loss_weights.items() if objectives is None or name in objectives}
         if num_items is None:
             num_items = {name: sum_over_processes(count) for name, count in self.count_items(batch).items()}
-        share_masked = self.config.share_masked_pass and self.training
-        sums: dict[str, torch.Tensor] = {}
-        metrics: dict[str, torch.Tensor] = {}
-
-        masked: dict[Modality, EncoderOutput] = {}
-        for name in ("mam", "mvm"):
-            if name in weights:
-                modality = MASKED_OBJECTIVES[name]
-                masked[modality] = model.encode(modality, batch, batch[f"{modality}_patch_mask"])
-                sums[name] = self._reconstruction_loss(name, masked[modality], batch)
-        if "mlm" in weights:
-            masked["text"] = model.encode("text", {**batch, "input_ids": batch["mlm_input_ids"]})
-        shared = masked if share_masked else {}
-        outputs: dict[Modality, EncoderOutput] = {
-            m: shared[m] if m in shared else model.encode(m, batch) for m in self.config.modalities
-        }
-        embeds, clip = model.embed_all(outputs, {m: batch[f"{m}_patch_mask"] for m in CLIP_MODALITIES if m in shared})
-
-        if "text" in masked:
-            fused = model.fusion.fuse(model.enter_fusion("text", masked["text"]), clip)
-            sums["mlm"], metrics["mlm_accuracy"] = self._masked_language_loss(fused, batch["mlm_labels"])
+        keeps_streams = chunk_size is None or "matching" in weights
+        embeds, streams, sums, metrics = encode_in_chunks(
+            self,
+            functools.partial(self._encode_rows, objectives=weights, keeps_streams=keeps_streams),
+            batch,
+            chunk_size,
+        )
+        clip: Clip = {m: stream for m, stream in streams.items() if m != "text"}
         presence = {m: batch[PRESENCE_KEYS[m]] for m in self.config.modalities}
         if model.clip_modalities:
             presence["clip"] = torch.stack([presence[m] for m in model.clip_modalities]).any(dim=0)
@@ -504,8 +524,8 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         logits = None
         if "matching" in weights:
             sums["matching"], metrics["matching_accuracy"], logits = matching_loss(
-                self.matching_logits,
-                model.enter_fusion("text", outputs["text"]),
+                functools.partial(score_in_chunks, self, chunk_size=chunk_size),
+                streams["text"],
                 clip,
                 text_embeds=embeds["text"],
                 clip_embeds=embeds["clip"],

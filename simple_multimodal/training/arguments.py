@@ -122,6 +122,14 @@ class MultimodalTrainingArguments(TrainingArguments):
             "group": GROUP,
         },
     )
+    contrastive_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows encoded at once, in all objectives: large contrastive batches in the memory of small ones, "
+            "by encoding twice. Default: the whole batch.",
+            "group": GROUP,
+        },
+    )
     matching_top_k: int = field(
         default=32,
         metadata={
@@ -148,6 +156,11 @@ class MultimodalTrainingArguments(TrainingArguments):
                 "--activation_checkpointing is for the whole model, --gradient_checkpointing_towers for the towers "
                 "that it names. Give one of the two."
             )
+        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
+            raise ValueError(
+                f"--contrastive_chunk_size is {self.contrastive_chunk_size}; give 1 or more rows, or leave it out to "
+                "encode a batch at once."
+            )
         if self.matching_top_k < 0:
             raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -157,6 +170,12 @@ class MultimodalTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         leave_store_of_launcher(self.ddp_timeout)
         super().__post_init__()
+        is_reentrant = (self.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if self.contrastive_chunk_size is not None and is_reentrant:
+            raise ValueError(
+                "--contrastive_chunk_size needs activation checkpoints that are not reentrant; leave use_reentrant "
+                "out of --activation_checkpointing_kwargs."
+            )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about
         if self.train_sampling_strategy == "group_by_length":

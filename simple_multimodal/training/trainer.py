@@ -29,6 +29,7 @@ from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
+from simple_multimodal.models.modeling import MASKED_OBJECTIVES
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.training import sharding
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
@@ -181,6 +182,8 @@ class MultimodalTrainer(Trainer):
             processing_class=processing_class if has_tokenizer else None,
             callbacks=callbacks,
         )
+        if args.contrastive_chunk_size is not None:
+            self._check_chunks()
         if args.disable_tqdm:
             logging.disable_progress_bar()  # of writing a checkpoint
         if self.pop_callback(ProgressCallback) is not None:
@@ -296,8 +299,25 @@ class MultimodalTrainer(Trainer):
         )
         return grad_norm
 
+    def _check_chunks(self) -> None:
+        """Refuse `contrastive_chunk_size` where it cannot work, or would bring nothing."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+            raise ValueError(
+                "--contrastive_chunk_size needs the whole model in every process: without FSDP, DeepSpeed and "
+                "DataParallel. Leave it out, or start one process per device with torchrun or accelerate launch."
+            )
+        weights = {} if self._answers_questions else self.model.loss_weights
+        if not weights.keys() - MASKED_OBJECTIVES.keys():
+            raise ValueError(
+                "--contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
+                f"train ({', '.join(weights) or 'it answers questions'}). Use --gradient_accumulation_steps, which "
+                "gives the same gradients here and costs less."
+            )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs, num_items=num_items_in_batch)
+        size = self.args.contrastive_chunk_size
+        chunks = {} if size is None else {"chunk_size": size}  # models that answer questions take none
+        outputs = model(**inputs, num_items=num_items_in_batch, **chunks)
         self._collect(outputs)
         # Gradients are averaged over processes, but this loss is a share of a sum.
         loss = outputs.loss * self.accelerator.num_processes

@@ -6,11 +6,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
 from simple_multimodal.models.modeling import MultimodalForPreTraining
 from tests.models.tiny import LACKING, ROWS, Row, make_batch, randomize, tiny_config
+
+CHUNKED_CASES = ("co_attention", "pooled")
+CHUNK_SIZES = (1, 3, 8)
+"""Of the six or four rows that a process has of `ROWS + LACKING`; the last makes one chunk of them."""
 
 CASES = {
     "merge": {"form": "merge", "fusion": "bert"},
@@ -56,6 +61,38 @@ def train_step(case: str, rank: int, world_size: int, rows: tuple[Row, ...] = RO
     return found
 
 
+def chunked_step(case: str, rank: int, world_size: int, chunk_size: int | None) -> dict:
+    """Losses and gradients of chunks under DistributedDataParallel: of one batch, and of two that are accumulated."""
+    rows = ROWS + LACKING
+    share = len(rows) // world_size
+    rows = rows[rank * share : (rank + 1) * share]
+    model = build(case)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as the `Trainer` has it
+    synchronised = []
+
+    def note(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        synchronised.append(bucket.index())
+        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
+
+    wrapped.register_comm_hook(None, note)
+    output = wrapped(**make_batch(rows), chunk_size=chunk_size)
+    (output.loss * world_size).backward()
+    found = {
+        "losses": output.losses,
+        "metrics": output.metrics,
+        "gradients": gradients_of(model),
+        "synchronised": synchronised,
+    }
+    model.zero_grad()
+    batches = [make_batch(rows[: share // 2]), make_batch(rows[share // 2 :])]
+    counts = torch.stack([torch.stack(list(model.count_items(batch).values())) for batch in batches]).sum(dim=0)
+    num_items = dict(zip(model.loss_weights, sum_over_processes(counts), strict=True))
+    with wrapped.no_sync():
+        (wrapped(num_items=num_items, **batches[0], chunk_size=chunk_size).loss * world_size).backward()
+    (wrapped(num_items=num_items, **batches[1], chunk_size=chunk_size).loss * world_size).backward()
+    return {**found, "accumulated": gradients_of(model)}
+
+
 def gathering(rank: int, world_size: int) -> dict:
     """The helpers alone, on rows whose values tell where they come from."""
     rows = (torch.arange(4.0).view(2, 2) + 10 * rank).requires_grad_()
@@ -93,10 +130,15 @@ def run(rank: int, folder: Path) -> None:
             init_method=f"file://{folder}/rendezvous_{world_size}",
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(minutes=10),  # the third process waits until two have done their part
         )
         found: dict = {case: train_step(case, rank, world_size) for case in CASES}
         found |= {f"{case}, lacking": train_step(case, rank, world_size, LACKING) for case in CASES}
+        for case in CHUNKED_CASES:
+            found |= {
+                f"{case}, chunks of {size}": chunked_step(case, rank, world_size, size)
+                for size in (None, *CHUNK_SIZES)
+            }
         found["gathering"] = gathering(rank, world_size)
         torch.save(found, folder / f"{world_size}_{rank}.pt")
         dist.barrier()

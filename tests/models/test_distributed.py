@@ -5,7 +5,7 @@ import torch
 from torch.multiprocessing import start_processes
 
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
-from tests.models.distributed_worker import CASES, build, gradients_of, run
+from tests.models.distributed_worker import CASES, CHUNK_SIZES, CHUNKED_CASES, build, gradients_of, run
 from tests.models.tiny import LACKING, ROWS, make_batch
 
 worlds = pytest.mark.parametrize("world_size", [2, 3])
@@ -80,6 +80,36 @@ def test_gradients_under_distributed_data_parallel(results, expected, world_size
         gradients = results[world_size, rank][case]["wrapped_gradients"]
         for name, gradient in expected[case]["gradients"].items():
             close(gradients[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, dict]:
+    """Losses and gradients of one process that has both sets of rows in one batch."""
+    found = {}
+    for case in CHUNKED_CASES:
+        model = build(case)
+        output = model(**make_batch(ROWS + LACKING))
+        output.loss.backward()
+        found[case] = {"losses": output.losses, "metrics": output.metrics, "gradients": gradients_of(model)}
+    return found
+
+
+@worlds
+@pytest.mark.parametrize("case", CHUNKED_CASES)
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+def test_chunks_of_every_process_give_the_gradient_of_one_large_batch(results, whole, world_size, case, chunk_size):
+    ranks = [results[world_size, rank][f"{case}, chunks of {chunk_size}"] for rank in range(world_size)]
+    for part in ("losses", "metrics"):
+        for name, value in whole[case][part].items():
+            close(sum(rank[part][name] for rank in ranks), value)
+    for rank, found in enumerate(ranks):
+        for name, gradient in whole[case]["gradients"].items():
+            close(found["gradients"][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        at_once = results[world_size, rank][f"{case}, chunks of None"]
+        # Once for the batch and once for the two that are accumulated; buckets, of which this model fills one.
+        assert found["synchronised"] == at_once["synchronised"] == [0, 0]
+        for name, gradient in at_once["accumulated"].items():
+            close(found["accumulated"][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @worlds

@@ -1,5 +1,6 @@
 """ALPRO (Li et al. 2022, arXiv 2112.09583) out of the TimeSformer and the BERT of `transformers`."""
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from simple_multimodal.models.alpro.configuration import AlproConfig
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.fusion.crossformer import Clip, Stream, concatenate
+from simple_multimodal.models.gradient_caching import EncodedRows, encode_in_chunks, score_in_chunks
 from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import contrastive_loss, normalize
 from simple_multimodal.models.modeling import Batch, MultimodalOutput, answer_output, matching_loss
@@ -230,10 +232,17 @@ class AlproForRetrieval(AlproPreTrainedModel):
         count = (is_present(batch, "text") & is_present(batch, "video")).sum().float()
         return dict.fromkeys(self.loss_weights, count)
 
+    def _encode_rows(self, batch: Batch, *, keeps_streams: bool) -> EncodedRows:
+        text_embeds, text = self.encode_text(batch)
+        clip_embeds, clip = self.encode_clip(batch)
+        streams: dict[Modality, Stream] = {"text": text, **clip} if keeps_streams else {}
+        return EncodedRows({"text": text_embeds, "clip": clip_embeds}, streams, {}, {})
+
     def forward(
         self,
         num_items: dict[str, torch.Tensor] | None = None,
         objectives: Sequence[str] | None = None,
+        chunk_size: int | None = None,
         **batch: torch.Tensor,
     ) -> MultimodalOutput:
         """Compute the objectives that the configuration gives a weight, as [`MultimodalForRetrieval`] does.
@@ -243,21 +252,23 @@ class AlproForRetrieval(AlproPreTrainedModel):
                 [`count_items`] summed over processes and accumulated batches. By default the counts of this batch on
                 all processes. With several processes, `loss` is this process's share of the global loss.
             objectives (`Sequence[str]`, *optional*): compute only these.
+            chunk_size (`int`, *optional*): rows and pairs at a time, as in [`MultimodalForPreTraining.forward`].
             batch: a collator's batch with its draws for matching; rows of all processes must be equally many.
         """
         weights = {name: w for name, w in self.loss_weights.items() if objectives is None or name in objectives}
         if num_items is None:
             num_items = {name: sum_over_processes(count) for name, count in self.count_items(batch).items()}
-        text_embeds, text = self.encode_text(batch)
-        clip_embeds, clip = self.encode_clip(batch)
+        keeps_streams = chunk_size is None or "matching" in weights
+        embeds, streams, sums, metrics = encode_in_chunks(
+            self, functools.partial(self._encode_rows, keeps_streams=keeps_streams), batch, chunk_size
+        )
+        clip: Clip = {m: stream for m, stream in streams.items() if m != "text"}
         has_text, has_clip = is_present(batch, "text"), is_present(batch, "video")
-        sums: dict[str, torch.Tensor] = {}
-        metrics: dict[str, torch.Tensor] = {}
         logits = None
         if "contrastive_tv" in weights:
             sums["contrastive_tv"] = contrastive_loss(
-                text_embeds,
-                clip_embeds,
+                embeds["text"],
+                embeds["clip"],
                 present=has_text & has_clip,
                 group_ids=batch["group_ids"],
                 logit_scale=self.logit_scale,
@@ -266,11 +277,11 @@ class AlproForRetrieval(AlproPreTrainedModel):
             )
         if "matching" in weights:
             sums["matching"], metrics["matching_accuracy"], logits = matching_loss(
-                self.matching_logits,
-                text,
+                functools.partial(score_in_chunks, self, chunk_size=chunk_size),
+                streams["text"],
                 clip,
-                text_embeds=text_embeds,
-                clip_embeds=clip_embeds,
+                text_embeds=embeds["text"],
+                clip_embeds=embeds["clip"],
                 has_text=has_text,
                 has_clip=has_clip,
                 logit_scale=self.logit_scale,
@@ -283,9 +294,9 @@ class AlproForRetrieval(AlproPreTrainedModel):
             losses={name: value.detach() for name, value in losses.items()},
             metrics=metrics,
             clip=clip,
-            text_embeds=text_embeds,
-            video_embeds=clip_embeds,
-            clip_embeds=clip_embeds,
+            text_embeds=embeds["text"],
+            video_embeds=embeds["clip"],
+            clip_embeds=embeds["clip"],
         )
 
 

@@ -1,0 +1,91 @@
+"""What large contrastive batches bring at the same cost: batch 32 against 512 in chunks of 32, for the same minutes.
+
+python benchmarks/big_batches.py TOY_WORLD [--minutes 8] [--seeds 0 1 2] [--learning_rates 2e-3] [--work FOLDER]
+
+`simple-multimodal toy TOY_WORLD` makes the world. Both batches need much the same memory for a step. A step of each is
+timed first; then each trains, by `train.py --config configs/runs/toy.yaml`, for as many steps as the minutes allow, so
+that the schedule ends when the time does. Retrieval is over the held-out clips. With several learning rates each batch
+runs at each: which rate suits a batch depends on its size. Finished runs stay in the work folder; run again, it goes
+on.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import common
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ARMS: dict[str, dict[str, int]] = {
+    "batch 32": {"per_device_train_batch_size": 32},
+    "batch 512 in chunks of 32": {"per_device_train_batch_size": 512, "contrastive_chunk_size": 32},
+}
+METRICS = ("text_to_video_R@1", "text_to_video_R@5", "text_to_video_mean_rank", "sound_pair_accuracy")
+TIMED_STEPS = 3
+
+
+def train(folder: Path, world: Path, *tokens: str, **values: object) -> dict[str, float]:
+    """The metrics of a run of `train.py`, or of the same run that ended before."""
+    results = folder / "metrics_of_run.json"
+    if not results.exists():
+        flags = [token for name, value in values.items() for token in (f"--{name}", str(value))]
+        command = [
+            sys.executable,
+            "train.py",
+            "--config",
+            "configs/runs/toy.yaml",
+            "--data_root",
+            str(world.resolve()),
+        ]
+        command += ["--output_dir", str(folder.resolve()), "--save_strategy", "no", "--overwrite_output_dir", "True"]
+        # Training may use all cores, unlike what `common` times.
+        environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+        run = subprocess.run(
+            [*command, *tokens, *flags], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        results.write_text(run.stdout.splitlines()[-1])
+    return json.loads(results.read_text())
+
+
+def seconds_per_step(work: Path, world: Path, arm: str) -> float:
+    """Of a step alone, without what a run does once."""
+    runtimes = []
+    for steps in (1, 1 + TIMED_STEPS):
+        folder = work / f"{arm}, {steps} steps".replace(" ", "_")
+        found = train(folder, world, "--do_train", max_steps=steps, logging_strategy="no", **ARMS[arm])
+        runtimes.append(found["train_runtime"])
+    return (runtimes[1] - runtimes[0]) / TIMED_STEPS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("world", type=Path)
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--learning_rates", nargs="+", default=["2e-3"])
+    parser.add_argument("--work", type=Path, default=Path("outputs/big_batches"))
+    options = parser.parse_args()
+    results: dict[str, dict] = {}
+    for arm in ARMS:
+        seconds = seconds_per_step(options.work, options.world, arm)
+        steps = max(1, round(options.minutes * 60 / seconds))
+        print(f"{arm}: {seconds:.2f} s a step, {steps} steps in {options.minutes:g} minutes", flush=True)
+        for rate in options.learning_rates:
+            runs = {}
+            for seed in options.seeds:
+                folder = options.work / f"{arm}, {steps} steps at {rate}, seed {seed}".replace(" ", "_")
+                found = train(
+                    folder, options.world, max_steps=steps, seed=seed, learning_rate=rate, logging_steps=1, **ARMS[arm]
+                )
+                runs[seed] = {name: found[name] for name in (*METRICS, "train_runtime")}
+                print(f"  rate {rate}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in runs[seed].items()))
+            results[f"{arm}, {rate}"] = {"seconds_per_step": seconds, "steps": steps, "seeds": runs}
+    common.save("big_batches", {"minutes": options.minutes, "runs": results})
+
+
+if __name__ == "__main__":
+    main()

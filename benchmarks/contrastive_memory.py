@@ -1,0 +1,134 @@
+"""Peak memory of a training step against the batch size, with and without `--contrastive_chunk_size`.
+
+python benchmarks/contrastive_memory.py [--batches 16 32 64 128 256 512 1024] [--chunk_size 16] [--limit_gigabytes 8]
+
+The toy model, on a CPU. Every point is a process of its own, whose peak of resident memory (`ru_maxrss`) is read after
+one forward and backward pass; what it held before that, the libraries, the model and the inputs, is subtracted and
+named beside. Without chunks, batches that would need more than the limit, going by the one before, are left out.
+
+- `contrast`: the four contrastive objectives.
+- `all`: masked objectives and matching, too.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import psutil
+import torch
+from transformers import AutoConfig
+
+from simple_multimodal.models import MultimodalForPreTraining
+from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NUM_WORDS, VOCAB_SIZE = 16, 500
+MEGABYTE = 2**20
+
+
+def build_model(objectives: str) -> MultimodalForPreTraining:
+    def part(name: str, **changes: Any) -> Any:
+        return AutoConfig.for_model(**{**json.loads((CONFIGS / name).read_text(encoding="utf-8")), **changes})
+
+    off = [name for name in OBJECTIVES if objectives == "contrast" and not name.startswith("contrastive")]
+    return MultimodalForPreTraining(
+        MultimodalConfig(
+            text_config=part("text/debertv2_config_toy.json", vocab_size=VOCAB_SIZE),
+            audio_config=part("audio/mae_config_toy.json"),
+            video_config=part("video/videomae_config_toy.json"),
+            crossformer_config=part("crossformer/vit_config_toy.json"),
+            fusion_pool="time",
+            contrastive_dim=128,
+            **{f"{name}_loss_weight": 0.0 for name in off},
+        )
+    )
+
+
+def make_batch(config: MultimodalConfig, num_rows: int) -> dict[str, torch.Tensor]:
+    """As the collator makes it; every row of one kind and length."""
+    audio, video = config.audio_config, config.video_config
+    mel_bins, num_frames = audio.image_size
+    side, patch = video.image_size, video.patch_size
+    ids = torch.randint(5, VOCAB_SIZE, (num_rows, NUM_WORDS))
+    places, steps = (side // patch) ** 2, video.num_frames // video.tubelet_size
+    audio_patches = (mel_bins // audio.patch_size) * (num_frames // audio.patch_size)
+    present = torch.ones(num_rows, dtype=torch.bool)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "audio_values": torch.rand(num_rows, 1, mel_bins, num_frames),
+        "audio_attention_mask": present[:, None].repeat(1, num_frames),
+        "audio_seconds": torch.arange(num_frames).repeat(num_rows, 1) * 0.01,
+        "pixel_values_videos": torch.randint(0, 256, (num_rows, video.num_frames, 3, side, side), dtype=torch.uint8),
+        "video_seconds": torch.arange(video.num_frames).repeat(num_rows, 1) * 0.4,
+        "text_mask": present,
+        "audio_mask": present,
+        "video_mask": present,
+        "row_ids": torch.arange(num_rows),
+        "group_ids": torch.arange(num_rows),
+        "mlm_input_ids": ids,
+        "mlm_labels": torch.where(torch.arange(NUM_WORDS) % 3 == 0, ids, -100),
+        "audio_patch_mask": (torch.arange(audio_patches) < 0.7 * audio_patches).repeat(num_rows, 1),
+        "video_patch_mask": (torch.arange(places) < 0.8 * places).repeat(num_rows, steps),
+        "match_aligned": torch.arange(num_rows) % 2 == 0,
+        "match_uniform": torch.rand(num_rows),
+    }
+
+
+def measure(num_rows: int, chunk_size: int | None, objectives: str) -> dict[str, float]:
+    """One step in this process."""
+    torch.manual_seed(0)
+    model = build_model(objectives).train()
+    batch = make_batch(model.config, num_rows)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # as after the first step of a run
+    before, start = psutil.Process().memory_info().rss / MEGABYTE, time.process_time()
+    model(**batch, chunk_size=chunk_size).loss.backward()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+    return {
+        "step_megabytes": peak - before,
+        "before_megabytes": before,
+        "input_megabytes": sum(value.nbytes for value in batch.values()) / MEGABYTE,
+        "cpu_seconds": time.process_time() - start,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--chunk_size", type=int, default=16)
+    parser.add_argument("--limit_gigabytes", type=float, default=8)
+    parser.add_argument("--objectives", nargs="+", default=["contrast", "all"], choices=["contrast", "all"])
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # the one point, in this process
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.batches[0], options.chunk_size or None, options.objectives[0])))
+        return
+    results: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    for objectives in options.objectives:
+        results[objectives] = {}
+        for name, chunk_size in ((f"chunks of {options.chunk_size}", options.chunk_size), ("at once", 0)):
+            points: dict[int, dict[str, float]] = {}
+            for num_rows in options.batches:
+                per_row = max((p["step_megabytes"] / rows for rows, p in list(points.items())[-1:]), default=0.0)
+                if not chunk_size and per_row * num_rows > options.limit_gigabytes * 1024:
+                    print(f"{objectives}, {name}, batch {num_rows}: left out, it would need more than the limit")
+                    continue
+                command = [sys.executable, __file__, "--measure", f"--batches={num_rows}"]
+                command += [f"--chunk_size={chunk_size}", f"--objectives={objectives}"]
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                points[num_rows] = json.loads(output.splitlines()[-1])
+                shown = ", ".join(f"{key} {value:.1f}" for key, value in points[num_rows].items())
+                print(f"{objectives}, {name}, batch {num_rows}: {shown}", flush=True)
+            results[objectives][name] = points
+    common.save("contrastive_memory", results)
+
+
+if __name__ == "__main__":
+    main()

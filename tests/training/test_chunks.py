@@ -1,0 +1,79 @@
+"""`--contrastive_chunk_size`: steps of the trainer are those of whole batches, whatever the chunks."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+import train
+from simple_multimodal.models.configuration import OBJECTIVES
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.training.tiny_run import flags, run
+
+
+@pytest.fixture
+def steps(start, tmp_path, monkeypatch):
+    """Runs one step of two accumulated batches of three rows; gives its gradients and what it logged."""
+    found: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            if "loss" in logs:
+                timings = ("samples_per_second", "data_wait_share")
+                found.append((self.gradients, {k: v for k, v in logs.items() if k not in timings}))
+
+    class KeepingTrainer(MultimodalTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.add_callback(Keep())
+
+    monkeypatch.setattr(train, "MultimodalTrainer", KeepingTrainer)
+    sizes = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}
+
+    def step(**values) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        run(*start, "--do_train", *flags(output_dir=tmp_path / str(len(found)), max_grad_norm=0, **sizes, **values))
+        return found[-1]
+
+    return step
+
+
+def test_a_step_does_not_depend_on_the_chunks(steps):
+    gradients, logs = steps()
+    assert {f"{name}_loss" for name in OBJECTIVES} < logs.keys() and len(gradients) > 50
+    for chunks in (
+        {"contrastive_chunk_size": 1},
+        {"contrastive_chunk_size": 2},
+        {"contrastive_chunk_size": 8},
+        {"contrastive_chunk_size": 2, "activation_checkpointing": True},
+    ):
+        other_gradients, other_logs = steps(**chunks)
+        assert list(other_logs) == list(logs) and other_logs == pytest.approx(logs, rel=1e-5), chunks
+        assert other_gradients.keys() == gradients.keys()
+        for name in gradients:
+            torch.testing.assert_close(other_gradients[name], gradients[name], rtol=1e-4, atol=1e-6)
+
+
+NO_CONTRAST = {f"{name}_loss_weight": 0 for name in OBJECTIVES if name not in ("mlm", "mvm")}
+
+
+def test_chunks_are_refused_for_masked_objectives_alone(start, tmp_path):
+    with pytest.raises(ValueError, match=r"does not train \(mlm, mvm\). Use --gradient_accumulation_steps"):
+        run(*start, "--do_train", *flags(output_dir=tmp_path, contrastive_chunk_size=2, **NO_CONTRAST))
+
+
+def test_chunks_are_refused_where_no_process_has_the_whole_model(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(MultimodalTrainingArguments, "n_gpu", 2)  # the one such case that needs no second device
+    with pytest.raises(ValueError, match="without FSDP, DeepSpeed and DataParallel. Leave it out, or start one"):
+        run(*start, "--do_train", *flags(output_dir=tmp_path, contrastive_chunk_size=2))
+
+
+def test_chunks_are_refused_for_questions(start, clips, tmp_path):
+    manifest = tmp_path / "questions.jsonl"
+    row = '{"video": "0.mp4", "audio": "0.wav", "question": "does it purr?", "answer": "%s"}\n'
+    manifest.write_text(row % "yes" + row % "no")
+    files = {"train_file": manifest, "validation_file": manifest, "task": "question_answering"}
+    with pytest.raises(ValueError, match=r"does not train \(it answers questions\)"):
+        run(*start, "--do_train", *flags(output_dir=tmp_path / "out", contrastive_chunk_size=2, **files))
