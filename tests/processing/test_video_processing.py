@@ -149,7 +149,7 @@ def test_call_on_frames_in_memory():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resize_kernel": "bicubic"}, "fast, antialias, decord"),
+        ({"resize_kernel": "lanczos"}, "fast, antialias, bicubic, decord"),
         ({"geometry": "stretch"}, "short_side_center_crop, squash, pad"),
         ({"frame_sampling": "jittered"}, "uniform, dense or alpro"),
         ({"frame_sampling": "all"}, "uniform, dense or alpro"),
