@@ -1,6 +1,7 @@
 """What large contrastive batches bring at the same cost: batch 32 against 512 in chunks of 32, for the same minutes.
 
-python benchmarks/big_batches.py TOY_WORLD [--minutes 8] [--seeds 0 1 2] [--learning_rates 2e-3] [--work FOLDER]
+python benchmarks/big_batches.py TOY_WORLD [--minutes 8] [--seeds 0 1 2] [--learning_rates 2e-3] [--small 32]
+    [--large 512] [--work FOLDER]
 
 `simple-multimodal toy TOY_WORLD` makes the world. Both batches need much the same memory for a step. A step of each is
 timed first; then each trains, by `train.py --config configs/runs/toy.yaml`, for as many steps as the minutes allow, so
@@ -19,10 +20,6 @@ from pathlib import Path
 import common
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ARMS: dict[str, dict[str, int]] = {
-    "batch 32": {"per_device_train_batch_size": 32},
-    "batch 512 in chunks of 32": {"per_device_train_batch_size": 512, "contrastive_chunk_size": 32},
-}
 METRICS = ("text_to_video_R@1", "text_to_video_R@5", "text_to_video_mean_rank", "sound_pair_accuracy")
 TIMED_STEPS = 3
 
@@ -51,12 +48,12 @@ def train(folder: Path, world: Path, *tokens: str, **values: object) -> dict[str
     return json.loads(results.read_text())
 
 
-def seconds_per_step(work: Path, world: Path, arm: str) -> float:
+def seconds_per_step(work: Path, world: Path, arm: str, sizes: dict[str, int]) -> float:
     """Of a step alone, without what a run does once."""
     runtimes = []
     for steps in (1, 1 + TIMED_STEPS):
         folder = work / f"{arm}, {steps} steps".replace(" ", "_")
-        found = train(folder, world, "--do_train", max_steps=steps, logging_strategy="no", **ARMS[arm])
+        found = train(folder, world, "--do_train", max_steps=steps, logging_strategy="no", **sizes)
         runtimes.append(found["train_runtime"])
     return (runtimes[1] - runtimes[0]) / TIMED_STEPS
 
@@ -67,11 +64,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning_rates", nargs="+", default=["2e-3"])
+    parser.add_argument("--small", type=int, default=32, help="the small batch, and the chunks of the large one")
+    parser.add_argument("--large", type=int, default=512)
     parser.add_argument("--work", type=Path, default=Path("outputs/big_batches"))
     options = parser.parse_args()
+    small, large = options.small, options.large
+    arms = {
+        f"batch {small}": {"per_device_train_batch_size": small},
+        f"batch {large} in chunks": {"per_device_train_batch_size": large, "contrastive_chunk_size": small},
+    }
     results: dict[str, dict] = {}
-    for arm in ARMS:
-        seconds = seconds_per_step(options.work, options.world, arm)
+    for arm, sizes in arms.items():
+        seconds = seconds_per_step(options.work, options.world, arm, sizes)
         steps = max(1, round(options.minutes * 60 / seconds))
         print(f"{arm}: {seconds:.2f} s a step, {steps} steps in {options.minutes:g} minutes", flush=True)
         for rate in options.learning_rates:
@@ -79,7 +83,7 @@ def main() -> None:
             for seed in options.seeds:
                 folder = options.work / f"{arm}, {steps} steps at {rate}, seed {seed}".replace(" ", "_")
                 found = train(
-                    folder, options.world, max_steps=steps, seed=seed, learning_rate=rate, logging_steps=1, **ARMS[arm]
+                    folder, options.world, max_steps=steps, seed=seed, learning_rate=rate, logging_steps=1, **sizes
                 )
                 runs[seed] = {name: found[name] for name in (*METRICS, "train_runtime")}
                 print(f"  rate {rate}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in runs[seed].items()))
