@@ -15,10 +15,12 @@ from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel
 
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.features import open_features
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.modalities import CLIP_MODALITIES
+from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -59,6 +61,11 @@ class Pipeline:
         drop_modalities (`Sequence[str]`, *optional*): take every clip as lacking these.
         shows_progress (`bool`, *optional*, defaults to `False`): show bars.
         video_backend, index_dir (`str`, *optional*): see [`MultimodalCollator`].
+        features (`str`, *optional*): folder that [`TowerFeatures`] wrote. Its towers do not run, and their files are
+            not read; every clip must have features.
+
+    Raises:
+        ValueError: If the features are not this model's.
     """
 
     model_classes: dict[str, type[PreTrainedModel]]
@@ -75,6 +82,7 @@ class Pipeline:
         shows_progress: bool = False,
         video_backend: str = "pyav",
         index_dir: str | None = None,
+        features: str | os.PathLike[str] | None = None,
     ):
         self.state = process_state()
         self.model = model.to(self.state.device).eval()
@@ -82,11 +90,17 @@ class Pipeline:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.shows_progress = shows_progress and self.state.is_main_process
+        readers = (
+            {}
+            if features is None
+            else open_features(features, self.model.tower_hash, processor, video_backend=video_backend)
+        )
         self.collator = MultimodalCollator(
             processor,
             drop_modalities=drop_modalities,  # type: ignore[arg-type]
             video_backend=video_backend,
             index_dir=index_dir,
+            features={m: reader for m, reader in readers.items() if m not in drop_modalities},
         )
 
     @classmethod
@@ -141,12 +155,11 @@ class Pipeline:
         return from_main(lambda: self._key(rows))
 
     def _key(self, rows: Sequence[Row]) -> str:
-        settings = [self.collator.drop_modalities, self.collator.video_backend]
+        dtypes = {modality: reader.dtype for modality, reader in self.collator.features.items()}
+        settings = [self.collator.drop_modalities, self.collator.video_backend, dtypes]
         digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
         digest.update(self.model.config.to_json_string().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(hash_weights(self.model).encode())
         for row in rows:
             files = [path for path in (row["video"], row["audio"]) if path is not None]
             stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
@@ -172,7 +185,10 @@ class Pipeline:
 
         Raises:
             MediaError: A file cannot be read; the message names it and its row.
+            ValueError: A clip has no features, where the model is used with some.
         """
+        for reader in self.collator.features.values():
+            reader.check_rows(rows)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
         parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
