@@ -34,12 +34,11 @@ logger = logging.get_logger("simple_multimodal")
 def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
     """The main job: data, model, trainer; then train, evaluate and save. Returns the metrics."""
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
-    dataset_class = assembly.DATASETS[model_args.task]
 
     # Data: rows of paths; no media file is opened yet.
     def rows(path, max_samples=None) -> MultimodalDataset:
         settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.roots}
-        return dataset_class(path, max_samples=max_samples, **settings)
+        return assembly.DATASETS[model_args.task](path, max_samples=max_samples, **settings)
 
     train_set = rows(data_args.train_path, data_args.max_train_samples) if args.do_train else None
     evaluates = args.do_eval or args.eval_strategy != "no"
@@ -97,11 +96,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities
     )
     assembly.choose_trained(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
-    settings = {
-        **data_args.collator_settings,
+    used = [train_set, eval_set, *(pairs.swapped for pairs in pair_sets)]
+    settings = data_args.collator_settings | {
         "seed": args.seed,
         "draws": assembly.build_draws(model, **model_args.mask_settings),
         "label2id": model.config.label2id if model_args.task == "question_answering" else None,
+        "features": assembly.load_features(model, processor, used, args.do_train, **data_args.feature_settings),
     }
     trainer = MultimodalTrainer(
         model,

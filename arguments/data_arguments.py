@@ -44,6 +44,14 @@ class DataArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"group": "Data", "help": "Read only the first N evaluation rows."}
     )
+    features: str | None = field(
+        default=None,
+        metadata={
+            "group": "Data",
+            "help": "Folder that `simple-multimodal features` wrote; used in place of its towers, which must be in "
+            "--freeze, and of decoding.",
+        },
+    )
     collator_threads: int | None = field(
         default=None,
         metadata={
@@ -259,6 +267,11 @@ class DataArguments:
             "video_backend": self.video_backend,
             "index_dir": self.index_dir,
         }
+
+    @property
+    def feature_settings(self) -> dict[str, str | None]:
+        """Where features lie, and what would decode pictures."""
+        return {"folder": self.features, "video_backend": self.video_backend}
 
     def _manifest_path(self, name: str) -> Path:
         in_data_root = Path(self.data_root or "", name)

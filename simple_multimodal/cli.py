@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
-from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES
 
 TOY_OPTIONS = {
     "num_train_clips": "number of training clips",
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         `int`: The exit code: 0, or 1 where `doctor` or `index` found something broken, `pack` left rows out or
-            `prepare` wrote something else than the protocol says, or where `diff` or `repeat` found a difference,
-            or 2 for a user's error.
+            `prepare` wrote something else than the protocol says, where `features` could not read clips, or where
+            `diff` or `repeat` found a difference, or 2 for a user's error.
     """
     parser = argparse.ArgumentParser(
         prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False
@@ -144,6 +144,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("--out", default="clips.safetensors", metavar="FILE", help="default: clips.safetensors")
     add_pipeline(verb)
     verb.set_defaults(run=encode)
+
+    verb = verbs.add_parser("features", help="run frozen towers once and keep their tokens", allow_abbrev=False)
+    verb.add_argument("model", metavar="MODEL", help="folder or hub name of a saved model")
+    verb.add_argument("manifests", metavar="MANIFEST", nargs="+", help="CSV, TSV or JSONL")
+    verb.add_argument(
+        "--tower", nargs="+", required=True, choices=CLIP_MODALITIES, dest="towers", help="towers to run"
+    )
+    verb.add_argument("--output", required=True, metavar="DIR", help="folder to write; what it has is not made again")
+    verb.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the tokens in the files; default: float32",
+    )
+    verb.add_argument("--shard_size", type=int, default=128, metavar="INT", help="clips in a file; default: 128")
+    verb.add_argument("--batch_size", type=int, default=16, metavar="INT", help="clips at once; default: 16")
+    verb.add_argument("--num_workers", type=int, default=0, metavar="INT", help="processes that read; default: 0")
+    verb.add_argument(
+        "--video_backend", default="pyav", choices=("pyav", "torchcodec", "decord"), help="decoder; default: pyav"
+    )
+    verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
+    add_roots(verb)
+    verb.set_defaults(run=features)
 
     verb = verbs.add_parser("search", help="find clips by text", allow_abbrev=False)
     verb.add_argument("model", metavar="MODEL", help="folder or hub name of a trained model")
@@ -241,6 +264,7 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
     """Adds the flags of a model in use."""
     verb.add_argument("--batch_size", type=int, default=16, metavar="INT", help="clips at once; default: 16")
     verb.add_argument("--num_workers", type=int, default=0, metavar="INT", help="processes that read; default: 0")
+    verb.add_argument("--features", metavar="DIR", help="what `features` wrote of this model: its towers do not run")
     verb.add_argument("--drop_modality", nargs="+", default=(), choices=MODALITIES, help="take clips as lacking these")
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
@@ -362,6 +386,41 @@ def encode(*, model: str, clips: list[str], out: str, **settings: Any) -> int:
     return 0
 
 
+def features(
+    *,
+    model: str,
+    manifests: list[str],
+    towers: list[str],
+    output: str,
+    dtype: str,
+    shard_size: int,
+    video_root: str | None,
+    audio_root: str | None,
+    text_root: str | None,
+    **settings: Any,
+) -> int:
+    """Keeps the tokens of frozen towers; 1 if clips cannot be read."""
+    import torch
+
+    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.inference import TowerFeatures
+    from simple_multimodal.models.distributed import leave_process_group
+
+    pipeline = TowerFeatures.from_pretrained(model, shows_progress=True, **settings)
+    roots = {"video_root": video_root, "audio_root": audio_root, "text_root": text_root}
+    datasets = [MultimodalDataset(path, modalities=(), **roots) for path in manifests]  # type: ignore[arg-type]
+    num_unreadable = 0
+    for tower in dict.fromkeys(towers):
+        report = pipeline.write(tower, datasets, output, shard_size=shard_size, dtype=getattr(torch, dtype))  # type: ignore[arg-type]
+        num_unreadable += len(report.unreadable)
+        if pipeline.state.is_main_process:
+            for message in report.unreadable:
+                print(f"not readable: {message}", file=sys.stderr)
+            print(f"{Path(output, tower)}: {report.num_clips} clips, {report.num_made} made now")
+    leave_process_group()
+    return 1 if num_unreadable else 0
+
+
 def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
     """Prints the clips found, one JSON object per line."""
     from simple_multimodal.inference import ClipIndex, Retriever
@@ -411,7 +470,10 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
     return 0
 
 
-PIPELINE_SETTINGS = ("batch_size", "num_workers", "drop_modality", "cache_dir", "index_dir", *BAD_SAMPLE_OPTIONS)
+PIPELINE_SETTINGS = (
+    *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir"),
+    *BAD_SAMPLE_OPTIONS,
+)
 
 
 def _pipeline(kind: Any, model: str, settings: dict[str, Any]) -> Any:

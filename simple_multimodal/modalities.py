@@ -17,5 +17,11 @@ INPUT_KEYS: dict[Modality, tuple[str, ...]] = {
 }
 """Batch entries that a modality's encoder reads, in the order of its `forward`."""
 
+TOKEN_KEYS: dict[Modality, tuple[str, str, str]] = {
+    modality: (f"{modality}_tokens", f"{modality}_token_mask", f"{modality}_token_seconds")
+    for modality in CLIP_MODALITIES
+}
+"""Batch entries that stand in for those of `INPUT_KEYS` where a frozen tower was run before: what it gave."""
+
 PRESENCE_KEYS: dict[Modality, str] = {modality: f"{modality}_mask" for modality in MODALITIES}
 """Batch entries, `bool` of shape `(batch_size,)`, that say which rows have the modality."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from simple_multimodal.data.bad_samples import BadSampleError, with_retries
+from simple_multimodal.data.features import ClipTokens, FeatureReader
 from simple_multimodal.data.in_flight import InFlight
 from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
@@ -103,6 +104,9 @@ class MultimodalCollator:
             Folder of stored frame indices; by default `simple_multimodal/frame_index` in the user's cache folder.
         label2id (`Mapping[str, int]`, *optional*):
             Number of each answer that the model knows; the batch then has `labels`.
+        features (`Mapping[str, FeatureReader]`, *optional*):
+            Tokens of frozen towers by modality. The batch has these (see [`FeatureReader.collate`]) in place of what
+            the tower would read; nothing of them is drawn in training.
 
     Raises:
         BadSampleError: From a call, if a file cannot be read; the message names the row. A file that vanished or whose
@@ -143,6 +147,7 @@ class MultimodalCollator:
         video_backend: str = "pyav",
         index_dir: str | None = None,
         label2id: Mapping[str, int] | None = None,
+        features: Mapping[Modality, FeatureReader] | None = None,
     ):
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"`num_threads` must be 1 or more, got {num_threads}; use `parallel=False` for none.")
@@ -158,6 +163,7 @@ class MultimodalCollator:
         self.video_backend = video_backend
         self.index_dir = index_dir
         self.label2id = label2id
+        self.features = dict(features or {})
         self.in_flight: InFlight | None = None  # where to note down which files are being read
         video = processor.video_processor
         self._backend: VideoBackend = get_video_backend(
@@ -204,11 +210,13 @@ class MultimodalCollator:
             read["text"] = lambda number: self._attempt(self._choose_caption, rows[number], "text")
         if "audio" in modalities:
             read["audio"] = lambda number: self._attempt(self._read_sound, rows[number], "audio")
-        if "video" in modalities:
+        if "video" in modalities and "video" not in self.features:
             videos = self.processor.video_processor.new_batch(len(rows))
             read["video"] = lambda number: self._attempt(
                 partial(self._read_clip, number=number, batch=videos), rows[number], "video"
             )
+        for modality in self.features:
+            read[modality] = partial(self._attempt_tokens, rows, modality)
         # Sounds one after the other beside the clips: the steps of decoding them are so short that two threads at it
         # would only take the interpreter from each other.
         sounds = self._start(lambda: [read["audio"](number) for number in numbers]) if "audio" in read else list
@@ -228,9 +236,11 @@ class MultimodalCollator:
         if "text" in read and not texts:
             texts = self._tokenize(found["text"])
         batch: dict[str, torch.Tensor] = dict(texts)
-        if "audio" in read:
+        if "audio" in read and "audio" not in self.features:
             batch |= self.processor.feature_extractor.collate(found["audio"])
         batch |= videos
+        for modality, reader in self.features.items():
+            batch |= reader.collate(found[modality])
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         if self.label2id is not None:
@@ -292,6 +302,15 @@ class MultimodalCollator:
     def _tokenize(self, captions: Sequence[str | None]) -> dict[str, torch.Tensor]:
         padding = "max_length" if self.pad_to_max_length else None
         return self.processor.tokenize(captions, max_length=self.max_seq_length, padding=padding)
+
+    def _attempt_tokens(
+        self, rows: Sequence[Row], modality: Modality, number: int
+    ) -> ClipTokens | BadSampleError | None:
+        """Tokens of a row's clip, where the row has one."""
+        row = rows[number]
+        if row[modality] is None or modality in self.drop_modalities:  # type: ignore[literal-required]
+            return None
+        return self._attempt(self.features[modality].read, row, modality)
 
     def _read_sound(self, row: Row) -> AudioFeatures | None:
         path = row["audio"]

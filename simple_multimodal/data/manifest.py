@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
@@ -220,6 +220,11 @@ class MultimodalDataset:
             yield from own
         if is_empty and problem is not None:
             raise problem
+
+    def relative_path(self, row: Row, modality: Modality) -> str:
+        """Path of a row's file of `"audio"` or `"video"`, relative to the root that its column has, with `/`."""
+        column = "video" if modality == "audio" and row["audio_is_sound_track"] else modality
+        return Path(cast(str, row[modality])).relative_to(self._roots[column]).as_posix()
 
     def clip_names(self) -> list[str]:
         """Names of the clips of all rows, without folder and extension, each once, in alphabetical order."""

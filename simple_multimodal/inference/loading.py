@@ -24,11 +24,13 @@ from simple_multimodal.data.bad_samples import (
 )
 from simple_multimodal.data.batch_reader import BatchReader, ListedRows, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.features import open_features
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES
+from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -89,9 +91,11 @@ class Pipeline:
             going on makes no sense.
         sample_timeout_seconds, loader_memory_gigabytes (`float`, *optional*, defaults to 120.0 and 4.0): with
             `num_workers`, what one file may take, see [`SupervisedReader`].
+        features (`str`, *optional*): folder that [`TowerFeatures`] wrote. Its towers do not run, and their files are
+            not read; every clip must have features.
 
     Raises:
-        ValueError: `max_bad_fraction` is no share.
+        ValueError: `max_bad_fraction` is no share, or the features are not this model's.
     """
 
     model_classes: dict[str, type[PreTrainedModel]]
@@ -111,6 +115,7 @@ class Pipeline:
         max_bad_fraction: float = MAX_BAD_FRACTION,
         sample_timeout_seconds: float = SAMPLE_TIMEOUT_SECONDS,
         loader_memory_gigabytes: float = LOADER_MEMORY_GIGABYTES,
+        features: str | os.PathLike[str] | None = None,
     ):
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
@@ -123,11 +128,17 @@ class Pipeline:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.shows_progress = shows_progress and self.state.is_main_process
+        readers = (
+            {}
+            if features is None
+            else open_features(features, self.model.tower_hash, processor, video_backend=video_backend)
+        )
         self.collator = MultimodalCollator(
             processor,
             drop_modalities=drop_modalities,  # type: ignore[arg-type]
             video_backend=video_backend,
             index_dir=index_dir,
+            features={m: reader for m, reader in readers.items() if m not in drop_modalities},
         )
 
     @classmethod
@@ -183,12 +194,11 @@ class Pipeline:
 
     def _key(self, rows: Sequence[Row]) -> str:
         limits = self.sample_timeout_seconds, self.loader_memory_gigabytes  # beyond which files are bad
-        settings = [self.collator.drop_modalities, self.collator.video_backend, limits]
+        dtypes = {modality: reader.dtype for modality, reader in self.collator.features.items()}
+        settings = [self.collator.drop_modalities, self.collator.video_backend, limits, dtypes]
         digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
         digest.update(self.model.config.to_json_string().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(hash_weights(self.model).encode())
         for row in rows:
             files = [path for path in (row["video"], row["audio"]) if path is not None]
             stats = [(path, *_size_and_time(path)) for path in files]
@@ -222,8 +232,11 @@ class Pipeline:
 
         Raises:
             MediaError: A file cannot be read, with `"fail"`; the message names it and its row.
-            ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read.
+            ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read; or a clip has no
+                features, where the model is used with some.
         """
+        for reader in self.collator.features.values():
+            reader.check_rows(rows)
         # A wrong folder is found before any file of it is waited for.
         self.check_bad_samples(self._absent(rows), len(rows), on_bad_sample)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]

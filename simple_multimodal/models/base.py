@@ -1,5 +1,7 @@
 """What every encoder offers: the contract that an adapter of a tower of `transformers` fulfils; and every model."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pickle import UnpicklingError
@@ -36,6 +38,15 @@ def load_weights(model_class: type[PreTrainedModel], name_or_path: str | os.Path
             f"{os.fspath(name_or_path)!r}: its pytorch_model.bin is damaged or holds code, so it was not loaded. Get "
             "the weights as model.safetensors, which holds tensors and nothing else."
         ) from error
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 of all parameters and saved buffers of a module, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class EncoderOutput(NamedTuple):
@@ -249,6 +260,16 @@ class TowerModel(PreTrainedModel):
     def towers(self) -> dict[str, nn.Module]:
         """The towers that the model has, and its `fusion`, by name."""
         return self.base_model.towers
+
+    def tower_hash(self, modality: Modality) -> str:
+        """SHA-256 of all that decides what the tower of `"audio"` or `"video"` makes of its input."""
+        tower_config = self.config.video_config if modality == "video" else self.config.audio_config
+        general = PreTrainedConfig().to_dict()  # of any model, such as the version that saved it
+        settings = {name: value for name, value in tower_config.to_dict().items() if name not in general}
+        if modality == "video":
+            settings |= {"image_mean": self.config.image_mean, "image_std": self.config.image_std}
+        weights = hash_weights(self.towers[modality])
+        return hashlib.sha256(json.dumps([weights, settings], sort_keys=True).encode()).hexdigest()
 
     def freeze(self, names: Sequence[str]) -> None:
         """Keep the weights of these towers (`text`, `audio`, `video`, `fusion`) as they are."""

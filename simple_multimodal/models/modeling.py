@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
-from simple_multimodal.modalities import CLIP_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, Modality
+from simple_multimodal.modalities import CLIP_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, TOKEN_KEYS, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
@@ -222,13 +222,16 @@ class MultimodalModel(MultimodalPreTrainedModel):
                     self.logit_bias[index] = found[0].logit_bias.squeeze()
 
     def encode(self, modality: Modality, batch: Batch, patch_mask: torch.Tensor | None = None) -> EncoderOutput:
-        """Run one tower. Tokens of rows that lack the modality are masked out.
+        """Run one tower, or take what it gave before. Tokens of rows that lack the modality are masked out.
 
         Args:
             modality (`str`): the tower to run.
-            batch (`dict[str, torch.Tensor]`): the collator's batch.
+            batch (`dict[str, torch.Tensor]`): the collator's batch, with the tower's inputs or its tokens.
             patch_mask (`torch.BoolTensor`, *optional*): patches to leave out (audio, video), see the encoder.
         """
+        if patch_mask is None and has_tokens(modality, batch):
+            tokens, mask, seconds = (batch[key] for key in TOKEN_KEYS[modality])
+            return EncoderOutput(tokens.to(self.dtype), mask, seconds)
         inputs = [batch[key] for key in INPUT_KEYS[modality]]
         output = self.encoder(modality)(*inputs) if patch_mask is None else self.encoder(modality)(*inputs, patch_mask)
         return output._replace(mask=output.mask & batch[PRESENCE_KEYS[modality]][:, None])
@@ -343,7 +346,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
             batch: entries as the collator makes them (see [`MultimodalCollator`]); those of a modality may be left
                 out.
         """
-        present = [m for m in self.config.modalities if INPUT_KEYS[m][0] in batch]
+        present = [m for m in self.config.modalities if INPUT_KEYS[m][0] in batch or has_tokens(m, batch)]
         outputs: dict[Modality, EncoderOutput] = {m: self.encode(m, batch) for m in present}
         embeds, clip = self.embed_all(outputs, {})
         fused = self.fusion.fuse(self.enter_fusion("text", outputs["text"]), clip) if "text" in outputs else None
@@ -354,6 +357,11 @@ class MultimodalModel(MultimodalPreTrainedModel):
             video_embeds=embeds.get("video"),
             clip_embeds=embeds.get("clip"),
         )
+
+
+def has_tokens(modality: Modality, batch: Batch) -> bool:
+    """Whether a batch has what the tower of a modality gave, instead of its inputs."""
+    return modality in TOKEN_KEYS and TOKEN_KEYS[modality][0] in batch
 
 
 def build_encoder(config: MultimodalConfig, modality: Modality) -> Encoder:

@@ -5,14 +5,16 @@ for it.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from transformers import AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
 
 from simple_multimodal.data.collator import PretrainingDraws
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
+from simple_multimodal.data.features import FeatureReader, open_features
+from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, load_alpro
@@ -30,6 +32,8 @@ from simple_multimodal.models.modeling import (
 from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.training.answering import answer_vocabulary
+
+logger = logging.get_logger(__name__)
 
 MODEL_CLASSES: dict[str, dict[str, type[TowerModel]]] = {
     MultimodalConfig.model_type: {
@@ -481,6 +485,64 @@ def build_draws(
     if "matching" in model.loss_weights:
         draws["vt_match_ratio"] = vt_match_ratio
     return PretrainingDraws(**draws)
+
+
+def load_features(
+    model: TowerModel,
+    processor: MultimodalProcessor,
+    datasets: Iterable[MultimodalDataset | None],
+    is_trained: bool,
+    *,
+    folder: str | os.PathLike | None,
+    video_backend: str,
+) -> dict[Modality, FeatureReader]:
+    """
+    Features that take the place of towers and of decoding for them, made sure to be those of this run.
+
+    Args:
+        model (`TowerModel`): after what is to be frozen was.
+        processor (`MultimodalProcessor`), video_backend (`str`): what would read clips.
+        datasets (`Iterable[MultimodalDataset | None]`): every row must have features, but for those whose file is
+            missing.
+        is_trained (`bool`): whether the model will be.
+        folder (`str`, *optional*): of the features; none if it is not given.
+
+    Raises:
+        ValueError: If they are of another tower, were read in another way, or are of files that were changed; if a
+            clip has none; if the run would train one of these towers, or has an objective that needs what it reads.
+    """
+    if folder is None:
+        return {}
+    readers = open_features(folder, model.tower_hash, processor, video_backend=video_backend)
+    weights = model.loss_weights if isinstance(model, MultimodalForPreTraining) else {}
+    for modality, reader in readers.items():
+        if is_trained and any(parameter.requires_grad for parameter in model.towers[modality].parameters()):
+            raise ValueError(
+                f"--features {folder} holds what the {modality} tower gave, but this run would train that tower. Add "
+                f"{modality} to --freeze, or leave --features out."
+            )
+        for name in weights:
+            if MASKED_OBJECTIVES.get(name) == modality:
+                raise ValueError(
+                    f"--features {folder} holds no input of the {modality} tower, which the objective {name} needs. "
+                    f"Pass --{name}_loss_weight 0, or leave --features out."
+                )
+        for dataset in datasets:
+            if dataset is not None:
+                reader.check_rows(_readable_rows(dataset))
+    video = processor.video_processor
+    if is_trained and "video" in readers and (video.random_crop or video.random_flip):
+        logger.warning(f"random_crop and random_flip change nothing: --features {folder} are of whole frames.")
+    return readers
+
+
+def _readable_rows(dataset: MultimodalDataset) -> Iterator[Row]:
+    """Rows whose files are there; the others are bad samples."""
+    for index in range(len(dataset)):
+        try:
+            yield dataset[index]
+        except (ValueError, OSError):
+            continue
 
 
 def convert_alpro(

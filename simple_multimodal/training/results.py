@@ -1,5 +1,6 @@
 """What a run leaves for people: the metrics file, the report page, and the model card."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,10 @@ def caption_texts(evaluation: RetrievalEvaluation, rows) -> list[str]:
 
 def frame_strip(trainer: MultimodalTrainer, row: Row) -> np.ndarray | None:
     """A few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`; `None` without video."""
-    batch = trainer.eval_collator([row])
+    collator = copy.copy(trainer.eval_collator)
+    # Pictures are wanted, and not what a tower made of them.
+    collator.features = {m: reader for m, reader in collator.features.items() if m != "video"}
+    batch = collator([row])
     if "video_mask" not in batch or not batch["video_mask"][0]:
         return None
     frames = batch[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)

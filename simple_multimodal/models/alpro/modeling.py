@@ -12,9 +12,9 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertLayer
 
-from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
+from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, TOKEN_KEYS, Modality
 from simple_multimodal.models.alpro.configuration import AlproConfig
-from simple_multimodal.models.base import TowerModel
+from simple_multimodal.models.base import EncoderOutput, TowerModel
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.fusion.crossformer import Clip, Stream, concatenate
 from simple_multimodal.models.gradient_caching import EncodedRows, encode_in_chunks, score_in_chunks
@@ -117,12 +117,16 @@ class AlproModel(AlproPreTrainedModel):
 
         Args:
             batch (`dict[str, torch.Tensor]`): `pixel_values_videos` of shape `(batch_size, num_frames, 3, height,
-                width)`, `uint8` or already normalised, and optionally `video_mask` of shape `(batch_size,)`.
+                width)`, `uint8` or already normalised, and optionally `video_mask` of shape `(batch_size,)`; or what
+                this method gave for them before, under `TOKEN_KEYS`.
 
         Returns:
             [`Stream`] of `1 + num_patches` tokens: [CLS], then the patches row by row. Those of a row without video
             are masked.
         """
+        states_key, mask_key, _ = TOKEN_KEYS["video"]
+        if states_key in batch:
+            return Stream(batch[states_key].to(self.dtype), batch[mask_key])
         pixels = batch["pixel_values_videos"]
         num_frames = pixels.shape[1]
         self.check_inputs("video", num_frames, *pixels.shape[-2:])
@@ -132,6 +136,12 @@ class AlproModel(AlproPreTrainedModel):
         patches = tokens[:, 1:].unflatten(1, (-1, num_frames)).mean(dim=2)  # time is the fast axis
         states = torch.cat([tokens[:, :1], patches], dim=1)  # (batch, 1 + patches, hidden)
         return Stream(states, is_present(batch, "video")[:, None].expand(states.shape[:2]))
+
+    def encode(self, modality: Modality, batch: Batch) -> EncoderOutput:
+        """[`encode_video`] under the name that every model with a tower of `modality` has; its tokens have no time."""
+        assert modality == "video"
+        states, mask = self.encode_video(batch)
+        return EncoderOutput(states, mask, None)
 
     def fuse(self, text: Stream, clip: Clip) -> torch.Tensor:
         """The text's [CLS] after the fusion layers, `(batch_size, hidden_size)`, from what the encoders returned."""

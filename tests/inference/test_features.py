@@ -1,0 +1,319 @@
+"""Tests of running towers once: what is kept, what goes on after a kill, and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from simple_multimodal.cli import main
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.features import open_features
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.inference import QuestionAnswerer, Retriever, TowerFeatures
+from tests.inference.conftest import NUM_CLIPS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(scope="module")
+def manifest(clips) -> Path:
+    """Row 3 has no sound, row 4 no video, row 1 is a part of its file; the last row shows the clip of the first."""
+    rows = [
+        {"id": str(n), "caption": "a cat", "video": f"video/{n}.mp4", "audio": f"audio/{n}.wav"}
+        for n in range(NUM_CLIPS)
+    ]
+    rows[1]["start_seconds"] = 0.1
+    rows[3]["audio"] = rows[4]["video"] = ""
+    rows.append({"id": "twice", "caption": "the same clip", "video": "video/0.mp4", "audio": "audio/0.wav"})
+    path = clips / "features.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(manifest) -> MultimodalDataset:
+    return MultimodalDataset(manifest)
+
+
+@pytest.fixture(scope="module")
+def maker(retrieval_model) -> TowerFeatures:
+    return TowerFeatures.from_pretrained(retrieval_model, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def written(maker, dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    for tower in ("audio", "video"):
+        report = maker.write(tower, [dataset], folder, shard_size=4)
+        assert report == (6, 6, [])
+    return folder
+
+
+def read(folder: Path, pipeline) -> dict:
+    return open_features(folder, pipeline.model.tower_hash, pipeline.processor, video_backend="pyav")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Tensors and index of one tower."""
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors |= {f"{path.name} {name}": file.get_tensor(name).numpy().tobytes() for name in sorted(file.keys())}
+    return tensors | {"index": (folder / "index.json").read_bytes()}
+
+
+def test_tokens_are_what_the_towers_give(maker, written, dataset):
+    rows = list(dataset)
+    batch = MultimodalCollator(maker.processor)(rows)
+    kept = MultimodalCollator(maker.processor, features=read(written, maker))(rows)
+    assert "pixel_values_videos" not in kept and "audio_values" not in kept
+    for modality in ("audio", "video"):
+        assert torch.equal(kept[f"{modality}_mask"], batch[f"{modality}_mask"])
+        with torch.no_grad():
+            live = maker.model.base_model.encode(modality, batch)
+            given = maker.model.base_model.encode(modality, kept)
+        length = given.mask.shape[1]
+        assert torch.equal(given.mask, live.mask[:, :length]) and not live.mask[:, length:].any()
+        real = given.mask[..., None]
+        torch.testing.assert_close(given.tokens * real, live.tokens[:, :length] * real, atol=1e-5, rtol=0)
+        torch.testing.assert_close(given.seconds * given.mask, live.seconds[:, :length] * given.mask)
+
+
+def test_an_index_names_each_clip_once(written, clips):
+    index = json.loads((written / "video/index.json").read_text())
+    assert [clip["path"] for clip in index["clips"]] == [f"video/{n}.mp4" for n in (0, 1, 2, 3, 5, 6)]
+    assert [(clip["shard"], clip["row"]) for clip in index["clips"]][3:5] == [
+        ("00000.safetensors", 3),
+        ("00001.safetensors", 0),
+    ]
+    found = (clips / "video/1.mp4").stat()
+    clip = index["clips"][1]
+    assert (clip["start_seconds"], clip["end_seconds"]) == (0.1, None)
+    assert (clip["size"], clip["mtime_ns"]) == (found.st_size, found.st_mtime_ns)
+    assert index["fingerprint"]["num_frames"] == 2 and index["fingerprint"]["video_backend"] == "pyav"
+    assert json.loads((written / "audio/index.json").read_text())["fingerprint"]["num_mel_bins"] == 16
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_takes_half_the_room(maker, written, dataset, tmp_path, dtype):
+    maker.write("video", [dataset], tmp_path, shard_size=4, dtype=getattr(torch, dtype))
+    whole, half = (read(folder, maker)["video"] for folder in (written, tmp_path))
+    assert half.read(dataset[0]).tokens.nbytes == whole.read(dataset[0]).tokens.nbytes / 2
+    batches = [reader.collate([reader.read(dataset[0]), None]) for reader in (whole, half)]
+    assert batches[1]["video_tokens"].dtype == torch.float32
+    torch.testing.assert_close(*(batch["video_tokens"] for batch in batches), atol=0.05, rtol=0.01)
+    with pytest.raises(ValueError, match=f"something else: dtype '{dtype}' there and 'float32' here"):
+        maker.write("video", [dataset], tmp_path)
+
+
+def test_nothing_is_run_twice_and_manifests_can_be_added(maker, clips, dataset, tmp_path, monkeypatch):
+    first = MultimodalDataset(dataset.manifest_file, max_samples=3)
+    assert maker.write("video", [first], tmp_path, shard_size=2) == (3, 3, [])
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("video/*.safetensors")}
+    assert maker.write("video", [dataset], tmp_path, shard_size=2) == (6, 3, [])
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("video/*.safetensors")}
+    assert sorted(after) == [f"0000{n}.safetensors" for n in range(4)] and after == after | before
+    read(tmp_path, maker)["video"].check_rows(dataset)
+    monkeypatch.setattr(TowerFeatures, "_encode", None)
+    assert maker.write("video", [dataset], tmp_path, shard_size=2) == (6, 0, [])
+
+
+def test_an_interrupted_call_goes_on(maker, written, dataset, tmp_path, monkeypatch):
+    plain, encoded = TowerFeatures._encode, []
+
+    def counted(self, *args):
+        if len(encoded) == ends_at:
+            raise Interrupted
+        encoded.append(args)
+        return plain(self, *args)
+
+    monkeypatch.setattr(TowerFeatures, "_encode", counted)
+    ends_at = 2
+    with pytest.raises(Interrupted):
+        maker.write("video", [dataset], tmp_path, shard_size=4)
+    assert [path.name for path in tmp_path.glob("video/*")] == ["00000.safetensors"]
+    with pytest.raises(ValueError, match="holds no features that can be read"):
+        read(tmp_path, maker)
+    ends_at = None
+    assert maker.write("video", [dataset], tmp_path, shard_size=4) == (6, 2, [])
+    assert len(encoded) == 3 and contents(tmp_path / "video") == contents(written / "video")
+
+
+def test_a_killed_process_leaves_whole_files(maker, written, retrieval_model, manifest, tmp_path):
+    code = (
+        "import os, signal; from simple_multimodal.inference import features; from simple_multimodal.cli import main\n"
+    )
+    code += "def kill(path, clips, made_of):\n"
+    code += "    plain(path, clips, made_of) if '00000' in path.name else os.kill(os.getpid(), signal.SIGKILL)\n"
+    code += "plain, features._save_shard = features._save_shard, kill\nmain()"
+    words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
+    words += ["--shard_size", "4", "--batch_size", "2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    shard = tmp_path / "video/00000.safetensors"
+    assert [path.name for path in shard.parent.iterdir()] == [shard.name]
+    (shard.parent / "00001.safetensors.123.tmp").write_bytes(shard.read_bytes()[:-1])
+    (shard.parent / "00007.safetensors").write_bytes(shard.read_bytes()[:-1])  # of a disk that lost power
+    assert maker.write("video", [MultimodalDataset(manifest)], tmp_path, shard_size=4) == (6, 2, [])
+    assert contents(tmp_path / "video") == contents(written / "video")
+    assert sorted(path.suffix for path in shard.parent.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+def test_several_processes_share_the_clips(retrieval_model, manifest, written, maker, dataset, tmp_path):
+    words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
+    words += ["--shard_size", "4", "--batch_size", "2", "--num_workers", "1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29717"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    launch += ["-m", "simple_multimodal"]
+    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{tmp_path / 'video'}: 6 clips, 6 made now"
+    assert contents(tmp_path / "video") == contents(written / "video")
+
+
+def test_the_verb_says_what_cannot_be_read(retrieval_model, clips, tmp_path, capsys):
+    folder = tmp_path / "clips"
+    shutil.copytree(clips / "video", folder)
+    (folder / "1.mp4").write_bytes(b"no video")
+    manifest = tmp_path / "clips/train.csv"
+    manifest.write_text("video,caption\n0.mp4,a\n1.mp4,b\n2.mp4,c\nmissing.mp4,d\n")
+    words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path / "out")]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "video: 2 clips, 2 made now" in said.out
+    assert "not readable: '1'" in said.err and "1.mp4" in said.err and "missing.mp4 does not exist" in said.err
+    retriever = Retriever.from_pretrained(retrieval_model, features=tmp_path / "out", drop_modalities=["audio"])
+    reader, dataset = retriever.collator.features["video"], MultimodalDataset(manifest)
+    reader.check_rows([dataset[n] for n in range(3)])  # a file that cannot be read is no surprise in training
+    with pytest.raises(ValueError, match=r"1\.mp4"):
+        reader.read(dataset[1])
+    shutil.copy(clips / "video/1.mp4", folder / "1.mp4")
+    manifest.write_text("video,caption\n1.mp4,b\n")
+    assert main(words) == 0 and "1 clips, 1 made now" in capsys.readouterr().out
+
+
+def test_models_give_the_same_with_features(retrieval_model, maker, written, dataset, monkeypatch):
+    plain = Retriever.from_pretrained(retrieval_model, batch_size=3)
+    kept = Retriever.from_pretrained(retrieval_model, batch_size=3, features=written)
+    expected = plain.index(dataset)
+    monkeypatch.setattr(MultimodalCollator, "_read_clip", None)
+    monkeypatch.setattr(MultimodalCollator, "_read_sound", None)
+    index = kept.index(dataset)
+    assert index.ids == expected.ids
+    torch.testing.assert_close(index.embeds, expected.embeds, atol=1e-5, rtol=0)
+
+
+def test_questions_are_answered_from_features(question_model, questions, clips, tmp_path):
+    words = ["features", question_model, str(questions), "--tower", "audio", "video", "--output", str(tmp_path)]
+    assert main(words) == 0
+    for question in ("what is it?", ["what is it?", "who is there?"]):
+        clip = clips / "video/1.mp4"
+        answers = [
+            QuestionAnswerer.from_pretrained(question_model, features=folder).answer(question, clip, top_k=9)
+            for folder in (None, tmp_path)
+        ]
+        for plain, kept in zip(*(answers if isinstance(question, list) else [[a] for a in answers]), strict=True):
+            assert [a.text for a in plain] == [a.text for a in kept]
+            assert [a.probability for a in kept] == pytest.approx([a.probability for a in plain], abs=1e-5)
+
+
+def test_infer_takes_features(retrieval_model, data, tmp_path):
+    from tests.inference.conftest import unseen
+
+    model = unseen(retrieval_model, tmp_path)
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("video\n" + "".join(f"{n}.mp4\n" for n in range(NUM_CLIPS)))
+    words = ["--video_root", str(data / "msrvtt_ret/videos"), "--output", str(tmp_path / "kept")]
+    assert main(["features", model, str(manifest), "--tower", "video", *words]) == 0
+    metrics = []
+    for flags in ([], ["--features", str(tmp_path / "kept")]):
+        output = tmp_path / f"out{len(metrics)}"
+        assert main(["infer", model, str(data / "msrvtt_ret"), "--output_dir", str(output), *flags]) == 0
+        metrics.append(json.loads((output / "metrics.json").read_text())["metrics"])
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-5)
+
+
+def test_a_moved_folder_is_found_and_a_changed_file_refused(retrieval_model, written, clips, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(clips, moved)  # with times
+    retriever = Retriever.from_pretrained(retrieval_model, features=written)
+    dataset = MultimodalDataset(moved / "features.jsonl")
+    rows = retriever.rows(dataset)
+    assert len(retriever.index_rows(rows).ids) == NUM_CLIPS
+    os.utime(moved / "video/5.mp4")
+    with pytest.raises(ValueError, match=r"1 rows have no features.*row 5 \(id '5'\).*5\.mp4' was changed after"):
+        retriever.index_rows(rows)
+
+
+def test_a_clip_without_features_is_refused(retrieval_model, written, clips, data):
+    retriever = Retriever.from_pretrained(retrieval_model, features=written, drop_modalities=["audio"])
+    with pytest.raises(ValueError, match=r"1 rows have no features.*video/4\.mp4' is not among them.*`simple-mult"):
+        retriever.index([clips / "video/3.mp4", clips / "video/4.mp4"])
+    with pytest.raises(ValueError, match="1 rows have no features"):  # another segment of that file
+        retriever.index([clips / "video/1.mp4"])
+
+
+def test_another_tower_and_other_frames_are_refused(retrieval_model, written, dataset, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(retrieval_model, other, ignore=shutil.ignore_patterns("checkpoint-*"))
+    retriever = Retriever.from_pretrained(other, features=written)
+    retriever_hash = {tower: retriever.model.tower_hash(tower) for tower in ("audio", "video")}.__getitem__
+    with torch.no_grad():
+        next(retriever.model.towers["fusion"].parameters()).add_(0.5)
+    retriever.model.save_pretrained(other)
+    Retriever.from_pretrained(other, features=written)  # another fusion does not matter
+    with torch.no_grad():
+        next(retriever.model.towers["video"].parameters()).add_(0.5)
+    retriever.model.save_pretrained(other)
+    with pytest.raises(ValueError, match="something else: other weights or another configuration of the tower"):
+        Retriever.from_pretrained(other, features=written)
+    with pytest.raises(ValueError, match="something else: other weights or another configuration of the tower"):
+        TowerFeatures.from_pretrained(other).write("video", [dataset], written)
+
+    path = Path(retrieval_model, "processor_config.json")
+    settings = json.loads(path.read_text())
+    settings["video_processor"] |= {"frame_sampling": "dense", "random_flip": True}
+    shutil.copytree(retrieval_model, tmp_path / "dense", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (tmp_path / "dense/processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="something else: frame_sampling 'uniform' there and 'dense' here"):
+        Retriever.from_pretrained(tmp_path / "dense", features=written)
+    with pytest.raises(ValueError, match="video_backend 'pyav' there and 'decord' here"):
+        open_features(
+            written, retriever_hash, Retriever.from_pretrained(retrieval_model).processor, video_backend="decord"
+        )
+
+
+@pytest.mark.parametrize(
+    ("tower", "rows", "message"),
+    [
+        ("video", "audio\naudio/0.wav\n", "No row of the manifests has video that can be read"),
+        ("video", "video\nfeatures.jsonl\n", "None of the clips can be read"),
+    ],
+)
+def test_nothing_to_keep_is_an_error(maker, clips, tmp_path, tower, rows, message):
+    (tmp_path / "rows.csv").write_text(rows)
+    dataset = MultimodalDataset(tmp_path / "rows.csv", video_root=clips, audio_root=clips, modalities=())
+    with pytest.raises(ValueError, match=message):
+        maker.write(tower, [dataset], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_has_no_tower_of_what_it_does_not_take(maker, dataset, tmp_path):
+    with pytest.raises(ValueError, match="There is no smell tower: this model has text, audio, video"):
+        maker.write("smell", [dataset], tmp_path)
+    with pytest.raises(ValueError, match="A shard has 1 clip or more, got 0"):
+        maker.write("video", [dataset], tmp_path, shard_size=0)
+    with pytest.raises(ValueError, match="holds no features of what this model takes"):
+        read(tmp_path, maker)
