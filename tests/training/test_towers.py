@@ -121,7 +121,7 @@ def test_two_steps_of_training(start, folders, tmp_path, kind):
     assert np.isfinite(metrics["train_loss"]) and np.isfinite(metrics["eval_loss"])
     report = json.loads((tmp_path / "out/all_results.json").read_text())
     losses = {key.removeprefix("eval_") for key in report if key.startswith("eval_") and key.endswith("_loss")}
-    assert losses == {"contrastive_tav_loss", "matching_loss"}  # a clip is what the one tower makes of it
+    assert losses == {"loss", "contrastive_tav_loss", "matching_loss"}  # a clip is what the one tower makes of it
     trained = MultimodalForRetrieval.from_pretrained(tmp_path / "out")
     stock = STOCK_MODELS[kind].from_pretrained(folders[kind])
     name = "audio_projection.linear2.weight" if kind == "clap" else "encoder.layers.0.self_attn.v_proj.weight"
