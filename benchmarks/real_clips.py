@@ -29,8 +29,8 @@ SETTINGS = (
     "--do_train True --per_device_train_batch_size 18 --adam_beta2 0.98 --warmup_steps 0.1 --lr_scheduler_type cosine "
     "--save_strategy no --logging_steps 50 --disable_tqdm True --use_cpu True"
 ).split()
-FINE_TUNING = {
-    "retrieval": "--task retrieval --num_train_epochs 100 --learning_rate 1e-3".split(),
+FINE_TUNING = {  # matching needs thousands of steps: on features of frozen towers these take minutes
+    "retrieval": "--task retrieval --freeze audio video --num_train_epochs 3000 --learning_rate 1e-3".split(),
     "question_answering": "--task question_answering --num_train_epochs 100 --learning_rate 1e-3".split(),
 }
 CONDITIONS: dict[str, tuple[str, list[str]]] = {
@@ -119,6 +119,10 @@ def main() -> None:
             run(*tool, "pack", prepared / "train.jsonl", prepared / "packed", "--video_root", videos)
             kind = "question_answering" if task.endswith("_qa") else "retrieval"
             train = ["--train_file", prepared / "packed" / "train.jsonl", "--output_dir", model]
+            if kind == "retrieval":
+                features = ["--output", prepared / "features", "--tower", "video", "audio"]
+                run(*tool, "features", options.model, prepared / "packed" / "train.jsonl", *features)
+                train += ["--features", prepared / "features"]
             run(python, "train.py", "--model_name_or_path", options.model, *train, *SETTINGS, *FINE_TUNING[kind])
         results[task] = {}
         for split in ("train", "test"):
