@@ -30,7 +30,7 @@ SETTINGS = (
     "--save_strategy no --logging_steps 50 --disable_tqdm True --use_cpu True"
 ).split()
 FINE_TUNING = {  # matching needs thousands of steps: on features of frozen towers these take minutes
-    "retrieval": "--task retrieval --freeze audio video --num_train_epochs 3000 --learning_rate 1e-3".split(),
+    "retrieval": "--task retrieval --freeze audio video --num_train_epochs 2000 --learning_rate 1e-3".split(),
     "question_answering": "--task question_answering --num_train_epochs 100 --learning_rate 1e-3".split(),
 }
 CONDITIONS: dict[str, tuple[str, list[str]]] = {
@@ -115,14 +115,23 @@ def main() -> None:
         if not (model / "model.safetensors").exists():
             benchmark = task.removesuffix("_ret")
             run(*tool, "prepare", benchmark, "--annotations", data / task, "--output", prepared, accepts=(0, 1))
-            videos = data / task / "videos"
-            run(*tool, "pack", prepared / "train.jsonl", prepared / "packed", "--video_root", videos)
+            train = ["--output_dir", model]
+            if task.endswith("_qa"):
+                run(
+                    *tool,
+                    "pack",
+                    prepared / "train.jsonl",
+                    prepared / "packed",
+                    "--video_root",
+                    data / task / "videos",
+                )
+                train += ["--train_file", prepared / "packed" / "train.jsonl"]
+            else:
+                rows = [prepared / "train.jsonl", "--video_root", data / task / "videos"]
+                features = prepared / "features"
+                run(*tool, "features", options.model, *rows, "--tower", "video", "audio", "--output", features)
+                train += ["--train_file", *rows, "--features", features]
             kind = "question_answering" if task.endswith("_qa") else "retrieval"
-            train = ["--train_file", prepared / "packed" / "train.jsonl", "--output_dir", model]
-            if kind == "retrieval":
-                features = ["--output", prepared / "features", "--tower", "video", "audio"]
-                run(*tool, "features", options.model, prepared / "packed" / "train.jsonl", *features)
-                train += ["--features", prepared / "features"]
             run(python, "train.py", "--model_name_or_path", options.model, *train, *SETTINGS, *FINE_TUNING[kind])
         results[task] = {}
         for split in ("train", "test"):

@@ -193,7 +193,7 @@ class FeatureReader:
         """The key of a row's clip, whatever folder its root is."""
         path = cast(str, row[self.modality])
         parts = PurePath(path).parts
-        names = ("/".join(parts[first:]) for first in range(1, len(parts)))
+        names = ("/".join(parts[first:]) for first in range(len(parts)))
         bare = ClipKey.of(row, self.modality, "")
         keys = [key for name in names if (key := bare._replace(path=name))[:3] in self._known]
         for key in keys:

@@ -126,6 +126,7 @@ class Encoder(nn.Module):
         logit_scale_name: what a composite checkpoint calls the logarithm of its inverse temperature.
         contrastive_form: the contrastive loss that the embedding comes from.
         decoder_class: the decoder of the masked objective, built from the same config; `None`: there is none.
+        tokens_are_all: whether a model takes nothing of it but tokens; not so of an embedding or number of steps.
         uses_own_processor: whether tokenizer, sound or picture settings come from the tower's checkpoint where no
             other source is named.
         late_embeddings: how names of parameters start that are embeddings, but registered after the layers.
@@ -142,6 +143,7 @@ class Encoder(nn.Module):
     logit_scale_name: ClassVar[str] = "logit_scale"
     contrastive_form: ClassVar[ContrastiveForm] = "softmax"
     decoder_class: ClassVar[type[PreTrainedModel] | None] = None
+    tokens_are_all: ClassVar[bool] = True
     uses_own_processor: ClassVar[bool] = False
     late_embeddings: ClassVar[tuple[str, ...]] = ()
 
@@ -262,7 +264,17 @@ class TowerModel(PreTrainedModel):
         return self.base_model.towers
 
     def tower_hash(self, modality: Modality) -> str:
-        """SHA-256 of all that decides what the tower of `"audio"` or `"video"` makes of its input."""
+        """
+        SHA-256 of all that decides what tokens the tower of `"audio"` or `"video"` makes of its input.
+
+        Raises:
+            ValueError: If a model takes more of that tower than tokens, so that features cannot stand for it.
+        """
+        if not getattr(self.towers[modality], "tokens_are_all", True):
+            raise ValueError(
+                f"There are no features of a {self.towers[modality].config.model_type!r} tower: they would hold its "
+                "tokens and lack its embedding. Use the tower itself, frozen or not."
+            )
         tower_config = self.config.video_config if modality == "video" else self.config.audio_config
         general = PreTrainedConfig().to_dict()  # of any model, such as the version that saved it
         settings = {name: value for name, value in tower_config.to_dict().items() if name not in general}

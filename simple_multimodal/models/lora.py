@@ -120,7 +120,11 @@ def _linear_layers(model: TowerModel, tower: str) -> list[str]:
     return [
         name.removesuffix(".base_layer")
         for name, module in model.base_model.named_modules()
-        if module in inside and isinstance(module, nn.Linear) and ".lora_" not in name
+        if module in inside
+        and isinstance(module, nn.Linear)
+        and ".lora_" not in name
+        # `nn.MultiheadAttention` reads the weight of this one and never calls it: an adapter would do nothing.
+        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
     ]
 
 

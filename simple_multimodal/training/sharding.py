@@ -27,10 +27,12 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
         shard.unshard()
-    yield
-    for shard in shards:
-        shard.reshard()
-        shard.set_reshard_after_forward(shard is not model, recurse=False)  # as accelerate
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.reshard()
+            shard.set_reshard_after_forward(shard is not model, recurse=False)  # as accelerate
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Any]) -> None:

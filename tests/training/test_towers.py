@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from simple_multimodal.inference import Retriever
 from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.models.lora import find_targets
 from tests.models.tiny_towers import STOCK_MODELS, write_checkpoint
 from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run
 
@@ -89,6 +90,10 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     assert "matching" not in retriever.model.loss_weights and not any("matching" in name for name in metrics)
 
     folder = clips / ("audio" if kind == "clap" else "video")
+    with pytest.raises(ValueError, match="There are no features of a .* tower: .* lack its embedding"):
+        retriever.model.tower_hash(CLIP_MODALITY[kind])
+    # Pooling heads of SigLIP never call the projection that they have.
+    assert not any("head" in name for name in find_targets(retriever.model, [CLIP_MODALITY[kind]], []))
     rows = retriever.rows(folder)
     index = retriever.index(folder)
     expected = stock_similarities(kind, folders[kind], retriever, rows)

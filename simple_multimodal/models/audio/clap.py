@@ -41,6 +41,7 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
     pretrained_names = {"audio_model.": "encoder.", "audio_projection.": "encoder.audio_projection."}
     other_names = ("text_model.", "text_projection.", "logit_scale_")
     logit_scale_name = "logit_scale_t"
+    tokens_are_all = False
     uses_own_processor = True
 
     def __init__(self, config: ClapAudioConfig):

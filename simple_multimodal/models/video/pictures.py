@@ -32,6 +32,7 @@ class PictureEncoder(Encoder):
 
     modality = "video"
     sub_config = "vision_config"
+    tokens_are_all = False
     uses_own_processor = True
 
     def __init__(
