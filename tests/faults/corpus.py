@@ -285,7 +285,8 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
         yield made(folder / name, "refused", size == 2**40)
     os.mkfifo(folder / "pipe.mp4")
     yield Case("file/pipe", "media", folder / "pipe.mp4", "refused", True)
-    for name, path in (("device", "/dev/zero"), ("folder", str(folder)), ("absent", str(folder / "absent.mp4"))):
+    (folder / "folder.mp4").mkdir()
+    for name, path in (("device", "/dev/zero"), ("folder", folder / "folder.mp4"), ("absent", folder / "absent.mp4")):
         yield Case(f"file/{name}", "media", Path(path), "refused", True)
 
 
