@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
+import train
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training import tiny_run
 
@@ -49,3 +50,22 @@ def interrupted_after(monkeypatch):
 
     original = MultimodalTrainer.__init__
     return interrupt
+
+
+@pytest.fixture
+def trainers(monkeypatch) -> list[MultimodalTrainer]:
+    """The trainers that runs of this test make, in their order; each keeps the gradients of its last step."""
+    made = []
+
+    class KeepGradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            model.kept = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    class KeptTrainer(MultimodalTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.add_callback(KeepGradients())
+            made.append(self)
+
+    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
+    return made

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
-import train
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.inference import TowerFeatures
@@ -57,25 +55,6 @@ def again(start, saved):
         return [*start, *flags(**(settings | values))]
 
     return again
-
-
-@pytest.fixture
-def trainers(monkeypatch) -> list[MultimodalTrainer]:
-    """The trainers that runs of this test make; each keeps the gradients of its last step."""
-    made = []
-
-    class KeepGradients(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            model.kept = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    class KeptTrainer(MultimodalTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.add_callback(KeepGradients())
-            made.append(self)
-
-    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
-    return made
 
 
 def logged(trainer: MultimodalTrainer, ending: str = "loss") -> list[dict[str, float]]:

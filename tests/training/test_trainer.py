@@ -7,31 +7,11 @@ import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 import train
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
-
-
-@pytest.fixture
-def trainers(monkeypatch) -> list[MultimodalTrainer]:
-    """The trainers that runs of this test make, in their order; each keeps the gradients of its last step."""
-    made = []
-
-    class KeepGradients(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            model.kept = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    class KeptTrainer(MultimodalTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.add_callback(KeepGradients())
-            made.append(self)
-
-    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
-    return made
 
 
 def logged(trainer: MultimodalTrainer) -> list[dict[str, float]]:
