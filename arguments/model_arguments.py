@@ -273,7 +273,7 @@ class ModelArguments:
         metadata={
             "group": "Objectives",
             "help": "Share of the negative clips that are drawn by similarity, 0 to 1, instead of any clip of the "
-            "batch; 0.5 when not given, ALPRO 1.",
+            "batch; 1 when not given.",
         },
     )
     share_masked_pass: bool = field(

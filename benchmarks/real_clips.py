@@ -30,7 +30,9 @@ SETTINGS = (
     "--save_strategy no --logging_steps 50 --disable_tqdm True --use_cpu True"
 ).split()
 FINE_TUNING = {  # matching needs thousands of steps: on features of frozen towers these take minutes
-    "retrieval": "--task retrieval --freeze audio video --num_train_epochs 2000 --learning_rate 1e-3".split(),
+    "retrieval": (
+        "--task retrieval --freeze audio video --num_train_epochs 2000 --learning_rate 1e-3 --hard_negative_ratio 0.5"
+    ).split(),
     "question_answering": "--task question_answering --num_train_epochs 100 --learning_rate 1e-3".split(),
 }
 CONDITIONS: dict[str, tuple[str, list[str]]] = {

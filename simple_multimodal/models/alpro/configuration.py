@@ -32,8 +32,7 @@ class AlproConfig(PreTrainedConfig):
         contrastive_tv_loss_weight, matching_loss_weight (`float`, *optional*, default to 1.0):
             Weight of each objective of retrieval; 0 leaves it out.
         hard_negative_ratio (`float`, *optional*, defaults to 1.0):
-            Share of the negatives of matching that are drawn by similarity, as ALPRO draws all of them; the others
-            are any clips of the batch.
+            As in [`MultimodalConfig`].
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new heads.
         lora (`dict`, *optional*):
