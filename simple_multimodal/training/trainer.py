@@ -194,7 +194,10 @@ class MultimodalTrainer(Trainer):
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self.add_callback(RunSummary(run_record))
         elif model.config.lora is not None:
-            raise ValueError("LoRA works on one device or with data parallelism, not with FSDP or DeepSpeed.")
+            raise ValueError(
+                "LoRA needs the whole model in every process: without FSDP and DeepSpeed. Leave --lora_rank out, or "
+                "start one process per device with torchrun or accelerate launch (configs/accelerate/multi_gpu.yaml)."
+            )
 
     # ---- Data ----
     def _reader(
@@ -674,7 +677,10 @@ class MultimodalTrainer(Trainer):
         problem = decide_in_first_process(lambda: problem_of(self.state.best_model_checkpoint))
         if problem is not None:
             raise OSError(f"The best checkpoint, {self.state.best_model_checkpoint}, is not whole: {problem}.")
-        super()._load_best_model()
+        if self.is_fsdp_enabled:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
