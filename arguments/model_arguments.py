@@ -315,7 +315,7 @@ class ModelArguments:
         if both := [name for name in self.lora_towers if name in self.freeze]:
             raise ValueError(
                 f"--freeze and --lora_towers both name {', '.join(both)}. LoRA keeps the weights of a tower, too, and "
-                "trains adapters in it: name each in one of the two."
+                "trains adapters in it: name each in one of the two; in --freeze, if --features are to stand for it."
             )
 
     @property

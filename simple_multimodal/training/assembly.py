@@ -457,6 +457,11 @@ def choose_trained(model: TowerModel, freeze: Sequence[str], lora: Mapping | Non
         )
     if lora is not None:
         towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
+        if not towers:
+            raise ValueError(
+                f"--lora_rank has no tower to put adapters into: --freeze names {', '.join(freeze)}. Take a tower out "
+                "of it, name the fusion in --lora_towers, or leave --lora_rank out."
+            )
         add_lora(model, **{**lora, "towers": towers})
     elif model.config.lora is not None:
         merge_lora(model)
@@ -513,14 +518,20 @@ def load_features(
     """
     if folder is None:
         return {}
-    readers = open_features(folder, model.tower_hash, processor, video_backend=video_backend)
+
+    def frozen_tower_hash(modality: Modality) -> str:
+        names = [name for name, parameter in model.towers[modality].named_parameters() if parameter.requires_grad]
+        if is_trained and names:
+            what = "train LoRA adapters in that tower" if ".lora_" in names[0] else "train that tower"
+            raise ValueError(
+                f"--features {folder} holds what the {modality} tower gave, but this run would {what}. Add "
+                f"{modality} to --freeze (and to no --lora_towers), or leave --features out."
+            )
+        return model.tower_hash(modality)
+
+    readers = open_features(folder, frozen_tower_hash, processor, video_backend=video_backend)
     weights = model.loss_weights if isinstance(model, MultimodalForPreTraining) else {}
     for modality, reader in readers.items():
-        if is_trained and any(parameter.requires_grad for parameter in model.towers[modality].parameters()):
-            raise ValueError(
-                f"--features {folder} holds what the {modality} tower gave, but this run would train that tower. Add "
-                f"{modality} to --freeze, or leave --features out."
-            )
         for name in weights:
             if MASKED_OBJECTIVES.get(name) == modality:
                 raise ValueError(
@@ -531,8 +542,17 @@ def load_features(
             if dataset is not None:
                 reader.check_rows(_readable_rows(dataset))
     video = processor.video_processor
-    if is_trained and "video" in readers and (video.random_crop or video.random_flip):
-        logger.warning(f"random_crop and random_flip change nothing: --features {folder} are of whole frames.")
+    if is_trained and "video" in readers:
+        drawn = {
+            "random_crop": video.random_crop,
+            "random_flip": video.random_flip,
+            f"frame_sampling {video.train_frame_sampling}": video.train_frame_sampling != video.frame_sampling,
+        }
+        if unused := [name for name, is_on in drawn.items() if is_on]:
+            logger.warning(
+                f"Without effect: {', '.join(unused)}. --features {folder} are of the frames that evaluation takes, "
+                "in every epoch."
+            )
     return readers
 
 

@@ -211,6 +211,7 @@ def test_a_tower_or_layer_that_is_not_there(start, tmp_path):
     for values, message in [
         ({"lora_rank": 2, "lora_towers": "audio"}, "no LoRA in audio: this model has text, video, fusion"),
         ({"lora_rank": 2, "lora_target_modules": "q_proj"}, "text tower has no q_proj to put LoRA into"),
+        ({"lora_rank": 2, "freeze": ["text", "video"]}, "--lora_rank has no tower to put adapters into"),
         (
             {"gradient_checkpointing_towers": "audio"},
             "this model has text, video, fusion. Name some of these in --grad",
