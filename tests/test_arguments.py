@@ -129,7 +129,10 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more rows, or leave it out"),
         (["--contrastive_chunk_size", "-8"], "--contrastive_chunk_size is -8; give 1 or more rows, or leave it out"),
         (
-            ["--contrastive_chunk_size=8", '--activation_checkpointing_kwargs={"use_reentrant": true}'],
+            [
+                *("--contrastive_chunk_size=8", "--activation_checkpointing"),
+                '--activation_checkpointing_kwargs={"use_reentrant": true}',
+            ],
             "--contrastive_chunk_size needs activation checkpoints that are not reentrant",
         ),
         (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),

@@ -170,8 +170,12 @@ class MultimodalTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         leave_store_of_launcher(self.ddp_timeout)
         super().__post_init__()
-        is_reentrant = (self.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
-        if self.contrastive_chunk_size is not None and is_reentrant:
+        if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
+            raise ValueError(
+                "--activation_checkpointing_kwargs can have no effect without --activation_checkpointing True; give "
+                "that too, or leave both out."
+            )
+        if self.contrastive_chunk_size is not None and self.has_reentrant_checkpoints:
             raise ValueError(
                 "--contrastive_chunk_size needs activation checkpoints that are not reentrant; leave use_reentrant "
                 "out of --activation_checkpointing_kwargs."
@@ -197,6 +201,11 @@ class MultimodalTrainingArguments(TrainingArguments):
                 "--early_stopping_patience needs --metric_for_best_model, for example 'text_to_video_R@1', "
                 "and --eval_strategy epoch or steps."
             )
+
+    @property
+    def has_reentrant_checkpoints(self) -> bool:
+        """Whether activation checkpoints are of torch's older kind, which goes backward within the backward pass."""
+        return bool((self.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
 
     @property
     def selects(self) -> bool:

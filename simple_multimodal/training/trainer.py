@@ -184,6 +184,14 @@ class MultimodalTrainer(Trainer):
         )
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
+        if train_dataset is not None:
+            parameter_rates(model, args, args.learning_rate)  # what it refuses, before anything is written
+            self._check_checkpointed_towers()
+        if model.config.lora is not None and args.has_reentrant_checkpoints:
+            raise ValueError(
+                "LoRA needs activation checkpoints that are not reentrant: these give a layer no gradient whose input "
+                "has none. Leave use_reentrant out of --activation_checkpointing_kwargs."
+            )
         if args.disable_tqdm:
             logging.disable_progress_bar()  # of writing a checkpoint
         if self.pop_callback(ProgressCallback) is not None:
@@ -301,6 +309,16 @@ class MultimodalTrainer(Trainer):
             whole, self.optimizer.optimizer, is_scaled=self.accelerator.scaler is not None
         )
         return grad_norm
+
+    def _check_checkpointed_towers(self) -> None:
+        """Refuse `gradient_checkpointing_towers` that keep no activations anyway."""
+        for name in self.args.gradient_checkpointing_towers:
+            is_trained = any(parameter.requires_grad for parameter in self.model.towers[name].parameters())
+            if not is_trained and name != "fusion":  # through which gradients go on
+                raise ValueError(
+                    f"--gradient_checkpointing_towers {name} can have no effect: nothing of that tower is trained "
+                    "(--freeze), so that no activations of it are kept. Leave it out."
+                )
 
     def _check_chunks(self) -> None:
         """Refuse `contrastive_chunk_size` where it cannot work, or would bring nothing."""
