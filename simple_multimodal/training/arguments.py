@@ -1,7 +1,7 @@
 """The arguments of a training run: those of `transformers`, with defaults that suit loading media, and our own."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -15,6 +15,14 @@ from simple_multimodal.models.distributed import leave_store_of_launcher
 logger = logging.get_logger(__name__)
 
 GROUP = "Training"
+
+WITHOUT_EFFECT = (
+    *("label_smoothing_factor", "average_tokens_across_devices", "neftune_noise_alpha", "use_cache", "label_names"),
+    *("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+    *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "do_predict"),
+    "length_column_name",
+)
+"""Arguments of `transformers` for what is computed in another way here, or not at all."""
 
 
 def default_num_workers() -> int:
@@ -147,6 +155,16 @@ class MultimodalTrainingArguments(TrainingArguments):
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
+        defaults = {
+            f.name: f.default if f.default_factory is MISSING else f.default_factory()
+            for f in fields(self)
+            if f.name in WITHOUT_EFFECT
+        }
+        if given := [f"--{name}" for name, default in defaults.items() if getattr(self, name) != default]:
+            raise ValueError(
+                f"{', '.join(given)} can have no effect: losses and evaluation are those of the models here. Leave "
+                "that out."
+            )
         if self.max_nan_steps < 1:
             raise ValueError(f"--max_nan_steps is {self.max_nan_steps}; give 1 or more.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -182,9 +200,9 @@ class MultimodalTrainingArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about
-        if self.train_sampling_strategy == "group_by_length":
+        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             logger.warning(
-                "Samples are not grouped by length, which is not known before they are read: drawn at random."
+                "Samples are not put together by length, which is not known before they are read: drawn at random."
             )
         launched = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"} & os.environ.keys()
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and not launched:

@@ -182,6 +182,11 @@ class MultimodalTrainer(Trainer):
             processing_class=processing_class if has_tokenizer else None,
             callbacks=callbacks,
         )
+        if args.enable_jit_checkpoint:
+            raise ValueError(
+                "--enable_jit_checkpoint would take SIGTERM away from this trainer, which saves a checkpoint on it, "
+                "in all processes at one step. Leave it out."
+            )
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
         if train_dataset is not None:
