@@ -293,6 +293,8 @@ class ModelArguments:
                     f"--model_name_or_path names a whole model with its own towers and processor; not used: "
                     f"{', '.join(unused)}."
                 )
+        elif unused := [f"--{name}" for name in self.absent_names if vars(self)[name] is not None]:
+            logger.warning(f"Without effect with --modalities {' '.join(self.modalities)}: {', '.join(unused)}.")
         for tower, default in DEFAULT_CONFIG_NAMES.items():
             named = vars(self)[f"{tower}_config_name"]
             if named is None and self.model_name_or_path is None and vars(self)[f"{tower}_model_name_or_path"] is None:
@@ -339,6 +341,14 @@ class ModelArguments:
             *(f"{tower}_config_name" for tower in TOWERS),
             *("tokenizer_name", "audio_processor_name", "video_processor_name"),
         ]
+
+    @property
+    def absent_names(self) -> list[str]:
+        """The arguments that name what modalities would be made of that are not part of the model."""
+        parts = {"text": "tokenizer_name", "audio": "audio_processor_name", "video": "video_processor_name"}
+        kinds = ("model_name_or_path", "config_name", "attn_implementation")
+        absent = [name for name in MODALITIES if name not in self.modalities]
+        return [name for m in absent for name in (*(f"{m}_{kind}" for kind in kinds), parts[m])]
 
     @property
     def changed_config_settings(self) -> dict[str, str | int | float | bool]:

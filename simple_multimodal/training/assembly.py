@@ -110,6 +110,9 @@ def build_processor(
             [`VideoClipProcessor`] that were asked for.
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
+    settings = {"audio": audio_settings, "video": video_settings}
+    if unused := [name for m, given in settings.items() if m not in towers for name in given or ()]:
+        logger.warning(f"Without effect in a model of {' and '.join(towers)}: {', '.join(unused)}.")
     audio = video = tokenizer = None
     encoders = {m: get_encoder_class(config.model_type, m) for m, config in towers.items()}
     if "audio" in towers:
@@ -127,6 +130,7 @@ def build_processor(
             video = VideoClipProcessor.from_dict(values, **(video_settings or {}))
         else:
             video = VideoClipProcessor(**{**values, **(video_settings or {})})
+    _warn_of_unused_stride(video, video_settings)
     text_padding = "longest"
     if "text" in towers:
         text_encoder: type[TextEncoder] = encoders["text"]  # type: ignore[assignment]
@@ -202,7 +206,14 @@ def load_processor(
         )
     if video_settings:
         processor.video_processor = VideoClipProcessor.from_pretrained(source, cache_dir=cache_dir, **video_settings)
+        _warn_of_unused_stride(processor.video_processor, video_settings)
     return processor
+
+
+def _warn_of_unused_stride(video: VideoClipProcessor | None, settings: Mapping | None) -> None:
+    if video is not None and "frame_stride" in (settings or {}):
+        if "dense" not in (video.frame_sampling, video.train_frame_sampling):
+            logger.warning("Without effect: frame_stride, which is for --frame_sampling dense.")
 
 
 def check_inputs(
@@ -248,6 +259,11 @@ def check_inputs(
                 f"--{name} is {value!r}, but the saved model {has}. Leave the flag out, or train a new "
                 "model: without --model_name_or_path and in another --output_dir."
             )
+    trained = model.loss_weights if isinstance(model, (MultimodalForPreTraining, AlproForRetrieval)) else {}
+    weights = {name: value for name, value in (config_settings or {}).items() if name.endswith("_loss_weight")}
+    unused = [name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained]
+    if unused:
+        logger.warning(f"Without effect: {', '.join(unused)}; this run has {', '.join(trained) or 'answers'} alone.")
 
 
 def build_config(
@@ -365,6 +381,8 @@ def answer_settings(
         ValueError: If there is nothing to take answers from, or the file is something else.
     """
     if task != "question_answering":
+        if answers_file is not None:
+            logger.warning("Without effect: answers_file, which is for --task question_answering.")
         return {}
     if answers_file is not None:
         try:
