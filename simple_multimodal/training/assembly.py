@@ -22,7 +22,7 @@ from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import LoadingReport
-from simple_multimodal.models.lora import add_lora, merge_lora
+from simple_multimodal.models.lora import add_lora, merge_lora, refuse_adapter
 from simple_multimodal.models.modeling import (
     MASKED_OBJECTIVES,
     MultimodalForPreTraining,
@@ -191,6 +191,7 @@ def load_processor(
         max_seq_length, audio_settings, video_settings (*optional*): as in [`build_processor`].
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
+    refuse_adapter(source)
     processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
