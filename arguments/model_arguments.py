@@ -76,19 +76,30 @@ class ModelArguments:
     )
     freeze: list[str] = field(
         default_factory=list,
-        metadata={"group": "Model", "choices": TOWERS, "help": "Towers whose weights stay as they are."},
+        metadata={
+            "group": "Model",
+            "choices": TOWERS,
+            "help": "Towers whose weights stay as they are. Default: none.",
+        },
     )
     cache_dir: str | None = field(
-        default=None, metadata={"group": "Model", "help": "Folder for what is downloaded from the hub."}
+        default=None,
+        metadata={
+            "group": "Model",
+            "help": "Folder for what is downloaded from the hub. Default: that of the Hugging Face libraries.",
+        },
     )
 
     lora_rank: int | None = field(
         default=None,
-        metadata={"group": "LoRA", "help": "Train low-rank adapters of this rank in towers, not their weights."},
+        metadata={
+            "group": "LoRA",
+            "help": "Rank of low-rank adapters (LoRA), trained in place of the weights of towers. Default: no LoRA.",
+        },
     )
     lora_alpha: int | None = field(
         default=None,
-        metadata={"group": "LoRA", "help": "Scale of the adapters times their rank; 2 * rank by default."},
+        metadata={"group": "LoRA", "help": "What adapters give is scaled by alpha / rank. Default: 2 * rank."},
     )
     lora_dropout: float = field(
         default=0.0, metadata={"group": "LoRA", "help": "Dropout of the adapters' inputs, from 0 to below 1."}
@@ -98,14 +109,15 @@ class ModelArguments:
         metadata={
             "group": "LoRA",
             "choices": TOWERS,
-            "help": "Towers with adapters; by default text, audio and video, unless frozen.",
+            "help": "Towers with adapters. Default: text, audio and video, but those in --freeze.",
         },
     )
     lora_target_modules: list[str] = field(
         default_factory=list,
         metadata={
             "group": "LoRA",
-            "help": "How names of their linear layers end; the projections of attention by default.",
+            "help": "Ends of the names of the linear layers with adapters, such as query fc1. Default: the "
+            "projections of attention.",
         },
     )
 

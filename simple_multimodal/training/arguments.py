@@ -81,8 +81,8 @@ class MultimodalTrainingArguments(TrainingArguments):
     layer_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Factor by which the learning rate falls from each layer of a tower to the one below. Default: "
-            "none.",
+            "help": "Layer-wise decay: factor of the learning rate from each layer of a tower to the one below, up to "
+            "1. Default: none.",
             "group": GROUP,
         },
     )
@@ -90,7 +90,8 @@ class MultimodalTrainingArguments(TrainingArguments):
         default_factory=list,
         metadata={
             "choices": (*MODALITIES, "fusion"),
-            "help": "Towers whose layers run again in the backward pass instead of keeping what they computed.",
+            "help": "Activation (gradient) checkpointing in these towers: their layers run again in the backward "
+            "pass. Default: none.",
             "group": GROUP,
         },
     )
@@ -110,16 +111,23 @@ class MultimodalTrainingArguments(TrainingArguments):
     )
     max_bad_fraction: float = field(
         default=MAX_BAD_FRACTION,
-        metadata={"help": "Stop when more than this share of the training samples is bad.", "group": "Data"},
+        metadata={
+            "help": "Stop when more than this share of the training samples read since the start is bad, of at least "
+            "100.",
+            "group": "Data",
+        },
     )
     sample_timeout_seconds: float = field(
         default=SAMPLE_TIMEOUT_SECONDS,
-        metadata={"help": "A file that is not read within this many seconds is bad; 0: no limit.", "group": "Data"},
+        metadata={
+            "help": "With loader processes, a file that is not read within this many seconds is bad; 0: no limit.",
+            "group": "Data",
+        },
     )
     loader_memory_gigabytes: float = field(
         default=LOADER_MEMORY_GIGABYTES,
         metadata={
-            "help": "A file for which a loader process grows by more than this many GB is bad; 0: no limit.",
+            "help": "With loader processes, a file for which one grows by more than this many GB is bad; 0: no limit.",
             "group": "Data",
         },
     )
@@ -133,15 +141,15 @@ class MultimodalTrainingArguments(TrainingArguments):
     contrastive_chunk_size: int | None = field(
         default=None,
         metadata={
-            "help": "Rows encoded at once, in all objectives: large contrastive batches in the memory of small ones, "
-            "by encoding twice. Default: the whole batch.",
+            "help": "Gradient caching: rows encoded at once, for large contrastive batches in the memory of small "
+            "ones, by encoding twice. Default: the whole batch.",
             "group": GROUP,
         },
     )
     matching_top_k: int = field(
         default=32,
         metadata={
-            "help": "Evaluation: candidates per query that the matching head re-ranks; 0 re-ranks all.",
+            "help": "Evaluation: candidates per query that the matching head re-ranks; 0: all (of `infer`: none).",
             "group": "Evaluation",
         },
     )
