@@ -167,12 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--num_workers", type=int, default=0, metavar="INT", help="loader processes; default: 0, this process reads"
     )
-    verb.add_argument(
-        "--video_backend",
-        default="pyav",
-        choices=("pyav", "torchcodec", "decord"),
-        help="decoder of the pictures; default: pyav",
-    )
+    add_backend(verb)
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     add_roots(verb)
     verb.set_defaults(run=features)
@@ -292,8 +287,19 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+    add_backend(verb)
     for name, description in BAD_SAMPLE_OPTIONS.items():
         verb.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, metavar="FLOAT", help=description)
+
+
+def add_backend(verb: argparse.ArgumentParser) -> None:
+    """Adds the flag that says what decodes pictures, which features must have been made with."""
+    verb.add_argument(
+        "--video_backend",
+        default="pyav",
+        choices=("pyav", "torchcodec", "decord"),
+        help="decoder of the pictures; default: pyav",
+    )
 
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
@@ -447,11 +453,11 @@ def features(
 
 def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
     """Prints the clips found, one JSON object per line."""
-    from simple_multimodal.inference import ClipIndex, Retriever
+    from simple_multimodal.inference import Retriever
 
     retriever = _pipeline(Retriever, model, settings)
     if len(clips) == 1 and clips[0].endswith(".safetensors"):
-        index = ClipIndex.load(clips[0])
+        index = retriever.load_index(clips[0])
     else:
         index = retriever.index(_clips(clips), for_matching=rerank > 0)
     for match in retriever.search(text, index, top_k=top_k, rerank=rerank):
@@ -495,7 +501,7 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
 
 
 PIPELINE_SETTINGS = (
-    *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir"),
+    *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir", "video_backend"),
     *BAD_SAMPLE_OPTIONS,
 )
 
