@@ -137,6 +137,10 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
             "--contrastive_chunk_size needs activation checkpoints that are not reentrant",
         ),
         (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),
+        (
+            ["--task", "question_answering", "--pair_files", "a"],
+            "--pair_files measures retrieval, and this run answers",
+        ),
         (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a share of all steps"),
         (
             ["--label_smoothing_factor=0.1", "--bf16_full_eval", "--average_tokens_across_devices=False"],
