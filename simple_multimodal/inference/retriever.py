@@ -132,7 +132,8 @@ class Retriever(Pipeline):
 
         Raises:
             MediaError: A file that is given by name cannot be read.
-            ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read.
+            ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read; or the model
+                has no matching head and is to match.
         """
         is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
         return self.index_rows(
@@ -158,6 +159,8 @@ class Retriever(Pipeline):
                 "There is no clip to index: none has a file of what this model takes, "
                 f"{', '.join(self.processor.modalities)}."
             )
+        if for_matching:
+            self.model.check_matching()  # before hours of encoding
         key = "" if saved is None and partial is None else self.key(rows)
         if saved is not None and not for_matching:
             stored = from_main(lambda: ClipIndex.load(saved) if Path(saved).exists() else None)

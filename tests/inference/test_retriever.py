@@ -12,6 +12,7 @@ from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.inference import ClipIndex, Match, Retriever
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.models.configuration import MultimodalConfig
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,13 @@ def test_a_saved_index_belongs_to_its_model(retriever, clips, tmp_path, capsys):
     assert main(["search", str(tmp_path / "same"), "rain falls", str(saved)]) == 0
     assert main(["search", str(tmp_path / "other"), "rain falls", str(saved)]) == 2
     assert "holds embeddings of another model" in capsys.readouterr().err
+
+
+def test_a_model_without_matching_is_refused_before_clips_are_read(retriever, clips, monkeypatch):
+    config = MultimodalConfig.from_dict(retriever.model.config.to_dict() | {"matching_loss_weight": 0.0})
+    monkeypatch.setattr(Retriever, "encode_rows", None)
+    with pytest.raises(ValueError, match="made without matching .* --matching_top_k 0"):
+        Retriever(MultimodalForRetrieval(config), retriever.processor).index(clips / "video", for_matching=True)
 
 
 def test_saved_embeddings_hold_no_tokens_in_memory(retriever, clips, tmp_path):
