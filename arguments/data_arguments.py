@@ -39,10 +39,10 @@ class DataArguments:
         default=None, metadata={"group": "Data", "help": "Folder that the manifest's `text` cells are relative to."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"group": "Data", "help": "Read only the first N training rows."}
+        default=None, metadata={"group": "Data", "help": "Read only the first N training rows. Default: all."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"group": "Data", "help": "Read only the first N evaluation rows."}
+        default=None, metadata={"group": "Data", "help": "Read only the first N evaluation rows. Default: all."}
     )
     features: str | None = field(
         default=None,
@@ -56,7 +56,7 @@ class DataArguments:
         default=None,
         metadata={
             "group": "Data",
-            "help": "Threads that prepare one batch; from the machine when not given, 1: none.",
+            "help": "Threads that prepare one batch; 1: none. Default: this process's share of the cores, at most 8.",
         },
     )
 
@@ -108,11 +108,13 @@ class DataArguments:
         metadata={
             "group": "Video",
             "help": "Frames of a training clip. uniform: the middle of equal segments; jittered: anywhere in each "
-            "segment; dense: neighbours at frame_stride; alpro: ALPRO's. Evaluation never draws.",
+            "segment (the default of a new model); dense: neighbours at frame_stride; alpro: ALPRO's. Evaluation "
+            "never draws.",
         },
     )
     frame_stride: int | None = field(
-        default=None, metadata={"group": "Video", "help": "Step between the frames of dense sampling, in frames."}
+        default=None,
+        metadata={"group": "Video", "help": "Step between the frames of dense sampling, in frames; 4 when not given."},
     )
     geometry: Literal["short_side_center_crop", "squash", "pad"] | None = field(
         default=None,
@@ -126,7 +128,7 @@ class DataArguments:
         metadata={
             "group": "Video",
             "help": "fast: scale while colours are converted; antialias: as Hugging Face's image processors do, "
-            "bicubic: those of CLIP and SigLIP; decord: as decord does.",
+            "bicubic: those of CLIP and SigLIP; decord: as decord does. Default: the processor's, else fast.",
         },
     )
     random_crop: bool = field(
@@ -141,7 +143,7 @@ class DataArguments:
         metadata={
             "group": "Evaluation",
             "choices": MODALITIES,
-            "help": "Evaluate as if the samples lacked these modalities.",
+            "help": "Evaluate as if the samples lacked these modalities; training is as ever. Default: none.",
         },
     )
     select_on_test: bool = field(

@@ -76,19 +76,30 @@ class ModelArguments:
     )
     freeze: list[str] = field(
         default_factory=list,
-        metadata={"group": "Model", "choices": TOWERS, "help": "Towers whose weights stay as they are."},
+        metadata={
+            "group": "Model",
+            "choices": TOWERS,
+            "help": "Towers whose weights stay as they are. Default: none.",
+        },
     )
     cache_dir: str | None = field(
-        default=None, metadata={"group": "Model", "help": "Folder for what is downloaded from the hub."}
+        default=None,
+        metadata={
+            "group": "Model",
+            "help": "Folder for what is downloaded from the hub. Default: that of the Hugging Face libraries.",
+        },
     )
 
     lora_rank: int | None = field(
         default=None,
-        metadata={"group": "LoRA", "help": "Train low-rank adapters of this rank in towers, not their weights."},
+        metadata={
+            "group": "LoRA",
+            "help": "Rank of low-rank adapters (LoRA), trained in place of the weights of towers. Default: no LoRA.",
+        },
     )
     lora_alpha: int | None = field(
         default=None,
-        metadata={"group": "LoRA", "help": "Scale of the adapters times their rank; 2 * rank by default."},
+        metadata={"group": "LoRA", "help": "What adapters give is scaled by alpha / rank. Default: 2 * rank."},
     )
     lora_dropout: float = field(
         default=0.0, metadata={"group": "LoRA", "help": "Dropout of the adapters' inputs, from 0 to below 1."}
@@ -98,14 +109,15 @@ class ModelArguments:
         metadata={
             "group": "LoRA",
             "choices": TOWERS,
-            "help": "Towers with adapters; by default text, audio and video, unless frozen.",
+            "help": "Towers with adapters. Default: text, audio and video, but those in --freeze.",
         },
     )
     lora_target_modules: list[str] = field(
         default_factory=list,
         metadata={
             "group": "LoRA",
-            "help": "How names of their linear layers end; the projections of attention by default.",
+            "help": "Ends of the names of the linear layers with adapters, such as query fc1. Default: the "
+            "projections of attention.",
         },
     )
 
@@ -301,6 +313,8 @@ class ModelArguments:
                     f"--model_name_or_path names a whole model with its own towers and processor; not used: "
                     f"{', '.join(unused)}."
                 )
+        elif unused := [f"--{name}" for name in self.absent_names if vars(self)[name] is not None]:
+            logger.warning(f"Without effect with --modalities {' '.join(self.modalities)}: {', '.join(unused)}.")
         for tower, default in DEFAULT_CONFIG_NAMES.items():
             named = vars(self)[f"{tower}_config_name"]
             if named is None and self.model_name_or_path is None and vars(self)[f"{tower}_model_name_or_path"] is None:
@@ -323,7 +337,7 @@ class ModelArguments:
         if both := [name for name in self.lora_towers if name in self.freeze]:
             raise ValueError(
                 f"--freeze and --lora_towers both name {', '.join(both)}. LoRA keeps the weights of a tower, too, and "
-                "trains adapters in it: name each in one of the two."
+                "trains adapters in it: name each in one of the two; in --freeze, if --features are to stand for it."
             )
 
     @property
@@ -347,6 +361,14 @@ class ModelArguments:
             *(f"{tower}_config_name" for tower in TOWERS),
             *("tokenizer_name", "audio_processor_name", "video_processor_name"),
         ]
+
+    @property
+    def absent_names(self) -> list[str]:
+        """The arguments that name what modalities would be made of that are not part of the model."""
+        parts = {"text": "tokenizer_name", "audio": "audio_processor_name", "video": "video_processor_name"}
+        kinds = ("model_name_or_path", "config_name", "attn_implementation")
+        absent = [name for name in MODALITIES if name not in self.modalities]
+        return [name for m in absent for name in (*(f"{m}_{kind}" for kind in kinds), parts[m])]
 
     @property
     def changed_config_settings(self) -> dict[str, str | int | float | bool]:

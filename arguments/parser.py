@@ -17,7 +17,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.arguments import WITHOUT_EFFECT, MultimodalTrainingArguments
 
 from .data_arguments import DataArguments
 from .model_arguments import ModelArguments, find_config
@@ -63,7 +63,6 @@ SHORT_DESCRIPTIONS = {
     "optim": "adamw_torch, adamw_torch_fused, sgd, adafactor, lion_32bit, ... (OptimizerNames).",
     "optim_args": "Arguments of the optimizer: key=value,key=value.",
     "gradient_accumulation_steps": "Batches whose gradients are added up before one optimizer step.",
-    "average_tokens_across_devices": "Count tokens over all devices for the loss.",
     "activation_checkpointing_kwargs": "Arguments of activation checkpointing, as JSON.",
     "logging_steps": "Log every N optimizer steps; below 1: a share of all steps.",
     "eval_steps": "Evaluate every N optimizer steps; below 1: a share of all steps; logging_steps when not given.",
@@ -113,6 +112,8 @@ def parse_args(
     has_weights = model_args.model_name_or_path is not None or model_args.pretrained_towers
     if not training_args.do_train and not has_weights:
         parser.error("without --do_train a saved model is needed: name its folder with --model_name_or_path.")
+    if data_args.pair_files and model_args.task == "question_answering":
+        parser.error("--pair_files measures retrieval, and this run answers questions; leave that out.")
     return model_args, data_args, training_args
 
 
@@ -319,7 +320,8 @@ class _OneLineFormatter(argparse.HelpFormatter):
 
     def add_argument(self, action: argparse.Action) -> None:
         is_negation = action.nargs == 0 and action.option_strings[0].startswith("--no_")
-        if not is_negation and action.dest != "local_rank":  # set by torch.distributed.launch, never by hand
+        is_of_no_use = action.dest in (*WITHOUT_EFFECT, "local_rank")  # this is set by torch.distributed.launch alone
+        if not is_negation and not is_of_no_use:
             super().add_argument(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

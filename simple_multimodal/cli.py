@@ -12,13 +12,13 @@ from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES
 
 TOY_OPTIONS = {
-    "num_train_clips": "number of training clips",
-    "num_validation_pictures": "number of different pictures in the held-out clips",
-    "num_validation_sounds": "number of different sounds in the held-out clips",
-    "num_question_clips": "number of held-out clips with questions, a multiple of 9",
-    "num_pairs": "number of pairs that differ in sound alone, and in picture alone",
-    "seed": "whole number that decides everything random",
-    "num_processes": "number of writing processes",
+    "num_train_clips": "training clips; default: 2000",
+    "num_validation_pictures": "different pictures in the held-out clips; default: 16",
+    "num_validation_sounds": "different sounds in the held-out clips; default: 16",
+    "num_question_clips": "held-out clips with questions, a multiple of 9; default: 243",
+    "num_pairs": "pairs that differ in sound alone, and as many in picture alone; default: 512",
+    "seed": "random seed; default: 0",
+    "num_processes": "processes that write; default: one per core",
 }
 
 
@@ -91,13 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--output", required=True, metavar="DIR", help="folder for train.jsonl, validation.jsonl and test.jsonl"
     )
-    verb.add_argument("--protocol", metavar="NAME", help=f"one of the benchmark's: {', '.join(PROTOCOLS)}")
+    verb.add_argument("--protocol", metavar="NAME", help=f"default: the benchmark's first of {', '.join(PROTOCOLS)}")
     verb.add_argument(
         "--splits",
         nargs="+",
         choices=SPLITS,
         default=SPLITS,
-        help="what to write: only these splits' files must be there",
+        help="splits to write, whose files alone must be there; default: all",
     )
     verb.add_argument(
         "--num_validation_clips",
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="INT",
         help="training clips that are set aside where a benchmark has no validation list; default: 500",
     )
-    verb.add_argument("--seed", type=int, default=0, metavar="INT", help="decides which; default: 0")
+    verb.add_argument("--seed", type=int, default=0, metavar="INT", help="random seed that decides which; default: 0")
     verb.add_argument("--require_all_clips", action="store_true", help="write nothing if clips are missing")
     verb.add_argument(
         "--check", action="store_true", help="open every video, and count those that cannot be read as missing"
@@ -126,14 +126,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     verb = verbs.add_parser("show", help="draw what the model sees of a sample", allow_abbrev=False)
     verb.add_argument("manifest", metavar="MANIFEST", help="CSV, TSV or JSONL, as train.py takes it")
-    verb.add_argument("--row", type=int, default=0, metavar="INT", help="number of the row, from 0")
+    verb.add_argument("--row", type=int, default=0, metavar="INT", help="number of the row, from 0; default: 0")
     verb.add_argument(
         "--model", metavar="DIR", help="folder of a trained model; default: 16 frames of 224, 128 mel bins"
     )
     verb.add_argument(
         "--epoch", type=int, metavar="INT", help="draw as training does in this epoch; default: evaluation"
     )
-    verb.add_argument("--seed", type=int, default=0, metavar="INT", help="of the run, with --epoch")
+    verb.add_argument(
+        "--seed", type=int, default=0, metavar="INT", help="random seed of the run, with --epoch; default: 0"
+    )
     verb.add_argument("--out", default="sample.png", metavar="FILE", help="the picture; default: sample.png")
     add_roots(verb)
     verb.set_defaults(run=show)
@@ -141,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = verbs.add_parser("encode", help="save embeddings of clips, to search them", allow_abbrev=False)
     verb.add_argument("model", metavar="MODEL", help="folder or hub name of a trained model")
     verb.add_argument("clips", metavar="CLIPS", nargs="+", help="a manifest, a folder, or media files")
-    verb.add_argument("--out", default="clips.safetensors", metavar="FILE", help="default: clips.safetensors")
+    verb.add_argument(
+        "--out", default="clips.safetensors", metavar="FILE", help="embeddings to write; default: clips.safetensors"
+    )
     add_pipeline(verb)
     verb.set_defaults(run=encode)
 
@@ -159,11 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of the tokens in the files; default: float32",
     )
     verb.add_argument("--shard_size", type=int, default=128, metavar="INT", help="clips in a file; default: 128")
-    verb.add_argument("--batch_size", type=int, default=16, metavar="INT", help="clips at once; default: 16")
-    verb.add_argument("--num_workers", type=int, default=0, metavar="INT", help="processes that read; default: 0")
+    verb.add_argument("--batch_size", type=int, default=16, metavar="INT", help="clips per batch; default: 16")
     verb.add_argument(
-        "--video_backend", default="pyav", choices=("pyav", "torchcodec", "decord"), help="decoder; default: pyav"
+        "--num_workers", type=int, default=0, metavar="INT", help="loader processes; default: 0, this process reads"
     )
+    add_backend(verb)
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     add_roots(verb)
     verb.set_defaults(run=features)
@@ -180,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         default=0,
         metavar="INT",
-        help="first ones that the matching head orders anew; default: 0",
+        help="first candidates that the matching head re-ranks; default: 0",
     )
     add_pipeline(verb)
     verb.set_defaults(run=search)
@@ -198,12 +202,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("data", metavar="DATA", help="folder that `prepare` wrote, or ALPRO's data/<task>")
     verb.add_argument("--split", default="test", metavar="NAME", help="train, validation or test; default: test")
     verb.add_argument("--output_dir", required=True, metavar="DIR", help="folder for metrics.json and results.json")
-    verb.add_argument("--video_root", metavar="DIR", help="folder of the videos; default: DATA/videos")
+    verb.add_argument(
+        "--video_root", metavar="DIR", help="folder of the videos; default: DATA/videos if it is there, else DATA"
+    )
     verb.add_argument(
         "--matching_top_k",
         type=int,
         metavar="INT",
-        help="candidates of each query that the matching head orders anew; 0: none; default: the protocol's",
+        help="candidates of each query that the matching head re-ranks; 0: none (of train.py: all); default: the "
+        "protocol's",
     )
     verb.add_argument(
         "--measure_rerank",
@@ -211,8 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         dest="measures_change",
         help="score all pairs, and say how every metric changes by re-ranking the first --matching_top_k alone",
     )
-    verb.add_argument("--dsl", action="store_true", dest="uses_dual_softmax", help="normalise over all test queries")
-    verb.add_argument("--alpro", action="store_true", dest="is_alpro", help="print what ALPRO's evaluation would")
+    verb.add_argument(
+        "--dsl", action="store_true", dest="uses_dual_softmax", help="rank by dual softmax, over all test queries"
+    )
+    verb.add_argument(
+        "--alpro", action="store_true", dest="is_alpro", help="print the numbers of ALPRO's evaluation, of all pairs"
+    )
     add_pipeline(verb)
     verb.set_defaults(run=infer)
 
@@ -262,14 +273,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_pipeline(verb: argparse.ArgumentParser) -> None:
     """Adds the flags of a model in use."""
-    verb.add_argument("--batch_size", type=int, default=16, metavar="INT", help="clips at once; default: 16")
-    verb.add_argument("--num_workers", type=int, default=0, metavar="INT", help="processes that read; default: 0")
-    verb.add_argument("--features", metavar="DIR", help="what `features` wrote of this model: its towers do not run")
-    verb.add_argument("--drop_modality", nargs="+", default=(), choices=MODALITIES, help="take clips as lacking these")
+    verb.add_argument("--batch_size", type=int, default=16, metavar="INT", help="clips per batch; default: 16")
+    verb.add_argument(
+        "--num_workers", type=int, default=0, metavar="INT", help="loader processes; default: 0, this process reads"
+    )
+    verb.add_argument(
+        "--features",
+        metavar="DIR",
+        help="folder that `features` wrote of this model, used in place of its towers and of decoding",
+    )
+    verb.add_argument(
+        "--drop_modality", nargs="+", default=(), choices=MODALITIES, help="modalities to ignore; default: none"
+    )
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+    add_backend(verb)
     for name, description in BAD_SAMPLE_OPTIONS.items():
         verb.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, metavar="FLOAT", help=description)
+
+
+def add_backend(verb: argparse.ArgumentParser) -> None:
+    """Adds the flag that says what decodes pictures, which features must have been made with."""
+    verb.add_argument(
+        "--video_backend",
+        default="pyav",
+        choices=("pyav", "torchcodec", "decord"),
+        help="decoder of the pictures; default: pyav",
+    )
 
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
@@ -423,11 +453,11 @@ def features(
 
 def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
     """Prints the clips found, one JSON object per line."""
-    from simple_multimodal.inference import ClipIndex, Retriever
+    from simple_multimodal.inference import Retriever
 
     retriever = _pipeline(Retriever, model, settings)
     if len(clips) == 1 and clips[0].endswith(".safetensors"):
-        index = ClipIndex.load(clips[0])
+        index = retriever.load_index(clips[0])
     else:
         index = retriever.index(_clips(clips), for_matching=rerank > 0)
     for match in retriever.search(text, index, top_k=top_k, rerank=rerank):
@@ -471,7 +501,7 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
 
 
 PIPELINE_SETTINGS = (
-    *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir"),
+    *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir", "video_backend"),
     *BAD_SAMPLE_OPTIONS,
 )
 

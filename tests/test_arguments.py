@@ -15,6 +15,7 @@ from arguments.parser import GROUPS, CommandLineParser
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.training.arguments import WITHOUT_EFFECT
 
 EVERYTHING = (ModelArguments, DataArguments, MultimodalTrainingArguments)
 
@@ -130,11 +131,22 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more rows, or leave it out"),
         (["--contrastive_chunk_size", "-8"], "--contrastive_chunk_size is -8; give 1 or more rows, or leave it out"),
         (
-            ["--contrastive_chunk_size=8", '--activation_checkpointing_kwargs={"use_reentrant": true}'],
+            [
+                *("--contrastive_chunk_size=8", "--activation_checkpointing"),
+                '--activation_checkpointing_kwargs={"use_reentrant": true}',
+            ],
             "--contrastive_chunk_size needs activation checkpoints that are not reentrant",
         ),
         (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),
+        (
+            ["--task", "question_answering", "--pair_files", "a"],
+            "--pair_files measures retrieval, and this run answers",
+        ),
         (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a share of all steps"),
+        (
+            ["--label_smoothing_factor=0.1", "--bf16_full_eval", "--average_tokens_across_devices=False"],
+            "--average_tokens_across_devices, --label_smoothing_factor, --bf16_full_eval can have no effect",
+        ),
         (["--do_eval"], "without --do_train a saved model is needed: name its folder with --model_name_or_path."),
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs --metric_for_best_model"),
         (["--early_stopping_patience", "2", "--metric_for_best_model", "loss"], "and --eval_strategy epoch or steps"),
@@ -307,7 +319,7 @@ def test_help_has_every_flag_once_under_a_heading_in_short_lines():
     assert [line[:-1] for line in lines if line and line[0] != " " and line.endswith(":")] == ["options", *GROUPS]
     assert max(map(len, lines)) <= 119
     flags = [line.split()[0] for line in lines if line.startswith("  --")]
-    hidden = {"gradient_checkpointing", "gradient_checkpointing_kwargs", "local_rank"}
+    hidden = {"gradient_checkpointing", "gradient_checkpointing_kwargs", "local_rank", *WITHOUT_EFFECT}
     names = {field.name for dtype in EVERYTHING for field in dataclasses.fields(dtype) if field.init}
     assert len(flags) == len(set(flags))
     assert set(flags) == {f"--{name}" for name in names - hidden} | {"--config"}

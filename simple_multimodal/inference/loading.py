@@ -31,6 +31,7 @@ from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES
 from simple_multimodal.models.base import hash_weights
+from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -155,6 +156,7 @@ class Pipeline:
             ValueError: If there is no such model, it was trained for another task, or its weights are damaged.
             OSError: If it has no weights as safetensors.
         """
+        refuse_adapter(name_or_path)
         try:
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
         except (OSError, RecursionError) as error:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
+from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import Encoded
 
 
@@ -45,6 +46,7 @@ class ClipIndex:
         embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): unit-length embeddings.
         clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
         key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
+        model (`str`, *optional*): hash of the model's weights, in a file.
         bad_samples (`list[BadSample]`, *optional*): clips that are not in the index because they could not be read.
     """
 
@@ -53,11 +55,18 @@ class ClipIndex:
     embeds: torch.Tensor
     clips: list[Encoded] | None = None
     key: str = ""
+    model: str = ""
     bad_samples: list[BadSample] = field(default_factory=list)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write embeddings and what they are of as safetensors, whole or not at all."""
-        names = {"ids": self.ids, "groups": self.groups, "key": self.key, "bad_samples": self.bad_samples}
+        names = {
+            "ids": self.ids,
+            "groups": self.groups,
+            "key": self.key,
+            "model": self.model,
+            "bad_samples": self.bad_samples,
+        }
         # In one entry: safetensors writes several in any order, and the same index would not be the same file.
         save_whole(Path(path), {"embeds": self.embeds.contiguous()}, {"index": json.dumps(names)})
 
@@ -123,7 +132,8 @@ class Retriever(Pipeline):
 
         Raises:
             MediaError: A file that is given by name cannot be read.
-            ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read.
+            ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read; or the model
+                has no matching head and is to match.
         """
         is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
         return self.index_rows(
@@ -149,6 +159,8 @@ class Retriever(Pipeline):
                 "There is no clip to index: none has a file of what this model takes, "
                 f"{', '.join(self.processor.modalities)}."
             )
+        if for_matching:
+            self.model.check_matching()  # before hours of encoding
         key = "" if saved is None and partial is None else self.key(rows)
         if saved is not None and not for_matching:
             stored = from_main(lambda: ClipIndex.load(saved) if Path(saved).exists() else None)
@@ -166,9 +178,21 @@ class Retriever(Pipeline):
         )
         embeds = torch.stack([clip.embed for clip in clips if clip.embed is not None])
         ids, groups = [row["id"] for row in read], [row["group"] for row in read]
-        index = ClipIndex(ids, groups, embeds, clips if with_tokens else None, key, bad_samples)
+        index = ClipIndex(ids, groups, embeds, clips if with_tokens else None, key, bad_samples=bad_samples)
         if saved is not None and self.state.is_main_process:
-            index.save(saved)
+            replace(index, model=hash_weights(self.model)).save(saved)
+        return index
+
+    def load_index(self, path: str | os.PathLike[str]) -> ClipIndex:
+        """
+        An index that this model has saved, without a look at its clips.
+
+        Raises:
+            ValueError: The file is something else, or of another model, whose embeddings no text of this one finds.
+        """
+        index = ClipIndex.load(path)
+        if index.model != hash_weights(self.model):
+            raise ValueError(f"{os.fspath(path)}: holds embeddings of another model; make them anew with this one.")
         return index
 
     def search(

@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from safetensors.torch import save_file
@@ -34,6 +35,15 @@ def require_peft() -> ModuleType:
         raise ImportError(
             "LoRA needs the package peft: pip install 'simple-multimodal[lora]', or pip install peft."
         ) from error
+
+
+def refuse_adapter(name_or_path: str | os.PathLike[str]) -> None:
+    """Raise a `ValueError` if a folder that is taken for a model holds adapters alone."""
+    if Path(name_or_path, "adapter_config.json").is_file() and not Path(name_or_path, "config.json").is_file():
+        raise ValueError(
+            f"{os.fspath(name_or_path)} holds LoRA adapters alone. Give the folder above it, which holds the merged "
+            "model, or put them onto the model that the training began with by peft (docs/fine_tuning.md)."
+        )
 
 
 def add_lora(

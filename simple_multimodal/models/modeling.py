@@ -590,6 +590,14 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         """[`Crossformer.cache_clip`]."""
         return self.multimodal.fusion.cache_clip(clip)
 
+    def check_matching(self) -> None:
+        """Raise a `ValueError` if the model has no matching head."""
+        if "matching" not in self.loss_weights:
+            raise ValueError(
+                "This model was made without matching (matching_loss_weight is 0): nothing can be re-ranked. Rank by "
+                "embeddings alone (rerank 0, --matching_top_k 0), or train it."
+            )
+
     def matching_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams as
         [`Crossformer.fuse`] takes them.
@@ -597,11 +605,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         Raises:
             ValueError: The model has no matching head.
         """
-        if "matching" not in self.loss_weights:
-            raise ValueError(
-                "This model was made without matching (matching_loss_weight is 0): nothing can be re-ranked. Rank by "
-                "embeddings alone (rerank 0, --matching_top_k 0), or train it."
-            )
+        self.check_matching()
         return self.matching_head(self.multimodal.fusion.fuse(text, clip, num_queries=1)[:, 0]).float()
 
 

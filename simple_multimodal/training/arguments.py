@@ -1,7 +1,7 @@
 """The arguments of a training run: those of `transformers`, with defaults that suit loading media, and our own."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -15,6 +15,14 @@ from simple_multimodal.models.distributed import leave_store_of_launcher
 logger = logging.get_logger(__name__)
 
 GROUP = "Training"
+
+WITHOUT_EFFECT = (
+    *("label_smoothing_factor", "average_tokens_across_devices", "neftune_noise_alpha", "use_cache", "label_names"),
+    *("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+    *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "do_predict"),
+    "length_column_name",
+)
+"""Arguments of `transformers` for what is computed in another way here, or not at all."""
 
 
 def default_num_workers() -> int:
@@ -73,8 +81,8 @@ class MultimodalTrainingArguments(TrainingArguments):
     layer_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Factor by which the learning rate falls from each layer of a tower to the one below. Default: "
-            "none.",
+            "help": "Layer-wise decay: factor of the learning rate from each layer of a tower to the one below, up to "
+            "1. Default: none.",
             "group": GROUP,
         },
     )
@@ -82,7 +90,8 @@ class MultimodalTrainingArguments(TrainingArguments):
         default_factory=list,
         metadata={
             "choices": (*MODALITIES, "fusion"),
-            "help": "Towers whose layers run again in the backward pass instead of keeping what they computed.",
+            "help": "Activation (gradient) checkpointing in these towers: their layers run again in the backward "
+            "pass. Default: none.",
             "group": GROUP,
         },
     )
@@ -102,16 +111,23 @@ class MultimodalTrainingArguments(TrainingArguments):
     )
     max_bad_fraction: float = field(
         default=MAX_BAD_FRACTION,
-        metadata={"help": "Stop when more than this share of the training samples is bad.", "group": "Data"},
+        metadata={
+            "help": "Stop when more than this share of the training samples read since the start is bad, of at least "
+            "100.",
+            "group": "Data",
+        },
     )
     sample_timeout_seconds: float = field(
         default=SAMPLE_TIMEOUT_SECONDS,
-        metadata={"help": "A file that is not read within this many seconds is bad; 0: no limit.", "group": "Data"},
+        metadata={
+            "help": "With loader processes, a file that is not read within this many seconds is bad; 0: no limit.",
+            "group": "Data",
+        },
     )
     loader_memory_gigabytes: float = field(
         default=LOADER_MEMORY_GIGABYTES,
         metadata={
-            "help": "A file for which a loader process grows by more than this many GB is bad; 0: no limit.",
+            "help": "With loader processes, a file for which one grows by more than this many GB is bad; 0: no limit.",
             "group": "Data",
         },
     )
@@ -125,15 +141,15 @@ class MultimodalTrainingArguments(TrainingArguments):
     contrastive_chunk_size: int | None = field(
         default=None,
         metadata={
-            "help": "Rows encoded at once, in all objectives: large contrastive batches in the memory of small ones, "
-            "by encoding twice. Default: the whole batch.",
+            "help": "Gradient caching: rows encoded at once, for large contrastive batches in the memory of small "
+            "ones, by encoding twice. Default: the whole batch.",
             "group": GROUP,
         },
     )
     matching_top_k: int = field(
         default=32,
         metadata={
-            "help": "Evaluation: candidates per query that the matching head re-ranks; 0 re-ranks all.",
+            "help": "Evaluation: candidates per query that the matching head re-ranks; 0: all (of `infer`: none).",
             "group": "Evaluation",
         },
     )
@@ -147,6 +163,16 @@ class MultimodalTrainingArguments(TrainingArguments):
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
+        defaults = {
+            f.name: f.default if f.default_factory is MISSING else f.default_factory()
+            for f in fields(self)
+            if f.name in WITHOUT_EFFECT
+        }
+        if given := [f"--{name}" for name, default in defaults.items() if getattr(self, name) != default]:
+            raise ValueError(
+                f"{', '.join(given)} can have no effect: losses and evaluation are those of the models here. Leave "
+                "that out."
+            )
         if self.max_nan_steps < 1:
             raise ValueError(f"--max_nan_steps is {self.max_nan_steps}; give 1 or more.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -170,17 +196,21 @@ class MultimodalTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         leave_store_of_launcher(self.ddp_timeout)
         super().__post_init__()
-        is_reentrant = (self.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
-        if self.contrastive_chunk_size is not None and is_reentrant:
+        if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
+            raise ValueError(
+                "--activation_checkpointing_kwargs can have no effect without --activation_checkpointing True; give "
+                "that too, or leave both out."
+            )
+        if self.contrastive_chunk_size is not None and self.has_reentrant_checkpoints:
             raise ValueError(
                 "--contrastive_chunk_size needs activation checkpoints that are not reentrant; leave use_reentrant "
                 "out of --activation_checkpointing_kwargs."
             )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about
-        if self.train_sampling_strategy == "group_by_length":
+        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             logger.warning(
-                "Samples are not grouped by length, which is not known before they are read: drawn at random."
+                "Samples are not put together by length, which is not known before they are read: drawn at random."
             )
         launched = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"} & os.environ.keys()
         if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and not launched:
@@ -197,6 +227,11 @@ class MultimodalTrainingArguments(TrainingArguments):
                 "--early_stopping_patience needs --metric_for_best_model, for example 'text_to_video_R@1', "
                 "and --eval_strategy epoch or steps."
             )
+
+    @property
+    def has_reentrant_checkpoints(self) -> bool:
+        """Whether activation checkpoints are of torch's older kind, which goes backward within the backward pass."""
+        return bool((self.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
 
     @property
     def selects(self) -> bool:

@@ -22,7 +22,7 @@ from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import LoadingReport
-from simple_multimodal.models.lora import add_lora, merge_lora
+from simple_multimodal.models.lora import add_lora, merge_lora, refuse_adapter
 from simple_multimodal.models.modeling import (
     MASKED_OBJECTIVES,
     MultimodalForPreTraining,
@@ -110,6 +110,9 @@ def build_processor(
             [`VideoClipProcessor`] that were asked for.
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
+    settings = {"audio": audio_settings, "video": video_settings}
+    if unused := [name for m, given in settings.items() if m not in towers for name in given or ()]:
+        logger.warning(f"Without effect in a model of {' and '.join(towers)}: {', '.join(unused)}.")
     audio = video = tokenizer = None
     encoders = {m: get_encoder_class(config.model_type, m) for m, config in towers.items()}
     if "audio" in towers:
@@ -127,6 +130,7 @@ def build_processor(
             video = VideoClipProcessor.from_dict(values, **(video_settings or {}))
         else:
             video = VideoClipProcessor(**{**values, **(video_settings or {})})
+    _warn_of_unused_stride(video, video_settings)
     text_padding = "longest"
     if "text" in towers:
         text_encoder: type[TextEncoder] = encoders["text"]  # type: ignore[assignment]
@@ -187,6 +191,7 @@ def load_processor(
         max_seq_length, audio_settings, video_settings (*optional*): as in [`build_processor`].
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
+    refuse_adapter(source)
     processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
@@ -202,7 +207,14 @@ def load_processor(
         )
     if video_settings:
         processor.video_processor = VideoClipProcessor.from_pretrained(source, cache_dir=cache_dir, **video_settings)
+        _warn_of_unused_stride(processor.video_processor, video_settings)
     return processor
+
+
+def _warn_of_unused_stride(video: VideoClipProcessor | None, settings: Mapping | None) -> None:
+    if video is not None and "frame_stride" in (settings or {}):
+        if "dense" not in (video.frame_sampling, video.train_frame_sampling):
+            logger.warning("Without effect: frame_stride, which is for --frame_sampling dense.")
 
 
 def check_inputs(
@@ -248,6 +260,11 @@ def check_inputs(
                 f"--{name} is {value!r}, but the saved model {has}. Leave the flag out, or train a new "
                 "model: without --model_name_or_path and in another --output_dir."
             )
+    trained = model.loss_weights if isinstance(model, (MultimodalForPreTraining, AlproForRetrieval)) else {}
+    weights = {name: value for name, value in (config_settings or {}).items() if name.endswith("_loss_weight")}
+    unused = [name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained]
+    if unused:
+        logger.warning(f"Without effect: {', '.join(unused)}; this run has {', '.join(trained) or 'answers'} alone.")
 
 
 def build_config(
@@ -365,6 +382,8 @@ def answer_settings(
         ValueError: If there is nothing to take answers from, or the file is something else.
     """
     if task != "question_answering":
+        if answers_file is not None:
+            logger.warning("Without effect: answers_file, which is for --task question_answering.")
         return {}
     if answers_file is not None:
         try:
@@ -457,6 +476,11 @@ def choose_trained(model: TowerModel, freeze: Sequence[str], lora: Mapping | Non
         )
     if lora is not None:
         towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
+        if not towers:
+            raise ValueError(
+                f"--lora_rank has no tower to put adapters into: --freeze names {', '.join(freeze)}. Take a tower out "
+                "of it, name the fusion in --lora_towers, or leave --lora_rank out."
+            )
         add_lora(model, **{**lora, "towers": towers})
     elif model.config.lora is not None:
         merge_lora(model)
@@ -513,14 +537,20 @@ def load_features(
     """
     if folder is None:
         return {}
-    readers = open_features(folder, model.tower_hash, processor, video_backend=video_backend)
+
+    def frozen_tower_hash(modality: Modality) -> str:
+        names = [name for name, parameter in model.towers[modality].named_parameters() if parameter.requires_grad]
+        if is_trained and names:
+            what = "train LoRA adapters in that tower" if ".lora_" in names[0] else "train that tower"
+            raise ValueError(
+                f"--features {folder} holds what the {modality} tower gave, but this run would {what}. Add "
+                f"{modality} to --freeze (and to no --lora_towers), or leave --features out."
+            )
+        return model.tower_hash(modality)
+
+    readers = open_features(folder, frozen_tower_hash, processor, video_backend=video_backend)
     weights = model.loss_weights if isinstance(model, MultimodalForPreTraining) else {}
     for modality, reader in readers.items():
-        if is_trained and any(parameter.requires_grad for parameter in model.towers[modality].parameters()):
-            raise ValueError(
-                f"--features {folder} holds what the {modality} tower gave, but this run would train that tower. Add "
-                f"{modality} to --freeze, or leave --features out."
-            )
         for name in weights:
             if MASKED_OBJECTIVES.get(name) == modality:
                 raise ValueError(
@@ -531,8 +561,17 @@ def load_features(
             if dataset is not None:
                 reader.check_rows(_readable_rows(dataset))
     video = processor.video_processor
-    if is_trained and "video" in readers and (video.random_crop or video.random_flip):
-        logger.warning(f"random_crop and random_flip change nothing: --features {folder} are of whole frames.")
+    if is_trained and "video" in readers:
+        drawn = {
+            "random_crop": video.random_crop,
+            "random_flip": video.random_flip,
+            f"frame_sampling {video.train_frame_sampling}": video.train_frame_sampling != video.frame_sampling,
+        }
+        if unused := [name for name, is_on in drawn.items() if is_on]:
+            logger.warning(
+                f"Without effect: {', '.join(unused)}. --features {folder} are of the frames that evaluation takes, "
+                "in every epoch."
+            )
     return readers
 
 

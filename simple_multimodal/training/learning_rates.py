@@ -43,13 +43,20 @@ def parameter_rates(
         learning_rate (`float`): the run's.
 
     Raises:
-        ValueError: If a tower with a rate of its own is not part of the model.
+        ValueError: If a tower with a rate of its own is not part of the model or frozen, or all towers with rates by
+            layer are.
     """
     towers = model.towers
     if lacking := [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
         raise ValueError(
             f"{', '.join(lacking)} can have no effect: this model has {', '.join(towers)}. Leave that out."
         )
+    trained = [name for name, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
+    idle = [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in trained]
+    if args.layer_decay is not None and not set(trained) - {"fusion"}:
+        idle.append("--layer_decay")
+    if idle:
+        raise ValueError(f"{', '.join(idle)} can have no effect: nothing is trained there (--freeze). Leave that out.")
     rates: dict[nn.Parameter, float] = {}
     for name, tower in towers.items():
         if name not in args.tower_learning_rates and (args.layer_decay is None or name == "fusion"):

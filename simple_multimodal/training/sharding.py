@@ -33,6 +33,12 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         for shard in shards:
             shard.reshard()
             shard.set_reshard_after_forward(shard is not model, recurse=False)  # as accelerate
+            # Torch (2.11) notes every pass through a shard, and the next backward pass gathers shards in reverse order
+            # of these. Those made here differ from process to process: they would wait for each other for ever.
+            state = shard._get_fsdp_state()
+            state._comm_ctx.post_forward_order.clear()
+            if state._fsdp_param_group is not None:
+                state._fsdp_param_group._post_forward_indices.clear()
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Any]) -> None:

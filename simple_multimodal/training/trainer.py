@@ -182,8 +182,21 @@ class MultimodalTrainer(Trainer):
             processing_class=processing_class if has_tokenizer else None,
             callbacks=callbacks,
         )
+        if args.enable_jit_checkpoint:
+            raise ValueError(
+                "--enable_jit_checkpoint would take SIGTERM away from this trainer, which saves a checkpoint on it, "
+                "in all processes at one step. Leave it out."
+            )
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
+        if train_dataset is not None:
+            parameter_rates(model, args, args.learning_rate)  # what it refuses, before anything is written
+            self._check_checkpointed_towers()
+        if model.config.lora is not None and args.has_reentrant_checkpoints:
+            raise ValueError(
+                "LoRA needs activation checkpoints that are not reentrant: these give a layer no gradient whose input "
+                "has none. Leave use_reentrant out of --activation_checkpointing_kwargs."
+            )
         if args.disable_tqdm:
             logging.disable_progress_bar()  # of writing a checkpoint
         if self.pop_callback(ProgressCallback) is not None:
@@ -194,7 +207,10 @@ class MultimodalTrainer(Trainer):
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self.add_callback(RunSummary(run_record))
         elif model.config.lora is not None:
-            raise ValueError("LoRA works on one device or with data parallelism, not with FSDP or DeepSpeed.")
+            raise ValueError(
+                "LoRA needs the whole model in every process: without FSDP and DeepSpeed. Leave --lora_rank out, or "
+                "start one process per device with torchrun or accelerate launch (configs/accelerate/multi_gpu.yaml)."
+            )
 
     # ---- Data ----
     def _reader(
@@ -298,6 +314,16 @@ class MultimodalTrainer(Trainer):
             whole, self.optimizer.optimizer, is_scaled=self.accelerator.scaler is not None
         )
         return grad_norm
+
+    def _check_checkpointed_towers(self) -> None:
+        """Refuse `gradient_checkpointing_towers` that keep no activations anyway."""
+        for name in self.args.gradient_checkpointing_towers:
+            is_trained = any(parameter.requires_grad for parameter in self.model.towers[name].parameters())
+            if not is_trained and name != "fusion":  # through which gradients go on
+                raise ValueError(
+                    f"--gradient_checkpointing_towers {name} can have no effect: nothing of that tower is trained "
+                    "(--freeze), so that no activations of it are kept. Leave it out."
+                )
 
     def _check_chunks(self) -> None:
         """Refuse `contrastive_chunk_size` where it cannot work, or would bring nothing."""
@@ -674,7 +700,10 @@ class MultimodalTrainer(Trainer):
         problem = decide_in_first_process(lambda: problem_of(self.state.best_model_checkpoint))
         if problem is not None:
             raise OSError(f"The best checkpoint, {self.state.best_model_checkpoint}, is not whole: {problem}.")
-        super()._load_best_model()
+        if self.is_fsdp_enabled:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

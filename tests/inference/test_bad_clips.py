@@ -210,7 +210,8 @@ def test_saved_embeddings_keep_the_list(models, spoiled_data, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, monkeypatch, task):
+def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd, monkeypatch, task):
+    """What was found to be bad before counts on for `--max_bad_fraction`, too."""
     monkeypatch.setattr(partial, "SECONDS_BETWEEN_FILES", 0)
     assert infer(models, spoiled_data, tmp_path / "whole", task) == 0
     plain, calls = loading.encode_clips, []
@@ -226,6 +227,9 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             infer(models, spoiled_data, tmp_path / "out", task)
         assert not (tmp_path / "out/metrics.json").exists()
+        capfd.readouterr()
+        assert infer(models, spoiled_data, tmp_path / "out", task, "--max_bad_fraction", "0.1") == 2
+        assert "1 of 7 samples could not be read, more than --max_bad_fraction 0.1" in capfd.readouterr().err
         del calls[:2]  # goes on with the last batch of four
         assert infer(models, spoiled_data, tmp_path / "out", task) == 0
     assert len(calls) == 2

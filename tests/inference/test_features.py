@@ -317,3 +317,19 @@ def test_a_model_has_no_tower_of_what_it_does_not_take(maker, dataset, tmp_path)
         maker.write("video", [dataset], tmp_path, shard_size=0)
     with pytest.raises(ValueError, match="holds no features of what this model takes"):
         read(tmp_path, maker)
+
+
+def test_every_verb_can_name_the_decoder_that_features_were_made_with(
+    retrieval_model, question_model, manifest, clips, tmp_path, capsys
+):
+    pytest.importorskip("decord")
+    decoder = ("--video_backend", "decord")
+    written, video = str(tmp_path / "features"), str(clips / "video/0.mp4")
+    argv = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", written, *decoder]
+    assert main(argv) == 0
+    search = ["search", retrieval_model, "a cat", str(manifest), "--features", written]
+    assert main(search) == 2
+    assert "video_backend 'decord' there and 'pyav' here" in capsys.readouterr().err
+    assert main([*search, *decoder]) == 0
+    assert main(["encode", retrieval_model, video, "--out", str(tmp_path / "out.safetensors"), *decoder]) == 0
+    assert main(["answer", question_model, "who is there?", video, *decoder]) == 0

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.inference import ClipIndex, Match, Retriever
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.models.configuration import MultimodalConfig
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,28 @@ def test_each_text_runs_through_its_tower_once(retriever, monkeypatch):
     encoded = retriever.encode_texts(["a cat purrs", "rain", "a cat purrs"])
     assert sorted(seen) == ["a cat purrs", "rain"]
     assert torch.equal(encoded[0].embed, encoded[2].embed) and not torch.equal(encoded[0].embed, encoded[1].embed)
+
+
+def test_a_saved_index_belongs_to_its_model(retriever, clips, tmp_path, capsys):
+    saved = tmp_path / "clips.safetensors"
+    made = retriever.index(clips / "video", saved=saved)
+    assert torch.equal(retriever.load_index(saved).embeds, made.embeds)
+    other = MultimodalForRetrieval(retriever.model.config)
+    with pytest.raises(ValueError, match="clips.safetensors: holds embeddings of another model; make them anew"):
+        Retriever(other, retriever.processor).load_index(saved)
+    for folder, model in (("same", retriever.model), ("other", other)):
+        model.save_pretrained(tmp_path / folder)
+        retriever.processor.save_pretrained(tmp_path / folder)
+    assert main(["search", str(tmp_path / "same"), "rain falls", str(saved)]) == 0
+    assert main(["search", str(tmp_path / "other"), "rain falls", str(saved)]) == 2
+    assert "holds embeddings of another model" in capsys.readouterr().err
+
+
+def test_a_model_without_matching_is_refused_before_clips_are_read(retriever, clips, monkeypatch):
+    config = MultimodalConfig.from_dict(retriever.model.config.to_dict() | {"matching_loss_weight": 0.0})
+    monkeypatch.setattr(Retriever, "encode_rows", None)
+    with pytest.raises(ValueError, match="made without matching .* --matching_top_k 0"):
+        Retriever(MultimodalForRetrieval(config), retriever.processor).index(clips / "video", for_matching=True)
 
 
 def test_saved_embeddings_hold_no_tokens_in_memory(retriever, clips, tmp_path):

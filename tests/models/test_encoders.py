@@ -13,6 +13,7 @@ from transformers import (
     DebertaV2ForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
+    TimesformerConfig,
     VideoMAEConfig,
     VideoMAEForPreTraining,
     ViTMAEConfig,
@@ -451,3 +452,14 @@ def test_shipped_configs_build_and_run(size):
     for name, model_type in (("vit", "vit"), ("bert", "bert")):
         fusion = load_config(str(CONFIGS / f"crossformer/{name}_config_{size}.json"), ["vit", "bert"], "fusion")
         assert fusion.model_type == model_type and fusion.hidden_size == config.hidden_size
+
+
+def test_features_without_any_clip_have_a_time_step():
+    """A batch in which no row has a video is one token long, whatever the tower."""
+    tower = get_encoder_class("timesformer", "video")(
+        TimesformerConfig(**SIZES, image_size=32, patch_size=16, num_frames=3),
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    assert tower.time_steps(1).tolist() == [0]
+    assert tower.time_steps(12).tolist() == [0] * 4 + [1] * 4 + [2] * 4

@@ -148,6 +148,7 @@ def test_a_model_for_questions_keeps_its_answers_or_lends_its_towers(start, ques
 @pytest.mark.parametrize("frozen", ["text", "video", "fusion"])
 def test_each_tower_can_be_frozen_and_has_a_rate_of_its_own(start, tmp_path, trainers, frozen):
     rates = {"learning_rate": 0.03, "text_learning_rate": 0.01, "video_learning_rate": 0.02}
+    rates.pop(f"{frozen}_learning_rate", None)
     run(*start("msrvtt_ret", output_dir=tmp_path, max_steps=1, freeze=frozen, **rates), "--do_train")
     trainer = trainers[0]
     text = "alpro.text_encoder."

@@ -156,3 +156,28 @@ def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, 
     assert made == [{"text": "sdpa", "audio": "sdpa", "video": "eager"}] * 2
     with pytest.raises(ValueError, match="magic"):
         run(*start, *flags(output_dir=tmp_path / "other", video_attn_implementation="magic"))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, []),
+        ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Without effect: mvm_loss_weight; "]),
+        ({"answers_file": "answers.json"}, ["Without effect: answers_file, which is for --task question_answering."]),
+        ({"frame_stride": 2}, ["Without effect: frame_stride, which is for --frame_sampling dense."]),
+        ({"frame_stride": 2, "frame_sampling": "dense"}, []),
+        (
+            {"modalities": ["text", "video"], "audio_model_name_or_path": "nowhere", "num_mel_bins": 16},
+            [
+                "Without effect with --modalities text video: --audio_model_name_or_path, --audio_config_name.",
+                "Without effect in a model of text and video: num_mel_bins.",
+            ],
+        ),
+    ],
+)
+def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
+    said: list[str] = []
+    for module in ("arguments.model_arguments", "simple_multimodal.training.assembly"):
+        monkeypatch.setattr(f"{module}.logger.warning", said.append)
+    run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=1, save_strategy="no", **values))
+    assert len(said) == len(told) and all(map(str.startswith, said, told)), said

@@ -34,7 +34,11 @@ def steps(start, tmp_path, monkeypatch):
     sizes = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}
 
     def step(**values) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        run(*start, "--do_train", *flags(output_dir=tmp_path / str(len(found)), max_grad_norm=0, **sizes, **values))
+        run(
+            *start,
+            "--do_train",
+            *flags(output_dir=tmp_path / str(len(found)), **{"max_grad_norm": 0, **sizes, **values}),
+        )
         return found[-1]
 
     return step
@@ -77,3 +81,22 @@ def test_chunks_are_refused_for_questions(start, clips, tmp_path):
     files = {"train_file": manifest, "validation_file": manifest, "task": "question_answering"}
     with pytest.raises(ValueError, match=r"does not train \(it answers questions\)"):
         run(*start, "--do_train", *flags(output_dir=tmp_path / "out", contrastive_chunk_size=2, **files))
+
+
+@pytest.mark.parametrize(
+    ("values", "tolerance"),
+    [
+        ({"lora_rank": 2, "freeze": ["video"], "max_grad_norm": 0.1}, 1e-4),
+        ({"freeze": ["text", "audio", "video"]}, 1e-4),
+        ({"freeze": ["text", "audio", "video", "fusion"], "task": "retrieval"}, 1e-4),
+        ({"fp16": True, "max_grad_norm": 0.1}, 1e-4),  # in full precision on a CPU
+        ({"bf16": True}, 2e-2),
+    ],
+)
+def test_nor_with_what_else_changes_a_step(steps, values, tolerance):
+    gradients, logs = steps(**values)
+    other_gradients, other_logs = steps(contrastive_chunk_size=2, **values)
+    assert other_logs == pytest.approx(logs, rel=tolerance) and other_gradients.keys() == gradients.keys() != set()
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    for name, gradient in gradients.items():
+        assert (other_gradients[name] - gradient).norm() <= tolerance * norm, name

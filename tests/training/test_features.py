@@ -118,7 +118,11 @@ def test_the_model_that_was_trained_takes_them_still(again, kept, tmp_path, trai
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"freeze": "audio"}, "this run would train that tower. Add video to --freeze"),
+        ({"freeze": "audio"}, "the video tower gave, but this run would train that tower. Add video to --freeze"),
+        (
+            {"freeze": "audio", "lora_rank": 2},
+            r"but this run would train LoRA adapters in that tower. Add video to --freeze \(and to no --lora_towers\)",
+        ),
         ({"task": "pretraining", "mam_loss_weight": 0, **FROZEN}, "which the objective mvm needs. Pass --mvm_loss_w"),
         ({"task": "pretraining", "mvm_loss_weight": 0, **FROZEN}, "which the objective mam needs. Pass --mam_loss_w"),
         ({"frame_sampling": "dense", **FROZEN}, "something else: frame_sampling 'uniform' there and 'dense' here"),
@@ -134,7 +138,7 @@ def test_what_features_cannot_stand_for_is_refused(again, kept, tmp_path, values
 def test_other_sizes_and_weights_are_refused(start, kept, tmp_path):
     """Those of a new model: of the tower that was drawn, and of what it takes."""
     shutil.copytree(kept / "video", tmp_path / "kept/video")
-    new = {"features": tmp_path / "kept", "output_dir": tmp_path / "out"}
+    new = {"features": tmp_path / "kept", "output_dir": tmp_path / "out", **FROZEN}
     with pytest.raises(ValueError, match="num_frames 2 there and 4 here, size .*: 32.* there and .*: 16.* here"):
         run(*start, *flags(num_frames=4, video_size=16, **new), "--do_train")
     with pytest.raises(ValueError, match="something else: other weights or another configuration of the tower"):
@@ -163,11 +167,16 @@ def test_rows_without_features_are_refused_before_training(again, saved, kept, c
         )
 
 
-def test_crops_that_have_no_effect_are_told(again, kept, tmp_path, monkeypatch):
+def test_draws_that_have_no_effect_are_told(again, kept, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("simple_multimodal.training.assembly.logger.warning", said.append)
-    run(*again(features=kept, output_dir=tmp_path, max_steps=1, random_flip=True, **FROZEN), "--do_train")
-    assert [message for message in said if "random_crop and random_flip change nothing" in message]
+    one = {"features": kept, "max_steps": 1, **FROZEN}
+    run(*again(output_dir=tmp_path / "fixed", **one), "--do_train")
+    assert not said
+    run(*again(output_dir=tmp_path / "flip", random_flip=True, **one), "--do_train")
+    run(*again(output_dir=tmp_path / "jitter", **(one | {"frame_sampling": "jittered"})), "--do_train")
+    told = [message.partition(". --features")[0] for message in said]
+    assert told == ["Without effect: random_flip", "Without effect: frame_sampling jittered"]
 
 
 def test_alpro_trains_on_features_of_its_timesformer(tmp_path, trainers):

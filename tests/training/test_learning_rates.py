@@ -113,3 +113,39 @@ def test_a_run_has_exactly_these_groups(start, tmp_path, monkeypatch):
 def test_impossible_decays_are_refused(decay):
     with pytest.raises(ValueError, match=f"--layer_decay is {decay}; give a factor above 0, up to 1"):
         MultimodalTrainingArguments(output_dir="out", use_cpu=True, layer_decay=decay)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"freeze": "video", "video_learning_rate": 1e-3, "layer_decay": 0.5}, "--video_learning_rate can have no"),
+        ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "--layer_decay can have no effect: nothing is"),
+        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "--audio_learning_rate can have no effect: "),
+        ({"freeze": "text", "gradient_checkpointing_towers": "text"}, "_towers text can have no effect: nothing of"),
+        (
+            {
+                "lora_rank": 2,
+                "activation_checkpointing": True,
+                "activation_checkpointing_kwargs": '{"use_reentrant": true}',
+            },
+            "LoRA needs activation checkpoints that are not reentrant",
+        ),
+    ],
+)
+def test_settings_of_what_is_not_trained_are_refused_before_anything_is_written(start, tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        run(*start, "--do_train", *flags(output_dir=tmp_path / "out", **values))
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_settings_of_training_do_not_matter_to_an_evaluation(start, tmp_path):
+    run(*start, "--do_train", *flags(output_dir=tmp_path / "model", max_steps=1, save_strategy="no"))
+    values = {"model_name_or_path": tmp_path / "model", "freeze": ["text", "audio", "video"], "layer_decay": 0.5}
+    assert run(*start, "--do_eval", *flags(output_dir=tmp_path / "out", **values))
+
+
+def test_arguments_of_checkpoints_need_checkpoints():
+    with pytest.raises(ValueError, match="_kwargs can have no effect without --activation_checkpointing True"):
+        MultimodalTrainingArguments(
+            output_dir="out", use_cpu=True, activation_checkpointing_kwargs={"use_reentrant": False}
+        )

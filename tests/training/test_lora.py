@@ -119,6 +119,13 @@ def test_the_folder_of_a_run_holds_the_merged_model_and_the_adapter(tuned, base,
     assert retriever.search("a cat", retriever.index([clips / "video/0.mp4", clips / "video/1.mp4"]))
 
 
+def test_adapters_alone_are_no_model(on_base, tuned, tmp_path):
+    with pytest.raises(ValueError, match="adapter holds LoRA adapters alone. Give the folder above it"):
+        Retriever.from_pretrained(tuned / "adapter")
+    with pytest.raises(ValueError, match="adapter holds LoRA adapters alone. Give the folder above it"):
+        run(*on_base, "--do_eval", *flags(model_name_or_path=tuned / "adapter", output_dir=tmp_path))
+
+
 def evaluated(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("eval_") and "_per_second" not in name
             and "runtime" not in name}  # fmt: skip
@@ -211,6 +218,7 @@ def test_a_tower_or_layer_that_is_not_there(start, tmp_path):
     for values, message in [
         ({"lora_rank": 2, "lora_towers": "audio"}, "no LoRA in audio: this model has text, video, fusion"),
         ({"lora_rank": 2, "lora_target_modules": "q_proj"}, "text tower has no q_proj to put LoRA into"),
+        ({"lora_rank": 2, "freeze": ["text", "video"]}, "--lora_rank has no tower to put adapters into"),
         (
             {"gradient_checkpointing_towers": "audio"},
             "this model has text, video, fusion. Name some of these in --grad",

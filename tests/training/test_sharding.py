@@ -12,6 +12,8 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.inference import TowerFeatures
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.conftest import REPOSITORY
 from tests.faults.runs import commands, finish_together
@@ -91,6 +93,47 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(runs):
     own, known = (load_file(runs / n / "out/model.safetensors") for n in ("sharded-sharded", "sharded"))
     assert own.keys() == known.keys() and all(own[name].equal(known[name]) for name in known)
     assert logged(runs / "sharded-sharded") == logged(runs / "sharded")
+
+
+def test_features_rates_by_layer_and_the_best_of_several_evaluations(tmp_path):
+    """Losses and weights of whole models; after an evaluation training goes on."""
+    write_clips(tmp_path / "clips")
+    argv = [*commands(tmp_path), *flags(save_steps=2)]
+    assert finish_together([*argv, *flags(output_dir=tmp_path / "base", max_steps=1)], tmp_path, prepare={},
+                           num_processes=1) == [0]  # fmt: skip
+    roots = {f"{name}_root": tmp_path / "clips" / name for name in ("video", "audio", "text")}
+    dataset = MultimodalDataset(tmp_path / "clips/train.csv", **roots)
+    for tower in ("audio", "video"):
+        TowerFeatures.from_pretrained(tmp_path / "base").write(tower, [dataset], tmp_path / "features")
+    argv += flags("--do_eval", task="retrieval", model_name_or_path=tmp_path / "base", features=tmp_path / "features")
+    argv += flags(freeze=["audio", "video"], layer_decay=0.5, max_steps=4, logging_steps=1, learning_rate=1e-2)
+    argv += flags(eval_strategy="steps", eval_steps=2, load_best_model_at_end=True)
+    argv += flags(metric_for_best_model="text_to_video_mean_rank", greater_is_better=True)
+    for name, prepare in (("whole", WHOLE), ("sharded", SHARDED)):
+        (tmp_path / name).mkdir()
+        codes = finish_together(
+            [*argv, *flags(output_dir=tmp_path / name / "out")], tmp_path / name, prepare=prepare, seconds=120
+        )
+        assert codes == [0, 0], (tmp_path / name / "rank-0.log").read_text()[-3000:]
+    assert logged(tmp_path / "sharded") == pytest.approx(logged(tmp_path / "whole"), rel=1e-4)
+    state = json.loads((tmp_path / "sharded/out/trainer_state.json").read_text())
+    own = load_file(tmp_path / "sharded/out/model.safetensors")
+    best = load_file(tmp_path / f"sharded/out/checkpoint-{state['best_global_step']}/model.safetensors")
+    known = load_file(tmp_path / "whole/out/model.safetensors")
+    assert state["best_global_step"] == 2 and all(own[name].equal(best[name]) for name in best)
+    for tensor in known:
+        torch.testing.assert_close(own[tensor], known[tensor], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"lora_rank": 2}, "ValueError: LoRA needs the whole model in every process: without FSDP and DeepSpeed. Leave"),
+    ({"contrastive_chunk_size": 1}, "ValueError: --contrastive_chunk_size needs the whole model in every process"),
+])  # fmt: skip
+def test_what_needs_whole_models_is_refused(tmp_path, values, message):
+    write_clips(tmp_path / "clips")
+    argv = [*commands(tmp_path), *flags(output_dir=tmp_path / "out", max_steps=1, **values)]
+    assert finish_together(argv, tmp_path, prepare=SHARDED, seconds=60) == [1, 1]
+    assert message in (tmp_path / "rank-0.log").read_text()
 
 
 def test_checkpoints_look_the_same(runs):

@@ -214,3 +214,8 @@ def test_reduced_precision_evaluates_alike_after_training_and_alone(start, tmp_p
     assert alone["eval_loss"] == pytest.approx(after["eval_loss"], rel=1e-6)
     exact = evaluate(start, str(tmp_path / "out"), tmp_path / "alone")
     assert exact["eval_loss"] != alone["eval_loss"]
+
+
+def test_checkpoints_on_sigterm_are_left_to_this_trainer(start, tmp_path):
+    with pytest.raises(ValueError, match="--enable_jit_checkpoint would take SIGTERM away from this trainer"):
+        run(*start, "--do_train", *flags(output_dir=tmp_path, enable_jit_checkpoint=True))

@@ -233,6 +233,9 @@ class AlproForRetrieval(AlproPreTrainedModel):
         video = self.alpro.encode_video(batch)
         return normalize(self.video_projection(video.states[:, 0])), {"video": video}
 
+    def check_matching(self) -> None:
+        """Every ALPRO for retrieval has a matching head."""
+
     def matching_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, row by row."""
         return self.matching_head(self.alpro.fuse(text, clip)).float()
