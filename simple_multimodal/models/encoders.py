@@ -4,6 +4,7 @@ from simple_multimodal.modalities import Modality
 from simple_multimodal.models.audio.ast import ASTAudioEncoder
 from simple_multimodal.models.audio.clap import CLAPAudioEncoder
 from simple_multimodal.models.audio.vit_mae import ViTMAEAudioEncoder
+from simple_multimodal.models.audio.whisper import WhisperAudioEncoder
 from simple_multimodal.models.base import Encoder, EncoderOutput
 from simple_multimodal.models.text.bert import BertTextEncoder
 from simple_multimodal.models.text.clap import CLAPTextEncoder
@@ -31,6 +32,7 @@ ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {
         ViTMAEAudioEncoder,
         ASTAudioEncoder,
         CLAPAudioEncoder,
+        WhisperAudioEncoder,
         VideoMAEVideoEncoder,
         TimesformerVideoEncoder,
         CLIPVideoEncoder,

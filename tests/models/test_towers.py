@@ -18,6 +18,7 @@ from transformers import (
     SiglipVisionModel,
     TimesformerForVideoClassification,
     ViTConfig,
+    WhisperModel,
 )
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
@@ -43,7 +44,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """A checkpoint of each kind."""
-    kinds = (*STOCK_MODELS, "ast", "timesformer")
+    kinds = (*STOCK_MODELS, "ast", "whisper", "timesformer")
     return {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
 
 
@@ -205,6 +206,32 @@ def test_ast_equals_the_stock_model(folders, bins, frames):
         assert report.converted == {"encoder.embeddings.position_embeddings": rule}
 
 
+@pytest.mark.parametrize("frames", [100, 60])
+@torch.no_grad()
+def test_whisper_equals_the_stock_model(folders, frames):
+    """A shorter window takes the first positions."""
+    config = load_tower_config(folders["whisper"], "audio")
+    encoder_class = get_encoder_class("whisper", "audio")
+    encoder = encoder_class(encoder_class.fit_config(config, 8, frames)).eval()
+    report = load_pretrained_tower(encoder, None, folders["whisper"])
+    assert report.new == [] and report.unused == {}  # the decoder is no business of ours
+    rule = {} if frames == 100 else {"encoder.embed_positions.weight": "the first 30 of 50 positions"}
+    assert report.converted == rule
+    stock = WhisperModel.from_pretrained(folders["whisper"]).eval().encoder
+    stock.config.max_source_positions = frames // 2
+    stock.embed_positions = torch.nn.Embedding.from_pretrained(stock.embed_positions.weight[: frames // 2])
+
+    values = torch.randn(2, 1, 8, 2 * frames, generator=torch.Generator().manual_seed(3))
+    mask, seconds = torch.arange(2 * frames).expand(2, -1) < frames + 11, torch.arange(2.0 * frames).expand(2, -1)
+    output = encoder(values, mask, seconds)
+    windows = values.view(2, 8, 2, frames).transpose(1, 2).flatten(0, 1)
+    tokens = stock(windows).last_hidden_state.reshape(2, -1, 16)
+    torch.testing.assert_close(output.tokens, tokens, atol=1e-5, rtol=1e-5)
+    assert output.seconds[0].tolist() == [2.0 * n for n in range(frames)]  # the strided kernel's centre
+    assert output.mask.sum(dim=1).tolist() == [frames // 2 + 6] * 2 and output.mask[0, : frames // 2 + 6].all()
+    assert encoder.time_steps(frames).tolist() == list(range(frames)) and output.embedding is None
+
+
 @pytest.mark.parametrize(("frames", "size"), [(4, 16), (6, 24)])
 @torch.no_grad()
 def test_timesformer_equals_the_stock_model(folders, frames, size):
@@ -260,6 +287,7 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         ("clap", "text"): lambda tower: tower.encoder.layer,
         ("clap", "audio"): lambda tower: tower.audio_encoder.layers,
         ("ast", "audio"): lambda tower: tower.layers,
+        ("whisper", "audio"): lambda tower: tower.layers,
         ("timesformer", "video"): lambda tower: tower.encoder.layer,
     }
     for (kind, modality), layers in stacks.items():
@@ -273,8 +301,10 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         elif kind == "clap":
             encoder, inputs = load(folders[kind], "audio", 8, 101), list(clap_windows(1))
         else:
-            ones = torch.ones(1, 64, dtype=torch.bool)
-            encoder, inputs = load(folders[kind], "audio", 16, 64), [torch.randn(1, 1, 16, 64), ones, ones.float()]
+            bins, frames = {"ast": (16, 64), "whisper": (8, 100)}[kind]
+            ones = torch.ones(1, frames, dtype=torch.bool)
+            inputs = [torch.randn(1, 1, bins, frames), ones, ones.float()]
+            encoder = load(folders[kind], "audio", bins, frames)
         attention = "eager" if kind in ("clap", "timesformer") else "sdpa"
         assert encoder.config._attn_implementation == attention, (kind, modality)
         config = MultimodalConfig(
@@ -425,6 +455,13 @@ def test_mean_direction_weighs_unit_vectors():
         (lambda f: load(f["timesformer"], "video", 4, 16, 24), "16 by 24 pixels.*square"),
         (lambda f: load(f["clap"], "audio", 16, 101), "16 mel bins by 101 frames.*8 by at most 128"),
         (lambda f: load(f["ast"], "audio", 8, 64), "8 mel bins by 64 frames.*patch of the audio tower is 16"),
+        (
+            lambda f: load(f["whisper"], "audio", 16, 100),
+            "16 mel bins by 100.*8 by an even number, at most 100",
+        ),
+        (lambda f: load(f["whisper"], "audio", 8, 102), "8 mel bins by 102.*at most 100"),
+        (lambda f: load(f["whisper"], "audio", 8, 51), "8 mel bins by 51.*even number"),
+        (lambda f: load(f["whisper"], "audio", 8, 100).check_inputs(8, 50), "8 mel bins by 50.*8 by 100"),
         (lambda f: load(f["clip"], "text", 20, 0, None), "token that ends a text.*--tokenizer_name"),
         (lambda f: load(f["clap"], "text", 20, 0, 2), "padding token, number 1; that of the tokenizer is 0"),
         (lambda f: load_text(f["siglip"], "siglip").check_inputs(5), "max_seq_length is 5.*padded to 12.*Set"),

@@ -30,6 +30,9 @@ from transformers import (
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEImageProcessor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 
 WORDS = "a at bark bell cat dog dogs falls in purrs rain rings runs sings someone the twice two".split()
@@ -55,6 +58,7 @@ CLAP_EXTRACTOR = {
     "truncation": "rand_trunc",
     "padding": "repeatpad",
 }
+WHISPER_EXTRACTOR = {"feature_size": 8, "chunk_length": 1}
 AST_EXTRACTOR = {"num_mel_bins": 16, "max_length": 64, "mean": -4.0, "std": 3.0}
 TIMESFORMER_PROCESSOR = {
     "size": {"shortest_edge": 16},
@@ -170,6 +174,23 @@ def write_checkpoint(folder: Path, kind: str) -> str:
         )
         randomize(ASTForAudioClassification(config)).save_pretrained(folder)
         ASTFeatureExtractor(**AST_EXTRACTOR).save_pretrained(folder)
+    elif kind == "whisper":
+        config = WhisperConfig(
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            num_mel_bins=WHISPER_EXTRACTOR["feature_size"],
+            max_source_positions=50,
+            max_target_positions=8,
+            vocab_size=20,
+            **{f"{name}_token_id": 1 for name in ("pad", "bos", "eos", "decoder_start")},
+        )
+        randomize(WhisperForConditionalGeneration(config)).save_pretrained(folder)
+        WhisperFeatureExtractor(**WHISPER_EXTRACTOR).save_pretrained(folder)
     elif kind == "timesformer":
         config = TimesformerConfig(**SIZES, hidden_size=16, image_size=16, patch_size=8, num_frames=4)
         randomize(TimesformerForVideoClassification(config)).save_pretrained(folder)

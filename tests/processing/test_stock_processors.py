@@ -11,11 +11,12 @@ from transformers import (
     CLIPImageProcessor,
     Siglip2ImageProcessor,
     SiglipImageProcessor,
+    WhisperFeatureExtractor,
 )
 
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
-from tests.models.tiny_towers import AST_EXTRACTOR, CLAP_EXTRACTOR, stock_processor, tiny_tokenizer
+from tests.models.tiny_towers import AST_EXTRACTOR, CLAP_EXTRACTOR, WHISPER_EXTRACTOR, stock_processor, tiny_tokenizer
 
 PICTURES = {
     "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
@@ -136,10 +137,41 @@ def test_log_mel_equals_that_of_ast(tmp_path, settings, seconds):
     torch.testing.assert_close(features.values[0], expected[0].T, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [WHISPER_EXTRACTOR, {"feature_size": 80}, {"feature_size": 128}])
+@pytest.mark.parametrize("seconds", [0.3, 0.55003, 1.0])
+def test_log_mel_equals_that_of_whisper(tmp_path, settings, seconds):
+    stock = WhisperFeatureExtractor(**settings)
+    stock.save_pretrained(tmp_path)
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
+    waveform = sound(seconds, 16000)
+    features = extractor.extract(waveform)
+    expected = stock(waveform, sampling_rate=16000, return_tensors="pt", return_attention_mask=True)
+    torch.testing.assert_close(features.values[0], expected["input_features"][0], atol=1e-4, rtol=0)
+    assert features.attention_mask.tolist() == expected["attention_mask"][0].bool().tolist()
+    assert features.seconds[:3].tolist() == pytest.approx([0.0, 0.01, 0.02])
+    extractor.save_pretrained(tmp_path / "own")
+    again = AudioFeatureExtractor.from_pretrained(tmp_path / "own")
+    assert torch.equal(again.extract(waveform).values, features.values)
+
+
+def test_a_long_sound_of_whisper_is_cut_into_windows(tmp_path):
+    """Each is what the stock extractor makes of that part alone; it cuts a long sound off."""
+    stock = WhisperFeatureExtractor(**WHISPER_EXTRACTOR)
+    stock.save_pretrained(tmp_path)
+    waveform = sound(2.25, 16000)
+    features = AudioFeatureExtractor.from_pretrained(tmp_path).extract(waveform)
+    parts = [waveform[:16000], waveform[16000:32000], waveform[32000:]]
+    expected = stock(parts, sampling_rate=16000, return_tensors="pt")["input_features"]
+    torch.testing.assert_close(features.values[0], expected.transpose(0, 1).flatten(1), atol=1e-4, rtol=0)
+    assert features.attention_mask.sum() == 225 and features.seconds[100] == 1.0 and len(features.seconds) == 300
+
+
 def test_front_ends_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="padding='repeat'.*of kaldi mean or zero"):
         AudioFeatureExtractor(padding="repeat")
-    with pytest.raises(ValueError, match="front_end must be one of kaldi, clap"):
+    with pytest.raises(ValueError, match="front_end must be one of kaldi, clap, whisper"):
+        AudioFeatureExtractor(front_end="wav2vec")
+    with pytest.raises(ValueError, match="padding='mean'.*of whisper pad"):
         AudioFeatureExtractor(front_end="whisper")
 
 

@@ -20,7 +20,7 @@ CLIP_MODALITY = {"clip": "video", "siglip": "video", "siglip2": "video", "clap":
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """A checkpoint of each kind, and a fusion config."""
-    kinds = (*STOCK_MODELS, "ast", "timesformer")
+    kinds = (*STOCK_MODELS, "ast", "whisper", "timesformer")
     folders = {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
     fusion = tmp_path_factory.mktemp("fusion") / "fusion.json"
     fusion.write_text(json.dumps(CONFIGS["fusion"]))
@@ -153,6 +153,28 @@ def test_towers_without_a_common_space_are_trained_together(start, folders, tmp_
     assert np.isfinite(metrics["eval_loss"])
     config = MultimodalForRetrieval.from_pretrained(tmp_path / "mixed").config
     assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("fusion", 12, "softmax")
+
+
+def test_whisper_beside_another_text_tower(start, folders, tmp_path):
+    """Windows as the checkpoint's extractor has them, or shorter ones; features stand for the frozen tower."""
+    bert = tmp_path / "bert.json"
+    bert.write_text(json.dumps(CONFIGS["text"]))
+    common = flags(max_steps=1, per_device_train_batch_size=3, save_strategy="no", text_config_name=bert)
+    names = flags(audio_model_name_or_path=folders["whisper"], modalities=["text", "audio"])
+    metrics = run(*start, *names, *common)
+    assert np.isfinite(metrics["eval_loss"])
+    retriever = Retriever.from_pretrained(tmp_path / "out")
+    audio = retriever.processor.feature_extractor
+    assert (audio.front_end, audio.num_mel_bins, audio.num_frames) == ("whisper", 8, 100)
+    assert retriever.model.config.audio_config.max_source_positions == 50
+    retriever.model.tower_hash("audio")  # features can stand for it
+
+    metrics = run(*start, *names, *common, *flags(num_audio_frames=50, output_dir=tmp_path / "shorter"))
+    assert np.isfinite(metrics["eval_loss"])
+    shorter = MultimodalForRetrieval.from_pretrained(tmp_path / "shorter")
+    assert shorter.config.audio_config.max_source_positions == 25
+    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*--num_audio_frames"):
+        run(*start, *names, *common, *flags(num_audio_frames=51, output_dir=tmp_path / "odd"))
 
 
 @pytest.mark.parametrize(
