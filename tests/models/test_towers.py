@@ -17,6 +17,7 @@ from transformers import (
     SiglipTextModel,
     SiglipVisionModel,
     TimesformerForVideoClassification,
+    VideoMAEConfig,
     ViTConfig,
     WhisperModel,
 )
@@ -27,6 +28,8 @@ from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import Encoder, get_encoder_class
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
 from simple_multimodal.models.modeling import MultimodalForPreTraining, MultimodalForRetrieval
+from simple_multimodal.models.patches import normalize_pixels
+from simple_multimodal.models.times import time_embedding
 
 from .tiny_towers import (
     STOCK_MODELS,
@@ -438,6 +441,76 @@ def test_a_space_of_another_size_is_projected(folders):
     assert float(model.scale_and_bias("contrastive_tv")[0]) == pytest.approx(1 / 0.07, rel=1e-4)  # another space
 
 
+@pytest.mark.parametrize("kind", PICTURES)
+@torch.no_grad()
+def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path):
+    batch = clip_batch(kind)
+    models = []
+    for layers in (0, 2):
+        config = aligned_config(folders, kind, frame_pooling_layers=layers)
+        model, reports = MultimodalForRetrieval.from_encoders(config, {"video": folders[kind]})
+        new = {name.split(".")[1] for name in reports[0].new}
+        assert new == ({"frame_transformer"} if layers else set())
+        models.append(model.eval())
+    mean, sequence = models
+    tower = sequence.multimodal.encoder("video")
+    assert torch.equal(sequence.multimodal.encode("video", batch).embedding, mean.multimodal.encode("video", batch)[4])
+
+    # Trained, it is what its layers make of embeddings and times, on top of the embeddings.
+    generator = torch.Generator().manual_seed(6)
+    tower.frame_transformer.gate.normal_(generator=generator)
+    pixels = normalize_pixels(batch["pixel_values_videos"], tower.image_mean, tower.image_std)
+    frames = tower.encode_pictures(pixels.flatten(0, 1))[1].unflatten(0, (2, 2))
+    size = frames.shape[-1]
+    states = F.normalize(frames, dim=-1) * size**0.5 + time_embedding(batch["video_seconds"], size)
+    for layer in tower.frame_transformer.layers:
+        states = layer(states, attention_mask=None)
+    expected = mean_direction(frames + tower.frame_transformer.gate * states)
+    output = sequence.multimodal.encode("video", batch).embedding
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(output, mean.multimodal.encode("video", batch).embedding, atol=1e-2)
+    later = batch | {"video_seconds": batch["video_seconds"] * 3}
+    assert not torch.allclose(sequence.multimodal.encode("video", later).embedding, output, atol=1e-3)
+    single = {key: value[:, :1] for key, value in batch.items() if key != "video_mask"}  # any number of frames
+    assert torch.isfinite(sequence.encode_clip(single | {"video_mask": batch["video_mask"]})[0]).all()
+
+    # A row without pictures changes no other and is finite.
+    lacking = {key: value.clone() for key, value in batch.items()}
+    for value in lacking.values():
+        value[1] = 0
+    lacking_embeds = sequence.encode_clip(lacking)[0]
+    torch.testing.assert_close(lacking_embeds[0], sequence.encode_clip(batch)[0][0])
+    assert torch.isfinite(lacking_embeds).all()
+
+    with pytest.raises(ValueError, match="There are no features of a"):
+        sequence.tower_hash("video")
+    sequence.save_pretrained(tmp_path)
+    loaded = MultimodalForRetrieval.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded.encode_clip(batch)[0], sequence.encode_clip(batch)[0])
+
+
+def test_a_transformer_over_frames_learns(folders):
+    """The gate at once, its layers as soon as it is open; with activation checkpointing, too."""
+    model = MultimodalForRetrieval(aligned_config(folders, "siglip", frame_pooling_layers=1)).train()
+    frames = model.multimodal.encoder("video").frame_transformer
+    assert not frames.gate.any()
+    for checkpoint in (False, True):
+        if checkpoint:
+            model.checkpoint_activations(["video"])
+        model.encode_clip(clip_batch("siglip"))[0][:, 0].sum().backward()
+        moved = {name for name, parameter in frames.named_parameters() if parameter.grad.any()}
+        weights = {name for name, _ in frames.named_parameters() if name.endswith("weight")}
+        assert moved == {"gate"} if not checkpoint else moved > weights
+        frames.gate.data.fill_(0.5)
+        model.zero_grad()
+
+
+def headless(folders, **settings) -> Encoder:
+    config = load_tower_config(folders["siglip"], "video")
+    config.vision_use_head = False
+    return get_encoder_class("siglip", "video")(config, **settings)
+
+
 def test_mean_direction_weighs_unit_vectors():
     parts = torch.tensor([[[3.0, 0.0], [0.0, 0.5]], [[2.0, 0.0], [0.0, 1.0]]])
     assert mean_direction(parts).tolist() == [[0.5, 0.5], [0.5, 0.5]]
@@ -450,6 +523,26 @@ def test_mean_direction_weighs_unit_vectors():
         (
             lambda f: MultimodalForPreTraining(aligned_config(f, "clip", mvm_loss_weight=0.5)),
             "mvm_loss_weight is 0.5.*no",
+        ),
+        (
+            lambda f: MultimodalForRetrieval(
+                aligned_config(f, "clip", video_config=VideoMAEConfig(**SIZES), frame_pooling_layers=2)
+            ),
+            "frame_pooling_layers is 2, but 'videomae' has no embeddings of frames",
+        ),
+        (
+            lambda f: MultimodalForRetrieval(aligned_config(f, "clap", frame_pooling_layers=2)),
+            "frame_pooling_layers is 2, but there is no video tower",
+        ),
+        (
+            lambda f: MultimodalForRetrieval(
+                aligned_config(f, "clip", frame_pooling_layers=2, contrastive_loss_before_fusion=False)
+            ),
+            "frame_pooling_layers is 2, but contrastive_loss_before_fusion is False",
+        ),
+        (
+            lambda f: headless(f, frame_pooling_layers=2),
+            "frame_pooling_layers is 2, but this 'siglip_vision_model' has no head",
         ),
         (lambda f: load(f["clip"], "video", 3, 20, 16), "20 by 16 pixels.*patches of 8.*--video_size"),
         (lambda f: load(f["timesformer"], "video", 4, 16, 24), "16 by 24 pixels.*square"),

@@ -177,6 +177,28 @@ def test_whisper_beside_another_text_tower(start, folders, tmp_path):
         run(*start, *names, *common, *flags(num_audio_frames=51, output_dir=tmp_path / "odd"))
 
 
+def test_a_transformer_over_frames_is_trained_and_saved(start, folders, tmp_path):
+    steps = flags(max_steps=2, per_device_train_batch_size=4, save_strategy="no", learning_rate=1e-2)
+    metrics = run(*start, *towers(folders, "clip"), *steps, *flags(frame_pooling_layers=1))
+    assert np.isfinite(metrics["eval_loss"])
+    trained = MultimodalForRetrieval.from_pretrained(tmp_path / "out")
+    assert trained.multimodal.encoder("video").frame_transformer.gate.any()
+    saved = flags(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "other")
+    assert np.isfinite(run(*start, *saved, *flags("--do_train", "False", frame_pooling_layers=1))["eval_loss"])
+    with pytest.raises(ValueError, match="--frame_pooling_layers is 2, but the saved model has 1"):
+        run(*start, *saved, *flags("--do_train", "False", frame_pooling_layers=2))
+
+
+def test_a_transformer_over_frames_without_training_is_the_mean(start, folders, tmp_path):
+    found = [
+        run(*start, *towers(folders, "siglip"), *flags("--do_train", "False", frame_pooling_layers=layers))
+        for layers in (0, 1)
+    ]
+    assert {name: value for name, value in found[0].items() if "R@" in name} == {
+        name: value for name, value in found[1].items() if "R@" in name
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
