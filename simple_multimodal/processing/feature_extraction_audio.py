@@ -8,7 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ClapFeatureExtractor, SequenceFeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    BatchFeature,
+    ClapFeatureExtractor,
+    PeAudioFeatureExtractor,
+    SequenceFeatureExtractor,
+    WhisperFeatureExtractor,
+)
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging
 
@@ -24,7 +30,12 @@ LOG_FLOOR = 1.1920928955078125e-07
 POWER_FLOOR = 1e-10  # of CLAP and Whisper: -100 dB
 WHISPER_RANGE = 8.0  # powers of ten below a window's loudest value, where it ends
 
-PADDINGS = {"kaldi": ("mean", "zero"), "clap": ("repeatpad", "repeat", "pad"), "whisper": ("pad",)}
+PADDINGS = {
+    "kaldi": ("mean", "zero"),
+    "clap": ("repeatpad", "repeat", "pad"),
+    "whisper": ("pad",),
+    "waveform": ("reflect",),
+}
 """What may stand behind the end of a sound, by front end."""
 
 
@@ -58,7 +69,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     `front_end="clap"` gives the features of CLAP ([paper](https://huggingface.co/papers/2211.06687)) instead: frames
     centred on their times over the mirrored sound, periodic Hann window, power spectrum, mel filters, decibels, as
     they are. `front_end="whisper"` gives those of Whisper ([paper](https://huggingface.co/papers/2212.04356)): the
-    same with powers of ten in place of decibels, `max(x, maximum of the window - 8) / 4 + 1`.
+    same with powers of ten in place of decibels, `max(x, maximum of the window - 8) / 4 + 1`. `front_end="waveform"`
+    gives the samples themselves, `hop_seconds` of them a frame and `num_mel_bins` their number, for towers that read
+    sound through a codec.
 
     Args:
         sampling_rate (`int`, *optional*, defaults to 16000):
@@ -82,13 +95,14 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         max_windows (`int`, *optional*):
             Crop to the first `max_windows` windows. By default nothing is cropped.
         front_end (`str`, *optional*, defaults to `"kaldi"`):
-            `"kaldi"`, `"clap"` or `"whisper"`, see above.
+            `"kaldi"`, `"clap"`, `"whisper"` or `"waveform"`, see above.
         mel_scale (`str`, *optional*, defaults to `"slaney"`):
             Filters of `"clap"` and `"whisper"`: `"slaney"` (scale and norm) or `"htk"` (without norm).
         padding (`str`, *optional*, defaults to `"mean"`):
             What stands behind the end of the sound in its last window. Of `"kaldi"`: `"mean"`, exactly 0 after
             normalisation, or `"zero"`, 0 before, as AST has it. Of `"clap"`: the sound again, as often as it fits
             whole (`"repeatpad"`) or until the window is full (`"repeat"`), or silence (`"pad"`), as with `"whisper"`.
+            With `"waveform"` the sound mirrored up to a whole frame, then silence (`"reflect"`).
     """
 
     model_input_names = ["audio_values", "audio_attention_mask", "audio_seconds", "audio_mask"]
@@ -106,9 +120,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         mean: float = -4.2677393,
         std: float = 4.5689974,
         max_windows: int | None = None,
-        front_end: Literal["kaldi", "clap", "whisper"] = "kaldi",
+        front_end: Literal["kaldi", "clap", "whisper", "waveform"] = "kaldi",
         mel_scale: Literal["slaney", "htk"] = "slaney",
-        padding: Literal["mean", "zero", "repeatpad", "repeat", "pad"] = "mean",
+        padding: Literal["mean", "zero", "repeatpad", "repeat", "pad", "reflect"] = "mean",
         **kwargs: Any,
     ):
         for key in ("feature_size", "padding_value"):  # the base class saves them; they are fixed here
@@ -138,6 +152,13 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         self.mean = mean
         self.std = std
         self.max_windows = max_windows
+        if front_end == "waveform":
+            if num_mel_bins != self.hop_length:
+                raise ValueError(
+                    f"A frame of the waveform has {self.hop_length} samples ({hop_seconds=} at {sampling_rate} Hz), "
+                    f"but num_mel_bins is {num_mel_bins}: it must be the same."
+                )
+            return
         # Built once. transformers leaves attributes of these two names out of the saved JSON.
         is_kaldi = front_end == "kaldi"
         self.window = torch.hann_window(
@@ -198,6 +219,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 known = _from_clap(values)
             if "n_fft" in values:
                 known = _from_whisper(values)
+            if kind == PeAudioFeatureExtractor.__name__:
+                known = _from_pe_av(values)
             if not known:
                 logger.warning_once(f"The configuration of {kind} describes no sound: log-mel defaults are used.")
             values = known
@@ -225,6 +248,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         if not bool(torch.isfinite(samples).all()):
             raise ValueError("The waveform holds values that are not finite (NaN or infinity).")
 
+        if self.front_end == "waveform":
+            return self._extract_waveform(samples)
         if self.front_end != "kaldi":
             return self._extract_centred(samples)
         num_real_frames = 0
@@ -281,6 +306,20 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         return AudioFeatures(
             values.flatten(1)[None], mask.flatten(), (seconds.double() / self.sampling_rate).float().flatten()
         )
+
+    def _extract_waveform(self, samples: torch.Tensor) -> AudioFeatures:
+        """[`extract`] without a spectrum: frames of samples, side by side."""
+        hop = self.hop_length
+        if self.max_windows is not None:
+            samples = samples[: self.max_windows * self.num_frames * hop]
+        num_real_frames = math.ceil(len(samples) / hop)
+        num_total_frames = max(math.ceil(num_real_frames / self.num_frames), 1) * self.num_frames
+        values = torch.zeros(num_total_frames, hop)
+        if num_real_frames > 0:
+            whole = np.pad(samples.numpy(), (0, num_real_frames * hop - len(samples)), "reflect")
+            values[:num_real_frames] = torch.from_numpy(whole).view(-1, hop)
+        seconds = (torch.arange(num_total_frames, dtype=torch.float64) + 0.5) * hop / self.sampling_rate
+        return AudioFeatures(values.T[None], torch.arange(num_total_frames) < num_real_frames, seconds.float())
 
     def _log_mel(self, frames: torch.Tensor) -> torch.Tensor:
         """Log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
@@ -389,4 +428,19 @@ def _from_whisper(values: dict[str, Any]) -> dict[str, Any]:
         "f_min": 0.0,
         "f_max": 8000.0,  # whatever the rate
         "padding": "pad",
+    }
+
+
+def _from_pe_av(values: dict[str, Any]) -> dict[str, Any]:
+    """Our parameters from those of PE-AV's feature extractor, which says nothing about windows: 10 seconds each."""
+    values = PeAudioFeatureExtractor().to_dict() | values
+    rate, hop = values["sampling_rate"], values["hop_length"]
+    return {
+        "front_end": "waveform",
+        "sampling_rate": rate,
+        "num_mel_bins": hop,
+        "num_frames": 10 * rate // hop,
+        "hop_seconds": hop / rate,
+        "window_seconds": hop / rate,
+        "padding": "reflect",
     }

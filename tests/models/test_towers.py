@@ -11,6 +11,9 @@ from transformers import (
     ClapTextModelWithProjection,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
+    PeAudioEncoder,
+    PeAudioFrameLevelModel,
+    PeAudioModel,
     PreTrainedModel,
     Siglip2TextModel,
     Siglip2VisionModel,
@@ -33,6 +36,7 @@ from simple_multimodal.models.times import time_embedding
 
 from .tiny_towers import (
     STOCK_MODELS,
+    add_pictures,
     randomize,
     tiny_config,
     tiny_tokenizer,
@@ -47,7 +51,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """A checkpoint of each kind."""
-    kinds = (*STOCK_MODELS, "ast", "whisper", "timesformer")
+    kinds = (*STOCK_MODELS, "pe_audio", "ast", "whisper", "timesformer")
     return {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
 
 
@@ -235,6 +239,37 @@ def test_whisper_equals_the_stock_model(folders, frames):
     assert encoder.time_steps(frames).tolist() == list(range(frames)) and output.embedding is None
 
 
+@pytest.mark.parametrize("has_pictures", [False, True])
+@torch.no_grad()
+def test_sounds_and_texts_equal_the_stock_pe_av(folders, tmp_path, has_pictures):
+    stock = PeAudioModel.from_pretrained(folders["pe_audio"]).eval()
+    folder = add_pictures(folders["pe_audio"], tmp_path) if has_pictures else folders["pe_audio"]
+    encoder = load(folder, "audio", 40, 10)
+    values = torch.randn(3, 1, 40, 20, generator=torch.Generator().manual_seed(7))
+    mask, seconds = torch.arange(20) < torch.tensor([[20], [6], [0]]), torch.arange(20.0).expand(3, -1)
+    output = encoder(values, mask, seconds)
+    waveforms = values.transpose(2, 3).reshape(6, 1, 400)  # two windows of each
+    padding_mask = mask.view(6, 10).repeat_interleave(40, dim=1)
+    expected = stock.audio_encoder(waveforms[:3], padding_mask=padding_mask[:3])
+    torch.testing.assert_close(output.tokens[0], expected.last_hidden_state[:2].flatten(0, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.tokens[1, :10], expected.last_hidden_state[2], atol=1e-5, rtol=1e-5)
+    embeddings = F.normalize(stock.audio_head(expected.pooler_output), dim=-1)
+    torch.testing.assert_close(output.embedding[0], embeddings[:2].mean(dim=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.embedding[1], embeddings[2], atol=1e-5, rtol=1e-5)
+    assert output.tokens.isfinite().all() and not output.embedding[2].any()  # windows of padding alone
+    assert output.mask.equal(mask) and output.seconds.equal(seconds)
+    assert encoder.time_steps(20).tolist() == list(range(20))
+    frozen = {name.split(".")[1] for name, weight in encoder.named_parameters() if not weight.requires_grad}
+    assert frozen == {"dac_encoder", "bottleneck"}
+
+    inputs = text_inputs("pe_audio")
+    texts = load_text(folder, "pe_audio")(**inputs)
+    outputs = stock(**inputs, input_values=waveforms[:1])
+    real = texts.mask
+    torch.testing.assert_close(texts.tokens[real], outputs.text_outputs.hidden_states[-1][real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(texts.embedding, outputs.text_audio_embeds, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("frames", "size"), [(4, 16), (6, 24)])
 @torch.no_grad()
 def test_timesformer_equals_the_stock_model(folders, frames, size):
@@ -281,6 +316,23 @@ def test_checkpoints_of_one_tower_load(tmp_path, kind, modality, stock_class):
         assert any(torch.equal(tensor, other) for other in tensors.values() if other.shape == tensor.shape), name
 
 
+def test_pe_av_trained_on_frames_gives_tokens_alone(tmp_path):
+    randomize(PeAudioFrameLevelModel(tiny_config("pe_audio"))).save_pretrained(tmp_path)
+    for modality in ("text", "audio"):
+        config = load_tower_config(str(tmp_path), modality)
+        encoder = get_encoder_class(config.model_type, modality)(config)
+        report = load_pretrained_tower(encoder, None, str(tmp_path))
+        assert report.new == [] and encoder.embedding_size(config) is None
+        head = {"text": "text_audio_head", "audio": "audio_head"}[modality]
+        assert {name.split(".")[0] for name in report.unused} == {head}
+
+
+def test_a_tower_of_pe_av_without_its_head_is_refused(tmp_path):
+    PeAudioEncoder(tiny_config("pe_audio").audio_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a 'pe_audio_encoder' alone, without the head"):
+        load(str(tmp_path), "audio", 40, 10)
+
+
 def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_layer(folders):
     stacks = {
         ("clip", "text"): lambda tower: tower.encoder.layers,
@@ -290,6 +342,8 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         ("clap", "text"): lambda tower: tower.encoder.layer,
         ("clap", "audio"): lambda tower: tower.audio_encoder.layers,
         ("ast", "audio"): lambda tower: tower.layers,
+        ("pe_audio", "text"): lambda tower: tower.layers,
+        ("pe_audio", "audio"): lambda tower: tower.layers,
         ("whisper", "audio"): lambda tower: tower.layers,
         ("timesformer", "video"): lambda tower: tower.encoder.layer,
     }
@@ -304,7 +358,7 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         elif kind == "clap":
             encoder, inputs = load(folders[kind], "audio", 8, 101), list(clap_windows(1))
         else:
-            bins, frames = {"ast": (16, 64), "whisper": (8, 100)}[kind]
+            bins, frames = {"ast": (16, 64), "whisper": (8, 100), "pe_audio": (40, 10)}[kind]
             ones = torch.ones(1, frames, dtype=torch.bool)
             inputs = [torch.randn(1, 1, bins, frames), ones, ones.float()]
             encoder = load(folders[kind], "audio", bins, frames)
@@ -322,7 +376,7 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         model.activation_checkpointing_enable()
         calls = []
         for layer in layers(tower):
-            inner = next(module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm))
+            inner = next(module for module in layer.modules() if isinstance(module, torch.nn.Linear))
             inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         tower(*inputs).tokens.square().mean().backward()
         assert len(calls) == 2 * len(layers(tower)), (kind, modality)
@@ -555,6 +609,11 @@ def test_mean_direction_weighs_unit_vectors():
         (lambda f: load(f["whisper"], "audio", 8, 102), "8 mel bins by 102.*at most 100"),
         (lambda f: load(f["whisper"], "audio", 8, 51), "8 mel bins by 51.*even number"),
         (lambda f: load(f["whisper"], "audio", 8, 100).check_inputs(8, 50), "8 mel bins by 50.*8 by 100"),
+        (
+            lambda f: load(f["pe_audio"], "audio", 128, 10),
+            "frames of 40 samples.*frames of 128 values.*--num_mel_bins",
+        ),
+        (lambda f: load(f["pe_audio"], "audio", 40, 10).check_inputs(40, 20), "40 mel bins by 20.*40 by 10"),
         (lambda f: load(f["clip"], "text", 20, 0, None), "token that ends a text.*--tokenizer_name"),
         (lambda f: load(f["clap"], "text", 20, 0, 2), "padding token, number 1; that of the tokenizer is 0"),
         (lambda f: load_text(f["siglip"], "siglip").check_inputs(5), "max_seq_length is 5.*padded to 12.*Set"),

@@ -9,6 +9,7 @@ from transformers import (
     ASTFeatureExtractor,
     ClapFeatureExtractor,
     CLIPImageProcessor,
+    PeAudioFeatureExtractor,
     Siglip2ImageProcessor,
     SiglipImageProcessor,
     WhisperFeatureExtractor,
@@ -16,7 +17,14 @@ from transformers import (
 
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
-from tests.models.tiny_towers import AST_EXTRACTOR, CLAP_EXTRACTOR, WHISPER_EXTRACTOR, stock_processor, tiny_tokenizer
+from tests.models.tiny_towers import (
+    AST_EXTRACTOR,
+    CLAP_EXTRACTOR,
+    PE_EXTRACTOR,
+    WHISPER_EXTRACTOR,
+    stock_processor,
+    tiny_tokenizer,
+)
 
 PICTURES = {
     "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
@@ -166,11 +174,36 @@ def test_a_long_sound_of_whisper_is_cut_into_windows(tmp_path):
     assert features.attention_mask.sum() == 225 and features.seconds[100] == 1.0 and len(features.seconds) == 300
 
 
+@pytest.mark.parametrize("length", [1, 40, 3999, 8000, 8001])
+def test_waveforms_equal_those_of_pe_av(tmp_path, length):
+    """Mirrored up to a whole frame; then windows of one second, the last filled up with silence."""
+    stock = PeAudioFeatureExtractor(**PE_EXTRACTOR)
+    stock_processor("pe_audio").save_pretrained(tmp_path)
+    assert AudioFeatureExtractor.from_pretrained(tmp_path).num_frames == 2000  # 10 seconds
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path, num_frames=200)
+    waveform = sound(2, 8000)[:length]
+    features = extractor.extract(waveform)
+    expected = stock(waveform, sampling_rate=8000, return_tensors="pt")["input_values"].flatten()
+    samples = features.values[0].T.flatten()
+    assert torch.equal(samples[: len(expected)], expected) and not samples[len(expected) :].any()
+    assert features.attention_mask.sum() == len(expected) // 40 and len(features.seconds) % 200 == 0
+    assert features.seconds[:2].tolist() == pytest.approx([0.0025, 0.0075])
+    extractor.save_pretrained(tmp_path / "own")
+    again = AudioFeatureExtractor.from_pretrained(tmp_path / "own")
+    assert torch.equal(again.extract(waveform).values, features.values)
+    cropped = AudioFeatureExtractor.from_pretrained(tmp_path, num_frames=200, max_windows=1).extract(waveform)
+    assert torch.equal(cropped.values, features.values[..., :200])
+    empty = extractor.extract(waveform[:0])
+    assert empty.values.shape == (1, 40, 200) and not empty.attention_mask.any()
+
+
 def test_front_ends_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="padding='repeat'.*of kaldi mean or zero"):
         AudioFeatureExtractor(padding="repeat")
     with pytest.raises(ValueError, match="front_end must be one of kaldi, clap, whisper"):
         AudioFeatureExtractor(front_end="wav2vec")
+    with pytest.raises(ValueError, match="A frame of the waveform has 160 samples.*num_mel_bins is 128"):
+        AudioFeatureExtractor(front_end="waveform", padding="reflect")
     with pytest.raises(ValueError, match="padding='mean'.*of whisper pad"):
         AudioFeatureExtractor(front_end="whisper")
 
