@@ -268,6 +268,8 @@ def test_sounds_and_texts_equal_the_stock_pe_av(folders, tmp_path, has_pictures)
     real = texts.mask
     torch.testing.assert_close(texts.tokens[real], outputs.text_outputs.hidden_states[-1][real], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(texts.embedding, outputs.text_audio_embeds, atol=1e-5, rtol=1e-5)
+    foreign = load_pretrained_tower(load_text(folder, "pe_audio"), None, folder, same_vocabulary=False)
+    assert foreign.unused == {"text_model.embeddings.tok_embeddings.weight": "belongs to another vocabulary"}
 
 
 @pytest.mark.parametrize(("frames", "size"), [(4, 16), (6, 24)])

@@ -15,6 +15,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from simple_multimodal.models.encoders import get_encoder_class
+from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from tests.models.tiny_towers import (
@@ -24,6 +26,7 @@ from tests.models.tiny_towers import (
     WHISPER_EXTRACTOR,
     stock_processor,
     tiny_tokenizer,
+    write_checkpoint,
 )
 
 PICTURES = {
@@ -195,6 +198,21 @@ def test_waveforms_equal_those_of_pe_av(tmp_path, length):
     assert torch.equal(cropped.values, features.values[..., :200])
     empty = extractor.extract(waveform[:0])
     assert empty.values.shape == (1, 40, 200) and not empty.attention_mask.any()
+
+
+@pytest.mark.parametrize("kind", ["whisper", "pe_audio"])
+def test_a_tower_without_a_checkpoint_has_the_front_end_of_its_kind(tmp_path, kind):
+    write_checkpoint(tmp_path, kind)
+    config = load_tower_config(str(tmp_path), "audio")
+    values = get_encoder_class(config.model_type, "audio").processor_values(config)
+    own, stock = AudioFeatureExtractor.from_dict(values), AudioFeatureExtractor.from_pretrained(tmp_path)
+    assert (own.front_end, own.padding, own.num_mel_bins) == (stock.front_end, stock.padding, stock.num_mel_bins)
+    if kind == "whisper":
+        assert own.num_frames == stock.num_frames
+        waveform = sound(0.3, 16000)
+        assert torch.equal(own.extract(waveform).values, stock.extract(waveform).values)
+    else:
+        assert (own.sampling_rate, own.hop_length, own.num_frames) == (48000, 40, 250)
 
 
 def test_front_ends_that_do_not_exist_are_refused():
