@@ -71,14 +71,21 @@ class DataArguments:
 
     sampling_rate: int | None = field(
         default=None,
-        metadata={"group": "Audio", "help": "Rate to resample the sound to, in Hz; 16000 when not given."},
+        metadata={
+            "group": "Audio",
+            "help": "Rate to resample the sound to, in Hz; the tower's, else 16000, when not given.",
+        },
     )
     num_mel_bins: int | None = field(
-        default=None, metadata={"group": "Audio", "help": "Frequency bins of the log-mel; 128 when not given."}
+        default=None,
+        metadata={"group": "Audio", "help": "Frequency bins of the log-mel; the tower's, else 128, when not given."},
     )
     num_audio_frames: int | None = field(
         default=None,
-        metadata={"group": "Audio", "help": "Log-mel frames in one window, 10 ms each; 992 when not given."},
+        metadata={
+            "group": "Audio",
+            "help": "Frames in one window, 10 ms each (PE-AV: 40); the tower's own number, else 992, when not given.",
+        },
     )
     max_audio_windows: int | None = field(
         default=None,

@@ -172,6 +172,15 @@ class ModelArguments:
         metadata={"group": "Video", "help": "Hub name or folder whose preprocessor config holds the video settings."},
     )
 
+    frame_pooling_layers: int = field(
+        default=0,
+        metadata={
+            "group": "Video",
+            "help": "Layers of a transformer over the embeddings of a clip's frames (CLIP, SigLIP), which starts as "
+            "their mean; 0: the mean.",
+        },
+    )
+
     fusion_model_name_or_path: str | None = field(
         default=None,
         metadata={"group": "Fusion", "help": "Hub name or folder of ViT or BERT weights for the crossformer."},
@@ -306,6 +315,7 @@ class ModelArguments:
                 raise ValueError(f"--{name} is {value}; give a number from 0 (off) upwards.")
         self.lora_towers = [name for name in TOWERS if name in self.lora_towers]
         self._check_lora()
+        self._check_frame_pooling()
         if self.model_name_or_path is not None:
             unused = [f"--{name}" for name in self.part_names if vars(self)[name] is not None]
             if unused:
@@ -338,6 +348,24 @@ class ModelArguments:
             raise ValueError(
                 f"--freeze and --lora_towers both name {', '.join(both)}. LoRA keeps the weights of a tower, too, and "
                 "trains adapters in it: name each in one of the two; in --freeze, if --features are to stand for it."
+            )
+
+    def _check_frame_pooling(self) -> None:
+        if self.frame_pooling_layers < 0:
+            raise ValueError(f"--frame_pooling_layers is {self.frame_pooling_layers}; give 0 (the mean) or more.")
+        if self.frame_pooling_layers == 0 or self.model_name_or_path is not None:
+            return
+        if self.task == "question_answering":
+            raise ValueError(
+                f"--frame_pooling_layers is {self.frame_pooling_layers}, but question_answering reads tokens, not the "
+                "embedding that these layers make. Leave it out."
+            )
+        has_lora = self.lora_rank is not None and "video" in (self.lora_towers or ["video"])
+        if has_lora or "video" in self.freeze:
+            raise ValueError(
+                f"--frame_pooling_layers is {self.frame_pooling_layers}, but {'LoRA' if has_lora else '--freeze'} "
+                "keeps the weights of the video tower as they are, and with them those of these new layers. Leave one "
+                "of the two out."
             )
 
     @property
@@ -399,6 +427,7 @@ class ModelArguments:
             "fusion_pool": self.fusion_pool,
             "contrastive_dim": self.contrastive_dim,
             "clip_embedding": self.clip_embedding,
+            "frame_pooling_layers": self.frame_pooling_layers,
             "contrastive_form": self.contrastive_form,
             "contrastive_loss_before_fusion": self.contrastive_loss_before_fusion,
             "share_masked_pass": self.share_masked_pass,

@@ -150,6 +150,10 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--do_eval"], "without --do_train a saved model is needed: name its folder with --model_name_or_path."),
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs --metric_for_best_model"),
         (["--early_stopping_patience", "2", "--metric_for_best_model", "loss"], "and --eval_strategy epoch or steps"),
+        (["--frame_pooling_layers=1", "--freeze", "video"], "--frame_pooling_layers is 1, but --freeze keeps"),
+        (["--frame_pooling_layers=1", "--lora_rank=2"], "--frame_pooling_layers is 1, but LoRA keeps"),
+        (["--frame_pooling_layers=1", "--task", "question_answering"], "but question_answering reads tokens"),
+        (["--frame_pooling_layers", "-1"], "--frame_pooling_layers is -1; give 0 (the mean) or more."),
         (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
     ],
 )

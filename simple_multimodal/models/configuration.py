@@ -58,6 +58,9 @@ class MultimodalConfig(PreTrainedConfig):
         clip_embedding (`str`, *optional*, defaults to `"fusion"`):
             What a clip is found by: `fusion` pools its tokens after the fusion layers; `mean` is the mean of the
             embeddings of its sound and its pictures, of those it has.
+        frame_pooling_layers (`int`, *optional*, defaults to 0):
+            Layers of the [`FrameTransformer`] of a video tower that looks at single frames; 0: a clip's embedding is
+            the mean of those of its frames.
         share_masked_pass (`bool`, *optional*, defaults to `False`):
             Whether contrastive and matching losses use the masked inputs of the masked objectives (one pass through
             each tower in training) instead of clean ones.
@@ -92,6 +95,7 @@ class MultimodalConfig(PreTrainedConfig):
     contrastive_form: ContrastiveForm = "softmax"
     contrastive_loss_before_fusion: bool = True
     clip_embedding: ClipEmbedding = "fusion"
+    frame_pooling_layers: int = 0
     share_masked_pass: bool = False
     hard_negative_ratio: float = 1.0
     logit_scale_init_value: float = 2.6592

@@ -3,12 +3,15 @@
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.audio.ast import ASTAudioEncoder
 from simple_multimodal.models.audio.clap import CLAPAudioEncoder
+from simple_multimodal.models.audio.pe_av import PEAVAudioEncoder
 from simple_multimodal.models.audio.vit_mae import ViTMAEAudioEncoder
+from simple_multimodal.models.audio.whisper import WhisperAudioEncoder
 from simple_multimodal.models.base import Encoder, EncoderOutput
 from simple_multimodal.models.text.bert import BertTextEncoder
 from simple_multimodal.models.text.clap import CLAPTextEncoder
 from simple_multimodal.models.text.clip import CLIPTextEncoder
 from simple_multimodal.models.text.deberta_v2 import DebertaV2TextEncoder
+from simple_multimodal.models.text.pe_av import PEAVTextEncoder
 from simple_multimodal.models.text.siglip import SiglipTextEncoder
 from simple_multimodal.models.text.siglip2 import Siglip2TextEncoder
 from simple_multimodal.models.video.clip import CLIPVideoEncoder
@@ -28,9 +31,12 @@ ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {
         SiglipTextEncoder,
         Siglip2TextEncoder,
         CLAPTextEncoder,
+        PEAVTextEncoder,
         ViTMAEAudioEncoder,
         ASTAudioEncoder,
         CLAPAudioEncoder,
+        WhisperAudioEncoder,
+        PEAVAudioEncoder,
         VideoMAEVideoEncoder,
         TimesformerVideoEncoder,
         CLIPVideoEncoder,

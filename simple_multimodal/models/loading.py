@@ -261,5 +261,6 @@ def load_pretrained_tower(
     )
     report.logit_scale, report.logit_bias = others.get(encoder.logit_scale_name), others.get("logit_bias")
     report.unused |= dict.fromkeys(foreign, "belongs to another vocabulary")
-    report.unused |= dict.fromkeys(sorted(info["unexpected_keys"]), "no such tensor in this model")
+    unknown = sorted(name for name in info["unexpected_keys"] if not name.startswith(encoder.other_names))
+    report.unused |= dict.fromkeys(unknown, "no such tensor in this model")
     return report

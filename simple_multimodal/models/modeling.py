@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from simple_multimodal.models.gradient_caching import EncodedRows, encode_in_chu
 from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
 from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
+from simple_multimodal.models.video.pictures import PictureEncoder
 
 Batch = dict[str, torch.Tensor]
 
@@ -145,6 +146,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
                 "A multimodal model needs at least one of `text_config`, `audio_config`, `video_config`, and a "
                 "`crossformer_config`. Give the missing ones in the configuration."
             )
+        check_frame_pooling(config)
         # Direct children, because that is where `post_init` looks for what towers can and want.
         for modality in config.modalities:
             self.add_module(f"{modality}_encoder", build_encoder(config, modality))
@@ -368,9 +370,29 @@ def build_encoder(config: MultimodalConfig, modality: Modality) -> Encoder:
     """The encoder of one modality, with random weights."""
     tower_config = config.tower_config(modality)
     encoder_class = get_encoder_class(tower_config.model_type, modality)
+    settings: dict[str, Any] = {}
     if modality == "video":
-        return encoder_class(tower_config, image_mean=config.image_mean, image_std=config.image_std)
-    return encoder_class(tower_config)
+        settings = {"image_mean": config.image_mean, "image_std": config.image_std}
+        if config.frame_pooling_layers > 0:
+            settings["frame_pooling_layers"] = config.frame_pooling_layers
+    return encoder_class(tower_config, **settings)
+
+
+def check_frame_pooling(config: MultimodalConfig) -> None:
+    """Raise a `ValueError` if there are layers over the embeddings of frames, but no use for them."""
+    layers, tower = config.frame_pooling_layers, config.video_config
+    if layers == 0:
+        return
+    if tower is None or not issubclass(get_encoder_class(tower.model_type, "video"), PictureEncoder):
+        found = "there is no video tower" if tower is None else f"{tower.model_type!r} has no embeddings of frames"
+        raise ValueError(
+            f"frame_pooling_layers is {layers}, but {found}. Set it to 0, or take a tower of pictures such as CLIP's."
+        )
+    if not config.contrastive_loss_before_fusion:
+        raise ValueError(
+            f"frame_pooling_layers is {layers}, but contrastive_loss_before_fusion is False: nothing takes the "
+            "tower's embedding. Change one of the two."
+        )
 
 
 def pool_time_steps(output: EncoderOutput, steps: torch.Tensor, patch_mask: torch.Tensor | None) -> EncoderOutput:

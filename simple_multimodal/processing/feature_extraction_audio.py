@@ -8,7 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ClapFeatureExtractor, SequenceFeatureExtractor
+from transformers import (
+    BatchFeature,
+    ClapFeatureExtractor,
+    PeAudioFeatureExtractor,
+    SequenceFeatureExtractor,
+    WhisperFeatureExtractor,
+)
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging
 
@@ -21,7 +27,16 @@ FRAME_BLOCK = 256  # frames that are transformed together
 PREEMPHASIS = 0.97
 LOG_FLOOR = 1.1920928955078125e-07
 
-DECIBEL_FLOOR = 1e-10  # of CLAP: -100 dB
+POWER_FLOOR = 1e-10  # of CLAP and Whisper: -100 dB
+WHISPER_RANGE = 8.0  # powers of ten below a window's loudest value, where it ends
+
+PADDINGS = {
+    "kaldi": ("mean", "zero"),
+    "clap": ("repeatpad", "repeat", "pad"),
+    "whisper": ("pad",),
+    "waveform": ("reflect",),
+}
+"""What may stand behind the end of a sound, by front end."""
 
 
 class AudioFeatures(NamedTuple):
@@ -53,7 +68,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
     `front_end="clap"` gives the features of CLAP ([paper](https://huggingface.co/papers/2211.06687)) instead: frames
     centred on their times over the mirrored sound, periodic Hann window, power spectrum, mel filters, decibels, as
-    they are.
+    they are. `front_end="whisper"` gives those of Whisper ([paper](https://huggingface.co/papers/2212.04356)): the
+    same with powers of ten in place of decibels, `max(x, maximum of the window - 8) / 4 + 1`. `front_end="waveform"`
+    gives the samples themselves, `hop_seconds` of them a frame and `num_mel_bins` their number, for towers that read
+    sound through a codec.
 
     Args:
         sampling_rate (`int`, *optional*, defaults to 16000):
@@ -77,13 +95,14 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         max_windows (`int`, *optional*):
             Crop to the first `max_windows` windows. By default nothing is cropped.
         front_end (`str`, *optional*, defaults to `"kaldi"`):
-            `"kaldi"` or `"clap"`, see above.
+            `"kaldi"`, `"clap"`, `"whisper"` or `"waveform"`, see above.
         mel_scale (`str`, *optional*, defaults to `"slaney"`):
-            Filters of `"clap"`: `"slaney"` (scale and norm) or `"htk"` (without norm).
+            Filters of `"clap"` and `"whisper"`: `"slaney"` (scale and norm) or `"htk"` (without norm).
         padding (`str`, *optional*, defaults to `"mean"`):
             What stands behind the end of the sound in its last window. Of `"kaldi"`: `"mean"`, exactly 0 after
             normalisation, or `"zero"`, 0 before, as AST has it. Of `"clap"`: the sound again, as often as it fits
-            whole (`"repeatpad"`) or until the window is full (`"repeat"`), or silence (`"pad"`).
+            whole (`"repeatpad"`) or until the window is full (`"repeat"`), or silence (`"pad"`), as with `"whisper"`.
+            With `"waveform"` the sound mirrored up to a whole frame, then silence (`"reflect"`).
     """
 
     model_input_names = ["audio_values", "audio_attention_mask", "audio_seconds", "audio_mask"]
@@ -101,9 +120,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         mean: float = -4.2677393,
         std: float = 4.5689974,
         max_windows: int | None = None,
-        front_end: Literal["kaldi", "clap"] = "kaldi",
+        front_end: Literal["kaldi", "clap", "whisper", "waveform"] = "kaldi",
         mel_scale: Literal["slaney", "htk"] = "slaney",
-        padding: Literal["mean", "zero", "repeatpad", "repeat", "pad"] = "mean",
+        padding: Literal["mean", "zero", "repeatpad", "repeat", "pad", "reflect"] = "mean",
         **kwargs: Any,
     ):
         for key in ("feature_size", "padding_value"):  # the base class saves them; they are fixed here
@@ -115,11 +134,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(
                 f"Got {f_min=}, {f_max=} at {sampling_rate=}: 0 <= f_min < f_max <= sampling_rate / 2 is needed (Hz)."
             )
-        paddings = {"kaldi": ("mean", "zero"), "clap": ("repeatpad", "repeat", "pad")}
-        if padding not in paddings.get(front_end, ()) or mel_scale not in ("slaney", "htk"):
+        if padding not in PADDINGS.get(front_end, ()) or mel_scale not in ("slaney", "htk"):
+            allowed = "; ".join(f"of {name} {' or '.join(values)}" for name, values in PADDINGS.items())
             raise ValueError(
-                f"Got {front_end=}, {mel_scale=}, {padding=}: front_end must be one of {', '.join(paddings)}, "
-                f"mel_scale slaney or htk, and padding of kaldi mean or zero, of clap {', '.join(paddings['clap'])}."
+                f"Got {front_end=}, {mel_scale=}, {padding=}: front_end must be one of {', '.join(PADDINGS)}, "
+                f"mel_scale slaney or htk, and padding {allowed}."
             )
         self.front_end = front_end
         self.mel_scale = mel_scale
@@ -133,6 +152,13 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         self.mean = mean
         self.std = std
         self.max_windows = max_windows
+        if front_end == "waveform":
+            if num_mel_bins != self.hop_length:
+                raise ValueError(
+                    f"A frame of the waveform has {self.hop_length} samples ({hop_seconds=} at {sampling_rate} Hz), "
+                    f"but num_mel_bins is {num_mel_bins}: it must be the same."
+                )
+            return
         # Built once. transformers leaves attributes of these two names out of the saved JSON.
         is_kaldi = front_end == "kaldi"
         self.window = torch.hann_window(
@@ -165,12 +191,13 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def fft_length(self) -> int:
-        """Points of the Fourier transform: the next power of two; of CLAP, those of the frame."""
-        return self.frame_length if self.front_end == "clap" else 1 << (self.frame_length - 1).bit_length()
+        """Points of the Fourier transform: of Kaldi the next power of two, else those of the frame."""
+        return 1 << (self.frame_length - 1).bit_length() if self.front_end == "kaldi" else self.frame_length
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "AudioFeatureExtractor":
-        """Build from the content of a `preprocessor_config.json`, also of AST's or of a stock image processor's.
+        """Build from the content of a `preprocessor_config.json`, also of the stock extractors of AST, CLAP and
+        Whisper or of a stock image processor.
 
         An image processor (the one beside ViT-MAE's weights) says nothing about sound: the defaults are taken and a
         warning names that.
@@ -190,6 +217,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                     known |= {"mean": 0.0, "std": 0.5}
             if "fft_window_size" in values:
                 known = _from_clap(values)
+            if "n_fft" in values:
+                known = _from_whisper(values)
+            if kind == PeAudioFeatureExtractor.__name__:
+                known = _from_pe_av(values)
             if not known:
                 logger.warning_once(f"The configuration of {kind} describes no sound: log-mel defaults are used.")
             values = known
@@ -217,8 +248,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         if not bool(torch.isfinite(samples).all()):
             raise ValueError("The waveform holds values that are not finite (NaN or infinity).")
 
-        if self.front_end == "clap":
-            return self._extract_clap(samples)
+        if self.front_end == "waveform":
+            return self._extract_waveform(samples)
+        if self.front_end != "kaldi":
+            return self._extract_centred(samples)
         num_real_frames = 0
         if len(samples) > 0:  # frames that lie wholly in the sound, as Kaldi counts; one for the shortest sound
             num_real_frames = max(1 + (len(samples) - self.frame_length) // self.hop_length, 1)
@@ -243,9 +276,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         seconds = torch.arange(num_total_frames, dtype=torch.float64) * self.hop_length + self.frame_length / 2
         return AudioFeatures(values[None], mask, (seconds / self.sampling_rate).float())
 
-    def _extract_clap(self, samples: torch.Tensor) -> AudioFeatures:
-        """[`extract`] with the front end of CLAP; every window is a sound of its own."""
-        length = (self.num_frames - 1) * self.hop_length  # samples of a window
+    def _extract_centred(self, samples: torch.Tensor) -> AudioFeatures:
+        """[`extract`] with the front end of CLAP or Whisper; every window is a sound of its own."""
+        length = self.num_frames * self.hop_length  # samples of a window
+        if self.front_end == "clap":  # whose last frame is centred on the end
+            length -= self.hop_length
         num_windows = max(math.ceil(len(samples) / length), 1)
         num_windows = min(num_windows, self.max_windows or num_windows)
         values = torch.zeros(self.num_mel_bins, num_windows, self.num_frames)
@@ -259,14 +294,32 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             sound = torch.nn.functional.pad(sound, (0, length - len(sound)))
             half = self.frame_length // 2
             sound = torch.nn.functional.pad(sound[None], (half, half), mode="reflect")[0]
-            frames = sound.unfold(0, self.frame_length, self.hop_length)  # (num_frames, frame_length), a view
+            frames = sound.unfold(0, self.frame_length, self.hop_length)[: self.num_frames]  # a view
             spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, n=self.fft_length))
             power = spectrum[..., 0].square() + spectrum[..., 1].square()
-            values[:, number] = 10 * (power @ self.mel_filters).clamp(min=DECIBEL_FLOOR).log10().T
+            logarithms = (power @ self.mel_filters).clamp(min=POWER_FLOOR).log10().T
+            if self.front_end == "clap":
+                values[:, number] = 10 * logarithms
+            else:
+                values[:, number] = logarithms.clamp(min=float(logarithms.max()) - WHISPER_RANGE) / 4 + 1
         seconds = torch.arange(self.num_frames) * self.hop_length + torch.arange(num_windows)[:, None] * length
         return AudioFeatures(
             values.flatten(1)[None], mask.flatten(), (seconds.double() / self.sampling_rate).float().flatten()
         )
+
+    def _extract_waveform(self, samples: torch.Tensor) -> AudioFeatures:
+        """[`extract`] without a spectrum: frames of samples, side by side."""
+        hop = self.hop_length
+        if self.max_windows is not None:
+            samples = samples[: self.max_windows * self.num_frames * hop]
+        num_real_frames = math.ceil(len(samples) / hop)
+        num_total_frames = max(math.ceil(num_real_frames / self.num_frames), 1) * self.num_frames
+        values = torch.zeros(num_total_frames, hop)
+        if num_real_frames > 0:
+            whole = np.pad(samples.numpy(), (0, num_real_frames * hop - len(samples)), "reflect")
+            values[:num_real_frames] = torch.from_numpy(whole).view(-1, hop)
+        seconds = (torch.arange(num_total_frames, dtype=torch.float64) + 0.5) * hop / self.sampling_rate
+        return AudioFeatures(values.T[None], torch.arange(num_total_frames) < num_real_frames, seconds.float())
 
     def _log_mel(self, frames: torch.Tensor) -> torch.Tensor:
         """Log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
@@ -358,4 +411,36 @@ def _from_clap(values: dict[str, Any]) -> dict[str, Any]:
         "f_max": values["frequency_max"],
         "mel_scale": "htk" if values["truncation"] == "fusion" else "slaney",
         "padding": values["padding"],
+    }
+
+
+def _from_whisper(values: dict[str, Any]) -> dict[str, Any]:
+    """Our parameters from those of Whisper's feature extractor."""
+    values = WhisperFeatureExtractor().to_dict() | values
+    rate, hop = values["sampling_rate"], values["hop_length"]
+    return {
+        "front_end": "whisper",
+        "sampling_rate": rate,
+        "num_mel_bins": values["feature_size"],
+        "num_frames": values["chunk_length"] * rate // hop,
+        "hop_seconds": hop / rate,
+        "window_seconds": values["n_fft"] / rate,
+        "f_min": 0.0,
+        "f_max": 8000.0,  # whatever the rate
+        "padding": "pad",
+    }
+
+
+def _from_pe_av(values: dict[str, Any]) -> dict[str, Any]:
+    """Our parameters from those of PE-AV's feature extractor, which says nothing about windows: 10 seconds each."""
+    values = PeAudioFeatureExtractor().to_dict() | values
+    rate, hop = values["sampling_rate"], values["hop_length"]
+    return {
+        "front_end": "waveform",
+        "sampling_rate": rate,
+        "num_mel_bins": hop,
+        "num_frames": 10 * rate // hop,
+        "hop_seconds": hop / rate,
+        "window_seconds": hop / rate,
+        "padding": "reflect",
     }

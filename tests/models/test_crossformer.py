@@ -15,8 +15,8 @@ from simple_multimodal.models.fusion.crossformer import (
     concatenate,
     load_pretrained_fusion,
     split,
-    time_embedding,
 )
+from simple_multimodal.models.times import time_embedding
 from tests.models.tiny import fusion_config, randomize
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -256,15 +256,6 @@ def test_a_row_without_any_token_is_finite_in_both_directions(form, kind):
     assert torch.isfinite(fused).all()
     assert all(torch.isfinite(s.states.grad).all() for s in given.values())
     assert all(torch.isfinite(p.grad).all() for p in crossformer.parameters() if p.grad is not None)
-
-
-def test_time_embedding_has_one_period_per_pair_of_sine_and_cosine():
-    seconds = torch.tensor([[0.0, 0.125, 8.0]])
-    table = time_embedding(seconds, 4, shortest=0.5, longest=128.0)  # periods 0.5 and 8 seconds
-    eighth = 2 * math.pi * 0.125 / 8
-    expected = [[0, 0, 1, 1], [1, math.sin(eighth), 0, math.cos(eighth)], [0, 0, 1, 1]]
-    close(table, torch.tensor([expected], dtype=torch.float32))
-    assert time_embedding(seconds.half(), 4).dtype == torch.float32
 
 
 @torch.no_grad()

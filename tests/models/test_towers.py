@@ -11,13 +11,18 @@ from transformers import (
     ClapTextModelWithProjection,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
+    PeAudioEncoder,
+    PeAudioFrameLevelModel,
+    PeAudioModel,
     PreTrainedModel,
     Siglip2TextModel,
     Siglip2VisionModel,
     SiglipTextModel,
     SiglipVisionModel,
     TimesformerForVideoClassification,
+    VideoMAEConfig,
     ViTConfig,
+    WhisperModel,
 )
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
@@ -26,9 +31,12 @@ from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import Encoder, get_encoder_class
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
 from simple_multimodal.models.modeling import MultimodalForPreTraining, MultimodalForRetrieval
+from simple_multimodal.models.patches import normalize_pixels
+from simple_multimodal.models.times import time_embedding
 
 from .tiny_towers import (
     STOCK_MODELS,
+    add_pictures,
     randomize,
     tiny_config,
     tiny_tokenizer,
@@ -43,7 +51,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """A checkpoint of each kind."""
-    kinds = (*STOCK_MODELS, "ast", "timesformer")
+    kinds = (*STOCK_MODELS, "pe_audio", "ast", "whisper", "timesformer")
     return {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
 
 
@@ -205,6 +213,65 @@ def test_ast_equals_the_stock_model(folders, bins, frames):
         assert report.converted == {"encoder.embeddings.position_embeddings": rule}
 
 
+@pytest.mark.parametrize("frames", [100, 60])
+@torch.no_grad()
+def test_whisper_equals_the_stock_model(folders, frames):
+    """A shorter window takes the first positions."""
+    config = load_tower_config(folders["whisper"], "audio")
+    encoder_class = get_encoder_class("whisper", "audio")
+    encoder = encoder_class(encoder_class.fit_config(config, 8, frames)).eval()
+    report = load_pretrained_tower(encoder, None, folders["whisper"])
+    assert report.new == [] and report.unused == {}  # the decoder is no business of ours
+    rule = {} if frames == 100 else {"encoder.embed_positions.weight": "the first 30 of 50 positions"}
+    assert report.converted == rule
+    stock = WhisperModel.from_pretrained(folders["whisper"]).eval().encoder
+    stock.config.max_source_positions = frames // 2
+    stock.embed_positions = torch.nn.Embedding.from_pretrained(stock.embed_positions.weight[: frames // 2])
+
+    values = torch.randn(2, 1, 8, 2 * frames, generator=torch.Generator().manual_seed(3))
+    mask, seconds = torch.arange(2 * frames).expand(2, -1) < frames + 11, torch.arange(2.0 * frames).expand(2, -1)
+    output = encoder(values, mask, seconds)
+    windows = values.view(2, 8, 2, frames).transpose(1, 2).flatten(0, 1)
+    tokens = stock(windows).last_hidden_state.reshape(2, -1, 16)
+    torch.testing.assert_close(output.tokens, tokens, atol=1e-5, rtol=1e-5)
+    assert output.seconds[0].tolist() == [2.0 * n for n in range(frames)]  # the strided kernel's centre
+    assert output.mask.sum(dim=1).tolist() == [frames // 2 + 6] * 2 and output.mask[0, : frames // 2 + 6].all()
+    assert encoder.time_steps(frames).tolist() == list(range(frames)) and output.embedding is None
+
+
+@pytest.mark.parametrize("has_pictures", [False, True])
+@torch.no_grad()
+def test_sounds_and_texts_equal_the_stock_pe_av(folders, tmp_path, has_pictures):
+    stock = PeAudioModel.from_pretrained(folders["pe_audio"]).eval()
+    folder = add_pictures(folders["pe_audio"], tmp_path) if has_pictures else folders["pe_audio"]
+    encoder = load(folder, "audio", 40, 10)
+    values = torch.randn(3, 1, 40, 20, generator=torch.Generator().manual_seed(7))
+    mask, seconds = torch.arange(20) < torch.tensor([[20], [6], [0]]), torch.arange(20.0).expand(3, -1)
+    output = encoder(values, mask, seconds)
+    waveforms = values.transpose(2, 3).reshape(6, 1, 400)  # two windows of each
+    padding_mask = mask.view(6, 10).repeat_interleave(40, dim=1)
+    expected = stock.audio_encoder(waveforms[:3], padding_mask=padding_mask[:3])
+    torch.testing.assert_close(output.tokens[0], expected.last_hidden_state[:2].flatten(0, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.tokens[1, :10], expected.last_hidden_state[2], atol=1e-5, rtol=1e-5)
+    embeddings = F.normalize(stock.audio_head(expected.pooler_output), dim=-1)
+    torch.testing.assert_close(output.embedding[0], embeddings[:2].mean(dim=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.embedding[1], embeddings[2], atol=1e-5, rtol=1e-5)
+    assert output.tokens.isfinite().all() and not output.embedding[2].any()  # windows of padding alone
+    assert output.mask.equal(mask) and output.seconds.equal(seconds)
+    assert encoder.time_steps(20).tolist() == list(range(20))
+    frozen = {name.split(".")[1] for name, weight in encoder.named_parameters() if not weight.requires_grad}
+    assert frozen == {"dac_encoder", "bottleneck"}
+
+    inputs = text_inputs("pe_audio")
+    texts = load_text(folder, "pe_audio")(**inputs)
+    outputs = stock(**inputs, input_values=waveforms[:1])
+    real = texts.mask
+    torch.testing.assert_close(texts.tokens[real], outputs.text_outputs.hidden_states[-1][real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(texts.embedding, outputs.text_audio_embeds, atol=1e-5, rtol=1e-5)
+    foreign = load_pretrained_tower(load_text(folder, "pe_audio"), None, folder, same_vocabulary=False)
+    assert foreign.unused == {"text_model.embeddings.tok_embeddings.weight": "belongs to another vocabulary"}
+
+
 @pytest.mark.parametrize(("frames", "size"), [(4, 16), (6, 24)])
 @torch.no_grad()
 def test_timesformer_equals_the_stock_model(folders, frames, size):
@@ -251,6 +318,23 @@ def test_checkpoints_of_one_tower_load(tmp_path, kind, modality, stock_class):
         assert any(torch.equal(tensor, other) for other in tensors.values() if other.shape == tensor.shape), name
 
 
+def test_pe_av_trained_on_frames_gives_tokens_alone(tmp_path):
+    randomize(PeAudioFrameLevelModel(tiny_config("pe_audio"))).save_pretrained(tmp_path)
+    for modality in ("text", "audio"):
+        config = load_tower_config(str(tmp_path), modality)
+        encoder = get_encoder_class(config.model_type, modality)(config)
+        report = load_pretrained_tower(encoder, None, str(tmp_path))
+        assert report.new == [] and encoder.embedding_size(config) is None
+        head = {"text": "text_audio_head", "audio": "audio_head"}[modality]
+        assert {name.split(".")[0] for name in report.unused} == {head}
+
+
+def test_a_tower_of_pe_av_without_its_head_is_refused(tmp_path):
+    PeAudioEncoder(tiny_config("pe_audio").audio_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a 'pe_audio_encoder' alone, without the head"):
+        load(str(tmp_path), "audio", 40, 10)
+
+
 def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_layer(folders):
     stacks = {
         ("clip", "text"): lambda tower: tower.encoder.layers,
@@ -260,6 +344,9 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         ("clap", "text"): lambda tower: tower.encoder.layer,
         ("clap", "audio"): lambda tower: tower.audio_encoder.layers,
         ("ast", "audio"): lambda tower: tower.layers,
+        ("pe_audio", "text"): lambda tower: tower.layers,
+        ("pe_audio", "audio"): lambda tower: tower.layers,
+        ("whisper", "audio"): lambda tower: tower.layers,
         ("timesformer", "video"): lambda tower: tower.encoder.layer,
     }
     for (kind, modality), layers in stacks.items():
@@ -273,8 +360,10 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         elif kind == "clap":
             encoder, inputs = load(folders[kind], "audio", 8, 101), list(clap_windows(1))
         else:
-            ones = torch.ones(1, 64, dtype=torch.bool)
-            encoder, inputs = load(folders[kind], "audio", 16, 64), [torch.randn(1, 1, 16, 64), ones, ones.float()]
+            bins, frames = {"ast": (16, 64), "whisper": (8, 100), "pe_audio": (40, 10)}[kind]
+            ones = torch.ones(1, frames, dtype=torch.bool)
+            inputs = [torch.randn(1, 1, bins, frames), ones, ones.float()]
+            encoder = load(folders[kind], "audio", bins, frames)
         attention = "eager" if kind in ("clap", "timesformer") else "sdpa"
         assert encoder.config._attn_implementation == attention, (kind, modality)
         config = MultimodalConfig(
@@ -289,7 +378,7 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         model.activation_checkpointing_enable()
         calls = []
         for layer in layers(tower):
-            inner = next(module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm))
+            inner = next(module for module in layer.modules() if isinstance(module, torch.nn.Linear))
             inner.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         tower(*inputs).tokens.square().mean().backward()
         assert len(calls) == 2 * len(layers(tower)), (kind, modality)
@@ -408,6 +497,76 @@ def test_a_space_of_another_size_is_projected(folders):
     assert float(model.scale_and_bias("contrastive_tv")[0]) == pytest.approx(1 / 0.07, rel=1e-4)  # another space
 
 
+@pytest.mark.parametrize("kind", PICTURES)
+@torch.no_grad()
+def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path):
+    batch = clip_batch(kind)
+    models = []
+    for layers in (0, 2):
+        config = aligned_config(folders, kind, frame_pooling_layers=layers)
+        model, reports = MultimodalForRetrieval.from_encoders(config, {"video": folders[kind]})
+        new = {name.split(".")[1] for name in reports[0].new}
+        assert new == ({"frame_transformer"} if layers else set())
+        models.append(model.eval())
+    mean, sequence = models
+    tower = sequence.multimodal.encoder("video")
+    assert torch.equal(sequence.multimodal.encode("video", batch).embedding, mean.multimodal.encode("video", batch)[4])
+
+    # Trained, it is what its layers make of embeddings and times, on top of the embeddings.
+    generator = torch.Generator().manual_seed(6)
+    tower.frame_transformer.gate.normal_(generator=generator)
+    pixels = normalize_pixels(batch["pixel_values_videos"], tower.image_mean, tower.image_std)
+    frames = tower.encode_pictures(pixels.flatten(0, 1))[1].unflatten(0, (2, 2))
+    size = frames.shape[-1]
+    states = F.normalize(frames, dim=-1) * size**0.5 + time_embedding(batch["video_seconds"], size)
+    for layer in tower.frame_transformer.layers:
+        states = layer(states, attention_mask=None)
+    expected = mean_direction(frames + tower.frame_transformer.gate * states)
+    output = sequence.multimodal.encode("video", batch).embedding
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(output, mean.multimodal.encode("video", batch).embedding, atol=1e-2)
+    later = batch | {"video_seconds": batch["video_seconds"] * 3}
+    assert not torch.allclose(sequence.multimodal.encode("video", later).embedding, output, atol=1e-3)
+    single = {key: value[:, :1] for key, value in batch.items() if key != "video_mask"}  # any number of frames
+    assert torch.isfinite(sequence.encode_clip(single | {"video_mask": batch["video_mask"]})[0]).all()
+
+    # A row without pictures changes no other and is finite.
+    lacking = {key: value.clone() for key, value in batch.items()}
+    for value in lacking.values():
+        value[1] = 0
+    lacking_embeds = sequence.encode_clip(lacking)[0]
+    torch.testing.assert_close(lacking_embeds[0], sequence.encode_clip(batch)[0][0])
+    assert torch.isfinite(lacking_embeds).all()
+
+    with pytest.raises(ValueError, match="There are no features of a"):
+        sequence.tower_hash("video")
+    sequence.save_pretrained(tmp_path)
+    loaded = MultimodalForRetrieval.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded.encode_clip(batch)[0], sequence.encode_clip(batch)[0])
+
+
+def test_a_transformer_over_frames_learns(folders):
+    """The gate at once, its layers as soon as it is open; with activation checkpointing, too."""
+    model = MultimodalForRetrieval(aligned_config(folders, "siglip", frame_pooling_layers=1)).train()
+    frames = model.multimodal.encoder("video").frame_transformer
+    assert not frames.gate.any()
+    for checkpoint in (False, True):
+        if checkpoint:
+            model.checkpoint_activations(["video"])
+        model.encode_clip(clip_batch("siglip"))[0][:, 0].sum().backward()
+        moved = {name for name, parameter in frames.named_parameters() if parameter.grad.any()}
+        weights = {name for name, _ in frames.named_parameters() if name.endswith("weight")}
+        assert moved == {"gate"} if not checkpoint else moved > weights
+        frames.gate.data.fill_(0.5)
+        model.zero_grad()
+
+
+def headless(folders, **settings) -> Encoder:
+    config = load_tower_config(folders["siglip"], "video")
+    config.vision_use_head = False
+    return get_encoder_class("siglip", "video")(config, **settings)
+
+
 def test_mean_direction_weighs_unit_vectors():
     parts = torch.tensor([[[3.0, 0.0], [0.0, 0.5]], [[2.0, 0.0], [0.0, 1.0]]])
     assert mean_direction(parts).tolist() == [[0.5, 0.5], [0.5, 0.5]]
@@ -421,10 +580,42 @@ def test_mean_direction_weighs_unit_vectors():
             lambda f: MultimodalForPreTraining(aligned_config(f, "clip", mvm_loss_weight=0.5)),
             "mvm_loss_weight is 0.5.*no",
         ),
+        (
+            lambda f: MultimodalForRetrieval(
+                aligned_config(f, "clip", video_config=VideoMAEConfig(**SIZES), frame_pooling_layers=2)
+            ),
+            "frame_pooling_layers is 2, but 'videomae' has no embeddings of frames",
+        ),
+        (
+            lambda f: MultimodalForRetrieval(aligned_config(f, "clap", frame_pooling_layers=2)),
+            "frame_pooling_layers is 2, but there is no video tower",
+        ),
+        (
+            lambda f: MultimodalForRetrieval(
+                aligned_config(f, "clip", frame_pooling_layers=2, contrastive_loss_before_fusion=False)
+            ),
+            "frame_pooling_layers is 2, but contrastive_loss_before_fusion is False",
+        ),
+        (
+            lambda f: headless(f, frame_pooling_layers=2),
+            "frame_pooling_layers is 2, but this 'siglip_vision_model' has no head",
+        ),
         (lambda f: load(f["clip"], "video", 3, 20, 16), "20 by 16 pixels.*patches of 8.*--video_size"),
         (lambda f: load(f["timesformer"], "video", 4, 16, 24), "16 by 24 pixels.*square"),
         (lambda f: load(f["clap"], "audio", 16, 101), "16 mel bins by 101 frames.*8 by at most 128"),
         (lambda f: load(f["ast"], "audio", 8, 64), "8 mel bins by 64 frames.*patch of the audio tower is 16"),
+        (
+            lambda f: load(f["whisper"], "audio", 16, 100),
+            "16 mel bins by 100.*8 by an even number, at most 100",
+        ),
+        (lambda f: load(f["whisper"], "audio", 8, 102), "8 mel bins by 102.*at most 100"),
+        (lambda f: load(f["whisper"], "audio", 8, 51), "8 mel bins by 51.*even number"),
+        (lambda f: load(f["whisper"], "audio", 8, 100).check_inputs(8, 50), "8 mel bins by 50.*8 by 100"),
+        (
+            lambda f: load(f["pe_audio"], "audio", 128, 10),
+            "frames of 40 samples.*frames of 128 values.*--num_mel_bins",
+        ),
+        (lambda f: load(f["pe_audio"], "audio", 40, 10).check_inputs(40, 20), "40 mel bins by 20.*40 by 10"),
         (lambda f: load(f["clip"], "text", 20, 0, None), "token that ends a text.*--tokenizer_name"),
         (lambda f: load(f["clap"], "text", 20, 0, 2), "padding token, number 1; that of the tokenizer is 0"),
         (lambda f: load_text(f["siglip"], "siglip").check_inputs(5), "max_seq_length is 5.*padded to 12.*Set"),

@@ -1,8 +1,10 @@
 """Checkpoints of other people's towers, small, as they lie on the hub: weights, config, tokenizer and processor."""
 
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     ASTConfig,
@@ -16,6 +18,11 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    PeAudioConfig,
+    PeAudioFeatureExtractor,
+    PeAudioModel,
+    PeAudioProcessor,
+    PeAudioVideoConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Siglip2Config,
@@ -30,6 +37,9 @@ from transformers import (
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEImageProcessor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 
 WORDS = "a at bark bell cat dog dogs falls in purrs rain rings runs sings someone the twice two".split()
@@ -41,6 +51,7 @@ SPECIAL_TOKENS = {
     "siglip": (["<unk>", "</s>"], "$A </s>", "</s>"),
     "siglip2": (["<pad>", "<eos>"], "$A <eos>", "<pad>"),
     "clap": (["<s>", "<pad>", "</s>"], "<s> $A </s>", "<pad>"),
+    "pe_audio": (["[CLS]", "[PAD]", "[SEP]"], "[CLS] $A [SEP]", "[PAD]"),
 }
 """Of each kind: special tokens, how a text becomes a sequence, and the token that fills up."""
 
@@ -55,6 +66,8 @@ CLAP_EXTRACTOR = {
     "truncation": "rand_trunc",
     "padding": "repeatpad",
 }
+PE_EXTRACTOR = {"sampling_rate": 8000, "hop_length": 40}
+WHISPER_EXTRACTOR = {"feature_size": 8, "chunk_length": 1}
 AST_EXTRACTOR = {"num_mel_bins": 16, "max_length": 64, "mean": -4.0, "std": 3.0}
 TIMESFORMER_PROCESSOR = {
     "size": {"shortest_edge": 16},
@@ -97,7 +110,7 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(kind: str) -> CLIPConfig | SiglipConfig | Siglip2Config | ClapConfig:
+def tiny_config(kind: str) -> CLIPConfig | SiglipConfig | Siglip2Config | ClapConfig | PeAudioConfig:
     """The config of a checkpoint with two towers."""
     tokenizer = tiny_tokenizer(kind)
     text = SIZES | {"vocab_size": len(tokenizer), "hidden_size": 16, "max_position_embeddings": POSITIONS}
@@ -112,6 +125,10 @@ def tiny_config(kind: str) -> CLIPConfig | SiglipConfig | Siglip2Config | ClapCo
         return Siglip2Config(
             text_config=text | ids | {"projection_size": 24}, vision_config=vision | {"num_patches": 4}
         )
+    if kind == "pe_audio":
+        codec = {"downsampling_ratios": [4, 10], "encoder_hidden_size": 4, "codebook_dim": 6, "hidden_size": 16}
+        audio = SIZES | {"hidden_size": 24, "head_dim": 12, "dac_config": codec}
+        return PeAudioConfig(text_config=text | ids | {"model_type": "modernbert"}, audio_config=audio)
     audio = {
         "spec_size": 32,
         "num_mel_bins": CLAP_EXTRACTOR["feature_size"],
@@ -135,6 +152,8 @@ def randomize(model: PreTrainedModel) -> PreTrainedModel:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.startswith("logit_"):
                 tensor.fill_(4.7 if "scale" in name else -3.0)  # above the limit of CLIP's
+            elif "dac_encoder" in name:  # a codec with random weights of that size explodes
+                continue
             elif "running_" in name:
                 tensor.uniform_(0.5, 1.5, generator=generator)
             elif tensor.is_floating_point():
@@ -157,7 +176,27 @@ def stock_processor(kind: str):
         return SiglipProcessor(SiglipImageProcessor(size={"height": IMAGE, "width": IMAGE}), tokenizer)
     if kind == "siglip2":
         return Siglip2Processor(Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=4), tokenizer)
+    if kind == "pe_audio":
+        return PeAudioProcessor(PeAudioFeatureExtractor(**PE_EXTRACTOR), tokenizer)
     return ClapProcessor(ClapFeatureExtractor(**CLAP_EXTRACTOR), tokenizer)
+
+
+def add_pictures(folder: str, target: Path) -> str:
+    """
+    Make a checkpoint of `pe_audio` one of `pe_audio_video`, with tensors named as the stock class saves them, which
+    cannot be built without a further package; returns the folder.
+    """
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    config = PeAudioConfig.from_pretrained(folder)
+    joint = {"audio_config": config.audio_config.to_dict(), "hidden_size": 24}
+    PeAudioVideoConfig(text_config=config.text_config.to_dict(), audio_video_config=joint).save_pretrained(target)
+    tensors = load_file(f"{folder}/model.safetensors")
+    renamed = {name if name.startswith("text_model.") else f"audio_model.{name}": t for name, t in tensors.items()}
+    others = ("video_model.text_video_head", "video_model.video_encoder", "audio_video_encoder", "audio_video_head")
+    others += ("text_audio_video_head", "audio_plus_text_head", "video_plus_text_head")
+    renamed |= {f"{name}.proj.weight": torch.zeros(2, 2) for name in others}
+    save_file(renamed, target / "model.safetensors", metadata={"format": "pt"})
+    return str(target)
 
 
 def write_checkpoint(folder: Path, kind: str) -> str:
@@ -170,11 +209,29 @@ def write_checkpoint(folder: Path, kind: str) -> str:
         )
         randomize(ASTForAudioClassification(config)).save_pretrained(folder)
         ASTFeatureExtractor(**AST_EXTRACTOR).save_pretrained(folder)
+    elif kind == "whisper":
+        config = WhisperConfig(
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            num_mel_bins=WHISPER_EXTRACTOR["feature_size"],
+            max_source_positions=50,
+            max_target_positions=8,
+            vocab_size=20,
+            **{f"{name}_token_id": 1 for name in ("pad", "bos", "eos", "decoder_start")},
+        )
+        randomize(WhisperForConditionalGeneration(config)).save_pretrained(folder)
+        WhisperFeatureExtractor(**WHISPER_EXTRACTOR).save_pretrained(folder)
     elif kind == "timesformer":
         config = TimesformerConfig(**SIZES, hidden_size=16, image_size=16, patch_size=8, num_frames=4)
         randomize(TimesformerForVideoClassification(config)).save_pretrained(folder)
         VideoMAEImageProcessor(**TIMESFORMER_PROCESSOR).save_pretrained(folder)
     else:
-        randomize(STOCK_MODELS[kind](tiny_config(kind))).save_pretrained(folder)
+        stock_class = PeAudioModel if kind == "pe_audio" else STOCK_MODELS[kind]
+        randomize(stock_class(tiny_config(kind))).save_pretrained(folder)
         stock_processor(kind).save_pretrained(folder)
     return str(folder)

@@ -9,13 +9,25 @@ from transformers import (
     ASTFeatureExtractor,
     ClapFeatureExtractor,
     CLIPImageProcessor,
+    PeAudioFeatureExtractor,
     Siglip2ImageProcessor,
     SiglipImageProcessor,
+    WhisperFeatureExtractor,
 )
 
+from simple_multimodal.models.encoders import get_encoder_class
+from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
-from tests.models.tiny_towers import AST_EXTRACTOR, CLAP_EXTRACTOR, stock_processor, tiny_tokenizer
+from tests.models.tiny_towers import (
+    AST_EXTRACTOR,
+    CLAP_EXTRACTOR,
+    PE_EXTRACTOR,
+    WHISPER_EXTRACTOR,
+    stock_processor,
+    tiny_tokenizer,
+    write_checkpoint,
+)
 
 PICTURES = {
     "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
@@ -136,10 +148,81 @@ def test_log_mel_equals_that_of_ast(tmp_path, settings, seconds):
     torch.testing.assert_close(features.values[0], expected[0].T, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [WHISPER_EXTRACTOR, {"feature_size": 80}, {"feature_size": 128}])
+@pytest.mark.parametrize("seconds", [0.3, 0.55003, 1.0])
+def test_log_mel_equals_that_of_whisper(tmp_path, settings, seconds):
+    stock = WhisperFeatureExtractor(**settings)
+    stock.save_pretrained(tmp_path)
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
+    waveform = sound(seconds, 16000)
+    features = extractor.extract(waveform)
+    expected = stock(waveform, sampling_rate=16000, return_tensors="pt", return_attention_mask=True)
+    torch.testing.assert_close(features.values[0], expected["input_features"][0], atol=1e-4, rtol=0)
+    assert features.attention_mask.tolist() == expected["attention_mask"][0].bool().tolist()
+    assert features.seconds[:3].tolist() == pytest.approx([0.0, 0.01, 0.02])
+    extractor.save_pretrained(tmp_path / "own")
+    again = AudioFeatureExtractor.from_pretrained(tmp_path / "own")
+    assert torch.equal(again.extract(waveform).values, features.values)
+
+
+def test_a_long_sound_of_whisper_is_cut_into_windows(tmp_path):
+    """Each is what the stock extractor makes of that part alone; it cuts a long sound off."""
+    stock = WhisperFeatureExtractor(**WHISPER_EXTRACTOR)
+    stock.save_pretrained(tmp_path)
+    waveform = sound(2.25, 16000)
+    features = AudioFeatureExtractor.from_pretrained(tmp_path).extract(waveform)
+    parts = [waveform[:16000], waveform[16000:32000], waveform[32000:]]
+    expected = stock(parts, sampling_rate=16000, return_tensors="pt")["input_features"]
+    torch.testing.assert_close(features.values[0], expected.transpose(0, 1).flatten(1), atol=1e-4, rtol=0)
+    assert features.attention_mask.sum() == 225 and features.seconds[100] == 1.0 and len(features.seconds) == 300
+
+
+@pytest.mark.parametrize("length", [1, 40, 3999, 8000, 8001])
+def test_waveforms_equal_those_of_pe_av(tmp_path, length):
+    """Mirrored up to a whole frame; then windows of one second, the last filled up with silence."""
+    stock = PeAudioFeatureExtractor(**PE_EXTRACTOR)
+    stock_processor("pe_audio").save_pretrained(tmp_path)
+    assert AudioFeatureExtractor.from_pretrained(tmp_path).num_frames == 2000  # 10 seconds
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path, num_frames=200)
+    waveform = sound(2, 8000)[:length]
+    features = extractor.extract(waveform)
+    expected = stock(waveform, sampling_rate=8000, return_tensors="pt")["input_values"].flatten()
+    samples = features.values[0].T.flatten()
+    assert torch.equal(samples[: len(expected)], expected) and not samples[len(expected) :].any()
+    assert features.attention_mask.sum() == len(expected) // 40 and len(features.seconds) % 200 == 0
+    assert features.seconds[:2].tolist() == pytest.approx([0.0025, 0.0075])
+    extractor.save_pretrained(tmp_path / "own")
+    again = AudioFeatureExtractor.from_pretrained(tmp_path / "own")
+    assert torch.equal(again.extract(waveform).values, features.values)
+    cropped = AudioFeatureExtractor.from_pretrained(tmp_path, num_frames=200, max_windows=1).extract(waveform)
+    assert torch.equal(cropped.values, features.values[..., :200])
+    empty = extractor.extract(waveform[:0])
+    assert empty.values.shape == (1, 40, 200) and not empty.attention_mask.any()
+
+
+@pytest.mark.parametrize("kind", ["whisper", "pe_audio"])
+def test_a_tower_without_a_checkpoint_has_the_front_end_of_its_kind(tmp_path, kind):
+    write_checkpoint(tmp_path, kind)
+    config = load_tower_config(str(tmp_path), "audio")
+    values = get_encoder_class(config.model_type, "audio").processor_values(config)
+    own, stock = AudioFeatureExtractor.from_dict(values), AudioFeatureExtractor.from_pretrained(tmp_path)
+    assert (own.front_end, own.padding, own.num_mel_bins) == (stock.front_end, stock.padding, stock.num_mel_bins)
+    if kind == "whisper":
+        assert own.num_frames == stock.num_frames
+        waveform = sound(0.3, 16000)
+        assert torch.equal(own.extract(waveform).values, stock.extract(waveform).values)
+    else:
+        assert (own.sampling_rate, own.hop_length, own.num_frames) == (48000, 40, 250)
+
+
 def test_front_ends_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="padding='repeat'.*of kaldi mean or zero"):
         AudioFeatureExtractor(padding="repeat")
-    with pytest.raises(ValueError, match="front_end must be one of kaldi, clap"):
+    with pytest.raises(ValueError, match="front_end must be one of kaldi, clap, whisper"):
+        AudioFeatureExtractor(front_end="wav2vec")
+    with pytest.raises(ValueError, match="A frame of the waveform has 160 samples.*num_mel_bins is 128"):
+        AudioFeatureExtractor(front_end="waveform", padding="reflect")
+    with pytest.raises(ValueError, match="padding='mean'.*of whisper pad"):
         AudioFeatureExtractor(front_end="whisper")
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import PeAudioModel
 
 from simple_multimodal.inference import Retriever
 from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.lora import find_targets
-from tests.models.tiny_towers import STOCK_MODELS, write_checkpoint
+from tests.models.tiny_towers import STOCK_MODELS, add_pictures, write_checkpoint
 from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run
 
 CLIP_MODALITY = {"clip": "video", "siglip": "video", "siglip2": "video", "clap": "audio"}
@@ -20,7 +21,7 @@ CLIP_MODALITY = {"clip": "video", "siglip": "video", "siglip2": "video", "clap":
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """A checkpoint of each kind, and a fusion config."""
-    kinds = (*STOCK_MODELS, "ast", "timesformer")
+    kinds = (*STOCK_MODELS, "pe_audio", "ast", "whisper", "timesformer")
     folders = {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
     fusion = tmp_path_factory.mktemp("fusion") / "fusion.json"
     fusion.write_text(json.dumps(CONFIGS["fusion"]))
@@ -153,6 +154,89 @@ def test_towers_without_a_common_space_are_trained_together(start, folders, tmp_
     assert np.isfinite(metrics["eval_loss"])
     config = MultimodalForRetrieval.from_pretrained(tmp_path / "mixed").config
     assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("fusion", 12, "softmax")
+
+
+@pytest.mark.parametrize("has_pictures", [False, True])
+@torch.no_grad()
+def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clips, tmp_path, has_pictures):
+    folder = add_pictures(folders["pe_audio"], tmp_path / "pictures") if has_pictures else folders["pe_audio"]
+    names = flags(text_model_name_or_path=folder, audio_model_name_or_path=folder)
+    names += flags(modalities=["text", "audio"], num_audio_frames=200)
+    metrics = run(*start, *names, "--do_train", "False")
+    assert np.isfinite(metrics["eval_loss"])
+    retriever = Retriever.from_pretrained(tmp_path / "out", batch_size=3)
+    config = retriever.model.config
+    assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("mean", 16, "sigmoid")
+    assert retriever.processor.feature_extractor.sampling_rate == 8000
+    with pytest.raises(ValueError, match="There are no features of a 'pe_audio_encoder' tower"):
+        retriever.model.tower_hash("audio")
+
+    stock = PeAudioModel.from_pretrained(folders["pe_audio"]).eval()
+    sound = retriever.collator(retriever.rows(clips / "audio")[:1])  # of one window
+    waveform = sound["audio_values"].transpose(2, 3).flatten(2)
+    texts = retriever.processor.tokenizer(CAPTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    padding_mask = sound["audio_attention_mask"].repeat_interleave(40, dim=1)
+    outputs = stock(**texts, input_values=waveform, padding_mask=padding_mask)
+    expected = F.normalize(outputs.text_audio_embeds, dim=-1) @ F.normalize(outputs.audio_embeds, dim=-1).T
+    index = retriever.index(clips / "audio")
+    own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds[:1].T
+    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+
+
+def test_pe_av_is_trained_but_for_its_codec(start, folders, tmp_path):
+    names = flags(text_model_name_or_path=folders["pe_audio"], audio_model_name_or_path=folders["pe_audio"])
+    names += flags(modalities=["text", "audio"], num_audio_frames=200, task="pretraining")
+    steps = flags("--activation_checkpointing", "True", max_steps=2, per_device_train_batch_size=4, save_strategy="no")
+    assert np.isfinite(run(*start, *names, *steps, *flags(learning_rate=1e-3))["train_loss"])
+    before = PeAudioModel.from_pretrained(folders["pe_audio"]).audio_encoder.state_dict()
+    after = MultimodalForRetrieval.from_pretrained(tmp_path / "out").multimodal.encoder("audio").state_dict()
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert {name for name in before if "dac_encoder" in name or "bottleneck" in name} <= same
+    assert "layers.0.self_attn.v_proj.weight" not in same and "patch_embedder.class_embedding" not in same
+
+
+def test_whisper_beside_another_text_tower(start, folders, tmp_path):
+    """Windows as the checkpoint's extractor has them, or shorter ones; features stand for the frozen tower."""
+    bert = tmp_path / "bert.json"
+    bert.write_text(json.dumps(CONFIGS["text"]))
+    common = flags(max_steps=1, per_device_train_batch_size=3, save_strategy="no", text_config_name=bert)
+    names = flags(audio_model_name_or_path=folders["whisper"], modalities=["text", "audio"])
+    metrics = run(*start, *names, *common)
+    assert np.isfinite(metrics["eval_loss"])
+    retriever = Retriever.from_pretrained(tmp_path / "out")
+    audio = retriever.processor.feature_extractor
+    assert (audio.front_end, audio.num_mel_bins, audio.num_frames) == ("whisper", 8, 100)
+    assert retriever.model.config.audio_config.max_source_positions == 50
+    retriever.model.tower_hash("audio")  # features can stand for it
+
+    metrics = run(*start, *names, *common, *flags(num_audio_frames=50, output_dir=tmp_path / "shorter"))
+    assert np.isfinite(metrics["eval_loss"])
+    shorter = MultimodalForRetrieval.from_pretrained(tmp_path / "shorter")
+    assert shorter.config.audio_config.max_source_positions == 25
+    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*--num_audio_frames"):
+        run(*start, *names, *common, *flags(num_audio_frames=51, output_dir=tmp_path / "odd"))
+
+
+def test_a_transformer_over_frames_is_trained_and_saved(start, folders, tmp_path):
+    steps = flags(max_steps=2, per_device_train_batch_size=4, save_strategy="no", learning_rate=1e-2)
+    metrics = run(*start, *towers(folders, "clip"), *steps, *flags(frame_pooling_layers=1))
+    assert np.isfinite(metrics["eval_loss"])
+    trained = MultimodalForRetrieval.from_pretrained(tmp_path / "out")
+    assert trained.multimodal.encoder("video").frame_transformer.gate.any()
+    saved = flags(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "other")
+    assert np.isfinite(run(*start, *saved, *flags("--do_train", "False", frame_pooling_layers=1))["eval_loss"])
+    with pytest.raises(ValueError, match="--frame_pooling_layers is 2, but the saved model has 1"):
+        run(*start, *saved, *flags("--do_train", "False", frame_pooling_layers=2))
+
+
+def test_a_transformer_over_frames_without_training_is_the_mean(start, folders, tmp_path):
+    found = [
+        run(*start, *towers(folders, "siglip"), *flags("--do_train", "False", frame_pooling_layers=layers))
+        for layers in (0, 1)
+    ]
+    assert {name: value for name, value in found[0].items() if "R@" in name} == {
+        name: value for name, value in found[1].items() if "R@" in name
+    }
 
 
 @pytest.mark.parametrize(

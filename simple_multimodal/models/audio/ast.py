@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import ASTForAudioClassification, ASTModel, PreTrainedConfig
 
-from simple_multimodal.models.audio.windows import split_windows
+from simple_multimodal.models.audio.windows import check_window, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import interpolate_grid
 
@@ -65,12 +65,7 @@ class ASTAudioEncoder(Encoder, ASTModel):
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
         """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""
-        if (num_mel_bins, num_frames) != (self.config.num_mel_bins, self.config.max_length):
-            raise ValueError(
-                f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but the audio "
-                f"tower takes {self.config.num_mel_bins} by {self.config.max_length}. Set num_mel_bins and num_frames "
-                "of the processor to these."
-            )
+        check_window(num_mel_bins, num_frames, (self.config.num_mel_bins, self.config.max_length))
 
     def forward(
         self, audio_values: torch.Tensor, audio_attention_mask: torch.Tensor, audio_seconds: torch.Tensor

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapAudioModelWithProjection, ClapModel, PreTrainedConfig
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
-from simple_multimodal.models.audio.windows import split_windows
+from simple_multimodal.models.audio.windows import check_window, split_windows
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
 
@@ -100,12 +100,7 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
         """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""
-        if (num_mel_bins, num_frames) != (self.config.num_mel_bins, self.num_frames):
-            raise ValueError(
-                f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but the audio "
-                f"tower takes {self.config.num_mel_bins} by {self.num_frames}. Set num_mel_bins and num_frames of the "
-                "processor to these."
-            )
+        check_window(num_mel_bins, num_frames, (self.config.num_mel_bins, self.num_frames))
 
     def forward(
         self, audio_values: torch.Tensor, audio_attention_mask: torch.Tensor, audio_seconds: torch.Tensor

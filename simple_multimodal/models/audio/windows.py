@@ -3,6 +3,15 @@
 import torch
 
 
+def check_window(num_mel_bins: int, num_frames: int, expected: tuple[int, int]) -> None:
+    """Raise a `ValueError` if a processor's window is not the tower's: `expected` mel bins and frames."""
+    if (num_mel_bins, num_frames) != expected:
+        raise ValueError(
+            f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but the audio "
+            f"tower takes {expected[0]} by {expected[1]}. Set num_mel_bins and num_frames of the processor to these."
+        )
+
+
 def split_windows(audio_values: torch.Tensor, channels: int, num_mel_bins: int, num_frames: int) -> torch.Tensor:
     """
     Windows as rows: `(batch_size, channels, num_mel_bins, length)` → `(batch_size * num_windows, channels,

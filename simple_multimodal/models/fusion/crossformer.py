@@ -1,6 +1,5 @@
 """The crossformer: a transformer over all encoders' tokens, in three forms, sized by a ViT or BERT configuration."""
 
-import math
 from pickle import UnpicklingError
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, Modality
 from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.configuration import FusionForm
 from simple_multimodal.models.loading import LoadingReport, load_config, transfer_tensors
+from simple_multimodal.models.times import time_embedding
 
 PRE_NORM = {"vit": True, "bert": False}
 """Known fusion configurations and whether their layers normalise before (`True`) or after the residual."""
@@ -64,28 +64,6 @@ def split(states: torch.Tensor, like: Clip) -> Clip:
     ordered = [m for m in MODALITIES if m in like]
     parts = states.split([like[m].mask.shape[1] for m in ordered], dim=1)
     return {m: Stream(part, like[m].mask) for m, part in zip(ordered, parts, strict=True)}
-
-
-def time_embedding(
-    seconds: torch.Tensor, hidden_size: int, shortest: float = 0.5, longest: float = 1024.0
-) -> torch.Tensor:
-    """Sinusoidal embedding of a time, the same function for what is heard and what is seen.
-
-    The sines of "Attention Is All You Need" (Vaswani et al. 2017) over seconds instead of positions.
-
-    Args:
-        seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`): time in the segment, in seconds.
-        hidden_size (`int`): size of the embedding, even.
-        shortest, longest (`float`): the geometric series of periods, in seconds, starts at `shortest` and ends one
-            step before `longest`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`, float32.
-    """
-    ratio = torch.arange(hidden_size // 2, device=seconds.device, dtype=torch.float32) / (hidden_size // 2)
-    periods = shortest * (longest / shortest) ** ratio
-    angles = seconds.float()[..., None] * (2 * math.pi / periods)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

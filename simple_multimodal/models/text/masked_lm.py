@@ -16,6 +16,7 @@ TextPadding = Literal["longest", "max_length"]
 VOCABULARY_TENSORS = (
     "encoder.embeddings.word_embeddings.weight",
     "encoder.embeddings.token_embedding.weight",
+    "encoder.embeddings.tok_embeddings.weight",
     "decoder.bias",
 )
 """Tensors with one row per entry of the vocabulary: worthless with another tokenizer."""

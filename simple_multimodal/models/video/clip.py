@@ -1,7 +1,5 @@
 """The picture tower of CLIP as a video encoder."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection, PreTrainedConfig
@@ -17,7 +15,7 @@ class CLIPVideoEncoder(PictureEncoder, CLIPVisionModel):
 
     Args:
         config ([`CLIPVisionConfig`]): sizes of the tower and of its embedding.
-        image_mean, image_std (`Sequence[float]`, *optional*, default to those of CLIP): as in [`PictureEncoder`].
+        settings: as in [`PictureEncoder`]; mean and deviation default to CLIP's.
     """
 
     model_type = "clip_vision_model"
@@ -27,14 +25,8 @@ class CLIPVideoEncoder(PictureEncoder, CLIPVisionModel):
     pretrained_names = {"vision_model.": "encoder.", "visual_projection.": "encoder.visual_projection."}
     other_names = ("text_model.", "text_projection.", "logit_scale")
 
-    def __init__(
-        self,
-        config: CLIPVisionConfig,
-        *,
-        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
-        image_std: Sequence[float] = OPENAI_CLIP_STD,
-    ):
-        super().__init__(config, image_mean=image_mean, image_std=image_std)
+    def __init__(self, config: CLIPVisionConfig, **settings):
+        super().__init__(config, **{"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, **settings})
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
 

@@ -5,14 +5,60 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPTextConfig, PreTrainedConfig
+from transformers import initialization as init
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 from simple_multimodal.models.patches import normalize_pixels
+from simple_multimodal.models.times import time_embedding
 
 DEFAULT_NUM_FRAMES = 12
 """Frames of a clip where nothing else is said; as CLIP4Clip (Luo et al. 2021) takes them."""
+
+
+class FrameTransformer(nn.Module):
+    """
+    Lets the frames of a clip look at each other before their embeddings are averaged, as `seqTransf` of
+    [CLIP4Clip](https://huggingface.co/papers/2104.08860): layers of CLIP over the embeddings and their times, added to
+    the embeddings. What is added is multiplied by a gate that starts at zero
+    ([Bachlechner et al., 2020](https://huggingface.co/papers/2003.04887)): untrained, it changes nothing.
+
+    Args:
+        size (`int`): of the embeddings, even.
+        num_layers (`int`): layers; CLIP4Clip has 4.
+    """
+
+    def __init__(self, size: int, num_layers: int):
+        super().__init__()
+        config = CLIPTextConfig(
+            hidden_size=size,
+            intermediate_size=4 * size,
+            num_attention_heads=size // 64 if size % 64 == 0 else 1,
+            num_hidden_layers=num_layers,
+            attn_implementation="sdpa",
+        )
+        self.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(num_layers))
+        self.gate = nn.Parameter(torch.zeros(size))
+
+    def forward(self, embeddings: torch.Tensor, seconds: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            embeddings (`torch.FloatTensor` of shape `(batch_size, num_frames, size)`): of frames, of any length.
+            seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_frames, size)`.
+        """
+        size = embeddings.shape[-1]
+        states = F.normalize(embeddings, dim=-1) * size**0.5  # as large as the sines of the time
+        states = states + time_embedding(seconds, size).to(states.dtype)
+        for layer in self.layers:
+            states = layer(states, attention_mask=None)
+        return embeddings + self.gate * states
 
 
 class PictureEncoder(Encoder):
@@ -21,13 +67,18 @@ class PictureEncoder(Encoder):
     `encode_pictures`.
 
     A clip's embedding is the mean of its frames' embeddings, each scaled to length one before: the parameter-free form
-    (`meanP`) of [CLIP4Clip](https://huggingface.co/papers/2104.08860).
+    (`meanP`) of [CLIP4Clip](https://huggingface.co/papers/2104.08860), or with `frame_pooling_layers` after a
+    [`FrameTransformer`] (`seqTransf`).
 
     Args:
         config (`PreTrainedConfig`): sizes of the tower. It takes any number of frames, and frames of any size that its
             patches tile.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
             normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+        frame_pooling_layers (`int`, *optional*, defaults to 0): layers of the [`FrameTransformer`]; 0: there is none.
+
+    Raises:
+        `ValueError` if there are such layers, but the tower pools no embedding.
     """
 
     modality = "video"
@@ -41,9 +92,26 @@ class PictureEncoder(Encoder):
         *,
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        frame_pooling_layers: int = 0,
     ):
         super().__init__(config)
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.frame_transformer = None
+        if frame_pooling_layers > 0:
+            size = self.embedding_size(config)
+            if size is None:
+                raise ValueError(
+                    f"frame_pooling_layers is {frame_pooling_layers}, but this {self.model_type!r} has no head that "
+                    "pools an embedding of a frame. Set it to 0."
+                )
+            self.frame_transformer = FrameTransformer(size, frame_pooling_layers)
+            self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]  # of the stock class
+        if isinstance(module, FrameTransformer):
+            init.zeros_(module.gate)
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
@@ -101,10 +169,15 @@ class PictureEncoder(Encoder):
         pixels = normalize_pixels(pixel_values_videos, self.image_mean, self.image_std)
         tokens, embedding = self.encode_pictures(pixels.flatten(0, 1).to(self.dtype))
         seconds = video_seconds.repeat_interleave(tokens.shape[1], dim=1)
+        if embedding is not None:
+            frames = embedding.unflatten(0, (batch_size, num_frames))
+            if self.frame_transformer is not None:
+                frames = self.frame_transformer(frames, video_seconds)
+            embedding = mean_direction(frames)
         return EncoderOutput(
             tokens.reshape(batch_size, -1, tokens.shape[-1]),
             torch.ones_like(seconds, dtype=torch.bool),
             seconds,
-            embedding=None if embedding is None else mean_direction(embedding.unflatten(0, (batch_size, num_frames))),
+            embedding=embedding,
             num_steps=num_frames,
         )

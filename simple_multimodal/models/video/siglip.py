@@ -6,19 +6,9 @@ from transformers import PreTrainedConfig, SiglipModel, SiglipVisionModel
 from simple_multimodal.models.video.pictures import PictureEncoder
 
 
-class SiglipVideoEncoder(PictureEncoder, SiglipVisionModel):
-    """
-    The ViT of SigLIP ([Zhai et al., 2023](https://huggingface.co/papers/2303.15343)) over each frame; see
-    [`PictureEncoder`]. A frame's embedding is what its head of attention pools.
+class HeadedPictureEncoder(PictureEncoder):
+    """Base of the picture towers of both SigLIP families: a frame's embedding is what a head of attention pools."""
 
-    Args:
-        config ([`SiglipVisionConfig`]): sizes of the tower.
-        image_mean, image_std (`Sequence[float]`, *optional*): as in [`PictureEncoder`].
-    """
-
-    model_type = "siglip_vision_model"
-    pretrained_class = SiglipVisionModel
-    composite_class = SiglipModel
     pretrained_names = {"vision_model.": "encoder.", "": "encoder."}
     other_names = ("text_model.", "logit_")
     contrastive_form = "sigmoid"
@@ -27,6 +17,20 @@ class SiglipVideoEncoder(PictureEncoder, SiglipVisionModel):
     def embedding_size(cls, config: PreTrainedConfig) -> int | None:
         """Size of the common space with text; `None` without the head."""
         return config.hidden_size if config.vision_use_head else None
+
+
+class SiglipVideoEncoder(HeadedPictureEncoder, SiglipVisionModel):
+    """
+    The ViT of SigLIP ([Zhai et al., 2023](https://huggingface.co/papers/2303.15343)) over each frame.
+
+    Args:
+        config ([`SiglipVisionConfig`]): sizes of the tower.
+        settings: as in [`PictureEncoder`].
+    """
+
+    model_type = "siglip_vision_model"
+    pretrained_class = SiglipVisionModel
+    composite_class = SiglipModel
 
     def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See [`PictureEncoder.encode_pictures`]."""

@@ -6,31 +6,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, Siglip2Model, Siglip2VisionModel
 
-from simple_multimodal.models.video.pictures import DEFAULT_NUM_FRAMES, PictureEncoder
+from simple_multimodal.models.video.pictures import DEFAULT_NUM_FRAMES
+from simple_multimodal.models.video.siglip import HeadedPictureEncoder
 
 
-class Siglip2VideoEncoder(PictureEncoder, Siglip2VisionModel):
+class Siglip2VideoEncoder(HeadedPictureEncoder, Siglip2VisionModel):
     """
-    The ViT of SigLIP 2 ([Tschannen et al., 2025](https://huggingface.co/papers/2502.14786)) over each frame; see
-    [`PictureEncoder`]. The clips of a run have one size, of any aspect ratio, so that no patch is padding, and the
+    The ViT of SigLIP 2 ([Tschannen et al., 2025](https://huggingface.co/papers/2502.14786)) over each frame. The
+    clips of a run have one size, of any aspect ratio, so that no patch is padding, and the
     position table is interpolated once for all frames.
 
     Args:
         config ([`Siglip2VisionConfig`]): sizes of the tower.
-        image_mean, image_std (`Sequence[float]`, *optional*): as in [`PictureEncoder`].
+        settings: as in [`PictureEncoder`].
     """
 
     model_type = "siglip2_vision_model"
     pretrained_class = Siglip2VisionModel
     composite_class = Siglip2Model
-    pretrained_names = {"vision_model.": "encoder.", "": "encoder."}
-    other_names = ("text_model.", "logit_")
-    contrastive_form = "sigmoid"
-
-    @classmethod
-    def embedding_size(cls, config: PreTrainedConfig) -> int | None:
-        """Size of the common space with text; `None` without the head."""
-        return config.hidden_size if config.vision_use_head else None
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
