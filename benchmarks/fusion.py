@@ -56,8 +56,8 @@ WINDOW_SEGMENTS, WINDOW_FRAMES, WINDOW_MEL_FRAMES, MEL_BINS, SIZE = 6, 8, 368, 6
 WINDOW_SECONDS = WINDOW_SEGMENTS * SECONDS_PER_SEGMENT
 NUM_TRAIN_CLIPS, NUM_HELD_BACK = 3000, 200
 TOWER_BATCH, QUESTION_BATCH, RETRIEVAL_BATCH = 64, 64, 128  # clips
-SOUND_STEPS, CAPTION_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 300, 200
-EVENT_STEPS = {1: 500, 2: 400, 4: 400}  # by the number of windows shown, as far as the clips are that long
+SOUND_STEPS, CAPTION_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 400, 200
+EVENT_STEPS = {1: 400, 2: 300, 4: 300}  # by the number of windows shown, as far as the clips are that long
 LEARNING_RATES = (1e-3, 2e-3)
 KINDS = ("picture", "sound", "joint")
 DESIGNS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -422,19 +422,18 @@ def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_r
             results[question[3]].append(is_right)
         return {kind: float(np.mean(values)) for kind, values in results.items()}
 
-    schedule = [(n, ("joint", "sound event")) for n in EVENT_STEPS if n <= len(whole)]
-    schedule = [stage for stage in schedule for _ in range(EVENT_STEPS[stage[0]])]
-    schedule += [(len(whole), KINDS)] * QUESTION_STEPS
-    training = Training([p for p in model.parameters() if p.requires_grad], learning_rate, len(schedule))
+    parts = [n for n, steps in EVENT_STEPS.items() for _ in range(steps if n <= len(whole) else 0)]
+    stages = [[(n, ("joint", "sound event")) for n in parts], [(len(whole), KINDS)] * QUESTION_STEPS]
     curve = []
-    for step, (batch, generator) in enumerate(batches(clips, len(schedule), seed, QUESTION_BATCH)):
-        num_windows, kinds = schedule[step]
-        questions = [question for clip in batch for question in ask(clip, num_windows, kinds, generator)]
-        loss = F.cross_entropy(logits(questions), torch.tensor([label[answer] for _, _, answer, _ in questions]))
-        training.step(loss)
-        if step % 100 == 99:
-            curve.append({"step": step + 1, "loss": loss.item(), **by_kind(held_back)})
-            print(design, len(whole), seed, learning_rate, curve[-1], flush=True)
+    for number, stage in enumerate(stages):
+        training = Training([p for p in model.parameters() if p.requires_grad], learning_rate, len(stage))
+        for step, (batch, generator) in enumerate(batches(clips, len(stage), seed + 1000 * number, QUESTION_BATCH)):
+            questions = [question for clip in batch for question in ask(clip, *stage[step], generator)]
+            loss = F.cross_entropy(logits(questions), torch.tensor([label[answer] for _, _, answer, _ in questions]))
+            training.step(loss)
+            if step % 100 == 99:
+                curve.append({"stage": number, "step": step + 1, "loss": loss.item(), **by_kind(held_back)})
+                print(design, world.num_windows, seed, learning_rate, curve[-1], flush=True)
     test = [(Shown(clip, clip, whole), *question) for clip, *question in world.questions["validation"]]
     return {
         "parameters": sum(p.numel() for p in model.multimodal.fusion.parameters()),
