@@ -265,7 +265,15 @@ class ModelArguments:
         default=0.5,
         metadata={
             "group": "Objectives",
-            "help": "Share of rows that keep their pair for matching, 0 to 1; the others get a hard negative.",
+            "help": "Share of rows that keep their pair for matching, 0 to 1; the others get a negative clip.",
+        },
+    )
+    hard_negative_ratio: float | None = field(
+        default=None,
+        metadata={
+            "group": "Objectives",
+            "help": "Share of the negative clips that are drawn by similarity, 0 to 1, instead of any clip of the "
+            "batch; 0.5 when not given, ALPRO 1.",
         },
     )
     share_masked_pass: bool = field(
@@ -280,7 +288,7 @@ class ModelArguments:
         self.modalities = [name for name in MODALITIES if name in self.modalities]
         self.freeze = [name for name in TOWERS if name in self.freeze]
         for name, value in vars(self).items():
-            if name.endswith(("_ratio", "_probability")) and not 0 <= value <= 1:
+            if name.endswith(("_ratio", "_probability")) and value is not None and not 0 <= value <= 1:
                 raise ValueError(f"--{name} is {value}; it is a share: give a number from 0 to 1.")
             if name.endswith("_weight") and value is not None and value < 0:
                 raise ValueError(f"--{name} is {value}; give a number from 0 (off) upwards.")
@@ -347,9 +355,10 @@ class ModelArguments:
         return {name: value for name, value in self.config_settings.items() if value != defaults[name]}
 
     @property
-    def given_loss_weights(self) -> dict[str, float]:
-        """The loss weights that were given, under the names that they have in `MultimodalConfig`."""
-        return {n: value for n, value in vars(self).items() if n.endswith("_loss_weight") and value is not None}
+    def given_objectives(self) -> dict[str, float]:
+        """What was given of loss weights and negatives, under the names that they have in `MultimodalConfig`."""
+        names = [name for name in vars(self) if name.endswith("_loss_weight") or name == "hard_negative_ratio"]
+        return {name: vars(self)[name] for name in names if vars(self)[name] is not None}
 
     @property
     def loading_settings(self) -> dict[str, str | float | dict[str, str] | None]:
@@ -357,7 +366,7 @@ class ModelArguments:
         return {
             "attn_implementation": self.attn_implementation,
             "cache_dir": self.cache_dir,
-            **self.given_loss_weights,
+            **self.given_objectives,
         }
 
     @property
@@ -371,7 +380,7 @@ class ModelArguments:
             "contrastive_form": self.contrastive_form,
             "contrastive_loss_before_fusion": self.contrastive_loss_before_fusion,
             "share_masked_pass": self.share_masked_pass,
-            **self.given_loss_weights,
+            **self.given_objectives,
         }
         return {name: value for name, value in settings.items() if value is not None}
 

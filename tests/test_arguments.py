@@ -124,6 +124,7 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--config", "tests"], "tests: cannot be read: Is a directory"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is given more than once"),
         (["--mlm_probability", "30"], "--mlm_probability is 30.0; it is a share: give a number from 0 to 1."),
+        (["--hard_negative_ratio", "2"], "--hard_negative_ratio is 2.0; it is a share: give a number from 0 to 1."),
         (["--matching_loss_weight", "-1"], "--matching_loss_weight is -1.0; give a number from 0 (off) upwards."),
         (["--num_frames", "0"], "--num_frames is 0; give a whole number from 1 upwards."),
         (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more rows, or leave it out"),
@@ -279,6 +280,7 @@ def test_collator_takes_its_settings():
 def test_model_settings_are_those_of_the_config():
     model_args = ModelArguments(
         mlm_loss_weight=0.5,
+        hard_negative_ratio=0.25,
         fusion_form="merge",
         modalities=["text", "video"],
         text_model_name_or_path="a",
@@ -286,7 +288,7 @@ def test_model_settings_are_those_of_the_config():
         fusion_model_name_or_path="c",
         text_config_name="d",
     )
-    assert model_args.given_loss_weights == {"mlm_loss_weight": 0.5}
+    assert model_args.given_objectives == {"mlm_loss_weight": 0.5, "hard_negative_ratio": 0.25}
     settings = model_args.config_settings
     assert settings["fusion_form"] == "merge" and settings["mlm_loss_weight"] == 0.5
     assert settings.keys() <= vars(MultimodalConfig()).keys()

@@ -61,6 +61,8 @@ class MultimodalConfig(PreTrainedConfig):
         share_masked_pass (`bool`, *optional*, defaults to `False`):
             Whether contrastive and matching losses use the masked inputs of the masked objectives (one pass through
             each tower in training) instead of clean ones.
+        hard_negative_ratio (`float`, *optional*, defaults to 0.5):
+            Share of the negatives of matching that are drawn by similarity; the others are any clips of the batch.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the initial inverse temperature (1 / 0.07).
         image_mean, image_std (`list[float]`):
@@ -90,6 +92,7 @@ class MultimodalConfig(PreTrainedConfig):
     contrastive_loss_before_fusion: bool = True
     clip_embedding: ClipEmbedding = "fusion"
     share_masked_pass: bool = False
+    hard_negative_ratio: float = 0.5
     logit_scale_init_value: float = 2.6592
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)

@@ -87,12 +87,16 @@ def draw_hard_negatives(
     candidate_groups: torch.Tensor,
     candidate_present: torch.Tensor,
     logit_scale: torch.Tensor,
+    hard_ratio: float,
     uniform: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw, per query, one candidate of another group, with probability in proportion to `exp(scale * similarity)`.
+    """Draw, per query, one candidate of another group: with probability `hard_ratio` in proportion to
+    `exp(scale * similarity)`, else any, all alike.
 
-    The distribution is ALBEF's (Li et al. 2021); the draw inverts the cumulative distribution at a number that comes
-    with the row, so that it depends on the row and the global batch alone.
+    With `hard_ratio` 1 the distribution is ALBEF's (Li et al. 2021). Once contrast has sharpened, that is the nearest
+    candidate each time, and the head never learns to reject the others, which retrieval ranks as well. The draw
+    inverts the cumulative distribution at a number that comes with the row, so that it depends on the row and the
+    global batch alone.
 
     Args:
         queries (`torch.Tensor` of shape `(num_queries, dim)`): unit-length text embeddings.
@@ -100,6 +104,7 @@ def draw_hard_negatives(
         query_groups, candidate_groups (`torch.LongTensor`): group of each query and candidate.
         candidate_present (`torch.BoolTensor` of shape `(num_candidates,)`): candidates that have a clip.
         logit_scale (`torch.Tensor`): inverse temperature.
+        hard_ratio (`float`): probability of a draw by similarity.
         uniform (`torch.Tensor` of shape `(num_queries,)`): a number in [0, 1) per query.
 
     Returns:
@@ -109,7 +114,8 @@ def draw_hard_negatives(
     allowed = (query_groups[:, None] != candidate_groups[None]) & candidate_present[None]
     logits = (logit_scale * similarities(queries, candidates)).double().masked_fill(~allowed, float("-inf"))
     exists = allowed.any(dim=1)
-    weights = torch.where(exists[:, None], logits, 0.0).softmax(dim=1) * allowed
+    hard = torch.where(exists[:, None], logits, 0.0).softmax(dim=1) * allowed
+    weights = hard_ratio * hard + (1 - hard_ratio) * allowed / allowed.sum(dim=1, keepdim=True).clamp(min=1)
     cumulative = weights.cumsum(dim=1)
     targets = uniform.double()[:, None] * cumulative[:, -1:]
     indices = torch.searchsorted(cumulative, targets, right=True).squeeze(1)

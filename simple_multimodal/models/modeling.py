@@ -540,6 +540,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
                 has_text=presence["text"],
                 has_clip=presence["clip"],
                 logit_scale=model.scale_and_bias("contrastive_tav")[0],
+                hard_negative_ratio=self.config.hard_negative_ratio,
                 batch=batch,
             )
 
@@ -620,15 +621,17 @@ def matching_loss(
     has_text: torch.Tensor,
     has_clip: torch.Tensor,
     logit_scale: torch.Tensor,
+    hard_negative_ratio: float,
     batch: Batch,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Does the text belong to the clip? Rows not `match_aligned` get a hard negative clip of any process.
+    """Does the text belong to the clip? Rows not `match_aligned` get a negative clip of any process.
 
     Args:
         score (`Callable`): the model's `matching_logits`.
         text (`Stream`), clip (`dict[Modality, Stream]`): what `score` takes of the rows of this process.
         text_embeds, clip_embeds (`torch.Tensor` of shape `(batch_size, dim)`): unit length; hard negatives are drawn
             by their similarity times `logit_scale`.
+        hard_negative_ratio (`float`): share of the negatives that are hard; see [`draw_hard_negatives`].
         has_text, has_clip (`torch.BoolTensor` of shape `(batch_size,)`): rows that lack one take no part.
         batch (`dict[str, torch.Tensor]`): the collator's, for its groups and draws.
 
@@ -643,6 +646,7 @@ def matching_loss(
         candidate_groups=gather_rows(batch["group_ids"]),
         candidate_present=gather_rows(has_clip),
         logit_scale=logit_scale,
+        hard_ratio=hard_negative_ratio,
         uniform=batch["match_uniform"],
     )
     aligned = batch["match_aligned"] | ~exists

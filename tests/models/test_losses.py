@@ -128,7 +128,7 @@ def test_contrastive_loss_is_computed_in_float32_under_autocast(form):
         assert torch.equal(loss_of(*arguments), expected)
 
 
-def draw(queries, candidates, uniform, *, query_groups, candidate_groups, present=None, scale=SCALE):
+def draw(queries, candidates, uniform, *, query_groups, candidate_groups, present=None, scale=SCALE, hard_ratio=1.0):
     present = torch.ones(len(candidates), dtype=torch.bool) if present is None else torch.tensor(present)
     return draw_hard_negatives(
         queries,
@@ -137,11 +137,13 @@ def draw(queries, candidates, uniform, *, query_groups, candidate_groups, presen
         candidate_groups=torch.tensor(candidate_groups),
         candidate_present=present,
         logit_scale=scale,
+        hard_ratio=hard_ratio,
         uniform=uniform,
     )
 
 
-def test_hard_negatives_follow_the_softmax_of_similarities_over_other_groups():
+@pytest.mark.parametrize("hard_ratio", [1.0, 0.5, 0.0])
+def test_negatives_follow_the_softmax_of_similarities_over_other_groups_or_are_any_of_them(hard_ratio):
     query, candidates = unit_rows(1, seed=0), unit_rows(6, seed=1)
     num_draws = 20000
     indices, exists = draw(
@@ -151,11 +153,14 @@ def test_hard_negatives_follow_the_softmax_of_similarities_over_other_groups():
         query_groups=[2] * num_draws,
         candidate_groups=[0, 1, 2, 3, 2, 5],
         present=[True, True, True, True, True, False],
+        hard_ratio=hard_ratio,
     )
     assert exists.all()
-    weights = (SCALE * query @ candidates.T)[0].exp() * torch.tensor([1, 1, 0, 1, 0, 0])
+    allowed = torch.tensor([1, 1, 0, 1, 0, 0])
+    weights = (SCALE * query @ candidates.T)[0].exp() * allowed
+    expected = hard_ratio * weights / weights.sum() + (1 - hard_ratio) * allowed / 3
     frequencies = indices.bincount(minlength=6) / num_draws
-    torch.testing.assert_close(frequencies, weights / weights.sum(), atol=2 / num_draws, rtol=0)
+    torch.testing.assert_close(frequencies, expected, atol=2 / num_draws, rtol=0)
 
 
 @pytest.mark.parametrize("groups", [[9, 1, 9, 2, 9], [1, 9, 9, 9, 2], [9, 9, 1, 2, 9]])

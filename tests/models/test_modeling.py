@@ -259,7 +259,7 @@ def test_temperature_is_limited():
 @every_form
 def test_matching_pairs_rows_with_their_own_clip_or_a_hard_negative(form):
     rows = (*ROWS, Row(6, aligned=True), Row(7, num_windows=2))
-    model, batch = build(form, **only("matching")), make_batch(rows)
+    model, batch = build(form, **only("matching"), hard_negative_ratio=0.3), make_batch(rows)
     model.multimodal.logit_scale.copy_(torch.tensor([0.0, 0.0, 0.0, 4.6]))  # negatives by that of text and clip
     output = model(**batch)
     scale = model.multimodal.scale_and_bias("contrastive_tav")[0]
@@ -271,6 +271,7 @@ def test_matching_pairs_rows_with_their_own_clip_or_a_hard_negative(form):
         candidate_groups=batch["group_ids"],
         candidate_present=has_clip,
         logit_scale=scale,
+        hard_ratio=0.3,
         uniform=batch["match_uniform"],
     )
     assert exists.all()

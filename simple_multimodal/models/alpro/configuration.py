@@ -31,6 +31,9 @@ class AlproConfig(PreTrainedConfig):
             Normalisation of `uint8` pixels on the device, per RGB channel, in units of 0 to 1.
         contrastive_tv_loss_weight, matching_loss_weight (`float`, *optional*, default to 1.0):
             Weight of each objective of retrieval; 0 leaves it out.
+        hard_negative_ratio (`float`, *optional*, defaults to 1.0):
+            Share of the negatives of matching that are drawn by similarity, as ALPRO draws all of them; the others
+            are any clips of the batch.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new heads.
         lora (`dict`, *optional*):
@@ -50,6 +53,7 @@ class AlproConfig(PreTrainedConfig):
     image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
     contrastive_tv_loss_weight: float = 1.0
     matching_loss_weight: float = 1.0
+    hard_negative_ratio: float = 1.0
     initializer_range: float = 0.02
     lora: dict | None = None
 

@@ -295,6 +295,7 @@ class AlproForRetrieval(AlproPreTrainedModel):
                 has_text=has_text,
                 has_clip=has_clip,
                 logit_scale=self.logit_scale,
+                hard_negative_ratio=self.config.hard_negative_ratio,
                 batch=batch,
             )
         losses = {name: value / num_items[name].to(value.device).clamp(min=1) for name, value in sums.items()}

@@ -163,6 +163,7 @@ def test_losses_by_hand():
         candidate_groups=batch["group_ids"],
         candidate_present=batch["video_mask"],
         logit_scale=torch.tensor(5.0),
+        hard_ratio=1.0,  # as ALPRO draws them
         uniform=batch["match_uniform"],
     )
     chosen = [1 if row == 1 else int(negatives[row]) for row in range(4)]  # row 1 keeps its clip
