@@ -498,6 +498,7 @@ def learn_retrieval(design: str, towers: Path, data: Data, seed: int, learning_r
             has_text=present,
             has_clip=present,
             logit_scale=scale,
+            hard_negative_ratio=model.config.hard_negative_ratio,
             batch={
                 "group_ids": groups,
                 "match_aligned": torch.from_numpy(generator.random(len(batch)) < 0.5),
