@@ -57,7 +57,7 @@ WINDOW_SECONDS = WINDOW_SEGMENTS * SECONDS_PER_SEGMENT
 NUM_TRAIN_CLIPS, NUM_HELD_BACK = 3000, 200
 TOWER_BATCH, QUESTION_BATCH, RETRIEVAL_BATCH = 64, 64, 128  # clips
 SOUND_STEPS, CAPTION_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 400, 200
-EVENT_STEPS = {1: 400, 2: 300, 4: 300}  # by the number of windows shown, as far as the clips are that long
+EVENT_STEPS = {1: 400, 2: 300, 4: 300}  # by the number of windows shown; the last for clips that are that long
 LEARNING_RATES = (1e-3, 2e-3)
 KINDS = ("picture", "sound", "joint")
 DESIGNS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -422,7 +422,7 @@ def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_r
             results[question[3]].append(is_right)
         return {kind: float(np.mean(values)) for kind, values in results.items()}
 
-    parts = [n for n, steps in EVENT_STEPS.items() for _ in range(steps if n <= len(whole) else 0)]
+    parts = [min(n, len(whole)) for n, steps in EVENT_STEPS.items() if n <= max(2, len(whole)) for _ in range(steps)]
     stages = [[(n, ("joint", "sound event")) for n in parts], [(len(whole), KINDS)] * QUESTION_STEPS]
     curve = []
     for number, stage in enumerate(stages):
