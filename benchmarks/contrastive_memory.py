@@ -99,6 +99,31 @@ def measure(num_rows: int, chunk_size: int | None, objectives: str) -> dict[str,
     }
 
 
+def plot(results: dict[str, dict[str, dict[int, dict[str, float]]]]) -> None:
+    """Memory of a step and of its inputs against the batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(results), figsize=(5.5 * len(results), 4.2), sharey=True, squeeze=False)
+    for axis, (objectives, ways) in zip(axes[0], results.items(), strict=True):
+        for way, points in ways.items():
+            axis.plot(list(points), [point["step_megabytes"] for point in points.values()], marker="o", label=way)
+        longest = max(ways.values(), key=len)
+        inputs = [point["input_megabytes"] for point in longest.values()]
+        axis.plot(list(longest), inputs, color="grey", linestyle=":", label="the inputs themselves")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(list(longest), [str(batch) for batch in longest])
+        axis.set_xlabel("batch")
+        axis.set_title({"contrast": "contrastive objectives", "all": "all objectives"}[objectives])
+        axis.legend(fontsize=8)
+    axes[0][0].set_ylabel("MB that a step needs at its peak")
+    figure.tight_layout()
+    figure.savefig(common.RESULTS / "contrastive_memory.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 128, 256, 512, 1024])
@@ -128,6 +153,7 @@ def main() -> None:
                 print(f"{objectives}, {name}, batch {num_rows}: {shown}", flush=True)
             results[objectives][name] = points
     common.save("contrastive_memory", results)
+    plot(results)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ through the towers in windows of 3.6 seconds. What a design learns is its fusion
 tower: the same steps and batches for all, at the better of two learning rates on held-back training clips, chosen for
 each design with the first seed and number of segments.
 
-Questions: the toy world's three kinds, and one more to learn from, when the beep sounds. Retrieval: captions, by
-contrast and by matching.
+Questions: the toy world's three kinds, and one more to learn from, when the beep sounds. First that one and the joint
+one on parts of clips, which grow to whole clips as training goes on; then the three kinds on whole clips. Every
+picture is shown with sounds of other clips, new ones in every epoch, whose beep lies well inside one background: on
+its own sound alone a design learns the few thousand clips by heart before it learns to bring the two together.
+Retrieval: captions, by contrast and by matching.
 
 - `merge`, `co_attention`, `cross_attention`: the crossformer, two layers.
 - `late`: audio and video tokens, with the same embedding of time, each through an MLP of its own and averaged; these
@@ -39,7 +42,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.data.toy import SECONDS_PER_SEGMENT, make_toy_world
+from simple_multimodal.data.toy import BEEP_MARGIN, SECONDS_PER_SEGMENT, make_toy_world
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
 from simple_multimodal.models import MultimodalForQuestionAnswering, MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
@@ -52,9 +55,10 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 WINDOW_SEGMENTS, WINDOW_FRAMES, WINDOW_MEL_FRAMES, MEL_BINS, SIZE = 6, 8, 368, 64, 64
 WINDOW_SECONDS = WINDOW_SEGMENTS * SECONDS_PER_SEGMENT
 NUM_TRAIN_CLIPS, NUM_HELD_BACK = 3000, 200
-TOWER_BATCH, BATCH = 64, 128
-SOUND_STEPS, CAPTION_STEPS, EVENT_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 250, 550, 200
-LEARNING_RATES = (1e-3, 2e-3)  # at 4e-3 `merge` answered 0.38 of the joint questions
+TOWER_BATCH, QUESTION_BATCH, RETRIEVAL_BATCH = 64, 64, 128  # clips
+SOUND_STEPS, CAPTION_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 400, 200
+EVENT_STEPS = {1: 400, 2: 300, 4: 300}  # by the number of windows shown; the last for clips that are that long
+LEARNING_RATES = (1e-3, 2e-3)
 KINDS = ("picture", "sound", "joint")
 DESIGNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "merge": ("merge", ("audio", "video")),
@@ -124,9 +128,17 @@ def part_of(seconds: float) -> int:
     return int(seconds / SECONDS_PER_SEGMENT)
 
 
-def sound_event(number: int, clip: dict) -> tuple[int, str, str, str]:
-    """The question when the beep sounds."""
-    return number, "in which part does the beep sound?", ORDINALS[part_of(clip["beep_seconds"])], "sound event"
+def sound_event(clip: dict) -> tuple[str, str, str]:
+    """The question when the beep sounds, its answer and kind."""
+    return "in which part does the beep sound?", ORDINALS[part_of(clip["beep_seconds"])], "sound event"
+
+
+def background_at_beep(picture: dict, sound: dict) -> str | None:
+    """What the first clip shows when the second one's beep sounds; None if it changes at about that time."""
+    switches, beep = np.array(picture["switch_seconds"]), sound["beep_seconds"]
+    if np.abs(switches[1:] - beep).min() < BEEP_MARGIN:
+        return None
+    return picture["backgrounds"][np.searchsorted(switches, beep, side="right") - 1]
 
 
 # ---- The towers ----
@@ -175,7 +187,7 @@ class Training:
         self.scheduler.step()
 
 
-def batches(clips: Sequence[int], num_steps: int, seed: int, size: int = BATCH):
+def batches(clips: Sequence[int], num_steps: int, seed: int, size: int):
     """Clips in batches, each once in an epoch, in an order that `seed` decides."""
     generator, order = np.random.default_rng(seed), []
     for _ in range(num_steps):
@@ -320,13 +332,23 @@ def build(model_class: type, design: str, towers: Path, data: Data, **settings: 
     return model.train()
 
 
-def clip_side(model: nn.Module, design: str, data: Data, clips: Sequence[int]) -> tuple[torch.Tensor, Clip]:
-    """Embeddings of clips, and what the design's fusion takes of them."""
+class Shown(NamedTuple):
+    """The sound of one clip with the picture of one, in some windows."""
+
+    audio: int
+    video: int
+    windows: range
+
+
+def clip_side(model: nn.Module, design: str, data: Data, shown: Sequence[Shown]) -> tuple[torch.Tensor, Clip]:
+    """Embeddings of what is shown, equally many windows of each, and what the design's fusion takes of it."""
     base = model.multimodal
     embedded = {}
     for modality in DESIGNS[design][1]:
-        tokens, mask, seconds = (part[clips] for part in data.tokens[modality])
-        embedded[modality] = base.fusion.embed(modality, tokens, mask, seconds)
+        clips = torch.tensor([getattr(one, modality) for one in shown])[:, None]
+        windows = torch.tensor([list(one.windows) for one in shown])
+        parts = [part.unflatten(1, (data.world.num_windows, -1))[clips, windows] for part in data.tokens[modality]]
+        embedded[modality] = base.fusion.embed(modality, *(part.flatten(1, 2) for part in parts))
     encoded = base.fusion.encode_clip(embedded)
     return base.embed_clip(encoded), base.fusion.clip_side(embedded, encoded)
 
@@ -340,30 +362,47 @@ def text_side(model: nn.Module, data: Data, texts: Sequence[str]) -> tuple[torch
     return embeds[rows], stream.select(rows)
 
 
-Question = tuple[int, str, str, str]
+Question = tuple[Shown, str, str, str]
 
 
 def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_rate: float) -> dict[str, Any]:
     """Whether each held-back and each held-out question is answered, by kind."""
     torch.manual_seed(seed)
     world = data.world
-    train: dict[int, list[Question]] = defaultdict(list)
-    for question in world.questions["train"]:
-        train[question[0]].append(question)
+    whole = range(world.num_windows)
+    train: dict[int, dict[str, tuple[str, str, str]]] = defaultdict(dict)
+    for clip, *question in world.questions["train"]:
+        train[clip][question[2]] = tuple(question)
+    for clip, own in train.items():
+        own["sound event"] = sound_event(world.clips[clip])
     clips = sorted(train)
-    for clip in clips:
-        train[clip].append(sound_event(clip, world.clips[clip]))
-    held_back, clips = [q for clip in clips[:NUM_HELD_BACK] for q in train[clip]], clips[NUM_HELD_BACK:]
-    answers = sorted({answer for own in train.values() for _, _, answer, _ in own})
+    held_back, clips = (
+        [(Shown(clip, clip, whole), *question) for clip in clips[:NUM_HELD_BACK] for question in train[clip].values()],
+        clips[NUM_HELD_BACK:],
+    )
+    answers = sorted({answer for own in train.values() for _, answer, _ in own.values()})
     label = {answer: number for number, answer in enumerate(answers)}
     model = build(
         MultimodalForQuestionAnswering, design, towers, data, label2id=label, id2label=dict(enumerate(answers))
     )
 
+    def ask(picture: int, num_windows: int, kinds: Sequence[str], generator: np.random.Generator) -> list[Question]:
+        """Questions about a picture with a sound that goes with it, shown in windows of which one holds the beep."""
+        background = None
+        while background is None:
+            sound = clips[int(generator.integers(len(clips)))]
+            background = background_at_beep(world.clips[picture], world.clips[sound])
+        window = int(world.clips[sound]["beep_seconds"] / WINDOW_SECONDS)
+        first = generator.integers(max(0, window - num_windows + 1), min(window, len(whole) - num_windows) + 1)
+        shown = Shown(sound, picture, range(first, first + num_windows))
+        own = {**train[sound], "picture": train[picture]["picture"]}
+        own["joint"] = (own["joint"][0], background, "joint")
+        return [(shown, *own[kind]) for kind in kinds]
+
     def logits(questions: Sequence[Question]) -> torch.Tensor:
-        shown = list(dict.fromkeys(clip for clip, *_ in questions))
-        place = {clip: number for number, clip in enumerate(shown)}
-        rows = torch.tensor([place[clip] for clip, *_ in questions])
+        shown = list(dict.fromkeys(one for one, *_ in questions))
+        place = {one: number for number, one in enumerate(shown)}
+        rows = torch.tensor([place[one] for one, *_ in questions])
         clip = clip_side(model, design, data, shown)[1]
         text = text_side(model, data, [question for _, question, *_ in questions])[1]
         return model.answer_logits(text, {m: stream.select(rows) for m, stream in clip.items()})
@@ -383,26 +422,26 @@ def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_r
             results[question[3]].append(is_right)
         return {kind: float(np.mean(values)) for kind, values in results.items()}
 
-    training = Training([p for p in model.parameters() if p.requires_grad], learning_rate, QUESTION_STEPS)
+    parts = [min(n, len(whole)) for n, steps in EVENT_STEPS.items() if n <= max(2, len(whole)) for _ in range(steps)]
+    stages = [[(n, ("joint", "sound event")) for n in parts], [(len(whole), KINDS)] * QUESTION_STEPS]
     curve = []
-    for step, (batch, _) in enumerate(batches(clips, QUESTION_STEPS, seed)):
-        questions = []
-        for clip in batch:
-            picture, sound, joint, event = train[clip]
-            questions += [joint, event] if step < EVENT_STEPS else [joint, picture, sound]
-        loss = F.cross_entropy(logits(questions), torch.tensor([label[answer] for _, _, answer, _ in questions]))
-        training.step(loss)
-        if step % 100 == 99:
-            curve.append({"step": step + 1, "loss": loss.item(), **by_kind(held_back)})
-            print(design, seed, curve[-1], flush=True)
-    test = world.questions["validation"]
+    for number, stage in enumerate(stages):
+        training = Training([p for p in model.parameters() if p.requires_grad], learning_rate, len(stage))
+        for step, (batch, generator) in enumerate(batches(clips, len(stage), seed + 1000 * number, QUESTION_BATCH)):
+            questions = [question for clip in batch for question in ask(clip, *stage[step], generator)]
+            loss = F.cross_entropy(logits(questions), torch.tensor([label[answer] for _, _, answer, _ in questions]))
+            training.step(loss)
+            if step % 100 == 99:
+                curve.append({"stage": number, "step": step + 1, "loss": loss.item(), **by_kind(held_back)})
+                print(design, world.num_windows, seed, learning_rate, curve[-1], flush=True)
+    test = [(Shown(clip, clip, whole), *question) for clip, *question in world.questions["validation"]]
     return {
         "parameters": sum(p.numel() for p in model.multimodal.fusion.parameters()),
         "curve": curve,
         "held_back": by_kind(held_back),
         "right": right(test),
         "kinds": [kind for *_, kind in test],
-        "families": [world.clips[clip]["id"].rsplit("_", 2)[0] for clip, *_ in test],
+        "families": [world.clips[shown.video]["id"].rsplit("_", 2)[0] for shown, *_ in test],
     }
 
 
@@ -416,11 +455,14 @@ def learn_retrieval(design: str, towers: Path, data: Data, seed: int, learning_r
     clips = [number for number, clip in enumerate(world.clips) if clip["split"] == "train"]
     held_back, clips = clips[:NUM_HELD_BACK], clips[NUM_HELD_BACK:]
 
+    def whole(chosen: Sequence[int]) -> list[Shown]:
+        return [Shown(clip, clip, range(world.num_windows)) for clip in chosen]
+
     @torch.no_grad()
     def ranked_first(shown: Sequence[int]) -> dict[str, list[bool]]:
         model.eval()
         text_embeds, text = text_side(model, data, [world.captions[clip][0] for clip in shown])
-        clip_embeds, clip = clip_side(model, design, data, shown)
+        clip_embeds, clip = clip_side(model, design, data, whole(shown))
         scores = text_embeds @ clip_embeds.T
         candidates = scores.topk(min(20, len(shown)), dim=1).indices
         matching = []
@@ -432,10 +474,10 @@ def learn_retrieval(design: str, towers: Path, data: Data, seed: int, learning_r
         return {"cosine": (scores.argmax(dim=1) == torch.arange(len(shown))).tolist(), "matching": matching}
 
     training = Training([p for p in model.parameters() if p.requires_grad], learning_rate, RETRIEVAL_STEPS)
-    for batch, generator in batches(clips, RETRIEVAL_STEPS, seed):
+    for batch, generator in batches(clips, RETRIEVAL_STEPS, seed, RETRIEVAL_BATCH):
         texts = [world.captions[clip][int(generator.integers(3))] for clip in batch]
         text_embeds, text = text_side(model, data, texts)
-        clip_embeds, clip = clip_side(model, design, data, batch)
+        clip_embeds, clip = clip_side(model, design, data, whole(batch))
         present, groups = torch.ones(len(batch), dtype=torch.bool), torch.tensor(batch)
         scale = base.scale_and_bias("contrastive_tav")[0]
         contrast = contrastive_loss(
@@ -456,6 +498,7 @@ def learn_retrieval(design: str, towers: Path, data: Data, seed: int, learning_r
             has_text=present,
             has_clip=present,
             logit_scale=scale,
+            hard_negative_ratio=model.config.hard_negative_ratio,
             batch={
                 "group_ids": groups,
                 "match_aligned": torch.from_numpy(generator.random(len(batch)) < 0.5),
