@@ -1,7 +1,10 @@
 """Training losses as sums over rows: divided by a global count, they do not depend on how rows are spread."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from simple_multimodal.models.configuration import ContrastiveForm
 from simple_multimodal.models.distributed import gather_rows
@@ -24,9 +27,16 @@ def similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return first.float() @ second.float().T
 
 
-def _directional_softmax(logits: torch.Tensor, positives: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+def _directional_softmax(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    scale: torch.Tensor,
+    positives: torch.Tensor,
+    present: torch.Tensor,
+) -> torch.Tensor:
     """Per query, minus the mean log-probability of its positives; shape `(num_queries,)`, 0 without positives."""
-    logits = logits.masked_fill(~candidates[None], torch.finfo(logits.dtype).min)
+    logits = scale * similarities(queries, candidates)
+    logits = logits.masked_fill(~present[None], torch.finfo(logits.dtype).min)
     log_probabilities = logits.log_softmax(dim=1)
     weights = positives / positives.sum(dim=1, keepdim=True).clamp(min=1)
     return -(log_probabilities * weights).masked_fill(~positives, 0).sum(dim=1)
@@ -42,6 +52,7 @@ def contrastive_loss(
     logit_bias: torch.Tensor | None,
     form: ContrastiveForm,
     gather: bool = True,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """Sum over this process's rows of the symmetric contrastive loss against the rows of all processes.
 
@@ -58,6 +69,8 @@ def contrastive_loss(
         logit_bias (`torch.Tensor`, *optional*): bias of the sigmoid form.
         form (`str`): `softmax` or `sigmoid`.
         gather (`bool`): whether rows of other processes take part.
+        recompute (`bool`): whether to make the matrices of rows by rows anew in the backward pass, one direction at a
+            time, instead of keeping some ten of them per objective: much memory with thousands of rows.
 
     Returns:
         `torch.Tensor`, a scalar: the sum over local rows; divide by the global number of present rows.
@@ -66,16 +79,29 @@ def contrastive_loss(
     all_first, all_second = spread(first), spread(second)
     all_present, all_groups = spread(present), spread(group_ids)
     positives = (group_ids[:, None] == all_groups[None]) & present[:, None] & all_present[None]
-    forward = logit_scale * similarities(first, all_second)  # (local rows, all rows)
-    backward = logit_scale * similarities(second, all_first)
+    recomputed = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    run = recomputed if recompute else (lambda function, *inputs: function(*inputs))
     if form == "softmax":
-        per_row = _directional_softmax(forward, positives, all_present)
-        per_row = (per_row + _directional_softmax(backward, positives, all_present)) / 2
+        per_row = run(_directional_softmax, first, all_second, logit_scale, positives, all_present)
+        per_row = (per_row + run(_directional_softmax, second, all_first, logit_scale, positives, all_present)) / 2
         return per_row.masked_fill(~present, 0).sum()
-    labels = positives.to(forward.dtype) * 2 - 1
     pairs = present[:, None] & all_present[None]
     # Each pair stands in the row of its first side; summing one direction over all processes counts every pair once.
-    return -F.logsigmoid(labels * (forward + logit_bias)).masked_fill(~pairs, 0).sum()
+    return run(_sigmoid_pairs, first, all_second, logit_scale, logit_bias, positives, pairs)
+
+
+def _sigmoid_pairs(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    positives: torch.Tensor,
+    pairs: torch.Tensor,
+) -> torch.Tensor:
+    """Minus the log-likelihood of all labels, summed."""
+    logits = scale * similarities(queries, candidates)
+    labels = positives.to(logits.dtype) * 2 - 1
+    return -F.logsigmoid(labels * (logits + bias)).masked_fill(~pairs, 0).sum()
 
 
 @torch.no_grad()

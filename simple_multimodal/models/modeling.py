@@ -550,6 +550,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
                     logit_scale=scale,
                     logit_bias=bias,
                     form=self.config.contrastive_form,
+                    recompute=chunk_size is not None,
                 )
         logits = None
         if "matching" in weights:

@@ -36,7 +36,7 @@ def naive_sigmoid(first, second, present, groups):
     return total
 
 
-def loss_of(first, second, present, groups, form):
+def loss_of(first, second, present, groups, form, **settings):
     return contrastive_loss(
         first,
         second,
@@ -45,6 +45,7 @@ def loss_of(first, second, present, groups, form):
         logit_scale=SCALE,
         logit_bias=BIAS if form == "sigmoid" else None,
         form=form,
+        **settings,
     )
 
 
@@ -126,6 +127,19 @@ def test_contrastive_loss_is_computed_in_float32_under_autocast(form):
     expected = loss_of(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(loss_of(*arguments), expected)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_contrastive_loss_that_recomputes_is_the_same_and_keeps_no_matrices(form):
+    first, second = unit_rows(40, seed=0).requires_grad_(), unit_rows(40, seed=1).requires_grad_()
+    results = []
+    for recompute in (False, True):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            loss = loss_of(first, second, [True] * 39 + [False], list(range(20)) * 2, form, recompute=recompute)
+        assert any(t.shape == (40, 40) and t.is_floating_point() for t in kept) is not recompute
+        results.append((loss, *torch.autograd.grad(loss, (first, second))))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def draw(queries, candidates, uniform, *, query_groups, candidate_groups, present=None, scale=SCALE, hard_ratio=1.0):

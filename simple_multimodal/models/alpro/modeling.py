@@ -287,6 +287,7 @@ class AlproForRetrieval(AlproPreTrainedModel):
                 logit_scale=self.logit_scale,
                 logit_bias=None,
                 form="softmax",
+                recompute=chunk_size is not None,
             )
         if "matching" in weights:
             sums["matching"], metrics["matching_accuracy"], logits = matching_loss(
