@@ -35,6 +35,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     > - `dataloader_num_workers`: half of this process's share of the cores, one to eight.
     > - `dataloader_persistent_workers`: `True` where there are workers.
     > - `logging_nan_inf_filter`: `False`; a loss that is not a number is shown as such.
+    > - `accelerator_config`: with `non_blocking` where batches are pinned; else each waits for the step before it.
     """
 
     do_train: bool | None = field(
@@ -169,6 +170,7 @@ class MultimodalTrainingArguments(TrainingArguments):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         leave_store_of_launcher(self.ddp_timeout)
+        is_configured = self.accelerator_config is not None
         super().__post_init__()
         is_reentrant = (self.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
         if self.contrastive_chunk_size is not None and is_reentrant:
@@ -178,6 +180,8 @@ class MultimodalTrainingArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about
+        if self.dataloader_pin_memory and not is_configured:
+            self.accelerator_config.non_blocking = True
         if self.train_sampling_strategy == "group_by_length":
             logger.warning(
                 "Samples are not grouped by length, which is not known before they are read: drawn at random."
