@@ -172,6 +172,11 @@ class MultimodalTrainingArguments(TrainingArguments):
         leave_store_of_launcher(self.ddp_timeout)
         is_configured = self.accelerator_config is not None
         super().__post_init__()
+        if self.contrastive_chunk_size is not None and self.torch_compile:
+            raise ValueError(
+                "--contrastive_chunk_size repeats each chunk with the random numbers of its first pass, which "
+                "torch.compile does not follow. Leave one of --contrastive_chunk_size and --torch_compile out."
+            )
         is_reentrant = (self.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
         if self.contrastive_chunk_size is not None and is_reentrant:
             raise ValueError(

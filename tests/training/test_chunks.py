@@ -77,3 +77,10 @@ def test_chunks_are_refused_for_questions(start, clips, tmp_path):
     files = {"train_file": manifest, "validation_file": manifest, "task": "question_answering"}
     with pytest.raises(ValueError, match=r"does not train \(it answers questions\)"):
         run(*start, "--do_train", *flags(output_dir=tmp_path / "out", contrastive_chunk_size=2, **files))
+
+
+def test_chunks_are_refused_with_compilation(tmp_path):
+    with pytest.raises(ValueError, match="Leave one of --contrastive_chunk_size and --torch_compile out"):
+        MultimodalTrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, contrastive_chunk_size=2, torch_compile_backend="eager"
+        )
