@@ -25,11 +25,10 @@ WORDS = 32
 CASES = {
     "toy": [
         ("all weights", 64, "fp32"),
-        ("all weights", 256, "fp32"),
-        ("all weights", 256, "bf16"),
-        ("all weights, checkpoints", 256, "fp32"),
-        ("LoRA, checkpoints", 256, "fp32"),
-        ("frozen towers", 256, "fp32"),
+        ("all weights", 64, "bf16"),
+        ("all weights, checkpoints", 64, "fp32"),
+        ("LoRA, checkpoints", 64, "fp32"),
+        ("frozen towers", 64, "fp32"),
     ],
     "small": [
         ("all weights", 1, "fp32"),
