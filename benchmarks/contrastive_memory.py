@@ -16,76 +16,29 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import common
 import psutil
+import stand_ins
 import torch
-from transformers import AutoConfig
 
 from simple_multimodal.models import MultimodalForPreTraining
-from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
+from simple_multimodal.models.configuration import OBJECTIVES
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-NUM_WORDS, VOCAB_SIZE = 16, 500
+NUM_WORDS = 16
 MEGABYTE = 2**20
 
 
 def build_model(objectives: str) -> MultimodalForPreTraining:
-    def part(name: str, **changes: Any) -> Any:
-        return AutoConfig.for_model(**{**json.loads((CONFIGS / name).read_text(encoding="utf-8")), **changes})
-
     off = [name for name in OBJECTIVES if objectives == "contrast" and not name.startswith("contrastive")]
-    return MultimodalForPreTraining(
-        MultimodalConfig(
-            text_config=part("text/debertv2_config_toy.json", vocab_size=VOCAB_SIZE),
-            audio_config=part("audio/mae_config_toy.json"),
-            video_config=part("video/videomae_config_toy.json"),
-            crossformer_config=part("crossformer/vit_config_toy.json"),
-            fusion_pool="time",
-            contrastive_dim=128,
-            **{f"{name}_loss_weight": 0.0 for name in off},
-        )
-    )
-
-
-def make_batch(config: MultimodalConfig, num_rows: int) -> dict[str, torch.Tensor]:
-    """As the collator makes it; every row of one kind and length."""
-    audio, video = config.audio_config, config.video_config
-    mel_bins, num_frames = audio.image_size
-    side, patch = video.image_size, video.patch_size
-    ids = torch.randint(5, VOCAB_SIZE, (num_rows, NUM_WORDS))
-    places, steps = (side // patch) ** 2, video.num_frames // video.tubelet_size
-    audio_patches = (mel_bins // audio.patch_size) * (num_frames // audio.patch_size)
-    present = torch.ones(num_rows, dtype=torch.bool)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "audio_values": torch.rand(num_rows, 1, mel_bins, num_frames),
-        "audio_attention_mask": present[:, None].repeat(1, num_frames),
-        "audio_seconds": torch.arange(num_frames).repeat(num_rows, 1) * 0.01,
-        "pixel_values_videos": torch.randint(0, 256, (num_rows, video.num_frames, 3, side, side), dtype=torch.uint8),
-        "video_seconds": torch.arange(video.num_frames).repeat(num_rows, 1) * 0.4,
-        "text_mask": present,
-        "audio_mask": present,
-        "video_mask": present,
-        "row_ids": torch.arange(num_rows),
-        "group_ids": torch.arange(num_rows),
-        "mlm_input_ids": ids,
-        "mlm_labels": torch.where(torch.arange(NUM_WORDS) % 3 == 0, ids, -100),
-        "audio_patch_mask": (torch.arange(audio_patches) < 0.7 * audio_patches).repeat(num_rows, 1),
-        "video_patch_mask": (torch.arange(places) < 0.8 * places).repeat(num_rows, steps),
-        "match_aligned": torch.arange(num_rows) % 2 == 0,
-        "match_uniform": torch.rand(num_rows),
-    }
+    return MultimodalForPreTraining(stand_ins.model_config("toy", **{f"{name}_loss_weight": 0.0 for name in off}))
 
 
 def measure(num_rows: int, chunk_size: int | None, objectives: str) -> dict[str, float]:
     """One step in this process."""
     torch.manual_seed(0)
     model = build_model(objectives).train()
-    batch = make_batch(model.config, num_rows)
+    batch = stand_ins.make_batch(model.config, num_rows, num_words=NUM_WORDS)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # as after the first step of a run
     before, start = psutil.Process().memory_info().rss / MEGABYTE, time.process_time()

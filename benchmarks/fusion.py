@@ -254,11 +254,12 @@ def run_towers(world: World, path: Path) -> dict[str, list[torch.Tensor]]:
     towers = MultimodalForRetrieval.from_pretrained(path).eval().multimodal
     result = {}
     for modality in ("audio", "video"):
-        steps = towers.encoder(modality).time_steps
-        parts = []
+        encoder, parts = towers.encoder(modality), []
         for begin in range(0, len(world.inputs["video_mask"]), 256):
             output = towers.encode(modality, {k: v[begin : begin + 256] for k, v in world.inputs.items()})
-            parts.append(pool_time_steps(output, steps(output.mask.shape[1]), None))
+            num_tokens = output.mask.shape[1]
+            steps = encoder.time_steps(num_tokens)
+            parts.append(pool_time_steps(output, steps, num_tokens // encoder.tokens_per_step))
         tokens, mask, seconds = (torch.cat([part[n] for part in parts]) for n in range(3))  # windows, one by one
         seconds = seconds + WINDOW_SECONDS * (torch.arange(len(seconds)) % world.num_windows)[:, None]
         by_clip = (len(world.clips), -1)

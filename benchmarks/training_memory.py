@@ -1,91 +1,89 @@
-"""What the summary of a run says of memory, against what a process really takes: peak resident memory of three steps.
+"""What the summary of a run counts as memory, against what a process really takes: its peak over three steps.
 
-python benchmarks/training_memory.py
+python benchmarks/training_memory.py [--sizes toy small]
+
+Models of `stand_ins.py` with all objectives, one thread, AdamW; every case is a process of its own. What the process
+held before the model was built is subtracted.
 """
 
+import argparse
 import json
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import common
 import psutil
+import stand_ins
 import torch
 
-from simple_multimodal.models.configuration import MultimodalConfig
-from simple_multimodal.models.fusion.crossformer import load_fusion_config
-from simple_multimodal.models.loading import load_tower_config
-from simple_multimodal.models.lora import add_lora
-from simple_multimodal.models.modeling import MultimodalForRetrieval
+from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.training.summary import SavedActivations, summarize
 
-NAMES = {
-    "text": "configs/text/bert_config_{}.json",
-    "video": "configs/video/videomae_config_{}.json",
-    "fusion": "configs/crossformer/vit_config_{}.json",
+WORDS = 32
+CASES = {
+    "toy": [
+        ("all weights", 64, "fp32"),
+        ("all weights", 64, "bf16"),
+        ("all weights, checkpoints", 64, "fp32"),
+        ("LoRA, checkpoints", 64, "fp32"),
+        ("frozen towers", 64, "fp32"),
+    ],
+    "small": [
+        ("all weights", 1, "fp32"),
+        ("all weights, checkpoints", 2, "fp32"),
+        ("LoRA with fusion, checkpoints", 2, "bf16"),
+        ("frozen towers", 2, "bf16"),
+    ],
 }
-ROWS, WORDS = 8, 32
-CASES = [(size, lora, checkpointed) for size in ("tiny", "small") for lora, checkpointed in
-         ((False, False), (True, False), (True, True))]  # fmt: skip
+"""By size: setting, rows of a batch, precision."""
 
 
-def measure(size: str, *, lora: bool, checkpointed: bool) -> dict[str, float]:
+def measure(size: str, setting: str, num_rows: int, precision: str) -> dict[str, float]:
     """Megabytes that the summary counts, and that this process grows by."""
-    names = {tower: name.format(size) for tower, name in NAMES.items()}
-    text, video = (load_tower_config(names[modality], modality) for modality in ("text", "video"))
-    config = MultimodalConfig(
-        text_config=text, video_config=video, crossformer_config=load_fusion_config(names["fusion"])
-    )
-    shape = (ROWS, video.num_frames, 3, video.image_size, video.image_size)
-    batch = {
-        "input_ids": torch.randint(5, text.vocab_size, (ROWS, WORDS)),
-        "attention_mask": torch.ones(ROWS, WORDS, dtype=torch.long),
-        "pixel_values_videos": torch.randint(0, 256, shape, dtype=torch.uint8),
-        "video_seconds": torch.zeros(ROWS, video.num_frames),
-        "text_mask": torch.ones(ROWS, dtype=torch.bool),
-        "video_mask": torch.ones(ROWS, dtype=torch.bool),
-        "group_ids": torch.arange(ROWS),
-        "match_aligned": torch.zeros(ROWS, dtype=torch.bool),
-        "match_uniform": torch.rand(ROWS),
-    }
-    if lora:
-        import peft  # noqa: F401  # not counted as memory of the model
+    import peft  # noqa: F401  # not counted as memory of the model
+
+    torch.manual_seed(0)
+    config = stand_ins.model_config(size)
+    batch = stand_ins.make_batch(config, num_rows, num_words=WORDS)
     before = psutil.Process().memory_info().rss
-    model = MultimodalForRetrieval(config)
-    if lora:
-        add_lora(model, rank=8, alpha=16, towers=["text", "video"])
-    if checkpointed:
-        model.checkpoint_activations(["text", "video", "fusion"])
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    model = MultimodalForPreTraining(config).train()
+    stand_ins.apply_setting(model, setting)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     found = summarize(model, optimizer)["memory_bytes"]
-    activations = SavedActivations(model)
     for step in range(3):
-        if step == 0:
-            with activations:
-                loss = model(**batch).loss
-        else:
+        activations = SavedActivations(model)
+        with activations, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(**batch).loss
+        if step == 0:
+            found["activations"] = activations.num_bytes
+        del activations
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    found["activations"] = activations.num_bytes
     found = {name: value / 1e6 for name, value in found.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    return {**found, "counted": sum(found.values()), "resident": (peak - before) / 1e6}
+    counted, resident = sum(found.values()), (peak - before) / 1e6
+    return {**found, "counted": counted, "resident": resident, "resident_over_counted": resident / counted}
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        size, *choices = json.loads(sys.argv[1])
-        print(json.dumps(measure(size, lora=choices[0], checkpointed=choices[1])))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # the one case, in this process
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*json.loads(options.measure))))
         return
-    results = {}
-    for size, lora, checkpointed in CASES:
-        command = [sys.executable, __file__, json.dumps([size, lora, checkpointed])]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        name = ", ".join([size, "LoRA" if lora else "all weights", *(["checkpoints"] if checkpointed else [])])
-        results[name] = json.loads(output.splitlines()[-1])
-        print(name, {key: round(value, 1) for key, value in results[name].items()})
+    results: dict[str, Any] = {}
+    for size in options.sizes:
+        for setting, num_rows, precision in CASES[size]:
+            command = [sys.executable, __file__, "--measure", json.dumps([size, setting, num_rows, precision])]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            name = f"{size}, {setting}, {num_rows} rows, {precision}"
+            results[name] = json.loads(output.splitlines()[-1])
+            print(name, {key: round(value, 2) for key, value in results[name].items()}, flush=True)
     common.save("training_memory", results)
 
 

@@ -196,8 +196,8 @@ class MultimodalCollator:
             [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] and [`VideoClipProcessor.collate`]
             with one entry per row; `row_ids` (row numbers) and `group_ids` (63-bit hashes of `group`), `int64` of
             shape `(batch_size,)`; and what `draws` asks for: `mlm_input_ids` and `mlm_labels` of shape `(batch_size,
-            sequence_length)`, `audio_patch_mask` of shape `(batch_size, num_windows * patches_per_window)`,
-            `video_patch_mask` of shape `(batch_size, num_patches)`, `match_aligned` (`bool`) and `match_uniform`
+            sequence_length)`, `audio_masked_patches` of shape `(batch_size, num_windows * masked_per_window)`,
+            `video_masked_patches` of shape `(batch_size, num_masked)`, `match_aligned` (`bool`) and `match_uniform`
             (`float32` in [0, 1)) of shape `(batch_size,)`. With `label2id`, `labels` (`int64`) of shape
             `(batch_size,)`: the numbers of the rows' answers, -1 for one that the model does not know.
         """
@@ -402,7 +402,7 @@ class MultimodalCollator:
                 )
                 for row in rows
             ]
-            drawn["audio_patch_mask"] = torch.from_numpy(np.stack(masks))
+            drawn["audio_masked_patches"] = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in masks]))
         if draws.video_mask_ratio is not None and draws.video_patch_grid is not None:
             masks = [
                 tube_mask(
@@ -412,7 +412,7 @@ class MultimodalCollator:
                 )
                 for row in rows
             ]
-            drawn["video_patch_mask"] = torch.from_numpy(np.stack(masks))
+            drawn["video_masked_patches"] = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in masks]))
         if draws.vt_match_ratio is not None:
             # Row by row, so that a row's draw depends neither on its batch nor on the number of processes; the share
             # of aligned rows is therefore exact in expectation only.

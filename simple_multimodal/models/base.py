@@ -155,17 +155,24 @@ class Encoder(nn.Module):
         """Size of the tokens."""
         return self.config.hidden_size
 
-    def time_steps(self, num_tokens: int) -> torch.Tensor:
+    @property
+    def tokens_per_step(self) -> int:
+        """How many tokens stand for the same moment; only encoders of sound and video have it."""
+        raise NotImplementedError(f"Tokens of the {self.modality} encoder {self.model_type!r} have no time.")
+
+    def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """
-        Which tokens stand for the same moment; only encoders of sound and video have it.
+        Which tokens stand for the same moment; by default, neighbours.
 
         Args:
             num_tokens (`int`): number of tokens of a row when nothing is masked.
+            device (`torch.device`, *optional*): where the result is wanted; by default, on the CPU.
 
         Returns:
-            `torch.LongTensor` of shape `(num_tokens,)`, on the CPU: the time step of each token, from 0.
+            `torch.LongTensor` of shape `(num_tokens,)`: the time step of each token, from 0 to
+            `num_tokens // tokens_per_step - 1`.
         """
-        raise NotImplementedError(f"Tokens of the {self.modality} encoder {self.model_type!r} have no time.")
+        return torch.arange(num_tokens, device=device) // self.tokens_per_step
 
     @classmethod
     def model_types(cls) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from simple_multimodal.models.gradient_caching import EncodedRows, encode_in_chu
 from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
 from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
+from simple_multimodal.models.patches import visible_patches
 from simple_multimodal.models.video.pictures import PictureEncoder
 
 Batch = dict[str, torch.Tensor]
@@ -223,42 +224,51 @@ class MultimodalModel(MultimodalPreTrainedModel):
                 if self.logit_bias is not None and found[0].logit_bias is not None:
                     self.logit_bias[index] = found[0].logit_bias.squeeze()
 
-    def encode(self, modality: Modality, batch: Batch, patch_mask: torch.Tensor | None = None) -> EncoderOutput:
+    def encode(self, modality: Modality, batch: Batch, masked_patches: torch.Tensor | None = None) -> EncoderOutput:
         """Run one tower, or take what it gave before. Tokens of rows that lack the modality are masked out.
 
         Args:
             modality (`str`): the tower to run.
             batch (`dict[str, torch.Tensor]`): the collator's batch, with the tower's inputs or its tokens.
-            patch_mask (`torch.BoolTensor`, *optional*): patches to leave out (audio, video), see the encoder.
+            masked_patches (`torch.LongTensor`, *optional*): patches to leave out (audio, video), see the encoder.
         """
-        if patch_mask is None and has_tokens(modality, batch):
+        if masked_patches is None and has_tokens(modality, batch):
             tokens, mask, seconds = (batch[key] for key in TOKEN_KEYS[modality])
             return EncoderOutput(tokens.to(self.dtype), mask, seconds)
         inputs = [batch[key] for key in INPUT_KEYS[modality]]
-        output = self.encoder(modality)(*inputs) if patch_mask is None else self.encoder(modality)(*inputs, patch_mask)
+        if masked_patches is not None:
+            inputs.append(masked_patches)
+        output = self.encoder(modality)(*inputs)
         return output._replace(mask=output.mask & batch[PRESENCE_KEYS[modality]][:, None])
 
     def enter_fusion(
-        self, modality: Modality, output: EncoderOutput, patch_mask: torch.Tensor | None = None
+        self, modality: Modality, output: EncoderOutput, masked_patches: torch.Tensor | None = None
     ) -> Stream:
-        """Pool (if so configured) and embed an encoder's tokens, made with `patch_mask`, for the crossformer."""
+        """Pool (if so configured) and embed an encoder's tokens, made with `masked_patches`, for the crossformer."""
         if self.config.fusion_pool == "time" and modality != "text":
-            num_tokens = output.mask.shape[1] if patch_mask is None else patch_mask.shape[1]
+            num_tokens = output.mask.shape[1] + (0 if masked_patches is None else masked_patches.shape[1])
+            encoder, device = self.encoder(modality), output.mask.device
             if output.num_steps is None:
-                steps = self.encoder(modality).time_steps(num_tokens)
+                num_steps = math.ceil(
+                    num_tokens / encoder.tokens_per_step
+                )  # 1 where features of no clip are one token
+                steps = encoder.time_steps(num_tokens, device)
             else:
-                steps = torch.arange(num_tokens) // (num_tokens // output.num_steps)
-            output = pool_time_steps(output, steps, patch_mask)
+                num_steps = output.num_steps
+                steps = torch.arange(num_tokens, device=device) // (num_tokens // num_steps)
+            if masked_patches is not None:
+                steps = steps[visible_patches(masked_patches, num_tokens)]
+            output = pool_time_steps(output, steps, num_steps)
         return self.fusion.embed(modality, output.tokens, output.mask, output.seconds)
 
     def embed_tokens(
-        self, modality: Modality, output: EncoderOutput, patch_mask: torch.Tensor | None = None
+        self, modality: Modality, output: EncoderOutput, masked_patches: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Unit-length embedding `(batch_size, contrastive_dim)` of one modality's tokens, or the tower's own."""
         if self.config.contrastive_loss_before_fusion:
             pooled = masked_mean(output.tokens, output.mask) if output.embedding is None else output.embedding
         else:
-            stream = self.enter_fusion(modality, output, patch_mask)
+            stream = self.enter_fusion(modality, output, masked_patches)
             if modality == "text":
                 pooled = masked_mean(self.fusion.encode_text(stream), stream.mask)
             else:
@@ -278,19 +288,19 @@ class MultimodalModel(MultimodalPreTrainedModel):
         return normalize((torch.stack([embeds[m] for m in present], dim=1) * has[..., None]).sum(dim=1))
 
     def embed_all(
-        self, outputs: dict[Modality, EncoderOutput], patch_masks: dict[Modality, torch.Tensor]
+        self, outputs: dict[Modality, EncoderOutput], masked_patches: dict[Modality, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], Clip]:
         """Embeddings of each side that `outputs` allow, by name, and what the fusion needs of the clip.
 
         Args:
             outputs (`dict[Modality, EncoderOutput]`): what the towers returned.
-            patch_masks (`dict[Modality, torch.BoolTensor]`): masks that outputs were made with; none for clean ones.
+            masked_patches (`dict[Modality, torch.LongTensor]`): what outputs were made without; none for clean ones.
         """
         embeds: dict[str, torch.Tensor] = {
-            m: self.embed_tokens(m, output, patch_masks.get(m)) for m, output in outputs.items()
+            m: self.embed_tokens(m, output, masked_patches.get(m)) for m, output in outputs.items()
         }
         embedded: Clip = {
-            m: self.enter_fusion(m, outputs[m], patch_masks.get(m)) for m in CLIP_MODALITIES if m in outputs
+            m: self.enter_fusion(m, outputs[m], masked_patches.get(m)) for m in CLIP_MODALITIES if m in outputs
         }
         if not embedded:
             return embeds, {}
@@ -395,17 +405,15 @@ def check_frame_pooling(config: MultimodalConfig) -> None:
         )
 
 
-def pool_time_steps(output: EncoderOutput, steps: torch.Tensor, patch_mask: torch.Tensor | None) -> EncoderOutput:
+def pool_time_steps(output: EncoderOutput, steps: torch.Tensor, num_steps: int) -> EncoderOutput:
     """Average the real tokens that stand for the same moment: one token per time step.
 
     Args:
-        steps (`torch.LongTensor` of shape `(num_patches,)`): time step of each patch, on the CPU.
-        patch_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*): patches that have no token.
+        steps (`torch.LongTensor` of shape `(num_tokens,)` or `(batch_size, num_tokens)`): time step of each token.
+        num_steps (`int`): how many there are.
     """
-    one_hot = F.one_hot(steps).to(output.tokens.device, torch.float32).expand(len(output.mask), -1, -1)
-    if patch_mask is not None:
-        one_hot = one_hot[~patch_mask].view(*output.mask.shape, -1)
-    membership = one_hot * output.mask[..., None]  # (batch, tokens, steps)
+    is_of_step = steps[..., None] == torch.arange(num_steps, device=steps.device)
+    membership = (is_of_step & output.mask[..., None]).float()  # (batch, tokens, steps)
     counts = membership.sum(dim=1)  # (batch, steps)
     mean = (membership / counts.clamp(min=1)[:, None]).transpose(1, 2)  # (batch, steps, tokens)
     seconds = (mean * output.seconds[:, None]).sum(dim=-1)  # no matrix product: autocast would round the times
@@ -469,12 +477,16 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         return counts
 
     def _reconstructed(self, objective: str, batch: Batch) -> torch.Tensor:
-        """Patches that count in a masked reconstruction: masked, real, and of a row that has the modality."""
+        """Which masked patches count: real ones of a row that has the modality; `bool` of the shape of their
+        positions.
+        """
         modality = MASKED_OBJECTIVES[objective]
-        masked = batch[f"{modality}_patch_mask"]
+        masked = batch[f"{modality}_masked_patches"]
+        counted = batch[PRESENCE_KEYS[modality]][:, None].expand_as(masked)
         if modality == "audio":
-            masked = masked & self.multimodal.encoder("audio").token_mask(batch["audio_attention_mask"])
-        return masked & batch[PRESENCE_KEYS[modality]][:, None]
+            real = self.multimodal.encoder("audio").token_mask(batch["audio_attention_mask"])
+            counted = counted & real.gather(1, masked)
+        return counted
 
     def _encode_rows(self, batch: Batch, *, objectives: Container[str], keeps_streams: bool) -> EncodedRows:
         """Everything that rows do not need each other for: embeddings, streams for matching, and masked objectives."""
@@ -487,7 +499,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         for name in ("mam", "mvm"):
             if name in objectives:
                 modality = MASKED_OBJECTIVES[name]
-                masked[modality] = model.encode(modality, batch, batch[f"{modality}_patch_mask"])
+                masked[modality] = model.encode(modality, batch, batch[f"{modality}_masked_patches"])
                 sums[name] = self._reconstruction_loss(name, masked[modality], batch)
         if "mlm" in objectives:
             masked["text"] = model.encode("text", {**batch, "input_ids": batch["mlm_input_ids"]})
@@ -495,7 +507,9 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         outputs: dict[Modality, EncoderOutput] = {
             m: shared[m] if m in shared else model.encode(m, batch) for m in self.config.modalities
         }
-        embeds, clip = model.embed_all(outputs, {m: batch[f"{m}_patch_mask"] for m in CLIP_MODALITIES if m in shared})
+        embeds, clip = model.embed_all(
+            outputs, {m: batch[f"{m}_masked_patches"] for m in CLIP_MODALITIES if m in shared}
+        )
         if "text" in masked:
             fused = model.fusion.fuse(model.enter_fusion("text", masked["text"]), clip)
             sums["mlm"], metrics["mlm_accuracy"] = self._masked_language_loss(fused, batch["mlm_labels"])
@@ -591,10 +605,10 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
     def _reconstruction_loss(self, objective: str, visible: EncoderOutput, batch: Batch) -> torch.Tensor:
         """Squared error of the masked patches, averaged over a patch's values, summed over patches (MAE, VideoMAE)."""
         modality = MASKED_OBJECTIVES[objective]
-        values, patch_mask = batch[INPUT_KEYS[modality][0]], batch[f"{modality}_patch_mask"]
-        predictions = self.get_submodule(f"{modality}_decoder")(visible, patch_mask).float()  # (batch, masked, patch)
-        targets = self.multimodal.encoder(modality).patch_targets(values, patch_mask)
-        counted = self._reconstructed(objective, batch)[patch_mask].view(predictions.shape[:2])
+        values, masked = batch[INPUT_KEYS[modality][0]], batch[f"{modality}_masked_patches"]
+        predictions = self.get_submodule(f"{modality}_decoder")(visible, masked).float()  # (batch, masked, patch)
+        targets = self.multimodal.encoder(modality).patch_targets(values, masked)
+        counted = self._reconstructed(objective, batch)
         return ((predictions - targets) ** 2).mean(dim=-1).masked_fill(~counted, 0).sum()
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
@@ -769,12 +783,12 @@ def answer_output(
     count = num_items["answer"] if num_items else sum_over_processes(known.sum().float())
     loss = F.cross_entropy(logits, labels.masked_fill(~known, -100), ignore_index=-100, reduction="sum")
     loss = loss / count.to(loss.device).clamp(min=1)
-    correct = torch.stack([(logits.argmax(dim=-1) == labels).sum(), torch.tensor(len(labels), device=loss.device)])
+    correct = (logits.argmax(dim=-1) == labels).sum()
     return MultimodalOutput(
         loss=loss,
         logits=logits,
         losses={"answer": loss.detach()},
-        metrics={"answer_accuracy": correct.float()},
+        metrics={"answer_accuracy": torch.stack([correct, torch.full_like(correct, len(labels))]).float()},
         **entries,
     )
 

@@ -27,28 +27,23 @@ def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[
     return torch.stack([(pixels[:, :, c] / 255 - mean[c]) / std[c] for c in range(3)], dim=2)
 
 
-def split_patches(patch_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def visible_patches(masked_patches: torch.Tensor, num_patches: int) -> torch.Tensor:
     """
-    Positions of the visible and of the masked patches of each row, both ascending.
+    Positions of the patches that are not masked, ascending.
+
+    How many there are follows from the shapes, so that nobody has to wait for the device to know.
 
     Args:
-        patch_mask (`torch.BoolTensor` of shape `(num_rows, num_patches)`): `True` = masked, equally many in every row.
+        masked_patches (`torch.LongTensor` of shape `(num_rows, num_masked)`): different positions below `num_patches`.
+        num_patches (`int`): of a row.
 
     Returns:
-        `tuple` of two `torch.LongTensor` of shapes `(num_rows, num_visible)` and `(num_rows, num_masked)`.
-
-    Raises:
-        `ValueError` if rows have different numbers of masked patches.
+        `torch.LongTensor` of shape `(num_rows, num_patches - num_masked)`.
     """
-    counts = patch_mask.sum(dim=1).tolist()
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"The rows of the patch mask have {min(counts)} to {max(counts)} masked patches, but they must have "
-            "equally many. Draw masks with an exact count per row."
-        )
-    order = patch_mask.int().argsort(dim=1, stable=True)
-    num_visible = patch_mask.shape[1] - counts[0]
-    return order[:, :num_visible], order[:, num_visible:]
+    num_rows, num_masked = masked_patches.shape
+    mask = torch.zeros(num_rows, num_patches, dtype=torch.bool, device=masked_patches.device)
+    order = mask.scatter(1, masked_patches, True).int().argsort(dim=1, stable=True)
+    return order[:, : num_patches - num_masked]
 
 
 def take_patches(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

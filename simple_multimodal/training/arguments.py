@@ -43,6 +43,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     > - `dataloader_num_workers`: half of this process's share of the cores, one to eight.
     > - `dataloader_persistent_workers`: `True` where there are workers.
     > - `logging_nan_inf_filter`: `False`; a loss that is not a number is shown as such.
+    > - `accelerator_config`: with `non_blocking` where batches are pinned; else each waits for the step before it.
     """
 
     do_train: bool | None = field(
@@ -195,11 +196,17 @@ class MultimodalTrainingArguments(TrainingArguments):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         leave_store_of_launcher(self.ddp_timeout)
+        is_configured = self.accelerator_config is not None
         super().__post_init__()
         if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
             raise ValueError(
                 "--activation_checkpointing_kwargs can have no effect without --activation_checkpointing True; give "
                 "that too, or leave both out."
+            )
+        if self.contrastive_chunk_size is not None and self.torch_compile:
+            raise ValueError(
+                "--contrastive_chunk_size repeats each chunk with the random numbers of its first pass, which "
+                "torch.compile does not follow. Leave one of --contrastive_chunk_size and --torch_compile out."
             )
         if self.contrastive_chunk_size is not None and self.has_reentrant_checkpoints:
             raise ValueError(
@@ -208,6 +215,8 @@ class MultimodalTrainingArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # which torch would warn about
+        if self.dataloader_pin_memory and not is_configured:
+            self.accelerator_config.non_blocking = True
         if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             logger.warning(
                 "Samples are not put together by length, which is not known before they are read: drawn at random."

@@ -1,5 +1,7 @@
 """What a run trains and what it keeps in memory: parameters and learning rates by tower, bytes, activations."""
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -115,32 +117,48 @@ def _megabytes(size: int | None) -> str:
     return "an unknown size" if size is None else f"{size / 1e6:,.1f} MB"
 
 
+class _Kept:
+    """A tensor that autograd saved, for as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor, on_release: Callable[[], None]):
+        self.tensor, self.on_release = tensor, on_release
+
+    def __del__(self):
+        self.on_release()
+
+
 class SavedActivations(saved_tensors_hooks):
     """
-    A context that counts what autograd saves in it for the backward pass: every memory once, without that of weights.
+    A context that counts the most that autograd saves in it for the backward pass at any time: every memory once,
+    without that of weights.
 
-    It changes no result. Of checkpointed layers the inputs count, not what they compute again in the backward pass.
+    It changes no result. Of checkpointed layers the inputs count, not what they compute again in the backward pass;
+    under autocast, its copies of weights do. It counts tensors without memory, too (`FakeTensorMode`).
 
     Args:
         model (`nn.Module`): whose parameters and buffers do not count.
     """
 
     def __init__(self, model: nn.Module):
-        ignored = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-        self._sizes: dict[int, int] = {}
+        # By storage, not by address, which tensors without memory lack.
+        weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        self._holders: Counter[int] = Counter()
+        self._num_bytes = self.num_bytes = 0
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
+        def pack(tensor: torch.Tensor) -> _Kept | torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in ignored:
-                self._sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            if storage._cdata in weights:
+                return tensor
+            self._add(1, storage._cdata, storage.nbytes())
+            return _Kept(tensor, functools.partial(self._add, -1, storage._cdata, storage.nbytes()))
 
-        super().__init__(pack, lambda tensor: tensor)
+        super().__init__(pack, lambda kept: kept.tensor if isinstance(kept, _Kept) else kept)
 
-    @property
-    def num_bytes(self) -> int:
-        """What was counted so far."""
-        return sum(self._sizes.values())
+    def _add(self, holders: int, storage: int, size: int) -> None:
+        before = self._holders[storage]
+        self._holders[storage] += holders
+        self._num_bytes += size * (bool(self._holders[storage]) - bool(before))
+        self.num_bytes = max(self.num_bytes, self._num_bytes)
 
 
 class RunSummary(TrainerCallback):

@@ -302,7 +302,7 @@ class MultimodalTrainer(Trainer):
         counts = [self._counter.count_items(batch) for batch in batch_samples]
         names = list(counts[0])
         totals = torch.stack([torch.stack([count[name] for name in names]).to(device) for count in counts]).sum(dim=0)
-        is_terminated = torch.full((1,), self.run_control.is_terminated, dtype=totals.dtype).to(device)
+        is_terminated = torch.full((1,), self.run_control.is_terminated, dtype=totals.dtype, device=device)
         totals = sum_over_processes(torch.cat([totals, is_terminated]))
         self.run_control.watch(totals[-1:])
         return dict(zip(names, totals[:-1], strict=True))

@@ -77,8 +77,8 @@ def test_batch_has_the_agreed_entries(processor, dataset):
         "group_ids": (torch.int64, (6,)),
         "mlm_input_ids": (torch.int64, (6, length)),
         "mlm_labels": (torch.int64, (6, length)),
-        "audio_patch_mask": (torch.bool, (6, 40)),
-        "video_patch_mask": (torch.bool, (6, 32)),
+        "audio_masked_patches": (torch.int64, (6, 12)),
+        "video_masked_patches": (torch.int64, (6, 26)),
         "match_aligned": (torch.bool, (6,)),
         "match_uniform": (torch.float32, (6,)),
     }
@@ -88,8 +88,10 @@ def test_batch_has_the_agreed_entries(processor, dataset):
     assert batch["video_mask"].tolist() == [True, True, True, True, False, True]
     assert batch["row_ids"].tolist() == [0, 1, 2, 3, 4, 5]
     assert batch["group_ids"].tolist()[:2] == [stable_hash("cats"), stable_hash("video=silent.mp4")]
-    assert batch["audio_patch_mask"].view(6, 2, 20).sum(-1).tolist() == [[6, 6]] * 6
-    assert batch["video_patch_mask"].view(6, 2, 16).sum(-1).tolist() == [[13, 13]] * 6
+    for name, (patches, masked) in {"audio": (20, 6), "video": (16, 13)}.items():
+        positions = batch[f"{name}_masked_patches"]
+        assert (positions // patches).tolist() == [[0] * masked + [1] * masked] * 6  # in each window, and at each time
+        assert (positions.diff(dim=1) > 0).all()
     for key in ("audio_values", "audio_attention_mask", "audio_seconds"):
         assert not batch[key][~batch["audio_mask"]].any()
     for key in ("pixel_values_videos", "video_seconds"):
@@ -170,7 +172,7 @@ def test_training_draws_depend_on_seed_and_epoch(processor, dataset):
     collator = MultimodalCollator(processor, training=True, draws=DRAWS)
     rows = [[dataset[(epoch, index)] for index in range(6)] for epoch in range(2)]
     first, second = collator(rows[0]), collator(rows[1])
-    for key in ("pixel_values_videos", "mlm_labels", "audio_patch_mask", "video_patch_mask", "match_uniform"):
+    for key in ("pixel_values_videos", "mlm_labels", "audio_masked_patches", "video_masked_patches", "match_uniform"):
         assert first[key].shape != second[key].shape or not torch.equal(first[key], second[key]), key
     other = MultimodalCollator(processor, training=True, seed=1, draws=DRAWS)(rows[0])
     assert not torch.equal(first["match_uniform"], other["match_uniform"])

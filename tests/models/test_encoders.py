@@ -9,6 +9,9 @@ from transformers import (
     AutoConfig,
     BertConfig,
     BertForMaskedLM,
+    BertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
     PreTrainedConfig,
@@ -19,10 +22,12 @@ from transformers import (
     ViTMAEConfig,
     ViTMAEForPreTraining,
 )
+from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
 from simple_multimodal.models.encoders import ENCODERS, EncoderOutput, get_encoder_class
 from simple_multimodal.models.loading import load_config, load_pretrained_tower, load_tower_config
-from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, sinusoidal_sequence, split_patches
+from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, sinusoidal_sequence, visible_patches
+from simple_multimodal.models.text.deberta_v2 import relative_positions
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -77,6 +82,11 @@ def exact_mask(rows: int, patches: int, masked: int) -> torch.Tensor:
     return noise.argsort(dim=1).argsort(dim=1) < masked
 
 
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Of what is masked, row by row, equally often in each."""
+    return mask.nonzero()[:, 1].view(len(mask), -1)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [("bert", {}), ("deberta-v2", {}), ("deberta-v2", {"legacy": False}), ("deberta-v2", NEWER_DEBERTA)],
@@ -115,9 +125,9 @@ def test_audio_matches_stock_vit_mae_on_a_square_rgb_picture(tmp_path, norm_pix_
     with torch.no_grad():
         expected = stock(pixels, noise=noise)
         patch_mask = expected.mask.bool()
-        visible = encoder(pixels, torch.ones(2, 16, dtype=torch.bool), torch.zeros(2, 16), patch_mask)
-        predictions = decoder(visible, patch_mask)
-        targets = encoder.patch_targets(pixels, patch_mask)
+        visible = encoder(pixels, torch.ones(2, 16, dtype=torch.bool), torch.zeros(2, 16), positions(patch_mask))
+        predictions = decoder(visible, positions(patch_mask))
+        targets = encoder.patch_targets(pixels, positions(patch_mask))
         loss = (predictions - targets).square().mean()
     assert predictions.shape == (2, 12, 48)
     torch.testing.assert_close(predictions, expected.logits[patch_mask].view(2, 12, 48), atol=1e-5, rtol=1e-5)
@@ -138,9 +148,9 @@ def test_video_matches_stock_video_mae(tmp_path, norm_pix_loss, use_mean_pooling
     patch_mask = exact_mask(rows=2, patches=12, masked=9)
     with torch.no_grad():
         expected = stock(pixels, bool_masked_pos=patch_mask)
-        visible = encoder(pixels, torch.arange(4.0).expand(2, 4), patch_mask)
-        predictions = decoder(visible, patch_mask)
-        loss = (predictions - encoder.patch_targets(pixels, patch_mask)).square().mean()
+        visible = encoder(pixels, torch.arange(4.0).expand(2, 4), positions(patch_mask))
+        predictions = decoder(visible, positions(patch_mask))
+        loss = (predictions - encoder.patch_targets(pixels, positions(patch_mask))).square().mean()
         all_tokens = encoder(pixels, torch.arange(4.0).expand(2, 4)).tokens
         expected_tokens = stock.videomae(pixels).last_hidden_state
     torch.testing.assert_close(predictions, expected.logits, atol=1e-5, rtol=1e-5)
@@ -153,21 +163,21 @@ def test_video_normalises_uint8_pixels_like_the_processor():
     encoder = ENCODERS["video", "videomae"](video_config(), image_mean=mean, image_std=std).eval()
     pixels = torch.randint(0, 256, (2, 4, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     as_float = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    seconds, patch_mask = torch.arange(4.0).expand(2, 4), exact_mask(2, 12, 6)
+    seconds, masked = torch.arange(4.0).expand(2, 4), positions(exact_mask(2, 12, 6))
     with torch.no_grad():
         torch.testing.assert_close(encoder(pixels, seconds).tokens, encoder(as_float, seconds).tokens)
     plain = ENCODERS["video", "videomae"](video_config(norm_pix_loss=False), image_mean=mean, image_std=std)
-    targets = plain.patch_targets(pixels, patch_mask)
-    torch.testing.assert_close(targets, plain.patch_targets(as_float, patch_mask))
+    targets = plain.patch_targets(pixels, masked)
+    torch.testing.assert_close(targets, plain.patch_targets(as_float, masked))
 
 
 def test_video_token_times_are_means_of_their_frames():
     encoder = ENCODERS["video", "videomae"](video_config()).eval()
     pixels = torch.zeros(1, 4, 3, 8, 12, dtype=torch.uint8)
-    patch_mask = torch.tensor([[True] * 5 + [False] * 2 + [True] * 5])
+    masked = torch.tensor([[0, 1, 2, 3, 4, 7, 8, 9, 10, 11]])
     with torch.no_grad():
         output = encoder(pixels, torch.tensor([[0.0, 1.0, 4.0, 8.0]]))
-        visible = encoder(pixels, torch.tensor([[0.0, 1.0, 4.0, 8.0]]), patch_mask)
+        visible = encoder(pixels, torch.tensor([[0.0, 1.0, 4.0, 8.0]]), masked)
     assert output.seconds.tolist() == [[0.5] * 6 + [6.0] * 6]
     assert visible.seconds.tolist() == [[0.5, 6.0]]
     assert output.mask.all() and output.mask.shape == (1, 12)
@@ -199,17 +209,17 @@ def test_audio_visible_tokens_follow_the_mask_of_each_window():
     attention_mask = frames < 29
     with torch.no_grad():
         full = encoder(values, attention_mask, frames)
-        visible = encoder(values, attention_mask, frames, patch_mask)
-        predictions = decoder(visible, patch_mask)
+        visible = encoder(values, attention_mask, frames, positions(patch_mask))
+        predictions = decoder(visible, positions(patch_mask))
     assert visible.tokens.shape == (2, 14, 16) and predictions.shape == (2, 6, 16)
     assert visible.seconds.equal(full.seconds[~patch_mask].view(2, 14))
     assert visible.mask.equal(full.mask[~patch_mask].view(2, 14))
     masked_only = torch.where(patch_mask.view(2, 2, 2, 5).permute(0, 2, 1, 3).reshape(2, 1, 2, 10), 1.0, 0.0)
     masked_only = masked_only.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     with torch.no_grad():  # what is masked does not reach the encoder
-        changed = encoder(values + masked_only, attention_mask, frames, patch_mask)
+        changed = encoder(values + masked_only, attention_mask, frames, positions(patch_mask))
     assert changed.tokens.equal(visible.tokens)
-    targets = encoder.patch_targets(torch.arange(320.0).view(1, 1, 8, 40), torch.arange(20)[None] % 10 == 6)
+    targets = encoder.patch_targets(torch.arange(320.0).view(1, 1, 8, 40), torch.tensor([[6, 16]]))
     assert targets[0, 0].tolist() == [160 + 4 + 40 * row + column for row in range(4) for column in range(4)]
     assert targets[0, 1].tolist() == [180 + 4 + 40 * row + column for row in range(4) for column in range(4)]
 
@@ -237,9 +247,17 @@ def test_interpolation_is_linear_over_time_and_bicubic_over_space():
     torch.testing.assert_close(doubled[:, 4:12], (torch.arange(4.0, 12.0) / 2 - 0.25).expand(4, 8), atol=0.05, rtol=0)
 
 
-def test_unequal_masks_are_refused():
-    with pytest.raises(ValueError, match="1 to 2 masked patches.*exact count"):
-        split_patches(torch.tensor([[True, False, False], [True, True, False]]))
+def test_visible_patches_are_the_others_in_order():
+    masked = torch.tensor([[0, 3, 4], [1, 2, 5]])
+    assert visible_patches(masked, 6).tolist() == [[1, 2, 5], [0, 3, 4]]
+
+
+@pytest.mark.parametrize(("buckets", "longest"), [(256, 512), (256, 64), (32, 128), (4, 9), (-1, 512), (0, 0)])
+def test_relative_positions_are_those_of_stock_deberta(buckets, longest):
+    for length in (1, 2, 33, 700):
+        states = torch.zeros(1, length, 1)
+        expected = build_relative_position(states, states, bucket_size=buckets, max_position=longest)
+        assert torch.equal(relative_positions(length, buckets, longest), expected)
 
 
 @pytest.mark.parametrize(
@@ -327,15 +345,15 @@ class CompositeModel(PreTrainedModel):
         """Tokens and predictions of all towers for one fixed input."""
         input_ids, ones = torch.tensor([[2, 5, 3]]), torch.ones(1, 20, dtype=torch.bool)
         text = self.text_encoder(input_ids, torch.ones_like(input_ids))
-        audio_mask, video_mask = torch.arange(10)[None] < 6, torch.arange(12)[None] < 9
+        audio_masked, video_masked = torch.arange(6)[None], torch.arange(9)[None]
         values = torch.linspace(-1, 1, 160).view(1, 1, 8, 20)
-        audio = self.audio_encoder(values, ones, torch.zeros(1, 20), audio_mask)
+        audio = self.audio_encoder(values, ones, torch.zeros(1, 20), audio_masked)
         pixels = (torch.arange(4 * 3 * 96) % 256).to(torch.uint8).view(1, 4, 3, 8, 12)
-        video = self.video_encoder(pixels, torch.zeros(1, 4), video_mask)
+        video = self.video_encoder(pixels, torch.zeros(1, 4), video_masked)
         return [
             self.text_decoder(text.tokens, self.text_encoder.word_embeddings),
-            self.audio_decoder(audio, audio_mask),
-            self.video_decoder(video, video_mask),
+            self.audio_decoder(audio, audio_masked),
+            self.video_decoder(video, video_masked),
         ]
 
 
@@ -439,16 +457,16 @@ def test_shipped_configs_build_and_run(size):
         load_tower_config(str(CONFIGS / f"audio/mae_config_{size}.json"), "audio"), "audio"
     )
     audio.check_inputs(128, 992)
-    patch_mask = exact_mask(1, 496, 400)
-    visible = audio(torch.zeros(1, 1, 128, 992), torch.ones(1, 992, dtype=torch.bool), torch.zeros(1, 992), patch_mask)
-    assert audio_decoder(visible, patch_mask).shape == (1, 400, 256)
+    masked = positions(exact_mask(1, 496, 400))
+    visible = audio(torch.zeros(1, 1, 128, 992), torch.ones(1, 992, dtype=torch.bool), torch.zeros(1, 992), masked)
+    assert audio_decoder(visible, masked).shape == (1, 400, 256)
     config = load_tower_config(str(CONFIGS / f"video/videomae_config_{size}.json"), "video")
     video, video_decoder = build_pair(config, "video")
     pixels = torch.zeros(1, config.num_frames, 3, config.image_size, config.image_size, dtype=torch.uint8)
-    patch_mask = exact_mask(1, video.num_patches, video.num_patches * 3 // 4)
-    visible = video(pixels, torch.zeros(1, config.num_frames), patch_mask)
+    masked = positions(exact_mask(1, video.num_patches, video.num_patches * 3 // 4))
+    visible = video(pixels, torch.zeros(1, config.num_frames), masked)
     assert isinstance(visible, EncoderOutput) and visible.tokens.shape[2] == video.hidden_size
-    assert video_decoder(visible, patch_mask).shape == (1, video.num_patches * 3 // 4, 1536)
+    assert video_decoder(visible, masked).shape == (1, video.num_patches * 3 // 4, 1536)
     for name, model_type in (("vit", "vit"), ("bert", "bert")):
         fusion = load_config(str(CONFIGS / f"crossformer/{name}_config_{size}.json"), ["vit", "bert"], "fusion")
         assert fusion.model_type == model_type and fusion.hidden_size == config.hidden_size
@@ -463,3 +481,20 @@ def test_features_without_any_clip_have_a_time_step():
     )
     assert tower.time_steps(1).tolist() == [0]
     assert tower.time_steps(12).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["bert", "clip"])
+@torch.no_grad()
+def test_masks_hide_what_the_stock_masks_hide(kind, attention):
+    if kind == "bert":
+        config, stock = text_config("bert", attn_implementation=attention), BertModel
+    else:
+        config = CLIPTextConfig(**SIZES, vocab_size=40, eos_token_id=7, attn_implementation=attention)
+        stock = CLIPTextModel
+    encoder = ENCODERS["text", config.model_type](config).eval()
+    input_ids = torch.randint(8, 40, (2, 6), generator=torch.Generator().manual_seed(0))
+    for lengths in ([6, 6], [6, 4]):
+        mask = (torch.arange(6) < torch.tensor(lengths)[:, None]).long()
+        expected = stock.forward(encoder, input_ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(encoder(input_ids, mask).tokens, expected)

@@ -160,7 +160,7 @@ def test_count_items():
     counts = build().count_items(make_batch())
     batch = make_batch()
     # Row 1 ends 7 frames into its second window, row 3 after 5: the last of three columns of patches is padding.
-    columns = batch["audio_patch_mask"].view(6, 2, 2, 3)
+    columns = torch.zeros(6, 12).scatter(1, batch["audio_masked_patches"], 1).view(6, 2, 2, 3)
     audio = columns[0, 0].sum() + columns[1, 0].sum() + columns[1, 1, :, :2].sum() + columns[3, 0, :, :2].sum()
     audio = audio + columns[4, 0].sum()
     expected = {
@@ -202,15 +202,15 @@ def test_reconstruction_losses_by_hand(objective, modality):
     encoder, decoder = model.multimodal.encoder(modality), model.get_submodule(f"{modality}_decoder")
     keys = {"audio": ("audio_values", "audio_attention_mask", "audio_seconds")}
     keys["video"] = ("pixel_values_videos", "video_seconds")
-    patch_mask = batch[f"{modality}_patch_mask"]
-    predictions = decoder(encoder(*(batch[key] for key in keys[modality]), patch_mask), patch_mask)
-    targets = encoder.patch_targets(batch[keys[modality][0]], patch_mask)
-    real = torch.ones_like(patch_mask) if modality == "video" else encoder.token_mask(batch["audio_attention_mask"])
+    masked = batch[f"{modality}_masked_patches"]
+    predictions = decoder(encoder(*(batch[key] for key in keys[modality]), masked), masked)
+    targets = encoder.patch_targets(batch[keys[modality][0]], masked)
+    real = torch.ones(6, 12).bool() if modality == "video" else encoder.token_mask(batch["audio_attention_mask"])
     total, count = 0.0, 0
     for row in range(6):
         if not batch[f"{modality}_mask"][row]:
             continue
-        for k, patch in enumerate(patch_mask[row].nonzero().flatten()):
+        for k, patch in enumerate(masked[row]):
             if real[row, patch]:
                 total += float(((predictions[row, k] - targets[row, k]) ** 2).mean())
                 count += 1
@@ -419,7 +419,7 @@ def test_shared_masked_pass_pools_visible_patches_by_their_time():
     base = model.multimodal
     clip = {}
     for modality in ("audio", "video"):
-        visible = base.encode(modality, batch, batch[f"{modality}_patch_mask"])
+        visible = base.encode(modality, batch, batch[f"{modality}_masked_patches"])
         times = visible.seconds[0].unique()  # ascending
         tokens = torch.stack([visible.tokens[0, visible.seconds[0] == time].mean(dim=0) for time in times])
         clip[modality] = base.fusion.embed(modality, tokens[None], torch.ones(1, len(times)).bool(), times[None])
@@ -431,15 +431,15 @@ def test_pooling_averages_what_stands_for_the_same_moment():
     mask = torch.tensor([[True, True, True, True, False, False]])
     seconds = torch.tensor([[0.1, 0.3, 0.5, 0.3, 9.0, 9.0]])
     steps = torch.tensor([0, 1, 2, 0, 1, 2])
-    pooled = pool_time_steps(EncoderOutput(tokens, mask, seconds), steps, None)
+    pooled = pool_time_steps(EncoderOutput(tokens, mask, seconds), steps, 3)
     close(pooled.tokens, torch.tensor([[[2.5], [2.0], [3.0]]]))
     close(pooled.seconds, torch.tensor([[0.2, 0.3, 0.5]]))
     assert pooled.mask.tolist() == [[True, True, True]]
 
     # Without patches 0, 1 and 3: the tokens are those of patches 2, 4 and 5, of which 4 and 5 are padding.
-    patch_mask = torch.tensor([[True, True, False, True, False, False]])
-    left = ~patch_mask[0]
-    pooled = pool_time_steps(EncoderOutput(tokens[:, left], mask[:, left], seconds[:, left]), steps, patch_mask)
+    left = torch.tensor([2, 4, 5])
+    output = EncoderOutput(tokens[:, left], mask[:, left], seconds[:, left])
+    pooled = pool_time_steps(output, steps[left][None], 3)
     assert pooled.tokens.tolist() == [[[0.0], [0.0], [3.0]]]
     assert pooled.mask.tolist() == [[False, False, True]]
     assert pooled.seconds.tolist() == [[0.0, 0.0, 0.5]]
@@ -448,7 +448,7 @@ def test_pooling_averages_what_stands_for_the_same_moment():
 def test_pooled_times_are_not_rounded_under_autocast():
     output = EncoderOutput(torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[100.11, 100.11]]))
     with torch.autocast("cpu", torch.bfloat16):
-        pooled = pool_time_steps(output, torch.tensor([0, 0]), None)
+        pooled = pool_time_steps(output, torch.tensor([0, 0]), 1)
     close(pooled.seconds, torch.tensor([[100.11]]))
 
 

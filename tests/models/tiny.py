@@ -158,8 +158,8 @@ def _row_entries(row: Row, length: int, windows: int) -> dict[str, torch.Tensor]
         "group_ids": torch.tensor(row.seed if row.group is None else row.group),
         "mlm_input_ids": torch.where(chosen, masked_ids[:length], ids).masked_fill(~real_words, 0),
         "mlm_labels": torch.where(chosen, ids, -100),
-        "audio_patch_mask": audio_mask,
-        "video_patch_mask": video_mask,
+        "audio_masked_patches": audio_mask.nonzero().flatten(),
+        "video_masked_patches": video_mask.nonzero().flatten(),
         "match_aligned": torch.tensor(row.aligned),
         "match_uniform": uniform,
     }

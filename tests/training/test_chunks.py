@@ -100,3 +100,10 @@ def test_nor_with_what_else_changes_a_step(steps, values, tolerance):
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     for name, gradient in gradients.items():
         assert (other_gradients[name] - gradient).norm() <= tolerance * norm, name
+
+
+def test_chunks_are_refused_with_compilation(tmp_path):
+    with pytest.raises(ValueError, match="Leave one of --contrastive_chunk_size and --torch_compile out"):
+        MultimodalTrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, contrastive_chunk_size=2, torch_compile_backend="eager"
+        )

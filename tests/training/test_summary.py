@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from transformers import Adafactor
 
@@ -119,6 +120,30 @@ def test_saved_activations_are_counted_once_and_without_weights():
     first.weight.grad = None
     model(inputs).sum().backward()
     assert torch.equal(first.weight.grad, gradient)
+
+
+def test_what_was_let_go_before_the_end_does_not_count():
+    layer, inputs = nn.Linear(10, 20), torch.ones(7, 10)
+    saved = SavedActivations(layer)
+    with saved:
+        for _ in range(3):
+            layer(inputs + 1)  # nobody asks for its gradient
+        layer(inputs + 1).sum().backward()
+    assert saved.num_bytes == 4 * 7 * 10
+
+
+def test_tensors_without_memory_count_as_those_with():
+    def count() -> int:
+        model = MultimodalForPreTraining(tiny.tiny_config("merge", text="deberta")).train()
+        saved = SavedActivations(model)
+        with saved:
+            model(**{name: values.clone() for name, values in batch.items()})
+        return saved.num_bytes
+
+    batch = tiny.make_batch()
+    expected = count()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert count() == expected > 100_000
 
 
 def test_of_a_checkpointed_layer_the_input_counts():

@@ -64,6 +64,17 @@ def test_activation_checkpointing_changes_nothing_but_memory(start, tmp_path, tr
         torch.testing.assert_close(again[name], whole[name], rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_steps_are_those_of_others(start, tmp_path, trainers):
+    common = [*start, "--do_train", *flags(max_steps=2, logging_steps=1, max_grad_norm=0, save_strategy="no")]
+    run(*common, *flags(output_dir=tmp_path / "plain"))
+    run(*common, *flags(output_dir=tmp_path / "compiled", torch_compile=True, torch_compile_backend="eager"))
+    plain, compiled = trainers
+    assert compiled.model_wrapped is not compiled.model and plain.model_wrapped is plain.model
+    for name, gradient in plain.model.kept.items():
+        torch.testing.assert_close(compiled.model.kept[name], gradient, rtol=1e-4, atol=1e-5)
+    assert logged(compiled)[1]["loss"] == pytest.approx(logged(plain)[1]["loss"], rel=1e-5)
+
+
 def test_a_learning_rate_per_tower(start, tmp_path, trainers):
     rates = {"learning_rate": 0.4, "text_learning_rate": 0.1, "video_learning_rate": 0.3}
     run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=1, weight_decay=0.01, **rates))

@@ -151,7 +151,10 @@ class AlproModel(AlproPreTrainedModel):
 
     def _attend(self, layers: Iterable[BertLayer], states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run layers of the BERT over `(batch, tokens, hidden)` states with a `(batch, tokens)` mask."""
-        attention_mask = create_bidirectional_mask(self.text_encoder.config, states, mask)
+        # A mask that may be left out would have to be looked at on the host.
+        attention_mask = create_bidirectional_mask(
+            self.text_encoder.config, states, mask, allow_is_bidirectional_skip=False
+        )
         for layer in layers:
             states = layer(states, attention_mask)
         return states

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import ASTForAudioClassification, ASTModel, PreTrainedConfig
 
-from simple_multimodal.models.audio.windows import check_window, split_windows
+from simple_multimodal.models.audio.windows import check_window, column_steps, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import interpolate_grid
 
@@ -57,11 +57,14 @@ class ASTAudioEncoder(Encoder, ASTModel):
         config.num_mel_bins, config.max_length = num_mel_bins, num_frames
         return config
 
-    def time_steps(self, num_tokens: int) -> torch.Tensor:
+    @property
+    def tokens_per_step(self) -> int:
+        """Patches of a column."""
+        return ast_grid(self.config)[0]
+
+    def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """Patch columns, counted through all windows; see [`Encoder.time_steps`]."""
-        height, width = ast_grid(self.config)
-        numbers = torch.arange(num_tokens)
-        return numbers // (height * width) * width + numbers % width
+        return column_steps(num_tokens, *ast_grid(self.config), device=device)
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
         """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapAudioModelWithProjection, ClapModel, PreTrainedConfig
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
-from simple_multimodal.models.audio.windows import check_window, split_windows
+from simple_multimodal.models.audio.windows import check_window, column_steps, split_windows
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
 
@@ -92,11 +92,14 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
                 module.eval()
         return self
 
-    def time_steps(self, num_tokens: int) -> torch.Tensor:
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a column of the grid."""
+        return self.token_grid[0]
+
+    def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """Columns of the token grid, counted through all windows; see [`Encoder.time_steps`]."""
-        height, width = self.token_grid
-        numbers = torch.arange(num_tokens)
-        return numbers // (height * width) * width + numbers % width
+        return column_steps(num_tokens, *self.token_grid, device=device)
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
         """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""

@@ -71,9 +71,10 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
         config.num_frames = num_frames
         return config
 
-    def time_steps(self, num_tokens: int) -> torch.Tensor:
-        """Every token is a time step; see [`Encoder.time_steps`]."""
-        return torch.arange(num_tokens)
+    @property
+    def tokens_per_step(self) -> int:
+        """Every token is a time step."""
+        return 1
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
         """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""

@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig, ViTMAEConfig, ViTMAEForPreTraining, V
 from transformers import initialization as init
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer, ViTMAEPatchEmbeddings
 
-from simple_multimodal.models.audio.windows import split_windows
+from simple_multimodal.models.audio.windows import column_steps, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
-from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, split_patches, take_patches, to_pair
+from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, take_patches, to_pair, visible_patches
 
 
 def audio_grid(config: PreTrainedConfig) -> tuple[int, int]:
@@ -66,19 +66,21 @@ class ViTMAEAudioDecoder(ViTMAEPreTrainedModel):
                 module.decoder_pos_embed, sinusoidal_grid(*module.grid, module.decoder_pos_embed.shape[-1])[None]
             )
 
-    def forward(self, visible: EncoderOutput, patch_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, visible: EncoderOutput, masked_patches: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            visible ([`EncoderOutput`]): what the encoder returned for the same `patch_mask`.
-            patch_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_patches)`): `True` = masked.
+            visible ([`EncoderOutput`]): what the encoder returned for the same `masked_patches`.
+            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`): their positions, as the encoder
+                takes them.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_masked, patch_size**2 * num_channels)`: values of the
             masked patches, in order.
         """
-        batch_size, num_patches = len(patch_mask), math.prod(self.grid)
-        visible_positions, masked_positions = split_patches(patch_mask.view(-1, num_patches))
-        windows = len(visible_positions)
+        batch_size, num_patches = len(masked_patches), math.prod(self.grid)
+        windows = batch_size * visible.class_tokens.shape[1]
+        masked_positions = masked_patches.view(windows, -1) % num_patches
+        visible_positions = visible_patches(masked_positions, num_patches)
 
         states = self.decoder_embed(visible.tokens.reshape(windows, -1, visible.tokens.shape[-1]))
         class_states = self.decoder_embed(visible.class_tokens.reshape(windows, 1, -1))
@@ -174,11 +176,14 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         """Number of patches, and so of tokens, of one window."""
         return math.prod(self.embeddings.grid)
 
-    def time_steps(self, num_tokens: int) -> torch.Tensor:
+    @property
+    def tokens_per_step(self) -> int:
+        """Patches of a column."""
+        return self.embeddings.grid[0]
+
+    def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """Patch columns, counted through all windows; see [`Encoder.time_steps`]."""
-        columns = self.embeddings.grid[1]
-        positions = torch.arange(num_tokens)
-        return positions // self.num_patches * columns + positions % columns
+        return column_steps(num_tokens, *self.embeddings.grid, device=device)
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
         """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""
@@ -217,7 +222,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         audio_values: torch.Tensor,
         audio_attention_mask: torch.Tensor,
         audio_seconds: torch.Tensor,
-        patch_mask: torch.Tensor | None = None,
+        masked_patches: torch.Tensor | None = None,
     ) -> EncoderOutput:
         """
         Args:
@@ -226,8 +231,9 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
             audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
                 time of each frame's centre in the segment, in seconds.
-            patch_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_patches)`, *optional*):
-                `True` = masked, equally many per window. Only the other patches are encoded and returned.
+            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`, *optional*):
+                positions among the `num_windows * num_patches` of a row, ascending and equally many per window. Only
+                the other patches are encoded and returned.
 
         Returns:
             [`EncoderOutput`]: tokens window by window, in a window row by row over (frequency, time).
@@ -236,8 +242,8 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         windows = self.split_windows(audio_values).to(self.embeddings.cls_token.dtype)
         mask, seconds = self.token_mask(audio_attention_mask), self.per_token(audio_seconds).mean(dim=-1)
         visible = None
-        if patch_mask is not None:
-            visible, _ = split_patches(patch_mask.view(-1, self.num_patches))
+        if masked_patches is not None:
+            visible = visible_patches(masked_patches.view(len(windows), -1) % self.num_patches, self.num_patches)
             mask, seconds = (values.view(len(visible), -1).gather(1, visible) for values in (mask, seconds))
         states = self.embeddings(windows, visible)
         for layer in self.layers:
@@ -250,7 +256,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
             class_tokens=states[:, 0].view(batch_size, -1, states.shape[-1]),
         )
 
-    def patch_targets(self, audio_values: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
+    def patch_targets(self, audio_values: torch.Tensor, masked_patches: torch.Tensor) -> torch.Tensor:
         """
         What the decoder must predict: the values of the masked patches, normalised per patch if `norm_pix_loss`.
 
@@ -261,8 +267,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         windows = self.split_windows(audio_values)
         patches = windows.view(len(windows), -1, height, size, width, size).permute(0, 2, 4, 3, 5, 1)
         patches = patches.reshape(len(windows), height * width, -1)  # (windows, patches, values)
-        _, masked = split_patches(patch_mask.view(-1, self.num_patches))
-        targets = take_patches(patches, masked)
+        targets = take_patches(patches, masked_patches.view(len(windows), -1) % self.num_patches)
         if self.config.norm_pix_loss:
             variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
             targets = (targets - mean) / (variance + 1e-6).sqrt()

@@ -1,4 +1,4 @@
-"""What audio encoders share: the windows of a batch."""
+"""What audio encoders share: the windows of a batch, and the time of their tokens."""
 
 import torch
 
@@ -29,3 +29,11 @@ def split_windows(audio_values: torch.Tensor, channels: int, num_mel_bins: int, 
         )
     windows = audio_values.view(batch_size, channels, num_mel_bins, -1, num_frames).permute(0, 3, 1, 2, 4)
     return windows.reshape(-1, channels, num_mel_bins, num_frames)
+
+
+def column_steps(num_tokens: int, height: int, width: int, *, device: torch.device | None = None) -> torch.Tensor:
+    """The columns of grids of `height` by `width` tokens, row by row in each window, counted through all windows;
+    `torch.LongTensor` of shape `(num_tokens,)`.
+    """
+    numbers = torch.arange(num_tokens, device=device)
+    return numbers // (height * width) * width + numbers % width

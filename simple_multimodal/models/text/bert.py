@@ -40,5 +40,5 @@ class BertTextEncoder(TextEncoder, BertModel):
         Returns:
             [`EncoderOutput`] with `sequence_length` tokens.
         """
-        outputs = BertModel.forward(self, input_ids, attention_mask=attention_mask)
+        outputs = BertModel.forward(self, input_ids, attention_mask=self.stock_mask(attention_mask))
         return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None)

@@ -73,6 +73,6 @@ class CLAPTextEncoder(TextEncoder, ClapTextModel):
         Returns:
             [`EncoderOutput`] with `sequence_length` tokens.
         """
-        outputs = ClapTextModel.forward(self, input_ids, attention_mask=attention_mask)
+        outputs = ClapTextModel.forward(self, input_ids, attention_mask=self.stock_mask(attention_mask))
         embedding = self.text_projection(outputs.pooler_output)
         return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None, embedding=embedding)

@@ -70,6 +70,7 @@ class CLIPTextEncoder(TextEncoder, CLIPTextModel):
         Returns:
             [`EncoderOutput`] with `sequence_length` tokens.
         """
-        outputs = CLIPTextModel.forward(self, input_ids, attention_mask=attention_mask)
+        mask = self.stock_mask(attention_mask, is_causal=True)
+        outputs = CLIPTextModel.forward(self, input_ids, attention_mask=mask)
         embedding = self.text_projection(outputs.pooler_output)
         return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None, embedding=embedding)

@@ -7,6 +7,34 @@ from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.models.text.masked_lm import TextDecoder, TextEncoder
 
 
+def relative_positions(
+    length: int, num_buckets: int, max_distance: int, *, device: torch.device | None = None
+) -> torch.Tensor:
+    """
+    Distances of queries to keys, those above `num_buckets // 2` on a logarithmic scale.
+
+    The stock function computes the same, but copies a number to the device in each pass, for which the host waits.
+
+    Args:
+        length (`int`): tokens of a text.
+        num_buckets (`int`): of distances; 0 or less: no scale.
+        max_distance (`int`): the distance that falls into the last bucket.
+        device (`torch.device`, *optional*): where the result is wanted.
+
+    Returns:
+        `torch.LongTensor` of shape `(1, length, length)`.
+    """
+    numbers = torch.arange(length, device=device)
+    distances = (numbers[:, None] - numbers)[None]
+    if num_buckets <= 0 or max_distance <= 0:
+        return distances
+    middle = num_buckets // 2
+    far = distances.abs().clamp(min=middle) / middle
+    longest = torch.log(torch.tensor((max_distance - 1) / middle))  # on the CPU: a number to whoever divides by it
+    buckets = (far.log() / longest * (middle - 1)).ceil() + middle
+    return torch.where(distances.abs() <= middle, distances, (buckets * distances.sign()).long())
+
+
 class DebertaV2TextDecoder(TextDecoder, DebertaV2PreTrainedModel):
     """Masked language modelling head of DeBERTa-v2."""
 
@@ -53,5 +81,13 @@ class DebertaV2TextEncoder(TextEncoder, DebertaV2Model):
         Returns:
             [`EncoderOutput`] with `sequence_length` tokens.
         """
-        outputs = DebertaV2Model.forward(self, input_ids, attention_mask=attention_mask)
+        states, positions = self.embeddings(input_ids, mask=attention_mask), None
+        if self.encoder.relative_attention:
+            positions = relative_positions(
+                input_ids.shape[1],
+                self.encoder.position_buckets,  # type: ignore[arg-type]  # a number
+                self.encoder.max_relative_positions,  # type: ignore[arg-type]
+                device=input_ids.device,
+            )
+        outputs = self.encoder(states, attention_mask, output_hidden_states=False, relative_pos=positions)
         return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None)

@@ -81,6 +81,29 @@ class TextEncoder(Encoder):
                 "config."
             )
 
+    def stock_mask(self, attention_mask: torch.Tensor, *, is_causal: bool = False) -> torch.Tensor:
+        """
+        A mask as the stock tower takes it without reading it on the host.
+
+        `transformers` reads a mask of two axes to leave one out that hides nothing, which waits for the device in
+        every pass; a mask of four axes it takes as it is. Flash and flex attention keep the two axes and must read
+        them.
+
+        Args:
+            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
+            is_causal (`bool`, *optional*, defaults to `False`): whether a token sees itself and earlier ones alone.
+        """
+        kind = self.config._attn_implementation
+        if kind not in ("sdpa", "eager"):
+            return attention_mask
+        mask = attention_mask[:, None, None].bool()  # (batch, heads, queries, keys)
+        if is_causal:
+            length = mask.shape[-1]
+            mask = mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        if kind == "eager":  # added to the scores
+            return torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
+        return mask
+
     def convert_pretrained(
         self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
     ) -> Conversion | None:

@@ -72,9 +72,10 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
         config.num_frames, config.image_size = num_frames, height
         return config
 
-    def time_steps(self, num_tokens: int) -> torch.Tensor:
-        """Frames; see [`Encoder.time_steps`]."""
-        return torch.arange(num_tokens) // (self.config.image_size // self.config.patch_size) ** 2
+    @property
+    def tokens_per_step(self) -> int:
+        """Patches of a frame."""
+        return (self.config.image_size // self.config.patch_size) ** 2
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` if the tower's clips are not `num_frames` frames of `height` by `width` pixels."""

@@ -17,9 +17,9 @@ from simple_multimodal.models.patches import (
     interpolate_grid,
     normalize_pixels,
     sinusoidal_sequence,
-    split_patches,
     take_patches,
     to_pair,
+    visible_patches,
 )
 
 
@@ -81,20 +81,20 @@ class VideoMAEVideoDecoder(VideoMAEPreTrainedModel):
             init.normal_(module.mask_token, std=self.config.initializer_range)  # as the authors; stock: zeros
             init.copy_(module.position_embeddings, sinusoidal_sequence(*module.position_embeddings.shape[1:])[None])
 
-    def forward(self, visible: EncoderOutput, patch_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, visible: EncoderOutput, masked_patches: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            visible ([`EncoderOutput`]): what the encoder returned for the same `patch_mask`.
-            patch_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`): `True` = masked.
+            visible ([`EncoderOutput`]): what the encoder returned for the same `masked_patches`.
+            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`): their positions, ascending.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_masked, 3 * tubelet_size * patch_size**2)`: values of the
             masked patches, in order.
         """
-        visible_positions, masked_positions = split_patches(patch_mask)
-        table = self.position_embeddings.expand(len(patch_mask), -1, -1)
+        table = self.position_embeddings.expand(len(masked_patches), -1, -1)
+        visible_positions = visible_patches(masked_patches, table.shape[1])
         states = self.encoder_to_decoder(visible.tokens) + take_patches(table, visible_positions)
-        masked_states = self.mask_token + take_patches(table, masked_positions)
+        masked_states = self.mask_token + take_patches(table, masked_patches)
         states = torch.cat([states, masked_states], dim=1)  # (batch, visible then masked, size)
         for layer in self.decoder_layers:
             states = layer(states)
@@ -189,9 +189,10 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         """Number of patches, and so of tokens, of a clip."""
         return math.prod(self.patch_grid)
 
-    def time_steps(self, num_tokens: int) -> torch.Tensor:
-        """Tubelets; see [`Encoder.time_steps`]."""
-        return torch.arange(num_tokens) // math.prod(self.patch_grid[1:])
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a tubelet's place in time."""
+        return math.prod(self.patch_grid[1:])
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` if the tower's clips are not `num_frames` frames of `height` by `width` pixels."""
@@ -207,15 +208,15 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         self,
         pixel_values_videos: torch.Tensor,
         video_seconds: torch.Tensor,
-        patch_mask: torch.Tensor | None = None,
+        masked_patches: torch.Tensor | None = None,
     ) -> EncoderOutput:
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
                 `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
             video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
-            patch_mask (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
-                `True` = masked, equally many per row. Only the other patches are encoded and returned.
+            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`, *optional*):
+                positions, ascending. Only the other patches are encoded and returned.
 
         Returns:
             [`EncoderOutput`]: tokens in the order (time, height, width).
@@ -226,8 +227,8 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         time, *space = self.embeddings.grid
         seconds = video_seconds.view(batch_size, time, -1).mean(dim=-1).repeat_interleave(math.prod(space), dim=1)
         visible = None
-        if patch_mask is not None:
-            visible, _ = split_patches(patch_mask)
+        if masked_patches is not None:
+            visible = visible_patches(masked_patches, self.num_patches)
             seconds = seconds.gather(1, visible)
         kernel = self.embeddings.patch_embeddings.projection.weight
         states = self.encoder(self.embeddings(pixels.to(kernel.dtype), visible)).last_hidden_state
@@ -236,7 +237,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         return EncoderOutput(states, torch.ones_like(seconds, dtype=torch.bool), seconds)
 
     @torch.no_grad()
-    def patch_targets(self, pixel_values_videos: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
+    def patch_targets(self, pixel_values_videos: torch.Tensor, masked_patches: torch.Tensor) -> torch.Tensor:
         """
         What the decoder must predict: pixels of the masked patches in units of 0 to 1, normalised per patch and
         channel if `norm_pix_loss`.
@@ -252,8 +253,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         (time, height, width), size = self.embeddings.grid, self.config.patch_size
         patches = frames.view(len(frames), time, -1, 3, height, size, width, size).permute(0, 1, 4, 6, 2, 5, 7, 3)
         patches = patches.reshape(len(frames), time * height * width, -1)  # (batch, patches, frame row column channel)
-        _, masked = split_patches(patch_mask)
-        targets = take_patches(patches, masked)
+        targets = take_patches(patches, masked_patches)
         if self.config.norm_pix_loss:
             targets = targets.unflatten(-1, (-1, 3))
             std, mean = torch.std_mean(targets, dim=-2, keepdim=True)

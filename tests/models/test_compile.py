@@ -1,0 +1,56 @@
+"""`torch.compile` makes one graph of a model, and no new one for every length of text."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering
+from tests.models.alpro import tiny as alpro
+from tests.models.distributed_worker import CASES, build, gradients_of
+from tests.models.tiny import make_batch, tiny_config
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step(model, forward, batch: dict[str, torch.Tensor], **settings) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = forward(**batch, **settings).loss
+    loss.backward()
+    return loss.detach(), gradients_of(model)
+
+
+@pytest.mark.parametrize(("case", "text"), [("merge", "deberta"), ("pooled", "bert"), ("shared", "bert")])
+def test_one_graph_with_all_objectives(case, text):
+    torch.manual_seed(0)
+    model = MultimodalForPreTraining(tiny_config(**CASES[case], text=text)).train()
+    batch = make_batch()
+    settings = {"num_items": model.count_items(batch)}
+    expected = step(model, model, batch, **settings)
+    counter = CompileCounter()
+    found = step(model, torch.compile(model, backend=counter, fullgraph=True), batch, **settings)
+    torch.testing.assert_close(found, expected)
+    assert counter.frame_count == 1
+
+
+def test_lengths_of_texts_and_numbers_of_windows_do_not_compile_anew():
+    model = build("cross_attention")
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for words, windows in ((9, 2), (11, 2), (12, 3), (15, 4), (20, 5)):
+        compiled(**make_batch(num_words=words, num_windows=windows))
+    assert counter.frame_count <= 3  # one for the first batch, and one for each size that is found to change
+
+
+def test_questions():
+    model = MultimodalForQuestionAnswering(tiny_config(num_labels=3)).train()
+    batch = {**make_batch(), "labels": torch.tensor([0, 1, -1, 2, 0, 1])}
+    torch.compile(model, backend="eager", fullgraph=True)(**batch).loss.backward()
+
+
+def test_alpro():
+    torch.compile(alpro.build().train(), backend="eager", fullgraph=True)(**alpro.make_batch()).loss.backward()
