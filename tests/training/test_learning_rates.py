@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import train
+from simple_multimodal.models.encoders import ENCODERS
 from simple_multimodal.models.lora import add_lora
 from simple_multimodal.models.modeling import MultimodalForPreTraining
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.learning_rates import number_layers, parameter_rates, set_learning_rates
 from simple_multimodal.training.trainer import MultimodalTrainer
-from tests.models import tiny
+from tests.models import tiny, tiny_towers
 from tests.models.alpro import tiny as tiny_alpro
 from tests.training.tiny_run import flags, run
 
@@ -52,6 +53,13 @@ def test_relative_positions_are_embeddings():
     numbers = {name: number_layers(tower)[parameter] for name, parameter in tower.named_parameters()}
     assert numbers["encoder.rel_embeddings.weight"] == numbers["embeddings.word_embeddings.weight"] == 0
     assert numbers["encoder.layer.1.attention.self.query_proj.weight"] == 2
+
+
+def test_normalisation_of_clap_s_log_mel_is_an_embedding():
+    tower = ENCODERS["audio", "clap_audio_model"](tiny_towers.tiny_config("clap").audio_config)
+    numbers = {name: number_layers(tower)[parameter] for name, parameter in tower.named_parameters()}
+    assert numbers["audio_encoder.batch_norm.weight"] == numbers["audio_encoder.patch_embed.proj.weight"] == 0
+    assert numbers["audio_encoder.norm.weight"] == numbers["audio_projection.linear1.weight"] == 3  # after two stages
 
 
 def test_layers_of_alpro_are_counted_by_tower():

@@ -43,6 +43,7 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
     logit_scale_name = "logit_scale_t"
     tokens_are_all = False
     uses_own_processor = True
+    late_embeddings = ("audio_encoder.batch_norm.",)  # of the log-mel
 
     def __init__(self, config: ClapAudioConfig):
         super().__init__(config)
