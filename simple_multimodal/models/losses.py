@@ -70,7 +70,7 @@ def contrastive_loss(
         form (`str`): `softmax` or `sigmoid`.
         gather (`bool`): whether rows of other processes take part.
         recompute (`bool`): whether to make the matrices of rows by rows anew in the backward pass, one direction at a
-            time, instead of keeping some ten of them per objective: much memory with thousands of rows.
+            time, instead of keeping those of all objectives: much memory with thousands of rows.
 
     Returns:
         `torch.Tensor`, a scalar: the sum over local rows; divide by the global number of present rows.
