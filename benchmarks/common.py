@@ -18,6 +18,7 @@ from typing import Any
 
 import av
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 torch.set_num_threads(1)
 av.logging.set_level(av.logging.PANIC)
@@ -65,6 +66,21 @@ def interleaved(
 def total(seconds: dict[Any, list[float]], items: Iterable[Any]) -> float:
     """Sum over items of the median over repeats."""
     return sum(statistics.median(seconds[item]) for item in items)
+
+
+def operation_counter() -> FlopCounterMode:
+    """A context that counts floating-point operations of matrix products, convolutions and attention, a multiplication
+    and an addition being two; its `get_total_flops()` is their number."""
+    aten = torch.ops.aten
+    attention_on_cpu = {  # which torch leaves out
+        aten._scaled_dot_product_flash_attention_for_cpu: (
+            lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention_on_cpu)
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 import common
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, TimesformerConfig, ViTConfig
 
 from simple_multimodal.models.alpro import AlproConfig, AlproForRetrieval
@@ -29,8 +28,8 @@ CAPTION_TOKENS = np.clip(np.random.default_rng(0).poisson(9.3, 1000) + 2, 4, PAD
 
 
 def counted(call: Callable[[], object]) -> float:
-    """Floating-point operations of a call, a multiplication and an addition being two."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Floating-point operations of a call."""
+    with torch.no_grad(), common.operation_counter() as counter:
         call()
     return float(counter.get_total_flops())
 

@@ -39,7 +39,6 @@ import stand_ins
 import torch
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import TrainerCallback, set_seed
 
 from simple_multimodal.data.collator import MultimodalCollator
@@ -243,14 +242,7 @@ def shares_of_parts(events: list[Any], seconds: float, *, on_device: bool) -> di
 
 def count_operations(model: MultimodalForPreTraining, batch: dict[str, torch.Tensor]) -> float:
     """Floating-point operations of a forward and a backward pass."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch does not count
-    formulas = {
-        attention: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-            lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
-        ),
-    }
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with common.operation_counter() as counter:
         model(**batch).loss.backward()
     model.zero_grad()
     return float(counter.get_total_flops())
