@@ -21,7 +21,6 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.models.distributed import leave_process_group
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
-from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.training import assembly, checkpoints
 from simple_multimodal.training.evaluation import PairSet
 from simple_multimodal.training.results import one_line, write_results
@@ -71,7 +70,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
             model_args.task, source, is_trained=args.do_train, **model_args.loading_settings, **answers
         )
     else:
-        towers = {m: load_tower_config(model_args.tower_config_name(m), m) for m in model_args.modalities}
+        towers = assembly.load_towers({m: model_args.tower_config_name(m) for m in model_args.modalities})
         names = assembly.processor_names(towers, model_args.processor_names, model_args.pretrained_towers)
         processor = assembly.build_processor(
             towers, captions=(train_set or eval_set).captions, **names, **data_args.processor_settings

@@ -185,8 +185,8 @@ class Encoder(nn.Module):
         return None if cls.composite_class is None else cls.composite_class.config_class.model_type
 
     @classmethod
-    def tower_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
-        """This tower's part of a checkpoint's config."""
+    def tower_config(cls, config: PreTrainedConfig, modalities: Sequence[Modality] = ()) -> PreTrainedConfig:
+        """This tower's part of a checkpoint's config, in a model of these modalities."""
         if config.model_type != cls._composite_type():
             return config
         tower = getattr(config, cls.sub_config)
@@ -204,11 +204,10 @@ class Encoder(nn.Module):
         """What the tower's config says about its inputs, as arguments of the processor of its modality."""
         return {}
 
-    @classmethod
-    def read_pretrained(cls, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
+    def read_pretrained(self, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """Read a checkpoint with the stock class; the second value is what `from_pretrained` calls `loading_info`."""
         model_type = PreTrainedConfig.get_config_dict(name_or_path)[0]["model_type"]
-        model_class = cls.composite_class if model_type == cls._composite_type() else cls.pretrained_class
+        model_class = self.composite_class if model_type == self._composite_type() else self.pretrained_class
         return load_weights(model_class, name_or_path, **kwargs)  # type: ignore[arg-type]  # one of both it is
 
     @classmethod
@@ -319,7 +318,7 @@ class TowerModel(PreTrainedModel):
         self.disable_input_require_grads()  # needed by reentrant checkpoints alone; frozen towers would get gradients
         recomputed = {module for name in names for module in self.towers[name].modules()}
         for module in self.modules():
-            if isinstance(module, GradientCheckpointingLayer):
+            if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = module in recomputed
 
 

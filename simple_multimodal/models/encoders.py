@@ -15,6 +15,7 @@ from simple_multimodal.models.text.pe_av import PEAVTextEncoder
 from simple_multimodal.models.text.siglip import SiglipTextEncoder
 from simple_multimodal.models.text.siglip2 import Siglip2TextEncoder
 from simple_multimodal.models.video.clip import CLIPVideoEncoder
+from simple_multimodal.models.video.pe_av import PEAVVideoEncoder
 from simple_multimodal.models.video.siglip import SiglipVideoEncoder
 from simple_multimodal.models.video.siglip2 import Siglip2VideoEncoder
 from simple_multimodal.models.video.timesformer import TimesformerVideoEncoder
@@ -42,6 +43,7 @@ ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {
         CLIPVideoEncoder,
         SiglipVideoEncoder,
         Siglip2VideoEncoder,
+        PEAVVideoEncoder,
     )
     for model_type in encoder.model_types()
 }

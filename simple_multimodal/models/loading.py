@@ -168,13 +168,15 @@ def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> Pre
     return config
 
 
-def load_tower_config(name_or_path: str, modality: Modality) -> PreTrainedConfig:
+def load_tower_config(name_or_path: str, modality: Modality, modalities: Sequence[Modality] = ()) -> PreTrainedConfig:
     """
     Read the config of a tower; of a composite one, the tower's part.
 
     Args:
         name_or_path (`str`): a JSON file, a folder with a `config.json`, or a name on the hub.
         modality (`str`): `"text"`, `"audio"` or `"video"`.
+        modalities (`Sequence[str]`, *optional*): of the model that the tower is for, which decide what PE-AV embeds
+            texts for.
 
     Raises:
         `ValueError` if there is no such config, or no encoder for its `model_type`.
@@ -183,7 +185,7 @@ def load_tower_config(name_or_path: str, modality: Modality) -> PreTrainedConfig
     encoder_class = get_encoder_class(values["model_type"], modality)
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     refuse_kernels(config)
-    return encoder_class.tower_config(config)
+    return encoder_class.tower_config(config, modalities)
 
 
 def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, torch.Tensor]:

@@ -1,36 +1,58 @@
 """What the towers of PE-AV share: where they stand in its checkpoints, and how these are read."""
 
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Literal
+
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.pe_audio.modeling_pe_audio import PeAudioModel
+from transformers.models.pe_video.modeling_pe_video import PeVideoModel
+from transformers.utils import is_timm_available
 
+from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import Encoder, load_weights
+
+PAIR_CLASSES = {"audio": PeAudioModel, "video": PeVideoModel}
+"""The stock class that compares texts with one modality."""
 
 
 class PEAVEncoder(Encoder):
     """
-    Base of the towers of PE-AV ([Vyas et al., 2025](https://huggingface.co/papers/2512.19687)) for sound and its
-    texts, out of checkpoints of these (`pe_audio`) or of pictures, too (`pe_audio_video`). Those trained to compare
-    texts with single frames (`PeAudioFrameLevelModel`) give tokens alone.
+    Base of the towers of PE-AV ([Vyas et al., 2025](https://huggingface.co/papers/2512.19687)), out of checkpoints of
+    sound and texts (`pe_audio`), of pictures and texts (`pe_video`), or of all (`pe_audio_video`). Those trained to
+    compare texts with single frames (`PeAudioFrameLevelModel`) give tokens alone.
     """
 
-    pretrained_class = PeAudioModel
     contrastive_form = "sigmoid"
     uses_own_processor = True
 
     @classmethod
     def model_types(cls) -> tuple[str, ...]:
         """Every `model_type` of a config that holds this tower's."""
-        return cls.model_type, "pe_audio", "pe_audio_video"
+        pairs = PAIR_CLASSES if cls.modality == "text" else (cls.modality,)
+        return cls.model_type, *(f"pe_{clip}" for clip in pairs), "pe_audio_video"
 
     @classmethod
-    def tower_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
-        """This tower's part of a checkpoint's config, with the size of the space that it embeds into."""
+    def tower_config(cls, config: PreTrainedConfig, modalities: Sequence[Modality] = ()) -> PreTrainedConfig:
+        """
+        This tower's part of a checkpoint's config, with the size of the space that it embeds into; of texts also
+        `compared_with`, the modality for which they are embedded: sound, unless there are pictures alone.
+        """
         if config.model_type == cls.model_type:
             return config
-        pair = config.audio_config if config.model_type == "pe_audio_video" else config
+        clip: Literal["audio", "video"] = "video" if cls.modality == "video" else "audio"
+        if config.model_type == "pe_audio_video":
+            if cls.modality == "text" and "video" in modalities and "audio" not in modalities:
+                clip = "video"
+            pair = pair_config(config, clip)
+        else:
+            clip, pair = ("video" if config.model_type == "pe_video" else "audio"), config
         tower = getattr(pair, f"{cls.modality}_config")
         if config.architectures != ["PeAudioFrameLevelModel"]:  # which compares texts with frames, not with sounds
             tower.projection_dim = pair.text_config.hidden_size
+        if cls.modality == "text":
+            tower.compared_with = clip
         return tower
 
     @classmethod
@@ -38,20 +60,50 @@ class PEAVEncoder(Encoder):
         """Size of the common space; `None` in the config of a tower without a head."""
         return config.to_dict().get("projection_dim")
 
-    @classmethod
-    def read_pretrained(cls, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
+    @property
+    def compared_with(self) -> Literal["audio", "video"]:
+        """The modality whose comparison with texts this tower was trained for, or the tower's own."""
+        own = self.config.to_dict().get("compared_with", "audio") if self.modality == "text" else self.modality
+        return "video" if own == "video" else "audio"
+
+    def read_pretrained(self, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """
-        See [`Encoder.read_pretrained`]; of pictures, nothing is built.
+        See [`Encoder.read_pretrained`].
 
         Raises:
             `ValueError` if the checkpoint holds a tower without its head.
         """
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)
-        if values["model_type"] == cls.model_type:
+        if values["model_type"] == self.model_type:
             raise ValueError(
-                f"{name_or_path!r} holds a {cls.model_type!r} alone, without the head that embeds. Name a whole "
+                f"{name_or_path!r} holds a {self.model_type!r} alone, without the head that embeds. Name a whole "
                 "checkpoint of PE-AV."
             )
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-        pair = config.audio_config if config.model_type == "pe_audio_video" else config
-        return load_weights(cls.pretrained_class, name_or_path, config=pair, **kwargs)
+        pair = pair_config(config, self.compared_with) if config.model_type == "pe_audio_video" else config
+        if self.compared_with == "video":
+            prepare_pictures(pair.video_config)
+        with contextlib.redirect_stdout(io.StringIO()):  # the class of pictures prints about its own docstrings
+            return load_weights(PAIR_CLASSES[self.compared_with], name_or_path, config=pair, **kwargs)
+
+
+def pair_config(config: PreTrainedConfig, clip: Literal["audio", "video"]) -> PreTrainedConfig:
+    """What a config of `pe_audio_video` says about texts and one other modality."""
+    return config.audio_config if clip == "audio" else config.video_config
+
+
+def prepare_pictures(config: PreTrainedConfig) -> None:
+    """
+    Make a config of the picture tower one that can be built.
+
+    Raises:
+        `ValueError` if `timm` is not installed, which the tower runs on.
+    """
+    if not is_timm_available():
+        raise ValueError(
+            "The picture tower of PE-AV needs the package timm: pip install 'simple-multimodal[timm]', or pip install "
+            "timm."
+        )
+    frames = config.vision_config
+    # The stock class takes the size of a frame's embedding from num_labels, and saves it as num_classes alone.
+    frames.num_labels = frames.to_dict()["num_classes"]

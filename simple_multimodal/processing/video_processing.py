@@ -436,6 +436,8 @@ def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
         result["size"] = math.isqrt(values["max_num_patches"]) * values["patch_size"]
         result["geometry"] = "squash"
         result["resize_kernel"] = "antialias"
+    if values.get("video_processor_type") == "PeVideoVideoProcessor":
+        result["resize_kernel"] = "antialias"
     if values.get("resample") == PILImageResampling.BICUBIC:
         result["resize_kernel"] = "bicubic"
     # Ours are of values between 0 and 1.

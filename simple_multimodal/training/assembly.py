@@ -21,7 +21,7 @@ from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswerin
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
-from simple_multimodal.models.loading import LoadingReport
+from simple_multimodal.models.loading import LoadingReport, load_tower_config
 from simple_multimodal.models.lora import add_lora, merge_lora, refuse_adapter
 from simple_multimodal.models.modeling import (
     MASKED_OBJECTIVES,
@@ -62,6 +62,11 @@ PROCESSOR_NAMES: dict[Modality, str] = {
     "video": "video_processor_name",
 }
 """What names the source of each modality's part of a processor."""
+
+
+def load_towers(names: Mapping[Modality, str]) -> dict[Modality, PreTrainedConfig]:
+    """Configurations of the towers of a new model, by where each is read from: see [`load_tower_config`]."""
+    return {modality: load_tower_config(name, modality, tuple(names)) for modality, name in names.items()}
 
 
 def processor_names(
@@ -171,7 +176,8 @@ def shared_checkpoint(
     (size, *others), name = sizes, next(iter(names))
     if "text" not in towers or len(towers) == 1 or len(names) > 1 or name is None or others or size is None:
         return None
-    return name, size
+    compared_with = towers["text"].to_dict().get("compared_with")  # PE-AV embeds texts for each modality anew
+    return (name, size) if compared_with is None or set(towers) == {"text", compared_with} else None
 
 
 def load_processor(

@@ -83,6 +83,7 @@ def picture_inputs(frames: int, side: int) -> tuple[torch.Tensor, ...]:
         ("siglip", "video", (3, 24, 24), picture_inputs(3, 24)),
         ("siglip2", "video", (3, 24, 24), picture_inputs(3, 24)),
         ("timesformer", "video", (4, 16, 16), picture_inputs(4, 16)),
+        ("pe_audio_video", "video", (3, 16, 16), picture_inputs(3, 16)),
     ],
 )
 def test_towers_of_others(tmp_path, kind, modality, size, inputs):

@@ -13,7 +13,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     PeAudioEncoder,
     PeAudioFrameLevelModel,
-    PeAudioModel,
+    PeVideoConfig,
     PreTrainedModel,
     Siglip2TextModel,
     Siglip2VisionModel,
@@ -36,8 +36,8 @@ from simple_multimodal.models.times import time_embedding
 
 from .tiny_towers import (
     STOCK_MODELS,
-    add_pictures,
     randomize,
+    stock_pe_av,
     tiny_config,
     tiny_tokenizer,
     write_checkpoint,
@@ -51,7 +51,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """A checkpoint of each kind."""
-    kinds = (*STOCK_MODELS, "pe_audio", "ast", "whisper", "timesformer")
+    kinds = (*STOCK_MODELS, "pe_audio", "pe_audio_video", "ast", "whisper", "timesformer")
     return {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
 
 
@@ -239,11 +239,11 @@ def test_whisper_equals_the_stock_model(folders, frames):
     assert encoder.time_steps(frames).tolist() == list(range(frames)) and output.embedding is None
 
 
-@pytest.mark.parametrize("has_pictures", [False, True])
+@pytest.mark.parametrize("kind", ["pe_audio", "pe_audio_video"])
 @torch.no_grad()
-def test_sounds_and_texts_equal_the_stock_pe_av(folders, tmp_path, has_pictures):
-    stock = PeAudioModel.from_pretrained(folders["pe_audio"]).eval()
-    folder = add_pictures(folders["pe_audio"], tmp_path) if has_pictures else folders["pe_audio"]
+def test_sounds_and_texts_equal_the_stock_pe_av(folders, kind):
+    folder = folders[kind]
+    stock = stock_pe_av(folder, "audio")
     encoder = load(folder, "audio", 40, 10)
     values = torch.randn(3, 1, 40, 20, generator=torch.Generator().manual_seed(7))
     mask, seconds = torch.arange(20) < torch.tensor([[20], [6], [0]]), torch.arange(20.0).expand(3, -1)
@@ -318,6 +318,61 @@ def test_checkpoints_of_one_tower_load(tmp_path, kind, modality, stock_class):
         assert any(torch.equal(tensor, other) for other in tensors.values() if other.shape == tensor.shape), name
 
 
+@pytest.mark.parametrize("is_alone", [False, True])
+@torch.no_grad()
+def test_pictures_and_texts_equal_the_stock_pe_av(folders, tmp_path, is_alone):
+    """Out of a checkpoint with sound, or of pictures and texts alone; also when a model with it was saved."""
+    folder = folders["pe_audio_video"]
+    stock = stock_pe_av(folder, "video")
+    if is_alone:
+        stock.save_pretrained(tmp_path)
+        folder = str(tmp_path)
+    encoder = load(folder, "video", 3, 16, 16)
+    pixels = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    seconds = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.5, 1.0]])
+    output = encoder(pixels, seconds)
+    inputs = text_inputs("pe_audio_video")
+    outputs = stock(**inputs, pixel_values_videos=normalize_pixels(pixels, (0.5,) * 3, (0.5,) * 3))
+    torch.testing.assert_close(output.tokens, outputs.video_outputs.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.embedding, outputs.video_embeds, atol=1e-5, rtol=1e-5)
+    assert output.mask.all() and output.mask.shape == (2, 3) and output.seconds.equal(seconds)
+    assert encoder.time_steps(3).tolist() == [0, 1, 2]
+
+    text_config = load_tower_config(folder, "text", ("text", "video"))
+    text_class, tokenizer = get_encoder_class(text_config.model_type, "text"), tiny_tokenizer("pe_audio_video")
+    fitted = text_class.fit_config(text_config, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    text_encoder = text_class(fitted).eval()
+    assert load_pretrained_tower(text_encoder, None, folder).unused == {}
+    texts = text_encoder(**inputs)
+    torch.testing.assert_close(texts.embedding, outputs.text_video_embeds, atol=1e-5, rtol=1e-5)
+
+    values = {"text_config": fitted, "video_config": encoder.config, "crossformer_config": ViTConfig(**SIZES)}
+    model = MultimodalForRetrieval(MultimodalConfig(**values))
+    model.multimodal.encoder("video").load_state_dict(encoder.state_dict())
+    model.save_pretrained(tmp_path / "saved")
+    again = MultimodalForRetrieval.from_pretrained(tmp_path / "saved").multimodal.encoder("video").eval()
+    again.image_mean = again.image_std = (0.5,) * 3
+    assert torch.equal(again(pixels, seconds).embedding, output.embedding)
+
+
+def test_texts_of_pe_av_are_embedded_for_what_they_are_compared_with(folders):
+    def compared_with(kind: str, *modalities: str) -> str:
+        return load_tower_config(folders[kind], "text", modalities).compared_with
+
+    assert compared_with("pe_audio_video") == compared_with("pe_audio", "text", "video") == "audio"
+    assert compared_with("pe_audio_video", "text", "audio") == "audio"
+    assert compared_with("pe_audio_video", "text", "audio", "video") == "audio"
+    assert compared_with("pe_audio_video", "text", "video") == "video"
+
+
+def test_the_picture_tower_of_pe_av_needs_timm(folders, monkeypatch):
+    assert PeVideoConfig().video_config.vision_config.num_labels == 2  # why there is `prepare_pictures`
+    monkeypatch.setattr("simple_multimodal.models.pe_av.is_timm_available", lambda: False)
+    with pytest.raises(ValueError, match=r"needs the package timm: pip install 'simple-multimodal\[timm\]'"):
+        load(folders["pe_audio_video"], "video", 3, 16, 16)
+    load(folders["pe_audio_video"], "audio", 40, 10)
+
+
 def test_pe_av_trained_on_frames_gives_tokens_alone(tmp_path):
     randomize(PeAudioFrameLevelModel(tiny_config("pe_audio"))).save_pretrained(tmp_path)
     for modality in ("text", "audio"):
@@ -348,6 +403,10 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
         ("pe_audio", "audio"): lambda tower: tower.layers,
         ("whisper", "audio"): lambda tower: tower.layers,
         ("timesformer", "video"): lambda tower: tower.encoder.layer,
+        ("pe_audio_video", "video"): lambda tower: [
+            *tower.layers,
+            *tower.embedder.vision_model.timm_model.blocks,
+        ],
     }
     for (kind, modality), layers in stacks.items():
         if modality == "text":
@@ -616,6 +675,7 @@ def test_mean_direction_weighs_unit_vectors():
             "frames of 40 samples.*frames of 128 values.*--num_mel_bins",
         ),
         (lambda f: load(f["pe_audio"], "audio", 40, 10).check_inputs(40, 20), "40 mel bins by 20.*40 by 10"),
+        (lambda f: load(f["pe_audio_video"], "video", 3, 24, 24), "24 by 24 pixels.*16 by 16.*--video_size"),
         (lambda f: load(f["clip"], "text", 20, 0, None), "token that ends a text.*--tokenizer_name"),
         (lambda f: load(f["clap"], "text", 20, 0, 2), "padding token, number 1; that of the tokenizer is 0"),
         (lambda f: load_text(f["siglip"], "siglip").check_inputs(5), "max_seq_length is 5.*padded to 12.*Set"),

@@ -1,15 +1,14 @@
 """Checkpoints of other people's towers, small, as they lie on the hub: weights, config, tokenizer and processor."""
 
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTForAudioClassification,
+    AutoConfig,
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
@@ -23,6 +22,10 @@ from transformers import (
     PeAudioModel,
     PeAudioProcessor,
     PeAudioVideoConfig,
+    PeAudioVideoModel,
+    PeAudioVideoProcessor,
+    PeVideoModel,
+    PeVideoVideoProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Siglip2Config,
@@ -36,6 +39,7 @@ from transformers import (
     SiglipProcessor,
     TimesformerConfig,
     TimesformerForVideoClassification,
+    TimmWrapperConfig,
     VideoMAEImageProcessor,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -53,6 +57,7 @@ SPECIAL_TOKENS = {
     "clap": (["<s>", "<pad>", "</s>"], "<s> $A </s>", "<pad>"),
     "pe_audio": (["[CLS]", "[PAD]", "[SEP]"], "[CLS] $A [SEP]", "[PAD]"),
 }
+SPECIAL_TOKENS["pe_audio_video"] = SPECIAL_TOKENS["pe_audio"]
 """Of each kind: special tokens, how a text becomes a sequence, and the token that fills up."""
 
 CLAP_EXTRACTOR = {
@@ -69,6 +74,14 @@ CLAP_EXTRACTOR = {
 PE_EXTRACTOR = {"sampling_rate": 8000, "hop_length": 40}
 WHISPER_EXTRACTOR = {"feature_size": 8, "chunk_length": 1}
 AST_EXTRACTOR = {"num_mel_bins": 16, "max_length": 64, "mean": -4.0, "std": 3.0}
+PE_PICTURES = {
+    "size": {"height": 16, "width": 16},
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+}
 TIMESFORMER_PROCESSOR = {
     "size": {"shortest_edge": 16},
     "crop_size": {"height": 16, "width": 16},
@@ -110,8 +123,10 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(kind: str) -> CLIPConfig | SiglipConfig | Siglip2Config | ClapConfig | PeAudioConfig:
-    """The config of a checkpoint with two towers."""
+def tiny_config(
+    kind: str,
+) -> CLIPConfig | SiglipConfig | Siglip2Config | ClapConfig | PeAudioConfig | PeAudioVideoConfig:
+    """The config of a checkpoint with several towers."""
     tokenizer = tiny_tokenizer(kind)
     text = SIZES | {"vocab_size": len(tokenizer), "hidden_size": 16, "max_position_embeddings": POSITIONS}
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
@@ -125,10 +140,20 @@ def tiny_config(kind: str) -> CLIPConfig | SiglipConfig | Siglip2Config | ClapCo
         return Siglip2Config(
             text_config=text | ids | {"projection_size": 24}, vision_config=vision | {"num_patches": 4}
         )
-    if kind == "pe_audio":
+    if kind.startswith("pe_audio"):
         codec = {"downsampling_ratios": [4, 10], "encoder_hidden_size": 4, "codebook_dim": 6, "hidden_size": 16}
         audio = SIZES | {"hidden_size": 24, "head_dim": 12, "dac_config": codec}
-        return PeAudioConfig(text_config=text | ids | {"model_type": "modernbert"}, audio_config=audio)
+        text |= ids | {"model_type": "modernbert"}
+        if kind == "pe_audio":
+            return PeAudioConfig(text_config=text, audio_config=audio)
+        size = {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": IMAGE, "patch_size": PATCH}
+        frames = TimmWrapperConfig(architecture="vit_pe_core_tiny_patch16_384", num_labels=10, model_args=size)
+        joint = SIZES | {"hidden_size": 24, "head_dim": 12}
+        video = joint | {"model_type": "pe_video_encoder", "vision_config": frames.to_dict()}
+        joint |= {"audio_config": audio | {"model_type": "pe_audio_encoder"}, "video_config": video}
+        config = PeAudioVideoConfig(text_config=text, audio_video_config=joint)
+        config.audio_video_config.video_config.vision_config.num_labels = 10  # which the stock class loses
+        return config
     audio = {
         "spec_size": 32,
         "num_mel_bins": CLAP_EXTRACTOR["feature_size"],
@@ -178,25 +203,10 @@ def stock_processor(kind: str):
         return Siglip2Processor(Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=4), tokenizer)
     if kind == "pe_audio":
         return PeAudioProcessor(PeAudioFeatureExtractor(**PE_EXTRACTOR), tokenizer)
+    if kind == "pe_audio_video":
+        parts = PeAudioFeatureExtractor(**PE_EXTRACTOR), PeVideoVideoProcessor(**PE_PICTURES)
+        return PeAudioVideoProcessor(*parts, tokenizer)
     return ClapProcessor(ClapFeatureExtractor(**CLAP_EXTRACTOR), tokenizer)
-
-
-def add_pictures(folder: str, target: Path) -> str:
-    """
-    Make a checkpoint of `pe_audio` one of `pe_audio_video`, with tensors named as the stock class saves them, which
-    cannot be built without a further package; returns the folder.
-    """
-    shutil.copytree(folder, target, dirs_exist_ok=True)
-    config = PeAudioConfig.from_pretrained(folder)
-    joint = {"audio_config": config.audio_config.to_dict(), "hidden_size": 24}
-    PeAudioVideoConfig(text_config=config.text_config.to_dict(), audio_video_config=joint).save_pretrained(target)
-    tensors = load_file(f"{folder}/model.safetensors")
-    renamed = {name if name.startswith("text_model.") else f"audio_model.{name}": t for name, t in tensors.items()}
-    others = ("video_model.text_video_head", "video_model.video_encoder", "audio_video_encoder", "audio_video_head")
-    others += ("text_audio_video_head", "audio_plus_text_head", "video_plus_text_head")
-    renamed |= {f"{name}.proj.weight": torch.zeros(2, 2) for name in others}
-    save_file(renamed, target / "model.safetensors", metadata={"format": "pt"})
-    return str(target)
 
 
 def write_checkpoint(folder: Path, kind: str) -> str:
@@ -231,7 +241,18 @@ def write_checkpoint(folder: Path, kind: str) -> str:
         randomize(TimesformerForVideoClassification(config)).save_pretrained(folder)
         VideoMAEImageProcessor(**TIMESFORMER_PROCESSOR).save_pretrained(folder)
     else:
-        stock_class = PeAudioModel if kind == "pe_audio" else STOCK_MODELS[kind]
+        stock_class = {"pe_audio": PeAudioModel, "pe_audio_video": PeAudioVideoModel, **STOCK_MODELS}[kind]
         randomize(stock_class(tiny_config(kind))).save_pretrained(folder)
         stock_processor(kind).save_pretrained(folder)
     return str(folder)
+
+
+def stock_pe_av(folder: str, clip: str) -> PreTrainedModel:
+    """What a checkpoint of PE-AV holds of texts and one other modality, by the stock class."""
+    stock_class = {"audio": PeAudioModel, "video": PeVideoModel}[clip]
+    config = AutoConfig.from_pretrained(folder)
+    pair = getattr(config, f"{clip}_config") if config.model_type == "pe_audio_video" else config
+    if clip == "video":
+        pair.video_config.vision_config.num_labels = 10  # saved as num_classes, which the stock class does not read
+    stock = stock_class.from_pretrained(folder, config=pair)
+    return stock.eval()

@@ -83,6 +83,19 @@ def test_frames_of_a_shape_become_the_patches_of_siglip_2(tmp_path):
         assert difference.max() <= ONE_LEVEL
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (90, 51), (16, 16)])
+def test_frames_are_within_one_level_of_the_stock_pe_av(tmp_path, shape):
+    stock = stock_processor("pe_audio_video")
+    stock.save_pretrained(tmp_path)
+    processor = VideoClipProcessor.from_pretrained(tmp_path, num_frames=2)
+    assert (processor.geometry, processor.resize_kernel) == ("squash", "antialias")
+    frames = smooth_frames(*shape)
+    expected = stock.video_processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")
+    pixels = processor(frames, video_fps=1.0)["pixel_values_videos"]
+    values = normalize_pixels(pixels, processor.image_mean, processor.image_std)
+    assert (values - expected["pixel_values_videos"]).abs().max() <= ONE_LEVEL / 127.5
+
+
 def test_settings_of_pictures_are_read_from_a_processor_of_pictures_and_text(tmp_path):
     stock_processor("clip").save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()  # nested in processor_config.json

@@ -12,7 +12,7 @@ from transformers import PeAudioModel
 from simple_multimodal.inference import Retriever
 from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.lora import find_targets
-from tests.models.tiny_towers import STOCK_MODELS, add_pictures, write_checkpoint
+from tests.models.tiny_towers import STOCK_MODELS, stock_pe_av, write_checkpoint
 from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run
 
 CLIP_MODALITY = {"clip": "video", "siglip": "video", "siglip2": "video", "clap": "audio"}
@@ -21,7 +21,7 @@ CLIP_MODALITY = {"clip": "video", "siglip": "video", "siglip2": "video", "clap":
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """A checkpoint of each kind, and a fusion config."""
-    kinds = (*STOCK_MODELS, "pe_audio", "ast", "whisper", "timesformer")
+    kinds = (*STOCK_MODELS, "pe_audio", "pe_audio_video", "ast", "whisper", "timesformer")
     folders = {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
     fusion = tmp_path_factory.mktemp("fusion") / "fusion.json"
     fusion.write_text(json.dumps(CONFIGS["fusion"]))
@@ -156,10 +156,10 @@ def test_towers_without_a_common_space_are_trained_together(start, folders, tmp_
     assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("fusion", 12, "softmax")
 
 
-@pytest.mark.parametrize("has_pictures", [False, True])
+@pytest.mark.parametrize("kind", ["pe_audio", "pe_audio_video"])
 @torch.no_grad()
-def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clips, tmp_path, has_pictures):
-    folder = add_pictures(folders["pe_audio"], tmp_path / "pictures") if has_pictures else folders["pe_audio"]
+def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clips, tmp_path, kind):
+    folder = folders[kind]
     names = flags(text_model_name_or_path=folder, audio_model_name_or_path=folder)
     names += flags(modalities=["text", "audio"], num_audio_frames=200)
     metrics = run(*start, *names, "--do_train", "False")
@@ -171,7 +171,7 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
     with pytest.raises(ValueError, match="There are no features of a 'pe_audio_encoder' tower"):
         retriever.model.tower_hash("audio")
 
-    stock = PeAudioModel.from_pretrained(folders["pe_audio"]).eval()
+    stock = stock_pe_av(folder, "audio")
     sound = retriever.collator(retriever.rows(clips / "audio")[:1])  # of one window
     waveform = sound["audio_values"].transpose(2, 3).flatten(2)
     texts = retriever.processor.tokenizer(CAPTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
@@ -181,6 +181,51 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
     index = retriever.index(clips / "audio")
     own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds[:1].T
     torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_pe_av_without_training_compares_pictures_as_the_stock_model(start, folders, clips, tmp_path):
+    folder = folders["pe_audio_video"]
+    names = flags(text_model_name_or_path=folder, video_model_name_or_path=folder)
+    run(*start, *names, *flags("--do_train", "False", modalities=["text", "video"], num_frames=3))
+    retriever = Retriever.from_pretrained(tmp_path / "out", batch_size=3)
+    config, video = retriever.model.config, retriever.processor.video_processor
+    assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("mean", 16, "sigmoid")
+    assert (video.height, video.geometry, video.resize_kernel, video.image_mean) == (
+        16,
+        "squash",
+        "antialias",
+        [0.5] * 3,
+    )
+    with pytest.raises(ValueError, match="There are no features of a 'pe_video_encoder' tower"):
+        retriever.model.tower_hash("video")
+
+    stock = stock_pe_av(folder, "video")
+    rows = retriever.rows(clips / "video")
+    pixels = retriever.collator(rows)["pixel_values_videos"] / 127.5 - 1
+    texts = retriever.processor.tokenizer(CAPTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    outputs = stock(**texts, pixel_values_videos=pixels)
+    expected = F.normalize(outputs.text_video_embeds, dim=-1) @ F.normalize(outputs.video_embeds, dim=-1).T
+    index = retriever.index(clips / "video")
+    assert index.ids == [row["id"] for row in rows]
+    own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds.T
+    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+
+    names += flags(audio_model_name_or_path=folder, num_audio_frames=200, output_dir=tmp_path / "all")
+    with pytest.raises(ValueError, match="(?s)Without training.*common space.*leave modalities out"):
+        run(*start, *names, "--do_train", "False")
+
+
+def test_pe_av_is_trained_on_sound_and_pictures(start, folders, tmp_path):
+    names = {f"{modality}_model_name_or_path": folders["pe_audio_video"] for modality in ("text", "audio", "video")}
+    sizes = flags(num_audio_frames=200, num_frames=2, task="pretraining", learning_rate=1e-3)
+    steps = flags("--activation_checkpointing", "True", max_steps=2, per_device_train_batch_size=4, save_strategy="no")
+    metrics = run(*start, *flags(**names), *sizes, *steps)
+    assert np.isfinite(metrics["train_loss"]) and np.isfinite(metrics["eval_loss"])
+    before = stock_pe_av(folders["pe_audio_video"], "video").video_encoder.state_dict()
+    after = MultimodalForRetrieval.from_pretrained(tmp_path / "out").multimodal.encoder("video").state_dict()
+    for name in ("layers.0.self_attn.v_proj.weight", "embedder.vision_model.timm_model.blocks.0.attn.qkv.weight"):
+        assert not torch.equal(before[name], after[name])
 
 
 def test_pe_av_is_trained_but_for_its_codec(start, folders, tmp_path):

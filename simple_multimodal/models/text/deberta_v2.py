@@ -58,8 +58,7 @@ class DebertaV2TextEncoder(TextEncoder, DebertaV2Model):
     decoder_class = DebertaV2TextDecoder
     late_embeddings = ("encoder.rel_embeddings.", "encoder.LayerNorm.")  # the norm is of the relative positions
 
-    @classmethod
-    def read_pretrained(cls, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
+    def read_pretrained(self, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """Read a checkpoint with the head that its file has; the config does not always name the right one."""
         model, info = super().read_pretrained(name_or_path, **kwargs)
         prefix = "lm_predictions." if model.config.legacy else "cls."
