@@ -270,20 +270,24 @@ def evaluate_encoded(
     """Losses, accuracies and retrieval of an encoded set.
 
     Contrastive losses compare every row with every other of the set, so that they depend on neither batch size nor
-    number of processes. Queries are all captions; candidates are the clips, one per group. A clip that lacks both
-    audio and video is no candidate, and its captions are no queries. A row that could not be read takes part with the
-    lowest scores there are: its captions and its clip come last wherever they are looked for.
+    number of processes; an objective that no row has the modalities for has no loss. Queries are all captions;
+    candidates are the clips, one per group. A clip that lacks both audio and video is no candidate, and its captions
+    are no queries. A row that could not be read takes part with the lowest scores there are: its captions and its clip
+    come last wherever they are looked for.
 
     Args:
         encoded (`EncodedSet`): the same on all processes.
         matching_top_k (`int`): how many candidates per query the matching head re-ranks; 0: all. Candidates below
             keep the order of the contrastive scores.
+
+    Raises:
+        ValueError: If there is no loss at all.
     """
-    metrics = {name: total / max(count, 1.0) for name, (total, count) in encoded.metrics.items()}
-    losses = {name: total / max(count, 1.0) for name, (total, count) in encoded.losses.items()}
+    metrics = {name: total / count for name, (total, count) in encoded.metrics.items() if count > 0}
+    losses = {name: total / count for name, (total, count) in encoded.losses.items() if count > 0}
     for name in CONTRASTIVE_PAIRS:
-        if name in model.loss_weights:
-            losses[name] = whole_set_contrastive_loss(model, name, encoded.rows)
+        if name in model.loss_weights and (loss := whole_set_contrastive_loss(model, name, encoded.rows)) is not None:
+            losses[name] = loss
     groups: set[int] = set()
     clips = []
     for row in sorted(encoded.rows, key=lambda row: row.is_bad):  # another row may stand for the clip of a bad one
@@ -342,18 +346,24 @@ def evaluate_encoded(
                 matrix[is_good], scores[is_good], positives[is_good]
             )
             protocol += f"; matching_*: the first {min(top_k, len(clips))} re-ranked by the matching head"
+    if not losses:
+        raise ValueError(
+            f"The evaluation set has no row for any of the model's objectives ({', '.join(model.loss_weights)}): none "
+            f"of its {len(encoded.rows)} rows has the modalities of one. Look at the columns of --validation_file, "
+            "and whether its clips have what --modalities names."
+        )
     total = sum(model.loss_weights[name] * value for name, value in losses.items())
     metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}, **metrics}
     headline = HEADLINE if captions else None
     return RetrievalEvaluation(metrics, intervals, counts, protocol, headline, scores, captions, clips, encoded.rows)
 
 
-def whole_set_contrastive_loss(model: RetrievalModel, name: str, rows: list[EncodedRow]) -> float:
-    """A contrastive loss over all rows of a set at once."""
+def whole_set_contrastive_loss(model: RetrievalModel, name: str, rows: list[EncodedRow]) -> float | None:
+    """A contrastive loss over all rows of a set at once; `None` where none has both sides."""
     first, second = CONTRASTIVE_PAIRS[name]
     kept = [row for row in rows if row.presence[first] and row.presence[second]]
     if not kept:
-        return 0.0
+        return None
     scale, bias = model.scale_and_bias(name)
     total = contrastive_loss(
         torch.stack([row.embeds[first] for row in kept]),

@@ -1,13 +1,19 @@
 """Evaluation over whole sets: what is scored, what is ranked, and pairs of twins."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from simple_multimodal.training.evaluation import (
+    EncodedCaption,
+    EncodedRow,
+    EncodedSet,
     PairSet,
+    evaluate_encoded,
     matching_loss,
     pair_metrics,
     sum_over_dictionaries,
@@ -78,6 +84,16 @@ def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
 def test_without_a_wrong_clip_only_the_right_one_counts():
     loss, accuracy = matching_loss(np.array([[1.0]]), np.array([[0.5]]), np.array([[True]]))
     assert (loss, accuracy) == (pytest.approx(np.log1p(np.exp(-1))), 1.0)
+
+
+def test_rows_without_any_objective_are_an_error():
+    presence = dict.fromkeys(("text", "audio", "video", "clip"), False)
+    row = EncodedRow(0, 0, presence | {"text": True}, {"text": EAST, "clip": EAST}, {}, False)
+    encoded = EncodedSet([row], [EncodedCaption(0, 0, EAST, EAST[None])], {"mvm": (0.0, 0.0)}, {})
+    settings = {"matching_top_k": 0, "process_index": 0, "num_processes": 1, "autocast": nullcontext}
+    model = SimpleNamespace(loss_weights={"contrastive_tv": 1.0, "mvm": 1.0, "matching": 1.0})
+    with pytest.raises(ValueError, match="no row for any of the model's objectives .contrastive_tv, mvm, matching."):
+        evaluate_encoded(model, encoded, **settings)
 
 
 def test_sums_of_processes_are_added_by_name():
