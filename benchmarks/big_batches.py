@@ -73,9 +73,10 @@ def main() -> None:
         f"batch {small}": {"per_device_train_batch_size": small},
         f"batch {large} in chunks": {"per_device_train_batch_size": large, "contrastive_chunk_size": small},
     }
+    seconds_of = {arm: seconds_per_step(options.work, options.world, arm, sizes) for arm, sizes in arms.items()}
     results: dict[str, dict] = {}
     for arm, sizes in arms.items():
-        seconds = seconds_per_step(options.work, options.world, arm, sizes)
+        seconds = seconds_of[arm]
         steps = max(1, round(options.minutes * 60 / seconds))
         print(f"{arm}: {seconds:.2f} s a step, {steps} steps in {options.minutes:g} minutes", flush=True)
         for rate in options.learning_rates:
