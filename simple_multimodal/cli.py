@@ -209,8 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--matching_top_k",
         type=int,
         metavar="INT",
-        help="candidates of each query that the matching head re-ranks; 0: none (of train.py: all); default: the "
-        "protocol's",
+        help="candidates of each query that the matching head re-ranks; 0: none; default: the protocol's",
     )
     verb.add_argument(
         "--measure_rerank",

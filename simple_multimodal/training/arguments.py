@@ -150,7 +150,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     matching_top_k: int = field(
         default=32,
         metadata={
-            "help": "Evaluation: candidates per query that the matching head re-ranks; 0: all (of `infer`: none).",
+            "help": "Evaluation: candidates per query that the matching head re-ranks; 0: none.",
             "group": "Evaluation",
         },
     )
@@ -189,7 +189,7 @@ class MultimodalTrainingArguments(TrainingArguments):
                 "encode a batch at once."
             )
         if self.matching_top_k < 0:
-            raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (all candidates) or more.")
+            raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (no re-ranking) or more.")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; give a share from 0 to 1.")
         for name in ("sample_timeout_seconds", "loader_memory_gigabytes"):

@@ -277,8 +277,8 @@ def evaluate_encoded(
 
     Args:
         encoded (`EncodedSet`): the same on all processes.
-        matching_top_k (`int`): how many candidates per query the matching head re-ranks; 0: all. Candidates below
-            keep the order of the contrastive scores.
+        matching_top_k (`int`): how many candidates per query the matching head re-ranks; 0: none, and it is measured
+            by its loss alone. Candidates below keep the order of the contrastive scores.
 
     Raises:
         ValueError: If there is no loss at all.
@@ -336,16 +336,17 @@ def evaluate_encoded(
                 found[is_readable] = (logits[:, 1] - logits[:, 0]).numpy()
                 return found
 
-            top_k = len(clips) if matching_top_k == 0 else matching_top_k
             result, matrix = matched_retrieval(
-                scores, caption_groups, clip_groups, odds, top_k=matching_top_k or None, is_needed=is_needed
+                scores, caption_groups, clip_groups, odds, top_k=matching_top_k, is_needed=is_needed
             )
-            metrics |= result.metrics
-            intervals |= result.intervals
+            if matching_top_k > 0:
+                metrics |= result.metrics
+                intervals |= result.intervals
+                top_k = min(matching_top_k, len(clips))
+                protocol += f"; matching_*: the first {top_k} re-ranked by the matching head"
             losses["matching"], metrics["matching_accuracy"] = matching_loss(
                 matrix[is_good], scores[is_good], positives[is_good]
             )
-            protocol += f"; matching_*: the first {min(top_k, len(clips))} re-ranked by the matching head"
     if not losses:
         raise ValueError(
             f"The evaluation set has no row for any of the model's objectives ({', '.join(model.loss_weights)}): none "

@@ -131,6 +131,16 @@ def test_metrics_do_not_depend_on_the_batch_size(start, trained, tmp_path):
     assert one == pytest.approx(three, rel=1e-5)
 
 
+def test_without_reranking_matching_is_measured_by_its_loss(start, trained, tmp_path):
+    every, none = (evaluate(start, trained, tmp_path, matching_top_k=top_k) for top_k in (NUM_ROWS, 0))
+    protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
+    assert {name for name in every if name not in none} == {
+        name for name in every if "_matching_t" in name or "_matching_v" in name
+    }
+    assert none == pytest.approx({name: every[name] for name in none}, rel=1e-6) and "eval_matching_loss" in none
+    assert "matching" not in protocol
+
+
 def test_every_caption_is_a_query_and_every_group_one_candidate(start, clips, trained, tmp_path):
     rows = [
         {"video": "0.mp4", "audio": "0.wav", "captions": ["a cat purrs", "a cat"], "group": "a"},
