@@ -3,7 +3,6 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import Literal
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.pe_audio.modeling_pe_audio import PeAudioModel
@@ -13,7 +12,7 @@ from transformers.utils import is_timm_available
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import Encoder, load_weights
 
-PAIR_CLASSES = {"audio": PeAudioModel, "video": PeVideoModel}
+PAIR_CLASSES: dict[Modality, type[PreTrainedModel]] = {"audio": PeAudioModel, "video": PeVideoModel}
 """The stock class that compares texts with one modality."""
 
 
@@ -41,13 +40,10 @@ class PEAVEncoder(Encoder):
         """
         if config.model_type == cls.model_type:
             return config
-        clip: Literal["audio", "video"] = "video" if cls.modality == "video" else "audio"
-        if config.model_type == "pe_audio_video":
-            if cls.modality == "text" and "video" in modalities and "audio" not in modalities:
-                clip = "video"
-            pair = pair_config(config, clip)
-        else:
-            clip, pair = ("video" if config.model_type == "pe_video" else "audio"), config
+        clip: Modality = "video" if cls.modality == "video" or config.model_type == "pe_video" else "audio"
+        if cls.modality == "text" and config.model_type == "pe_audio_video":
+            clip = "video" if "video" in modalities and "audio" not in modalities else "audio"
+        pair = pair_config(config, clip)
         tower = getattr(pair, f"{cls.modality}_config")
         if config.architectures != ["PeAudioFrameLevelModel"]:  # which compares texts with frames, not with sounds
             tower.projection_dim = pair.text_config.hidden_size
@@ -61,10 +57,9 @@ class PEAVEncoder(Encoder):
         return config.to_dict().get("projection_dim")
 
     @property
-    def compared_with(self) -> Literal["audio", "video"]:
-        """The modality whose comparison with texts this tower was trained for, or the tower's own."""
-        own = self.config.to_dict().get("compared_with", "audio") if self.modality == "text" else self.modality
-        return "video" if own == "video" else "audio"
+    def compared_with(self) -> Modality:
+        """The modality that texts are compared with by this tower."""
+        return self.config.to_dict().get("compared_with", "audio") if self.modality == "text" else self.modality
 
     def read_pretrained(self, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """
@@ -80,16 +75,16 @@ class PEAVEncoder(Encoder):
                 "checkpoint of PE-AV."
             )
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-        pair = pair_config(config, self.compared_with) if config.model_type == "pe_audio_video" else config
+        pair = pair_config(config, self.compared_with)
         if self.compared_with == "video":
             prepare_pictures(pair.video_config)
         with contextlib.redirect_stdout(io.StringIO()):  # the class of pictures prints about its own docstrings
             return load_weights(PAIR_CLASSES[self.compared_with], name_or_path, config=pair, **kwargs)
 
 
-def pair_config(config: PreTrainedConfig, clip: Literal["audio", "video"]) -> PreTrainedConfig:
-    """What a config of `pe_audio_video` says about texts and one other modality."""
-    return config.audio_config if clip == "audio" else config.video_config
+def pair_config(config: PreTrainedConfig, clip: Modality) -> PreTrainedConfig:
+    """What the config of a checkpoint says about texts and one other modality: all of it, unless it has both."""
+    return getattr(config, f"{clip}_config") if config.model_type == "pe_audio_video" else config
 
 
 def prepare_pictures(config: PreTrainedConfig) -> None:
