@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,18 @@ PACK_OPTIONS = {
 }
 
 
-BAD_SAMPLE_OPTIONS = {
-    "max_bad_fraction": "stop when more than this share of the clips cannot be read; fewer are left out of an index "
-    "and count as wrong in a measurement; default: 0.2",
+LIMITS = {
     "sample_timeout_seconds": "with --num_workers, a file that is not read within this many seconds is bad; 0: no "
     "limit; default: 120",
     "loader_memory_gigabytes": "with --num_workers, a file for which a reading process grows by more than this "
     "many GB is bad; 0: no limit; default: 4",
+}
+"""What a file may take before it is bad."""
+
+BAD_SAMPLE_OPTIONS = {
+    "max_bad_fraction": "stop when more than this share of the clips cannot be read; fewer are left out of an index "
+    "and count as wrong in a measurement; default: 0.2",
+    **LIMITS,
 }
 
 
@@ -169,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_backend(verb)
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
+    add_numbers(verb, LIMITS)
     add_roots(verb)
     verb.set_defaults(run=features)
 
@@ -287,7 +293,12 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
     add_backend(verb)
-    for name, description in BAD_SAMPLE_OPTIONS.items():
+    add_numbers(verb, BAD_SAMPLE_OPTIONS)
+
+
+def add_numbers(verb: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
+    """Adds flags of numbers, by name and description, whose defaults are those of what takes them."""
+    for name, description in options.items():
         verb.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, metavar="FLOAT", help=description)
 
 

@@ -3,9 +3,8 @@
 import json
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather_object, send_to_device
@@ -13,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from simple_multimodal.data.bad_samples import BadSampleError
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, describe_difference, make_fingerprint
 from simple_multimodal.data.manifest import MultimodalDataset, Row
@@ -110,7 +108,8 @@ class TowerFeatures(Pipeline):
         if not rows:
             raise ValueError(f"No row of the manifests has {tower} that can be read. {' '.join(unreadable)}".strip())
 
-        missing = [key for key in rows if key not in stored]
+        keys = list(rows)
+        missing = [number for number, key in enumerate(keys) if key not in stored]
         shards = [missing[first : first + shard_size] for first in range(0, len(missing), shard_size)]
         first_shard = 1 + max((int(Path(name).stem) for name, _ in stored.values()), default=-1)
         own = range(self.state.process_index, len(shards), self.state.num_processes)
@@ -119,10 +118,12 @@ class TowerFeatures(Pipeline):
             for number in own
             for first in range(0, len(shards[number]), self.batch_size)
         ]
+        # Numbered anew: each manifest counts its own rows.
+        listed = [cast(Row, {**row, "index": number}) for number, row in enumerate(rows.values())]
         loader: DataLoader = DataLoader(
-            [rows[key] for batch in batches for key in batch],  # type: ignore[arg-type]
-            batch_sampler=_consecutive([len(batch) for batch in batches]),
-            collate_fn=partial(_collate, collator),
+            [(row["epoch"], row["index"]) for row in listed],  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=self._reader(listed, collator),
             num_workers=self.num_workers,
         )
         loaded = iter(loader)
@@ -132,14 +133,13 @@ class TowerFeatures(Pipeline):
             for number in own:
                 kept: dict[ClipKey, ClipTokens] = {}
                 for first in range(0, len(shards[number]), self.batch_size):
-                    keys = shards[number][first : first + self.batch_size]
-                    batch, reasons = next(loaded)
+                    own_rows = shards[number][first : first + self.batch_size]
+                    batch = next(loaded)
+                    reasons = {sample.row: sample.reason for sample in batch.pop("bad_samples", [])}
                     clips = self._encode(tower, batch, dtype)
-                    kept |= {
-                        key: clip for n, (key, clip) in enumerate(zip(keys, clips, strict=True)) if n not in reasons
-                    }
+                    kept |= {keys[n]: clip for n, clip in zip(own_rows, clips, strict=True) if n not in reasons}
                     bad |= {keys[n]: reason for n, reason in reasons.items()}
-                    bar.update(len(keys))
+                    bar.update(len(own_rows))
                 _save_shard(folder / f"{first_shard + number:05d}.safetensors", kept, made_of)
         bad = {key: reason for part in gather_object([bad]) for key, reason in part.items()}
         if len(bad) == len(rows):
@@ -177,23 +177,6 @@ def _different_clips(datasets: Sequence[MultimodalDataset], tower: Modality) -> 
             except (MediaError, OSError) as error:
                 unreadable.append(str(error))
     return rows, unreadable
-
-
-def _consecutive(sizes: Sequence[int]) -> list[list[int]]:
-    """Batches of these sizes out of 0, 1, 2, ..."""
-    numbers = iter(range(sum(sizes)))
-    return [[next(numbers) for _ in range(size)] for size in sizes]
-
-
-def _collate(collator: MultimodalCollator, rows: Sequence[Row]) -> tuple[dict[str, torch.Tensor], dict[int, str]]:
-    """A batch, and what is wrong with the rows of it that cannot be read: these are empty."""
-    reasons: dict[int, str] = {}
-
-    def empty(number: int, error: BadSampleError) -> Row:
-        reasons[number] = error.sample.reason
-        return {**rows[number], "video": None, "audio": None}
-
-    return collator(rows, empty), reasons
 
 
 def _save_shard(path: Path, clips: dict[ClipKey, ClipTokens], made_of: dict[str, Any]) -> None:

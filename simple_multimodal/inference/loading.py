@@ -250,7 +250,7 @@ class Pipeline:
         loader: DataLoader = DataLoader(
             [(row["epoch"], row["index"]) for row in rows],  # type: ignore[arg-type]
             batch_sampler=[list(batches[number]) for number in missing],
-            collate_fn=self._reader(rows),
+            collate_fn=self._reader(rows, self.collator),
             num_workers=self.num_workers,
         )
         done = sum(len(batches[number]) for number in own)
@@ -283,10 +283,10 @@ class Pipeline:
             bad_samples,
         )
 
-    def _reader(self, rows: Sequence[Row]) -> SupervisedReader:
+    def _reader(self, rows: Sequence[Row], collator: MultimodalCollator) -> SupervisedReader:
         # Without workers a file that takes too long could only be ended with this process, and whoever called it.
         return SupervisedReader(
-            BatchReader(ListedRows(rows), self.collator, on_bad_sample="skip"),
+            BatchReader(ListedRows(rows), collator, on_bad_sample="skip"),
             timeout_seconds=self.sample_timeout_seconds if self.num_workers else 0.0,
             memory_gigabytes=self.loader_memory_gigabytes,
         )

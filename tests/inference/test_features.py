@@ -1,5 +1,6 @@
 """Tests of running towers once: what is kept, what goes on after a kill, and what is refused."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.inference import QuestionAnswerer, Retriever, TowerFeatures
+from simple_multimodal.inference.features import FeatureReport
+from simple_multimodal.media.pyav_backend import PyAVBackend
 from tests.inference.conftest import NUM_CLIPS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -202,6 +205,37 @@ def test_the_verb_says_what_cannot_be_read(retrieval_model, clips, tmp_path, cap
     shutil.copy(clips / "video/1.mp4", folder / "1.mp4")
     manifest.write_text("video,caption\n1.mp4,b\n")
     assert main(words) == 0 and "1 clips, 1 made now" in capsys.readouterr().out
+
+
+def test_a_decoder_that_crashes_costs_its_clip(maker, dataset, written, tmp_path, monkeypatch):
+    original = PyAVBackend.frames
+
+    def frames(self, path, *args, **kwargs):
+        if Path(path).stem == "2":
+            ctypes.string_at(0)
+        return original(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(PyAVBackend, "frames", frames)
+    with_worker = TowerFeatures(maker.model, maker.processor, batch_size=2, num_workers=1)
+    report = with_worker.write("video", [dataset], tmp_path)
+    assert report[:2] == (5, 5) and "its decoder crashed (SIGSEGV)" in report.unreadable[0]
+    kept, whole = (read(folder, maker)["video"] for folder in (tmp_path, written))
+    for row in (dataset[1], dataset[3]):
+        torch.testing.assert_close(kept.read(row).tokens, whole.read(row).tokens, atol=1e-5, rtol=0)
+
+
+def test_limits_of_a_file_can_be_set(retrieval_model, manifest, tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        TowerFeatures,
+        "write",
+        lambda self, *args, **kwargs: (
+            limits.append((self.sample_timeout_seconds, self.loader_memory_gigabytes)) or FeatureReport(0, 0, [])
+        ),
+    )
+    words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
+    assert main(words) == main([*words, "--sample_timeout_seconds", "5", "--loader_memory_gigabytes", "1"]) == 0
+    assert limits == [(120.0, 4.0), (5.0, 1.0)]
 
 
 def test_models_give_the_same_with_features(retrieval_model, maker, written, dataset, monkeypatch):
