@@ -130,6 +130,7 @@ class Encoder(nn.Module):
         uses_own_processor: whether tokenizer, sound or picture settings come from the tower's checkpoint where no
             other source is named.
         late_embeddings: how names of parameters start that are embeddings, but registered after the layers.
+        untrained: how names of parameters start that are never trained.
     """
 
     modality: ClassVar[Modality]
@@ -146,6 +147,7 @@ class Encoder(nn.Module):
     tokens_are_all: ClassVar[bool] = True
     uses_own_processor: ClassVar[bool] = False
     late_embeddings: ClassVar[tuple[str, ...]] = ()
+    untrained: ClassVar[tuple[str, ...]] = ()
 
     config: PreTrainedConfig
     dtype: torch.dtype  # a property of the stock class
@@ -251,15 +253,25 @@ class TowerModel(PreTrainedModel):
             ValueError: The weights are damaged, or of other shapes than the configuration says.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True)
         except (SafetensorError, UnpicklingError, RuntimeError) as error:
             raise ValueError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze_untrained()  # transformers makes every parameter that it loads one that is trained
+        return loaded
 
     def post_init(self) -> None:
         super().post_init()
         # What FSDP shards one by one; stock classes also name parts of theirs that our towers do not have.
         layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._no_split_modules = {type(layer).__name__ for layer in layers}
+        self._freeze_untrained()
+
+    def _freeze_untrained(self) -> None:
+        for tower in self.towers.values():
+            for name, parameter in tower.named_parameters():
+                if name.startswith(getattr(tower, "untrained", ())):
+                    parameter.requires_grad_(False)
 
     def get_input_embeddings(self) -> None:
         """None: each tower has its own input."""

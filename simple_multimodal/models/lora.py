@@ -19,8 +19,9 @@ ADAPTER_FOLDER = "adapter"
 ATTENTION_PROJECTIONS = (
     *("query", "key", "value", "qkv", "query_proj", "key_proj", "value_proj", "q_proj", "k_proj", "v_proj"),
     *("o_proj", "out_proj", "attention.output.dense", "temporal_attention.output.dense"),
+    *("Wqkv", "attn.Wo", "attn.proj"),
 )
-"""What towers of `transformers` call the projections of their attention."""
+"""What towers of `transformers` and `timm` call the projections of their attention."""
 
 
 def require_peft() -> ModuleType:

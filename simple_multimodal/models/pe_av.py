@@ -66,7 +66,7 @@ class PEAVEncoder(Encoder):
         See [`Encoder.read_pretrained`].
 
         Raises:
-            `ValueError` if the checkpoint holds a tower without its head.
+            `ValueError` if the checkpoint holds a tower without its head, or is for another modality.
         """
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)
         if values["model_type"] == self.model_type:
@@ -75,6 +75,11 @@ class PEAVEncoder(Encoder):
                 "checkpoint of PE-AV."
             )
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+        if config.model_type not in ("pe_audio_video", f"pe_{self.compared_with}"):
+            raise ValueError(
+                f"{name_or_path!r} is {config.model_type!r}, but this {self.modality} tower is that of comparisons "
+                f"with {self.compared_with}. Give a config and a checkpoint of one kind."
+            )
         pair = pair_config(config, self.compared_with)
         if self.compared_with == "video":
             prepare_pictures(pair.video_config)
@@ -87,18 +92,23 @@ def pair_config(config: PreTrainedConfig, clip: Modality) -> PreTrainedConfig:
     return getattr(config, f"{clip}_config") if config.model_type == "pe_audio_video" else config
 
 
+def require_timm() -> None:
+    """Raise a `ValueError` if `timm` is not installed, which the picture tower runs on."""
+    if not is_timm_available():
+        raise ValueError(
+            "PE-AV's checkpoint of pictures, and of texts for these, needs the package timm: pip install "
+            "'simple-multimodal[timm]', or pip install timm."
+        )
+
+
 def prepare_pictures(config: PreTrainedConfig) -> None:
     """
     Make a config of the picture tower one that can be built.
 
     Raises:
-        `ValueError` if `timm` is not installed, which the tower runs on.
+        `ValueError` if `timm` is not installed.
     """
-    if not is_timm_available():
-        raise ValueError(
-            "The picture tower of PE-AV needs the package timm: pip install 'simple-multimodal[timm]', or pip install "
-            "timm."
-        )
+    require_timm()
     frames = config.vision_config
     # The stock class takes the size of a frame's embedding from num_labels, and saves it as num_classes alone.
     frames.num_labels = frames.to_dict()["num_classes"]

@@ -360,8 +360,9 @@ def _check_zero_shot(
         )
         raise ValueError(
             "Without training, texts and clips can be compared only if all towers come from one checkpoint with a "
-            f"common space, such as CLIP's; these do not ({found}). Name one checkpoint for all, leave modalities out "
-            f"that it has not (--modalities text video). Otherwise: {remedy}"
+            f"common space, such as CLIP's; these do not ({found}). Name one checkpoint for all, and the modalities "
+            "that it compares with each other (--modalities text video; PE-AV compares texts with sound or with "
+            f"pictures). Otherwise: {remedy}"
         )
     own = {"contrastive_dim": shared[1], "contrastive_loss_before_fusion": True, "clip_embedding": "mean"}
     for name, value in own.items():

@@ -281,7 +281,7 @@ def evaluate_encoded(
             by its loss alone. Candidates below keep the order of the contrastive scores.
 
     Raises:
-        ValueError: If there is no loss at all.
+        ValueError: If there is no loss at all, and not because rows could not be read.
     """
     metrics = {name: total / count for name, (total, count) in encoded.metrics.items() if count > 0}
     losses = {name: total / count for name, (total, count) in encoded.losses.items() if count > 0}
@@ -344,17 +344,19 @@ def evaluate_encoded(
                 intervals |= result.intervals
                 top_k = min(matching_top_k, len(clips))
                 protocol += f"; matching_*: the first {top_k} re-ranked by the matching head"
-            losses["matching"], metrics["matching_accuracy"] = matching_loss(
-                matrix[is_good], scores[is_good], positives[is_good]
-            )
-    if not losses:
+            if is_good.any():
+                losses["matching"], metrics["matching_accuracy"] = matching_loss(
+                    matrix[is_good], scores[is_good], positives[is_good]
+                )
+    if losses:
+        total = sum(model.loss_weights[name] * value for name, value in losses.items())
+        metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}, **metrics}
+    elif not bad_rows:
         raise ValueError(
-            f"The evaluation set has no row for any of the model's objectives ({', '.join(model.loss_weights)}): none "
-            f"of its {len(encoded.rows)} rows has the modalities of one. Look at the columns of --validation_file, "
+            f"The evaluation set has no row for any of the model's objectives ({', '.join(model.loss_weights)}): of "
+            f"its {len(encoded.rows)} rows none has the modalities of one. Look at the columns of --validation_file, "
             "and whether its clips have what --modalities names."
         )
-    total = sum(model.loss_weights[name] * value for name, value in losses.items())
-    metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}, **metrics}
     headline = HEADLINE if captions else None
     return RetrievalEvaluation(metrics, intervals, counts, protocol, headline, scores, captions, clips, encoded.rows)
 
@@ -386,8 +388,6 @@ def first_wrong(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
 
 def matching_loss(odds: np.ndarray, scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
     """Cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip."""
-    if len(odds) == 0:
-        return 0.0, 0.0
     rows = np.arange(len(odds))
     right = odds[rows, positives.argmax(axis=1)].astype(np.float64)
     hardest = first_wrong(scores, positives)

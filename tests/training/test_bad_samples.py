@@ -194,6 +194,7 @@ def test_an_evaluation_of_bad_samples_alone(spoiled, trained, tmp_path):
     common = spoiled(*[f"text/{row}.txt" for row in range(NUM_ROWS)])
     metrics, _ = evaluate(common, trained, tmp_path / "out")
     assert metrics["eval_text_to_video_mean_rank"] == NUM_ROWS
+    assert not any(name.endswith("_loss") for name in metrics)  # 0 would be the best there is
     assert all(math.isfinite(value) for value in metrics.values())
 
 

@@ -1,17 +1,20 @@
 """`train.py` with towers of other people: without training, with two steps of it, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import PeAudioModel
+from transformers import PeAudioModel, ViTConfig
 
 from simple_multimodal.inference import Retriever
 from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.lora import find_targets
+from simple_multimodal.training.assembly import load_towers
 from tests.models.tiny_towers import STOCK_MODELS, stock_pe_av, write_checkpoint
 from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run
 
@@ -212,7 +215,9 @@ def test_pe_av_without_training_compares_pictures_as_the_stock_model(start, fold
     torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
 
     names += flags(audio_model_name_or_path=folder, num_audio_frames=200, output_dir=tmp_path / "all")
-    with pytest.raises(ValueError, match="(?s)Without training.*common space.*leave modalities out"):
+    with pytest.raises(
+        ValueError, match="(?s)Without training.*common space.*PE-AV compares texts with sound or with pictures"
+    ):
         run(*start, *names, "--do_train", "False")
 
 
@@ -238,6 +243,31 @@ def test_pe_av_is_trained_but_for_its_codec(start, folders, tmp_path):
     same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
     assert {name for name in before if "dac_encoder" in name or "bottleneck" in name} <= same
     assert "layers.0.self_attn.v_proj.weight" not in same and "patch_embedder.class_embedding" not in same
+
+
+def test_pe_av_goes_on_from_a_checkpoint(start, folders, tmp_path):
+    """Of a codec that is not trained, the optimizer knows nothing."""
+    names = {f"{modality}_model_name_or_path": folders["pe_audio_video"] for modality in ("text", "audio", "video")}
+    sizes = flags(num_audio_frames=200, num_frames=2, max_steps=2, save_steps=1, save_strategy="steps", **names)
+    metrics = run(*start, *sizes)
+    shutil.copytree(tmp_path / "out", tmp_path / "whole")
+    shutil.rmtree(tmp_path / "out/checkpoint-2")
+    assert run(*start, *sizes)["eval_loss"] == metrics["eval_loss"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_default_targets_of_lora_are_the_attention_of_pe_av(folders):
+    towers = load_towers({modality: folders["pe_audio_video"] for modality in ("text", "audio", "video")})
+    configs = {f"{modality}_config": config for modality, config in towers.items()}
+    model = MultimodalForRetrieval(MultimodalConfig(**configs, crossformer_config=ViTConfig(**CONFIGS["fusion"])))
+    found = {modality: {name.split(".", 1)[1] for name in find_targets(model, [modality])} for modality in towers}
+    attention = {f"layers.{n}.self_attn.{name}_proj" for n in range(2) for name in "qkvo"}
+    pictures = {
+        f"embedder.vision_model.timm_model.blocks.{n}.attn.{name}" for n in range(2) for name in ("qkv", "proj")
+    }
+    assert found["text"] == {f"layers.{n}.attn.{name}" for n in range(2) for name in ("Wqkv", "Wo")}
+    assert found["audio"] == attention and found["video"] == attention | pictures
 
 
 def test_whisper_beside_another_text_tower(start, folders, tmp_path):

@@ -44,16 +44,14 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
     tokens_are_all = False
     uses_own_processor = True
     late_embeddings = ("audio_encoder.batch_norm.",)  # of the log-mel
+    # The fusion of a long sound's parts with the whole: no window is one.
+    untrained = ("audio_encoder.patch_embed.fusion_model.", "audio_encoder.patch_embed.mel_conv2d.")
 
     def __init__(self, config: ClapAudioConfig):
         super().__init__(config)
         self.num_frames: int = config.to_dict().get("num_frames", longest_window(config))
         self.audio_projection = ClapProjectionLayer(config)
         self.post_init()
-        if config.enable_fusion:  # of a long sound's parts with the whole: no window is one
-            patches = self.audio_encoder.patch_embed
-            for part in (patches.fusion_model, patches.mel_conv2d):
-                part.requires_grad_(False)
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:

@@ -35,6 +35,7 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
     pretrained_names = {"audio_encoder.": "encoder.", "audio_head.": "encoder.audio_head."}
     other_names = ("text_", "video_", "audio_video_", "audio_plus_text_")
     tokens_are_all = False
+    untrained = ("embedder.dac_encoder.", "embedder.bottleneck.")  # the codec, which runs without gradients
 
     def __init__(self, config: PeAudioEncoderConfig):
         super().__init__(config)
@@ -42,8 +43,6 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
         size = self.embedding_size(config)
         self.audio_head = None if size is None else PeAudioContrastiveHead(config.hidden_size, size)
         self.post_init()
-        for codec in (self.embedder.dac_encoder, self.embedder.bottleneck):  # which run without gradients
-            codec.requires_grad_(False)
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDA
 
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.models.patches import normalize_pixels
-from simple_multimodal.models.pe_av import PEAVEncoder, prepare_pictures
+from simple_multimodal.models.pe_av import PEAVEncoder, prepare_pictures, require_timm
 
 DEFAULT_NUM_FRAMES = 16
 """Frames of a clip where nothing else is said."""
@@ -67,12 +67,7 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
         Raises:
             `ValueError` if the frames have another size than the tower's.
         """
-        own = _frame_size(config)
-        if (height, width) != own:
-            raise ValueError(
-                f"The clips have frames of {height} by {width} pixels, but PE-AV's picture tower takes {own[0]} by "
-                f"{own[1]}. Leave --video_size out."
-            )
+        _check_size(config, height, width)
         return deepcopy(config)
 
     @property
@@ -91,7 +86,7 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` if the tower's frames are not of `height` by `width` pixels."""
-        self.fit_config(self.config, num_frames, height, width)
+        _check_size(self.config, height, width)
 
     def forward(self, pixel_values_videos: torch.Tensor, video_seconds: torch.Tensor) -> EncoderOutput:
         """
@@ -111,8 +106,18 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
         return EncoderOutput(outputs.last_hidden_state, mask, video_seconds, embedding=embedding)
 
 
+def _check_size(config: PreTrainedConfig, height: int, width: int) -> None:
+    own = _frame_size(config)
+    if (height, width) != own:
+        raise ValueError(
+            f"The clips have frames of {height} by {width} pixels, but PE-AV's picture tower takes {own[0]} by "
+            f"{own[1]}. Set size of the video processor (--video_size) to that."
+        )
+
+
 def _frame_size(config: PreTrainedConfig) -> tuple[int, int]:
     """Height and width of the frames that a tower takes, in pixels."""
+    require_timm()
     from timm.models import get_pretrained_cfg
 
     frames = config.vision_config
