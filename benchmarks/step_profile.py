@@ -343,7 +343,8 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     show(result)
-    names = [options.device, options.size, options.precision, *(["compiled"] if options.compile else [])]
+    names = [options.device, options.size, f"batch{options.batch}", options.precision]
+    names += ["compiled"] if options.compile else []
     common.save("_".join(["step_profile", *names]), {"command": sys.argv[1:], **result})
 
 
