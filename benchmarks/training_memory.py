@@ -2,11 +2,13 @@
 
 python benchmarks/training_memory.py [--sizes toy small]
 
-Models of `stand_ins.py` with all objectives, one thread, AdamW; every case is a process of its own. What the process
-held before the model was built is subtracted.
+Models of `stand_ins.py` with all objectives, one thread, AdamW; every case is a process of its own. `allocated` is the
+most that tensors took at any time of the third step, as `torch.cuda.max_memory_allocated` says of a device; `resident`
+the most that the process took, less what it held before the model was built.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -17,6 +19,7 @@ import common
 import psutil
 import stand_ins
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.training.summary import SavedActivations, summarize
@@ -52,20 +55,34 @@ def measure(size: str, setting: str, num_rows: int, precision: str) -> dict[str,
     stand_ins.apply_setting(model, setting)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     found = summarize(model, optimizer)["memory_bytes"]
-    for step in range(3):
+
+    def step() -> int:
+        """A step of training; the bytes that its forward pass keeps."""
         activations = SavedActivations(model)
         with activations, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(**batch).loss
-        if step == 0:
-            found["activations"] = activations.num_bytes
-        del activations
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    found = {name: value / 1e6 for name, value in found.items()}
+        return activations.num_bytes
+
+    found["activations"] = step()
+    step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    counted, resident = sum(found.values()), (peak - before) / 1e6
-    return {**found, "counted": counted, "resident": resident, "resident_over_counted": resident / counted}
+    kept = found["weights"] + found["optimizer_state"]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    found = {name: value / 1e6 for name, value in found.items()}
+    counted = sum(found.values())
+    measured = {"allocated": (kept + most_allocated(profiled)) / 1e6, "resident": (peak - before) / 1e6}
+    return {**found, "counted": counted, **measured, **{f"{n}_over_counted": v / counted for n, v in measured.items()}}
+
+
+def most_allocated(profiled: profile) -> int:
+    """The most bytes that tensors took during a profile, beyond those of before."""
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
 
 
 def main() -> None:
