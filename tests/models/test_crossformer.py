@@ -93,6 +93,23 @@ def naive_layer(layer, pre_norm, states, mask, context=None, context_mask=None):
     return layer.layernorm_after(states + feed_forward(states))
 
 
+def test_gradients_of_rows_taken_several_times_repeat_bit_for_bit():
+    """Also with several threads: as the clips of matching are taken, each with its own text and with others'."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(16, 64, 64, generator=generator)
+    rows = torch.randint(0, 16, (512,), generator=generator)
+    weights = torch.randn(512, 64, 64, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = set()
+    for _ in range(5):
+        leaf = states.clone().requires_grad_()
+        Stream(leaf, torch.ones(16, 64, dtype=torch.bool)).select(rows).states.backward(weights)
+        found.add(leaf.grad.numpy().tobytes())
+    torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
 @torch.no_grad()
 @every_kind
 def test_layer_equals_one_written_by_hand(kind):

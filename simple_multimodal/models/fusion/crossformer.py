@@ -34,7 +34,8 @@ class Stream(NamedTuple):
 
     def select(self, rows: torch.Tensor) -> "Stream":
         """The given rows, as a new stream."""
-        return Stream(self.states[rows], self.mask[rows])
+        # Not `states[rows]`: threads of a CPU add the gradients of a row that is taken several times in any order.
+        return Stream(self.states.index_select(0, rows), self.mask[rows])
 
 
 Clip = dict[Modality, Stream]
