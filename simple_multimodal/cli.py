@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="training clips that are set aside where a benchmark has no validation list; default: 500",
     )
     verb.add_argument("--seed", type=int, default=0, metavar="INT", help="random seed that decides which; default: 0")
+    add_follow_links(verb)
     verb.add_argument("--require_all_clips", action="store_true", help="write nothing if clips are missing")
     verb.add_argument(
         "--check", action="store_true", help="open every video, and count those that cannot be read as missing"
@@ -513,7 +514,7 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
     from simple_multimodal.models.distributed import leave_process_group
 
     settings = {name: options.pop(name) for name in PIPELINE_SETTINGS if name in options}
-    folder, videos, protocol = prepared_folder(data, output_dir)
+    folder, videos, protocol = prepared_folder(data, output_dir, follow_links=options["follow_links"])
     kind = Retriever if get_protocol(protocol).task == "retrieval" else QuestionAnswerer
     pipeline = _pipeline(kind, model, settings | {"shows_progress": True})
     measured = measure_benchmark(
