@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--out", default="clips.safetensors", metavar="FILE", help="embeddings to write; default: clips.safetensors"
     )
-    add_follow_links(verb)
+    add_files(verb)
     add_pipeline(verb)
     verb.set_defaults(run=encode)
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="INT",
         help="first candidates that the matching head re-ranks; default: 0",
     )
-    add_follow_links(verb)
+    add_files(verb)
     add_pipeline(verb)
     verb.set_defaults(run=search)
 
@@ -318,16 +318,21 @@ def add_backend(verb: argparse.ArgumentParser) -> None:
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
     """Adds the flags that say where the files of a manifest and their indices are."""
+    add_files(verb)
+    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+
+
+def add_files(verb: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where the files of a manifest are."""
     for column in ("video", "audio", "text"):
         verb.add_argument(
             f"--{column}_root", metavar="DIR", help=f"folder of the {column} column; default: manifest's"
         )
     add_follow_links(verb)
-    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
 
 
 def add_follow_links(verb: argparse.ArgumentParser) -> None:
-    """Adds the flag of commands that take a manifest, about its symbolic links."""
+    """Adds the flag about the symbolic links of a manifest, or of a benchmark's videos."""
     verb.add_argument(
         "--follow_links",
         action="store_true",
@@ -427,13 +432,14 @@ def show(
     return 0
 
 
-def encode(*, model: str, clips: list[str], out: str, follow_links: bool, **settings: Any) -> int:
+def encode(*, model: str, clips: list[str], out: str, **settings: Any) -> int:
     """Saves embeddings of clips."""
     from simple_multimodal.inference import Retriever
 
+    source = _clips(clips, settings)
     retriever = _pipeline(Retriever, model, settings | {"shows_progress": True})
     partial = f"{out}.partial"
-    index = retriever.index(_clips(clips, follow_links), saved=out, partial=partial)
+    index = retriever.index(source, saved=out, partial=partial)
     if retriever.state.is_local_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"{out}: {len(index.ids)} clips{_unread(len(index.bad_samples), 'left out')}")
@@ -479,17 +485,16 @@ def features(
     return 1 if num_unreadable else 0
 
 
-def search(
-    *, model: str, text: str, clips: list[str], top_k: int, rerank: int, follow_links: bool, **settings: Any
-) -> int:
+def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
     """Prints the clips found, one JSON object per line."""
     from simple_multimodal.inference import Retriever
 
+    source = _clips(clips, settings)
     retriever = _pipeline(Retriever, model, settings)
-    if len(clips) == 1 and clips[0].endswith(".safetensors"):
-        index = retriever.load_index(clips[0])
+    if isinstance(source, str) and source.endswith(".safetensors"):
+        index = retriever.load_index(source)
     else:
-        index = retriever.index(_clips(clips, follow_links), for_matching=rerank > 0)
+        index = retriever.index(source, for_matching=rerank > 0)
     for match in retriever.search(text, index, top_k=top_k, rerank=rerank):
         print(json.dumps(match._asdict()))
     return 0
@@ -545,13 +550,17 @@ def _unread(num_bad: int, fate: str) -> str:
     return f" ({num_bad} could not be read, {fate})" if num_bad else ""
 
 
-def _clips(clips: list[str], follow_links: bool) -> Any:
-    """A data set if a manifest is named, else the files."""
+def _clips(clips: list[str], settings: dict[str, Any]) -> Any:
+    """A data set if a manifest is named, else the files; takes the settings of its files out of the others."""
     from simple_multimodal.data.manifest import MultimodalDataset
     from simple_multimodal.data.tables import is_table
 
+    follow_links = settings.pop("follow_links")
+    roots = {name: settings.pop(name) for name in ("video_root", "audio_root", "text_root")}
     if len(clips) == 1 and is_table(clips[0]):
-        return MultimodalDataset(clips[0], modalities=(), follow_links=follow_links)
+        return MultimodalDataset(clips[0], modalities=(), follow_links=follow_links, **roots)
+    if given := [f"--{name}" for name, root in roots.items() if root is not None]:
+        raise ValueError(f"{given[0]} is for a manifest; files and folders are found where they are. Leave it out.")
     return clips[0] if len(clips) == 1 else clips
 
 

@@ -41,6 +41,25 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, tmp_pat
         assert {json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()} == {"0", "1"}
 
 
+@pytest.mark.parametrize("verb", ["encode", "search"])
+def test_models_in_use_take_a_manifest_of_absolute_paths(verb, clips, retrieval_model, tmp_path, capfd):
+    manifest = tmp_path / "rows.csv"
+    manifest.write_text(f"id,video\na,{clips}/video/0.mp4\nb,{clips}/video/1.mp4\n")
+    argv = {
+        "encode": [retrieval_model, str(manifest), "--out", str(tmp_path / "out")],
+        "search": [retrieval_model, "a cat", str(manifest)],
+    }[verb]
+    assert main([verb, *argv]) == 2
+    error = capfd.readouterr().err.strip()
+    assert "rows.csv: 2 rows are wrong. Line 2: the path" in error and "is absolute and not below" in error
+    assert "as --video_root" in error and "\n" not in error
+    assert main([verb, *argv, "--video_root", str(clips)]) == 0
+    capfd.readouterr()
+    argv = [str(clips / "video/0.mp4") if word == str(manifest) else word for word in argv]
+    assert main([verb, *argv, "--video_root", str(clips)]) == 2
+    assert "--video_root is for a manifest" in capfd.readouterr().err
+
+
 def test_a_benchmark_follows_links_on_request(question_model, data, tmp_path, capfd):
     folder = tmp_path / "msvd_qa"
     (folder / "videos").mkdir(parents=True)
