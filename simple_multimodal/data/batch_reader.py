@@ -37,6 +37,20 @@ PR_SET_PDEATHSIG = 1
 Key = tuple[int, int]
 
 
+def _renew_thread_pool() -> None:
+    """Have torch replace its thread pool in a forked child, before the child has a second thread.
+
+    The pool of the parent is useless there, and torch (2.11, `caffe2::pthreadpool`) replaces it when a thread first
+    asks for it, without a lock: where several threads ask at once, some find none ("Invalid thread pool!"). To a
+    thread that reads a file this is an error like any other, which would make a sound file a bad sample.
+    """
+    torch.set_num_threads(torch.get_num_threads())
+
+
+if sys.platform != "win32":  # Windows cannot fork
+    os.register_at_fork(after_in_child=_renew_thread_pool)
+
+
 class RowSource(Protocol):
     """Where a [`BatchReader`] looks rows up: a [`MultimodalDataset`], or rows at hand ([`ListedRows`])."""
 
