@@ -13,6 +13,7 @@ from simple_multimodal.inference import ClipIndex, Match, Retriever
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
+from tests.closeness import assert_close
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_embeddings_are_those_of_the_model(retriever, index, clips):
     batch = MultimodalCollator(retriever.processor)(rows)
     with torch.no_grad():
         expected = retriever.model.multimodal(**{k: v for k, v in batch.items() if k not in ("row_ids", "group_ids")})
-    torch.testing.assert_close(index.embeds, expected.clip_embeds, atol=1e-5, rtol=0)
+    assert_close(index.embeds, expected.clip_embeds)
 
 
 def test_a_search_returns_clips_by_their_cosine(retriever, index):

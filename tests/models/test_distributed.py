@@ -5,6 +5,7 @@ import torch
 from torch.multiprocessing import start_processes
 
 from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
+from tests.closeness import assert_close
 from tests.models.distributed_worker import CASES, CHUNK_SIZES, CHUNKED_CASES, build, gradients_of, run
 from tests.models.tiny import LACKING, ROWS, make_batch
 
@@ -34,10 +35,6 @@ def expected() -> dict[str, dict]:
     return found
 
 
-def close(actual, wanted, **kwargs):
-    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5, **kwargs)
-
-
 def test_the_global_batch_has_what_makes_it_hard():
     counts = build("merge").count_items(make_batch())
     assert counts["contrastive_av"] < counts["matching"] < len(ROWS)
@@ -57,29 +54,26 @@ def test_shares_of_the_losses_add_up(results, expected, world_size, case):
     ranks = [results[world_size, rank][case] for rank in range(world_size)]
     assert len({rank["windows"] for rank in ranks}) == 2  # unequal numbers of audio windows
     for name, value in expected[case]["losses"].items():
-        close(sum(rank["losses"][name] for rank in ranks), value)
-    close(sum(rank["loss"] for rank in ranks), expected[case]["loss"])
+        assert_close(sum(rank["losses"][name] for rank in ranks), value)
+    assert_close(sum(rank["loss"] for rank in ranks), expected[case]["loss"])
     batch = make_batch(LACKING if "lacking" in case else ROWS)
     counts = batch["text_mask"] & (batch["audio_mask"] | batch["video_mask"])  # others' logits depend on the padding
     logits = torch.cat([rank["logits"] for rank in ranks])
-    close(logits[counts], expected[case]["logits"][counts])  # the same hard negatives
+    assert_close(logits[counts], expected[case]["logits"][counts])  # the same hard negatives
 
 
 @worlds
 @cases
 def test_gradients_add_up(results, expected, world_size, case):
     ranks = [results[world_size, rank][case]["gradients"] for rank in range(world_size)]
-    for name, gradient in expected[case]["gradients"].items():
-        close(sum(rank[name] for rank in ranks), gradient, msg=lambda text, name=name: f"{name}: {text}")
+    assert_close({name: sum(rank[name] for rank in ranks) for name in ranks[0]}, expected[case]["gradients"])
 
 
 @worlds
 @cases
 def test_gradients_under_distributed_data_parallel(results, expected, world_size, case):
     for rank in range(world_size):
-        gradients = results[world_size, rank][case]["wrapped_gradients"]
-        for name, gradient in expected[case]["gradients"].items():
-            close(gradients[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(results[world_size, rank][case]["wrapped_gradients"], expected[case]["gradients"])
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +95,13 @@ def test_chunks_of_every_process_give_the_gradient_of_one_large_batch(results, w
     ranks = [results[world_size, rank][f"{case}, chunks of {chunk_size}"] for rank in range(world_size)]
     for part in ("losses", "metrics"):
         for name, value in whole[case][part].items():
-            close(sum(rank[part][name] for rank in ranks), value)
+            assert_close(sum(rank[part][name] for rank in ranks), value)
     for rank, found in enumerate(ranks):
-        for name, gradient in whole[case]["gradients"].items():
-            close(found["gradients"][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found["gradients"], whole[case]["gradients"])
         at_once = results[world_size, rank][f"{case}, chunks of None"]
         # Once for the batch and once for the two that are accumulated; buckets, of which this model fills one.
         assert found["synchronised"] == at_once["synchronised"] == [0, 0]
-        for name, gradient in at_once["accumulated"].items():
-            close(found["accumulated"][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found["accumulated"], at_once["accumulated"])
 
 
 @worlds

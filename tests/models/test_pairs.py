@@ -8,6 +8,7 @@ import torch
 
 from simple_multimodal.models import MultimodalForQuestionAnswering, MultimodalForRetrieval
 from simple_multimodal.models.pairs import encode_clips, encode_texts, plan_blocks, score_pairs
+from tests.closeness import assert_close
 from tests.models import tiny
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -55,7 +56,7 @@ def test_pairs_are_scored_as_if_alone(form, has_answers, pairs_per_batch):
         alone_clip = {key: value[clip : clip + 1] for key, value in batch.items()}
         with torch.no_grad():
             expected = score(model.encode_text(alone_text)[1], model.encode_clip(alone_clip)[1])
-        torch.testing.assert_close(values, expected[0], atol=1e-5, rtol=0)
+        assert_close(values, expected[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -67,7 +68,7 @@ def test_matching_of_own_pairs_is_that_of_training(form):
         expected = model(**batch).logits
     texts, clips = encode_texts(model, batch), encode_clips(model, batch)
     scores = score_pairs(model, model.matching_logits, texts, clips, np.array([(0, 0), (1, 1), (2, 2)]))
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert_close(scores, expected)
 
 
 def test_no_pairs_no_scores():

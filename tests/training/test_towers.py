@@ -15,6 +15,7 @@ from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.lora import find_targets
 from simple_multimodal.training.assembly import load_towers
+from tests.closeness import assert_close
 from tests.models.tiny_towers import STOCK_MODELS, stock_pe_av, write_checkpoint
 from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run
 
@@ -102,7 +103,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     index = retriever.index(folder)
     expected = stock_similarities(kind, folders[kind], retriever, rows)
     own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds.T
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    assert_close(own, expected)
     found = retriever.search(CAPTIONS[0], index, top_k=7)
     assert [match.id for match in found] == [index.ids[n] for n in expected[0].argsort(descending=True)]
 
@@ -183,7 +184,7 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
     expected = F.normalize(outputs.text_audio_embeds, dim=-1) @ F.normalize(outputs.audio_embeds, dim=-1).T
     index = retriever.index(clips / "audio")
     own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds[:1].T
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    assert_close(own, expected)
 
 
 @torch.no_grad()
@@ -212,7 +213,7 @@ def test_pe_av_without_training_compares_pictures_as_the_stock_model(start, fold
     index = retriever.index(clips / "video")
     assert index.ids == [row["id"] for row in rows]
     own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds.T
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    assert_close(own, expected)
 
     names += flags(audio_model_name_or_path=folder, num_audio_frames=200, output_dir=tmp_path / "all")
     with pytest.raises(

@@ -11,6 +11,7 @@ import torch
 import train
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.closeness import assert_close
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
 
@@ -47,8 +48,7 @@ def test_accumulated_batches_give_the_gradient_of_the_whole_batch(start, tmp_pat
     run(*common, *flags(output_dir=tmp_path / "parts", gradient_accumulation_steps=4, per_device_train_batch_size=1))
     whole, parts = (trainer.model.kept for trainer in trainers)
     assert whole.keys() == parts.keys() and len(whole) > 50
-    for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: name + m)
+    assert_close(parts, whole)
     assert logged(trainers[1])[0]["loss"] == pytest.approx(logged(trainers[0])[0]["loss"], rel=1e-5)
     for name in ("mlm_loss", "mam_loss", "mvm_loss", "mlm_accuracy"):
         assert logged(trainers[1])[0][name] == pytest.approx(logged(trainers[0])[0][name], rel=1e-5)
@@ -60,8 +60,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(start, tmp_path, tr
     run(*common, *flags(output_dir=tmp_path / "b", activation_checkpointing=True))
     assert [trainer.model.is_activation_checkpointing for trainer in trainers] == [False, True]
     whole, again = (trainer.model.kept for trainer in trainers)
-    for name in whole:
-        torch.testing.assert_close(again[name], whole[name], rtol=1e-4, atol=1e-5)
+    assert_close(again, whole)
 
 
 def test_compiled_steps_are_those_of_others(start, tmp_path, trainers):
@@ -70,8 +69,7 @@ def test_compiled_steps_are_those_of_others(start, tmp_path, trainers):
     run(*common, *flags(output_dir=tmp_path / "compiled", torch_compile=True, torch_compile_backend="eager"))
     plain, compiled = trainers
     assert compiled.model_wrapped is not compiled.model and plain.model_wrapped is plain.model
-    for name, gradient in plain.model.kept.items():
-        torch.testing.assert_close(compiled.model.kept[name], gradient, rtol=1e-4, atol=1e-5)
+    assert_close(compiled.model.kept, plain.model.kept)
     assert logged(compiled)[1]["loss"] == pytest.approx(logged(plain)[1]["loss"], rel=1e-5)
 
 
