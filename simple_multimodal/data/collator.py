@@ -1,6 +1,7 @@
 """Read the media of a batch's rows side by side and turn them into one flat dictionary of tensors."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -247,6 +248,25 @@ class MultimodalCollator:
             batch["labels"] = torch.tensor([self.label2id.get(str(row.get("answer")), -1) for row in rows])
         batch |= self._draw(rows, batch)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
+
+    def empty_batch(self, num_rows: int) -> dict[str, torch.Tensor]:
+        """The batch of so many rows that lack every modality; no file is read."""
+        nothing: Row = {
+            "id": "",
+            "index": -1,
+            "epoch": 0,
+            "video": None,
+            "audio": None,
+            "audio_is_sound_track": True,
+            "text": None,
+            "captions": [],
+            "start_seconds": None,
+            "end_seconds": None,
+            "group": "",
+        }
+        alone = copy.copy(self)
+        alone.parallel = False  # no thread is worth its start
+        return dict(alone([nothing] * num_rows))
 
     def tokenize_captions(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Token ids of every caption of every row, for evaluations over all captions.

@@ -253,6 +253,17 @@ def test_dropped_modalities_are_not_read(processor, dataset, media_dir):
     assert not no_text["text_mask"].any() and bool(no_text["video_mask"].all())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, training):
+    collator = MultimodalCollator(processor, training=training, draws=DRAWS, label2id={"two": 0})
+    empty, batch = collator.empty_batch(3), collator([dataset[0], dataset[1], dataset[2]])
+    assert {name: (len(values), values.dtype, values.ndim) for name, values in empty.items()} == {
+        name: (3, values.dtype, values.ndim) for name, values in batch.items()
+    }
+    assert not any(empty[f"{modality}_mask"].any() for modality in ("text", "audio", "video"))
+    assert collator.parallel  # the collator itself is as it was
+
+
 def test_padding_of_text(processor, dataset):
     batch = MultimodalCollator(processor, max_seq_length=6, pad_to_max_length=True)([dataset[0], dataset[2]])
     assert batch["input_ids"].shape == (2, 6)
