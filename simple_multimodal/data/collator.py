@@ -198,9 +198,10 @@ class MultimodalCollator:
             with one entry per row; `row_ids` (row numbers) and `group_ids` (63-bit hashes of `group`), `int64` of
             shape `(batch_size,)`; and what `draws` asks for: `mlm_input_ids` and `mlm_labels` of shape `(batch_size,
             sequence_length)`, `audio_masked_patches` of shape `(batch_size, num_windows * masked_per_window)`,
-            `video_masked_patches` of shape `(batch_size, num_masked)`, `match_aligned` (`bool`) and `match_uniform`
-            (`float32` in [0, 1)) of shape `(batch_size,)`. With `label2id`, `labels` (`int64`) of shape
-            `(batch_size,)`: the numbers of the rows' answers, -1 for one that the model does not know.
+            `video_masked_patches` of shape `(batch_size, num_masked)`, `match_aligned` (`bool`), `match_uniform`
+            (`float32` in [0, 1)) and `text_ids` (`int64`, 63-bit hashes of the tokens) of shape `(batch_size,)`.
+            With `label2id`, `labels` (`int64`) of shape `(batch_size,)`: the numbers of the rows' answers, -1 for one
+            that the model does not know.
         """
         rows = list(rows)
         modalities = self.processor.modalities
@@ -439,6 +440,9 @@ class MultimodalCollator:
             uniform = np.array([self._generator(row, "match").random(2) for row in rows])
             drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < draws.vt_match_ratio)
             drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
+            # Of the tokens, not of the captions: texts that the model cannot tell apart are equal.
+            texts = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            drawn["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
         return drawn
 
 

@@ -81,6 +81,7 @@ def test_batch_has_the_agreed_entries(processor, dataset):
         "video_masked_patches": (torch.int64, (6, 26)),
         "match_aligned": (torch.bool, (6,)),
         "match_uniform": (torch.float32, (6,)),
+        "text_ids": (torch.int64, (6,)),
     }
     assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == expected
     assert batch["text_mask"].tolist() == [True, True, True, False, True, True]
@@ -208,6 +209,19 @@ def test_all_captions(processor, dataset):
     assert encoded["row_ids"].tolist() == [0, 0, 0, 1, 2, 4, 5]
     assert len(set(encoded["group_ids"].tolist())) == 5
     assert collator.tokenize_captions([dataset[3]])["input_ids"].shape == (0, 0)
+
+
+def test_equal_texts_have_equal_ids_in_any_batch(processor, dataset):
+    """Texts are those that the tokenizer makes the same tokens; the hash is the same whatever the padding."""
+    collator = MultimodalCollator(processor, draws=PretrainingDraws(vt_match_ratio=0.5), max_seq_length=8)
+    rows = [dict(dataset[index]) for index in (1, 2, 2, 3, 3)]
+    rows[0]["captions"] = ["a cat purrs"]
+    rows[2]["captions"] = ["a long sentence about many dogs, of which the end is cut off"]
+    together = collator([*rows, dataset[0]])["text_ids"].tolist()
+    assert together[0] == together[5] and together[3] == together[4] and together[1] == together[2]
+    assert len(set(together)) == 3
+    alone = [collator([row])["text_ids"].item() for row in (*rows, dataset[0])]
+    assert alone == together and min(alone) >= 0
 
 
 def test_special_and_padding_tokens_are_never_masked(processor, dataset):
