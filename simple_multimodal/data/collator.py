@@ -1,6 +1,7 @@
 """Read the media of a batch's rows side by side and turn them into one flat dictionary of tensors."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -197,9 +198,10 @@ class MultimodalCollator:
             with one entry per row; `row_ids` (row numbers) and `group_ids` (63-bit hashes of `group`), `int64` of
             shape `(batch_size,)`; and what `draws` asks for: `mlm_input_ids` and `mlm_labels` of shape `(batch_size,
             sequence_length)`, `audio_masked_patches` of shape `(batch_size, num_windows * masked_per_window)`,
-            `video_masked_patches` of shape `(batch_size, num_masked)`, `match_aligned` (`bool`) and `match_uniform`
-            (`float32` in [0, 1)) of shape `(batch_size,)`. With `label2id`, `labels` (`int64`) of shape
-            `(batch_size,)`: the numbers of the rows' answers, -1 for one that the model does not know.
+            `video_masked_patches` of shape `(batch_size, num_masked)`, `match_aligned` (`bool`), `match_uniform`
+            (`float32` in [0, 1)) and `text_ids` (`int64`, 63-bit hashes of the tokens) of shape `(batch_size,)`.
+            With `label2id`, `labels` (`int64`) of shape `(batch_size,)`: the numbers of the rows' answers, -1 for one
+            that the model does not know.
         """
         rows = list(rows)
         modalities = self.processor.modalities
@@ -247,6 +249,25 @@ class MultimodalCollator:
             batch["labels"] = torch.tensor([self.label2id.get(str(row.get("answer")), -1) for row in rows])
         batch |= self._draw(rows, batch)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
+
+    def empty_batch(self, num_rows: int) -> dict[str, torch.Tensor]:
+        """The batch of so many rows that lack every modality; no file is read."""
+        nothing: Row = {
+            "id": "",
+            "index": -1,
+            "epoch": 0,
+            "video": None,
+            "audio": None,
+            "audio_is_sound_track": True,
+            "text": None,
+            "captions": [],
+            "start_seconds": None,
+            "end_seconds": None,
+            "group": "",
+        }
+        alone = copy.copy(self)
+        alone.parallel = False  # no thread is worth its start
+        return dict(alone([nothing] * num_rows))
 
     def tokenize_captions(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Token ids of every caption of every row, for evaluations over all captions.
@@ -419,6 +440,9 @@ class MultimodalCollator:
             uniform = np.array([self._generator(row, "match").random(2) for row in rows])
             drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < draws.vt_match_ratio)
             drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
+            # Of the tokens, not of the captions: texts that the model cannot tell apart are equal.
+            texts = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            drawn["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
         return drawn
 
 

@@ -310,6 +310,54 @@ class TowerModel(PreTrainedModel):
                 )
             self.towers[name].requires_grad_(False)
 
+    def freeze_unreached(self, batch: dict[str, torch.Tensor]) -> list[str]:
+        """
+        Keep the weights as they are that no gradient can reach, such as the embedding of a modality that no objective
+        compares, or the temperature of a model that answers questions.
+
+        They would be no part of what is trained, but `DistributedDataParallel` would wait for their gradients, and the
+        optimizer would keep a state for them. What is reached is read off the graph of a forward pass, so that it
+        holds for every tower, form of fusion and set of objectives, and for features in place of towers.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): with the entries of the batches to come; of any rows, because every
+                batch runs through the same modules. With several processes, in all of them.
+
+        Returns:
+            `list[str]`: the names of the parameters that were frozen.
+
+        Raises:
+            ValueError: No parameter that is trained is reached.
+        """
+        was_training = self.training
+        self.eval()  # nothing is drawn, and layers are not checkpointed
+        self.training = True  # of this module alone: the objectives are those of training
+        with torch.enable_grad():
+            loss = self(**batch).loss
+        self.train(was_training)
+        reached: set[nn.Parameter] = set()
+        nodes = {loss.grad_fn}
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
+            if node is None:
+                continue
+            if node.name() == "torch::autograd::AccumulateGrad":
+                reached.add(node.variable)
+            following = {other for other, _ in node.next_functions} - nodes
+            nodes |= following
+            waiting += following
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        unreached = [name for name, parameter in trained.items() if parameter not in reached]
+        if len(unreached) == len(trained):
+            raise ValueError(
+                "There is nothing to train: the objectives depend on frozen weights alone. Take a tower out of "
+                "--freeze, or give another objective a weight."
+            )
+        for name in unreached:
+            trained[name].requires_grad_(False)
+        return unreached
+
     def checkpoint_activations(self, names: Sequence[str]) -> None:
         """
         Keep of each layer of these towers (`text`, `audio`, `video`, `fusion`) its input alone, and run it again in

@@ -665,7 +665,8 @@ def matching_loss(
     hard_negative_ratio: float,
     batch: Batch,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Does the text belong to the clip? Rows not `match_aligned` get a negative clip of any process.
+    """Does the text belong to the clip? Rows not `match_aligned` get a negative clip of any process: one of another
+    group, whose own text is another.
 
     Args:
         score (`Callable`): the model's `matching_logits`.
@@ -674,7 +675,7 @@ def matching_loss(
             by their similarity times `logit_scale`.
         hard_negative_ratio (`float`): share of the negatives that are hard; see [`draw_hard_negatives`].
         has_text, has_clip (`torch.BoolTensor` of shape `(batch_size,)`): rows that lack one take no part.
-        batch (`dict[str, torch.Tensor]`): the collator's, for its groups and draws.
+        batch (`dict[str, torch.Tensor]`): the collator's, for its groups, texts and draws.
 
     Returns:
         Sum of the loss over rows, `(sum, count)` of correct rows, and the logits `(batch_size, 2)`.
@@ -685,6 +686,8 @@ def matching_loss(
         gather_rows(clip_embeds.detach()),
         query_groups=batch["group_ids"],
         candidate_groups=gather_rows(batch["group_ids"]),
+        query_texts=batch["text_ids"],
+        candidate_texts=gather_rows(batch["text_ids"]),
         candidate_present=gather_rows(has_clip),
         logit_scale=logit_scale,
         hard_ratio=hard_negative_ratio,

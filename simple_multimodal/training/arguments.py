@@ -43,6 +43,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     > - `dataloader_num_workers`: half of this process's share of the cores, one to eight.
     > - `dataloader_persistent_workers`: `True` where there are workers.
     > - `logging_nan_inf_filter`: `False`; a loss that is not a number is shown as such.
+    > - `ddp_find_unused_parameters`: `False`; the trainer freezes what a batch does not use.
     > - `accelerator_config`: with `non_blocking` where batches are pinned; else each waits for the step before it.
     """
 
@@ -58,6 +59,10 @@ class MultimodalTrainingArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Replace losses that are NaN or infinite by the average in the logs."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Search the graph of every step for parameters without gradient, of which there are none."},
     )
     dataloader_num_workers: int = field(
         default_factory=default_num_workers,

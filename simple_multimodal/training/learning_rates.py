@@ -43,8 +43,8 @@ def parameter_rates(
         learning_rate (`float`): the run's.
 
     Raises:
-        ValueError: If a tower with a rate of its own is not part of the model or frozen, or all towers with rates by
-            layer are.
+        ValueError: If a tower with a rate of its own is not part of the model or not trained, or all towers with rates
+            by layer are.
     """
     towers = model.towers
     if lacking := [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
@@ -56,7 +56,10 @@ def parameter_rates(
     if args.layer_decay is not None and not set(trained) - {"fusion"}:
         idle.append("--layer_decay")
     if idle:
-        raise ValueError(f"{', '.join(idle)} can have no effect: nothing is trained there (--freeze). Leave that out.")
+        raise ValueError(
+            f"{', '.join(idle)} can have no effect: nothing is trained there (--freeze, or no objective reaches it). "
+            "Leave that out."
+        )
     rates: dict[nn.Parameter, float] = {}
     for name, tower in towers.items():
         if name not in args.tower_learning_rates and (args.layer_decay is None or name == "fusion"):

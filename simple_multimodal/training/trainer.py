@@ -190,6 +190,8 @@ class MultimodalTrainer(Trainer):
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
         if train_dataset is not None:
+            if not self.is_deepspeed_enabled:  # whose weights may lie in pieces
+                self._freeze_unreached(data_collator)
             parameter_rates(model, args, args.learning_rate)  # what it refuses, before anything is written
             self._check_checkpointed_towers()
         if model.config.lora is not None and args.has_reentrant_checkpoints:
@@ -315,6 +317,13 @@ class MultimodalTrainer(Trainer):
         )
         return grad_norm
 
+    def _freeze_unreached(self, collator: MultimodalCollator) -> None:
+        """See [`TowerModel.freeze_unreached`]; before the model is wrapped and the optimizer is made."""
+        device = next(self.model.parameters()).device
+        batch = {name: values.to(device) for name, values in collator.empty_batch(2).items()}
+        with self.accelerator.autocast():  # some attention knows half precision alone
+            self.model.freeze_unreached(batch)
+
     def _check_checkpointed_towers(self) -> None:
         """Refuse `gradient_checkpointing_towers` that keep no activations anyway."""
         for name in self.args.gradient_checkpointing_towers:
@@ -322,7 +331,7 @@ class MultimodalTrainer(Trainer):
             if not is_trained and name != "fusion":  # through which gradients go on
                 raise ValueError(
                     f"--gradient_checkpointing_towers {name} can have no effect: nothing of that tower is trained "
-                    "(--freeze), so that no activations of it are kept. Leave it out."
+                    "(--freeze, or no objective reaches it), so that no activations of it are kept. Leave it out."
                 )
 
     def _check_chunks(self) -> None:

@@ -81,6 +81,7 @@ def test_batch_has_the_agreed_entries(processor, dataset):
         "video_masked_patches": (torch.int64, (6, 26)),
         "match_aligned": (torch.bool, (6,)),
         "match_uniform": (torch.float32, (6,)),
+        "text_ids": (torch.int64, (6,)),
     }
     assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == expected
     assert batch["text_mask"].tolist() == [True, True, True, False, True, True]
@@ -210,6 +211,19 @@ def test_all_captions(processor, dataset):
     assert collator.tokenize_captions([dataset[3]])["input_ids"].shape == (0, 0)
 
 
+def test_equal_texts_have_equal_ids_in_any_batch(processor, dataset):
+    """Texts are those that the tokenizer makes the same tokens; the hash is the same whatever the padding."""
+    collator = MultimodalCollator(processor, draws=PretrainingDraws(vt_match_ratio=0.5), max_seq_length=8)
+    rows = [dict(dataset[index]) for index in (1, 2, 2, 3, 3)]
+    rows[0]["captions"] = ["a cat purrs"]
+    rows[2]["captions"] = ["a long sentence about many dogs, of which the end is cut off"]
+    together = collator([*rows, dataset[0]])["text_ids"].tolist()
+    assert together[0] == together[5] and together[3] == together[4] and together[1] == together[2]
+    assert len(set(together)) == 3
+    alone = [collator([row])["text_ids"].item() for row in (*rows, dataset[0])]
+    assert alone == together and min(alone) >= 0
+
+
 def test_special_and_padding_tokens_are_never_masked(processor, dataset):
     batch = MultimodalCollator(processor, draws=PretrainingDraws(mlm_probability=0.9))(list(dataset))
     specials = torch.isin(batch["input_ids"], torch.tensor(processor.tokenizer.all_special_ids))
@@ -251,6 +265,17 @@ def test_dropped_modalities_are_not_read(processor, dataset, media_dir):
     assert [batch[f"{name}_mask"].item() for name in ("text", "audio", "video")] == [True, False, False]
     no_text = MultimodalCollator(processor, drop_modalities=("text",))([dataset[0]])
     assert not no_text["text_mask"].any() and bool(no_text["video_mask"].all())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, training):
+    collator = MultimodalCollator(processor, training=training, draws=DRAWS, label2id={"two": 0})
+    empty, batch = collator.empty_batch(3), collator([dataset[0], dataset[1], dataset[2]])
+    assert {name: (len(values), values.dtype, values.ndim) for name, values in empty.items()} == {
+        name: (3, values.dtype, values.ndim) for name, values in batch.items()
+    }
+    assert not any(empty[f"{modality}_mask"].any() for modality in ("text", "audio", "video"))
+    assert collator.parallel  # the collator itself is as it was
 
 
 def test_padding_of_text(processor, dataset):

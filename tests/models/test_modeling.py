@@ -266,6 +266,8 @@ def test_matching_pairs_rows_with_their_own_clip_or_a_hard_negative(form):
         output.clip_embeds,
         query_groups=batch["group_ids"],
         candidate_groups=batch["group_ids"],
+        query_texts=batch["text_ids"],
+        candidate_texts=batch["text_ids"],
         candidate_present=has_clip,
         logit_scale=scale,
         hard_ratio=0.3,

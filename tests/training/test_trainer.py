@@ -104,6 +104,31 @@ def test_frozen_towers_stay_as_they_are(start, tmp_path, trainers, monkeypatch):
     assert [name for name in changed if "audio_encoder." in name] and "matching_head.weight" in changed
 
 
+def test_what_no_objective_reaches_is_not_trained(start, tmp_path, trainers):
+    objectives = {f"{name}_loss_weight": 0 for name in OBJECTIVES if name != "contrastive_tv"}
+    settings = {"output_dir": tmp_path, "max_steps": 1, "weight_decay": 1.0, "task": "retrieval", **objectives}
+    run(*start, "--do_train", *flags(**settings))
+    model, optimizer = trainers[0].model, trainers[0].optimizer
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    parts = (
+        "text_encoder",
+        "video_encoder",
+        "embedding_projections.text",
+        "embedding_projections.video",
+        "logit_scale",
+    )
+    for name, parameter in model.named_parameters():
+        is_reached = name.removeprefix("multimodal.").startswith(parts)
+        assert parameter.requires_grad == is_reached == (id(parameter) in trained) or "position_embeddings" in name
+    counted = json.loads((tmp_path / "run.json").read_text())["model"]["parameters"]
+    assert counted["audio"]["trainable"] == counted["fusion"]["trainable"] == 0 < counted["text"]["trainable"]
+    assert trainers[0].args.ddp_find_unused_parameters is False
+
+    for given in ("--audio_learning_rate=1e-3", "--gradient_checkpointing_towers=audio"):
+        with pytest.raises(ValueError, match="no objective reaches it"):
+            run(*start, "--do_train", given, *flags(**{**settings, "output_dir": tmp_path / "refused"}))
+
+
 def test_an_unknown_tower_cannot_be_frozen(start, tmp_path):
     with pytest.raises(ValueError, match="Cannot freeze 'audio': this model has text, video, fusion"):
         run(*start, *flags(output_dir=tmp_path, modalities=["text", "video"], freeze="audio"))

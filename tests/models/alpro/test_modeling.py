@@ -158,6 +158,8 @@ def test_losses_by_hand():
         output.clip_embeds,
         query_groups=batch["group_ids"],
         candidate_groups=batch["group_ids"],
+        query_texts=batch["text_ids"],
+        candidate_texts=batch["text_ids"],
         candidate_present=batch["video_mask"],
         logit_scale=torch.tensor(5.0),
         hard_ratio=1.0,  # as ALPRO draws them
@@ -188,7 +190,7 @@ def test_weights_counts_and_switched_off_objectives():
     weighted = build(contrastive_tv_loss_weight=0.5)(**batch)
     assert_close(weighted.loss, 0.5 * full.losses["contrastive_tv"] + full.losses["matching"])
     model = build(matching_loss_weight=0.0)
-    drawn = ("match_aligned", "match_uniform")
+    drawn = ("match_aligned", "match_uniform", "text_ids")
     alone = model(**{key: value for key, value in batch.items() if key not in drawn})
     assert alone.losses.keys() == model.count_items(batch).keys() == {"contrastive_tv"} and alone.logits is None
     assert_close(alone.loss, full.losses["contrastive_tv"])
