@@ -84,12 +84,16 @@ class DataArguments:
         default=None,
         metadata={
             "group": "Audio",
-            "help": "Frames in one window, 10 ms each (PE-AV: 40); the tower's own number, else 992, when not given.",
+            "help": "Frames in one window, 10 ms each (PE-AV: 40); the tower's own number, else 1024, when not given.",
         },
     )
     max_audio_windows: int | None = field(
         default=None,
-        metadata={"group": "Audio", "help": "Crop longer sound to N windows; all of it is covered when not given."},
+        metadata={
+            "group": "Audio",
+            "help": "Most windows of a clip's audio: of more, a random stretch in training and the middle elsewhere. "
+            "0: no limit. When not given: 6 in a new model, what it was saved with in another.",
+        },
     )
 
     video_backend: Literal["pyav", "torchcodec", "decord"] = field(
@@ -190,13 +194,17 @@ class DataArguments:
             "sampling_rate": self.sampling_rate,
             "num_mel_bins": self.num_mel_bins,
             "num_audio_frames": self.num_audio_frames,
-            "max_audio_windows": self.max_audio_windows,
             "num_frames": self.num_frames,
             "frame_stride": self.frame_stride,
         }
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; give a whole number from 1 upwards.")
+        if self.max_audio_windows is not None and self.max_audio_windows < 0:
+            raise ValueError(
+                f"--max_audio_windows is {self.max_audio_windows}; give a whole number from 1 upwards, or 0 for no "
+                "limit."
+            )
         if self.video_size is not None:
             if len(self.video_size) > 2 or min(self.video_size) < 1:
                 raise ValueError(
@@ -237,15 +245,17 @@ class DataArguments:
         }
 
     @property
-    def audio_settings(self) -> dict[str, int]:
+    def audio_settings(self) -> dict[str, int | str | None]:
         """What was given of the arguments of `AudioFeatureExtractor`."""
         settings = {
             "sampling_rate": self.sampling_rate,
             "num_mel_bins": self.num_mel_bins,
             "num_frames": self.num_audio_frames,
-            "max_windows": self.max_audio_windows,
         }
-        return {name: value for name, value in settings.items() if value is not None}
+        given: dict[str, int | str | None] = {name: value for name, value in settings.items() if value is not None}
+        if self.max_audio_windows is not None:
+            given |= {"max_windows": self.max_audio_windows or None, "crop": "random"}
+        return given
 
     @property
     def video_settings(self) -> dict[str, int | str | bool | dict[str, int]]:

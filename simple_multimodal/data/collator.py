@@ -83,8 +83,8 @@ class MultimodalCollator:
         processor ([`MultimodalProcessor`]):
             Turns arrays into tensors; the batch has the modalities that it has.
         training (`bool`, *optional*, defaults to `False`):
-            Draw a caption among several, jitter frames, crop and flip as the processor says. Otherwise the first
-            caption and the same frames every time.
+            Draw a caption among several, a stretch of audio that is too long, jitter frames, crop and flip as the
+            processor says. Otherwise the first caption, the same audio and the same frames every time.
         seed (`int`, *optional*, defaults to 0):
             Of the run.
         draws ([`PretrainingDraws`], *optional*):
@@ -122,8 +122,8 @@ class MultimodalCollator:
     >>> batch["input_ids"], batch["attention_mask"]
     (tensor([[2, 54, 87, 91, 3], [2, 66, 70, 3, 0]]), tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]))
     >>> {key: tuple(value.shape) for key, value in batch.items() if key.startswith(("audio", "pixel", "video"))}
-    {'audio_values': (2, 1, 128, 992), 'audio_attention_mask': (2, 992), 'audio_seconds': (2, 992), 'audio_mask': (2,),
-     'pixel_values_videos': (2, 16, 3, 224, 224), 'video_seconds': (2, 16), 'video_mask': (2,)}
+    {'audio_values': (2, 1, 128, 1024), 'audio_attention_mask': (2, 1024), 'audio_seconds': (2, 1024),
+     'audio_mask': (2,), 'pixel_values_videos': (2, 16, 3, 224, 224), 'video_seconds': (2, 16), 'video_mask': (2,)}
     >>> batch["text_mask"], batch["audio_mask"], batch["video_mask"]
     (tensor([True, True]), tensor([ True, False]), tensor([True, True]))
     >>> batch["audio_attention_mask"].sum(1)  # frames with sound
@@ -350,7 +350,7 @@ class MultimodalCollator:
             if row["audio_is_sound_track"]:
                 return None
             raise
-        return extractor.extract(waveform)
+        return extractor.extract(waveform, self._generator(row, "audio") if self.training else None)
 
     def _read_clip(self, row: Row, number: int, batch: dict[str, torch.Tensor]) -> None:
         """Read the clip of a row into its place in the batch."""

@@ -21,6 +21,9 @@ REMEDY = "`simple-multimodal features` over their manifest with the same --outpu
 # What of a processor does not change what evaluation sees; the mean and deviation that count are the model's.
 _INCIDENTAL = {"train_frame_sampling", "random_crop", "random_crop_scale", "random_flip", "image_mean", "image_std"}
 
+_BEFORE: dict[str, Any] = {"min_window_frames": 1, "crop": "start"}
+"""Settings that features written before there were such do not name, and what held then."""
+
 
 class ClipKey(NamedTuple):
     """What tokens were made of.
@@ -76,6 +79,7 @@ def make_fingerprint(
     is_video = modality == "video"
     part = processor.video_processor if is_video else processor.feature_extractor
     settings = {name: value for name, value in json.loads(part.to_json_string()).items() if name not in _INCIDENTAL}
+    settings = {name: value for name, value in settings.items() if name not in _BEFORE or value != _BEFORE[name]}
     return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if is_video else {})}
 
 

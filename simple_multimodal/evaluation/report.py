@@ -95,6 +95,7 @@ def write_metrics(
     intervals: Mapping[str, Interval] | None = None,
     headline: str | None = None,
     selection_split: str | None = None,
+    audio_crop: str | None = None,
     bad_samples: Sequence[Mapping[str, str | None]] = (),
 ) -> None:
     """
@@ -109,6 +110,7 @@ def write_metrics(
         headline (`str`, *optional*): Name of the metric that sums up the run.
         selection_split (`str`, *optional*):
             Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
+        audio_crop (`str`, *optional*): What the model heard of longer audio, in words; `None`: all of it.
         bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
 
     Raises:
@@ -127,6 +129,8 @@ def write_metrics(
         "metrics": dict(metrics),
         "intervals": {name: list(interval) for name, interval in intervals.items()},
     }
+    if audio_crop is not None:
+        content["audio_crop"] = audio_crop
     if bad_samples:
         content["bad_samples"] = [dict(sample) for sample in bad_samples]
     write_whole(path, [json.dumps(content, indent=2, allow_nan=False), "\n"])

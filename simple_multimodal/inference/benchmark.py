@@ -45,6 +45,7 @@ from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.loading import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.processing import AudioFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
@@ -363,6 +364,7 @@ def measure_benchmark(
     )
     root = None if video_root is None else Path(video_root)
     modalities = pipeline.processor.modalities
+    audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
     output_dir.mkdir(parents=True, exist_ok=True)
     partial = output_dir / "partial"
     if isinstance(pipeline, Retriever):
@@ -401,6 +403,7 @@ def measure_benchmark(
             intervals=measured.intervals,
             headline=measured.headline,
             selection_split=_read(model_folder or "", "run.json").get("selection_split"),
+            audio_crop=None if audio is None else audio.crop_rule,
             bad_samples=as_json(measured.bad_samples),
         )
     if pipeline.state.is_local_main_process:

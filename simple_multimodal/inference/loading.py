@@ -32,7 +32,14 @@ from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.lora import refuse_adapter
-from simple_multimodal.models.pairs import PAIRS_PER_BATCH, Encoded, encode_clips, encode_texts, score_pairs
+from simple_multimodal.models.pairs import (
+    CLIP_TOKENS_PER_BATCH,
+    PAIRS_PER_BATCH,
+    Encoded,
+    encode_clips,
+    encode_texts,
+    score_pairs,
+)
 from simple_multimodal.processing import MultimodalProcessor
 
 logger = logging.get_logger(__name__)
@@ -371,7 +378,7 @@ class Pipeline:
             `torch.FloatTensor` of shape `(num_pairs, num_outputs)`, the same on all processes.
         """
         if partial is not None:
-            digest = hashlib.sha256(json.dumps([key, list(texts), PAIRS_PER_BATCH]).encode())
+            digest = hashlib.sha256(json.dumps([key, list(texts), PAIRS_PER_BATCH, CLIP_TOKENS_PER_BATCH]).encode())
             digest.update(pairs.tobytes())
             key = digest.hexdigest()
         parts = Partial(partial, "pairs", key)

@@ -63,6 +63,9 @@ PROCESSOR_NAMES: dict[Modality, str] = {
 }
 """What names the source of each modality's part of a processor."""
 
+MAX_AUDIO_WINDOWS = 6
+"""Most windows of a clip's audio in a new model: a minute. A batch is as long as its longest row."""
+
 
 def load_towers(names: Mapping[Modality, str]) -> dict[Modality, PreTrainedConfig]:
     """Configurations of the towers of a new model, by where each is read from: see [`load_tower_config`]."""
@@ -121,7 +124,8 @@ def build_processor(
     audio = video = tokenizer = None
     encoders = {m: get_encoder_class(config.model_type, m) for m, config in towers.items()}
     if "audio" in towers:
-        values = encoders["audio"].processor_values(towers["audio"])
+        values = {"max_windows": MAX_AUDIO_WINDOWS, "crop": "random"}
+        values |= encoders["audio"].processor_values(towers["audio"])
         if audio_processor_name is not None:
             read = AudioFeatureExtractor.get_feature_extractor_dict
             values |= _read_settings(read, audio_processor_name, "audio", cache_dir)

@@ -30,7 +30,7 @@ from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
 from simple_multimodal.models.modeling import MASKED_OBJECTIVES
-from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training import sharding
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
@@ -473,6 +473,9 @@ class MultimodalTrainer(Trainer):
         else:
             evaluation = self._evaluate_retrieval(dataloader)
         evaluation.bad_samples = self._quarantine.settle("evaluation")
+        audio: AudioFeatureExtractor | None = self.eval_collator.processor.feature_extractor
+        if audio is not None and audio.crop_rule is not None:
+            evaluation.protocol += f"; {audio.crop_rule}"
         self.last_evaluation = evaluation
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
         num_rows = evaluation.counts["questions" if self._answers_questions else "rows"]

@@ -114,6 +114,30 @@ def test_content_of_a_row(processor, dataset):
     assert torch.equal(batch["audio_attention_mask"][0], sound.attention_mask)
 
 
+def test_training_draws_a_stretch_of_long_audio(processor, dataset):
+    """By seed, epoch and row; its times are those of the segment, as the frames' are; the middle in evaluation."""
+    extractor = AudioFeatureExtractor(num_mel_bins=16, num_frames=60, max_windows=2, crop="random")
+    cropping = MultimodalProcessor(extractor, processor.video_processor)
+    row = dataset[2]  # from second 1 to the end, a little more than two seconds
+    whole = AudioFeatureExtractor(num_mel_bins=16, num_frames=300).extract(
+        read_audio(row["video"], 16000, start_seconds=1.0)
+    )
+    spare = int(whole.attention_mask.sum()) - 120
+
+    def stretch(training: bool, seed: int = 0, epoch: int = 0) -> int:
+        batch = MultimodalCollator(cropping, training=training, seed=seed)([dataset[(epoch, 2)]])
+        assert batch["audio_values"].shape == (1, 1, 16, 120)
+        first = round(float(batch["audio_seconds"][0, 0] - whole.seconds[0]) * 100)
+        assert torch.equal(batch["audio_values"][0], whole.values[..., first : first + 120])
+        torch.testing.assert_close(batch["audio_seconds"][0], whole.seconds[first : first + 120])
+        return first
+
+    drawn = [stretch(True, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert len(set(drawn)) > 5 and 0 <= min(drawn) and max(drawn) <= spare
+    assert drawn == [stretch(True, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert [stretch(False, seed, seed) for seed in range(3)] == [spare // 2] * 3
+
+
 def test_a_processor_may_ask_for_the_pixels_of_decord(processor, dataset):
     row = dataset[0]
     video_processor = VideoClipProcessor(num_frames=4, size=16, geometry="squash", resize_kernel="decord")

@@ -37,6 +37,7 @@ def test_retrieval_prints_the_reference_literal_and_writes_results(retrieval_mod
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert written["protocol"].startswith("msrvtt-1ka-9k") and written["headline"] == "matching_text_to_video_R@1"
     assert written["counts"] == {"captions": NUM_CLIPS, "clips": NUM_CLIPS, "duplicate_captions": 0}
+    assert written["audio_crop"] == "of longer audio the middle 3.84 seconds"  # six windows of 64 frames
     assert printed["text2video"]["r1"] == round(100 * written["metrics"]["matching_text_to_video_R@1"], 2)
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert len(rows) == NUM_CLIPS**2 and set(rows[0]) == {"vid_id", "txt_id", "score", "sim"}

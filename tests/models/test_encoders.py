@@ -457,9 +457,9 @@ def test_shipped_configs_build_and_run(size):
     audio, audio_decoder = build_pair(
         load_tower_config(str(CONFIGS / f"audio/mae_config_{size}.json"), "audio"), "audio"
     )
-    audio.check_inputs(128, 992)
-    masked = positions(exact_mask(1, 496, 400))
-    visible = audio(torch.zeros(1, 1, 128, 992), torch.ones(1, 992, dtype=torch.bool), torch.zeros(1, 992), masked)
+    audio.check_inputs(128, 1024)
+    masked = positions(exact_mask(1, 512, 400))
+    visible = audio(torch.zeros(1, 1, 128, 1024), torch.ones(1, 1024, dtype=torch.bool), torch.zeros(1, 1024), masked)
     assert audio_decoder(visible, masked).shape == (1, 400, 256)
     config = load_tower_config(str(CONFIGS / f"video/videomae_config_{size}.json"), "video")
     video, video_decoder = build_pair(config, "video")

@@ -126,7 +126,7 @@ def test_the_model_that_was_trained_takes_them_still(again, kept, tmp_path, trai
         ({"task": "pretraining", "mam_loss_weight": 0, **FROZEN}, "which the objective mvm needs. Pass --mvm_loss_w"),
         ({"task": "pretraining", "mvm_loss_weight": 0, **FROZEN}, "which the objective mam needs. Pass --mam_loss_w"),
         ({"frame_sampling": "dense", **FROZEN}, "something else: frame_sampling 'uniform' there and 'dense' here"),
-        ({"max_audio_windows": 1, **FROZEN}, "something else: max_windows None there and 1 here"),
+        ({"max_audio_windows": 1, **FROZEN}, "something else: max_windows 6 there and 1 here"),
     ],
 )
 def test_what_features_cannot_stand_for_is_refused(again, kept, tmp_path, values, message):

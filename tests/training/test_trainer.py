@@ -162,6 +162,7 @@ def test_without_reranking_matching_is_measured_by_its_loss(start, trained, tmp_
     }
     assert none == pytest.approx({name: every[name] for name in none}, rel=1e-6) and "eval_matching_loss" in none
     assert "matching" not in protocol
+    assert protocol.endswith("; of longer audio the middle 3.84 seconds")  # six windows of 64 frames
 
 
 def test_every_caption_is_a_query_and_every_group_one_candidate(start, clips, trained, tmp_path):

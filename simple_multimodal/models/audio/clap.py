@@ -1,7 +1,7 @@
 """The sound tower of CLAP as an audio encoder."""
 
 from copy import deepcopy
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapAudioModelWithProjection, ClapModel, PreTrainedConfig
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
-from simple_multimodal.models.audio.windows import check_window, column_steps, split_windows
+from simple_multimodal.models.audio.windows import check_window, column_steps, shortest_remainder, split_windows
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
 
@@ -52,6 +52,12 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         self.num_frames: int = config.to_dict().get("num_frames", longest_window(config))
         self.audio_projection = ClapProjectionLayer(config)
         self.post_init()
+
+    @classmethod
+    def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """How much audio a further window must hold; its size is that of the checkpoint's own processor."""
+        frames_per_step = config.patch_stride[-1] * 2 ** (len(config.depths) - 1)
+        return {"min_window_frames": shortest_remainder(frames_per_step)}
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:

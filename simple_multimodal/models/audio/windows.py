@@ -2,6 +2,16 @@
 
 import torch
 
+SHORTEST_REMAINDER_SECONDS = 0.16
+"""No window opens for less audio: encoders pad a track by some 50 ms, so that many a clip of ten seconds has 10.05."""
+
+
+def shortest_remainder(patch_frames: int = 1, *, hop_seconds: float = 0.01) -> int:
+    """Frames that audio behind the last whole window needs for a window of its own: those of a patch in time, and of
+    `SHORTEST_REMAINDER_SECONDS`. The `min_window_frames` of a tower's processor.
+    """
+    return max(patch_frames, round(SHORTEST_REMAINDER_SECONDS / hop_seconds))
+
 
 def check_window(num_mel_bins: int, num_frames: int, expected: tuple[int, int]) -> None:
     """Raise a `ValueError` if a processor's window is not the tower's: `expected` mel bins and frames."""
