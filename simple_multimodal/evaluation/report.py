@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.evaluation.result_files import write_whole
 from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
 
@@ -95,6 +96,7 @@ def write_metrics(
     intervals: Mapping[str, Interval] | None = None,
     headline: str | None = None,
     selection_split: str | None = None,
+    precision: Precision | None = None,
     bad_samples: Sequence[Mapping[str, str | None]] = (),
 ) -> None:
     """
@@ -109,6 +111,7 @@ def write_metrics(
         headline (`str`, *optional*): Name of the metric that sums up the run.
         selection_split (`str`, *optional*):
             Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
+        precision (`str`, *optional*): What the model computed in: `"fp32"`, `"bf16"` or `"fp16"`.
         bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
 
     Raises:
@@ -122,6 +125,7 @@ def write_metrics(
     content: dict[str, object] = {
         "protocol": protocol,
         "selection_split": selection_split,
+        "precision": precision,
         "headline": headline,
         "counts": dict(counts),
         "metrics": dict(metrics),

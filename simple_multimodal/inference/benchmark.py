@@ -401,6 +401,7 @@ def measure_benchmark(
             intervals=measured.intervals,
             headline=measured.headline,
             selection_split=_read(model_folder or "", "run.json").get("selection_split"),
+            precision=pipeline.precision,
             bad_samples=as_json(measured.bad_samples),
         )
     if pipeline.state.is_local_main_process:

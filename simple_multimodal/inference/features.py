@@ -102,6 +102,7 @@ class TowerFeatures(Pipeline):
                 tower, tower_hash, self.processor, video_backend=self.collator.video_backend
             ),
             "dtype": str(dtype).removeprefix("torch."),
+            "precision": self.precision,
         }
         rows, unreadable = from_main(lambda: _different_clips(datasets, tower))
         stored = from_main(lambda: _stored(folder, made_of))  # before any process writes
@@ -153,7 +154,8 @@ class TowerFeatures(Pipeline):
     @torch.no_grad()
     def _encode(self, tower: Modality, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> list[ClipTokens]:
         """Tokens of each row of a batch, on the CPU."""
-        output: EncoderOutput = self.model.base_model.encode(tower, send_to_device(batch, self.model.device))
+        with self.autocast():
+            output: EncoderOutput = self.model.base_model.encode(tower, send_to_device(batch, self.model.device))
         tokens, mask = output.tokens.to(dtype).cpu(), output.mask.cpu()
         seconds = torch.zeros(mask.shape) if output.seconds is None else output.seconds.float().cpu()
         # Up to the last token that is real: how far a clip is padded is the business of its batch.
@@ -206,7 +208,10 @@ def _stored(folder: Path, made_of: dict[str, Any]) -> Places:
             path.unlink()
             continue
         there = json.loads(metadata["made_of"])
-        flat = [{**of["fingerprint"], "dtype": of["dtype"]} for of in (there, made_of)]
+        flat = [
+            {**of["fingerprint"], "dtype": of["dtype"], "precision": of.get("precision", "fp32")}
+            for of in (there, made_of)
+        ]
         if difference := describe_difference(*flat):
             raise ValueError(f"{folder}: holds features of something else: {difference}. Give another folder.")
         for number, clip in enumerate(json.loads(metadata["clips"])):

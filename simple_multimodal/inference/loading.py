@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -27,6 +28,13 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.evaluation.precision import (
+    Precision,
+    autocast,
+    check_precision,
+    choose_precision,
+    precision_mismatch,
+)
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES
@@ -94,9 +102,12 @@ class Pipeline:
             `num_workers`, what one file may take, see [`SupervisedReader`].
         features (`str`, *optional*): folder that [`TowerFeatures`] wrote. Its towers do not run, and their files are
             not read; every clip must have features.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"`, `"bf16"` or `"fp16"`, in which the model
+            computes, as `--bf16` and `--fp16` of a training run.
 
     Raises:
-        ValueError: `max_bad_fraction` is no share, or the features are not this model's.
+        ValueError: `max_bad_fraction` is no share, the features are not this model's, or there is no such precision
+            here.
     """
 
     model_classes: dict[str, type[PreTrainedModel]]
@@ -117,6 +128,7 @@ class Pipeline:
         sample_timeout_seconds: float = SAMPLE_TIMEOUT_SECONDS,
         loader_memory_gigabytes: float = LOADER_MEMORY_GIGABYTES,
         features: str | os.PathLike[str] | None = None,
+        precision: Precision = "fp32",
     ):
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
@@ -124,6 +136,8 @@ class Pipeline:
         self.sample_timeout_seconds = sample_timeout_seconds
         self.loader_memory_gigabytes = loader_memory_gigabytes
         self.state = process_state()
+        check_precision(precision, self.state.device.type)
+        self.precision: Precision = precision
         self.model = model.to(self.state.device).eval()
         self.processor = processor
         self.batch_size = batch_size
@@ -144,13 +158,20 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, cache_dir: str | None = None, **settings
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        cache_dir: str | None = None,
+        precision: Precision | None = None,
+        **settings,
     ) -> Self:
         """
         Args:
             name_or_path (`str`): folder or hub name of a trained model.
             cache_dir (`str`, *optional*): where files from the hub are kept.
-            settings: arguments of the class.
+            precision (`str`, *optional*): as for the class; by default what the folder's `run.json` says that the
+                model was evaluated in while it was trained, else `"fp32"`. In another one a warning says so.
+            settings: other arguments of the class.
 
         Raises:
             ValueError: If there is no such model, it was trained for another task, or its weights are damaged.
@@ -172,7 +193,15 @@ class Pipeline:
         if loaded["missing_keys"]:
             raise ValueError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
         processor = MultimodalProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-        return cls(model, processor, **settings)
+        state = process_state()
+        precision = choose_precision(precision, name_or_path, state.device.type)
+        if state.is_main_process and (line := precision_mismatch(name_or_path, precision)) is not None:
+            logger.warning(line)
+        return cls(model, processor, precision=precision, **settings)
+
+    def autocast(self) -> AbstractContextManager:
+        """A context in which the model computes in `precision`."""
+        return autocast(self.precision, self.state.device.type)
 
     def rows(self, clips: Clips) -> list[Row]:
         """One row for each different clip, in the order of their first occurrence; none for a row without a clip."""
@@ -197,7 +226,7 @@ class Pipeline:
     def _key(self, rows: Sequence[Row]) -> str:
         limits = self.sample_timeout_seconds, self.loader_memory_gigabytes  # beyond which files are bad
         dtypes = {modality: reader.dtype for modality, reader in self.collator.features.items()}
-        settings = [self.collator.drop_modalities, self.collator.video_backend, limits, dtypes]
+        settings = [self.collator.drop_modalities, self.collator.video_backend, limits, dtypes, self.precision]
         digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
         digest.update(self.model.config.to_json_string().encode())
         digest.update(hash_weights(self.model).encode())
@@ -261,7 +290,8 @@ class Pipeline:
                 bad_samples += bad
                 self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
                 bad_rows = {sample.row for sample in bad}
-                encoded = encode_clips(self.model, send_to_device(batch, self.model.device))
+                with self.autocast():
+                    encoded = encode_clips(self.model, send_to_device(batch, self.model.device))
                 clips = [
                     clip if with_tokens else Encoded(clip.embed, {})
                     for place, clip in zip(batches[number], encoded, strict=True)
@@ -342,7 +372,8 @@ class Pipeline:
         for begin in range(0, len(order), TEXTS_PER_BATCH):
             some = order[begin : begin + TEXTS_PER_BATCH]
             batch = send_to_device(self.processor.tokenize(some), self.model.device)
-            encoded |= zip(some, encode_texts(self.model, batch), strict=True)
+            with self.autocast():
+                encoded |= zip(some, encode_texts(self.model, batch), strict=True)
         return [encoded[text] for text in texts]
 
     def score(
@@ -383,6 +414,7 @@ class Pipeline:
             pairs,
             process_index=self.state.process_index,
             num_processes=self.state.num_processes,
+            autocast=self.autocast,
             pairs_per_batch=PAIRS_PER_BATCH,
             finished={number: tensors["outputs"] for number, tensors in parts.finished.items()},
             on_block=lambda number, outputs: parts.add(number, {"outputs": outputs}),

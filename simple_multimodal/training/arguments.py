@@ -9,6 +9,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS
+from simple_multimodal.evaluation.precision import Precision, effective_precision
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import leave_store_of_launcher
 
@@ -241,6 +242,11 @@ class MultimodalTrainingArguments(TrainingArguments):
     def has_reentrant_checkpoints(self) -> bool:
         """Whether activation checkpoints are of torch's older kind, which goes backward within the backward pass."""
         return bool((self.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
+
+    @property
+    def precision(self) -> Precision:
+        """What the model computes in, in training and in evaluation."""
+        return effective_precision(bf16=self.bf16, fp16=self.fp16, device_type=self.device.type)
 
     @property
     def selects(self) -> bool:

@@ -42,7 +42,13 @@ def write_results(trainer: MultimodalTrainer) -> None:
         examples = choose_examples(trainer, evaluation)
     run = trainer.run_record or {}
     bad = as_json(evaluation.bad_samples)
-    write_metrics(folder / "evaluation.json", selection_split=run.get("selection_split"), bad_samples=bad, **shared)
+    write_metrics(
+        folder / "evaluation.json",
+        selection_split=run.get("selection_split"),
+        precision=trainer.args.precision,
+        bad_samples=bad,
+        **shared,
+    )
     write_report(
         folder / "report.html",
         title=folder.name,

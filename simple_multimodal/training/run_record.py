@@ -11,6 +11,7 @@ from pathlib import Path
 
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.prepare import prepared_split
+from simple_multimodal.evaluation.precision import Precision
 
 RUN_FILE = "run.json"
 CLIPS_FILE = "training_clips.json"
@@ -36,6 +37,7 @@ def make_run_record(
     command: list[str],
     data: Mapping[str, MultimodalDataset | None],
     selection_split: str | None = None,
+    precision: Precision | None = None,
 ) -> dict:
     """
     Args:
@@ -43,6 +45,7 @@ def make_run_record(
         command (`list[str]`): words of the command line.
         data (`Mapping[str, MultimodalDataset | None]`): the data sets that are used, by name.
         selection_split (`str`, *optional*): see [`selection_split`].
+        precision (`str`, *optional*): what the model computes in, also where it is evaluated.
 
     Returns:
         `dict`: the content of `run.json`.
@@ -60,6 +63,7 @@ def make_run_record(
         "arguments": arguments,
         "data": fingerprints,
         "selection_split": selection_split,
+        "precision": precision,
         "versions": versions,
     }
 
