@@ -321,6 +321,12 @@ def add_backend(verb: argparse.ArgumentParser) -> None:
         choices=("pyav", "torchcodec", "decord"),
         help="decoder of the pictures; default: pyav",
     )
+    verb.add_argument(
+        "--decode_device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="cuda: decode on the GPU (NVDEC), with --video_backend torchcodec; default: cpu",
+    )
 
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
@@ -522,16 +528,8 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
 
 
 PIPELINE_SETTINGS = (
-    *(
-        "batch_size",
-        "num_workers",
-        "features",
-        "drop_modality",
-        "cache_dir",
-        "index_dir",
-        "video_backend",
-        "precision",
-    ),
+    *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir", "video_backend"),
+    *("decode_device", "precision"),
     *BAD_SAMPLE_OPTIONS,
 )
 

@@ -97,6 +97,7 @@ def write_metrics(
     headline: str | None = None,
     selection_split: str | None = None,
     precision: Precision | None = None,
+    decoder: str | None = None,
     bad_samples: Sequence[Mapping[str, str | None]] = (),
 ) -> None:
     """
@@ -112,6 +113,7 @@ def write_metrics(
         selection_split (`str`, *optional*):
             Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
         precision (`str`, *optional*): What the model computed in: `"fp32"`, `"bf16"` or `"fp16"`.
+        decoder (`str`, *optional*): What decoded frames, such as `"pyav"` or `"torchcodec on cuda"`.
         bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
 
     Raises:
@@ -126,6 +128,7 @@ def write_metrics(
         "protocol": protocol,
         "selection_split": selection_split,
         "precision": precision,
+        "decoder": decoder,
         "headline": headline,
         "counts": dict(counts),
         "metrics": dict(metrics),

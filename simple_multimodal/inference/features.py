@@ -93,14 +93,13 @@ class TowerFeatures(Pipeline):
                 video_processor=self.processor.video_processor if tower == "video" else None,
             ),
             video_backend=self.collator.video_backend,
+            decode_device=self.collator.decode_device,
             index_dir=self.collator.index_dir,
         )
         folder = Path(output, tower)
         tower_hash = self.model.tower_hash(tower)
         made_of = {
-            "fingerprint": make_fingerprint(
-                tower, tower_hash, self.processor, video_backend=self.collator.video_backend
-            ),
+            "fingerprint": make_fingerprint(tower, tower_hash, self.processor, video_backend=self.collator.decoder),
             "dtype": str(dtype).removeprefix("torch."),
             "precision": self.precision,
         }
@@ -126,6 +125,7 @@ class TowerFeatures(Pipeline):
             batch_sampler=batches,
             collate_fn=self._reader(listed, collator),
             num_workers=self.num_workers,
+            multiprocessing_context=self.worker_context,
         )
         loaded = iter(loader)
         bad: dict[ClipKey, str] = {}

@@ -95,7 +95,7 @@ class Pipeline:
         num_workers (`int`, *optional*, defaults to 0): processes that read clips; none: threads of this one do.
         drop_modalities (`Sequence[str]`, *optional*): take every clip as lacking these.
         shows_progress (`bool`, *optional*, defaults to `False`): show bars.
-        video_backend, index_dir (`str`, *optional*): see [`MultimodalCollator`].
+        video_backend, decode_device, index_dir (`str`, *optional*): see [`MultimodalCollator`].
         max_bad_fraction (`float`, *optional*, defaults to 0.2): share of the clips that cannot be read above which
             going on makes no sense.
         sample_timeout_seconds, loader_memory_gigabytes (`float`, *optional*, defaults to 120.0 and 4.0): with
@@ -123,6 +123,7 @@ class Pipeline:
         drop_modalities: Sequence[str] = (),
         shows_progress: bool = False,
         video_backend: str = "pyav",
+        decode_device: str = "cpu",
         index_dir: str | None = None,
         max_bad_fraction: float = MAX_BAD_FRACTION,
         sample_timeout_seconds: float = SAMPLE_TIMEOUT_SECONDS,
@@ -146,12 +147,19 @@ class Pipeline:
         readers = (
             {}
             if features is None
-            else open_features(features, self.model.tower_hash, processor, video_backend=video_backend)
+            else open_features(
+                features,
+                self.model.tower_hash,
+                processor,
+                video_backend=video_backend,
+                decode_device=decode_device,
+            )
         )
         self.collator = MultimodalCollator(
             processor,
             drop_modalities=drop_modalities,  # type: ignore[arg-type]
             video_backend=video_backend,
+            decode_device=decode_device,
             index_dir=index_dir,
             features={m: reader for m, reader in readers.items() if m not in drop_modalities},
         )
@@ -199,6 +207,11 @@ class Pipeline:
             logger.warning(line)
         return cls(model, processor, precision=precision, **settings)
 
+    @property
+    def worker_context(self) -> str | None:
+        """How loader processes begin: spawned where they decode on a GPU, else as is usual."""
+        return "spawn" if self.num_workers and self.collator.decode_device != "cpu" else None
+
     def autocast(self) -> AbstractContextManager:
         """A context in which the model computes in `precision`."""
         return autocast(self.precision, self.state.device.type)
@@ -226,7 +239,7 @@ class Pipeline:
     def _key(self, rows: Sequence[Row]) -> str:
         limits = self.sample_timeout_seconds, self.loader_memory_gigabytes  # beyond which files are bad
         dtypes = {modality: reader.dtype for modality, reader in self.collator.features.items()}
-        settings = [self.collator.drop_modalities, self.collator.video_backend, limits, dtypes, self.precision]
+        settings = [self.collator.drop_modalities, self.collator.decoder, limits, dtypes, self.precision]
         digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
         digest.update(self.model.config.to_json_string().encode())
         digest.update(hash_weights(self.model).encode())
@@ -281,6 +294,7 @@ class Pipeline:
             batch_sampler=[list(batches[number]) for number in missing],
             collate_fn=self._reader(rows, self.collator),
             num_workers=self.num_workers,
+            multiprocessing_context=self.worker_context,
         )
         done = sum(len(batches[number]) for number in own)
         total = sum(len(batches[number]) for number in share)

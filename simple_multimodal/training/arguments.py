@@ -260,3 +260,21 @@ class MultimodalTrainingArguments(TrainingArguments):
         """Learning rates that differ from `learning_rate`, by modality."""
         rates = {"text": self.text_learning_rate, "audio": self.audio_learning_rate, "video": self.video_learning_rate}
         return {modality: rate for modality, rate in rates.items() if rate is not None}
+
+
+def load_on_gpu(args: MultimodalTrainingArguments) -> None:
+    """
+    Settings of loaders whose frames come from the decoder of a GPU: processes are spawned, and nothing is pinned.
+
+    Raises:
+        ValueError: Loader processes are to be forked.
+    """
+    if args.dataloader_num_workers and args.dataloader_multiprocessing_context == "fork":
+        raise ValueError(
+            "--decode_device cuda: CUDA does not work in a process that was forked. Give "
+            "--dataloader_multiprocessing_context spawn, or --dataloader_num_workers 0 to decode in the main process."
+        )
+    if args.dataloader_num_workers and args.dataloader_multiprocessing_context is None:
+        args.dataloader_multiprocessing_context = "spawn"
+    args.dataloader_pin_memory = False
+    args.accelerator_config.non_blocking = False

@@ -46,6 +46,7 @@ def write_results(trainer: MultimodalTrainer) -> None:
         folder / "evaluation.json",
         selection_split=run.get("selection_split"),
         precision=trainer.args.precision,
+        decoder=trainer.eval_collator.decoder,
         bad_samples=bad,
         **shared,
     )
@@ -133,4 +134,4 @@ def frame_strip(trainer: MultimodalTrainer, row: Row) -> np.ndarray | None:
         return None
     frames = batch[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)
     places = np.linspace(0, len(frames) - 1, min(FRAMES_PER_STRIP, len(frames))).astype(int)
-    return frames[places].permute(0, 2, 3, 1).contiguous().numpy()
+    return frames[places].permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -16,7 +16,7 @@ from simple_multimodal.evaluation.precision import Precision
 RUN_FILE = "run.json"
 CLIPS_FILE = "training_clips.json"
 
-PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "numpy")
+PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "torchcodec", "numpy")
 
 # Arguments that may change between the start and the continuation of one run: they do not change what it computes.
 INCIDENTAL_ARGUMENTS = frozenset(

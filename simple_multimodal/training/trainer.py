@@ -35,7 +35,7 @@ from simple_multimodal.models.modeling import MASKED_OBJECTIVES
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.training import sharding
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
-from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (
     STAGING,
     STATE_FILE,
@@ -171,6 +171,8 @@ class MultimodalTrainer(Trainer):
         self.processor = processing_class
         self.args = args
         self._quarantine = self._make_quarantine(starts_over=False)
+        if eval_collator.decode_device != "cpu":
+            load_on_gpu(args)
         align_parameters(model)
         model.checkpoint_activations(args.gradient_checkpointing_towers)
         # `Trainer` asks every processor for special tokens, also one without a tokenizer.
@@ -470,6 +472,8 @@ class MultimodalTrainer(Trainer):
         else:
             evaluation = self._evaluate_retrieval(dataloader)
         evaluation.bad_samples = self._quarantine.settle("evaluation")
+        if self.eval_collator.decode_device != "cpu":
+            evaluation.protocol += "; frames decoded by the GPU (NVDEC), not bit-equal to a CPU's"
         self.last_evaluation = evaluation
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
         num_rows = evaluation.counts["questions" if self._answers_questions else "rows"]
