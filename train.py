@@ -54,6 +54,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         selection_split=selection_split(
             eval_set, selects=args.selects, on_test=data_args.select_on_test, source=model_args.model_name_or_path
         ),
+        precision=args.precision,
     )
     checkpoint = None
     if args.do_train:

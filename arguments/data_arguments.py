@@ -99,6 +99,14 @@ class DataArguments:
     video_backend: Literal["pyav", "torchcodec", "decord"] = field(
         default="pyav", metadata={"group": "Video", "help": "Decoder of the pictures."}
     )
+    decode_device: Literal["cpu", "cuda"] = field(
+        default="cpu",
+        metadata={
+            "group": "Video",
+            "help": "cuda: decode on the GPU (NVDEC), with --video_backend torchcodec; the frames stay there. Loader "
+            "processes are spawned.",
+        },
+    )
     index_dir: str | None = field(
         default=None,
         metadata={"group": "Video", "help": "Folder for frame indices; one in the user's cache when not given."},
@@ -284,13 +292,15 @@ class DataArguments:
             "num_threads": self.collator_threads,
             "parallel": self.collator_threads != 1,
             "video_backend": self.video_backend,
+            "decode_device": self.decode_device,
             "index_dir": self.index_dir,
         }
 
     @property
     def feature_settings(self) -> dict[str, str | None]:
         """Where features lie, and what would decode pictures."""
-        return {"folder": self.features, "video_backend": self.video_backend}
+        decoder = {"video_backend": self.video_backend, "decode_device": self.decode_device}
+        return {"folder": self.features, **decoder}
 
     def _manifest_path(self, name: str) -> Path:
         in_data_root = Path(self.data_root or "", name)

@@ -173,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--num_workers", type=int, default=0, metavar="INT", help="loader processes; default: 0, this process reads"
     )
     add_backend(verb)
+    add_precision(verb)
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     add_numbers(verb, LIMITS)
     add_roots(verb)
@@ -290,10 +291,20 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--drop_modality", nargs="+", default=(), choices=MODALITIES, help="modalities to ignore; default: none"
     )
+    add_precision(verb)
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
     add_backend(verb)
     add_numbers(verb, BAD_SAMPLE_OPTIONS)
+
+
+def add_precision(verb: argparse.ArgumentParser) -> None:
+    """Adds the flag that says what the model computes in."""
+    verb.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="what the model computes in; default: as in the evaluations of its training, by its run.json, else fp32",
+    )
 
 
 def add_numbers(verb: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
@@ -309,6 +320,12 @@ def add_backend(verb: argparse.ArgumentParser) -> None:
         default="pyav",
         choices=("pyav", "torchcodec", "decord"),
         help="decoder of the pictures; default: pyav",
+    )
+    verb.add_argument(
+        "--decode_device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="cuda: decode on the GPU (NVDEC), with --video_backend torchcodec; default: cpu",
     )
 
 
@@ -512,6 +529,7 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
 
 PIPELINE_SETTINGS = (
     *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir", "video_backend"),
+    *("decode_device", "precision"),
     *BAD_SAMPLE_OPTIONS,
 )
 

@@ -218,8 +218,9 @@ class SupervisedReader:
     In a worker of a `DataLoader` (on Linux) batches are read by a child process, a fork of the worker, which hands
     them over in shared memory. If it dies, is not done with a file in time or grows too large, a new child reads the
     batch again, one file after the other, so that it is known which file is at fault; that is bad from then on. The
-    batch is the one that would come out if the file had been known to be bad before. Without workers batches are read
-    in this process, and a watcher beside it names the file that ended it.
+    batch is the one that would come out if the file had been known to be bad before. Without workers, and where frames
+    are decoded on a GPU (whose tensors a child's parent cannot hand on), batches are read in this process, and a
+    watcher beside it names the file that ended it.
 
     Args:
         read ([`BatchReader`]):
@@ -249,7 +250,8 @@ class SupervisedReader:
             BadSampleError: If a row cannot be read and the policy is `"fail"`.
             RuntimeError: If the child dies again and again while it reads no file.
         """
-        if torch.utils.data.get_worker_info() is None or not CAN_SHARE:
+        is_on_gpu = self.read.collator.decode_device != "cpu"
+        if torch.utils.data.get_worker_info() is None or not CAN_SHARE or is_on_gpu:
             if CAN_SHARE:
                 self.read.collator.in_flight = _watched(os.getpid(), self.timeout_seconds)
             return self.read(keys)

@@ -21,7 +21,7 @@ from simple_multimodal.data.randomness import sample_generator, stable_hash
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import NoSoundTrackError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
-from simple_multimodal.media.video import VideoBackend, get_video_backend
+from simple_multimodal.media.video import VideoBackend, decoder_name, get_video_backend
 from simple_multimodal.modalities import Modality
 from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
 from simple_multimodal.processing.batch_memory import SharedBatch
@@ -101,6 +101,9 @@ class MultimodalCollator:
             `False` does everything one after the other. The batch is the same, bit for bit.
         video_backend (`str`, *optional*, defaults to `"pyav"`):
             `"pyav"`, `"torchcodec"` or `"decord"`.
+        decode_device (`str`, *optional*, defaults to `"cpu"`):
+            With `"cuda"` (and `"torchcodec"`) frames are decoded by the GPU of this process and stay there:
+            `pixel_values_videos` is on it. Not in a process that was forked.
         index_dir (`str`, *optional*):
             Folder of stored frame indices; by default `simple_multimodal/frame_index` in the user's cache folder.
         label2id (`Mapping[str, int]`, *optional*):
@@ -146,6 +149,7 @@ class MultimodalCollator:
         num_threads: int | None = None,
         parallel: bool = True,
         video_backend: str = "pyav",
+        decode_device: str = "cpu",
         index_dir: str | None = None,
         label2id: Mapping[str, int] | None = None,
         features: Mapping[Modality, FeatureReader] | None = None,
@@ -162,13 +166,16 @@ class MultimodalCollator:
         self.num_threads = num_threads
         self.parallel = parallel
         self.video_backend = video_backend
+        self.decode_device = decode_device
         self.index_dir = index_dir
         self.label2id = label2id
         self.features = dict(features or {})
         self.in_flight: InFlight | None = None  # where to note down which files are being read
         video = processor.video_processor
         self._backend: VideoBackend = get_video_backend(
-            video_backend, is_like_decord=video is not None and video.resize_kernel == "decord"
+            video_backend,
+            is_like_decord=video is not None and video.resize_kernel == "decord",
+            decode_device=decode_device,
         )
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
@@ -179,6 +186,11 @@ class MultimodalCollator:
             specials = set(tokenizer.all_special_ids)
             self._replacement_ids = np.array([i for i in range(len(tokenizer)) if i not in specials])
             self._special_ids = np.array(sorted(specials))
+
+    @property
+    def decoder(self) -> str:
+        """What decodes frames, see [`decoder_name`]."""
+        return decoder_name(self.video_backend, self.decode_device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_pool_process": 0, "in_flight": None}  # a worker makes its own
@@ -213,7 +225,7 @@ class MultimodalCollator:
         if "audio" in modalities:
             read["audio"] = lambda number: self._attempt(self._read_sound, rows[number], "audio")
         if "video" in modalities and "video" not in self.features:
-            videos = self.processor.video_processor.new_batch(len(rows))
+            videos = self.processor.video_processor.new_batch(len(rows), device=self._backend.device)
             read["video"] = lambda number: self._attempt(
                 partial(self._read_clip, number=number, batch=videos), rows[number], "video"
             )

@@ -360,6 +360,7 @@ def measure_benchmark(
             deviates=any(line.startswith(f"{split}: ") for line in prepared["deviations"]),
             rerank_top_k=matching_top_k or None,
             uses_dual_softmax=uses_dual_softmax,
+            decodes_on_gpu=pipeline.collator.decode_device != "cpu",
         )
     )
     root = None if video_root is None else Path(video_root)
@@ -404,6 +405,8 @@ def measure_benchmark(
             headline=measured.headline,
             selection_split=_read(model_folder or "", "run.json").get("selection_split"),
             audio_crop=None if audio is None else audio.crop_rule,
+            precision=pipeline.precision,
+            decoder=pipeline.collator.decoder,
             bad_samples=as_json(measured.bad_samples),
         )
     if pipeline.state.is_local_main_process:

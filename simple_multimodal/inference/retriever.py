@@ -47,6 +47,7 @@ class ClipIndex:
         clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
         key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
         model (`str`, *optional*): hash of the model's weights, in a file.
+        precision (`str`, *optional*): what the model computed in, in a file.
         bad_samples (`list[BadSample]`, *optional*): clips that are not in the index because they could not be read.
     """
 
@@ -56,6 +57,7 @@ class ClipIndex:
     clips: list[Encoded] | None = None
     key: str = ""
     model: str = ""
+    precision: str = "fp32"
     bad_samples: list[BadSample] = field(default_factory=list)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -65,6 +67,7 @@ class ClipIndex:
             "groups": self.groups,
             "key": self.key,
             "model": self.model,
+            "precision": self.precision,
             "bad_samples": self.bad_samples,
         }
         # In one entry: safetensors writes several in any order, and the same index would not be the same file.
@@ -180,7 +183,7 @@ class Retriever(Pipeline):
         ids, groups = [row["id"] for row in read], [row["group"] for row in read]
         index = ClipIndex(ids, groups, embeds, clips if with_tokens else None, key, bad_samples=bad_samples)
         if saved is not None and self.state.is_main_process:
-            replace(index, model=hash_weights(self.model)).save(saved)
+            replace(index, model=hash_weights(self.model), precision=self.precision).save(saved)
         return index
 
     def load_index(self, path: str | os.PathLike[str]) -> ClipIndex:
@@ -193,6 +196,11 @@ class Retriever(Pipeline):
         index = ClipIndex.load(path)
         if index.model != hash_weights(self.model):
             raise ValueError(f"{os.fspath(path)}: holds embeddings of another model; make them anew with this one.")
+        if index.precision != self.precision:
+            raise ValueError(
+                f"{os.fspath(path)}: holds embeddings computed in {index.precision}, and texts would be encoded in "
+                f"{self.precision}; pass --precision {index.precision}, or make them anew."
+            )
         return index
 
     def search(

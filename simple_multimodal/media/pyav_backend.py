@@ -37,6 +37,8 @@ class PyAVBackend:
             decord gives them, see [`DecordConverter`].
     """
 
+    device = "cpu"
+
     def __init__(self, *, is_like_decord: bool = False):
         self.is_like_decord = is_like_decord
 

@@ -9,6 +9,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS
+from simple_multimodal.evaluation.precision import Precision, effective_precision
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import leave_store_of_launcher
 
@@ -248,6 +249,11 @@ class MultimodalTrainingArguments(TrainingArguments):
         return bool((self.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
 
     @property
+    def precision(self) -> Precision:
+        """What the model computes in, in training and in evaluation."""
+        return effective_precision(bf16=self.bf16, fp16=self.fp16, device_type=self.device.type)
+
+    @property
     def selects(self) -> bool:
         """Whether evaluations in training decide which weights the run ends with."""
         reduces_rate = self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
@@ -259,3 +265,21 @@ class MultimodalTrainingArguments(TrainingArguments):
         """Learning rates that differ from `learning_rate`, by modality."""
         rates = {"text": self.text_learning_rate, "audio": self.audio_learning_rate, "video": self.video_learning_rate}
         return {modality: rate for modality, rate in rates.items() if rate is not None}
+
+
+def load_on_gpu(args: MultimodalTrainingArguments) -> None:
+    """
+    Settings of loaders whose frames come from the decoder of a GPU: processes are spawned, and nothing is pinned.
+
+    Raises:
+        ValueError: Loader processes are to be forked.
+    """
+    if args.dataloader_num_workers and args.dataloader_multiprocessing_context == "fork":
+        raise ValueError(
+            "--decode_device cuda: CUDA does not work in a process that was forked. Give "
+            "--dataloader_multiprocessing_context spawn, or --dataloader_num_workers 0 to decode in the main process."
+        )
+    if args.dataloader_num_workers and args.dataloader_multiprocessing_context is None:
+        args.dataloader_multiprocessing_context = "spawn"
+    args.dataloader_pin_memory = False
+    args.accelerator_config.non_blocking = False

@@ -530,13 +530,14 @@ def load_features(
     *,
     folder: str | os.PathLike | None,
     video_backend: str,
+    decode_device: str,
 ) -> dict[Modality, FeatureReader]:
     """
     Features that take the place of towers and of decoding for them, made sure to be those of this run.
 
     Args:
         model (`TowerModel`): after what is to be frozen was.
-        processor (`MultimodalProcessor`), video_backend (`str`): what would read clips.
+        processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
         datasets (`Iterable[MultimodalDataset | None]`): every row must have features, but for those whose file is
             missing.
         is_trained (`bool`): whether the model will be.
@@ -559,7 +560,8 @@ def load_features(
             )
         return model.tower_hash(modality)
 
-    readers = open_features(folder, frozen_tower_hash, processor, video_backend=video_backend)
+    decoder = {"video_backend": video_backend, "decode_device": decode_device}
+    readers = open_features(folder, frozen_tower_hash, processor, **decoder)
     weights = model.loss_weights if isinstance(model, MultimodalForPreTraining) else {}
     for modality, reader in readers.items():
         for name in weights:

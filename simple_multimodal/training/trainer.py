@@ -8,6 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
+from simple_multimodal.evaluation.precision import autocast, precision_mismatch
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
@@ -33,7 +35,7 @@ from simple_multimodal.models.modeling import MASKED_OBJECTIVES
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training import sharding
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
-from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (
     STAGING,
     STATE_FILE,
@@ -169,6 +171,8 @@ class MultimodalTrainer(Trainer):
         self.processor = processing_class
         self.args = args
         self._quarantine = self._make_quarantine(starts_over=False)
+        if eval_collator.decode_device != "cpu":
+            load_on_gpu(args)
         align_parameters(model)
         model.checkpoint_activations(args.gradient_checkpointing_towers)
         # `Trainer` asks every processor for special tokens, also one without a tokenizer.
@@ -199,6 +203,10 @@ class MultimodalTrainer(Trainer):
                 "LoRA needs activation checkpoints that are not reentrant: these give a layer no gradient whose input "
                 "has none. Leave use_reentrant out of --activation_checkpointing_kwargs."
             )
+        if run_record is not None and not args.do_train and args.should_log:
+            source = run_record["arguments"].get("model_name_or_path")
+            if (line := precision_mismatch(source, args.precision)) is not None:
+                logger.warning(line)
         if args.disable_tqdm:
             logging.disable_progress_bar()  # of writing a checkpoint
         if self.pop_callback(ProgressCallback) is not None:
@@ -476,6 +484,8 @@ class MultimodalTrainer(Trainer):
         audio: AudioFeatureExtractor | None = self.eval_collator.processor.feature_extractor
         if audio is not None and audio.crop_rule is not None:
             evaluation.protocol += f"; {audio.crop_rule}"
+        if self.eval_collator.decode_device != "cpu":
+            evaluation.protocol += "; frames decoded by the GPU (NVDEC), not bit-equal to a CPU's"
         self.last_evaluation = evaluation
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
         num_rows = evaluation.counts["questions" if self._answers_questions else "rows"]
@@ -492,7 +502,7 @@ class MultimodalTrainer(Trainer):
                 model,
                 self._noting_bad_samples(dataloader),
                 to_device=self._prepare_inputs,
-                autocast=self.accelerator.autocast,
+                autocast=self._autocast,
                 on_step=self._on_prediction_step,
             )
         questions = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
@@ -507,7 +517,7 @@ class MultimodalTrainer(Trainer):
                 matching_top_k=self.args.matching_top_k,
                 process_index=self.args.process_index,
                 num_processes=self.args.world_size,
-                autocast=self.accelerator.autocast,
+                autocast=self._autocast,
             )
 
     def evaluate_pairs(self, pair_sets: list[PairSet]) -> dict[str, float]:
@@ -551,6 +561,10 @@ class MultimodalTrainer(Trainer):
         evaluation.metrics |= metrics
         return {f"eval_{name}": value for name, value in metrics.items()}
 
+    def _autocast(self) -> AbstractContextManager:
+        """What evaluation runs in, as a [`Pipeline`] does that measures the model later."""
+        return autocast(self.args.precision, self.args.device.type)
+
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[PreTrainedModel]:
         """The model without its wrappers, whole, in evaluation mode for as long as the context lasts."""
@@ -567,7 +581,7 @@ class MultimodalTrainer(Trainer):
             model,
             self._noting_bad_samples(dataloader),
             to_device=self._prepare_inputs,
-            autocast=self.accelerator.autocast,
+            autocast=self._autocast,
             on_step=self._on_prediction_step,
         )
 
