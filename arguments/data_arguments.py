@@ -84,7 +84,8 @@ class DataArguments:
         default=None,
         metadata={
             "group": "Audio",
-            "help": "Frames in one window, 10 ms each (PE-AV: 40); the tower's own number, else 1024, when not given.",
+            "help": "Frames in one window, 10 ms each (PE-AV: 40; wav2vec 2.0: 5 samples); the tower's own number, "
+            "else 1024, when not given.",
         },
     )
     max_audio_windows: int | None = field(

@@ -130,6 +130,8 @@ class Encoder(nn.Module):
         uses_own_processor: whether tokenizer, sound or picture settings come from the tower's checkpoint where no
             other source is named.
         late_embeddings: how names of parameters start that are embeddings, but registered after the layers.
+        uncalled: how names of linear layers end whose weights the stock class reads without calling the layers, so
+            that an adapter in them would do nothing.
         untrained: how names of parameters start that are never trained.
     """
 
@@ -147,7 +149,8 @@ class Encoder(nn.Module):
     tokens_are_all: ClassVar[bool] = True
     uses_own_processor: ClassVar[bool] = False
     late_embeddings: ClassVar[tuple[str, ...]] = ()
-    untrained: ClassVar[tuple[str, ...]] = ()
+    uncalled: ClassVar[tuple[str, ...]] = ()
+    untrained: tuple[str, ...] = ()
 
     config: PreTrainedConfig
     dtype: torch.dtype  # a property of the stock class
@@ -156,6 +159,10 @@ class Encoder(nn.Module):
     def hidden_size(self) -> int:
         """Size of the tokens."""
         return self.config.hidden_size
+
+    def layer_parameters(self) -> list[list[nn.Parameter]]:
+        """Parameters of each layer, from the lowest up, as `--layer_decay` counts layers."""
+        return [list(layer.parameters()) for layer in transformer_layers(self)]
 
     @property
     def tokens_per_step(self) -> int:
@@ -195,6 +202,16 @@ class Encoder(nn.Module):
         for name in cls.composite_values:
             setattr(tower, name, getattr(config, name))
         return tower
+
+    @classmethod
+    def takes_own_processor(cls, config: PreTrainedConfig) -> bool:
+        """Whether a checkpoint with this config brings its own processor; see `uses_own_processor`."""
+        return cls.uses_own_processor
+
+    @classmethod
+    def settings_beside(cls, name_or_path: str) -> dict[str, Any]:
+        """Entries for this tower's config out of other files of a checkpoint, by hub name or folder."""
+        return {}
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int | None:

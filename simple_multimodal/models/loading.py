@@ -185,7 +185,10 @@ def load_tower_config(name_or_path: str, modality: Modality, modalities: Sequenc
     encoder_class = get_encoder_class(values["model_type"], modality)
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     refuse_kernels(config)
-    return encoder_class.tower_config(config, modalities)
+    tower = encoder_class.tower_config(config, modalities)
+    for name, value in encoder_class.settings_beside(name_or_path).items():
+        setattr(tower, name, value)
+    return tower
 
 
 def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, torch.Tensor]:

@@ -77,7 +77,7 @@ def processor_names(
 ) -> dict[str, str | None]:
     """
     Where the parts of a processor are read from: what is named, else the checkpoint of a tower that
-    `uses_own_processor`.
+    `takes_own_processor`.
 
     Args:
         towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
@@ -88,7 +88,8 @@ def processor_names(
     names = dict(named)
     for modality, config in towers.items():
         key = PROCESSOR_NAMES[modality]
-        if names[key] is None and get_encoder_class(config.model_type, modality).uses_own_processor:
+        encoder_class = get_encoder_class(config.model_type, modality)
+        if names[key] is None and encoder_class.takes_own_processor(config):
             names[key] = pretrained.get(modality)
     return names
 
