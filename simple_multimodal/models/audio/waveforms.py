@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from simple_multimodal.models.audio.windows import check_window, split_windows
+from simple_multimodal.models.audio.windows import check_window, shortest_remainder, split_windows
 from simple_multimodal.models.base import Encoder, EncoderOutput
 
 SAMPLING_RATE = 16000
@@ -59,11 +59,12 @@ class WaveformEncoder(Encoder):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Front end and size of a window."""
-        hop = config.conv_stride[0]
+        """Front end, size of a window, and how much a further one must hold."""
+        hop, (field, _) = config.conv_stride[0], receptive_field(config.conv_kernel, config.conv_stride)
+        shortest = shortest_remainder(-(-field // hop), hop_seconds=hop / SAMPLING_RATE)
         size = {"num_mel_bins": hop, "hop_seconds": hop / SAMPLING_RATE, "window_seconds": hop / SAMPLING_RATE}
         size |= {"num_frames": WINDOW_SECONDS * SAMPLING_RATE // hop, "sampling_rate": SAMPLING_RATE}
-        return {"front_end": "waveform", "padding": "pad", **size}
+        return {"front_end": "waveform", "padding": "pad", "min_window_frames": shortest, **size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
