@@ -40,7 +40,8 @@ class TorchCodecBackend:
         with open_media(path, probe="nothing"):  # refuses playlists, which torchcodec would follow
             pass
         return read_checked(
-            lambda: _Reader(os.path.abspath(path), index.start_seconds),  # which is never taken for an address
+            # An absolute path is never taken for an address.
+            lambda: _Reader(os.path.abspath(path), index.stream, index.start_seconds),
             positions,
             index,
             size,
@@ -52,10 +53,12 @@ class TorchCodecBackend:
 class _Reader:
     """A video that torchcodec has open."""
 
-    def __init__(self, path: str, start_seconds: float):
+    def __init__(self, path: str, stream: int, start_seconds: float):
         from torchcodec.decoders import VideoDecoder
 
-        self.decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        self.decoder = VideoDecoder(
+            path, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+        )
         self.start_seconds = start_seconds
 
     @property
