@@ -19,7 +19,7 @@ from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import sample_generator, stable_hash
 from simple_multimodal.media.audio import read_audio
-from simple_multimodal.media.errors import NoSoundTrackError
+from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
 from simple_multimodal.media.video import VideoBackend, decoder_name, get_video_backend
 from simple_multimodal.modalities import Modality
@@ -358,7 +358,7 @@ class MultimodalCollator:
                 end_seconds=row["end_seconds"],
                 index_dir=self.index_dir,
             )
-        except NoSoundTrackError:
+        except NoAudioError:
             if row["audio_is_sound_track"]:
                 return None
             raise

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simple_multimodal.data.manifest import Row
-from simple_multimodal.media.container import find_video_stream, open_media
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.frame_index import index_cache
 
 MEDIA_SUFFIXES = frozenset(
     ".3gp .aac .aif .aiff .avi .flac .flv .m4a .m4v .mkv .mov .mp3 .mp4 .mpeg .mpg .oga .ogg .ogv .ts .wav .webm "
@@ -51,8 +51,7 @@ def media_rows(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     for index, (name, path) in enumerate(zip(names, paths, strict=True)):
         absolute = os.path.abspath(path)
         try:
-            with open_media(absolute) as container:
-                has_pictures = find_video_stream(container) is not None
+            has_pictures = index_cache.tracks(absolute).video is not None
         except MediaError:
             if not is_folder:
                 raise

@@ -73,7 +73,8 @@ class TorchCodecBackend:
             pass
         try:
             frames = read_checked(
-                lambda: _Reader(os.path.abspath(path), index.start_seconds, self.device),  # never taken for an address
+                # An absolute path is never taken for an address.
+                lambda: _Reader(os.path.abspath(path), index.stream, index.start_seconds, self.device),
                 positions,
                 index,
                 library="torchcodec",
@@ -89,13 +90,18 @@ class TorchCodecBackend:
 class _Reader:
     """A video that torchcodec has open."""
 
-    def __init__(self, source: str | bytes, start_seconds: float, device: str):
+    def __init__(self, source: str | bytes, stream: int, start_seconds: float, device: str):
         from torchcodec.decoders import VideoDecoder, set_cuda_backend
 
         # On a GPU NVDEC without FFmpeg in between, the only way that applies rotation (torchcodec #1235).
         with contextlib.nullcontext() if device == "cpu" else set_cuda_backend("beta"):
             self.decoder = VideoDecoder(
-                source, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact", device=device
+                source,
+                stream_index=stream,
+                dimension_order="NHWC",
+                num_ffmpeg_threads=1,
+                seek_mode="exact",
+                device=device,
             )
         self.source = source
         self.start_seconds = start_seconds
@@ -138,7 +144,7 @@ def _usable_gpu(device: str) -> str:
     number = torch.device(device).index
     device = f"cuda:{torch.cuda.current_device() if number is None else number}"
     try:
-        reader = _Reader(_sample_video(), 0.0, device)
+        reader = _Reader(_sample_video(), 0, 0.0, device)
         reader.read([0])
     except RuntimeError as error:
         raise ValueError(f"--decode_device {device}: {_why_not(error)}; {INSTEAD}") from error

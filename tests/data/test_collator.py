@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 
+import av
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -17,6 +19,7 @@ from simple_multimodal.media import get_video_backend, index_video
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor, batch_memory
+from tests.media.media_files import write_media
 
 ROWS = [
     {"id": "a", "video": "sound0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
@@ -328,6 +331,58 @@ def test_a_bad_file_is_named_through_a_worker(processor, dataset, media_dir):
 def test_sound_of_an_audio_column_must_be_there(processor, dataset, media_dir):
     row = {**dataset[1], "audio": str(media_dir / "silent.mp4"), "audio_is_sound_track": False}
     with pytest.raises(MediaError, match="row 1"):
+        MultimodalCollator(processor)([row])
+
+
+@pytest.mark.parametrize(
+    ("name", "audio_codec", "audio_seconds"),
+    [
+        ("early.mp4", "aac", 1.0),
+        ("early.mkv", "libopus", 0.8),
+        ("early.ts", "aac", 1.0),
+        ("early.mov", "pcm_s16le", 0.5),
+    ],
+)
+@pytest.mark.parametrize("start", [1.5, 130.0])  # from the start of the file, and by seeking
+def test_a_sound_track_that_ends_before_the_segment_does_not_cost_the_row(
+    processor, dataset, tmp_path, name, audio_codec, audio_seconds, start
+):
+    rate = 48000 if audio_codec == "libopus" else 16000
+    path = write_media(
+        tmp_path / name,
+        num_frames=round(start + 1),
+        rate=1,
+        waveform=np.sin,
+        audio_codec=audio_codec,
+        audio_rate=rate,
+        audio_seconds=audio_seconds,
+    )
+    row = {**dataset[1], "video": str(path), "audio": str(path), "start_seconds": start, "end_seconds": start + 1}
+    batch = MultimodalCollator(processor)([row, {**row, "start_seconds": 0.0}])
+    assert batch["video_mask"].tolist() == [True, True] and batch["audio_mask"].tolist() == [False, True]
+    with pytest.raises(MediaError, match="no sound from"):  # a column of its own promises sound
+        MultimodalCollator(processor)([{**row, "audio_is_sound_track": False}])
+
+
+@pytest.mark.parametrize("name", ["empty.mkv", "empty.mov", "empty.avi"])
+def test_a_sound_track_without_packets_does_not_cost_the_row(processor, dataset, tmp_path, name):
+    path = write_media(tmp_path / name, num_frames=20, waveform=np.sin, audio_seconds=0.0)
+    row = {**dataset[1], "video": str(path), "audio": str(path)}
+    assert MultimodalCollator(processor)([row])["audio_mask"].tolist() == [False]
+    with pytest.raises(MediaError, match="holds no samples|no sound track"):
+        MultimodalCollator(processor)([{**row, "audio_is_sound_track": False}])
+
+
+def test_a_sound_track_that_is_damaged_costs_the_row(processor, dataset, tmp_path):
+    path = write_media(tmp_path / "noise.mkv", num_frames=20, waveform=np.sin, audio_codec="flac", audio_seconds=1.0)
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    for place, size in places:
+        content[place + 8 : place + size - 8] = bytes(size - 16)
+    path.write_bytes(content)
+    row = {**dataset[1], "video": str(path), "audio": str(path)}
+    with pytest.raises(MediaError, match="audio packets can be decoded"):
         MultimodalCollator(processor)([row])
 
 
