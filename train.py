@@ -36,8 +36,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
     # Data: rows of paths; no media file is opened yet.
     def rows(path, max_samples=None) -> MultimodalDataset:
-        settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.roots}
-        return assembly.DATASETS[model_args.task](path, max_samples=max_samples, **settings)
+        settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.file_settings}
+        return assembly.open_manifest(model_args.task, path, max_samples=max_samples, **settings)
 
     train_set = rows(data_args.train_path, data_args.max_train_samples) if args.do_train else None
     evaluates = args.do_eval or args.eval_strategy != "no"

@@ -38,6 +38,13 @@ class DataArguments:
     text_root: str | None = field(
         default=None, metadata={"group": "Data", "help": "Folder that the manifest's `text` cells are relative to."}
     )
+    follow_links: bool = field(
+        default=False,
+        metadata={
+            "group": "Data",
+            "help": "Follow symbolic links wherever they lead, not only within the roots and the hub's cache.",
+        },
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"group": "Data", "help": "Read only the first N training rows. Default: all."}
     )
@@ -252,6 +259,11 @@ class DataArguments:
             name: None if root is None and self.data_root is None else Path(self.data_root or "", root or "")
             for name, root in roots.items()
         }
+
+    @property
+    def file_settings(self) -> dict[str, Path | bool | None]:
+        """How `MultimodalDataset` finds files."""
+        return {**self.roots, "follow_links": self.follow_links}
 
     @property
     def audio_settings(self) -> dict[str, int | str | None]:

@@ -151,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--out", default="clips.safetensors", metavar="FILE", help="embeddings to write; default: clips.safetensors"
     )
+    add_follow_links(verb)
     add_pipeline(verb)
     verb.set_defaults(run=encode)
 
@@ -193,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="INT",
         help="first candidates that the matching head re-ranks; default: 0",
     )
+    add_follow_links(verb)
     add_pipeline(verb)
     verb.set_defaults(run=search)
 
@@ -230,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--alpro", action="store_true", dest="is_alpro", help="print the numbers of ALPRO's evaluation, of all pairs"
     )
+    add_follow_links(verb)
     add_pipeline(verb)
     verb.set_defaults(run=infer)
 
@@ -335,7 +338,17 @@ def add_roots(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(
             f"--{column}_root", metavar="DIR", help=f"folder of the {column} column; default: manifest's"
         )
+    add_follow_links(verb)
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+
+
+def add_follow_links(verb: argparse.ArgumentParser) -> None:
+    """Adds the flag of commands that take a manifest, about its symbolic links."""
+    verb.add_argument(
+        "--follow_links",
+        action="store_true",
+        help="follow symbolic links of a manifest wherever they lead, not only within the roots and the hub's cache",
+    )
 
 
 def doctor(*, is_json: bool) -> int:
@@ -410,14 +423,14 @@ def show(
     seed: int,
     out: str,
     index_dir: str | None,
-    **roots: str | None,
+    **roots: Any,
 ) -> int:
     """Draws what the model sees of a sample into a picture."""
     from simple_multimodal.data.manifest import MultimodalDataset
     from simple_multimodal.data.show import draw_sample
     from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
-    dataset = MultimodalDataset(manifest, modalities=(), **roots)  # type: ignore[arg-type]
+    dataset = MultimodalDataset(manifest, modalities=(), **roots)
     if not 0 <= row < len(dataset):
         raise ValueError(f"--row is {row}; {manifest} has the rows 0 to {len(dataset) - 1}")
     if model is None:
@@ -430,13 +443,13 @@ def show(
     return 0
 
 
-def encode(*, model: str, clips: list[str], out: str, **settings: Any) -> int:
+def encode(*, model: str, clips: list[str], out: str, follow_links: bool, **settings: Any) -> int:
     """Saves embeddings of clips."""
     from simple_multimodal.inference import Retriever
 
     retriever = _pipeline(Retriever, model, settings | {"shows_progress": True})
     partial = f"{out}.partial"
-    index = retriever.index(_clips(clips), saved=out, partial=partial)
+    index = retriever.index(_clips(clips, follow_links), saved=out, partial=partial)
     if retriever.state.is_local_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"{out}: {len(index.ids)} clips{_unread(len(index.bad_samples), 'left out')}")
@@ -454,6 +467,7 @@ def features(
     video_root: str | None,
     audio_root: str | None,
     text_root: str | None,
+    follow_links: bool,
     **settings: Any,
 ) -> int:
     """Keeps the tokens of frozen towers; 1 if clips cannot be read."""
@@ -464,8 +478,11 @@ def features(
     from simple_multimodal.models.distributed import leave_process_group
 
     pipeline = TowerFeatures.from_pretrained(model, shows_progress=True, **settings)
-    roots = {"video_root": video_root, "audio_root": audio_root, "text_root": text_root}
-    datasets = [MultimodalDataset(path, modalities=(), **roots) for path in manifests]  # type: ignore[arg-type]
+    files: dict[str, Any] = {
+        **{"video_root": video_root, "audio_root": audio_root, "text_root": text_root},
+        "follow_links": follow_links,
+    }
+    datasets = [MultimodalDataset(path, modalities=(), **files) for path in manifests]
     num_unreadable = 0
     for tower in dict.fromkeys(towers):
         report = pipeline.write(tower, datasets, output, shard_size=shard_size, dtype=getattr(torch, dtype))  # type: ignore[arg-type]
@@ -478,7 +495,9 @@ def features(
     return 1 if num_unreadable else 0
 
 
-def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
+def search(
+    *, model: str, text: str, clips: list[str], top_k: int, rerank: int, follow_links: bool, **settings: Any
+) -> int:
     """Prints the clips found, one JSON object per line."""
     from simple_multimodal.inference import Retriever
 
@@ -486,7 +505,7 @@ def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, 
     if len(clips) == 1 and clips[0].endswith(".safetensors"):
         index = retriever.load_index(clips[0])
     else:
-        index = retriever.index(_clips(clips), for_matching=rerank > 0)
+        index = retriever.index(_clips(clips, follow_links), for_matching=rerank > 0)
     for match in retriever.search(text, index, top_k=top_k, rerank=rerank):
         print(json.dumps(match._asdict()))
     return 0
@@ -543,12 +562,13 @@ def _unread(num_bad: int, fate: str) -> str:
     return f" ({num_bad} could not be read, {fate})" if num_bad else ""
 
 
-def _clips(clips: list[str]) -> Any:
+def _clips(clips: list[str], follow_links: bool) -> Any:
     """A data set if a manifest is named, else the files."""
-    from simple_multimodal.data.manifest import FORMATS, MultimodalDataset
+    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.data.tables import is_table
 
-    if len(clips) == 1 and Path(clips[0]).suffix in FORMATS:
-        return MultimodalDataset(clips[0], modalities=())
+    if len(clips) == 1 and is_table(clips[0]):
+        return MultimodalDataset(clips[0], modalities=(), follow_links=follow_links)
     return clips[0] if len(clips) == 1 else clips
 
 
@@ -560,6 +580,7 @@ def pack(
     video_root: str | None,
     audio_root: str | None,
     text_root: str | None,
+    follow_links: bool,
     index_dir: str | None,
     **settings: int,
 ) -> int:
@@ -572,6 +593,7 @@ def pack(
         video_root=video_root,
         audio_root=audio_root,
         text_root=text_root,
+        follow_links=follow_links,
         index_dir=index_dir,
         settings=PackSettings(**settings),
         num_threads=num_threads,

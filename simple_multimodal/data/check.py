@@ -97,6 +97,7 @@ def check_manifests(
     video_root: str | Path | None = None,
     audio_root: str | Path | None = None,
     text_root: str | Path | None = None,
+    follow_links: bool = False,
     index_dir: str | Path | None = None,
     decodes: bool = False,
     num_threads: int | None = None,
@@ -106,8 +107,8 @@ def check_manifests(
 
     Args:
         manifests (`Sequence[str | Path]`): The manifests.
-        video_root, audio_root, text_root (`str` or `Path`, *optional*): Folders of their columns, as in
-            [`MultimodalDataset`].
+        video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
+            their columns, and whether links may lead out of them, as in [`MultimodalDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         decodes (`bool`, *optional*, defaults to `False`): Decode every picture and all sound to its end, instead of
             trusting packets that look sound.
@@ -121,10 +122,17 @@ def check_manifests(
     """
     tables = {
         str(name): MultimodalDataset(
-            name, video_root=video_root, audio_root=audio_root, text_root=text_root, modalities=()
+            name,
+            video_root=video_root,
+            audio_root=audio_root,
+            text_root=text_root,
+            modalities=(),
+            follow_links=follow_links,
         )
         for name in manifests
     }
+    for table in tables.values():
+        table.check_links()
     absent: list[FileReport] = []
     paths_of = {name: dict.fromkeys(_media_of(table, absent)) for name, table in tables.items()}
     paths = list(dict.fromkeys(path for paths in paths_of.values() for path in paths))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -258,7 +258,8 @@ class MultimodalCollator:
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         if self.label2id is not None:
-            batch["labels"] = torch.tensor([self.label2id.get(str(row.get("answer")), -1) for row in rows])
+            answers = [row.get("answer") for row in rows]
+            batch["labels"] = torch.tensor([self.label2id.get(cast(str, answer), -1) for answer in answers])
         batch |= self._draw(rows, batch)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
 

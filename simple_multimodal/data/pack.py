@@ -101,6 +101,7 @@ def pack_manifest(
     video_root: str | Path | None = None,
     audio_root: str | Path | None = None,
     text_root: str | Path | None = None,
+    follow_links: bool = False,
     index_dir: str | Path | None = None,
     settings: PackSettings | None = None,
     num_threads: int | None = None,
@@ -116,7 +117,8 @@ def pack_manifest(
     Args:
         manifest (`str` or `Path`): The manifest.
         output_dir (`str` or `Path`): Folder of the copy; several manifests may share one.
-        video_root, audio_root, text_root (`str` or `Path`, *optional*): Folders of the manifest's columns.
+        video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
+            the manifest's columns, and whether links may lead out of them, as in [`MultimodalDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         settings ([`PackSettings`], *optional*): How files are packed.
         num_threads (`int`, *optional*): Files that are packed at the same time; by default one per core.
@@ -130,8 +132,14 @@ def pack_manifest(
     settings = settings or PackSettings()
     folder = Path(output_dir)
     table = MultimodalDataset(
-        manifest, video_root=video_root, audio_root=audio_root, text_root=text_root, modalities=()
+        manifest,
+        video_root=video_root,
+        audio_root=audio_root,
+        text_root=text_root,
+        modalities=(),
+        follow_links=follow_links,
     )
+    table.check_links()
     packed_manifest = folder / f"{Path(manifest).stem}.jsonl"
     if packed_manifest.exists() and packed_manifest.samefile(manifest):
         raise ValueError(f"{packed_manifest} is the manifest itself; pack into another folder")

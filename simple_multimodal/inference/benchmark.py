@@ -266,13 +266,13 @@ def measure_answers(
     Raises:
         ValueError: More than the answerer's `max_bad_fraction` of the clips, or all, cannot be read.
     """
-    rows = list(dataset.named_rows())
+    rows: list[dict[str, Any]] = [dict(row) for row in dataset.named_rows()]
     logits, is_read, bad_samples = answerer.answer_rows(dataset, partial=partial)
     labels = np.full(len(rows), -1)  # which stands for no answer
     labels[is_read.numpy()] = predicted_labels(logits[is_read].numpy())
     train_pairs = () if train_dataset is None else train_dataset.pairs()
     result = answer_result(labels, rows, id2label=answerer.model.config.id2label, train_pairs=train_pairs)
-    types = [str(row.get("answer_type") or "") for row in rows]
+    types = [row.get("answer_type") or "" for row in rows]
     printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
     counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
     if is_alpro or set(types) <= set(ANSWER_TYPES):
@@ -291,7 +291,7 @@ def measure_answers(
             labels,
             [row["captions"][0] for row in rows],
             [Path(row["video"] or row["audio"] or "").stem for row in rows],
-            [str(row.get("answer") or "") for row in rows],
+            [row.get("answer") or "" for row in rows],
             types,
         ),
         bad_samples=bad_samples,
@@ -306,6 +306,7 @@ def measure_benchmark(
     model_folder: str | os.PathLike[str] | None = None,
     split: str = "test",
     video_root: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
     matching_top_k: int | None = None,
     measures_change: bool = False,
     uses_dual_softmax: bool = False,
@@ -325,6 +326,7 @@ def measure_benchmark(
             clips, and whose `run.json` says by which split it was chosen.
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
+        follow_links (`bool`, *optional*, defaults to `False`): see [`MultimodalDataset`].
         matching_top_k (`int`, *optional*): as in [`measure_retrieval`]; by default what the protocol says.
         measures_change, uses_dual_softmax, is_alpro (`bool`, *optional*): as there.
 
@@ -364,14 +366,14 @@ def measure_benchmark(
         )
     )
     root = None if video_root is None else Path(video_root)
-    modalities = pipeline.processor.modalities
     audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
+    settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
     output_dir.mkdir(parents=True, exist_ok=True)
     partial = output_dir / "partial"
     if isinstance(pipeline, Retriever):
         measured = measure_retrieval(
             pipeline,
-            MultimodalDataset(folder / f"{split}.jsonl", video_root=root, modalities=modalities),
+            MultimodalDataset(folder / f"{split}.jsonl", video_root=root, **settings),
             protocol=name,
             matching_top_k=matching_top_k,
             measures_change=measures_change,
@@ -384,7 +386,7 @@ def measure_benchmark(
     else:
 
         def questions(name: str) -> QuestionDataset:
-            return QuestionDataset(folder / f"{name}.jsonl", video_root=root, modalities=modalities)
+            return QuestionDataset(folder / f"{name}.jsonl", video_root=root, **settings)
 
         measured = measure_answers(
             pipeline,

@@ -103,6 +103,8 @@ class TowerFeatures(Pipeline):
             "dtype": str(dtype).removeprefix("torch."),
             "precision": self.precision,
         }
+        for dataset in datasets:
+            dataset.check_links()
         rows, unreadable = from_main(lambda: _different_clips(datasets, tower))
         stored = from_main(lambda: _stored(folder, made_of))  # before any process writes
         if not rows:

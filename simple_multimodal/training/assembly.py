@@ -56,6 +56,23 @@ DATASETS: dict[str, type[MultimodalDataset]] = {
 """On which rows, by task."""
 
 
+def open_manifest(task: str, manifest_file: str | os.PathLike, **settings) -> MultimodalDataset:
+    """
+    The rows of a run. No media file is opened, but where links lead is checked before the run begins.
+
+    Args:
+        task (`str`): of the run.
+        manifest_file (`str`): the manifest.
+        settings: arguments of [`MultimodalDataset`].
+
+    Raises:
+        ValueError: If the manifest is wrong, **or** links lead out of the roots.
+    """
+    dataset = DATASETS[task](Path(manifest_file), **settings)
+    dataset.check_links()
+    return dataset
+
+
 PROCESSOR_NAMES: dict[Modality, str] = {
     "text": "tokenizer_name",
     "audio": "audio_processor_name",

@@ -2,20 +2,21 @@
 once.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 
 from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.fields import read_name
 from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.tables import read_jsonl
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.retrieval import (
     matched_retrieval,
@@ -126,15 +127,15 @@ class PairSet:
         """Read pairs from a JSONL file, which gives the set its name: `sound_pairs.jsonl` is about `sound`."""
         needed = ("a", "b") if swapped is None else ("a", "b", "a_swapped", "b_swapped")
         pairs = []
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        for number, record in read_jsonl(Path(path)):
             try:
-                pair = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
-            missing = [key for key in needed if key not in pair]
+                pair = {key: read_name(record.get(key), key) for key in needed}
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            missing = [key for key, name in pair.items() if name is None]
             if missing:
                 raise ValueError(f"{path}, line {number}: has no {missing}; a pair needs {list(needed)}.")
-            pairs.append(pair)
+            pairs.append(cast(dict[str, str], pair))
         if not pairs:
             raise ValueError(f"{path} holds no pair.")
         return cls(Path(path).stem.removesuffix("_pairs"), pairs, swapped)

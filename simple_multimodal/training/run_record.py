@@ -27,6 +27,7 @@ INCIDENTAL_ARGUMENTS = frozenset(
         "run_name", "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "save_steps",
         "save_strategy", "save_total_limit", "max_nan_steps", "max_bad_fraction", "sample_timeout_seconds",
         "loader_memory_gigabytes", "do_train", "do_eval", "do_predict", "push_to_hub", "hub_model_id", "hub_token",
+        "follow_links",
     }
 )  # fmt: skip
 
