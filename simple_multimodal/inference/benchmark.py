@@ -45,6 +45,7 @@ from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.loading import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.missing import no_such_folder
 from simple_multimodal.processing import AudioFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -431,6 +432,14 @@ def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[
         ValueError: It is neither.
     """
     data = Path(data)
+    if not data.exists():
+        raise ValueError(f"{data}: {no_such_folder(data)}")
+    if data.is_file():
+        raise ValueError(
+            f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
+            f"python train.py --do_eval --task TASK --model_name_or_path MODEL --validation_file {data} "
+            "--output_dir OUT"
+        )
     folder, videos = data, data / "videos"
     if not (data / "protocol.json").is_file():
         folder = Path(output_dir, "manifests")

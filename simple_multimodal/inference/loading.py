@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel
@@ -28,6 +28,7 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.data.tables import is_table
 from simple_multimodal.evaluation.precision import (
     Precision,
     autocast,
@@ -37,8 +38,10 @@ from simple_multimodal.evaluation.precision import (
 )
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.missing import explain
 from simple_multimodal.modalities import CLIP_MODALITIES
 from simple_multimodal.models.base import hash_weights
+from simple_multimodal.models.distributed import decide_in_first_process
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.pairs import (
     CLIP_TOKENS_PER_BATCH,
@@ -53,7 +56,7 @@ from simple_multimodal.processing import MultimodalProcessor
 logger = logging.get_logger(__name__)
 
 Clips = MultimodalDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""A data set; or a media file, a folder of them, or a list of files."""
+"""A data set, or its manifest; or a media file, a folder of them, or a list of files."""
 
 TEXTS_PER_BATCH = 64
 
@@ -69,6 +72,13 @@ class ClipKey(NamedTuple):
     @classmethod
     def of(cls, row: Row) -> Self:
         return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"])
+
+
+def open_manifest(clips: Clips) -> Clips:
+    """The data set if this is a manifest, else what it is."""
+    if isinstance(clips, (str, os.PathLike)) and is_table(clips):
+        return MultimodalDataset(os.fspath(clips), modalities=())
+    return clips
 
 
 class EncodedRows(NamedTuple):
@@ -87,7 +97,8 @@ class EncodedRows(NamedTuple):
 
 def from_main(make: Callable[[], Any]) -> Any:
     """What the main process makes, on all processes: they cannot come to decide otherwise."""
-    return broadcast_object_list([make() if process_state().is_main_process else None])[0]
+    process_state()  # of which the decision is
+    return decide_in_first_process(make)
 
 
 class Pipeline:
@@ -196,7 +207,7 @@ class Pipeline:
         try:
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
         except (OSError, RecursionError) as error:
-            raise ValueError(f"{name_or_path}: is no saved model: {error}") from error
+            raise ValueError(f"{name_or_path}: is no saved model: {explain(name_or_path, error)}") from error
         saved_class = (config.architectures or ["an unknown class"])[0]
         if saved_class not in cls.model_classes:
             raise ValueError(
@@ -223,9 +234,14 @@ class Pipeline:
         """A context in which the model computes in `precision`."""
         return autocast(self.precision, self.state.device.type)
 
-    def rows(self, clips: Clips) -> list[Row]:
-        """One row for each different clip, in the order of their first occurrence; none for a row without a clip."""
-        rows = clips.named_rows() if isinstance(clips, MultimodalDataset) else media_rows(clips)
+    def rows(self, clips: Clips, *, recursive: bool = False) -> list[Row]:
+        """One row for each different clip, in the order of their first occurrence; none for a row without a clip.
+        `recursive`: also those of the folders in a folder.
+        """
+        clips = open_manifest(clips)
+        if isinstance(clips, MultimodalDataset) and recursive:
+            raise ValueError("--recursive is for folders, and a manifest names its files. Leave it out.")
+        rows = clips.named_rows() if isinstance(clips, MultimodalDataset) else media_rows(clips, recursive=recursive)
         unique: dict[ClipKey, Row] = {}
         for row in rows:
             if self.has_clip(row):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.manifest import MultimodalDataset, Row
-from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main
+from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main, open_manifest
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
 from simple_multimodal.models.base import hash_weights
@@ -35,7 +35,7 @@ class Match(NamedTuple):
     matching: float | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class ClipIndex:
     """
     Clips to search.
@@ -59,6 +59,10 @@ class ClipIndex:
     model: str = ""
     precision: str = "fp32"
     bad_samples: list[BadSample] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        unread = f", {len(self.bad_samples)} could not be read" if self.bad_samples else ""
+        return f"ClipIndex({len(self.ids)} clips, {self.embeds.shape[1]} dimensions{unread})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write embeddings and what they are of as safetensors, whole or not at all."""
@@ -101,6 +105,8 @@ class Retriever(Pipeline):
     ```python
     >>> retriever = Retriever.from_pretrained("outputs/toy")
     >>> index = retriever.index("my_clips/")
+    >>> index
+    ClipIndex(2 clips, 128 dimensions)
     >>> retriever.search("a small red circle goes to the left while slow low notes play", index, top_k=2)
     [Match(id='b.mp4', score=0.81, matching=None), Match(id='a.mp4', score=0.13, matching=None)]
     ```
@@ -119,12 +125,14 @@ class Retriever(Pipeline):
         saved: str | os.PathLike[str] | None = None,
         for_matching: bool = False,
         partial: str | os.PathLike[str] | None = None,
+        recursive: bool = False,
     ) -> ClipIndex:
         """
         Run clips through the towers. One of a data set or a folder that cannot be read is left out, with a warning.
 
         Args:
-            clips: a data set (rows of the same clip count once), or a media file, a folder, or a list of files.
+            clips: a data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
+                of files.
             saved (`str`, *optional*): where to keep the embeddings; if they are there already, of the same model and
                 clips, they are not made again. Then nothing can be re-ranked: what that needs is hundreds of times as
                 much, and neither saved nor held in memory.
@@ -132,15 +140,17 @@ class Retriever(Pipeline):
                 `saved`: then they are encoded even if their embeddings are there.
             partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
                 from there. It stays until it is removed.
+            recursive (`bool`, *optional*, defaults to `False`): also the files of folders in the folder.
 
         Raises:
             MediaError: A file that is given by name cannot be read.
             ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read; or the model
                 has no matching head and is to match.
         """
+        clips = open_manifest(clips)
         is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
         return self.index_rows(
-            self.rows(clips),
+            self.rows(clips, recursive=recursive),
             on_bad_sample="fail" if is_chosen else "skip",
             saved=saved,
             for_matching=for_matching,
@@ -203,17 +213,30 @@ class Retriever(Pipeline):
             )
         return index
 
+    def _open_index(self, clips: Clips, *, for_matching: bool, recursive: bool) -> ClipIndex:
+        if isinstance(clips, (str, os.PathLike)) and Path(clips).suffix == ".safetensors" and not recursive:
+            return self.load_index(clips)
+        return self.index(clips, for_matching=for_matching, recursive=recursive)
+
     def search(
-        self, texts: str | Sequence[str], index: ClipIndex, *, top_k: int = 10, rerank: int = 0
+        self,
+        texts: str | Sequence[str],
+        index: ClipIndex | Clips,
+        *,
+        top_k: int = 10,
+        rerank: int = 0,
+        recursive: bool = False,
     ) -> list[Match] | list[list[Match]]:
         """
         The best clips for a text.
 
         Args:
             texts (`str` or `Sequence[str]`): a text, or several.
-            index ([`ClipIndex`]): what to search.
+            index ([`ClipIndex`] or clips): what to search. Clips, as [`index`] takes them, are indexed for this call
+                alone; a file `*.safetensors` is one that [`ClipIndex.save`] wrote.
             top_k (`int`, *optional*, defaults to 10): how many to return.
             rerank (`int`, *optional*, defaults to 0): how many of the first ones the matching head orders anew.
+            recursive (`bool`, *optional*, defaults to `False`): of a folder, also the files of folders in it.
 
         Returns:
             `list[Match]`: best first; for several texts a list of such lists.
@@ -224,6 +247,8 @@ class Retriever(Pipeline):
         queries = [texts] if isinstance(texts, str) else list(texts)
         if any(not query.strip() for query in queries):
             raise ValueError("A text to search for is blank.")
+        if not isinstance(index, ClipIndex):
+            index = self._open_index(index, for_matching=rerank > 0, recursive=recursive)
         if rerank > 0 and index.clips is None:
             raise ValueError("This index holds embeddings alone, read from a file; make it anew to re-rank.")
         if not queries:

@@ -204,6 +204,13 @@ class MultimodalTrainingArguments(TrainingArguments):
         leave_store_of_launcher(self.ddp_timeout)
         is_configured = self.accelerator_config is not None
         super().__post_init__()
+        if self.n_gpu > 1:  # which `Trainer` would put under `DataParallel`, that cannot split the counts of a step
+            logger.warning(
+                f"One process uses one GPU: cuda:0 of the {self.n_gpu} here. For all of them: torchrun "
+                f"--nproc_per_node {self.n_gpu} train.py ..., or accelerate launch --config_file "
+                f"configs/accelerate/multi_gpu.yaml --num_processes {self.n_gpu} train.py ..."
+            )
+            self._n_gpu = 1
         if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
             raise ValueError(
                 "--activation_checkpointing_kwargs can have no effect without --activation_checkpointing True; give "

@@ -16,6 +16,7 @@ from simple_multimodal.data.collator import PretrainingDraws
 from simple_multimodal.data.features import FeatureReader, open_features
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
 from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.missing import explain
 from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, load_alpro
 from simple_multimodal.models.base import TowerModel
@@ -30,6 +31,7 @@ from simple_multimodal.models.modeling import (
     MultimodalForRetrieval,
 )
 from simple_multimodal.models.text.masked_lm import TextEncoder
+from simple_multimodal.output_folder import give_umask
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.training.answering import answer_vocabulary
 
@@ -167,7 +169,8 @@ def build_processor(
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub. {error}"
+                    f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub. "
+                    f"{explain(tokenizer_name, error)}"
                 ) from error
         else:
             tokenizer = train_tokenizer(captions())
@@ -185,7 +188,8 @@ def _read_settings(
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
-            f"processor_config.json. Name another folder or hub name by --{modality}_processor_name. {error}"
+            f"processor_config.json. Name another folder or hub name by --{modality}_processor_name. "
+            f"{explain(name, error)}"
         ) from error
 
 
@@ -220,7 +224,10 @@ def load_processor(
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
     refuse_adapter(source)
-    processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
+    try:
+        processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: is no saved model: {explain(source, error)}") from error
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
             raise ValueError(
@@ -419,7 +426,7 @@ def answer_settings(
             label2id = json.loads(Path(answers_file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"--answers_file {answers_file} cannot be read as JSON: {error}") from error
-    config = {} if source is None else PreTrainedConfig.get_config_dict(source)[0]
+    config = {} if source is None else _saved_config(source)
     if config.get("architectures") in [[classes[task].__name__] for classes in MODEL_CLASSES.values()]:
         if answers_file is not None and label2id != config.get("label2id"):
             raise ValueError(
@@ -444,6 +451,14 @@ def answer_settings(
     return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
 
 
+def _saved_config(source: str | os.PathLike) -> dict:
+    """Values of the configuration of a saved model."""
+    try:
+        return PreTrainedConfig.get_config_dict(source)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: is no saved model: {explain(source, error)}") from error
+
+
 def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **settings) -> TowerModel:
     """
     A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
@@ -459,7 +474,7 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
             it lacks weights and will not be trained.
         OSError: If it has no weights as safetensors.
     """
-    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    model_type = _saved_config(source).get("model_type")
     classes = MODEL_CLASSES.get(model_type, {})
     if task not in classes:
         there_is = {name: " or ".join(f"--task {task}" for task in tasks) for name, tasks in MODEL_CLASSES.items()}
@@ -676,4 +691,6 @@ def convert_alpro(
     check_inputs(model, processor)
     model.save_pretrained(out)
     processor.save_pretrained(out)
+    for path in Path(out).glob("*.safetensors"):
+        give_umask(path)
     return report

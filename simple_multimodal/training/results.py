@@ -62,14 +62,6 @@ def write_results(trainer: MultimodalTrainer) -> None:
         trainer.create_model_card()
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error on one line; of one that a loader process raised, without that process's traceback."""
-    message = str(error).strip()
-    if "Original Traceback" in message:
-        message = message.splitlines()[-1].partition(": ")[2]
-    return " ".join(message.split())
-
-
 def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation) -> list[QueryExample]:
     """The worst ranked query, and others spread evenly over the set, with the clips found for each."""
     positives = np.array([[c.group_id == clip.group_id for clip in evaluation.clips] for c in evaluation.captions])

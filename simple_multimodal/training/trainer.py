@@ -127,7 +127,7 @@ class MultimodalTrainer(Trainer):
     - a learning rate per tower and layer; the share of time spent waiting for data; a summary of what is trained;
     - LoRA adapters, which the model that is saved at the end holds merged into its weights, for good;
     - checkpoints that are whole or not there, written to the disk beside the training; resumed runs that end as
-      uninterrupted ones; SIGTERM and gradients that are not finite, see [`RunControl`].
+      uninterrupted ones; SIGTERM, Ctrl-C and gradients that are not finite, see [`RunControl`].
 
     Args:
         model ([`TowerModel`]): with `count_items`; a `MultimodalFor…` or `AlproFor…` model.
@@ -312,7 +312,7 @@ class MultimodalTrainer(Trainer):
         counts = [self._counter.count_items(batch) for batch in batch_samples]
         names = list(counts[0])
         totals = torch.stack([torch.stack([count[name] for name in names]).to(device) for count in counts]).sum(dim=0)
-        is_terminated = torch.full((1,), self.run_control.is_terminated, dtype=totals.dtype, device=device)
+        is_terminated = torch.full((1,), self.run_control.signal is not None, dtype=totals.dtype, device=device)
         totals = sum_over_processes(torch.cat([totals, is_terminated]))
         self.run_control.watch(totals[-1:])
         return dict(zip(names, totals[:-1], strict=True))
@@ -344,10 +344,10 @@ class MultimodalTrainer(Trainer):
 
     def _check_chunks(self) -> None:
         """Refuse `contrastive_chunk_size` where it cannot work, or would bring nothing."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "--contrastive_chunk_size needs the whole model in every process: without FSDP, DeepSpeed and "
-                "DataParallel. Leave it out, or start one process per device with torchrun or accelerate launch."
+                "--contrastive_chunk_size needs the whole model in every process: without FSDP and DeepSpeed. Leave "
+                "it out, or start one process per device with torchrun or accelerate launch."
             )
         weights = {} if self._answers_questions else self.model.loss_weights
         if not weights.keys() - MASKED_OBJECTIVES.keys():
@@ -434,7 +434,7 @@ class MultimodalTrainer(Trainer):
         self.speed.restart()
         with self.run_control.listening(), concurrent.futures.ThreadPoolExecutor(max_workers=1) as self._sealer:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.run_control.is_terminated:  # after the last step, where nobody asks any more
+        if self.run_control.signal is not None:  # after the last step, where nobody asks any more
             self._end_to_be_continued()
         result = result._replace(training_loss=result.metrics["train_loss"])
         return result if self.run_control.has_trained else result._replace(metrics={})
@@ -445,17 +445,19 @@ class MultimodalTrainer(Trainer):
             self._load_running(self._resumes_from)
         if self._save_error is not None:
             raise OSError(
-                f"The last checkpoint could not be saved: {self._save_error}. The same command goes on from the one "
-                "before it."
+                f"The last checkpoint could not be saved in {self.args.output_dir}: {self._save_error}. The same "
+                "command goes on from the one before it."
             )
         if self.run_control.is_stopping:
-            logger.warning(
-                f"Stopped by SIGTERM after step {self.state.global_step}; the same command goes on from there."
-            )
             self._end_to_be_continued()
         return super()._finalize_training(*args)
 
     def _end_to_be_continued(self) -> NoReturn:
+        if self.is_world_process_zero():
+            logger.warning(
+                f"Stopped by {self.run_control.signal or 'a signal to another process'} after step "
+                f"{self.state.global_step}; the same command goes on from the checkpoint in {self.args.output_dir}."
+            )
         leave_process_group()
         raise SystemExit(EXIT_REQUEUE)
 
@@ -650,8 +652,8 @@ class MultimodalTrainer(Trainer):
             self._save_error = error or OSError("another process could not write its part")
             if error is not None or self.is_world_process_zero():
                 logger.warning(
-                    f"CHECKPOINT {self._save_step} COULD NOT BE SAVED: {self._save_error}. Training goes on and tries "
-                    "again at the next save; older checkpoints are as they were."
+                    f"CHECKPOINT {self._save_step} COULD NOT BE SAVED in {self.args.output_dir}: {self._save_error}. "
+                    "Training goes on and tries again at the next save; older checkpoints are as they were."
                 )
         return self._save_error
 

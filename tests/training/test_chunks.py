@@ -68,8 +68,14 @@ def test_chunks_are_refused_for_masked_objectives_alone(start, tmp_path):
 
 
 def test_chunks_are_refused_where_no_process_has_the_whole_model(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(MultimodalTrainingArguments, "n_gpu", 2)  # the one such case that needs no second device
-    with pytest.raises(ValueError, match="without FSDP, DeepSpeed and DataParallel. Leave it out, or start one"):
+    prepare = MultimodalTrainer.create_accelerator_and_postprocess
+
+    def as_if_sharded(self):
+        prepare(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(MultimodalTrainer, "create_accelerator_and_postprocess", as_if_sharded)
+    with pytest.raises(ValueError, match="without FSDP and DeepSpeed. Leave it out, or start one process per device"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, contrastive_chunk_size=2))
 
 
