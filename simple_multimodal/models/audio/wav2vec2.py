@@ -45,8 +45,9 @@ class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
 
 class Wav2Vec2Encoder(WaveformEncoder):
     """
-    Base of the three. In training there is no SpecAugment, which draws from NumPy's generator, and no layer is left
-    out at random.
+    Base of the three, and of others whose stock class has `feature_extractor.conv_layers`, `feature_projection` and an
+    `encoder` that takes `attention_mask`. In training there is no SpecAugment, which draws from NumPy's generator, and
+    no layer is left out at random.
     """
 
     other_names = ("masked_spec_embed",)
@@ -57,8 +58,8 @@ class Wav2Vec2Encoder(WaveformEncoder):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        if config.feat_extract_norm == "group":
-            layers = self.feature_extractor.conv_layers
+        layers = self.feature_extractor.conv_layers
+        if any(isinstance(part, nn.GroupNorm) for part in layers[0].children()):  # `feat_extract_norm` is "group"
             layers[0] = MaskedGroupNormConvLayer(layers[0])
 
     @classmethod

@@ -77,6 +77,7 @@ class PictureEncoder(Encoder):
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
             normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
         frame_pooling_layers (`int`, *optional*, defaults to 0): layers of the [`FrameTransformer`]; 0: there is none.
+        stock_settings: further arguments of the stock class, such as `add_pooling_layer`.
 
     Raises:
         `ValueError` if there are such layers, but the tower pools no embedding.
@@ -94,8 +95,9 @@ class PictureEncoder(Encoder):
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
         frame_pooling_layers: int = 0,
+        **stock_settings: Any,
     ):
-        super().__init__(config)
+        super().__init__(config, **stock_settings)
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.frame_transformer = None
         if frame_pooling_layers > 0:
