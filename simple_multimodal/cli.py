@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="training clips that are set aside where a benchmark has no validation list; default: 500",
     )
     verb.add_argument("--seed", type=int, default=0, metavar="INT", help="random seed that decides which; default: 0")
+    add_follow_links(verb)
     verb.add_argument("--require_all_clips", action="store_true", help="write nothing if clips are missing")
     verb.add_argument(
         "--check", action="store_true", help="open every video, and count those that cannot be read as missing"
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--out", default="clips.safetensors", metavar="FILE", help="embeddings to write; default: clips.safetensors"
     )
-    add_follow_links(verb)
+    add_files(verb)
     add_recursive(verb)
     add_pipeline(verb)
     verb.set_defaults(run=encode)
@@ -198,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="INT",
         help="first candidates that the matching head re-ranks; default: 0",
     )
-    add_follow_links(verb)
+    add_files(verb)
     add_recursive(verb)
     add_pipeline(verb)
     verb.set_defaults(run=search)
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("question", metavar="QUESTION", help="about each clip")
     verb.add_argument("clips", metavar="CLIPS", nargs="+", help="a folder, or media files")
     verb.add_argument("--top_k", type=int, default=1, metavar="INT", help="answers to print; default: 1")
-    add_follow_links(verb)
+    add_files(verb)
     add_recursive(verb)
     add_pipeline(verb)
     verb.set_defaults(run=answer)
@@ -362,16 +363,21 @@ def add_backend(verb: argparse.ArgumentParser) -> None:
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
     """Adds the flags that say where the files of a manifest and their indices are."""
+    add_files(verb)
+    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+
+
+def add_files(verb: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where the files of a manifest are."""
     for column in ("video", "audio", "text"):
         verb.add_argument(
             f"--{column}_root", metavar="DIR", help=f"folder of the {column} column; default: manifest's"
         )
     add_follow_links(verb)
-    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
 
 
 def add_follow_links(verb: argparse.ArgumentParser) -> None:
-    """Adds the flag of commands that take a manifest, about its symbolic links."""
+    """Adds the flag about the symbolic links of a manifest, or of a benchmark's videos."""
     verb.add_argument(
         "--follow_links",
         action="store_true",
@@ -477,14 +483,15 @@ def show(
     return 0
 
 
-def encode(*, model: str, clips: list[str], follow_links: bool, recursive: bool, out: str, **settings: Any) -> int:
+def encode(*, model: str, clips: list[str], recursive: bool, out: str, **settings: Any) -> int:
     """Saves embeddings of clips."""
     from simple_multimodal.inference import Retriever
 
+    source = _clips(clips, settings)
     partial = f"{out}.partial"
     with _only_writer(partial, "encode", is_launched=True):
         retriever = _pipeline(Retriever, model, settings | {"shows_progress": True})
-        index = retriever.index(_clips(clips, follow_links), saved=out, partial=partial, recursive=recursive)
+        index = retriever.index(source, saved=out, partial=partial, recursive=recursive)
         if retriever.state.is_local_main_process:
             shutil.rmtree(partial, ignore_errors=True)
     print(f"{out}: {len(index.ids)} clips{_unread(len(index.bad_samples), 'left out')}")
@@ -532,21 +539,14 @@ def features(
 
 
 def search(
-    *,
-    model: str,
-    text: str,
-    clips: list[str],
-    follow_links: bool,
-    recursive: bool,
-    top_k: int,
-    rerank: int,
-    **settings: Any,
+    *, model: str, text: str, clips: list[str], recursive: bool, top_k: int, rerank: int, **settings: Any
 ) -> int:
     """Prints the clips found, one JSON object per line."""
     from simple_multimodal.inference import Retriever
 
+    source = _clips(clips, settings)
     retriever = _pipeline(Retriever, model, settings)
-    found = retriever.search(text, _clips(clips, follow_links), top_k=top_k, rerank=rerank, recursive=recursive)
+    found = retriever.search(text, source, top_k=top_k, rerank=rerank, recursive=recursive)
     for match in found:
         print(json.dumps(match._asdict()))
     return 0
@@ -557,7 +557,6 @@ def answer(
     model: str,
     question: str,
     clips: list[str],
-    follow_links: bool,
     recursive: bool,
     top_k: int,
     **settings: Any,
@@ -565,8 +564,9 @@ def answer(
     """Prints the answers for each clip, one JSON object per line."""
     from simple_multimodal.inference import QuestionAnswerer
 
+    source = _clips(clips, settings)
     answerer = _pipeline(QuestionAnswerer, model, settings)
-    answered = answerer.answer_each(question, _clips(clips, follow_links), top_k=top_k, recursive=recursive)
+    answered = answerer.answer_each(question, source, top_k=top_k, recursive=recursive)
     for clip, answers in answered.items():
         print(json.dumps({"id": clip, "answers": [answer._asdict() for answer in answers]}))
     return 0
@@ -585,7 +585,7 @@ def infer(
 
     settings = {name: options.pop(name) for name in PIPELINE_SETTINGS if name in options}
     with _only_writer(output_dir, "infer", is_launched=True):
-        folder, videos, protocol = prepared_folder(data, output_dir)
+        folder, videos, protocol = prepared_folder(data, output_dir, follow_links=options["follow_links"])
         if is_alpro_folder(model):
             converted = Path(output_dir, "model")
             from_main(lambda: convert_once(model, data, converted, tokenizer_name=tokenizer_name))
@@ -634,13 +634,17 @@ def _unread(num_bad: int, fate: str) -> str:
     return f" ({num_bad} could not be read, {fate})" if num_bad else ""
 
 
-def _clips(clips: list[str], follow_links: bool) -> Any:
-    """A data set if a manifest is named, else one folder or file, or several."""
+def _clips(clips: list[str], settings: dict[str, Any]) -> Any:
+    """A data set if a manifest is named, else one folder or file, or several; takes the settings of files out of the others."""
     from simple_multimodal.data.manifest import MultimodalDataset
     from simple_multimodal.data.tables import is_table
 
+    follow_links = settings.pop("follow_links")
+    roots = {name: settings.pop(name) for name in ("video_root", "audio_root", "text_root")}
     if len(clips) == 1 and is_table(clips[0]):
-        return MultimodalDataset(clips[0], modalities=(), follow_links=follow_links)
+        return MultimodalDataset(clips[0], modalities=(), follow_links=follow_links, **roots)
+    if given := [f"--{name}" for name, root in roots.items() if root is not None]:
+        raise ValueError(f"{given[0]} is for a manifest; files and folders are found where they are. Leave it out.")
     return clips[0] if len(clips) == 1 else clips
 
 

@@ -535,7 +535,7 @@ def _parse_record(
     parsed["group"] = read_name(record.get("group"), "group") or _default_group(parsed)
     further = {name: record.get(name) for name in columns if name not in COLUMNS}
     if not is_jsonl:
-        further = {name: cell.strip() for name, cell in further.items()}
+        further = {name: record[name].strip() for name in further}
     further |= {name: READERS[kind](record.get(name), name) for name, kind in task_columns.items()}
     parsed["further"] = json.dumps(further, ensure_ascii=False)
     return parsed
@@ -543,8 +543,7 @@ def _parse_record(
 
 def _default_group(parsed: dict[str, Any]) -> str:
     """What makes a clip: its files and its segment; a row without media stands alone."""
-    clip = {name: parsed[name] and parsed[name].strip() for name in ("video", "audio")}
-    clip |= {name: parsed[name] for name in ("start_seconds", "end_seconds")}
+    clip = {name: parsed[name] for name in ("video", "audio", "start_seconds", "end_seconds")}
     if clip["video"] is None and clip["audio"] is None:
         return f"id={parsed['id']}"
-    return " ".join(f"{name}={value}" for name, value in clip.items() if value is not None)
+    return " ".join(f"{name}={str(value).strip()}" for name, value in clip.items() if value is not None)

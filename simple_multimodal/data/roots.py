@@ -82,7 +82,7 @@ class Roots:
         out: list[str] = []
         for folder, own in cells_of.items():
             path = os.path.join(self.folders[column], folder)
-            if not self._is_allowed(os.path.realpath(path)):
+            if not self.allows(path):
                 out += own
                 continue
             try:
@@ -92,6 +92,11 @@ class Roots:
                 continue
             out += [cell for cell in own if links and _plain(cell) in links and self._leads_out(cell, column)]
         return out
+
+    def allows(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a path leads to where it may."""
+        target = os.path.realpath(path)
+        return self.follow_links or any(_is_below(target, folder) for folder in self._allowed)
 
     def _leads_out(self, cell: str, column: str) -> bool:
         try:
@@ -111,15 +116,12 @@ class Roots:
             raise MediaError(f"{cell!r} cannot be resolved: {error}") from error
         if _is_below(target, root):
             return target
-        if self._is_allowed(target):
+        if self.allows(target):
             return path
         raise ValueError(
             f"{cell!r} is a link that leaves its folder for {target}. Pass --follow_links to follow it, or the folder "
             f"that holds the files as --{column}_root."
         )
-
-    def _is_allowed(self, target: str) -> bool:
-        return self.follow_links or any(_is_below(target, folder) for folder in self._allowed)
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -417,13 +417,16 @@ def measure_benchmark(
     return measured
 
 
-def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> tuple[Path, Path | None, str]:
+def prepared_folder(
+    data: str | os.PathLike[str], output_dir: str | os.PathLike[str], *, follow_links: bool = False
+) -> tuple[Path, Path | None, str]:
     """
     The folder of a benchmark's manifests; of one in ALPRO's layout (`txt/`, `videos/`) they are written first.
 
     Args:
         data (`str`): a folder that `simple-multimodal prepare` wrote, or ALPRO's `data/<task>`.
         output_dir (`str`): where manifests go, into `manifests/`, if they have to be written.
+        follow_links (`bool`, *optional*, defaults to `False`): see [`prepare_benchmark`].
 
     Returns:
         The folder, the folder of the videos if it is known, and the protocol's name.
@@ -451,7 +454,9 @@ def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[
             )
         splits = _listed_splits(data / "txt")
         preparation = from_main(
-            lambda: prepare_benchmark(benchmark, data / "txt", folder, videos=videos, splits=splits)
+            lambda: prepare_benchmark(
+                benchmark, data / "txt", folder, videos=videos, splits=splits, follow_links=follow_links
+            )
         )
         if preparation.deviations:
             logger.warning(preparation.to_text())
