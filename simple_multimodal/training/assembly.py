@@ -475,7 +475,7 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
         OSError: If it has no weights as safetensors.
     """
     model_type = _saved_config(source).get("model_type")
-    classes = MODEL_CLASSES.get(model_type, {})
+    classes = MODEL_CLASSES.get(model_type or "", {})
     if task not in classes:
         there_is = {name: " or ".join(f"--task {task}" for task in tasks) for name, tasks in MODEL_CLASSES.items()}
         raise ValueError(

@@ -196,6 +196,14 @@ def straight(command, tmp_path_factory) -> Path:
     return folder
 
 
+def test_saved_files_have_the_permissions_of_the_umask(straight):
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {path.relative_to(straight): path.stat().st_mode & 0o777 for path in straight.rglob("*") if path.is_file()}
+    assert {Path("model.safetensors"), Path("checkpoint-4/model.safetensors"), Path("run.json")} < modes.keys()
+    assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "seal"])
 def test_a_full_disk_costs_one_checkpoint(command, straight, tmp_path, name):
     out = tmp_path / "out"

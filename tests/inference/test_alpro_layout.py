@@ -64,6 +64,8 @@ def test_the_original_layout_is_measured_and_converted_once(converted, tokenizer
         assert main(argv) == 0
         metrics.append((out / "metrics.json").read_bytes())
     assert converted == [folder / "ckpt/model_step_20.pt"] and metrics[0] == metrics[1]
+    modes = [(out / "model" / name).stat().st_mode for name in ("model.safetensors", "config.json")]
+    assert modes[0] == modes[1]  # the umask's
     saved = json.loads((out / "model/tokenizer_config.json").read_text())
     assert saved["model_max_length"] == (50 if task == "didemo_ret" else 40)
     if task == "msvd_qa":
