@@ -25,14 +25,30 @@ CASES = {
     "cross_attention": {"form": "cross_attention"},
     "pooled": {"form": "cross_attention", "fusion_pool": "time", "contrastive_loss_before_fusion": False},
     "shared": {"form": "co_attention", "share_masked_pass": True},
+    "batch_norm": {"form": "merge"},
 }
 """Configurations by name."""
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of tokens `(batch_size, num_tokens, size)`, with statistics of some data."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self.running_mean.normal_()
+        self.running_var.uniform_(0.5, 2.0)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens.transpose(1, 2)).transpose(1, 2)
 
 
 def build(case: str) -> MultimodalForPreTraining:
     """The same weights in every process; training mode, without dropout."""
     torch.manual_seed(0)
-    return randomize(MultimodalForPreTraining(tiny_config(**CASES[case]))).train()
+    model = MultimodalForPreTraining(tiny_config(**CASES[case]))
+    if case == "batch_norm":
+        model.multimodal.fusion.input_norm = TokenBatchNorm(model.multimodal.fusion.hidden_size)
+    return randomize(model).train()
 
 
 def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -60,6 +76,7 @@ def train_step(case: str, rank: int, world_size: int, rows: tuple[Row, ...] = RO
     num_items = dict(zip(model.loss_weights, sum_over_processes(counts), strict=True))
     (wrapped(num_items=num_items, **batch).loss * world_size).backward()
     found["wrapped_gradients"] = gradients_of(model)
+    found["buffers"] = dict(model.named_buffers())
     return found
 
 

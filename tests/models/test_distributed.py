@@ -92,6 +92,15 @@ def test_gradients_under_distributed_data_parallel(results, expected, world_size
             close(gradients[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@worlds
+def test_batch_normalisation_keeps_its_statistics(results, world_size):
+    expected = dict(build("batch_norm").named_buffers())
+    assert expected["multimodal.fusion.input_norm.running_mean"].abs().sum() > 1
+    for rank in range(world_size):
+        found = results[world_size, rank]["batch_norm"]["buffers"]
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
 @pytest.fixture(scope="module")
 def whole() -> dict[str, dict]:
     """Losses and gradients of one process that has both sets of rows in one batch."""
