@@ -101,6 +101,12 @@ class MultimodalPreTrainedModel(TowerModel):
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, -10.0)  # as SigLIP: most pairs are negatives
 
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """[`TowerModel.limit_temperature`]: an inverse temperature of at most 100; SigLIP's ends above."""
+        if self.config.contrastive_form == "softmax":
+            self.base_model.logit_scale.clamp_(max=math.log(100))
+
     @classmethod
     def from_encoders(
         cls,
@@ -207,13 +213,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Inverse temperature (of softmax at most 100, as CLIP) and bias of a contrastive objective; scalars."""
+        """Inverse temperature and bias of a contrastive objective; scalars."""
         index = list(CONTRASTIVE_PAIRS).index(objective)
         scale = self.logit_scale[index]
-        if self.logit_bias is not None:  # SigLIP's ends above 100
-            return scale.exp(), self.logit_bias[index]
-        # Limited in value but not in gradient: a temperature that overshoots must be able to come back.
-        return (scale + (scale.clamp(max=math.log(100)) - scale).detach()).exp(), None
+        return scale.exp(), None if self.logit_bias is None else self.logit_bias[index]
 
     @torch.no_grad()
     def take_temperature(self, reports: dict[Modality, LoadingReport]) -> None:
@@ -229,6 +232,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
                 self.logit_scale[index] = found[0].logit_scale.squeeze()
                 if self.logit_bias is not None and found[0].logit_bias is not None:
                     self.logit_bias[index] = found[0].logit_bias.squeeze()
+        self.limit_temperature()
 
     def encode(self, modality: Modality, batch: Batch, masked_patches: torch.Tensor | None = None) -> EncoderOutput:
         """Run one tower, or take what it gave before. Tokens of rows that lack the modality are masked out.
