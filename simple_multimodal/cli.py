@@ -635,7 +635,7 @@ def _unread(num_bad: int, fate: str) -> str:
 
 
 def _clips(clips: list[str], settings: dict[str, Any]) -> Any:
-    """A data set if a manifest is named, else one folder or file, or several; takes the settings of files out of the others."""
+    """A data set if a manifest is named, else folders or files; takes the settings of files out of the others."""
     from simple_multimodal.data.manifest import MultimodalDataset
     from simple_multimodal.data.tables import is_table
 

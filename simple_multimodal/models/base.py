@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pickle import UnpicklingError
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,20 @@ class Conversion(NamedTuple):
     rule: str
 
 
+def keep_statistics(module: nn.Module) -> None:
+    """
+    Have batch normalisation use the statistics that it was loaded with, and leave them as they are; its scale and
+    shift are trained as ever. To be called after `train()`.
+
+    Statistics of a batch would make a row depend on its neighbours, and so the loss on chunks, on accumulation and on
+    the number of processes; running ones would change in forward passes, of which activation checkpoints and chunks
+    have two.
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
+            part.eval()
+
+
 class Encoder(nn.Module):
     """
     Base of all encoders: an adapter around a tower of `transformers`, built from a config alone.
@@ -154,6 +168,12 @@ class Encoder(nn.Module):
 
     config: PreTrainedConfig
     dtype: torch.dtype  # a property of the stock class
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or the other; see [`keep_statistics`]."""
+        super().train(mode)
+        keep_statistics(self)
+        return self
 
     @property
     def hidden_size(self) -> int:
@@ -275,6 +295,7 @@ class TowerModel(PreTrainedModel):
             raise ValueError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_untrained()  # transformers makes every parameter that it loads one that is trained
+        model.limit_temperature()
         return loaded
 
     def post_init(self) -> None:
@@ -283,6 +304,18 @@ class TowerModel(PreTrainedModel):
         layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._no_split_modules = {type(layer).__name__ for layer in layers}
         self._freeze_untrained()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or the other; see [`keep_statistics`]."""
+        super().train(mode)
+        keep_statistics(self)
+        return self
+
+    def limit_temperature(self) -> None:
+        """
+        Bring the temperature of the contrastive loss back to its limits, as CLIP does after each step of the optimizer
+        ([Radford et al., 2021](https://huggingface.co/papers/2103.00020)); nothing for a model without one.
+        """
 
     def _freeze_untrained(self) -> None:
         for tower in self.towers.values():

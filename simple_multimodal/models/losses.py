@@ -21,6 +21,13 @@ def normalize(embeddings: torch.Tensor) -> torch.Tensor:
     return F.normalize(embeddings.float(), dim=-1, eps=1e-6)
 
 
+def compute_dtype(values: torch.Tensor) -> torch.dtype:
+    """What matrix products with a floating-point tensor are computed in: its own type, or that of autocast."""
+    device = values.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_cast else values.dtype
+
+
 def similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Cosines `(num_first, num_second)` of unit rows, in float32 under autocast, too: the scale multiplies errors."""
     with torch.autocast(first.device.type, enabled=False):

@@ -66,6 +66,9 @@ from simple_multimodal.training.summary import RunSummary
 
 logger = logging.get_logger(__name__)
 
+TEMPERATURES = ("logit_scale", "logit_bias", "temperature")
+"""What the parameters of contrastive losses are called, which weight decay would draw towards values of no meaning."""
+
 SETTLE_STEPS = 10
 """Steps after which several processes tell each other what they could not read."""
 
@@ -101,6 +104,13 @@ class Speed:
     def rounded(self) -> dict[str, str]:
         values = self.values()
         return {"samples/s": f"{values['samples_per_second']:.1f}", "data wait": f"{values['data_wait_share']:.0%}"}
+
+
+class LimitTemperature(TrainerCallback):
+    """Keeps the temperature of the contrastive loss within its limits."""
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        model.limit_temperature()
 
 
 @torch.no_grad()
@@ -213,6 +223,7 @@ class MultimodalTrainer(Trainer):
             self.add_callback(LoadingProgressCallback(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
+        self.add_callback(LimitTemperature)
         self.add_callback(self.run_control)
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self.add_callback(RunSummary(run_record))
@@ -462,6 +473,11 @@ class MultimodalTrainer(Trainer):
         raise SystemExit(EXIT_REQUEUE)
 
     # ---- Optimizer ----
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Weights, without biases, norms and, as in CLIP, temperatures."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if name.rpartition(".")[2] not in TEMPERATURES]
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
         towers = self.accelerator.unwrap_model(model or self.model)

@@ -4,9 +4,19 @@ import pytest
 import torch
 from torch.multiprocessing import start_processes
 
-from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
+from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
 from tests.closeness import assert_close
-from tests.models.distributed_worker import CASES, CHUNK_SIZES, CHUNKED_CASES, build, gradients_of, run
+from tests.models.distributed_worker import (
+    CASES,
+    CHUNK_SIZES,
+    CHUNKED_CASES,
+    MATCHED,
+    NUM_DRAWN,
+    build,
+    gradients_of,
+    matched,
+    run,
+)
 from tests.models.tiny import LACKING, ROWS, make_batch
 
 worlds = pytest.mark.parametrize("world_size", [2, 3])
@@ -76,6 +86,15 @@ def test_gradients_under_distributed_data_parallel(results, expected, world_size
         assert_close(results[world_size, rank][case]["wrapped_gradients"], expected[case]["gradients"])
 
 
+@worlds
+def test_batch_normalisation_keeps_its_statistics(results, world_size):
+    expected = dict(build("batch_norm").named_buffers())
+    assert expected["multimodal.fusion.input_norm.running_mean"].abs().sum() > 1
+    for rank in range(world_size):
+        found = results[world_size, rank]["batch_norm"]["buffers"]
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
 @pytest.fixture(scope="module")
 def whole() -> dict[str, dict]:
     """Losses and gradients of one process that has both sets of rows in one batch."""
@@ -130,16 +149,50 @@ def test_gradients_of_all_processes_flow_back_to_the_owner_of_a_row(results, wor
 
 
 @worlds
-def test_states_are_padded_to_the_longest_of_any_process(results, world_size):
+def test_every_process_gets_the_rows_that_it_wants(results, world_size):
     for rank in range(world_size):
-        found = results[world_size, rank]["gathering"]
-        real = [True] * (rank + 1) + [False] * (world_size - rank - 1)
-        assert found["padded_mask"].tolist() == [real]
-        assert found["states"].tolist() == [[[float(r)] * 2 for r in real]]
+        found = results[world_size, rank]["exchange"]
+        following, former = 10.0 * ((rank + 1) % world_size), (rank - 1) % world_size + 1
+        other = [following + 2, following + 3]
+        assert found["taken"].tolist() == [other, [10.0 * rank, 10.0 * rank + 1], other]
+        assert found["gradient"].tolist() == [[10.0 * (rank + 1)] * 2, [101.0 * former] * 2, [0.0] * 2]
+        assert found["largest"] == [world_size - 1, 7]
+
+
+@worlds
+@pytest.mark.parametrize("case", MATCHED)
+def test_matching_takes_the_same_clips_in_any_number_of_processes(results, world_size, case):
+    """Bit for bit, and so their gradients: the draws know the texts and groups of all processes."""
+    expected = matched(0, 1, *MATCHED[case], num_lengths=world_size)
+    ranks = [results[world_size, rank][case] for rank in range(world_size)]
+    numbers = torch.cat([found["states"][:, 0, 0] for found in ranks]).int().tolist()
+    for row, number in enumerate(numbers):
+        assert (number == row) == (row % 5 == 0)
+        if number != row:
+            assert number // 2 != row // 2 and not {row, number} <= {0, 3, 5, 7, 9, 11}  # other clips, other texts
+    share = NUM_DRAWN // world_size
+    for rank, found in enumerate(ranks):
+        own = slice(rank * share, (rank + 1) * share)
+        assert torch.equal(found["states"][found["mask"]], expected["states"][own][found["mask"]])
+        assert torch.equal(found["mask"], expected["mask"][own])
+        assert torch.equal(found["gradient"], expected["gradient"][own, : 5 - rank])
+
+
+@worlds
+@pytest.mark.parametrize("case", MATCHED)
+def test_matching_sends_the_rows_that_are_taken_and_no_others(results, world_size, case):
+    ranks = [results[world_size, rank][case]["sent"] for rank in range(world_size)]
+    size = 5 * 2 * MATCHED[case][1].itemsize  # of a row's states
+    for there, mask, back in ranks:
+        assert there % size == mask % 5 == back % size == 0
+        assert there // size == mask // 5 and back // size == NUM_DRAWN // world_size  # one for each row of its own
+    assert sum(there for there, _, _ in ranks) == NUM_DRAWN * size
 
 
 def test_one_process_gets_back_what_it_gave():
     rows, mask = torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
     assert gather_rows(rows) is rows and sum_over_processes(rows) is rows
-    assert pad_to_longest(rows, mask) == (rows, mask)
     assert first_row(5) == 0
+    exchange = RowExchange(torch.tensor([1, 1]), [4])
+    assert exchange.largest == [4] and torch.equal(exchange.take(mask, torch.uint8), mask)
+    assert exchange.take(rows, torch.float32).tolist() == rows.tolist()

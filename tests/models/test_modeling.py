@@ -1,6 +1,7 @@
 """The whole model: invariances of a row's outputs, values of the losses, gradients, saving, and freezing."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -245,11 +246,28 @@ def test_contrastive_losses_compare_the_right_sides(form):
         assert_close(output.losses[f"contrastive_{short}"], expected / present.sum())
 
 
-def test_temperature_is_limited():
-    base = build().multimodal
-    with torch.no_grad():
-        base.logit_scale.fill_(20.0)
-    assert base.scale_and_bias("contrastive_tv")[0].item() == pytest.approx(100, rel=1e-3)
+def test_temperature_is_limited_after_each_step():
+    model = build()
+    base, optimizer = model.multimodal, torch.optim.Adam([model.multimodal.logit_scale], lr=1e-2)
+    values = []
+    for step in range(500):
+        optimizer.zero_grad()
+        scale = base.scale_and_bias("contrastive_tv")[0]
+        (scale.log() * (-1 if step < 450 else 1)).backward()
+        optimizer.step()
+        model.limit_temperature()
+        values.append(scale.item())
+    assert values[0] < 3 and max(values) == values[440] == pytest.approx(100)
+    assert values[-1] < 80  # at once, and not after as many steps as it went beyond the limit
+    assert base.logit_scale.tolist()[1:] == [1.0] * 3
+
+
+def test_temperature_of_a_saved_model_is_within_the_limit(tmp_path):
+    for form, limit in (("softmax", 100), ("sigmoid", math.exp(6))):
+        model = MultimodalForRetrieval(tiny_config(contrastive_form=form, logit_scale_init_value=6.0))
+        model.save_pretrained(tmp_path / form)
+        loaded = MultimodalForRetrieval.from_pretrained(tmp_path / form)
+        assert loaded.scale_and_bias("contrastive_tv")[0].item() == pytest.approx(limit)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import PeAudioModel, ViTConfig
 
 from simple_multimodal.inference import Retriever
@@ -137,6 +138,21 @@ def test_two_steps_of_training(start, folders, tmp_path, kind):
     name = "audio_projection.linear2.weight" if kind == "clap" else "encoder.layers.0.self_attn.v_proj.weight"
     before = stock.state_dict()[name if kind == "clap" else f"vision_model.{name}"]
     assert not torch.equal(trained.multimodal.encoder(clip).state_dict()[name], before)
+
+
+def test_batch_normalisation_keeps_its_statistics_in_a_run_and_its_resume(start, folders, tmp_path):
+    steps = flags(task="retrieval", max_steps=2, save_steps=1, per_device_train_batch_size=4, learning_rate=0.01)
+    steps += ["--do_train", *flags(contrastive_chunk_size=2)]
+    run(*start, *towers(folders, "clap"), *steps)
+    resumed = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint=tmp_path / "out/checkpoint-1")
+    run(*start, *towers(folders, "clap"), *steps, *resumed)
+    straight, other = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "resumed"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in straight.items())
+    stock = load_file(Path(folders["clap"], "model.safetensors"))
+    norm = "audio_encoder.batch_norm"
+    for name in ("running_mean", "running_var", "num_batches_tracked", "weight"):
+        is_same = torch.equal(straight[f"multimodal.audio_encoder.{norm}.{name}"], stock[f"audio_model.{norm}.{name}"])
+        assert is_same == (name != "weight")
 
 
 def test_towers_without_a_common_space_are_trained_together(start, folders, tmp_path):

@@ -120,6 +120,9 @@ def test_what_no_objective_reaches_is_not_trained(start, tmp_path, trainers):
     for name, parameter in model.named_parameters():
         is_reached = name.removeprefix("multimodal.").startswith(parts)
         assert parameter.requires_grad == is_reached == (id(parameter) in trained) or "position_embeddings" in name
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(model.multimodal.logit_scale)] == 0.0
+    assert decays[id(model.multimodal.embedding_projections["text"].weight)] == 1.0
     counted = json.loads((tmp_path / "run.json").read_text())["model"]["parameters"]
     assert counted["audio"]["trainable"] == counted["fusion"]["trainable"] == 0 < counted["text"]["trainable"]
     assert trainers[0].args.ddp_find_unused_parameters is False
@@ -127,6 +130,12 @@ def test_what_no_objective_reaches_is_not_trained(start, tmp_path, trainers):
     for given in ("--audio_learning_rate=1e-3", "--gradient_checkpointing_towers=audio"):
         with pytest.raises(ValueError, match="no objective reaches it"):
             run(*start, "--do_train", given, *flags(**{**settings, "output_dir": tmp_path / "refused"}))
+
+
+def test_the_temperature_is_limited_after_each_step(start, tmp_path, trainers):
+    run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=3, learning_rate=30.0, max_grad_norm=0))
+    scale = trainers[0].model.multimodal.logit_scale
+    assert scale.max() == torch.tensor(math.log(100)) and scale.min() < 0  # rates of 30 throw it far off
 
 
 def test_an_unknown_tower_cannot_be_frozen(start, tmp_path):

@@ -199,12 +199,11 @@ def test_weights_counts_and_switched_off_objectives():
 
 
 @pytest.mark.parametrize(("temperature", "scale"), [(0.1, 10.0), (0.0, 1000.0), (3.0, 2.0)])
-def test_the_temperature_is_limited_but_can_come_back(temperature, scale):
+def test_the_temperature_is_limited(temperature, scale):
     model = build()
     torch.nn.init.constant_(model.temperature, temperature)
-    model.logit_scale.backward()
+    model.limit_temperature()
     assert_close(model.logit_scale.detach(), torch.tensor(scale), 1e-4)
-    assert model.temperature.grad < 0
     torch.manual_seed(0)
     assert AlproForRetrieval(tiny_config(temperature_init_value=0.3)).temperature.item() == pytest.approx(0.3)
 
