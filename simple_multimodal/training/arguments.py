@@ -279,8 +279,13 @@ def load_on_gpu(args: MultimodalTrainingArguments) -> None:
     Settings of loaders whose frames come from the decoder of a GPU: processes are spawned, and nothing is pinned.
 
     Raises:
-        ValueError: Loader processes are to be forked.
+        ValueError: Loader processes are to be forked, or the model is not on a GPU.
     """
+    if args.device.type != "cuda":
+        raise ValueError(
+            f"--decode_device cuda is for a model on a GPU, and this one is trained on {args.device}; leave out "
+            "--decode_device or --use_cpu."
+        )
     if args.dataloader_num_workers and args.dataloader_multiprocessing_context == "fork":
         raise ValueError(
             "--decode_device cuda: CUDA does not work in a process that was forked. Give "

@@ -163,18 +163,23 @@ def test_a_spawned_worker_reads_itself(gpu, clip, monkeypatch):
     assert reader([(0, 0)])["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
 
 
-def test_training_spawns_its_loader_processes(tmp_path):
-    args = MultimodalTrainingArguments(str(tmp_path), use_cpu=True, dataloader_num_workers=2)
+@pytest.mark.parametrize(
+    ("workers", "given", "used"), [(2, None, "spawn"), (1, "forkserver", "forkserver"), (0, None, None)]
+)
+def test_training_spawns_its_loader_processes(tmp_path, monkeypatch, workers, given, used):
+    def arguments(**settings):
+        return MultimodalTrainingArguments(str(tmp_path), use_cpu=True, **settings)
+
+    with pytest.raises(
+        ValueError, match="--decode_device cuda is for a model on a GPU, and this one is trained on cpu"
+    ):
+        load_on_gpu(arguments())
+    monkeypatch.setattr(MultimodalTrainingArguments, "device", torch.device("cuda"))
+    args = arguments(dataloader_num_workers=workers, dataloader_multiprocessing_context=given)
     load_on_gpu(args)
-    assert args.dataloader_multiprocessing_context == "spawn" and not args.dataloader_pin_memory
-    args = MultimodalTrainingArguments(str(tmp_path), use_cpu=True, dataloader_num_workers=0)
-    load_on_gpu(args)
-    assert args.dataloader_multiprocessing_context is None
-    args = MultimodalTrainingArguments(
-        str(tmp_path), use_cpu=True, dataloader_num_workers=1, dataloader_multiprocessing_context="fork"
-    )
+    assert args.dataloader_multiprocessing_context == used and not args.dataloader_pin_memory
     with pytest.raises(ValueError, match="--dataloader_multiprocessing_context spawn, or --dataloader_num_workers 0"):
-        load_on_gpu(args)
+        load_on_gpu(arguments(dataloader_num_workers=1, dataloader_multiprocessing_context="fork"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and CUDA_VISIBLE_DEVICES that shows it")
