@@ -98,6 +98,11 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         return self
 
     @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return self.num_frames
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of a column of the grid."""
         return self.token_grid[0]
