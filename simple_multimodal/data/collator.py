@@ -22,8 +22,9 @@ from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
 from simple_multimodal.media.video import VideoBackend, decoder_name, get_video_backend
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, Modality
 from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
+from simple_multimodal.processing.audio_windows import windows_with_audio
 from simple_multimodal.processing.batch_memory import SharedBatch
 
 MAX_THREADS = 8
@@ -207,11 +208,12 @@ class MultimodalCollator:
         Returns:
             `dict[str, torch.Tensor]`: For each modality of the processor the entries of
             [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] and [`VideoClipProcessor.collate`]
-            with one entry per row; `row_ids` (row numbers) and `group_ids` (63-bit hashes of `group`), `int64` of
-            shape `(batch_size,)`; and what `draws` asks for: `mlm_input_ids` and `mlm_labels` of shape `(batch_size,
-            sequence_length)`, `audio_masked_patches` of shape `(batch_size, num_windows * masked_per_window)`,
-            `video_masked_patches` of shape `(batch_size, num_masked)`, `match_aligned` (`bool`), `match_uniform`
-            (`float32` in [0, 1)) and `text_ids` (`int64`, 63-bit hashes of the tokens) of shape `(batch_size,)`.
+            with one entry per row; with audio, those of [`windows_with_audio`]; `row_ids` (row numbers) and
+            `group_ids` (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `draws` asks for:
+            `mlm_input_ids` and `mlm_labels` of shape `(batch_size, sequence_length)`, `audio_masked_patches` of shape
+            `(batch_size, num_windows * masked_per_window)`, `video_masked_patches` of shape `(batch_size,
+            num_masked)`, `match_aligned` (`bool`), `match_uniform` (`float32` in [0, 1)) and `text_ids` (`int64`,
+            63-bit hashes of the tokens) of shape `(batch_size,)`.
             With `label2id`, `labels` (`int64`) of shape `(batch_size,)`: the numbers of the rows' answers, -1 for one
             that the model does not know.
         """
@@ -249,9 +251,12 @@ class MultimodalCollator:
                 texts = {}
         if "text" in read and not texts:
             texts = self._tokenize(found["text"])
-        batch: dict[str, torch.Tensor] = dict(texts)
+        batch: dict[str, Any] = dict(texts)
         if "audio" in read and "audio" not in self.features:
-            batch |= self.processor.feature_extractor.collate(found["audio"])
+            extractor = self.processor.feature_extractor
+            batch |= extractor.collate(found["audio"])
+            windows = windows_with_audio(batch["audio_attention_mask"], extractor.num_frames)
+            batch |= zip(AUDIO_WINDOW_KEYS, windows, strict=True)
         batch |= videos
         for modality, reader in self.features.items():
             batch |= reader.collate(found[modality])

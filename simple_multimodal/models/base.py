@@ -189,6 +189,11 @@ class Encoder(nn.Module):
         """How many tokens stand for the same moment; only encoders of sound and video have it."""
         raise NotImplementedError(f"Tokens of the {self.modality} encoder {self.model_type!r} have no time.")
 
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window of audio, as they are counted along the last axis of `audio_values`."""
+        return self.processor_values(self.config)["num_frames"]
+
     def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """
         Which tokens stand for the same moment; by default, neighbours.

@@ -14,7 +14,15 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
-from simple_multimodal.modalities import CLIP_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, TOKEN_KEYS, Modality
+from simple_multimodal.modalities import (
+    AUDIO_WINDOW_KEYS,
+    CLIP_MODALITIES,
+    INPUT_KEYS,
+    PRESENCE_KEYS,
+    TOKEN_KEYS,
+    Modality,
+)
+from simple_multimodal.models.audio.windows import encode_windows, take_windows
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
@@ -235,7 +243,8 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self.limit_temperature()
 
     def encode(self, modality: Modality, batch: Batch, masked_patches: torch.Tensor | None = None) -> EncoderOutput:
-        """Run one tower, or take what it gave before. Tokens of rows that lack the modality are masked out.
+        """Run one tower, or take what it gave before. Tokens of rows that lack the modality are masked out; of audio
+        the windows run that the batch names, all of them if it names none.
 
         Args:
             modality (`str`): the tower to run.
@@ -248,7 +257,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
         inputs = [batch[key] for key in INPUT_KEYS[modality]]
         if masked_patches is not None:
             inputs.append(masked_patches)
-        output = self.encoder(modality)(*inputs)
+        if modality == "audio" and AUDIO_WINDOW_KEYS[0] in batch:
+            output = encode_windows(self.encoder(modality), inputs, batch[AUDIO_WINDOW_KEYS[0]])
+        else:
+            output = self.encoder(modality)(*inputs)
         return output._replace(mask=output.mask & batch[PRESENCE_KEYS[modality]][:, None])
 
     def enter_fusion(
@@ -616,9 +628,18 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         """Squared error of the masked patches, averaged over a patch's values, summed over patches (MAE, VideoMAE)."""
         modality = MASKED_OBJECTIVES[objective]
         values, masked = batch[INPUT_KEYS[modality][0]], batch[f"{modality}_masked_patches"]
+        counted = self._reconstructed(objective, batch)
+        if modality == "audio" and AUDIO_WINDOW_KEYS[0] in batch:  # rows are windows from here on
+            assert visible.class_tokens is not None
+            windows, num_windows = batch[AUDIO_WINDOW_KEYS[0]], visible.class_tokens.shape[1]
+            values = take_windows(values, windows, num_windows, dim=3)
+            tokens, class_tokens, masked, counted = (
+                take_windows(part, windows, num_windows)
+                for part in (visible.tokens, visible.class_tokens, masked, counted)
+            )
+            visible = visible._replace(tokens=tokens, class_tokens=class_tokens)
         predictions = self.get_submodule(f"{modality}_decoder")(visible, masked).float()  # (batch, masked, patch)
         targets = self.multimodal.encoder(modality).patch_targets(values, masked)
-        counted = self._reconstructed(objective, batch)
         return ((predictions - targets) ** 2).mean(dim=-1).masked_fill(~counted, 0).sum()
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:

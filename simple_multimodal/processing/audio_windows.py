@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 
 AudioCrop = Literal["start", "random"]
 """Which part is kept of audio that is longer than a model takes."""
@@ -54,3 +55,20 @@ def plan_windows(
     if crop == "start":
         return WindowPlan(0, max_windows)
     return WindowPlan(spare // 2 if generator is None else int(generator.integers(spare + 1)), max_windows)
+
+
+def windows_with_audio(attention_mask: torch.Tensor, window_frames: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """
+    Which windows of a batch hold audio, so that a tower need not run on others.
+
+    Args:
+        attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * window_frames)`): `True` = real.
+        window_frames (`int`): frames of a window.
+
+    Returns:
+        The values of `AUDIO_WINDOW_KEYS`. If no window holds audio, the very first is named all the same: a tower
+        that never runs would leave its parameters without gradients, in this process alone.
+    """
+    holds = attention_mask.unflatten(1, (-1, window_frames)).any(dim=2)
+    windows = holds.nonzero()
+    return windows if len(windows) else windows.new_zeros(1, 2), tuple(holds.sum(dim=1).tolist())

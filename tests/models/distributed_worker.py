@@ -13,7 +13,7 @@ from simple_multimodal.models.distributed import RowExchange, first_row, gather_
 from simple_multimodal.models.fusion.crossformer import Clip, Stream
 from simple_multimodal.models.losses import normalize
 from simple_multimodal.models.modeling import MultimodalForPreTraining, matching_loss
-from tests.models.tiny import LACKING, ROWS, Row, make_batch, randomize, tiny_config
+from tests.models.tiny import LACKING, ROWS, Row, make_batch, naming_windows, randomize, tiny_config
 
 CHUNKED_CASES = ("co_attention", "pooled")
 CHUNK_SIZES = (1, 3, 8)
@@ -59,7 +59,7 @@ def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
 def train_step(case: str, rank: int, world_size: int, rows: tuple[Row, ...] = ROWS) -> dict:
     """Loss and gradients of this process's share of the rows, alone and under DistributedDataParallel."""
     share = len(rows) // world_size
-    batch = make_batch(rows[rank * share : (rank + 1) * share])
+    batch = naming_windows(make_batch(rows[rank * share : (rank + 1) * share]))
     model = build(case)
     output = model(**batch)
     output.loss.backward()
@@ -94,7 +94,7 @@ def chunked_step(case: str, rank: int, world_size: int, chunk_size: int | None) 
         return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
 
     wrapped.register_comm_hook(None, note)
-    output = wrapped(**make_batch(rows), chunk_size=chunk_size)
+    output = wrapped(**naming_windows(make_batch(rows)), chunk_size=chunk_size)
     (output.loss * world_size).backward()
     found = {
         "losses": output.losses,
@@ -103,7 +103,7 @@ def chunked_step(case: str, rank: int, world_size: int, chunk_size: int | None) 
         "synchronised": synchronised,
     }
     model.zero_grad()
-    batches = [make_batch(rows[: share // 2]), make_batch(rows[share // 2 :])]
+    batches = [naming_windows(make_batch(part)) for part in (rows[: share // 2], rows[share // 2 :])]
     counts = torch.stack([torch.stack(list(model.count_items(batch).values())) for batch in batches]).sum(dim=0)
     num_items = dict(zip(model.loss_weights, sum_over_processes(counts), strict=True))
     with wrapped.no_sync():

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import BertConfig, DebertaV2Config, PreTrainedConfig, VideoMAEConfig, ViTConfig, ViTMAEConfig
 
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
 from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.processing.audio_windows import windows_with_audio
 
 SIZES = {
     "hidden_size": 16,
@@ -124,6 +127,12 @@ def make_batch(
         key: torch.stack(values)
         for key, values in _transposed([_row_entries(row, length, windows) for row in rows]).items()
     }
+
+
+def naming_windows(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The batch with the windows that hold audio, as the collator adds them; without, all windows run."""
+    windows = windows_with_audio(batch["audio_attention_mask"], WINDOW_FRAMES)
+    return {**batch, **dict(zip(AUDIO_WINDOW_KEYS, windows, strict=True))}
 
 
 def _transposed(entries: list[dict[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:

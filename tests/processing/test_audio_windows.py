@@ -15,7 +15,7 @@ from transformers.models.pe_audio.configuration_pe_audio import PeAudioEncoderCo
 
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.processing import AudioFeatureExtractor
-from simple_multimodal.processing.audio_windows import plan_windows
+from simple_multimodal.processing.audio_windows import plan_windows, windows_with_audio
 
 CLAP = ClapFeatureExtractor().to_dict()
 
@@ -129,3 +129,22 @@ def test_a_crop_is_the_same_audio_at_its_true_times(front_end, settings):
         assert torch.equal(sound.values, alone.values)
         assert sound.values.shape[-1] == 40 and bool(sound.attention_mask.all())
         torch.testing.assert_close(sound.seconds, alone.seconds + first * 0.01)
+
+
+def test_one_long_track_does_not_make_its_batch_as_long():
+    """31 tracks of ten seconds and one of 300: 992 windows before, of which 93 held audio; now 37 of 192."""
+    saved = AudioFeatureExtractor.from_dict({"feature_extractor_type": "AudioFeatureExtractor", "num_frames": 992})
+    long = saved.extract(np.zeros(300 * 16000, np.float32))
+    assert 32 * len(long.seconds) // 992 == 992
+    new = new_extractor(ViTMAEConfig())
+    short, long = (new.extract(np.zeros(seconds * 16000, np.float32)) for seconds in (10, 300))
+    batch = new.collate([*[short] * 31, long])
+    assert batch["audio_values"].shape == (32, 1, 128, 6 * 1024)
+    windows, counts = windows_with_audio(batch["audio_attention_mask"], 1024)
+    assert len(windows) == 37 and counts == (*[1] * 31, 6)
+    assert windows.tolist() == [[row, 0] for row in range(31)] + [[31, window] for window in range(6)]
+
+
+def test_a_batch_without_audio_names_one_window():
+    windows, counts = windows_with_audio(torch.zeros(3, 20, dtype=torch.bool), 10)
+    assert windows.tolist() == [[0, 0]] and counts == (0, 0, 0)

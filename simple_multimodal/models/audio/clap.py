@@ -89,6 +89,11 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         return height // encoder.freq_ratio, width * encoder.freq_ratio
 
     @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return self.num_frames
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of a column of the grid."""
         return self.token_grid[0]
