@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES
@@ -195,9 +195,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--rerank",
         type=int,
-        default=0,
         metavar="INT",
-        help="first candidates that the matching head re-ranks; default: 0",
+        help="first candidates that the matching head re-ranks; 0: none; default: as many as were better re-ranked on "
+        "the validation split, if any",
     )
     add_files(verb)
     add_recursive(verb)
@@ -228,9 +228,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verb.add_argument(
         "--matching_top_k",
-        type=int,
+        type=number_or_all,
         metavar="INT",
-        help="candidates of each query that the matching head re-ranks; 0: none; default: the protocol's",
+        help="candidates of each query that the matching head re-ranks, a number or all; 0: none; default: the "
+        "protocol's, if the head was better than the cosine on the validation split, else 0",
     )
     verb.add_argument(
         "--measure_rerank",
@@ -337,6 +338,16 @@ def add_precision(verb: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16", "fp16"),
         help="what the model computes in; default: as in the evaluations of its training, by its run.json, else fp32",
     )
+
+
+def number_or_all(text: str) -> int | Literal["all"]:
+    """Reads a number of candidates, or `all`."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'") from None
 
 
 def add_numbers(verb: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
@@ -539,7 +550,7 @@ def features(
 
 
 def search(
-    *, model: str, text: str, clips: list[str], recursive: bool, top_k: int, rerank: int, **settings: Any
+    *, model: str, text: str, clips: list[str], recursive: bool, top_k: int, rerank: int | None, **settings: Any
 ) -> int:
     """Prints the clips found, one JSON object per line."""
     from simple_multimodal.inference import Retriever

@@ -15,6 +15,7 @@ from simple_multimodal.models.loading import load_pretrained_tower, load_tower_c
 from simple_multimodal.models.modeling import MultimodalForRetrieval
 from simple_multimodal.models.text.sentences import POOLING_MODES
 from simple_multimodal.training.assembly import processor_names
+from tests.closeness import assert_close
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 IDS = torch.tensor([[2, 7, 9, 11, 3], [2, 5, 3, 0, 0], [2, 3, 0, 0, 0]])
@@ -75,7 +76,7 @@ def test_embeddings_are_pooled_as_the_checkpoint_says(plain_folder, tmp_path, mo
     for row in range(3):
         tokens = output.tokens[row, MASK[row].bool()]
         expected = torch.cat([pool(tokens, mode) for mode in modes])
-        torch.testing.assert_close(output.embedding[row], expected, atol=1e-6, rtol=1e-5)
+        assert_close(output.embedding[row], expected)
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def test_the_embedding_of_a_model_is_that_of_its_text_tower(plain_folder, tmp_pa
     embeds, _ = model.eval().encode_text(inputs)
     tokens = BertModel.from_pretrained(plain_folder).eval()(IDS, attention_mask=MASK).last_hidden_state
     means = (tokens * MASK[..., None]).sum(dim=1) / MASK.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(embeds, F.normalize(means, dim=-1), atol=1e-6, rtol=1e-5)
+    assert_close(embeds, F.normalize(means, dim=-1))
     model.save_pretrained(tmp_path / "model")
     again = MultimodalForRetrieval.from_pretrained(tmp_path / "model").eval()
     assert torch.equal(again.encode_text(inputs)[0], embeds)
