@@ -385,8 +385,9 @@ class TowerModel(PreTrainedModel):
             ValueError: No parameter that is trained is reached.
         """
         was_training = self.training
-        self.eval()  # nothing is drawn, and layers are not checkpointed
-        self.training = True  # of this module alone: the objectives are those of training
+        self.train()  # the objectives are those of training
+        for child in self.children():  # in which nothing is drawn, and no layer is checkpointed
+            child.eval()
         with torch.enable_grad():
             loss = self(**batch).loss
         self.train(was_training)
