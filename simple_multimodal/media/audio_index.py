@@ -160,6 +160,7 @@ def timed_frames(
             new_offset = clock_runs[number - 1].offset_seconds if number else 0.0
             if new_offset != run_offset:
                 offset = run_offset = new_offset
+                follows = None  # in step with the video, even where the audio before it goes on for longer
         length = frame.samples / max(frame.sample_rate, 1)
         if frame.pts is None:
             follows = None if follows is None else follows + length
