@@ -1,6 +1,5 @@
 """Sound tracks to mono waveforms whose first sample lies at the segment's start on the video's timeline."""
 
-import bisect
 import logging
 import math
 import os
@@ -185,7 +184,7 @@ def _resampled(
             return build_audio_index(container, stream, name, start_seconds, clock_runs)
 
     if first >= SEEK_SECONDS * sampling_rate:
-        index = index_cache.audio(path, build, index_dir)
+        index = index_cache.audio(path, start_seconds, build, index_dir)
         place = _find_place(index, sampling_rate, first, name)
         if place is not None:
             try:
@@ -229,8 +228,8 @@ def _find_place(index: AudioIndex, sampling_rate: int, first: int, name: str) ->
     wanted -= math.ceil(RESAMPLER_SECONDS * run.rate)
     step = run.rate // math.gcd(run.rate, sampling_rate)
     sample = run.first_sample + max(wanted // step * step, 0)
-    entry = bisect.bisect_right(index.entries, sample, key=lambda entry: entry.sample) - 1
-    return None if entry < 0 else _Place(number, sample, index.entries[entry])
+    entry = index.entry_before(sample)
+    return None if entry is None else _Place(number, sample, entry)
 
 
 def _with_stops(index: AudioIndex) -> Iterator[tuple[AudioRun, int]]:

@@ -91,20 +91,26 @@ class AudioIndex:
 
     Args:
         runs (`Sequence[AudioRun]`): In the order of the file.
-        entries (`Sequence[AudioEntry]`): In the order of the file.
+        entries (`np.ndarray` of shape `(num_entries, 4)`, `int64`): The values of each [`AudioEntry`], in the order of
+            the file.
         num_samples (`int`): Of the whole track.
     """
 
     runs: Sequence[AudioRun]
-    entries: Sequence[AudioEntry]
+    entries: np.ndarray
     num_samples: int
+
+    def entry_before(self, sample: int) -> AudioEntry | None:
+        """The last entry from which on `sample` is decoded; `None` where that is the start of the file."""
+        number = int(np.searchsorted(self.entries[:, 3], sample, side="right")) - 1
+        return None if number < 0 else AudioEntry(*self.entries[number].tolist())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The index as arrays, to be stored."""
         return {
             "run_seconds": np.array([run.seconds for run in self.runs], np.float64),
             "runs": np.array([run[:2] for run in self.runs], np.int64).reshape(-1, 2),
-            "entries": np.array(self.entries, np.int64).reshape(-1, 4),
+            "entries": self.entries,
             "num_samples": np.array([self.num_samples], np.int64),
         }
 
@@ -115,7 +121,7 @@ class AudioIndex:
             runs = zip(arrays["runs"].tolist(), arrays["run_seconds"].tolist(), strict=True)
             return cls(
                 runs=[AudioRun(first_sample, rate, seconds) for (first_sample, rate), seconds in runs],
-                entries=[AudioEntry(*entry) for entry in arrays["entries"].tolist()],
+                entries=arrays["entries"].reshape(-1, 4),
                 num_samples=int(arrays["num_samples"][0]),
             )
         except (KeyError, TypeError, ValueError, IndexError):
@@ -154,6 +160,7 @@ def timed_frames(
             new_offset = clock_runs[number - 1].offset_seconds if number else 0.0
             if new_offset != run_offset:
                 offset = run_offset = new_offset
+                follows = None  # in step with the video, even where the audio before it goes on for longer
         length = frame.samples / max(frame.sample_rate, 1)
         if frame.pts is None:
             follows = None if follows is None else follows + length
@@ -303,7 +310,7 @@ def build_audio_index(
     frames = counted(decode_audio(container, stream, noted(demux_packets(container, stream))))
     blocks = make_blocks(timed_frames(stream, frames, clock_runs), name)
     runs = list(dict.fromkeys(run for run, _ in find_seams(blocks, start_seconds)))
-    return AudioIndex(runs, entries, num_samples)
+    return AudioIndex(runs, np.array(entries, np.int64).reshape(-1, 4), num_samples)
 
 
 def frames_from(

@@ -186,7 +186,7 @@ class FrameIndexCache:
         self.max_files = max_files
         self.indices: OrderedDict[tuple[str, int, int], FrameIndex] = OrderedDict()
         self.known_tracks: OrderedDict[tuple[str, int, int], Tracks] = OrderedDict()
-        self.audio_indices: OrderedDict[tuple[str, int, int], AudioIndex] = OrderedDict()
+        self.audio_indices: OrderedDict[tuple[str, int, int], tuple[float | None, AudioIndex]] = OrderedDict()
         self.reset_lock()
 
     def reset_lock(self) -> None:
@@ -259,6 +259,7 @@ class FrameIndexCache:
     def audio(
         self,
         path: str | os.PathLike[str],
+        start_seconds: float | None,
         build: Callable[[], AudioIndex],
         index_dir: str | os.PathLike[str] | None = None,
     ) -> AudioIndex:
@@ -267,6 +268,8 @@ class FrameIndexCache:
 
         Args:
             path (`str` or `os.PathLike`): The file.
+            start_seconds (`float`, *optional*): When the first video frame is shown, which the audio is placed by. It
+                may change when frames turn out to be others than their packets promised.
             build (`Callable`): Builds the index.
             index_dir (`str` or `os.PathLike`, *optional*): Folder of stored indices; default `default_index_dir()`.
 
@@ -277,15 +280,16 @@ class FrameIndexCache:
             MediaError: The file cannot be read.
         """
         status = check_media_file(path)
-        index = self._recall(self.audio_indices, path, status)
+        kept = self._recall(self.audio_indices, path, status)
+        if kept is not None and kept[0] == start_seconds:
+            return kept[1]
+        stored_path = _stored_path(path, status, Path(index_dir or default_index_dir()), ".audio")
+        arrays, values = _load(stored_path) or ({}, {})
+        index = AudioIndex.from_arrays(arrays) if values == {"start_seconds": start_seconds} else None
         if index is None:
-            stored_path = _stored_path(path, status, Path(index_dir or default_index_dir()), ".audio")
-            stored = _load(stored_path)
-            index = None if stored is None else AudioIndex.from_arrays(stored[0])
-            if index is None:
-                index = build()
-                _store(index.to_arrays(), {}, stored_path)
-            self._keep(self.audio_indices, path, status, index)
+            index = build()
+            _store(index.to_arrays(), {"start_seconds": start_seconds}, stored_path)
+        self._keep(self.audio_indices, path, status, (start_seconds, index))
         return index
 
     def _recall(

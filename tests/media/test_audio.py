@@ -321,6 +321,7 @@ SEGMENTS = [(2.0, 2.5), (3.3333, 4.4321), (5.5, None), (7.9, 12.0)]
         ("music.wav", "pcm_s16le", 44100),
         ("music.aiff", "pcm_s16be", 44100),
         ("music.w64", "pcm_f32le", 48000),
+        ("music.mov", "pcm_s16le", 44100),
         ("music.flac", "flac", 44100),
         ("music.mp3", "libmp3lame", 44100),
         ("music.m4a", "aac", 44100),

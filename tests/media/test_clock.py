@@ -119,7 +119,7 @@ def frequency_of(waveform: np.ndarray) -> float:
         ("joined.mts", {"codec": "libx265", "codec_options": {"crf": "10", "x265-params": "log-level=none"}} | AAC),
     ],
 )
-@pytest.mark.parametrize("audio_seconds", [(2.0, 2.0), (1.0, 2.0), (2.0, 2.0, 2.0), (0.0, 2.0)])
+@pytest.mark.parametrize("audio_seconds", [(2.0, 2.0), (1.0, 2.0), (3.0, 2.0), (2.0, 2.0, 2.0), (0.0, 2.0)])
 def test_joined_recordings_follow_each_other(tmp_path, name, settings, audio_seconds):
     if audio_seconds[0] == 0.0 and name.endswith((".ts", ".m2ts", ".mts")):
         pytest.skip("the streams of a transport stream are listed in the first recording")
