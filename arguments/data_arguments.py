@@ -91,16 +91,29 @@ class DataArguments:
         default=None,
         metadata={
             "group": "Audio",
-            "help": "Frames in one window, 10 ms each (PE-AV: 40); the tower's own number, else 992, when not given.",
+            "help": "Frames in one window, 10 ms each (PE-AV: 40; wav2vec 2.0: 5 samples); the tower's own number, "
+            "else 1024, when not given.",
         },
     )
     max_audio_windows: int | None = field(
         default=None,
-        metadata={"group": "Audio", "help": "Crop longer sound to N windows; all of it is covered when not given."},
+        metadata={
+            "group": "Audio",
+            "help": "Most windows of a clip's audio: of more, a random stretch in training and the middle elsewhere. "
+            "0: no limit. When not given: 6 in a new model, what it was saved with in another.",
+        },
     )
 
     video_backend: Literal["pyav", "torchcodec", "decord"] = field(
         default="pyav", metadata={"group": "Video", "help": "Decoder of the pictures."}
+    )
+    decode_device: Literal["cpu", "cuda"] = field(
+        default="cpu",
+        metadata={
+            "group": "Video",
+            "help": "cuda: decode on the GPU (NVDEC), with --video_backend torchcodec; the frames stay there. Loader "
+            "processes are spawned.",
+        },
     )
     index_dir: str | None = field(
         default=None,
@@ -197,13 +210,17 @@ class DataArguments:
             "sampling_rate": self.sampling_rate,
             "num_mel_bins": self.num_mel_bins,
             "num_audio_frames": self.num_audio_frames,
-            "max_audio_windows": self.max_audio_windows,
             "num_frames": self.num_frames,
             "frame_stride": self.frame_stride,
         }
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; give a whole number from 1 upwards.")
+        if self.max_audio_windows is not None and self.max_audio_windows < 0:
+            raise ValueError(
+                f"--max_audio_windows is {self.max_audio_windows}; give a whole number from 1 upwards, or 0 for no "
+                "limit."
+            )
         if self.video_size is not None:
             if len(self.video_size) > 2 or min(self.video_size) < 1:
                 raise ValueError(
@@ -249,15 +266,17 @@ class DataArguments:
         return {**self.roots, "follow_links": self.follow_links}
 
     @property
-    def audio_settings(self) -> dict[str, int]:
+    def audio_settings(self) -> dict[str, int | str | None]:
         """What was given of the arguments of `AudioFeatureExtractor`."""
         settings = {
             "sampling_rate": self.sampling_rate,
             "num_mel_bins": self.num_mel_bins,
             "num_frames": self.num_audio_frames,
-            "max_windows": self.max_audio_windows,
         }
-        return {name: value for name, value in settings.items() if value is not None}
+        given: dict[str, int | str | None] = {name: value for name, value in settings.items() if value is not None}
+        if self.max_audio_windows is not None:
+            given |= {"max_windows": self.max_audio_windows or None, "crop": "random"}
+        return given
 
     @property
     def video_settings(self) -> dict[str, int | str | bool | dict[str, int]]:
@@ -286,13 +305,15 @@ class DataArguments:
             "num_threads": self.collator_threads,
             "parallel": self.collator_threads != 1,
             "video_backend": self.video_backend,
+            "decode_device": self.decode_device,
             "index_dir": self.index_dir,
         }
 
     @property
     def feature_settings(self) -> dict[str, str | None]:
         """Where features lie, and what would decode pictures."""
-        return {"folder": self.features, "video_backend": self.video_backend}
+        decoder = {"video_backend": self.video_backend, "decode_device": self.decode_device}
+        return {"folder": self.features, **decoder}
 
     def _manifest_path(self, name: str) -> Path:
         in_data_root = Path(self.data_root or "", name)

@@ -44,6 +44,7 @@ from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.data.toy import BEEP_MARGIN, SECONDS_PER_SEGMENT, make_toy_world
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
 from simple_multimodal.models import MultimodalForQuestionAnswering, MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.fusion.crossformer import Clip, Crossformer, Stream
@@ -101,7 +102,8 @@ def make_world(work: Path, num_segments: int) -> Path:
                 for n in range(num_windows)
             ]
             parts.append(collator(windows))  # type: ignore[arg-type]
-        torch.save({key: torch.cat([part[key] for part in parts]) for key in parts[0] if key != "row_ids"}, path)
+        names = [key for key in parts[0] if key not in ("row_ids", *AUDIO_WINDOW_KEYS)]
+        torch.save({key: torch.cat([part[key] for part in parts]) for key in names}, path)
     return folder
 
 
@@ -502,6 +504,7 @@ def learn_retrieval(design: str, towers: Path, data: Data, seed: int, learning_r
             hard_negative_ratio=model.config.hard_negative_ratio,
             batch={
                 "group_ids": groups,
+                "text_ids": groups,
                 "match_aligned": torch.from_numpy(generator.random(len(batch)) < 0.5),
                 "match_uniform": torch.from_numpy(generator.random(len(batch)).astype(np.float32)),
             },

@@ -17,6 +17,11 @@ INPUT_KEYS: dict[Modality, tuple[str, ...]] = {
 }
 """Batch entries that a modality's encoder reads, in the order of its `forward`."""
 
+AUDIO_WINDOW_KEYS = ("audio_windows", "audio_window_counts")
+"""Batch entries that say which windows of `INPUT_KEYS["audio"]` hold audio: row and window of each, `int64` of shape
+`(num_windows, 2)`, at least one; and how many each row has, a tuple of `int`, which no device has to be asked for.
+"""
+
 TOKEN_KEYS: dict[Modality, tuple[str, str, str]] = {
     modality: (f"{modality}_tokens", f"{modality}_token_mask", f"{modality}_token_seconds")
     for modality in CLIP_MODALITIES

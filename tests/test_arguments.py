@@ -345,7 +345,10 @@ def test_only_given_preprocessing_values_are_passed_on():
     data_args = DataArguments(
         num_audio_frames=64, max_audio_windows=2, video_size=[32, 48], frame_sampling="jittered", random_flip=True
     )
-    assert data_args.audio_settings == {"num_frames": 64, "max_windows": 2}
+    assert data_args.audio_settings == {"num_frames": 64, "max_windows": 2, "crop": "random"}
+    assert DataArguments(max_audio_windows=0).audio_settings == {"max_windows": None, "crop": "random"}
+    with pytest.raises(ValueError, match="--max_audio_windows is -1; give a whole number from 1 upwards, or 0 for"):
+        DataArguments(max_audio_windows=-1)
     assert data_args.video_settings == {
         "size": {"height": 32, "width": 48},
         "train_frame_sampling": "jittered",

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from simple_multimodal.data.manifest import Row
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.video import decoder_name
 from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS, TOKEN_KEYS, Modality
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.batch_memory import batch_tensor
@@ -20,6 +21,9 @@ REMEDY = "`simple-multimodal features` over their manifest with the same --outpu
 
 # What of a processor does not change what evaluation sees; the mean and deviation that count are the model's.
 _INCIDENTAL = {"train_frame_sampling", "random_crop", "random_crop_scale", "random_flip", "image_mean", "image_std"}
+
+_BEFORE: dict[str, Any] = {"min_window_frames": 1, "crop": "start"}
+"""Settings that features written before there were such do not name, and what held then."""
 
 
 class ClipKey(NamedTuple):
@@ -68,7 +72,7 @@ def make_fingerprint(
         modality (`str`): `"audio"` or `"video"`.
         tower_hash (`str`): of the tower's weights and configuration, as [`TowerModel.tower_hash`] gives it.
         processor ([`MultimodalProcessor`]): whose evaluation settings count.
-        video_backend (`str`): what decodes pictures.
+        video_backend (`str`): what decodes frames, see [`decoder_name`].
 
     Returns:
         `dict`: JSON values by name.
@@ -76,6 +80,7 @@ def make_fingerprint(
     is_video = modality == "video"
     part = processor.video_processor if is_video else processor.feature_extractor
     settings = {name: value for name, value in json.loads(part.to_json_string()).items() if name not in _INCIDENTAL}
+    settings = {name: value for name, value in settings.items() if name not in _BEFORE or value != _BEFORE[name]}
     return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if is_video else {})}
 
 
@@ -209,13 +214,14 @@ def open_features(
     processor: MultimodalProcessor,
     *,
     video_backend: str,
+    decode_device: str = "cpu",
 ) -> dict[Modality, FeatureReader]:
     """The features in a folder that are of modalities of a model, made sure to be of this very model.
 
     Args:
         folder (`str`): what [`TowerFeatures`] wrote.
         tower_hash (`Callable`): [`TowerModel.tower_hash`] of the model.
-        processor ([`MultimodalProcessor`]), video_backend (`str`): what would read clips.
+        processor ([`MultimodalProcessor`]), video_backend, decode_device (`str`): what would read clips.
 
     Raises:
         ValueError: If there are none, or they were made of another tower, or read in another way.
@@ -229,6 +235,8 @@ def open_features(
     readers = {m: FeatureReader(Path(folder, m), m) for m in modalities}
     for modality, reader in readers.items():
         reader.check_fingerprint(
-            make_fingerprint(modality, tower_hash(modality), processor, video_backend=video_backend)
+            make_fingerprint(
+                modality, tower_hash(modality), processor, video_backend=decoder_name(video_backend, decode_device)
+            )
         )
     return readers

@@ -13,6 +13,7 @@ from typing import Any
 
 from simple_multimodal.data.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
 from simple_multimodal.data.check import examine_files
+from simple_multimodal.data.files import VIDEO_SUFFIXES
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.evaluation.protocols import (
     ANSWER_TYPES,
@@ -24,27 +25,7 @@ from simple_multimodal.evaluation.protocols import (
     get_protocol,
 )
 
-VIDEO_EXTENSIONS = frozenset(
-    [
-        "",
-        "3g2",
-        "3gp",
-        "avi",
-        "flv",
-        "m2ts",
-        "m4v",
-        "mkv",
-        "mov",
-        "mp4",
-        "mpeg",
-        "mpg",
-        "mts",
-        "ogv",
-        "ts",
-        "webm",
-        "wmv",
-    ]
-)
+CLIP_SUFFIXES = VIDEO_SUFFIXES | {""}
 """Of files that are taken for clips; DiDeMo has some without."""
 
 NUM_VALIDATION_CLIPS = 500
@@ -367,7 +348,7 @@ def _choose_files(folder: Path, wanted: set[str], *, follow_links: bool) -> tupl
                 if not any(Path(linked[name]).is_relative_to(other) for other in walked):
                     walked.add(linked[name])
                     folders.append(name)
-            elif name in folders or name.startswith(".") or _extension(name) not in VIDEO_EXTENSIONS:
+            elif name in folders or name.startswith(".") or Path(name).suffix.lower() not in CLIP_SUFFIXES:
                 continue
             elif not path.is_file() or path.stat().st_size == 0:
                 empty.append(file)
@@ -386,10 +367,6 @@ def _choose_files(folder: Path, wanted: set[str], *, follow_links: bool) -> tupl
     if several := [clip for clip, files in found.items() if clip in wanted and len(files) > 1]:
         notes.append(f"{len(several)} clips have several files, of which the first is taken: {some(several, 3)}")
     return {clip: found[clip][0] for clip in sorted(wanted & found.keys())}, notes
-
-
-def _extension(name: str) -> str:
-    return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def _make_manifest(

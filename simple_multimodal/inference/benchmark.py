@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, as_json, with_retries
@@ -45,6 +46,9 @@ from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.loading import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.missing import no_such_folder
+from simple_multimodal.models.pairs import ranking_scores
+from simple_multimodal.processing import AudioFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
@@ -172,7 +176,7 @@ def measure_retrieval(
         prefix = "matching_"
         place_in_index = np.cumsum(in_index) - 1
 
-        def probabilities(pairs: np.ndarray) -> np.ndarray:
+        def match(pairs: np.ndarray) -> np.ndarray:
             found = np.full(len(pairs), -np.inf, dtype=np.float32)
             is_scored = is_read[pairs[:, 0], pairs[:, 1]]
             logits = retriever.score(
@@ -184,11 +188,12 @@ def measure_retrieval(
                 partial=None if partial is None else Path(partial),
                 key=index.key,
             )
-            found[is_scored] = logits.softmax(dim=1)[:, 1].numpy()
+            own_cosines = torch.from_numpy(cosines[pairs[is_scored, 0], pairs[is_scored, 1]])
+            found[is_scored] = ranking_scores(retriever.model, logits, own_cosines).numpy()
             return found
 
         matched, decisive = matched_retrieval(
-            scores, *groups, probabilities, top_k=matching_top_k, measures_change=measures_change
+            scores, *groups, match, top_k=matching_top_k, measures_change=measures_change
         )
         metrics |= matched.metrics
         intervals |= matched.intervals
@@ -306,7 +311,7 @@ def measure_benchmark(
     split: str = "test",
     video_root: str | os.PathLike[str] | None = None,
     follow_links: bool = False,
-    matching_top_k: int | None = None,
+    matching_top_k: int | Literal["all"] | None = None,
     measures_change: bool = False,
     uses_dual_softmax: bool = False,
     is_alpro: bool = False,
@@ -326,7 +331,10 @@ def measure_benchmark(
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
         follow_links (`bool`, *optional*, defaults to `False`): see [`MultimodalDataset`].
-        matching_top_k (`int`, *optional*): as in [`measure_retrieval`]; by default what the protocol says.
+        matching_top_k (`int` or `"all"`, *optional*): how many candidates of each query the matching head orders anew;
+            0: none. By default what the protocol says, if matching was better than the cosine on the validation split
+            of the model's training ([`Retriever.rerank_top_k`]), else none. ALPRO, and models that were saved before
+            this was measured, are ranked as the protocol says.
         measures_change, uses_dual_softmax, is_alpro (`bool`, *optional*): as there.
 
     Raises:
@@ -350,8 +358,16 @@ def measure_benchmark(
     clips = prepared["splits"][split]["clips"]
     if model_folder is not None and split == "test":
         check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
-    if matching_top_k is None and not is_alpro:
-        matching_top_k = protocol.rerank_top_k
+    if isinstance(pipeline, Retriever) and matching_top_k is None and not is_alpro:
+        is_unknown = pipeline.model.config.rerank_top_k is None and pipeline.model.cosine_weight == 0
+        matching_top_k = protocol.rerank_top_k if pipeline.rerank_top_k > 0 or is_unknown else 0
+        if matching_top_k == 0 and pipeline.state.is_main_process:
+            logger.warning(
+                "Ranked by cosine: the model was not saved with a matching head that proved better on the validation "
+                "split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every one."
+            )
+    if matching_top_k == "all":
+        matching_top_k = None
     name = (
         "alpro"
         if is_alpro
@@ -361,9 +377,11 @@ def measure_benchmark(
             deviates=any(line.startswith(f"{split}: ") for line in prepared["deviations"]),
             rerank_top_k=matching_top_k or None,
             uses_dual_softmax=uses_dual_softmax,
+            decodes_on_gpu=pipeline.collator.decode_device != "cpu",
         )
     )
     root = None if video_root is None else Path(video_root)
+    audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
     settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
     output_dir.mkdir(parents=True, exist_ok=True)
     partial = output_dir / "partial"
@@ -403,6 +421,9 @@ def measure_benchmark(
             intervals=measured.intervals,
             headline=measured.headline,
             selection_split=_read(model_folder or "", "run.json").get("selection_split"),
+            audio_crop=None if audio is None else audio.crop_rule,
+            precision=pipeline.precision,
+            decoder=pipeline.collator.decoder,
             bad_samples=as_json(measured.bad_samples),
         )
     if pipeline.state.is_local_main_process:
@@ -428,6 +449,14 @@ def prepared_folder(
         ValueError: It is neither.
     """
     data = Path(data)
+    if not data.exists():
+        raise ValueError(f"{data}: {no_such_folder(data)}")
+    if data.is_file():
+        raise ValueError(
+            f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
+            f"python train.py --do_eval --task TASK --model_name_or_path MODEL --validation_file {data} "
+            "--output_dir OUT"
+        )
     folder, videos = data, data / "videos"
     if not (data / "protocol.json").is_file():
         folder = Path(output_dir, "manifests")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, Modality
 from simple_multimodal.models.fusion.crossformer import Clip, Stream
 
 Rows = TypeVar("Rows")
@@ -90,8 +90,39 @@ class _Chunk(torch.autograd.Function):
         return None, None, *(next(remaining) if tensor.requires_grad else None for tensor in inputs)
 
 
+def split_rows(rows: Rows, chunk_size: int) -> list[Rows]:
+    """Tensors of equally many rows, in dictionaries and tuples, `chunk_size` rows at a time."""
+    leaves, form = tree_flatten(rows)
+    return [tree_unflatten(chunk, form) for chunk in zip(*(leaf.split(chunk_size) for leaf in leaves), strict=True)]
+
+
+def split_batch(batch: dict[str, Any], chunk_size: int) -> list[dict[str, torch.Tensor]]:
+    """[`split_rows`] of a collator's batch: each chunk names the windows of audio of its own rows, at least one. How
+    many these are is said on the host, so that nobody waits for the device.
+    """
+    chunks = split_rows({name: part for name, part in batch.items() if name not in AUDIO_WINDOW_KEYS}, chunk_size)
+    if any(name not in batch for name in AUDIO_WINDOW_KEYS):
+        return chunks  # every window runs
+    windows, counts = (batch[name] for name in AUDIO_WINDOW_KEYS)
+    first = 0
+    for number, chunk in enumerate(chunks):
+        first_row = number * chunk_size
+        num_windows = sum(counts[first_row : first_row + chunk_size])
+        own = windows[first : first + num_windows]
+        first += num_windows
+        chunk[AUDIO_WINDOW_KEYS[0]] = (
+            torch.stack([own[:, 0] - first_row, own[:, 1]], dim=1) if num_windows else windows.new_zeros(1, 2)
+        )
+    return chunks
+
+
 def run_in_chunks(
-    model: nn.Module, function: Callable[[Rows], Output], rows: Rows, chunk_size: int | None
+    model: nn.Module,
+    function: Callable[[Rows], Output],
+    rows: Rows,
+    chunk_size: int | None,
+    *,
+    split: Callable[[Rows, int], list[Rows]] = split_rows,
 ) -> list[Output]:
     """
     Call a function with one chunk of rows after the other.
@@ -105,14 +136,18 @@ def run_in_chunks(
         function (`Callable`): computes every row without regard to the others; it must not talk to other processes.
         rows: tensors of equally many rows, in dictionaries and tuples.
         chunk_size (`int`, *optional*): rows in a chunk, the last may have less; by default, all.
+        split (`Callable`, *optional*, defaults to [`split_rows`]): makes the chunks.
 
     Returns:
         `list`: what the calls returned, in order: tensors in dictionaries and tuples. Floating-point ones require a
         gradient.
     """
-    leaves, form = tree_flatten(rows)
-    if chunk_size is None or len(leaves[0]) <= chunk_size:
+    if chunk_size is None:
         return [function(rows)]
+    chunks = split(rows, chunk_size)
+    if len(chunks) == 1:
+        return [function(rows)]
+    form = tree_flatten(chunks[0])[1]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     output_forms: list[Any] = []
 
@@ -121,8 +156,8 @@ def run_in_chunks(
         output_forms.append(output_form)
         return outputs
 
-    chunks = zip(*(leaf.split(chunk_size) for leaf in leaves), strict=True)
-    outputs = [_Chunk.apply(call, len(leaves), *chunk, *parameters) for chunk in chunks]
+    flat = [tree_flatten(chunk)[0] for chunk in chunks]
+    outputs = [_Chunk.apply(call, len(leaves), *leaves, *parameters) for leaves in flat]
     return [tree_unflatten(output, output_forms[0]) for output in outputs]
 
 
@@ -133,7 +168,7 @@ def encode_in_chunks(
     chunk_size: int | None,
 ) -> EncodedRows:
     """Encode a batch as [`run_in_chunks`] does, and put the outputs together again."""
-    chunks = run_in_chunks(model, encode, batch, chunk_size)
+    chunks = run_in_chunks(model, encode, batch, chunk_size, split=split_batch)
     first = chunks[0]
     if len(chunks) == 1:
         return first

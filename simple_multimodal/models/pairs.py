@@ -19,6 +19,12 @@ from simple_multimodal.models.fusion.crossformer import Clip, Stream
 PAIRS_PER_BATCH = 256
 """Pairs of text and clip that go through the fusion layers at once; bounds memory."""
 
+CLIP_TOKENS_PER_BATCH = 2**15
+"""Tokens of clips, padding included, that the fusion layers hold at once; bounds memory where clips have few texts.
+At base size (12 layers, 768 wide, float32) their keys and values take 2.4 GB; a clip of the default towers has 2,080
+tokens.
+"""
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -69,6 +75,28 @@ def padded(tokens: Sequence[torch.Tensor], device: torch.device) -> Stream:
     return Stream(states.to(device), (torch.arange(longest) < lengths[:, None]).to(device))
 
 
+def ranking_scores(model: PreTrainedModel, logits: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+    """
+    What pairs of text and clip are ranked by, from what the matching head makes of them.
+
+    With `matching_residual`, the scaled cosine plus the head's log odds. Hard negatives are drawn in proportion to the
+    exponential of the scaled cosine, so what the head learns to tell from them is what the cosine lacks, as in
+    noise-contrastive estimation against a model (Gutmann & Hyvärinen 2010; residual energy-based models, Deng et al.
+    2020): only the sum of both is a score of the pair. Without, the head's probability, as in ALBEF and ALPRO.
+
+    Args:
+        model (`PreTrainedModel`): with a matching head.
+        logits (`torch.FloatTensor` of shape `(num_pairs, 2)`): as `matching_logits` returns them.
+        cosines (`torch.FloatTensor` of shape `(num_pairs,)`): of the embeddings of each pair.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_pairs,)`: more is better.
+    """
+    if model.cosine_weight == 0:
+        return logits.softmax(dim=1)[:, 1]
+    return logits[:, 1] - logits[:, 0] + model.cosine_weight * cosines
+
+
 class Block(NamedTuple):
     """Pairs that are scored together: some clips, and equally many texts for each.
 
@@ -84,14 +112,25 @@ class Block(NamedTuple):
     places: np.ndarray
 
 
-def plan_blocks(pairs: np.ndarray, text_lengths: Sequence[int], pairs_per_batch: int) -> Iterator[Block]:
+def plan_blocks(
+    pairs: np.ndarray,
+    text_lengths: Sequence[int],
+    clip_lengths: np.ndarray,
+    *,
+    pairs_per_batch: int,
+    clip_tokens_per_batch: int,
+) -> Iterator[Block]:
     """
     Group pairs so that what depends on a clip alone is computed for many texts at once, with little padding.
 
     Args:
         pairs (`np.ndarray` of shape `(num_pairs, 2)`): positions of text and clip.
         text_lengths (`Sequence[int]`): tokens of each text; texts of a block are of similar length.
+        clip_lengths (`np.ndarray` of shape `(num_clips, num_modalities)`): tokens of each clip; of clips with equally
+            many texts, those of similar length stand together.
         pairs_per_batch (`int`): most pairs of a block.
+        clip_tokens_per_batch (`int`): most tokens of a block's clips, each padded to the longest in each modality. A
+            clip that has more is alone in its block.
 
     Yields:
         [`Block`]: together they hold every pair once; they depend on nothing else than the arguments. No Python object
@@ -105,17 +144,26 @@ def plan_blocks(pairs: np.ndarray, text_lengths: Sequence[int], pairs_per_batch:
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
         for run in range(begin, end, pairs_per_batch)
     ]
-    runs.sort(key=lambda run: run[0] - run[1])  # longest first
+    # Most texts first, then the longest clip.
+    clip_of = pairs[:, 1]
+    totals = clip_lengths.sum(axis=-1)
+    runs.sort(key=lambda run: (run[0] - run[1], -totals[clip_of[order[run[0]]]]))
     first = 0
     while first < len(runs):
         width = runs[first][1] - runs[first][0]
-        block = runs[first : first + max(pairs_per_batch // width, 1)]
-        first += len(block)
+        last, longest = first, np.zeros_like(clip_lengths[0])
+        while last < len(runs) and (last - first + 1) * width <= pairs_per_batch:
+            longest = np.maximum(longest, clip_lengths[clip_of[order[runs[last][0]]]])
+            if last > first and (last - first + 1) * longest.sum() > clip_tokens_per_batch:
+                break
+            last += 1
+        block = runs[first:last]
+        first = last
         places = np.full((len(block), width), -1)
         for row, (begin, end) in zip(places, block, strict=True):
             row[: end - begin] = order[begin:end]
-        last = order[[end - 1 for _, end in block], None]  # repeated where a clip has fewer texts
-        filled = np.where(places < 0, last, places)
+        fill = order[[end - 1 for _, end in block], None]  # repeated where a clip has fewer texts
+        filled = np.where(places < 0, fill, places)
         yield Block(pairs[filled[:, 0], 1], pairs[filled, 0], places)
 
 
@@ -131,6 +179,7 @@ def score_pairs(
     num_processes: int = 1,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     pairs_per_batch: int = PAIRS_PER_BATCH,
+    clip_tokens_per_batch: int = CLIP_TOKENS_PER_BATCH,
     finished: Mapping[int, torch.Tensor] = MappingProxyType({}),
     on_block: Callable[[int, torch.Tensor], None] = lambda number, outputs: None,
     shows_progress: bool = False,
@@ -138,9 +187,10 @@ def score_pairs(
     """
     Run pairs of text and clip through the fusion layers; each pair is scored by one process.
 
-    Memory is bounded by `pairs_per_batch` fused pairs, and in the form `cross_attention` by keys and values of as
-    many clips as a block has, at most `pairs_per_batch`. Which pairs make a block does not depend on the number of
-    processes, so that the scores do not either.
+    Memory is bounded by `pairs_per_batch` fused pairs and by `clip_tokens_per_batch` tokens of clips: in the form
+    `cross_attention` as many have keys and values at once; in the others, which keep nothing of a clip, as many run
+    through the layers at once, those of each pair counted. Only a single clip that has more goes beyond. Which pairs
+    make a block does not depend on the number of processes, so that the scores do not either.
 
     Args:
         model (`PreTrainedModel`): in evaluation mode.
@@ -150,6 +200,7 @@ def score_pairs(
         process_index, num_processes (`int`, *optional*): whose share to score.
         autocast (`Callable`, *optional*): under which precision to run.
         pairs_per_batch (`int`, *optional*, defaults to 256): pairs at once.
+        clip_tokens_per_batch (`int`, *optional*, defaults to 32768): tokens of clips at once.
         finished (`Mapping[int, torch.Tensor]`, *optional*): blocks of this process's share that an earlier call with
             the same arguments handed to `on_block`: they are not computed again.
         on_block (`Callable`, *optional*): called with number and outputs of each block when it is computed.
@@ -158,14 +209,22 @@ def score_pairs(
     Returns:
         `torch.FloatTensor` of shape `(num_pairs, num_outputs)`, the same on all processes.
     """
-    lengths = [len(text.tokens["text"]) for text in texts]
+    text_lengths = [len(text.tokens["text"]) for text in texts]
+    clip_lengths = np.array([[len(tokens) for tokens in clip.tokens.values()] for clip in clips])
 
     def blocks() -> Iterator[tuple[int, Block]]:
-        return enumerate(plan_blocks(pairs, lengths, pairs_per_batch))
+        plan = plan_blocks(
+            pairs,
+            text_lengths,
+            clip_lengths,
+            pairs_per_batch=pairs_per_batch,
+            clip_tokens_per_batch=clip_tokens_per_batch,
+        )
+        return enumerate(plan)
 
     own = {number: outputs for number, outputs in finished.items() if number % num_processes == process_index}
-    share = itertools.islice(plan_blocks(pairs, lengths, pairs_per_batch), process_index, None, num_processes)
-    total = sum(int((block.places >= 0).sum()) for block in share) if shows_progress else None
+    share = itertools.islice(blocks(), process_index, None, num_processes)
+    total = sum(int((block.places >= 0).sum()) for _, block in share) if shows_progress else None
     done = sum(len(outputs) for outputs in own.values())
     with tqdm(unit="pairs", total=total, initial=done, disable=not shows_progress) as bar:
         for number, block in blocks():
@@ -176,10 +235,20 @@ def score_pairs(
             clip: Clip = {m: padded([clips[c].tokens[m] for c in block.clips], model.device) for m in names}
             with autocast():
                 side = model.cache_clip(clip)
-                if side is clip:  # nothing can be kept: every text gets the clip anew
-                    rows = torch.arange(len(block.clips), device=model.device).repeat_interleave(block.texts.shape[1])
-                    side = {m: stream.select(rows) for m, stream in clip.items()}
-                outputs = score(text, side).float().cpu()
+                if side is clip:  # nothing can be kept: every text gets the clip again
+                    longest = sum(stream.mask.shape[1] for stream in clip.values())
+                    rows = torch.arange(block.texts.size, device=model.device)
+                    parts = [
+                        score(
+                            text.select(part),
+                            {m: stream.select(part // block.texts.shape[1]) for m, stream in clip.items()},
+                        )
+                        for part in rows.split(max(clip_tokens_per_batch // max(longest, 1), 1))
+                    ]
+                    outputs = torch.cat(parts)
+                else:
+                    outputs = score(text, side)
+                outputs = outputs.float().cpu()
             own[number] = outputs[torch.from_numpy(block.places.ravel() >= 0)]
             on_block(number, own[number])
             bar.update(len(own[number]))

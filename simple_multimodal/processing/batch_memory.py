@@ -5,7 +5,7 @@ import mmap
 import os
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,14 @@ class _Loan:
         """Frees the block, unless it was sent."""
         if not self.is_sent:
             self.block[-1] = FREE
+
+
+class _Sent(NamedTuple):
+    """A tensor in a block that another process is to map."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 _loans: dict[int, _Loan] = {}  # the last one of each block that this worker may send, by its address
@@ -78,9 +86,10 @@ class SharedBatch(dict[str, Any]):
             loan = _loans.get(tensor.data_ptr()) if isinstance(tensor, torch.Tensor) else None
             if loan is not None and not loan.is_sent:
                 loan.is_sent = True
-                sent[name] = f"/proc/{os.getpid()}/fd/{loan.file}", tuple(tensor.shape), tensor.dtype
+                sent[name] = _Sent(f"/proc/{os.getpid()}/fd/{loan.file}", tuple(tensor.shape), tensor.dtype)
             else:
-                sent[name] = tensor.numpy() if isinstance(tensor, torch.Tensor) else tensor
+                is_here = isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+                sent[name] = tensor.numpy() if is_here else tensor  # on a device torch shares it
         return _receive, (sent,)
 
 
@@ -101,7 +110,7 @@ def _receive(sent: dict[str, Any]) -> dict[str, Any]:
             del _loans[loan.block.ctypes.data]
     batch: dict[str, Any] = {}
     for name, value in sent.items():
-        if isinstance(value, tuple):
+        if isinstance(value, _Sent):
             path, shape, dtype = value
             value = _lent(_held(path) if hands_on else _Loan(_mapped(path), -1), shape, dtype)
         batch[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -13,11 +13,13 @@ from transformers import (
     ClapFeatureExtractor,
     PeAudioFeatureExtractor,
     SequenceFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
 )
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging
 
+from simple_multimodal.processing.audio_windows import AudioCrop, plan_windows
 from simple_multimodal.processing.batch_memory import batch_tensor
 
 logger = logging.get_logger(__name__)
@@ -28,13 +30,14 @@ PREEMPHASIS = 0.97
 LOG_FLOOR = 1.1920928955078125e-07
 
 POWER_FLOOR = 1e-10  # of CLAP and Whisper: -100 dB
+VARIANCE_FLOOR = 1e-7  # of wav2vec 2.0, added to the variance of a waveform
 WHISPER_RANGE = 8.0  # powers of ten below a window's loudest value, where it ends
 
 PADDINGS = {
     "kaldi": ("mean", "zero"),
     "clap": ("repeatpad", "repeat", "pad"),
     "whisper": ("pad",),
-    "waveform": ("reflect",),
+    "waveform": ("reflect", "pad"),
 }
 """What may stand behind the end of a sound, by front end."""
 
@@ -48,7 +51,8 @@ class AudioFeatures(NamedTuple):
         attention_mask (`torch.BoolTensor` of shape `(num_windows * num_frames,)`):
             `True` for frames of the sound, `False` for padding.
         seconds (`torch.FloatTensor` of shape `(num_windows * num_frames,)`):
-            Time of each frame's centre from the first sample, in seconds; goes on through the padding.
+            Time of each frame's centre from the first sample of the waveform, cropped or not, in seconds; goes on
+            through the padding.
     """
 
     values: torch.Tensor
@@ -78,8 +82,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             Of the waveforms, in Hz.
         num_mel_bins (`int`, *optional*, defaults to 128):
             Number of mel filters.
-        num_frames (`int`, *optional*, defaults to 992):
-            Frames per window. A sound shorter than a window is padded, a longer one covered by further windows.
+        num_frames (`int`, *optional*, defaults to 1024):
+            Frames per window, as AST and Audio-MAE have them: 10.24 seconds. Audio shorter than a window is padded,
+            longer audio covered by further windows.
         hop_seconds (`float`, *optional*, defaults to 0.01):
             Time between the starts of two frames, in seconds.
         window_seconds (`float`, *optional*, defaults to 0.025):
@@ -93,7 +98,12 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         std (`float`, *optional*, defaults to 4.5689974):
             Standard deviation of the log-mel values, the one of AudioSet.
         max_windows (`int`, *optional*):
-            Crop to the first `max_windows` windows. By default nothing is cropped.
+            Crop longer audio to as many windows. By default nothing is cropped.
+        min_window_frames (`int`, *optional*, defaults to 1):
+            No further window opens for a remainder of fewer frames, which is left out; see [`plan_windows`].
+        crop (`str`, *optional*, defaults to `"start"`):
+            The stretch that `max_windows` keeps: `"start"`, the first windows, or `"random"`, one drawn in training
+            and the one in the middle elsewhere.
         front_end (`str`, *optional*, defaults to `"kaldi"`):
             `"kaldi"`, `"clap"`, `"whisper"` or `"waveform"`, see above.
         mel_scale (`str`, *optional*, defaults to `"slaney"`):
@@ -102,7 +112,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             What stands behind the end of the sound in its last window. Of `"kaldi"`: `"mean"`, exactly 0 after
             normalisation, or `"zero"`, 0 before, as AST has it. Of `"clap"`: the sound again, as often as it fits
             whole (`"repeatpad"`) or until the window is full (`"repeat"`), or silence (`"pad"`), as with `"whisper"`.
-            With `"waveform"` the sound mirrored up to a whole frame, then silence (`"reflect"`).
+            With `"waveform"` the sound mirrored up to a whole frame (`"reflect"`) or cut to whole frames (`"pad"`),
+            then silence.
+        do_normalize (`bool`, *optional*, defaults to `False`):
+            With `"waveform"`, whether a sound's samples are brought to mean 0 and deviation 1, as wav2vec 2.0 has it.
     """
 
     model_input_names = ["audio_values", "audio_attention_mask", "audio_seconds", "audio_mask"]
@@ -112,7 +125,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         *,
         sampling_rate: int = 16000,
         num_mel_bins: int = 128,
-        num_frames: int = 992,
+        num_frames: int = 1024,
         hop_seconds: float = 0.01,
         window_seconds: float = 0.025,
         f_min: float = 20.0,
@@ -120,9 +133,12 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         mean: float = -4.2677393,
         std: float = 4.5689974,
         max_windows: int | None = None,
+        min_window_frames: int = 1,
+        crop: AudioCrop = "start",
         front_end: Literal["kaldi", "clap", "whisper", "waveform"] = "kaldi",
         mel_scale: Literal["slaney", "htk"] = "slaney",
         padding: Literal["mean", "zero", "repeatpad", "repeat", "pad", "reflect"] = "mean",
+        do_normalize: bool = False,
         **kwargs: Any,
     ):
         for key in ("feature_size", "padding_value"):  # the base class saves them; they are fixed here
@@ -130,6 +146,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         super().__init__(feature_size=num_mel_bins, sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
         if num_frames < 1 or (max_windows is not None and max_windows < 1):
             raise ValueError(f"`num_frames` and `max_windows` must be 1 or more, got {num_frames} and {max_windows}.")
+        if min_window_frames < 1 or crop not in ("start", "random"):
+            raise ValueError(
+                f"`min_window_frames` must be 1 or more and `crop` start or random, got {min_window_frames} and "
+                f"{crop!r}."
+            )
         if not 0 <= f_min < (f_max or sampling_rate / 2) <= sampling_rate / 2:
             raise ValueError(
                 f"Got {f_min=}, {f_max=} at {sampling_rate=}: 0 <= f_min < f_max <= sampling_rate / 2 is needed (Hz)."
@@ -140,7 +161,12 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 f"Got {front_end=}, {mel_scale=}, {padding=}: front_end must be one of {', '.join(PADDINGS)}, "
                 f"mel_scale slaney or htk, and padding {allowed}."
             )
+        if do_normalize and front_end != "waveform":
+            raise ValueError(
+                f"do_normalize is for front_end='waveform', got {front_end=}: leave it out, and set mean and std."
+            )
         self.front_end = front_end
+        self.do_normalize = do_normalize
         self.mel_scale = mel_scale
         self.padding = padding
         self.num_mel_bins = num_mel_bins
@@ -152,6 +178,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         self.mean = mean
         self.std = std
         self.max_windows = max_windows
+        self.min_window_frames = min_window_frames
+        self.crop = crop
         if front_end == "waveform":
             if num_mel_bins != self.hop_length:
                 raise ValueError(
@@ -194,6 +222,15 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         """Points of the Fourier transform: of Kaldi the next power of two, else those of the frame."""
         return 1 << (self.frame_length - 1).bit_length() if self.front_end == "kaldi" else self.frame_length
 
+    @property
+    def crop_rule(self) -> str | None:
+        """What is kept of longer audio where nothing is drawn, in words; `None` if all of it is."""
+        if self.max_windows is None:
+            return None
+        window_frames = self.num_frames - (self.front_end == "clap")
+        seconds = self.max_windows * window_frames * self.hop_length / self.sampling_rate
+        return f"of longer audio the {'first' if self.crop == 'start' else 'middle'} {seconds:g} seconds"
+
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "AudioFeatureExtractor":
         """Build from the content of a `preprocessor_config.json`, also of the stock extractors of AST, CLAP and
@@ -205,6 +242,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         values = dict(feature_extractor_dict)
         kind = values.pop("feature_extractor_type", None) or values.pop("image_processor_type", None)
         if kind not in (None, cls.__name__):
+            windows = {key: values[key] for key in ("max_windows", "min_window_frames", "crop") if key in values}
             known: dict[str, Any] = {
                 key: values[key]
                 for key in ("sampling_rate", "num_mel_bins", "num_frames", "mean", "std")
@@ -219,22 +257,26 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 known = _from_clap(values)
             if "n_fft" in values:
                 known = _from_whisper(values)
+            if kind == Wav2Vec2FeatureExtractor.__name__:
+                known = _from_wav2vec2(values)
             if kind == PeAudioFeatureExtractor.__name__:
                 known = _from_pe_av(values)
             if not known:
                 logger.warning_once(f"The configuration of {kind} describes no sound: log-mel defaults are used.")
-            values = known
+            values = known | windows
         # transformers (5.23) leaves out what was asked for where the file does not name it.
         own_names = inspect.signature(cls.__init__).parameters
         values |= {key: kwargs.pop(key) for key in own_names if key in kwargs}
         return super().from_dict(values, **kwargs)
 
-    def extract(self, waveform: np.ndarray) -> AudioFeatures:
+    def extract(self, waveform: np.ndarray, generator: np.random.Generator | None = None) -> AudioFeatures:
         """Features of one sound.
 
         Args:
             waveform (`np.ndarray` of shape `(num_samples,)`):
                 Mono, at `sampling_rate`, full scale at ±1. With no samples, one window of padding comes back.
+            generator (`np.random.Generator`, *optional*):
+                Of the sample, in training: draws the stretch that is kept of audio longer than `max_windows`.
 
         Returns:
             [`AudioFeatures`].
@@ -248,18 +290,38 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         if not bool(torch.isfinite(samples).all()):
             raise ValueError("The waveform holds values that are not finite (NaN or infinity).")
 
-        if self.front_end == "waveform":
-            return self._extract_waveform(samples)
+        # Frames lie `hop_length` samples apart. The last one of CLAP's windows is centred on the end.
+        window_frames = self.num_frames - (self.front_end == "clap")
         if self.front_end != "kaldi":
-            return self._extract_centred(samples)
-        num_real_frames = 0
-        if len(samples) > 0:  # frames that lie wholly in the sound, as Kaldi counts; one for the shortest sound
-            num_real_frames = max(1 + (len(samples) - self.frame_length) // self.hop_length, 1)
-        num_windows = max(math.ceil(num_real_frames / self.num_frames), 1)
-        num_windows = min(num_windows, self.max_windows or num_windows)
-        num_total_frames = num_windows * self.num_frames
-        num_real_frames = min(num_real_frames, num_total_frames)
+            num_frames = math.ceil(len(samples) / self.hop_length)
+        elif len(samples) > 0:  # frames that lie wholly in the sound, as Kaldi counts; one for the shortest sound
+            num_frames = max(1 + (len(samples) - self.frame_length) // self.hop_length, 1)
+        else:
+            num_frames = 0
+        first_frame, num_windows = plan_windows(
+            num_frames,
+            window_frames,
+            min_window_frames=self.min_window_frames,
+            max_windows=self.max_windows,
+            crop=self.crop,
+            generator=generator,
+        )
+        num_frames = min(num_frames - first_frame, num_windows * window_frames)
+        samples = samples[first_frame * self.hop_length :]
+        if self.front_end == "kaldi":
+            values, mask, positions = self._extract_kaldi(samples, num_frames, num_windows)
+        else:
+            samples = samples[: num_windows * window_frames * self.hop_length]
+            extract = self._extract_waveform if self.front_end == "waveform" else self._extract_centred
+            values, mask, positions = extract(samples, num_windows)
+        seconds = (positions + first_frame * self.hop_length) / self.sampling_rate
+        return AudioFeatures(values, mask, seconds.float())
 
+    def _extract_kaldi(
+        self, samples: torch.Tensor, num_real_frames: int, num_windows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Values and mask of [`AudioFeatures`], and the centres of frames in samples (`float64`)."""
+        num_total_frames = num_windows * self.num_frames
         # Some frames at a time: always the same shapes, and intermediate results that stay in the processor's cache.
         padding = 0.0 if self.padding == "mean" else -self.mean / (2 * self.std)
         values = torch.full((self.num_mel_bins, num_total_frames), padding)
@@ -271,21 +333,19 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 end = min(begin + FRAME_BLOCK, num_real_frames)
                 log_mel = self._log_mel(frames[begin : begin + FRAME_BLOCK])[: end - begin]
                 values[:, begin:end] = ((log_mel - self.mean) / (2 * self.std)).T
+        positions = torch.arange(num_total_frames, dtype=torch.float64) * self.hop_length + self.frame_length / 2
+        return values[None], torch.arange(num_total_frames) < num_real_frames, positions
 
-        mask = torch.arange(num_total_frames) < num_real_frames
-        seconds = torch.arange(num_total_frames, dtype=torch.float64) * self.hop_length + self.frame_length / 2
-        return AudioFeatures(values[None], mask, (seconds / self.sampling_rate).float())
-
-    def _extract_centred(self, samples: torch.Tensor) -> AudioFeatures:
-        """[`extract`] with the front end of CLAP or Whisper; every window is a sound of its own."""
+    def _extract_centred(
+        self, samples: torch.Tensor, num_windows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[`_extract_kaldi`] with the front end of CLAP or Whisper; every window is a sound of its own."""
         length = self.num_frames * self.hop_length  # samples of a window
         if self.front_end == "clap":  # whose last frame is centred on the end
             length -= self.hop_length
-        num_windows = max(math.ceil(len(samples) / length), 1)
-        num_windows = min(num_windows, self.max_windows or num_windows)
         values = torch.zeros(self.num_mel_bins, num_windows, self.num_frames)
         mask = torch.zeros(num_windows, self.num_frames, dtype=torch.bool)
-        for number, part in enumerate(samples[: num_windows * length].split(length)):
+        for number, part in enumerate(samples.split(length)):
             if len(part) == 0:
                 break
             mask[number, : math.ceil(len(part) / self.hop_length) + (len(part) == length)] = True
@@ -302,24 +362,27 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 values[:, number] = 10 * logarithms
             else:
                 values[:, number] = logarithms.clamp(min=float(logarithms.max()) - WHISPER_RANGE) / 4 + 1
-        seconds = torch.arange(self.num_frames) * self.hop_length + torch.arange(num_windows)[:, None] * length
-        return AudioFeatures(
-            values.flatten(1)[None], mask.flatten(), (seconds.double() / self.sampling_rate).float().flatten()
-        )
+        positions = torch.arange(self.num_frames) * self.hop_length + torch.arange(num_windows)[:, None] * length
+        return values.flatten(1)[None], mask.flatten(), positions.double().flatten()
 
-    def _extract_waveform(self, samples: torch.Tensor) -> AudioFeatures:
-        """[`extract`] without a spectrum: frames of samples, side by side."""
+    def _extract_waveform(
+        self, samples: torch.Tensor, num_windows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[`_extract_kaldi`] without a spectrum: frames of samples, side by side."""
         hop = self.hop_length
-        if self.max_windows is not None:
-            samples = samples[: self.max_windows * self.num_frames * hop]
+        if self.do_normalize and len(samples) > 0:
+            waveform = samples.numpy()
+            samples = torch.from_numpy((waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR))
+        if self.padding == "pad":
+            samples = samples[: len(samples) // hop * hop]
         num_real_frames = math.ceil(len(samples) / hop)
-        num_total_frames = max(math.ceil(num_real_frames / self.num_frames), 1) * self.num_frames
+        num_total_frames = num_windows * self.num_frames
         values = torch.zeros(num_total_frames, hop)
         if num_real_frames > 0:
             whole = np.pad(samples.numpy(), (0, num_real_frames * hop - len(samples)), "reflect")
             values[:num_real_frames] = torch.from_numpy(whole).view(-1, hop)
-        seconds = (torch.arange(num_total_frames, dtype=torch.float64) + 0.5) * hop / self.sampling_rate
-        return AudioFeatures(values.T[None], torch.arange(num_total_frames) < num_real_frames, seconds.float())
+        positions = (torch.arange(num_total_frames, dtype=torch.float64) + 0.5) * hop
+        return values.T[None], torch.arange(num_total_frames) < num_real_frames, positions
 
     def _log_mel(self, frames: torch.Tensor) -> torch.Tensor:
         """Log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
@@ -443,4 +506,24 @@ def _from_pe_av(values: dict[str, Any]) -> dict[str, Any]:
         "hop_seconds": hop / rate,
         "window_seconds": hop / rate,
         "padding": "reflect",
+    }
+
+
+def _from_wav2vec2(values: dict[str, Any]) -> dict[str, Any]:
+    """
+    Our parameters from those of wav2vec 2.0's feature extractor, which says nothing about frames and windows: those
+    that the tower's config gave, else frames of 5 samples, the first stride of all published towers, in windows of 10
+    seconds.
+    """
+    stock = Wav2Vec2FeatureExtractor().to_dict() | values
+    rate, hop = stock["sampling_rate"], values.get("num_mel_bins", 5)
+    return {
+        "front_end": "waveform",
+        "padding": "pad",
+        "sampling_rate": rate,
+        "num_mel_bins": hop,
+        "num_frames": values.get("num_frames", 10 * rate // hop),
+        "hop_seconds": hop / rate,
+        "window_seconds": hop / rate,
+        "do_normalize": stock["do_normalize"],
     }

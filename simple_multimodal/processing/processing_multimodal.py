@@ -38,8 +38,8 @@ class MultimodalProcessor(ProcessorMixin):
     >>> processor = AutoProcessor.from_pretrained("checkpoint")
     >>> batch = processor(text=["a dog barks"], audio=[waveform], videos=[frames], sampling_rate=16000, video_fps=25.0)
     >>> {key: tuple(value.shape) for key, value in batch.items()}
-    {'input_ids': (1, 6), 'attention_mask': (1, 6), 'text_mask': (1,), 'audio_values': (1, 1, 128, 992),
-     'audio_attention_mask': (1, 992), 'audio_seconds': (1, 992), 'audio_mask': (1,),
+    {'input_ids': (1, 6), 'attention_mask': (1, 6), 'text_mask': (1,), 'audio_values': (1, 1, 128, 1024),
+     'audio_attention_mask': (1, 1024), 'audio_seconds': (1, 1024), 'audio_mask': (1,),
      'pixel_values_videos': (1, 16, 3, 224, 224), 'video_seconds': (1, 16), 'video_mask': (1,)}
     ```
     """

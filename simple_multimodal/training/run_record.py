@@ -11,11 +11,12 @@ from pathlib import Path
 
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.prepare import prepared_split
+from simple_multimodal.evaluation.precision import Precision
 
 RUN_FILE = "run.json"
 CLIPS_FILE = "training_clips.json"
 
-PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "numpy")
+PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "torchcodec", "numpy")
 
 # Arguments that may change between the start and the continuation of one run: they do not change what it computes.
 INCIDENTAL_ARGUMENTS = frozenset(
@@ -37,6 +38,7 @@ def make_run_record(
     command: list[str],
     data: Mapping[str, MultimodalDataset | None],
     selection_split: str | None = None,
+    precision: Precision | None = None,
 ) -> dict:
     """
     Args:
@@ -44,6 +46,7 @@ def make_run_record(
         command (`list[str]`): words of the command line.
         data (`Mapping[str, MultimodalDataset | None]`): the data sets that are used, by name.
         selection_split (`str`, *optional*): see [`selection_split`].
+        precision (`str`, *optional*): what the model computes in, also where it is evaluated.
 
     Returns:
         `dict`: the content of `run.json`.
@@ -61,6 +64,7 @@ def make_run_record(
         "arguments": arguments,
         "data": fingerprints,
         "selection_split": selection_split,
+        "precision": precision,
         "versions": versions,
     }
 

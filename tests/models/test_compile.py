@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering
 from tests.models.alpro import tiny as alpro
 from tests.models.distributed_worker import CASES, build, gradients_of
-from tests.models.tiny import make_batch, tiny_config
+from tests.models.tiny import ROWS, Row, make_batch, naming_windows, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def step(model, forward, batch: dict[str, torch.Tensor], **settings) -> tuple[to
 def test_one_graph_with_all_objectives(case, text):
     torch.manual_seed(0)
     model = MultimodalForPreTraining(tiny_config(**CASES[case], text=text)).train()
-    batch = make_batch()
+    batch = naming_windows(make_batch())
     settings = {"num_items": model.count_items(batch)}
     expected = step(model, model, batch, **settings)
     counter = CompileCounter()
@@ -42,13 +42,14 @@ def test_lengths_of_texts_and_numbers_of_windows_do_not_compile_anew():
     counter = CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for words, windows in ((9, 2), (11, 2), (12, 3), (15, 4), (20, 5)):
-        compiled(**make_batch(num_words=words, num_windows=windows))
+        rows = [*ROWS, Row(9, num_windows=windows)]
+        compiled(**naming_windows(make_batch(rows, num_words=words)))
     assert counter.frame_count <= 3  # one for the first batch, and one for each size that is found to change
 
 
 def test_questions():
     model = MultimodalForQuestionAnswering(tiny_config(num_labels=3)).train()
-    batch = {**make_batch(), "labels": torch.tensor([0, 1, -1, 2, 0, 1])}
+    batch = {**naming_windows(make_batch()), "labels": torch.tensor([0, 1, -1, 2, 0, 1])}
     torch.compile(model, backend="eager", fullgraph=True)(**batch).loss.backward()
 
 

@@ -11,7 +11,7 @@ from simple_multimodal.models.loading import load_tower_config
 from tests.models.alpro import tiny as alpro
 from tests.models.distributed_worker import CASES
 from tests.models.host_reads import refusing_host_reads
-from tests.models.tiny import make_batch, tiny_config
+from tests.models.tiny import make_batch, naming_windows, tiny_config
 from tests.models.tiny_towers import write_checkpoint
 
 
@@ -24,7 +24,7 @@ def without_autocast(monkeypatch):
 def step(model: nn.Module, batch: dict[str, torch.Tensor], device: str, **settings) -> None:
     """One training step under [`refusing_host_reads`]."""
     model.train().to(device)
-    batch = {name: values.to(device) for name, values in batch.items()}
+    batch = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
     # The fused step of devices knows no tensors without values; steps are counted on the host there.
     optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cpu")
     with refusing_host_reads(device):
@@ -38,17 +38,20 @@ def step(model: nn.Module, batch: dict[str, torch.Tensor], device: str, **settin
 @pytest.mark.parametrize("text", ["bert", "deberta"])
 @pytest.mark.parametrize("case", CASES)
 def test_all_objectives(case, text, device):
-    step(MultimodalForPreTraining(tiny_config(**CASES[case], text=text)), make_batch(), device)
+    model = MultimodalForPreTraining(tiny_config(**CASES[case], text=text))
+    step(model, naming_windows(make_batch()), device)
 
 
 def test_chunks():
-    step(MultimodalForPreTraining(tiny_config()), make_batch(), "cpu", chunk_size=4)
+    step(MultimodalForPreTraining(tiny_config()), naming_windows(make_batch()), "cpu", chunk_size=4)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_questions(device):
     answers = {"labels": torch.tensor([0, 1, -1, 2, 0, 1])}
-    step(MultimodalForQuestionAnswering(tiny_config(num_labels=3)), {**make_batch(), **answers}, device)
+    step(
+        MultimodalForQuestionAnswering(tiny_config(num_labels=3)), {**naming_windows(make_batch()), **answers}, device
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import BertConfig, DebertaV2Config, PreTrainedConfig, VideoMAEConfig, ViTConfig, ViTMAEConfig
 
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
 from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.processing.audio_windows import windows_with_audio
 
 SIZES = {
     "hidden_size": 16,
@@ -84,6 +87,7 @@ class Row:
     audio: bool = True
     video: bool = True
     group: int | None = None
+    caption: int | None = None  # rows with the same one have the same text
     aligned: bool = False
 
 
@@ -125,6 +129,12 @@ def make_batch(
     }
 
 
+def naming_windows(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The batch with the windows that hold audio, as the collator adds them; without, all windows run."""
+    windows = windows_with_audio(batch["audio_attention_mask"], WINDOW_FRAMES)
+    return {**batch, **dict(zip(AUDIO_WINDOW_KEYS, windows, strict=True))}
+
+
 def _transposed(entries: list[dict[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
     return {key: [entry[key] for entry in entries] for key in entries[0]}
 
@@ -133,6 +143,8 @@ def _row_entries(row: Row, length: int, windows: int) -> dict[str, torch.Tensor]
     generator = torch.Generator().manual_seed(row.seed)
     words = row.num_words if row.text else 2
     ids = torch.randint(5, VOCAB_SIZE, (32,), generator=generator)[:length]
+    if row.caption is not None:
+        ids = torch.randint(5, VOCAB_SIZE, (32,), generator=torch.Generator().manual_seed(row.caption))[:length]
     values = torch.randn(1, MEL_BINS, 8 * WINDOW_FRAMES, generator=generator)[..., : windows * WINDOW_FRAMES]
     pixels = torch.randint(0, 256, (FRAMES, 3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
     audio_mask = exact_mask(8, WINDOW_PATCHES, 4, generator)[:windows].flatten()
@@ -162,4 +174,5 @@ def _row_entries(row: Row, length: int, windows: int) -> dict[str, torch.Tensor]
         "video_masked_patches": video_mask.nonzero().flatten(),
         "match_aligned": torch.tensor(row.aligned),
         "match_uniform": uniform,
+        "text_ids": torch.tensor(row.seed if row.caption is None else row.caption),
     }

@@ -6,7 +6,7 @@ import pytest
 from transformers import DebertaV2Config, VideoMAEConfig, ViTConfig, ViTMAEConfig
 
 import train
-from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training.assembly import build_config, build_processor, load_processor
 from tests.training.tiny_run import CAPTIONS, flags, run
 
@@ -51,7 +51,34 @@ def test_a_processor_fits_the_towers_where_nothing_else_is_said():
 
 def test_a_tower_of_pictures_says_nothing_about_sound():
     audio = build({"audio": ViTMAEConfig()}).feature_extractor  # RGB, 224 x 224
-    assert (audio.num_mel_bins, audio.num_frames) == (128, 992)
+    assert (audio.num_mel_bins, audio.num_frames) == (128, 1024)
+
+
+def test_a_new_model_takes_a_minute_of_audio_and_no_window_for_less_than_a_patch(folders, tmp_path):
+    for names in ({}, {"audio_processor_name": folders["vit_mae"]}, {"audio_processor_name": folders["ast"]}):
+        audio = build(**names).feature_extractor
+        assert (audio.max_windows, audio.crop, audio.min_window_frames) == (6, "random", 16)
+    audio = build(audio_settings={"max_windows": None}).feature_extractor
+    assert (audio.max_windows, audio.crop) == (None, "random")
+    AudioFeatureExtractor(num_mel_bins=64, num_frames=368).save_pretrained(tmp_path)
+    audio = build(audio_processor_name=str(tmp_path)).feature_extractor
+    assert (audio.max_windows, audio.crop, audio.min_window_frames) == (None, "start", 1)
+
+
+def test_a_saved_processor_keeps_its_windows(tmp_path):
+    """Also one that was saved when nothing was said about remainders and about what is kept."""
+    build().save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    saved = json.loads(path.read_text())
+    for name in ("min_window_frames", "crop"):
+        del saved["feature_extractor"][name]
+    saved["feature_extractor"] |= {"max_windows": 2, "num_frames": 992}
+    path.write_text(json.dumps(saved))
+    audio = load_processor(tmp_path).feature_extractor
+    assert (audio.num_frames, audio.max_windows, audio.crop, audio.min_window_frames) == (992, 2, "start", 1)
+    asked_for = {"max_windows": 6, "crop": "random"}  # by --max_audio_windows 6
+    audio = load_processor(tmp_path, audio_settings=asked_for).feature_extractor
+    assert (audio.num_frames, audio.max_windows, audio.crop, audio.min_window_frames) == (992, 6, "random", 1)
 
 
 def test_settings_come_before_the_named_processor_and_that_before_the_tower(folders):

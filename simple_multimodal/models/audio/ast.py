@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import ASTForAudioClassification, ASTModel, PreTrainedConfig
 
-from simple_multimodal.models.audio.windows import check_window, column_steps, split_windows
+from simple_multimodal.models.audio.windows import check_window, column_steps, shortest_remainder, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import interpolate_grid
 
@@ -36,8 +36,9 @@ class ASTAudioEncoder(Encoder, ASTModel):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Size of a window."""
-        return {"num_mel_bins": config.num_mel_bins, "num_frames": config.max_length}
+        """Size of a window, and how much a further one must hold."""
+        size = {"num_mel_bins": config.num_mel_bins, "num_frames": config.max_length}
+        return {"min_window_frames": shortest_remainder(config.patch_size), **size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:

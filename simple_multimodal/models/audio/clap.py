@@ -1,15 +1,14 @@
 """The sound tower of CLAP as an audio encoder."""
 
 from copy import deepcopy
-from typing import Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapAudioModelWithProjection, ClapModel, PreTrainedConfig
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
-from simple_multimodal.models.audio.windows import check_window, column_steps, split_windows
+from simple_multimodal.models.audio.windows import check_window, column_steps, shortest_remainder, split_windows
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
 
@@ -54,6 +53,12 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         self.post_init()
 
     @classmethod
+    def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """How much audio a further window must hold; its size is that of the checkpoint's own processor."""
+        frames_per_step = config.patch_stride[-1] * 2 ** (len(config.depths) - 1)
+        return {"min_window_frames": shortest_remainder(frames_per_step)}
+
+    @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
         """Size of the common space with text."""
         return config.projection_dim
@@ -83,13 +88,10 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         height, width = (length // 2 ** (encoder.num_layers - 1) for length in encoder.patch_embed.grid_size)
         return height // encoder.freq_ratio, width * encoder.freq_ratio
 
-    def train(self, mode: bool = True) -> Self:
-        """Training mode, or the other, but never for batch normalisation."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return self.num_frames
 
     @property
     def tokens_per_step(self) -> int:

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.models.pe_audio.configuration_pe_audio import PeAudioEncoderConfig
 from transformers.models.pe_audio.modeling_pe_audio import PeAudioContrastiveHead, PeAudioEncoder
 
-from simple_multimodal.models.audio.windows import check_window, split_windows
+from simple_multimodal.models.audio.windows import check_window, shortest_remainder, split_windows
 from simple_multimodal.models.base import EncoderOutput, mean_direction
 from simple_multimodal.models.pe_av import PEAVEncoder
 
@@ -46,10 +46,17 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Front end and size of a window."""
+        """Front end, size of a window, and how much a further one must hold."""
         hop, rate = config.dac_config.hop_length, SAMPLING_RATE
         size = {"num_mel_bins": hop, "num_frames": DEFAULT_NUM_FRAMES, "hop_seconds": hop / rate}
-        return {"front_end": "waveform", "padding": "reflect", "sampling_rate": rate, **size}
+        shortest = shortest_remainder(hop_seconds=hop / rate)
+        return {
+            "front_end": "waveform",
+            "padding": "reflect",
+            "sampling_rate": rate,
+            "min_window_frames": shortest,
+            **size,
+        }
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
@@ -69,6 +76,11 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
         config = deepcopy(config)
         config.num_frames = num_frames
         return config
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return self.num_frames
 
     @property
     def tokens_per_step(self) -> int:

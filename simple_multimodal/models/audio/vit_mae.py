@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, ViTMAEConfig, ViTMAEForPreTraining, V
 from transformers import initialization as init
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer, ViTMAEPatchEmbeddings
 
-from simple_multimodal.models.audio.windows import column_steps, split_windows
+from simple_multimodal.models.audio.windows import column_steps, shortest_remainder, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, take_patches, to_pair, visible_patches
 
@@ -153,9 +153,12 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Size of a window; that of a square RGB picture says nothing of sound."""
+        """Size of a window, and how much a further one must hold; the size of a square RGB image says nothing of
+        audio.
+        """
         bins, frames = to_pair(config.image_size)
-        return {"num_mel_bins": bins, "num_frames": frames} if config.num_channels == 1 or bins != frames else {}
+        size = {"num_mel_bins": bins, "num_frames": frames} if config.num_channels == 1 or bins != frames else {}
+        return {"min_window_frames": shortest_remainder(to_pair(config.patch_size)[1]), **size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:

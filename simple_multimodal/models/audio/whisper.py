@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from simple_multimodal.models.audio.windows import check_window, split_windows
+from simple_multimodal.models.audio.windows import check_window, shortest_remainder, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 
 
@@ -27,12 +27,14 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
     pretrained_names = {"encoder.": "encoder."}
     other_names = ("decoder.",)
     uses_own_processor = True
+    untrained = ("embed_positions.",)  # sines, as in the stock class
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Front end and size of a window."""
+        """Front end, size of a window, and how much a further one must hold."""
         size = {"num_mel_bins": config.num_mel_bins, "num_frames": 2 * config.max_source_positions}
-        return {"front_end": "whisper", "padding": "pad", "f_min": 0.0, "f_max": 8000.0, **size}
+        values = {"front_end": "whisper", "padding": "pad", "f_min": 0.0, "f_max": 8000.0}
+        return {"min_window_frames": shortest_remainder(), **values, **size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:

@@ -1,0 +1,140 @@
+"""Audio towers run on the windows that hold audio, and nothing that comes out of a model depends on that."""
+
+import pytest
+import torch
+from transformers import ViTMAEConfig
+
+from simple_multimodal.models import MultimodalForPreTraining
+from simple_multimodal.models.audio.windows import encode_windows, put_windows, take_windows
+from simple_multimodal.models.encoders import ENCODERS, get_encoder_class
+from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.processing.audio_windows import windows_with_audio
+from tests.closeness import assert_close
+from tests.models import tiny
+from tests.models.distributed_worker import CASES, build
+from tests.models.tiny_towers import write_checkpoint
+
+TOWERS = {
+    "vit_mae": (None, (8, 12)),
+    "audio-spectrogram-transformer": ("ast", (16, 64)),
+    "clap_audio_model": ("clap", (8, 101)),
+    "whisper": ("whisper", (8, 100)),
+    "pe_audio_encoder": ("pe_audio", (40, 10)),
+}
+"""By `model_type` of the tower: the checkpoint that has one, and mel bins and frames of a window."""
+
+BATCHES = {
+    "one window each": [1, 1, 1],
+    "one long row": [1, 1, 5, 1],
+    "rows without audio": [0, 2, 0, 1],
+    "every window": [3, 3],
+    "one row": [4],
+    "no audio at all": [0, 0],
+}
+"""Windows that hold audio, by row."""
+
+
+def test_every_audio_tower_is_tried():
+    assert {encoder.model_type for (modality, _), encoder in ENCODERS.items() if modality == "audio"} == set(TOWERS)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> dict[str, torch.nn.Module]:
+    found = {}
+    for model_type, (kind, size) in TOWERS.items():
+        encoder_class = get_encoder_class(model_type, "audio")
+        if kind is None:
+            config = ViTMAEConfig(**tiny.SIZES, **tiny.DECODER_SIZES, patch_size=4)
+        else:
+            config = load_tower_config(write_checkpoint(tmp_path_factory.mktemp(kind), kind), "audio")
+        torch.manual_seed(0)
+        found[model_type] = tiny.randomize(encoder_class(encoder_class.fit_config(config, *size)))
+    return found
+
+
+def audio(counts: list[int], bins: int, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows whose last window is half full, padded to the longest."""
+    width = max(*counts, 1) * frames
+    real = torch.tensor([max(count * frames - frames // 2, 0) for count in counts])
+    mask = torch.arange(width) < real[:, None]
+    values = torch.randn(len(counts), 1, bins, width, generator=torch.Generator().manual_seed(0))
+    return values * mask[:, None, None], mask, (torch.arange(width) * 0.01).expand(len(counts), -1)
+
+
+@pytest.mark.parametrize("counts", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("model_type", TOWERS)
+@torch.no_grad()
+def test_windows_are_encoded_as_in_the_whole_batch(encoders, model_type, counts):
+    encoder, size = encoders[model_type], TOWERS[model_type][1]
+    assert encoder.window_frames == size[1]
+    inputs = audio(counts, *size)
+    windows, found_counts = windows_with_audio(inputs[1], size[1])
+    assert list(found_counts) == counts and len(windows) == max(sum(counts), 1)
+    expected = encoder(*inputs)
+    seen = []
+    handle = encoder.register_forward_pre_hook(lambda module, arguments: seen.append(tuple(arguments[0].shape)))
+    found = encode_windows(encoder, inputs, windows)
+    handle.remove()
+    assert seen == [(max(sum(counts), 1), 1, *size)]
+    assert torch.equal(found.mask, expected.mask)
+    assert_close(found.tokens[found.mask], expected.tokens[found.mask])
+    torch.testing.assert_close(found.seconds[found.mask], expected.seconds[found.mask])
+    assert found.tokens.shape == expected.tokens.shape and found.seconds.shape == expected.seconds.shape
+    ran = put_windows(torch.ones(len(windows), 1), windows, len(counts), max(*counts, 1)).bool()
+    tokens = found.tokens.unflatten(1, (ran.shape[1], -1))
+    assert not tokens[~ran].any() and tokens[ran].any()
+    assert (found.embedding is None) == (expected.embedding is None)
+    if expected.embedding is not None:
+        assert_close(found.embedding, expected.embedding)
+
+
+def test_values_of_another_window_are_refused(encoders):
+    values, mask, seconds = audio([2, 1], 8, 12)
+    with pytest.raises(ValueError, match="audio_values has 23 frames, but a window of the audio tower has 12"):
+        encode_windows(encoders["vit_mae"], (values[..., 1:], mask, seconds), torch.tensor([[0, 0]]))
+
+
+def test_windows_are_taken_and_put_back():
+    values = torch.arange(2 * 6 * 3).view(2, 6, 3)
+    windows = torch.tensor([[0, 1], [1, 0], [1, 2]])
+    taken = take_windows(values, windows, 3)
+    assert taken.tolist() == [values[0, 2:4].tolist(), values[1, :2].tolist(), values[1, 4:].tolist()]
+    back = put_windows(taken, windows, 2, 3)
+    assert torch.equal(back[1, [0, 1, 4, 5]], values[1, [0, 1, 4, 5]]) and not back[1, 2:4].any()
+    assert take_windows(values.transpose(1, 2), windows, 3, dim=2).tolist() == taken.transpose(1, 2).tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_outputs_do_not_depend_on_windows_of_padding(case):
+    model = build(case)
+    batch = tiny.make_batch(tiny.ROWS + tiny.LACKING, num_windows=4)
+    expected, found = model(**batch), model(**tiny.naming_windows(batch))
+    for part in ("losses", "metrics", "text_embeds", "audio_embeds", "video_embeds", "clip_embeds", "logits"):
+        assert_close(found[part], expected[part])
+
+
+def test_a_long_row_does_not_make_others_longer():
+    """31 tracks of one window and one of six: 37 windows through the tower and the decoder, not 192."""
+    model = MultimodalForPreTraining(tiny.tiny_config()).train()
+    batch = tiny.make_batch([*(tiny.Row(seed) for seed in range(31)), tiny.Row(31, num_windows=6)])
+    seen: list[int] = []
+    for layer in (model.multimodal.audio_encoder.layers[0], model.audio_decoder.decoder_layers[0]):
+        layer.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    model(**batch)
+    assert seen == [192] * 3  # masked and whole, and the decoder
+    seen.clear()
+    model(**tiny.naming_windows(batch)).loss.backward()
+    assert seen == [37] * 3
+
+
+def test_without_any_audio_a_tower_still_gets_its_gradients():
+    model = MultimodalForPreTraining(tiny.tiny_config()).train()
+    batch = tiny.naming_windows(tiny.make_batch([tiny.Row(0, audio=False), tiny.Row(1, audio=False)]))
+    assert batch["audio_windows"].tolist() == [[0, 0]] and batch["audio_window_counts"] == (0, 0)
+    output = model(**batch)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    for name, parameter in model.named_parameters():
+        if "audio_encoder" in name or "audio_decoder" in name:
+            assert parameter.grad is not None and not parameter.grad.any(), name
