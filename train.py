@@ -9,6 +9,7 @@ Every flag: python train.py --help
 import json
 import os
 import sys
+from functools import partial
 
 # Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,7 +19,6 @@ from transformers.utils import logging
 
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.output_folder import writing_into
@@ -37,13 +37,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
 
     # Data: rows of paths; no media file is opened yet.
-    def rows(path, max_samples=None) -> MultimodalDataset:
-        settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.file_settings}
-        return assembly.open_manifest(model_args.task, path, max_samples=max_samples, **settings)
-
-    train_set = rows(data_args.train_path, data_args.max_train_samples) if args.do_train else None
+    row_settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.file_settings}
+    rows = partial(assembly.open_manifest, model_args.task, **row_settings)
+    train_set = rows(data_args.train_path, max_samples=data_args.max_train_samples) if args.do_train else None
     evaluates = args.do_eval or args.eval_strategy != "no"
-    eval_set = rows(data_args.validation_path, data_args.max_eval_samples) if evaluates else None
+    eval_set = rows(data_args.validation_path, max_samples=data_args.max_eval_samples) if evaluates else None
     pair_sets = [
         PairSet.from_file(path, swapped and rows(swapped)) for path, swapped in data_args.pair_paths if args.do_eval
     ]

@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = verbs.add_parser("answer", help="answer questions about clips", allow_abbrev=False)
     verb.add_argument("model", metavar="MODEL", help="folder or hub name of a model for question answering")
     verb.add_argument("question", metavar="QUESTION", help="about each clip")
-    verb.add_argument("clips", metavar="CLIPS", nargs="+", help="a folder, or media files")
+    verb.add_argument("clips", metavar="CLIPS", nargs="+", help="a manifest, a folder, or media files")
     verb.add_argument("--top_k", type=int, default=1, metavar="INT", help="answers to print; default: 1")
     add_files(verb)
     add_recursive(verb)

@@ -10,8 +10,8 @@ import torch
 
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder, media_rows
-from simple_multimodal.data.manifest import QuestionDataset, Row
-from simple_multimodal.inference.loading import ClipKey, Pipeline
+from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
+from simple_multimodal.inference.loading import ClipKey, Clips, Pipeline, open_manifest
 from simple_multimodal.models import AlproForQuestionAnswering, MultimodalForQuestionAnswering
 
 
@@ -80,7 +80,7 @@ class QuestionAnswerer(Pipeline):
     def answer_each(
         self,
         question: str,
-        clips: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        clips: Clips,
         *,
         top_k: int = 1,
         recursive: bool = False,
@@ -90,22 +90,27 @@ class QuestionAnswerer(Pipeline):
 
         Args:
             question (`str`): the question.
-            clips: a media file, a folder, or a list of files. A folder's file that cannot be read is left out, with a
-                warning.
+            clips: a data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
+                of files. What cannot be read of a data set or a folder is left out, with a warning.
             top_k (`int`, *optional*, defaults to 1): how many answers to return.
             recursive (`bool`, *optional*, defaults to `False`): of a folder, also the files of folders in it.
 
         Returns:
-            `dict[str, list[Answer]]`: by the clip's name, which for a folder's file is that in the folder; the most
-            probable first.
+            `dict[str, list[Answer]]`: by the row's id or the clip's name, which for a folder's file is that in the
+            folder; the most probable first.
 
         Raises:
             MediaError: A file that is given by name cannot be read.
             ValueError: The question is blank, or a file has nothing that the model takes, or more than
                 `max_bad_fraction` of the clips, or all, cannot be read.
         """
-        rows = media_rows(clips, recursive=recursive)
-        policy: Literal["skip", "fail"] = "skip" if is_media_folder(clips) else "fail"
+        clips = open_manifest(clips)
+        if isinstance(clips, MultimodalDataset):
+            rows = self.rows(clips, recursive=recursive)
+        else:
+            rows = media_rows(clips, recursive=recursive)
+        is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
+        policy: Literal["skip", "fail"] = "fail" if is_chosen else "skip"
         results = self._answer([question] * len(rows), rows, range(len(rows)), top_k, policy)
         return {row["id"]: answers for row, answers in zip(rows, results, strict=True) if answers}
 

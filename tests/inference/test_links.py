@@ -21,8 +21,8 @@ def linked(clips, tmp_path):
     return str(folder / "rows.jsonl")
 
 
-@pytest.mark.parametrize("verb", ["index", "pack", "show", "encode", "features", "search"])
-def test_commands_follow_links_on_request(verb, linked, retrieval_model, tmp_path, capfd):
+@pytest.mark.parametrize("verb", ["index", "pack", "show", "encode", "features", "search", "answer"])
+def test_commands_follow_links_on_request(verb, linked, retrieval_model, question_model, tmp_path, capfd):
     out = str(tmp_path / "out")
     argv = {
         "index": [linked],
@@ -31,23 +31,27 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, tmp_pat
         "encode": [retrieval_model, linked, "--out", out],
         "features": [retrieval_model, linked, "--tower", "video", "--output", out],
         "search": [retrieval_model, "a cat", linked],
+        "answer": [question_model, "who is there?", linked],
     }[verb]
     assert main([verb, *argv]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "rows.jsonl, row 0 (line 1, id '0'), column 'video': '0.mp4' is a link that leaves its folder" in error
     assert "Pass --follow_links" in error and ("1 other rows" in error or verb == "show")
     assert main([verb, *argv, "--follow_links"]) == 0
-    if verb == "search":
+    if verb in ("search", "answer"):
         assert {json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()} == {"0", "1"}
 
 
-@pytest.mark.parametrize("verb", ["encode", "search"])
-def test_models_in_use_take_a_manifest_of_absolute_paths(verb, clips, retrieval_model, tmp_path, capfd):
+@pytest.mark.parametrize("verb", ["encode", "search", "answer"])
+def test_models_in_use_take_a_manifest_of_absolute_paths(
+    verb, clips, retrieval_model, question_model, tmp_path, capfd
+):
     manifest = tmp_path / "rows.csv"
     manifest.write_text(f"id,video\na,{clips}/video/0.mp4\nb,{clips}/video/1.mp4\n")
     argv = {
         "encode": [retrieval_model, str(manifest), "--out", str(tmp_path / "out")],
         "search": [retrieval_model, "a cat", str(manifest)],
+        "answer": [question_model, "who is there?", str(manifest)],
     }[verb]
     assert main([verb, *argv]) == 2
     error = capfd.readouterr().err.strip()
