@@ -19,11 +19,13 @@ from transformers.utils import logging
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.models.distributed import leave_process_group
+from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
+from simple_multimodal.output_folder import writing_into
 from simple_multimodal.training import assembly, checkpoints
 from simple_multimodal.training.evaluation import PairSet
-from simple_multimodal.training.results import one_line, write_results
+from simple_multimodal.training.results import write_results
+from simple_multimodal.training.run_control import ending_in_one_line
 from simple_multimodal.training.run_record import make_run_record, selection_split
 from simple_multimodal.training.trainer import MultimodalTrainer
 
@@ -36,8 +38,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
     # Data: rows of paths; no media file is opened yet.
     def rows(path, max_samples=None) -> MultimodalDataset:
-        settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.roots}
-        return assembly.DATASETS[model_args.task](path, max_samples=max_samples, **settings)
+        settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.file_settings}
+        return assembly.open_manifest(model_args.task, path, max_samples=max_samples, **settings)
 
     train_set = rows(data_args.train_path, data_args.max_train_samples) if args.do_train else None
     evaluates = args.do_eval or args.eval_strategy != "no"
@@ -54,6 +56,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         selection_split=selection_split(
             eval_set, selects=args.selects, on_test=data_args.select_on_test, source=model_args.model_name_or_path
         ),
+        precision=args.precision,
     )
     checkpoint = None
     if args.do_train:
@@ -126,6 +129,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         trainer.save_model()
     if args.do_eval:
         evaluated = trainer.evaluate() | trainer.evaluate_pairs(pair_sets)
+        if args.do_train:
+            trainer.save_config()
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
         write_results(trainer)
@@ -135,12 +140,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
 def main() -> None:
     arguments = parse_args()
-    try:
+    output_dir = arguments[-1].output_dir
+    with ending_in_one_line(), writing_into(output_dir, command="train.py", decide=decide_in_first_process):
         metrics = run(*arguments)
-    except (ValueError, ImportError, OSError) as error:  # of the user, or of a file; the message says what to do
-        if logging.get_verbosity() <= logging.DEBUG:
-            raise
-        sys.exit(f"train.py: error: {one_line(error)}")
     if arguments[-1].process_index == 0:
         print(json.dumps({name.removeprefix("eval_"): value for name, value in metrics.items()}))
 

@@ -38,6 +38,13 @@ class DataArguments:
     text_root: str | None = field(
         default=None, metadata={"group": "Data", "help": "Folder that the manifest's `text` cells are relative to."}
     )
+    follow_links: bool = field(
+        default=False,
+        metadata={
+            "group": "Data",
+            "help": "Follow symbolic links wherever they lead, not only within the roots and the hub's cache.",
+        },
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"group": "Data", "help": "Read only the first N training rows. Default: all."}
     )
@@ -84,7 +91,8 @@ class DataArguments:
         default=None,
         metadata={
             "group": "Audio",
-            "help": "Frames in one window, 10 ms each (PE-AV: 40); the tower's own number, else 1024, when not given.",
+            "help": "Frames in one window, 10 ms each (PE-AV: 40; wav2vec 2.0: 5 samples); the tower's own number, "
+            "else 1024, when not given.",
         },
     )
     max_audio_windows: int | None = field(
@@ -98,6 +106,14 @@ class DataArguments:
 
     video_backend: Literal["pyav", "torchcodec", "decord"] = field(
         default="pyav", metadata={"group": "Video", "help": "Decoder of the pictures."}
+    )
+    decode_device: Literal["cpu", "cuda"] = field(
+        default="cpu",
+        metadata={
+            "group": "Video",
+            "help": "cuda: decode on the GPU (NVDEC), with --video_backend torchcodec; the frames stay there. Loader "
+            "processes are spawned.",
+        },
     )
     index_dir: str | None = field(
         default=None,
@@ -245,6 +261,11 @@ class DataArguments:
         }
 
     @property
+    def file_settings(self) -> dict[str, Path | bool | None]:
+        """How `MultimodalDataset` finds files."""
+        return {**self.roots, "follow_links": self.follow_links}
+
+    @property
     def audio_settings(self) -> dict[str, int | str | None]:
         """What was given of the arguments of `AudioFeatureExtractor`."""
         settings = {
@@ -284,13 +305,15 @@ class DataArguments:
             "num_threads": self.collator_threads,
             "parallel": self.collator_threads != 1,
             "video_backend": self.video_backend,
+            "decode_device": self.decode_device,
             "index_dir": self.index_dir,
         }
 
     @property
     def feature_settings(self) -> dict[str, str | None]:
         """Where features lie, and what would decode pictures."""
-        return {"folder": self.features, "video_backend": self.video_backend}
+        decoder = {"video_backend": self.video_backend, "decode_device": self.decode_device}
+        return {"folder": self.features, **decoder}
 
     def _manifest_path(self, name: str) -> Path:
         in_data_root = Path(self.data_root or "", name)

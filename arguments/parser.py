@@ -86,6 +86,9 @@ SHORT_DESCRIPTIONS = {
     "hub_private_repo": "Make the hub repository private.",
 }
 
+_YAML_TAG = "tag:yaml.org,2002:"
+_YAML_TAGS = {f"{_YAML_TAG}{kind}" for kind in ("str", "int", "float", "bool", "timestamp", "value", "merge", "seq")}
+
 T = TypeVar("T", ModelArguments, DataArguments, MultimodalTrainingArguments)
 Effect = Callable[[argparse.Namespace, Any], None]
 
@@ -236,38 +239,50 @@ class CommandLineParser(HfArgumentParser):
         """Turns a flat YAML mapping into tokens; whatever is not flat, or not known, is an error."""
         try:
             with open(find_config(name), encoding="utf-8") as file:
-                text = file.read()
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            values = yaml.safe_load(text)
+                root = yaml.compose(file, Loader=yaml.SafeLoader)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
             self.error(f"cannot be read: {reason}; it is looked for in the working directory and beside train.py.")
         except (yaml.YAMLError, RecursionError) as error:
             self.error(f"is not valid YAML: {error}")
-        if values is None:
+        if root is None or root.tag == f"{_YAML_TAG}null":
             return []
-        if not isinstance(values, dict):
+        if not isinstance(root, yaml.MappingNode):
             self.error("must hold `flag: value` lines.")
         keys = [key.value for key, _ in root.value]
         argv: list[str] = []
-        for key, value in values.items():
-            if keys.count(str(key)) > 1:
+        for key, (_, node) in zip(keys, root.value, strict=True):
+            if keys.count(key) > 1:
                 self.error(f"the key {key!r} stands there more than once.")
             if key == "config" or key not in self._names():
-                self.error(f"unknown key {key!r}; {self._nearest_name(str(key))}")
-            if value is None:
+                self.error(f"unknown key {key!r}; {self._nearest_name(key)}")
+            if node.tag == f"{_YAML_TAG}null":
                 continue
             option = f"--{key}"
             action = self._option_string_actions[option]
-            if value is False and action.choices is not None and "no" in action.choices:
-                value = "no"  # YAML 1.1 reads the word `no` as a boolean
-            items = value if isinstance(value, list) else [value]
-            if any(isinstance(item, (dict, list)) for item in items):
+            items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+            if not all(isinstance(item, yaml.ScalarNode) for item in items):
                 self.error(f"the key {key!r} is nested; the file is flat (JSON values are quoted: '{{\"a\": 1}}').")
-            if isinstance(value, list) and not value:
+            if not items:
                 self.error(f"the key {key!r} is an empty list; leave it out to get the default.")
-            argv += [option, *map(str, items)] if isinstance(value, list) else [f"{option}={value}"]
+            if unknown := [item.tag for item in (node, *items) if item.tag not in _YAML_TAGS]:
+                self.error(f"the key {key!r} has the tag {unknown[0]!r}; values are plain text, numbers and booleans.")
+            texts = [_yaml_text(item, action) for item in items]
+            argv += [option, *texts] if items is node.value else [f"{option}={texts[0]}"]
         return argv
+
+
+def _yaml_text(node: yaml.ScalarNode, action: argparse.Action) -> str:
+    """A value as it is written, which its flag reads as on the command line: YAML 1.1 would make numbers of `0123` and
+    `12:30:45`, and a time of `2024-01-01`. Only its words for booleans are translated, where a boolean may stand."""
+    if node.tag != f"{_YAML_TAG}bool":
+        return node.value
+    is_true = node.value.lower() in ("true", "yes", "on")
+    if action.type is string_to_bool:
+        return str(is_true)
+    if not is_true and action.choices is not None and "no" in action.choices:
+        return "no"
+    return node.value
 
 
 class _OldFlag(argparse.Action):

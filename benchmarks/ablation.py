@@ -14,7 +14,7 @@ from PIL import Image
 
 from simple_multimodal.media import get_video_backend, index_video, sample_positions
 from simple_multimodal.media import pyav_backend as ours_module
-from simple_multimodal.media.container import decode_pictures, open_media, require_video_stream
+from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
 
 SIZE = (224, 224)
 backend = get_video_backend("pyav")
@@ -22,7 +22,8 @@ backend = get_video_backend("pyav")
 
 def _pictures(path: str, positions: list[int]):
     with open_media(path) as container:
-        for number, picture in enumerate(decode_pictures(container, require_video_stream(container, path))):
+        stream = open_video_stream(container, index_video(path).stream, path)
+        for number, picture in enumerate(decode_pictures(container, stream)):
             if number in positions:
                 yield picture
             if number == positions[-1]:
@@ -32,7 +33,7 @@ def _pictures(path: str, positions: list[int]):
 def everything(path: str, positions: list[int]) -> np.ndarray:
     """Decode all, convert all to RGB, choose, resize with PIL."""
     with open_media(path) as container:
-        stream = require_video_stream(container, path)
+        stream = open_video_stream(container, index_video(path).stream, path)
         frames = [picture.to_ndarray(format="rgb24") for picture in decode_pictures(container, stream)]
     return np.stack(
         [np.asarray(Image.fromarray(frames[n]).resize(SIZE, Image.Resampling.BILINEAR)) for n in positions]
@@ -129,7 +130,7 @@ def _decode_only(path: str, positions: list[int]) -> int:
     wanted = sorted(set(positions))
     decode = ours_module._decode_from_start if index.table is None else ours_module._decode_sparsely
     with open_media(path, probe="everything" if index.table is None else "nothing") as container:
-        return sum(1 for _ in decode(container, require_video_stream(container, path), index, wanted))
+        return sum(1 for _ in decode(container, open_video_stream(container, index.stream, path), index, wanted))
 
 
 if __name__ == "__main__":

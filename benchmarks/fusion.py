@@ -504,6 +504,7 @@ def learn_retrieval(design: str, towers: Path, data: Data, seed: int, learning_r
             hard_negative_ratio=model.config.hard_negative_ratio,
             batch={
                 "group_ids": groups,
+                "text_ids": groups,
                 "match_aligned": torch.from_numpy(generator.random(len(batch)) < 0.5),
                 "match_uniform": torch.from_numpy(generator.random(len(batch)).astype(np.float32)),
             },

@@ -13,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from simple_multimodal.data.randomness import sample_generator
-from simple_multimodal.media.container import decode_pictures, open_media, require_video_stream
+from simple_multimodal.media import index_video
+from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
 
 WIDTH, HEIGHT = 480, 360
 GROUP_SIZES = (30, 250)
@@ -42,7 +43,7 @@ def main() -> None:
     sources = []
     for path in sorted(options.clips.iterdir()):
         with open_media(path) as container:
-            stream = require_video_stream(container, path)
+            stream = open_video_stream(container, index_video(path).stream, path)
             sources.append(
                 [p.reformat(WIDTH, HEIGHT, "yuv420p").to_ndarray() for p in decode_pictures(container, stream)]
             )

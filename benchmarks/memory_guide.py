@@ -77,10 +77,15 @@ def count_activations(model: TowerModel, precision: str, num_rows: int) -> int:
     return kept + max(sizes)
 
 
+def count_state(model: TowerModel) -> int:
+    """Bytes of weights, gradients and the state of AdamW."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    return sum(summarize(model, optimizer)["memory_bytes"].values())
+
+
 def count(model: TowerModel, precision: str, *, checks: bool) -> dict[str, Any]:
     """Bytes that do not depend on the batch and bytes of a row, and the largest batch by memory in GiB."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    state = sum(summarize(model, optimizer)["memory_bytes"].values())
+    state = count_state(model)
     one, two = (count_activations(model, precision, rows) for rows in (1, 2))
     row = two - one
     if checks:

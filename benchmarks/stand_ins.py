@@ -113,6 +113,7 @@ def make_batch(config: MultimodalConfig, num_rows: int, *, num_words: int) -> di
         "video_mask": present,
         "row_ids": torch.arange(num_rows),
         "group_ids": torch.arange(num_rows),
+        "text_ids": torch.arange(num_rows),
         "mlm_input_ids": ids,
         "mlm_labels": torch.where(torch.arange(num_words) % 3 == 0, ids, -100),
         "audio_masked_patches": torch.arange(masked_count(patches, MASK_RATIOS["audio"])).repeat(num_rows, 1),

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Measures a model on data/msrvtt_qa (txt/, videos/): inf_msrvtt_qa.sh MODEL [flags of `simple-multimodal infer`]
+# Measures a model on data/msrvtt_qa: inf_msrvtt_qa.sh [MODEL] [flags of `simple-multimodal infer`]; without MODEL it is ALPRO's, of
+# output/downstreams/msrvtt_qa/public/ckpt, converted on first use. Both are looked for here, then beside run_scripts/.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-PYTHONPATH="$root" "$root/.venv/bin/python" -m simple_multimodal infer "${1:?name the folder of a model}" "${DATA:-data/msrvtt_qa}" \
+place() { if [[ -e "$1" ]]; then echo "$1"; else echo "$root/$1"; fi; }
+if [[ $# -eq 0 || "$1" == -* ]]; then set -- "$(place output/downstreams/msrvtt_qa/public)" "$@"; fi
+PYTHONPATH="$root" "$root/.venv/bin/python" -m simple_multimodal infer "$1" "${DATA:-$(place data/msrvtt_qa)}" \
     --output_dir "${OUTPUT:-outputs/inf_msrvtt_qa}" "${@:2}"

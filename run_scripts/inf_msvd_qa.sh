@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Measures a model on data/msvd_qa (txt/, videos/): inf_msvd_qa.sh MODEL [flags of `simple-multimodal infer`]
+# Measures a model on data/msvd_qa: inf_msvd_qa.sh [MODEL] [flags of `simple-multimodal infer`]; without MODEL it is ALPRO's, of
+# output/downstreams/msvd_qa/public/ckpt, converted on first use. Both are looked for here, then beside run_scripts/.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-PYTHONPATH="$root" "$root/.venv/bin/python" -m simple_multimodal infer "${1:?name the folder of a model}" "${DATA:-data/msvd_qa}" \
+place() { if [[ -e "$1" ]]; then echo "$1"; else echo "$root/$1"; fi; }
+if [[ $# -eq 0 || "$1" == -* ]]; then set -- "$(place output/downstreams/msvd_qa/public)" "$@"; fi
+PYTHONPATH="$root" "$root/.venv/bin/python" -m simple_multimodal infer "$1" "${DATA:-$(place data/msvd_qa)}" \
     --output_dir "${OUTPUT:-outputs/inf_msvd_qa}" "${@:2}"

@@ -5,8 +5,9 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES
@@ -29,6 +30,8 @@ PACK_OPTIONS = {
     "sampling_rate": "of the sound, in Hz; default: 16000",
 }
 
+
+ALPRO_TOKENIZER = "google-bert/bert-base-uncased"
 
 LIMITS = {
     "sample_timeout_seconds": "with --num_workers, a file that is not read within this many seconds is bad; 0: no "
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: The exit code: 0, or 1 where `doctor` or `index` found something broken, `pack` left rows out or
             `prepare` wrote something else than the protocol says, where `features` could not read clips, or where
-            `diff` or `repeat` found a difference, or 2 for a user's error.
+            `diff` or `repeat` found a difference, 2 for a user's error, or 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False
@@ -111,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="training clips that are set aside where a benchmark has no validation list; default: 500",
     )
     verb.add_argument("--seed", type=int, default=0, metavar="INT", help="random seed that decides which; default: 0")
+    add_follow_links(verb)
     verb.add_argument("--require_all_clips", action="store_true", help="write nothing if clips are missing")
     verb.add_argument(
         "--check", action="store_true", help="open every video, and count those that cannot be read as missing"
@@ -151,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--out", default="clips.safetensors", metavar="FILE", help="embeddings to write; default: clips.safetensors"
     )
+    add_files(verb)
+    add_recursive(verb)
     add_pipeline(verb)
     verb.set_defaults(run=encode)
 
@@ -173,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--num_workers", type=int, default=0, metavar="INT", help="loader processes; default: 0, this process reads"
     )
     add_backend(verb)
+    add_precision(verb)
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     add_numbers(verb, LIMITS)
     add_roots(verb)
@@ -188,10 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--rerank",
         type=int,
-        default=0,
         metavar="INT",
-        help="first candidates that the matching head re-ranks; default: 0",
+        help="first candidates that the matching head re-ranks; 0: none; default: as many as were better re-ranked on "
+        "the validation split, if any",
     )
+    add_files(verb)
+    add_recursive(verb)
     add_pipeline(verb)
     verb.set_defaults(run=search)
 
@@ -200,11 +209,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("question", metavar="QUESTION", help="about each clip")
     verb.add_argument("clips", metavar="CLIPS", nargs="+", help="a folder, or media files")
     verb.add_argument("--top_k", type=int, default=1, metavar="INT", help="answers to print; default: 1")
+    add_files(verb)
+    add_recursive(verb)
     add_pipeline(verb)
     verb.set_defaults(run=answer)
 
     verb = verbs.add_parser("infer", help="measure a model on a prepared benchmark", allow_abbrev=False)
-    verb.add_argument("model", metavar="MODEL", help="folder or hub name of a trained model")
+    verb.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder or hub name of a trained model, or ALPRO's output/downstreams/<task>/public",
+    )
     verb.add_argument("data", metavar="DATA", help="folder that `prepare` wrote, or ALPRO's data/<task>")
     verb.add_argument("--split", default="test", metavar="NAME", help="train, validation or test; default: test")
     verb.add_argument("--output_dir", required=True, metavar="DIR", help="folder for metrics.json and results.json")
@@ -213,9 +228,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verb.add_argument(
         "--matching_top_k",
-        type=int,
+        type=number_or_all,
         metavar="INT",
-        help="candidates of each query that the matching head re-ranks; 0: none; default: the protocol's",
+        help="candidates of each query that the matching head re-ranks, a number or all; 0: none; default: the "
+        "protocol's, if the head was better than the cosine on the validation split, else 0",
     )
     verb.add_argument(
         "--measure_rerank",
@@ -228,6 +244,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verb.add_argument(
         "--alpro", action="store_true", dest="is_alpro", help="print the numbers of ALPRO's evaluation, of all pairs"
+    )
+    add_follow_links(verb)
+    verb.add_argument(
+        "--tokenizer",
+        default=ALPRO_TOKENIZER,
+        metavar="NAME_OR_FOLDER",
+        dest="tokenizer_name",
+        help=f"of an ALPRO that is converted on first use, into OUTPUT_DIR/model; default: {ALPRO_TOKENIZER}",
     )
     add_pipeline(verb)
     verb.set_defaults(run=infer)
@@ -250,10 +274,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument("out", metavar="OUT", help="folder for the model and its processor")
     kind.add_argument(
         "--tokenizer",
-        default="google-bert/bert-base-uncased",
+        default=ALPRO_TOKENIZER,
         metavar="NAME_OR_FOLDER",
         dest="tokenizer_name",
-        help="tokenizer it was trained with; default: google-bert/bert-base-uncased",
+        help=f"tokenizer it was trained with; default: {ALPRO_TOKENIZER}",
     )
     kind.add_argument("--num_frames", type=int, metavar="INT", help="frames per clip; default: the checkpoint's")
     kind.add_argument(
@@ -271,9 +295,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     del options["verb"]
     try:
         return options.pop("run")(**options)
+    except KeyboardInterrupt:
+        print("simple-multimodal: interrupted; the same command does what is left.", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
         return 2
+
+
+def add_recursive(verb: argparse.ArgumentParser) -> None:
+    """Adds the flag of verbs that take a folder."""
+    verb.add_argument(
+        "--recursive", action="store_true", help="take the files of folders in the folder, too; not hidden ones"
+    )
 
 
 def add_pipeline(verb: argparse.ArgumentParser) -> None:
@@ -290,10 +324,30 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--drop_modality", nargs="+", default=(), choices=MODALITIES, help="modalities to ignore; default: none"
     )
+    add_precision(verb)
     verb.add_argument("--cache_dir", metavar="DIR", help="folder for what is downloaded from the hub")
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
     add_backend(verb)
     add_numbers(verb, BAD_SAMPLE_OPTIONS)
+
+
+def add_precision(verb: argparse.ArgumentParser) -> None:
+    """Adds the flag that says what the model computes in."""
+    verb.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="what the model computes in; default: as in the evaluations of its training, by its run.json, else fp32",
+    )
+
+
+def number_or_all(text: str) -> int | Literal["all"]:
+    """Reads a number of candidates, or `all`."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'") from None
 
 
 def add_numbers(verb: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
@@ -310,15 +364,36 @@ def add_backend(verb: argparse.ArgumentParser) -> None:
         choices=("pyav", "torchcodec", "decord"),
         help="decoder of the pictures; default: pyav",
     )
+    verb.add_argument(
+        "--decode_device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="cuda: decode on the GPU (NVDEC), with --video_backend torchcodec; default: cpu",
+    )
 
 
 def add_roots(verb: argparse.ArgumentParser) -> None:
     """Adds the flags that say where the files of a manifest and their indices are."""
+    add_files(verb)
+    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+
+
+def add_files(verb: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where the files of a manifest are."""
     for column in ("video", "audio", "text"):
         verb.add_argument(
             f"--{column}_root", metavar="DIR", help=f"folder of the {column} column; default: manifest's"
         )
-    verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
+    add_follow_links(verb)
+
+
+def add_follow_links(verb: argparse.ArgumentParser) -> None:
+    """Adds the flag about the symbolic links of a manifest, or of a benchmark's videos."""
+    verb.add_argument(
+        "--follow_links",
+        action="store_true",
+        help="follow symbolic links of a manifest wherever they lead, not only within the roots and the hub's cache",
+    )
 
 
 def doctor(*, is_json: bool) -> int:
@@ -334,7 +409,8 @@ def toy(*, out: str, **options: int) -> int:
     """Writes the toy data set to the folder `out`."""
     from simple_multimodal.data.toy import make_toy_world
 
-    print(make_toy_world(out, **options))
+    with _only_writer(out, "toy"):
+        print(make_toy_world(out, **options))
     return 0
 
 
@@ -370,15 +446,16 @@ def prepare(
     """Turns a benchmark's annotations into manifests and prints how they differ from its protocol; 1 if they do."""
     from simple_multimodal.data.prepare import prepare_benchmark
 
-    preparation = prepare_benchmark(
-        benchmark,
-        annotations,
-        output,
-        videos=videos,
-        requires_all_clips=require_all_clips,
-        opens_files=check,
-        **options,
-    )
+    with _only_writer(output, "prepare"):
+        preparation = prepare_benchmark(
+            benchmark,
+            annotations,
+            output,
+            videos=videos,
+            requires_all_clips=require_all_clips,
+            opens_files=check,
+            **options,
+        )
     report = preparation.to_dict() | {"notes": preparation.notes}
     print(json.dumps(report, indent=2) if is_json else preparation.to_text())
     return 1 if preparation.deviations else 0
@@ -393,35 +470,41 @@ def show(
     seed: int,
     out: str,
     index_dir: str | None,
-    **roots: str | None,
+    **roots: Any,
 ) -> int:
     """Draws what the model sees of a sample into a picture."""
     from simple_multimodal.data.manifest import MultimodalDataset
     from simple_multimodal.data.show import draw_sample
+    from simple_multimodal.missing import explain
     from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
-    dataset = MultimodalDataset(manifest, modalities=(), **roots)  # type: ignore[arg-type]
+    dataset = MultimodalDataset(manifest, modalities=(), **roots)
     if not 0 <= row < len(dataset):
         raise ValueError(f"--row is {row}; {manifest} has the rows 0 to {len(dataset) - 1}")
     if model is None:
         processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor())
     else:
-        processor = MultimodalProcessor.from_pretrained(model)
+        try:
+            processor = MultimodalProcessor.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{model}: is no saved model: {explain(model, error)}") from error
     sample = dataset[(epoch or 0, row)]
     draw_sample(sample, processor, is_training=epoch is not None, seed=seed, index_dir=index_dir).save(out)
     print(out)
     return 0
 
 
-def encode(*, model: str, clips: list[str], out: str, **settings: Any) -> int:
+def encode(*, model: str, clips: list[str], recursive: bool, out: str, **settings: Any) -> int:
     """Saves embeddings of clips."""
     from simple_multimodal.inference import Retriever
 
-    retriever = _pipeline(Retriever, model, settings | {"shows_progress": True})
+    source = _clips(clips, settings)
     partial = f"{out}.partial"
-    index = retriever.index(_clips(clips), saved=out, partial=partial)
-    if retriever.state.is_local_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _only_writer(partial, "encode", is_launched=True):
+        retriever = _pipeline(Retriever, model, settings | {"shows_progress": True})
+        index = retriever.index(source, saved=out, partial=partial, recursive=recursive)
+        if retriever.state.is_local_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
     print(f"{out}: {len(index.ids)} clips{_unread(len(index.bad_samples), 'left out')}")
     return 0
 
@@ -437,6 +520,7 @@ def features(
     video_root: str | None,
     audio_root: str | None,
     text_root: str | None,
+    follow_links: bool,
     **settings: Any,
 ) -> int:
     """Keeps the tokens of frozen towers; 1 if clips cannot be read."""
@@ -447,11 +531,15 @@ def features(
     from simple_multimodal.models.distributed import leave_process_group
 
     pipeline = TowerFeatures.from_pretrained(model, shows_progress=True, **settings)
-    roots = {"video_root": video_root, "audio_root": audio_root, "text_root": text_root}
-    datasets = [MultimodalDataset(path, modalities=(), **roots) for path in manifests]  # type: ignore[arg-type]
+    files: dict[str, Any] = {
+        **{"video_root": video_root, "audio_root": audio_root, "text_root": text_root},
+        "follow_links": follow_links,
+    }
+    datasets = [MultimodalDataset(path, modalities=(), **files) for path in manifests]
     num_unreadable = 0
     for tower in dict.fromkeys(towers):
-        report = pipeline.write(tower, datasets, output, shard_size=shard_size, dtype=getattr(torch, dtype))  # type: ignore[arg-type]
+        with _only_writer(Path(output, tower), "features", is_launched=True):
+            report = pipeline.write(tower, datasets, output, shard_size=shard_size, dtype=getattr(torch, dtype))  # type: ignore[arg-type]
         num_unreadable += len(report.unreadable)
         if pipeline.state.is_main_process:
             for message in report.unreadable:
@@ -461,45 +549,63 @@ def features(
     return 1 if num_unreadable else 0
 
 
-def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
+def search(
+    *, model: str, text: str, clips: list[str], recursive: bool, top_k: int, rerank: int | None, **settings: Any
+) -> int:
     """Prints the clips found, one JSON object per line."""
     from simple_multimodal.inference import Retriever
 
+    source = _clips(clips, settings)
     retriever = _pipeline(Retriever, model, settings)
-    if len(clips) == 1 and clips[0].endswith(".safetensors"):
-        index = retriever.load_index(clips[0])
-    else:
-        index = retriever.index(_clips(clips), for_matching=rerank > 0)
-    for match in retriever.search(text, index, top_k=top_k, rerank=rerank):
+    found = retriever.search(text, source, top_k=top_k, rerank=rerank, recursive=recursive)
+    for match in found:
         print(json.dumps(match._asdict()))
     return 0
 
 
-def answer(*, model: str, question: str, clips: list[str], top_k: int, **settings: Any) -> int:
+def answer(
+    *,
+    model: str,
+    question: str,
+    clips: list[str],
+    recursive: bool,
+    top_k: int,
+    **settings: Any,
+) -> int:
     """Prints the answers for each clip, one JSON object per line."""
     from simple_multimodal.inference import QuestionAnswerer
 
+    source = _clips(clips, settings)
     answerer = _pipeline(QuestionAnswerer, model, settings)
-    answered = answerer.answer_each(question, clips[0] if len(clips) == 1 else clips, top_k=top_k)
+    answered = answerer.answer_each(question, source, top_k=top_k, recursive=recursive)
     for clip, answers in answered.items():
         print(json.dumps({"id": clip, "answers": [answer._asdict() for answer in answers]}))
     return 0
 
 
-def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **options: Any) -> int:
+def infer(
+    *, model: str, data: str, output_dir: str, video_root: str | None, tokenizer_name: str, **options: Any
+) -> int:
     """Measures a model on a prepared benchmark, and prints the numbers as ALPRO does."""
     from simple_multimodal.evaluation.protocols import get_protocol
     from simple_multimodal.inference import QuestionAnswerer, Retriever
     from simple_multimodal.inference.benchmark import measure_benchmark, prepared_folder
+    from simple_multimodal.inference.loading import from_main
     from simple_multimodal.models.distributed import leave_process_group
+    from simple_multimodal.training.alpro_layout import convert_once, is_alpro_folder
 
     settings = {name: options.pop(name) for name in PIPELINE_SETTINGS if name in options}
-    folder, videos, protocol = prepared_folder(data, output_dir)
-    kind = Retriever if get_protocol(protocol).task == "retrieval" else QuestionAnswerer
-    pipeline = _pipeline(kind, model, settings | {"shows_progress": True})
-    measured = measure_benchmark(
-        pipeline, folder, output_dir, model_folder=model, video_root=video_root or videos, **options
-    )
+    with _only_writer(output_dir, "infer", is_launched=True):
+        folder, videos, protocol = prepared_folder(data, output_dir, follow_links=options["follow_links"])
+        if is_alpro_folder(model):
+            converted = Path(output_dir, "model")
+            from_main(lambda: convert_once(model, data, converted, tokenizer_name=tokenizer_name))
+            model = str(converted)
+        kind = Retriever if get_protocol(protocol).task == "retrieval" else QuestionAnswerer
+        pipeline = _pipeline(kind, model, settings | {"shows_progress": True})
+        measured = measure_benchmark(
+            pipeline, folder, output_dir, model_folder=model, video_root=video_root or videos, **options
+        )
     if pipeline.state.is_main_process:
         headline = f"{measured.headline} {measured.metrics[measured.headline]:.4f}"
         print(
@@ -510,8 +616,22 @@ def infer(*, model: str, data: str, output_dir: str, video_root: str | None, **o
     return 0
 
 
+def _only_writer(folder: str | Path, verb: str, *, is_launched: bool = False) -> AbstractContextManager[None]:
+    """Keeps others out of the folder that a verb writes into; the processes of one launch write together."""
+    from simple_multimodal.output_folder import writing_into
+
+    if not is_launched:
+        return writing_into(folder, command=f"simple-multimodal {verb}")
+    from simple_multimodal.inference.partial import process_state
+    from simple_multimodal.models.distributed import decide_in_first_process
+
+    process_state()  # which starts the processes' talk
+    return writing_into(folder, command=f"simple-multimodal {verb}", decide=decide_in_first_process)
+
+
 PIPELINE_SETTINGS = (
     *("batch_size", "num_workers", "features", "drop_modality", "cache_dir", "index_dir", "video_backend"),
+    *("decode_device", "precision"),
     *BAD_SAMPLE_OPTIONS,
 )
 
@@ -525,12 +645,17 @@ def _unread(num_bad: int, fate: str) -> str:
     return f" ({num_bad} could not be read, {fate})" if num_bad else ""
 
 
-def _clips(clips: list[str]) -> Any:
-    """A data set if a manifest is named, else the files."""
-    from simple_multimodal.data.manifest import FORMATS, MultimodalDataset
+def _clips(clips: list[str], settings: dict[str, Any]) -> Any:
+    """A data set if a manifest is named, else folders or files; takes the settings of files out of the others."""
+    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.data.tables import is_table
 
-    if len(clips) == 1 and Path(clips[0]).suffix in FORMATS:
-        return MultimodalDataset(clips[0], modalities=())
+    follow_links = settings.pop("follow_links")
+    roots = {name: settings.pop(name) for name in ("video_root", "audio_root", "text_root")}
+    if len(clips) == 1 and is_table(clips[0]):
+        return MultimodalDataset(clips[0], modalities=(), follow_links=follow_links, **roots)
+    if given := [f"--{name}" for name, root in roots.items() if root is not None]:
+        raise ValueError(f"{given[0]} is for a manifest; files and folders are found where they are. Leave it out.")
     return clips[0] if len(clips) == 1 else clips
 
 
@@ -542,22 +667,25 @@ def pack(
     video_root: str | None,
     audio_root: str | None,
     text_root: str | None,
+    follow_links: bool,
     index_dir: str | None,
     **settings: int,
 ) -> int:
     """Writes a copy of a data set that is fast to read; 1 if rows were left out."""
     from simple_multimodal.data.pack import PackSettings, pack_manifest
 
-    report = pack_manifest(
-        manifest,
-        out,
-        video_root=video_root,
-        audio_root=audio_root,
-        text_root=text_root,
-        index_dir=index_dir,
-        settings=PackSettings(**settings),
-        num_threads=num_threads,
-    )
+    with _only_writer(out, "pack"):
+        report = pack_manifest(
+            manifest,
+            out,
+            video_root=video_root,
+            audio_root=audio_root,
+            text_root=text_root,
+            follow_links=follow_links,
+            index_dir=index_dir,
+            settings=PackSettings(**settings),
+            num_threads=num_threads,
+        )
     print(report.to_text())
     return 1 if report.errors else 0
 
@@ -588,6 +716,7 @@ def convert_alpro(*, checkpoint: str, out: str, **options: str | int | None) -> 
     """Turns an ALPRO checkpoint into a folder with model and processor; prints what became of every tensor."""
     from simple_multimodal.training import assembly
 
-    print(assembly.convert_alpro(checkpoint, out, **options).summary())  # type: ignore[arg-type]
+    with _only_writer(out, "convert"):
+        print(assembly.convert_alpro(checkpoint, out, **options).summary())  # type: ignore[arg-type]
     print(out)
     return 0

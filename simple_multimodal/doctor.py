@@ -21,7 +21,7 @@ EXTRA_PURPOSES = {
     "torchaudio": "a second log-mel front end, the reference of the tests",
     "deberta": "tokenizers of DeBERTa-v2 repositories that hold only spm.model",
     "lora": "--lora_rank",
-    "timm": "the picture tower of PE-AV",
+    "timm": "backbones of timm, the picture tower of PE-AV",
     "track": "--report_to tensorboard",
     "dev": "run_scripts/test.sh: lint, types and tests",
 }

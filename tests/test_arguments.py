@@ -81,6 +81,80 @@ def test_yaml_values_of_every_kind(write_config):
     assert data_args.drop_modality == ["audio", "video"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0123", "12:30:45", "2024-01-01T10:00:00", "2024-01-01", "1.10", "1e3", "0x1F", "1_000", "+5", ".5", "0o17"),
+        *(
+            "on",
+            "off",
+            "yes",
+            "no",
+            "y",
+            "True",
+            "FALSE",
+            "=",
+            "<<",
+            ".inf",
+            ".nan",
+            "~/clips",
+            "a: b",
+            "null",
+            "~",
+            "1",
+        ),
+    ],
+)
+def test_yaml_keeps_the_text_of_words(write_config, text):
+    plain = "a: b" not in text and text not in ("null", "~")  # which YAML reads as something else than a word
+    for written in [f"'{text}'", f'"{text}"', f"|-\n  {text}", *[text] * plain]:
+        config = write_config(f"run_name: {written}\nvideo_root: {written}\n")
+        _, data_args, training_args = parse_args(["--config", config])
+        assert (training_args.run_name, data_args.video_root) == (text, text)
+
+
+def test_yaml_empty_values_are_defaults(write_config):
+    config = write_config("run_name: null\nvideo_root: ~\naudio_root:\nseed: NULL\n")
+    _, data_args, training_args = parse_args(["--config", config])
+    assert training_args.run_name is None and data_args.video_root is None and data_args.audio_root is None
+    assert training_args.seed == 42
+
+
+@pytest.mark.parametrize(("text", "seed"), [("010", 10), ("0010", 10), ("1_0", 10), ("+10", 10), ("'10'", 10)])
+def test_yaml_numbers_are_those_of_the_command_line(write_config, text, seed):
+    assert parse_args(["--config", write_config(f"seed: {text}\n")])[2].seed == seed
+
+
+@pytest.mark.parametrize("text", ["0x10", "0o10", "0b10", "1:30", "1.0", "2024-01-01", "on"])
+def test_yaml_numbers_in_other_forms_are_errors(write_config, error_of, text):
+    assert f"--seed: invalid int value: '{text}'" in error_of("--config", write_config(f"seed: {text}\n"))
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [*((w, True) for w in ("on", "Yes", "TRUE", "y", "1"))]
+    + [*((w, False) for w in ("off", "NO", "false", "n", "0"))],
+)
+def test_yaml_booleans(write_config, word, value):
+    config = write_config(f"pad_to_max_length: {word}\ndo_eval: {word}\nmodel_name_or_path: m\n")
+    _, data_args, training_args = parse_args(["--config", config])
+    assert data_args.pad_to_max_length is value and training_args.do_eval is value
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/name:os.system x", "!!binary aGk=", "!mine x", "!!set {a}", "[!!python/object:a.b x]"]
+)
+def test_yaml_tags_are_refused(write_config, error_of, text):
+    assert "'run_name'" in error_of("--config", write_config(f"run_name: {text}\n"))
+
+
+def test_the_reported_words_of_a_config(shared_dir):
+    config = shared_dir / "data/reported/manifests/retyped.yaml"
+    _, data_args, training_args = parse_args(["--config", str(config)])
+    assert (training_args.output_dir, training_args.run_name) == ("2024-01-01T10:00:00", "12:30:45")
+    assert (data_args.video_root, training_args.seed) == ("0123", 10)
+
+
 def test_empty_yaml_changes_nothing(write_config):
     assert parse_args(["--config", write_config("")])[:2] == parse_args([])[:2]
 
@@ -92,7 +166,7 @@ def test_empty_yaml_changes_nothing(write_config):
         ("per-device-train-batch-size: 1\n", "did you mean 'per_device_train_batch_size'?"),
         ("xyzzy: 1\n", "unknown key 'xyzzy'; `train.py --help` lists all of them."),
         ("config: other.yaml\n", "unknown key 'config'"),
-        ("1: 2\n", "unknown key 1"),
+        ("1: 2\n", "unknown key '1'"),
         ("learning_rate: fast\n", "--learning_rate: invalid float value: 'fast'"),
         ("fusion_form: mrege\n", "--fusion_form: invalid choice: 'mrege'"),
         ("modalities: [text, smell]\n", "--modalities: invalid choice: 'smell'"),

@@ -135,10 +135,13 @@ def test_clips_writes_one_manifest_per_split(tmp_path, capsys):
     ("argv", "message"),
     [
         (["clips", "missing.jsonl", "out"], "missing.jsonl"),
-        (["toy", "README.md/toy", "--num_pairs", "0"], "num_pairs must be at least 1"),
+        (["toy", "README.md/toy"], "Not a directory: 'README.md/toy'"),
+        (["toy", "absent/toy", "--num_pairs", "0"], "num_pairs must be at least 1"),
     ],
 )
-def test_errors_are_one_line(capsys, argv, message):
+def test_errors_are_one_line(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").touch()
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("simple-multimodal: error: ") and error.count("\n") == 1 and message in error

@@ -15,6 +15,7 @@ from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.models import MultimodalForPreTraining, encoders
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
 from simple_multimodal.processing import MultimodalProcessor
+from tests.closeness import assert_close
 from tests.models.tiny import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -110,4 +111,4 @@ def test_worked_example_of_an_encoder_loads_a_checkpoint(tmp_path, monkeypatch):
     input_ids = torch.tensor([[2, 7, 9, 3]])
     with torch.no_grad():
         logits = decoder(encoder(input_ids, torch.ones_like(input_ids)).tokens, encoder.word_embeddings)
-        torch.testing.assert_close(logits, stock(input_ids).logits, atol=1e-5, rtol=1e-5)
+        assert_close(logits, stock(input_ids).logits)

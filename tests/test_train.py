@@ -330,6 +330,20 @@ def test_bad_manifests(start, tmp_path, error_of, text, message):
     assert message in error_of(*start, *manifest_flags(tmp_path, text))
 
 
+def test_links_are_checked_before_training(start, clips, tmp_path, error_of):
+    (tmp_path / "videos").mkdir()
+    for n in range(3):
+        (tmp_path / f"videos/{n}.mp4").symlink_to(clips / f"video/{n}.mp4")
+    values = manifest_flags(tmp_path, "video,caption\n" + "".join(f"{n}.mp4,a cat\n" for n in range(3)))
+    roots = flags(video_root=tmp_path / "videos", audio_root=tmp_path, text_root=tmp_path)
+    error = error_of(*start, *values, *roots)
+    assert "bad.csv, row 0 (line 2, id '0'), column 'video': '0.mp4' is a link that leaves its folder for " in error
+    assert "Pass --follow_links" in error and "2 other rows have such links, too." in error
+    assert not (tmp_path / "out").exists()
+    metrics = tiny_run.run(*start, *values, *roots, *flags(follow_links=True, max_steps=1))
+    assert math.isfinite(metrics["train_loss"])
+
+
 def test_odd_but_good_rows(start, clips, tmp_path):
     """One frame, a sound shorter than a window, an empty caption cell, and a caption of punctuation alone."""
     tiny_run.write_media(tmp_path / "one.mp4", num_frames=1)

@@ -37,6 +37,20 @@ PR_SET_PDEATHSIG = 1
 Key = tuple[int, int]
 
 
+def _renew_thread_pool() -> None:
+    """Have torch replace its thread pool in a forked child, before the child has a second thread.
+
+    The pool of the parent is useless there, and torch (2.11, `caffe2::pthreadpool`) replaces it when a thread first
+    asks for it, without a lock: where several threads ask at once, some find none ("Invalid thread pool!"). To a
+    thread that reads a file this is an error like any other, which would make a sound file a bad sample.
+    """
+    torch.set_num_threads(torch.get_num_threads())
+
+
+if sys.platform != "win32":  # Windows cannot fork
+    os.register_at_fork(after_in_child=_renew_thread_pool)
+
+
 class RowSource(Protocol):
     """Where a [`BatchReader`] looks rows up: a [`MultimodalDataset`], or rows at hand ([`ListedRows`])."""
 
@@ -204,8 +218,9 @@ class SupervisedReader:
     In a worker of a `DataLoader` (on Linux) batches are read by a child process, a fork of the worker, which hands
     them over in shared memory. If it dies, is not done with a file in time or grows too large, a new child reads the
     batch again, one file after the other, so that it is known which file is at fault; that is bad from then on. The
-    batch is the one that would come out if the file had been known to be bad before. Without workers batches are read
-    in this process, and a watcher beside it names the file that ended it.
+    batch is the one that would come out if the file had been known to be bad before. Without workers, and where frames
+    are decoded on a GPU (whose tensors a child's parent cannot hand on), batches are read in this process, and a
+    watcher beside it names the file that ended it.
 
     Args:
         read ([`BatchReader`]):
@@ -235,7 +250,8 @@ class SupervisedReader:
             BadSampleError: If a row cannot be read and the policy is `"fail"`.
             RuntimeError: If the child dies again and again while it reads no file.
         """
-        if torch.utils.data.get_worker_info() is None or not CAN_SHARE:
+        is_on_gpu = self.read.collator.decode_device != "cpu"
+        if torch.utils.data.get_worker_info() is None or not CAN_SHARE or is_on_gpu:
             if CAN_SHARE:
                 self.read.collator.in_flight = _watched(os.getpid(), self.timeout_seconds)
             return self.read(keys)

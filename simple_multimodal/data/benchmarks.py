@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simple_multimodal.data.manifest import read_jsonl, read_table
+from simple_multimodal.data.fields import read_name
+from simple_multimodal.data.tables import is_table, read_records
 
 SOURCES = {
     "msrvtt": (
@@ -137,12 +138,8 @@ class _Files:
 
     def entries(self, path: Path, key: str | None = None) -> Iterator[Entry]:
         """Objects of a JSONL file, rows of a CSV file, or the list in a JSON file, under `key` if there is one."""
-        if path.suffix == ".jsonl":
-            yield from ((f"{path}, line {line}", entry) for line, entry in read_jsonl(path))
-        elif path.suffix == ".csv":
-            table = read_table(path)
-            _, header = next(table, (0, []))
-            yield from ((f"{path}, line {line}", dict(zip(header, row, strict=True))) for line, row in table)
+        if is_table(path):
+            yield from ((f"{path}, line {line}", entry) for line, entry in read_records(path))
         else:
             content = _load_json(path)
             entries = content.get(key) if key is not None and isinstance(content, dict) else content
@@ -201,6 +198,16 @@ def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _answer(entry: Entry) -> str:
+    """The answer of an entry, as a manifest's are read."""
+    where, content = entry
+    try:
+        answer = read_name(content.get("answer"), "answer")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return answer if answer is not None else _value(entry, "answer")  # which says what is there instead
+
+
 def _captions_by_clip(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Captions of each clip; a blank one is none."""
     captions: dict[str, list[str]] = defaultdict(list)
@@ -229,7 +236,7 @@ def _question_row(entry: Entry, clip: str, question_id: int, answer_type: str | 
         "id": str(question_id),
         "clip": clip,
         "question": question,
-        "answer": _value(entry, "answer"),
+        "answer": _answer(entry),
         "answer_type": answer_type or question.partition(" ")[0].lower(),
         "question_id": question_id,
     }

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.media import MediaError, index_video
-from simple_multimodal.media.container import decode_sound, find_audio_stream, find_video_stream, open_media
+from simple_multimodal.media.container import decode_audio, open_audio_stream, open_media
 from simple_multimodal.media.frame_index import content_hash, index_cache
 
 
@@ -97,6 +97,7 @@ def check_manifests(
     video_root: str | Path | None = None,
     audio_root: str | Path | None = None,
     text_root: str | Path | None = None,
+    follow_links: bool = False,
     index_dir: str | Path | None = None,
     decodes: bool = False,
     num_threads: int | None = None,
@@ -106,8 +107,8 @@ def check_manifests(
 
     Args:
         manifests (`Sequence[str | Path]`): The manifests.
-        video_root, audio_root, text_root (`str` or `Path`, *optional*): Folders of their columns, as in
-            [`MultimodalDataset`].
+        video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
+            their columns, and whether links may lead out of them, as in [`MultimodalDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         decodes (`bool`, *optional*, defaults to `False`): Decode every picture and all sound to its end, instead of
             trusting packets that look sound.
@@ -121,10 +122,17 @@ def check_manifests(
     """
     tables = {
         str(name): MultimodalDataset(
-            name, video_root=video_root, audio_root=audio_root, text_root=text_root, modalities=()
+            name,
+            video_root=video_root,
+            audio_root=audio_root,
+            text_root=text_root,
+            modalities=(),
+            follow_links=follow_links,
         )
         for name in manifests
     }
+    for table in tables.values():
+        table.check_links()
     absent: list[FileReport] = []
     paths_of = {name: dict.fromkeys(_media_of(table, absent)) for name, table in tables.items()}
     paths = list(dict.fromkeys(path for paths in paths_of.values() for path in paths))
@@ -187,25 +195,24 @@ def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: boo
     report = FileReport(path)
     try:
         report.content = content_hash(path)
-        with open_media(path) as container:
-            video, audio = find_video_stream(container), find_audio_stream(container)
-            found = []
-            if video is not None:
-                found.append(f"{video.codec_context.name} {video.codec_context.width}x{video.codec_context.height}")
-            if audio is not None:
-                found.append(f"{audio.codec_context.name} {audio.codec_context.sample_rate} Hz")
-            report.streams = ", ".join(found)
-            if not found:
-                raise MediaError(f"{path!r}: has neither video nor sound that can be decoded")
+        tracks = index_cache.tracks(path, index_dir)
+        video, audio = tracks.video, tracks.audio
+        found = []
+        if video is not None:
+            found.append(f"{video.codec} {video.width}x{video.height}")
+        if audio is not None:
+            found.append(f"{audio.codec} {audio.sampling_rate} Hz" if audio.sampling_rate else audio.codec)
+        report.streams = ", ".join(found)
+        if not found:
+            raise MediaError(f"{path!r}: has neither video nor sound that can be decoded")
         if video is not None:
             index = index_cache.verify(path, index_dir) if decodes else index_video(path, index_dir=index_dir)
             report.num_frames, report.num_promised = index.num_frames, index.num_promised
             report.duration_seconds, report.is_sparse = index.duration_seconds, index.table is not None
         if audio is not None and decodes:
-            with open_media(path) as container:
-                sound = find_audio_stream(container)
-                assert sound is not None
-                if sum(frame.samples for frame in decode_sound(container, sound)) == 0:
+            with open_media(path, probe=audio.probe) as container:
+                frames = decode_audio(container, open_audio_stream(container, audio.stream, path))
+                if sum(frame.samples for _, frame in frames) == 0 and video is None:
                     raise MediaError(f"{path!r}: its sound track holds no samples")
     except (MediaError, OSError) as error:
         report.error = str(error)

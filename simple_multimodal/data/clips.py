@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from simple_multimodal.data.tables import read_jsonl
+
 SPLITS = {"train": "train", "test": "validation"}
 
 
@@ -21,11 +23,10 @@ def clips_jsonl_to_manifests(clips_jsonl: str | Path, output_dir: str | Path) ->
         `dict[str, Path]`: The manifests, under `"train"` and `"validation"`.
 
     Raises:
-        ValueError: If a line lacks one of the entries **or** names another split.
+        ValueError: If a line is not a JSON object, lacks one of the entries **or** names another split.
     """
     rows: dict[str, list[str]] = {name: [] for name in SPLITS.values()}
-    for line_number, line in enumerate(Path(clips_jsonl).read_text(encoding="utf-8").splitlines(), start=1):
-        clip = json.loads(line)
+    for line_number, clip in read_jsonl(Path(clips_jsonl)):
         try:
             split = SPLITS[clip["split"]]
             row = {"id": clip["id"], "video": clip["file"]}

@@ -1,12 +1,13 @@
 """Read the media of a batch's rows side by side and turn them into one flat dictionary of tensors."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import sample_generator, stable_hash
 from simple_multimodal.media.audio import read_audio
-from simple_multimodal.media.errors import NoSoundTrackError
+from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
-from simple_multimodal.media.video import VideoBackend, get_video_backend
+from simple_multimodal.media.video import VideoBackend, decoder_name, get_video_backend
 from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, Modality
 from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
 from simple_multimodal.processing.audio_windows import windows_with_audio
@@ -101,6 +102,9 @@ class MultimodalCollator:
             `False` does everything one after the other. The batch is the same, bit for bit.
         video_backend (`str`, *optional*, defaults to `"pyav"`):
             `"pyav"`, `"torchcodec"` or `"decord"`.
+        decode_device (`str`, *optional*, defaults to `"cpu"`):
+            With `"cuda"` (and `"torchcodec"`) frames are decoded by the GPU of this process and stay there:
+            `pixel_values_videos` is on it. Not in a process that was forked.
         index_dir (`str`, *optional*):
             Folder of stored frame indices; by default `simple_multimodal/frame_index` in the user's cache folder.
         label2id (`Mapping[str, int]`, *optional*):
@@ -146,6 +150,7 @@ class MultimodalCollator:
         num_threads: int | None = None,
         parallel: bool = True,
         video_backend: str = "pyav",
+        decode_device: str = "cpu",
         index_dir: str | None = None,
         label2id: Mapping[str, int] | None = None,
         features: Mapping[Modality, FeatureReader] | None = None,
@@ -162,13 +167,16 @@ class MultimodalCollator:
         self.num_threads = num_threads
         self.parallel = parallel
         self.video_backend = video_backend
+        self.decode_device = decode_device
         self.index_dir = index_dir
         self.label2id = label2id
         self.features = dict(features or {})
         self.in_flight: InFlight | None = None  # where to note down which files are being read
         video = processor.video_processor
         self._backend: VideoBackend = get_video_backend(
-            video_backend, is_like_decord=video is not None and video.resize_kernel == "decord"
+            video_backend,
+            is_like_decord=video is not None and video.resize_kernel == "decord",
+            decode_device=decode_device,
         )
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
@@ -179,6 +187,11 @@ class MultimodalCollator:
             specials = set(tokenizer.all_special_ids)
             self._replacement_ids = np.array([i for i in range(len(tokenizer)) if i not in specials])
             self._special_ids = np.array(sorted(specials))
+
+    @property
+    def decoder(self) -> str:
+        """What decodes frames, see [`decoder_name`]."""
+        return decoder_name(self.video_backend, self.decode_device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_pool_process": 0, "in_flight": None}  # a worker makes its own
@@ -199,7 +212,8 @@ class MultimodalCollator:
             `group_ids` (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `draws` asks for:
             `mlm_input_ids` and `mlm_labels` of shape `(batch_size, sequence_length)`, `audio_masked_patches` of shape
             `(batch_size, num_windows * masked_per_window)`, `video_masked_patches` of shape `(batch_size,
-            num_masked)`, `match_aligned` (`bool`) and `match_uniform` (`float32` in [0, 1)) of shape `(batch_size,)`.
+            num_masked)`, `match_aligned` (`bool`), `match_uniform` (`float32` in [0, 1)) and `text_ids` (`int64`,
+            63-bit hashes of the tokens) of shape `(batch_size,)`.
             With `label2id`, `labels` (`int64`) of shape `(batch_size,)`: the numbers of the rows' answers, -1 for one
             that the model does not know.
         """
@@ -213,7 +227,7 @@ class MultimodalCollator:
         if "audio" in modalities:
             read["audio"] = lambda number: self._attempt(self._read_sound, rows[number], "audio")
         if "video" in modalities and "video" not in self.features:
-            videos = self.processor.video_processor.new_batch(len(rows))
+            videos = self.processor.video_processor.new_batch(len(rows), device=self._backend.device)
             read["video"] = lambda number: self._attempt(
                 partial(self._read_clip, number=number, batch=videos), rows[number], "video"
             )
@@ -249,9 +263,29 @@ class MultimodalCollator:
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         if self.label2id is not None:
-            batch["labels"] = torch.tensor([self.label2id.get(str(row.get("answer")), -1) for row in rows])
+            answers = [row.get("answer") for row in rows]
+            batch["labels"] = torch.tensor([self.label2id.get(cast(str, answer), -1) for answer in answers])
         batch |= self._draw(rows, batch)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
+
+    def empty_batch(self, num_rows: int) -> dict[str, torch.Tensor]:
+        """The batch of so many rows that lack every modality; no file is read."""
+        nothing: Row = {
+            "id": "",
+            "index": -1,
+            "epoch": 0,
+            "video": None,
+            "audio": None,
+            "audio_is_sound_track": True,
+            "text": None,
+            "captions": [],
+            "start_seconds": None,
+            "end_seconds": None,
+            "group": "",
+        }
+        alone = copy.copy(self)
+        alone.parallel = False  # no thread is worth its start
+        return dict(alone([nothing] * num_rows))
 
     def tokenize_captions(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Token ids of every caption of every row, for evaluations over all captions.
@@ -330,7 +364,7 @@ class MultimodalCollator:
                 end_seconds=row["end_seconds"],
                 index_dir=self.index_dir,
             )
-        except NoSoundTrackError:
+        except NoAudioError:
             if row["audio_is_sound_track"]:
                 return None
             raise
@@ -424,6 +458,9 @@ class MultimodalCollator:
             uniform = np.array([self._generator(row, "match").random(2) for row in rows])
             drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < draws.vt_match_ratio)
             drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
+            # Of the tokens, not of the captions: texts that the model cannot tell apart are equal.
+            texts = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            drawn["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
         return drawn
 
 

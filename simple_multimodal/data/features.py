@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from simple_multimodal.data.manifest import Row
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.video import decoder_name
 from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS, TOKEN_KEYS, Modality
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.batch_memory import batch_tensor
@@ -71,7 +72,7 @@ def make_fingerprint(
         modality (`str`): `"audio"` or `"video"`.
         tower_hash (`str`): of the tower's weights and configuration, as [`TowerModel.tower_hash`] gives it.
         processor ([`MultimodalProcessor`]): whose evaluation settings count.
-        video_backend (`str`): what decodes pictures.
+        video_backend (`str`): what decodes frames, see [`decoder_name`].
 
     Returns:
         `dict`: JSON values by name.
@@ -213,13 +214,14 @@ def open_features(
     processor: MultimodalProcessor,
     *,
     video_backend: str,
+    decode_device: str = "cpu",
 ) -> dict[Modality, FeatureReader]:
     """The features in a folder that are of modalities of a model, made sure to be of this very model.
 
     Args:
         folder (`str`): what [`TowerFeatures`] wrote.
         tower_hash (`Callable`): [`TowerModel.tower_hash`] of the model.
-        processor ([`MultimodalProcessor`]), video_backend (`str`): what would read clips.
+        processor ([`MultimodalProcessor`]), video_backend, decode_device (`str`): what would read clips.
 
     Raises:
         ValueError: If there are none, or they were made of another tower, or read in another way.
@@ -233,6 +235,8 @@ def open_features(
     readers = {m: FeatureReader(Path(folder, m), m) for m in modalities}
     for modality, reader in readers.items():
         reader.check_fingerprint(
-            make_fingerprint(modality, tower_hash(modality), processor, video_backend=video_backend)
+            make_fingerprint(
+                modality, tower_hash(modality), processor, video_backend=decoder_name(video_backend, decode_device)
+            )
         )
     return readers

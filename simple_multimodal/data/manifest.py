@@ -1,23 +1,30 @@
 """Manifests: tables of samples (paths, captions, times) read lazily through `datasets`."""
 
-import csv
 import difflib
 import errno
 import hashlib
 import itertools
 import json
-import math
 import operator
-import re
-import sys
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, cast
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
+from simple_multimodal.data.fields import (
+    READERS,
+    read_captions,
+    read_name,
+    read_path,
+    read_prose,
+    read_seconds,
+)
+from simple_multimodal.data.roots import Roots
+from simple_multimodal.data.tables import read_jsonl, read_records, read_table, table_format
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import MODALITIES, Modality
 
@@ -36,8 +43,6 @@ COLUMNS = {
 }
 """Columns with a meaning to the loader; every further column is handed on untouched."""
 
-FORMATS = {".csv": "comma-separated", ".tsv": "tab-separated", ".jsonl": "one JSON object per line"}
-
 MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
     "text": ("text", "caption", "captions"),
     "audio": ("audio", "video"),
@@ -45,12 +50,12 @@ MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
 }
 """Columns of which one must be there for a model that takes the modality."""
 
-# "http:", "concat:", "subfile,,start,0,end,9,,:": FFmpeg and URL schemes, with FFmpeg's options after commas.
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(:|,,|,[^/]*:)|subfile,", re.IGNORECASE)
-
+MAX_LINK_BYTES = 4096  # of the text of a symbolic link
 MAX_CAPTION_BYTES = 2**20  # of a text file
 
-_TABLE_VERSION = 1  # part of the cache key: raise it when the stored rows change
+_TABLE_VERSION = 2  # part of the cache key: raise it when the stored rows change
+PATH_COLUMNS = ("video", "audio", "text")
+MAX_PROBLEMS = 5  # that one message tells of
 _TABLE_FEATURES = {
     "line": "int64",
     "id": "string",
@@ -101,12 +106,16 @@ class MultimodalDataset:
             Keep the first rows only. Applied before any file of a row is touched.
         modalities (`Sequence[str]`, *optional*, defaults to all three):
             What the model takes: each must have a column.
+        follow_links (`bool`, *optional*, defaults to `False`):
+            Follow symbolic links wherever they lead. Otherwise they may lead below one of the three roots and, from a
+            snapshot of the hub's cache, to its blobs.
 
     Raises:
         ValueError: If the manifest is missing, of another format, without rows **or** without a column for one of
             `modalities`, **or** if a row has another number of cells, an id that occurred before, both `text` and a
-            caption, neither media nor text, a wrong type or time, **or** a path that is absolute, leaves its root or
-            looks like a URL or an FFmpeg protocol. The message names file and line.
+            caption, neither media nor text, a wrong type or time, **or** a path that is absolute and not below its
+            root, leaves its root or looks like a URL or an FFmpeg protocol. The message names file and line, and the
+            first of several rows with their number.
 
     Example:
 
@@ -120,6 +129,8 @@ class MultimodalDataset:
     """
 
     needed_columns = MODALITY_COLUMNS
+    task_columns: Mapping[str, str] = {}
+    """Further columns that are read, by their kind of field, instead of being handed on as they are."""
 
     def __init__(
         self,
@@ -131,6 +142,7 @@ class MultimodalDataset:
         cache_dir: str | Path | None = None,
         max_samples: int | None = None,
         modalities: Sequence[Modality] = MODALITIES,
+        follow_links: bool = False,
     ):
         self.manifest_file = Path(manifest_file)
         if max_samples is not None and max_samples < 1:
@@ -140,8 +152,11 @@ class MultimodalDataset:
         self.columns = columns
         own_folder = self.manifest_file.parent
         roots = {"video": video_root, "audio": audio_root, "text": text_root}
-        self._roots = {name: Path(own_folder if root is None else root).resolve() for name, root in roots.items()}
-        self._table = _load_table(self.manifest_file, content_hash, columns, cache_dir)
+        self._roots = Roots(
+            {name: own_folder if root is None else root for name, root in roots.items()}, follow_links=follow_links
+        )
+        self._table = _load_table(self.manifest_file, content_hash, columns, self.task_columns, cache_dir)
+        self._check_absolute()
         self._length = min(len(self._table), max_samples or len(self._table))
         self.fingerprint = hashlib.sha256(f"{content_hash} {self._length}".encode()).hexdigest()
         self.epoch = 0
@@ -158,7 +173,7 @@ class MultimodalDataset:
 
         Raises:
             MediaError: If a file of the row does not exist or is not a regular file.
-            ValueError: If a path leaves its root through a symbolic link.
+            ValueError: If a link leads out of the roots.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index = operator.index(index)
@@ -179,23 +194,18 @@ class MultimodalDataset:
         epoch, index = key
         record = self._table[index]
         captions = record["captions"] if record["text"] is None else [""]
-        return self._make_row(index, epoch, dict.fromkeys(self._roots), captions)
+        return self._make_row(index, epoch, dict.fromkeys(PATH_COLUMNS), captions)
 
     def named_rows(self) -> Iterator[Row]:
         """All rows with their files as the manifest names them, which may be absent: to plan what is to be read.
 
         Raises:
-            ValueError: If a path leaves its root through a symbolic link.
+            ValueError: If links lead out of the roots.
         """
+        self.check_links()
         for index in range(len(self)):
             record = self._table[index]
-            paths: dict[str, str | None] = {}
-            for name, root in self._roots.items():
-                try:
-                    paths[name] = None if record[name] is None else str(self._follow(record, index, name))
-                except MediaError:  # which reading it will meet again
-                    paths[name] = str(root / record[name])
-            yield self._make_row(index, 0, paths, record["captions"])
+            yield self._make_row(index, 0, self._paths(record, index, self._locate), record["captions"])
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
@@ -224,12 +234,31 @@ class MultimodalDataset:
     def relative_path(self, row: Row, modality: Modality) -> str:
         """Path of a row's file of `"audio"` or `"video"`, relative to the root that its column has, with `/`."""
         column = "video" if modality == "audio" and row["audio_is_sound_track"] else modality
-        return Path(cast(str, row[modality])).relative_to(self._roots[column]).as_posix()
+        return Path(cast(str, row[modality])).relative_to(self._roots.folders[column]).as_posix()
 
     def clip_names(self) -> list[str]:
         """Names of the clips of all rows, without folder and extension, each once, in alphabetical order."""
         paths = {record["video"] or record["audio"] for record in self._table.select(range(len(self)))}
-        return sorted({PurePosixPath(path).stem for path in paths if path is not None})
+        return sorted({PurePosixPath(path.strip()).stem for path in paths if path is not None})
+
+    def check_links(self) -> None:
+        """Check that no file of a row is a link, or lies in a folder, which leads out of the roots. Lists folders,
+        but opens no file, and does not ask whether files are there.
+
+        Raises:
+            ValueError: If there are some; names the first and how many rows have one.
+        """
+        for column in PATH_COLUMNS:
+            cells = self._table.data.column(column).slice(0, self._length)
+            out = set(self._roots.links_out(cells.unique().drop_null().to_pylist(), column))
+            if not out:
+                continue
+            rows = [index for index, cell in enumerate(cells.to_pylist()) if cell in out]
+            try:
+                self._locate(self._table[rows[0]], rows[0], column)
+            except ValueError as error:
+                others = f" {len(rows) - 1} other rows have such links, too." if len(rows) > 1 else ""
+                raise ValueError(f"{error}{others}") from error
 
     def check_files(self) -> None:
         """Check that every file of every row exists.
@@ -251,8 +280,12 @@ class MultimodalDataset:
 
     def _row(self, index: int, epoch: int) -> Row:
         record = self._table[index]
-        paths = {name: None if record[name] is None else self._resolve(record, index, name) for name in self._roots}
-        return self._make_row(index, epoch, paths, record["captions"])
+        return self._make_row(index, epoch, self._paths(record, index, self._resolve), record["captions"])
+
+    def _paths(
+        self, record: dict[str, Any], index: int, find: Callable[[dict[str, Any], int, str], str]
+    ) -> dict[str, str | None]:
+        return {name: None if record[name] is None else find(record, index, name) for name in PATH_COLUMNS}
 
     def _make_row(self, index: int, epoch: int, paths: Mapping[str, str | None], captions: list[str]) -> Row:
         record = self._table[index]
@@ -274,29 +307,35 @@ class MultimodalDataset:
         return row
 
     def _resolve(self, record: dict[str, Any], index: int, column: str) -> str:
-        """Absolute path of a cell: links followed, inside the root, an existing file."""
-        path = self._follow(record, index, column)
+        """Absolute path of a cell, an existing file."""
+        path = Path(self._locate(record, index, column))
         if not path.is_file():
             problem = "is not a regular file" if path.exists() else "does not exist"
             raise MediaError(
                 f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to --{column}_root "
-                f"{self._roots[column]}."
+                f"{self._roots.folders[column]}."
             ) from FileNotFoundError(errno.ENOENT, problem, str(path))
         return str(path)
 
-    def _follow(self, record: dict[str, Any], index: int, column: str) -> Path:
-        """Absolute path of a cell: links followed, inside the root."""
-        root, where = self._roots[column], self._where(record, index, column)
+    def _locate(self, record: dict[str, Any], index: int, column: str) -> str:
+        """Absolute path of a cell, inside the roots."""
         try:
-            path = (root / record[column]).resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long
-            raise MediaError(f"{where}: {record[column]!r} cannot be resolved: {error}") from error
-        if not path.is_relative_to(root):
-            raise ValueError(
-                f"{where}: {record[column]!r} is a link that leaves its folder for {path}. "
-                f"Pass the folder that holds the files as --{column}_root."
-            )
-        return path
+            return self._roots.locate(record[column], column)
+        except ValueError as error:  # or a MediaError, which is one
+            raise type(error)(f"{self._where(record, index, column)}: {error}") from error
+
+    def _check_absolute(self) -> None:
+        """Refuse absolute paths that are not below their roots, of which the stored table knows nothing."""
+        problems = []
+        for column in PATH_COLUMNS:
+            for index, cell in enumerate(self._table.data.column(column).to_pylist()):
+                if cell is not None and cell.lstrip().startswith("/"):
+                    try:
+                        self._roots.relative(cell.strip(), column)
+                    except ValueError as error:
+                        problems.append((self._table[index]["line"], str(error)))
+        if problems:
+            raise ValueError(_report(self.manifest_file, sorted(problems)))
 
     def _where(self, record: dict[str, Any], index: int, column: str) -> str:
         return f"{self.manifest_file}, row {index} (line {record['line']}, id {record['id']!r}), column {column!r}"
@@ -317,29 +356,25 @@ class QuestionDataset(MultimodalDataset):
     """
 
     needed_columns = {**MODALITY_COLUMNS, "text": ("question",)}
+    task_columns = {"question": "question", "answer": "name", "answer_type": "name"}
 
     def captions(self) -> Iterator[str]:
         """The questions of all rows of the manifest, also of those that `max_samples` leaves out."""
-        return (self._cell(index, "question") for index in range(len(self._table)))
+        return (question for question, _ in self._pairs(len(self._table)))
 
     def pairs(self) -> list[tuple[str, str]]:
         """Question and answer of each row that has an answer."""
-        answers = (json.loads(self._table[index]["further"]).get("answer") for index in range(len(self)))
-        return [(self._cell(index, "question"), answer) for index, answer in enumerate(answers) if answer]
+        return [(question, answer) for question, answer in self._pairs(len(self)) if answer is not None]
+
+    def _pairs(self, num_rows: int) -> Iterator[tuple[str, str | None]]:
+        for text in self._table.data.column("further").slice(0, num_rows).to_pylist():
+            further = json.loads(text)
+            yield further["question"], further.get("answer")
 
     def _make_row(self, index: int, epoch: int, paths: Mapping[str, str | None], captions: list[str]) -> Row:
-        return super()._make_row(index, epoch, {**paths, "text": None}, [self._cell(index, "question")])
-
-    def _cell(self, index: int, column: str) -> str:
-        """A cell that must hold text."""
-        record = self._table[index]
-        value = json.loads(record["further"]).get(column)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(
-                f"{self.manifest_file}, row {index} (line {record['line']}, id {record['id']!r}): `{column}` must be "
-                f"a text, got {value!r}."
-            )
-        return value.strip()
+        row = super()._make_row(index, epoch, {**paths, "text": None}, [])
+        row["captions"] = [row["question"]]  # type: ignore[typeddict-item]
+        return row
 
 
 def row_captions(row: Row) -> list[str]:
@@ -367,14 +402,19 @@ def _read_caption_file(path: str) -> str:
 
 def _scan(path: Path) -> tuple[str, tuple[str, ...]]:
     """Content hash and columns of a manifest."""
-    if path.suffix not in FORMATS:
-        known = ", ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items())
-        raise ValueError(f"{path}: unknown manifest format {path.suffix!r}; known are {known}.")
+    suffix = table_format(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest file.")
     with path.open("rb") as file:
+        begin = file.read(MAX_LINK_BYTES)
+        if b"\n" not in begin and os.path.isfile(path.parent / os.fsdecode(begin).replace("\0", "").strip()):
+            raise ValueError(
+                f"{path}: holds nothing but the path of a file: it is a symbolic link that was copied or checked out "
+                f"as text (git does so with core.symlinks off). Make it a link, or name {os.fsdecode(begin).strip()}."
+            )
+        file.seek(0)
         content_hash = hashlib.file_digest(file, "sha256").hexdigest()
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         columns = tuple(dict.fromkeys(key for _, record in read_jsonl(path) for key in record))
     else:
         head = [cells for _, cells in itertools.islice(read_table(path), 2)]
@@ -406,7 +446,11 @@ def _check_columns(path: Path, columns: Sequence[str], needed: Mapping[Modality,
 
 
 def _load_table(
-    path: Path, content_hash: str, columns: tuple[str, ...], cache_dir: str | Path | None
+    path: Path,
+    content_hash: str,
+    columns: tuple[str, ...],
+    task_columns: Mapping[str, str],
+    cache_dir: str | Path | None,
 ) -> datasets.Dataset:
     """The manifest's rows as a memory-mapped table, from the cache if this very content was read before."""
     features = datasets.Features(
@@ -415,7 +459,8 @@ def _load_table(
             for name, kind in _TABLE_FEATURES.items()
         }
     )
-    source = {"manifest": str(path.resolve()), "content": content_hash, "version": _TABLE_VERSION}
+    # Not resolved: what a link leads to may have another suffix, or none.
+    source = {"manifest": os.path.abspath(path), "content": content_hash, "version": _TABLE_VERSION}
     shows_progress = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()  # a table is read in no time
     try:
@@ -423,7 +468,7 @@ def _load_table(
             _table_records,
             features=features,
             cache_dir=None if cache_dir is None else str(cache_dir),
-            gen_kwargs={**source, "columns": columns},
+            gen_kwargs={**source, "columns": columns, "task_columns": dict(task_columns)},
         )
     except DatasetGenerationError as error:  # wraps what the generator raised
         if isinstance(error.__cause__, ValueError):
@@ -434,81 +479,64 @@ def _load_table(
             datasets.enable_progress_bars()
 
 
-def _table_records(manifest: str, content: str, version: int, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _table_records(
+    manifest: str, content: str, version: int, columns: tuple[str, ...], task_columns: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
     """Checked records of a manifest; `content` and `version` are there for the cache key."""
     path = Path(manifest)
-    if path.suffix == ".jsonl":
-        records = read_jsonl(path)
-    else:
-        cells = read_table(path)
-        next(cells)
-        records = ((line, dict(zip(columns, row, strict=True))) for line, row in cells)
     seen: dict[str, int] = {}
-    for index, (line, record) in enumerate(records):
-        where = f"{path}, line {line}"
-        parsed = _parse_record(record, columns, index, where)
-        if parsed["id"] in seen:
-            raise ValueError(f"{where}: the id {parsed['id']!r} occurred before, in line {seen[parsed['id']]}.")
+    problems: list[tuple[int, str]] = []
+    is_jsonl = table_format(path) == ".jsonl"
+    for index, (line, record) in enumerate(read_records(path)):
+        try:
+            parsed = _parse_record(record, columns, task_columns, index, is_jsonl=is_jsonl)
+            if parsed["id"] in seen:
+                raise ValueError(f"the id {parsed['id']!r} occurred before, in line {seen[parsed['id']]}.")
+        except ValueError as error:
+            problems.append((line, str(error)))
+            continue
         seen[parsed["id"]] = line
         yield {"line": line, **parsed}
+    if problems:
+        raise ValueError(_report(path, problems))
 
 
-def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each line of a CSV or TSV file, the header first; blank lines left out."""
-    csv.field_size_limit(sys.maxsize)  # a cell may be longer than the module's 128 KiB
-    width = 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        try:
-            for cells in reader:
-                if len(cells) < 2 and not "".join(cells).strip():
-                    continue
-                width = width or len(cells)
-                if len(cells) != width:
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {width}. "
-                        "A cell that contains the separator must be quoted."
-                    )
-                yield reader.line_num, [cell.strip() for cell in cells]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {reader.line_num}: cannot be read as a UTF-8 table: {error}.") from error
+def _report(path: Path, problems: Sequence[tuple[int, str]]) -> str:
+    """One message about rows that are wrong, each with its line."""
+    told = " ".join(f"{path}, line {line}: {problem}" for line, problem in problems[:1])
+    if len(problems) > 1:
+        told = f"{path}: {len(problems)} rows are wrong. " + " ".join(
+            f"Line {line}: {problem}" for line, problem in problems[:MAX_PROBLEMS]
+        )
+    if left := problems[MAX_PROBLEMS:]:
+        lines = ", ".join(str(line) for line, _ in left[:20])
+        told += f" And {len(left)} more, in the lines {lines}{', …' * (len(left) > 20)}."
+    return told
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line of a JSONL file; blank lines left out."""
-    with path.open("rb") as file:
-        for line_number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if line_number == 1 else "utf-8").strip()
-                record = json.loads(text) if text else None
-                json.dumps(record, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
-            except (ValueError, RecursionError) as error:  # among them UnicodeError and JSONDecodeError
-                raise ValueError(f"{path}, line {line_number}: is not a JSON object: {error}.") from error
-            if not text:
-                continue
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {line_number}: must be a JSON object, got {text[:40]!r}.")
-            yield line_number, record
-
-
-def _parse_record(record: dict[str, Any], columns: tuple[str, ...], index: int, where: str) -> dict[str, Any]:
+def _parse_record(
+    record: dict[str, Any], columns: tuple[str, ...], task_columns: Mapping[str, str], index: int, *, is_jsonl: bool
+) -> dict[str, Any]:
     """One record of a manifest as the table stores it."""
-    parsed: dict[str, Any] = {name: _parse_path(record, name, where) for name in ("video", "audio", "text")}
-    caption, captions = _parse_text(record, "caption", where), _parse_captions(record, where)
+    parsed: dict[str, Any] = {name: read_path(record.get(name), name) for name in PATH_COLUMNS}
+    caption, captions = read_prose(record.get("caption"), "caption"), read_captions(record.get("captions"), "captions")
     if sum(value is not None for value in (parsed["text"], caption, captions)) > 1:
-        raise ValueError(f"{where}: a row may have one of `text`, `caption` and `captions`, not several.")
+        raise ValueError("a row may have one of `text`, `caption` and `captions`, not several.")
     parsed["captions"] = captions or ([] if caption is None else [caption])
     if not (parsed["video"] or parsed["audio"] or parsed["text"] or parsed["captions"]):
-        raise ValueError(f"{where}: the row is empty: it has neither `video` nor `audio` nor a text.")
+        raise ValueError("the row is empty: it has neither `video` nor `audio` nor a text.")
 
-    start, end = (_parse_seconds(record, name, where) for name in ("start_seconds", "end_seconds"))
+    start, end = (read_seconds(record.get(name), name) for name in ("start_seconds", "end_seconds"))
     if end is not None and end <= (start or 0.0):
-        raise ValueError(f"{where}: `end_seconds` is {end}, which is not after the start, {start or 0.0}.")
+        raise ValueError(f"`end_seconds` is {end}, which is not after the start, {start or 0.0}.")
     parsed["start_seconds"], parsed["end_seconds"] = start, end
 
-    parsed["id"] = _parse_name(record, "id", where) or str(index)
-    parsed["group"] = _parse_name(record, "group", where) or _default_group(parsed)
+    parsed["id"] = read_name(record.get("id"), "id") or str(index)
+    parsed["group"] = read_name(record.get("group"), "group") or _default_group(parsed)
     further = {name: record.get(name) for name in columns if name not in COLUMNS}
+    if not is_jsonl:
+        further = {name: record[name].strip() for name in further}
+    further |= {name: READERS[kind](record.get(name), name) for name, kind in task_columns.items()}
     parsed["further"] = json.dumps(further, ensure_ascii=False)
     return parsed
 
@@ -518,82 +546,4 @@ def _default_group(parsed: dict[str, Any]) -> str:
     clip = {name: parsed[name] for name in ("video", "audio", "start_seconds", "end_seconds")}
     if clip["video"] is None and clip["audio"] is None:
         return f"id={parsed['id']}"
-    return " ".join(f"{name}={value}" for name, value in clip.items() if value is not None)
-
-
-def _parse_text(record: dict[str, Any], name: str, where: str) -> str | None:
-    """A string cell; blank counts as empty."""
-    value = record.get(name)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{where}: `{name}` must be a string ({COLUMNS[name]}), got {value!r}.")
-    return (value or "").strip() or None
-
-
-def _parse_name(record: dict[str, Any], name: str, where: str) -> str | None:
-    """A string cell that may also be an integer."""
-    value = record.get(name)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _parse_text(record, name, where)
-
-
-def _parse_captions(record: dict[str, Any], where: str) -> list[str] | None:
-    value = record.get("captions")
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError:
-            pass  # refused below, with the text as it stands
-    if value in (None, "", []):
-        return None
-    if not isinstance(value, list) or not all(isinstance(caption, str) and caption.strip() for caption in value):
-        raise ValueError(
-            f'{where}: `captions` must be a JSON list of non-empty strings, such as ["a cat", "a cat purrs"], '
-            f"got {value!r}. One caption goes into the column `caption`."
-        )
-    return [caption.strip() for caption in value]
-
-
-def _parse_seconds(record: dict[str, Any], name: str, where: str) -> float | None:
-    value = record.get(name)
-    if value is None or value == "":
-        return None
-    convert: Callable[[Any], float] = float
-    try:
-        seconds = math.nan if isinstance(value, bool) else convert(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"{where}: `{name}` must be a time in seconds, 0 or more, got {value!r}.")
-    return seconds
-
-
-def _parse_path(record: dict[str, Any], name: str, where: str) -> str | None:
-    """A path cell, refused by its looks alone where it could point out of its root; no file is touched."""
-    value = _parse_text(record, name, where)
-    if value is None:
-        return None
-    problem = None
-    if _PROTOCOL.match(value):
-        problem = "looks like a URL or an FFmpeg protocol"
-    elif PurePosixPath(value).is_absolute() or PureWindowsPath(value).anchor:
-        problem = "is absolute"
-    elif _climbs(PurePosixPath(value).parts) or _climbs(PureWindowsPath(value).parts):
-        problem = "leaves its folder by '..'"
-    elif "\0" in value:
-        problem = "holds a NUL character"
-    if problem:
-        raise ValueError(
-            f"{where}: the path {value!r} in column {name!r} {problem}. Give a file's path relative to --{name}_root."
-        )
-    return value
-
-
-def _climbs(parts: Sequence[str]) -> bool:
-    """Whether a relative path goes above its start."""
-    depth = 0
-    for part in parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            return True
-    return False
+    return " ".join(f"{name}={str(value).strip()}" for name, value in clip.items() if value is not None)

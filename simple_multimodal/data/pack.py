@@ -16,10 +16,11 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
 from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
-from simple_multimodal.media import MediaError, has_audio, index_video, read_audio
-from simple_multimodal.media.container import decode_pictures, find_video_stream, open_media, require_video_stream
+from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
+from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
-from simple_multimodal.media.frame_index import content_hash, tick_seconds
+from simple_multimodal.media.errors import NoAudioError
+from simple_multimodal.media.frame_index import content_hash, index_cache, tick_seconds
 
 ROW_COLUMNS = {"index", "epoch", "audio_is_sound_track", "video", "audio", "text", "captions"}
 """Entries of a row that a packed manifest has not, or has anew."""
@@ -100,6 +101,7 @@ def pack_manifest(
     video_root: str | Path | None = None,
     audio_root: str | Path | None = None,
     text_root: str | Path | None = None,
+    follow_links: bool = False,
     index_dir: str | Path | None = None,
     settings: PackSettings | None = None,
     num_threads: int | None = None,
@@ -115,7 +117,8 @@ def pack_manifest(
     Args:
         manifest (`str` or `Path`): The manifest.
         output_dir (`str` or `Path`): Folder of the copy; several manifests may share one.
-        video_root, audio_root, text_root (`str` or `Path`, *optional*): Folders of the manifest's columns.
+        video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
+            the manifest's columns, and whether links may lead out of them, as in [`MultimodalDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         settings ([`PackSettings`], *optional*): How files are packed.
         num_threads (`int`, *optional*): Files that are packed at the same time; by default one per core.
@@ -129,8 +132,14 @@ def pack_manifest(
     settings = settings or PackSettings()
     folder = Path(output_dir)
     table = MultimodalDataset(
-        manifest, video_root=video_root, audio_root=audio_root, text_root=text_root, modalities=()
+        manifest,
+        video_root=video_root,
+        audio_root=audio_root,
+        text_root=text_root,
+        modalities=(),
+        follow_links=follow_links,
     )
+    table.check_links()
     packed_manifest = folder / f"{Path(manifest).stem}.jsonl"
     if packed_manifest.exists() and packed_manifest.samefile(manifest):
         raise ValueError(f"{packed_manifest} is the manifest itself; pack into another folder")
@@ -193,8 +202,7 @@ def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
 def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str | Path | None) -> tuple[Path, bool]:
     """Packs a file unless it is packed already; its name in the folder, and whether it was written now."""
     key = hashlib.sha256(f"{content_hash(path)} {asdict(settings)}".encode()).hexdigest()[:32]
-    with open_media(path) as container:
-        has_video = find_video_stream(container) is not None
+    has_video = index_cache.tracks(path, index_dir).video is not None
     name = Path(key[:2], f"{key}{'.mp4' if has_video else '.flac'}")
     target = folder / name
     if target.exists():
@@ -212,48 +220,75 @@ def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str |
 def _pack_file(
     path: str, target: Path, settings: PackSettings, index_dir: str | Path | None, *, has_video: bool
 ) -> None:
-    waveform = read_audio(path, settings.sampling_rate, index_dir=index_dir) if has_audio(path) else None
     index = index_video(path, index_dir=index_dir) if has_video else None
-    with open_media(path) as source:
-        time_base = tick_seconds(require_video_stream(source, path)) if index is not None else Fraction(1)
+    waveform = None
+    try:
+        waveform = read_audio(path, settings.sampling_rate, index_dir=index_dir)
+    except NoAudioError:
+        if index is None:
+            raise
+    clock = Fraction(1)
+    if index is not None:
+        with open_media(path) as source:
+            time_base = tick_seconds(open_video_stream(source, index.stream, path))
         # A multiple of the original's clock, so that times are kept exactly; MP4 wants it finer than that of some AVI.
         clock = Fraction(1, time_base.denominator * -(-MIN_CLOCK // time_base.denominator))
-        options = {"video_track_timescale": str(clock.denominator)} if index is not None else {}
-        with av.open(str(target), "w", options=options) as output:
-            if index is not None:
-                scale = min(settings.short_side / min(index.height, index.width), 1)
-                height, width = (max(2 * round(length * scale / 2), 2) for length in (index.height, index.width))
-                video = output.add_stream("libx264", options=settings.x264_options)
-                video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-                video.time_base = video.codec_context.time_base = clock
-                video.codec_context.thread_count = 1  # files are packed side by side
-            if waveform is not None:
-                sound = output.add_stream(
-                    "flac", rate=settings.sampling_rate, layout="mono", options={"frame_size": str(AUDIO_BLOCK)}
-                )
-                sound.codec_context.format = "s16"
-            if index is not None:
-                pictures = _scaled_pictures(path, height, width, index.display_matrix)
-                for picture, seconds in zip(pictures, index.seconds, strict=True):
-                    picture.pts, picture.time_base = round(Fraction(float(seconds)) / clock), clock
-                    output.mux(video.encode(picture))
-                output.mux(video.encode(None))
-            if waveform is not None:
-                samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
-                for begin in range(0, len(samples), AUDIO_BLOCK):
-                    block = av.AudioFrame.from_ndarray(samples[None, begin : begin + AUDIO_BLOCK], "s16", "mono")
-                    block.sample_rate, block.pts = settings.sampling_rate, begin
-                    block.time_base = Fraction(1, settings.sampling_rate)
-                    output.mux(sound.encode(block))
-                output.mux(sound.encode(None))
+    try:
+        _write_copy(path, target, settings, index, clock, waveform)
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{path!r}: its copy cannot be written to {str(target.parent)!r}: {error.strerror}"
+        ) from error
 
 
-def _scaled_pictures(path: str, height: int, width: int, matrix: tuple[int, int, int, int]) -> Iterator[av.VideoFrame]:
+def _write_copy(
+    path: str,
+    target: Path,
+    settings: PackSettings,
+    index: FrameIndex | None,
+    clock: Fraction,
+    waveform: np.ndarray | None,
+) -> None:
+    """Encodes every frame of a file, with ticks of `clock` seconds, and its audio."""
+    options = {"video_track_timescale": str(clock.denominator)} if index is not None else {}
+    with av.open(str(target), "w", options=options) as output:
+        if index is not None:
+            scale = min(settings.short_side / min(index.height, index.width), 1)
+            height, width = (max(2 * round(length * scale / 2), 2) for length in (index.height, index.width))
+            video = output.add_stream("libx264", options=settings.x264_options)
+            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            video.time_base = video.codec_context.time_base = clock
+            video.codec_context.thread_count = 1  # files are packed side by side
+        if waveform is not None:
+            sound = output.add_stream(
+                "flac", rate=settings.sampling_rate, layout="mono", options={"frame_size": str(AUDIO_BLOCK)}
+            )
+            sound.codec_context.format = "s16"
+        if index is not None:
+            ticks = -1
+            pictures = _scaled_pictures(path, index, height, width)
+            for picture, seconds in zip(pictures, index.seconds, strict=True):
+                ticks = max(round(Fraction(float(seconds)) / clock), ticks + 1)  # no two at one time, as MP4 wants it
+                picture.pts, picture.time_base = ticks, clock
+                output.mux(video.encode(picture))
+            output.mux(video.encode(None))
+        if waveform is not None:
+            samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
+            for begin in range(0, len(samples), AUDIO_BLOCK):
+                block = av.AudioFrame.from_ndarray(samples[None, begin : begin + AUDIO_BLOCK], "s16", "mono")
+                block.sample_rate, block.pts = settings.sampling_rate, begin
+                block.time_base = Fraction(1, settings.sampling_rate)
+                output.mux(sound.encode(block))
+            output.mux(sound.encode(None))
+
+
+def _scaled_pictures(path: str, index: FrameIndex, height: int, width: int) -> Iterator[av.VideoFrame]:
     """Every picture of a file, upright and scaled, as planes of brightness and half-size colour."""
     reformatter = VideoReformatter()
+    matrix = index.display_matrix
     coded_height, coded_width = (width, height) if is_transposed(matrix) else (height, width)
     with open_media(path) as source:
-        for picture in decode_pictures(source, require_video_stream(source, path)):
+        for picture in decode_pictures(source, open_video_stream(source, index.stream, path)):
             scaled = reformatter.reformat(
                 picture, coded_width, coded_height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
             )

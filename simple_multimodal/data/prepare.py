@@ -13,6 +13,8 @@ from typing import Any
 
 from simple_multimodal.data.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
 from simple_multimodal.data.check import examine_files
+from simple_multimodal.data.files import VIDEO_SUFFIXES
+from simple_multimodal.data.roots import Roots
 from simple_multimodal.evaluation.protocols import (
     ANSWER_TYPES,
     PROTOCOLS,
@@ -23,27 +25,7 @@ from simple_multimodal.evaluation.protocols import (
     get_protocol,
 )
 
-VIDEO_EXTENSIONS = frozenset(
-    [
-        "",
-        "3g2",
-        "3gp",
-        "avi",
-        "flv",
-        "m2ts",
-        "m4v",
-        "mkv",
-        "mov",
-        "mp4",
-        "mpeg",
-        "mpg",
-        "mts",
-        "ogv",
-        "ts",
-        "webm",
-        "wmv",
-    ]
-)
+CLIP_SUFFIXES = VIDEO_SUFFIXES | {""}
 """Of files that are taken for clips; DiDeMo has some without."""
 
 NUM_VALIDATION_CLIPS = 500
@@ -148,6 +130,7 @@ def prepare_benchmark(
     seed: int = 0,
     requires_all_clips: bool = False,
     opens_files: bool = False,
+    follow_links: bool = False,
     index_dir: str | Path | None = None,
     num_threads: int | None = None,
 ) -> Preparation:
@@ -170,6 +153,7 @@ def prepare_benchmark(
         requires_all_clips (`bool`, *optional*, defaults to `False`): Refuse to leave clips out.
         opens_files (`bool`, *optional*, defaults to `False`): Index every video, so that those that cannot be read are
             left out, too, and not just those that are absent or empty.
+        follow_links (`bool`, *optional*, defaults to `False`): Take videos to which links lead out of their folder.
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
         num_threads (`int`, *optional*): Files that are opened at the same time; by default one per core.
 
@@ -212,7 +196,8 @@ def prepare_benchmark(
         videos = txt.parent / "videos"
     if videos is None or not Path(videos).is_dir():
         raise ValueError(f"{videos or 'videos'}: no such folder of clips. {SOURCES[benchmark]}")
-    files, notes = _choose_files(Path(videos), {clip for clips in clips_of.values() for clip in clips})
+    wanted = {clip for clips in clips_of.values() for clip in clips}
+    files, notes = _choose_files(Path(videos), wanted, follow_links=follow_links)
     if opens_files:
         reports = examine_files(
             [str(Path(videos, file)) for file in files.values()], index_dir=index_dir, num_threads=num_threads
@@ -232,7 +217,10 @@ def prepare_benchmark(
             )
     missing = sorted({clip for split in prepared.values() for clip in split.missing})
     if missing and (requires_all_clips or not any(split.num_rows for split in prepared.values())):
-        raise ValueError(f"{videos}: {len(missing)} clips have no usable file: {some(missing)}. {SOURCES[benchmark]}")
+        raise ValueError(
+            f"{videos}: {len(missing)} clips have no usable file: {some(missing)}. {''.join(f'{n}. ' for n in notes)}"
+            f"{SOURCES[benchmark]}"
+        )
     if missing:
         notes.append(f"where to get what is missing. {SOURCES[benchmark]}")
     preparation = Preparation(
@@ -340,19 +328,27 @@ def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize
     return deviations
 
 
-def _choose_files(folder: Path, wanted: set[str]) -> tuple[dict[str, str], list[str]]:
+def _choose_files(folder: Path, wanted: set[str], *, follow_links: bool) -> tuple[dict[str, str], list[str]]:
     """For each wanted clip that is there its file, relative to the folder; and what is odd about the folder."""
     found: dict[str, list[str]] = {}
     empty = []
     outside = []
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted([*folders, *names]):
+    roots = Roots({"video": folder}, follow_links=follow_links)
+    walked = {roots.folders["video"]}  # and what links have led to
+    for place, folders, names in os.walk(folder, followlinks=True):
+        entries = sorted([*folders, *names])
+        linked = {name: os.path.realpath(Path(place, name)) for name in folders if Path(place, name).is_symlink()}
+        folders[:] = sorted({*folders} - linked.keys())
+        for name in entries:
             path = Path(place, name)
             file = path.relative_to(folder).as_posix()
-            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            if path.is_symlink() and not roots.allows(path):
                 outside.append(file)
-            elif name in folders or name.startswith(".") or _extension(name) not in VIDEO_EXTENSIONS:
+            elif name in linked:
+                if not any(Path(linked[name]).is_relative_to(other) for other in walked):
+                    walked.add(linked[name])
+                    folders.append(name)
+            elif name in folders or name.startswith(".") or Path(name).suffix.lower() not in CLIP_SUFFIXES:
                 continue
             elif not path.is_file() or path.stat().st_size == 0:
                 empty.append(file)
@@ -363,18 +359,14 @@ def _choose_files(folder: Path, wanted: set[str]) -> tuple[dict[str, str], list[
         notes.append(f"{len(empty)} empty files count as missing: {some(empty)}")
     if outside:
         notes.append(
-            f"{len(outside)} links that lead out of {folder} are not followed: {some(outside)}; pass the folder that "
-            "holds the files"
+            f"{len(outside)} links that lead out of {folder} are not followed: {some(outside)}; pass --follow_links, "
+            "or the folder that holds the files"
         )
     if unused := [file for clip, files in found.items() if clip not in wanted for file in files]:
         notes.append(f"{len(unused)} files in {folder} are of no clip of this protocol: {some(unused, 3)}")
     if several := [clip for clip, files in found.items() if clip in wanted and len(files) > 1]:
         notes.append(f"{len(several)} clips have several files, of which the first is taken: {some(several, 3)}")
     return {clip: found[clip][0] for clip in sorted(wanted & found.keys())}, notes
-
-
-def _extension(name: str) -> str:
-    return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def _make_manifest(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from simple_multimodal.data.randomness import sample_generator
@@ -23,12 +24,12 @@ class Frame(NamedTuple):
     """A frame of a video.
 
     Args:
-        pixels (`np.ndarray` of shape `(3, height, width)`, `uint8`): RGB.
+        pixels (`np.ndarray` of shape `(3, height, width)`, `uint8`): RGB; a `torch.ByteTensor` if a GPU decodes.
         video (`int`): Number of the video, as the data set was given them.
         position (`int`): Number of the frame in it.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | torch.Tensor
     video: int
     position: int
 
@@ -203,6 +204,8 @@ class RandomFrameDataset(IterableDataset):
         world_size (`int`, *optional*, defaults to 1): Their number.
         num_threads (`int`, *optional*): Videos that are decoded at the same time; by default one per core.
         index_dir (`str`, *optional*): Folder of stored frame indices, see `index_video`.
+        video_backend, decode_device (`str`, *optional*, default to `"pyav"` and `"cpu"`): What decodes, see
+            [`get_video_backend`]; on a GPU the buffer is there, and so are the frames, as tensors.
 
     Raises:
         MediaError: A video cannot be read.
@@ -230,6 +233,8 @@ class RandomFrameDataset(IterableDataset):
         world_size: int = 1,
         num_threads: int | None = None,
         index_dir: str | None = None,
+        video_backend: str = "pyav",
+        decode_device: str = "cpu",
     ):
         if chunk_size < 1 or buffer_frames < chunk_size:
             raise ValueError(
@@ -251,7 +256,7 @@ class RandomFrameDataset(IterableDataset):
             for index in pool.map(lambda path: index_video(path, index_dir=index_dir), self.paths):
                 self.num_frames.append(index.num_frames)
                 self.group_starts.append(group_starts(index))
-        self._backend = get_video_backend("pyav")
+        self._backend = get_video_backend(video_backend, decode_device=decode_device)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass, counted from 0."""
@@ -269,7 +274,10 @@ class RandomFrameDataset(IterableDataset):
         share = range(self.rank * num_workers + worker_id, order.num_chunks, sharers)
         ahead = max(self.buffer_frames // LEAD // self.chunk_size, 1)
         plan = plan_visits(order, share, self.group_starts, self.buffer_frames, ahead)
-        pixels = np.empty((self.buffer_frames, 3, *self.size), dtype=np.uint8)
+        shape = self.buffer_frames, 3, *self.size
+        pixels: np.ndarray | torch.Tensor = np.empty(shape, dtype=np.uint8)
+        if self._backend.device != "cpu":
+            pixels = torch.empty(shape, dtype=torch.uint8, device=self._backend.device)
         free = list(range(self.buffer_frames))  # of the buffer's slots; the plan never needs more than there are
         planned: dict[int, tuple[Chunk, list[int], Future[None]]] = {}  # by place, with their slots
 
@@ -289,13 +297,14 @@ class RandomFrameDataset(IterableDataset):
                 chunk, slots, task = planned.pop(place)
                 task.result()
                 for slot, position in zip(slots, range(chunk.first, chunk.stop), strict=True):
-                    frame = Frame(pixels[slot].copy(), chunk.video, position)
+                    own = pixels[slot].copy() if isinstance(pixels, np.ndarray) else pixels[slot].clone()
+                    frame = Frame(own, chunk.video, position)
                     free.append(slot)
                     yield frame
         finally:
             pool.shutdown(cancel_futures=True)  # an epoch that is left early has decoding under way
 
-    def _decode(self, visit: list[Chunk], pixels: np.ndarray, slots: list[int]) -> None:
+    def _decode(self, visit: list[Chunk], pixels: np.ndarray | torch.Tensor, slots: list[int]) -> None:
         """Decodes chunks of a video into some slots of the buffer."""
         path = self.paths[visit[0].video]
         positions = [position for chunk in visit for position in range(chunk.first, chunk.stop)]
@@ -388,4 +397,68 @@ def sampling_report(order: FrameOrder, values: Sequence[np.ndarray]) -> Sampling
         correlation=correlation,
         design_effect=design_effect,
         effective_share=1 / design_effect,
+    )
+
+
+def window_counts(num_frames: int, window: int) -> np.ndarray:
+    """
+    In how many of the windows of neighbouring frames that slide over a video each frame is.
+
+    Args:
+        num_frames (`int`): Frames of the video.
+        window (`int`): Frames of a window, m; a shorter video is one window.
+
+    Returns:
+        `np.ndarray` of shape `(num_frames,)`, `int64`: 1 for the first and the last frame, up to
+        `min(m, num_frames - m + 1)` in the middle.
+    """
+    window = min(window, num_frames)
+    places = np.arange(num_frames)
+    # Of the starts 0 to num_frames - m, those from place - m + 1 to place.
+    return np.minimum(places, num_frames - window) - np.maximum(places - window + 1, 0) + 1
+
+
+@dataclass(frozen=True)
+class WindowReport:
+    """
+    How windows that slide over videos favour frames, exactly: every window counts once, nothing is drawn.
+
+    Args:
+        min_share, max_share (`float`): How often the rarest and the most frequent frame comes, of the average.
+        edge_share (`float`): Share of the frames that come less often than the most frequent of their video.
+        bias (`float`): Distance of the mean that windows have from that of all frames, in standard deviations of a
+            frame.
+    """
+
+    min_share: float
+    max_share: float
+    edge_share: float
+    bias: float
+
+
+def window_report(values: Sequence[np.ndarray], window: int) -> WindowReport:
+    """
+    The bias of sampling windows of `window` frames that may begin at any frame, all of them equally likely.
+
+    The edges of a video are in fewer windows than its middle: their frames are rarer, and the mean over batches is not
+    that over frames however many are drawn. Chunks that tile a video from a random phase ([`FrameOrder`]) have none.
+
+    Args:
+        values (`Sequence[np.ndarray]` of shape `(num_frames, num_values)`): As for [`sampling_report`].
+        window (`int`): Frames of a window, m.
+
+    Returns:
+        [`WindowReport`]: By counting.
+    """
+    counts = [window_counts(len(frames), window) for frames in values]
+    weights = np.concatenate(counts) / np.concatenate(counts).mean()
+    frames = np.concatenate([np.asarray(frames, dtype=np.float64) for frames in values])
+    mean = frames.mean(axis=0)
+    spread = float(((frames - mean) ** 2).sum(axis=1).mean() ** 0.5)
+    shift = float(np.linalg.norm((weights[:, None] * (frames - mean)).mean(axis=0)))
+    return WindowReport(
+        min_share=float(weights.min()),
+        max_share=float(weights.max()),
+        edge_share=float(np.mean(np.concatenate([own < own.max() for own in counts]))),
+        bias=shift / spread if spread > 0 else 0.0,
     )

@@ -30,4 +30,6 @@ def sample_generator(seed: int, epoch: int, sample_id: str, purpose: str) -> np.
 
 def stable_hash(text: str) -> int:
     """Hash of a string in 63 bits, the same in every process: fits a signed 64-bit tensor and is never negative."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "little") >> 1
+    )

@@ -27,6 +27,7 @@ from simple_multimodal.data.toy_media import (
     toy_generator,
     write_clip,
 )
+from simple_multimodal.output_folder import LOCK_FILE
 
 TOY_VERSION = 2  # raise it whenever the same parameters would write other files
 SECONDS_PER_SEGMENT = 0.6  # mean time that one background stays
@@ -677,6 +678,6 @@ def _check_folder(output_dir: Path, description: str, finished: Path, unfinished
                     f"(see {marker.name}). Give the same arguments or another folder, or delete it."
                 )
             return marker == finished
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if output_dir.exists() and (not output_dir.is_dir() or any(p.name != LOCK_FILE for p in output_dir.iterdir())):
         raise ValueError(f"{output_dir} exists and is not a toy world. Give a new or an empty folder.")
     return False

@@ -174,6 +174,7 @@ def protocol_name(
     deviates: bool = False,
     rerank_top_k: int | None = None,
     uses_dual_softmax: bool = False,
+    decodes_on_gpu: bool = False,
 ) -> str:
     """
     The name that a result is published under: what changes its meaning is part of it.
@@ -186,6 +187,8 @@ def protocol_name(
             all pairs, or none.
         uses_dual_softmax (`bool`, *optional*, defaults to `False`): Whether scores were normalised over all queries
             of the test set, which a single query has not.
+        decodes_on_gpu (`bool`, *optional*, defaults to `False`): Whether frames have the pixels of a GPU's decoder,
+            which are not bit-equal to those of a CPU's.
 
     Returns:
         `str`: For example `"msrvtt-1ka-9k+rerank100+dsl"`.
@@ -204,6 +207,7 @@ def protocol_name(
         "deviating": deviates,
         f"rerank{rerank_top_k}": rerank_top_k is not None,
         "dsl": uses_dual_softmax,
+        "nvdec": decodes_on_gpu,
     }
     return "+".join([protocol, *(suffix for suffix, applies in suffixes.items() if applies)])
 

@@ -296,8 +296,8 @@ def answer_result(
 
     Args:
         labels (`np.ndarray` or `Sequence[int]` of length `num_questions`): Predicted labels.
-        rows (`Sequence[Mapping]` of length `num_questions`): With `question`, `answer`, `group` (the clip) and, all or
-            none, `answer_type`.
+        rows (`Sequence[Mapping]` of length `num_questions`): With `question`, `answer` (`None`: it has none), `group`
+            (the clip) and, all or none, `answer_type`, all of them strings.
         id2label (`Mapping[int, str]`): Answer of each label.
         train_pairs (`Sequence[tuple[str, str]]`, *optional*): Training questions with their answers.
 
@@ -307,8 +307,8 @@ def answer_result(
     Raises:
         ValueError: If lengths do not agree or there is no question.
     """
-    answers = [str(row.get("answer") or "") for row in rows]
-    types = [str(row["answer_type"] or "") for row in rows] if all("answer_type" in row for row in rows) else None
+    answers = [row.get("answer") or "" for row in rows]
+    types = [row["answer_type"] or "" for row in rows] if all("answer_type" in row for row in rows) else None
     is_correct = correct_answers(np.asarray(labels), answers, id2label=id2label)
     metrics = question_answering_metrics(is_correct, types)
     if train_pairs:

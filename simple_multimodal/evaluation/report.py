@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.evaluation.result_files import write_whole
 from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
 
@@ -96,6 +97,8 @@ def write_metrics(
     headline: str | None = None,
     selection_split: str | None = None,
     audio_crop: str | None = None,
+    precision: Precision | None = None,
+    decoder: str | None = None,
     bad_samples: Sequence[Mapping[str, str | None]] = (),
 ) -> None:
     """
@@ -111,6 +114,8 @@ def write_metrics(
         selection_split (`str`, *optional*):
             Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
         audio_crop (`str`, *optional*): What the model heard of longer audio, in words; `None`: all of it.
+        precision (`str`, *optional*): What the model computed in: `"fp32"`, `"bf16"` or `"fp16"`.
+        decoder (`str`, *optional*): What decoded frames, such as `"pyav"` or `"torchcodec on cuda"`.
         bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
 
     Raises:
@@ -124,6 +129,8 @@ def write_metrics(
     content: dict[str, object] = {
         "protocol": protocol,
         "selection_split": selection_split,
+        "precision": precision,
+        "decoder": decoder,
         "headline": headline,
         "counts": dict(counts),
         "metrics": dict(metrics),

@@ -78,7 +78,12 @@ class QuestionAnswerer(Pipeline):
         return results[0] if isinstance(questions, str) else results
 
     def answer_each(
-        self, question: str, clips: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top_k: int = 1
+        self,
+        question: str,
+        clips: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        top_k: int = 1,
+        recursive: bool = False,
     ) -> dict[str, list[Answer]]:
         """
         Answer one question about each of several clips.
@@ -88,6 +93,7 @@ class QuestionAnswerer(Pipeline):
             clips: a media file, a folder, or a list of files. A folder's file that cannot be read is left out, with a
                 warning.
             top_k (`int`, *optional*, defaults to 1): how many answers to return.
+            recursive (`bool`, *optional*, defaults to `False`): of a folder, also the files of folders in it.
 
         Returns:
             `dict[str, list[Answer]]`: by the clip's name, which for a folder's file is that in the folder; the most
@@ -98,7 +104,7 @@ class QuestionAnswerer(Pipeline):
             ValueError: The question is blank, or a file has nothing that the model takes, or more than
                 `max_bad_fraction` of the clips, or all, cannot be read.
         """
-        rows = media_rows(clips)
+        rows = media_rows(clips, recursive=recursive)
         policy: Literal["skip", "fail"] = "skip" if is_media_folder(clips) else "fail"
         results = self._answer([question] * len(rows), rows, range(len(rows)), top_k, policy)
         return {row["id"]: answers for row, answers in zip(rows, results, strict=True) if answers}

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, as_json, with_retries
@@ -45,6 +46,8 @@ from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.loading import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.missing import no_such_folder
+from simple_multimodal.models.pairs import ranking_scores
 from simple_multimodal.processing import AudioFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -173,7 +176,7 @@ def measure_retrieval(
         prefix = "matching_"
         place_in_index = np.cumsum(in_index) - 1
 
-        def probabilities(pairs: np.ndarray) -> np.ndarray:
+        def match(pairs: np.ndarray) -> np.ndarray:
             found = np.full(len(pairs), -np.inf, dtype=np.float32)
             is_scored = is_read[pairs[:, 0], pairs[:, 1]]
             logits = retriever.score(
@@ -185,11 +188,12 @@ def measure_retrieval(
                 partial=None if partial is None else Path(partial),
                 key=index.key,
             )
-            found[is_scored] = logits.softmax(dim=1)[:, 1].numpy()
+            own_cosines = torch.from_numpy(cosines[pairs[is_scored, 0], pairs[is_scored, 1]])
+            found[is_scored] = ranking_scores(retriever.model, logits, own_cosines).numpy()
             return found
 
         matched, decisive = matched_retrieval(
-            scores, *groups, probabilities, top_k=matching_top_k, measures_change=measures_change
+            scores, *groups, match, top_k=matching_top_k, measures_change=measures_change
         )
         metrics |= matched.metrics
         intervals |= matched.intervals
@@ -266,13 +270,13 @@ def measure_answers(
     Raises:
         ValueError: More than the answerer's `max_bad_fraction` of the clips, or all, cannot be read.
     """
-    rows = list(dataset.named_rows())
+    rows: list[dict[str, Any]] = [dict(row) for row in dataset.named_rows()]
     logits, is_read, bad_samples = answerer.answer_rows(dataset, partial=partial)
     labels = np.full(len(rows), -1)  # which stands for no answer
     labels[is_read.numpy()] = predicted_labels(logits[is_read].numpy())
     train_pairs = () if train_dataset is None else train_dataset.pairs()
     result = answer_result(labels, rows, id2label=answerer.model.config.id2label, train_pairs=train_pairs)
-    types = [str(row.get("answer_type") or "") for row in rows]
+    types = [row.get("answer_type") or "" for row in rows]
     printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
     counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
     if is_alpro or set(types) <= set(ANSWER_TYPES):
@@ -291,7 +295,7 @@ def measure_answers(
             labels,
             [row["captions"][0] for row in rows],
             [Path(row["video"] or row["audio"] or "").stem for row in rows],
-            [str(row.get("answer") or "") for row in rows],
+            [row.get("answer") or "" for row in rows],
             types,
         ),
         bad_samples=bad_samples,
@@ -306,7 +310,8 @@ def measure_benchmark(
     model_folder: str | os.PathLike[str] | None = None,
     split: str = "test",
     video_root: str | os.PathLike[str] | None = None,
-    matching_top_k: int | None = None,
+    follow_links: bool = False,
+    matching_top_k: int | Literal["all"] | None = None,
     measures_change: bool = False,
     uses_dual_softmax: bool = False,
     is_alpro: bool = False,
@@ -325,7 +330,11 @@ def measure_benchmark(
             clips, and whose `run.json` says by which split it was chosen.
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
-        matching_top_k (`int`, *optional*): as in [`measure_retrieval`]; by default what the protocol says.
+        follow_links (`bool`, *optional*, defaults to `False`): see [`MultimodalDataset`].
+        matching_top_k (`int` or `"all"`, *optional*): how many candidates of each query the matching head orders anew;
+            0: none. By default what the protocol says, if matching was better than the cosine on the validation split
+            of the model's training ([`Retriever.rerank_top_k`]), else none. ALPRO, and models that were saved before
+            this was measured, are ranked as the protocol says.
         measures_change, uses_dual_softmax, is_alpro (`bool`, *optional*): as there.
 
     Raises:
@@ -349,8 +358,16 @@ def measure_benchmark(
     clips = prepared["splits"][split]["clips"]
     if model_folder is not None and split == "test":
         check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
-    if matching_top_k is None and not is_alpro:
-        matching_top_k = protocol.rerank_top_k
+    if isinstance(pipeline, Retriever) and matching_top_k is None and not is_alpro:
+        is_unknown = pipeline.model.config.rerank_top_k is None and pipeline.model.cosine_weight == 0
+        matching_top_k = protocol.rerank_top_k if pipeline.rerank_top_k > 0 or is_unknown else 0
+        if matching_top_k == 0 and pipeline.state.is_main_process:
+            logger.warning(
+                "Ranked by cosine: the model was not saved with a matching head that proved better on the validation "
+                "split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every one."
+            )
+    if matching_top_k == "all":
+        matching_top_k = None
     name = (
         "alpro"
         if is_alpro
@@ -360,17 +377,18 @@ def measure_benchmark(
             deviates=any(line.startswith(f"{split}: ") for line in prepared["deviations"]),
             rerank_top_k=matching_top_k or None,
             uses_dual_softmax=uses_dual_softmax,
+            decodes_on_gpu=pipeline.collator.decode_device != "cpu",
         )
     )
     root = None if video_root is None else Path(video_root)
-    modalities = pipeline.processor.modalities
     audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
+    settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
     output_dir.mkdir(parents=True, exist_ok=True)
     partial = output_dir / "partial"
     if isinstance(pipeline, Retriever):
         measured = measure_retrieval(
             pipeline,
-            MultimodalDataset(folder / f"{split}.jsonl", video_root=root, modalities=modalities),
+            MultimodalDataset(folder / f"{split}.jsonl", video_root=root, **settings),
             protocol=name,
             matching_top_k=matching_top_k,
             measures_change=measures_change,
@@ -383,7 +401,7 @@ def measure_benchmark(
     else:
 
         def questions(name: str) -> QuestionDataset:
-            return QuestionDataset(folder / f"{name}.jsonl", video_root=root, modalities=modalities)
+            return QuestionDataset(folder / f"{name}.jsonl", video_root=root, **settings)
 
         measured = measure_answers(
             pipeline,
@@ -404,6 +422,8 @@ def measure_benchmark(
             headline=measured.headline,
             selection_split=_read(model_folder or "", "run.json").get("selection_split"),
             audio_crop=None if audio is None else audio.crop_rule,
+            precision=pipeline.precision,
+            decoder=pipeline.collator.decoder,
             bad_samples=as_json(measured.bad_samples),
         )
     if pipeline.state.is_local_main_process:
@@ -411,13 +431,16 @@ def measure_benchmark(
     return measured
 
 
-def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> tuple[Path, Path | None, str]:
+def prepared_folder(
+    data: str | os.PathLike[str], output_dir: str | os.PathLike[str], *, follow_links: bool = False
+) -> tuple[Path, Path | None, str]:
     """
     The folder of a benchmark's manifests; of one in ALPRO's layout (`txt/`, `videos/`) they are written first.
 
     Args:
         data (`str`): a folder that `simple-multimodal prepare` wrote, or ALPRO's `data/<task>`.
         output_dir (`str`): where manifests go, into `manifests/`, if they have to be written.
+        follow_links (`bool`, *optional*, defaults to `False`): see [`prepare_benchmark`].
 
     Returns:
         The folder, the folder of the videos if it is known, and the protocol's name.
@@ -426,6 +449,14 @@ def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[
         ValueError: It is neither.
     """
     data = Path(data)
+    if not data.exists():
+        raise ValueError(f"{data}: {no_such_folder(data)}")
+    if data.is_file():
+        raise ValueError(
+            f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
+            f"python train.py --do_eval --task TASK --model_name_or_path MODEL --validation_file {data} "
+            "--output_dir OUT"
+        )
     folder, videos = data, data / "videos"
     if not (data / "protocol.json").is_file():
         folder = Path(output_dir, "manifests")
@@ -437,7 +468,9 @@ def prepared_folder(data: str | os.PathLike[str], output_dir: str | os.PathLike[
             )
         splits = _listed_splits(data / "txt")
         preparation = from_main(
-            lambda: prepare_benchmark(benchmark, data / "txt", folder, videos=videos, splits=splits)
+            lambda: prepare_benchmark(
+                benchmark, data / "txt", folder, videos=videos, splits=splits, follow_links=follow_links
+            )
         )
         if preparation.deviations:
             logger.warning(preparation.to_text())

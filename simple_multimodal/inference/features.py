@@ -93,16 +93,18 @@ class TowerFeatures(Pipeline):
                 video_processor=self.processor.video_processor if tower == "video" else None,
             ),
             video_backend=self.collator.video_backend,
+            decode_device=self.collator.decode_device,
             index_dir=self.collator.index_dir,
         )
         folder = Path(output, tower)
         tower_hash = self.model.tower_hash(tower)
         made_of = {
-            "fingerprint": make_fingerprint(
-                tower, tower_hash, self.processor, video_backend=self.collator.video_backend
-            ),
+            "fingerprint": make_fingerprint(tower, tower_hash, self.processor, video_backend=self.collator.decoder),
             "dtype": str(dtype).removeprefix("torch."),
+            "precision": self.precision,
         }
+        for dataset in datasets:
+            dataset.check_links()
         rows, unreadable = from_main(lambda: _different_clips(datasets, tower))
         stored = from_main(lambda: _stored(folder, made_of))  # before any process writes
         if not rows:
@@ -125,6 +127,7 @@ class TowerFeatures(Pipeline):
             batch_sampler=batches,
             collate_fn=self._reader(listed, collator),
             num_workers=self.num_workers,
+            multiprocessing_context=self.worker_context,
         )
         loaded = iter(loader)
         bad: dict[ClipKey, str] = {}
@@ -153,7 +156,8 @@ class TowerFeatures(Pipeline):
     @torch.no_grad()
     def _encode(self, tower: Modality, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> list[ClipTokens]:
         """Tokens of each row of a batch, on the CPU."""
-        output: EncoderOutput = self.model.base_model.encode(tower, send_to_device(batch, self.model.device))
+        with self.autocast():
+            output: EncoderOutput = self.model.base_model.encode(tower, send_to_device(batch, self.model.device))
         tokens, mask = output.tokens.to(dtype).cpu(), output.mask.cpu()
         seconds = torch.zeros(mask.shape) if output.seconds is None else output.seconds.float().cpu()
         # Up to the last token that is real: how far a clip is padded is the business of its batch.
@@ -206,7 +210,10 @@ def _stored(folder: Path, made_of: dict[str, Any]) -> Places:
             path.unlink()
             continue
         there = json.loads(metadata["made_of"])
-        flat = [{**of["fingerprint"], "dtype": of["dtype"]} for of in (there, made_of)]
+        flat = [
+            {**of["fingerprint"], "dtype": of["dtype"], "precision": of.get("precision", "fp32")}
+            for of in (there, made_of)
+        ]
         if difference := describe_difference(*flat):
             raise ValueError(f"{folder}: holds features of something else: {difference}. Give another folder.")
         for number, clip in enumerate(json.loads(metadata["clips"])):

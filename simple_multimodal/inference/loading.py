@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel
@@ -27,10 +28,20 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.data.tables import is_table
+from simple_multimodal.evaluation.precision import (
+    Precision,
+    autocast,
+    check_precision,
+    choose_precision,
+    precision_mismatch,
+)
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.missing import explain
 from simple_multimodal.modalities import CLIP_MODALITIES
 from simple_multimodal.models.base import hash_weights
+from simple_multimodal.models.distributed import decide_in_first_process
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.pairs import (
     CLIP_TOKENS_PER_BATCH,
@@ -45,7 +56,7 @@ from simple_multimodal.processing import MultimodalProcessor
 logger = logging.get_logger(__name__)
 
 Clips = MultimodalDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""A data set; or a media file, a folder of them, or a list of files."""
+"""A data set, or its manifest; or a media file, a folder of them, or a list of files."""
 
 TEXTS_PER_BATCH = 64
 
@@ -61,6 +72,13 @@ class ClipKey(NamedTuple):
     @classmethod
     def of(cls, row: Row) -> Self:
         return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"])
+
+
+def open_manifest(clips: Clips) -> Clips:
+    """The data set if this is a manifest, else what it is."""
+    if isinstance(clips, (str, os.PathLike)) and is_table(clips):
+        return MultimodalDataset(os.fspath(clips), modalities=())
+    return clips
 
 
 class EncodedRows(NamedTuple):
@@ -79,7 +97,8 @@ class EncodedRows(NamedTuple):
 
 def from_main(make: Callable[[], Any]) -> Any:
     """What the main process makes, on all processes: they cannot come to decide otherwise."""
-    return broadcast_object_list([make() if process_state().is_main_process else None])[0]
+    process_state()  # of which the decision is
+    return decide_in_first_process(make)
 
 
 class Pipeline:
@@ -94,16 +113,19 @@ class Pipeline:
         num_workers (`int`, *optional*, defaults to 0): processes that read clips; none: threads of this one do.
         drop_modalities (`Sequence[str]`, *optional*): take every clip as lacking these.
         shows_progress (`bool`, *optional*, defaults to `False`): show bars.
-        video_backend, index_dir (`str`, *optional*): see [`MultimodalCollator`].
+        video_backend, decode_device, index_dir (`str`, *optional*): see [`MultimodalCollator`].
         max_bad_fraction (`float`, *optional*, defaults to 0.2): share of the clips that cannot be read above which
             going on makes no sense.
         sample_timeout_seconds, loader_memory_gigabytes (`float`, *optional*, defaults to 120.0 and 4.0): with
             `num_workers`, what one file may take, see [`SupervisedReader`].
         features (`str`, *optional*): folder that [`TowerFeatures`] wrote. Its towers do not run, and their files are
             not read; every clip must have features.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"`, `"bf16"` or `"fp16"`, in which the model
+            computes, as `--bf16` and `--fp16` of a training run.
 
     Raises:
-        ValueError: `max_bad_fraction` is no share, or the features are not this model's.
+        ValueError: `max_bad_fraction` is no share, the features are not this model's, or there is no such precision
+            here.
     """
 
     model_classes: dict[str, type[PreTrainedModel]]
@@ -119,11 +141,13 @@ class Pipeline:
         drop_modalities: Sequence[str] = (),
         shows_progress: bool = False,
         video_backend: str = "pyav",
+        decode_device: str = "cpu",
         index_dir: str | None = None,
         max_bad_fraction: float = MAX_BAD_FRACTION,
         sample_timeout_seconds: float = SAMPLE_TIMEOUT_SECONDS,
         loader_memory_gigabytes: float = LOADER_MEMORY_GIGABYTES,
         features: str | os.PathLike[str] | None = None,
+        precision: Precision = "fp32",
     ):
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
@@ -131,6 +155,8 @@ class Pipeline:
         self.sample_timeout_seconds = sample_timeout_seconds
         self.loader_memory_gigabytes = loader_memory_gigabytes
         self.state = process_state()
+        check_precision(precision, self.state.device.type)
+        self.precision: Precision = precision
         self.model = model.to(self.state.device).eval()
         self.processor = processor
         self.batch_size = batch_size
@@ -139,25 +165,39 @@ class Pipeline:
         readers = (
             {}
             if features is None
-            else open_features(features, self.model.tower_hash, processor, video_backend=video_backend)
+            else open_features(
+                features,
+                self.model.tower_hash,
+                processor,
+                video_backend=video_backend,
+                decode_device=decode_device,
+            )
         )
         self.collator = MultimodalCollator(
             processor,
             drop_modalities=drop_modalities,  # type: ignore[arg-type]
             video_backend=video_backend,
+            decode_device=decode_device,
             index_dir=index_dir,
             features={m: reader for m, reader in readers.items() if m not in drop_modalities},
         )
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, cache_dir: str | None = None, **settings
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        cache_dir: str | None = None,
+        precision: Precision | None = None,
+        **settings,
     ) -> Self:
         """
         Args:
             name_or_path (`str`): folder or hub name of a trained model.
             cache_dir (`str`, *optional*): where files from the hub are kept.
-            settings: arguments of the class.
+            precision (`str`, *optional*): as for the class; by default what the folder's `run.json` says that the
+                model was evaluated in while it was trained, else `"fp32"`. In another one a warning says so.
+            settings: other arguments of the class.
 
         Raises:
             ValueError: If there is no such model, it was trained for another task, or its weights are damaged.
@@ -167,7 +207,7 @@ class Pipeline:
         try:
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
         except (OSError, RecursionError) as error:
-            raise ValueError(f"{name_or_path}: is no saved model: {error}") from error
+            raise ValueError(f"{name_or_path}: is no saved model: {explain(name_or_path, error)}") from error
         saved_class = (config.architectures or ["an unknown class"])[0]
         if saved_class not in cls.model_classes:
             raise ValueError(
@@ -179,11 +219,29 @@ class Pipeline:
         if loaded["missing_keys"]:
             raise ValueError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
         processor = MultimodalProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-        return cls(model, processor, **settings)
+        state = process_state()
+        precision = choose_precision(precision, name_or_path, state.device.type)
+        if state.is_main_process and (line := precision_mismatch(name_or_path, precision)) is not None:
+            logger.warning(line)
+        return cls(model, processor, precision=precision, **settings)
 
-    def rows(self, clips: Clips) -> list[Row]:
-        """One row for each different clip, in the order of their first occurrence; none for a row without a clip."""
-        rows = clips.named_rows() if isinstance(clips, MultimodalDataset) else media_rows(clips)
+    @property
+    def worker_context(self) -> str | None:
+        """How loader processes begin: spawned where they decode on a GPU, else as is usual."""
+        return "spawn" if self.num_workers and self.collator.decode_device != "cpu" else None
+
+    def autocast(self) -> AbstractContextManager:
+        """A context in which the model computes in `precision`."""
+        return autocast(self.precision, self.state.device.type)
+
+    def rows(self, clips: Clips, *, recursive: bool = False) -> list[Row]:
+        """One row for each different clip, in the order of their first occurrence; none for a row without a clip.
+        `recursive`: also those of the folders in a folder.
+        """
+        clips = open_manifest(clips)
+        if isinstance(clips, MultimodalDataset) and recursive:
+            raise ValueError("--recursive is for folders, and a manifest names its files. Leave it out.")
+        rows = clips.named_rows() if isinstance(clips, MultimodalDataset) else media_rows(clips, recursive=recursive)
         unique: dict[ClipKey, Row] = {}
         for row in rows:
             if self.has_clip(row):
@@ -204,7 +262,7 @@ class Pipeline:
     def _key(self, rows: Sequence[Row]) -> str:
         limits = self.sample_timeout_seconds, self.loader_memory_gigabytes  # beyond which files are bad
         dtypes = {modality: reader.dtype for modality, reader in self.collator.features.items()}
-        settings = [self.collator.drop_modalities, self.collator.video_backend, limits, dtypes]
+        settings = [self.collator.drop_modalities, self.collator.decoder, limits, dtypes, self.precision]
         digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
         digest.update(self.model.config.to_json_string().encode())
         digest.update(hash_weights(self.model).encode())
@@ -259,6 +317,7 @@ class Pipeline:
             batch_sampler=[list(batches[number]) for number in missing],
             collate_fn=self._reader(rows, self.collator),
             num_workers=self.num_workers,
+            multiprocessing_context=self.worker_context,
         )
         done = sum(len(batches[number]) for number in own)
         total = sum(len(batches[number]) for number in share)
@@ -268,7 +327,8 @@ class Pipeline:
                 bad_samples += bad
                 self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
                 bad_rows = {sample.row for sample in bad}
-                encoded = encode_clips(self.model, send_to_device(batch, self.model.device))
+                with self.autocast():
+                    encoded = encode_clips(self.model, send_to_device(batch, self.model.device))
                 clips = [
                     clip if with_tokens else Encoded(clip.embed, {})
                     for place, clip in zip(batches[number], encoded, strict=True)
@@ -349,7 +409,8 @@ class Pipeline:
         for begin in range(0, len(order), TEXTS_PER_BATCH):
             some = order[begin : begin + TEXTS_PER_BATCH]
             batch = send_to_device(self.processor.tokenize(some), self.model.device)
-            encoded |= zip(some, encode_texts(self.model, batch), strict=True)
+            with self.autocast():
+                encoded |= zip(some, encode_texts(self.model, batch), strict=True)
         return [encoded[text] for text in texts]
 
     def score(
@@ -390,6 +451,7 @@ class Pipeline:
             pairs,
             process_index=self.state.process_index,
             num_processes=self.state.num_processes,
+            autocast=self.autocast,
             pairs_per_batch=PAIRS_PER_BATCH,
             finished={number: tensors["outputs"] for number, tensors in parts.finished.items()},
             on_block=lambda number, outputs: parts.add(number, {"outputs": outputs}),

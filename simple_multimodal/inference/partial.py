@@ -9,6 +9,8 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from simple_multimodal.output_folder import give_umask
+
 SECONDS_BETWEEN_FILES = 30.0
 """A process that is killed loses about so much work at most."""
 
@@ -24,6 +26,7 @@ def save_whole(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_file(tensors, temporary, metadata)
+        give_umask(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

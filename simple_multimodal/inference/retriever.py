@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.manifest import MultimodalDataset, Row
-from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main
+from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main, open_manifest
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
 from simple_multimodal.models.base import hash_weights
-from simple_multimodal.models.pairs import Encoded
+from simple_multimodal.models.pairs import Encoded, ranking_scores
 
 
 class Match(NamedTuple):
@@ -27,7 +27,8 @@ class Match(NamedTuple):
     Args:
         id (`str`): of the clip.
         score (`float`): cosine of the text's and the clip's embedding.
-        matching (`float`, *optional*): probability that they belong together, if the clip was re-ranked.
+        matching (`float`, *optional*): the matching head's probability that they belong together, if the clip was
+            re-ranked; the order is that of [`ranking_scores`].
     """
 
     id: str
@@ -35,7 +36,7 @@ class Match(NamedTuple):
     matching: float | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class ClipIndex:
     """
     Clips to search.
@@ -47,6 +48,7 @@ class ClipIndex:
         clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
         key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
         model (`str`, *optional*): hash of the model's weights, in a file.
+        precision (`str`, *optional*): what the model computed in, in a file.
         bad_samples (`list[BadSample]`, *optional*): clips that are not in the index because they could not be read.
     """
 
@@ -56,7 +58,12 @@ class ClipIndex:
     clips: list[Encoded] | None = None
     key: str = ""
     model: str = ""
+    precision: str = "fp32"
     bad_samples: list[BadSample] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        unread = f", {len(self.bad_samples)} could not be read" if self.bad_samples else ""
+        return f"ClipIndex({len(self.ids)} clips, {self.embeds.shape[1]} dimensions{unread})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write embeddings and what they are of as safetensors, whole or not at all."""
@@ -65,6 +72,7 @@ class ClipIndex:
             "groups": self.groups,
             "key": self.key,
             "model": self.model,
+            "precision": self.precision,
             "bad_samples": self.bad_samples,
         }
         # In one entry: safetensors writes several in any order, and the same index would not be the same file.
@@ -91,13 +99,16 @@ class Retriever(Pipeline):
     Search clips by text: index them once, then ask as often as you like.
 
     The order is that of the embeddings' cosine; the first ones can be re-ranked by the matching head, which sees text
-    and clip together. Arguments are those of [`Pipeline`].
+    and clip together, and are by default if that was better on the validation split of the model's training
+    ([`rerank_top_k`]). Arguments are those of [`Pipeline`].
 
     Example:
 
     ```python
     >>> retriever = Retriever.from_pretrained("outputs/toy")
     >>> index = retriever.index("my_clips/")
+    >>> index
+    ClipIndex(2 clips, 128 dimensions)
     >>> retriever.search("a small red circle goes to the left while slow low notes play", index, top_k=2)
     [Match(id='b.mp4', score=0.81, matching=None), Match(id='a.mp4', score=0.13, matching=None)]
     ```
@@ -109,6 +120,13 @@ class Retriever(Pipeline):
         "AlproForRetrieval": AlproForRetrieval,
     }
 
+    @property
+    def rerank_top_k(self) -> int:
+        """How many of the first candidates are re-ranked by default: what proved better on the validation split when
+        the model was trained; 0 where that did not, or was not measured.
+        """
+        return self.model.config.rerank_top_k or 0
+
     def index(
         self,
         clips: Clips,
@@ -116,12 +134,14 @@ class Retriever(Pipeline):
         saved: str | os.PathLike[str] | None = None,
         for_matching: bool = False,
         partial: str | os.PathLike[str] | None = None,
+        recursive: bool = False,
     ) -> ClipIndex:
         """
         Run clips through the towers. One of a data set or a folder that cannot be read is left out, with a warning.
 
         Args:
-            clips: a data set (rows of the same clip count once), or a media file, a folder, or a list of files.
+            clips: a data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
+                of files.
             saved (`str`, *optional*): where to keep the embeddings; if they are there already, of the same model and
                 clips, they are not made again. Then nothing can be re-ranked: what that needs is hundreds of times as
                 much, and neither saved nor held in memory.
@@ -129,15 +149,17 @@ class Retriever(Pipeline):
                 `saved`: then they are encoded even if their embeddings are there.
             partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
                 from there. It stays until it is removed.
+            recursive (`bool`, *optional*, defaults to `False`): also the files of folders in the folder.
 
         Raises:
             MediaError: A file that is given by name cannot be read.
             ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read; or the model
                 has no matching head and is to match.
         """
+        clips = open_manifest(clips)
         is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
         return self.index_rows(
-            self.rows(clips),
+            self.rows(clips, recursive=recursive),
             on_bad_sample="fail" if is_chosen else "skip",
             saved=saved,
             for_matching=for_matching,
@@ -180,7 +202,7 @@ class Retriever(Pipeline):
         ids, groups = [row["id"] for row in read], [row["group"] for row in read]
         index = ClipIndex(ids, groups, embeds, clips if with_tokens else None, key, bad_samples=bad_samples)
         if saved is not None and self.state.is_main_process:
-            replace(index, model=hash_weights(self.model)).save(saved)
+            replace(index, model=hash_weights(self.model), precision=self.precision).save(saved)
         return index
 
     def load_index(self, path: str | os.PathLike[str]) -> ClipIndex:
@@ -193,19 +215,38 @@ class Retriever(Pipeline):
         index = ClipIndex.load(path)
         if index.model != hash_weights(self.model):
             raise ValueError(f"{os.fspath(path)}: holds embeddings of another model; make them anew with this one.")
+        if index.precision != self.precision:
+            raise ValueError(
+                f"{os.fspath(path)}: holds embeddings computed in {index.precision}, and texts would be encoded in "
+                f"{self.precision}; pass --precision {index.precision}, or make them anew."
+            )
         return index
 
+    def _open_index(self, clips: Clips, *, for_matching: bool, recursive: bool) -> ClipIndex:
+        if isinstance(clips, (str, os.PathLike)) and Path(clips).suffix == ".safetensors" and not recursive:
+            return self.load_index(clips)
+        return self.index(clips, for_matching=for_matching, recursive=recursive)
+
     def search(
-        self, texts: str | Sequence[str], index: ClipIndex, *, top_k: int = 10, rerank: int = 0
+        self,
+        texts: str | Sequence[str],
+        index: ClipIndex | Clips,
+        *,
+        top_k: int = 10,
+        rerank: int | None = None,
+        recursive: bool = False,
     ) -> list[Match] | list[list[Match]]:
         """
         The best clips for a text.
 
         Args:
             texts (`str` or `Sequence[str]`): a text, or several.
-            index ([`ClipIndex`]): what to search.
+            index ([`ClipIndex`] or clips): what to search. Clips, as [`index`] takes them, are indexed for this call
+                alone; a file `*.safetensors` is one that [`ClipIndex.save`] wrote.
             top_k (`int`, *optional*, defaults to 10): how many to return.
-            rerank (`int`, *optional*, defaults to 0): how many of the first ones the matching head orders anew.
+            rerank (`int`, *optional*): how many of the first ones the matching head orders anew; by default
+                [`rerank_top_k`], or none if the index holds embeddings alone.
+            recursive (`bool`, *optional*, defaults to `False`): of a folder, also the files of folders in it.
 
         Returns:
             `list[Match]`: best first; for several texts a list of such lists.
@@ -216,6 +257,10 @@ class Retriever(Pipeline):
         queries = [texts] if isinstance(texts, str) else list(texts)
         if any(not query.strip() for query in queries):
             raise ValueError("A text to search for is blank.")
+        if not isinstance(index, ClipIndex):
+            index = self._open_index(index, for_matching=bool(rerank), recursive=recursive)
+        if rerank is None:
+            rerank = 0 if index.clips is None else self.rerank_top_k
         if rerank > 0 and index.clips is None:
             raise ValueError("This index holds embeddings alone, read from a file; make it anew to re-rank.")
         if not queries:
@@ -224,13 +269,16 @@ class Retriever(Pipeline):
         scores = cosine(encoded, index.embeds)  # (texts, clips)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, : max(top_k, rerank)].tolist()
         matching: dict[tuple[int, int], float] = {}
+        ranked: dict[tuple[int, int], float] = {}
         if rerank > 0 and index.clips is not None:
             pairs = [(text, clip) for text, best in enumerate(order) for clip in best[:rerank]]
             logits = self.score(self.model.matching_logits, queries, encoded, index.clips, np.array(pairs))
+            cosines = torch.stack([scores[pair] for pair in pairs])
             matching = dict(zip(pairs, logits.softmax(dim=1)[:, 1].tolist(), strict=True))
+            ranked = dict(zip(pairs, ranking_scores(self.model, logits, cosines).tolist(), strict=True))
         results = []
         for text, best in enumerate(order):
-            first = sorted(best[:rerank], key=lambda clip: -matching[text, clip])  # stable: ties stay by cosine
+            first = sorted(best[:rerank], key=lambda clip: -ranked[text, clip])  # stable: ties stay by cosine
             results.append(
                 [
                     Match(index.ids[clip], float(scores[text, clip]), matching.get((text, clip)))

@@ -1,24 +1,37 @@
 """Sound tracks to mono waveforms whose first sample lies at the segment's start on the video's timeline."""
 
+import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from av import AudioFrame, AudioResampler
 from av.audio.plane import AudioPlane
-from av.container import InputContainer
 
-from simple_multimodal.media.container import decode_sound, find_audio_stream, find_video_stream, open_media
-from simple_multimodal.media.errors import MediaError, NoSoundTrackError
-from simple_multimodal.media.frame_index import index_video
+from simple_multimodal.media.audio_index import (
+    AudioEntry,
+    AudioIndex,
+    AudioRun,
+    Block,
+    LostPlaceError,
+    build_audio_index,
+    find_seams,
+    frames_from,
+    make_blocks,
+    timed_frames,
+)
+from simple_multimodal.media.container import Tracks, decode_audio, open_audio_stream, open_media
+from simple_multimodal.media.errors import MediaError, NoAudioError
+from simple_multimodal.media.frame_index import ClockRun, index_cache, index_video
 from simple_multimodal.media.sampling import check_segment
 
+logger = logging.getLogger(__name__)
+
 MAX_AUDIO_SAMPLES = 2**25  # of a returned waveform: 128 MiB, 35 minutes at 16 kHz
-MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
-SOURCE_RATES = (1_000, 1_000_000)  # Hz: the headers of a few KB may claim any, and resampling grows with the ratio
-BLOCK_SECONDS = 0.25  # of sound that is converted and resampled together
-MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
+SEEK_SECONDS = 120.0  # a segment that starts later is decoded from an entry shortly before it
+RESAMPLER_SECONDS = 0.1  # that the resampler is given before the segment: more than its filter spans
 
 # Sample formats of FFmpeg: type, value of silence, and value of full scale above it.
 _SAMPLE_FORMATS = {
@@ -33,7 +46,7 @@ _SAMPLE_FORMATS = {
 
 def has_audio(path: str | os.PathLike[str]) -> bool:
     """
-    Says whether a file has a sound track that can be decoded (a silent one counts), from its headers alone.
+    Says whether a file has an audio track that can be decoded (a silent one counts), without decoding it.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -44,8 +57,7 @@ def has_audio(path: str | os.PathLike[str]) -> bool:
     Raises:
         MediaError: The file cannot be read as media.
     """
-    with open_media(path) as container:
-        return find_audio_stream(container) is not None
+    return index_cache.tracks(path).audio is not None
 
 
 def read_audio(
@@ -64,9 +76,14 @@ def read_audio(
     `[round(start_seconds * sampling_rate), round(end_seconds * sampling_rate))` of the whole: neighbouring segments
     neither overlap nor leave a gap. Sound before the first video frame is left out; before a sound track that starts
     late, and in gaps of it, there is silence. Where the sound ends before the segment does, the waveform is shorter
-    than the segment.
+    than the segment. Where the clock starts again (recordings joined by appending one file to another), the audio of
+    the second recording follows that of the first, in step with its video.
 
-    The channels are averaged, then resampled by FFmpeg's swresample.
+    The channels are averaged, then resampled by FFmpeg's swresample. A segment that starts before `SEEK_SECONDS` is
+    decoded from the start of the file. For a later one the track is indexed once, by decoding it; from then on
+    decoding starts shortly before the segment. Of codecs whose frames depend on few others (PCM, FLAC, MP3, AAC
+    without noise substitution) the samples are those of decoding from the start, bit for bit; of others (AAC with it,
+    Opus) they are the same every time.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -79,8 +96,9 @@ def read_audio(
         `np.ndarray` of shape `(num_samples,)`, `float32`: The waveform, full scale at -1 and 1; at least one sample.
 
     Raises:
-        NoSoundTrackError: The file has no sound track that can be decoded.
-        MediaError: The file cannot be read, has no sound in the segment, or more than the limits allow.
+        NoAudioError: The file has no audio in the segment: no track that can be decoded, one without packets, or one
+            that ends before the segment starts.
+        MediaError: The file or its audio cannot be read, or there is more of it than the limits allow.
         ValueError: The sampling rate or the segment is not allowed.
     """
     if sampling_rate < 1:
@@ -93,30 +111,32 @@ def read_audio(
         raise ValueError(
             f"the segment [{start_seconds}, {end_seconds}) is shorter than a sample at {sampling_rate} Hz; widen it"
         )
+    tracks = index_cache.tracks(path, index_dir)
+    if tracks.audio is None:
+        raise NoAudioError(f"{name!r}: has no sound track that can be decoded")
+    start, clock_runs = _video_clock(path, tracks, index_dir)
     pieces: list[tuple[int, np.ndarray]] = []
     sound_stop = 0  # position behind the last sample
     num_kept = 0  # samples in pieces, which overlap where time stamps go back
-    with open_media(path, probe="sound") as container:
-        start = _video_start_seconds(container, path, index_dir)
-        for position, piece in _resampled_pieces(container, name, sampling_rate, start):
-            sound_stop = max(sound_stop, position + len(piece))
-            length = (sound_stop if stop is None else min(sound_stop, stop)) - first
-            if max(length, num_kept) > MAX_AUDIO_SAMPLES:
-                raise MediaError(
-                    f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
-                )
-            begin = max(first - position, 0)
-            end = len(piece) if stop is None else min(stop - position, len(piece))
-            if begin < end:
-                pieces.append((position + begin - first, piece[begin:end]))
-                num_kept += end - begin
-            if stop is not None and position >= stop:
-                break
+    for position, piece in _resampled(path, tracks, sampling_rate, start, clock_runs, first, index_dir):
+        sound_stop = max(sound_stop, position + len(piece))
+        length = (sound_stop if stop is None else min(sound_stop, stop)) - first
+        if max(length, num_kept) > MAX_AUDIO_SAMPLES:
+            raise MediaError(
+                f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
+            )
+        begin = max(first - position, 0)
+        end = len(piece) if stop is None else min(stop - position, len(piece))
+        if begin < end:
+            pieces.append((position + begin - first, piece[begin:end]))
+            num_kept += end - begin
+        if stop is not None and position >= stop:
+            break
     num_samples = (sound_stop if stop is None else min(stop, sound_stop)) - first
     if sound_stop == 0:
-        raise MediaError(f"{name!r}: its sound track holds no samples after the first video frame")
+        raise NoAudioError(f"{name!r}: its sound track holds no samples after the first video frame")
     if num_samples <= 0:
-        raise MediaError(
+        raise NoAudioError(
             f"{name!r}: has no sound from {start_seconds} s on; its sound ends at {sound_stop / sampling_rate:.3f} s"
         )
     waveform = np.zeros(num_samples, dtype=np.float32)
@@ -127,103 +147,143 @@ def read_audio(
     return waveform
 
 
-def _video_start_seconds(
-    container: InputContainer, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None
-) -> float | None:
-    """When the first frame is shown, on the container's clock; `None` where no frame can be decoded."""
-    if find_video_stream(container) is None:
-        return None
+def _video_clock(
+    path: str | os.PathLike[str], tracks: Tracks, index_dir: str | os.PathLike[str] | None
+) -> tuple[float | None, Sequence[ClockRun]]:
+    """When the first frame is shown on the container's clock (`None`: none can be decoded); where that restarts."""
+    if tracks.video is None:
+        return None, ()
     try:
-        return index_video(path, index_dir=index_dir).start_seconds
+        index = index_video(path, index_dir=index_dir)
     except MediaError:
-        return None
+        return None, ()
+    return index.start_seconds, index.clock_runs
 
 
-def _resampled_pieces(
-    container: InputContainer, name: str, sampling_rate: int, start_seconds: float | None
+def _resampled(
+    path: str | os.PathLike[str],
+    tracks: Tracks,
+    sampling_rate: int,
+    start_seconds: float | None,
+    clock_runs: Sequence[ClockRun],
+    first: int,
+    index_dir: str | os.PathLike[str] | None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
-    Yields the mono sound of a file in pieces, each with its position in samples from `start_seconds`.
+    Yields the mono sound of a file in pieces, each with its position in samples from the timeline's zero: from the
+    start of the file, or for a segment whose `first` sample comes late, from shortly before it.
 
     The pieces follow each other without a seam until the time stamps leave the count of samples or the rate changes.
     """
+    assert tracks.audio is not None
+    name, number, probe = os.fspath(path), tracks.audio.stream, tracks.audio.probe
+
+    def build() -> AudioIndex:
+        with open_media(path, probe=probe) as container:
+            stream = open_audio_stream(container, number, path)
+            return build_audio_index(container, stream, name, start_seconds, clock_runs)
+
+    if first >= SEEK_SECONDS * sampling_rate:
+        index = index_cache.audio(path, start_seconds, build, index_dir)
+        place = _find_place(index, sampling_rate, first, name)
+        if place is not None:
+            try:
+                with open_media(path, probe=probe) as container:
+                    stream = open_audio_stream(container, number, path)
+                    frames = ((None, frame) for frame in frames_from(container, stream, tracks, place.entry))
+                    yield from _resample_runs(_cut(make_blocks(frames, name), index, place, name), sampling_rate)
+                return
+            except LostPlaceError:
+                logger.warning("%r: seeking does not find its sound; it is decoded from the start", name)
+    with open_media(path, probe=probe) as container:
+        stream = open_audio_stream(container, number, path)
+        timed = timed_frames(stream, decode_audio(container, stream), clock_runs)
+        seams = find_seams(make_blocks(timed, name), start_seconds)
+        yield from _resample_runs(((run, 0, _mono(block.frames)) for run, block in seams), sampling_rate)
+
+
+class _Place(NamedTuple):
+    """Where to enter a track: a run, a sample of the track in it, and an entry before that."""
+
+    run: int
+    sample: int
+    entry: AudioEntry
+
+
+def _find_place(index: AudioIndex, sampling_rate: int, first: int, name: str) -> _Place | None:
+    """
+    Where to start decoding for sample `first` of the result; `None`: at the start of the file.
+
+    Resampling gives the same bits only from samples that lie on one of the result, counted from the start of the run.
+    """
+    ends = [run.seconds + (stop - run.first_sample) / run.rate for run, stop in _with_stops(index)]
+    number = next((number for number, end in enumerate(ends) if end * sampling_rate > first), None)
+    if number is None:
+        raise NoAudioError(
+            f"{name!r}: has no sound from {first / sampling_rate:.3f} s on; "
+            f"its sound ends at {max(ends, default=0):.3f} s"
+        )
+    run = index.runs[number]
+    wanted = (first - round(run.seconds * sampling_rate)) * run.rate // sampling_rate
+    wanted -= math.ceil(RESAMPLER_SECONDS * run.rate)
+    step = run.rate // math.gcd(run.rate, sampling_rate)
+    sample = run.first_sample + max(wanted // step * step, 0)
+    entry = index.entry_before(sample)
+    return None if entry is None else _Place(number, sample, entry)
+
+
+def _with_stops(index: AudioIndex) -> Iterator[tuple[AudioRun, int]]:
+    """Each run with the sample of the track behind its last."""
+    return zip(index.runs, [*(run.first_sample for run in index.runs[1:]), index.num_samples], strict=True)
+
+
+def _cut(
+    blocks: Iterable[Block], index: AudioIndex, place: _Place, name: str
+) -> Iterator[tuple[AudioRun, int, np.ndarray]]:
+    """Cuts what is decoded from an entry on into the runs of the track, from a place on; see `_resample_runs`."""
+    runs = list(_with_stops(index))[place.run :]
+    end = place.entry.sample  # of the present block, in samples of the track
+    for block in blocks:
+        mono = _mono(block.frames)
+        begin, end = end, end + len(mono)
+        while runs and runs[0][1] <= begin:
+            del runs[0]
+        for run, stop in runs:
+            low, high = max(begin, run.first_sample, place.sample), min(end, stop)
+            if low < high:
+                if block.rate != run.rate:
+                    raise MediaError(f"{name!r}: its sound is not the one that was indexed; did the file change?")
+                yield run, low - run.first_sample, mono[low - begin : high - begin]
+            if end <= stop:
+                break
+
+
+def _resample_runs(
+    parts: Iterable[tuple[AudioRun, int, np.ndarray]], sampling_rate: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """
+    Resamples mono sound run by run, and yields it with its position in samples from the timeline's zero.
+
+    The parts are samples of a run, behind the run and the number of their first sample in it. Those of one run follow
+    each other; where the first has another number than 0, it lies on a sample of the result.
+    """
     resampler: AudioResampler | None = None
-    run_seconds = 0.0  # where the present run of seamless sound starts
-    run_samples = 0  # decoded so far in this run
-    rate = 0
+    present: AudioRun | None = None
     position = 0
-    for seconds, block_rate, block in _blocks(container, name):
-        follows = run_seconds + run_samples / rate if rate else None
-        if start_seconds is None:
-            start_seconds = seconds or 0.0
-        if seconds is None:
-            seconds = start_seconds if follows is None else follows + start_seconds
-        seconds -= start_seconds
-        is_seam = follows is None or abs(seconds - follows) > MAX_TIME_STAMP_ERROR_SECONDS
-        if is_seam or block_rate != rate:
+    for run, number, mono in parts:
+        if run is not present:
             for piece in _resample(resampler, None):
                 yield position, piece
                 position += len(piece)
-            rate = block_rate
-            resampler = None if rate == sampling_rate else AudioResampler("flt", "mono", sampling_rate)
-            run_seconds, run_samples = seconds, 0
-            position = round(seconds * sampling_rate)
-        run_samples += len(block)
-        for piece in _resample(resampler, block, rate):
+            resampler = None if run.rate == sampling_rate else AudioResampler("flt", "mono", sampling_rate)
+            present = run
+            position = round(run.seconds * sampling_rate) + number * sampling_rate // run.rate
+        for piece in _resample(resampler, mono, run.rate):
             yield position, piece
             position += len(piece)
     for piece in _resample(resampler, None):
         yield position, piece
         position += len(piece)
-
-
-def _blocks(container: InputContainer, name: str) -> Iterator[tuple[float | None, int, np.ndarray]]:
-    """
-    Yields the mono sound of a file as decoded, in blocks of `BLOCK_SECONDS` or a little more: start in seconds on the
-    container's clock (`None`: not said), sampling rate, samples.
-
-    Frames hold some 20 ms each. To convert and resample every one by itself costs more than decoding it, and two
-    threads that do so hinder each other, as every step is too short to give the interpreter away for.
-    """
-    stream = find_audio_stream(container)
-    if stream is None:
-        raise NoSoundTrackError(f"{name!r}: has no sound track that can be decoded")
-    time_base = float(stream.time_base or 0)
-    frames: list[AudioFrame] = []  # of one format and rate, each beginning where the one before ends
-    start: float | None = None
-    follows = 0.0
-    num_samples = num_decoded = 0
-    for frame in decode_sound(container, stream):
-        num_decoded += frame.samples * frame.layout.nb_channels
-        if num_decoded > MAX_DECODED_AUDIO_SAMPLES:
-            raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} sound samples")
-        if frame.samples == 0:
-            continue
-        lowest, highest = SOURCE_RATES
-        if not lowest <= frame.sample_rate <= highest:
-            raise MediaError(
-                f"{name!r}: its sound has {frame.sample_rate} samples per second; {lowest} to {highest} are read"
-            )
-        seconds = None if frame.pts is None else frame.pts * time_base
-        if frames and not (
-            num_samples < BLOCK_SECONDS * frame.sample_rate
-            and (seconds is None or abs(seconds - follows) <= MAX_TIME_STAMP_ERROR_SECONDS)
-            and _sound_format(frame) == _sound_format(frames[0])
-        ):
-            yield start, frames[0].sample_rate, _mono(frames)
-            frames = []
-        if not frames:
-            start, num_samples = seconds, 0
-        frames.append(frame)
-        num_samples += frame.samples
-        follows = (start or 0.0) + num_samples / frame.sample_rate
-    if frames:
-        yield start, frames[0].sample_rate, _mono(frames)
-
-
-def _sound_format(frame: AudioFrame) -> tuple[str, int, int]:
-    """What has to be the same in frames that are converted together."""
-    return frame.format.name, frame.layout.nb_channels, frame.sample_rate
 
 
 def _mono(frames: list[AudioFrame]) -> np.ndarray:

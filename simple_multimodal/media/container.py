@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import av
@@ -37,7 +38,6 @@ MAX_FILE_BYTES = 2**36  # 64 GiB; a file of holes may claim any size
 MAX_ALLOCATION_BYTES = 9 * MAX_PIXELS  # that FFmpeg takes at once; pictures have up to 8 bytes a pixel
 MAX_STALL_SECONDS = 60.0  # that FFmpeg may search a file for its header or for a next packet
 MAX_PASS_SECONDS = 600.0  # of processor time for one pass through a file, so that no other load counts
-REORDER_PICTURES = 16  # the deepest picture reordering of H.264 and HEVC: the earliest time stamp is among so many
 
 OPEN_OPTIONS = {
     "protocol_whitelist": "file",
@@ -45,15 +45,77 @@ OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 _STALLED = f"nothing that can be decoded was found within {MAX_STALL_SECONDS:.0f} seconds"
+_ONLY_HEADERS = {"skip_frame": "all", "fpsprobesize": "0"}  # of frames: none is decoded to find out their rate
 PROBE_OPTIONS: dict[str, dict[str, str]] = {
     "everything": {},
-    "sound": {"skip_frame": "all", "fpsprobesize": "0", "analyzeduration": "100000"},
-    "nothing": {"skip_frame": "all", "fpsprobesize": "0", "analyzeduration": "1"},
+    "far": {"analyzeduration": "60000000", "probesize": str(2**26)},  # microseconds, bytes
+    "streams": _ONLY_HEADERS,
+    "far_streams": _ONLY_HEADERS | {"analyzeduration": "60000000", "probesize": str(2**26)},
+    "sound": _ONLY_HEADERS | {"analyzeduration": "100000"},
+    "nothing": _ONLY_HEADERS | {"analyzeduration": "1"},
 }
+# Containers that list their streams at the start. In others a stream is found when its first packet comes.
+HEADER_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "wav", "w64", "aiff", "mp3", "flac", "aac", "gif"}
 
 if sys.platform != "win32":  # whose libraries do not look up what they link to
     # FFmpeg's own limit is 2 GiB, and the tables of a file of 2 KB can ask for that. PyAV has no setting for it.
     ctypes.CDLL(av.container.core.__file__).av_max_alloc(ctypes.c_size_t(MAX_ALLOCATION_BYTES))
+
+
+Probe = Literal["everything", "far", "streams", "far_streams", "sound", "nothing"]
+
+
+@dataclass(frozen=True)
+class VideoTrack:
+    """
+    The video stream of a file that is read.
+
+    Args:
+        stream (`int`): Its number among all streams.
+        codec (`str`): FFmpeg's name of its codec.
+        width, height (`int`): Of its coded frames, in pixels.
+    """
+
+    stream: int
+    codec: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class AudioTrack:
+    """
+    The audio stream of a file that is read.
+
+    Args:
+        stream (`int`): Its number among all streams.
+        codec (`str`): FFmpeg's name of its codec.
+        sampling_rate (`int`): As announced, in Hz; 0 where the stream does not say before its first packet.
+        probe (`str`): How the file has to be opened for the stream to be there, see [`open_media`].
+    """
+
+    stream: int
+    codec: str
+    sampling_rate: int
+    probe: Probe
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """
+    Which streams of a file are read. They are chosen once, so that all readers agree.
+
+    Args:
+        container (`str`): FFmpeg's name of the container format.
+        kinds (`str`): Kinds of all streams, for messages.
+        video ([`VideoTrack`], *optional*): `None`: no video that can be decoded.
+        audio ([`AudioTrack`], *optional*): `None`: no audio that can be decoded.
+    """
+
+    container: str
+    kinds: str
+    video: VideoTrack | None
+    audio: AudioTrack | None
 
 
 def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
@@ -85,9 +147,7 @@ def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 @contextmanager
-def open_media(
-    path: str | os.PathLike[str], *, probe: Literal["everything", "sound", "nothing"] = "everything"
-) -> Iterator[InputContainer]:
+def open_media(path: str | os.PathLike[str], *, probe: Probe = "everything") -> Iterator[InputContainer]:
     """
     Opens a local media file, and turns what FFmpeg raises while it is open into `MediaError`.
 
@@ -96,9 +156,10 @@ def open_media(
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        probe (`"everything"`, `"sound"` or `"nothing"`, *optional*, defaults to `"everything"`): Whose format FFmpeg
-            finds out by decoding the beginning. That takes most of the time of opening; who knows the file by its
-            index can do without.
+        probe (`str`, *optional*, defaults to `"everything"`): How much of the beginning FFmpeg looks at to find out
+            what is in the file, which takes most of the time of opening: `"everything"` about 5 s, frames included;
+            `"far"` up to 60 s or 64 MiB; `"streams"` and `"far_streams"` the same without decoding frames; `"sound"`
+            0.1 s; `"nothing"` only the header. The last four are for readers that know the file by its index.
 
     Yields:
         `av.container.InputContainer`: The open file; closed at the end of the block.
@@ -132,71 +193,150 @@ def open_media(
         raise MediaError(f"{os.fspath(path)!r}: cannot be read as media: {reason}") from error
 
 
-def find_video_stream(container: InputContainer) -> VideoStream | None:
+def probe_tracks(path: str | os.PathLike[str]) -> Tracks:
     """
-    Finds the video stream that players show: FFmpeg's choice among those that can be decoded, cover pictures excepted.
+    Opens a file to choose its streams.
 
     Args:
-        container (`av.container.InputContainer`): The open file.
+        path (`str` or `os.PathLike`): The file.
 
     Returns:
-        `av.video.stream.VideoStream` or `None`: The stream, set to decode in one thread within `MAX_PIXELS`.
+        `Tracks`: The streams, see [`choose_tracks`].
+
+    Raises:
+        MediaError: The file cannot be read as media.
     """
+    with open_media(path) as container:
+        return choose_tracks(container, path)
+
+
+def choose_tracks(container: InputContainer, path: str | os.PathLike[str]) -> Tracks:
+    """
+    Chooses the streams that players show and play: FFmpeg's choice among those that can be decoded.
+
+    Cover images are no video. Where no audio was found and the container does not list its streams (transport streams
+    and the like), audio that starts late is looked for in the first minute.
+
+    Args:
+        container (`av.container.InputContainer`): The file, opened with `probe="everything"`.
+        path (`str` or `os.PathLike`): The file.
+
+    Returns:
+        `Tracks`: The streams.
+
+    Raises:
+        MediaError: The file cannot be opened again.
+    """
+    name = container.format.name
+    kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+    video = _best_video(container)
+    audio = _best_audio(container, video)
+    if audio is not None or name in HEADER_FORMATS:
+        probe: Probe = "sound" if name in HEADER_FORMATS else "streams"
+        return Tracks(name, kinds, _video_track(video), _audio_track(audio, probe))
+    with open_media(path, probe="far") as reopened:
+        # FFmpeg passes over a stream whose sampling rate it has not seen yet, although it may be announced.
+        announced = (stream for stream in reopened.streams.audio if stream.codec_context is not None)
+        audio = _best_audio(reopened, _best_video(reopened)) or next(announced, None)
+        return Tracks(name, kinds, _video_track(video), _audio_track(audio, "far_streams"))
+
+
+def _best_video(container: InputContainer) -> VideoStream | None:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
         return None
-    if stream.disposition & Disposition.attached_pic:
+    return None if stream.disposition & Disposition.attached_pic else stream
+
+
+def _best_audio(container: InputContainer, video: VideoStream | None) -> AudioStream | None:
+    stream = container.streams.best("audio", video)
+    return stream if isinstance(stream, AudioStream) and stream.codec_context is not None else None
+
+
+def _video_track(stream: VideoStream | None) -> VideoTrack | None:
+    if stream is None:
         return None
-    stream.codec_context.thread_count = 1  # the callers run side by side already
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    return stream
+    codec = stream.codec_context
+    return VideoTrack(stream.index, codec.name, codec.width, codec.height)
 
 
-def require_video_stream(container: InputContainer, path: str | os.PathLike[str]) -> VideoStream:
+def _audio_track(stream: AudioStream | None, probe: Probe) -> AudioTrack | None:
+    if stream is None:
+        return None
+    return AudioTrack(stream.index, stream.codec_context.name, stream.codec_context.sample_rate, probe)
+
+
+def open_video_stream(container: InputContainer, number: int, path: str | os.PathLike[str]) -> VideoStream:
     """
-    Returns the video stream of an open file, or says why there is none.
+    Prepares the video stream of an open file for decoding, in one thread within `MAX_PIXELS`.
 
     Args:
         container (`av.container.InputContainer`): The open file.
-        path (`str` or `os.PathLike`): Its path, for the message.
+        number (`int`): Number of the stream, from [`VideoTrack`] or [`FrameIndex`].
+        path (`str` or `os.PathLike`): The file, for the message.
 
     Returns:
         `av.video.stream.VideoStream`: The stream.
 
     Raises:
-        MediaError: The file has no video stream that can be decoded.
+        MediaError: The file has no such stream: it changed since it was probed.
     """
-    stream = find_video_stream(container)
-    if stream is None:
-        found = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise MediaError(f"{os.fspath(path)!r}: has no video stream that can be decoded (streams: {found})")
+    stream = container.streams[number] if number < len(container.streams) else None
+    if not isinstance(stream, VideoStream) or stream.codec_context is None:
+        raise MediaError(f"{os.fspath(path)!r}: stream {number} is no video that can be decoded; did the file change?")
+    stream.codec_context.thread_count = 1  # the callers run side by side already
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
 
-def find_audio_stream(container: InputContainer) -> AudioStream | None:
+def open_audio_stream(container: InputContainer, number: int, path: str | os.PathLike[str]) -> AudioStream:
     """
-    Finds the audio stream that players play: FFmpeg's choice among those that can be decoded.
+    Prepares the audio stream of an open file for decoding, in one thread.
 
     Args:
         container (`av.container.InputContainer`): The open file.
+        number (`int`): Number of the stream, from [`AudioTrack`].
+        path (`str` or `os.PathLike`): The file, for the message.
 
     Returns:
-        `av.audio.stream.AudioStream` or `None`: The stream, set to decode in one thread.
+        `av.audio.stream.AudioStream`: The stream.
+
+    Raises:
+        MediaError: The file has no such stream: it changed since it was probed.
     """
-    stream = container.streams.best("audio", find_video_stream(container))
+    stream = container.streams[number] if number < len(container.streams) else None
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
-        return None
+        raise MediaError(f"{os.fspath(path)!r}: stream {number} is no audio that can be decoded; did the file change?")
     stream.codec_context.thread_count = 1
     return stream
 
 
-def demux_packets(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
+def require_video(tracks: Tracks, path: str | os.PathLike[str]) -> VideoTrack:
     """
-    Reads the packets of a stream from where the file stands.
+    Returns the video track of a file, or says that there is none.
+
+    Args:
+        tracks (`Tracks`): Of the file.
+        path (`str` or `os.PathLike`): The file, for the message.
+
+    Returns:
+        `VideoTrack`: The track.
+
+    Raises:
+        MediaError: The file has no video stream that can be decoded.
+    """
+    if tracks.video is None:
+        raise MediaError(f"{os.fspath(path)!r}: has no video stream that can be decoded (streams: {tracks.kinds})")
+    return tracks.video
+
+
+def demux_packets(container: InputContainer, *streams: VideoStream | AudioStream) -> Iterator[av.Packet]:
+    """
+    Reads the packets of streams from where the file stands.
 
     Args:
         container (`av.container.InputContainer`): The open file.
-        stream (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): One of its streams.
+        streams (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): Of its streams.
 
     Yields:
         `av.Packet`: The packets; an empty one at the end.
@@ -207,7 +347,7 @@ def demux_packets(container: InputContainer, stream: VideoStream | AudioStream) 
         av.FFmpegError: The file breaks off.
     """
     started = time.thread_time()
-    packets = container.demux(stream)
+    packets = container.demux(*streams)
     number = 0
     while True:
         if time.thread_time() - started > MAX_PASS_SECONDS or number > MAX_PACKETS:
@@ -220,7 +360,7 @@ def demux_packets(container: InputContainer, stream: VideoStream | AudioStream) 
         except StopIteration:
             return
         except IndexError:  # of PyAV 18.1, on a packet of a stream that the header did not announce
-            packets = container.demux(stream)
+            packets = container.demux(*streams)
             continue
         except av.ExitError as error:  # not where the file ends: what follows is unknown
             raise MediaError(f"{_path_of(container)!r}: {_STALLED}") from error
@@ -232,9 +372,6 @@ def decode_pictures(container: InputContainer, stream: VideoStream) -> Iterator[
     """
     Decodes a video stream from its start, in the decoder's output order.
 
-    A packet that the decoder refuses is left out and decoding goes on behind it, as players do; the log says so once
-    per pass. Where the file itself breaks off, the stream ends.
-
     Args:
         container (`av.container.InputContainer`): The file, freshly opened.
         stream (`av.video.stream.VideoStream`): One of its streams.
@@ -242,32 +379,66 @@ def decode_pictures(container: InputContainer, stream: VideoStream) -> Iterator[
     Yields:
         `av.VideoFrame`: The pictures.
     """
-    for frame in _decode(container, stream):
+    for _, frame in decode_packets(container, stream, demux_packets(container, stream)):
         assert isinstance(frame, VideoFrame)
         yield frame
 
 
-def decode_sound(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+def decode_audio(
+    container: InputContainer, stream: AudioStream, packets: Iterator[av.Packet] | None = None
+) -> Iterator[tuple[av.Packet, AudioFrame]]:
     """
-    Decodes an audio stream from its start; damage is treated as `decode_pictures` does.
+    Decodes an audio stream from where the file stands.
 
     Args:
-        container (`av.container.InputContainer`): The file, freshly opened.
+        container (`av.container.InputContainer`): The open file.
         stream (`av.audio.stream.AudioStream`): One of its streams.
+        packets (`Iterator[av.Packet]`, *optional*): Of the stream; by default all that follow.
 
     Yields:
-        `av.AudioFrame`: Blocks of sound.
+        `tuple[av.Packet, av.AudioFrame]`: A frame, and the packet behind which the decoder put it out.
+
+    Raises:
+        MediaError: There are packets, but none of them can be decoded.
     """
-    for frame in _decode(container, stream):
+    num_packets = num_frames = 0
+
+    def counted(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        nonlocal num_packets
+        for packet in packets:
+            num_packets += packet.size > 0
+            yield packet
+
+    for packet, frame in decode_packets(container, stream, counted(packets or demux_packets(container, stream))):
         assert isinstance(frame, AudioFrame)
-        yield frame
+        num_frames += 1
+        yield packet, frame
+    if num_packets > 0 and num_frames == 0:
+        raise MediaError(f"{_path_of(container)!r}: not one of its {num_packets} audio packets can be decoded")
 
 
-def _decode(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[object]:
-    """Yields all frames of a stream, leaving out what is damaged."""
+def decode_packets(
+    container: InputContainer, stream: VideoStream | AudioStream, packets: Iterator[av.Packet]
+) -> Iterator[tuple[av.Packet, object]]:
+    """
+    Decodes packets, leaving out what is damaged.
+
+    A packet that the decoder refuses is left out and decoding goes on behind it, as players do; the log says so once
+    per pass. Where the file itself breaks off, the stream ends.
+
+    Args:
+        container (`av.container.InputContainer`): The open file, for messages.
+        stream (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): Of the packets.
+        packets (`Iterator[av.Packet]`): In the order of the file.
+
+    Yields:
+        `tuple[av.Packet, av.VideoFrame | av.AudioFrame]`: A frame, and the packet behind which it was put out.
+
+    Raises:
+        MediaError: More than `MAX_DAMAGED_PACKETS` are damaged.
+    """
     refused = 0
     reason = ""
-    packets = demux_packets(container, stream)
     while True:
         try:
             packet = next(packets)
@@ -287,7 +458,8 @@ def _decode(container: InputContainer, stream: VideoStream | AudioStream) -> Ite
                     f"{_path_of(container)!r}: more than {MAX_DAMAGED_PACKETS} {stream.type} packets are damaged"
                 ) from error
             continue
-        yield from frames
+        for frame in frames:
+            yield packet, frame
     if refused:
         logger.warning("%r: %d damaged %s packets left out (%s)", _path_of(container), refused, stream.type, reason)
 

@@ -8,7 +8,7 @@ import numpy as np
 from simple_multimodal.media.container import open_media
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
-from simple_multimodal.media.video import REMEDY, read_checked
+from simple_multimodal.media.video import REMEDY, read_checked, to_planes
 
 UNSEEKABLE_FORMATS = ("mpeg", "mpegts")  # decord 0.6 silently starts these at a later key frame
 
@@ -20,6 +20,8 @@ class DecordBackend:
     Raises:
         ImportError: decord is not installed, or does not load.
     """
+
+    device = "cpu"
 
     def __init__(self) -> None:
         try:
@@ -44,14 +46,14 @@ class DecordBackend:
                 raise MediaError(
                     f"{index.path!r}: decord mistakes the frames of {container.format.name} files; {REMEDY}"
                 )
-        return read_checked(
+        frames = read_checked(
             lambda: _Reader(os.path.abspath(path)),  # which is never taken for an address
             positions,
             index,
-            size,
             library="decord",
             errors=(decord.DECORDError, RuntimeError, ValueError, IndexError),
         )
+        return to_planes(np.asarray(frames), size)
 
 
 class _Reader:

@@ -13,5 +13,5 @@ class UnsoundIndexError(MediaError):
     """A file does not decode to what the index that was made from its packets says."""
 
 
-class NoSoundTrackError(MediaError):
-    """A file has no sound track that can be decoded."""
+class NoAudioError(MediaError):
+    """A file has no audio where it is asked for: no track, an empty one, or one that ends before the segment."""

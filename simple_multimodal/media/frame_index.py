@@ -7,14 +7,15 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -22,27 +23,36 @@ from av.video.stream import VideoStream
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from simple_multimodal.media.audio_index import AudioIndex
+from simple_multimodal.media.clock import REORDER_PICTURES, ClockRun, Timeline, find_runs, make_timeline
 from simple_multimodal.media.container import (
     MAX_FRAMES,
     MAX_PIXELS,
-    REORDER_PICTURES,
+    AudioTrack,
+    Tracks,
+    VideoTrack,
     check_media_file,
-    decode_pictures,
+    choose_tracks,
+    decode_packets,
     demux_packets,
+    open_audio_stream,
     open_media,
-    require_video_stream,
+    open_video_stream,
+    probe_tracks,
+    require_video,
 )
 from simple_multimodal.media.conversion import Matrix, is_transposed, read_display_matrix
 from simple_multimodal.media.errors import MediaError, UnsoundIndexError
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 1  # of what is stored; another one is not read
+INDEX_VERSION = 2  # of what is stored; another one is not read
 INDEX_DIR_VARIABLE = "SIMPLE_MULTIMODAL_INDEX_DIR"
 MAX_ASPECT_RATIO = 64  # of a frame; scaled until its short side fits, a longer one would fill the memory
 HASHED_BYTES = 2**16  # of the head and of the tail of a file, for the key of its index
 
-SEEKABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
+MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+SEEKABLE_FORMATS = {MP4_FORMAT, "matroska,webm", "avi"}
 NAL_CODECS = {"h264", "hevc"}
 KEY_FRAME_CODECS = {"vp8", "vp9", "av1", "libdav1d", "mjpeg"}  # a key frame of theirs depends on nothing before it
 
@@ -95,7 +105,8 @@ class FrameIndex:
         seconds (`np.ndarray` of shape `(num_frames,)`, `float64`):
             Presentation time of each frame, in seconds from the earliest one; never descending. Where a file's time
             stamps contradict the output order (some AVI files store none for pictures out of order), the times are
-            sorted: the `i`-th frame has the `i`-th smallest time. Read-only.
+            sorted: the `i`-th frame has the `i`-th smallest time. Where the clock starts again (recordings joined by
+            appending one file to another), time goes on; see [`make_timeline`]. Read-only.
         width (`int`):
             Width of a frame in pixels, after rotation.
         height (`int`):
@@ -116,6 +127,10 @@ class FrameIndex:
             How the decoded pictures are to be turned, see `read_display_matrix`.
         table ([`PacketTable`], *optional*):
             Where the frames lie; `None` where a few can only be had by decoding from the start.
+        tracks ([`Tracks`], *optional*):
+            The streams of the file that are read.
+        clock_runs (`tuple[ClockRun, ...]`, *optional*):
+            Where the clock starts again.
     """
 
     num_frames: int
@@ -130,6 +145,13 @@ class FrameIndex:
     num_promised: int = 0
     display_matrix: Matrix = (1, 0, 0, 1)
     table: PacketTable | None = None
+    tracks: Tracks | None = None
+    clock_runs: tuple[ClockRun, ...] = ()
+
+    @property
+    def stream(self) -> int:
+        """Number of the video stream among all streams of the file."""
+        return 0 if self.tracks is None or self.tracks.video is None else self.tracks.video.stream
 
     @property
     def coded_size(self) -> tuple[int, int]:
@@ -144,9 +166,12 @@ def default_index_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simple_multimodal" / "frame_index"
 
 
+Kept = TypeVar("Kept")
+
+
 class FrameIndexCache:
     """
-    Keeps indices in memory, and on disk for other processes and later runs.
+    Keeps indices of frames and audio in memory, and on disk for other processes and later runs.
 
     In memory a file is known by path, size and modification time; on disk by size, modification time and a hash of its
     head and tail, so that a copy of a folder needs no new index and a changed file gets one. One file on disk per
@@ -160,6 +185,8 @@ class FrameIndexCache:
     def __init__(self, max_files: int):
         self.max_files = max_files
         self.indices: OrderedDict[tuple[str, int, int], FrameIndex] = OrderedDict()
+        self.known_tracks: OrderedDict[tuple[str, int, int], Tracks] = OrderedDict()
+        self.audio_indices: OrderedDict[tuple[str, int, int], tuple[float | None, AudioIndex]] = OrderedDict()
         self.reset_lock()
 
     def reset_lock(self) -> None:
@@ -181,17 +208,14 @@ class FrameIndexCache:
             MediaError: The file is not a regular file with content, cannot be read, or holds no frame.
         """
         status = check_media_file(path)
-        key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-        with self.lock:
-            if key in self.indices:
-                self.indices.move_to_end(key)
-                return self.indices[key]
-        stored_path = _stored_path(path, status, Path(index_dir or default_index_dir()))
-        index = _load_index(stored_path, path)
+        index = self._recall(self.indices, path, status)
         if index is None:
-            index = build_index(path)
-            _store_index(index, stored_path)
-        self.put(path, index, status)
+            stored_path = _stored_path(path, status, Path(index_dir or default_index_dir()))
+            index = _load_index(stored_path, path)
+            if index is None:
+                index = build_index(path)
+                _store_index(index, stored_path)
+            self.put(path, index, status)
         return index
 
     def put(self, path: str | os.PathLike[str], index: FrameIndex, status: os.stat_result) -> None:
@@ -203,10 +227,91 @@ class FrameIndexCache:
             index (`FrameIndex`): Its index.
             status (`os.stat_result`): What the file system said about the file before it was indexed.
         """
+        self._keep(self.indices, path, status, index)
+
+    def tracks(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> Tracks:
+        """
+        Returns which streams of a file are read: as its index says, or where there is none yet, by probing the file.
+
+        Args:
+            path (`str` or `os.PathLike`): The file.
+            index_dir (`str` or `os.PathLike`, *optional*): Folder of stored indices; default `default_index_dir()`.
+
+        Returns:
+            `Tracks`: The streams.
+
+        Raises:
+            MediaError: The file is not a regular file with content, or cannot be read as media.
+        """
+        status = check_media_file(path)
+        index = self._recall(self.indices, path, status)
+        if index is not None and index.tracks is not None:
+            return index.tracks
+        tracks = self._recall(self.known_tracks, path, status)
+        if tracks is None:
+            index = _load_index(_stored_path(path, status, Path(index_dir or default_index_dir())), path)
+            if index is not None:
+                self.put(path, index, status)
+            tracks = index.tracks if index is not None and index.tracks is not None else probe_tracks(path)
+            self._keep(self.known_tracks, path, status, tracks)
+        return tracks
+
+    def audio(
+        self,
+        path: str | os.PathLike[str],
+        start_seconds: float | None,
+        build: Callable[[], AudioIndex],
+        index_dir: str | os.PathLike[str] | None = None,
+    ) -> AudioIndex:
+        """
+        Returns the index of a file's audio track, building it where it is not known yet.
+
+        Args:
+            path (`str` or `os.PathLike`): The file.
+            start_seconds (`float`, *optional*): When the first video frame is shown, which the audio is placed by. It
+                may change when frames turn out to be others than their packets promised.
+            build (`Callable`): Builds the index.
+            index_dir (`str` or `os.PathLike`, *optional*): Folder of stored indices; default `default_index_dir()`.
+
+        Returns:
+            `AudioIndex`: The index. Two threads that ask for the same new file at once both build it.
+
+        Raises:
+            MediaError: The file cannot be read.
+        """
+        status = check_media_file(path)
+        kept = self._recall(self.audio_indices, path, status)
+        if kept is not None and kept[0] == start_seconds:
+            return kept[1]
+        stored_path = _stored_path(path, status, Path(index_dir or default_index_dir()), ".audio")
+        arrays, values = _load(stored_path) or ({}, {})
+        index = AudioIndex.from_arrays(arrays) if values == {"start_seconds": start_seconds} else None
+        if index is None:
+            index = build()
+            _store(index.to_arrays(), {"start_seconds": start_seconds}, stored_path)
+        self._keep(self.audio_indices, path, status, (start_seconds, index))
+        return index
+
+    def _recall(
+        self, kept: OrderedDict[tuple[str, int, int], Kept], path: str | os.PathLike[str], status: os.stat_result
+    ) -> Kept | None:
+        key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
         with self.lock:
-            self.indices[os.path.abspath(path), status.st_size, status.st_mtime_ns] = index
-            while len(self.indices) > self.max_files:
-                self.indices.popitem(last=False)
+            if key in kept:
+                kept.move_to_end(key)
+            return kept.get(key)
+
+    def _keep(
+        self,
+        kept: OrderedDict[tuple[str, int, int], Kept],
+        path: str | os.PathLike[str],
+        status: os.stat_result,
+        value: Kept,
+    ) -> None:
+        with self.lock:
+            kept[os.path.abspath(path), status.st_size, status.st_mtime_ns] = value
+            while len(kept) > self.max_files:
+                kept.popitem(last=False)
 
     def settle(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> FrameIndex:
         """
@@ -333,33 +438,54 @@ def build_index(path: str | os.PathLike[str]) -> FrameIndex:
 def _index_from_packets(path: str | os.PathLike[str]) -> FrameIndex | None:
     """Indexes a video from its packets, decoding only the first; `None` where that cannot be trusted."""
     with open_media(path) as container:
-        stream = require_video_stream(container, path)
-        if container.format.name not in SEEKABLE_FORMATS or stream.codec_context.name not in NAL_CODECS:
+        tracks = choose_tracks(container, path)
+        track = require_video(tracks, path)
+        if tracks.container not in SEEKABLE_FORMATS or track.codec not in NAL_CODECS:
             return None
+        stream = open_video_stream(container, track.stream, path)
         packets = _read_packets(container, stream)
         # A picture of two fields may lie in two packets.
         if packets is None or packets.first_picture is None or packets.first_picture.interlaced_frame:
             return None
-        ticks = packets.table.time_stamps.tolist()
-        return _make_index(path, stream, ticks, packets.first_picture, packets.last_ticks, packets.table)
+        timeline = make_timeline(packets.table.time_stamps.tolist(), Fraction(0))
+        return _make_index(
+            path,
+            stream,
+            tracks,
+            timeline,
+            packets.first_picture,
+            packets.last_ticks,
+            num_hidden=packets.num_hidden,
+            table=packets.table,
+        )
 
 
 def _index_by_decoding(path: str | os.PathLike[str]) -> FrameIndex:
     """Indexes a video by decoding all of it, without colour conversion."""
     name = os.fspath(path)
     is_damaged = False
+    num_hidden = 0
+
+    def counted(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        nonlocal num_hidden
+        for packet in packets:
+            num_hidden += packet.is_discard
+            yield packet
+
     with open_media(path) as container:
-        stream = require_video_stream(container, path)
+        tracks = choose_tracks(container, path)
+        stream = open_video_stream(container, require_video(tracks, path).stream, path)
         frame_seconds = 1 / stream.average_rate if stream.average_rate else Fraction(0)
         step = frame_seconds / tick_seconds(stream)
-        ticks: list[int] = []
+        ticks: list[int | None] = []
         last_ticks = 0
         first: VideoFrame | None = None
-        for picture in decode_pictures(container, stream):
+        for _, picture in decode_packets(container, stream, counted(demux_packets(container, stream))):
+            assert isinstance(picture, VideoFrame)
             first = first or picture
             if len(ticks) == MAX_FRAMES:
                 raise MediaError(f"{name!r}: has more than {MAX_FRAMES} frames; cut the file into shorter ones")
-            ticks.append(time_stamp(picture, ticks, step))
+            ticks.append(picture.pts)
             last_ticks = picture.duration or 0
             is_damaged |= picture.is_corrupt
         if first is None:
@@ -367,33 +493,78 @@ def _index_by_decoding(path: str | os.PathLike[str]) -> FrameIndex:
                 f"{name!r}: not one frame of its {stream.codec_context.name} video can be decoded (damaged, or "
                 f"pictures of more than {MAX_PIXELS} pixels)"
             )
-        index = _make_index(path, stream, ticks, first, last_ticks)
+        timeline = make_timeline(ticks, step)
+        index = _make_index(path, stream, tracks, timeline, first, last_ticks, num_hidden=num_hidden)
+        known = [tick for tick in ticks if tick is not None]
         has_table = (
             not is_damaged
-            and container.format.name in SEEKABLE_FORMATS
+            and len(known) == len(ticks)
+            and tracks.container in SEEKABLE_FORMATS
             and stream.codec_context.name in NAL_CODECS | KEY_FRAME_CODECS
         )
+    if len(timeline.offsets) > 1:
+        return replace(index, clock_runs=_find_clock_runs(path, index, timeline))
     if not has_table:
         return index
     with open_media(path) as container:
-        packets = _read_packets(container, require_video_stream(container, path), is_settled=True)
-    if packets is None or packets.table.time_stamps.tolist() != sorted(ticks):
+        packets = _read_packets(container, open_video_stream(container, index.stream, path), is_settled=True)
+    if packets is None or packets.table.time_stamps.tolist() != sorted(known):
         return index
     # The time stamps know the frames also where they contradict the order that these are put out in.
-    order = np.searchsorted(packets.table.time_stamps, ticks)
-    table = replace(packets.table, time_stamps=np.array(ticks), packets=packets.table.packets[order])
+    order = np.searchsorted(packets.table.time_stamps, known)
+    table = replace(packets.table, time_stamps=np.array(known), packets=packets.table.packets[order])
     return replace(index, table=table)
+
+
+def _find_clock_runs(path: str | os.PathLike[str], index: FrameIndex, timeline: Timeline) -> tuple[ClockRun, ...]:
+    """
+    Finds the bytes of a file from which its clock has started again; the audio of a run goes with its video.
+
+    Nothing where the packets do not show as many restarts as the frames do: then the audio is placed by itself.
+    """
+    assert index.tracks is not None
+    audio = index.tracks.audio
+    places: dict[int, list[int]] = {}  # of the packets of each stream, in bytes
+    stamps: dict[int, list[int | None]] = {}
+    with open_media(path, probe="everything" if audio is None else audio.probe) as container:
+        video_stream = open_video_stream(container, index.stream, path)
+        streams: list[VideoStream | AudioStream] = [video_stream]
+        if audio is not None:
+            streams.append(open_audio_stream(container, audio.stream, path))
+        try:
+            for packet in demux_packets(container, *streams):
+                if packet.size:
+                    known = places.setdefault(packet.stream_index, [])
+                    # One without a place of its own shares that of the packet before.
+                    known.append(packet.pos if packet.pos is not None else known[-1] if known else 0)
+                    stamps.setdefault(packet.stream_index, []).append(packet.pts if packet.dts is None else packet.dts)
+        except av.FFmpegError:  # the file breaks off
+            pass
+        time_base = tick_seconds(video_stream)
+    starts = {number: find_runs(stamps[number])[1:] for number in stamps}
+    if len(starts[index.stream]) != len(timeline.offsets) - 1:
+        return ()
+    audio_starts = [] if audio is None else [places[audio.stream][place] for place in starts.get(audio.stream, ())]
+    runs = []
+    for start, offset in zip(starts[index.stream], timeline.offsets[1:], strict=True):
+        last, first = places[index.stream][start - 1], places[index.stream][start]
+        between = [place for place in audio_starts if last < place < first]
+        runs.append(ClockRun(min([first, *between]), float(offset * time_base)))
+    return tuple(runs)
 
 
 def _make_index(
     path: str | os.PathLike[str],
     stream: VideoStream,
-    ticks: list[int],
+    tracks: Tracks,
+    timeline: Timeline,
     first: VideoFrame,
     last_ticks: int,
+    *,
+    num_hidden: int,
     table: PacketTable | None = None,
 ) -> FrameIndex:
-    """The index of a stream whose frames have these time stamps, in output order, and begin with a picture."""
+    """The index of a stream whose frames lie on this timeline and begin with a picture."""
     time_base = tick_seconds(stream)
     matrix = read_display_matrix(first)
     width, height = (first.height, first.width) if is_transposed(matrix) else (first.width, first.height)
@@ -402,31 +573,43 @@ def _make_index(
             f"{os.fspath(path)!r}: its frames are {width} x {height}; one side may be at most {MAX_ASPECT_RATIO} "
             "times as long as the other"
         )
-    start = earliest_ticks(ticks)
-    seconds = frame_times(ticks, start, time_base)
+    seconds = timeline.ticks.astype(np.float64) * time_base.numerator / time_base.denominator
+    seconds.setflags(write=False)  # it is shared by every user of the cached index
     last_seconds = float(last_ticks * time_base) or (float(1 / stream.average_rate) if stream.average_rate else 0.0)
     return FrameIndex(
-        num_frames=len(ticks),
+        num_frames=len(seconds),
         seconds=seconds,
         width=width,
         height=height,
         duration_seconds=float(seconds[-1]) + last_seconds,
-        start_seconds=float(start * time_base),
-        is_in_presentation_order=ticks == sorted(ticks),
+        start_seconds=float(timeline.start * time_base),
+        is_in_presentation_order=timeline.is_in_order,
         path=os.fspath(path),
         codec=stream.codec_context.name,
-        num_promised=stream.frames,
+        num_promised=max(_num_announced(stream, tracks.container) - num_hidden, 0),
         display_matrix=matrix,
         table=table,
+        tracks=tracks,
     )
 
 
+def _num_announced(stream: VideoStream, container: str) -> int:
+    """How many packets the header announces; 0 where it does not say."""
+    if container != MP4_FORMAT:
+        return stream.frames
+    return min(stream.frames, len(stream.index_entries))  # without those that an edit list cuts off at an end
+
+
 class _Packets(NamedTuple):
-    """What the packets of a sound stream say: where its frames lie, its first picture, and how long the last shows."""
+    """
+    What the packets of a sound stream say: where its frames lie, its first picture, how long the last one shows, and
+    how many an edit list hides.
+    """
 
     table: PacketTable
     first_picture: VideoFrame | None
     last_ticks: int
+    num_hidden: int
 
 
 def _read_packets(container: InputContainer, stream: VideoStream, *, is_settled: bool = False) -> _Packets | None:
@@ -471,11 +654,15 @@ def _read_packets(container: InputContainer, stream: VideoStream, *, is_settled:
                 entries.append(number)
     except (av.FFmpegError, _UnsoundPacket):
         return None
-    if not time_stamps or stream.frames not in (0, len(time_stamps)) or not entries or entries[0] != 0:
+    num_announced = _num_announced(stream, container.format.name)
+    if not time_stamps or num_announced not in (0, len(time_stamps)) or not entries or entries[0] != 0:
         return None
     if inspector is not None and (len(first_pictures) != 1 or first_pictures[0].is_corrupt):
         return None
     stamps = np.array(time_stamps)  # (num_packets,)
+    ranks = np.argsort(np.argsort(stamps, kind="stable"), kind="stable")
+    if np.abs(np.arange(len(stamps)) - ranks).max() > REORDER_PICTURES:  # the clock starts again, or jumps
+        return None
     if inspector is not None and not is_settled and (np.diff(stamps) > 0).all():
         # Nothing is shown out of order, or these are times of decoding: without B slices it is the former.
         if inspector.is_hevc or any(_slice_type(header) == B_SLICE for header in headers):
@@ -494,7 +681,8 @@ def _read_packets(container: InputContainer, stream: VideoStream, *, is_settled:
         is_unreferenced=np.array(unreferenced) & (np.array(layers) == max(layers)),
         preamble=np.frombuffer(b"" if inspector is None else inspector.preamble or b"", np.uint8),
     )
-    return _Packets(table, first_pictures[0] if first_pictures else None, durations[packets[-1]])
+    num_hidden = len(shown) - len(packets)
+    return _Packets(table, first_pictures[0] if first_pictures else None, durations[packets[-1]], num_hidden)
 
 
 class _UnsoundPacket(Exception):
@@ -652,33 +840,62 @@ def content_hash(path: str | os.PathLike[str]) -> str:
     return key.hexdigest()
 
 
-def _stored_path(path: str | os.PathLike[str], status: os.stat_result, index_dir: Path) -> Path:
-    """Where the index of a file is stored."""
+def _stored_path(path: str | os.PathLike[str], status: os.stat_result, index_dir: Path, suffix: str = "") -> Path:
+    """Where what is known of a file is stored."""
     decoder = av.library_versions["libavcodec"]
     key = f"{INDEX_VERSION} {decoder} {status.st_mtime_ns} {content_hash(path)}"
     name = hashlib.sha256(key.encode()).hexdigest()
-    return index_dir / name[:2] / f"{name[2:]}.safetensors"
+    return index_dir / name[:2] / f"{name[2:]}{suffix}.safetensors"
 
 
 def _load_index(stored_path: Path, path: str | os.PathLike[str]) -> FrameIndex | None:
     """Reads a stored index; `None` where there is none that can be read."""
+    stored = _load(stored_path)
+    if stored is None:
+        return None
+    arrays, values = stored
     try:
-        with safe_open(stored_path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
-            values = json.loads(file.metadata()["index"])
         seconds = arrays.pop("seconds")
         seconds.setflags(write=False)
         values["display_matrix"] = tuple(values["display_matrix"])
+        values["clock_runs"] = tuple(ClockRun(*run) for run in values["clock_runs"])
+        values["tracks"] = _tracks_from_json(values["tracks"])
         table = PacketTable(**arrays) if arrays else None
         return FrameIndex(seconds=seconds, path=os.fspath(path), table=table, **values)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _tracks_from_json(values: dict[str, Any] | None) -> Tracks | None:
+    if values is None:
+        return None
+    video, audio = values.pop("video"), values.pop("audio")
+    return Tracks(
+        **values,
+        video=None if video is None else VideoTrack(**video),
+        audio=None if audio is None else AudioTrack(**audio),
+    )
 
 
 def _store_index(index: FrameIndex, stored_path: Path) -> None:
     """Stores an index; where that is not possible, says so and goes on."""
     values = {f.name: getattr(index, f.name) for f in fields(index) if f.name not in ("seconds", "table", "path")}
-    arrays = {"seconds": index.seconds} | (vars(index.table) if index.table else {})
+    values["tracks"] = None if index.tracks is None else asdict(index.tracks)
+    _store({"seconds": index.seconds} | (vars(index.table) if index.table else {}), values, stored_path)
+
+
+def _load(stored_path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Reads stored arrays and values; `None` where there are none that can be read."""
+    try:
+        with safe_open(stored_path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
+            return arrays, json.loads(file.metadata()["index"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _store(arrays: dict[str, np.ndarray], values: dict[str, Any], stored_path: Path) -> None:
+    """Stores arrays and values; where that is not possible, says so and goes on."""
     temporary = stored_path.with_name(f"{stored_path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         stored_path.parent.mkdir(parents=True, exist_ok=True)
@@ -702,51 +919,3 @@ def tick_seconds(stream: VideoStream) -> Fraction:
     """
     assert stream.time_base is not None  # every stream that FFmpeg reads has one
     return stream.time_base
-
-
-def time_stamp(picture: VideoFrame, earlier: Sequence[int], step: Fraction) -> int:
-    """
-    Returns a picture's time stamp; one without gets that of a frame of average length after the picture before it.
-
-    Args:
-        picture (`av.VideoFrame`): The picture.
-        earlier (`Sequence[int]`): Time stamps of the pictures before it, in ticks of the stream's time base.
-        step (`Fraction`): Average length of a frame, in the same ticks.
-
-    Returns:
-        `int`: The time stamp, in ticks.
-    """
-    if picture.pts is not None:
-        return picture.pts
-    return earlier[-1] + round(step) if earlier else 0
-
-
-def earliest_ticks(ticks: Sequence[int]) -> int:
-    """
-    Returns the earliest time stamp of a video, looking no further than pictures can be reordered.
-
-    Args:
-        ticks (`Sequence[int]`): Time stamps in output order, at least one.
-
-    Returns:
-        `int`: The earliest of the first `REORDER_PICTURES`.
-    """
-    return min(ticks[:REORDER_PICTURES])
-
-
-def frame_times(ticks: Sequence[int], start: int, time_base: Fraction) -> np.ndarray:
-    """
-    Turns time stamps into ascending times from the start.
-
-    Args:
-        ticks (`Sequence[int]`): Time stamps in output order.
-        start (`int`): The time stamp that becomes 0.
-        time_base (`Fraction`): Length of a tick in seconds.
-
-    Returns:
-        `np.ndarray` of shape `(len(ticks),)`, `float64`: Seconds, sorted, at least 0. Read-only.
-    """
-    from_start = np.maximum(np.sort(np.asarray(ticks, dtype=np.int64)) - start, 0)
-    seconds = from_start.astype(np.float64) * time_base.numerator / time_base.denominator
-    seconds.setflags(write=False)  # it is shared by every user of the cached index
-    return seconds

@@ -15,7 +15,7 @@ from simple_multimodal.media.container import (
     decode_pictures,
     demux_packets,
     open_media,
-    require_video_stream,
+    open_video_stream,
 )
 from simple_multimodal.media.conversion import DecordConverter, PictureConverter
 from simple_multimodal.media.errors import MediaError, UnsoundIndexError
@@ -36,6 +36,8 @@ class PyAVBackend:
         is_like_decord (`bool`, *optional*, defaults to `False`): Whether frames that are scaled have the pixels that
             decord gives them, see [`DecordConverter`].
     """
+
+    device = "cpu"
 
     def __init__(self, *, is_like_decord: bool = False):
         self.is_like_decord = is_like_decord
@@ -78,7 +80,7 @@ class PyAVBackend:
             convert = PictureConverter((height, width), index.display_matrix, scales=size is not None)
         frames = np.empty((len(positions), 3, height, width), dtype=np.uint8)
         with open_media(path, probe="everything" if index.table is None else "nothing") as container:
-            stream = require_video_stream(container, path)
+            stream = open_video_stream(container, index.stream, path)
             decode = _decode_from_start if index.table is None else _decode_sparsely
             missing = dict(places)
             for position, picture in decode(container, stream, index, sorted(places)):

@@ -1,24 +1,49 @@
-"""Video backend on torchcodec, which uses the system's FFmpeg libraries."""
+"""Video backend on torchcodec, which uses the system's FFmpeg libraries, or the decoder of an NVIDIA GPU."""
 
+import contextlib
+import importlib.metadata
+import io
+import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
+import av
 import numpy as np
+import torch
 
 from simple_multimodal.media.container import open_media
+from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
-from simple_multimodal.media.video import read_checked
+from simple_multimodal.media.video import read_checked, to_planes
+
+logger = logging.getLogger(__name__)
+
+INSTEAD = "leave --decode_device out to decode on the CPU"
+SPAWN = (
+    "CUDA does not work in a process that was forked, which a loader process is by default: spawn them "
+    "(--dataloader_multiprocessing_context spawn), or decode in the main process (--dataloader_num_workers 0)"
+)
 
 
 class TorchCodecBackend:
     """
     Decodes with torchcodec, and refuses a file of which torchcodec would return other frames than a full decode.
 
+    On a GPU its decoder (NVDEC) is used, and frames are tensors that stay there. They are the same frames as on a CPU,
+    with other pixels: the hardware converts colours with rounding of its own, and frames are scaled with torch's
+    antialiased bilinear kernel in place of swscale's. A file that the hardware cannot decode is decoded on the CPU by
+    torchcodec and copied, with a warning.
+
+    Args:
+        device (`str`, *optional*, defaults to `"cpu"`): `"cpu"`, or `"cuda"` for the GPU of this process.
+
     Raises:
         ImportError: torchcodec is not installed, or finds no FFmpeg libraries.
+        ValueError: There is no GPU, or torchcodec cannot decode on it; the message says why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         try:
             import torchcodec.decoders  # noqa: F401
         except ImportError as error:
@@ -28,6 +53,11 @@ class TorchCodecBackend:
                 "torchcodec is installed but does not load: install FFmpeg's shared libraries (for instance "
                 "`apt-get install ffmpeg`) and the torchcodec release for your torch (pip install torchcodec)"
             ) from error
+        self.device = device if device == "cpu" else _usable_gpu(device)
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # in the process that it is sent to it looks at that one's GPU
+        return TorchCodecBackend, (self.device,)
 
     def frames(
         self,
@@ -35,33 +65,114 @@ class TorchCodecBackend:
         positions: Sequence[int],
         index: FrameIndex,
         size: tuple[int, int] | None = None,
-    ) -> np.ndarray:
-        """See [`VideoBackend.frames`]."""
+    ) -> np.ndarray | torch.Tensor:
+        """See [`VideoBackend.frames`]; on a GPU a `torch.ByteTensor` there, of the same shape."""
+        if self.device != "cpu" and os.getpid() != self._process:
+            raise RuntimeError(f"--decode_device {self.device}: {SPAWN}")
         with open_media(path, probe="nothing"):  # refuses playlists, which torchcodec would follow
             pass
-        return read_checked(
-            lambda: _Reader(os.path.abspath(path), index.start_seconds),  # which is never taken for an address
-            positions,
-            index,
-            size,
-            library="torchcodec",
-            errors=(RuntimeError, ValueError, IndexError),
-        )
+        try:
+            frames = read_checked(
+                # An absolute path is never taken for an address.
+                lambda: _Reader(os.path.abspath(path), index.stream, index.start_seconds, self.device),
+                positions,
+                index,
+                library="torchcodec",
+                errors=(RuntimeError, ValueError, IndexError),
+            )
+        except MediaError as error:
+            if isinstance(error.__cause__, (torch.OutOfMemoryError, torch.AcceleratorError)):
+                raise error.__cause__ from None  # of the GPU, not of the file
+            raise
+        return to_planes(frames, size) if isinstance(frames, np.ndarray) else scaled_on_device(frames, size)
 
 
 class _Reader:
     """A video that torchcodec has open."""
 
-    def __init__(self, path: str, start_seconds: float):
-        from torchcodec.decoders import VideoDecoder
+    def __init__(self, source: str | bytes, stream: int, start_seconds: float, device: str):
+        from torchcodec.decoders import VideoDecoder, set_cuda_backend
 
-        self.decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        # On a GPU NVDEC without FFmpeg in between, the only way that applies rotation (torchcodec #1235).
+        with contextlib.nullcontext() if device == "cpu" else set_cuda_backend("beta"):
+            self.decoder = VideoDecoder(
+                source,
+                stream_index=stream,
+                dimension_order="NHWC",
+                num_ffmpeg_threads=1,
+                seek_mode="exact",
+                device=device,
+            )
+        self.source = source
         self.start_seconds = start_seconds
+        self.device = device
 
     @property
     def num_frames(self) -> int:
         return self.decoder.metadata.num_frames
 
-    def read(self, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, positions: list[int]) -> tuple[np.ndarray, np.ndarray | torch.Tensor]:
         batch = self.decoder.get_frames_at(positions)
-        return batch.pts_seconds.numpy() - self.start_seconds, batch.data.numpy()
+        if self.device != "cpu" and self.decoder.cpu_fallback:
+            logger.warning(f"{self.source!r}: torchcodec decodes it on the CPU ({self.decoder.cpu_fallback})")
+        data = batch.data.numpy() if self.device == "cpu" else batch.data
+        return batch.pts_seconds.cpu().numpy() - self.start_seconds, data
+
+
+def scaled_on_device(frames: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """
+    Frames of a decoder on a device as [`VideoBackend.frames`] returns them.
+
+    Args:
+        frames (`torch.ByteTensor` of shape `(num_frames, height, width, 3)`): RGB.
+        size (`tuple[int, int]`, *optional*): Height and width to scale to, bilinear and antialiased.
+
+    Returns:
+        `torch.ByteTensor` of shape `(num_frames, 3, height, width)`, on the device of `frames`.
+    """
+    planes = frames.permute(0, 3, 1, 2)
+    if size is None or planes.shape[2:] == size:
+        return planes.contiguous()
+    scaled = torch.nn.functional.interpolate(planes.float(), size, mode="bilinear", antialias=True)
+    return scaled.round_().clamp_(0, 255).byte()
+
+
+def _usable_gpu(device: str) -> str:
+    """The GPU of this process by its number, after a look at whether torchcodec can decode on it."""
+    if not torch.cuda.is_available():
+        raise ValueError(f"--decode_device {device}: torch finds no CUDA device on this machine; {INSTEAD}")
+    number = torch.device(device).index
+    device = f"cuda:{torch.cuda.current_device() if number is None else number}"
+    try:
+        reader = _Reader(_sample_video(), 0, 0.0, device)
+        reader.read([0])
+    except RuntimeError as error:
+        raise ValueError(f"--decode_device {device}: {_why_not(error)}; {INSTEAD}") from error
+    if reader.decoder.cpu_fallback:
+        raise ValueError(
+            f"--decode_device {device}: the driver offers no video decoder ({reader.decoder.cpu_fallback}); in a "
+            f"container NVIDIA_DRIVER_CAPABILITIES must name `video`, and some GPUs have no NVDEC; {INSTEAD}"
+        )
+    return device
+
+
+def _why_not(error: RuntimeError) -> str:
+    """Why torchcodec does not decode on a GPU, by what it raised."""
+    if "Unsupported device" in str(error):
+        return (
+            f"this torchcodec ({importlib.metadata.version('torchcodec')}) was built without CUDA; install one that "
+            "was (0.13 and newer from PyPI, on Linux)"
+        )
+    return f"torchcodec cannot decode on it ({' '.join(str(error).split())})"
+
+
+def _sample_video() -> bytes:
+    """A small H.264 file, as every NVDEC decodes them."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 256
+        stream.pix_fmt = "yuv420p"
+        picture = av.VideoFrame.from_ndarray(np.zeros((256, 256, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(picture), *stream.encode()])
+    return file.getvalue()

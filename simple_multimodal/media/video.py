@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from av.video.frame import VideoFrame
 
 from simple_multimodal.media.conversion import PictureConverter
@@ -16,7 +17,14 @@ REMEDY = "use the pyav backend"
 
 
 class VideoBackend(Protocol):
-    """Reads chosen frames of a video file; safe to call from several threads and after a fork."""
+    """
+    Reads chosen frames of a video file; safe to call from several threads and, on a CPU, after a fork.
+
+    Attributes:
+        device (`str`): Where the frames are, `"cpu"` or such as `"cuda:0"`.
+    """
+
+    device: str
 
     def frames(
         self,
@@ -24,7 +32,7 @@ class VideoBackend(Protocol):
         positions: Sequence[int],
         index: FrameIndex,
         size: tuple[int, int] | None = None,
-    ) -> np.ndarray:
+    ) -> np.ndarray | torch.Tensor:
         """
         Decodes the frames at some positions.
 
@@ -37,6 +45,7 @@ class VideoBackend(Protocol):
 
         Returns:
             `np.ndarray` of shape `(len(positions), 3, height, width)`, `uint8`: RGB, rotation of the file applied.
+            A backend that decodes on a device returns a `torch.ByteTensor` there.
 
         Raises:
             MediaError: The file cannot be read, or yields other frames than those indexed.
@@ -73,7 +82,7 @@ class PeerReader(Protocol):
         """How many frames it counts."""
         ...
 
-    def read(self, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, positions: list[int]) -> tuple[np.ndarray, np.ndarray | torch.Tensor]:
         """Times of frames in seconds from the first one, and the frames, `(len(positions), height, width, 3)`."""
         ...
 
@@ -82,11 +91,10 @@ def read_checked(
     open_reader: Callable[[], PeerReader],
     positions: Sequence[int],
     index: FrameIndex,
-    size: tuple[int, int] | None,
     *,
     library: str,
     errors: tuple[type[Exception], ...],
-) -> np.ndarray:
+) -> np.ndarray | torch.Tensor:
     """
     Reads frames with another library, and refuses a file of which it would return others than a full decode.
 
@@ -94,12 +102,11 @@ def read_checked(
         open_reader (`Callable`): Opens the file.
         positions (`Sequence[int]`): Frame numbers.
         index (`FrameIndex`): The index of the video.
-        size (`tuple[int, int]`, *optional*): Height and width to scale to.
         library (`str`): Its name, for messages.
         errors (`tuple[type[Exception], ...]`): What the library raises.
 
     Returns:
-        `np.ndarray` of shape `(len(positions), 3, height, width)`, `uint8`: RGB.
+        The frames as the library returns them, `uint8` of shape `(len(positions), height, width, 3)`: RGB.
 
     Raises:
         MediaError: The library fails, or counts, times or orders the frames otherwise than a full decode.
@@ -126,10 +133,24 @@ def read_checked(
     if not np.allclose(seconds, index.seconds[chosen], rtol=1e-6, atol=TOLERANCE_SECONDS):
         raise MediaError(f"{index.path!r}: {library} times the frames otherwise than a full decode; {REMEDY}")
     shape = (index.height, index.width, 3)
-    if frames.shape[1:] != shape:
+    if tuple(frames.shape[1:]) != shape:
         raise MediaError(
-            f"{index.path!r}: {library} returned frames of shape {frames.shape[1:]}, not {shape}; {REMEDY}"
+            f"{index.path!r}: {library} returned frames of shape {tuple(frames.shape[1:])}, not {shape}; {REMEDY}"
         )
+    return frames
+
+
+def to_planes(frames: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """
+    Frames of another library as [`VideoBackend.frames`] returns them.
+
+    Args:
+        frames (`np.ndarray` of shape `(num_frames, height, width, 3)`, `uint8`): RGB.
+        size (`tuple[int, int]`, *optional*): Height and width to scale to with swscale's bilinear kernel.
+
+    Returns:
+        `np.ndarray` of shape `(num_frames, 3, height, width)`, `uint8`.
+    """
     if size is None:
         return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
     convert = PictureConverter(size)
@@ -142,7 +163,15 @@ def read_checked(
 VIDEO_BACKENDS = ("pyav", "torchcodec", "decord")
 
 
-def get_video_backend(name: str, *, is_like_decord: bool = False) -> VideoBackend:
+DECODE_DEVICES = ("cpu", "cuda")
+
+
+def decoder_name(video_backend: str, decode_device: str) -> str:
+    """What decoded frames, such as `"pyav"` or `"torchcodec on cuda"`: of other decoders the pixels are others."""
+    return video_backend if decode_device == "cpu" else f"{video_backend} on {decode_device}"
+
+
+def get_video_backend(name: str, *, is_like_decord: bool = False, decode_device: str = "cpu") -> VideoBackend:
     """
     Returns the video backend of a name.
 
@@ -150,14 +179,22 @@ def get_video_backend(name: str, *, is_like_decord: bool = False) -> VideoBacken
         name (`str`): `"pyav"` (always there), `"torchcodec"` or `"decord"` (extras).
         is_like_decord (`bool`, *optional*, defaults to `False`): Whether frames have the pixels that decord's
             `VideoReader(path, width=..., height=...)` scales to, which `"pyav"` alone can give.
+        decode_device (`str`, *optional*, defaults to `"cpu"`): `"cpu"`, or `"cuda"`, with `"torchcodec"` alone.
 
     Returns:
         `VideoBackend`: The backend; it keeps no file open and can be pickled.
 
     Raises:
-        ValueError: There is no backend of that name, or it cannot scale like decord.
+        ValueError: There is no backend of that name, it cannot scale like decord, or it cannot decode on the device;
+            the message says why.
         ImportError: The backend's package is not installed, or does not load.
     """
+    if decode_device not in DECODE_DEVICES:
+        raise ValueError(f"--decode_device is {decode_device!r}; allowed are {', '.join(DECODE_DEVICES)}")
+    if decode_device != "cpu" and name != "torchcodec" and name in VIDEO_BACKENDS:
+        raise ValueError(
+            f"--decode_device {decode_device} needs --video_backend torchcodec; {name} decodes on the CPU alone"
+        )
     if name == "pyav":
         from simple_multimodal.media.pyav_backend import PyAVBackend
 
@@ -167,7 +204,7 @@ def get_video_backend(name: str, *, is_like_decord: bool = False) -> VideoBacken
     if name == "torchcodec":
         from simple_multimodal.media.torchcodec_backend import TorchCodecBackend
 
-        return TorchCodecBackend()
+        return TorchCodecBackend(decode_device)
     if name == "decord":
         from simple_multimodal.media.decord_backend import DecordBackend
 

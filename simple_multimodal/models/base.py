@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pickle import UnpicklingError
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,20 @@ class Conversion(NamedTuple):
     rule: str
 
 
+def keep_statistics(module: nn.Module) -> None:
+    """
+    Have batch normalisation use the statistics that it was loaded with, and leave them as they are; its scale and
+    shift are trained as ever. To be called after `train()`.
+
+    Statistics of a batch would make a row depend on its neighbours, and so the loss on chunks, on accumulation and on
+    the number of processes; running ones would change in forward passes, of which activation checkpoints and chunks
+    have two.
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
+            part.eval()
+
+
 class Encoder(nn.Module):
     """
     Base of all encoders: an adapter around a tower of `transformers`, built from a config alone.
@@ -130,6 +144,8 @@ class Encoder(nn.Module):
         uses_own_processor: whether tokenizer, sound or picture settings come from the tower's checkpoint where no
             other source is named.
         late_embeddings: how names of parameters start that are embeddings, but registered after the layers.
+        uncalled: how names of linear layers end whose weights the stock class reads without calling the layers, so
+            that an adapter in them would do nothing.
         untrained: how names of parameters start that are never trained.
     """
 
@@ -147,15 +163,26 @@ class Encoder(nn.Module):
     tokens_are_all: ClassVar[bool] = True
     uses_own_processor: ClassVar[bool] = False
     late_embeddings: ClassVar[tuple[str, ...]] = ()
-    untrained: ClassVar[tuple[str, ...]] = ()
+    uncalled: ClassVar[tuple[str, ...]] = ()
+    untrained: tuple[str, ...] = ()
 
     config: PreTrainedConfig
     dtype: torch.dtype  # a property of the stock class
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or the other; see [`keep_statistics`]."""
+        super().train(mode)
+        keep_statistics(self)
+        return self
 
     @property
     def hidden_size(self) -> int:
         """Size of the tokens."""
         return self.config.hidden_size
+
+    def layer_parameters(self) -> list[list[nn.Parameter]]:
+        """Parameters of each layer, from the lowest up, as `--layer_decay` counts layers."""
+        return [list(layer.parameters()) for layer in transformer_layers(self)]
 
     @property
     def tokens_per_step(self) -> int:
@@ -200,6 +227,16 @@ class Encoder(nn.Module):
         for name in cls.composite_values:
             setattr(tower, name, getattr(config, name))
         return tower
+
+    @classmethod
+    def takes_own_processor(cls, config: PreTrainedConfig) -> bool:
+        """Whether a checkpoint with this config brings its own processor; see `uses_own_processor`."""
+        return cls.uses_own_processor
+
+    @classmethod
+    def settings_beside(cls, name_or_path: str) -> dict[str, Any]:
+        """Entries for this tower's config out of other files of a checkpoint, by hub name or folder."""
+        return {}
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int | None:
@@ -263,6 +300,7 @@ class TowerModel(PreTrainedModel):
             raise ValueError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_untrained()  # transformers makes every parameter that it loads one that is trained
+        model.limit_temperature()
         return loaded
 
     def post_init(self) -> None:
@@ -271,6 +309,18 @@ class TowerModel(PreTrainedModel):
         layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._no_split_modules = {type(layer).__name__ for layer in layers}
         self._freeze_untrained()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or the other; see [`keep_statistics`]."""
+        super().train(mode)
+        keep_statistics(self)
+        return self
+
+    def limit_temperature(self) -> None:
+        """
+        Bring the temperature of the contrastive loss back to its limits, as CLIP does after each step of the optimizer
+        ([Radford et al., 2021](https://huggingface.co/papers/2103.00020)); nothing for a model without one.
+        """
 
     def _freeze_untrained(self) -> None:
         for tower in self.towers.values():
@@ -314,6 +364,55 @@ class TowerModel(PreTrainedModel):
                     f"Cannot freeze {name!r}: this model has {', '.join(self.towers)}. Name some of these."
                 )
             self.towers[name].requires_grad_(False)
+
+    def freeze_unreached(self, batch: dict[str, torch.Tensor]) -> list[str]:
+        """
+        Keep the weights as they are that no gradient can reach, such as the embedding of a modality that no objective
+        compares, or the temperature of a model that answers questions.
+
+        They would be no part of what is trained, but `DistributedDataParallel` would wait for their gradients, and the
+        optimizer would keep a state for them. What is reached is read off the graph of a forward pass, so that it
+        holds for every tower, form of fusion and set of objectives, and for features in place of towers.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): with the entries of the batches to come; of any rows, because every
+                batch runs through the same modules. With several processes, in all of them.
+
+        Returns:
+            `list[str]`: the names of the parameters that were frozen.
+
+        Raises:
+            ValueError: No parameter that is trained is reached.
+        """
+        was_training = self.training
+        self.train()  # the objectives are those of training
+        for child in self.children():  # in which nothing is drawn, and no layer is checkpointed
+            child.eval()
+        with torch.enable_grad():
+            loss = self(**batch).loss
+        self.train(was_training)
+        reached: set[nn.Parameter] = set()
+        nodes = {loss.grad_fn}
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
+            if node is None:
+                continue
+            if node.name() == "torch::autograd::AccumulateGrad":
+                reached.add(node.variable)
+            following = {other for other, _ in node.next_functions} - nodes
+            nodes |= following
+            waiting += following
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        unreached = [name for name, parameter in trained.items() if parameter not in reached]
+        if len(unreached) == len(trained):
+            raise ValueError(
+                "There is nothing to train: the objectives depend on frozen weights alone. Take a tower out of "
+                "--freeze, or give another objective a weight."
+            )
+        for name in unreached:
+            trained[name].requires_grad_(False)
+        return unreached
 
     def checkpoint_activations(self, names: Sequence[str]) -> None:
         """

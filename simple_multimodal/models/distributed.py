@@ -3,12 +3,11 @@
 import datetime
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 Result = TypeVar("Result")
 
@@ -95,6 +94,78 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return _GatherRows.apply(rows)
 
 
+class RowExchange:
+    """
+    Hands every process the rows that it wants, wherever they are, and no others.
+
+    Each process must know which rows the others want of it, for which the host waits for the device once. In a single
+    process nothing is known or sent.
+
+    Args:
+        wanted (`torch.LongTensor` of shape `(num_rows,)`): the rows that this process wants, by their place in what
+            [`gather_rows`] returns; as many as it has, and as every other process wants.
+        sizes (`Sequence[int]`, *optional*): whatever the processes are to agree on.
+
+    Attributes:
+        largest (`list[int]`): of each of `sizes`, the largest of any process.
+    """
+
+    def __init__(self, wanted: torch.Tensor, sizes: Sequence[int] = ()):
+        self.wanted, self.largest = wanted, list(sizes)
+        if not is_distributed():
+            return
+        rank, num_rows = dist.get_rank(), len(wanted)
+        own = torch.cat([wanted, torch.tensor(sizes, dtype=wanted.dtype, device=wanted.device)])
+        told: list[list[int]] = gather_rows(own[None]).tolist()  # (processes, num_rows + sizes)
+        self.largest = [max(column) for column in list(zip(*told, strict=True))[num_rows:]]
+        given = [[row - rank * num_rows for row in of[:num_rows] if row // num_rows == rank] for of in told]
+        owners = [row // num_rows for row in told[rank][:num_rows]]
+        self._num_given = [len(rows) for rows in given]
+        self._num_taken = [owners.count(process) for process in range(len(told))]
+        by_owner = sorted(range(num_rows), key=owners.__getitem__)
+        # Of this process, to whom they go; and in which of the wanted rows' places those that come belong.
+        self._given = torch.tensor([row for rows in given for row in rows], dtype=torch.long, device=wanted.device)
+        self._places = torch.tensor(by_owner, device=wanted.device)
+
+    def take(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """
+        The wanted rows; gradients flow back to the process that owns a row.
+
+        Args:
+            rows (`torch.Tensor` of shape `(num_rows, ...)`): this process's, of the same shape on every process.
+            dtype (`torch.dtype`): what rows and their gradients are rounded to on the way, in a single process, too.
+                Gradients of a row that several take are added up as `rows` are, in the order of those who take it.
+
+        Returns:
+            `torch.Tensor`: of the shape and type of `rows`.
+        """
+        if not is_distributed():
+            return rows.index_select(0, self.wanted).to(dtype).to(rows.dtype)
+        return _TakeRows.apply(rows, dtype, self)
+
+    def _fetch(self, given: torch.Tensor) -> torch.Tensor:
+        taken = given.new_empty(len(self._places), *given.shape[1:])
+        dist.all_to_all_single(taken, given, self._num_taken, self._num_given)
+        return torch.empty_like(taken).index_copy_(0, self._places, taken)
+
+    def _return(self, taken: torch.Tensor) -> torch.Tensor:
+        given = taken.new_empty(len(self._given), *taken.shape[1:])
+        dist.all_to_all_single(given, taken.index_select(0, self._places), self._num_given, self._num_taken)
+        return given
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, dtype: torch.dtype, exchange: RowExchange) -> torch.Tensor:
+        ctx.shape, ctx.dtype, ctx.exchange = rows.shape, dtype, exchange
+        return exchange._fetch(rows.index_select(0, exchange._given).to(dtype)).to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        returned = ctx.exchange._return(gradient.to(ctx.dtype)).to(gradient.dtype)
+        return gradient.new_zeros(ctx.shape).index_add_(0, ctx.exchange._given, returned), None, None
+
+
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over all processes, without gradient; the input itself in a single process."""
     if is_distributed():
@@ -119,13 +190,3 @@ def decide_in_first_process(decide: Callable[[], Result]) -> Result:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
-
-
-def pad_to_longest(states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad `(rows, tokens, size)` states and their `(rows, tokens)` mask to the longest token count of any process."""
-    if not is_distributed():
-        return states, mask
-    longest = torch.tensor(mask.shape[1], device=mask.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    missing = int(longest) - mask.shape[1]
-    return F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))

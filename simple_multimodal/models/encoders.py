@@ -5,21 +5,33 @@ from simple_multimodal.models.audio.ast import ASTAudioEncoder
 from simple_multimodal.models.audio.clap import CLAPAudioEncoder
 from simple_multimodal.models.audio.pe_av import PEAVAudioEncoder
 from simple_multimodal.models.audio.vit_mae import ViTMAEAudioEncoder
+from simple_multimodal.models.audio.wav2vec2 import HubertAudioEncoder, Wav2Vec2AudioEncoder, WavLMAudioEncoder
 from simple_multimodal.models.audio.whisper import WhisperAudioEncoder
 from simple_multimodal.models.base import Encoder, EncoderOutput
 from simple_multimodal.models.text.bert import BertTextEncoder
 from simple_multimodal.models.text.clap import CLAPTextEncoder
 from simple_multimodal.models.text.clip import CLIPTextEncoder
 from simple_multimodal.models.text.deberta_v2 import DebertaV2TextEncoder
-from simple_multimodal.models.text.pe_av import PEAVTextEncoder
+from simple_multimodal.models.text.distilbert import DistilBertTextEncoder
+from simple_multimodal.models.text.modernbert import ModernBertTextEncoder
+from simple_multimodal.models.text.mpnet import MPNetTextEncoder
+from simple_multimodal.models.text.roberta import RobertaTextEncoder, XLMRobertaTextEncoder
 from simple_multimodal.models.text.siglip import SiglipTextEncoder
 from simple_multimodal.models.text.siglip2 import Siglip2TextEncoder
 from simple_multimodal.models.video.clip import CLIPVideoEncoder
+from simple_multimodal.models.video.dino import (
+    Dinov2VideoEncoder,
+    Dinov2WithRegistersVideoEncoder,
+    DINOv3ConvNextVideoEncoder,
+    DINOv3VideoEncoder,
+)
 from simple_multimodal.models.video.pe_av import PEAVVideoEncoder
 from simple_multimodal.models.video.siglip import SiglipVideoEncoder
 from simple_multimodal.models.video.siglip2 import Siglip2VideoEncoder
 from simple_multimodal.models.video.timesformer import TimesformerVideoEncoder
+from simple_multimodal.models.video.timm import TimmVideoEncoder
 from simple_multimodal.models.video.videomae import VideoMAEVideoEncoder
+from simple_multimodal.models.video.vjepa2 import VJEPA2VideoEncoder
 
 __all__ = ["ENCODERS", "Encoder", "EncoderOutput", "get_encoder_class", "known_model_types"]
 
@@ -32,18 +44,31 @@ ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {
         SiglipTextEncoder,
         Siglip2TextEncoder,
         CLAPTextEncoder,
-        PEAVTextEncoder,
+        ModernBertTextEncoder,
+        RobertaTextEncoder,
+        XLMRobertaTextEncoder,
+        MPNetTextEncoder,
+        DistilBertTextEncoder,
         ViTMAEAudioEncoder,
         ASTAudioEncoder,
         CLAPAudioEncoder,
         WhisperAudioEncoder,
         PEAVAudioEncoder,
+        Wav2Vec2AudioEncoder,
+        HubertAudioEncoder,
+        WavLMAudioEncoder,
         VideoMAEVideoEncoder,
         TimesformerVideoEncoder,
         CLIPVideoEncoder,
         SiglipVideoEncoder,
         Siglip2VideoEncoder,
         PEAVVideoEncoder,
+        Dinov2VideoEncoder,
+        Dinov2WithRegistersVideoEncoder,
+        DINOv3VideoEncoder,
+        DINOv3ConvNextVideoEncoder,
+        TimmVideoEncoder,
+        VJEPA2VideoEncoder,
     )
     for model_type in encoder.model_types()
 }

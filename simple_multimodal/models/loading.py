@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from simple_multimodal.missing import explain
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import Conversion, Encoder
 from simple_multimodal.models.configuration import refuse_kernels
@@ -135,7 +136,7 @@ def read_config(name_or_path: str, what: str) -> dict:
     except (OSError, RecursionError) as error:
         raise ValueError(
             f"Cannot read a {what} config from {name_or_path!r}. Give a JSON file, a folder with a config.json, or a "
-            f"name on the hub. {error}"
+            f"name on the hub. {explain(name_or_path, error)}"
         ) from error
     if "model_type" not in values:
         raise ValueError(
@@ -185,7 +186,10 @@ def load_tower_config(name_or_path: str, modality: Modality, modalities: Sequenc
     encoder_class = get_encoder_class(values["model_type"], modality)
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     refuse_kernels(config)
-    return encoder_class.tower_config(config, modalities)
+    tower = encoder_class.tower_config(config, modalities)
+    for name, value in encoder_class.settings_beside(name_or_path).items():
+        setattr(tower, name, value)
+    return tower
 
 
 def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, torch.Tensor]:

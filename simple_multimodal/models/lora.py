@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from simple_multimodal.models.base import TowerModel
+from simple_multimodal.models.base import Encoder, TowerModel
 from simple_multimodal.models.loading import fold_names
 
 ADAPTER_FOLDER = "adapter"
@@ -127,7 +127,8 @@ def _ends_with(name: str, ends: Sequence[str]) -> bool:
 
 def _linear_layers(model: TowerModel, tower: str) -> list[str]:
     """Names in the base model of a tower's linear layers, with or without adapters."""
-    inside = set(model.towers[tower].modules())
+    module = model.towers[tower]
+    inside, uncalled = set(module.modules()), module.uncalled if isinstance(module, Encoder) else ()
     return [
         name.removesuffix(".base_layer")
         for name, module in model.base_model.named_modules()
@@ -136,6 +137,7 @@ def _linear_layers(model: TowerModel, tower: str) -> list[str]:
         and ".lora_" not in name
         # `nn.MultiheadAttention` reads the weight of this one and never calls it: an adapter would do nothing.
         and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        and not _ends_with(name.removesuffix(".base_layer"), uncalled)
     ]
 
 

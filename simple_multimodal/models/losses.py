@@ -21,6 +21,13 @@ def normalize(embeddings: torch.Tensor) -> torch.Tensor:
     return F.normalize(embeddings.float(), dim=-1, eps=1e-6)
 
 
+def compute_dtype(values: torch.Tensor) -> torch.dtype:
+    """What matrix products with a floating-point tensor are computed in: its own type, or that of autocast."""
+    device = values.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_cast else values.dtype
+
+
 def similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Cosines `(num_first, num_second)` of unit rows, in float32 under autocast, too: the scale multiplies errors."""
     with torch.autocast(first.device.type, enabled=False):
@@ -104,6 +111,10 @@ def _sigmoid_pairs(
     return -F.logsigmoid(labels * (logits + bias)).masked_fill(~pairs, 0).sum()
 
 
+DRAW_STEPS = 2**40
+"""What the weights of a draw are counted in: finer than the 24 bits of the number that decides it."""
+
+
 @torch.no_grad()
 def draw_hard_negatives(
     queries: torch.Tensor,
@@ -111,23 +122,29 @@ def draw_hard_negatives(
     *,
     query_groups: torch.Tensor,
     candidate_groups: torch.Tensor,
+    query_texts: torch.Tensor,
+    candidate_texts: torch.Tensor,
     candidate_present: torch.Tensor,
     logit_scale: torch.Tensor,
     hard_ratio: float,
     uniform: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw, per query, one candidate of another group: with probability `hard_ratio` in proportion to
+    """Draw, per query, one candidate of another group and text: with probability `hard_ratio` in proportion to
     `exp(scale * similarity)`, else any, all alike.
 
     With `hard_ratio` 1 the distribution is ALBEF's (Li et al. 2021). Once contrast has sharpened, that is the nearest
-    candidate each time, and the head never learns to reject the others, which retrieval ranks as well. The draw
-    inverts the cumulative distribution at a number that comes with the row, so that it depends on the row and the
-    global batch alone.
+    candidate each time, and the head never learns to reject the others, which retrieval ranks as well. A candidate
+    whose own text equals the query's is no negative, however different the clips: the text is true of both.
+
+    The draw inverts the cumulative distribution at a number that comes with the row, so that it depends on the row and
+    the global batch alone. The distribution is summed up in whole numbers, which is exact in any order; torch has no
+    deterministic sum of that kind for floating-point numbers on CUDA.
 
     Args:
         queries (`torch.Tensor` of shape `(num_queries, dim)`): unit-length text embeddings.
         candidates (`torch.Tensor` of shape `(num_candidates, dim)`): unit-length clip embeddings of all processes.
         query_groups, candidate_groups (`torch.LongTensor`): group of each query and candidate.
+        query_texts, candidate_texts (`torch.LongTensor`): equal for rows with equal texts.
         candidate_present (`torch.BoolTensor` of shape `(num_candidates,)`): candidates that have a clip.
         logit_scale (`torch.Tensor`): inverse temperature.
         hard_ratio (`float`): probability of a draw by similarity.
@@ -138,14 +155,13 @@ def draw_hard_negatives(
             both of shape `(num_queries,)`); the index is 0 where there is none.
     """
     allowed = (query_groups[:, None] != candidate_groups[None]) & candidate_present[None]
+    allowed &= query_texts[:, None] != candidate_texts[None]
     logits = (logit_scale * similarities(queries, candidates)).double().masked_fill(~allowed, float("-inf"))
     exists = allowed.any(dim=1)
     hard = torch.where(exists[:, None], logits, 0.0).softmax(dim=1) * allowed
     weights = hard_ratio * hard + (1 - hard_ratio) * allowed / allowed.sum(dim=1, keepdim=True).clamp(min=1)
-    cumulative = weights.cumsum(dim=1)
-    targets = uniform.double()[:, None] * cumulative[:, -1:]
+    cumulative = (weights * DRAW_STEPS).round().long().cumsum(dim=1)
+    total = cumulative[:, -1:]
+    targets = torch.minimum((uniform.double()[:, None] * total).long(), total - 1)
     indices = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
-    # Rounding can place the target on the last cumulative value: fall back on the last candidate that has weight.
-    last = cumulative.shape[1] - 1 - weights.flip(1).gt(0).to(torch.int8).argmax(dim=1)
-    indices = torch.minimum(indices, last)
     return torch.where(exists, indices, 0), exists

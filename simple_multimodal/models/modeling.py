@@ -25,7 +25,7 @@ from simple_multimodal.modalities import (
 from simple_multimodal.models.audio.windows import encode_windows, take_windows
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
-from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
+from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
 from simple_multimodal.models.fusion.crossformer import (
     Clip,
@@ -38,7 +38,13 @@ from simple_multimodal.models.fusion.crossformer import (
 from simple_multimodal.models.gradient_caching import EncodedRows, encode_in_chunks, score_in_chunks
 from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
 from simple_multimodal.models.lora import inject_lora
-from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
+from simple_multimodal.models.losses import (
+    compute_dtype,
+    contrastive_loss,
+    draw_hard_negatives,
+    masked_mean,
+    normalize,
+)
 from simple_multimodal.models.patches import visible_patches
 from simple_multimodal.models.video.pictures import PictureEncoder
 
@@ -102,6 +108,12 @@ class MultimodalPreTrainedModel(TowerModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, -10.0)  # as SigLIP: most pairs are negatives
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """[`TowerModel.limit_temperature`]: an inverse temperature of at most 100; SigLIP's ends above."""
+        if self.config.contrastive_form == "softmax":
+            self.base_model.logit_scale.clamp_(max=math.log(100))
 
     @classmethod
     def from_encoders(
@@ -209,13 +221,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Inverse temperature (of softmax at most 100, as CLIP) and bias of a contrastive objective; scalars."""
+        """Inverse temperature and bias of a contrastive objective; scalars."""
         index = list(CONTRASTIVE_PAIRS).index(objective)
         scale = self.logit_scale[index]
-        if self.logit_bias is not None:  # SigLIP's ends above 100
-            return scale.exp(), self.logit_bias[index]
-        # Limited in value but not in gradient: a temperature that overshoots must be able to come back.
-        return (scale + (scale.clamp(max=math.log(100)) - scale).detach()).exp(), None
+        return scale.exp(), None if self.logit_bias is None else self.logit_bias[index]
 
     @torch.no_grad()
     def take_temperature(self, reports: dict[Modality, LoadingReport]) -> None:
@@ -231,6 +240,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
                 self.logit_scale[index] = found[0].logit_scale.squeeze()
                 if self.logit_bias is not None and found[0].logit_bias is not None:
                     self.logit_bias[index] = found[0].logit_bias.squeeze()
+        self.limit_temperature()
 
     def encode(self, modality: Modality, batch: Batch, masked_patches: torch.Tensor | None = None) -> EncoderOutput:
         """Run one tower, or take what it gave before. Tokens of rows that lack the modality are masked out; of audio
@@ -656,6 +666,13 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
                 "embeddings alone (rerank 0, --matching_top_k 0), or train it."
             )
 
+    @property
+    def cosine_weight(self) -> float:
+        """What the cosine of a pair is multiplied by before it joins the matching head's log odds, in the score that
+        pairs are ranked by: the inverse temperature of `contrastive_tav`; 0 without `matching_residual`.
+        """
+        return self.scale_and_bias("contrastive_tav")[0].item() if self.config.matching_residual else 0.0
+
     def matching_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams as
         [`Crossformer.fuse`] takes them.
@@ -667,10 +684,26 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         return self.matching_head(self.multimodal.fusion.fuse(text, clip, num_queries=1)[:, 0]).float()
 
 
-def gather_stream(stream: Stream) -> Stream:
-    """Rows of all processes, padded to one token count; gradients flow back to their owners."""
-    states, mask = pad_to_longest(stream.states, stream.mask)
-    return Stream(gather_rows(states), gather_rows(mask))
+def take_clips(clip: Clip, rows: torch.Tensor) -> Clip:
+    """Streams of rows of any process, which send what is taken and nothing else; gradients flow back to their owners.
+
+    Under autocast states are rounded to its type on the way, which is what the fusion multiplies them in.
+
+    Args:
+        clip (`dict[Modality, Stream]`): of the rows of this process.
+        rows (`torch.LongTensor` of shape `(batch_size,)`): places in what [`gather_rows`] would return.
+
+    Returns:
+        `dict[Modality, Stream]`: padded to the longest of any process.
+    """
+    exchange = RowExchange(rows, [stream.mask.shape[1] for stream in clip.values()])
+    taken: Clip = {}
+    for (modality, (states, mask)), length in zip(clip.items(), exchange.largest, strict=True):
+        missing = length - mask.shape[1]
+        if missing:
+            states, mask = F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+        taken[modality] = Stream(exchange.take(states, compute_dtype(states)), exchange.take(mask, torch.uint8))
+    return taken
 
 
 def matching_loss(
@@ -686,7 +719,8 @@ def matching_loss(
     hard_negative_ratio: float,
     batch: Batch,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Does the text belong to the clip? Rows not `match_aligned` get a negative clip of any process.
+    """Does the text belong to the clip? Rows not `match_aligned` get a negative clip of any process: one of another
+    group, whose own text is another.
 
     Args:
         score (`Callable`): the model's `matching_logits`.
@@ -695,7 +729,7 @@ def matching_loss(
             by their similarity times `logit_scale`.
         hard_negative_ratio (`float`): share of the negatives that are hard; see [`draw_hard_negatives`].
         has_text, has_clip (`torch.BoolTensor` of shape `(batch_size,)`): rows that lack one take no part.
-        batch (`dict[str, torch.Tensor]`): the collator's, for its groups and draws.
+        batch (`dict[str, torch.Tensor]`): the collator's, for its groups, texts and draws.
 
     Returns:
         Sum of the loss over rows, `(sum, count)` of correct rows, and the logits `(batch_size, 2)`.
@@ -706,6 +740,8 @@ def matching_loss(
         gather_rows(clip_embeds.detach()),
         query_groups=batch["group_ids"],
         candidate_groups=gather_rows(batch["group_ids"]),
+        query_texts=batch["text_ids"],
+        candidate_texts=gather_rows(batch["text_ids"]),
         candidate_present=gather_rows(has_clip),
         logit_scale=logit_scale,
         hard_ratio=hard_negative_ratio,
@@ -713,7 +749,7 @@ def matching_loss(
     )
     aligned = batch["match_aligned"] | ~exists
     chosen = torch.where(aligned, own, negatives)
-    logits = score(text, {m: gather_stream(stream).select(chosen) for m, stream in clip.items()})
+    logits = score(text, take_clips(clip, chosen))
     counted = has_text & has_clip
     loss = F.cross_entropy(logits, aligned.long(), reduction="none").masked_fill(~counted, 0).sum()
     correct = ((logits.argmax(dim=-1) == aligned) & counted).sum()

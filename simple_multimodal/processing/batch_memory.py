@@ -88,7 +88,8 @@ class SharedBatch(dict[str, Any]):
                 loan.is_sent = True
                 sent[name] = _Sent(f"/proc/{os.getpid()}/fd/{loan.file}", tuple(tensor.shape), tensor.dtype)
             else:
-                sent[name] = tensor.numpy() if isinstance(tensor, torch.Tensor) else tensor
+                is_here = isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+                sent[name] = tensor.numpy() if is_here else tensor  # on a device torch shares it
         return _receive, (sent,)
 
 

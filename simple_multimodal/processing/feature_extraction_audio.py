@@ -13,6 +13,7 @@ from transformers import (
     ClapFeatureExtractor,
     PeAudioFeatureExtractor,
     SequenceFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
 )
 from transformers.audio_utils import mel_filter_bank
@@ -29,13 +30,14 @@ PREEMPHASIS = 0.97
 LOG_FLOOR = 1.1920928955078125e-07
 
 POWER_FLOOR = 1e-10  # of CLAP and Whisper: -100 dB
+VARIANCE_FLOOR = 1e-7  # of wav2vec 2.0, added to the variance of a waveform
 WHISPER_RANGE = 8.0  # powers of ten below a window's loudest value, where it ends
 
 PADDINGS = {
     "kaldi": ("mean", "zero"),
     "clap": ("repeatpad", "repeat", "pad"),
     "whisper": ("pad",),
-    "waveform": ("reflect",),
+    "waveform": ("reflect", "pad"),
 }
 """What may stand behind the end of a sound, by front end."""
 
@@ -110,7 +112,10 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             What stands behind the end of the sound in its last window. Of `"kaldi"`: `"mean"`, exactly 0 after
             normalisation, or `"zero"`, 0 before, as AST has it. Of `"clap"`: the sound again, as often as it fits
             whole (`"repeatpad"`) or until the window is full (`"repeat"`), or silence (`"pad"`), as with `"whisper"`.
-            With `"waveform"` the sound mirrored up to a whole frame, then silence (`"reflect"`).
+            With `"waveform"` the sound mirrored up to a whole frame (`"reflect"`) or cut to whole frames (`"pad"`),
+            then silence.
+        do_normalize (`bool`, *optional*, defaults to `False`):
+            With `"waveform"`, whether a sound's samples are brought to mean 0 and deviation 1, as wav2vec 2.0 has it.
     """
 
     model_input_names = ["audio_values", "audio_attention_mask", "audio_seconds", "audio_mask"]
@@ -133,6 +138,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         front_end: Literal["kaldi", "clap", "whisper", "waveform"] = "kaldi",
         mel_scale: Literal["slaney", "htk"] = "slaney",
         padding: Literal["mean", "zero", "repeatpad", "repeat", "pad", "reflect"] = "mean",
+        do_normalize: bool = False,
         **kwargs: Any,
     ):
         for key in ("feature_size", "padding_value"):  # the base class saves them; they are fixed here
@@ -155,7 +161,12 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 f"Got {front_end=}, {mel_scale=}, {padding=}: front_end must be one of {', '.join(PADDINGS)}, "
                 f"mel_scale slaney or htk, and padding {allowed}."
             )
+        if do_normalize and front_end != "waveform":
+            raise ValueError(
+                f"do_normalize is for front_end='waveform', got {front_end=}: leave it out, and set mean and std."
+            )
         self.front_end = front_end
+        self.do_normalize = do_normalize
         self.mel_scale = mel_scale
         self.padding = padding
         self.num_mel_bins = num_mel_bins
@@ -246,6 +257,8 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 known = _from_clap(values)
             if "n_fft" in values:
                 known = _from_whisper(values)
+            if kind == Wav2Vec2FeatureExtractor.__name__:
+                known = _from_wav2vec2(values)
             if kind == PeAudioFeatureExtractor.__name__:
                 known = _from_pe_av(values)
             if not known:
@@ -357,6 +370,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[`_extract_kaldi`] without a spectrum: frames of samples, side by side."""
         hop = self.hop_length
+        if self.do_normalize and len(samples) > 0:
+            waveform = samples.numpy()
+            samples = torch.from_numpy((waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR))
+        if self.padding == "pad":
+            samples = samples[: len(samples) // hop * hop]
         num_real_frames = math.ceil(len(samples) / hop)
         num_total_frames = num_windows * self.num_frames
         values = torch.zeros(num_total_frames, hop)
@@ -488,4 +506,24 @@ def _from_pe_av(values: dict[str, Any]) -> dict[str, Any]:
         "hop_seconds": hop / rate,
         "window_seconds": hop / rate,
         "padding": "reflect",
+    }
+
+
+def _from_wav2vec2(values: dict[str, Any]) -> dict[str, Any]:
+    """
+    Our parameters from those of wav2vec 2.0's feature extractor, which says nothing about frames and windows: those
+    that the tower's config gave, else frames of 5 samples, the first stride of all published towers, in windows of 10
+    seconds.
+    """
+    stock = Wav2Vec2FeatureExtractor().to_dict() | values
+    rate, hop = stock["sampling_rate"], values.get("num_mel_bins", 5)
+    return {
+        "front_end": "waveform",
+        "padding": "pad",
+        "sampling_rate": rate,
+        "num_mel_bins": hop,
+        "num_frames": values.get("num_frames", 10 * rate // hop),
+        "hop_seconds": hop / rate,
+        "window_seconds": hop / rate,
+        "do_normalize": stock["do_normalize"],
     }

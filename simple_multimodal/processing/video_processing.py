@@ -256,12 +256,14 @@ class VideoClipProcessor(VideoProcessorMixin):
         is_flipped = generator is not None and self.random_flip and generator.random() < 0.5
         return Fit(*scaled, top, left, is_flipped)
 
-    def transform(self, frames: np.ndarray, fit: Fit, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    def transform(
+        self, frames: np.ndarray | torch.Tensor, fit: Fit, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Scale, cut or fill up, and mirror frames.
 
         Args:
-            frames (`np.ndarray` of shape `(num_frames, 3, height, width)`):
-                RGB, `uint8`; frames that have the scaled size already are not scaled.
+            frames (`np.ndarray` or `torch.Tensor` of shape `(num_frames, 3, height, width)`):
+                RGB, `uint8`, on any device; frames that have the scaled size already are not scaled.
             fit ([`Fit`]):
                 From [`VideoClipProcessor.fit`].
             out (`torch.ByteTensor` of shape `(num_frames, 3, height, width)`, *optional*):
@@ -270,7 +272,7 @@ class VideoClipProcessor(VideoProcessorMixin):
         Returns:
             `torch.ByteTensor` of shape `(num_frames, 3, height, width)`.
         """
-        clip = torch.from_numpy(frames)
+        clip = torch.as_tensor(frames)
         if clip.shape[-2:] != (fit.height, fit.width):
             kernel = IN_MEMORY_KERNELS.get(self.resize_kernel, tvF.InterpolationMode.BILINEAR)
             clip = tvF.resize(clip, [fit.height, fit.width], interpolation=kernel, antialias=True)
@@ -307,19 +309,24 @@ class VideoClipProcessor(VideoProcessorMixin):
         side = min(height, width)  # a frame so long that no allowed crop fits: the middle
         return (height - side) // 2, (width - side) // 2, side, side
 
-    def new_batch(self, batch_size: int) -> dict[str, torch.Tensor]:
+    def new_batch(self, batch_size: int, *, device: str = "cpu") -> dict[str, torch.Tensor]:
         """The entries of [`VideoClipProcessor.collate`], to be filled in.
 
         Args:
             batch_size (`int`):
                 Rows.
+            device (`str`, *optional*, defaults to `"cpu"`):
+                Where the pixels are; the rest stays on the CPU.
 
         Returns:
             `dict[str, torch.Tensor]`: All zero, but for the pixels, which are arbitrary.
         """
+        shape = batch_size, self.num_frames, 3, self.height, self.width
         return {
-            "pixel_values_videos": batch_tensor(
-                batch_size, self.num_frames, 3, self.height, self.width, dtype=torch.uint8
+            "pixel_values_videos": (
+                batch_tensor(*shape, dtype=torch.uint8)
+                if device == "cpu"
+                else torch.empty(shape, dtype=torch.uint8, device=device)
             ),
             "video_seconds": torch.zeros(batch_size, self.num_frames),
             "video_mask": torch.zeros(batch_size, dtype=torch.bool),

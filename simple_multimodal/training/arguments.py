@@ -9,6 +9,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS
+from simple_multimodal.evaluation.precision import Precision, effective_precision
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import leave_store_of_launcher
 
@@ -43,6 +44,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     > - `dataloader_num_workers`: half of this process's share of the cores, one to eight.
     > - `dataloader_persistent_workers`: `True` where there are workers.
     > - `logging_nan_inf_filter`: `False`; a loss that is not a number is shown as such.
+    > - `ddp_find_unused_parameters`: `False`; the trainer freezes what a batch does not use.
     > - `accelerator_config`: with `non_blocking` where batches are pinned; else each waits for the step before it.
     """
 
@@ -58,6 +60,10 @@ class MultimodalTrainingArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Replace losses that are NaN or infinite by the average in the logs."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Search the graph of every step for parameters without gradient, of which there are none."},
     )
     dataloader_num_workers: int = field(
         default_factory=default_num_workers,
@@ -198,6 +204,13 @@ class MultimodalTrainingArguments(TrainingArguments):
         leave_store_of_launcher(self.ddp_timeout)
         is_configured = self.accelerator_config is not None
         super().__post_init__()
+        if self.n_gpu > 1:  # which `Trainer` would put under `DataParallel`, that cannot split the counts of a step
+            logger.warning(
+                f"One process uses one GPU: cuda:0 of the {self.n_gpu} here. For all of them: torchrun "
+                f"--nproc_per_node {self.n_gpu} train.py ..., or accelerate launch --config_file "
+                f"configs/accelerate/multi_gpu.yaml --num_processes {self.n_gpu} train.py ..."
+            )
+            self._n_gpu = 1
         if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
             raise ValueError(
                 "--activation_checkpointing_kwargs can have no effect without --activation_checkpointing True; give "
@@ -243,6 +256,11 @@ class MultimodalTrainingArguments(TrainingArguments):
         return bool((self.activation_checkpointing_kwargs or {}).get("use_reentrant", False))
 
     @property
+    def precision(self) -> Precision:
+        """What the model computes in, in training and in evaluation."""
+        return effective_precision(bf16=self.bf16, fp16=self.fp16, device_type=self.device.type)
+
+    @property
     def selects(self) -> bool:
         """Whether evaluations in training decide which weights the run ends with."""
         reduces_rate = self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
@@ -254,3 +272,26 @@ class MultimodalTrainingArguments(TrainingArguments):
         """Learning rates that differ from `learning_rate`, by modality."""
         rates = {"text": self.text_learning_rate, "audio": self.audio_learning_rate, "video": self.video_learning_rate}
         return {modality: rate for modality, rate in rates.items() if rate is not None}
+
+
+def load_on_gpu(args: MultimodalTrainingArguments) -> None:
+    """
+    Settings of loaders whose frames come from the decoder of a GPU: processes are spawned, and nothing is pinned.
+
+    Raises:
+        ValueError: Loader processes are to be forked, or the model is not on a GPU.
+    """
+    if args.device.type != "cuda":
+        raise ValueError(
+            f"--decode_device cuda is for a model on a GPU, and this one is trained on {args.device}; leave out "
+            "--decode_device or --use_cpu."
+        )
+    if args.dataloader_num_workers and args.dataloader_multiprocessing_context == "fork":
+        raise ValueError(
+            "--decode_device cuda: CUDA does not work in a process that was forked. Give "
+            "--dataloader_multiprocessing_context spawn, or --dataloader_num_workers 0 to decode in the main process."
+        )
+    if args.dataloader_num_workers and args.dataloader_multiprocessing_context is None:
+        args.dataloader_multiprocessing_context = "spawn"
+    args.dataloader_pin_memory = False
+    args.accelerator_config.non_blocking = False

@@ -16,6 +16,7 @@ from simple_multimodal.data.collator import PretrainingDraws
 from simple_multimodal.data.features import FeatureReader, open_features
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
 from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.missing import explain
 from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, load_alpro
 from simple_multimodal.models.base import TowerModel
@@ -30,6 +31,7 @@ from simple_multimodal.models.modeling import (
     MultimodalForRetrieval,
 )
 from simple_multimodal.models.text.masked_lm import TextEncoder
+from simple_multimodal.output_folder import give_umask
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.training.answering import answer_vocabulary
 
@@ -56,6 +58,23 @@ DATASETS: dict[str, type[MultimodalDataset]] = {
 """On which rows, by task."""
 
 
+def open_manifest(task: str, manifest_file: str | os.PathLike, **settings) -> MultimodalDataset:
+    """
+    The rows of a run. No media file is opened, but where links lead is checked before the run begins.
+
+    Args:
+        task (`str`): of the run.
+        manifest_file (`str`): the manifest.
+        settings: arguments of [`MultimodalDataset`].
+
+    Raises:
+        ValueError: If the manifest is wrong, **or** links lead out of the roots.
+    """
+    dataset = DATASETS[task](Path(manifest_file), **settings)
+    dataset.check_links()
+    return dataset
+
+
 PROCESSOR_NAMES: dict[Modality, str] = {
     "text": "tokenizer_name",
     "audio": "audio_processor_name",
@@ -77,7 +96,7 @@ def processor_names(
 ) -> dict[str, str | None]:
     """
     Where the parts of a processor are read from: what is named, else the checkpoint of a tower that
-    `uses_own_processor`.
+    `takes_own_processor`.
 
     Args:
         towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
@@ -88,7 +107,8 @@ def processor_names(
     names = dict(named)
     for modality, config in towers.items():
         key = PROCESSOR_NAMES[modality]
-        if names[key] is None and get_encoder_class(config.model_type, modality).uses_own_processor:
+        encoder_class = get_encoder_class(config.model_type, modality)
+        if names[key] is None and encoder_class.takes_own_processor(config):
             names[key] = pretrained.get(modality)
     return names
 
@@ -149,7 +169,8 @@ def build_processor(
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub. {error}"
+                    f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub. "
+                    f"{explain(tokenizer_name, error)}"
                 ) from error
         else:
             tokenizer = train_tokenizer(captions())
@@ -167,7 +188,8 @@ def _read_settings(
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
-            f"processor_config.json. Name another folder or hub name by --{modality}_processor_name. {error}"
+            f"processor_config.json. Name another folder or hub name by --{modality}_processor_name. "
+            f"{explain(name, error)}"
         ) from error
 
 
@@ -202,7 +224,10 @@ def load_processor(
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
     refuse_adapter(source)
-    processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
+    try:
+        processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: is no saved model: {explain(source, error)}") from error
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
             raise ValueError(
@@ -342,6 +367,8 @@ def build_config(
     is_one_modality = settings.get("clip_embedding") == "mean" and "text" in towers and len(towers) == 2
     if is_one_modality and settings.get("contrastive_tav_loss_weight", 1.0) > 0:  # what it is contrasted by, once
         settings.setdefault("contrastive_tv_loss_weight" if "video" in towers else "contrastive_ta_loss_weight", 0.0)
+    # What teaches the embeddings of clips and their temperature.
+    settings.setdefault("matching_residual", settings.get("contrastive_tav_loss_weight", 1.0) > 0)
     if not is_trained:
         _check_zero_shot(towers, pretrained, shared, settings)
     return MultimodalConfig(
@@ -401,7 +428,7 @@ def answer_settings(
             label2id = json.loads(Path(answers_file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"--answers_file {answers_file} cannot be read as JSON: {error}") from error
-    config = {} if source is None else PreTrainedConfig.get_config_dict(source)[0]
+    config = {} if source is None else _saved_config(source)
     if config.get("architectures") in [[classes[task].__name__] for classes in MODEL_CLASSES.values()]:
         if answers_file is not None and label2id != config.get("label2id"):
             raise ValueError(
@@ -426,6 +453,14 @@ def answer_settings(
     return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
 
 
+def _saved_config(source: str | os.PathLike) -> dict:
+    """Values of the configuration of a saved model."""
+    try:
+        return PreTrainedConfig.get_config_dict(source)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: is no saved model: {explain(source, error)}") from error
+
+
 def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **settings) -> TowerModel:
     """
     A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
@@ -441,8 +476,8 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
             it lacks weights and will not be trained.
         OSError: If it has no weights as safetensors.
     """
-    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    classes = MODEL_CLASSES.get(model_type, {})
+    model_type = _saved_config(source).get("model_type")
+    classes = MODEL_CLASSES.get(model_type or "", {})
     if task not in classes:
         there_is = {name: " or ".join(f"--task {task}" for task in tasks) for name, tasks in MODEL_CLASSES.items()}
         raise ValueError(
@@ -530,13 +565,14 @@ def load_features(
     *,
     folder: str | os.PathLike | None,
     video_backend: str,
+    decode_device: str,
 ) -> dict[Modality, FeatureReader]:
     """
     Features that take the place of towers and of decoding for them, made sure to be those of this run.
 
     Args:
         model (`TowerModel`): after what is to be frozen was.
-        processor (`MultimodalProcessor`), video_backend (`str`): what would read clips.
+        processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
         datasets (`Iterable[MultimodalDataset | None]`): every row must have features, but for those whose file is
             missing.
         is_trained (`bool`): whether the model will be.
@@ -559,7 +595,8 @@ def load_features(
             )
         return model.tower_hash(modality)
 
-    readers = open_features(folder, frozen_tower_hash, processor, video_backend=video_backend)
+    decoder = {"video_backend": video_backend, "decode_device": decode_device}
+    readers = open_features(folder, frozen_tower_hash, processor, **decoder)
     weights = model.loss_weights if isinstance(model, MultimodalForPreTraining) else {}
     for modality, reader in readers.items():
         for name in weights:
@@ -656,4 +693,6 @@ def convert_alpro(
     check_inputs(model, processor)
     model.save_pretrained(out)
     processor.save_pretrained(out)
+    for path in Path(out).glob("*.safetensors"):
+        give_umask(path)
     return report

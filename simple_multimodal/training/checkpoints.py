@@ -10,7 +10,10 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from simple_multimodal.missing import no_such_folder
 from simple_multimodal.models.distributed import decide_in_first_process
+from simple_multimodal.output_folder import give_umask
+from simple_multimodal.training.quarantine import QUARANTINE_FILE
 from simple_multimodal.training.run_record import RUN_FILE, differences_from, write_run_record
 
 logger = logging.get_logger(__name__)
@@ -36,6 +39,7 @@ def seal(staged: Path, final: Path) -> None:
     """
     files = {}
     for path in sorted(path for path in staged.rglob("*") if path.is_file()):
+        give_umask(path)
         files[path.relative_to(staged).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
         _sync(path)
     manifest = staged / MANIFEST
@@ -56,6 +60,7 @@ def publish(staged: Path, folder: Path) -> None:
     entries = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
     files = [path for path in staged.rglob("*") if path.is_file()]
     for path in files:
+        give_umask(path)
         _sync(path)
     for name in entries:
         Path(folder, name).unlink(missing_ok=True)
@@ -113,6 +118,8 @@ def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
 
 def problem_of(checkpoint: str | os.PathLike) -> str | None:
     """Why a folder is not a whole checkpoint, in a few words; `None` if every file of it is as it was written."""
+    if not Path(checkpoint).is_dir():
+        return no_such_folder(checkpoint)
     try:
         files = json.loads(Path(checkpoint, MANIFEST).read_bytes())["files"]
         for name, written in files.items():
@@ -171,15 +178,16 @@ def find_checkpoint(
         problem = decide_in_first_process(lambda: problem_of(resume_from))
         if problem is not None:
             raise ValueError(
-                f"--resume_from_checkpoint {resume_from!r} is not a complete checkpoint: {problem}. Give "
+                f"--resume_from_checkpoint {resume_from!r} is not a complete checkpoint: {problem.rstrip('.')}. Give "
                 f"a folder such as {output / 'checkpoint-500'}, or leave the flag out to take the newest complete one."
             )
-        return Path(resume_from)
-    checkpoint = None if overwrite else newest_checkpoint(output)
+        checkpoint: Path | None = Path(resume_from)
+    else:
+        checkpoint = None if overwrite else newest_checkpoint(output)
     if checkpoint is not None:
         differences = differences_from(record, checkpoint)
-        if differences:
-            logger.warning(f"Going on from {checkpoint}, which began with another {', '.join(differences)}.")
+        began = f", which began with another {', '.join(differences)}" if differences else ""
+        decide_in_first_process(lambda: logger.warning(f"Going on from {checkpoint}{began}."))
         return checkpoint
     if resume_from is not None and resume_from.lower() == "true":
         raise ValueError(
@@ -205,10 +213,14 @@ def find_checkpoint(
 
 def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool) -> None:
     """Remove what a killed process left half written and, if the run starts over, older checkpoints, which a later
-    resume would take; then write `run.json`.
+    resume would take, with a warning that names them; then write `run.json`.
     """
-    for folder in list_checkpoints(output_dir).values() if starts_over else ():
-        if (folder / MANIFEST).is_file():
+    if starts_over:
+        older = [path for _, path in sorted(list_checkpoints(output_dir).items()) if (path / MANIFEST).is_file()]
+        removed = [path.name for path in (*older, Path(output_dir, QUARANTINE_FILE)) if path.exists()]
+        if removed:
+            logger.warning(f"Starting over in {output_dir}: removed {', '.join(removed)}.")
+        for folder in older:
             _take_name(folder)
     clear_staging(output_dir)
     write_run_record(output_dir, record)

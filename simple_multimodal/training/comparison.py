@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from simple_multimodal.missing import no_such_folder
 from simple_multimodal.training.checkpoints import STATE_FILE
 
 TIMES = ("_runtime", "_per_second", "data_wait_share")
@@ -18,7 +19,7 @@ TIMES = ("_runtime", "_per_second", "data_wait_share")
 
 def compare_folders(first: str | os.PathLike, second: str | os.PathLike) -> tuple[list[str], int]:
     """
-    Compare two checkpoints or model folders bit for bit: weights, the optimizer's state where both have one, and
+    Compare two checkpoints or model folders bit for bit: weights, and where both have them the optimizer's state and
     logged values.
 
     Args:
@@ -31,9 +32,9 @@ def compare_folders(first: str | os.PathLike, second: str | os.PathLike) -> tupl
     Raises:
         ValueError: If a folder holds no weights.
     """
-    left, right = (dict(_values(Path(folder))) for folder in (first, second))
-    if not all(any(name.startswith("optimizer.") for name in values) for values in (left, right)):
-        left, right = ({k: v for k, v in side.items() if not k.startswith("optimizer.")} for side in (left, right))
+    sides = [_values(Path(folder)) for folder in (first, second)]
+    in_both = [part for part in sides[0] if part in sides[1]]
+    left, right = ({name: value for part in in_both for name, value in side[part].items()} for side in sides)
     lines = []
     for name in dict.fromkeys([*left, *right]):
         if name not in left or name not in right:
@@ -43,21 +44,26 @@ def compare_folders(first: str | os.PathLike, second: str | os.PathLike) -> tupl
     return lines, len(left.keys() | right.keys())
 
 
-def _values(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Tensors and numbers of a folder by name; a number is a tensor of 64 bits."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+def _values(folder: Path) -> dict[str, dict[str, Any]]:
+    """Tensors and numbers of the parts of a folder, by name: `weights`, and what it has of `optimizer` and `logs`."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: {no_such_folder(folder)}")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise ValueError(f"{str(folder)!r} holds no weights (*.safetensors). Give a checkpoint or a model folder.")
-    for file in weights:
-        yield from load_file(file).items()
+    parts: dict[str, dict[str, Any]] = {"weights": {}}
+    for file in files:
+        parts["weights"] |= load_file(file)
     if (folder / "optimizer.pt").is_file():
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        yield from _leaves("optimizer", state)
+        parts["optimizer"] = dict(_leaves("optimizer", state))
     if (folder / STATE_FILE).is_file():
-        history = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["log_history"]
-        for entry in history:
+        parts["logs"] = {}
+        for entry in json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["log_history"]:
             step = entry.pop("step")
-            yield from _leaves(f"step {step}", {k: v for k, v in entry.items() if not k.endswith(TIMES)})
+            logged = {name: value for name, value in entry.items() if not name.endswith(TIMES)}
+            parts["logs"] |= _leaves(f"step {step}", logged)
+    return parts
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:

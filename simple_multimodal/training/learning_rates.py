@@ -7,13 +7,20 @@ from simple_multimodal.models.base import Encoder, TowerModel, transformer_layer
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 
 
+def tower_layers(tower: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters of each layer of a tower or of the fusion, from the lowest up."""
+    if isinstance(tower, Encoder):
+        return tower.layer_parameters()
+    return [list(layer.parameters()) for layer in transformer_layers(tower)]
+
+
 def number_layers(tower: nn.Module) -> dict[nn.Parameter, int]:
     """
     The layer of each parameter of a tower: 0 for embeddings, which is all that is registered before the layers and
     the encoder's `late_embeddings`; 1 to N for the layers; N + 1 for what is registered after them, a last norm.
     """
-    layers = transformer_layers(tower)
-    in_layers = {parameter: n for n, layer in enumerate(layers, start=1) for parameter in layer.parameters()}
+    layers = tower_layers(tower)
+    in_layers = {parameter: n for n, layer in enumerate(layers, start=1) for parameter in layer}
     late_embeddings = tower.late_embeddings if isinstance(tower, Encoder) else ()
     numbers: dict[nn.Parameter, int] = {}
     outside = 0
@@ -43,8 +50,8 @@ def parameter_rates(
         learning_rate (`float`): the run's.
 
     Raises:
-        ValueError: If a tower with a rate of its own is not part of the model or frozen, or all towers with rates by
-            layer are.
+        ValueError: If a tower with a rate of its own is not part of the model or not trained, or all towers with rates
+            by layer are.
     """
     towers = model.towers
     if lacking := [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
@@ -56,14 +63,17 @@ def parameter_rates(
     if args.layer_decay is not None and not set(trained) - {"fusion"}:
         idle.append("--layer_decay")
     if idle:
-        raise ValueError(f"{', '.join(idle)} can have no effect: nothing is trained there (--freeze). Leave that out.")
+        raise ValueError(
+            f"{', '.join(idle)} can have no effect: nothing is trained there (--freeze, or no objective reaches it). "
+            "Leave that out."
+        )
     rates: dict[nn.Parameter, float] = {}
     for name, tower in towers.items():
         if name not in args.tower_learning_rates and (args.layer_decay is None or name == "fusion"):
             continue
         rate = args.tower_learning_rates.get(name, learning_rate)
         decay = 1.0 if args.layer_decay is None else args.layer_decay
-        top = len(transformer_layers(tower)) + 1
+        top = len(tower_layers(tower)) + 1
         rates |= {parameter: rate * decay ** (top - number) for parameter, number in number_layers(tower).items()}
     return rates
 

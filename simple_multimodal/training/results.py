@@ -42,7 +42,14 @@ def write_results(trainer: MultimodalTrainer) -> None:
         examples = choose_examples(trainer, evaluation)
     run = trainer.run_record or {}
     bad = as_json(evaluation.bad_samples)
-    write_metrics(folder / "evaluation.json", selection_split=run.get("selection_split"), bad_samples=bad, **shared)
+    write_metrics(
+        folder / "evaluation.json",
+        selection_split=run.get("selection_split"),
+        precision=trainer.args.precision,
+        decoder=trainer.eval_collator.decoder,
+        bad_samples=bad,
+        **shared,
+    )
     write_report(
         folder / "report.html",
         title=folder.name,
@@ -53,14 +60,6 @@ def write_results(trainer: MultimodalTrainer) -> None:
     )
     if trainer.args.do_train:
         trainer.create_model_card()
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error on one line; of one that a loader process raised, without that process's traceback."""
-    message = str(error).strip()
-    if "Original Traceback" in message:
-        message = message.splitlines()[-1].partition(": ")[2]
-    return " ".join(message.split())
 
 
 def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation) -> list[QueryExample]:
@@ -127,4 +126,4 @@ def frame_strip(trainer: MultimodalTrainer, row: Row) -> np.ndarray | None:
         return None
     frames = batch[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)
     places = np.linspace(0, len(frames) - 1, min(FRAMES_PER_STRIP, len(frames))).astype(int)
-    return frames[places].permute(0, 2, 3, 1).contiguous().numpy()
+    return frames[places].permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,5 +1,5 @@
-"""How a run ends before its time: on SIGTERM, when nothing is learned any more, and early stopping that survives a
-resume.
+"""How a run ends before its time: on SIGTERM or Ctrl-C, with an error, when nothing is learned any more, and early
+stopping that survives a resume.
 """
 
 import contextlib
@@ -7,18 +7,48 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import torch
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import TrainerCallback
+from transformers.utils import logging
 
 from simple_multimodal.data.batch_reader import die_with
 
 EXIT_REQUEUE = 75
-"""Exit code of a run that SIGTERM ended with a checkpoint: `EX_TEMPFAIL` of sysexits.h, "try again". 143, which a
-shell reports of a process that SIGTERM killed, would not tell whether anything was saved.
+"""Exit code of a run that SIGTERM or Ctrl-C ended with a checkpoint: `EX_TEMPFAIL` of sysexits.h, "try again". 143,
+which a shell reports of a process that SIGTERM killed, would not tell whether anything was saved.
 """
+
+EXIT_INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C ended at once, as a shell reports it."""
+
+PATIENCE_SECONDS = 2.0
+"""From when on a further Ctrl-C ends a run at once. Launchers pass the first one on, so that it arrives twice."""
+
+
+@contextlib.contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """End `train.py` with one line where the user or a file is to blame; with `--log_level debug` it raises."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command goes on from its newest checkpoint, if any.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except (ValueError, ImportError, OSError) as error:  # of the user, or of a file; the message says what to do
+        if logging.get_verbosity() <= logging.DEBUG:
+            raise
+        sys.exit(f"train.py: error: {one_line(error)}")
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error on one line; of one that a loader process raised, without that process's traceback."""
+    message = str(error).strip()
+    if "Original Traceback" in message:
+        message = message.splitlines()[-1].partition(": ")[2]
+    return " ".join(message.split())
 
 
 class HostCopy:
@@ -44,8 +74,9 @@ class HostCopy:
 
 class RunControl(TrainerCallback):
     """
-    Ends a run in order: after SIGTERM to any process with a checkpoint, in all processes after the same step; after
-    too many steps in a row whose gradient was NaN or infinite with an error. Such steps change no weights.
+    Ends a run in order: after SIGTERM or Ctrl-C (SIGINT) to any process with a checkpoint, in all processes after the
+    same step; after too many steps in a row whose gradient was NaN or infinite with an error. Such steps change no
+    weights.
 
     All of it is decided from numbers that are summed with the step's counts anyway and read one step later, so that
     the device never waits.
@@ -56,10 +87,10 @@ class RunControl(TrainerCallback):
 
     def __init__(self, max_nan_steps: int):
         self.max_nan_steps = max_nan_steps
-        self.is_terminated = False
-        """This process was sent SIGTERM."""
+        self.signal: str | None = None
+        """What told this process to end: `"SIGTERM"` or `"Ctrl-C"`."""
         self.is_stopping = False
-        """All processes stop, because one was sent SIGTERM."""
+        """All processes stop, because one was told to end."""
         self.has_trained = False
         self.saves_at_epoch_end = False
         self.nan_steps = torch.zeros(2)
@@ -68,20 +99,35 @@ class RunControl(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """For as long as the context lasts, SIGTERM is noted, however often it comes."""
-        self.is_terminated = self.is_stopping = self.has_trained = self.saves_at_epoch_end = False
+        """For as long as the context lasts, SIGTERM is noted, however often it comes, and so is Ctrl-C, which ends the
+        process at once when it comes again after `PATIENCE_SECONDS`.
+        """
+        self.signal = None
+        self.is_stopping = self.has_trained = self.saves_at_epoch_end = False
         self.nan_steps = torch.zeros(2)
         if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
             yield
             return
-        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        handlers: dict[int, Callable[..., None]] = {signal.SIGTERM: self._on_sigterm}
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as shells have it for commands in the background
+            handlers[signal.SIGINT] = self._on_sigint
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _on_sigterm(self, *_) -> None:
-        self.is_terminated = True
+        self.signal = "SIGTERM"
+
+    def _on_sigint(self, *_) -> None:
+        if self.signal != "Ctrl-C":
+            self.signal, self._interrupted_at = "Ctrl-C", time.monotonic()
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                os.write(2, b"\nCtrl-C: the run ends after this step, with a checkpoint; once more ends it at once.\n")
+        elif time.monotonic() - self._interrupted_at > PATIENCE_SECONDS:
+            raise KeyboardInterrupt
 
     def watch(self, num_terminated: torch.Tensor) -> None:
         """Take note of how many processes were told to end, a tensor of shape `(1,)`, as the step begins."""
@@ -148,9 +194,11 @@ class EarlyStopping(EarlyStoppingCallback):
 
 class LoaderInit:
     """
-    Shields a loader process from SIGTERM, unless its own training process sends it, and ends it with that process.
+    Shields a loader process from Ctrl-C, and from SIGTERM unless its own training process sends it, and ends it with
+    that process.
 
-    Schedulers send SIGTERM to every process of a job at once, but batches are needed up to the end of the step.
+    Schedulers send SIGTERM to every process of a job at once, as terminals send SIGINT, but batches are needed up to
+    the end of the step.
 
     Args:
         then (`Callable`, *optional*): called with the worker's number afterwards.
@@ -160,6 +208,7 @@ class LoaderInit:
         self.then = then
 
     def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sys.platform == "linux":  # elsewhere one cannot tell who sent a signal
             die_with(os.getppid())  # a loader waits 5 seconds and more before it looks
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.prepare import prepared_split
+from simple_multimodal.evaluation.precision import Precision
 
 RUN_FILE = "run.json"
 CLIPS_FILE = "training_clips.json"
 
-PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "numpy")
+PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "torchcodec", "numpy")
 
 # Arguments that may change between the start and the continuation of one run: they do not change what it computes.
 INCIDENTAL_ARGUMENTS = frozenset(
@@ -26,6 +27,7 @@ INCIDENTAL_ARGUMENTS = frozenset(
         "run_name", "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "save_steps",
         "save_strategy", "save_total_limit", "max_nan_steps", "max_bad_fraction", "sample_timeout_seconds",
         "loader_memory_gigabytes", "do_train", "do_eval", "do_predict", "push_to_hub", "hub_model_id", "hub_token",
+        "follow_links",
     }
 )  # fmt: skip
 
@@ -36,6 +38,7 @@ def make_run_record(
     command: list[str],
     data: Mapping[str, MultimodalDataset | None],
     selection_split: str | None = None,
+    precision: Precision | None = None,
 ) -> dict:
     """
     Args:
@@ -43,6 +46,7 @@ def make_run_record(
         command (`list[str]`): words of the command line.
         data (`Mapping[str, MultimodalDataset | None]`): the data sets that are used, by name.
         selection_split (`str`, *optional*): see [`selection_split`].
+        precision (`str`, *optional*): what the model computes in, also where it is evaluated.
 
     Returns:
         `dict`: the content of `run.json`.
@@ -60,6 +64,7 @@ def make_run_record(
         "arguments": arguments,
         "data": fingerprints,
         "selection_split": selection_split,
+        "precision": precision,
         "versions": versions,
     }
 

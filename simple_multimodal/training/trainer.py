@@ -5,9 +5,11 @@ once.
 import concurrent.futures
 import contextlib
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,13 +21,16 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.prepare import prepared_split
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
+from simple_multimodal.evaluation.precision import autocast, precision_mismatch
+from simple_multimodal.evaluation.result_files import write_whole
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
@@ -33,7 +38,7 @@ from simple_multimodal.models.modeling import MASKED_OBJECTIVES
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training import sharding
 from simple_multimodal.training.answering import evaluate_answers, predict_answers
-from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (
     STAGING,
     STATE_FILE,
@@ -63,6 +68,9 @@ from simple_multimodal.training.run_record import training_clips, write_run_reco
 from simple_multimodal.training.summary import RunSummary
 
 logger = logging.get_logger(__name__)
+
+TEMPERATURES = ("logit_scale", "logit_bias", "temperature")
+"""What the parameters of contrastive losses are called, which weight decay would draw towards values of no meaning."""
 
 SETTLE_STEPS = 10
 """Steps after which several processes tell each other what they could not read."""
@@ -101,6 +109,13 @@ class Speed:
         return {"samples/s": f"{values['samples_per_second']:.1f}", "data wait": f"{values['data_wait_share']:.0%}"}
 
 
+class LimitTemperature(TrainerCallback):
+    """Keeps the temperature of the contrastive loss within its limits."""
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        model.limit_temperature()
+
+
 @torch.no_grad()
 def align_parameters(model: torch.nn.Module) -> None:
     """
@@ -125,7 +140,7 @@ class MultimodalTrainer(Trainer):
     - a learning rate per tower and layer; the share of time spent waiting for data; a summary of what is trained;
     - LoRA adapters, which the model that is saved at the end holds merged into its weights, for good;
     - checkpoints that are whole or not there, written to the disk beside the training; resumed runs that end as
-      uninterrupted ones; SIGTERM and gradients that are not finite, see [`RunControl`].
+      uninterrupted ones; SIGTERM, Ctrl-C and gradients that are not finite, see [`RunControl`].
 
     Args:
         model ([`TowerModel`]): with `count_items`; a `MultimodalFor…` or `AlproFor…` model.
@@ -169,6 +184,8 @@ class MultimodalTrainer(Trainer):
         self.processor = processing_class
         self.args = args
         self._quarantine = self._make_quarantine(starts_over=False)
+        if eval_collator.decode_device != "cpu":
+            load_on_gpu(args)
         align_parameters(model)
         model.checkpoint_activations(args.gradient_checkpointing_towers)
         # `Trainer` asks every processor for special tokens, also one without a tokenizer.
@@ -190,6 +207,8 @@ class MultimodalTrainer(Trainer):
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
         if train_dataset is not None:
+            if not self.is_deepspeed_enabled:  # whose weights may lie in pieces
+                self._freeze_unreached(data_collator)
             parameter_rates(model, args, args.learning_rate)  # what it refuses, before anything is written
             self._check_checkpointed_towers()
         if model.config.lora is not None and args.has_reentrant_checkpoints:
@@ -197,12 +216,17 @@ class MultimodalTrainer(Trainer):
                 "LoRA needs activation checkpoints that are not reentrant: these give a layer no gradient whose input "
                 "has none. Leave use_reentrant out of --activation_checkpointing_kwargs."
             )
+        if run_record is not None and not args.do_train and args.should_log:
+            source = run_record["arguments"].get("model_name_or_path")
+            if (line := precision_mismatch(source, args.precision)) is not None:
+                logger.warning(line)
         if args.disable_tqdm:
             logging.disable_progress_bar()  # of writing a checkpoint
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LoadingProgressCallback(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
+        self.add_callback(LimitTemperature)
         self.add_callback(self.run_control)
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self.add_callback(RunSummary(run_record))
@@ -302,7 +326,7 @@ class MultimodalTrainer(Trainer):
         counts = [self._counter.count_items(batch) for batch in batch_samples]
         names = list(counts[0])
         totals = torch.stack([torch.stack([count[name] for name in names]).to(device) for count in counts]).sum(dim=0)
-        is_terminated = torch.full((1,), self.run_control.is_terminated, dtype=totals.dtype, device=device)
+        is_terminated = torch.full((1,), self.run_control.signal is not None, dtype=totals.dtype, device=device)
         totals = sum_over_processes(torch.cat([totals, is_terminated]))
         self.run_control.watch(totals[-1:])
         return dict(zip(names, totals[:-1], strict=True))
@@ -315,6 +339,13 @@ class MultimodalTrainer(Trainer):
         )
         return grad_norm
 
+    def _freeze_unreached(self, collator: MultimodalCollator) -> None:
+        """See [`TowerModel.freeze_unreached`]; before the model is wrapped and the optimizer is made."""
+        device = next(self.model.parameters()).device
+        batch = {name: values.to(device) for name, values in collator.empty_batch(2).items()}
+        with self.accelerator.autocast():  # some attention knows half precision alone
+            self.model.freeze_unreached(batch)
+
     def _check_checkpointed_towers(self) -> None:
         """Refuse `gradient_checkpointing_towers` that keep no activations anyway."""
         for name in self.args.gradient_checkpointing_towers:
@@ -322,15 +353,15 @@ class MultimodalTrainer(Trainer):
             if not is_trained and name != "fusion":  # through which gradients go on
                 raise ValueError(
                     f"--gradient_checkpointing_towers {name} can have no effect: nothing of that tower is trained "
-                    "(--freeze), so that no activations of it are kept. Leave it out."
+                    "(--freeze, or no objective reaches it), so that no activations of it are kept. Leave it out."
                 )
 
     def _check_chunks(self) -> None:
         """Refuse `contrastive_chunk_size` where it cannot work, or would bring nothing."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "--contrastive_chunk_size needs the whole model in every process: without FSDP, DeepSpeed and "
-                "DataParallel. Leave it out, or start one process per device with torchrun or accelerate launch."
+                "--contrastive_chunk_size needs the whole model in every process: without FSDP and DeepSpeed. Leave "
+                "it out, or start one process per device with torchrun or accelerate launch."
             )
         weights = {} if self._answers_questions else self.model.loss_weights
         if not weights.keys() - MASKED_OBJECTIVES.keys():
@@ -409,6 +440,8 @@ class MultimodalTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # until all have looked into the folder
             if self.is_world_process_zero():
                 begin_run(self.args.output_dir, self.run_record, starts_over=resume_from_checkpoint is None)
+        if resume_from_checkpoint is None:  # what was measured of other weights
+            self._set_rerank_top_k(None)
         self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
         self._sums = {}
         self._counter = None
@@ -417,7 +450,7 @@ class MultimodalTrainer(Trainer):
         self.speed.restart()
         with self.run_control.listening(), concurrent.futures.ThreadPoolExecutor(max_workers=1) as self._sealer:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.run_control.is_terminated:  # after the last step, where nobody asks any more
+        if self.run_control.signal is not None:  # after the last step, where nobody asks any more
             self._end_to_be_continued()
         result = result._replace(training_loss=result.metrics["train_loss"])
         return result if self.run_control.has_trained else result._replace(metrics={})
@@ -428,21 +461,28 @@ class MultimodalTrainer(Trainer):
             self._load_running(self._resumes_from)
         if self._save_error is not None:
             raise OSError(
-                f"The last checkpoint could not be saved: {self._save_error}. The same command goes on from the one "
-                "before it."
+                f"The last checkpoint could not be saved in {self.args.output_dir}: {self._save_error}. The same "
+                "command goes on from the one before it."
             )
         if self.run_control.is_stopping:
-            logger.warning(
-                f"Stopped by SIGTERM after step {self.state.global_step}; the same command goes on from there."
-            )
             self._end_to_be_continued()
         return super()._finalize_training(*args)
 
     def _end_to_be_continued(self) -> NoReturn:
+        if self.is_world_process_zero():
+            logger.warning(
+                f"Stopped by {self.run_control.signal or 'a signal to another process'} after step "
+                f"{self.state.global_step}; the same command goes on from the checkpoint in {self.args.output_dir}."
+            )
         leave_process_group()
         raise SystemExit(EXIT_REQUEUE)
 
     # ---- Optimizer ----
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Weights, without biases, norms and, as in CLIP, temperatures."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if name.rpartition(".")[2] not in TEMPERATURES]
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
         towers = self.accelerator.unwrap_model(model or self.model)
@@ -467,6 +507,8 @@ class MultimodalTrainer(Trainer):
         audio: AudioFeatureExtractor | None = self.eval_collator.processor.feature_extractor
         if audio is not None and audio.crop_rule is not None:
             evaluation.protocol += f"; {audio.crop_rule}"
+        if self.eval_collator.decode_device != "cpu":
+            evaluation.protocol += "; frames decoded by the GPU (NVDEC), not bit-equal to a CPU's"
         self.last_evaluation = evaluation
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
         num_rows = evaluation.counts["questions" if self._answers_questions else "rows"]
@@ -483,7 +525,7 @@ class MultimodalTrainer(Trainer):
                 model,
                 self._noting_bad_samples(dataloader),
                 to_device=self._prepare_inputs,
-                autocast=self.accelerator.autocast,
+                autocast=self._autocast,
                 on_step=self._on_prediction_step,
             )
         questions = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
@@ -492,14 +534,20 @@ class MultimodalTrainer(Trainer):
     def _evaluate_retrieval(self, dataloader: DataLoader) -> RetrievalEvaluation:
         with self._evaluating() as model:
             encoded = self._encode(model, dataloader)
-            return evaluate_encoded(
+            evaluation = evaluate_encoded(
                 model,
                 encoded,
                 matching_top_k=self.args.matching_top_k,
                 process_index=self.args.process_index,
                 num_processes=self.args.world_size,
-                autocast=self.accelerator.autocast,
+                autocast=self._autocast,
             )
+            # Nothing about the model is chosen by test clips, or by clips that lack a modality.
+            rows: MultimodalDataset = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
+            is_test = prepared_split(rows.manifest_file, rows.clip_names()) == "test"
+            if not (is_test or self.eval_collator.drop_modalities):
+                model.config.rerank_top_k = evaluation.rerank_top_k
+        return evaluation
 
     def evaluate_pairs(self, pair_sets: list[PairSet]) -> dict[str, float]:
         """Measure pairs of rows of the evaluation set that was evaluated last; the metrics join those of that
@@ -542,6 +590,10 @@ class MultimodalTrainer(Trainer):
         evaluation.metrics |= metrics
         return {f"eval_{name}": value for name, value in metrics.items()}
 
+    def _autocast(self) -> AbstractContextManager:
+        """What evaluation runs in, as a [`Pipeline`] does that measures the model later."""
+        return autocast(self.args.precision, self.args.device.type)
+
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[PreTrainedModel]:
         """The model without its wrappers, whole, in evaluation mode for as long as the context lasts."""
@@ -558,7 +610,7 @@ class MultimodalTrainer(Trainer):
             model,
             self._noting_bad_samples(dataloader),
             to_device=self._prepare_inputs,
-            autocast=self.accelerator.autocast,
+            autocast=self._autocast,
             on_step=self._on_prediction_step,
         )
 
@@ -627,8 +679,8 @@ class MultimodalTrainer(Trainer):
             self._save_error = error or OSError("another process could not write its part")
             if error is not None or self.is_world_process_zero():
                 logger.warning(
-                    f"CHECKPOINT {self._save_step} COULD NOT BE SAVED: {self._save_error}. Training goes on and tries "
-                    "again at the next save; older checkpoints are as they were."
+                    f"CHECKPOINT {self._save_step} COULD NOT BE SAVED in {self.args.output_dir}: {self._save_error}. "
+                    "Training goes on and tries again at the next save; older checkpoints are as they were."
                 )
         return self._save_error
 
@@ -707,6 +759,18 @@ class MultimodalTrainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+        config = json.loads(Path(self.state.best_model_checkpoint, CONFIG_NAME).read_text(encoding="utf-8"))
+        self._set_rerank_top_k(config.get("rerank_top_k"))
+
+    def _set_rerank_top_k(self, rerank_top_k: int | None) -> None:
+        """Note in the model's configuration whether matching is used unless asked otherwise."""
+        self.accelerator.unwrap_model(self.model).config.rerank_top_k = rerank_top_k
+
+    def save_config(self) -> None:
+        """Write the configuration of the saved model once more, with what the last evaluation found about matching."""
+        if self.args.should_save:
+            config = self.accelerator.unwrap_model(self.model).config
+            write_whole(Path(self.args.output_dir, CONFIG_NAME), [config.to_json_string()])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from tests.conftest import REPOSITORY
 
 NUM_ROWS = 12
 BAD_ROWS = (3, 8)
@@ -341,3 +344,36 @@ def test_without_workers_the_file_that_ends_the_process_is_named(
             break
         time.sleep(0.05)
     assert message.format(row=BAD_ROWS[0], file=folder / f"{BAD_ROWS[0]}.mp4") in said
+
+
+def test_threads_of_a_forked_child_find_a_thread_pool():
+    """Eight threads that use torch for the first time at once; without the renewal nearly every child fails."""
+    script = """
+import os, threading
+import torch
+import simple_multimodal.data.batch_reader
+
+torch.set_num_threads(8)  # it takes a while to start so many, and the others ask in the meantime
+torch.get_num_threads()
+
+def work():
+    barrier.wait()
+    try:
+        torch.ones(100_000).add(1)
+    except RuntimeError as error:
+        errors.append(error)
+
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        barrier, errors = threading.Barrier(8), []
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os._exit(len(errors))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert process.stdout.split() == ["0"] * 5, process.stderr

@@ -591,8 +591,14 @@ def test_links_that_lead_out_are_named_as_the_loader_would_refuse_them(make, tmp
     made = make("msvd")
     assert [made.splits[split].clips for split in SPLITS] == [[], ["-b_1_9"], []]
     assert any(
-        note.startswith("2 links that lead out of") and ": -a_1_9.mp4, folder; pass" in note for note in made.notes
+        note.startswith("2 links that lead out of") and ": -a_1_9.mp4, folder; pass --follow_links" in note
+        for note in made.notes
     )
+    (outside / "-c_1_9.avi").write_text("x")
+    (outside / "around").symlink_to(tmp_path / "videos")
+    followed = make("msvd", follow_links=True)
+    assert [followed.splits[split].clips for split in SPLITS] == [["-a_1_9"], ["-b_1_9"], ["-c_1_9"]]
+    assert "folder/-c_1_9.avi" in (followed.folder / "test.jsonl").read_text()
 
 
 def test_opening_the_files_leaves_out_what_cannot_be_read(make, tmp_path, small_msvd, media_dir):

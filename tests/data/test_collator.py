@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 
+import av
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -17,6 +19,7 @@ from simple_multimodal.media import get_video_backend, index_video
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor, batch_memory
+from tests.media.media_files import write_media
 
 ROWS = [
     {"id": "a", "video": "sound0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
@@ -86,6 +89,7 @@ def test_batch_has_the_agreed_entries(processor, dataset):
         "video_masked_patches": (torch.int64, (6, 26)),
         "match_aligned": (torch.bool, (6,)),
         "match_uniform": (torch.float32, (6,)),
+        "text_ids": (torch.int64, (6,)),
     }
     assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == expected
     assert batch["text_mask"].tolist() == [True, True, True, False, True, True]
@@ -241,6 +245,19 @@ def test_all_captions(processor, dataset):
     assert collator.tokenize_captions([dataset[3]])["input_ids"].shape == (0, 0)
 
 
+def test_equal_texts_have_equal_ids_in_any_batch(processor, dataset):
+    """Texts are those that the tokenizer makes the same tokens; the hash is the same whatever the padding."""
+    collator = MultimodalCollator(processor, draws=PretrainingDraws(vt_match_ratio=0.5), max_seq_length=8)
+    rows = [dict(dataset[index]) for index in (1, 2, 2, 3, 3)]
+    rows[0]["captions"] = ["a cat purrs"]
+    rows[2]["captions"] = ["a long sentence about many dogs, of which the end is cut off"]
+    together = collator([*rows, dataset[0]])["text_ids"].tolist()
+    assert together[0] == together[5] and together[3] == together[4] and together[1] == together[2]
+    assert len(set(together)) == 3
+    alone = [collator([row])["text_ids"].item() for row in (*rows, dataset[0])]
+    assert alone == together and min(alone) >= 0
+
+
 def test_special_and_padding_tokens_are_never_masked(processor, dataset):
     batch = MultimodalCollator(processor, draws=PretrainingDraws(mlm_probability=0.9))(list(dataset))
     specials = torch.isin(batch["input_ids"], torch.tensor(processor.tokenizer.all_special_ids))
@@ -286,6 +303,17 @@ def test_dropped_modalities_are_not_read(processor, dataset, media_dir):
     assert not no_text["text_mask"].any() and bool(no_text["video_mask"].all())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, training):
+    collator = MultimodalCollator(processor, training=training, draws=DRAWS, label2id={"two": 0})
+    empty, batch = collator.empty_batch(3), collator([dataset[0], dataset[1], dataset[2]])
+    assert {name: (len(values), values.dtype, values.ndim) for name, values in empty.items()} == {
+        name: (3, values.dtype, values.ndim) for name, values in batch.items()
+    }
+    assert not any(empty[f"{modality}_mask"].any() for modality in ("text", "audio", "video"))
+    assert collator.parallel  # the collator itself is as it was
+
+
 def test_padding_of_text(processor, dataset):
     batch = MultimodalCollator(processor, max_seq_length=6, pad_to_max_length=True)([dataset[0], dataset[2]])
     assert batch["input_ids"].shape == (2, 6)
@@ -312,6 +340,58 @@ def test_a_bad_file_is_named_through_a_worker(processor, dataset, media_dir):
 def test_sound_of_an_audio_column_must_be_there(processor, dataset, media_dir):
     row = {**dataset[1], "audio": str(media_dir / "silent.mp4"), "audio_is_sound_track": False}
     with pytest.raises(MediaError, match="row 1"):
+        MultimodalCollator(processor)([row])
+
+
+@pytest.mark.parametrize(
+    ("name", "audio_codec", "audio_seconds"),
+    [
+        ("early.mp4", "aac", 1.0),
+        ("early.mkv", "libopus", 0.8),
+        ("early.ts", "aac", 1.0),
+        ("early.mov", "pcm_s16le", 0.5),
+    ],
+)
+@pytest.mark.parametrize("start", [1.5, 130.0])  # from the start of the file, and by seeking
+def test_a_sound_track_that_ends_before_the_segment_does_not_cost_the_row(
+    processor, dataset, tmp_path, name, audio_codec, audio_seconds, start
+):
+    rate = 48000 if audio_codec == "libopus" else 16000
+    path = write_media(
+        tmp_path / name,
+        num_frames=round(start + 1),
+        rate=1,
+        waveform=np.sin,
+        audio_codec=audio_codec,
+        audio_rate=rate,
+        audio_seconds=audio_seconds,
+    )
+    row = {**dataset[1], "video": str(path), "audio": str(path), "start_seconds": start, "end_seconds": start + 1}
+    batch = MultimodalCollator(processor)([row, {**row, "start_seconds": 0.0}])
+    assert batch["video_mask"].tolist() == [True, True] and batch["audio_mask"].tolist() == [False, True]
+    with pytest.raises(MediaError, match="no sound from"):  # a column of its own promises sound
+        MultimodalCollator(processor)([{**row, "audio_is_sound_track": False}])
+
+
+@pytest.mark.parametrize("name", ["empty.mkv", "empty.mov", "empty.avi"])
+def test_a_sound_track_without_packets_does_not_cost_the_row(processor, dataset, tmp_path, name):
+    path = write_media(tmp_path / name, num_frames=20, waveform=np.sin, audio_seconds=0.0)
+    row = {**dataset[1], "video": str(path), "audio": str(path)}
+    assert MultimodalCollator(processor)([row])["audio_mask"].tolist() == [False]
+    with pytest.raises(MediaError, match="holds no samples|no sound track"):
+        MultimodalCollator(processor)([{**row, "audio_is_sound_track": False}])
+
+
+def test_a_sound_track_that_is_damaged_costs_the_row(processor, dataset, tmp_path):
+    path = write_media(tmp_path / "noise.mkv", num_frames=20, waveform=np.sin, audio_codec="flac", audio_seconds=1.0)
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    for place, size in places:
+        content[place + 8 : place + size - 8] = bytes(size - 16)
+    path.write_bytes(content)
+    row = {**dataset[1], "video": str(path), "audio": str(path)}
+    with pytest.raises(MediaError, match="audio packets can be decoded"):
         MultimodalCollator(processor)([row])
 
 

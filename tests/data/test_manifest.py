@@ -2,13 +2,14 @@
 
 import json
 import pickle
+import unicodedata
 from pathlib import Path
 
 import datasets
 import pytest
 
 from simple_multimodal.data.clips import clips_jsonl_to_manifests
-from simple_multimodal.data.manifest import MultimodalDataset, row_captions
+from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, row_captions
 from simple_multimodal.media.errors import MediaError
 
 datasets.disable_progress_bars()
@@ -172,8 +173,12 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
         ("video,caption,video\na.mp4,b,c\n", "a.csv", "a column occurs twice"),
         ("video,caption\na.mp4,b,c\n", "a.csv", "line 2: 3 cells, but the header has 2"),
         ("video,caption\na.mp4\n", "a.csv", "line 2: 1 cells"),
-        ('video,caption\na.mp4,"b"c\n', "a.csv", "line 2: cannot be read as a UTF-8 table"),
-        (b"video,caption\na.mp4,\xff\n", "a.csv", "cannot be read as a UTF-8 table"),
+        (
+            'video,caption\na.mp4,"b"c\n',
+            "a.csv",
+            "line 2: after a quoted cell the separator must follow, got '\"b\"c'",
+        ),
+        (b"video,caption\na.mp4,\xff\n", "a.csv", "line 2: is not UTF-8 text, it has the byte 0xff.*iconv"),
         ("id,video,caption\nx,a.mp4,b\nx,c.mp4,d\n", "a.csv", "line 3: the id 'x' occurred before, in line 2"),
         ("id,video,caption\n1,a.mp4,b\n,c.mp4,d\n", "a.csv", "line 3: the id '1' occurred before"),
         ("video,text,caption\na.mp4,b.txt,c\n", "a.csv", "line 2: a row may have one of `text`, `caption`"),
@@ -203,6 +208,30 @@ def test_bad_manifests_are_refused_with_file_and_line(load, content, name, messa
     assert name in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_all_rows_that_are_wrong_are_in_one_message(load, name):
+    cells = [("a.mp4", "5", "2"), ("b.mp4", "0", "1"), ("c.mp4", "x", "1"), ("../d.mp4", "0", "1")]
+    cells += [(f"{n}.mp4", "1", "1") for n in range(40)]
+    columns = ("video", "start_seconds", "end_seconds")
+    separator = "," if name == "a.csv" else "\t"
+    content = "\n".join(map(separator.join, [columns, *cells]))
+    if name == "a.jsonl":
+        content = "\n" + jsonl(*(dict(zip(columns, row, strict=True)) for row in cells))
+    with pytest.raises(ValueError) as error:
+        load(content, name, modalities=())
+    message = str(error.value)
+    assert f"{name}: 43 rows are wrong. Line 2: `end_seconds` is 2.0, which is not after the start, 5.0." in message
+    assert "Line 4: `start_seconds` must be a time" in message and "Line 5: the path '../d.mp4'" in message
+    assert (
+        message.endswith(
+            "And 38 more, in the lines 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, "
+            "24, 25, 26, 27, …."
+        )
+        and "\n" not in message
+    )
+    assert "Line 3" not in message
+
+
 def test_a_missing_manifest_is_named(tmp_path):
     with pytest.raises(ValueError, match="train.csv: no such manifest file"):
         MultimodalDataset(tmp_path / "train.csv")
@@ -217,7 +246,7 @@ def test_columns_are_needed_for_the_modalities_of_the_model_only(load):
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("/etc/passwd", "is absolute"),
+        ("/etc/passwd", "is absolute and not below"),
         ("C:\\clips\\a.mp4", "looks like a URL|is absolute"),
         ("\\\\server\\a.mp4", "is absolute"),
         ("../a.mp4", r"leaves its folder by '\.\.'"),
@@ -241,27 +270,168 @@ def test_paths_that_point_elsewhere_are_refused(load, path, problem, column):
     assert "a.jsonl, line 1" in str(error.value) and f"--{column}_root" in str(error.value)
 
 
-@pytest.mark.parametrize("path", ["dog,cat.mp4", "clip 12:30.mp4", "a/../b.mp4", "..a.mp4", "ünïcode.mp4", "100%.mp4"])
-def test_ordinary_names_are_accepted(load, path):
-    assert len(load(jsonl({"video": path, "caption": "a"}), "a.jsonl")) == 1
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("dog,cat.mp4", "clip 12:30.mp4", "a/../b.mp4", "..a.mp4", "ünïcode.mp4", "100%.mp4"),
+        *("Intro, part 1: hello.mp4", "Episode 2: cats.mp4", "Intro: hello.mp4", "Subfile, part 1.mp4"),
+        *("./Re:Zero.mp4", "./a,b:c.mp4", "./C: the drive.mp4"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_ordinary_names_are_accepted(load, tmp_path, path, name):
+    content = jsonl({"video": path, "label": "a"})
+    if name != "a.jsonl":
+        content = f'video,label\n"{path}",b\n' if name == "a.csv" else f"video\tlabel\n{path}\tb\n"
+    if "/" not in path.removeprefix("./"):
+        (tmp_path / path).write_bytes(b"x")
+        assert Path(load(content, name, modalities=(), video_root=tmp_path)[0]["video"]) == tmp_path / path
+    assert len(load(content, name, modalities=())) == 1
 
 
-def test_links_may_not_leave_the_root(load, tmp_path, media_dir):
+def test_names_that_look_like_a_protocol_can_be_written_otherwise(load):
+    with pytest.raises(ValueError, match="looks like a URL or an FFmpeg protocol; a file of that name is written './"):
+        load("video,caption\nRe:Zero.mp4,a\n")
+
+
+@pytest.fixture
+def linked(tmp_path, media_dir) -> Path:
+    """Folder of a file, and of links to it, to a file and a folder elsewhere, and to themselves."""
     root = tmp_path / "videos"
     root.mkdir()
     (root / "inside.mp4").write_bytes(b"x")
     (root / "link_inside.mp4").symlink_to(root / "inside.mp4")
     (root / "link_outside.mp4").symlink_to(media_dir / "sound0.mp4")
+    (root / "folder_outside").symlink_to(media_dir)
     (root / "loop.mp4").symlink_to(root / "loop.mp4")
+    return root
+
+
+def own_roots(root: Path) -> dict[str, Path]:
+    return dict.fromkeys(("video_root", "audio_root", "text_root"), root)
+
+
+def test_links_may_not_leave_the_root(load, linked, tmp_path):
     linked_root = tmp_path / "linked"
-    linked_root.symlink_to(root)
-    rows = [{"video": f"{name}.mp4", "caption": "a"} for name in ("link_inside", "link_outside", "loop")]
-    dataset = load(jsonl(*rows), "a.jsonl", video_root=linked_root)
-    assert dataset[0]["video"] == str(root / "inside.mp4")
-    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*--video_root"):
+    linked_root.symlink_to(linked)
+    names = ("link_inside", "link_outside", "loop", "folder_outside/sound0")
+    content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
+    dataset = load(content, "a.jsonl", **own_roots(linked_root))
+    assert dataset[0]["video"] == str(linked / "inside.mp4")
+    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*--follow_links.*--video_root"):
         dataset[1]
-    with pytest.raises(ValueError, match="row 2"):
+    with pytest.raises(MediaError, match="row 2"):
         dataset[2]
+    with pytest.raises(ValueError, match="row 3 .*leaves its folder"):
+        dataset[3]
+    message = r"row 1 \(line 2.*leaves its folder for .*sound0.mp4.*--follow_links.* 1 other rows"
+    with pytest.raises(ValueError, match=message):
+        dataset.check_links()
+    with pytest.raises(ValueError, match=message):
+        next(dataset.named_rows())
+    load(content, "a.jsonl", **own_roots(linked_root), max_samples=1).check_links()
+
+
+def test_links_are_followed_on_request_and_keep_their_names(load, linked, media_dir):
+    names = ("link_outside", "folder_outside/sound0", "inside")
+    content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
+    dataset = load(content, "a.jsonl", **own_roots(linked), follow_links=True)
+    dataset.check_links()
+    assert [row["video"] for row in dataset] == [str(linked / f"{name}.mp4") for name in names]
+    assert [dataset.relative_path(row, "video") for row in dataset] == [f"{name}.mp4" for name in names]
+
+
+def test_links_may_lead_from_one_root_to_another(load, linked, media_dir):
+    dataset = load(jsonl({"video": "link_outside.mp4", "caption": "a"}), "a.jsonl", video_root=linked)
+    dataset.check_links()
+    assert dataset[0]["video"] == str(linked / "link_outside.mp4")  # its audio_root is media_dir
+
+
+@pytest.mark.parametrize("repository", ["datasets--o--n", "models--o--n", "mine"])
+@pytest.mark.parametrize("root", ["", "videos"])
+def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, root):
+    cache = tmp_path / "hub" / repository
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs/1f0c").write_bytes((media_dir / "sound0.mp4").read_bytes())
+    (cache / "blobs/2e1d").write_text("video,caption\na.mp4,a cat\n")
+    snapshot = cache / "snapshots/0123/"
+    (snapshot / "videos").mkdir(parents=True)
+    (snapshot / "videos/a.mp4").symlink_to("../../../blobs/1f0c")
+    (snapshot / "videos/train.csv").symlink_to("../../../blobs/2e1d")
+    (snapshot / "train.csv").symlink_to("../../blobs/2e1d")
+    (snapshot / "a.mp4").symlink_to("../../blobs/1f0c")
+    (tmp_path / "data").symlink_to(snapshot)
+    dataset = MultimodalDataset(tmp_path / "data" / root / "train.csv", cache_dir=tmp_path / "cache")
+    if repository == "mine":
+        with pytest.raises(ValueError, match="leaves its folder.*--follow_links"):
+            dataset.check_links()
+        return
+    dataset.check_links()
+    assert dataset[0]["video"] == str(snapshot / root / "a.mp4") and dataset[0]["captions"] == ["a cat"]
+    (snapshot / root / "a.mp4").unlink()
+    (snapshot / root / "a.mp4").symlink_to(media_dir / "sound0.mp4")
+    with pytest.raises(ValueError, match="leaves its folder"):
+        dataset.check_links()
+
+
+def test_absolute_paths_below_their_root_are_taken(load, linked, media_dir, tmp_path):
+    (tmp_path / "alias").symlink_to(media_dir)
+    content = jsonl(
+        *({"video": f"{folder}/sound0.mp4", "caption": "a"} for folder in (media_dir, tmp_path / "alias", "."))
+    )
+    for root in (media_dir, tmp_path / "alias", media_dir.parent):
+        dataset = load(
+            content.replace("./", f"{media_dir.name}/" * (root == media_dir.parent)), video_root=root, name="a.jsonl"
+        )
+        dataset.check_links()
+        assert {row["video"] for row in dataset} == {str(media_dir / "sound0.mp4")}
+    outside = {"video": f"{media_dir}/../x.mp4", "caption": "a"}
+    for content in (
+        jsonl({"video": "/x.mp4", "caption": "a"}, outside),
+        f"video,caption\n/x.mp4,a\n{outside['video']},b\n",
+    ):
+        name = "a.jsonl" if content[0] == "{" else "a.csv"
+        with pytest.raises(ValueError, match="2 rows are wrong. Line .: .*is absolute and not below .*--video_root"):
+            load(content, name)
+    link = {"video": f"{linked}/link_outside.mp4", "caption": "a"}
+    with pytest.raises(ValueError, match="leaves its folder"):
+        load(jsonl(link), "a.jsonl", **own_roots(linked)).check_links()
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_accents_are_found_however_they_are_composed(load, tmp_path, media_dir, written, stored, name):
+    folder = tmp_path / unicodedata.normalize(stored, "vidéos")
+    folder.mkdir()
+    file = folder / unicodedata.normalize(stored, "café.mp4")
+    file.write_bytes(b"x")
+    cell = unicodedata.normalize(written, "vidéos/café.mp4")
+    separator = "\t" if name == "a.tsv" else ","
+    content = jsonl({"video": cell}) if name == "a.jsonl" else f"video{separator}label\n{cell}{separator}b\n"
+    dataset = load(content, name, modalities=(), video_root=tmp_path)
+    assert dataset[0]["video"] == next(dataset.named_rows())["video"] == str(file)
+    file.unlink()
+    with pytest.raises(MediaError, match="does not exist"):
+        dataset[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("video,caption\n a.mp4,x\n", "a.csv"),
+        ('caption,video\nx," a.mp4"\n', "a.csv"),
+        ("caption\tvideo\nx\t a.mp4\n", "a.tsv"),
+        (jsonl({"video": " a.mp4", "caption": "x"}), "a.jsonl"),
+    ],
+)
+def test_names_may_begin_with_a_space(load, tmp_path, content, name):
+    (tmp_path / " a.mp4").write_bytes(b"x")
+    dataset = load(content, name, video_root=tmp_path)
+    assert dataset[0]["video"] == str(tmp_path / " a.mp4")
+    (tmp_path / " a.mp4").rename(tmp_path / "a.mp4")  # and a space may be there for looks
+    assert dataset[0]["video"] == str(tmp_path / "a.mp4")
+    assert dataset[0]["group"] == "video=a.mp4"
 
 
 def test_a_missing_file_names_row_and_path(load, media_dir):
@@ -322,3 +492,59 @@ def test_the_real_clips(tmp_path, shared_dir):
     for dataset in loaded.values():
         dataset.check_files()
     assert loaded["train"][0]["label"] == "coughing"
+
+
+VALUES = [
+    *((0, "0"), (2, "2"), (-3, "-3"), (1.5, "1.5"), (2.0, "2.0"), (True, "true"), (False, "false")),
+    *((" two ", "two"), ("0", "0"), ("", None), ("  ", None), (None, None), ("None", "None")),
+]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+@pytest.mark.parametrize(("value", "text"), VALUES)
+def test_names_are_read_alike_in_every_column_and_format(tmp_path, media_dir, value, text, name):
+    row = {"video": "sound0.mp4", "question": " q ", **dict.fromkeys(("id", "group", "answer", "answer_type"), value)}
+    cells = ["" if cell is None else cell if isinstance(cell, str) else json.dumps(cell) for cell in row.values()]
+    separator = "," if name == "a.csv" else "\t"
+    content = f"{separator.join(row)}\n{separator.join(cells)}\n" if name != "a.jsonl" else jsonl(row)
+    (tmp_path / name).write_text(content)
+    dataset = QuestionDataset(tmp_path / name, cache_dir=tmp_path / "cache", video_root=media_dir)
+    read = dataset[0]
+    assert read == next(dataset.named_rows())
+    assert (read["id"], read["group"]) == (text or "0", text or "video=sound0.mp4")
+    assert (read["answer"], read["answer_type"], read["captions"], read["question"]) == (text, text, ["q"], "q")
+    assert dataset.pairs() == ([] if text is None else [("q", text)]) and list(dataset.captions()) == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"answer": ["two"]}, r"`answer` must be a string, a number, true or false, got \['two'\]"),
+        ({"answer": {"a": 1}}, "`answer` must be a string, a number"),
+        ({"answer": float("nan")}, "`answer` must be .* got nan"),
+        ({"answer_type": [1]}, "`answer_type` must be a string, a number"),
+        ({"id": float("inf")}, "`id` must be .* got inf"),
+        ({"group": [1]}, "`group` must be .*"),
+        ({"question": 3}, "`question` must be a string, got 3"),
+        ({"question": " "}, "`question` must be a text, and is empty"),
+        ({"question": None}, "`question` must be a text, and is empty"),
+        ({"caption": 3}, "`caption` must be a string, got 3"),
+        ({"captions": ["a", 3]}, "`captions` must be a JSON list of non-empty strings"),
+        ({"video": True}, "`video` must be a string, got True"),
+        ({"start_seconds": True}, "`start_seconds` must be a time in seconds, 0 or more, got True"),
+        ({"start_seconds": [1]}, "`start_seconds` must be a time"),
+        ({"end_seconds": 10**400}, "`end_seconds` must be a time in seconds, 0 or more, got 1000.*…"),
+    ],
+)
+def test_other_values_are_refused_with_their_line(tmp_path, row, message):
+    rows = [{"video": "a.mp4", "question": "q", "answer": "b"} | change for change in ({}, row)]
+    (tmp_path / "a.jsonl").write_text(jsonl(*rows))
+    with pytest.raises(ValueError, match=f"a.jsonl, line 2: {message}"):
+        QuestionDataset(tmp_path / "a.jsonl", cache_dir=tmp_path / "cache")
+
+
+def test_columns_of_another_task_are_handed_on(load):
+    for value in (0, ["a", "b"], {"c": 1.5}, None):
+        row = {"video": "sound0.mp4", "caption": "a", "answer": value, "answer_type": value}
+        read = load(jsonl(row), "a.jsonl")[0]
+        assert (read["answer"], read["answer_type"]) == (value, value)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simple_multimodal import cli
+from simple_multimodal.data import pack
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.pack import PackSettings, pack_manifest
 from simple_multimodal.media import get_video_backend, has_audio, index_video, read_audio
@@ -131,3 +132,68 @@ def test_the_command_leaves_out_and_names_what_cannot_be_read(manifest, tmp_path
 def test_a_manifest_is_not_packed_over_itself(manifest, capsys):
     assert cli.main(["pack", str(manifest), str(manifest.parent)]) == 2
     assert "is the manifest itself" in capsys.readouterr().err
+
+
+def write_manifest(folder, name: str):
+    (folder / "train.csv").write_text(f"video,caption\n{name},x\n")
+    return folder / "train.csv"
+
+
+@pytest.mark.parametrize("name", ["joined.mpg", "joined.ts", "joined.vob"])
+def test_recordings_joined_to_one_file_are_packed_one_after_the_other(tmp_path, name):
+    settings = {} if name.endswith(".ts") else {"codec": "mpeg2video", "codec_options": {"qscale": "2"}}
+    parts = [
+        write_media(
+            tmp_path / name,
+            num_frames=50,
+            first_number=first,
+            waveform=tone,
+            audio_codec="mp2",
+            audio_rate=44100,
+            audio_seconds=2.0,
+            **settings,
+        ).read_bytes()
+        for first in (0, 50)
+    ]
+    (tmp_path / name).write_bytes(b"".join(parts))
+    report = pack_manifest(write_manifest(tmp_path, name), tmp_path / "packed", settings=PackSettings(crf=10))
+    assert report.errors == []
+    copy = MultimodalDataset(report.manifest, modalities=())[0]["video"]
+    index = index_video(copy)
+    np.testing.assert_allclose(index.seconds, np.arange(100) / 25, atol=1e-3)
+    frames = get_video_backend("pyav").frames(copy, range(100), index)
+    assert [read_number(frame) for frame in frames] == list(range(100))
+    expected, sound = read_audio(tmp_path / name, 16000), read_audio(copy, 16000)
+    assert len(sound) == len(expected) and len(sound) / 16000 == pytest.approx(4, abs=0.1)
+    np.testing.assert_allclose(sound, expected, atol=2**-15)
+
+
+def test_frames_at_the_same_time_are_packed(tmp_path):
+    """Two frames cannot be shown at once in MP4: the second comes a tick later."""
+    path = write_media(tmp_path / "clip.mkv", num_frames=20, codec="mjpeg", codec_options={"qscale": "2"}, rate=2000)
+    assert len(np.unique(index_video(path).seconds)) < 20  # Matroska counts milliseconds
+    report = pack_manifest(write_manifest(tmp_path, path.name), tmp_path / "packed")
+    assert report.errors == []
+    copy = index_video(MultimodalDataset(report.manifest, modalities=())[0]["video"])
+    np.testing.assert_allclose(copy.seconds, index_video(path).seconds, atol=2e-3)
+    assert len(np.unique(copy.seconds)) == copy.num_frames == 20
+
+
+@pytest.mark.parametrize("name", ["empty.mkv", "empty.mov"])
+def test_a_clip_whose_sound_track_is_empty_is_packed_without_sound(tmp_path, name):
+    write_media(tmp_path / name, num_frames=20, waveform=tone, audio_seconds=0.0)
+    report = pack_manifest(write_manifest(tmp_path, name), tmp_path / "packed")
+    assert report.errors == [] and report.num_rows == 1
+    assert not has_audio(MultimodalDataset(report.manifest, modalities=())[0]["video"])
+
+
+def test_an_error_of_the_copy_is_not_one_of_the_original(tmp_path, monkeypatch):
+    write_media(tmp_path / "clip.mp4", num_frames=20)
+
+    def fail(*_):
+        raise av.error.InvalidDataError(22, "Invalid argument", "copy.mp4")
+
+    monkeypatch.setattr(pack, "_write_copy", fail)
+    report = pack_manifest(write_manifest(tmp_path, "clip.mp4"), tmp_path / "packed")
+    (error,) = report.errors
+    assert "clip.mp4': its copy cannot be written to" in error and "accepted containers" not in error

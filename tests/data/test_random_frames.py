@@ -15,6 +15,8 @@ from simple_multimodal.data.random_frames import (
     plan_visits,
     sampling_report,
     shuffled,
+    window_counts,
+    window_report,
 )
 from tests.media.media_files import HEIGHT, WIDTH, read_number, write_media
 
@@ -151,3 +153,42 @@ def test_the_report_counts_each_frame_once_and_measures_how_alike_neighbours_are
     assert abs(other.correlation) < 0.1 and abs(other.effective_share - 1) < 0.5
     single = sampling_report(FrameOrder(lengths), alike)
     assert (single.correlation, single.design_effect) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("num_frames", "window"), [(1, 1), (5, 1), (5, 5), (5, 9), (10, 3), (10, 7), (40, 8)])
+def test_windows_are_counted_as_by_sliding_them(num_frames, window):
+    counts = np.zeros(num_frames, dtype=int)
+    for start in range(max(num_frames - window, 0) + 1):
+        counts[start : start + window] += 1
+    np.testing.assert_array_equal(window_counts(num_frames, window), counts)
+
+
+def test_the_bias_of_windows_is_exact_and_that_of_single_frames_nothing():
+    lengths = [40, 7, 90]
+    generator = np.random.default_rng(0)
+    values = [np.stack([np.abs(np.linspace(-1, 1, n)), generator.normal(size=n)], axis=1) for n in lengths]
+    report = window_report(values, 8)
+    # By naming every window, of 33, 1 and 83 frames to begin at.
+    drawn = [frames[start : start + 8] for frames in values for start in range(max(len(frames) - 8, 0) + 1)]
+    frames = np.concatenate(values)
+    shift = np.linalg.norm(np.concatenate(drawn).mean(axis=0) - frames.mean(axis=0))
+    assert report.bias == pytest.approx(shift / np.sqrt(frames.var(axis=0).sum())) and report.bias > 0.05
+    average = sum(map(len, drawn)) / sum(lengths)
+    assert (report.min_share, report.max_share) == pytest.approx((1 / average, 8 / average))
+    assert report.edge_share == pytest.approx(2 * 14 / sum(lengths))  # seven at each end of the two long ones
+    single = window_report(values, 1)
+    assert (single.min_share, single.max_share, single.edge_share) == (1, 1, 0) and single.bias < 1e-12
+
+
+def test_frames_of_another_backend_and_of_a_device_come_in_the_same_order(videos, monkeypatch):
+    settings = {"size": (HEIGHT, WIDTH), "buffer_frames": 30, "seed": 5}
+    expected = [(frame.video, frame.position) for frame in RandomFrameDataset(videos, **settings)]
+    dataset = RandomFrameDataset(videos, **settings)
+    frames = dataset._backend.frames
+    monkeypatch.setattr(dataset._backend, "device", "meta")  # in place of a GPU, with frames that have no values
+    monkeypatch.setattr(dataset._backend, "frames", lambda *args: torch.from_numpy(frames(*args)).to("meta"))
+    found = list(dataset)
+    assert [(frame.video, frame.position) for frame in found] == expected
+    assert all(frame.pixels.device.type == "meta" and frame.pixels.shape == (3, HEIGHT, WIDTH) for frame in found)
+    with pytest.raises(ValueError, match="--decode_device cuda needs --video_backend torchcodec"):
+        RandomFrameDataset(videos, decode_device="cuda")

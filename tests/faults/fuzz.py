@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from simple_multimodal.media import MediaError, get_video_backend, read_audio, sample_positions, with_index
-from simple_multimodal.media.audio import NoSoundTrackError
+from simple_multimodal.media.audio import NoAudioError
 from simple_multimodal.processing import AudioFeatureExtractor
 from tests.faults.corpus import ramp
 from tests.faults.supervised import resident_megabytes
@@ -98,7 +98,7 @@ def read(path: Path, index_dir: str, extractor: AudioFeatureExtractor) -> str:
     try:
         extractor.extract(read_audio(path, extractor.sampling_rate, index_dir=index_dir))
         results.append("decoded")
-    except (MediaError, NoSoundTrackError):
+    except (MediaError, NoAudioError):
         pass
     return "decoded" if results else "refused"
 

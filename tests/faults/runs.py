@@ -24,6 +24,7 @@ import train
 from simple_multimodal.training import checkpoints
 from simple_multimodal.training.checkpoints import STATE_FILE, sha256
 from simple_multimodal.training.comparison import TIMES
+from simple_multimodal.training.run_control import EXIT_REQUEUE
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
 
@@ -143,10 +144,11 @@ def start(
         logging.basicConfig(stream=sys.stderr, force=True)
         if prepare is not None:
             prepare()
+        sys.argv = ["train.py", *argv]
         try:
-            tiny_run.run(*argv)
-        except SystemExit:
-            assert not dist.is_initialized()  # or its threads may abort the process
+            train.main()
+        except SystemExit as end:
+            assert end.code != EXIT_REQUEUE or not dist.is_initialized()  # or its threads may abort the process
             raise
 
     process = FORK.Process(target=work, daemon=False)
@@ -202,7 +204,8 @@ def finish_elastic(argv: Sequence[str], log: Path, prepare: Callable[[], None]) 
     def work() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         prepare()
-        tiny_run.run(*argv)
+        sys.argv = ["train.py", *argv]
+        train.main()
 
     def launch() -> None:
         os.setsid()

@@ -1,4 +1,6 @@
-"""SIGTERM, to one process or one of two, a process that is killed, and steps that come to nothing."""
+"""SIGTERM and Ctrl-C, to one process or one of two, a process that is killed, steps that come to nothing, and two runs
+in one folder.
+"""
 
 import functools
 import json
@@ -16,8 +18,16 @@ from torch.distributed import TCPStore
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from simple_multimodal.models.distributed import leave_store_of_launcher
+from simple_multimodal.training import run_control
 from simple_multimodal.training.checkpoints import list_checkpoints, problem_of
-from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, HostCopy, LoaderInit, RunControl
+from simple_multimodal.training.run_control import (
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    EarlyStopping,
+    HostCopy,
+    LoaderInit,
+    RunControl,
+)
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.faults.runs import (
     FORK,
@@ -28,6 +38,7 @@ from tests.faults.runs import (
     finish_together,
     outcome,
     send,
+    start,
     with_callback,
     with_nan_gradients,
 )
@@ -41,15 +52,21 @@ def command(tmp_path_factory) -> list[str]:
     return [*commands(folder), *flags(max_steps=6, save_steps=100, logging_steps=4)]
 
 
-def terminated(*, at_step: int, times: int = 1):
-    """Send SIGTERM from outside to this process and its loader processes, as a scheduler does."""
+def terminated(*, at_step: int, times: int = 1, by: str = "TERM"):
+    """Send SIGTERM from outside to this process and its loader processes, as a scheduler does, or SIGINT, as a
+    terminal does.
+    """
 
     def action():
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         for _ in range(times):
-            subprocess.run(["kill", "-TERM", *(str(process.pid) for process in processes)])
+            subprocess.run(["kill", f"-{by}", *(str(process.pid) for process in processes)])
 
-    return with_callback(AtStep(at_step, action))
+    def prepare():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+        with_callback(AtStep(at_step, action))()
+
+    return prepare
 
 
 # 4 steps in an epoch: what was sent in step 2 ends the run after step 3, within an epoch, and 3 after 4, at its end.
@@ -64,6 +81,57 @@ def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_exactly(command, tmp_
     assert not (tmp_path / "out/model.safetensors").exists()
     assert finish(argv, tmp_path / "log") == 0
     assert outcome(tmp_path / "out") == outcome(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("step", "workers"), [(2, 1), (3, 0)])
+def test_ctrl_c_ends_a_run_as_sigterm_does(command, tmp_path, capfd, step, workers):
+    """It comes twice under a launcher, which passes it on."""
+    argv = [*command, *flags(output_dir=tmp_path / "out", dataloader_num_workers=workers)]
+    assert finish(argv, tmp_path / "log", prepare=terminated(at_step=step, times=2, by="INT")) == EXIT_REQUEUE
+    assert list(list_checkpoints(tmp_path / "out")) == [step + 1]
+    log = (tmp_path / "log").read_text()
+    assert capfd.readouterr().err.count("Ctrl-C: the run ends after this step, with a checkpoint") == 1
+    assert log.count(f"Stopped by Ctrl-C after step {step + 1}; the same command goes on from the checkpoint") == 1
+    assert "Traceback" not in log
+    assert finish(argv, tmp_path / "log") == 0
+    assert f"Going on from {tmp_path}/out/checkpoint-{step + 1}." in (tmp_path / "log").read_text()
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_control, "PATIENCE_SECONDS", -1.0)
+    argv = [*command, *flags(output_dir=tmp_path / "out")]
+    assert finish(argv, tmp_path / "log", prepare=terminated(at_step=2, times=2, by="INT")) == EXIT_INTERRUPTED
+    log = (tmp_path / "log").read_text()
+    assert log.endswith("train.py: interrupted; the same command goes on from its newest checkpoint, if any.\n")
+    assert "Traceback" not in log and not list_checkpoints(tmp_path / "out")
+
+
+def test_a_second_run_in_a_folder_is_refused_and_goes_on_once_the_first_is_killed(command, tmp_path):
+    out = tmp_path / "out"
+    straight = [*command, *flags(output_dir=tmp_path / "straight", save_steps=2)]
+    assert finish(straight, tmp_path / "log") == 0
+    argv = [*command, *flags(output_dir=out, save_steps=2)]
+    reached, ends = FORK.Event(), FORK.SimpleQueue()
+
+    def wait():
+        reached.set()
+        ends.get()  # nothing ever comes
+
+    first = start(argv, tmp_path / "first.log", prepare=with_callback(AtStep(4, wait)))
+    reached.wait()
+    others = [*argv, "--overwrite_output_dir"], [*argv, *flags(max_steps=8)], argv
+    for number, other in enumerate(others):
+        assert finish(other, tmp_path / f"second{number}.log") == 1
+        (line,) = (tmp_path / f"second{number}.log").read_text().splitlines()
+        assert line.startswith(f"train.py: error: {out} is being written by train.py (process {first.pid} on")
+    both = finish_together(argv, tmp_path, prepare={})  # of which the first process looks
+    assert both == [1, 1] and f"{first.pid} on" in (tmp_path / "rank-1.log").read_text()
+    assert list_checkpoints(out) and problem_of(out / "checkpoint-2") is None
+    first.kill()
+    first.join()
+    assert finish(argv, tmp_path / "log") == 0
+    assert outcome(out) == outcome(tmp_path / "straight")
+    assert not (out / ".lock").exists()
 
 
 def recording_rows(file: Path):

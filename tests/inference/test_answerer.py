@@ -92,6 +92,37 @@ def test_answers_can_come_from_a_file(retrieval_model, questions, tmp_path):
         tiny_run.run(*data, *settings, *flags(output_dir=tmp_path / "other"))
 
 
+@pytest.mark.parametrize(
+    "answers", [(0, 2, 3, 2), (True, False, False, None), (0, "0", 1.5, True), ("0", 2, 2, "two")], ids=str
+)
+def test_answers_of_any_kind_are_those_of_a_table(clips, start, tmp_path, answers):
+    """Trained, evaluated and used with numbers and booleans in JSONL, as with the same words in CSV."""
+    rows = [{"video": f"video/{n}.mp4", "question": "how often?", "answer": a} for n, a in enumerate(answers)]
+    (clips / "typed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["" if answer is None else answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
+    (clips / "words.csv").write_text(
+        "answer,question,video\n" + "".join(f"{word},how often?,video/{n}.mp4\n" for n, word in enumerate(words))
+    )
+    measured, weights = [], []
+    for name in ("typed.jsonl", "words.csv"):
+        data = flags(train_file=clips / name, validation_file=clips / name, task="question_answering")
+        metrics = tiny_run.run(*data, *start, *flags(output_dir=tmp_path / name, per_device_train_batch_size=4))
+        measured.append(
+            {key: value for key, value in metrics.items() if "per_second" not in key and "runtime" not in key}
+        )
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert set(config["label2id"]) == {word for word in words if word}
+        answerer = QuestionAnswerer.from_pretrained(tmp_path / name)
+        assert answerer.answer_rows(QuestionDataset(clips / name)).logits.shape == (4, len(config["label2id"]))
+        known = json.loads((tmp_path / name / "evaluation.json").read_text())["counts"]["known_answers"]
+        assert known == sum(bool(word) for word in words)
+    assert (
+        measured[0] == measured[1] and measured[0]["train_loss"] > 0 and measured[0]["eval_question_only_accuracy"] > 0
+    )
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
 def test_bad_input_is_named(retrieval_model, question_model, questions, clips, start, tmp_path):
     with pytest.raises(ValueError, match="MultimodalForPreTraining, a model of another task"):
         QuestionAnswerer.from_pretrained(retrieval_model)
@@ -107,7 +138,7 @@ def test_bad_input_is_named(retrieval_model, question_model, questions, clips, s
         tiny_run.run(*data, *start, *flags(output_dir=tmp_path / "out"))
     blank = tmp_path / "blank.jsonl"
     blank.write_text(json.dumps({"video": "0.mp4", "question": " "}) + "\n")
-    with pytest.raises(ValueError, match=r"blank\.jsonl, row 0 .*`question` must be a text"):
+    with pytest.raises(ValueError, match=r"blank\.jsonl, line 1: `question` must be a text, and is empty"):
         list(QuestionDataset(blank, video_root=clips / "video"))
 
 

@@ -20,6 +20,7 @@ from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.inference import QuestionAnswerer, Retriever, TowerFeatures
 from simple_multimodal.inference.features import FeatureReport
 from simple_multimodal.media.pyav_backend import PyAVBackend
+from tests.closeness import assert_close
 from tests.inference.conftest import NUM_CLIPS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,7 +90,7 @@ def test_tokens_are_what_the_towers_give(maker, written, dataset):
         length = given.mask.shape[1]
         assert torch.equal(given.mask, live.mask[:, :length]) and not live.mask[:, length:].any()
         real = given.mask[..., None]
-        torch.testing.assert_close(given.tokens * real, live.tokens[:, :length] * real, atol=1e-5, rtol=0)
+        assert_close(given.tokens * real, live.tokens[:, :length] * real)
         torch.testing.assert_close(given.seconds * given.mask, live.seconds[:, :length] * given.mask)
 
 
@@ -221,7 +222,7 @@ def test_a_decoder_that_crashes_costs_its_clip(maker, dataset, written, tmp_path
     assert report[:2] == (5, 5) and "its decoder crashed (SIGSEGV)" in report.unreadable[0]
     kept, whole = (read(folder, maker)["video"] for folder in (tmp_path, written))
     for row in (dataset[1], dataset[3]):
-        torch.testing.assert_close(kept.read(row).tokens, whole.read(row).tokens, atol=1e-5, rtol=0)
+        assert_close(kept.read(row).tokens, whole.read(row).tokens)
 
 
 def test_limits_of_a_file_can_be_set(retrieval_model, manifest, tmp_path, monkeypatch):
@@ -246,7 +247,7 @@ def test_models_give_the_same_with_features(retrieval_model, maker, written, dat
     monkeypatch.setattr(MultimodalCollator, "_read_sound", None)
     index = kept.index(dataset)
     assert index.ids == expected.ids
-    torch.testing.assert_close(index.embeds, expected.embeds, atol=1e-5, rtol=0)
+    assert_close(index.embeds, expected.embeds)
 
 
 def test_questions_are_answered_from_features(question_model, questions, clips, tmp_path):

@@ -1,18 +1,23 @@
 """Tests of searching clips by text."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from simple_multimodal.cli import main
+from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.inference import ClipIndex, Match, Retriever
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.models.pairs import ranking_scores
+from tests.closeness import assert_close
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def test_embeddings_are_those_of_the_model(retriever, index, clips):
     batch = MultimodalCollator(retriever.processor)(rows)
     with torch.no_grad():
         expected = retriever.model.multimodal(**{k: v for k, v in batch.items() if k not in ("row_ids", "group_ids")})
-    torch.testing.assert_close(index.embeds, expected.clip_embeds, atol=1e-5, rtol=0)
+    assert_close(index.embeds, expected.clip_embeds)
 
 
 def test_a_search_returns_clips_by_their_cosine(retriever, index):
@@ -50,13 +55,65 @@ def test_a_search_returns_clips_by_their_cosine(retriever, index):
     assert len(retriever.search("rain falls", index, top_k=99)) == 7 and retriever.search([], index) == []
 
 
+def test_whatever_can_be_indexed_can_be_searched_as_on_the_command_line(
+    retrieval_model, retriever, index, clips, tmp_path, capfd
+):
+    index.save(tmp_path / "of-no-model.safetensors")
+    saved = str(tmp_path / "clips.safetensors")
+    assert main(["encode", retrieval_model, str(clips / "video"), "--out", saved]) == 0
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text("".join(json.dumps({"id": f"{n}.mp4", "video": f"{n}.mp4"}) + "\n" for n in range(7)))
+    for n in range(7):
+        (tmp_path / f"{n}.mp4").hardlink_to(clips / f"video/{n}.mp4")
+    expected = retriever.search("a cat purrs", index, top_k=3)
+    for searched in (clips / "video", f"{clips}/video/", saved, manifest, str(manifest)):
+        found = retriever.search("a cat purrs", searched, top_k=3)
+        assert [match.id for match in found] == [match.id for match in expected]
+        assert [match.score for match in found] == pytest.approx([match.score for match in expected], abs=1e-6)
+        capfd.readouterr()
+        assert main(["search", retrieval_model, "a cat purrs", str(searched), "--top_k", "3"]) == 0
+        printed = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert [match["id"] for match in printed] == [match.id for match in expected]
+    (one,) = retriever.search("rain falls", clips / "video/0.mp4")
+    assert one.id == str(clips / "video/0.mp4")
+    assert all(match.matching is not None for match in retriever.search("rain", clips / "video", top_k=2, rerank=2))
+    deeper = retriever.search("a cat purrs", clips, recursive=True, top_k=99)
+    assert {match.id for match in deeper} == {name for n in range(7) for name in (f"video/{n}.mp4", f"audio/{n}.wav")}
+    with pytest.raises(ValueError, match="of another model"):
+        retriever.search("rain", tmp_path / "of-no-model.safetensors")
+    with pytest.raises(ValueError, match="blank"):
+        retriever.search(" ", clips / "absent")
+    with pytest.raises(ValueError, match="a manifest names its files. Leave it out"):
+        retriever.search("rain", manifest, recursive=True)
+
+
+def test_an_index_is_shown_in_one_line(index):
+    assert repr(index) == f"ClipIndex(7 clips, {index.embeds.shape[1]} dimensions)"
+    spoiled = ClipIndex(["a"], ["a"], index.embeds[:1], bad_samples=[BadSample(1, 0, "b", "b.mp4", "empty")] * 2)
+    assert repr(spoiled) == f"ClipIndex(1 clips, {index.embeds.shape[1]} dimensions, 2 could not be read)"
+
+
 def test_the_first_ones_are_ordered_anew_by_matching(retriever, index):
     plain = retriever.search("a cat purrs", index)
     anew = retriever.search("a cat purrs", index, rerank=4)
     assert {m.id for m in anew[:4]} == {m.id for m in plain[:4]}
-    assert [m.matching for m in anew[:4]] == sorted((m.matching for m in anew[:4]), reverse=True)
+    encoded = retriever.encode_texts(["a cat purrs"])
+    pairs = np.array([(0, index.ids.index(m.id)) for m in anew[:4]])
+    logits = retriever.score(retriever.model.matching_logits, ["a cat purrs"], encoded, index.clips, pairs)
+    scores = ranking_scores(retriever.model, logits, torch.tensor([m.score for m in anew[:4]]))
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+    assert [m.matching for m in anew[:4]] == pytest.approx(logits.softmax(dim=1)[:, 1].tolist())
     assert [m.id for m in anew[4:]] == [m.id for m in plain[4:]] and all(m.matching is None for m in anew[4:])
     assert retriever.search("a cat purrs", index, top_k=2, rerank=4) == anew[:2]
+
+
+def test_what_was_better_on_the_validation_split_is_the_default(retriever, index, monkeypatch):
+    plain = retriever.search("a cat purrs", index, rerank=0)
+    for saved, expected in ((None, plain), (0, plain), (4, retriever.search("a cat purrs", index, rerank=4))):
+        monkeypatch.setattr(retriever.model.config, "rerank_top_k", saved)
+        assert retriever.search("a cat purrs", index) == expected
+        assert retriever.search("a cat purrs", index, rerank=0) == plain
+        assert retriever.search("a cat purrs", replace(index, clips=None)) == plain  # which cannot be re-ranked
 
 
 def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_path, monkeypatch):

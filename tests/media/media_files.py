@@ -38,6 +38,7 @@ def write_media(
     audio_start: float = 0.0,
     audio_seconds: float = 0.0,
     layout: str = "mono",
+    audio_options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
 ) -> Path:
     """
@@ -54,7 +55,7 @@ def write_media(
             video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             video.codec_context.thread_count = 1
         if waveform:
-            audio = output.add_stream(audio_codec, rate=audio_rate, layout=layout)
+            audio = output.add_stream(audio_codec, rate=audio_rate, layout=layout, options=audio_options or {})
         for number in range(num_frames):
             picture = av.VideoFrame.from_ndarray(numbered_picture(first_number + number), format="rgb24")
             picture.pts, picture.time_base = (ticks or range(num_frames))[number], Fraction(1, rate)

@@ -2,12 +2,14 @@
 
 import wave
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
-from simple_multimodal.media import MediaError, audio, has_audio, index_video, read_audio
+from simple_multimodal.media import MediaError, audio, audio_index, frame_index, has_audio, index_video, read_audio
+from simple_multimodal.media.errors import NoAudioError
 from tests.media.media_files import write_media
 
 
@@ -167,7 +169,7 @@ def test_limits_on_length(tmp_path, monkeypatch):
     with pytest.raises(MediaError, match="sound.wav.*longer than 8000 samples"):
         read_audio(path, 16000)
     assert len(read_audio(path, 16000, start_seconds=0.5)) == 8000
-    monkeypatch.setattr(audio, "MAX_DECODED_AUDIO_SAMPLES", 10000)
+    monkeypatch.setattr(audio_index, "MAX_DECODED_AUDIO_SAMPLES", 10000)
     with pytest.raises(MediaError, match="more than 10000 sound samples"):
         read_audio(path, 16000, start_seconds=0.5)
     assert len(read_audio(path, 16000, end_seconds=0.25)) == 4000
@@ -237,3 +239,196 @@ def test_sampling_rates_that_no_sound_has_are_refused(tmp_path, rate, is_read):
     else:
         with pytest.raises(MediaError, match=f"{rate} samples per second"):
             read_audio(path, 16000)
+
+
+# Which tracks are read
+
+
+LATE = {"num_frames": 75, "waveform": sine, "audio_start": 1.0, "audio_seconds": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("late.ts", {"audio_codec": "aac"}),
+        ("late.mts", {"audio_codec": "ac3", "audio_rate": 48000}),
+        (
+            "late.m2ts",
+            {"codec": "mpeg2video", "codec_options": {"qscale": "2"}, "audio_codec": "mp2", "audio_rate": 44100},
+        ),
+        ("late.mpg", {"codec": "mpeg2video", "codec_options": {"qscale": "2"}, "audio_codec": "mp2"}),
+        ("late.flv", {"audio_codec": "aac"}),
+        ("late.mkv", {"audio_codec": "aac"}),
+        ("late.mp4", {"audio_codec": "aac"}),
+    ],
+)
+def test_a_sound_track_whose_packets_come_late_is_read(tmp_path, name, settings):
+    path = write_media(tmp_path / name, **LATE, **settings)
+    assert has_audio(path)
+    waveform = read_audio(path, 16000)
+    assert len(waveform) / 16000 == pytest.approx(2.5, abs=0.15)
+    assert np.abs(waveform[:15000]).max() < 0.01 and np.abs(waveform[20000:36000]).max() > 0.4
+    tracks = index_video(path).tracks
+    assert tracks.audio is not None
+
+
+def test_sound_that_comes_after_the_reach_of_a_probe_is_read(tmp_path):
+    settings = {"codec_options": {"g": "25", "crf": "30"}, "rate": 5, "audio_codec": "aac"}
+    path = write_media(
+        tmp_path / "late.ts", num_frames=60, waveform=sine, audio_start=9, audio_seconds=2.0, **settings
+    )
+    waveform = read_audio(path, 16000)
+    assert not waveform[: 8 * 16000].any() and np.abs(waveform[10 * 16000 :]).max() > 0.4
+
+
+def test_a_transport_stream_sounds_as_the_same_clip_in_mp4(shared_dir):
+    folder = shared_dir / "data/reported/transport_stream"
+    stream, same = (read_audio(folder / name, 16000) for name in ("camera.ts", "same.mp4"))
+    assert len(stream) == len(same)
+    np.testing.assert_allclose(stream[200:-2000], same[200:-2000], atol=0.02)  # time stamps are of 90 kHz there
+
+
+# Late segments
+
+
+@pytest.fixture
+def seeks_early(monkeypatch):
+    """Segments of small files are taken for late ones."""
+    monkeypatch.setattr(audio, "SEEK_SECONDS", 2.0)
+    monkeypatch.setattr(audio_index, "ENTRY_SECONDS", 0.5)
+
+
+def music(times: np.ndarray) -> np.ndarray:
+    """Tones that change, and noise that comes and goes."""
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, len(times)) * (times % 1.1 > 0.6)
+    return (0.3 * np.sin(2 * np.pi * (300 + 40 * np.sin(3 * times)) * times) + noise).astype(np.float32)
+
+
+def by_seeking(path, monkeypatch, sampling_rate=16000, **segment) -> np.ndarray:
+    """Reads a segment of a file that is indexed, and makes sure that it is not decoded from the start."""
+    read_audio(path, sampling_rate, start_seconds=2.0, end_seconds=2.1)
+    with monkeypatch.context() as patch:
+        patch.delattr(audio, "timed_frames")
+        return read_audio(path, sampling_rate, **segment)
+
+
+SEGMENTS = [(2.0, 2.5), (3.3333, 4.4321), (5.5, None), (7.9, 12.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [
+        ("music.wav", "pcm_s16le", 44100),
+        ("music.aiff", "pcm_s16be", 44100),
+        ("music.w64", "pcm_f32le", 48000),
+        ("music.mov", "pcm_s16le", 44100),
+        ("music.flac", "flac", 44100),
+        ("music.mp3", "libmp3lame", 44100),
+        ("music.m4a", "aac", 44100),
+        ("music.aac", "aac", 44100),
+        ("music.mka", "aac", 44100),
+        ("music.flv", "aac", 44100),
+        ("music.ts", "aac", 44100),
+        ("music.m2ts", "mp2", 48000),
+        ("music.avi", "libmp3lame", 44100),
+        ("flac.mkv", "flac", 16000),
+        ("flac.ogg", "flac", 22050),
+        ("alac.m4a", "alac", 44100),
+    ],
+)
+def test_a_late_segment_is_that_of_decoding_from_the_start(tmp_path, monkeypatch, name, codec, rate):
+    path = write_media(
+        tmp_path / name,
+        waveform=music,
+        audio_codec=codec,
+        audio_rate=rate,
+        audio_seconds=8.0,
+        audio_options={"aac_pns": "0"} if codec == "aac" else {},
+    )
+    whole = {sampling_rate: read_audio(path, sampling_rate) for sampling_rate in (16000, 48000)}
+    monkeypatch.setattr(audio, "SEEK_SECONDS", 2.0)
+    monkeypatch.setattr(audio_index, "ENTRY_SECONDS", 0.5)
+    for sampling_rate, expected in whole.items():
+        for start, end in SEGMENTS:
+            waveform = by_seeking(path, monkeypatch, sampling_rate, start_seconds=start, end_seconds=end)
+            stop = None if end is None else round(end * sampling_rate)
+            np.testing.assert_array_equal(waveform, expected[round(start * sampling_rate) : stop])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("noisy.m4a", "aac"), ("music.opus", "libopus"), ("music.webm", "libopus"), ("music.m2ts", "ac3")],
+)
+def test_a_late_segment_of_any_codec_is_the_same_every_time(tmp_path, monkeypatch, seeks_early, name, codec):
+    path = write_media(tmp_path / name, waveform=music, audio_codec=codec, audio_rate=48000, audio_seconds=8.0)
+    segment = {"start_seconds": 4.2, "end_seconds": 5.7}
+    first = by_seeking(path, monkeypatch, **segment)
+    second = by_seeking(path, monkeypatch, **segment)
+    np.testing.assert_array_equal(first, second)
+    monkeypatch.setattr(audio, "SEEK_SECONDS", 120.0)
+    assert len(first) == 24000 and np.abs(first - read_audio(path, 16000, **segment)).max() < 0.3
+
+
+def test_an_early_segment_is_decoded_from_the_start(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=1.0)
+    monkeypatch.delattr(audio, "frames_from")
+    assert len(read_audio(path, 16000, start_seconds=0.5)) == 8000
+
+
+def test_late_segments_keep_gaps_and_the_time_of_the_first_frame(tmp_path, monkeypatch):
+    path = tmp_path / "gap.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=5)
+        video.width = video.height = 16
+        stream = container.add_stream("pcm_s16le", rate=44100, layout="mono")
+        for number in range(40):
+            picture = av.VideoFrame(16, 16, "yuv420p")
+            picture.pts, picture.time_base = number + 2, Fraction(1, 5)  # the video starts at 0.4 s
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        for block in [*range(35), *range(45, 80)]:  # of 0.1 s; one second is missing
+            samples = np.random.default_rng(block).integers(-9999, 9999, (1, 4410)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, block * 4410, Fraction(1, 44100)
+            container.mux(stream.encode(frame))
+    whole = read_audio(path, 16000)
+    assert not whole[round(3.15 * 16000) : round(4.05 * 16000)].any() and len(whole) == pytest.approx(
+        7.6 * 16000, abs=2
+    )
+    monkeypatch.setattr(audio, "SEEK_SECONDS", 2.0)
+    monkeypatch.setattr(audio_index, "ENTRY_SECONDS", 0.5)
+    for start, end in [(2.2, 3.0), (2.9, 4.3), (3.3, 3.9), (3.3, 4.5), (6.0, None)]:
+        waveform = by_seeking(path, monkeypatch, start_seconds=start, end_seconds=end)
+        stop = None if end is None else round(end * 16000)
+        np.testing.assert_array_equal(waveform, whole[round(start * 16000) : stop])
+
+
+def test_the_index_of_a_sound_track_is_kept(tmp_path, monkeypatch, seeks_early):
+    path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
+    first = read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index")
+    assert len(list((tmp_path / "index").rglob("*.audio.safetensors"))) == 1
+    frame_index.index_cache.audio_indices.clear()
+    monkeypatch.delattr(audio, "build_audio_index")
+    np.testing.assert_array_equal(read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index"), first)
+
+
+def test_a_packet_that_seeking_does_not_find_has_the_file_decoded_from_the_start(
+    tmp_path, monkeypatch, seeks_early, caplog
+):
+    path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
+    expected = read_audio(path, 16000)[64000:]
+
+    def lost(*_):
+        raise audio_index.LostPlaceError
+        yield
+
+    monkeypatch.setattr(audio, "frames_from", lost)
+    np.testing.assert_array_equal(read_audio(path, 16000, start_seconds=4.0), expected)
+    assert "seeking does not find its sound" in caplog.text
+
+
+def test_a_late_segment_behind_the_end(tmp_path, seeks_early):
+    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=4.0)
+    with pytest.raises(NoAudioError, match="no sound from 4.5.* s on; its sound ends at 4.000 s"):
+        read_audio(path, 16000, start_seconds=4.5)
+    assert len(read_audio(path, 16000, start_seconds=3.9999)) == 2

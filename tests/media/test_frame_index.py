@@ -13,8 +13,8 @@ import pytest
 
 from simple_multimodal.media import MediaError, get_video_backend, index_video, with_index
 from simple_multimodal.media import frame_index as frame_index_module
-from simple_multimodal.media.frame_index import FrameIndex, FrameIndexCache, build_index, frame_times, time_stamp
-from tests.media.media_files import HEIGHT, WIDTH, read_number, write_media
+from simple_multimodal.media.frame_index import FrameIndex, FrameIndexCache, build_index
+from tests.media.media_files import HEIGHT, WIDTH, numbered_picture, read_number, write_media
 
 H265 = {"crf": "10", "x265-params": "log-level=none:keyint=12:bframes=3"}
 
@@ -43,19 +43,6 @@ def test_index_of_variable_frame_rate_and_late_start(tmp_path):
     index = index_video(write_media(tmp_path / "late.mkv", num_frames=6, ticks=ticks))
     np.testing.assert_allclose(index.seconds, (np.array(ticks) - 50) / 25, atol=1e-9)
     assert index.start_seconds == 2.0
-
-
-def test_frame_times_are_sorted_and_counted_from_the_start():
-    seconds = frame_times([1, 4, 3, 5], start=1, time_base=Fraction(1, 30))
-    np.testing.assert_array_equal(seconds, [0.0, 2 / 30, 3 / 30, 4 / 30])
-    assert not seconds.flags.writeable
-
-
-def test_a_picture_without_time_stamp_follows_the_one_before():
-    picture = av.VideoFrame(16, 16)
-    assert picture.pts is None
-    assert time_stamp(picture, [], Fraction(1001, 10)) == 0
-    assert time_stamp(picture, [0, 100], Fraction(1001, 10)) == 200
 
 
 def test_a_changed_file_is_indexed_anew(tmp_path):
@@ -193,6 +180,92 @@ def test_too_many_frames_are_refused(tmp_path, monkeypatch, name):
     assert build_index(write_media(tmp_path / name, num_frames=10, codec=codec, codec_options={})).num_frames == 10
     with pytest.raises(MediaError, match="more than 10 frames"):
         build_index(write_media(tmp_path / name, num_frames=11, codec=codec, codec_options={}))
+
+
+def copy_from(path, target, first_shown: int, rate: int = 25):
+    """A copy of the packets whose edit list hides the frames before `first_shown`, as `ffmpeg -ss -c copy` cuts."""
+    with (
+        av.open(str(path)) as source,
+        av.open(str(target), "w", options={"use_editlist": "1", "avoid_negative_ts": "disabled"}) as output,
+    ):
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                shift = round(first_shown / rate / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = stream
+                output.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("cut.mp4", "libx264", {"g": "20", "bf": "2", "crf": "10"}),
+        ("cut.mov", "libx265", {"crf": "10", "x265-params": "log-level=none:keyint=20"}),
+        ("decoded.mp4", "mpeg4", {"qscale": "2"}),
+        ("decoded.mov", "mjpeg", {"qscale": "2"}),
+    ],
+)
+def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, caplog, name, codec, options):
+    source = write_media(tmp_path / f"whole_{name}", num_frames=60, codec=codec, codec_options=options)
+    path = copy_from(source, tmp_path / name, first_shown=8)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 60
+    index = index_video(path)
+    assert (index.num_frames, index.num_promised) == (52, 52)
+    assert "promises" not in caplog.text
+    frames = with_index(path, lambda index: get_video_backend("pyav").frames(path, range(52), index))
+    assert [read_number(frame) for frame in frames] == list(range(8, 60))
+
+
+def test_an_edit_list_does_not_excuse_frames_that_are_missing(tmp_path):
+    source = write_media(tmp_path / "whole.mp4", num_frames=60, codec_options={"g": "12", "crf": "10"})
+    content = copy_from(source, tmp_path / "cut.mp4", first_shown=8).read_bytes()
+    media, moov = content.index(b"mdat") - 4, content.rindex(b"moov") - 4
+    assert moov > media
+    cut = bytearray(content)
+    cut[media + (moov - media) * 2 // 3 : moov] = bytes(moov - media - (moov - media) * 2 // 3)
+    (tmp_path / "cut.mp4").write_bytes(cut)
+    index = index_video(tmp_path / "cut.mp4")
+    assert index.num_frames < index.num_promised == 52
+
+
+def write_two_tracks(path, rates: tuple[int, int], codec: str, seconds: float = 3.0):
+    """Two video tracks of these rates; the frames of the second are numbered from 1000."""
+    with av.open(str(path), "w") as output:
+        streams = []
+        for rate in rates:
+            stream = output.add_stream(codec, rate=rate, options={"g": "10", "qscale": "2"})
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            stream.codec_context.thread_count = 1
+            streams.append(stream)
+        times = [
+            (number / rate, track, number)
+            for track, rate in enumerate(rates)
+            for number in range(round(rate * seconds))
+        ]
+        for _, track, number in sorted(times):
+            picture = av.VideoFrame.from_ndarray(numbered_picture(1000 * track + number), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, rates[track])
+            output.mux(streams[track].encode(picture))
+        for stream in streams:
+            output.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("rates", [(5, 25), (25, 5), (25, 24)])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("two.mkv", "libx264"), ("two.mp4", "libx264"), ("two.ts", "libx264"), ("two.avi", "mpeg4")]
+)
+def test_all_readers_take_the_same_of_two_video_tracks(tmp_path, caplog, name, codec, rates):
+    path = write_two_tracks(tmp_path / name, rates, codec)
+    index = index_video(path)
+    frames = with_index(path, lambda index: get_video_backend("pyav").frames(path, range(index.num_frames), index))
+    numbers = [read_number(frame) for frame in frames]
+    assert index.num_frames == 3 * rates[index.stream]
+    assert numbers == [1000 * index.stream + number for number in range(index.num_frames)]
+    assert (index.table is not None) == name.endswith((".mkv", ".mp4")) and not caplog.text
 
 
 # Kept on disk

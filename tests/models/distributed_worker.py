@@ -9,8 +9,10 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
-from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
+from simple_multimodal.models.fusion.crossformer import Clip, Stream
+from simple_multimodal.models.losses import normalize
+from simple_multimodal.models.modeling import MultimodalForPreTraining, matching_loss
 from tests.models.tiny import LACKING, ROWS, Row, make_batch, naming_windows, randomize, tiny_config
 
 CHUNKED_CASES = ("co_attention", "pooled")
@@ -23,14 +25,30 @@ CASES = {
     "cross_attention": {"form": "cross_attention"},
     "pooled": {"form": "cross_attention", "fusion_pool": "time", "contrastive_loss_before_fusion": False},
     "shared": {"form": "co_attention", "share_masked_pass": True},
+    "batch_norm": {"form": "merge"},
 }
 """Configurations by name."""
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of tokens `(batch_size, num_tokens, size)`, with statistics of some data."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self.running_mean.normal_()
+        self.running_var.uniform_(0.5, 2.0)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens.transpose(1, 2)).transpose(1, 2)
 
 
 def build(case: str) -> MultimodalForPreTraining:
     """The same weights in every process; training mode, without dropout."""
     torch.manual_seed(0)
-    return randomize(MultimodalForPreTraining(tiny_config(**CASES[case]))).train()
+    model = MultimodalForPreTraining(tiny_config(**CASES[case]))
+    if case == "batch_norm":
+        model.multimodal.fusion.input_norm = TokenBatchNorm(model.multimodal.fusion.hidden_size)
+    return randomize(model).train()
 
 
 def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -58,6 +76,7 @@ def train_step(case: str, rank: int, world_size: int, rows: tuple[Row, ...] = RO
     num_items = dict(zip(model.loss_weights, sum_over_processes(counts), strict=True))
     (wrapped(num_items=num_items, **batch).loss * world_size).backward()
     found["wrapped_gradients"] = gradients_of(model)
+    found["buffers"] = dict(model.named_buffers())
     return found
 
 
@@ -103,7 +122,6 @@ def gathering(rank: int, world_size: int) -> dict:
     # The sum hands one and the same gradient to both, and the gathered rows come first on the way back.
     ((gathered + shifted) * weights).sum().backward()
     mask = gather_rows(torch.tensor([rank == 0, True]))
-    states, padded_mask = pad_to_longest(torch.ones(1, rank + 1, 2), torch.ones(1, rank + 1, dtype=torch.bool))
     mine = torch.tensor([1.0, float(rank)])
     return {
         "gathered": gathered.detach(),
@@ -112,11 +130,90 @@ def gathering(rank: int, world_size: int) -> dict:
         "mask": mask,
         "ids": gather_rows(torch.tensor([2**62 + rank])),
         "first_row": first_row(2),
-        "states": states,
-        "padded_mask": padded_mask,
         "sum": sum_over_processes(mine),
         "mine": mine,
     }
+
+
+def exchanging(rank: int, world_size: int) -> dict:
+    """Each process takes the second row of the next one, its own first row, and the former again."""
+    rows = (torch.arange(6.0).view(3, 2) + 10 * rank).requires_grad_()
+    start = 3 * ((rank + 1) % world_size)
+    exchange = RowExchange(torch.tensor([start + 1, 3 * rank, start + 1]), [rank, 7 - rank])
+    taken = exchange.take(rows, torch.float32)
+    (taken * torch.tensor([[1.0], [10.0], [100.0]]) * (rank + 1)).sum().backward()
+    return {"taken": taken.detach(), "gradient": rows.grad, "largest": exchange.largest}
+
+
+NUM_DRAWN = 12
+"""Rows of the global batch that [`matched`] spreads over processes."""
+
+
+def matched(rank: int, world_size: int, hard_ratio: float, dtype: torch.dtype, *, num_lengths: int) -> dict:
+    """
+    Matching alone, over states of this process's clips that tell which they are: the clips that it takes, the bytes
+    that it sends for them, there and back, and the gradient of its states. Clips have `num_lengths` numbers of tokens.
+    """
+    generator = torch.Generator().manual_seed(0)
+    share = slice(rank * NUM_DRAWN // world_size, (rank + 1) * NUM_DRAWN // world_size)
+    embeds = normalize(torch.randn(2, NUM_DRAWN, 3, generator=generator))
+    weights = torch.randn(NUM_DRAWN, 5, 2, generator=generator)[share]
+    batch = {
+        "group_ids": torch.arange(NUM_DRAWN) // 2,  # two rows of each clip
+        "text_ids": torch.tensor(
+            [0, 1, 2, 0, 4, 0, 6, 0, 8, 0, 10, 0]
+        ),  # every second clip has a text that is the same
+        "match_aligned": torch.arange(NUM_DRAWN) % 5 == 0,
+        "match_uniform": torch.rand(NUM_DRAWN, generator=generator),
+    }
+    batch = {name: values[share] for name, values in batch.items()}
+    present = torch.ones(len(weights), dtype=torch.bool)
+    states = (torch.arange(NUM_DRAWN)[share, None, None] + torch.rand(1, 5, 1, generator=generator)).repeat(1, 1, 2)
+    lengths = 5 - (torch.arange(NUM_DRAWN) * num_lengths // NUM_DRAWN)[share]
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    states = states[:, : mask.shape[1]].clone().requires_grad_()
+    taken: Clip = {}
+
+    def score(text: Stream, clip: Clip) -> torch.Tensor:
+        taken.update(clip)
+        return (clip["video"].states * weights * clip["video"].mask[..., None]).sum(dim=1)
+
+    sent, exchange = [], dist.all_to_all_single
+
+    def counting(output, rows, *counts):
+        sent.append(rows.numel() * rows.element_size())
+        return exchange(output, rows, *counts)
+
+    dist.all_to_all_single = counting
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss, _, _ = matching_loss(
+            score,
+            Stream(torch.zeros(len(weights), 1, 2), present[:, None]),
+            {"video": Stream(states, mask)},
+            text_embeds=embeds[0][share],
+            clip_embeds=embeds[1][share],
+            has_text=present,
+            has_clip=present,
+            logit_scale=torch.tensor(20.0),
+            hard_negative_ratio=hard_ratio,
+            batch=batch,
+        )
+    loss.backward()
+    dist.all_to_all_single = exchange
+    return {
+        "states": taken["video"].states.detach(),
+        "mask": taken["video"].mask,
+        "gradient": states.grad,
+        "sent": sent,
+    }
+
+
+MATCHED = {
+    f"hard negatives {ratio}, {str(dtype).removeprefix('torch.')}": (ratio, dtype)
+    for ratio in (0.0, 1.0)
+    for dtype in (torch.float32, torch.bfloat16)
+}
+"""Arguments of [`matched`] by name."""
 
 
 def run(rank: int, folder: Path) -> None:
@@ -140,6 +237,8 @@ def run(rank: int, folder: Path) -> None:
                 for size in (None, *CHUNK_SIZES)
             }
         found["gathering"] = gathering(rank, world_size)
+        found["exchange"] = exchanging(rank, world_size)
+        found |= {name: matched(rank, world_size, *given, num_lengths=world_size) for name, given in MATCHED.items()}
         torch.save(found, folder / f"{world_size}_{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()

@@ -9,6 +9,7 @@ from simple_multimodal.models.audio.windows import encode_windows, put_windows, 
 from simple_multimodal.models.encoders import ENCODERS, get_encoder_class
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.processing.audio_windows import windows_with_audio
+from tests.closeness import assert_close
 from tests.models import tiny
 from tests.models.distributed_worker import CASES, build
 from tests.models.tiny_towers import write_checkpoint
@@ -76,7 +77,7 @@ def test_windows_are_encoded_as_in_the_whole_batch(encoders, model_type, counts)
     handle.remove()
     assert seen == [(max(sum(counts), 1), 1, *size)]
     assert torch.equal(found.mask, expected.mask)
-    torch.testing.assert_close(found.tokens[found.mask], expected.tokens[found.mask], atol=1e-5, rtol=1e-5)
+    assert_close(found.tokens[found.mask], expected.tokens[found.mask])
     torch.testing.assert_close(found.seconds[found.mask], expected.seconds[found.mask])
     assert found.tokens.shape == expected.tokens.shape and found.seconds.shape == expected.seconds.shape
     ran = put_windows(torch.ones(len(windows), 1), windows, len(counts), max(*counts, 1)).bool()
@@ -84,7 +85,7 @@ def test_windows_are_encoded_as_in_the_whole_batch(encoders, model_type, counts)
     assert not tokens[~ran].any() and tokens[ran].any()
     assert (found.embedding is None) == (expected.embedding is None)
     if expected.embedding is not None:
-        torch.testing.assert_close(found.embedding, expected.embedding, atol=1e-5, rtol=1e-5)
+        assert_close(found.embedding, expected.embedding)
 
 
 def test_values_of_another_window_are_refused(encoders):
@@ -110,7 +111,7 @@ def test_outputs_do_not_depend_on_windows_of_padding(case):
     batch = tiny.make_batch(tiny.ROWS + tiny.LACKING, num_windows=4)
     expected, found = model(**batch), model(**tiny.naming_windows(batch))
     for part in ("losses", "metrics", "text_embeds", "audio_embeds", "video_embeds", "clip_embeds", "logits"):
-        torch.testing.assert_close(found[part], expected[part], atol=1e-5, rtol=1e-5)
+        assert_close(found[part], expected[part])
 
 
 def test_a_long_row_does_not_make_others_longer():

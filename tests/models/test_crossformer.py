@@ -17,6 +17,7 @@ from simple_multimodal.models.fusion.crossformer import (
     split,
 )
 from simple_multimodal.models.times import time_embedding
+from tests.closeness import assert_close
 from tests.models.tiny import fusion_config, randomize
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -24,10 +25,6 @@ KINDS = ("vit", "bert")
 LENGTHS = {"text": 4, "audio": 5, "video": 3}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_form = pytest.mark.parametrize("form", FORMS)
-
-
-def close(actual, expected, atol=1e-5):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def build(form: str, kind: str, sizes: dict[str, int] | None = None, **changes) -> Crossformer:
@@ -115,8 +112,8 @@ def test_gradients_of_rows_taken_several_times_repeat_bit_for_bit():
 def test_layer_equals_one_written_by_hand(kind):
     layer = randomize(FusionLayer(fusion_config(kind), attends_to_context=True))
     text, audio = streams()["text"], streams()["audio"]
-    close(layer(*text), naive_layer(layer, kind == "vit", *text))
-    close(layer(*text, *audio), naive_layer(layer, kind == "vit", *text, *audio))
+    assert_close(layer(*text), naive_layer(layer, kind == "vit", *text))
+    assert_close(layer(*text, *audio), naive_layer(layer, kind == "vit", *text, *audio))
 
 
 @torch.no_grad()
@@ -127,7 +124,7 @@ def test_merge_is_a_stack_of_layers_over_all_tokens(kind):
     mask = torch.cat([given[m].mask for m in ("text", "audio", "video")], dim=1)
     for layer in crossformer.stacks["all"]:
         states = naive_layer(layer, kind == "vit", states, mask)
-    close(fuse(crossformer, given), crossformer.output_norms["all"](states)[:, :4])
+    assert_close(fuse(crossformer, given), crossformer.output_norms["all"](states)[:, :4])
 
 
 @torch.no_grad()
@@ -142,7 +139,7 @@ def test_co_attention_attends_to_the_others_of_the_layer_below(kind):
             context = torch.cat([s.states for s in others], dim=1), torch.cat([s.mask for s in others], dim=1)
             layer = crossformer.stacks[name][depth]
             given[name] = Stream(naive_layer(layer, kind == "vit", *stream, *context), stream.mask)
-    close(fuse(crossformer, streams()), crossformer.output_norms["text"](given["text"].states))
+    assert_close(fuse(crossformer, streams()), crossformer.output_norms["text"](given["text"].states))
 
 
 @torch.no_grad()
@@ -155,11 +152,11 @@ def test_cross_attention_reads_the_encoded_clip(kind):
         states = naive_layer(layer, kind == "vit", states, clip.mask)
     states = crossformer.output_norms["clip"](states)
     encoded = crossformer.encode_clip(clip_of(given))
-    close(torch.cat([encoded["audio"].states, encoded["video"].states], dim=1), states)
+    assert_close(torch.cat([encoded["audio"].states, encoded["video"].states], dim=1), states)
     text = given["text"].states
     for layer in crossformer.stacks["text"]:
         text = naive_layer(layer, kind == "vit", text, given["text"].mask, states, clip.mask)
-    close(fuse(crossformer, given), crossformer.output_norms["text"](text))
+    assert_close(fuse(crossformer, given), crossformer.output_norms["text"](text))
 
 
 @every_form
@@ -171,7 +168,7 @@ def test_the_first_tokens_alone_are_what_they_are_among_all(form, kind):
     for part in (side, {}):
         first = crossformer.fuse(given["text"], part, num_queries=1)
         assert first.shape[1] == 1
-        close(first, crossformer.fuse(given["text"], part)[:, :1])
+        assert_close(first, crossformer.fuse(given["text"], part)[:, :1])
 
 
 @every_form
@@ -189,7 +186,7 @@ def test_a_cached_clip_serves_several_texts(form, kind):
     for row in range(6):
         own = {m: stream.select(torch.tensor([row // 3])) for m, stream in clip.items()}
         alone = fuse(crossformer, {"text": texts.select(torch.tensor([row])), **own})
-        close(fused[row], alone[0, :1])
+        assert_close(fused[row], alone[0, :1])
 
 
 @torch.no_grad()
@@ -203,7 +200,7 @@ def test_cross_attention_computes_the_clip_once_for_every_text(kind):
         assert torch.equal(crossformer.fuse(texts["text"], side), expected)
         swapped = torch.tensor([1, 0])
         reused = crossformer.fuse(texts["text"].select(swapped), {m: s.select(swapped) for m, s in side.items()})
-        close(reused[swapped], expected)
+        assert_close(reused[swapped], expected)
 
 
 @torch.no_grad()
@@ -247,7 +244,7 @@ def test_a_row_without_a_clip_is_fused_as_if_there_were_none(form, kind):
     expected = crossformer.encode_text(given["text"]) if form != "co_attention" else None
     if form == "co_attention":
         expected = crossformer.fuse(given["text"], {})
-    close(fuse(crossformer, given)[1], expected[1])
+    assert_close(fuse(crossformer, given)[1], expected[1])
     assert not torch.allclose(fuse(crossformer, given)[0], expected[0], atol=1e-3)
 
 
@@ -258,7 +255,7 @@ def test_a_row_without_audio_is_encoded_as_if_there_were_none(form, kind):
     crossformer, clip = build(form, kind), clip_of(streams())
     clip["audio"].mask[1] = False
     alone = crossformer.encode_clip({"video": clip["video"]})
-    close(crossformer.encode_clip(clip)["video"].states[1], alone["video"].states[1])
+    assert_close(crossformer.encode_clip(clip)["video"].states[1], alone["video"].states[1])
 
 
 @every_form
@@ -291,7 +288,7 @@ def test_audio_and_video_share_the_embedding_of_time_and_text_has_none(form):
         if times is not None:
             expected = expected + time_embedding(seconds, 16)
         stream = crossformer.embed(modality, tokens, mask, times)
-        close(stream.states, expected)
+        assert_close(stream.states, expected)
         assert torch.equal(stream.mask, mask)
 
 
@@ -335,7 +332,7 @@ def test_pretrained_layers_fill_every_stack(tmp_path, form, kind):
         actual = states
         for layer in stack:
             actual = layer(actual, mask)
-        close(crossformer.output_norms[name](actual)[mask], expected[mask])
+        assert_close(crossformer.output_norms[name](actual)[mask], expected[mask])
         for layer in stack:
             if layer.attends_to_context:
                 own, cross = layer.attention.state_dict(), layer.cross_attention.state_dict()

@@ -4,8 +4,19 @@ import pytest
 import torch
 from torch.multiprocessing import start_processes
 
-from simple_multimodal.models.distributed import first_row, gather_rows, pad_to_longest, sum_over_processes
-from tests.models.distributed_worker import CASES, CHUNK_SIZES, CHUNKED_CASES, build, gradients_of, run
+from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
+from tests.closeness import assert_close
+from tests.models.distributed_worker import (
+    CASES,
+    CHUNK_SIZES,
+    CHUNKED_CASES,
+    MATCHED,
+    NUM_DRAWN,
+    build,
+    gradients_of,
+    matched,
+    run,
+)
 from tests.models.tiny import LACKING, ROWS, make_batch
 
 worlds = pytest.mark.parametrize("world_size", [2, 3])
@@ -34,10 +45,6 @@ def expected() -> dict[str, dict]:
     return found
 
 
-def close(actual, wanted, **kwargs):
-    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5, **kwargs)
-
-
 def test_the_global_batch_has_what_makes_it_hard():
     counts = build("merge").count_items(make_batch())
     assert counts["contrastive_av"] < counts["matching"] < len(ROWS)
@@ -57,29 +64,35 @@ def test_shares_of_the_losses_add_up(results, expected, world_size, case):
     ranks = [results[world_size, rank][case] for rank in range(world_size)]
     assert len({rank["windows"] for rank in ranks}) == 2  # unequal numbers of audio windows
     for name, value in expected[case]["losses"].items():
-        close(sum(rank["losses"][name] for rank in ranks), value)
-    close(sum(rank["loss"] for rank in ranks), expected[case]["loss"])
+        assert_close(sum(rank["losses"][name] for rank in ranks), value)
+    assert_close(sum(rank["loss"] for rank in ranks), expected[case]["loss"])
     batch = make_batch(LACKING if "lacking" in case else ROWS)
     counts = batch["text_mask"] & (batch["audio_mask"] | batch["video_mask"])  # others' logits depend on the padding
     logits = torch.cat([rank["logits"] for rank in ranks])
-    close(logits[counts], expected[case]["logits"][counts])  # the same hard negatives
+    assert_close(logits[counts], expected[case]["logits"][counts])  # the same hard negatives
 
 
 @worlds
 @cases
 def test_gradients_add_up(results, expected, world_size, case):
     ranks = [results[world_size, rank][case]["gradients"] for rank in range(world_size)]
-    for name, gradient in expected[case]["gradients"].items():
-        close(sum(rank[name] for rank in ranks), gradient, msg=lambda text, name=name: f"{name}: {text}")
+    assert_close({name: sum(rank[name] for rank in ranks) for name in ranks[0]}, expected[case]["gradients"])
 
 
 @worlds
 @cases
 def test_gradients_under_distributed_data_parallel(results, expected, world_size, case):
     for rank in range(world_size):
-        gradients = results[world_size, rank][case]["wrapped_gradients"]
-        for name, gradient in expected[case]["gradients"].items():
-            close(gradients[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(results[world_size, rank][case]["wrapped_gradients"], expected[case]["gradients"])
+
+
+@worlds
+def test_batch_normalisation_keeps_its_statistics(results, world_size):
+    expected = dict(build("batch_norm").named_buffers())
+    assert expected["multimodal.fusion.input_norm.running_mean"].abs().sum() > 1
+    for rank in range(world_size):
+        found = results[world_size, rank]["batch_norm"]["buffers"]
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +114,13 @@ def test_chunks_of_every_process_give_the_gradient_of_one_large_batch(results, w
     ranks = [results[world_size, rank][f"{case}, chunks of {chunk_size}"] for rank in range(world_size)]
     for part in ("losses", "metrics"):
         for name, value in whole[case][part].items():
-            close(sum(rank[part][name] for rank in ranks), value)
+            assert_close(sum(rank[part][name] for rank in ranks), value)
     for rank, found in enumerate(ranks):
-        for name, gradient in whole[case]["gradients"].items():
-            close(found["gradients"][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found["gradients"], whole[case]["gradients"])
         at_once = results[world_size, rank][f"{case}, chunks of None"]
         # Once for the batch and once for the two that are accumulated; buckets, of which this model fills one.
         assert found["synchronised"] == at_once["synchronised"] == [0, 0]
-        for name, gradient in at_once["accumulated"].items():
-            close(found["accumulated"][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found["accumulated"], at_once["accumulated"])
 
 
 @worlds
@@ -138,16 +149,50 @@ def test_gradients_of_all_processes_flow_back_to_the_owner_of_a_row(results, wor
 
 
 @worlds
-def test_states_are_padded_to_the_longest_of_any_process(results, world_size):
+def test_every_process_gets_the_rows_that_it_wants(results, world_size):
     for rank in range(world_size):
-        found = results[world_size, rank]["gathering"]
-        real = [True] * (rank + 1) + [False] * (world_size - rank - 1)
-        assert found["padded_mask"].tolist() == [real]
-        assert found["states"].tolist() == [[[float(r)] * 2 for r in real]]
+        found = results[world_size, rank]["exchange"]
+        following, former = 10.0 * ((rank + 1) % world_size), (rank - 1) % world_size + 1
+        other = [following + 2, following + 3]
+        assert found["taken"].tolist() == [other, [10.0 * rank, 10.0 * rank + 1], other]
+        assert found["gradient"].tolist() == [[10.0 * (rank + 1)] * 2, [101.0 * former] * 2, [0.0] * 2]
+        assert found["largest"] == [world_size - 1, 7]
+
+
+@worlds
+@pytest.mark.parametrize("case", MATCHED)
+def test_matching_takes_the_same_clips_in_any_number_of_processes(results, world_size, case):
+    """Bit for bit, and so their gradients: the draws know the texts and groups of all processes."""
+    expected = matched(0, 1, *MATCHED[case], num_lengths=world_size)
+    ranks = [results[world_size, rank][case] for rank in range(world_size)]
+    numbers = torch.cat([found["states"][:, 0, 0] for found in ranks]).int().tolist()
+    for row, number in enumerate(numbers):
+        assert (number == row) == (row % 5 == 0)
+        if number != row:
+            assert number // 2 != row // 2 and not {row, number} <= {0, 3, 5, 7, 9, 11}  # other clips, other texts
+    share = NUM_DRAWN // world_size
+    for rank, found in enumerate(ranks):
+        own = slice(rank * share, (rank + 1) * share)
+        assert torch.equal(found["states"][found["mask"]], expected["states"][own][found["mask"]])
+        assert torch.equal(found["mask"], expected["mask"][own])
+        assert torch.equal(found["gradient"], expected["gradient"][own, : 5 - rank])
+
+
+@worlds
+@pytest.mark.parametrize("case", MATCHED)
+def test_matching_sends_the_rows_that_are_taken_and_no_others(results, world_size, case):
+    ranks = [results[world_size, rank][case]["sent"] for rank in range(world_size)]
+    size = 5 * 2 * MATCHED[case][1].itemsize  # of a row's states
+    for there, mask, back in ranks:
+        assert there % size == mask % 5 == back % size == 0
+        assert there // size == mask // 5 and back // size == NUM_DRAWN // world_size  # one for each row of its own
+    assert sum(there for there, _, _ in ranks) == NUM_DRAWN * size
 
 
 def test_one_process_gets_back_what_it_gave():
     rows, mask = torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
     assert gather_rows(rows) is rows and sum_over_processes(rows) is rows
-    assert pad_to_longest(rows, mask) == (rows, mask)
     assert first_row(5) == 0
+    exchange = RowExchange(torch.tensor([1, 1]), [4])
+    assert exchange.largest == [4] and torch.equal(exchange.take(mask, torch.uint8), mask)
+    assert exchange.take(rows, torch.float32).tolist() == rows.tolist()

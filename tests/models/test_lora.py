@@ -20,6 +20,7 @@ from simple_multimodal.models.lora import (
     save_adapter,
 )
 from simple_multimodal.models.modeling import MultimodalForPreTraining, MultimodalForQuestionAnswering
+from tests.closeness import assert_close
 from tests.models import tiny
 from tests.models.alpro import tiny as tiny_alpro
 
@@ -128,7 +129,7 @@ def test_new_adapters_change_nothing_and_are_what_is_trained(kind):
     before = model(**make_batch()).logits
     model.freeze(["fusion"])
     add_lora(model, rank=2, alpha=4, towers=["text"])
-    torch.testing.assert_close(model(**make_batch()).logits, before, rtol=1e-6, atol=1e-6)
+    assert_close(model(**make_batch()).logits, before)
     inside = {id(parameter) for tower in ("text", "fusion") for parameter in model.towers[tower].parameters()}
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (id(parameter) not in inside or ".lora_" in name), name
@@ -149,7 +150,7 @@ def test_saved_with_adapters_merged_or_as_an_adapter_it_is_one_model(kind, tmp_p
 
     model.save_pretrained(tmp_path / "injected")
     injected = model_class.from_pretrained(tmp_path / "injected").eval()
-    torch.testing.assert_close(injected(**batch).logits, expected, rtol=1e-6, atol=1e-6)
+    assert_close(injected(**batch).logits, expected)
     saved = injected.state_dict()
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
@@ -162,15 +163,15 @@ def test_saved_with_adapters_merged_or_as_an_adapter_it_is_one_model(kind, tmp_p
     merged, info = model_class.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and merged.config.lora is None
     assert type(merged.eval()).__name__ == model_class.__name__
-    torch.testing.assert_close(merged(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    assert_close(merged(**batch).logits, expected)
 
     base = model_class.from_pretrained(tmp_path / "base")
     alone = PeftModel.from_pretrained(base, tmp_path / ADAPTER_FOLDER).eval()
-    torch.testing.assert_close(alone(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    assert_close(alone(**batch).logits, expected)
     if kind == "pretraining":
         found, wanted = alone(**batch), merged(**batch)
         for name in ("text_embeds", "audio_embeds", "video_embeds", "clip_embeds"):
-            torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+            assert_close(found[name], wanted[name])
 
 
 def count_attention(model: TowerModel) -> dict[str, int]:
@@ -210,9 +211,8 @@ def test_named_towers_alone_are_computed_again_with_the_same_gradients(build, to
     checkpointed.checkpoint_activations(towers)
     once, again = count_attention(plain), count_attention(checkpointed)
     assert again == {name: (2 if name in towers else 1) * number for name, number in once.items()}
-    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
-    for name, parameter in checkpointed.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    found, expected = ({n: p.grad for n, p in model.named_parameters()} for model in (checkpointed, plain))
+    assert_close(found, expected)
 
 
 def test_a_frozen_tower_gets_no_gradients_by_checkpoints():

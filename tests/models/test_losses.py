@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
 
@@ -142,13 +143,27 @@ def test_contrastive_loss_that_recomputes_is_the_same_and_keeps_no_matrices(form
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-def draw(queries, candidates, uniform, *, query_groups, candidate_groups, present=None, scale=SCALE, hard_ratio=1.0):
+def draw(
+    queries,
+    candidates,
+    uniform,
+    *,
+    query_groups,
+    candidate_groups,
+    texts=None,
+    present=None,
+    scale=SCALE,
+    hard_ratio=1.0,
+):
     present = torch.ones(len(candidates), dtype=torch.bool) if present is None else torch.tensor(present)
+    of_queries, of_candidates = ([-1] * len(queries), [0] * len(candidates)) if texts is None else texts
     return draw_hard_negatives(
         queries,
         candidates,
         query_groups=torch.tensor(query_groups),
         candidate_groups=torch.tensor(candidate_groups),
+        query_texts=torch.tensor(of_queries),
+        candidate_texts=torch.tensor(of_candidates),
         candidate_present=present,
         logit_scale=scale,
         hard_ratio=hard_ratio,
@@ -195,6 +210,58 @@ def test_hard_negatives_at_the_ends_of_the_interval(groups, scale):
     assert set(indices.tolist()) <= set(allowed)
     if scale == 1.0:
         assert indices[0] == allowed[0] and indices[-1] == allowed[-1]
+
+
+@pytest.mark.parametrize("hard_ratio", [1.0, 0.5, 0.0])
+def test_clips_with_the_text_of_the_query_are_no_negatives(hard_ratio):
+    indices, exists = draw(
+        unit_rows(1).expand(100, -1),
+        unit_rows(5, seed=1),
+        torch.arange(100) / 100,
+        query_groups=[0] * 100,
+        candidate_groups=[0, 1, 2, 3, 4],
+        texts=([7] * 99 + [8], [7, 7, 8, 9, 7]),
+        hard_ratio=hard_ratio,
+    )
+    assert exists.all() and set(indices[:99].tolist()) == {2, 3}
+    assert indices[99] in (1, 3, 4)
+    _, exists = draw(
+        unit_rows(2),
+        unit_rows(2, seed=1),
+        torch.tensor([0.1, 0.9]),
+        query_groups=[0, 1],
+        candidate_groups=[0, 1],
+        texts=([7, 7], [7, 7]),
+    )
+    assert not exists.any()
+
+
+def test_a_draw_sums_no_floating_point_numbers_along_candidates():
+    """On CUDA torch refuses such a `cumsum` where deterministic algorithms are asked for."""
+    summed = []
+
+    class NoteSums(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket.__name__ == "cumsum":
+                summed.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    with NoteSums():
+        draw(unit_rows(3), unit_rows(3, seed=1), torch.rand(3), query_groups=[0, 1, 2], candidate_groups=[0, 1, 2])
+    assert summed == [torch.int64]
+
+
+def test_the_rarest_candidates_are_drawn_as_often_as_they_should_be():
+    """Of 4,096 candidates alike, one for each stretch of the interval; nothing is lost in rounding."""
+    num_draws = 4096 * 4
+    indices, _ = draw(
+        unit_rows(1).expand(num_draws, -1),
+        unit_rows(1, seed=1).expand(4096, -1),
+        (torch.arange(num_draws) + 0.5) / num_draws,
+        query_groups=[-1] * num_draws,
+        candidate_groups=list(range(4096)),
+    )
+    assert torch.equal(indices.bincount(minlength=4096), torch.full((4096,), 4))
 
 
 def test_hard_negatives_take_the_most_similar_at_a_high_scale():

@@ -1,5 +1,6 @@
 """Tests of how pairs of text and clip are grouped and scored: as if every pair went through the model alone."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -14,8 +15,10 @@ from simple_multimodal.models.pairs import (
     encode_clips,
     encode_texts,
     plan_blocks,
+    ranking_scores,
     score_pairs,
 )
+from tests.closeness import assert_close
 from tests.models import tiny
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -116,7 +119,7 @@ def test_pairs_are_scored_as_if_alone(form, has_answers, pairs_per_batch, clip_t
         alone_clip = {key: value[clip : clip + 1] for key, value in batch.items()}
         with torch.no_grad():
             expected = score(model.encode_text(alone_text)[1], model.encode_clip(alone_clip)[1])
-        torch.testing.assert_close(values, expected[0], atol=1e-5, rtol=0)
+        assert_close(values, expected[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -150,7 +153,7 @@ def test_matching_of_own_pairs_is_that_of_training(form):
         expected = model(**batch).logits
     texts, clips = encode_texts(model, batch), encode_clips(model, batch)
     scores = score_pairs(model, model.matching_logits, texts, clips, np.array([(0, 0), (1, 1), (2, 2)]))
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert_close(scores, expected)
 
 
 def test_no_pairs_no_scores():
@@ -158,3 +161,39 @@ def test_no_pairs_no_scores():
     batch = tiny.make_batch()
     texts, clips = encode_texts(model, batch), encode_clips(model, batch)
     assert len(score_pairs(model, model.matching_logits, texts, clips, np.empty((0, 2), dtype=int))) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("clip_embedding", ["fusion", "mean"])
+def test_pairs_are_ranked_by_the_cosine_and_what_matching_adds(form, clip_embedding):
+    torch.manual_seed(0)
+    config = tiny.tiny_config(form, clip_embedding=clip_embedding, matching_residual=True)
+    model = MultimodalForRetrieval(config).eval()
+    batch = tiny.make_batch()
+    texts, clips = encode_texts(model, batch), encode_clips(model, batch)
+    pairs = np.argwhere(np.ones((6, 6)))
+    cosines = (torch.stack([text.embed for text in texts]) @ torch.stack([clip.embed for clip in clips]).T).flatten()
+    with torch.no_grad():
+        for parameter in model.matching_head.parameters():
+            parameter.zero_()
+        logits = score_pairs(model, model.matching_logits, texts, clips, pairs)
+        scores = ranking_scores(model, logits, cosines)
+        torch.testing.assert_close(scores, np.e * cosines, rtol=1e-6, atol=0)  # logit_scale_init_value is 1
+        assert torch.equal(scores.argsort(stable=True), cosines.argsort(stable=True))
+        model.matching_head.weight.normal_()
+    logits = score_pairs(model, model.matching_logits, texts, clips, pairs)
+    torch.testing.assert_close(ranking_scores(model, logits, cosines), scores + logits[:, 1] - logits[:, 0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_saved_without_a_residual_rank_by_their_head(form, tmp_path):
+    saved = model_of(form, has_answers=False)
+    saved.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["matching_residual"], written["rerank_top_k"]  # as earlier versions wrote it
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    model = MultimodalForRetrieval.from_pretrained(tmp_path)
+    assert model.matching_head.weight.abs().sum() > 0 and model.cosine_weight == 0
+    logits = torch.tensor([[0.0, 2.0], [3.0, 1.0]])
+    scores = ranking_scores(model, logits, torch.tensor([-1.0, 1.0]))
+    assert torch.equal(scores, logits.softmax(dim=1)[:, 1])

@@ -87,6 +87,7 @@ class Row:
     audio: bool = True
     video: bool = True
     group: int | None = None
+    caption: int | None = None  # rows with the same one have the same text
     aligned: bool = False
 
 
@@ -142,6 +143,8 @@ def _row_entries(row: Row, length: int, windows: int) -> dict[str, torch.Tensor]
     generator = torch.Generator().manual_seed(row.seed)
     words = row.num_words if row.text else 2
     ids = torch.randint(5, VOCAB_SIZE, (32,), generator=generator)[:length]
+    if row.caption is not None:
+        ids = torch.randint(5, VOCAB_SIZE, (32,), generator=torch.Generator().manual_seed(row.caption))[:length]
     values = torch.randn(1, MEL_BINS, 8 * WINDOW_FRAMES, generator=generator)[..., : windows * WINDOW_FRAMES]
     pixels = torch.randint(0, 256, (FRAMES, 3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
     audio_mask = exact_mask(8, WINDOW_PATCHES, 4, generator)[:windows].flatten()
@@ -171,4 +174,5 @@ def _row_entries(row: Row, length: int, windows: int) -> dict[str, torch.Tensor]
         "video_masked_patches": video_mask.nonzero().flatten(),
         "match_aligned": torch.tensor(row.aligned),
         "match_uniform": uniform,
+        "text_ids": torch.tensor(row.seed if row.caption is None else row.caption),
     }

@@ -12,6 +12,8 @@ from transformers import (
     PeAudioFeatureExtractor,
     Siglip2ImageProcessor,
     SiglipImageProcessor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
 )
 
@@ -19,6 +21,7 @@ from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from tests.closeness import assert_close
 from tests.models.tiny_towers import (
     AST_EXTRACTOR,
     CLAP_EXTRACTOR,
@@ -228,6 +231,38 @@ def test_a_tower_without_a_checkpoint_has_the_front_end_of_its_kind(tmp_path, ki
         assert (own.sampling_rate, own.hop_length, own.num_frames) == (48000, 40, 250)
 
 
+@pytest.mark.parametrize("settings", [{}, {"do_normalize": False}, {"sampling_rate": 8000}])
+@pytest.mark.parametrize("seconds", [0.3, 0.50007, 1.0])
+def test_waveforms_equal_those_of_wav2vec2(tmp_path, settings, seconds):
+    """But for the samples behind the last whole stride of the first convolution, which no tower's output knows."""
+    stock = Wav2Vec2FeatureExtractor(**settings)
+    stock.save_pretrained(tmp_path)
+    rate = stock.sampling_rate
+    extractor = AudioFeatureExtractor.from_pretrained(tmp_path, num_frames=rate // 10)
+    waveform = sound(seconds, rate) + 0.5
+    features = extractor.extract(waveform)
+    expected = stock(waveform, sampling_rate=rate, return_tensors="pt")["input_values"][0]
+    whole = len(waveform) // 5
+    assert int(features.attention_mask.sum()) == whole
+    samples = features.values[0].T.flatten()
+    assert_close(samples[: whole * 5], expected[: whole * 5])
+    assert not samples[whole * 5 :].any() and len(features.seconds) % (rate // 10) == 0
+    extractor.save_pretrained(tmp_path / "own")
+    again = AudioFeatureExtractor.from_pretrained(tmp_path / "own")
+    assert torch.equal(again.extract(waveform).values, features.values)
+    assert not extractor.extract(waveform[:4]).attention_mask.any()  # less than one stride is no sound
+
+
+def test_frames_of_waveforms_are_those_of_the_tower(tmp_path):
+    """The feature extractor's file knows no stride; the tower's config does."""
+    config = Wav2Vec2Config(conv_stride=(4, 2, 2, 2, 2, 2, 2))
+    values = get_encoder_class("wav2vec2", "audio").processor_values(config)
+    assert AudioFeatureExtractor.from_dict(values).num_frames == 40000  # 10 seconds
+    stock = Wav2Vec2FeatureExtractor(sampling_rate=8000).to_dict()
+    extractor = AudioFeatureExtractor.from_dict(values | stock)
+    assert (extractor.hop_length, extractor.num_mel_bins, extractor.sampling_rate) == (4, 4, 8000)
+
+
 def test_front_ends_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="padding='repeat'.*of kaldi mean or zero"):
         AudioFeatureExtractor(padding="repeat")
@@ -235,6 +270,8 @@ def test_front_ends_that_do_not_exist_are_refused():
         AudioFeatureExtractor(front_end="wav2vec")
     with pytest.raises(ValueError, match="A frame of the waveform has 160 samples.*num_mel_bins is 128"):
         AudioFeatureExtractor(front_end="waveform", padding="reflect")
+    with pytest.raises(ValueError, match="do_normalize is for front_end='waveform'"):
+        AudioFeatureExtractor(do_normalize=True)
     with pytest.raises(ValueError, match="padding='mean'.*of whisper pad"):
         AudioFeatureExtractor(front_end="whisper")
 

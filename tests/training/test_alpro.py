@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import train
 from simple_multimodal.cli import main
 from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.closeness import assert_close
 from tests.models.alpro.tiny import write_folder
 from tests.training.tiny_benchmark import TEXTS, write_benchmark
 from tests.training.tiny_run import flags, run
@@ -176,8 +177,10 @@ def test_activation_checkpointing_changes_nothing(start, tmp_path, question_mode
         values = {"output_dir": tmp_path / name, "activation_checkpointing": is_on, "max_steps": 1}
         run(*start("msvd_qa", model_name_or_path=question_model, **values), "--do_train")
     assert [trainer.model.is_activation_checkpointing for trainer in trainers] == [False, True]
-    for name, value in trainers[0].model.state_dict().items():
-        torch.testing.assert_close(trainers[1].model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    plain, checkpointed = (trainer.model.state_dict() for trainer in trainers)
+    assert_close(
+        checkpointed, plain, 1e-4
+    )  # Adam turns rounding errors of small gradients into steps as large as others
 
 
 def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):

@@ -8,6 +8,7 @@ import train
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.closeness import assert_close
 from tests.training.tiny_run import flags, run
 
 
@@ -55,9 +56,7 @@ def test_a_step_does_not_depend_on_the_chunks(steps):
     ):
         other_gradients, other_logs = steps(**chunks)
         assert list(other_logs) == list(logs) and other_logs == pytest.approx(logs, rel=1e-5), chunks
-        assert other_gradients.keys() == gradients.keys()
-        for name in gradients:
-            torch.testing.assert_close(other_gradients[name], gradients[name], rtol=1e-4, atol=1e-6)
+        assert_close(other_gradients, gradients)
 
 
 NO_CONTRAST = {f"{name}_loss_weight": 0 for name in OBJECTIVES if name not in ("mlm", "mvm")}
@@ -69,8 +68,14 @@ def test_chunks_are_refused_for_masked_objectives_alone(start, tmp_path):
 
 
 def test_chunks_are_refused_where_no_process_has_the_whole_model(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(MultimodalTrainingArguments, "n_gpu", 2)  # the one such case that needs no second device
-    with pytest.raises(ValueError, match="without FSDP, DeepSpeed and DataParallel. Leave it out, or start one"):
+    prepare = MultimodalTrainer.create_accelerator_and_postprocess
+
+    def as_if_sharded(self):
+        prepare(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(MultimodalTrainer, "create_accelerator_and_postprocess", as_if_sharded)
+    with pytest.raises(ValueError, match="without FSDP and DeepSpeed. Leave it out, or start one process per device"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, contrastive_chunk_size=2))
 
 

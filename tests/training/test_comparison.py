@@ -61,6 +61,25 @@ def test_tensors_that_one_folder_lacks_and_a_model_without_optimizer(tmp_path, c
     assert capsys.readouterr().out.splitlines()[1:] == [f"  b: only in {first}"]
 
 
+@pytest.mark.parametrize("lacks", [["trainer_state.json"], ["optimizer.pt"], ["trainer_state.json", "optimizer.pt"]])
+def test_what_one_folder_has_none_of_is_not_compared(tmp_path, capsys, lacks):
+    """Weights of a checkpoint with those of a model folder."""
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    for name in lacks:
+        (tmp_path / "b" / name).unlink()
+    count = 6 - 2 * len(lacks)
+    for folders in ((first, second), (second, first)):
+        assert main(["diff", *folders]) == 0
+        assert capsys.readouterr().out.endswith(f"equal, all {count}\n")
+
+
+def test_a_folder_that_is_not_there_is_named_with_the_nearest(tmp_path, capsys):
+    write(tmp_path / "outputs")
+    assert main(["diff", str(tmp_path / "outputs"), str(tmp_path / "output")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/output: no such folder. Did you mean '{tmp_path}/outputs'?" in error and error.count("\n") == 1
+
+
 def test_a_folder_without_weights_is_an_error(tmp_path, capsys):
     assert main(["diff", write(tmp_path / "a"), str(tmp_path)]) == 2
     assert "holds no weights (*.safetensors)" in capsys.readouterr().err

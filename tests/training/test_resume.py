@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from simple_multimodal.training import checkpoints
 from simple_multimodal.training.checkpoints import STAGING, begin_run, find_checkpoint, newest_checkpoint, seal
 from simple_multimodal.training.run_record import make_run_record
 from tests.faults.runs import logs
@@ -30,6 +31,32 @@ def write_checkpoint(folder: Path, *, complete: bool = True, record: dict = RECO
 
 def find(folder: Path, *, overwrite: bool = False, resume_from: str | None = None, record: dict = RECORD):
     return find_checkpoint(folder, record, overwrite=overwrite, resume_from=resume_from)
+
+
+def test_a_start_says_where_it_goes_on_and_what_it_removes(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(checkpoints.logger, "warning", said.append)
+    for step in (2, 10):
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+    find(tmp_path)
+    find(tmp_path, resume_from=str(tmp_path / "checkpoint-2"))
+    find(tmp_path, record=make_run_record({"learning_rate": 0.2}, command=["train.py"], data={}))
+    assert said == [
+        f"Going on from {tmp_path}/checkpoint-10.",
+        f"Going on from {tmp_path}/checkpoint-2.",
+        f"Going on from {tmp_path}/checkpoint-10, which began with another learning_rate.",
+    ]
+    said.clear()
+    begin_run(tmp_path, RECORD, starts_over=False)
+    assert said == []
+    (tmp_path / "quarantine.jsonl").touch()
+    (tmp_path / "checkpoint-99").mkdir()  # of something else
+    assert find(tmp_path, overwrite=True) is None and said == []
+    begin_run(tmp_path, RECORD, starts_over=True)
+    assert said == [f"Starting over in {tmp_path}: removed checkpoint-2, checkpoint-10, quarantine.jsonl."]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-99"]
+    begin_run(tmp_path / "new", RECORD, starts_over=True)
+    assert len(said) == 1
 
 
 def test_a_new_or_empty_folder_starts_at_the_beginning(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import PeAudioModel, ViTConfig
 
 from simple_multimodal.inference import Retriever
@@ -15,6 +16,7 @@ from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.lora import find_targets
 from simple_multimodal.training.assembly import load_towers
+from tests.closeness import assert_close
 from tests.models.tiny_towers import STOCK_MODELS, stock_pe_av, write_checkpoint
 from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run
 
@@ -102,7 +104,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     index = retriever.index(folder)
     expected = stock_similarities(kind, folders[kind], retriever, rows)
     own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds.T
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    assert_close(own, expected)
     found = retriever.search(CAPTIONS[0], index, top_k=7)
     assert [match.id for match in found] == [index.ids[n] for n in expected[0].argsort(descending=True)]
 
@@ -136,6 +138,21 @@ def test_two_steps_of_training(start, folders, tmp_path, kind):
     name = "audio_projection.linear2.weight" if kind == "clap" else "encoder.layers.0.self_attn.v_proj.weight"
     before = stock.state_dict()[name if kind == "clap" else f"vision_model.{name}"]
     assert not torch.equal(trained.multimodal.encoder(clip).state_dict()[name], before)
+
+
+def test_batch_normalisation_keeps_its_statistics_in_a_run_and_its_resume(start, folders, tmp_path):
+    steps = flags(task="retrieval", max_steps=2, save_steps=1, per_device_train_batch_size=4, learning_rate=0.01)
+    steps += ["--do_train", *flags(contrastive_chunk_size=2)]
+    run(*start, *towers(folders, "clap"), *steps)
+    resumed = flags(output_dir=tmp_path / "resumed", resume_from_checkpoint=tmp_path / "out/checkpoint-1")
+    run(*start, *towers(folders, "clap"), *steps, *resumed)
+    straight, other = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "resumed"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in straight.items())
+    stock = load_file(Path(folders["clap"], "model.safetensors"))
+    norm = "audio_encoder.batch_norm"
+    for name in ("running_mean", "running_var", "num_batches_tracked", "weight"):
+        is_same = torch.equal(straight[f"multimodal.audio_encoder.{norm}.{name}"], stock[f"audio_model.{norm}.{name}"])
+        assert is_same == (name != "weight")
 
 
 def test_towers_without_a_common_space_are_trained_together(start, folders, tmp_path):
@@ -183,7 +200,7 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
     expected = F.normalize(outputs.text_audio_embeds, dim=-1) @ F.normalize(outputs.audio_embeds, dim=-1).T
     index = retriever.index(clips / "audio")
     own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds[:1].T
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    assert_close(own, expected)
 
 
 @torch.no_grad()
@@ -212,7 +229,7 @@ def test_pe_av_without_training_compares_pictures_as_the_stock_model(start, fold
     index = retriever.index(clips / "video")
     assert index.ids == [row["id"] for row in rows]
     own = torch.stack([text.embed for text in retriever.encode_texts(CAPTIONS)]) @ index.embeds.T
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    assert_close(own, expected)
 
     names += flags(audio_model_name_or_path=folder, num_audio_frames=200, output_dir=tmp_path / "all")
     with pytest.raises(

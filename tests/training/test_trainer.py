@@ -11,6 +11,7 @@ import torch
 import train
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.closeness import assert_close
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
 
@@ -47,8 +48,7 @@ def test_accumulated_batches_give_the_gradient_of_the_whole_batch(start, tmp_pat
     run(*common, *flags(output_dir=tmp_path / "parts", gradient_accumulation_steps=4, per_device_train_batch_size=1))
     whole, parts = (trainer.model.kept for trainer in trainers)
     assert whole.keys() == parts.keys() and len(whole) > 50
-    for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: name + m)
+    assert_close(parts, whole)
     assert logged(trainers[1])[0]["loss"] == pytest.approx(logged(trainers[0])[0]["loss"], rel=1e-5)
     for name in ("mlm_loss", "mam_loss", "mvm_loss", "mlm_accuracy"):
         assert logged(trainers[1])[0][name] == pytest.approx(logged(trainers[0])[0][name], rel=1e-5)
@@ -60,8 +60,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(start, tmp_path, tr
     run(*common, *flags(output_dir=tmp_path / "b", activation_checkpointing=True))
     assert [trainer.model.is_activation_checkpointing for trainer in trainers] == [False, True]
     whole, again = (trainer.model.kept for trainer in trainers)
-    for name in whole:
-        torch.testing.assert_close(again[name], whole[name], rtol=1e-4, atol=1e-5)
+    assert_close(again, whole)
 
 
 def test_compiled_steps_are_those_of_others(start, tmp_path, trainers):
@@ -70,8 +69,7 @@ def test_compiled_steps_are_those_of_others(start, tmp_path, trainers):
     run(*common, *flags(output_dir=tmp_path / "compiled", torch_compile=True, torch_compile_backend="eager"))
     plain, compiled = trainers
     assert compiled.model_wrapped is not compiled.model and plain.model_wrapped is plain.model
-    for name, gradient in plain.model.kept.items():
-        torch.testing.assert_close(compiled.model.kept[name], gradient, rtol=1e-4, atol=1e-5)
+    assert_close(compiled.model.kept, plain.model.kept)
     assert logged(compiled)[1]["loss"] == pytest.approx(logged(plain)[1]["loss"], rel=1e-5)
 
 
@@ -104,6 +102,40 @@ def test_frozen_towers_stay_as_they_are(start, tmp_path, trainers, monkeypatch):
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert not [name for name in changed if "text_encoder." in name or "fusion." in name]
     assert [name for name in changed if "audio_encoder." in name] and "matching_head.weight" in changed
+
+
+def test_what_no_objective_reaches_is_not_trained(start, tmp_path, trainers):
+    objectives = {f"{name}_loss_weight": 0 for name in OBJECTIVES if name != "contrastive_tv"}
+    settings = {"output_dir": tmp_path, "max_steps": 1, "weight_decay": 1.0, "task": "retrieval", **objectives}
+    run(*start, "--do_train", *flags(**settings))
+    model, optimizer = trainers[0].model, trainers[0].optimizer
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    parts = (
+        "text_encoder",
+        "video_encoder",
+        "embedding_projections.text",
+        "embedding_projections.video",
+        "logit_scale",
+    )
+    for name, parameter in model.named_parameters():
+        is_reached = name.removeprefix("multimodal.").startswith(parts)
+        assert parameter.requires_grad == is_reached == (id(parameter) in trained) or "position_embeddings" in name
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(model.multimodal.logit_scale)] == 0.0
+    assert decays[id(model.multimodal.embedding_projections["text"].weight)] == 1.0
+    counted = json.loads((tmp_path / "run.json").read_text())["model"]["parameters"]
+    assert counted["audio"]["trainable"] == counted["fusion"]["trainable"] == 0 < counted["text"]["trainable"]
+    assert trainers[0].args.ddp_find_unused_parameters is False
+
+    for given in ("--audio_learning_rate=1e-3", "--gradient_checkpointing_towers=audio"):
+        with pytest.raises(ValueError, match="no objective reaches it"):
+            run(*start, "--do_train", given, *flags(**{**settings, "output_dir": tmp_path / "refused"}))
+
+
+def test_the_temperature_is_limited_after_each_step(start, tmp_path, trainers):
+    run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=3, learning_rate=30.0, max_grad_norm=0))
+    scale = trainers[0].model.multimodal.logit_scale
+    assert scale.max() == torch.tensor(math.log(100)) and scale.min() < 0  # rates of 30 throw it far off
 
 
 def test_an_unknown_tower_cannot_be_frozen(start, tmp_path):

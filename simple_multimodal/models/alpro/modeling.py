@@ -214,9 +214,13 @@ class AlproForRetrieval(AlproPreTrainedModel):
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """Inverse temperature, the temperature between 0.001 and 0.5 as in the reference; a scalar."""
-        # Limited in value but not in gradient: a temperature that overshoots must be able to come back.
-        return 1 / (self.temperature + (self.temperature.clamp(0.001, 0.5) - self.temperature).detach())
+        """Inverse temperature; a scalar."""
+        return 1 / self.temperature
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """[`TowerModel.limit_temperature`]: between 0.001 and 0.5, as the reference has it."""
+        self.temperature.clamp_(0.001, 0.5)
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, None]:
         """Inverse temperature of the one contrastive objective; it has no bias."""
@@ -238,6 +242,11 @@ class AlproForRetrieval(AlproPreTrainedModel):
 
     def check_matching(self) -> None:
         """Every ALPRO for retrieval has a matching head."""
+
+    @property
+    def cosine_weight(self) -> float:
+        """As in [`MultimodalForPreTraining`]: ALPRO re-ranks by its head alone."""
+        return 0.0
 
     def matching_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, row by row."""

@@ -1,11 +1,10 @@
 """The sound tower of CLAP as an audio encoder."""
 
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import ClapAudioConfig, ClapAudioModel, ClapAudioModelWithProjection, ClapModel, PreTrainedConfig
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
@@ -88,14 +87,6 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         encoder = self.audio_encoder
         height, width = (length // 2 ** (encoder.num_layers - 1) for length in encoder.patch_embed.grid_size)
         return height // encoder.freq_ratio, width * encoder.freq_ratio
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode, or the other, but never for batch normalisation."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
     @property
     def window_frames(self) -> int:

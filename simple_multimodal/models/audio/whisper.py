@@ -27,6 +27,7 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
     pretrained_names = {"encoder.": "encoder."}
     other_names = ("decoder.",)
     uses_own_processor = True
+    untrained = ("embed_positions.",)  # sines, as in the stock class
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:

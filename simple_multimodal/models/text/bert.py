@@ -4,14 +4,15 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertPreTrainedModel
 
 from simple_multimodal.models.base import EncoderOutput
-from simple_multimodal.models.text.masked_lm import TextDecoder, TextEncoder
+from simple_multimodal.models.text.masked_lm import TextDecoder
+from simple_multimodal.models.text.sentences import SentenceEncoder
 
 
 class BertTextDecoder(TextDecoder, BertPreTrainedModel):
     """Masked language modelling head of BERT."""
 
 
-class BertTextEncoder(TextEncoder, BertModel):
+class BertTextEncoder(SentenceEncoder, BertModel):
     """
     BERT ([Devlin et al., 2018](https://huggingface.co/papers/1810.04805)) without its pooler.
 
@@ -40,5 +41,6 @@ class BertTextEncoder(TextEncoder, BertModel):
         Returns:
             [`EncoderOutput`] with `sequence_length` tokens.
         """
-        outputs = BertModel.forward(self, input_ids, attention_mask=self.stock_mask(attention_mask))
-        return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None)
+        tokens = BertModel.forward(self, input_ids, attention_mask=self.stock_mask(attention_mask)).last_hidden_state
+        embedding = self.pool_sentence(tokens, attention_mask)
+        return EncoderOutput(tokens, attention_mask.bool(), None, embedding=embedding)

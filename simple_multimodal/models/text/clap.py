@@ -5,10 +5,10 @@ from transformers import ClapModel, ClapTextConfig, ClapTextModel, ClapTextModel
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
 from simple_multimodal.models.base import EncoderOutput
-from simple_multimodal.models.text.masked_lm import TextEncoder
+from simple_multimodal.models.text.roberta import OffsetPositionsEncoder
 
 
-class CLAPTextEncoder(TextEncoder, ClapTextModel):
+class CLAPTextEncoder(OffsetPositionsEncoder, ClapTextModel):
     """
     The RoBERTa of CLAP ([Wu et al., 2022](https://huggingface.co/papers/2211.06687)), whose attention is eager only. A
     text's embedding is its pooled first token, projected.
@@ -17,6 +17,7 @@ class CLAPTextEncoder(TextEncoder, ClapTextModel):
         config ([`ClapTextConfig`]): sizes of the tower and of its embedding.
     """
 
+    title = "CLAP's text tower"
     model_type = "clap_text_model"
     pretrained_class = ClapTextModelWithProjection
     composite_class = ClapModel
@@ -36,33 +37,6 @@ class CLAPTextEncoder(TextEncoder, ClapTextModel):
     def embedding_size(cls, config: PreTrainedConfig) -> int:
         """Size of the common space with sound."""
         return config.projection_dim
-
-    @classmethod
-    def max_tokens(cls, config: PreTrainedConfig) -> int:
-        """Positions are counted from behind the padding's."""
-        return config.max_position_embeddings - config.pad_token_id - 1
-
-    @classmethod
-    def fit_config(
-        cls,
-        config: PreTrainedConfig,
-        vocab_size: int,
-        pad_token_id: int | None = None,
-        end_token_id: int | None = None,
-    ) -> PreTrainedConfig:
-        """
-        See [`TextEncoder.fit_config`].
-
-        Raises:
-            `ValueError` if the tokenizer's padding has another number than the tower's.
-        """
-        if pad_token_id != config.pad_token_id:
-            raise ValueError(
-                f"CLAP's text tower counts positions from its padding token, number {config.pad_token_id}; that of "
-                f"the tokenizer is {pad_token_id}. Take the tokenizer of the text checkpoint: name it by "
-                "--tokenizer_name."
-            )
-        return super().fit_config(config, vocab_size)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """

@@ -4,7 +4,8 @@ import torch
 from transformers import DebertaV2ForMaskedLM, DebertaV2Model, DebertaV2PreTrainedModel, PreTrainedModel
 
 from simple_multimodal.models.base import EncoderOutput
-from simple_multimodal.models.text.masked_lm import TextDecoder, TextEncoder
+from simple_multimodal.models.text.masked_lm import TextDecoder
+from simple_multimodal.models.text.sentences import SentenceEncoder
 
 
 def relative_positions(
@@ -39,7 +40,7 @@ class DebertaV2TextDecoder(TextDecoder, DebertaV2PreTrainedModel):
     """Masked language modelling head of DeBERTa-v2."""
 
 
-class DebertaV2TextEncoder(TextEncoder, DebertaV2Model):
+class DebertaV2TextEncoder(SentenceEncoder, DebertaV2Model):
     """
     DeBERTa-v2 and v3 ([He et al., 2020](https://huggingface.co/papers/2006.03654)), whose attention is eager only.
 
@@ -89,4 +90,6 @@ class DebertaV2TextEncoder(TextEncoder, DebertaV2Model):
                 device=input_ids.device,
             )
         outputs = self.encoder(states, attention_mask, output_hidden_states=False, relative_pos=positions)
-        return EncoderOutput(outputs.last_hidden_state, attention_mask.bool(), None)
+        tokens = outputs.last_hidden_state
+        embedding = self.pool_sentence(tokens, attention_mask)
+        return EncoderOutput(tokens, attention_mask.bool(), None, embedding=embedding)

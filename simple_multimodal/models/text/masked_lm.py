@@ -121,16 +121,22 @@ class TextDecoder(nn.Module):
     Head of masked language modelling: dense layer, activation, norm, then the product with the encoder's word
     embeddings plus one bias per word.
 
+    Args:
+        config (`PreTrainedConfig`): sizes of the tower.
+        hidden_act (`str`, *optional*), layer_norm_eps (`float`, *optional*): where the config does not name them so.
+
     That is what both layouts of the heads in `transformers` compute (`cls.predictions` of BERT and older DeBERTa,
     `lm_predictions.lm_head` of newer DeBERTa). The word embeddings are handed in: there is one copy of them, and
     nothing to tie. A subclass also inherits from the tower's `PreTrainedModel`.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(
+        self, config: PreTrainedConfig, *, hidden_act: str | None = None, layer_norm_eps: float | None = None
+    ):
         super().__init__(config)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[hidden_act or config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=layer_norm_eps or config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.post_init()
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers import initialization as init
+from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -76,6 +77,7 @@ class PictureEncoder(Encoder):
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
             normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
         frame_pooling_layers (`int`, *optional*, defaults to 0): layers of the [`FrameTransformer`]; 0: there is none.
+        stock_settings: further arguments of the stock class, such as `add_pooling_layer`.
 
     Raises:
         `ValueError` if there are such layers, but the tower pools no embedding.
@@ -93,8 +95,9 @@ class PictureEncoder(Encoder):
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
         frame_pooling_layers: int = 0,
+        **stock_settings: Any,
     ):
-        super().__init__(config)
+        super().__init__(config, **stock_settings)
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.frame_transformer = None
         if frame_pooling_layers > 0:
@@ -181,3 +184,57 @@ class PictureEncoder(Encoder):
             embedding=embedding,
             num_steps=num_frames,
         )
+
+
+class FrameEncoder(PictureEncoder):
+    """
+    Base of frame encoders that give tokens and no embedding, so that the tokens of a frozen one can be kept as
+    features ([features.md](docs/features.md)). How many tokens a frame becomes is found by running the tower without
+    values, on the meta device; `fit_config` notes it.
+
+    Args:
+        config (`PreTrainedConfig`): sizes of the tower; besides, `frame_size` (height and width) and
+            `tokens_per_frame`, which `fit_config` notes there.
+        settings: as in [`PictureEncoder`].
+    """
+
+    tokens_are_all = True
+
+    @classmethod
+    def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:
+        """
+        A copy of the config for frames of this size.
+
+        Raises:
+            `ValueError` if the tower does not take them.
+        """
+        config = super().fit_config(config, num_frames, height, width) if cls.has_patches(config) else deepcopy(config)
+        try:
+            with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights(), torch.no_grad():
+                tokens, _ = cls(config).eval().encode_pictures(torch.empty(1, 3, height, width))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"The clips have RGB frames of {height} by {width} pixels, which the video tower {cls.model_type!r} "
+                f"does not take: {error}. Set size of the video processor (--video_size) to what it takes."
+            ) from error
+        config.frame_size, config.tokens_per_frame = [height, width], tokens.shape[1]
+        return config
+
+    @classmethod
+    def has_patches(cls, config: PreTrainedConfig) -> bool:
+        """Whether frames are cut into patches of the config's `patch_size`, which must tile them."""
+        return "patch_size" in config.to_dict()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a frame."""
+        return self.config.tokens_per_frame
+
+    def check_inputs(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` if the tower's frames are not of `height` by `width` pixels."""
+        own = self.config.to_dict().get("frame_size")
+        if own is not None and own != [height, width]:
+            raise ValueError(
+                f"The clips have frames of {height} by {width} pixels, but the video tower takes {own[0]} by "
+                f"{own[1]}. Set size of the video processor (--video_size) to that."
+            )

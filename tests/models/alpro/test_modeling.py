@@ -11,13 +11,10 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, Timesform
 
 from simple_multimodal.models import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, AlproModel
 from simple_multimodal.models.losses import draw_hard_negatives
+from tests.closeness import assert_close
 from tests.models.alpro.tiny import FRAMES, PATCH, SIDE, SIZES, build, make_batch, tiny_config
 
 ANSWERS = {"id2label": {0: "red", 1: "green", 2: "blue"}}
-
-
-def close(actual, expected, atol=1e-5):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def rows_of(batch: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:
@@ -46,7 +43,7 @@ def test_text_layers_are_those_of_a_shorter_bert():
     expected = stock(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     text = model.encode_text(batch)
     assert torch.equal(text.mask, batch["attention_mask"].bool())
-    close(text.states[text.mask], expected[text.mask])
+    assert_close(text.states[text.mask], expected[text.mask])
 
 
 @torch.no_grad()
@@ -61,9 +58,9 @@ def test_video_tokens_are_means_over_the_times_of_a_patch():
     tokens = model.video_encoder(normalised).last_hidden_state
     for patch in range(patches):
         expected = sum(tokens[:, 1 + patch * FRAMES + time] for time in range(FRAMES)) / FRAMES
-        close(video.states[:, 1 + patch], expected)
-    close(video.states[:, 0], tokens[:, 0])
-    close(model.encode_video({**batch, "pixel_values_videos": normalised}).states, video.states)
+        assert_close(video.states[:, 1 + patch], expected)
+    assert_close(video.states[:, 0], tokens[:, 0])
+    assert_close(model.encode_video({**batch, "pixel_values_videos": normalised}).states, video.states)
 
 
 @torch.no_grad()
@@ -75,8 +72,8 @@ def test_fusion_is_self_attention_over_text_and_video(attention):
     additive = (1.0 - mask.float())[:, None, None] * -10000.0  # as the original masks
     for layer in model.text_encoder.encoder.layer[2:]:
         states = layer(states, additive)
-    close(model.fuse(text, {"video": video}), states[:, 0])
-    close(model(**batch).last_hidden_state[:, 0], states[:, 0])
+    assert_close(model.fuse(text, {"video": video}), states[:, 0])
+    assert_close(model(**batch).last_hidden_state[:, 0], states[:, 0])
 
 
 @torch.no_grad()
@@ -89,14 +86,14 @@ def test_embeddings_are_unit_projections_of_the_class_tokens():
         (clip_embeds, clip["video"].states, model.video_projection),
     ):
         projected = states[:, 0] @ head.weight.T + head.bias
-        close(embeds, projected / projected.norm(dim=1, keepdim=True))
+        assert_close(embeds, projected / projected.norm(dim=1, keepdim=True))
     output = model(**batch)
     for embeds, expected in (
         (output.text_embeds, text_embeds),
         (output.video_embeds, clip_embeds),
         (output.clip_embeds, clip_embeds),
     ):
-        close(embeds, expected)
+        assert_close(embeds, expected)
 
 
 # ---- Invariances ----
@@ -105,12 +102,12 @@ def test_neither_padding_nor_other_rows_change_a_row():
     expected = outputs(batch)
     order = [3, 0, 4, 2, 1]
     for index, values in enumerate(outputs(make_batch(num_words=12))):
-        close(values, expected[index])
+        assert_close(values, expected[index])
     for index, values in enumerate(outputs(rows_of(batch, order))):
-        close(values, expected[index][order])
+        assert_close(values, expected[index][order])
     for row in range(5):
         for index, values in enumerate(outputs(rows_of(batch, [row]))):
-            close(values[0], expected[index][row])
+            assert_close(values[0], expected[index][row])
 
 
 @torch.no_grad()
@@ -122,8 +119,8 @@ def test_rows_without_video_or_text_take_no_part_in_losses():
     noisy["pixel_values_videos"][4] = 200
     without = model(**rows_of(batch, [0, 1, 2, 3]))
     for name, value in expected.losses.items():
-        close(model(**noisy).losses[name], value)
-        close(without.losses[name], value)
+        assert_close(model(**noisy).losses[name], value)
+        assert_close(without.losses[name], value)
     assert torch.equal(without.metrics["matching_accuracy"], expected.metrics["matching_accuracy"])
     assert expected.metrics["matching_accuracy"][1] == 4
 
@@ -133,7 +130,7 @@ def test_rows_without_video_or_text_take_no_part_in_losses():
     changed = {**no_text, "input_ids": no_text["input_ids"].clone()}
     changed["input_ids"][3] = 9
     for name, value in model(**no_text).losses.items():
-        close(model(**changed).losses[name], value)
+        assert_close(model(**changed).losses[name], value)
         assert abs(value - expected.losses[name]) > 1e-3
 
 
@@ -141,7 +138,7 @@ def test_rows_without_video_or_text_take_no_part_in_losses():
 def test_a_batch_that_does_not_say_what_is_there_has_everything():
     model, batch = build(), rows_of(make_batch(), [0, 1, 2, 3])
     bare = {key: value for key, value in batch.items() if key not in ("text_mask", "video_mask", "video_seconds")}
-    close(model(**bare).loss, model(**batch).loss)
+    assert_close(model(**bare).loss, model(**batch).loss)
     assert model.count_items(bare) == {"contrastive_tv": 4.0, "matching": 4.0}
 
 
@@ -154,13 +151,15 @@ def test_losses_by_hand():
     same = torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     targets = same / same.sum(dim=1, keepdim=True)
     contrast = (F.cross_entropy(cosines, targets) + F.cross_entropy(cosines.T, targets)) / 2
-    close(output.losses["contrastive_tv"], contrast)
+    assert_close(output.losses["contrastive_tv"], contrast)
 
     negatives, _ = draw_hard_negatives(
         output.text_embeds,
         output.clip_embeds,
         query_groups=batch["group_ids"],
         candidate_groups=batch["group_ids"],
+        query_texts=batch["text_ids"],
+        candidate_texts=batch["text_ids"],
         candidate_present=batch["video_mask"],
         logit_scale=torch.tensor(5.0),
         hard_ratio=1.0,  # as ALPRO draws them
@@ -173,15 +172,15 @@ def test_losses_by_hand():
     logits = model.matching_logits(text, clip)
     assert logits.dtype == torch.float32
     labels = torch.tensor([0, 1, 0, 0])
-    close(output.losses["matching"], F.cross_entropy(logits, labels))
+    assert_close(output.losses["matching"], F.cross_entropy(logits, labels))
     assert output.metrics["matching_accuracy"].tolist() == [int((logits.argmax(dim=1) == labels).sum()), 4]
-    close(output.logits[:4], logits)
-    close(output.loss, contrast + output.losses["matching"])
+    assert_close(output.logits[:4], logits)
+    assert_close(output.loss, contrast + output.losses["matching"])
 
     alone = model(**rows_of(batch, [0]))  # there is no other clip, so it keeps its own
     _, clip = model.encode_clip(rows_of(batch, [0]))
     own = model.matching_logits(text.select(torch.tensor([0])), clip)
-    close(alone.losses["matching"], F.cross_entropy(own, torch.tensor([1])))
+    assert_close(alone.losses["matching"], F.cross_entropy(own, torch.tensor([1])))
 
 
 @torch.no_grad()
@@ -189,23 +188,22 @@ def test_weights_counts_and_switched_off_objectives():
     batch = make_batch()
     full = build()(**batch)
     weighted = build(contrastive_tv_loss_weight=0.5)(**batch)
-    close(weighted.loss, 0.5 * full.losses["contrastive_tv"] + full.losses["matching"])
+    assert_close(weighted.loss, 0.5 * full.losses["contrastive_tv"] + full.losses["matching"])
     model = build(matching_loss_weight=0.0)
-    drawn = ("match_aligned", "match_uniform")
+    drawn = ("match_aligned", "match_uniform", "text_ids")
     alone = model(**{key: value for key, value in batch.items() if key not in drawn})
     assert alone.losses.keys() == model.count_items(batch).keys() == {"contrastive_tv"} and alone.logits is None
-    close(alone.loss, full.losses["contrastive_tv"])
+    assert_close(alone.loss, full.losses["contrastive_tv"])
     halved = model(**batch, num_items={"contrastive_tv": torch.tensor(8.0)})
-    close(halved.loss, alone.loss / 2)
+    assert_close(halved.loss, alone.loss / 2)
 
 
 @pytest.mark.parametrize(("temperature", "scale"), [(0.1, 10.0), (0.0, 1000.0), (3.0, 2.0)])
-def test_the_temperature_is_limited_but_can_come_back(temperature, scale):
+def test_the_temperature_is_limited(temperature, scale):
     model = build()
     torch.nn.init.constant_(model.temperature, temperature)
-    model.logit_scale.backward()
-    close(model.logit_scale.detach(), torch.tensor(scale), atol=scale * 1e-4)
-    assert model.temperature.grad < 0
+    model.limit_temperature()
+    assert_close(model.logit_scale.detach(), torch.tensor(scale), 1e-4)
     torch.manual_seed(0)
     assert AlproForRetrieval(tiny_config(temperature_init_value=0.3)).temperature.item() == pytest.approx(0.3)
 
@@ -218,13 +216,13 @@ def test_question_answering_scores_answers_and_skips_unknown_ones():
     fused = model.alpro(**batch).last_hidden_state[:, 0]
     first, _, second = model.classifier
     logits = second(first(fused).clamp(min=0))
-    close(output.logits, logits)
+    assert_close(output.logits, logits)
     assert logits.shape == (5, 3) and first.out_features == 32
     known = labels >= 0
-    close(output.loss, F.cross_entropy(logits[known], labels[known]))
+    assert_close(output.loss, F.cross_entropy(logits[known], labels[known]))
     assert output.metrics["answer_accuracy"].tolist() == [int((logits.argmax(dim=1) == labels).sum()), 5]
     assert model.count_items({"labels": labels}) == {"answer": 3.0}
-    close(model(labels=labels, num_items={"answer": torch.tensor(6.0)}, **batch).loss, output.loss / 2)
+    assert_close(model(labels=labels, num_items={"answer": torch.tensor(6.0)}, **batch).loss, output.loss / 2)
     assert model(**batch).loss is None
     assert model.encode_text(batch)[0] is None and model.encode_clip(batch)[0] is None
 
@@ -251,7 +249,7 @@ def test_activation_checkpointing_changes_nothing():
         model(**make_batch()).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
-        close(gradients[1][name], gradient)
+        assert_close(gradients[1][name], gradient)
 
 
 def test_autocast_is_finite_and_near():
@@ -263,7 +261,7 @@ def test_autocast_is_finite_and_near():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     for name, value in output.losses.items():
         assert value.dtype == torch.float32
-        torch.testing.assert_close(value, expected.losses[name], atol=0.05, rtol=0.05)
+        assert_close(value, expected.losses[name], 0.05)  # bfloat16 has steps of 0.008 of a value
 
 
 def test_the_video_tower_drops_more_residuals_with_depth_in_training_alone():

@@ -59,6 +59,7 @@ def make_batch(num_words: int = WORDS) -> dict[str, torch.Tensor]:
         "group_ids": torch.tensor([7, 7, 8, 9, 10]),
         "match_aligned": torch.tensor([False, True, False, False, False]),
         "match_uniform": torch.tensor([0.1, 0.2, 0.7, 0.9, 0.5]),
+        "text_ids": torch.arange(5),
     }
 
 

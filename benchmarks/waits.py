@@ -1,0 +1,112 @@
+"""How many clips a core prepares a second, and the step time below which a device waits for them.
+
+python benchmarks/waits.py CLIPS [--max_clips 36] [--batch 32] [--repeats 3]
+
+CLIPS is a folder with `clips.jsonl` and the files that it names, of which the training clips are read: as they are,
+packed, and as features of base-sized towers of audio and video (of random values, which cost the same to read). A
+clip is 16 frames at 224 x 224, 10 s of audio as log-mel and a text, in training. Measured are CPU seconds of one
+thread, so that a busy machine gives the same; how long C cores need for a batch follows by division. That assumes that
+cores add up and share nothing; what handing a batch over costs the training process is in `packed.py`.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from packed import processor
+
+from simple_multimodal.data.clips import clips_jsonl_to_manifests
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.features import ClipTokens, FeatureReader
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.pack import pack_manifest
+from simple_multimodal.inference import TowerFeatures
+from simple_multimodal.modalities import Modality
+from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.processing import MultimodalProcessor
+
+CORES = (4, 8, 16)
+TOKENS: dict[Modality, tuple[int, int]] = {"audio": (496, 768), "video": (1568, 768)}
+"""Tokens of a clip and their size, of ViT-MAE-base over one window and of VideoMAE-base."""
+
+
+class RandomTokens(TowerFeatures):
+    """Writes random tokens of a size in place of a tower's."""
+
+    def _encode(self, tower: Modality, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> list[ClipTokens]:
+        num_tokens, hidden_size = TOKENS[tower]
+        return [
+            ClipTokens(
+                torch.randn(num_tokens, hidden_size).to(dtype),
+                torch.ones(num_tokens, dtype=torch.bool),
+                torch.linspace(0, 10, num_tokens),
+            )
+            for _ in batch["row_ids"]
+        ]
+
+
+def write_features(dataset: MultimodalDataset, folder: Path, dtype: torch.dtype) -> dict[Modality, FeatureReader]:
+    """Features of every clip, and their readers."""
+    import stand_ins
+
+    pipeline = RandomTokens(MultimodalForRetrieval(stand_ins.model_config("toy")), processor(), num_workers=0)
+    for tower in TOKENS:
+        pipeline.write(tower, [dataset], folder, dtype=dtype)
+    return {tower: FeatureReader(folder / tower, tower) for tower in TOKENS}
+
+
+def read_all(dataset: MultimodalDataset, collator: MultimodalCollator, batch: int) -> float:
+    """CPU seconds of reading every row once, in batches, in this thread."""
+    rows = [dataset[(0, number)] for number in range(len(dataset))]
+    start = time.process_time()
+    for first in range(0, len(rows), batch):
+        collator(rows[first : first + batch])
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clips", type=Path)
+    parser.add_argument("--max_clips", type=int, default=36)
+    parser.add_argument("--batch", type=int, default=32, help="rows of a step; default: 32")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = clips_jsonl_to_manifests(options.clips / "clips.jsonl", folder)["train"]
+        lines = Path(manifest).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / "some.jsonl").write_text("".join(lines[: options.max_clips]), encoding="utf-8")
+        pack_manifest(folder / "some.jsonl", folder / "packed", video_root=options.clips)
+        originals = MultimodalDataset(folder / "some.jsonl", video_root=options.clips, modalities=("audio", "video"))
+        packed = MultimodalDataset(next((folder / "packed").glob("*.jsonl")), modalities=("audio", "video"))
+        sources: dict[str, tuple[MultimodalDataset, MultimodalCollator]] = {}
+        for what, dataset in (("originals", originals), ("packed clips", packed)):
+            sources[what] = dataset, MultimodalCollator(processor(), training=True, parallel=False)
+        for dtype in (torch.float32, torch.bfloat16):
+            readers = write_features(originals, folder / str(dtype), dtype)
+            parts: MultimodalProcessor = processor()
+            collator = MultimodalCollator(parts, training=True, parallel=False, features=readers)
+            sources[f"features, {str(dtype).removeprefix('torch.')}"] = originals, collator
+        for dataset, collator in sources.values():
+            read_all(dataset, collator, options.batch)  # indices, and files in the page cache
+        seconds: dict[str, list[float]] = {what: [] for what in sources}
+        for repeat in range(options.repeats):
+            for what in list(sources) if repeat % 2 == 0 else list(sources)[::-1]:
+                seconds[what].append(read_all(*sources[what], options.batch))
+    results: dict[str, Any] = {"clips": len(lines[: options.max_clips]), "batch": options.batch, "sources": {}}
+    print(f"| | clips/s a core | {' | '.join(f'{cores} cores' for cores in CORES)} |")
+    for what, values in seconds.items():
+        rate = results["clips"] / statistics.median(values)
+        steps = {cores: 1000 * options.batch / (cores * rate) for cores in CORES}
+        results["sources"][what] = {"cpu_seconds": values, "clips_per_core_second": rate, "step_ms": steps}
+        print(f"| {what} | {rate:.1f} | {' | '.join(f'{value:.0f} ms' for value in steps.values())} |")
+    common.save("waits", results)
+
+
+if __name__ == "__main__":
+    main()

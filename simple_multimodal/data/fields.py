@@ -1,0 +1,149 @@
+"""How fields of a manifest are read: one function for each kind, whatever the column and the format."""
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+# "http:", "concat:", "subfile,,start,0,end,9,,:": FFmpeg and URL schemes, with FFmpeg's options after commas. None of
+# them has a space, which titles have after their commas and colons.
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(:(?!\s)|,,|,[^/\s]*:)|subfile,(?!\s)", re.IGNORECASE)
+
+_SUSPECT = re.compile(r"[:,\\\0]|\.\.")  # what every path has that is refused by its looks
+
+
+def read_prose(value: Any, column: str) -> str | None:
+    """A caption or a question: a string without the spaces around it; `None` where there is none.
+
+    Raises:
+        ValueError: If it is something else than a string.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"`{column}` must be a string, got {_shown(value)}.")
+    return (value or "").strip() or None
+
+
+def read_name(value: Any, column: str) -> str | None:
+    """
+    A name of something, such as an id, a group or an answer, as the text that a table of cells would have: 3 is `"3"`,
+    true is `"true"`, and the spaces around a string do not count. `None` where there is none.
+
+    Raises:
+        ValueError: If it is a list, an object, or a number that is not finite.
+    """
+    if isinstance(value, (list, dict)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"`{column}` must be a string, a number, true or false, got {_shown(value)}.")
+    if value is None:
+        return None
+    return (value if isinstance(value, str) else json.dumps(value)).strip() or None
+
+
+def read_captions(value: Any, column: str) -> list[str] | None:
+    """Several captions of one clip: a list of strings that are not blank, or that list as JSON in a cell; `None` where
+    there is none.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass  # refused below, with the text as it stands
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, list) or not all(isinstance(caption, str) and caption.strip() for caption in value):
+        raise ValueError(
+            f'`{column}` must be a JSON list of non-empty strings, such as ["a cat", "a cat purrs"], got '
+            f"{_shown(value)}. One caption goes into the column `caption`."
+        )
+    return [caption.strip() for caption in value]
+
+
+def read_seconds(value: Any, column: str) -> float | None:
+    """A time in seconds, 0 or more, as a number or a string of one; `None` where there is none.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    seconds = math.nan
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            seconds = float(value)
+        except (ValueError, OverflowError):
+            pass  # refused below
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"`{column}` must be a time in seconds, 0 or more, got {_shown(value)}.")
+    return seconds
+
+
+def read_path(value: Any, column: str) -> str | None:
+    """
+    A file's path, with the spaces around it, which may be part of its name; `None` where there is none. Refused by its
+    looks alone where it could point out of its root; no file is touched. An absolute path is refused later, where it
+    is not below its root.
+
+    Raises:
+        ValueError: If it is not a string, looks like a URL or an FFmpeg protocol, has a drive, climbs above its start,
+            or holds a NUL character.
+    """
+    path = read_prose(value, column)
+    if path is None or not _SUSPECT.search(path):
+        return value if path else None
+    problem = None
+    if _PROTOCOL.match(path):
+        problem = "looks like a URL or an FFmpeg protocol; a file of that name is written './…'"
+    elif PureWindowsPath(path).anchor and not path.startswith("/"):
+        problem = "is absolute, on a drive or a server"
+    elif climbs(PurePosixPath(path).parts) or climbs(PureWindowsPath(path).parts):
+        problem = "leaves its folder by '..'"
+    elif "\0" in path:
+        problem = "holds a NUL character"
+    if problem:
+        raise ValueError(
+            f"the path {_shown(path)} in column {column!r} {problem}. Give a file's path relative to --{column}_root."
+        )
+    return value
+
+
+def spellings(path: str) -> list[str]:
+    """A path, and other ways in which its file may be named: with composed or decomposed accents, which look alike
+    (keyboards compose, the file systems of macOS decompose), and without the spaces around it."""
+    forms = [
+        form
+        for spelling in (path, path.strip())
+        for form in (spelling, unicodedata.normalize("NFC", spelling), unicodedata.normalize("NFD", spelling))
+    ]
+    return list(dict.fromkeys(forms))
+
+
+def climbs(parts: Sequence[str]) -> bool:
+    """Whether a relative path goes above its start."""
+    depth = 0
+    for part in parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return True
+    return False
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def read_question(value: Any, column: str) -> str:
+    """A question, which must be there; otherwise as [`read_prose`]."""
+    question = read_prose(value, column)
+    if question is None:
+        raise ValueError(f"`{column}` must be a text, and is empty.")
+    return question
+
+
+READERS: dict[str, Callable[[Any, str], str | None]] = {"question": read_question, "name": read_name}
+"""Readers of task columns, by kind."""

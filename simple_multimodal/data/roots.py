@@ -1,0 +1,144 @@
+"""Folders that the files of a manifest lie in: cells become paths, which lead out only where links may be followed."""
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from simple_multimodal.data.fields import climbs, spellings
+from simple_multimodal.media.errors import MediaError
+
+_REPOSITORIES = ("datasets--", "models--", "spaces--")  # how the hub's cache names its folders
+
+
+class Roots:
+    """
+    The root folders of a manifest's columns.
+
+    A path is followed to a file below its own root, below another one, or, where a root lies in a snapshot of the
+    hub's cache, in that snapshot and among the blobs of its repository, to which a snapshot's files are links.
+
+    Args:
+        folders (`Mapping[str, str | Path]`): Root of each column, by the column's name.
+        follow_links (`bool`, *optional*, defaults to `False`): Follow links wherever they lead.
+    """
+
+    def __init__(self, folders: Mapping[str, str | os.PathLike[str]], *, follow_links: bool = False):
+        self.given = {column: os.path.abspath(folder) for column, folder in folders.items()}
+        self.folders = {column: os.path.realpath(folder) for column, folder in folders.items()}
+        self.follow_links = follow_links
+        roots = dict.fromkeys(self.folders.values())
+        self._allowed = [*roots, *(folder for root in roots for folder in _snapshot_folders(root))]
+
+    def relative(self, cell: str, column: str) -> str:
+        """A cell's path relative to its root; for one that is absolute, as seen from there.
+
+        Raises:
+            ValueError: If it is absolute and not below its root.
+        """
+        if not cell.startswith("/"):
+            return cell
+        for path, root in (
+            (cell, self.given[column]),
+            (cell, self.folders[column]),
+            (os.path.realpath(cell), self.folders[column]),  # a root that is reached by a link further up
+        ):
+            if _is_below(path, root) and not climbs(path[len(root) :].strip("/").split("/")):
+                return path[len(root) :].strip("/")
+        raise ValueError(
+            f"the path {cell!r} in column {column!r} is absolute and not below {self.given[column]}. Pass a folder "
+            f"that it is below as --{column}_root."
+        )
+
+    def locate(self, cell: str, column: str) -> str:
+        """
+        The absolute path of a cell's file, which may be absent. A link within the root becomes the file that it leads
+        to; one that leads out keeps its name, which the file's own may not resemble.
+
+        Raises:
+            ValueError: If the path leads out of where it may.
+            MediaError: If it cannot be a path.
+        """
+        for spelling in spellings(cell):
+            path = self._locate(spelling, column)
+            if os.path.exists(path):
+                return path
+        return self._locate(cell.strip(), column)
+
+    def links_out(self, cells: Iterable[str], column: str) -> list[str]:
+        """
+        Those of many cells that are links, or lie in a folder, which lead out of where they may. Lists each folder
+        once, and opens no file.
+
+        Raises:
+            ValueError: See [`relative`].
+        """
+        if self.follow_links:
+            return []
+        cells_of: dict[str, list[str]] = defaultdict(list)
+        for cell in cells:
+            cells_of[os.path.dirname(self.relative(cell.strip(), column))].append(cell)
+        out: list[str] = []
+        for folder, own in cells_of.items():
+            path = os.path.join(self.folders[column], folder)
+            if not self.allows(path):
+                out += own
+                continue
+            try:
+                with os.scandir(path) as entries:
+                    links = {_plain(entry.name) for entry in entries if entry.is_symlink()}
+            except OSError:  # an absent folder, which is found out when its files are read
+                continue
+            out += [cell for cell in own if links and _plain(cell) in links and self._leads_out(cell, column)]
+        return out
+
+    def allows(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a path leads to where it may."""
+        target = os.path.realpath(path)
+        return self.follow_links or any(_is_below(target, folder) for folder in self._allowed)
+
+    def _leads_out(self, cell: str, column: str) -> bool:
+        try:
+            self.locate(cell, column)
+        except MediaError:
+            return False
+        except ValueError:
+            return True
+        return False
+
+    def _locate(self, cell: str, column: str) -> str:
+        root = self.folders[column]
+        path = os.path.join(root, self.relative(cell, column))
+        try:
+            target = os.path.realpath(path)
+        except (OSError, ValueError) as error:
+            raise MediaError(f"{cell!r} cannot be resolved: {error}") from error
+        if _is_below(target, root):
+            return target
+        if self.allows(target):
+            return path
+        raise ValueError(
+            f"{cell!r} is a link that leaves its folder for {target}. Pass --follow_links to follow it, or the folder "
+            f"that holds the files as --{column}_root."
+        )
+
+
+def _is_below(path: str, folder: str) -> bool:
+    """Whether an absolute path is a folder or below it, by its letters."""
+    return path == folder or path.startswith(folder if folder.endswith(os.sep) else folder + os.sep)
+
+
+def _snapshot_folders(root: str) -> list[str]:
+    """Of a folder in the hub's cache (`datasets--owner--name/snapshots/revision/…`), the snapshot and the blobs."""
+    parts = Path(root).parts
+    for place, name in enumerate(parts[:-2]):
+        if name.startswith(_REPOSITORIES) and parts[place + 1] == "snapshots":
+            repository = Path(*parts[: place + 1])
+            return [str(repository / "snapshots" / parts[place + 2]), str(repository / "blobs")]
+    return []
+
+
+def _plain(path: str) -> str:
+    """A file's name as all of its spellings have it in common."""
+    return unicodedata.normalize("NFC", path.rpartition("/")[2].strip())

@@ -1,0 +1,134 @@
+"""Text towers that were trained for sentence similarity: how they pool, read from the files beside their config."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+
+from simple_multimodal.models.text.masked_lm import TextEncoder
+
+POOLING_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Settings of a pooling module and the modes that they stand for, in the order in which several are put together."""
+
+
+def read_sentence_pooling(name_or_path: str) -> dict[str, Any] | None:
+    """
+    How a checkpoint in the layout of Sentence Transformers pools the tokens of a text.
+
+    Args:
+        name_or_path (`str`): hub name or folder of the checkpoint; a file is a config alone and says nothing.
+
+    Returns:
+        `{"modes": [...], "normalize": bool}`, or `None` where the checkpoint has neither a `modules.json` nor a
+        `1_Pooling/config.json`.
+
+    Raises:
+        ValueError: If it has a module that cannot be built here, or pools in an unknown way.
+    """
+    if Path(name_or_path).is_file():
+        return None
+    modules = _read_json(name_or_path, "modules.json")
+    if modules is None:
+        if _read_json(name_or_path, "1_Pooling/config.json") is None:
+            return None
+        modules = [{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+        unknown = [f"{kind} ({module['path']})" for kind, module in zip(kinds, modules, strict=True)]
+        raise ValueError(
+            f"{name_or_path!r} embeds sentences by the modules {', '.join(unknown)} of its modules.json; known are "
+            "Transformer and Pooling, which Normalize may follow. Take another checkpoint, or for its tokens alone a "
+            "copy without modules.json and 1_Pooling."
+        )
+    folder = modules[1]["path"]
+    pooling = _read_json(name_or_path, f"{folder}/config.json") or {}
+    modes = [mode for key, mode in POOLING_MODES.items() if pooling.get(key)]
+    if isinstance(pooling.get("pooling_mode"), str):
+        modes = [pooling["pooling_mode"]]
+    if not modes or not set(modes) <= set(POOLING_MODES.values()):
+        raise ValueError(
+            f"{name_or_path!r}: {folder}/config.json names {', '.join(modes) or 'no mode'} as pooling; known are "
+            f"{', '.join(POOLING_MODES.values())}. Take another checkpoint, or for its tokens alone a copy without "
+            "modules.json and 1_Pooling."
+        )
+    return {"modes": modes, "normalize": "Normalize" in kinds}
+
+
+def _read_json(name_or_path: str, file: str) -> Any:
+    """Content of a file of a checkpoint, `None` where there is no such file (or the hub cannot be reached)."""
+    path = cached_file(
+        name_or_path,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}. Get it anew, or delete it.") from error
+
+
+class SentenceEncoder(TextEncoder):
+    """
+    Base of text encoders that pool an embedding of a text if they were trained to do so
+    ([Reimers & Gurevych, 2019](https://huggingface.co/papers/1908.10084)): where `modules.json` or `1_Pooling` lie
+    beside the checkpoint's config, [`load_tower_config`] notes them there as `sentence_pooling`. Without, a text's
+    tokens are all that the tower gives.
+    """
+
+    @classmethod
+    def settings_beside(cls, name_or_path: str) -> dict[str, Any]:
+        """See [`Encoder.settings_beside`]."""
+        pooling = read_sentence_pooling(name_or_path)
+        return {} if pooling is None else {"sentence_pooling": pooling}
+
+    @classmethod
+    def takes_own_processor(cls, config: PreTrainedConfig) -> bool:
+        """See [`Encoder.takes_own_processor`]; what embeds sentences knows the words of its own tokenizer alone."""
+        return cls.uses_own_processor or "sentence_pooling" in config.to_dict()
+
+    @classmethod
+    def embedding_size(cls, config: PreTrainedConfig) -> int | None:
+        """Size of the embedding of a sentence; `None`: the tower pools none."""
+        pooling = config.to_dict().get("sentence_pooling")
+        return None if pooling is None else len(pooling["modes"]) * config.hidden_size
+
+    def pool_sentence(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
+        """
+        Embedding of each text as the checkpoint was trained to pool it.
+
+        Args:
+            tokens (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): the tower's.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, embedding_size)`, or `None` if the tower pools none.
+        """
+        pooling = self.config.to_dict().get("sentence_pooling")
+        if pooling is None:
+            return None
+        mask = attention_mask.to(tokens.dtype)[..., None]  # (batch, tokens, 1)
+        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)[:, None] * mask
+        lengths = mask.sum(dim=1).clamp(min=1)
+        parts = {
+            "cls": lambda: tokens[:, 0],
+            "max": lambda: tokens.masked_fill(mask == 0, torch.finfo(tokens.dtype).min).amax(dim=1),
+            "mean": lambda: (tokens * mask).sum(dim=1) / lengths,
+            "mean_sqrt_len_tokens": lambda: (tokens * mask).sum(dim=1) / lengths.sqrt(),
+            "weightedmean": lambda: (tokens * places).sum(dim=1) / places.sum(dim=1).clamp(min=1),
+            "lasttoken": lambda: tokens.gather(1, places.argmax(dim=1, keepdim=True).expand_as(tokens[:, :1]))[:, 0],
+        }
+        embedding = torch.cat([parts[mode]() for mode in pooling["modes"]], dim=-1)
+        return torch.nn.functional.normalize(embedding, dim=-1) if pooling["normalize"] else embedding

@@ -1,0 +1,145 @@
+"""Any backbone of timm over each frame as a video encoder."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, TimmWrapperModel
+from transformers.initialization import meta_device_safe_creation_ops
+from transformers.utils import is_timm_available
+
+from simple_multimodal.models.video.pictures import DEFAULT_NUM_FRAMES, FrameEncoder
+
+KERNELS = {"bicubic": "bicubic", "bilinear": "antialias"}
+"""Kernels of [`VideoClipProcessor`] by what timm calls them."""
+
+GEOMETRIES = {"center": "short_side_center_crop", "squash": "squash", "border": "pad"}
+"""Geometries of [`VideoClipProcessor`] by timm's crop mode."""
+
+
+def require_timm() -> None:
+    """Raise a `ValueError` if `timm` is not installed."""
+    if not is_timm_available():
+        raise ValueError(
+            "A video tower of timm needs the package timm: pip install 'simple-multimodal[timm]', or pip install timm."
+        )
+
+
+class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
+    """
+    A backbone of [timm](https://github.com/huggingface/pytorch-image-models), a convolutional one or another, over
+    each frame; see [`FrameEncoder`]. Tokens are what `forward_features` gives: of a map of places, row by row.
+
+    Args:
+        config ([`TimmWrapperConfig`]): name of the architecture, and its arguments.
+        settings: as in [`PictureEncoder`].
+
+    Raises:
+        `ValueError` if `timm` is not installed.
+    """
+
+    model_type = "timm_wrapper"
+    pretrained_class = TimmWrapperModel
+    pretrained_names = {"": "encoder."}
+    uses_own_processor = False  # `processor_values` has all that a checkpoint says
+
+    timm_model: Any
+    supports_gradient_checkpointing: bool
+    _is_checkpointing = False
+
+    def __init__(self, config: PreTrainedConfig, **settings):
+        require_timm()
+        super().__init__(config, **settings)
+        self.untrained = tuple(f"timm_model.{name}" for name in _unused_parameters(config))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # timm has drawn its weights as each architecture wants them, and the stock class would draw them again as a
+        # transformer's. What it makes of tables that no file has is needed.
+        drawn = {name: parameter.clone() for name, parameter in module.named_parameters(recurse=False)}
+        super()._init_weights(module)
+        for name, parameter in module.named_parameters(recurse=False):
+            parameter.copy_(drawn[name])
+
+    @classmethod
+    def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """Number of frames and size, scaling and normalisation as the checkpoint was trained with them."""
+        require_timm()
+        values = _pretrained_values(config)
+        _, height, width = values["input_size"]
+        geometry = GEOMETRIES[values["crop_mode"]]
+        result = {
+            "num_frames": DEFAULT_NUM_FRAMES,
+            "size": {"height": height, "width": width},
+            "geometry": geometry,
+            "resize_kernel": KERNELS.get(values["interpolation"], "bicubic"),
+            "image_mean": list(values["mean"]),
+            "image_std": list(values["std"]),
+        }
+        if geometry == "short_side_center_crop" and height == width:
+            result["short_side"] = math.floor(height / values["crop_pct"])
+        return result
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of what the backbone gives."""
+        return self.timm_model.num_features
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the backbone keeps the inputs of its layers alone; set together with that of all layers."""
+        return self._is_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        if self.supports_gradient_checkpointing:
+            self.timm_model.set_grad_checkpointing(enable)
+        self._is_checkpointing = enable and self.supports_gradient_checkpointing
+
+    def layer_parameters(self) -> list[list[nn.Parameter]]:
+        """Parameters by layer as timm groups them; what lies before the first layer is none."""
+        from timm.models import group_parameters
+
+        groups = group_parameters(self.timm_model, self.timm_model.group_matcher(coarse=False))
+        parameters = dict(self.timm_model.named_parameters())
+        return [[parameters[name] for name in groups[number]] for number in sorted(groups)[1:]]
+
+    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """See [`PictureEncoder.encode_pictures`]."""
+        return _as_tokens(self.timm_model.forward_features(pixels), self.timm_model), None
+
+
+def _as_tokens(features: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
+    """`(num_pictures, num_tokens, channels)` of what a backbone gives: tokens already, or a map of places."""
+    if features.ndim == 3:
+        return features
+    if getattr(backbone, "output_fmt", "NCHW") == "NCHW":  # as timm itself asks: most backbones do not say
+        return features.flatten(2).transpose(1, 2)
+    return features.flatten(1, 2)
+
+
+def _unused_parameters(config: PreTrainedConfig) -> list[str]:
+    """Names of what a backbone has behind its features, such as the norm of a head."""
+    import timm
+
+    with torch.device("meta"), meta_device_safe_creation_ops(), torch.enable_grad():
+        model = timm.create_model(config.architecture, pretrained=False, num_classes=0, **(config.model_args or {}))
+        size = _pretrained_values(config)["input_size"]
+        model.eval().forward_features(torch.empty(1, *size)).sum().backward()
+    return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def _pretrained_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """What timm says about the pictures of a checkpoint, with the size that the model was built for."""
+    from timm.data import resolve_data_config
+
+    size = (config.model_args or {}).get("img_size")
+    given = {} if size is None else {"input_size": (3, *((size, size) if isinstance(size, int) else size))}
+    own = config.to_dict().get("pretrained_cfg")
+    if own is None:
+        from timm.models import get_pretrained_cfg
+
+        known = get_pretrained_cfg(config.architecture)
+        own = {} if known is None else known.to_dict()
+    return resolve_data_config(given, pretrained_cfg=own)

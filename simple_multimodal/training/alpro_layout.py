@@ -1,0 +1,98 @@
+"""ALPRO's own folders: the checkpoint in `output/downstreams/<task>/public/ckpt` becomes a model on first use."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from transformers.utils import logging
+
+from simple_multimodal.training.assembly import convert_alpro
+
+logger = logging.get_logger(__name__)
+
+SOURCE_FILE = "alpro.json"
+"""File in a converted model's folder that says what it was made of."""
+
+MAX_SEQ_LENGTHS = {"msrvtt_ret": 40, "didemo_ret": 50, "msrvtt_qa": 40, "msvd_qa": 40}
+"""Tokens after which ALPRO cuts texts, by task."""
+
+
+def is_alpro_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether this is the folder of an original checkpoint, with `ckpt/`, or has the name of one:
+    `.../downstreams/<task>/public`.
+    """
+    path = Path(folder).absolute()
+    is_named_so = path.name == "public" and path.parent.parent.name == "downstreams"
+    return not (path / "config.json").is_file() and ((path / "ckpt").is_dir() or is_named_so)
+
+
+def convert_once(
+    folder: str | os.PathLike[str], data: str | os.PathLike[str], out: str | os.PathLike[str], *, tokenizer_name: str
+) -> Path:
+    """
+    The model of an original checkpoint, which is converted if that has not been done before.
+
+    Args:
+        folder (`str`): as [`is_alpro_folder`] has it, with `ckpt/model_step_best.pt`, or the `model_step_N.pt` of the
+            largest number.
+        data (`str`): ALPRO's `data/<task>`, which knows the names of answers (`txt/train_ans2label.json`) and how
+            long texts are.
+        out (`str`): folder of the model. It is made again if the checkpoint, the answers or the tokenizer are others
+            than before.
+        tokenizer_name (`str`): hub name or folder of the tokenizer.
+
+    Returns:
+        `Path`: `out`.
+
+    Raises:
+        ValueError: There is no checkpoint, `out` is something else, **or** it cannot be converted, see
+            [`convert_alpro`].
+    """
+    checkpoint = _find_checkpoint(Path(folder))
+    answers = Path(data, "txt", "train_ans2label.json")
+    files = [path for path in (checkpoint, answers) if path.is_file()]
+    max_seq_length = MAX_SEQ_LENGTHS.get(Path(data).absolute().name, 40)
+    source = {
+        "files": {os.path.abspath(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
+        "tokenizer": tokenizer_name,
+        "max_seq_length": max_seq_length,
+    }
+    made_of = Path(out, SOURCE_FILE)
+    if made_of.is_file() and json.loads(made_of.read_text(encoding="utf-8")) == source:
+        return Path(out)
+    if Path(out).exists() and not made_of.is_file():
+        raise ValueError(f"{out} was not made of an ALPRO checkpoint and is not replaced. Give another --output_dir.")
+    logger.warning(f"Converting {checkpoint} into {out}; the next time it is there.")
+    staged = Path(out).with_name(f".{Path(out).name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    convert_alpro(
+        checkpoint,
+        staged,
+        tokenizer_name=tokenizer_name,
+        max_seq_length=max_seq_length,
+        answers_file=answers if answers in files else None,
+    )
+    (staged / SOURCE_FILE).write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    staged.rename(out)
+    return Path(out)
+
+
+def _find_checkpoint(folder: Path) -> Path:
+    """The checkpoint that ALPRO chose, else its last one."""
+    best = folder / "ckpt" / "model_step_best.pt"
+    if best.is_file():
+        return best
+    steps = {
+        int(match[1]): path
+        for path in folder.glob("ckpt/model_step_*.pt")
+        if (match := re.fullmatch(r"model_step_(\d+)\.pt", path.name))
+    }
+    if not steps:
+        raise ValueError(
+            f"{best}: there is no such checkpoint, nor another model_step_N.pt. Put ALPRO's there, or name the folder "
+            "of a model."
+        )
+    return steps[max(steps)]

@@ -1,0 +1,156 @@
+"""One writer at a time: who is refused, what a killed one leaves, a full disk, and permissions."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import re
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from simple_multimodal import output_folder
+from simple_multimodal.inference.partial import save_whole
+from simple_multimodal.output_folder import LOCK_FILE, writing_into
+
+FORK = multiprocessing.get_context("fork")
+
+
+@contextlib.contextmanager
+def writer(folder: Path, *, forks: bool = False):
+    """A process that writes into a folder until the context ends; it may have a child, whose number is yielded."""
+    ready = FORK.SimpleQueue()
+    over, ends = os.pipe()
+
+    def write() -> None:
+        os.close(ends)
+        with writing_into(folder, command="first"):
+            child = os.fork() if forks else 0
+            if forks and child == 0:
+                os.read(over, 1)
+                os._exit(0)
+            ready.put(child)
+            os.read(over, 1)
+
+    process = FORK.Process(target=write)
+    process.start()
+    try:
+        process.child = ready.get()
+        yield process
+    finally:
+        os.close(ends)
+        process.join()
+        os.close(over)
+
+
+def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path):
+    folder = tmp_path / "out"
+    with writer(folder) as first:
+        with pytest.raises(ValueError) as refused, writing_into(folder, command="second"):
+            raise AssertionError("not reached")
+        assert re.fullmatch(
+            rf"{folder} is being written by first \(process {first.pid} on \S+, since \d{{4}}-\d\d-\d\d "
+            r"\d\d:\d\d:\d\d\S+\)\. Wait until that is done, end that process, or give another folder\.",
+            str(refused.value),
+        )
+        with writing_into(tmp_path, command="second"):  # the folder above is another one
+            pass
+    assert not folder.exists()  # nothing was written
+    with writing_into(folder, command="second"):
+        (folder / "result").touch()
+    assert [path.name for path in folder.iterdir()] == ["result"]
+
+
+def test_the_same_process_is_refused_too_and_nothing_is_held_after_an_error(tmp_path):
+    with writing_into(tmp_path, command="first"), pytest.raises(ValueError, match="being written by first"):
+        with writing_into(tmp_path, command="second"):
+            pass
+    with pytest.raises(KeyError), writing_into(tmp_path, command="first"):
+        raise KeyError
+    with writing_into(tmp_path, command="second"):
+        pass
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_killed_writer_is_in_nobodys_way_even_if_a_child_of_it_lives_on(tmp_path, forks):
+    with writer(tmp_path, forks=forks) as first:
+        os.kill(first.pid, signal.SIGKILL)
+        first.join()
+        assert (tmp_path / LOCK_FILE).exists()
+        if forks:
+            os.kill(first.child, 0)  # it is there
+        with writing_into(tmp_path, command="second"):
+            assert f'"process": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_lock_is_not_that_of_a_file_that_was_removed(tmp_path):
+    """Whoever opened the file of a writer before it was removed does not share the folder with the next one."""
+    entered = []
+
+    def take_turns() -> None:
+        for _ in range(200):
+            with contextlib.suppress(ValueError), writing_into(tmp_path, command="one of three"):
+                os.close(os.open(tmp_path / "alone", os.O_CREAT | os.O_EXCL))
+                (tmp_path / "alone").unlink()
+
+    for _ in range(3):
+        entered.append(FORK.Process(target=take_turns))
+        entered[-1].start()
+    for process in entered:
+        process.join()
+    assert [process.exitcode for process in entered] == [0, 0, 0]
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(output_folder.logger, "warning", said.append)
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+
+        def flock(*_, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(output_folder.fcntl, "flock", flock)
+        with writing_into(tmp_path, command="first"), writing_into(tmp_path, command="second"):
+            pass
+    assert len(said) == 6 and all(str(tmp_path) in text and "cannot be locked" in text for text in said)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "out").touch()
+    with (
+        pytest.raises(ValueError, match="out is a file. Give a folder"),
+        writing_into(tmp_path / "out", command="first"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # of a write, which knows no file
+        OSError(errno.EDQUOT, "Disk quota exceeded", "/some/file"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # as safetensors says it
+    ],
+)
+def test_a_full_disk_names_its_folder(tmp_path, error):
+    with pytest.raises(OSError, match=rf"{re.escape(str(error))} \({tmp_path}/out has [\d.]+ GB free\)"):
+        with writing_into(tmp_path / "out", command="first"):
+            raise error
+    with pytest.raises(PermissionError, match="^[^(]*$"), writing_into(tmp_path, command="first"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_saved_files_have_the_permissions_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_whole(tmp_path / "a.safetensors", {"values": torch.ones(1)}, {})
+        (tmp_path / "b").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("a.safetensors", "b"), 0o666 & ~umask)
