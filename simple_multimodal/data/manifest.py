@@ -407,7 +407,7 @@ def _scan(path: Path) -> tuple[str, tuple[str, ...]]:
         raise ValueError(f"{path}: no such manifest file.")
     with path.open("rb") as file:
         begin = file.read(MAX_LINK_BYTES)
-        if b"\n" not in begin and os.path.isfile(path.parent / os.fsdecode(begin).replace("\0", "").strip()):
+        if b"\n" not in begin.strip() and os.path.isfile(path.parent / os.fsdecode(begin).replace("\0", "").strip()):
             raise ValueError(
                 f"{path}: holds nothing but the path of a file: it is a symbolic link that was copied or checked out "
                 f"as text (git does so with core.symlinks off). Make it a link, or name {os.fsdecode(begin).strip()}."
@@ -435,6 +435,8 @@ def _check_columns(path: Path, columns: Sequence[str], needed: Mapping[Modality,
         name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
     }
     hint = "".join(f" Did you mean {match!r} with {name!r}?" for name, match in similar.items())
+    if len(columns) == 1 and (other := next((mark for mark in ";\t|," if mark in columns[0]), None)):
+        hint = f" The separator seems to be {other!r}: that of .csv is a comma, that of .tsv a tab."
     for modality, accepted in needed.items():
         if not set(accepted) & set(columns):
             raise ValueError(

@@ -170,6 +170,14 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
             "no column for audio: one of audio, video.*Did you mean 'video'.*'vidoe'",
         ),
         ("video,captoin\na.mp4,b\n", "a.csv", "no column for text: one of text, caption, captions.*'captoin'"),
+        (
+            "video;caption\na.mp4;b\n",
+            "a.csv",
+            "no column for text.*The separator seems to be ';': that of .csv is a comma",
+        ),
+        ("video\tcaption\na.mp4\tb\n", "a.csv", "The separator seems to be '.t'"),
+        ("video,caption\na.mp4,b\n", "a.tsv", "The separator seems to be ','"),
+        ("../blobs/1f0c", "a.csv", "the manifest has 0 rows"),
         ("video,caption,video\na.mp4,b,c\n", "a.csv", "a column occurs twice"),
         ("video,caption\na.mp4,b,c\n", "a.csv", "line 2: 3 cells, but the header has 2"),
         ("video,caption\na.mp4\n", "a.csv", "line 2: 1 cells"),
@@ -230,6 +238,45 @@ def test_all_rows_that_are_wrong_are_in_one_message(load, name):
         and "\n" not in message
     )
     assert "Line 3" not in message
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_text_of_a_link_is_no_manifest(load, tmp_path, name, end):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/1f0c").write_text("video,caption\na.mp4,b\n")
+    with pytest.raises(ValueError, match=f"{name}: holds nothing but the path of a file.*or name blobs/1f0c"):
+        load(f"blobs/1f0c{end}", name)
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "train.jsonl"])
+def test_the_reported_manifests_of_a_hub_cache(tmp_path, shared_dir, name):
+    blob = {"train.tsv": "1f0c", "train.jsonl": "2e1d"}[name]
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / name).symlink_to(shared_dir / "data/reported/linked/blobs" / blob)
+    dataset = MultimodalDataset(tmp_path / "snapshot" / name, cache_dir=tmp_path / "cache")
+    dataset.check_links()
+    captions = ["a dog", "a cat"][: len(dataset)]
+    assert [row["captions"] for row in dataset.named_rows()] == [[caption] for caption in captions]
+    with pytest.raises(ValueError, match=f"{len(dataset)} of {len(dataset)} rows have no usable file"):
+        dataset.check_files()
+
+
+def test_the_reported_tables(tmp_path, shared_dir):
+    folder = shared_dir / "data/reported/manifests"
+
+    def load(name: str) -> MultimodalDataset:
+        dataset = MultimodalDataset(folder / name, cache_dir=tmp_path / "cache")
+        dataset.check_files()
+        return dataset
+
+    captions = ['"oh no, he shouts', "a dog barks", 'and she says wait"', "a cat sleeps"]
+    assert list(load("quotes.tsv").captions()) == captions
+    assert Path(load("title.csv")[0]["video"]).name == "Intro, part 1: hello.mp4"
+    with pytest.raises(ValueError, match="latin1.csv, line 2: is not UTF-8 text"):
+        load("latin1.csv")
+    answers = QuestionDataset(folder / "answers_int.jsonl", cache_dir=tmp_path / "cache").pairs()
+    assert [answer for _, answer in answers] == ["0", "2", "3", "2"]
 
 
 def test_a_missing_manifest_is_named(tmp_path):
@@ -477,6 +524,10 @@ def test_clips_to_manifests(tmp_path):
         "question": "q",
         "answer": "a",
     }
+    odd = {**clip, "id": "3", "split": "test", "captions": ["a\u2028b"]}
+    (tmp_path / "clips.jsonl").write_text(json.dumps(odd, ensure_ascii=False), encoding="utf-8")
+    paths = clips_jsonl_to_manifests(tmp_path / "clips.jsonl", tmp_path / "out")
+    assert json.loads(paths["validation"].read_text(encoding="utf-8"))["captions"] == ["a\u2028b"]
     (tmp_path / "clips.jsonl").write_text(jsonl({"id": "1", "split": "dev", **clip}))
     with pytest.raises(ValueError, match="line 1: 'dev' is missing, or is a split other"):
         clips_jsonl_to_manifests(tmp_path / "clips.jsonl", tmp_path / "out")

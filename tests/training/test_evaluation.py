@@ -39,6 +39,12 @@ def test_pairs_count_captions_that_prefer_their_own_clip(tmp_path):
     assert 0 <= low <= 0.5 <= high <= 1
 
 
+def test_pairs_name_rows_as_a_manifest_does(tmp_path):
+    pairs = [{"a": 1, "b": " 2"}, {"a": "3", "b": True}]
+    pair_set = PairSet.from_file(write_pairs(tmp_path / "sound_pairs.jsonl", pairs))
+    assert pair_set.pairs == [{"a": "1", "b": "2"}, {"a": "3", "b": "true"}]
+
+
 def test_choices_flip_when_what_differs_is_exchanged():
     pair = {"a": "1", "b": "2", "a_swapped": "1s", "b_swapped": "2s"}
     captions, clips = {"1": EAST, "2": NORTH}, {"1": EAST, "2": NORTH}
@@ -54,7 +60,8 @@ def test_choices_flip_when_what_differs_is_exchanged():
     ("text", "message"),
     [
         ('{"a": "1"}', r"line 1: has no \['b'\]; a pair needs \['a', 'b'\]"),
-        ('{"a": "1", "b": "2"}\n{"a"', "line 2: not JSON"),
+        ('{"a": "1", "b": "2"}\n{"a"', "line 2: is not a JSON object"),
+        ('{"a": "1", "b": [2]}', "line 1: `b` must be a string, a number, true or false"),
         ("", "holds no pair"),
     ],
 )
