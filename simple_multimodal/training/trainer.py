@@ -470,9 +470,11 @@ class MultimodalTrainer(Trainer):
 
     def _end_to_be_continued(self) -> NoReturn:
         if self.is_world_process_zero():
+            cause = self.run_control.signal or "a signal to another process"
+            place = "the checkpoint" if self.run_control.is_stopping else "its newest checkpoint, if any,"
             logger.warning(
-                f"Stopped by {self.run_control.signal or 'a signal to another process'} after step "
-                f"{self.state.global_step}; the same command goes on from the checkpoint in {self.args.output_dir}."
+                f"Stopped by {cause} after step {self.state.global_step}; the same command goes on from {place} in "
+                f"{self.args.output_dir}."
             )
         leave_process_group()
         raise SystemExit(EXIT_REQUEUE)
