@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     del options["verb"]
     try:
         return options.pop("run")(**options)
-    except (ValueError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:  # ImportError: of an extra, with its pip command
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
         return 2
 
