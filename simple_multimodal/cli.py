@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES
@@ -188,9 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--rerank",
         type=int,
-        default=0,
         metavar="INT",
-        help="first candidates that the matching head re-ranks; default: 0",
+        help="first candidates that the matching head re-ranks; 0: none; default: as many as were better re-ranked on "
+        "the validation split, if any",
     )
     add_pipeline(verb)
     verb.set_defaults(run=search)
@@ -213,9 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verb.add_argument(
         "--matching_top_k",
-        type=int,
+        type=number_or_all,
         metavar="INT",
-        help="candidates of each query that the matching head re-ranks; 0: none; default: the protocol's",
+        help="candidates of each query that the matching head re-ranks, a number or all; 0: none; default: the "
+        "protocol's, if the head was better than the cosine on the validation split, else 0",
     )
     verb.add_argument(
         "--measure_rerank",
@@ -294,6 +295,16 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--index_dir", metavar="DIR", help="folder for frame indices; default: one in the user's cache")
     add_backend(verb)
     add_numbers(verb, BAD_SAMPLE_OPTIONS)
+
+
+def number_or_all(text: str) -> int | Literal["all"]:
+    """Reads a number of candidates, or `all`."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'") from None
 
 
 def add_numbers(verb: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
@@ -461,7 +472,7 @@ def features(
     return 1 if num_unreadable else 0
 
 
-def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, **settings: Any) -> int:
+def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int | None, **settings: Any) -> int:
     """Prints the clips found, one JSON object per line."""
     from simple_multimodal.inference import Retriever
 
@@ -469,7 +480,7 @@ def search(*, model: str, text: str, clips: list[str], top_k: int, rerank: int, 
     if len(clips) == 1 and clips[0].endswith(".safetensors"):
         index = retriever.load_index(clips[0])
     else:
-        index = retriever.index(_clips(clips), for_matching=rerank > 0)
+        index = retriever.index(_clips(clips), for_matching=bool(rerank))
     for match in retriever.search(text, index, top_k=top_k, rerank=rerank):
         print(json.dumps(match._asdict()))
     return 0

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, as_json, with_retries
@@ -45,6 +46,7 @@ from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.loading import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.models.pairs import ranking_scores
 
 logger = logging.get_logger(__name__)
 
@@ -172,7 +174,7 @@ def measure_retrieval(
         prefix = "matching_"
         place_in_index = np.cumsum(in_index) - 1
 
-        def probabilities(pairs: np.ndarray) -> np.ndarray:
+        def match(pairs: np.ndarray) -> np.ndarray:
             found = np.full(len(pairs), -np.inf, dtype=np.float32)
             is_scored = is_read[pairs[:, 0], pairs[:, 1]]
             logits = retriever.score(
@@ -184,11 +186,12 @@ def measure_retrieval(
                 partial=None if partial is None else Path(partial),
                 key=index.key,
             )
-            found[is_scored] = logits.softmax(dim=1)[:, 1].numpy()
+            own_cosines = torch.from_numpy(cosines[pairs[is_scored, 0], pairs[is_scored, 1]])
+            found[is_scored] = ranking_scores(retriever.model, logits, own_cosines).numpy()
             return found
 
         matched, decisive = matched_retrieval(
-            scores, *groups, probabilities, top_k=matching_top_k, measures_change=measures_change
+            scores, *groups, match, top_k=matching_top_k, measures_change=measures_change
         )
         metrics |= matched.metrics
         intervals |= matched.intervals
@@ -305,7 +308,7 @@ def measure_benchmark(
     model_folder: str | os.PathLike[str] | None = None,
     split: str = "test",
     video_root: str | os.PathLike[str] | None = None,
-    matching_top_k: int | None = None,
+    matching_top_k: int | Literal["all"] | None = None,
     measures_change: bool = False,
     uses_dual_softmax: bool = False,
     is_alpro: bool = False,
@@ -324,7 +327,10 @@ def measure_benchmark(
             clips, and whose `run.json` says by which split it was chosen.
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
-        matching_top_k (`int`, *optional*): as in [`measure_retrieval`]; by default what the protocol says.
+        matching_top_k (`int` or `"all"`, *optional*): how many candidates of each query the matching head orders anew;
+            0: none. By default what the protocol says, if matching was better than the cosine on the validation split
+            of the model's training ([`Retriever.rerank_top_k`]), else none. ALPRO, and models that were saved before
+            this was measured, are ranked as the protocol says.
         measures_change, uses_dual_softmax, is_alpro (`bool`, *optional*): as there.
 
     Raises:
@@ -348,8 +354,16 @@ def measure_benchmark(
     clips = prepared["splits"][split]["clips"]
     if model_folder is not None and split == "test":
         check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
-    if matching_top_k is None and not is_alpro:
-        matching_top_k = protocol.rerank_top_k
+    if isinstance(pipeline, Retriever) and matching_top_k is None and not is_alpro:
+        is_unknown = pipeline.model.config.rerank_top_k is None and pipeline.model.cosine_weight == 0
+        matching_top_k = protocol.rerank_top_k if pipeline.rerank_top_k > 0 or is_unknown else 0
+        if matching_top_k == 0 and pipeline.state.is_main_process:
+            logger.warning(
+                "Ranked by cosine: the model was not saved with a matching head that proved better on the validation "
+                "split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every one."
+            )
+    if matching_top_k == "all":
+        matching_top_k = None
     name = (
         "alpro"
         if is_alpro

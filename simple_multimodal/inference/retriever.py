@@ -18,7 +18,7 @@ from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_ma
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
 from simple_multimodal.models.base import hash_weights
-from simple_multimodal.models.pairs import Encoded
+from simple_multimodal.models.pairs import Encoded, ranking_scores
 
 
 class Match(NamedTuple):
@@ -27,7 +27,8 @@ class Match(NamedTuple):
     Args:
         id (`str`): of the clip.
         score (`float`): cosine of the text's and the clip's embedding.
-        matching (`float`, *optional*): probability that they belong together, if the clip was re-ranked.
+        matching (`float`, *optional*): the matching head's probability that they belong together, if the clip was
+            re-ranked; the order is that of [`ranking_scores`].
     """
 
     id: str
@@ -91,7 +92,8 @@ class Retriever(Pipeline):
     Search clips by text: index them once, then ask as often as you like.
 
     The order is that of the embeddings' cosine; the first ones can be re-ranked by the matching head, which sees text
-    and clip together. Arguments are those of [`Pipeline`].
+    and clip together, and are by default if that was better on the validation split of the model's training
+    ([`rerank_top_k`]). Arguments are those of [`Pipeline`].
 
     Example:
 
@@ -108,6 +110,13 @@ class Retriever(Pipeline):
         "MultimodalForRetrieval": MultimodalForRetrieval,
         "AlproForRetrieval": AlproForRetrieval,
     }
+
+    @property
+    def rerank_top_k(self) -> int:
+        """How many of the first candidates are re-ranked by default: what proved better on the validation split when
+        the model was trained; 0 where that did not, or was not measured.
+        """
+        return self.model.config.rerank_top_k or 0
 
     def index(
         self,
@@ -196,7 +205,7 @@ class Retriever(Pipeline):
         return index
 
     def search(
-        self, texts: str | Sequence[str], index: ClipIndex, *, top_k: int = 10, rerank: int = 0
+        self, texts: str | Sequence[str], index: ClipIndex, *, top_k: int = 10, rerank: int | None = None
     ) -> list[Match] | list[list[Match]]:
         """
         The best clips for a text.
@@ -205,7 +214,8 @@ class Retriever(Pipeline):
             texts (`str` or `Sequence[str]`): a text, or several.
             index ([`ClipIndex`]): what to search.
             top_k (`int`, *optional*, defaults to 10): how many to return.
-            rerank (`int`, *optional*, defaults to 0): how many of the first ones the matching head orders anew.
+            rerank (`int`, *optional*): how many of the first ones the matching head orders anew; by default
+                [`rerank_top_k`], or none if the index holds embeddings alone.
 
         Returns:
             `list[Match]`: best first; for several texts a list of such lists.
@@ -216,6 +226,8 @@ class Retriever(Pipeline):
         queries = [texts] if isinstance(texts, str) else list(texts)
         if any(not query.strip() for query in queries):
             raise ValueError("A text to search for is blank.")
+        if rerank is None:
+            rerank = 0 if index.clips is None else self.rerank_top_k
         if rerank > 0 and index.clips is None:
             raise ValueError("This index holds embeddings alone, read from a file; make it anew to re-rank.")
         if not queries:
@@ -224,13 +236,16 @@ class Retriever(Pipeline):
         scores = cosine(encoded, index.embeds)  # (texts, clips)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, : max(top_k, rerank)].tolist()
         matching: dict[tuple[int, int], float] = {}
+        ranked: dict[tuple[int, int], float] = {}
         if rerank > 0 and index.clips is not None:
             pairs = [(text, clip) for text, best in enumerate(order) for clip in best[:rerank]]
             logits = self.score(self.model.matching_logits, queries, encoded, index.clips, np.array(pairs))
+            cosines = torch.stack([scores[pair] for pair in pairs])
             matching = dict(zip(pairs, logits.softmax(dim=1)[:, 1].tolist(), strict=True))
+            ranked = dict(zip(pairs, ranking_scores(self.model, logits, cosines).tolist(), strict=True))
         results = []
         for text, best in enumerate(order):
-            first = sorted(best[:rerank], key=lambda clip: -matching[text, clip])  # stable: ties stay by cosine
+            first = sorted(best[:rerank], key=lambda clip: -ranked[text, clip])  # stable: ties stay by cosine
             results.append(
                 [
                     Match(index.ids[clip], float(scores[text, clip]), matching.get((text, clip)))

@@ -67,6 +67,14 @@ class MultimodalConfig(PreTrainedConfig):
         hard_negative_ratio (`float`, *optional*, defaults to 1.0):
             Share of the negatives of matching that are drawn by similarity; the others are any clips of the batch.
             Thousands of steps on few clips need those, too: see `docs/models.md`.
+        matching_residual (`bool`, *optional*, defaults to `False`):
+            Whether pairs are ranked by the scaled cosine plus the log odds of the matching head, instead of by the
+            head alone; see [`ranking_scores`]. `train.py` builds new models so; models saved without this entry keep
+            their numbers.
+        rerank_top_k (`int`, *optional*):
+            How many of the first candidates are re-ranked by matching unless something else is asked for: as many as
+            gave a better R@1 than the cosine alone on the validation split, else 0; `None`: not measured, like 0.
+            Training's evaluation sets it.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the initial inverse temperature (1 / 0.07).
         image_mean, image_std (`list[float]`):
@@ -98,6 +106,8 @@ class MultimodalConfig(PreTrainedConfig):
     frame_pooling_layers: int = 0
     share_masked_pass: bool = False
     hard_negative_ratio: float = 1.0
+    matching_residual: bool = False
+    rerank_top_k: int | None = None
     logit_scale_init_value: float = 2.6592
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)

@@ -645,6 +645,13 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
                 "embeddings alone (rerank 0, --matching_top_k 0), or train it."
             )
 
+    @property
+    def cosine_weight(self) -> float:
+        """What the cosine of a pair is multiplied by before it joins the matching head's log odds, in the score that
+        pairs are ranked by: the inverse temperature of `contrastive_tav`; 0 without `matching_residual`.
+        """
+        return self.scale_and_bias("contrastive_tav")[0].item() if self.config.matching_residual else 0.0
+
     def matching_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams as
         [`Crossformer.fuse`] takes them.

@@ -69,6 +69,28 @@ def padded(tokens: Sequence[torch.Tensor], device: torch.device) -> Stream:
     return Stream(states.to(device), (torch.arange(longest) < lengths[:, None]).to(device))
 
 
+def ranking_scores(model: PreTrainedModel, logits: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+    """
+    What pairs of text and clip are ranked by, from what the matching head makes of them.
+
+    With `matching_residual`, the scaled cosine plus the head's log odds. Hard negatives are drawn in proportion to the
+    exponential of the scaled cosine, so what the head learns to tell from them is what the cosine lacks, as in
+    noise-contrastive estimation against a model (Gutmann & Hyvärinen 2010; residual energy-based models, Deng et al.
+    2020): only the sum of both is a score of the pair. Without, the head's probability, as in ALBEF and ALPRO.
+
+    Args:
+        model (`PreTrainedModel`): with a matching head.
+        logits (`torch.FloatTensor` of shape `(num_pairs, 2)`): as `matching_logits` returns them.
+        cosines (`torch.FloatTensor` of shape `(num_pairs,)`): of the embeddings of each pair.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_pairs,)`: more is better.
+    """
+    if model.cosine_weight == 0:
+        return logits.softmax(dim=1)[:, 1]
+    return logits[:, 1] - logits[:, 0] + model.cosine_weight * cosines
+
+
 class Block(NamedTuple):
     """Pairs that are scored together: some clips, and equally many texts for each.
 

@@ -338,6 +338,8 @@ def build_config(
     is_one_modality = settings.get("clip_embedding") == "mean" and "text" in towers and len(towers) == 2
     if is_one_modality and settings.get("contrastive_tav_loss_weight", 1.0) > 0:  # what it is contrasted by, once
         settings.setdefault("contrastive_tv_loss_weight" if "video" in towers else "contrastive_ta_loss_weight", 0.0)
+    # What teaches the embeddings of clips and their temperature.
+    settings.setdefault("matching_residual", settings.get("contrastive_tav_loss_weight", 1.0) > 0)
     if not is_trained:
         _check_zero_shot(towers, pretrained, shared, settings)
     return MultimodalConfig(

@@ -97,12 +97,15 @@ class RetrievalEvaluation(Evaluation):
         scores (`np.ndarray` of shape `(num_captions, num_clips)`): cosine of each caption with each candidate clip.
         captions (`list[EncodedCaption]`), clips (`list[EncodedRow]`): the two axes of `scores`.
         rows (`list[EncodedRow]`): all rows, also those whose clip another row stands for.
+        rerank_top_k (`int`, *optional*): how many candidates matching re-ranked with a better R@1 than the cosine
+            has; 0: it was not better; `None`: nothing was re-ranked.
     """
 
     scores: np.ndarray
     captions: list[EncodedCaption]
     clips: list[EncodedRow]
     rows: list[EncodedRow]
+    rerank_top_k: int | None
 
 
 @dataclass
@@ -275,6 +278,9 @@ def evaluate_encoded(
     are no queries. A row that could not be read takes part with the lowest scores there are: its captions and its clip
     come last wherever they are looked for.
 
+    Matching ranks by the scaled cosine plus its head's log odds, or by these alone, see [`ranking_scores`]; the
+    matching loss and accuracy are the head's own.
+
     Args:
         encoded (`EncodedSet`): the same on all processes.
         matching_top_k (`int`): how many candidates per query the matching head re-ranks; 0: none, and it is measured
@@ -302,6 +308,7 @@ def evaluate_encoded(
     is_good = np.array([caption.row_id not in bad_rows for caption in captions], dtype=np.bool_)
     scores = np.zeros((len(captions), len(clips)), dtype=np.float32)
     intervals: dict[str, Interval] = {}
+    rerank_top_k = None
     protocol = "losses only: no caption with a clip"
     if captions:
         queries = torch.stack([caption.embed for caption in captions])
@@ -319,10 +326,12 @@ def evaluate_encoded(
             # Every caption's right clips and its hardest wrong one are there for the matching loss.
             is_needed = positives.copy()
             is_needed[np.arange(len(scores)), first_wrong(scores, positives)] = True
+            odds = np.full(scores.shape, -np.inf)
 
-            def odds(pairs: np.ndarray) -> np.ndarray:
+            def match(pairs: np.ndarray) -> np.ndarray:
                 found = np.full(len(pairs), -np.inf)
-                is_readable = np.isfinite(scores[pairs[:, 0], pairs[:, 1]])
+                cosines = scores[pairs[:, 0], pairs[:, 1]]
+                is_readable = np.isfinite(cosines)
                 logits = score_pairs(
                     model,
                     model.matching_logits,
@@ -334,19 +343,27 @@ def evaluate_encoded(
                     autocast=autocast,
                 )
                 found[is_readable] = (logits[:, 1] - logits[:, 0]).numpy()
+                odds[pairs[:, 0], pairs[:, 1]] = found
+                found[is_readable] += model.cosine_weight * cosines[is_readable]
                 return found
 
-            result, matrix = matched_retrieval(
-                scores, caption_groups, clip_groups, odds, top_k=matching_top_k, is_needed=is_needed
+            result, _ = matched_retrieval(
+                scores, caption_groups, clip_groups, match, top_k=matching_top_k, is_needed=is_needed
             )
             if matching_top_k > 0:
                 metrics |= result.metrics
                 intervals |= result.intervals
                 top_k = min(matching_top_k, len(clips))
-                protocol += f"; matching_*: the first {top_k} re-ranked by the matching head"
+                is_better = matching_is_better(metrics)
+                rerank_top_k = top_k if is_better else 0
+                protocol += (
+                    f"; matching_*: the first {top_k} re-ranked by the matching head, whose R@1 from text to video is "
+                    f"{'better than' if is_better else 'not better than'} the cosine's: searches "
+                    f"{'re-rank' if is_better else 'do not re-rank'} unless asked otherwise"
+                )
             if is_good.any():
                 losses["matching"], metrics["matching_accuracy"] = matching_loss(
-                    matrix[is_good], scores[is_good], positives[is_good]
+                    odds[is_good], scores[is_good], positives[is_good]
                 )
     if losses:
         total = sum(model.loss_weights[name] * value for name, value in losses.items())
@@ -358,7 +375,14 @@ def evaluate_encoded(
             "and whether its clips have what --modalities names."
         )
     headline = HEADLINE if captions else None
-    return RetrievalEvaluation(metrics, intervals, counts, protocol, headline, scores, captions, clips, encoded.rows)
+    return RetrievalEvaluation(
+        metrics, intervals, counts, protocol, headline, scores, captions, clips, encoded.rows, rerank_top_k
+    )
+
+
+def matching_is_better(metrics: dict[str, float]) -> bool:
+    """Whether re-ranking by matching found more clips first than the cosine did; equally many are no reason to."""
+    return metrics[f"matching_{HEADLINE}"] > metrics[HEADLINE]
 
 
 def whole_set_contrastive_loss(model: RetrievalModel, name: str, rows: list[EncodedRow]) -> float | None:

@@ -5,6 +5,7 @@ once.
 import concurrent.futures
 import contextlib
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,13 +20,15 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.prepare import prepared_split
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
+from simple_multimodal.evaluation.result_files import write_whole
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
@@ -429,6 +432,8 @@ class MultimodalTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # until all have looked into the folder
             if self.is_world_process_zero():
                 begin_run(self.args.output_dir, self.run_record, starts_over=resume_from_checkpoint is None)
+        if resume_from_checkpoint is None:  # what was measured of other weights
+            self._set_rerank_top_k(None)
         self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
         self._sums = {}
         self._counter = None
@@ -514,7 +519,7 @@ class MultimodalTrainer(Trainer):
     def _evaluate_retrieval(self, dataloader: DataLoader) -> RetrievalEvaluation:
         with self._evaluating() as model:
             encoded = self._encode(model, dataloader)
-            return evaluate_encoded(
+            evaluation = evaluate_encoded(
                 model,
                 encoded,
                 matching_top_k=self.args.matching_top_k,
@@ -522,6 +527,12 @@ class MultimodalTrainer(Trainer):
                 num_processes=self.args.world_size,
                 autocast=self.accelerator.autocast,
             )
+            # Nothing about the model is chosen by test clips, or by clips that lack a modality.
+            rows: MultimodalDataset = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
+            is_test = prepared_split(rows.manifest_file, rows.clip_names()) == "test"
+            if not (is_test or self.eval_collator.drop_modalities):
+                model.config.rerank_top_k = evaluation.rerank_top_k
+        return evaluation
 
     def evaluate_pairs(self, pair_sets: list[PairSet]) -> dict[str, float]:
         """Measure pairs of rows of the evaluation set that was evaluated last; the metrics join those of that
@@ -729,6 +740,18 @@ class MultimodalTrainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+        config = json.loads(Path(self.state.best_model_checkpoint, CONFIG_NAME).read_text(encoding="utf-8"))
+        self._set_rerank_top_k(config.get("rerank_top_k"))
+
+    def _set_rerank_top_k(self, rerank_top_k: int | None) -> None:
+        """Note in the model's configuration whether matching is used unless asked otherwise."""
+        self.accelerator.unwrap_model(self.model).config.rerank_top_k = rerank_top_k
+
+    def save_config(self) -> None:
+        """Write the configuration of the saved model once more, with what the last evaluation found about matching."""
+        if self.args.should_save:
+            config = self.accelerator.unwrap_model(self.model).config
+            write_whole(Path(self.args.output_dir, CONFIG_NAME), [config.to_json_string()])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

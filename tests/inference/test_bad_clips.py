@@ -18,6 +18,7 @@ from simple_multimodal.inference.benchmark import DUAL_SOFTMAX_TEMPERATURE, meas
 from simple_multimodal.inference.loading import cosine
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pyav_backend import PyAVBackend
+from simple_multimodal.models.pairs import ranking_scores
 from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
 from tests.inference.test_benchmark import launch
 from tests.training.tiny_run import CAPTIONS
@@ -81,13 +82,14 @@ def captioned(folder: Path, **roots) -> MultimodalDataset:
 
 @pytest.fixture(scope="module")
 def scores(retriever, clips) -> dict[str, np.ndarray]:
-    """Cosines and matching probabilities `(captions, clips)` of the seven clips while all can be read."""
+    """Cosines and matching's scores `(captions, clips)` of the seven clips while all can be read."""
     index = retriever.index([clips / f"video/{n}.mp4" for n in range(NUM_CLIPS)])
     encoded = retriever.encode_texts(CAPTIONS)
     pairs = np.argwhere(np.ones((NUM_CLIPS, NUM_CLIPS)))
     logits = retriever.score(retriever.model.matching_logits, CAPTIONS, encoded, index.clips, pairs)
-    matching = logits.softmax(dim=1)[:, 1].numpy().reshape(NUM_CLIPS, NUM_CLIPS)
-    return {"": cosine(encoded, index.embeds).numpy(), "matching_": matching}
+    cosines = cosine(encoded, index.embeds)
+    matching = ranking_scores(retriever.model, logits, cosines.flatten()).reshape(NUM_CLIPS, NUM_CLIPS)
+    return {"": cosines.numpy(), "matching_": matching.numpy()}
 
 
 def ranks_by_hand(scores: np.ndarray) -> list[int]:

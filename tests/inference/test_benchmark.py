@@ -40,7 +40,6 @@ def test_retrieval_prints_the_reference_literal_and_writes_results(retrieval_mod
     assert printed["text2video"]["r1"] == round(100 * written["metrics"]["matching_text_to_video_R@1"], 2)
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert len(rows) == NUM_CLIPS**2 and set(rows[0]) == {"vid_id", "txt_id", "score", "sim"}
-    assert all(0 <= row["score"] <= 1 for row in rows)
     # Without matching the embeddings are kept and used again.
     again = [model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out"), "--matching_top_k", "0"]
     infer(capfd, *again)
@@ -60,6 +59,26 @@ def test_what_changes_the_meaning_stands_in_the_name(retrieval_model, data, tmp_
     assert "+rerank2+dsl" in json.loads((tmp_path / "out/metrics.json").read_text())["protocol"]
     code, _ = infer(capfd, model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "alpro"), "--alpro")
     assert code == 0 and json.loads((tmp_path / "alpro/metrics.json").read_text())["protocol"].startswith("alpro")
+
+
+@pytest.mark.parametrize(
+    ("saved", "prefix"),
+    [
+        ({"rerank_top_k": 3}, "matching_"),  # better on the validation split
+        ({"rerank_top_k": 0}, ""),
+        ({"rerank_top_k": None}, ""),  # not measured
+        ({"rerank_top_k": None, "matching_residual": False}, "matching_"),  # by an earlier version
+    ],
+)
+def test_only_matching_that_was_better_ranks_by_default(retrieval_model, data, tmp_path, caplog, saved, prefix):
+    model = Path(unseen(retrieval_model, tmp_path))
+    config = json.loads((model / "config.json").read_text())
+    assert config["matching_residual"] and config["rerank_top_k"] is not None  # as `train.py` leaves it
+    (model / "config.json").write_text(json.dumps(config | saved))
+    assert main(["infer", str(model), str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out")]) == 0
+    written = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert written["headline"] == f"{prefix}text_to_video_R@1" and "+rerank" not in written["protocol"]
+    assert ("Ranked by cosine" in caplog.text and "--matching_top_k N" in caplog.text) == (prefix == "")
 
 
 def test_a_test_on_training_clips_is_refused(retrieval_model, data, tmp_path, capfd):
@@ -140,6 +159,8 @@ def ranks_of(retriever: Retriever, index: ClipIndex, captions: list[str], first:
 
 def test_what_reranking_changes_is_measured(retrieval_model, data, clips, tmp_path, capfd, monkeypatch):
     model = unseen(retrieval_model, tmp_path)
+    config = Path(model, "config.json")  # the head of two steps alone, which orders unlike the cosine
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"matching_residual": False}))
     scored = []
     plain = Retriever.score
     monkeypatch.setattr(Retriever, "score", lambda *args, **keys: scored.append(len(args[5])) or plain(*args, **keys))
@@ -149,7 +170,7 @@ def test_what_reranking_changes_is_measured(retrieval_model, data, clips, tmp_pa
         assert infer(capfd, model, str(data / "msrvtt_ret"), "--output_dir", str(folder), *flags)[0] == 0
         return json.loads((folder / "metrics.json").read_text())
 
-    every, two = metrics("every"), metrics("two", "--matching_top_k", "2")
+    every, two = metrics("every", "--matching_top_k", "all"), metrics("two", "--matching_top_k", "2")
     assert scored[0] == NUM_CLIPS**2 and scored[1] < scored[0]
     measured = metrics("measured", "--matching_top_k", "2", "--measure_rerank")
     assert scored[2:] == [NUM_CLIPS**2]  # each pair once
@@ -221,6 +242,9 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
     assert "has no validation split" in absent
     assert "how many candidates are ordered anew" in error(*retrieval, "--measure_rerank")
     assert "got num_missing=0, rerank_top_k=-1" in error(*retrieval, "--matching_top_k", "-1")
+    with pytest.raises(SystemExit):
+        error(*retrieval, "--matching_top_k", "few")
+    assert "--matching_top_k: 'few' is neither a number nor 'all'" in capfd.readouterr().err
     assert "re-ranking and dual softmax are for retrieval" in error(*answering, "--matching_top_k", "3")
     shutil.copytree(data / "msvd_qa", tmp_path / "msvd_qa")
     listed = tmp_path / "msvd_qa/txt/test.jsonl"

@@ -1,6 +1,7 @@
 """Tests of searching clips by text."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from simple_multimodal.inference import ClipIndex, Match, Retriever
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.models.pairs import ranking_scores
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +56,23 @@ def test_the_first_ones_are_ordered_anew_by_matching(retriever, index):
     plain = retriever.search("a cat purrs", index)
     anew = retriever.search("a cat purrs", index, rerank=4)
     assert {m.id for m in anew[:4]} == {m.id for m in plain[:4]}
-    assert [m.matching for m in anew[:4]] == sorted((m.matching for m in anew[:4]), reverse=True)
+    encoded = retriever.encode_texts(["a cat purrs"])
+    pairs = np.array([(0, index.ids.index(m.id)) for m in anew[:4]])
+    logits = retriever.score(retriever.model.matching_logits, ["a cat purrs"], encoded, index.clips, pairs)
+    scores = ranking_scores(retriever.model, logits, torch.tensor([m.score for m in anew[:4]]))
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+    assert [m.matching for m in anew[:4]] == pytest.approx(logits.softmax(dim=1)[:, 1].tolist())
     assert [m.id for m in anew[4:]] == [m.id for m in plain[4:]] and all(m.matching is None for m in anew[4:])
     assert retriever.search("a cat purrs", index, top_k=2, rerank=4) == anew[:2]
+
+
+def test_what_was_better_on_the_validation_split_is_the_default(retriever, index, monkeypatch):
+    plain = retriever.search("a cat purrs", index, rerank=0)
+    for saved, expected in ((None, plain), (0, plain), (4, retriever.search("a cat purrs", index, rerank=4))):
+        monkeypatch.setattr(retriever.model.config, "rerank_top_k", saved)
+        assert retriever.search("a cat purrs", index) == expected
+        assert retriever.search("a cat purrs", index, rerank=0) == plain
+        assert retriever.search("a cat purrs", replace(index, clips=None)) == plain  # which cannot be re-ranked
 
 
 def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Tests of how pairs of text and clip are grouped and scored: as if every pair went through the model alone."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from simple_multimodal.models import MultimodalForQuestionAnswering, MultimodalForRetrieval
-from simple_multimodal.models.pairs import encode_clips, encode_texts, plan_blocks, score_pairs
+from simple_multimodal.models.pairs import encode_clips, encode_texts, plan_blocks, ranking_scores, score_pairs
 from tests.models import tiny
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -75,3 +76,39 @@ def test_no_pairs_no_scores():
     batch = tiny.make_batch()
     texts, clips = encode_texts(model, batch), encode_clips(model, batch)
     assert len(score_pairs(model, model.matching_logits, texts, clips, np.empty((0, 2), dtype=int))) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("clip_embedding", ["fusion", "mean"])
+def test_pairs_are_ranked_by_the_cosine_and_what_matching_adds(form, clip_embedding):
+    torch.manual_seed(0)
+    config = tiny.tiny_config(form, clip_embedding=clip_embedding, matching_residual=True)
+    model = MultimodalForRetrieval(config).eval()
+    batch = tiny.make_batch()
+    texts, clips = encode_texts(model, batch), encode_clips(model, batch)
+    pairs = np.argwhere(np.ones((6, 6)))
+    cosines = (torch.stack([text.embed for text in texts]) @ torch.stack([clip.embed for clip in clips]).T).flatten()
+    with torch.no_grad():
+        for parameter in model.matching_head.parameters():
+            parameter.zero_()
+        logits = score_pairs(model, model.matching_logits, texts, clips, pairs)
+        scores = ranking_scores(model, logits, cosines)
+        torch.testing.assert_close(scores, np.e * cosines, rtol=1e-6, atol=0)  # logit_scale_init_value is 1
+        assert torch.equal(scores.argsort(stable=True), cosines.argsort(stable=True))
+        model.matching_head.weight.normal_()
+    logits = score_pairs(model, model.matching_logits, texts, clips, pairs)
+    torch.testing.assert_close(ranking_scores(model, logits, cosines), scores + logits[:, 1] - logits[:, 0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_saved_without_a_residual_rank_by_their_head(form, tmp_path):
+    saved = model_of(form, has_answers=False)
+    saved.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["matching_residual"], written["rerank_top_k"]  # as earlier versions wrote it
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    model = MultimodalForRetrieval.from_pretrained(tmp_path)
+    assert model.matching_head.weight.abs().sum() > 0 and model.cosine_weight == 0
+    logits = torch.tensor([[0.0, 2.0], [3.0, 1.0]])
+    scores = ranking_scores(model, logits, torch.tensor([-1.0, 1.0]))
+    assert torch.equal(scores, logits.softmax(dim=1)[:, 1])

@@ -99,3 +99,63 @@ def test_rows_without_any_objective_are_an_error():
 def test_sums_of_processes_are_added_by_name():
     parts = [{"mlm": (1.0, 2.0)}, {}, {"mlm": (3.0, 4.0), "mam": (5.0, 6.0)}]
     assert sum_over_dictionaries(parts) == {"mlm": (4.0, 6.0), "mam": (5.0, 6.0)}
+
+
+class Judge:
+    """A model of two-dimensional embeddings whose matching head likes some pairs by the first token of their text."""
+
+    loss_weights = {"matching": 1.0}
+    device = torch.device("cpu")
+
+    def __init__(self, likes: dict[tuple[int, int], float], cosine_weight: float):
+        self.likes, self.cosine_weight = likes, cosine_weight
+
+    def cache_clip(self, clip):
+        return clip
+
+    def matching_logits(self, text, clip):
+        pairs = zip(text.states[:, 0, 0].tolist(), clip["video"].states[:, 0, 0].tolist(), strict=True)
+        odds = torch.tensor([self.likes.get((int(t), int(c)), 0.0) for t, c in pairs])
+        return torch.stack([torch.zeros(len(odds)), odds], dim=1)
+
+
+def judged(likes: dict[tuple[int, int], float], cosine_weight: float = 0.0, matching_top_k: int = 9):
+    """Two captions and clips; by cosine the first caption finds its clip, the second one the other's."""
+    presence = dict.fromkeys(("text", "video", "clip"), True)
+    embeds = (torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8]))
+    queries = (torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.1]))
+    rows = [
+        EncodedRow(n, n, presence, {"text": queries[n], "clip": embeds[n]}, {"video": torch.full((1, 1), n)}, False)
+        for n in range(2)
+    ]
+    captions = [EncodedCaption(n, n, queries[n], torch.full((1, 1), n)) for n in range(2)]
+    settings = {"process_index": 0, "num_processes": 1, "autocast": nullcontext, "matching_top_k": matching_top_k}
+    return evaluate_encoded(Judge(likes, cosine_weight), EncodedSet(rows, captions, {}, {}), **settings)
+
+
+@pytest.mark.parametrize(
+    ("likes", "found", "rerank_top_k"),
+    [
+        ({(0, 0): 5.0, (1, 1): 5.0}, 1.0, 2),  # better than the cosine, with all candidates that there are
+        ({(0, 0): 5.0, (1, 0): 5.0}, 0.5, 0),  # as good
+        ({(0, 1): 5.0, (1, 0): 5.0}, 0.0, 0),  # worse
+    ],
+)
+def test_whether_matching_beats_the_cosine_is_found_and_said(likes, found, rerank_top_k):
+    evaluation = judged(likes)
+    assert evaluation.metrics["text_to_video_R@1"] == 0.5
+    assert evaluation.metrics["matching_text_to_video_R@1"] == found
+    assert evaluation.rerank_top_k == rerank_top_k
+    assert ("is better than" in evaluation.protocol) == (rerank_top_k > 0)
+    assert judged(likes, matching_top_k=0).rerank_top_k is None
+
+
+def test_a_head_that_starts_at_zero_ranks_as_the_cosine_and_adds_to_it():
+    zero = judged({}, cosine_weight=10.0)
+    for name, value in zero.metrics.items():
+        if name.startswith("text_to_video") or name.startswith("video_to_text"):
+            assert zero.metrics[f"matching_{name}"] == value
+    assert zero.metrics["matching_loss"] == pytest.approx(np.log(2))  # the head's own, without the cosine
+    little, enough = judged({(1, 1): 2.0}, cosine_weight=10.0), judged({(1, 1): 3.0}, cosine_weight=10.0)
+    assert little.metrics["matching_text_to_video_R@1"] == 0.5  # 10 * (0.9 - 0.62) = 2.8
+    assert enough.metrics["matching_text_to_video_R@1"] == 1.0

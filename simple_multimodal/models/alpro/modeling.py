@@ -243,6 +243,11 @@ class AlproForRetrieval(AlproPreTrainedModel):
     def check_matching(self) -> None:
         """Every ALPRO for retrieval has a matching head."""
 
+    @property
+    def cosine_weight(self) -> float:
+        """As in [`MultimodalForPreTraining`]: ALPRO re-ranks by its head alone."""
+        return 0.0
+
     def matching_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
         """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, row by row."""
         return self.matching_head(self.alpro.fuse(text, clip)).float()
