@@ -3,7 +3,8 @@
 python benchmarks/device_check.py [--device cuda|cpu] [--minutes 8] [--peak_teraflops T] [--checks NAME ...]
     [--output FILE]
 
-For one GPU, at most `--minutes` minutes, and the core dependencies alone; it makes its own models and media. A check
+For one GPU, at most `--minutes` minutes, and the core dependencies alone; it makes its own models and media. Where the
+package is not installed, `PYTHONPATH=.` before the command, in the repository's folder, does. A check
 whose packages are missing, or for which no time is left, is listed as left out, with the reason. Checks of computation
 come first and need torch, transformers and accelerate; those that read files need `av` and `datasets` besides.
 
@@ -324,7 +325,7 @@ def check_memory(report: Report, device: torch.device) -> None:
         torch.manual_seed(0)
         before = torch.cuda.memory_allocated(device) if on_gpu else 0
         with device:  # random weights of the base size are drawn faster there
-            model = make_model("pre-training", size, dropout=True)
+            model = make_model("pre-training", size, dropout=True).to(device)
         stand_ins.apply_setting(model, setting)
         batch = moved(stand_ins.make_batch(model.config, num_rows, num_words=memory_guide.WORDS), device)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
@@ -365,7 +366,7 @@ def check_towers(report: Report, device: torch.device, peak_teraflops: float | N
     report.add("bf16 matrix product", measured / 1e12, unit="TFLOP/s")
     peak = peak_teraflops * 1e12 if peak_teraflops else measured
     with device:
-        model = make_model("pre-training", "base" if on_gpu else "toy").multimodal
+        model = make_model("pre-training", "base" if on_gpu else "toy").multimodal.to(device)
     batch = moved(stand_ins.make_batch(model.config, 32 if on_gpu else 2, num_words=32), device)
     for tower in ("text", "audio", "video"):
 
@@ -432,7 +433,7 @@ def check_loader(report: Report, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     num_rows, num_steps = (32, 24) if on_gpu else (2, 4)
     with device:  # towers of audio and video, which wait for files
-        model = make_model("retrieval", "base" if on_gpu else "toy", text_config=None)
+        model = make_model("retrieval", "base" if on_gpu else "toy", text_config=None).to(device)
     with tempfile.TemporaryDirectory() as name:
         manifest = write_rows(Path(name), num_rows * num_steps, model.config.video_config.image_size, 10.0)
         pack_manifest(manifest, Path(name, "packed"), video_root=Path(name, "video"), settings=PackSettings())

@@ -4,7 +4,8 @@ simple-multimodal pack TRAIN_MANIFEST PACKED --video_root CLIPS_FOLDER
 python benchmarks/packed.py CLIPS_FOLDER TRAIN_MANIFEST PACKED/train.jsonl
 
 The step is a stand-in for a device: it sleeps as long as the loader needs for a batch at full speed on both cores.
-Stall: 1 - (step time on one cached batch) / (step time on batches that are loaded).
+Stall: 1 - (step time on one cached batch) / (step time on batches that are loaded). It is what handing batches over
+costs; from which step time on a faster device waits is in `waits.py`.
 """
 
 import argparse

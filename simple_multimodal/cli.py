@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("simple-multimodal: interrupted; the same command does what is left.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:  # ImportError: of an extra, with its pip command
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
         return 2
 

@@ -5,6 +5,9 @@ import os
 import re
 from pathlib import Path
 
+NUM_NAMES = 3
+"""That are suggested at most."""
+
 
 def explain(name_or_path: str | os.PathLike[str], error: BaseException) -> str:
     """
@@ -31,13 +34,24 @@ def explain(name_or_path: str | os.PathLike[str], error: BaseException) -> str:
 def no_such_folder(name_or_path: str | os.PathLike[str]) -> str:
     """That there is no such folder (or file, if the name has a suffix), and which have a similar name."""
     path = Path(name_or_path)
-    existing = path.absolute()
-    while not existing.is_dir():
-        existing = existing.parent
-    wrong, *rest = path.absolute().relative_to(existing).parts or ("",)
-    there = [p.name for p in existing.iterdir() if not p.name.startswith(".") and (path.suffix or p.is_dir())]
-    found = [existing / near for near in difflib.get_close_matches(wrong, there, n=3, cutoff=0.6)]
-    found = [deeper if (deeper := near.joinpath(*rest)).exists() else near for near in found]
-    shown = [os.fspath(near) if path.is_absolute() else os.path.relpath(near) for near in found]
-    nearest = f" Did you mean {' or '.join(map(repr, shown))}?" if shown else ""
-    return f"no such {'file' if path.suffix else 'folder'}.{nearest}"
+    found = [os.fspath(near) if path.is_absolute() else os.path.relpath(near) for near in _nearest(path.absolute())]
+    nearest = f" Did you mean {' or '.join(map(repr, found[:NUM_NAMES]))}?" if found else ""
+    return f"no such {'file' if _is_file_name(path) else 'folder'}.{nearest}"
+
+
+def _is_file_name(path: Path) -> bool:
+    """Whether a name ends like that of a file, and not like `outputs/version-1.5`."""
+    return path.suffix[1:].isalpha()
+
+
+def _nearest(path: Path) -> list[Path]:
+    """What exists under the names that are nearest to those of a path, as deep as there is any."""
+    if path.exists():
+        return [path]
+    existing = next(folder for folder in path.parents if folder.is_dir())
+    wrong, *rest = path.relative_to(existing).parts
+    there = [p.name for p in existing.iterdir() if not p.name.startswith(".") and (_is_file_name(path) or p.is_dir())]
+    found = []
+    for near in difflib.get_close_matches(wrong, there, n=NUM_NAMES, cutoff=0.6):
+        found += _nearest(existing.joinpath(near, *rest)) or [existing / near]
+    return found

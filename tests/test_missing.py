@@ -31,8 +31,10 @@ def here(tmp_path, monkeypatch) -> Path:
         ("outputs/toyy", ["outputs/toy"]),
         ("./outputs/toy_question", ["outputs/toy_questions"]),
         ("output/toy", ["outputs/toy"]),  # the part above is wrong
-        ("output/toyy", ["outputs"]),
+        ("output/toyy", ["outputs/toy"]),
         ("outputs/toy/config.jso", ["outputs/toy/config.json"]),  # with a suffix it is a file
+        ("outptus/nothing/alike", ["outputs"]),  # as deep as there is any
+        ("outputs/toy-1.5", ["outputs/toy"]),
         ("outputs/toy/checkpoint-5", []),
         ("elsewhere", []),
         ("../outputs/../nowhere/at/all", []),

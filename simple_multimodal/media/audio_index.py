@@ -18,6 +18,7 @@ from simple_multimodal.media.errors import MediaError
 
 MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
 SOURCE_RATES = (1_000, 1_000_000)  # Hz: the headers of a few KB may claim any, and resampling grows with the ratio
+MAX_RUNS = 2**16  # of an index; damaged files may have a gap at every packet
 BLOCK_SECONDS = 0.25  # of sound that is converted and resampled together
 MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
 
@@ -309,7 +310,12 @@ def build_audio_index(
 
     frames = counted(decode_audio(container, stream, noted(demux_packets(container, stream))))
     blocks = make_blocks(timed_frames(stream, frames, clock_runs), name)
-    runs = list(dict.fromkeys(run for run, _ in find_seams(blocks, start_seconds)))
+    runs: list[AudioRun] = []
+    for run, _ in find_seams(blocks, start_seconds):
+        if not runs or run is not runs[-1]:
+            runs.append(run)
+        if len(runs) > MAX_RUNS:
+            raise MediaError(f"{name!r}: its sound has more than {MAX_RUNS} gaps; cut the file into shorter ones")
     return AudioIndex(runs, np.array(entries, np.int64).reshape(-1, 4), num_samples)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
@@ -342,7 +343,7 @@ class MultimodalTrainer(Trainer):
     def _freeze_unreached(self, collator: MultimodalCollator) -> None:
         """See [`TowerModel.freeze_unreached`]; before the model is wrapped and the optimizer is made."""
         device = next(self.model.parameters()).device
-        batch = {name: values.to(device) for name, values in collator.empty_batch(2).items()}
+        batch = send_to_device(collator.empty_batch(2), device)
         with self.accelerator.autocast():  # some attention knows half precision alone
             self.model.freeze_unreached(batch)
 
@@ -470,9 +471,11 @@ class MultimodalTrainer(Trainer):
 
     def _end_to_be_continued(self) -> NoReturn:
         if self.is_world_process_zero():
+            cause = self.run_control.signal or "a signal to another process"
+            place = "the checkpoint" if self.run_control.is_stopping else "its newest checkpoint, if any,"
             logger.warning(
-                f"Stopped by {self.run_control.signal or 'a signal to another process'} after step "
-                f"{self.state.global_step}; the same command goes on from the checkpoint in {self.args.output_dir}."
+                f"Stopped by {cause} after step {self.state.global_step}; the same command goes on from {place} in "
+                f"{self.args.output_dir}."
             )
         leave_process_group()
         raise SystemExit(EXIT_REQUEUE)

@@ -557,7 +557,7 @@ def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_named(make,
 
 def test_a_folder_without_any_of_the_clips_is_an_error(make, tmp_path):
     write(tmp_path / "others/video1.mp4", "x")
-    with pytest.raises(ValueError, match="others: 3 clips have no usable file: -a_1_9, -b_1_9, -c_1_9. Captions"):
+    with pytest.raises(ValueError, match=r"others: 3 clips have no usable file: -a_1_9, -b_1_9, -c_1_9\. .*video1"):
         make("msvd", videos=tmp_path / "others")
     assert not (tmp_path / "out").exists()
 

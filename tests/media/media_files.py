@@ -76,3 +76,26 @@ def write_media(
                     output.mux(audio.encode(converted))
             output.mux(audio.encode(None))
     return path
+
+
+def write_two_tracks(path: Path, rates: tuple[int, int], codec: str, seconds: float = 3.0) -> Path:
+    """Two video tracks of these rates; the frames of the second are numbered from 1000."""
+    with av.open(str(path), "w") as output:
+        streams = []
+        for rate in rates:
+            stream = output.add_stream(codec, rate=rate, options={"g": "10", "qscale": "2"})
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            stream.codec_context.thread_count = 1
+            streams.append(stream)
+        times = [
+            (number / rate, track, number)
+            for track, rate in enumerate(rates)
+            for number in range(round(rate * seconds))
+        ]
+        for _, track, number in sorted(times):
+            picture = av.VideoFrame.from_ndarray(numbered_picture(1000 * track + number), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, rates[track])
+            output.mux(streams[track].encode(picture))
+        for stream in streams:
+            output.mux(stream.encode(None))
+    return path

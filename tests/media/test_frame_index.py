@@ -5,7 +5,6 @@ import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from simple_multimodal.media import MediaError, get_video_backend, index_video, with_index
 from simple_multimodal.media import frame_index as frame_index_module
 from simple_multimodal.media.frame_index import FrameIndex, FrameIndexCache, build_index
-from tests.media.media_files import HEIGHT, WIDTH, numbered_picture, read_number, write_media
+from tests.media.media_files import HEIGHT, WIDTH, read_number, write_media, write_two_tracks
 
 H265 = {"crf": "10", "x265-params": "log-level=none:keyint=12:bframes=3"}
 
@@ -229,29 +228,6 @@ def test_an_edit_list_does_not_excuse_frames_that_are_missing(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(cut)
     index = index_video(tmp_path / "cut.mp4")
     assert index.num_frames < index.num_promised == 52
-
-
-def write_two_tracks(path, rates: tuple[int, int], codec: str, seconds: float = 3.0):
-    """Two video tracks of these rates; the frames of the second are numbered from 1000."""
-    with av.open(str(path), "w") as output:
-        streams = []
-        for rate in rates:
-            stream = output.add_stream(codec, rate=rate, options={"g": "10", "qscale": "2"})
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            stream.codec_context.thread_count = 1
-            streams.append(stream)
-        times = [
-            (number / rate, track, number)
-            for track, rate in enumerate(rates)
-            for number in range(round(rate * seconds))
-        ]
-        for _, track, number in sorted(times):
-            picture = av.VideoFrame.from_ndarray(numbered_picture(1000 * track + number), format="rgb24")
-            picture.pts, picture.time_base = number, Fraction(1, rates[track])
-            output.mux(streams[track].encode(picture))
-        for stream in streams:
-            output.mux(stream.encode(None))
-    return path
 
 
 @pytest.mark.parametrize("rates", [(5, 25), (25, 5), (25, 24)])

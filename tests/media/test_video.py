@@ -19,7 +19,7 @@ from simple_multimodal.media import (
 from simple_multimodal.media import container as container_module
 from simple_multimodal.media.conversion import apply_display_matrix
 from tests.faults.corpus import jpeg, mov, sized_jpeg
-from tests.media.media_files import HEIGHT, WIDTH, numbered_picture, read_number, write_media
+from tests.media.media_files import HEIGHT, WIDTH, numbered_picture, read_number, write_media, write_two_tracks
 
 
 @pytest.fixture(params=["pyav", "torchcodec", "decord"])
@@ -403,3 +403,16 @@ def test_backends_refuse_files_whose_frames_they_mistake(shared_dir, name, clip)
     path = shared_dir / "data" / "clips" / "videos" / clip
     with pytest.raises(MediaError, match=f"{clip}.*{name}"):
         backend.frames(path, [0, 1, 40], index_video(path))
+
+
+@pytest.mark.parametrize("rates", [(5, 25), (25, 5), (25, 24)])
+def test_backends_read_the_indexed_one_of_two_video_tracks_or_refuse(backend, tmp_path, rates):
+    path = write_two_tracks(tmp_path / "two.mkv", rates, "libx264")
+    index = index_video(path)
+    try:
+        frames = backend.frames(path, [0, 7, 14], index)
+    except MediaError:
+        assert type(backend).__name__ == "DecordBackend"  # which cannot be told what to read
+    else:
+        assert [read_number(frame) % 1000 for frame in frames] == [0, 7, 14]
+        assert {read_number(frame) // 1000 for frame in frames} == {index.stream}

@@ -2,26 +2,17 @@
 
 import pytest
 import torch
-from transformers import ViTMAEConfig
 
 from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.models.audio.windows import encode_windows, put_windows, take_windows
-from simple_multimodal.models.encoders import ENCODERS, get_encoder_class
-from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.models.encoders import ENCODERS, Encoder
 from simple_multimodal.processing.audio_windows import windows_with_audio
 from tests.closeness import assert_close
 from tests.models import tiny
 from tests.models.distributed_worker import CASES, build
-from tests.models.tiny_towers import write_checkpoint
+from tests.models.test_registry import audio_window, fitted_config
 
-TOWERS = {
-    "vit_mae": (None, (8, 12)),
-    "audio-spectrogram-transformer": ("ast", (16, 64)),
-    "clap_audio_model": ("clap", (8, 101)),
-    "whisper": ("whisper", (8, 100)),
-    "pe_audio_encoder": ("pe_audio", (40, 10)),
-}
-"""By `model_type` of the tower: the checkpoint that has one, and mel bins and frames of a window."""
+TOWERS = sorted({encoder.model_type for (modality, _), encoder in ENCODERS.items() if modality == "audio"})
 
 BATCHES = {
     "one window each": [1, 1, 1],
@@ -34,21 +25,12 @@ BATCHES = {
 """Windows that hold audio, by row."""
 
 
-def test_every_audio_tower_is_tried():
-    assert {encoder.model_type for (modality, _), encoder in ENCODERS.items() if modality == "audio"} == set(TOWERS)
-
-
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory) -> dict[str, torch.nn.Module]:
+def encoders() -> dict[str, Encoder]:
     found = {}
-    for model_type, (kind, size) in TOWERS.items():
-        encoder_class = get_encoder_class(model_type, "audio")
-        if kind is None:
-            config = ViTMAEConfig(**tiny.SIZES, **tiny.DECODER_SIZES, patch_size=4)
-        else:
-            config = load_tower_config(write_checkpoint(tmp_path_factory.mktemp(kind), kind), "audio")
+    for model_type in TOWERS:
         torch.manual_seed(0)
-        found[model_type] = tiny.randomize(encoder_class(encoder_class.fit_config(config, *size)))
+        found[model_type] = tiny.randomize(ENCODERS["audio", model_type](fitted_config("audio", model_type)))
     return found
 
 
@@ -65,7 +47,8 @@ def audio(counts: list[int], bins: int, frames: int) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize("model_type", TOWERS)
 @torch.no_grad()
 def test_windows_are_encoded_as_in_the_whole_batch(encoders, model_type, counts):
-    encoder, size = encoders[model_type], TOWERS[model_type][1]
+    encoder = encoders[model_type]
+    size = audio_window(type(encoder), encoder.config)
     assert encoder.window_frames == size[1]
     inputs = audio(counts, *size)
     windows, found_counts = windows_with_audio(inputs[1], size[1])
@@ -89,8 +72,8 @@ def test_windows_are_encoded_as_in_the_whole_batch(encoders, model_type, counts)
 
 
 def test_values_of_another_window_are_refused(encoders):
-    values, mask, seconds = audio([2, 1], 8, 12)
-    with pytest.raises(ValueError, match="audio_values has 23 frames, but a window of the audio tower has 12"):
+    values, mask, seconds = audio([2, 1], 8, 20)
+    with pytest.raises(ValueError, match="audio_values has 39 frames, but a window of the audio tower has 20"):
         encode_windows(encoders["vit_mae"], (values[..., 1:], mask, seconds), torch.tensor([[0, 0]]))
 
 

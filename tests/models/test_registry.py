@@ -262,6 +262,8 @@ def test_time_of_tokens(key):
     if modality == "text":
         assert output.seconds is None and output.mask.equal(inputs[1].bool())
         return
+    if modality == "audio":
+        assert tower.window_frames == audio_window(type(tower), tower.config)[1]
     num_tokens = output.tokens.shape[1]
     assert output.seconds.shape == output.mask.shape == (3, num_tokens) and output.mask.dtype == torch.bool
     steps = tower.time_steps(num_tokens) if output.num_steps is None else torch.arange(num_tokens) * output.num_steps

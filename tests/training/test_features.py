@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.features import make_fingerprint
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.inference import TowerFeatures
 from simple_multimodal.models.video.videomae import VideoMAEVideoEncoder
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.closeness import assert_close
 from tests.models.alpro.tiny import write_folder
@@ -207,3 +209,14 @@ def test_alpro_trains_on_features_of_its_timesformer(tmp_path, trainers):
         run("--use_cpu", "--disable_tqdm", *flags(**settings, output_dir=output, **values), "--do_train")
     for plain, fast in zip(*map(logged, trainers), strict=True):
         assert fast == pytest.approx(plain, rel=1e-5) and len(plain) == 3
+
+
+def test_features_from_before_windows_were_chosen_are_those_of_the_same_processor():
+    """Their index says neither which remainder opens a window nor which stretch is kept."""
+
+    def settings(**values) -> dict:
+        processor = MultimodalProcessor(feature_extractor=AudioFeatureExtractor(max_windows=2, **values))
+        return make_fingerprint("audio", "", processor, video_backend="pyav")
+
+    assert not {"min_window_frames", "crop"} & settings().keys() and settings()["max_windows"] == 2
+    assert settings(min_window_frames=16, crop="random").items() >= {"min_window_frames": 16, "crop": "random"}.items()

@@ -87,6 +87,11 @@ class WaveformEncoder(Encoder):
         return config
 
     @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return self.num_frames
+
+    @property
     def tokens_per_step(self) -> int:
         """Every token is a time step."""
         return 1

@@ -88,6 +88,10 @@ class SentenceEncoder(TextEncoder):
     tokens are all that the tower gives.
     """
 
+    def __init__(self, config: PreTrainedConfig, **settings):
+        super().__init__(config, **settings)
+        self.sentence_pooling = config.to_dict().get("sentence_pooling")
+
     @classmethod
     def settings_beside(cls, name_or_path: str) -> dict[str, Any]:
         """See [`Encoder.settings_beside`]."""
@@ -116,7 +120,7 @@ class SentenceEncoder(TextEncoder):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, embedding_size)`, or `None` if the tower pools none.
         """
-        pooling = self.config.to_dict().get("sentence_pooling")
+        pooling = self.sentence_pooling
         if pooling is None:
             return None
         mask = attention_mask.to(tokens.dtype)[..., None]  # (batch, tokens, 1)

@@ -36,11 +36,11 @@ class Siglip2VideoEncoder(HeadedPictureEncoder, Siglip2VisionModel):
         patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
         _, height, width, *_ = patches.shape  # (pictures, height, width, rows, columns, channels)
         side = math.isqrt(self.config.num_patches)
-        positions = self.embeddings.resize_positional_embeddings(
-            self.embeddings.position_embedding.weight.view(side, side, -1),
-            torch.tensor([[height, width]]),
-            max_length=height * width,
-        )
+        positions = self.embeddings.position_embedding.weight
+        if (height, width) != (side, side):  # the gradient of an interpolation is not deterministic on CUDA
+            positions = self.embeddings.resize_positional_embeddings(
+                positions.view(side, side, -1), torch.tensor([[height, width]]), max_length=height * width
+            )
         states = self.embeddings.patch_embedding(patches.flatten(3).flatten(1, 2)) + positions
         states = self.post_layernorm(self.encoder(inputs_embeds=states).last_hidden_state)
         return states, self.head(states) if self.use_head else None

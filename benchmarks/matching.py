@@ -1,0 +1,139 @@
+"""Matching against the cosine by step, in each form of fusion, on the toy world and on worlds that no recipe fits.
+
+python benchmarks/matching.py [--worlds toy polygons textures counts] [--forms ...] [--seeds 0 1 2]
+
+Each cell of the table is a run of `train.py` with the quickstart's recipe (`configs/runs/toy.yaml`), evaluated every
+`--eval_steps`. An evaluation ranks the validation clips three ways: by cosine; its first 32 by the matching head
+alone, as models without `matching_residual` do; and these by the sum of both, as new models do. The two kinds of
+matching share one run, because training is the same. It also says how often the first clip by cosine has the right
+value of each attribute.
+
+A finished cell stays in the work folder: the same command goes on with the next one. What follows `--flags` is handed
+to `train.py`, such as `--flags --max_steps 200`; other flags need another work folder, and `--name` another result.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import worlds
+
+import train
+from arguments import parse_args
+from simple_multimodal.training.evaluation import RetrievalEvaluation
+from simple_multimodal.training.trainer import MultimodalTrainer
+
+FORMS = ("merge", "co_attention", "cross_attention")
+METRICS = ("text_to_video_R@1", "text_to_video_R@5", "video_to_text_R@1")
+RECIPE = Path(__file__).resolve().parents[1] / "configs/runs/toy.yaml"
+
+
+class RecordingTrainer(MultimodalTrainer):
+    """Evaluates every state of the model by the head alone, too, and keeps what came out."""
+
+    records: list[dict[str, Any]]
+    attributes: tuple[str, ...]
+
+    def _evaluate_retrieval(self, dataloader) -> RetrievalEvaluation:
+        config = self.accelerator.unwrap_model(self.model).config
+        config.matching_residual = False
+        alone = super()._evaluate_retrieval(dataloader)
+        config.matching_residual = True
+        both = super()._evaluate_retrieval(dataloader)
+        ways = (("cosine", "", both), ("head", "matching_", alone), ("sum", "matching_", both))
+        asked = [self.eval_dataset.bare_row((0, caption.row_id)) for caption in both.captions]
+        found = [self.eval_dataset.bare_row((0, clip.row_id)) for clip in both.clips]
+        self.records.append(
+            {
+                "step": self.state.global_step,
+                **{way: {name: run.metrics[f"{prefix}{name}"] for name in METRICS} for way, prefix, run in ways},
+                "matching_accuracy": both.metrics["matching_accuracy"],
+                "attributes": worlds.attribute_scores(both.scores, asked, found, self.attributes),
+                "reranks": both.rerank_top_k,
+            }
+        )
+        return both
+
+
+def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One run; its evaluations by step."""
+    sizes = {"num_train_clips": options.num_train_clips, "num_validation_clips": options.num_validation_clips}
+    folder = options.work / "worlds" / world
+    values = worlds.make_world(folder, world, **sizes)
+    records: list[dict[str, Any]] = []
+
+    class Recorder(RecordingTrainer):
+        pass
+
+    Recorder.records, Recorder.attributes = records, tuple(values)
+    recipe = [line for line in RECIPE.read_text().splitlines() if not line.startswith(("pair_files", "swapped_files"))]
+    config = options.work / RECIPE.name
+    config.write_text("\n".join(recipe) + "\n", encoding="utf-8")
+    flags = ["--config", str(config), "--data_root", str(folder), "--output_dir", str(options.work / "run")]
+    flags += ["--fusion_form", form, "--seed", str(seed), "--overwrite_output_dir", "True"]
+    flags += ["--eval_strategy", "steps", "--eval_steps", str(options.eval_steps), "--save_strategy", "no"]
+    flags += ["--disable_tqdm", "True"]
+    train.MultimodalTrainer = Recorder
+    begin = time.perf_counter()
+    train.run(*parse_args([*flags, *options.flags]))
+    return {
+        "world": world,
+        "form": form,
+        "seed": seed,
+        "flags": options.flags,
+        "seconds": round(time.perf_counter() - begin),
+        "chance": {name: 1 / len(found) for name, found in values.items()},
+        "evaluations": records[:-1] if records[-1]["step"] == records[-2]["step"] else records,
+    }
+
+
+def summary(cells: list[dict[str, Any]]) -> str:
+    """The last evaluation of each world and form, means over seeds, and the worst attribute."""
+    lines = []
+    for world, form in dict.fromkeys((cell["world"], cell["form"]) for cell in cells):
+        last = [c["evaluations"][-1] for c in cells if (c["world"], c["form"]) == (world, form)]
+        first = [c["evaluations"][0] for c in cells if (c["world"], c["form"]) == (world, form)]
+        shares = {name: np.mean([e["attributes"][name] for e in last]) for name in last[0]["attributes"]}
+        worst = min(shares, key=shares.__getitem__)
+        found = "  ".join(
+            f"{way} {np.mean([e[way]['text_to_video_R@1'] for e in first]):.3f} -> "
+            f"{np.mean([e[way]['text_to_video_R@1'] for e in last]):.3f}"
+            for way in ("cosine", "head", "sum")
+        )
+        lines.append(f"{world:10s}{form:16s}{found}  worst: {worst} {shares[worst]:.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worlds", nargs="+", default=["toy", *worlds.WORLDS], choices=("toy", *worlds.WORLDS))
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--num_train_clips", type=int, default=1500)
+    parser.add_argument("--num_validation_clips", type=int, default=256, help="of the worlds but toy")
+    parser.add_argument("--eval_steps", type=int, default=48)
+    parser.add_argument("--work", type=Path, default=Path("outputs/matching"))
+    parser.add_argument("--name", default="matching", help="of the results file")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="last: what train.py is given besides")
+    options = parser.parse_args()
+    cells = []
+    for seed in options.seeds:  # every world and form once, then the next seed
+        for world in options.worlds:
+            for form in options.forms:
+                file = options.work / f"{world}_{form}_{seed}.json"
+                if not file.is_file():
+                    cell = run_cell(world, form, seed, options)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(json.dumps(cell, indent=1), encoding="utf-8")
+                cells.append(json.loads(file.read_text(encoding="utf-8")))
+                print(summary(cells[-1:]), flush=True)
+    print(summary(cells))
+    common.save(options.name, {"cells": cells})
+
+
+if __name__ == "__main__":
+    main()
