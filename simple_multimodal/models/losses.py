@@ -24,8 +24,7 @@ def normalize(embeddings: torch.Tensor) -> torch.Tensor:
 def compute_dtype(values: torch.Tensor) -> torch.dtype:
     """What matrix products with a floating-point tensor are computed in: its own type, or that of autocast."""
     device = values.device.type
-    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if is_cast else values.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
 
 
 def similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
