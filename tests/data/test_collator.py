@@ -307,6 +307,8 @@ def test_dropped_modalities_are_not_read(processor, dataset, media_dir):
 def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, training):
     collator = MultimodalCollator(processor, training=training, draws=DRAWS, label2id={"two": 0})
     empty, batch = collator.empty_batch(3), collator([dataset[0], dataset[1], dataset[2]])
+    assert empty.pop("audio_windows").tolist() == [[0, 0]] and empty.pop("audio_window_counts") == (0, 0, 0)
+    assert len(batch.pop("audio_windows")) == sum(batch.pop("audio_window_counts"))
     assert {name: (len(values), values.dtype, values.ndim) for name, values in empty.items()} == {
         name: (3, values.dtype, values.ndim) for name, values in batch.items()
     }
