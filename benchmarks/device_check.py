@@ -46,6 +46,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import common
 import stand_ins
 import torch
+from accelerate.utils import send_to_device
 from transformers import enable_full_determinism, set_seed
 
 from simple_multimodal.evaluation.precision import PRECISIONS, Precision, autocast
@@ -151,7 +152,7 @@ def make_batch(task: str, model: TowerModel, num_rows: int) -> dict[str, torch.T
 
 
 def moved(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
+    return send_to_device(batch, device)
 
 
 def step(
