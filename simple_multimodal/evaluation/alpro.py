@@ -126,8 +126,8 @@ def retrieval_rows(
     Rows of ALPRO's `results.json`, all captions of a clip after another.
 
     Args:
-        scores (`np.ndarray` of shape `(num_captions, num_clips)`): Probability that caption and clip match; NaN for
-            pairs without one, which have no row.
+        scores (`np.ndarray` of shape `(num_captions, num_clips)`): What the pairs are ranked by, in ALPRO the
+            probability that caption and clip match; NaN for pairs without one, which have no row.
         similarities (`np.ndarray` of shape `(num_captions, num_clips)`): Contrastive scores.
         caption_ids (`Sequence[int]` of length `num_captions`): In ALPRO the row of the annotation, from 0.
         clip_ids (`Sequence[str]` of length `num_clips`): Names of the clips.
