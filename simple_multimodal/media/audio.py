@@ -234,7 +234,8 @@ def _find_place(index: AudioIndex, sampling_rate: int, first: int, name: str) ->
 
 def _with_stops(index: AudioIndex) -> Iterator[tuple[AudioRun, int]]:
     """Each run with the sample of the track behind its last."""
-    return zip(index.runs, [*(run.first_sample for run in index.runs[1:]), index.num_samples], strict=True)
+    stops = [*(run.first_sample for run in index.runs), index.num_samples][1:]
+    return zip(index.runs, stops, strict=True)
 
 
 def _cut(
