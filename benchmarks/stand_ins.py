@@ -21,8 +21,8 @@ TOY = {
     "crossformer": "crossformer/vit_config_toy.json",
 }
 MASK_RATIOS = {"audio": 0.3, "video": 0.8}  # the defaults of `train.py`, of words a third
-WINDOW = (128, 992)
-"""Mel bins and frames of what the default towers hear at once: 9.9 seconds."""
+WINDOW = (128, 1024)
+"""Mel bins and frames of what the default towers hear at once: 10.24 seconds."""
 
 
 def part_configs(size: str) -> dict[str, PreTrainedConfig]:
@@ -38,9 +38,14 @@ def part_configs(size: str) -> dict[str, PreTrainedConfig]:
         texts = {name: (CONFIGS / path).read_text(encoding="utf-8") for name, path in TOY.items()}
         return {name: AutoConfig.for_model(**json.loads(text)) for name, text in texts.items()}
     layers = {"small": 6, "base": 12}[size]
-    text = DebertaV2Config(
+    text = DebertaV2Config(  # whose defaults are those of v2-xlarge
         vocab_size=128_100,
+        hidden_size=768,
         num_hidden_layers=layers,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        layer_norm_eps=1e-7,
+        max_relative_positions=-1,
         relative_attention=True,
         position_buckets=256,
         norm_rel_ebd="layer_norm",
@@ -106,6 +111,7 @@ def make_batch(config: MultimodalConfig, num_rows: int, *, num_words: int) -> di
         "audio_values": torch.rand(num_rows, 1, mel_bins, num_frames),
         "audio_attention_mask": present[:, None].repeat(1, num_frames),
         "audio_seconds": torch.arange(num_frames).repeat(num_rows, 1) * 0.01,
+        "audio_windows": torch.stack([torch.arange(num_rows), torch.zeros(num_rows, dtype=torch.int64)], dim=1),
         "pixel_values_videos": torch.randint(0, 256, (num_rows, video.num_frames, 3, side, side), dtype=torch.uint8),
         "video_seconds": torch.arange(video.num_frames).repeat(num_rows, 1) * 0.4,
         "text_mask": present,

@@ -1,0 +1,85 @@
+"""Sizes of the checkpoints that the documentation names: what is counted for a name is counted of its model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    BertConfig,
+    BertModel,
+    ClapConfig,
+    ClapModel,
+    CLIPConfig,
+    CLIPModel,
+    DebertaV2Model,
+    SiglipConfig,
+    SiglipModel,
+    VideoMAEForPreTraining,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+    ViTModel,
+)
+
+from benchmarks import stand_ins
+from simple_multimodal.models import MultimodalModel
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE, SMALL = stand_ins.part_configs("base"), stand_ins.part_configs("small")
+
+CHECKPOINTS = {
+    "microsoft/deberta-v3-base": (DebertaV2Model, BASE["text"], 183_831_552),
+    "microsoft/deberta-v3-small": (DebertaV2Model, SMALL["text"], 141_304_320),
+    "facebook/vit-mae-base": (ViTMAEForPreTraining, ViTMAEConfig(), 111_907_840),
+    "MCG-NJU/videomae-base": (VideoMAEForPreTraining, BASE["video"], 94_209_408),
+    "google/vit-base-patch16-224-in21k": (ViTModel, BASE["crossformer"], 86_389_248),
+    "google-bert/bert-base-uncased": (BertModel, BertConfig(), 109_482_240),
+    "openai/clip-vit-base-patch32": (CLIPModel, CLIPConfig(text_config={}, vision_config={}), 151_277_313),
+    "google/siglip2-base-patch16-224": (
+        SiglipModel,
+        SiglipConfig(text_config={"vocab_size": 256_000}, vision_config={}),
+        375_187_970,
+    ),
+    "laion/clap-htsat-unfused": (ClapModel, ClapConfig(text_config={}, audio_config={}), 153_492_890),
+    "MIT/ast-finetuned-audioset-10-10-0.4593": (ASTForAudioClassification, ASTConfig(num_labels=527), 86_594_063),
+}
+"""The stock class of the published weights, its configuration as we have it, and its number of parameters."""
+
+OWNERS = r"(?:microsoft|facebook|MCG-NJU|google|google-bert|openai|laion|MIT|timm|sentence-transformers|answerdotai)"
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_has_its_published_size(name):
+    model_class, config, expected = CHECKPOINTS[name]
+    with torch.device("meta"):
+        assert num_parameters(model_class(config)) == expected
+
+
+def test_every_checkpoint_that_is_named_has_a_size_here():
+    files = [ROOT / "README.md", *(p for d in ("docs", "configs", "benchmarks") for p in (ROOT / d).rglob("*"))]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in (".md", ".yaml", ".json", ".py")]
+    named = {name for text in texts for name in re.findall(rf"\b{OWNERS}/[A-Za-z0-9._-]+\w", text)}
+    assert "microsoft/deberta-v3-base" in named and named <= set(CHECKPOINTS)
+
+
+@pytest.mark.parametrize(("size", "text", "fusion_layers"), [("base", 183_831_552, 12), ("small", 141_304_320, 6)])
+def test_stand_ins_have_the_size_of_what_they_stand_for(size: str, text: int, fusion_layers: int):
+    """Towers have the parameters of `CHECKPOINTS`, but for decoders and pooling."""
+    with torch.device("meta"):
+        model = MultimodalModel(stand_ins.model_config(size))
+        picture = num_parameters(ViTMAEModel(ViTMAEConfig()))
+    assert {name: num_parameters(tower) for name, tower in model.towers.items() if name != "fusion"} == {
+        "text": text,
+        # One channel instead of three, and positions that are no parameters.
+        "audio": picture - 2 * 16 * 16 * 768 - (1 + 14 * 14) * 768,
+        "video": 86_225_664,
+    }
+    assert model.config.crossformer_config.num_hidden_layers == fusion_layers
