@@ -115,8 +115,8 @@ class RowExchange:
         if not is_distributed():
             return
         rank, num_rows = dist.get_rank(), len(wanted)
-        told = gather_rows(torch.cat([wanted, torch.tensor(sizes, dtype=wanted.dtype, device=wanted.device)])[None])
-        told = told.tolist()  # (processes, num_rows + sizes)
+        own = torch.cat([wanted, torch.tensor(sizes, dtype=wanted.dtype, device=wanted.device)])
+        told: list[list[int]] = gather_rows(own[None]).tolist()  # (processes, num_rows + sizes)
         self.largest = [max(column) for column in list(zip(*told, strict=True))[num_rows:]]
         given = [[row - rank * num_rows for row in of[:num_rows] if row // num_rows == rank] for of in told]
         owners = [row // num_rows for row in told[rank][:num_rows]]
