@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
@@ -342,7 +343,7 @@ class MultimodalTrainer(Trainer):
     def _freeze_unreached(self, collator: MultimodalCollator) -> None:
         """See [`TowerModel.freeze_unreached`]; before the model is wrapped and the optimizer is made."""
         device = next(self.model.parameters()).device
-        batch = {name: values.to(device) for name, values in collator.empty_batch(2).items()}
+        batch = send_to_device(collator.empty_batch(2), device)
         with self.accelerator.autocast():  # some attention knows half precision alone
             self.model.freeze_unreached(batch)
 
