@@ -276,6 +276,25 @@ def test_time_of_tokens(key):
 
 
 @torch.no_grad()
+def test_a_model_runs_an_audio_tower_on_windows_that_hold_sound(key):
+    modality, _ = key
+    if modality != "audio":
+        pytest.skip("of audio towers")
+    model = build_model(*key).eval()
+    tower = model.towers["audio"]
+    values, mask, seconds = tower_inputs(tower)
+    assert tower.window_frames == values.shape[-1] // 2
+    held = mask.view(3, 2, -1).any(dim=2)
+    batch = {"audio_values": values, "audio_attention_mask": mask, "audio_seconds": seconds}
+    batch |= {"audio_mask": torch.ones(3, dtype=torch.bool), "audio_windows": held.nonzero()}
+    output, expected = model.multimodal.encode("audio", batch), tower(values, mask, seconds)
+    assert output.mask.equal(expected.mask) and int(held.sum()) == 5
+    assert_close(output.tokens[output.mask], expected.tokens[expected.mask])
+    if output.embedding is not None:
+        assert_close(output.embedding, expected.embedding)
+
+
+@torch.no_grad()
 def test_a_saved_tower_comes_back(key, tmp_path):
     model = build_model(*key).eval()
     inputs = tower_inputs(model.towers[key[0]])

@@ -257,7 +257,8 @@ def test_frames_of_waveforms_are_those_of_the_tower(tmp_path):
     """The feature extractor's file knows no stride; the tower's config does."""
     config = Wav2Vec2Config(conv_stride=(4, 2, 2, 2, 2, 2, 2))
     values = get_encoder_class("wav2vec2", "audio").processor_values(config)
-    assert AudioFeatureExtractor.from_dict(values).num_frames == 40000  # 10 seconds
+    own = AudioFeatureExtractor.from_dict(values)
+    assert (own.num_frames, own.min_window_frames) == (40000, 640)  # 10 and 0.16 seconds
     stock = Wav2Vec2FeatureExtractor(sampling_rate=8000).to_dict()
     extractor = AudioFeatureExtractor.from_dict(values | stock)
     assert (extractor.hop_length, extractor.num_mel_bins, extractor.sampling_rate) == (4, 4, 8000)
