@@ -127,8 +127,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         trainer.save_model()
     if args.do_eval:
         evaluated = trainer.evaluate() | trainer.evaluate_pairs(pair_sets)
-        if args.do_train:
-            trainer.save_config()
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
         write_results(trainer)

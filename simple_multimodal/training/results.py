@@ -20,7 +20,8 @@ FRAMES_PER_STRIP = 4
 
 
 def write_results(trainer: MultimodalTrainer) -> None:
-    """Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`; main process only.
+    """Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`, and into its
+    configuration whether matching re-ranks; main process only.
 
     Args:
         trainer (`MultimodalTrainer`): after training and/or evaluation.
@@ -59,6 +60,7 @@ def write_results(trainer: MultimodalTrainer) -> None:
         **shared,
     )
     if trainer.args.do_train:
+        trainer.save_config()
         trainer.create_model_card()
 
 
