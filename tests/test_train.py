@@ -386,7 +386,7 @@ def test_bad_flags(start, tmp_path, error_of, values, message):
 @pytest.mark.parametrize(
     ("tower", "model_type", "message"),
     [
-        ("audio", "wav2vec2", "There is no audio encoder for model_type 'wav2vec2'; known are 'vit_mae', 'audio"),
+        ("audio", "data2vec-audio", "no audio encoder for model_type 'data2vec-audio'; known are 'vit_mae'"),
         ("video", "not-invented", "There is no video encoder for model_type 'not-invented'; known are 'videomae', 't"),
         ("text", None, "has no model_type"),
         ("fusion", "gpt2", "'gpt2'"),

@@ -289,6 +289,8 @@ def test_metrics_file_holds_protocol_counts_numbers_and_intervals(tmp_path):
     assert json.loads(path.read_text()) == {
         "protocol": "toy",
         "selection_split": "validation",
+        "precision": None,
+        "decoder": None,
         "headline": "text_to_video_R@1",
         "counts": {"queries": 2},
         "metrics": {"text_to_video_R@1": 0.5},
