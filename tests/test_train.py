@@ -26,9 +26,11 @@ ACCELERATE = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "c
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LAUNCHERS = [  # number of processes, and how they are started
     pytest.param(2, ACCELERATE, id="accelerate"),
-    pytest.param(3, [*ACCELERATE, "--num_processes", "3"], id="accelerate-3"),
+    pytest.param(3, [*ACCELERATE, "--num_processes", "3"], id="accelerate-3", marks=pytest.mark.slow),
     pytest.param(2, TORCHRUN, id="torchrun"),
-    pytest.param(2, ["torch.distributed.launch", "--standalone", "--nproc_per_node", "2"], id="launch"),
+    pytest.param(
+        2, ["torch.distributed.launch", "--standalone", "--nproc_per_node", "2"], id="launch", marks=pytest.mark.slow
+    ),
 ]
 
 

@@ -238,7 +238,9 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize(("task", "killed_at"), [("msrvtt_ret", None), ("msvd_qa", "pairs 1")])
+@pytest.mark.parametrize(
+    ("task", "killed_at"), [pytest.param("msrvtt_ret", None, marks=pytest.mark.slow), ("msvd_qa", "pairs 1")]
+)
 def test_several_processes_give_the_same_metrics(models, spoiled_data, tmp_path, monkeypatch, task, killed_at):
     """Also where they go on from what one has finished."""
     monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)

@@ -115,8 +115,10 @@ def launch(num_processes: int, *argv: str, **environment: str) -> subprocess.Com
     ("task", "killed_at", "killed_processes", "num_processes"),
     [
         ("msrvtt_ret", None, 0, 2),
-        ("msvd_qa", None, 0, 3),
-        ("msrvtt_ret", "pairs 7", 2, 3),  # after all clips, and pairs of either process
+        pytest.param("msvd_qa", None, 0, 3, marks=pytest.mark.slow),
+        pytest.param(
+            "msrvtt_ret", "pairs 7", 2, 3, marks=pytest.mark.slow
+        ),  # after all clips, and pairs of either process
         ("msvd_qa", "clips 3", 3, 2),  # of the first process, after its clips 0, and some of the others
     ],
 )
