@@ -274,7 +274,8 @@ def test_a_search_without_end_is_given_up_and_not_taken_for_the_end(tmp_path, mo
     with open(path, "wb") as file:
         file.truncate(2**34)
     monkeypatch.setattr(container_module, "MAX_STALL_SECONDS", 0.2)
-    with pytest.raises(MediaError, match="nothing that can be decoded was found"):
+    # Which of the two it is depends on whether the limit strikes while the file is opened, as on a loaded machine.
+    with pytest.raises(MediaError, match="nothing that can be decoded was found|cannot be read as media"):
         read_audio(path, 16000)
 
 
