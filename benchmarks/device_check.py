@@ -427,7 +427,7 @@ def check_loader(report: Report, device: torch.device) -> None:
 
     from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
     from simple_multimodal.data.manifest import MultimodalDataset
-    from simple_multimodal.data.pack import PackSettings, pack_manifest
+    from simple_multimodal.prepare.pack import PackSettings, pack_manifest
     from simple_multimodal.training.arguments import MultimodalTrainingArguments
     from simple_multimodal.training.trainer import MultimodalTrainer
 

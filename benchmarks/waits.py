@@ -20,14 +20,14 @@ import common
 import torch
 from packed import processor
 
-from simple_multimodal.data.clips import clips_jsonl_to_manifests
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import ClipTokens, FeatureReader
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.data.pack import pack_manifest
 from simple_multimodal.inference import TowerFeatures
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
+from simple_multimodal.prepare.pack import pack_manifest
 from simple_multimodal.processing import MultimodalProcessor
 
 CORES = (4, 8, 16)

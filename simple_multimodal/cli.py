@@ -407,7 +407,7 @@ def doctor(*, is_json: bool) -> int:
 
 def toy(*, out: str, **options: int) -> int:
     """Writes the toy data set to the folder `out`."""
-    from simple_multimodal.data.toy import make_toy_world
+    from simple_multimodal.prepare.toy import make_toy_world
 
     with _only_writer(out, "toy"):
         print(make_toy_world(out, **options))
@@ -416,7 +416,7 @@ def toy(*, out: str, **options: int) -> int:
 
 def clips(*, clips_jsonl: str, out: str) -> int:
     """Turns a `clips.jsonl` into one manifest per split in the folder `out`."""
-    from simple_multimodal.data.clips import clips_jsonl_to_manifests
+    from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
 
     for path in clips_jsonl_to_manifests(clips_jsonl, out).values():
         print(path)
@@ -425,7 +425,7 @@ def clips(*, clips_jsonl: str, out: str) -> int:
 
 def index(*, manifests: list[str], is_json: bool, **options: str | int | bool | None) -> int:
     """Indexes the media of manifests and prints what is wrong with them; 1 if files cannot be read."""
-    from simple_multimodal.data.check import check_manifests
+    from simple_multimodal.prepare.check import check_manifests
 
     report = check_manifests(manifests, **options)  # type: ignore[arg-type]
     print(json.dumps(report.to_dict(), indent=2) if is_json else report.to_text())
@@ -444,7 +444,7 @@ def prepare(
     **options: Any,
 ) -> int:
     """Turns a benchmark's annotations into manifests and prints how they differ from its protocol; 1 if they do."""
-    from simple_multimodal.data.prepare import prepare_benchmark
+    from simple_multimodal.prepare.manifests import prepare_benchmark
 
     with _only_writer(output, "prepare"):
         preparation = prepare_benchmark(
@@ -474,8 +474,8 @@ def show(
 ) -> int:
     """Draws what the model sees of a sample into a picture."""
     from simple_multimodal.data.manifest import MultimodalDataset
-    from simple_multimodal.data.show import draw_sample
     from simple_multimodal.missing import explain
+    from simple_multimodal.prepare.show import draw_sample
     from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
     dataset = MultimodalDataset(manifest, modalities=(), **roots)
@@ -590,7 +590,7 @@ def infer(
     from simple_multimodal.evaluation.protocols import get_protocol
     from simple_multimodal.inference import QuestionAnswerer, Retriever
     from simple_multimodal.inference.benchmark import measure_benchmark, prepared_folder
-    from simple_multimodal.inference.loading import from_main
+    from simple_multimodal.inference.pipeline import from_main
     from simple_multimodal.models.distributed import leave_process_group
     from simple_multimodal.training.alpro_layout import convert_once, is_alpro_folder
 
@@ -672,7 +672,7 @@ def pack(
     **settings: int,
 ) -> int:
     """Writes a copy of a data set that is fast to read; 1 if rows were left out."""
-    from simple_multimodal.data.pack import PackSettings, pack_manifest
+    from simple_multimodal.prepare.pack import PackSettings, pack_manifest
 
     with _only_writer(out, "pack"):
         report = pack_manifest(

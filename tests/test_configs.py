@@ -10,8 +10,8 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from simple_multimodal.cli import main
-from simple_multimodal.data.clips import clips_jsonl_to_manifests
-from simple_multimodal.data.toy import make_toy_world
+from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
+from simple_multimodal.prepare.toy import make_toy_world
 from tests.models.alpro.tiny import write_folder
 from tests.training.tiny_benchmark import TEXTS, write_benchmark
 from tests.training.tiny_run import flags, run

@@ -15,12 +15,21 @@ ALLOWED_IMPORTS = {
     "media": {"modalities"},
     "processing": {"media", "modalities"},
     "data": {"media", "processing", "modalities", "output_folder"},
-    "data.prepare": {"media", "processing", "modalities", "evaluation", "output_folder"},
+    "prepare": {"data", "media", "processing", "modalities", "evaluation", "output_folder"},
     "models": {"modalities", "missing"},
     "evaluation": set(),
-    "evaluation.report": {"media"},
     "training": {"models", "data", "processing", "evaluation", "modalities", "missing", "output_folder"},
-    "inference": {"models", "data", "processing", "media", "evaluation", "modalities", "missing", "output_folder"},
+    "inference": {
+        "models",
+        "data",
+        "prepare",
+        "processing",
+        "media",
+        "evaluation",
+        "modalities",
+        "missing",
+        "output_folder",
+    },
     "doctor": set(),
     "cli": {"*"},
     "__main__": {"cli"},
@@ -34,7 +43,7 @@ def _python_files() -> list[Path]:
 
 
 def _part_of(module: str) -> str:
-    """The part that a module such as `simple_multimodal.data.toy` or `arguments.parser` belongs to."""
+    """The part that a module such as `simple_multimodal.prepare.toy` or `arguments.parser` belongs to."""
     names = module.split(".")
     if names[0] != "simple_multimodal":
         return names[0]

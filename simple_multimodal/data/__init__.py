@@ -1,1 +1,1 @@
-"""Manifests, the sampler, the collator and the toy world."""
+"""Manifests, the sampler, the collator and what a loader process does about bad samples."""

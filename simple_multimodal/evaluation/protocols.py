@@ -1,8 +1,11 @@
 """The named protocols of the benchmarks: which clips are trained on and tested, and how many there must be."""
 
 import difflib
-from collections.abc import Collection, Mapping
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 Task = Literal["retrieval", "question_answering"]
@@ -232,3 +235,23 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
             f"{', '.join(both[:3])}{', ...' * (len(both) > 3)}. Numbers over them would mean nothing: test under the "
             "protocol that the training list belongs to, or train without these clips."
         )
+
+
+def prepared_split(manifest_file: str | os.PathLike[str], clips: Iterable[str]) -> str | None:
+    """
+    Which split of a benchmark rows are of, by the `protocol.json` beside their manifest.
+
+    Args:
+        manifest_file (`str` or `os.PathLike`): The manifest, as it was written or changed since.
+        clips (`Iterable[str]`): Names of the rows' clips.
+
+    Returns:
+        `str`, *optional*: `"test"` if a single clip is tested, else `"validation"` or `"train"`; `None` if the clips
+        are of no prepared benchmark.
+    """
+    path = Path(manifest_file).parent / "protocol.json"
+    if not path.is_file():
+        return None
+    splits = json.loads(path.read_text(encoding="utf-8")).get("splits", {})
+    own = set(clips)
+    return next((name for name in reversed(SPLITS) if not own.isdisjoint(splits.get(name, {}).get("clips", []))), None)

@@ -11,7 +11,7 @@ import torch
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder, media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
-from simple_multimodal.inference.loading import ClipKey, Clips, Pipeline, open_manifest
+from simple_multimodal.inference.pipeline import ClipKey, Clips, Pipeline, open_manifest
 from simple_multimodal.models import AlproForQuestionAnswering, MultimodalForQuestionAnswering
 
 

@@ -15,7 +15,6 @@ from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, as_json, with_retries
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row, row_captions
-from simple_multimodal.data.prepare import prepare_benchmark
 from simple_multimodal.evaluation.alpro import (
     alpro_question_answering_metrics,
     alpro_retrieval_metrics,
@@ -43,11 +42,12 @@ from simple_multimodal.evaluation.retrieval import (
     top_candidates,
 )
 from simple_multimodal.inference.answerer import QuestionAnswerer
-from simple_multimodal.inference.loading import cosine, from_main
+from simple_multimodal.inference.pipeline import cosine, from_main
 from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.missing import no_such_folder
 from simple_multimodal.models.pairs import ranking_scores
+from simple_multimodal.prepare.manifests import prepare_benchmark
 from simple_multimodal.processing import AudioFeatureExtractor
 
 logger = logging.get_logger(__name__)

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.manifest import MultimodalDataset, Row
-from simple_multimodal.inference.loading import Clips, Pipeline, cosine, from_main, open_manifest
 from simple_multimodal.inference.partial import save_whole
+from simple_multimodal.inference.pipeline import Clips, Pipeline, cosine, from_main, open_manifest
 from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import Encoded, ranking_scores

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.data.prepare import prepared_split
 from simple_multimodal.evaluation.precision import Precision
+from simple_multimodal.evaluation.protocols import prepared_split
 
 RUN_FILE = "run.json"
 CLIPS_FILE = "training_clips.json"

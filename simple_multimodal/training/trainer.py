@@ -27,10 +27,10 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.data.prepare import prepared_split
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.precision import autocast, precision_mismatch
+from simple_multimodal.evaluation.protocols import prepared_split
 from simple_multimodal.evaluation.result_files import write_whole
 from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes

@@ -10,9 +10,9 @@ import pytest
 
 from simple_multimodal.data import files
 from simple_multimodal.data.files import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, media_rows
-from simple_multimodal.data.prepare import CLIP_SUFFIXES
 from simple_multimodal.media import index_video, read_audio
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.prepare.manifests import CLIP_SUFFIXES
 
 # A muxer and a codec for each suffix.
 MADE_WITH = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from simple_multimodal.data.clips import clips_jsonl_to_manifests
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, row_captions
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
 
 datasets.disable_progress_bars()
 

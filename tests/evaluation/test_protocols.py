@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from simple_multimodal.data.benchmarks import read_annotations
 from simple_multimodal.evaluation.protocols import (
     ANSWER_TYPES,
     BENCHMARKS,
@@ -14,6 +13,7 @@ from simple_multimodal.evaluation.protocols import (
     get_protocol,
     protocol_name,
 )
+from simple_multimodal.prepare.benchmarks import read_annotations
 
 
 def test_the_named_protocols():

@@ -7,7 +7,7 @@ import sys
 import torch.distributed as dist
 
 from simple_multimodal.cli import main
-from simple_multimodal.inference import loading, partial
+from simple_multimodal.inference import partial, pipeline
 
 KILL_AT = os.environ.get("KILL_AT", "nowhere 0").split()
 
@@ -19,8 +19,8 @@ class KilledPartial(partial.Partial):
         super().add(number, tensors)
 
 
-loading.PAIRS_PER_BATCH = 4
-loading.Partial = KilledPartial
+pipeline.PAIRS_PER_BATCH = 4
+pipeline.Partial = KilledPartial
 partial.SECONDS_BETWEEN_FILES = 0
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from simple_multimodal.cli import main
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
 from simple_multimodal.evaluation.retrieval import dual_softmax
-from simple_multimodal.inference import ClipIndex, QuestionAnswerer, Retriever, loading, partial
+from simple_multimodal.inference import ClipIndex, QuestionAnswerer, Retriever, partial, pipeline
 from simple_multimodal.inference.benchmark import DUAL_SOFTMAX_TEMPERATURE, measure_answers, measure_retrieval
-from simple_multimodal.inference.loading import cosine
+from simple_multimodal.inference.pipeline import cosine
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.models.pairs import ranking_scores
@@ -69,7 +69,7 @@ def folder(clips, tmp_path) -> Path:
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
     said: list[str] = []
-    monkeypatch.setattr(loading.logger, "warning", said.append)
+    monkeypatch.setattr(pipeline.logger, "warning", said.append)
     return said
 
 
@@ -216,7 +216,7 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
     """What was found to be bad before counts on for `--max_bad_fraction`, too."""
     monkeypatch.setattr(partial, "SECONDS_BETWEEN_FILES", 0)
     assert infer(models, spoiled_data, tmp_path / "whole", task) == 0
-    plain, calls = loading.encode_clips, []
+    plain, calls = pipeline.encode_clips, []
 
     def interrupted(*args):
         if len(calls) == 3:
@@ -225,7 +225,7 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
         return plain(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "encode_clips", interrupted)
+        patch.setattr(pipeline, "encode_clips", interrupted)
         assert infer(models, spoiled_data, tmp_path / "out", task) == 130
         assert not (tmp_path / "out/metrics.json").exists()
         capfd.readouterr()
@@ -243,7 +243,7 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
 )
 def test_several_processes_give_the_same_metrics(models, spoiled_data, tmp_path, monkeypatch, task, killed_at):
     """Also where they go on from what one has finished."""
-    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+    monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
     assert infer(models, spoiled_data, tmp_path / "one", task) == 0
     arguments = models[task], str(spoiled_data / task), "--output_dir", str(tmp_path / "two")
     if killed_at is not None:

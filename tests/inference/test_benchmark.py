@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import ClipIndex, Retriever, loading
+from simple_multimodal.inference import ClipIndex, Retriever, pipeline
 from simple_multimodal.inference.benchmark import measure_retrieval
 from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
 from tests.training import tiny_run
@@ -128,7 +128,7 @@ def test_several_processes_give_the_same_metrics(
     """Also where they go on from what another number of them had finished when one was killed."""
     model = request.getfixturevalue("retrieval_model" if task == "msrvtt_ret" else "question_model")
     model, arguments = unseen(model, tmp_path), [str(data / task), "--output_dir"]
-    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+    monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
     infer(capfd, model, *arguments, str(tmp_path / "one"), "--batch_size", "2")
     several = tmp_path / "several"
     if killed_at is not None:

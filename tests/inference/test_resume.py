@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from simple_multimodal.cli import main
-from simple_multimodal.inference import Retriever, benchmark, loading, partial
+from simple_multimodal.inference import Retriever, benchmark, partial, pipeline
 from simple_multimodal.inference.partial import Partial
 from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering
 from tests.inference.conftest import NUM_CLIPS, unseen
@@ -35,7 +35,7 @@ class Work:
     def __init__(self, monkeypatch):
         self.counts = {"clips": 0, "pairs": 0}
         self.ends_at: tuple[str, int] | None = None
-        self._watch(monkeypatch, loading, "encode_clips", "clips")
+        self._watch(monkeypatch, pipeline, "encode_clips", "clips")
         self._watch(monkeypatch, MultimodalForPreTraining, "matching_logits", "pairs")
         self._watch(monkeypatch, MultimodalForQuestionAnswering, "answer_logits", "pairs")
 
@@ -58,7 +58,7 @@ class Work:
 
 @pytest.fixture
 def work(monkeypatch) -> Work:
-    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+    monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
     monkeypatch.setattr(partial, "SECONDS_BETWEEN_FILES", 0)
     return Work(monkeypatch)
 
@@ -77,7 +77,7 @@ def whole(models, data, tmp_path_factory) -> dict[str, Path]:
     """Results of runs that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 4)
+        monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
         for task in TASKS:
             assert infer(models[task], data / task, folder / task) == 0
     return {task: folder / task for task in TASKS}
@@ -150,7 +150,7 @@ def test_what_another_model_has_finished_is_not_used(work, interrupted, models, 
 
 def test_only_what_depends_on_a_change_is_done_anew(work, interrupted, models, data, monkeypatch):
     """Other pairs of the same clips; then other batches of these."""
-    monkeypatch.setattr(loading, "PAIRS_PER_BATCH", 3)
+    monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 3)
     work.ends_at = "pairs", 2
     with pytest.raises(Interrupted):
         work.of(lambda: infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted))

@@ -8,7 +8,7 @@ import pytest
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.data.prepare import prepared_split
+from simple_multimodal.evaluation.protocols import prepared_split
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.run_record import selection_split
 from tests.models.alpro.tiny import write_folder

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from simple_multimodal.data.prepare import prepare_benchmark
+from simple_multimodal.prepare.manifests import prepare_benchmark
 from tests.media.media_files import write_media
 
 PROTOCOLS = {

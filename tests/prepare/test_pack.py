@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from simple_multimodal import cli
-from simple_multimodal.data import pack
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.data.pack import PackSettings, pack_manifest
 from simple_multimodal.media import get_video_backend, has_audio, index_video, read_audio
+from simple_multimodal.prepare import pack
+from simple_multimodal.prepare.pack import PackSettings, pack_manifest
 from tests.media.media_files import HEIGHT, WIDTH, read_number, write_media
 
 

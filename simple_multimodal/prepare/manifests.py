@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from simple_multimodal.data.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
-from simple_multimodal.data.check import examine_files
 from simple_multimodal.data.files import VIDEO_SUFFIXES
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.evaluation.protocols import (
@@ -24,6 +22,8 @@ from simple_multimodal.evaluation.protocols import (
     check_overlap,
     get_protocol,
 )
+from simple_multimodal.prepare.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
+from simple_multimodal.prepare.check import examine_files
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {""}
 """Of files that are taken for clips; DiDeMo has some without."""
@@ -235,26 +235,6 @@ def prepare_benchmark(
     )
     _write(preparation, manifests)
     return preparation
-
-
-def prepared_split(manifest_file: str | os.PathLike[str], clips: Iterable[str]) -> str | None:
-    """
-    Which split of a benchmark rows are of, by the `protocol.json` beside their manifest.
-
-    Args:
-        manifest_file (`str` or `os.PathLike`): The manifest, as it was written or changed since.
-        clips (`Iterable[str]`): Names of the rows' clips.
-
-    Returns:
-        `str`, *optional*: `"test"` if a single clip is tested, else `"validation"` or `"train"`; `None` if the clips
-        are of no prepared benchmark.
-    """
-    path = Path(manifest_file).parent / "protocol.json"
-    if not path.is_file():
-        return None
-    splits = json.loads(path.read_text(encoding="utf-8")).get("splits", {})
-    own = set(clips)
-    return next((name for name in reversed(SPLITS) if not own.isdisjoint(splits.get(name, {}).get("clips", []))), None)
 
 
 def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:

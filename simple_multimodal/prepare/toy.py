@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from simple_multimodal.data.toy_media import (
+from simple_multimodal.output_folder import LOCK_FILE
+from simple_multimodal.prepare.toy_media import (
     BACKGROUNDS,
     FRAMES_PER_SECOND,
     PICTURE_ATTRIBUTES,
@@ -27,7 +28,6 @@ from simple_multimodal.data.toy_media import (
     toy_generator,
     write_clip,
 )
-from simple_multimodal.output_folder import LOCK_FILE
 
 TOY_VERSION = 2  # raise it whenever the same parameters would write other files
 SECONDS_PER_SEGMENT = 0.6  # mean time that one background stays

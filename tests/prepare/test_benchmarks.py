@@ -15,10 +15,10 @@ import pytest
 
 from simple_multimodal import cli
 from simple_multimodal.data import prepare
-from simple_multimodal.data.benchmarks import SOURCES, alpro_folder, clip_name, read_annotations
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.data.prepare import prepare_benchmark, set_aside
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS, SplitSize, get_protocol
+from simple_multimodal.prepare.benchmarks import SOURCES, alpro_folder, clip_name, read_annotations
+from simple_multimodal.prepare.manifests import prepare_benchmark, set_aside
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

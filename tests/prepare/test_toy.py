@@ -13,8 +13,8 @@ import av
 import numpy as np
 import pytest
 
-from simple_multimodal.data.toy import WORDS, Clip, check_answers, check_held_out, make_toy_world
-from simple_multimodal.data.toy_media import (
+from simple_multimodal.prepare.toy import WORDS, Clip, check_answers, check_held_out, make_toy_world
+from simple_multimodal.prepare.toy_media import (
     BACKGROUNDS,
     BEEP_FREQUENCY,
     PICTURE_ATTRIBUTES,

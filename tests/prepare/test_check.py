@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from simple_multimodal import cli
-from simple_multimodal.data.check import check_manifests
 from simple_multimodal.media import frame_index
+from simple_multimodal.prepare.check import check_manifests
 from tests.media.media_files import write_media
 
 
