@@ -18,12 +18,17 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
+from simple_multimodal import assembly
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
+from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.output_folder import writing_into
-from simple_multimodal.training import assembly, checkpoints
-from simple_multimodal.training.evaluation import PairSet
+from simple_multimodal.tasks import get_task
+from simple_multimodal.tasks.retrieval.draws import build_draws
+from simple_multimodal.tasks.retrieval.twins import PairSet
+from simple_multimodal.training import checkpoints
+from simple_multimodal.training.features import load_features
 from simple_multimodal.training.results import write_results
 from simple_multimodal.training.run_control import ending_in_one_line
 from simple_multimodal.training.run_record import make_run_record, selection_split
@@ -38,13 +43,15 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
     # Data: rows of paths; no media file is opened yet.
     row_settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.file_settings}
-    rows = partial(assembly.open_manifest, model_args.task, **row_settings)
+    task_class = get_task(model_args.task)
+    rows = partial(task_class.open_rows, **row_settings)
     train_set = rows(data_args.train_path, max_samples=data_args.max_train_samples) if args.do_train else None
     evaluates = args.do_eval or args.eval_strategy != "no"
     eval_set = rows(data_args.validation_path, max_samples=data_args.max_eval_samples) if evaluates else None
-    pair_sets = [
-        PairSet.from_file(path, swapped and rows(swapped)) for path, swapped in data_args.pair_paths if args.do_eval
-    ]
+    pair_paths = data_args.pair_paths if args.do_eval else ()
+    pair_sets = [PairSet.from_file(path, swapped and rows(swapped)) for path, swapped in pair_paths]
+    flags = {"answers_file": model_args.answers_file, "matching_top_k": args.matching_top_k, "pair_sets": pair_sets}
+    task = task_class(task_class.options_class.from_flags(flags, task=task_class.name))
 
     # The run: what it is, and where it goes on from.
     record = make_run_record(
@@ -64,11 +71,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     source = checkpoint or model_args.model_name_or_path
 
     # Model and processor: saved ones, or new ones out of pretrained towers and configs.
-    answers = assembly.answer_settings(model_args.task, source, model_args.answers_file, train_set)
+    own = {"task": task.name, **task.config_settings(source, train_set)}
     if source is not None:
         processor = assembly.load_processor(source, cache_dir=model_args.cache_dir, **data_args.processor_settings)
         model = assembly.load_model(
-            model_args.task, source, is_trained=args.do_train, **model_args.loading_settings, **answers
+            task.model_classes, source, is_trained=args.do_train, **model_args.loading_settings, **own
         )
     else:
         towers = assembly.load_towers({m: model_args.tower_config_name(m) for m in model_args.modalities})
@@ -82,9 +89,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
             processor,
             is_trained=args.do_train,
             **model_args.assembly_settings,
-            **answers,
+            **own,
         )
-        model, reports = assembly.MODEL_CLASSES[config.model_type][model_args.task].from_encoders(
+        model, reports = task.model_classes[config.model_type].from_encoders(
             config,
             model_args.pretrained_towers,
             same_vocabulary=names["tokenizer_name"] is not None,
@@ -95,13 +102,13 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     assembly.check_inputs(
         model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities
     )
-    assembly.choose_trained(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
+    prepare_trainable(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
     used = [train_set, eval_set, *(pairs.swapped for pairs in pair_sets)]
     settings = data_args.collator_settings | {
         "seed": args.seed,
-        "draws": assembly.build_draws(model, **model_args.mask_settings),
+        "draws": build_draws(model, **model_args.mask_settings),
         "label2id": model.config.label2id if model_args.task == "question_answering" else None,
-        "features": assembly.load_features(model, processor, used, args.do_train, **data_args.feature_settings),
+        "features": load_features(model, processor, used, args.do_train, **data_args.feature_settings),
     }
     trainer = MultimodalTrainer(
         model,
@@ -111,6 +118,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         train_dataset=train_set,
         eval_dataset=eval_set,
         processing_class=processor,
+        task=task,
         run_record=record,
     )
 
@@ -126,7 +134,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     elif source is None:  # assembled anew
         trainer.save_model()
     if args.do_eval:
-        evaluated = trainer.evaluate() | trainer.evaluate_pairs(pair_sets)
+        evaluated = trainer.evaluate()
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
         write_results(trainer)

@@ -22,8 +22,8 @@ import psutil
 import stand_ins
 import torch
 
-from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.models.configuration import OBJECTIVES
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 
 NUM_WORDS = 16
 MEGABYTE = 2**20

@@ -50,13 +50,10 @@ from accelerate.utils import send_to_device
 from transformers import enable_full_determinism, set_seed
 
 from simple_multimodal.evaluation.precision import PRECISIONS, Precision, autocast
-from simple_multimodal.models import (
-    MultimodalForPreTraining,
-    MultimodalForQuestionAnswering,
-    MultimodalForRetrieval,
-)
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.pairs import encode_clips, encode_texts, score_pairs
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.training.summary import summarize
 
 TASKS: dict[str, type[TowerModel]] = {
@@ -392,7 +389,7 @@ def check_infer(report: Report, device: torch.device) -> None:
 
     from simple_multimodal.data.collator import MultimodalCollator
     from simple_multimodal.data.files import media_rows
-    from simple_multimodal.inference import Retriever
+    from simple_multimodal.tasks.retrieval.retriever import Retriever
 
     with tempfile.TemporaryDirectory() as name:
         write_rows(Path(name), 1, 64, 2.0)

@@ -44,13 +44,15 @@ from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
 from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
-from simple_multimodal.models import MultimodalForQuestionAnswering, MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.fusion.crossformer import Clip, Crossformer, Stream
 from simple_multimodal.models.losses import contrastive_loss, masked_mean
-from simple_multimodal.models.modeling import matching_loss, pool_time_steps
+from simple_multimodal.models.matching import matching_loss
+from simple_multimodal.models.modeling import pool_time_steps
 from simple_multimodal.prepare.toy import BEEP_MARGIN, SECONDS_PER_SEGMENT, make_toy_world
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 WINDOW_SEGMENTS, WINDOW_FRAMES, WINDOW_MEL_FRAMES, MEL_BINS, SIZE = 6, 8, 368, 64, 64

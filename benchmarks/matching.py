@@ -21,10 +21,10 @@ from typing import Any
 import common
 import numpy as np
 import worlds
+from transformers.trainer_utils import EvalLoopOutput
 
 import train
 from arguments import parse_args
-from simple_multimodal.training.evaluation import RetrievalEvaluation
 from simple_multimodal.training.trainer import MultimodalTrainer
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -38,25 +38,27 @@ class RecordingTrainer(MultimodalTrainer):
     records: list[dict[str, Any]]
     attributes: tuple[str, ...]
 
-    def _evaluate_retrieval(self, dataloader) -> RetrievalEvaluation:
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         config = self.accelerator.unwrap_model(self.model).config
         config.matching_residual = False
-        alone = super()._evaluate_retrieval(dataloader)
+        super().evaluation_loop(*args, **kwargs)
+        alone = self.last_evaluation
         config.matching_residual = True
-        both = super()._evaluate_retrieval(dataloader)
+        result = super().evaluation_loop(*args, **kwargs)
+        both = self.last_evaluation
+        ranking = both.details
         ways = (("cosine", "", both), ("head", "matching_", alone), ("sum", "matching_", both))
-        asked = [self.eval_dataset.bare_row((0, caption.row_id)) for caption in both.captions]
-        found = [self.eval_dataset.bare_row((0, clip.row_id)) for clip in both.clips]
+        asked = [row for row, _ in ranking.found.captions]
         self.records.append(
             {
                 "step": self.state.global_step,
                 **{way: {name: run.metrics[f"{prefix}{name}"] for name in METRICS} for way, prefix, run in ways},
                 "matching_accuracy": both.metrics["matching_accuracy"],
-                "attributes": worlds.attribute_scores(both.scores, asked, found, self.attributes),
-                "reranks": both.rerank_top_k,
+                "attributes": worlds.attribute_scores(ranking.scores, asked, ranking.found.clips, self.attributes),
+                "reranks": both.config_settings["rerank_top_k"],
             }
         )
-        return both
+        return result
 
 
 def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from simple_multimodal.models import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.models.base import TowerModel
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.training.summary import SavedActivations, summarize
 
 TASKS = {"pre-training": MultimodalForPreTraining, "retrieval": MultimodalForRetrieval}

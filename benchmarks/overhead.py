@@ -33,14 +33,14 @@ import psutil
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
+from simple_multimodal import assembly
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_median
-from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.prepare.toy_media import write_clip
-from simple_multimodal.training import assembly
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 

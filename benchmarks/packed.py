@@ -50,7 +50,7 @@ class Sleeper(PreTrainedModel):
 
     def forward(self, num_items=None, **batch):
         time.sleep(self.seconds)
-        from simple_multimodal.models.modeling import MultimodalOutput
+        from simple_multimodal.models.outputs import MultimodalOutput
 
         loss = self.weight.sum()
         return MultimodalOutput(loss=loss, losses={"rows": loss.detach()}, metrics={})

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, TimesformerConfig, ViTConfig
 
-from simple_multimodal.models.alpro import AlproConfig, AlproForRetrieval
+from simple_multimodal.alpro import AlproConfig, AlproForRetrieval
 from simple_multimodal.models.fusion.crossformer import Crossformer, Stream
 
 PADDED, CHUNK, TOP_K = 40, 64, 100

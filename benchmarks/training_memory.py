@@ -21,7 +21,7 @@ import stand_ins
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from simple_multimodal.models import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.training.summary import SavedActivations, summarize
 
 WORDS = 32

@@ -41,9 +41,9 @@ from arguments import parse_args  # noqa: E402
 from simple_multimodal.data.manifest import MultimodalDataset  # noqa: E402
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean  # noqa: E402
 from simple_multimodal.evaluation.retrieval import retrieval_ranks  # noqa: E402
-from simple_multimodal.inference import Retriever  # noqa: E402
 from simple_multimodal.inference.features import TowerFeatures  # noqa: E402
 from simple_multimodal.inference.pipeline import cosine  # noqa: E402
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 
 TOWERS = {"text": "all-minilm-l6-v2", "audio": "whisper-tiny.en", "video": "efficientnet-lite0"}
 SEGMENT_SECONDS = 5.0

@@ -23,12 +23,12 @@ from packed import processor
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import ClipTokens, FeatureReader
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import TowerFeatures
+from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.modalities import Modality
-from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
 from simple_multimodal.prepare.pack import pack_manifest
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 
 CORES = (4, 8, 16)
 TOKENS: dict[Modality, tuple[int, int]] = {"audio": (496, 768), "video": (1568, 768)}

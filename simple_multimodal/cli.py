@@ -236,12 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--measure_rerank",
         action="store_true",
-        dest="measures_change",
         help="score all pairs, and say how every metric changes by re-ranking the first --matching_top_k alone",
     )
-    verb.add_argument(
-        "--dsl", action="store_true", dest="uses_dual_softmax", help="rank by dual softmax, over all test queries"
-    )
+    verb.add_argument("--dsl", action="store_true", help="rank by dual softmax, over all test queries")
     verb.add_argument(
         "--alpro", action="store_true", dest="is_alpro", help="print the numbers of ALPRO's evaluation, of all pairs"
     )
@@ -496,7 +493,7 @@ def show(
 
 def encode(*, model: str, clips: list[str], recursive: bool, out: str, **settings: Any) -> int:
     """Saves embeddings of clips."""
-    from simple_multimodal.inference import Retriever
+    from simple_multimodal.tasks.retrieval.retriever import Retriever
 
     source = _clips(clips, settings)
     partial = f"{out}.partial"
@@ -527,7 +524,7 @@ def features(
     import torch
 
     from simple_multimodal.data.manifest import MultimodalDataset
-    from simple_multimodal.inference import TowerFeatures
+    from simple_multimodal.inference.features import TowerFeatures
     from simple_multimodal.models.distributed import leave_process_group
 
     pipeline = TowerFeatures.from_pretrained(model, shows_progress=True, **settings)
@@ -553,7 +550,7 @@ def search(
     *, model: str, text: str, clips: list[str], recursive: bool, top_k: int, rerank: int | None, **settings: Any
 ) -> int:
     """Prints the clips found, one JSON object per line."""
-    from simple_multimodal.inference import Retriever
+    from simple_multimodal.tasks.retrieval.retriever import Retriever
 
     source = _clips(clips, settings)
     retriever = _pipeline(Retriever, model, settings)
@@ -573,7 +570,7 @@ def answer(
     **settings: Any,
 ) -> int:
     """Prints the answers for each clip, one JSON object per line."""
-    from simple_multimodal.inference import QuestionAnswerer
+    from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 
     source = _clips(clips, settings)
     answerer = _pipeline(QuestionAnswerer, model, settings)
@@ -587,29 +584,33 @@ def infer(
     *, model: str, data: str, output_dir: str, video_root: str | None, tokenizer_name: str, **options: Any
 ) -> int:
     """Measures a model on a prepared benchmark, and prints the numbers as ALPRO does."""
+    from simple_multimodal.alpro.layout import convert_once, is_alpro_folder
     from simple_multimodal.evaluation.protocols import get_protocol
-    from simple_multimodal.inference import QuestionAnswerer, Retriever
-    from simple_multimodal.inference.benchmark import measure_benchmark, prepared_folder
     from simple_multimodal.inference.pipeline import from_main
     from simple_multimodal.models.distributed import leave_process_group
-    from simple_multimodal.training.alpro_layout import convert_once, is_alpro_folder
+    from simple_multimodal.tasks import get_task
+    from simple_multimodal.tasks.measure import measure_benchmark, prepared_folder
 
     settings = {name: options.pop(name) for name in PIPELINE_SETTINGS if name in options}
+    task_options = {name: options.pop(name) for name in ("matching_top_k", "measure_rerank", "dsl")}
     with _only_writer(output_dir, "infer", is_launched=True):
         folder, videos, protocol = prepared_folder(data, output_dir, follow_links=options["follow_links"])
         if is_alpro_folder(model):
             converted = Path(output_dir, "model")
             from_main(lambda: convert_once(model, data, converted, tokenizer_name=tokenizer_name))
             model = str(converted)
-        kind = Retriever if get_protocol(protocol).task == "retrieval" else QuestionAnswerer
-        pipeline = _pipeline(kind, model, settings | {"shows_progress": True})
+        kind = get_task(get_protocol(protocol).task)
+        task = kind(kind.options_class.from_flags(task_options, task=kind.name))
+        pipeline = _pipeline(kind.pipeline_class, model, settings | {"shows_progress": True})
         measured = measure_benchmark(
-            pipeline, folder, output_dir, model_folder=model, video_root=video_root or videos, **options
+            task, pipeline, folder, output_dir, model_folder=model, video_root=video_root or videos, **options
         )
     if pipeline.state.is_main_process:
-        headline = f"{measured.headline} {measured.metrics[measured.headline]:.4f}"
+        metric = measured.primary_metric or ""
         print(
-            f"{measured.protocol}: {headline}{_unread(len(measured.bad_samples), 'counted as wrong')}", file=sys.stderr
+            f"{measured.protocol}: {metric} {measured.metrics[metric]:.4f}"
+            f"{_unread(len(measured.bad_samples), 'counted as wrong')}",
+            file=sys.stderr,
         )
         print(measured.printed)
     leave_process_group()
@@ -714,9 +715,9 @@ def _print_differences(what: str, lines: list[str], num_compared: int) -> int:
 
 def convert_alpro(*, checkpoint: str, out: str, **options: str | int | None) -> int:
     """Turns an ALPRO checkpoint into a folder with model and processor; prints what became of every tensor."""
-    from simple_multimodal.training import assembly
+    from simple_multimodal.alpro import folder
 
     with _only_writer(out, "convert"):
-        print(assembly.convert_alpro(checkpoint, out, **options).summary())  # type: ignore[arg-type]
+        print(folder.convert_alpro(checkpoint, out, **options).summary())  # type: ignore[arg-type]
     print(out)
     return 0

@@ -10,11 +10,12 @@ import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from arguments import parse_args
-from simple_multimodal import inference
+from simple_multimodal import QuestionAnswerer, Retriever
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.models import MultimodalForPreTraining, encoders
+from simple_multimodal.models import encoders
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.closeness import assert_close
 from tests.models.tiny import tiny_config
 
@@ -70,7 +71,7 @@ def test_inference_of_the_readme_uses_what_is_there(monkeypatch):
     """Names and arguments; what they do is tested in `tests/inference`."""
     code = next(block for block in PYTHON_BLOCKS if "Retriever" in block)
     calls = []
-    for kind in (inference.Retriever, inference.QuestionAnswerer):
+    for kind in (Retriever, QuestionAnswerer):
         monkeypatch.setattr(kind, "__init__", lambda self: None)
         monkeypatch.setattr(kind, "from_pretrained", classmethod(lambda cls, name: cls()))
         for name in {"index", "search", "answer"} & set(vars(kind)):

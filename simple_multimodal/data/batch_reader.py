@@ -69,8 +69,9 @@ class ListedRows:
         rows (`Sequence[Row]`): no two of one index.
     """
 
-    def __init__(self, rows: Sequence[Row]):
-        self._rows: dict[int, Row] = {row["index"]: {**row, "text": None, "captions": []} for row in rows}
+    def __init__(self, rows: Sequence[Row], *, with_text: bool = False):
+        nothing: dict[str, Any] = {} if with_text else {"text": None, "captions": []}
+        self._rows: dict[int, Row] = {row["index"]: {**row, **nothing} for row in rows}  # type: ignore[typeddict-item]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -79,8 +80,8 @@ class ListedRows:
         return self._rows[key[1]]
 
     def bare_row(self, key: Key, /) -> Row:
-        """A row without its files."""
-        return {**self._rows[key[1]], "video": None, "audio": None}
+        """A row without its files and its text."""
+        return {**self._rows[key[1]], "video": None, "audio": None, "text": None, "captions": []}
 
 
 class RowKeys(torch.utils.data.Dataset[Key]):

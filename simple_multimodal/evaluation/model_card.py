@@ -107,7 +107,7 @@ def write_model_card(
         "## How to load it",
         _fence(
             "python",
-            f"from simple_multimodal.models import {architecture}\n"
+            f"from simple_multimodal import {architecture}\n"
             "from simple_multimodal.processing import MultimodalProcessor\n\n"
             f"model = {architecture}.from_pretrained({quoted_name})  # this folder, or its name on the hub\n"
             f"processor = MultimodalProcessor.from_pretrained({quoted_name})",

@@ -237,6 +237,12 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
         )
 
 
+def prepared_protocol(manifest_file: str | os.PathLike[str]) -> Protocol | None:
+    """The protocol of the prepared benchmark that a manifest is part of, if the `protocol.json` beside it names one."""
+    path = Path(manifest_file).parent / "protocol.json"
+    return PROTOCOLS.get(json.loads(path.read_text(encoding="utf-8")).get("protocol")) if path.is_file() else None
+
+
 def prepared_split(manifest_file: str | os.PathLike[str], clips: Iterable[str]) -> str | None:
     """
     Which split of a benchmark rows are of, by the `protocol.json` beside their manifest.

@@ -15,10 +15,8 @@ from tqdm import tqdm
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, describe_difference, make_fingerprint
 from simple_multimodal.data.manifest import MultimodalDataset, Row
-from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Pipeline, from_main
-from simple_multimodal.inference.retriever import Retriever
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import EncoderOutput
@@ -54,7 +52,7 @@ class TowerFeatures(Pipeline):
     ```
     """
 
-    model_classes = {**Retriever.model_classes, **QuestionAnswerer.model_classes}
+    model_classes = None  # whatever its head is, its towers alone are loaded
 
     def write(
         self,

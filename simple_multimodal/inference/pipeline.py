@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -13,9 +13,10 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
+import simple_multimodal.alpro  # noqa: F401  (which makes its configuration known)
 from simple_multimodal.data.bad_samples import (
     LOADER_MEMORY_GIGABYTES,
     MAX_BAD_FRACTION,
@@ -39,7 +40,7 @@ from simple_multimodal.evaluation.precision import (
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.missing import explain
-from simple_multimodal.modalities import CLIP_MODALITIES
+from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.distributed import decide_in_first_process
 from simple_multimodal.models.lora import refuse_adapter
@@ -81,6 +82,20 @@ def open_manifest(clips: Clips) -> Clips:
     return clips
 
 
+class EncodedBatch(NamedTuple):
+    """What is kept of a batch that ran through a model, on the CPU.
+
+    Args:
+        clips (`list[Encoded]`): one for each row.
+        values (`dict[str, torch.Tensor]`): further tensors by name, whose first axis is that of the rows.
+        sums (`dict[str, torch.Tensor]`): `(sum, count)` of losses and metrics over the rows, float64 of shape `(2,)`.
+    """
+
+    clips: list[Encoded]
+    values: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
+
+
 class EncodedRows(NamedTuple):
     """Rows after the towers.
 
@@ -88,11 +103,19 @@ class EncodedRows(NamedTuple):
         rows (`list[Row]`): those that could be read, in their order.
         clips (`list[Encoded]`): one for each of them.
         bad_samples (`list[BadSample]`): the others.
+        values, sums (`dict[str, torch.Tensor]`): of [`EncodedBatch`], for the rows that could be read.
     """
 
     rows: list[Row]
     clips: list[Encoded]
     bad_samples: list[BadSample]
+    values: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
+
+
+def encode_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> EncodedBatch:
+    """The clips of a batch after their towers, and nothing else."""
+    return EncodedBatch(encode_clips(model, batch))
 
 
 def from_main(make: Callable[[], Any]) -> Any:
@@ -115,21 +138,27 @@ class Pipeline:
         shows_progress (`bool`, *optional*, defaults to `False`): show bars.
         video_backend, decode_device, index_dir (`str`, *optional*): see [`MultimodalCollator`].
         max_bad_fraction (`float`, *optional*, defaults to 0.2): share of the clips that cannot be read above which
-            going on makes no sense.
+            going on makes no sense; `None`: it always does, and whoever gets the bad samples warns of them.
         sample_timeout_seconds, loader_memory_gigabytes (`float`, *optional*, defaults to 120.0 and 4.0): with
             `num_workers`, what one file may take, see [`SupervisedReader`].
         features (`str`, *optional*): folder that [`TowerFeatures`] wrote. Its towers do not run, and their files are
             not read; every clip must have features.
         precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"`, `"bf16"` or `"fp16"`, in which the model
             computes, as `--bf16` and `--fp16` of a training run.
+        on_bad_sample (`str`, *optional*, defaults to `"skip"`): what to do about a clip of a data set or a folder that
+            cannot be read: `"skip"`: warn of it and go on with the others. `"fail"`: raise.
+        collator ([`MultimodalCollator`], *optional*): reads clips, in place of one that is made of other arguments.
+        on_batch (`Callable`, *optional*): called with the number of this process's batches after each of them.
 
     Raises:
         ValueError: `max_bad_fraction` is no share, the features are not this model's, or there is no such precision
             here.
     """
 
-    model_classes: dict[str, type[PreTrainedModel]]
-    """What each kind of checkpoint is loaded as, by the name of the class that was saved."""
+    model_classes: Mapping[str, type[PreTrainedModel]] | None
+    """What each kind of checkpoint is loaded as, by the name of the class that was saved; `None`: any, without its
+    head.
+    """
 
     def __init__(
         self,
@@ -143,13 +172,16 @@ class Pipeline:
         video_backend: str = "pyav",
         decode_device: str = "cpu",
         index_dir: str | None = None,
-        max_bad_fraction: float = MAX_BAD_FRACTION,
+        max_bad_fraction: float | None = MAX_BAD_FRACTION,
         sample_timeout_seconds: float = SAMPLE_TIMEOUT_SECONDS,
         loader_memory_gigabytes: float = LOADER_MEMORY_GIGABYTES,
         features: str | os.PathLike[str] | None = None,
         precision: Precision = "fp32",
+        on_bad_sample: Literal["skip", "fail"] = "skip",
+        collator: MultimodalCollator | None = None,
+        on_batch: Callable[[int], None] = lambda num_batches: None,
     ):
-        if not 0 <= max_bad_fraction <= 1:
+        if max_bad_fraction is not None and not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
         self.max_bad_fraction = max_bad_fraction
         self.sample_timeout_seconds = sample_timeout_seconds
@@ -162,6 +194,11 @@ class Pipeline:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.shows_progress = shows_progress and self.state.is_main_process
+        self.on_bad_sample = on_bad_sample
+        self.on_batch = on_batch
+        if collator is not None:
+            self.collator = collator
+            return
         readers = (
             {}
             if features is None
@@ -209,12 +246,12 @@ class Pipeline:
         except (OSError, RecursionError) as error:
             raise ValueError(f"{name_or_path}: is no saved model: {explain(name_or_path, error)}") from error
         saved_class = (config.architectures or ["an unknown class"])[0]
-        if saved_class not in cls.model_classes:
+        if cls.model_classes is not None and saved_class not in cls.model_classes:
             raise ValueError(
                 f"{name_or_path} holds {saved_class}, a model of another task; {cls.__name__} takes "
                 f"{', '.join(cls.model_classes)}."
             )
-        model_class = cls.model_classes[saved_class]
+        model_class = AutoModel if cls.model_classes is None else cls.model_classes[saved_class]
         model, loaded = model_class.from_pretrained(name_or_path, cache_dir=cache_dir, output_loading_info=True)
         if loaded["missing_keys"]:
             raise ValueError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
@@ -248,6 +285,10 @@ class Pipeline:
                 unique.setdefault(ClipKey.of(row), row)
         return list(unique.values())
 
+    def takes(self, modality: Modality) -> bool:
+        """Whether the model is given a modality."""
+        return modality in self.processor.modalities and modality not in self.collator.drop_modalities
+
     def has_clip(self, row: Row) -> bool:
         """Whether a row has a file that this model looks at or listens to."""
         taken = [m for m in CLIP_MODALITIES if m in self.processor.modalities]
@@ -277,10 +318,12 @@ class Pipeline:
         self,
         rows: Sequence[Row],
         *,
-        on_bad_sample: Literal["skip", "fail"] = "skip",
+        on_bad_sample: Literal["skip", "fail"] | None = None,
         with_tokens: bool = True,
         partial: Path | None = None,
         key: str = "",
+        encode: Callable[[PreTrainedModel, dict[str, torch.Tensor]], EncodedBatch] = encode_batch,
+        with_text: bool = False,
     ) -> EncodedRows:
         """
         Run each row's clip through the towers once. Which clips make a batch does not depend on the number of
@@ -288,11 +331,12 @@ class Pipeline:
 
         Args:
             rows (`Sequence[Row]`): of different clips, at least one.
-            on_bad_sample (`str`, *optional*, defaults to `"skip"`): what to do about a clip that cannot be read:
-                `"skip"`: warn of it and go on with the others. `"fail"`: raise.
+            on_bad_sample (`str`, *optional*): as for the class, whose value is the default.
             with_tokens (`bool`, *optional*, defaults to `True`): keep what the fusion takes, and not embeddings alone.
             partial (`Path`, *optional*): folder to keep finished batches in, and to go on from.
             key (`str`, *optional*): with `partial`, [`key`] of the rows.
+            encode (`Callable`, *optional*): what to do with a batch; by default its clips run through their towers.
+            with_text (`bool`, *optional*, defaults to `False`): whether the batch has the rows' texts, too.
 
         Returns:
             [`EncodedRows`]: the same on all processes.
@@ -302,6 +346,7 @@ class Pipeline:
             ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read; or a clip has no
                 features, where the model is used with some.
         """
+        on_bad_sample = on_bad_sample or self.on_bad_sample
         for reader in self.collator.features.values():
             reader.check_rows(rows)
         # A wrong folder is found before any file of it is waited for.
@@ -315,7 +360,7 @@ class Pipeline:
         loader: DataLoader = DataLoader(
             [(row["epoch"], row["index"]) for row in rows],  # type: ignore[arg-type]
             batch_sampler=[list(batches[number]) for number in missing],
-            collate_fn=self._reader(rows, self.collator),
+            collate_fn=self._reader(rows, self.collator, with_text=with_text),
             num_workers=self.num_workers,
             multiprocessing_context=self.worker_context,
         )
@@ -327,16 +372,19 @@ class Pipeline:
                 bad_samples += bad
                 self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
                 bad_rows = {sample.row for sample in bad}
-                with self.autocast():
-                    encoded = encode_clips(self.model, send_to_device(batch, self.model.device))
+                with torch.no_grad(), self.autocast():
+                    encoded = encode(self.model, send_to_device(batch, self.model.device))
+                is_read = [rows[place]["index"] not in bad_rows for place in batches[number]]
                 clips = [
                     clip if with_tokens else Encoded(clip.embed, {})
-                    for place, clip in zip(batches[number], encoded, strict=True)
-                    if rows[place]["index"] not in bad_rows
+                    for clip, is_good in zip(encoded.clips, is_read, strict=True)
+                    if is_good
                 ]
-                own[number] = clips, bad
+                values = {name: value[torch.tensor(is_read)] for name, value in encoded.values.items()}
+                own[number] = EncodedBatch(clips, values, encoded.sums), bad
                 parts.add(number, _pack(*own[number]))
-                bar.update(len(encoded))
+                bar.update(len(is_read))
+                self.on_batch(len(missing))
         parts.flush()
         gathered = dict(part for parts in gather_object([own]) for part in parts.items())
         in_order = [gathered[number] for number in range(len(batches))]
@@ -344,16 +392,22 @@ class Pipeline:
         self.warn_of(bad_samples)
         self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
         bad_rows = {sample.row for sample in bad_samples}
+        encoded_batches = [encoded for encoded, _ in in_order]
+        names = encoded_batches[0].values
         return EncodedRows(
             [row for row in rows if row["index"] not in bad_rows],
-            [clip for clips, _ in in_order for clip in clips],
+            [clip for encoded in encoded_batches for clip in encoded.clips],
             bad_samples,
+            {name: torch.cat([encoded.values[name] for encoded in encoded_batches]) for name in names},
+            sum_by_name(encoded.sums for encoded in encoded_batches),
         )
 
-    def _reader(self, rows: Sequence[Row], collator: MultimodalCollator) -> SupervisedReader:
+    def _reader(
+        self, rows: Sequence[Row], collator: MultimodalCollator, *, with_text: bool = False
+    ) -> SupervisedReader:
         # Without workers a file that takes too long could only be ended with this process, and whoever called it.
         return SupervisedReader(
-            BatchReader(ListedRows(rows), collator, on_bad_sample="skip"),
+            BatchReader(ListedRows(rows, with_text=with_text), collator, on_bad_sample="skip"),
             timeout_seconds=self.sample_timeout_seconds if self.num_workers else 0.0,
             memory_gigabytes=self.loader_memory_gigabytes,
         )
@@ -372,7 +426,7 @@ class Pipeline:
 
     def warn_of(self, bad_samples: Sequence[BadSample]) -> None:
         """One line for each bad sample, from the main process."""
-        for sample in bad_samples if self.state.is_main_process else ():
+        for sample in bad_samples if self.state.is_main_process and self.max_bad_fraction is not None else ():
             logger.warning(f"Bad sample: {sample}")
 
     def check_bad_samples(
@@ -395,6 +449,8 @@ class Pipeline:
         if on_bad_sample == "fail":
             raise MediaError(str(bad_samples[0]))
         num_bad = len(bad_samples)
+        if self.max_bad_fraction is None:
+            return
         if num_bad == num_samples or num_bad > self.max_bad_fraction * num_samples:
             share = "all" if num_bad == num_samples else f"more than --max_bad_fraction {self.max_bad_fraction:g}"
             raise ValueError(
@@ -470,22 +526,38 @@ def _size_and_time(path: str) -> tuple[int, int] | tuple[None, None]:
     return status.st_size, status.st_mtime_ns
 
 
-def _pack(clips: Sequence[Encoded], bad_samples: Sequence[BadSample]) -> dict[str, torch.Tensor]:
-    """Encoded clips and those that could not be read as tensors by name."""
-    bad = {"bad_samples": torch.tensor(list(json.dumps(bad_samples).encode()), dtype=torch.uint8)}
-    embeds = {f"{n}.embed": clip.embed.clone() for n, clip in enumerate(clips) if clip.embed is not None}
-    return bad | embeds | {f"{n}.{m}": tokens for n, clip in enumerate(clips) for m, tokens in clip.tokens.items()}
+def sum_by_name(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Sums of the tensors of each name; a name need not be in all of the parts."""
+    totals: dict[str, torch.Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
 
 
-def _unpack(tensors: dict[str, torch.Tensor]) -> tuple[list[Encoded], list[BadSample]]:
+def _pack(encoded: EncodedBatch, bad_samples: Sequence[BadSample]) -> dict[str, torch.Tensor]:
+    """An encoded batch and the rows that could not be read as tensors by name."""
+    packed = {"bad_samples": torch.tensor(list(json.dumps(bad_samples).encode()), dtype=torch.uint8)}
+    packed |= {f"values.{name}": value for name, value in encoded.values.items()}
+    packed |= {f"sums.{name}": value for name, value in encoded.sums.items()}
+    for number, clip in enumerate(encoded.clips):
+        packed |= {f"{number}.{modality}": tokens for modality, tokens in clip.tokens.items()}
+        if clip.embed is not None:
+            packed[f"{number}.embed"] = clip.embed.clone()
+    return packed
+
+
+def _unpack(tensors: dict[str, torch.Tensor]) -> tuple[EncodedBatch, list[BadSample]]:
     """What [`_pack`] was given."""
     bad_samples = [BadSample(*sample) for sample in json.loads(bytes(tensors.pop("bad_samples").tolist()))]
-    rows: dict[int, dict[str, torch.Tensor]] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {"values": {}, "sums": {}}
     for name, tensor in tensors.items():
-        number, _, entry = name.partition(".")
-        rows.setdefault(int(number), {})[entry] = tensor
-    clips = [Encoded(rows[n].pop("embed", None), rows[n]) for n in range(len(rows))]  # type: ignore[arg-type]
-    return clips, bad_samples
+        part, _, entry = name.partition(".")
+        parts.setdefault(part, {})[entry] = tensor
+    values, sums = parts.pop("values"), parts.pop("sums")
+    rows = [parts[str(number)] for number in range(len(parts))]
+    clips = [Encoded(row.pop("embed", None), row) for row in rows]  # type: ignore[arg-type]
+    return EncodedBatch(clips, values, sums), bad_samples
 
 
 def cosine(texts: Sequence[Encoded], embeds: torch.Tensor) -> torch.Tensor:

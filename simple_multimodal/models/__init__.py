@@ -1,24 +1,7 @@
-"""Towers, fusion, heads and losses: tensors in, tensors out."""
+"""Towers, fusion and losses: tensors in, tensors out. The heads lie with their tasks."""
 
-from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, AlproModel
 from simple_multimodal.models.configuration import MultimodalConfig
-from simple_multimodal.models.modeling import (
-    MultimodalForPreTraining,
-    MultimodalForQuestionAnswering,
-    MultimodalForRetrieval,
-    MultimodalModel,
-    MultimodalOutput,
-)
+from simple_multimodal.models.modeling import MultimodalModel
+from simple_multimodal.models.outputs import MultimodalOutput
 
-__all__ = [
-    "AlproConfig",
-    "AlproForQuestionAnswering",
-    "AlproForRetrieval",
-    "AlproModel",
-    "MultimodalConfig",
-    "MultimodalForPreTraining",
-    "MultimodalForQuestionAnswering",
-    "MultimodalForRetrieval",
-    "MultimodalModel",
-    "MultimodalOutput",
-]
+__all__ = ["MultimodalConfig", "MultimodalModel", "MultimodalOutput"]

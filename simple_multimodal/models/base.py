@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -283,6 +283,8 @@ class TowerModel(PreTrainedModel):
 
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    loss_weights: Mapping[str, float] = {}
+    """Weight of each objective that the model trains, by name."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

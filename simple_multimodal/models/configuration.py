@@ -15,6 +15,17 @@ ClipEmbedding = Literal["fusion", "mean"]
 OBJECTIVES = ("mlm", "mam", "mvm", "contrastive_tv", "contrastive_ta", "contrastive_av", "contrastive_tav", "matching")
 """Names of the pre-training objectives; each has a weight `{name}_loss_weight` in the configuration."""
 
+MASKED_OBJECTIVES: dict[str, Modality] = {"mlm": "text", "mam": "audio", "mvm": "video"}
+"""The modality that each masked objective predicts."""
+
+CONTRASTIVE_PAIRS: dict[str, tuple[str, str]] = {
+    "contrastive_tv": ("text", "video"),
+    "contrastive_ta": ("text", "audio"),
+    "contrastive_av": ("audio", "video"),
+    "contrastive_tav": ("text", "clip"),
+}
+"""The two sides that each contrastive objective compares; `clip` is audio and video fused without text."""
+
 
 def refuse_kernels(config: PreTrainedConfig) -> None:
     """
@@ -75,6 +86,8 @@ class MultimodalConfig(PreTrainedConfig):
             How many of the first candidates are re-ranked by matching unless something else is asked for: as many as
             gave a better R@1 than the cosine alone on the validation split, else 0; `None`: not measured, like 0.
             Training's evaluation sets it.
+        task (`str`, *optional*):
+            Name of the task that the model was trained for; models saved without it are known by their class.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the initial inverse temperature (1 / 0.07).
         image_mean, image_std (`list[float]`):
@@ -108,6 +121,7 @@ class MultimodalConfig(PreTrainedConfig):
     hard_negative_ratio: float = 1.0
     matching_residual: bool = False
     rerank_top_k: int | None = None
+    task: str | None = None
     logit_scale_init_value: float = 2.6592
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)

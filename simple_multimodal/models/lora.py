@@ -214,3 +214,34 @@ def _trained_modules(module: nn.Module, prefix: str = "") -> list[str]:
         else:
             names += _trained_modules(child, f"{prefix}{name}.")
     return names
+
+
+def prepare_trainable(model: TowerModel, freeze: Sequence[str], lora: Mapping | None, *, resumes: bool) -> None:
+    """
+    Freeze towers, and add LoRA adapters to others or merge those that a saved model has.
+
+    Args:
+        model (`TowerModel`): changed in place.
+        freeze (`Sequence[str]`): towers whose weights stay as they are.
+        lora (`Mapping`, *optional*): arguments of [`add_lora`]; no `towers`: all but `fusion` and frozen ones.
+        resumes (`bool`): whether the model is a checkpoint of the run that goes on.
+
+    Raises:
+        ValueError: If the model lacks a tower or layer that is named, or goes on with other adapters than it has.
+    """
+    model.freeze(freeze)
+    if resumes and (lora is None) != (model.config.lora is None):
+        raise ValueError(
+            f"The run in --output_dir {'has no' if lora else 'has'} LoRA adapters. Give the --lora_… flags that it "
+            "began with to go on with it, or another --output_dir."
+        )
+    if lora is not None:
+        towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
+        if not towers:
+            raise ValueError(
+                f"--lora_rank has no tower to put adapters into: --freeze names {', '.join(freeze)}. Take a tower out "
+                "of it, name the fusion in --lora_towers, or leave --lora_rank out."
+            )
+        add_lora(model, **{**lora, "towers": towers})
+    elif model.config.lora is not None:
+        merge_lora(model)

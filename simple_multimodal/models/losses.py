@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from simple_multimodal.models.configuration import ContrastiveForm
-from simple_multimodal.models.distributed import gather_rows
+from simple_multimodal.models.distributed import gather_rows, sum_over_processes
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -164,3 +164,27 @@ def draw_hard_negatives(
     targets = torch.minimum((uniform.double()[:, None] * total).long(), total - 1)
     indices = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
     return torch.where(exists, indices, 0), exists
+
+
+def answer_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items: dict[str, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the answers that the model knows, divided by their number.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_answers)`): one per answer.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): index of the answer; negative: not in the list, takes no
+            part in the loss.
+        num_items (`dict[str, torch.Tensor]`, *optional*): global count of the answered questions, `answer`; by default
+            that of this batch on all processes.
+
+    Returns:
+        The loss, a scalar, and `(sum, count)` of right answers over all questions.
+    """
+    known = labels >= 0
+    count = num_items["answer"] if num_items else sum_over_processes(known.sum().float())
+    loss = F.cross_entropy(logits, labels.masked_fill(~known, -100), ignore_index=-100, reduction="sum")
+    correct = (logits.argmax(dim=-1) == labels).sum()
+    return loss / count.to(loss.device).clamp(min=1), torch.stack(
+        [correct, torch.full_like(correct, len(labels))]
+    ).float()

@@ -153,10 +153,11 @@ class MultimodalTrainingArguments(TrainingArguments):
             "group": GROUP,
         },
     )
-    matching_top_k: int = field(
-        default=32,
+    matching_top_k: int | None = field(
+        default=None,
         metadata={
-            "help": "Evaluation: candidates per query that the matching head re-ranks; 0: none.",
+            "help": "Evaluation: candidates per query that the matching head re-ranks; 0: none. Default: what the "
+            "protocol of a prepared benchmark says, else 32.",
             "group": "Evaluation",
         },
     )
@@ -194,7 +195,7 @@ class MultimodalTrainingArguments(TrainingArguments):
                 f"--contrastive_chunk_size is {self.contrastive_chunk_size}; give 1 or more rows, or leave it out to "
                 "encode a batch at once."
             )
-        if self.matching_top_k < 0:
+        if self.matching_top_k is not None and self.matching_top_k < 0:
             raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (no re-ranking) or more.")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; give a share from 0 to 1.")

@@ -9,9 +9,10 @@ import numpy as np
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
-from simple_multimodal.evaluation.retrieval import ranking, retrieval_ranks
+from simple_multimodal.evaluation.retrieval import positives_from_groups, retrieval_ranks
+from simple_multimodal.evaluation.retrieval import ranking as best_first
 from simple_multimodal.modalities import INPUT_KEYS
-from simple_multimodal.training.evaluation import RetrievalEvaluation
+from simple_multimodal.tasks.retrieval.evaluate import Ranking
 from simple_multimodal.training.trainer import MultimodalTrainer
 
 NUM_EXAMPLES = 8
@@ -36,11 +37,11 @@ def write_results(trainer: MultimodalTrainer) -> None:
         "protocol": evaluation.protocol,
         "counts": evaluation.counts,
         "intervals": evaluation.intervals,
-        "headline": evaluation.headline,
+        "headline": evaluation.primary_metric,
     }
     examples = []
-    if isinstance(evaluation, RetrievalEvaluation) and evaluation.headline is not None:
-        examples = choose_examples(trainer, evaluation)
+    if isinstance(evaluation.details, Ranking):
+        examples = choose_examples(trainer, evaluation.details)
     run = trainer.run_record or {}
     bad = as_json(evaluation.bad_samples)
     write_metrics(
@@ -64,58 +65,39 @@ def write_results(trainer: MultimodalTrainer) -> None:
         trainer.create_model_card()
 
 
-def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation) -> list[QueryExample]:
+def choose_examples(trainer: MultimodalTrainer, ranking: Ranking) -> list[QueryExample]:
     """The worst ranked query, and others spread evenly over the set, with the clips found for each."""
-    positives = np.array([[c.group_id == clip.group_id for clip in evaluation.clips] for c in evaluation.captions])
-    ranks = retrieval_ranks(evaluation.scores, positives)
-    bad_rows = {sample.row for sample in evaluation.bad_samples}
-    shown = np.flatnonzero([caption.row_id not in bad_rows for caption in evaluation.captions])
+    found, scores = ranking.found, ranking.scores
+    positives = positives_from_groups(*found.groups)
+    ranks = retrieval_ranks(scores, positives)
+    shown = np.flatnonzero([row["index"] not in found.bad for row, _ in found.captions])
     if len(shown) == 0:
         return []
     spread = shown[np.linspace(0, len(shown) - 1, min(NUM_EXAMPLES, len(shown))).astype(int)]
     chosen = list(dict.fromkeys([int(shown[ranks[shown].argmax()]), *spread.tolist()]))[:NUM_EXAMPLES]
-    order = ranking(evaluation.scores, positives, NUM_RESULTS)
-    rows = trainer.eval_dataset
-    texts = caption_texts(evaluation, rows)
+    order = best_first(scores, positives, NUM_RESULTS)
     examples = []
     for query in chosen:
         results = []
         places = order[query].tolist()
         if ranks[query] > len(places):
-            places.append(int(np.where(positives[query], evaluation.scores[query], -np.inf).argmax()))
+            places.append(int(np.where(positives[query], scores[query], -np.inf).argmax()))
         for place, candidate in enumerate(places):
-            if evaluation.clips[candidate].is_bad:
+            row = found.clips[candidate]
+            if row["index"] in found.bad:
                 continue
-            row = rows[evaluation.clips[candidate].row_id]
             results.append(
                 RetrievedClip(
                     name=row["id"],
                     rank=place + 1 if place < NUM_RESULTS else int(ranks[query]),
-                    score=float(evaluation.scores[query, candidate]),
+                    score=float(scores[query, candidate]),
                     is_correct=bool(positives[query, candidate]),
                     caption=next(iter(row_captions(row)), None),
                     frames=frame_strip(trainer, row),
                 )
             )
-        examples.append(QueryExample(texts[query], int(ranks[query]), len(evaluation.clips), results))
+        examples.append(QueryExample(found.captions[query][1], int(ranks[query]), len(found.clips), results))
     return examples
-
-
-def caption_texts(evaluation: RetrievalEvaluation, rows) -> list[str]:
-    """Text of each caption of an evaluation, captions of a row following one another in its own order; "" for those of
-    a row that could not be read.
-    """
-    bad_rows = {sample.row for sample in evaluation.bad_samples}
-    texts: list[str] = []
-    position: dict[int, int] = {}
-    for caption in evaluation.captions:
-        if caption.row_id in bad_rows:
-            texts.append("")
-            continue
-        number = position.get(caption.row_id, 0)
-        texts.append(row_captions(rows[caption.row_id])[number])
-        position[caption.row_id] = number + 1
-    return texts
 
 
 def frame_strip(trainer: MultimodalTrainer, row: Row) -> np.ndarray | None:

@@ -6,10 +6,8 @@ import concurrent.futures
 import contextlib
 import functools
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +15,7 @@ import torch
 from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
@@ -29,16 +27,17 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
-from simple_multimodal.evaluation.precision import autocast, precision_mismatch
-from simple_multimodal.evaluation.protocols import prepared_split
+from simple_multimodal.evaluation.precision import precision_mismatch
+from simple_multimodal.evaluation.protocols import prepared_protocol, prepared_split
 from simple_multimodal.evaluation.result_files import write_whole
+from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
-from simple_multimodal.models.modeling import MASKED_OBJECTIVES
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
+from simple_multimodal.tasks import Evaluation, Measuring, Task, task_of
 from simple_multimodal.training import sharding
-from simple_multimodal.training.answering import evaluate_answers, predict_answers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (
     STAGING,
@@ -51,16 +50,6 @@ from simple_multimodal.training.checkpoints import (
     publish,
     rotate,
     seal,
-)
-from simple_multimodal.training.evaluation import (
-    EncodedRow,
-    EncodedSet,
-    Evaluation,
-    PairSet,
-    RetrievalEvaluation,
-    encode_set,
-    evaluate_encoded,
-    pair_metrics,
 )
 from simple_multimodal.training.learning_rates import parameter_rates, set_learning_rates
 from simple_multimodal.training.quarantine import Quarantine
@@ -150,6 +139,7 @@ class MultimodalTrainer(Trainer):
         eval_collator ([`MultimodalCollator`]): makes evaluation batches.
         train_dataset, eval_dataset ([`MultimodalDataset`], *optional*): rows.
         processing_class ([`MultimodalProcessor`]): saved beside the model.
+        task ([`Task`], *optional*): what measures the model; by default that of its configuration, without options.
         run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint.
         callbacks (`list[TrainerCallback]`, *optional*): further callbacks.
     """
@@ -169,9 +159,11 @@ class MultimodalTrainer(Trainer):
         train_dataset: MultimodalDataset | None = None,
         eval_dataset: MultimodalDataset | dict[str, MultimodalDataset] | None = None,
         processing_class: MultimodalProcessor | None = None,
+        task: Task | None = None,
         run_record: dict | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        self.task = task or task_of(model.config.task, type(model).__name__)()
         self.run_record = run_record
         self.speed = Speed()
         self.eval_collator = eval_collator
@@ -243,12 +235,10 @@ class MultimodalTrainer(Trainer):
         dataset: MultimodalDataset,
         collator: MultimodalCollator,
         on_bad_sample: OnBadSamplePolicy,
-        *,
-        with_captions: bool = False,
     ) -> SupervisedReader:
         """Makes batches out of keys of rows."""
         return SupervisedReader(
-            BatchReader(dataset, collator, on_bad_sample=on_bad_sample, with_captions=with_captions),
+            BatchReader(dataset, collator, on_bad_sample=on_bad_sample),
             timeout_seconds=self.args.sample_timeout_seconds,
             memory_gigabytes=self.args.loader_memory_gigabytes,
         )
@@ -277,30 +267,6 @@ class MultimodalTrainer(Trainer):
         base.generator = torch.Generator()
         base.worker_init_fn = LoaderInit(base.worker_init_fn)
         return loader
-
-    def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> DataLoader:
-        """Batches of this process's share of the rows; no row stands in two shares, none is repeated to fill a
-        batch.
-        """
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
-        if not isinstance(eval_dataset, MultimodalDataset):
-            raise ValueError("Evaluation needs an eval_dataset.")
-        # Never another row in the place of a bad one: that one is to count.
-        policy: OnBadSamplePolicy = "fail" if self.args.on_bad_sample == "fail" else "skip"
-        workers = self.args.dataloader_num_workers
-        share = range(self.args.process_index, len(eval_dataset), self.args.world_size)
-        return DataLoader(
-            Subset(RowKeys(eval_dataset), share),
-            batch_size=self.args.eval_batch_size,
-            collate_fn=self._reader(
-                eval_dataset, self.eval_collator, policy, with_captions=not self._answers_questions
-            ),
-            num_workers=workers,
-            worker_init_fn=LoaderInit(),
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
-        )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         # A run that resumes at its last step, or where it stopped early, would get one more.
@@ -364,17 +330,17 @@ class MultimodalTrainer(Trainer):
                 "--contrastive_chunk_size needs the whole model in every process: without FSDP and DeepSpeed. Leave "
                 "it out, or start one process per device with torchrun or accelerate launch."
             )
-        weights = {} if self._answers_questions else self.model.loss_weights
-        if not weights.keys() - MASKED_OBJECTIVES.keys():
+        weights = self.model.loss_weights
+        if not weights.keys() & {*CONTRASTIVE_PAIRS, "matching"}:
             raise ValueError(
                 "--contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
-                f"train ({', '.join(weights) or 'it answers questions'}). Use --gradient_accumulation_steps, which "
+                f"train (it has {', '.join(weights)}). Use --gradient_accumulation_steps, which "
                 "gives the same gradients here and costs less."
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         size = self.args.contrastive_chunk_size
-        chunks = {} if size is None else {"chunk_size": size}  # models that answer questions take none
+        chunks = {} if size is None else {"chunk_size": size}  # other models take none
         outputs = model(**inputs, num_items=num_items_in_batch, **chunks)
         self._collect(outputs)
         # Gradients are averaged over processes, but this loss is a share of a sum.
@@ -493,20 +459,42 @@ class MultimodalTrainer(Trainer):
         return optimizer
 
     # ---- Evaluation ----
+    def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> Any:
+        """The rows to evaluate, which [`evaluation_loop`] reads itself: no row stands in the shares of two processes,
+        and none is repeated to fill a batch.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
+        if not isinstance(eval_dataset, MultimodalDataset):
+            raise ValueError("Evaluation needs an eval_dataset.")
+        return eval_dataset
+
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: Any,
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Run over this process's rows, share what comes out, and measure; [`Trainer.evaluate`] does the rest."""
-        if self._answers_questions:
-            evaluation: Evaluation = self._evaluate_answers(dataloader)
-        else:
-            evaluation = self._evaluate_retrieval(dataloader)
-        evaluation.bad_samples = self._quarantine.settle("evaluation")
+        """Have the task measure the rows, shared among the processes; [`Trainer.evaluate`] does the rest."""
+        rows: MultimodalDataset = dataloader
+        split = prepared_split(rows.manifest_file, rows.clip_names())
+        measuring = Measuring(
+            benchmark=prepared_protocol(rows.manifest_file),
+            with_losses=True,
+            is_final=not self.is_in_train,
+            train_set=self.train_dataset,
+        )
+        with self._evaluating() as model:
+            evaluation = self.task.evaluate(self._pipeline(model), rows, measuring)
+            # Nothing about the model is chosen by test clips, or by clips that lack a modality.
+            if split != "test" and not self.eval_collator.drop_modalities:
+                for name, value in evaluation.config_settings.items():
+                    setattr(model.config, name, value)
+        if self.is_world_process_zero():
+            self._quarantine.add(evaluation.bad_samples, len(rows), self.state.global_step)
+        self._quarantine.settle("evaluation")
         audio: AudioFeatureExtractor | None = self.eval_collator.processor.feature_extractor
         if audio is not None and audio.crop_rule is not None:
             evaluation.protocol += f"; {audio.crop_rule}"
@@ -514,88 +502,24 @@ class MultimodalTrainer(Trainer):
             evaluation.protocol += "; frames decoded by the GPU (NVDEC), not bit-equal to a CPU's"
         self.last_evaluation = evaluation
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation.metrics.items()}
-        num_rows = evaluation.counts["questions" if self._answers_questions else "rows"]
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_rows)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=evaluation.num_rows)
 
-    @property
-    def _answers_questions(self) -> bool:
-        return hasattr(self.accelerator.unwrap_model(self.model), "answer_logits")
-
-    def _evaluate_answers(self, dataloader: DataLoader) -> Evaluation:
-        self.callback_handler.eval_dataloader = dataloader
-        with self._evaluating() as model:
-            predictions = predict_answers(
-                model,
-                self._noting_bad_samples(dataloader),
-                to_device=self._prepare_inputs,
-                autocast=self._autocast,
-                on_step=self._on_prediction_step,
-            )
-        questions = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
-        return evaluate_answers(predictions, questions, model.config.id2label, self.train_dataset)
-
-    def _evaluate_retrieval(self, dataloader: DataLoader) -> RetrievalEvaluation:
-        with self._evaluating() as model:
-            encoded = self._encode(model, dataloader)
-            evaluation = evaluate_encoded(
-                model,
-                encoded,
-                matching_top_k=self.args.matching_top_k,
-                process_index=self.args.process_index,
-                num_processes=self.args.world_size,
-                autocast=self._autocast,
-            )
-            # Nothing about the model is chosen by test clips, or by clips that lack a modality.
-            rows: MultimodalDataset = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
-            is_test = prepared_split(rows.manifest_file, rows.clip_names()) == "test"
-            if not (is_test or self.eval_collator.drop_modalities):
-                model.config.rerank_top_k = evaluation.rerank_top_k
-        return evaluation
-
-    def evaluate_pairs(self, pair_sets: list[PairSet]) -> dict[str, float]:
-        """Measure pairs of rows of the evaluation set that was evaluated last; the metrics join those of that
-        evaluation.
-
-        Returns:
-            `dict[str, float]`: metrics of [`pair_metrics`], with the prefix `eval_`.
-        """
-        if not pair_sets:
-            return {}
-        evaluation = self.last_evaluation
-        if not isinstance(evaluation, RetrievalEvaluation):
-            raise ValueError("Pairs are measured among the rows of a retrieval evaluation: call `evaluate` before.")
-        ids = self.eval_dataset
-
-        def clip_embeds(dataset: MultimodalDataset, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
-            return {
-                dataset.bare_row((0, row.row_id))["id"]: row.embeds["clip"] * (math.nan if row.is_bad else 1.0)
-                for row in rows
-                if row.presence["clip"] or row.is_bad
-            }
-
-        clips = clip_embeds(ids, evaluation.rows)
-        captions: dict[str, torch.Tensor] = {}
-        for caption in evaluation.captions:
-            captions.setdefault(ids.bare_row((0, caption.row_id))["id"], caption.embed)
-        metrics: dict[str, float] = {}
-        for pair_set in pair_sets:
-            swapped: dict[str, torch.Tensor] = {}
-            if pair_set.swapped is not None:
-                with self._evaluating() as model:
-                    encoded = self._encode(model, self.get_eval_dataloader(pair_set.swapped))
-                # Nothing else ends the progress bar of this pass.
-                self.control = self.callback_handler.on_predict(self.args, self.state, self.control, {})
-                swapped = clip_embeds(pair_set.swapped, encoded.rows)
-                evaluation.bad_samples += self._quarantine.settle("evaluation")
-            measured, intervals = pair_metrics(pair_set, captions, clips, swapped)
-            metrics |= measured
-            evaluation.intervals |= intervals
-        evaluation.metrics |= metrics
-        return {f"eval_{name}": value for name, value in metrics.items()}
-
-    def _autocast(self) -> AbstractContextManager:
-        """What evaluation runs in, as a [`Pipeline`] does that measures the model later."""
-        return autocast(self.args.precision, self.args.device.type)
+    def _pipeline(self, model: PreTrainedModel) -> Pipeline:
+        """The model in use, as it will be used once it is saved."""
+        return self.task.pipeline_class(
+            model,
+            self.eval_collator.processor,
+            collator=self.eval_collator,
+            batch_size=self.args.eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            # Never another row in the place of a bad one: that one is to count.
+            on_bad_sample="fail" if self.args.on_bad_sample == "fail" else "skip",
+            max_bad_fraction=None,
+            sample_timeout_seconds=self.args.sample_timeout_seconds,
+            loader_memory_gigabytes=self.args.loader_memory_gigabytes,
+            precision=self.args.precision,
+            on_batch=self._on_prediction_step,
+        )
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[PreTrainedModel]:
@@ -607,22 +531,8 @@ class MultimodalTrainer(Trainer):
             yield model
         model.train(was_training)
 
-    def _encode(self, model: PreTrainedModel, dataloader: DataLoader) -> EncodedSet:
-        self.callback_handler.eval_dataloader = dataloader
-        return encode_set(
-            model,
-            self._noting_bad_samples(dataloader),
-            to_device=self._prepare_inputs,
-            autocast=self._autocast,
-            on_step=self._on_prediction_step,
-        )
-
-    def _noting_bad_samples(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for batch in batches:
-            self._quarantine.add(batch.get("bad_samples", ()), len(batch["row_ids"]), self.state.global_step)
-            yield batch
-
-    def _on_prediction_step(self) -> None:
+    def _on_prediction_step(self, num_batches: int) -> None:
+        self.callback_handler.eval_dataloader = range(num_batches)  # of which the progress bar asks the length
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     # ---- Saving ----

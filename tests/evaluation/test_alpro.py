@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from simple_multimodal.evaluation.alpro import (
+from simple_multimodal.alpro.metrics import (
     alpro_question_answering_metrics,
     alpro_retrieval_metrics,
     padded_positions,

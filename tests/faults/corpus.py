@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.models.modeling import MultimodalForRetrieval
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from tests.media.media_files import write_media
 from tests.models.tiny import FRAMES, HEIGHT, MEL_BINS, VOCAB_SIZE, WIDTH, WINDOW_FRAMES, tiny_config
 

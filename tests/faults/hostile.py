@@ -30,14 +30,14 @@ import torch
 from transformers import BertConfig
 
 from arguments import parse_args
+from simple_multimodal.alpro import load_alpro
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.files import media_rows
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import Retriever
-from simple_multimodal.models.alpro import load_alpro
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import load_pretrained_tower
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.faults.corpus import Case, build_corpus
 from tests.faults.supervised import supervise
 from tests.models.tiny import SIZES, VOCAB_SIZE

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from simple_multimodal import assembly
+from simple_multimodal.alpro import folder
+from simple_multimodal.alpro.layout import SOURCE_FILE
 from simple_multimodal.cli import main
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.training import assembly
-from simple_multimodal.training.alpro_layout import SOURCE_FILE
 from tests.models.alpro.tiny import original_tensors, tiny_config
 from tests.training.tiny_benchmark import TEXTS, write_benchmark
 
@@ -23,7 +24,7 @@ TASKS = {"msrvtt_ret": "retrieval", "didemo_ret": "retrieval", "msrvtt_qa": "qa"
 def converted(monkeypatch) -> list[Path]:
     """The checkpoints that are converted; they are tiny ones."""
     converted = []
-    load = assembly.load_alpro
+    load = folder.load_alpro
 
     def load_tiny(checkpoint, **settings):
         converted.append(checkpoint)
@@ -33,7 +34,7 @@ def converted(monkeypatch) -> list[Path]:
         config.text_config.max_position_embeddings = 64
         return load(checkpoint, **{**settings, "config": config})
 
-    monkeypatch.setattr(assembly, "load_alpro", load_tiny)
+    monkeypatch.setattr(folder, "load_alpro", load_tiny)
     return converted
 
 

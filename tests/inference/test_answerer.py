@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from simple_multimodal.data.manifest import QuestionDataset
-from simple_multimodal.inference import QuestionAnswerer
+from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
 

@@ -12,12 +12,15 @@ from simple_multimodal.cli import main
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
 from simple_multimodal.evaluation.retrieval import dual_softmax
-from simple_multimodal.inference import ClipIndex, QuestionAnswerer, Retriever, partial, pipeline
-from simple_multimodal.inference.benchmark import DUAL_SOFTMAX_TEMPERATURE, measure_answers, measure_retrieval
+from simple_multimodal.inference import partial, pipeline
 from simple_multimodal.inference.pipeline import cosine
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.models.pairs import ranking_scores
+from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
+from simple_multimodal.tasks.question_answering.evaluate import evaluate_answers
+from simple_multimodal.tasks.retrieval.evaluate import DUAL_SOFTMAX_TEMPERATURE, evaluate_retrieval
+from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Retriever
 from tests.closeness import assert_close
 from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
 from tests.inference.test_benchmark import launch
@@ -116,7 +119,7 @@ def test_in_retrieval_a_bad_clip_comes_last(retriever, scores, folder, warnings,
         file.unlink()
     elif kind == "garbage":
         file.write_bytes(b"x" * 1000)
-    measured = measure_retrieval(retriever, captioned(folder))
+    measured = evaluate_retrieval(retriever, captioned(folder))
     for name in ("", "matching_"):
         assert_ranks(measured.metrics, name, scores[name])
     assert measured.counts == {"captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
@@ -128,8 +131,8 @@ def test_in_retrieval_a_bad_clip_comes_last(retriever, scores, folder, warnings,
 
 
 def test_without_matching_and_with_dual_softmax(retriever, scores, folder):
-    measured = measure_retrieval(
-        retriever, captioned(folder), matching_top_k=0, uses_dual_softmax=True, num_results=NUM_CLIPS
+    measured = evaluate_retrieval(
+        retriever, captioned(folder), rerank_top_k=0, uses_dual_softmax=True, num_results=NUM_CLIPS
     )
     expected = np.full((NUM_CLIPS, NUM_CLIPS), -np.inf)
     expected[np.ix_(GOOD, GOOD)] = dual_softmax(scores[""][np.ix_(GOOD, GOOD)], temperature=DUAL_SOFTMAX_TEMPERATURE)
@@ -144,7 +147,7 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     rows = [{"video": f"{n}.mp4", "text": f"{n}.txt"} for n in range(NUM_CLIPS)]
     write_lines(manifest, rows)
     roots = {"video_root": clips / "video", "cache_dir": tmp_path / "cache"}
-    measured = measure_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    measured = evaluate_retrieval(retriever, MultimodalDataset(manifest, **roots))
     assert_ranks(measured.metrics, "matching_", scores["matching_"])
     assert measured.counts == {"captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
     assert [sample.file for sample in measured.bad_samples] == [str(tmp_path / f"{BAD}.txt")]
@@ -152,7 +155,7 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     write_lines(
         manifest, [*rows, {"video": f"{BAD}.mp4", "caption": "a clip of its own", "group": f"video={BAD}.mp4"}]
     )
-    measured = measure_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    measured = evaluate_retrieval(retriever, MultimodalDataset(manifest, **roots))
     assert measured.counts == {"captions": 8, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
     written = {(row["txt_id"], row["vid_id"]) for row in measured.rows}
     assert len(written) == 49 and {text for text, _ in written} == {*GOOD, 7}
@@ -175,8 +178,8 @@ def test_a_question_about_a_bad_clip_is_answered_wrong(answerer, clips, folder, 
         tmp_path / "questions.jsonl",
         [row | {"answer": answerer.model.config.id2label[int(n)]} for row, n in zip(rows, labels, strict=True)],
     )
-    assert measure_answers(answerer, dataset(clips / "video")).metrics["accuracy"] == 1.0
-    measured = measure_answers(answerer, dataset(folder))
+    assert evaluate_answers(answerer, dataset(clips / "video")).metrics["accuracy"] == 1.0
+    measured = evaluate_answers(answerer, dataset(folder))
     assert measured.metrics["accuracy"] == pytest.approx(6 / 7)
     assert measured.metrics["who_accuracy"] == pytest.approx(6 / 7)
     assert measured.counts == {"questions": 14, "clips": 7, "bad_samples": 1}

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import ClipIndex, Retriever, pipeline
-from simple_multimodal.inference.benchmark import measure_retrieval
+from simple_multimodal.inference import pipeline
+from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
+from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Retriever
 from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
 from tests.training import tiny_run
 from tests.training.tiny_run import CAPTIONS
@@ -149,7 +150,7 @@ def test_several_captions_of_a_clip_are_all_queries(retrieval_model, clips, tmp_
     manifest = tmp_path / "several.jsonl"
     write_lines(manifest, [{"video": f"{n}.mp4", "captions": ["a cat", f"clip {n}"]} for n in range(3)])
     dataset = MultimodalDataset(manifest, video_root=clips / "video")
-    measured = measure_retrieval(Retriever.from_pretrained(retrieval_model), dataset)
+    measured = evaluate_retrieval(Retriever.from_pretrained(retrieval_model), dataset)
     assert measured.counts == {"captions": 6, "clips": 3, "duplicate_captions": 3}
     assert measured.metrics["text_to_video_num_queries"] == 6 and measured.metrics["video_to_text_num_queries"] == 3
 
@@ -205,14 +206,14 @@ def test_rows_without_a_clip_are_left_out_and_one_group_is_one_candidate(retriev
     ]
     write_lines(manifest, rows)
     dataset = MultimodalDataset(manifest, video_root=clips / "video")
-    measured = measure_retrieval(Retriever.from_pretrained(retrieval_model), dataset)
+    measured = evaluate_retrieval(Retriever.from_pretrained(retrieval_model), dataset)
     assert measured.counts == {"captions": 4, "clips": 3, "duplicate_captions": 0, "rows_without_clip": 1}
     assert [row["vid_id"] for row in measured.rows] == [name for name in "acd" for _ in range(4)]
     assert measured.metrics["matching_text_to_video_num_candidates"] == 3
     write_lines(manifest, rows[-1:])
     with pytest.raises(ValueError, match=r"rows\.jsonl: no row has a clip and a caption"):
         alone = MultimodalDataset(manifest, video_root=clips / "video", modalities=("text",))
-        measure_retrieval(Retriever.from_pretrained(retrieval_model), alone)
+        evaluate_retrieval(Retriever.from_pretrained(retrieval_model), alone)
 
 
 def test_without_matching_the_first_candidates_have_rows(retrieval_model, clips, tmp_path):
@@ -220,9 +221,9 @@ def test_without_matching_the_first_candidates_have_rows(retrieval_model, clips,
     dataset = MultimodalDataset(clips / "train.csv", **{f"{n}_root": clips / n for n in ("audio", "text", "video")})
     retriever = Retriever.from_pretrained(retrieval_model)
     with pytest.raises(ValueError, match=r"0 \(no matching\) or more, got -1"):
-        measure_retrieval(retriever, dataset, matching_top_k=-1)
-    every = list(measure_retrieval(retriever, dataset, matching_top_k=0).rows)
-    some = measure_retrieval(retriever, dataset, matching_top_k=0, num_results=1)
+        evaluate_retrieval(retriever, dataset, rerank_top_k=-1)
+    every = list(evaluate_retrieval(retriever, dataset, rerank_top_k=0).rows)
+    some = evaluate_retrieval(retriever, dataset, rerank_top_k=0, num_results=1)
     assert len(every) == NUM_CLIPS**2 and all(row["score"] == row["sim"] for row in every)
     best = {max((row for row in every if row[key] == value), key=lambda row: row["sim"])["sim"]
             for key in ("vid_id", "txt_id") for value in {row[key] for row in every}}  # fmt: skip
@@ -243,12 +244,13 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
     assert "a model of another task" in error("infer", retrieval_model, str(data / "msvd_qa"))
     absent = error("infer", retrieval_model, str(data / "msrvtt_ret"), "--split", "validation")
     assert "has no validation split" in absent
-    assert "how many candidates are ordered anew" in error(*retrieval, "--measure_rerank")
+    assert "how many candidates are re-ranked" in error(*retrieval, "--measure_rerank")
     assert "got num_missing=0, rerank_top_k=-1" in error(*retrieval, "--matching_top_k", "-1")
     with pytest.raises(SystemExit):
         error(*retrieval, "--matching_top_k", "few")
     assert "--matching_top_k: 'few' is neither a number nor 'all'" in capfd.readouterr().err
-    assert "re-ranking and dual softmax are for retrieval" in error(*answering, "--matching_top_k", "3")
+    refused = error(*answering, "--matching_top_k", "3")
+    assert "--matching_top_k cannot be used with the task question_answering" in refused
     shutil.copytree(data / "msvd_qa", tmp_path / "msvd_qa")
     listed = tmp_path / "msvd_qa/txt/test.jsonl"
     listed.write_text(listed.read_text().replace('"answer_type": "who"', '"answer_type": "whose"'))

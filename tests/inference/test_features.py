@@ -17,9 +17,10 @@ from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import QuestionAnswerer, Retriever, TowerFeatures
-from simple_multimodal.inference.features import FeatureReport
+from simple_multimodal.inference.features import FeatureReport, TowerFeatures
 from simple_multimodal.media.pyav_backend import PyAVBackend
+from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.closeness import assert_close
 from tests.inference.conftest import NUM_CLIPS
 

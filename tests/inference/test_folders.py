@@ -9,7 +9,7 @@ import pytest
 
 from simple_multimodal.cli import main
 from simple_multimodal.data import files
-from simple_multimodal.inference import ClipIndex
+from simple_multimodal.tasks.retrieval.retriever import ClipIndex
 from tests.media.media_files import write_media
 
 FIVE = ["a.mp4", "b.MTS", "c.opus", "d.gif", "e.vob"]

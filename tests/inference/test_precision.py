@@ -10,8 +10,9 @@ import torch
 from simple_multimodal.cli import main
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.evaluation.precision import autocast, effective_precision
-from simple_multimodal.inference import Retriever, TowerFeatures
-from simple_multimodal.inference.benchmark import measure_retrieval
+from simple_multimodal.inference.features import TowerFeatures
+from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.inference.conftest import unseen
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
@@ -46,7 +47,7 @@ def test_a_model_is_used_in_the_precision_that_it_was_selected_in(bf16_model, re
 def test_infer_measures_as_training_evaluates(bf16_model, clips, tmp_path):
     trained = json.loads(Path(bf16_model, "evaluation.json").read_text())
     assert trained["precision"] == "bf16"
-    measured = measure_retrieval(Retriever.from_pretrained(bf16_model), manifest(clips))
+    measured = evaluate_retrieval(Retriever.from_pretrained(bf16_model), manifest(clips))
     for name in ("text_to_video_R@1", "text_to_video_mean_rank", "matching_text_to_video_mean_rank"):
         assert measured.metrics[name] == trained["metrics"][name], name
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from simple_multimodal.cli import main
-from simple_multimodal.inference import Retriever, benchmark, partial, pipeline
+from simple_multimodal.inference import partial, pipeline
 from simple_multimodal.inference.partial import Partial
-from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.inference.conftest import NUM_CLIPS, unseen
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -100,7 +102,7 @@ def test_an_interrupted_run_goes_on(work, models, data, whole, tmp_path, monkeyp
     with monkeypatch.context() as ended:
         work.ends_at = stage, number
         if stage == "end":  # when all is computed, and one of the two files is written
-            ended.setattr(benchmark, "write_metrics", lambda *args, **further: (_ for _ in ()).throw(Interrupted))
+            ended.setattr(measure, "write_metrics", lambda *args, **further: (_ for _ in ()).throw(Interrupted))
         with pytest.raises(Interrupted):
             infer(models[task], data / task, out)
     work.ends_at = None

@@ -12,11 +12,11 @@ from simple_multimodal.cli import main
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import ClipIndex, Match, Retriever
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.models import MultimodalForRetrieval
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.pairs import ranking_scores
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
+from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Match, Retriever
 from tests.closeness import assert_close
 
 

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
 from simple_multimodal.models.fusion.crossformer import Clip, Stream
 from simple_multimodal.models.losses import normalize
-from simple_multimodal.models.modeling import MultimodalForPreTraining, matching_loss
+from simple_multimodal.models.matching import matching_loss
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.models.tiny import LACKING, ROWS, Row, make_batch, naming_windows, randomize, tiny_config
 
 CHUNKED_CASES = ("co_attention", "pooled")

@@ -11,17 +11,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from simple_multimodal.alpro import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.modalities import INPUT_KEYS, TOKEN_KEYS
-from simple_multimodal.models import (
-    MultimodalForPreTraining,
-    MultimodalForQuestionAnswering,
-    MultimodalForRetrieval,
-)
-from simple_multimodal.models.alpro import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.lora import add_lora
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from tests.models import tiny
 from tests.models.alpro import tiny as alpro
 

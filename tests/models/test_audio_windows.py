@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.models.audio.windows import encode_windows, put_windows, take_windows
 from simple_multimodal.models.encoders import ENCODERS, Encoder
 from simple_multimodal.processing.audio_windows import windows_with_audio
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.closeness import assert_close
 from tests.models import tiny
 from tests.models.distributed_worker import CASES, build

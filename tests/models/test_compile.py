@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.models.alpro import tiny as alpro
 from tests.models.distributed_worker import CASES, build, gradients_of
 from tests.models.tiny import ROWS, Row, make_batch, naming_windows, tiny_config

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering
-from simple_multimodal.models.alpro import AlproForQuestionAnswering
+from simple_multimodal.alpro import AlproForQuestionAnswering
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.models.alpro import tiny as alpro
 from tests.models.distributed_worker import CASES, build
 from tests.models.test_host_reads import TEXT_INPUTS, picture_inputs, sound_inputs

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import ViTConfig
 
-from simple_multimodal.models import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.models.gradient_caching import _Chunk, run_in_chunks, split_batch
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from tests.closeness import assert_close
 from tests.models.alpro import tiny as alpro
 from tests.models.distributed_worker import CASES, build, gradients_of

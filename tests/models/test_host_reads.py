@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from simple_multimodal.models import MultimodalForPreTraining, MultimodalForQuestionAnswering, losses, modeling
-from simple_multimodal.models.alpro import AlproForQuestionAnswering
+from simple_multimodal.alpro import AlproForQuestionAnswering
+from simple_multimodal.models import losses, modeling
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.models.alpro import tiny as alpro
 from tests.models.distributed_worker import CASES
 from tests.models.host_reads import refusing_host_reads

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from simple_multimodal.models.alpro import AlproForQuestionAnswering, AlproForRetrieval
+from simple_multimodal.alpro import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.models.base import TowerModel, transformer_layers
 from simple_multimodal.models.loading import fold_names
 from simple_multimodal.models.lora import (
@@ -19,7 +19,8 @@ from simple_multimodal.models.lora import (
     require_peft,
     save_adapter,
 )
-from simple_multimodal.models.modeling import MultimodalForPreTraining, MultimodalForQuestionAnswering
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.closeness import assert_close
 from tests.models import tiny
 from tests.models.alpro import tiny as tiny_alpro

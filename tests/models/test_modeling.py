@@ -12,17 +12,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, ViTModel
 
-from simple_multimodal.models.configuration import OBJECTIVES, MultimodalConfig
+from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import EncoderOutput
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives
-from simple_multimodal.models.modeling import (
-    CONTRASTIVE_PAIRS,
-    MultimodalForPreTraining,
-    MultimodalForQuestionAnswering,
-    MultimodalForRetrieval,
-    MultimodalModel,
-    pool_time_steps,
-)
+from simple_multimodal.models.modeling import MultimodalModel, pool_time_steps
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from tests.closeness import assert_close
 from tests.models.tiny import (
     ROWS,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from simple_multimodal.models import MultimodalForQuestionAnswering, MultimodalForRetrieval
 from simple_multimodal.models.fusion.crossformer import ClipCache, concatenate
 from simple_multimodal.models.pairs import (
     CLIP_TOKENS_PER_BATCH,
@@ -18,6 +17,8 @@ from simple_multimodal.models.pairs import (
     ranking_scores,
     score_pairs,
 )
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from tests.closeness import assert_close
 from tests.models import tiny
 

@@ -15,7 +15,7 @@ from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import ENCODERS
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
 from simple_multimodal.models.lora import add_lora, find_targets
-from simple_multimodal.models.modeling import MultimodalForRetrieval
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from simple_multimodal.training.learning_rates import number_layers, tower_layers
 
 from .tiny_towers import tiny_config

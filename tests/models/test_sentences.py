@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, BertConfig, BertModel, ViTConfig
 
+from simple_multimodal.assembly import processor_names
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
-from simple_multimodal.models.modeling import MultimodalForRetrieval
 from simple_multimodal.models.text.sentences import POOLING_MODES
-from simple_multimodal.training.assembly import processor_names
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from tests.closeness import assert_close
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

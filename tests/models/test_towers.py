@@ -32,9 +32,9 @@ from simple_multimodal.models.base import mean_direction
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.encoders import Encoder, get_encoder_class
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
-from simple_multimodal.models.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.models.times import time_embedding
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from tests.closeness import assert_close
 
 from .tiny_towers import (

@@ -6,8 +6,8 @@ import pytest
 from transformers import DebertaV2Config, VideoMAEConfig, ViTConfig, ViTMAEConfig
 
 import train
+from simple_multimodal.assembly import build_config, build_processor, load_processor
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
-from simple_multimodal.training.assembly import build_config, build_processor, load_processor
 from tests.training.tiny_run import CAPTIONS, flags, run
 
 TOWERS = {
@@ -204,7 +204,7 @@ def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, 
 )
 def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
     said: list[str] = []
-    for module in ("arguments.model_arguments", "simple_multimodal.training.assembly"):
+    for module in ("arguments.model_arguments", "simple_multimodal.assembly"):
         monkeypatch.setattr(f"{module}.logger.warning", said.append)
     run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=1, save_strategy="no", **values))
     assert len(said) == len(told) and all(map(str.startswith, said, told)), said

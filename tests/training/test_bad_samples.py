@@ -149,7 +149,7 @@ def test_in_retrieval_a_bad_sample_comes_last(spoiled, trained, tmp_path):
     pairs.write_text('{"a": "1", "b": "0"}\n{"a": "2", "b": "3"}\n')
     common = spoiled("video/1.mp4", "text/6.txt", data="bad")
     metrics, trainer = evaluate(common, trained, tmp_path / "out", pair_files=pairs, dataloader_num_workers=1)
-    scores = whole.last_evaluation.scores  # row i: caption i, column i: clip i
+    scores = whole.last_evaluation.details.scores  # row i: caption i, column i: clip i
     good = [0, 2, 3, 4, 5]
     ranks = [1 + sum(scores[row, other] >= scores[row, row] for other in good if other != row) for row in good]
     ranks += [NUM_ROWS, NUM_ROWS]
@@ -162,7 +162,7 @@ def test_in_retrieval_a_bad_sample_comes_last(spoiled, trained, tmp_path):
     choice = [float(scores[a, a] > scores[a, b]) for a, b in ((2, 3), (3, 2))]
     assert metrics["eval_sound_pair_accuracy"] == sum(choice) / 4  # the pair with the bad sample is wrong
     report = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert report["counts"] == {"rows": 7, "captions": 7, "clips": 7, "bad_samples": 2}
+    assert report["counts"] == {"rows": 7, "captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 2}
     assert [(sample["id"], Path(sample["file"]).name) for sample in report["bad_samples"]] == [
         ("1", "1.mp4"),
         ("6", "6.txt"),
@@ -183,11 +183,11 @@ def test_a_good_row_stands_for_the_clip_of_a_bad_one_of_its_group(spoiled, train
     rows.append({"video": "1.mp4", "audio": "5.wav", "caption": "a dog", "group": "1"})
     manifest.write_text("\n".join(map(json.dumps, rows)))
     metrics, trainer = evaluate(common, trained, tmp_path / "out", validation_file=manifest)
-    evaluation = trainer.last_evaluation
-    assert sorted(clip.row_id for clip in evaluation.clips) == [1, 2] and not any(c.is_bad for c in evaluation.clips)
+    ranking = trainer.last_evaluation.details
+    assert sorted(clip["index"] for clip in ranking.found.clips) == [1, 2] and ranking.found.is_read.all()
     assert metrics["eval_text_to_video_num_queries"] == 3
-    assert [caption.row_id for caption in evaluation.captions] == [0, 1, 2]
-    assert (evaluation.scores[0] == -math.inf).all() and (evaluation.scores[1:] > -math.inf).all()
+    assert [row["index"] for row, _ in ranking.found.captions] == [0, 1, 2]
+    assert (ranking.scores[0] == -math.inf).all() and (ranking.scores[1:] > -math.inf).all()
 
 
 def test_an_evaluation_of_bad_samples_alone(spoiled, trained, tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import make_fingerprint
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import TowerFeatures
+from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.models.video.videomae import VideoMAEVideoEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training.trainer import MultimodalTrainer
@@ -171,7 +171,7 @@ def test_rows_without_features_are_refused_before_training(again, saved, kept, c
 
 def test_draws_that_have_no_effect_are_told(again, kept, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("simple_multimodal.training.assembly.logger.warning", said.append)
+    monkeypatch.setattr("simple_multimodal.assembly.logger.warning", said.append)
     one = {"features": kept, "max_steps": 1, **FROZEN}
     run(*again(output_dir=tmp_path / "fixed", **one), "--do_train")
     assert not said

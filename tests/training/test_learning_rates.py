@@ -6,7 +6,7 @@ import torch
 import train
 from simple_multimodal.models.encoders import ENCODERS
 from simple_multimodal.models.lora import add_lora
-from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.learning_rates import number_layers, parameter_rates, set_learning_rates
 from simple_multimodal.training.trainer import MultimodalTrainer

@@ -9,8 +9,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import train
-from simple_multimodal.inference import Retriever
-from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.closeness import assert_close
 from tests.training.tiny_run import flags, run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simple_multimodal.training import evaluation
+from simple_multimodal.tasks.retrieval import evaluate
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training.tiny_run import NUM_ROWS, flags, run
 
@@ -24,7 +24,7 @@ def verdicts(monkeypatch) -> list[bool]:
     """What the next evaluations are to find, in their order; the last one stays."""
     coming = [True]
     monkeypatch.setattr(
-        evaluation, "matching_is_better", lambda metrics: coming.pop(0) if len(coming) > 1 else coming[0]
+        evaluate, "matching_is_better", lambda metrics: coming.pop(0) if len(coming) > 1 else coming[0]
     )
     return coming
 
@@ -100,7 +100,7 @@ def test_the_best_checkpoint_brings_what_was_found_of_it(start, tmp_path, monkey
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(evaluation, "matching_is_better", found)
+    monkeypatch.setattr(evaluate, "matching_is_better", found)
     best = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     best |= {"metric_for_best_model": "contrastive_tv_loss", "greater_is_better": False, "learning_rate": 10}
     with pytest.raises(KeyboardInterrupt):

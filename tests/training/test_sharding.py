@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
 from simple_multimodal.data.manifest import MultimodalDataset
-from simple_multimodal.inference import TowerFeatures
+from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.closeness import assert_close
 from tests.conftest import REPOSITORY

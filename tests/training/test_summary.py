@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Adafactor
 
 from simple_multimodal.models.lora import add_lora
-from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.training import summary
 from simple_multimodal.training.summary import SavedActivations, num_bytes, optimizer_state_bytes, summarize, to_text
 from tests.models import tiny

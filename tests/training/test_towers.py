@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import PeAudioModel, ViTConfig
 
-from simple_multimodal.inference import Retriever
-from simple_multimodal.models import MultimodalForRetrieval
+from simple_multimodal.assembly import load_towers
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.lora import find_targets
-from simple_multimodal.training.assembly import load_towers
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.closeness import assert_close
 from tests.models.tiny_towers import STOCK_MODELS, stock_pe_av, write_checkpoint
 from tests.training.tiny_run import CAPTIONS, CONFIGS, data_flags, flags, run

@@ -193,6 +193,8 @@ def test_every_caption_is_a_query_and_every_group_one_candidate(start, clips, tr
         "rows": 5,
         "captions": 4,
         "clips": 3,
+        "duplicate_captions": 0,
+        "rows_without_clip": 1,
     }
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from simple_multimodal import assembly
+from simple_multimodal.alpro import AlproForQuestionAnswering, AlproForRetrieval, load_alpro
+from simple_multimodal.alpro import folder as alpro_folder
+from simple_multimodal.alpro.conversion import TIME_TABLE
 from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.models import AlproForQuestionAnswering, AlproForRetrieval
-from simple_multimodal.models.alpro import load_alpro
-from simple_multimodal.models.alpro.conversion import TIME_TABLE
 from simple_multimodal.processing import MultimodalProcessor
-from simple_multimodal.training import assembly
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.media.media_files import write_media
@@ -229,7 +229,7 @@ def checkpoint(tmp_path, tokenizer_dir, monkeypatch):
     tokenizer = assembly.AutoTokenizer.from_pretrained(tokenizer_dir)
     config = tiny_config()
     config.text_config.vocab_size = len(tokenizer)
-    monkeypatch.setattr("simple_multimodal.models.alpro.conversion.AlproConfig", lambda: config)
+    monkeypatch.setattr("simple_multimodal.alpro.conversion.AlproConfig", lambda: config)
 
     def write(kind: str) -> Path:
         return save(original_tensors(kind, vocab_size=len(tokenizer)), tmp_path / "best.pt")
@@ -292,7 +292,7 @@ def test_the_verb_names_answers_and_refuses_another_tokenizer(tmp_path, tokenize
 
 def test_a_converted_model_reads_clips_and_can_be_trained(tmp_path, tokenizer_dir, checkpoint):
     out = tmp_path / "out"
-    assembly.convert_alpro(checkpoint("retrieval"), out, tokenizer_name=tokenizer_dir)
+    alpro_folder.convert_alpro(checkpoint("retrieval"), out, tokenizer_name=tokenizer_dir)
     captions = ["a dog runs", "a cat sleeps", "a dog sleeps", "a cat runs"]
     for row in range(4):
         write_media(tmp_path / f"{row}.mp4", num_frames=6 + row)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import BertTokenizer
 
+from simple_multimodal.alpro import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.cli import main
-from simple_multimodal.models import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.models.fusion.crossformer import Stream
 from simple_multimodal.models.patches import normalize_pixels
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, TimesformerConfig
 
-from simple_multimodal.models import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, AlproModel
+from simple_multimodal.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, AlproModel
 from simple_multimodal.models.losses import draw_hard_negatives
 from tests.closeness import assert_close
 from tests.models.alpro.tiny import FRAMES, PATCH, SIDE, SIZES, build, make_batch, tiny_config

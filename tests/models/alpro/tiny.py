@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, TimesformerConfig
 
+from simple_multimodal.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval
+from simple_multimodal.alpro.folder import convert_alpro
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval
-from simple_multimodal.training.assembly import convert_alpro
 from tests.models.tiny import randomize
 
 VOCAB_SIZE, POSITIONS, FRAMES, SIDE, PATCH, WORDS = 40, 16, 3, 12, 4, 7

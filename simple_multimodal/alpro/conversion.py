@@ -10,8 +10,8 @@ from typing import BinaryIO
 import torch
 import torch.nn.functional as F
 
-from simple_multimodal.models.alpro.configuration import AlproConfig
-from simple_multimodal.models.alpro.modeling import AlproForQuestionAnswering, AlproForRetrieval
+from simple_multimodal.alpro.configuration import AlproConfig
+from simple_multimodal.alpro.modeling import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.models.loading import LoadingReport, fold_names
 
 MIN_ANSWERS = 1500

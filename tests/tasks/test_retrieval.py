@@ -1,23 +1,18 @@
-"""Evaluation over whole sets: what is scored, what is ranked, and pairs of twins."""
+"""Measuring retrieval: what is scored, what is ranked, and pairs of twins."""
 
 import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from simple_multimodal.training.evaluation import (
-    EncodedCaption,
-    EncodedRow,
-    EncodedSet,
-    PairSet,
-    evaluate_encoded,
-    matching_loss,
-    pair_metrics,
-    sum_over_dictionaries,
-)
+from simple_multimodal.inference.pipeline import EncodedRows, sum_by_name
+from simple_multimodal.models.pairs import Encoded, score_pairs
+from simple_multimodal.tasks.base import Evaluation
+from simple_multimodal.tasks.retrieval import evaluate
+from simple_multimodal.tasks.retrieval.evaluate import EncodedSet, evaluate_retrieval, matching_loss, measure_ranking
+from simple_multimodal.tasks.retrieval.twins import PairSet, pair_metrics
 
 EAST, NORTH, WEST = (torch.tensor(values) for values in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]))
 
@@ -93,19 +88,26 @@ def test_without_a_wrong_clip_only_the_right_one_counts():
     assert (loss, accuracy) == (pytest.approx(np.log1p(np.exp(-1))), 1.0)
 
 
-def test_rows_without_any_objective_are_an_error():
-    presence = dict.fromkeys(("text", "audio", "video", "clip"), False)
-    row = EncodedRow(0, 0, presence | {"text": True}, {"text": EAST, "clip": EAST}, {}, False)
-    encoded = EncodedSet([row], [EncodedCaption(0, 0, EAST, EAST[None])], {"mvm": (0.0, 0.0)}, {})
-    settings = {"matching_top_k": 0, "process_index": 0, "num_processes": 1, "autocast": nullcontext}
-    model = SimpleNamespace(loss_weights={"contrastive_tv": 1.0, "mvm": 1.0, "matching": 1.0})
+def test_rows_without_any_objective_are_an_error(monkeypatch):
+    presence = {f"{m}_mask": torch.tensor([m == "text"]) for m in ("text", "audio", "video")}
+    rows = EncodedRows([row(0)], [Encoded(None, {})], [], presence, {"mvm_loss": torch.zeros(2)})
+    nothing = EncodedSet([], [], np.zeros(0, dtype=bool), [], torch.empty(0, 2), {}, rows)
+    monkeypatch.setattr(evaluate, "_encode_set", lambda *args, **kwargs: nothing)
+    model = SimpleNamespace(
+        config=SimpleNamespace(modalities=("text", "audio", "video")),
+        loss_weights={"contrastive_tv": 1.0, "mvm": 1.0, "matching": 1.0},
+    )
     with pytest.raises(ValueError, match="no row for any of the model's objectives .contrastive_tv, mvm, matching."):
-        evaluate_encoded(model, encoded, **settings)
+        evaluate_retrieval(SimpleNamespace(model=model), [0], rerank_top_k=0, with_losses=True)
 
 
-def test_sums_of_processes_are_added_by_name():
-    parts = [{"mlm": (1.0, 2.0)}, {}, {"mlm": (3.0, 4.0), "mam": (5.0, 6.0)}]
-    assert sum_over_dictionaries(parts) == {"mlm": (4.0, 6.0), "mam": (5.0, 6.0)}
+def test_sums_of_batches_are_added_by_name():
+    parts = [{"mlm": torch.tensor([1.0, 2.0])}, {}, {"mlm": torch.tensor([3.0, 4.0]), "mam": torch.tensor([5.0, 6.0])}]
+    assert {name: value.tolist() for name, value in sum_by_name(parts).items()} == {"mlm": [4, 6], "mam": [5, 6]}
+
+
+def row(number: int) -> dict:
+    return {"id": str(number), "index": number, "group": str(number)}
 
 
 class Judge:
@@ -126,18 +128,31 @@ class Judge:
         return torch.stack([torch.zeros(len(odds)), odds], dim=1)
 
 
-def judged(likes: dict[tuple[int, int], float], cosine_weight: float = 0.0, matching_top_k: int = 9):
-    """Two captions and clips; by cosine the first caption finds its clip, the second one the other's."""
-    presence = dict.fromkeys(("text", "video", "clip"), True)
-    embeds = (torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8]))
-    queries = (torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.1]))
-    rows = [
-        EncodedRow(n, n, presence, {"text": queries[n], "clip": embeds[n]}, {"video": torch.full((1, 1), n)}, False)
-        for n in range(2)
-    ]
-    captions = [EncodedCaption(n, n, queries[n], torch.full((1, 1), n)) for n in range(2)]
-    settings = {"process_index": 0, "num_processes": 1, "autocast": nullcontext, "matching_top_k": matching_top_k}
-    return evaluate_encoded(Judge(likes, cosine_weight), EncodedSet(rows, captions, {}, {}), **settings)
+class JudgingRetriever:
+    """What ranks two captions and clips; by cosine the first caption finds its clip, the second one the other's."""
+
+    embeds = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    queries = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
+
+    def __init__(self, model: Judge):
+        self.model = model
+
+    def encode_texts(self, texts: list[str]) -> list[Encoded]:
+        return [Encoded(self.queries[int(n)], {"text": torch.full((1, 1), int(n))}) for n in texts]
+
+    def score(self, score, texts, encoded, clips, pairs, *, partial, key) -> torch.Tensor:
+        return score_pairs(self.model, score, encoded, clips, pairs)
+
+
+def judged(likes: dict[tuple[int, int], float], cosine_weight: float = 0.0, rerank_top_k: int = 9) -> Evaluation:
+    retriever = JudgingRetriever(Judge(likes, cosine_weight))
+    clips = [Encoded(None, {"video": torch.full((1, 1), n)}) for n in range(2)]
+    captions = [(row(n), str(n)) for n in range(2)]
+    found = EncodedSet(captions, [row(0), row(1)], np.ones(2, dtype=bool), clips, retriever.embeds, {})
+    evaluation = Evaluation({}, {}, {}, "a protocol", None, 2)
+    losses = measure_ranking(retriever, found, evaluation, rerank_top_k=rerank_top_k, with_loss=True)
+    evaluation.metrics |= {f"{name}_loss": value for name, value in losses.items()}
+    return evaluation
 
 
 @pytest.mark.parametrize(
@@ -152,9 +167,9 @@ def test_whether_matching_beats_the_cosine_is_found_and_said(likes, found, reran
     evaluation = judged(likes)
     assert evaluation.metrics["text_to_video_R@1"] == 0.5
     assert evaluation.metrics["matching_text_to_video_R@1"] == found
-    assert evaluation.rerank_top_k == rerank_top_k
+    assert evaluation.config_settings == {"rerank_top_k": rerank_top_k}
     assert ("is better than" in evaluation.protocol) == (rerank_top_k > 0)
-    assert judged(likes, matching_top_k=0).rerank_top_k is None
+    assert judged(likes, rerank_top_k=0).config_settings == {"rerank_top_k": None}
 
 
 def test_a_head_that_starts_at_zero_ranks_as_the_cosine_and_adds_to_it():

@@ -12,15 +12,16 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertLayer
 
+from simple_multimodal.alpro.configuration import AlproConfig
 from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, TOKEN_KEYS, Modality
-from simple_multimodal.models.alpro.configuration import AlproConfig
 from simple_multimodal.models.base import EncoderOutput, TowerModel
 from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.fusion.crossformer import Clip, Stream, concatenate
 from simple_multimodal.models.gradient_caching import EncodedRows, encode_in_chunks, score_in_chunks
 from simple_multimodal.models.lora import inject_lora
-from simple_multimodal.models.losses import contrastive_loss, normalize
-from simple_multimodal.models.modeling import Batch, MultimodalOutput, answer_output, matching_loss
+from simple_multimodal.models.losses import answer_loss, contrastive_loss, normalize
+from simple_multimodal.models.matching import matching_loss
+from simple_multimodal.models.outputs import Batch, MultimodalOutput
 from simple_multimodal.models.patches import normalize_pixels
 
 
@@ -46,6 +47,13 @@ class AlproPreTrainedModel(TowerModel):
 
 class AlproModel(AlproPreTrainedModel):
     """The towers and the fusion: the lower layers of a BERT read the text, its upper ones text and video together."""
+
+    _keys_to_ignore_on_load_unexpected = [  # heads
+        r"^(text|video)_projection\.",
+        r"^matching_head\.",
+        r"^classifier\.",
+        r"^temperature$",
+    ]
 
     def __init__(self, config: AlproConfig):
         super().__init__(config)
@@ -330,6 +338,7 @@ class AlproForRetrieval(AlproPreTrainedModel):
 class AlproForQuestionAnswering(AlproPreTrainedModel):
     """ALPRO that chooses an answer from the configuration's `id2label`, from the fused [CLS] of the question."""
 
+    loss_weights = {"answer": 1.0}
     _keys_to_ignore_on_load_unexpected = [r"^(text|video)_projection\.", r"^matching_head\.", r"^temperature$"]
 
     def __init__(self, config: AlproConfig):
@@ -372,7 +381,17 @@ class AlproForQuestionAnswering(AlproPreTrainedModel):
         """
         _, text = self.encode_text(batch)
         _, clip = self.encode_clip(batch)
-        return answer_output(self.answer_logits(text, clip), labels, num_items, clip=clip)
+        logits = self.answer_logits(text, clip)
+        if labels is None:
+            return MultimodalOutput(logits=logits, clip=clip)
+        loss, accuracy = answer_loss(logits, labels, num_items)
+        return MultimodalOutput(
+            loss=loss,
+            logits=logits,
+            losses={"answer": loss.detach()},
+            metrics={"answer_accuracy": accuracy},
+            clip=clip,
+        )
 
 
 AutoConfig.register(AlproConfig.model_type, AlproConfig)

@@ -8,11 +8,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from simple_multimodal.alpro import AlproForQuestionAnswering
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder, media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
 from simple_multimodal.inference.pipeline import ClipKey, Clips, Pipeline, open_manifest
-from simple_multimodal.models import AlproForQuestionAnswering, MultimodalForQuestionAnswering
+from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 
 
 class Answer(NamedTuple):

@@ -3,77 +3,28 @@ for it.
 """
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
-from simple_multimodal.data.collator import PretrainingDraws
-from simple_multimodal.data.features import FeatureReader, open_features
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.missing import explain
 from simple_multimodal.modalities import MODALITIES, Modality
-from simple_multimodal.models.alpro import AlproConfig, AlproForQuestionAnswering, AlproForRetrieval, load_alpro
 from simple_multimodal.models.base import TowerModel
-from simple_multimodal.models.configuration import MultimodalConfig
+from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
-from simple_multimodal.models.loading import LoadingReport, load_tower_config
-from simple_multimodal.models.lora import add_lora, merge_lora, refuse_adapter
-from simple_multimodal.models.modeling import (
-    MASKED_OBJECTIVES,
-    MultimodalForPreTraining,
-    MultimodalForQuestionAnswering,
-    MultimodalForRetrieval,
-)
+from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.text.masked_lm import TextEncoder
-from simple_multimodal.output_folder import give_umask
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
-from simple_multimodal.training.answering import answer_vocabulary
 
 logger = logging.get_logger(__name__)
 
-MODEL_CLASSES: dict[str, dict[str, type[TowerModel]]] = {
-    MultimodalConfig.model_type: {
-        "pretraining": MultimodalForPreTraining,
-        "retrieval": MultimodalForRetrieval,
-        "question_answering": MultimodalForQuestionAnswering,
-    },
-    AlproConfig.model_type: {"retrieval": AlproForRetrieval, "question_answering": AlproForQuestionAnswering},
-}
-"""What is trained, by `model_type` and task."""
-
 MASKED_OBJECTIVE_OF: dict[Modality, str] = {modality: name for name, modality in MASKED_OBJECTIVES.items()}
 """The masked objective of each modality."""
-
-DATASETS: dict[str, type[MultimodalDataset]] = {
-    "pretraining": MultimodalDataset,
-    "retrieval": MultimodalDataset,
-    "question_answering": QuestionDataset,
-}
-"""On which rows, by task."""
-
-
-def open_manifest(task: str, manifest_file: str | os.PathLike, **settings) -> MultimodalDataset:
-    """
-    The rows of a run. No media file is opened, but where links lead is checked before the run begins.
-
-    Args:
-        task (`str`): of the run.
-        manifest_file (`str`): the manifest.
-        settings: arguments of [`MultimodalDataset`].
-
-    Raises:
-        ValueError: If the manifest is wrong, **or** links lead out of the roots.
-    """
-    dataset = DATASETS[task](Path(manifest_file), **settings)
-    dataset.check_links()
-    return dataset
-
 
 PROCESSOR_NAMES: dict[Modality, str] = {
     "text": "tokenizer_name",
@@ -295,11 +246,11 @@ def check_inputs(
                 f"--{name} is {value!r}, but the saved model {has}. Leave the flag out, or train a new "
                 "model: without --model_name_or_path and in another --output_dir."
             )
-    trained = model.loss_weights if isinstance(model, (MultimodalForPreTraining, AlproForRetrieval)) else {}
+    trained = model.loss_weights
     weights = {name: value for name, value in (config_settings or {}).items() if name.endswith("_loss_weight")}
     unused = [name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained]
     if unused:
-        logger.warning(f"Without effect: {', '.join(unused)}; this run has {', '.join(trained) or 'answers'} alone.")
+        logger.warning(f"Without effect: {', '.join(unused)}; this run has {', '.join(trained)} alone.")
 
 
 def build_config(
@@ -403,57 +354,7 @@ def _check_zero_shot(
         raise ValueError(f"--matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
 
 
-def answer_settings(
-    task: str, source: str | os.PathLike | None, answers_file: str | None, train_set: MultimodalDataset | None
-) -> dict[str, dict]:
-    """
-    The answers that a model for question answering is to know, as settings of its configuration.
-
-    Args:
-        task (`str`): of the run; other tasks have no answers.
-        source (`str`, *optional*): saved model that the run starts from; one that answers questions keeps its answers.
-        answers_file (`str`, *optional*): JSON object of answers and their numbers, such as ALPRO's
-            `train_ans2label.json`.
-        train_set (`QuestionDataset`, *optional*): where the answers come from if there is no such file.
-
-    Raises:
-        ValueError: If there is nothing to take answers from, or the file is something else.
-    """
-    if task != "question_answering":
-        if answers_file is not None:
-            logger.warning("Without effect: answers_file, which is for --task question_answering.")
-        return {}
-    if answers_file is not None:
-        try:
-            label2id = json.loads(Path(answers_file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--answers_file {answers_file} cannot be read as JSON: {error}") from error
-    config = {} if source is None else _saved_config(source)
-    if config.get("architectures") in [[classes[task].__name__] for classes in MODEL_CLASSES.values()]:
-        if answers_file is not None and label2id != config.get("label2id"):
-            raise ValueError(
-                f"{source} answers questions already, with other answers than those of --answers_file {answers_file}. "
-                "It keeps its own: leave the flag out."
-            )
-        return {}
-    if answers_file is not None:
-        is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
-        if not is_numbered or len(label2id) < 2:
-            raise ValueError(f"--answers_file {answers_file} must hold an object of answers numbered from 0.")
-    elif isinstance(train_set, QuestionDataset):
-        label2id = {
-            answer: number
-            for number, answer in enumerate(answer_vocabulary(answer for _, answer in train_set.pairs()))
-        }
-    else:
-        raise ValueError(
-            "A model that answers questions takes its answers from the training questions: train it (--do_train), or "
-            "name one that was trained (--model_name_or_path)."
-        )
-    return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
-
-
-def _saved_config(source: str | os.PathLike) -> dict:
+def saved_config(source: str | os.PathLike) -> dict:
     """Values of the configuration of a saved model."""
     try:
         return PreTrainedConfig.get_config_dict(source)[0]
@@ -461,12 +362,14 @@ def _saved_config(source: str | os.PathLike) -> dict:
         raise ValueError(f"{source}: is no saved model: {explain(source, error)}") from error
 
 
-def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **settings) -> TowerModel:
+def load_model(
+    model_classes: Mapping[str, type[TowerModel]], source: str | os.PathLike, *, is_trained: bool, **settings
+) -> TowerModel:
     """
     A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
 
     Args:
-        task (`str`): of the run.
+        model_classes (`Mapping[str, type[TowerModel]]`): the task's, by `model_type`.
         source (`str`): folder or hub name.
         is_trained (`bool`): whether it will be trained.
         settings: arguments of `from_pretrained`, among them changes of the configuration.
@@ -476,15 +379,13 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
             it lacks weights and will not be trained.
         OSError: If it has no weights as safetensors.
     """
-    model_type = _saved_config(source).get("model_type")
-    classes = MODEL_CLASSES.get(model_type or "", {})
-    if task not in classes:
-        there_is = {name: " or ".join(f"--task {task}" for task in tasks) for name, tasks in MODEL_CLASSES.items()}
+    model_type = saved_config(source).get("model_type") or ""
+    if model_type not in model_classes:
         raise ValueError(
-            f"{source} holds a model of the type {model_type!r}, for which there is no --task {task}; there is "
-            f"{' and '.join(f'{name!r} with {tasks}' for name, tasks in there_is.items())}."
+            f"{source} holds a model of the type {model_type!r}, for which there is no such --task; it is there for "
+            f"{' and '.join(map(repr, model_classes))}."
         )
-    model_class = classes[task]
+    model_class = model_classes[model_type]
     known = {field.name for field in dataclasses.fields(model_class.config_class)}
     if unknown := [f"--{name}" for name in settings if name.endswith("_loss_weight") and name not in known]:
         weights = ", ".join(sorted(f"--{name}" for name in known if name.endswith("_loss_weight")))
@@ -499,200 +400,3 @@ def load_model(task: str, source: str | os.PathLike, *, is_trained: bool, **sett
             f"model of another task than {model_class.__name__}. Choose its --task, or train it."
         )
     return model
-
-
-def choose_trained(model: TowerModel, freeze: Sequence[str], lora: Mapping | None, *, resumes: bool) -> None:
-    """
-    Freeze towers, and add LoRA adapters to others or merge those that a saved model has.
-
-    Args:
-        model (`TowerModel`): changed in place.
-        freeze (`Sequence[str]`): towers whose weights stay as they are.
-        lora (`Mapping`, *optional*): arguments of [`add_lora`]; no `towers`: all but `fusion` and frozen ones.
-        resumes (`bool`): whether the model is a checkpoint of the run that goes on.
-
-    Raises:
-        ValueError: If the model lacks a tower or layer that is named, or goes on with other adapters than it has.
-    """
-    model.freeze(freeze)
-    if resumes and (lora is None) != (model.config.lora is None):
-        raise ValueError(
-            f"The run in --output_dir {'has no' if lora else 'has'} LoRA adapters. Give the --lora_… flags that it "
-            "began with to go on with it, or another --output_dir."
-        )
-    if lora is not None:
-        towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
-        if not towers:
-            raise ValueError(
-                f"--lora_rank has no tower to put adapters into: --freeze names {', '.join(freeze)}. Take a tower out "
-                "of it, name the fusion in --lora_towers, or leave --lora_rank out."
-            )
-        add_lora(model, **{**lora, "towers": towers})
-    elif model.config.lora is not None:
-        merge_lora(model)
-
-
-def build_draws(
-    model: TowerModel,
-    *,
-    mlm_probability: float,
-    audio_mask_ratio: float,
-    video_mask_ratio: float,
-    vt_match_ratio: float,
-) -> PretrainingDraws:
-    """What the collator draws for the objectives that the model has; arguments as in [`PretrainingDraws`]."""
-    if not isinstance(model, (MultimodalForPreTraining, AlproForRetrieval)):
-        return PretrainingDraws()
-    draws: dict = {}
-    if "mlm" in model.loss_weights:
-        draws["mlm_probability"] = mlm_probability
-    if "mam" in model.loss_weights:
-        draws["audio_mask_ratio"] = audio_mask_ratio
-        draws["audio_patches_per_window"] = model.towers["audio"].num_patches
-    if "mvm" in model.loss_weights:
-        draws["video_mask_ratio"] = video_mask_ratio
-        draws["video_patch_grid"] = model.towers["video"].patch_grid
-    if "matching" in model.loss_weights:
-        draws["vt_match_ratio"] = vt_match_ratio
-    return PretrainingDraws(**draws)
-
-
-def load_features(
-    model: TowerModel,
-    processor: MultimodalProcessor,
-    datasets: Iterable[MultimodalDataset | None],
-    is_trained: bool,
-    *,
-    folder: str | os.PathLike | None,
-    video_backend: str,
-    decode_device: str,
-) -> dict[Modality, FeatureReader]:
-    """
-    Features that take the place of towers and of decoding for them, made sure to be those of this run.
-
-    Args:
-        model (`TowerModel`): after what is to be frozen was.
-        processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
-        datasets (`Iterable[MultimodalDataset | None]`): every row must have features, but for those whose file is
-            missing.
-        is_trained (`bool`): whether the model will be.
-        folder (`str`, *optional*): of the features; none if it is not given.
-
-    Raises:
-        ValueError: If they are of another tower, were read in another way, or are of files that were changed; if a
-            clip has none; if the run would train one of these towers, or has an objective that needs what it reads.
-    """
-    if folder is None:
-        return {}
-
-    def frozen_tower_hash(modality: Modality) -> str:
-        names = [name for name, parameter in model.towers[modality].named_parameters() if parameter.requires_grad]
-        if is_trained and names:
-            what = "train LoRA adapters in that tower" if ".lora_" in names[0] else "train that tower"
-            raise ValueError(
-                f"--features {folder} holds what the {modality} tower gave, but this run would {what}. Add "
-                f"{modality} to --freeze (and to no --lora_towers), or leave --features out."
-            )
-        return model.tower_hash(modality)
-
-    decoder = {"video_backend": video_backend, "decode_device": decode_device}
-    readers = open_features(folder, frozen_tower_hash, processor, **decoder)
-    weights = model.loss_weights if isinstance(model, MultimodalForPreTraining) else {}
-    for modality, reader in readers.items():
-        for name in weights:
-            if MASKED_OBJECTIVES.get(name) == modality:
-                raise ValueError(
-                    f"--features {folder} holds no input of the {modality} tower, which the objective {name} needs. "
-                    f"Pass --{name}_loss_weight 0, or leave --features out."
-                )
-        for dataset in datasets:
-            if dataset is not None:
-                reader.check_rows(_readable_rows(dataset))
-    video = processor.video_processor
-    if is_trained and "video" in readers:
-        drawn = {
-            "random_crop": video.random_crop,
-            "random_flip": video.random_flip,
-            f"frame_sampling {video.train_frame_sampling}": video.train_frame_sampling != video.frame_sampling,
-        }
-        if unused := [name for name, is_on in drawn.items() if is_on]:
-            logger.warning(
-                f"Without effect: {', '.join(unused)}. --features {folder} are of the frames that evaluation takes, "
-                "in every epoch."
-            )
-    return readers
-
-
-def _readable_rows(dataset: MultimodalDataset) -> Iterator[Row]:
-    """Rows whose files are there; the others are bad samples."""
-    for index in range(len(dataset)):
-        try:
-            yield dataset[index]
-        except (ValueError, OSError):
-            continue
-
-
-def convert_alpro(
-    checkpoint: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    tokenizer_name: str,
-    num_frames: int | None = None,
-    max_seq_length: int | None = None,
-    answers_file: str | os.PathLike | None = None,
-    config: AlproConfig | None = None,
-) -> LoadingReport:
-    """
-    Turn an original ALPRO checkpoint into a folder from which `from_pretrained` loads the model and its processor.
-
-    Args:
-        checkpoint (`str` or `os.PathLike`): ALPRO's `model_step_best.pt`, see [`load_alpro`].
-        out (`str` or `os.PathLike`): the folder; made if it does not exist.
-        tokenizer_name (`str`): hub name or local folder; ALPRO's is `google-bert/bert-base-uncased`.
-        num_frames, config: see [`load_alpro`].
-        max_seq_length (`int`, *optional*): tokens after which texts are cut; ALPRO's are 40, for DiDeMo 50.
-        answers_file (`str` or `os.PathLike`, *optional*): ALPRO's `train_ans2label.json`, `{answer: number}`.
-
-    Returns:
-        [`LoadingReport`]: what became of every tensor.
-
-    Raises:
-        ValueError: If the checkpoint, the answers or the tokenizer are not ALPRO's, or texts may be too long.
-    """
-    answers = None
-    if answers_file is not None:
-        try:
-            answers = json.loads(Path(answers_file).read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            pass
-        if not isinstance(answers, dict) or not all(type(number) is int for number in answers.values()):
-            raise ValueError(f"{os.fspath(answers_file)!r} is not a JSON object of answers and their numbers.")
-    model, report = load_alpro(checkpoint, num_frames=num_frames, answers=answers, config=config)
-    towers: dict[Modality, PreTrainedConfig] = {
-        "text": model.config.text_config,
-        "video": model.config.video_config,
-    }
-    processor = build_processor(
-        towers,
-        captions=tuple,
-        tokenizer_name=tokenizer_name,
-        max_seq_length=max_seq_length,
-        video_settings={
-            "geometry": "squash",
-            "resize_kernel": "decord",
-            "frame_sampling": "alpro",
-            "image_mean": model.config.image_mean,
-            "image_std": model.config.image_std,
-        },
-    )
-    if len(processor.tokenizer) != model.config.text_config.vocab_size:
-        raise ValueError(
-            f"The tokenizer {tokenizer_name!r} has {len(processor.tokenizer)} tokens, the checkpoint "
-            f"{model.config.text_config.vocab_size}. Give the one that the checkpoint was trained with."
-        )
-    check_inputs(model, processor)
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    for path in Path(out).glob("*.safetensors"):
-        give_umask(path)
-    return report

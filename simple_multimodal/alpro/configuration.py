@@ -33,7 +33,7 @@ class AlproConfig(PreTrainedConfig):
             Weight of each objective of retrieval; 0 leaves it out.
         hard_negative_ratio (`float`, *optional*, defaults to 1.0):
             As in [`MultimodalConfig`].
-        rerank_top_k (`int`, *optional*):
+        rerank_top_k (`int`, *optional*), task (`str`, *optional*):
             As in [`MultimodalConfig`].
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new heads.
@@ -56,6 +56,7 @@ class AlproConfig(PreTrainedConfig):
     matching_loss_weight: float = 1.0
     hard_negative_ratio: float = 1.0
     rerank_top_k: int | None = None
+    task: str | None = None
     initializer_range: float = 0.02
     lora: dict | None = None
 

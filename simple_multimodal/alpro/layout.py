@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from simple_multimodal.training.assembly import convert_alpro
+from simple_multimodal.alpro.folder import convert_alpro
 
 logger = logging.get_logger(__name__)
 

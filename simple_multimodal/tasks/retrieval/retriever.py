@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from simple_multimodal.alpro import AlproForRetrieval
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Clips, Pipeline, cosine, from_main, open_manifest
-from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import Encoded, ranking_scores
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 
 
 class Match(NamedTuple):
@@ -127,6 +128,12 @@ class Retriever(Pipeline):
         """
         return self.model.config.rerank_top_k or 0
 
+    @property
+    def reranks(self) -> bool:
+        """Whether matching is used unless asked otherwise; also in models that were saved before that was measured."""
+        is_unknown = self.model.config.rerank_top_k is None and self.model.cosine_weight == 0
+        return self.rerank_top_k > 0 or is_unknown
+
     def index(
         self,
         clips: Clips,
@@ -160,7 +167,7 @@ class Retriever(Pipeline):
         is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
         return self.index_rows(
             self.rows(clips, recursive=recursive),
-            on_bad_sample="fail" if is_chosen else "skip",
+            on_bad_sample="fail" if is_chosen else None,
             saved=saved,
             for_matching=for_matching,
             partial=partial,
@@ -170,7 +177,7 @@ class Retriever(Pipeline):
         self,
         rows: Sequence[Row],
         *,
-        on_bad_sample: Literal["skip", "fail"] = "skip",
+        on_bad_sample: Literal["skip", "fail"] | None = None,
         saved: str | os.PathLike[str] | None = None,
         for_matching: bool = False,
         partial: str | os.PathLike[str] | None = None,
@@ -191,16 +198,17 @@ class Retriever(Pipeline):
                 self.check_bad_samples(stored.bad_samples, len(rows))
                 return stored
         with_tokens = saved is None or for_matching
-        read, clips, bad_samples = self.encode_rows(
+        encoded = self.encode_rows(
             rows,
             on_bad_sample=on_bad_sample,
             with_tokens=with_tokens,
             partial=None if partial is None else Path(partial),
             key=key,
         )
-        embeds = torch.stack([clip.embed for clip in clips if clip.embed is not None])
-        ids, groups = [row["id"] for row in read], [row["group"] for row in read]
-        index = ClipIndex(ids, groups, embeds, clips if with_tokens else None, key, bad_samples=bad_samples)
+        embeds = torch.stack([clip.embed for clip in encoded.clips if clip.embed is not None])
+        ids, groups = [row["id"] for row in encoded.rows], [row["group"] for row in encoded.rows]
+        clips = encoded.clips if with_tokens else None
+        index = ClipIndex(ids, groups, embeds, clips, key, bad_samples=encoded.bad_samples)
         if saved is not None and self.state.is_main_process:
             replace(index, model=hash_weights(self.model), precision=self.precision).save(saved)
         return index

@@ -1,0 +1,180 @@
+"""What a task is: the models that do it, the rows that they learn from, and how they are measured."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.protocols import Protocol
+from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.models.base import TowerModel
+
+PARTIAL_FOLDER = "partial"
+"""What a measurement keeps finished parts in, beside its results, until these are written."""
+
+
+@dataclass
+class Evaluation:
+    """
+    What a measurement found.
+
+    Args:
+        metrics (`dict[str, float]`): losses, accuracies and ranks by name, without prefix.
+        intervals (`dict[str, tuple[float, float]]`): bootstrap interval of each metric that has one.
+        counts (`dict[str, int]`): what the numbers are over.
+        protocol (`str`): how the numbers were made: a protocol's name, or one phrase.
+        primary_metric (`str`, *optional*): the metric that models are compared by; `None` where the set does not allow
+            it.
+        num_rows (`int`): rows that were measured, from which the trainer computes its speed.
+        bad_samples (`list[BadSample]`): rows that could not be read, and count as wrong.
+        config_settings (`dict`): what the model's configuration is to remember of it, where the rows are not test
+            clips.
+        rows (`Iterable[dict]`): one result for each pair or question, for `results.json`; to be read once.
+        printed (`dict`): the numbers as the benchmark's reference implementation prints them.
+        details (`Any`): whatever else the task keeps, say for the examples of the report.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    counts: dict[str, int]
+    protocol: str
+    primary_metric: str | None
+    num_rows: int
+    bad_samples: list[BadSample] = field(default_factory=list)
+    config_settings: dict[str, Any] = field(default_factory=dict)
+    rows: Iterable[dict] = field(default=(), repr=False)
+    printed: dict[str, Any] = field(default_factory=dict)
+    details: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """
+    The circumstances of a measurement.
+
+    Args:
+        benchmark ([`Protocol`], *optional*): of the rows, where they are those of a prepared benchmark.
+        protocol (`str`, *optional*): name to publish the numbers under; by default one phrase that describes them.
+        with_losses (`bool`, *optional*, defaults to `False`): measure what training minimises, too.
+        is_final (`bool`, *optional*, defaults to `True`): not one of many during training: take the time for what is
+            measured once.
+        is_alpro (`bool`, *optional*, defaults to `False`): print the numbers as ALPRO's evaluation counts them.
+        train_set ([`MultimodalDataset`], *optional*): rows of training, for baselines that look at nothing else.
+        output_dir (`Path`, *optional*): folder for what is finished, from which an interrupted measurement goes on.
+    """
+
+    benchmark: Protocol | None = None
+    protocol: str | None = None
+    with_losses: bool = False
+    is_final: bool = True
+    is_alpro: bool = False
+    train_set: MultimodalDataset | None = None
+    output_dir: Path | None = None
+
+    @property
+    def partial(self) -> Path | None:
+        """Folder of finished parts, which is removed when the results are written."""
+        return None if self.output_dir is None else self.output_dir / PARTIAL_FOLDER
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Options of a task; a subclass has a field for each, named as its flag."""
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any], *, task: str) -> Self:
+        """
+        Take the options out of parsed flags.
+
+        Args:
+            flags (`Mapping[str, Any]`): options of all tasks by name; `None`, `False` or empty where they were not
+                given.
+            task (`str`): name of the task, for the message.
+
+        Raises:
+            ValueError: If an option of another task was given.
+        """
+        names = {field.name for field in fields(cls)}
+        if unknown := [f"--{name}" for name, value in flags.items() if value and name not in names]:
+            raise ValueError(f"{', '.join(unknown)} cannot be used with the task {task}. Leave that out.")
+        return cls(**{name: value for name, value in flags.items() if name in names})
+
+
+class Task:
+    """
+    One task. Put a subclass into a folder beside this file and into `TASKS`, or hand it to [`register_task`].
+
+    A task wraps no model: it says which class to build, what a row needs besides clips, and how a model is measured,
+    in training and on its own alike.
+
+    Args:
+        options ([`TaskOptions`]): of the class's `options_class`.
+    """
+
+    name: ClassVar[str]
+    """What `--task` and a saved configuration call it."""
+
+    summary: ClassVar[str]
+    """One phrase for the help of `--task`."""
+
+    model_classes: ClassVar[Mapping[str, type[TowerModel]]]
+    """The model that is trained, by the `model_type` of its configuration."""
+
+    options_class: ClassVar[type[TaskOptions]] = TaskOptions
+    dataset_class: ClassVar[type[MultimodalDataset]] = MultimodalDataset
+    pipeline_class: ClassVar[type[Pipeline]]
+    compares_with_training: ClassVar[bool] = False
+    """Whether a measurement takes the rows of training, for a baseline."""
+
+    def __init__(self, options: TaskOptions | None = None):
+        self.options: Any = options or self.options_class()
+
+    @classmethod
+    def open_rows(cls, manifest_file: str | os.PathLike[str], **settings) -> MultimodalDataset:
+        """
+        The rows of a run. No media file is opened, but where links lead is checked before the run begins.
+
+        Args:
+            manifest_file (`str`): the manifest.
+            settings: arguments of [`MultimodalDataset`].
+
+        Raises:
+            ValueError: If the manifest is wrong, **or** links lead out of the roots.
+        """
+        dataset = cls.dataset_class(Path(manifest_file), **settings)
+        dataset.check_links()
+        return dataset
+
+    def check(self) -> None:
+        """Raise a `ValueError` where options contradict each other; before anything is read."""
+
+    def config_settings(
+        self, source: str | os.PathLike[str] | None, train_set: MultimodalDataset | None
+    ) -> dict[str, Any]:
+        """
+        Settings of the model's configuration that the task finds out from the data, such as the names of classes.
+
+        Args:
+            source (`str`, *optional*): saved model that the run starts from.
+            train_set ([`MultimodalDataset`], *optional*): rows to train on.
+        """
+        return {}
+
+    def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
+        """Arguments of [`protocol_name`] for those options that change what the numbers of a benchmark mean."""
+        return {}
+
+    def evaluate(self, pipeline: Pipeline, dataset: MultimodalDataset, measuring: Measuring) -> Evaluation:
+        """
+        Measure a model on rows, each of which counts once.
+
+        Args:
+            pipeline ([`Pipeline`]): the model in use, of `pipeline_class`; several processes share the work.
+            dataset ([`MultimodalDataset`]): the rows.
+            measuring ([`Measuring`]): under which circumstances.
+        """
+        raise NotImplementedError

@@ -1,0 +1,166 @@
+"""Measure a trained model on the test split of a benchmark, under a named protocol, and write what came out."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from simple_multimodal.data.bad_samples import as_json
+from simple_multimodal.evaluation.protocols import BENCHMARKS, check_overlap, get_protocol, protocol_name
+from simple_multimodal.evaluation.report import write_metrics
+from simple_multimodal.evaluation.result_files import write_rows
+from simple_multimodal.inference.pipeline import Pipeline, from_main
+from simple_multimodal.missing import no_such_folder
+from simple_multimodal.prepare.manifests import prepare_benchmark
+from simple_multimodal.processing import AudioFeatureExtractor
+from simple_multimodal.tasks.base import PARTIAL_FOLDER, Evaluation, Measuring, Task
+
+logger = logging.get_logger(__name__)
+
+
+def measure_benchmark(
+    task: Task,
+    pipeline: Pipeline,
+    folder: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    model_folder: str | os.PathLike[str] | None = None,
+    split: str = "test",
+    video_root: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
+    is_alpro: bool = False,
+) -> Evaluation:
+    """
+    Measure a model on manifests that `simple-multimodal prepare` wrote, and write `metrics.json` and `results.json`.
+
+    What is finished lies in `partial/` of the output folder until these are written: a call that was interrupted goes
+    on from there when it is made again, with any number of processes.
+
+    Args:
+        task ([`Task`]): that of the protocol, with its options.
+        pipeline ([`Pipeline`]): the model, in use by the task's `pipeline_class`.
+        folder (`str`): with `{split}.jsonl`, `protocol.json` and, if it has a training split, `train.jsonl`.
+        output_dir (`str`): where results go.
+        model_folder (`str`, *optional*): the model's folder, whose `training_clips.json` is compared with the tested
+            clips, and whose `run.json` says by which split it was chosen.
+        split (`str`, *optional*, defaults to `"test"`): which manifest.
+        video_root (`str`, *optional*): folder of the videos.
+        follow_links (`bool`, *optional*, defaults to `False`): see [`MultimodalDataset`].
+        is_alpro (`bool`, *optional*, defaults to `False`): see [`Measuring`].
+
+    Raises:
+        ValueError: The folder is not as `prepare` writes it, or clips were trained on.
+    """
+    folder, output_dir = Path(folder), Path(output_dir)
+    try:
+        prepared = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: no protocol.json there, as `simple-multimodal prepare` writes it: {error}"
+        ) from error
+    protocol = get_protocol(prepared["protocol"])
+    if protocol.task != task.name:
+        raise ValueError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
+    if split not in prepared["splits"]:
+        raise ValueError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
+    clips = prepared["splits"][split]["clips"]
+    if model_folder is not None and split == "test":
+        check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
+    settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
+    settings["video_root"] = None if video_root is None else Path(video_root)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    train_file, train_set = folder / "train.jsonl", None
+    if task.compares_with_training and train_file.exists():
+        train_set = task.open_rows(train_file, **settings)
+    measuring = Measuring(benchmark=protocol, is_alpro=is_alpro, train_set=train_set, output_dir=output_dir)
+    name = "alpro"
+    if not is_alpro:
+        name = protocol_name(
+            protocol.name,
+            num_missing=len(prepared["splits"][split]["missing"]),
+            deviates=any(line.startswith(f"{split}: ") for line in prepared["deviations"]),
+            decodes_on_gpu=pipeline.collator.decode_device != "cpu",
+            **task.protocol_suffixes(pipeline, measuring),
+        )
+    rows = task.open_rows(folder / f"{split}.jsonl", **settings)
+    measured = task.evaluate(pipeline, rows, replace(measuring, protocol=name))
+    audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
+    if pipeline.state.is_main_process:
+        write_rows(output_dir / "results.json", measured.rows)
+        write_metrics(
+            output_dir / "metrics.json",
+            metrics=measured.metrics,
+            protocol=measured.protocol,
+            counts=measured.counts,
+            intervals=measured.intervals,
+            headline=measured.primary_metric,
+            selection_split=_read(model_folder or "", "run.json").get("selection_split"),
+            audio_crop=None if audio is None else audio.crop_rule,
+            precision=pipeline.precision,
+            decoder=pipeline.collator.decoder,
+            bad_samples=as_json(measured.bad_samples),
+        )
+    if pipeline.state.is_local_main_process:
+        shutil.rmtree(output_dir / PARTIAL_FOLDER, ignore_errors=True)
+    return measured
+
+
+def prepared_folder(
+    data: str | os.PathLike[str], output_dir: str | os.PathLike[str], *, follow_links: bool = False
+) -> tuple[Path, Path | None, str]:
+    """
+    The folder of a benchmark's manifests; of one in ALPRO's layout (`txt/`, `videos/`) they are written first.
+
+    Args:
+        data (`str`): a folder that `simple-multimodal prepare` wrote, or ALPRO's `data/<task>`.
+        output_dir (`str`): where manifests go, into `manifests/`, if they have to be written.
+        follow_links (`bool`, *optional*, defaults to `False`): see [`prepare_benchmark`].
+
+    Returns:
+        The folder, the folder of the videos if it is known, and the protocol's name.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    data = Path(data)
+    if not data.exists():
+        raise ValueError(f"{data}: {no_such_folder(data)}")
+    if data.is_file():
+        raise ValueError(
+            f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
+            f"python train.py --do_eval --task TASK --model_name_or_path MODEL --validation_file {data} "
+            "--output_dir OUT"
+        )
+    folder, videos = data, data / "videos"
+    if not (data / "protocol.json").is_file():
+        folder = Path(output_dir, "manifests")
+        benchmark = data.name.removesuffix("_ret")
+        if benchmark not in BENCHMARKS or not (data / "txt").is_dir():
+            raise ValueError(
+                f"{data}: neither written by `simple-multimodal prepare` (no protocol.json) nor in ALPRO's layout "
+                f"(a folder such as msrvtt_ret with txt/ and videos/)."
+            )
+        splits = _listed_splits(data / "txt")
+        preparation = from_main(
+            lambda: prepare_benchmark(
+                benchmark, data / "txt", folder, videos=videos, splits=splits, follow_links=follow_links
+            )
+        )
+        if preparation.deviations:
+            logger.warning(preparation.to_text())
+    protocol = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))["protocol"]
+    return folder, videos if videos.is_dir() else None, protocol
+
+
+def _listed_splits(folder: Path) -> list[str]:
+    names = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
+    return [split for split, name in names.items() if (folder / name).is_file()]
+
+
+def _read(folder: str | os.PathLike[str], name: str) -> dict:
+    path = Path(folder, name)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,91 @@
+"""How question answering is measured, in training and on a benchmark alike: every question once."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from simple_multimodal.alpro.metrics import alpro_question_answering_metrics, padded_positions, question_answering_rows
+from simple_multimodal.data.manifest import QuestionDataset
+from simple_multimodal.evaluation.protocols import ANSWER_TYPES
+from simple_multimodal.evaluation.question_answering import answer_result, predicted_labels
+from simple_multimodal.tasks.base import Evaluation
+from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
+
+ALPRO_PROCESSES = 8
+"""As many as ALPRO's published numbers were measured with: questions of the first clips count twice there."""
+
+
+def evaluate_answers(
+    answerer: QuestionAnswerer,
+    dataset: QuestionDataset,
+    *,
+    protocol: str = "own",
+    train_set: QuestionDataset | None = None,
+    with_losses: bool = False,
+    is_alpro: bool = False,
+    partial: str | os.PathLike[str] | None = None,
+) -> Evaluation:
+    """
+    Answer every question once; what the model does not know as an answer counts as wrong, and so does a question about
+    a clip that cannot be read.
+
+    Args:
+        answerer ([`QuestionAnswerer`]): the model.
+        dataset ([`QuestionDataset`]): the questions.
+        protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
+        train_set ([`QuestionDataset`], *optional*): training questions: then the accuracies that can be had without
+            seeing a clip stand beside.
+        with_losses (`bool`, *optional*, defaults to `False`): measure the cross-entropy, too, over the questions whose
+            answer the model knows.
+        is_alpro (`bool`, *optional*, defaults to `False`): print the numbers that count the questions twice that
+            ALPRO's eight processes had twice.
+        partial (`str`, *optional*): folder for what is finished, see [`QuestionAnswerer.answer_rows`].
+
+    Raises:
+        ValueError: More than the answerer's `max_bad_fraction` of the clips, or all, cannot be read.
+    """
+    rows: list[dict[str, Any]] = [dict(row) for row in dataset.named_rows()]
+    logits, is_read, bad_samples = answerer.answer_rows(dataset, partial=partial)
+    labels = np.full(len(rows), -1)  # which stands for no answer
+    labels[is_read.numpy()] = predicted_labels(logits[is_read].numpy())
+    id2label = answerer.model.config.id2label
+    train_pairs = () if train_set is None else train_set.pairs()
+    result = answer_result(labels, rows, id2label=id2label, train_pairs=train_pairs)
+    counts = {"questions": len(rows), "clips": len({row["group"] for row in rows})}
+    metrics = result.metrics
+    if with_losses:
+        label2id = {answer: label for label, answer in id2label.items()}
+        right = torch.tensor([label2id.get(row.get("answer") or "", -1) for row in rows])
+        is_known = is_read & (right >= 0)
+        losses = F.cross_entropy(logits[is_known], right[is_known], reduction="none").double()
+        loss = float(losses.mean()) if len(losses) else 0.0
+        metrics = {"loss": loss, "answer_loss": loss, **metrics}
+        counts["known_answers"] = len(losses)
+    if bad_samples:
+        counts["bad_samples"] = len(bad_samples)
+    types = [row.get("answer_type") or "" for row in rows]
+    printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
+    counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
+    if is_alpro or set(types) <= set(ANSWER_TYPES):
+        printed = alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted])
+    return Evaluation(
+        metrics=metrics,
+        intervals=result.intervals,
+        counts=counts,
+        protocol=protocol,
+        primary_metric="accuracy",
+        num_rows=len(rows),
+        bad_samples=bad_samples,
+        rows=question_answering_rows(
+            labels,
+            [row["captions"][0] for row in rows],
+            [Path(row["video"] or row["audio"] or "").stem for row in rows],
+            [row.get("answer") or "" for row in rows],
+            types,
+        ),
+        printed=printed,
+    )

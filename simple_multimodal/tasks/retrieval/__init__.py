@@ -1,0 +1,102 @@
+"""Contrast and matching of texts and clips, alone or beside the masked objectives of pre-training."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers.utils import logging
+
+from simple_multimodal.alpro import AlproForRetrieval
+from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
+from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
+from simple_multimodal.tasks.retrieval.retriever import Retriever
+from simple_multimodal.tasks.retrieval.twins import PairSet, evaluate_pairs
+
+logger = logging.get_logger(__name__)
+
+RERANK_TOP_K = 32
+"""Candidates of each query that the matching head re-ranks where no protocol says another number."""
+
+PROTOCOL = "every caption a query, one candidate per clip, cosine of text and audio-video embeddings"
+
+
+@dataclass(frozen=True)
+class RetrievalOptions(TaskOptions):
+    """
+    Args:
+        matching_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
+            none. By default what the protocol of the rows says, else 32; for a model whose training found matching
+            no better than the cosine, none.
+        measure_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
+        dsl (`bool`): rank by dual softmax, over all queries.
+        pair_sets (`list[PairSet]`): pairs of rows that differ in one thing.
+    """
+
+    matching_top_k: int | Literal["all"] | None = None
+    measure_rerank: bool = False
+    dsl: bool = False
+    pair_sets: list[PairSet] = field(default_factory=list)
+
+
+class Retrieval(Task):
+    """Find clips by text and texts by clip, by contrastive embeddings and a matching head."""
+
+    name = "retrieval"
+    summary = "contrastive and matching objectives only"
+    model_classes = {"simple_multimodal": MultimodalForRetrieval, "alpro": AlproForRetrieval}
+    options_class = RetrievalOptions
+    pipeline_class = Retriever
+
+    def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
+        """How many candidates were re-ranked, and whether by dual softmax."""
+        assert isinstance(pipeline, Retriever)
+        rerank_top_k = self._rerank_top_k(pipeline, measuring) or None
+        return {"rerank_top_k": rerank_top_k, "uses_dual_softmax": self.options.dsl}
+
+    def evaluate(self, pipeline: Pipeline, dataset: MultimodalDataset, measuring: Measuring) -> Evaluation:
+        """See [`evaluate_retrieval`]; pairs are measured in a final evaluation."""
+        assert isinstance(pipeline, Retriever)
+        saved = None if measuring.output_dir is None else measuring.output_dir / "clips.safetensors"
+        evaluation = evaluate_retrieval(
+            pipeline,
+            dataset,
+            protocol=measuring.protocol or PROTOCOL,
+            rerank_top_k=self._rerank_top_k(pipeline, measuring),
+            with_losses=measuring.with_losses,
+            compares_rerank=self.options.measure_rerank,
+            uses_dual_softmax=self.options.dsl,
+            is_alpro=measuring.is_alpro,
+            num_results=None if measuring.benchmark is None else measuring.benchmark.rerank_top_k,
+            saved=saved,
+            partial=measuring.partial,
+        )
+        for pair_set in self.options.pair_sets if measuring.is_final else ():
+            evaluate_pairs(pipeline, evaluation, pair_set)
+        return evaluation
+
+    def _rerank_top_k(self, retriever: Retriever, measuring: Measuring) -> int | None:
+        """How many candidates are re-ranked; `None`: all."""
+        asked = self.options.matching_top_k
+        if asked == "all" or (asked is None and measuring.is_alpro):
+            return None
+        if asked is None:
+            asked = RERANK_TOP_K if measuring.benchmark is None else measuring.benchmark.rerank_top_k
+            if not measuring.with_losses and not retriever.reranks:
+                logger.warning(
+                    "Ranked by cosine: the model was not saved with a matching head that proved better on the "
+                    "validation split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every "
+                    "one."
+                )
+                return 0
+        has_head = "matching" in retriever.model.loss_weights
+        return asked if has_head or not measuring.with_losses else 0
+
+
+class PreTraining(Retrieval):
+    """All objectives, masked ones included; measured as retrieval is."""
+
+    name = "pretraining"
+    summary = "all objectives"
+    model_classes = {"simple_multimodal": MultimodalForPreTraining}

@@ -1,0 +1,432 @@
+"""How pre-training and retrieval are measured, in training and on a benchmark alike: losses over a whole set, and
+retrieval between captions and clips, each sample once.
+"""
+
+import functools
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from simple_multimodal.alpro import AlproForRetrieval
+from simple_multimodal.alpro.metrics import alpro_retrieval_metrics, retrieval_rows
+from simple_multimodal.data.bad_samples import BadSample, BadSampleError, with_retries
+from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
+from simple_multimodal.data.randomness import stable_hash
+from simple_multimodal.evaluation.retrieval import (
+    dual_softmax,
+    duplicate_captions,
+    matched_retrieval,
+    positives_from_groups,
+    text_video_retrieval,
+    top_candidates,
+)
+from simple_multimodal.inference.pipeline import EncodedBatch, EncodedRows, cosine
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS
+from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MASKED_OBJECTIVES
+from simple_multimodal.models.losses import contrastive_loss
+from simple_multimodal.models.outputs import Batch
+from simple_multimodal.models.pairs import Encoded, ranking_scores
+from simple_multimodal.tasks.base import Evaluation
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.retriever import Retriever
+
+PRIMARY_METRIC = "text_to_video_R@1"
+DUAL_SOFTMAX_TEMPERATURE = 0.01
+
+RetrievalModel = MultimodalForPreTraining | AlproForRetrieval
+"""What finds clips by text."""
+
+
+@dataclass
+class EncodedSet:
+    """
+    Rows after the towers.
+
+    Args:
+        captions (`list[tuple[Row, str]]`): the queries, each with its row; of a row whose text cannot be read "".
+        clips (`list[Row]`): the candidates, one row per group.
+        is_read (`np.ndarray` of shape `(num_clips,)`, bool): which of them went through the towers.
+        encoded (`list[Encoded]`), embeds (`torch.FloatTensor` of shape `(num_read, contrastive_dim)`): these.
+        bad (`dict[int, BadSample]`): what could not be read, by row.
+        num_without_clip (`int`): rows that take no part, having no clip.
+        all_rows (`EncodedRows`, *optional*): every row, with what losses are computed from.
+        key (`str`): names model and clips, for what is kept of an interrupted measurement.
+    """
+
+    captions: list[tuple[Row, str]]
+    clips: list[Row]
+    is_read: np.ndarray
+    encoded: list[Encoded]
+    embeds: torch.Tensor
+    bad: dict[int, BadSample]
+    num_without_clip: int = 0
+    all_rows: EncodedRows | None = None
+    key: str = ""
+
+    @property
+    def groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Group of each caption and of each clip, as numbers: millions of comparisons of texts take long."""
+        number = {row["group"]: place for place, row in enumerate(self.clips)}
+        return np.array([number[row["group"]] for row, _ in self.captions]), np.arange(len(self.clips))
+
+
+@dataclass
+class Ranking:
+    """
+    How captions and clips were ranked.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_captions, num_clips)`): what the first ranking is by: cosines, or their
+            dual softmax; `-inf` for what could not be read.
+        found ([`EncodedSet`]): its two axes, captions and clips.
+        caption_embeds (`torch.FloatTensor` of shape `(num_captions, contrastive_dim)`): embeddings of the captions.
+    """
+
+    scores: np.ndarray
+    found: EncodedSet
+    caption_embeds: torch.Tensor
+
+
+def evaluate_retrieval(
+    retriever: Retriever,
+    dataset: MultimodalDataset,
+    *,
+    protocol: str = "own",
+    rerank_top_k: int | None = None,
+    with_losses: bool = False,
+    compares_rerank: bool = False,
+    uses_dual_softmax: bool = False,
+    is_alpro: bool = False,
+    num_results: int | None = None,
+    saved: str | os.PathLike[str] | None = None,
+    partial: str | os.PathLike[str] | None = None,
+) -> Evaluation:
+    """
+    Every caption asks for its clip, and every clip for one of its captions.
+
+    Rows of one `group` show the same clip, which is a candidate once. A row without a clip takes no part in retrieval.
+    A row that could not be read does, with the lowest scores there are: its captions and its clip come last wherever
+    they are looked for, and get the last rank as queries.
+
+    Matching ranks by the scaled cosine plus its head's log odds, or by these alone, see [`ranking_scores`]; the
+    matching loss and accuracy are the head's own.
+
+    Args:
+        retriever ([`Retriever`]): the model.
+        dataset ([`MultimodalDataset`]): rows with captions.
+        protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
+        rerank_top_k (`int`, *optional*): how many candidates of each query the matching head re-ranks; by default
+            all, with 0 none.
+        with_losses (`bool`, *optional*, defaults to `False`): measure the objectives, too, over all rows. The
+            contrastive ones compare every row with every other of the set, so that they depend on neither batch size
+            nor number of processes; an objective that no row has the modalities for has no loss.
+        compares_rerank (`bool`, *optional*, defaults to `False`): score all pairs, and say how every metric changes
+            where the first `rerank_top_k` alone are re-ranked.
+        uses_dual_softmax (`bool`, *optional*, defaults to `False`): normalise cosines over all queries of the test,
+            which a single query has not.
+        is_alpro (`bool`, *optional*, defaults to `False`): print the numbers of rounded scores, as ALPRO does.
+        num_results (`int`, *optional*): without matching, how many of the first candidates of each query have a row in
+            the results; by default all.
+        saved (`str`, *optional*): file to keep the clips' embeddings in, see [`Retriever.index`].
+        partial (`str`, *optional*): folder for what is finished, see [`Retriever.index`].
+
+    Returns:
+        [`Evaluation`]: whose `details` are a [`Ranking`], if there are captions.
+
+    Raises:
+        ValueError: No row has a clip and a caption (with losses: nor the modalities of an objective), or `is_alpro`
+            without all pairs, or `compares_rerank` without `rerank_top_k`, or more than the retriever's
+            `max_bad_fraction` of the clips or of the texts, or all, cannot be read.
+    """
+    if is_alpro and rerank_top_k is not None:
+        raise ValueError("ALPRO ranks by the matching scores of all pairs: leave rerank_top_k out.")
+    if rerank_top_k is not None and rerank_top_k < 0:
+        raise ValueError(f"rerank_top_k must be 0 (no matching) or more, got {rerank_top_k}.")
+    if compares_rerank and not rerank_top_k:
+        raise ValueError(
+            "There is no change to measure: rerank_top_k must say how many candidates are re-ranked, 1 or more."
+        )
+    model = retriever.model
+    found = _encode_set(
+        retriever, dataset, with_losses=with_losses, for_matching=rerank_top_k != 0, saved=saved, partial=partial
+    )
+    metrics: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    counts = {"captions": len(found.captions), "clips": len(found.clips)}
+    if found.all_rows is not None:
+        metrics, losses = _measure_losses(model, found.all_rows)
+        counts = {"rows": len(dataset), **counts}
+    evaluation = Evaluation(metrics, {}, counts, protocol, None, len(dataset))
+    if found.captions:
+        matching = measure_ranking(
+            retriever,
+            found,
+            evaluation,
+            rerank_top_k=rerank_top_k,
+            with_loss=with_losses and "matching" in model.loss_weights,
+            compares_rerank=compares_rerank,
+            uses_dual_softmax=uses_dual_softmax,
+            is_alpro=is_alpro,
+            num_results=num_results,
+            partial=partial,
+        )
+        losses |= matching
+    if losses:
+        total = sum(model.loss_weights[name] * value for name, value in losses.items())
+        loss_metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}}
+        evaluation.metrics = loss_metrics | evaluation.metrics
+    elif with_losses and not found.bad:
+        raise ValueError(
+            f"The evaluation set has no row for any of the model's objectives ({', '.join(model.loss_weights)}): of "
+            f"its {len(dataset)} rows none has the modalities of one. Look at the columns of --validation_file, "
+            "and whether its clips have what --modalities names."
+        )
+    evaluation.bad_samples = [found.bad[row] for row in sorted(found.bad)]
+    if found.num_without_clip:
+        counts["rows_without_clip"] = found.num_without_clip
+    if found.bad:
+        counts["bad_samples"] = len(found.bad)
+    return evaluation
+
+
+def _encode_set(
+    retriever: Retriever,
+    dataset: MultimodalDataset,
+    *,
+    with_losses: bool,
+    for_matching: bool,
+    saved: str | os.PathLike[str] | None,
+    partial: str | os.PathLike[str] | None,
+) -> EncodedSet:
+    """Read the captions, and run the clips through the towers: one of each group, with losses those of all rows."""
+    rows = list(dataset.named_rows())
+    shown = [row for row in rows if retriever.has_clip(row)]
+    num_without_clip = len(rows) - len(shown)
+    captions, bad = _read_captions(shown) if retriever.takes("text") else ([], {})
+    if not with_losses:
+        if not captions:
+            raise ValueError(f"{dataset.manifest_file}: no row has a clip and a caption to search it by.")
+        retriever.warn_of(list(bad.values()))
+        retriever.check_bad_samples(list(bad.values()), len(shown))
+        clips = _one_of_each_group(shown, bad)
+        index = retriever.index_rows(clips, saved=saved, for_matching=for_matching, partial=partial)
+        unread = {sample.row for sample in index.bad_samples}
+        bad |= {sample.row: sample for sample in index.bad_samples}
+        is_read = np.array([row["index"] not in unread for row in clips])
+        encoded_clips = list(index.clips or ())
+        return EncodedSet(captions, clips, is_read, encoded_clips, index.embeds, bad, num_without_clip, key=index.key)
+    encoded = retriever.encode_rows(rows, encode=encode_for_losses, with_text=True)
+    bad = {sample.row: sample for sample in encoded.bad_samples}
+    clips = _one_of_each_group(shown, bad)
+    place = {row["index"]: number for number, row in enumerate(encoded.rows)}
+    is_read = np.array([row["index"] in place for row in clips], dtype=np.bool_)
+    read = [place[row["index"]] for row in clips if row["index"] in place]
+    embeds = encoded.values["clip"][read] if "clip" in encoded.values else torch.empty(len(read), 0)
+    encoded_clips = [encoded.clips[number] for number in read]
+    return EncodedSet(captions, clips, is_read, encoded_clips, embeds, bad, num_without_clip, encoded)
+
+
+def _one_of_each_group(rows: list[Row], bad: dict[int, BadSample]) -> list[Row]:
+    """The first row of each group; another may stand for the clip of a bad one."""
+    in_order = sorted(rows, key=lambda row: row["index"] in bad)
+    return list({row["group"]: row for row in reversed(in_order)}.values())[::-1]
+
+
+def _read_captions(rows: Iterable[Row]) -> tuple[list[tuple[Row, str]], dict[int, BadSample]]:
+    """Each caption with its row, and the rows of which the text cannot be read, which have an empty one."""
+    captions: list[tuple[Row, str]] = []
+    bad: dict[int, BadSample] = {}
+    for row in rows:
+        try:
+            own = with_retries(functools.partial(row_captions, row), row["text"])
+        except MediaError as error:
+            own = [""]
+            bad[row["index"]] = BadSampleError.of(row, row["text"], str(error)).sample
+        captions += [(row, caption) for caption in own]
+    return captions, bad
+
+
+def encode_for_losses(model: RetrievalModel, batch: Batch) -> EncodedBatch:
+    """Run a whole batch: the masked objectives, and what contrast and matching of the whole set are computed from."""
+    masked = [name for name in MASKED_OBJECTIVES if name in model.loss_weights]
+    counts = model.count_items(batch)
+    output = model(**batch, num_items={name: torch.ones(()) for name in counts}, objectives=masked)
+    sums = {f"{name}_loss": torch.stack([output.losses[name].cpu(), counts[name].cpu()]).double() for name in masked}
+    sums |= {name: value.cpu().double() for name, value in output.metrics.items()}
+    values = {side: output[f"{side}_embeds"].cpu() for side in (*MODALITIES, "clip") if f"{side}_embeds" in output}
+    values |= {PRESENCE_KEYS[m]: batch[PRESENCE_KEYS[m]].cpu() for m in model.config.modalities}
+    kept = output.clip if "matching" in model.loss_weights else {}
+    clips = [
+        Encoded(None, {m: stream.states[row][stream.mask[row]].cpu() for m, stream in kept.items()})
+        for row in range(len(batch["row_ids"]))
+    ]
+    return EncodedBatch(clips, values, sums)
+
+
+def _measure_losses(model: RetrievalModel, encoded: EncodedRows) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of the masked objectives, and the losses of all objectives but matching."""
+    shares = {name: float(total / count) for name, (total, count) in encoded.sums.items() if count > 0}
+    losses = {name: shares.pop(f"{name}_loss") for name in MASKED_OBJECTIVES if f"{name}_loss" in shares}
+    for name in CONTRASTIVE_PAIRS:
+        if name in model.loss_weights and (loss := whole_set_contrastive_loss(model, name, encoded)) is not None:
+            losses[name] = loss
+    return shares, losses
+
+
+def whole_set_contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) -> float | None:
+    """A contrastive loss over all rows of a set at once; `None` where none has both sides."""
+    has = {m: encoded.values[PRESENCE_KEYS[m]] for m in model.config.modalities}
+    has["clip"] = torch.stack([has[m] for m in CLIP_MODALITIES if m in has]).any(dim=0)
+    first, second = CONTRASTIVE_PAIRS[name]
+    kept = has[first] & has[second]
+    if not kept.any():
+        return None
+    groups = torch.tensor([stable_hash(row["group"]) for row in encoded.rows])
+    scale, bias = model.scale_and_bias(name)
+    total = contrastive_loss(
+        encoded.values[first][kept],
+        encoded.values[second][kept],
+        present=torch.ones(int(kept.sum()), dtype=torch.bool),
+        group_ids=groups[kept],
+        logit_scale=scale.detach().float().cpu(),
+        logit_bias=None if bias is None else bias.detach().float().cpu(),
+        form="softmax" if bias is None else "sigmoid",  # which alone has a bias
+        gather=False,
+    )
+    return float(total) / int(kept.sum())
+
+
+def measure_ranking(
+    retriever: Retriever,
+    found: EncodedSet,
+    evaluation: Evaluation,
+    *,
+    rerank_top_k: int | None,
+    with_loss: bool = False,
+    compares_rerank: bool = False,
+    uses_dual_softmax: bool = False,
+    is_alpro: bool = False,
+    num_results: int | None = None,
+    partial: str | os.PathLike[str] | None = None,
+) -> dict[str, float]:
+    """Rank captions and clips, write what comes out into the evaluation, and return the loss of matching, if any; the
+    options are those of [`evaluate_retrieval`].
+    """
+    model, groups = retriever.model, found.groups
+    texts = [caption for _, caption in found.captions]
+    encoded = retriever.encode_texts(texts)
+    good_texts = np.array([row["index"] not in found.bad for row, _ in found.captions])
+    good_clips = np.array([row["index"] not in found.bad for row in found.clips])
+    is_good = good_texts[:, None] & good_clips
+    cosines = np.full(is_good.shape, -np.inf, dtype=np.float32)
+    cosines[:, found.is_read] = cosine(encoded, found.embeds).numpy()
+    cosines[~is_good] = -np.inf
+    scores = cosines
+    if uses_dual_softmax:
+        values = dual_softmax(cosines[good_texts][:, good_clips], temperature=DUAL_SOFTMAX_TEMPERATURE)
+        scores = np.full(is_good.shape, -np.inf)
+        scores[is_good] = values.ravel()
+    result = text_video_retrieval(scores, *groups)
+    evaluation.metrics |= result.metrics
+    evaluation.intervals |= result.intervals
+    evaluation.primary_metric = PRIMARY_METRIC
+    positives = positives_from_groups(*groups)
+    decisive = cosines
+    loss: dict[str, float] = {}
+    if rerank_top_k != 0 or with_loss:
+        odds = np.full(scores.shape, -np.inf)
+        place_in_index = np.cumsum(found.is_read) - 1
+
+        def match(pairs: np.ndarray) -> np.ndarray:
+            ranked = np.full(len(pairs), -np.inf, dtype=np.float32)
+            is_scored = is_good[pairs[:, 0], pairs[:, 1]]
+            pairs = pairs[is_scored]
+            logits = retriever.score(
+                model.matching_logits,
+                texts,
+                encoded,
+                found.encoded,
+                np.stack([pairs[:, 0], place_in_index[pairs[:, 1]]], axis=1),
+                partial=None if partial is None else Path(partial),
+                key=found.key,
+            )
+            odds[pairs[:, 0], pairs[:, 1]] = (logits[:, 1] - logits[:, 0]).numpy()
+            own_cosines = torch.from_numpy(cosines[pairs[:, 0], pairs[:, 1]])
+            ranked[is_scored] = ranking_scores(model, logits, own_cosines).numpy()
+            return ranked
+
+        is_needed = None
+        if with_loss:  # over every caption's right clips and its hardest wrong one
+            is_needed = positives.copy()
+            is_needed[np.arange(len(scores)), first_wrong(scores, positives)] = True
+        matched, decisive = matched_retrieval(
+            scores, *groups, match, top_k=rerank_top_k, is_needed=is_needed, measures_change=compares_rerank
+        )
+        if rerank_top_k != 0:
+            evaluation.metrics |= matched.metrics
+            evaluation.intervals |= matched.intervals
+            if not with_loss:
+                evaluation.primary_metric = f"matching_{PRIMARY_METRIC}"
+        if with_loss and good_texts.any():
+            loss["matching"], evaluation.metrics["matching_accuracy"] = matching_loss(
+                odds[good_texts], scores[good_texts], positives[good_texts]
+            )
+    elif num_results is not None:
+        is_first = top_candidates(scores, positives, num_results)
+        is_first |= top_candidates(scores.T, positives.T, num_results).T
+        decisive = np.where(is_first, cosines, np.nan)
+    chosen = None  # what searches are to re-rank: as many as were better, 0: none; `None`: it was not measured
+    if with_loss and rerank_top_k:
+        top_k = min(rerank_top_k, len(found.clips))
+        chosen = top_k if matching_is_better(evaluation.metrics) else 0
+        evaluation.protocol += (
+            f"; matching_*: the first {top_k} re-ranked by the matching head, whose R@1 from text to video is "
+            f"{'better than' if chosen else 'not better than'} the cosine's: searches "
+            f"{'re-rank' if chosen else 'do not re-rank'} unless asked otherwise"
+        )
+    is_duplicate = duplicate_captions(texts, groups[0])[[text != "" for text in texts]]
+    evaluation.counts["duplicate_captions"] = int(is_duplicate.sum())
+    prefix = "" if rerank_top_k == 0 else "matching_"
+    evaluation.printed = {
+        "text2video": alpro_retrieval_metrics(decisive, groups[0])["text2video"]
+        if is_alpro
+        else _in_percent(evaluation.metrics, f"{prefix}text_to_video_")
+    }
+    shown = np.where(is_good, decisive, np.nan) if found.bad else decisive  # without rows for what could not be read
+    evaluation.rows = retrieval_rows(shown, cosines, range(len(texts)), [row["id"] for row in found.clips])
+    caption_embeds = torch.stack([text.embed for text in encoded if text.embed is not None])
+    evaluation.details = Ranking(scores, found, caption_embeds)
+    evaluation.config_settings = {"rerank_top_k": chosen}
+    return loss
+
+
+def matching_is_better(metrics: dict[str, float]) -> bool:
+    """Whether re-ranking by matching found more clips first than the cosine did; equally many are no reason to."""
+    return metrics[f"matching_{PRIMARY_METRIC}"] > metrics[PRIMARY_METRIC]
+
+
+def first_wrong(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Position of each caption's highest scoring wrong clip (of any clip where there is no wrong one)."""
+    return np.where(positives, -np.inf, scores).argmax(axis=1)
+
+
+def matching_loss(odds: np.ndarray, scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
+    """Cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip."""
+    rows = np.arange(len(odds))
+    right = odds[rows, positives.argmax(axis=1)].astype(np.float64)
+    hardest = first_wrong(scores, positives)
+    wrong = odds[rows, hardest][~positives[rows, hardest]].astype(np.float64)
+    losses = np.concatenate([np.logaddexp(0, -right), np.logaddexp(0, wrong)])
+    correct = np.concatenate([right > 0, wrong <= 0])
+    return float(losses.mean()), float(correct.mean())
+
+
+def _in_percent(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """Rank metrics under ALPRO's names."""
+    recalls = {f"r{k}": round(100 * metrics[f"{prefix}R@{k}"], 2) for k in (1, 5, 10)}
+    return recalls | {"medianR": metrics[f"{prefix}median_rank"], "meanR": metrics[f"{prefix}mean_rank"]}

@@ -1,0 +1,90 @@
+"""Features of frozen towers that a run uses in place of these towers."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+from transformers.utils import logging
+
+from simple_multimodal.data.features import FeatureReader, open_features
+from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.modalities import Modality
+from simple_multimodal.models.base import TowerModel
+from simple_multimodal.models.configuration import MASKED_OBJECTIVES
+from simple_multimodal.processing import MultimodalProcessor
+
+logger = logging.get_logger(__name__)
+
+
+def load_features(
+    model: TowerModel,
+    processor: MultimodalProcessor,
+    datasets: Iterable[MultimodalDataset | None],
+    is_trained: bool,
+    *,
+    folder: str | os.PathLike | None,
+    video_backend: str,
+    decode_device: str,
+) -> dict[Modality, FeatureReader]:
+    """
+    Features that take the place of towers and of decoding for them, made sure to be those of this run.
+
+    Args:
+        model (`TowerModel`): after what is to be frozen was.
+        processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
+        datasets (`Iterable[MultimodalDataset | None]`): every row must have features, but for those whose file is
+            missing.
+        is_trained (`bool`): whether the model will be.
+        folder (`str`, *optional*): of the features; none if it is not given.
+
+    Raises:
+        ValueError: If they are of another tower, were read in another way, or are of files that were changed; if a
+            clip has none; if the run would train one of these towers, or has an objective that needs what it reads.
+    """
+    if folder is None:
+        return {}
+
+    def frozen_tower_hash(modality: Modality) -> str:
+        names = [name for name, parameter in model.towers[modality].named_parameters() if parameter.requires_grad]
+        if is_trained and names:
+            what = "train LoRA adapters in that tower" if ".lora_" in names[0] else "train that tower"
+            raise ValueError(
+                f"--features {folder} holds what the {modality} tower gave, but this run would {what}. Add "
+                f"{modality} to --freeze (and to no --lora_towers), or leave --features out."
+            )
+        return model.tower_hash(modality)
+
+    decoder = {"video_backend": video_backend, "decode_device": decode_device}
+    readers = open_features(folder, frozen_tower_hash, processor, **decoder)
+    weights = model.loss_weights
+    for modality, reader in readers.items():
+        for name in weights:
+            if MASKED_OBJECTIVES.get(name) == modality:
+                raise ValueError(
+                    f"--features {folder} holds no input of the {modality} tower, which the objective {name} needs. "
+                    f"Pass --{name}_loss_weight 0, or leave --features out."
+                )
+        for dataset in datasets:
+            if dataset is not None:
+                reader.check_rows(_readable_rows(dataset))
+    video = processor.video_processor
+    if is_trained and "video" in readers:
+        drawn = {
+            "random_crop": video.random_crop,
+            "random_flip": video.random_flip,
+            f"frame_sampling {video.train_frame_sampling}": video.train_frame_sampling != video.frame_sampling,
+        }
+        if unused := [name for name, is_on in drawn.items() if is_on]:
+            logger.warning(
+                f"Without effect: {', '.join(unused)}. --features {folder} are of the frames that evaluation takes, "
+                "in every epoch."
+            )
+    return readers
+
+
+def _readable_rows(dataset: MultimodalDataset) -> Iterator[Row]:
+    """Rows whose files are there; the others are bad samples."""
+    for index in range(len(dataset)):
+        try:
+            yield dataset[index]
+        except (ValueError, OSError):
+            continue
