@@ -99,8 +99,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     used = [train_set, eval_set, *(pairs.swapped for pairs in pair_sets)]
     settings = data_args.collator_settings | {
         "seed": args.seed,
-        "draws": assembly.build_draws(model, **model_args.mask_settings),
-        "label2id": model.config.label2id if model_args.task == "question_answering" else None,
+        "targets": assembly.build_targets(model, processor, task=model_args.task, **model_args.mask_settings),
         "features": assembly.load_features(model, processor, used, args.do_train, **data_args.feature_settings),
     }
     trainer = MultimodalTrainer(

@@ -446,7 +446,7 @@ class ModelArguments:
 
     @property
     def mask_settings(self) -> dict[str, float]:
-        """What the collator draws for the objectives."""
+        """Mask settings of `build_targets`."""
         return {
             "mlm_probability": self.mlm_probability,
             "audio_mask_ratio": self.audio_mask_ratio,

@@ -425,7 +425,7 @@ def check_loader(report: Report, device: torch.device) -> None:
     from step_profile import write_rows
     from torch.utils.data import DataLoader
 
-    from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
+    from simple_multimodal.data.collator import MultimodalCollator
     from simple_multimodal.data.manifest import MultimodalDataset
     from simple_multimodal.prepare.pack import PackSettings, pack_manifest
     from simple_multimodal.training.arguments import MultimodalTrainingArguments
@@ -439,7 +439,7 @@ def check_loader(report: Report, device: torch.device) -> None:
         manifest = write_rows(Path(name), num_rows * num_steps, model.config.video_config.image_size, 10.0)
         pack_manifest(manifest, Path(name, "packed"), video_root=Path(name, "video"), settings=PackSettings())
         dataset = MultimodalDataset(Path(name, "packed/train.jsonl"), modalities=("audio", "video"))
-        collator = MultimodalCollator(_processor(model), training=True, draws=PretrainingDraws(), index_dir=name)
+        collator = MultimodalCollator(_processor(model), training=True, index_dir=name)
         seconds = {}
         for kind in ("loaded", "cached"):
             marks = Marks()

@@ -92,7 +92,8 @@ def make_trainer(trainer_class: type[Trainer], manifest: Path, output: Path, siz
     config = assembly.build_config(towers, fusion, processor)
     model = MultimodalForPreTraining(config)
     ratios = {"mlm_probability": 0.15, "audio_mask_ratio": 0.7, "video_mask_ratio": 0.7, "vt_match_ratio": 0.5}
-    collator = MultimodalCollator(processor, training=True, draws=assembly.build_draws(model, **ratios))
+    targets = assembly.build_targets(model, processor, task="pretraining", **ratios)
+    collator = MultimodalCollator(processor, training=True, targets=targets)
     own = {"eval_collator": collator} if trainer_class is MultimodalTrainer else {}
     return trainer_class(model, args, data_collator=collator, train_dataset=dataset, processing_class=processor, **own)
 

@@ -120,8 +120,9 @@ def make_trainer(options: argparse.Namespace, folder: Path, callback: TrainerCal
     model = MultimodalForPreTraining(config)
     stand_ins.apply_setting(model, options.setting)
     ratios = {f"{name}_mask_ratio": ratio for name, ratio in stand_ins.MASK_RATIOS.items()}
-    draws = assembly.build_draws(model, mlm_probability=0.3, vt_match_ratio=0.5, **ratios)
-    collator = MultimodalCollator(processor, training=True, draws=draws)
+    ratios |= {"mlm_probability": 0.3, "vt_match_ratio": 0.5}
+    targets = assembly.build_targets(model, processor, task="pretraining", **ratios)
+    collator = MultimodalCollator(processor, training=True, targets=targets)
     return ProfiledTrainer(
         model,
         args,

@@ -121,8 +121,8 @@ class BatchReader:
         collator ([`MultimodalCollator`]):
             Makes batches of them.
         on_bad_sample (`str`, *optional*, defaults to `"fail"`):
-            `"replace"`: read another row of the data set in its place. `"skip"`: leave its place empty, as a row that
-            has no modality and no answer. `"fail"`: raise.
+            `"replace"`: read another row of the data set in its place. `"skip"`: leave its place empty: a row that
+            has no modality and is marked as `is_skipped`. `"fail"`: raise.
         with_captions (`bool`, *optional*, defaults to `False`):
             For an evaluation: the batch has `captions`, see [`MultimodalCollator.tokenize_captions`], and a row that
             is skipped keeps its text.
@@ -201,7 +201,7 @@ class BatchReader:
             generator = sample_generator(self.collator.seed, bare["epoch"], bare["id"], "replacement")
             for _ in range(MAX_REPLACEMENTS):
                 yield self._look_up((bare["epoch"], int(generator.integers(len(self.dataset)))))
-        yield bare if self.with_captions else cast(Row, {**bare, "captions": [], "answer": None})
+        yield {**bare, "captions": bare["captions"] if self.with_captions else [], "is_skipped": True}
 
 
 class _Death(Exception):

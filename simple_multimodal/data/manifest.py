@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
@@ -84,6 +84,7 @@ class Row(TypedDict):
     start_seconds: float | None
     end_seconds: float | None
     group: str
+    is_skipped: NotRequired[bool]  # nothing of the sample is there: it could not be read
 
 
 class MultimodalDataset:

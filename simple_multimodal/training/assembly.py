@@ -1,5 +1,5 @@
-"""Puts a model together: which class, the processor out of its parts, the configuration that fits it, and what to draw
-for it.
+"""Puts a model together: which class, the processor out of its parts, the configuration that fits it, and what
+its batches need besides.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from types import MappingProxyType
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
-from simple_multimodal.data.collator import PretrainingDraws
 from simple_multimodal.data.features import FeatureReader, open_features
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
+from simple_multimodal.data.targets import AnswerLabels, PretrainingTargets, Targets
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.missing import explain
 from simple_multimodal.modalities import MODALITIES, Modality
@@ -532,29 +532,35 @@ def choose_trained(model: TowerModel, freeze: Sequence[str], lora: Mapping | Non
         merge_lora(model)
 
 
-def build_draws(
+def build_targets(
     model: TowerModel,
+    processor: MultimodalProcessor,
     *,
+    task: str,
     mlm_probability: float,
     audio_mask_ratio: float,
     video_mask_ratio: float,
     vt_match_ratio: float,
-) -> PretrainingDraws:
-    """What the collator draws for the objectives that the model has; arguments as in [`PretrainingDraws`]."""
+) -> Targets | None:
+    """Return what the collator adds to a batch for a task and the objectives of the model; the mask settings are those
+    of [`PretrainingTargets`].
+    """
+    if task == "question_answering":
+        return AnswerLabels(model.config.label2id)
     if not isinstance(model, (MultimodalForPreTraining, AlproForRetrieval)):
-        return PretrainingDraws()
-    draws: dict = {}
+        return None
+    settings: dict = {}
     if "mlm" in model.loss_weights:
-        draws["mlm_probability"] = mlm_probability
+        settings["mlm_probability"] = mlm_probability
     if "mam" in model.loss_weights:
-        draws["audio_mask_ratio"] = audio_mask_ratio
-        draws["audio_patches_per_window"] = model.towers["audio"].num_patches
+        settings["audio_mask_ratio"] = audio_mask_ratio
+        settings["audio_patches_per_window"] = model.towers["audio"].num_patches
     if "mvm" in model.loss_weights:
-        draws["video_mask_ratio"] = video_mask_ratio
-        draws["video_patch_grid"] = model.towers["video"].patch_grid
+        settings["video_mask_ratio"] = video_mask_ratio
+        settings["video_patch_grid"] = model.towers["video"].patch_grid
     if "matching" in model.loss_weights:
-        draws["vt_match_ratio"] = vt_match_ratio
-    return PretrainingDraws(**draws)
+        settings["vt_match_ratio"] = vt_match_ratio
+    return PretrainingTargets(processor, **settings)
 
 
 def load_features(

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from simple_multimodal.cli import main
-from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
+from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.targets import PretrainingTargets
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.models import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.models.alpro import load_alpro
@@ -300,7 +301,7 @@ def test_a_converted_model_reads_clips_and_can_be_trained(tmp_path, tokenizer_di
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = MultimodalDataset(tmp_path / "train.jsonl", cache_dir=tmp_path)
     processor, model = MultimodalProcessor.from_pretrained(out), AlproForRetrieval.from_pretrained(out)
-    collator = MultimodalCollator(processor, training=True, draws=PretrainingDraws(vt_match_ratio=0.5))
+    collator = MultimodalCollator(processor, training=True, targets=PretrainingTargets(processor, vt_match_ratio=0.5))
     batch = collator(list(dataset))
     assert batch["pixel_values_videos"].shape == (4, FRAMES, 3, SIDE, SIDE)
     with torch.no_grad():
