@@ -45,8 +45,8 @@ class RecordingTrainer(MultimodalTrainer):
         config.matching_residual = True
         both = super()._evaluate_retrieval(dataloader)
         ways = (("cosine", "", both), ("head", "matching_", alone), ("sum", "matching_", both))
-        asked = [self.eval_dataset.bare_row((0, caption.row_id)) for caption in both.captions]
-        found = [self.eval_dataset.bare_row((0, clip.row_id)) for clip in both.clips]
+        asked = [self.eval_dataset.row(caption.row_id, files="none") for caption in both.captions]
+        found = [self.eval_dataset.row(clip.row_id, files="none") for clip in both.clips]
         self.records.append(
             {
                 "step": self.state.global_step,

@@ -34,7 +34,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_median
 from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
@@ -87,7 +87,7 @@ def make_trainer(trainer_class: type[Trainer], manifest: Path, output: Path, siz
     if size == "small":
         for config in (*towers.values(), fusion):
             config.update({"hidden_size": 320, "intermediate_size": 1280})
-    dataset = MultimodalDataset(manifest, video_root=manifest.parent / "video")
+    dataset = RowDataset.from_manifest(manifest, roots={"video": manifest.parent / "video"})
     processor = assembly.build_processor(towers, captions=dataset.captions)
     config = assembly.build_config(towers, fusion, processor)
     model = MultimodalForPreTraining(config)

@@ -42,7 +42,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, set_seed
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.models import MultimodalForPreTraining
 from simple_multimodal.prepare.toy_media import write_clip
 from simple_multimodal.training import assembly
@@ -114,7 +114,7 @@ def make_trainer(options: argparse.Namespace, folder: Path, callback: TrainerCal
         video_root = folder / "video"
     else:
         manifest, video_root = options.train_file, options.video_root
-    dataset = MultimodalDataset(manifest, video_root=video_root)
+    dataset = RowDataset.from_manifest(manifest, roots={"video": video_root})
     processor = assembly.build_processor(towers, captions=dataset.captions)
     config = stand_ins.model_config(options.size)
     model = MultimodalForPreTraining(config)

@@ -14,8 +14,8 @@ import torch
 from simple_multimodal.data.bad_samples import BadSampleError, with_retries
 from simple_multimodal.data.features import ClipTokens, FeatureReader
 from simple_multimodal.data.in_flight import InFlight
-from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.data.randomness import sample_generator, stable_hash
+from simple_multimodal.data.rows import Row, row_captions
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import NoAudioError
@@ -35,7 +35,7 @@ OnBadSample = Callable[[int, BadSampleError], Row]
 
 
 class MultimodalCollator:
-    """Collator for rows of [`MultimodalDataset`].
+    """Collator for rows of [`RowDataset`].
 
     Sounds and clips are decoded and processed side by side in one pool of threads, the largest clips first; texts are
     tokenised meanwhile. A row's tensors do not depend on its neighbours (but for padding), on threads or on worker
@@ -154,7 +154,7 @@ class MultimodalCollator:
 
         Args:
             rows (`Sequence[Row]`):
-                From [`MultimodalDataset`], at least one.
+                From [`RowDataset`], at least one.
             on_bad_sample (`Callable`, *optional*):
                 Gives another row in place of one that cannot be read, and so on until one can. The default raises.
 

@@ -6,9 +6,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
-from simple_multimodal.data.manifest import Row
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import stable_hash
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.processing import MultimodalProcessor
 
 GeneratorOf = Callable[[Row, str], np.random.Generator]
@@ -38,6 +38,19 @@ class Targets(Protocol):
         Returns:
             `dict[str, torch.Tensor]`: By name; the first dimension of each is the batch.
         """
+
+
+QUESTION_COLUMNS: dict[str, Any] = {
+    "text_column": "question",
+    "typed_columns": {"answer": "name", "answer_type": "name"},
+}
+"""Settings of a [`RowDataset`] of questions: a row's text is its `question`, and `answer` is what should come out."""
+
+
+def question_pairs(dataset: RowDataset) -> list[tuple[str, str]]:
+    """Return question and answer of each row that has an answer."""
+    pairs = zip(dataset.column("question"), dataset.column("answer"), strict=True)
+    return [(question, answer) for question, answer in pairs if answer is not None]
 
 
 class AnswerLabels:

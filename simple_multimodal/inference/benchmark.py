@@ -14,7 +14,8 @@ import torch
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, as_json, with_retries
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row, row_captions
+from simple_multimodal.data.rows import Row, RowDataset, row_captions
+from simple_multimodal.data.targets import QUESTION_COLUMNS, question_pairs
 from simple_multimodal.evaluation.alpro import (
     alpro_question_answering_metrics,
     alpro_retrieval_metrics,
@@ -84,7 +85,7 @@ class Measurement:
 
 def measure_retrieval(
     retriever: Retriever,
-    dataset: MultimodalDataset,
+    dataset: RowDataset,
     *,
     protocol: str = "own",
     matching_top_k: int | None = None,
@@ -103,7 +104,7 @@ def measure_retrieval(
 
     Args:
         retriever ([`Retriever`]): the model.
-        dataset ([`MultimodalDataset`]): rows with captions; rows of one `group` show the same clip, which is a
+        dataset ([`RowDataset`]): rows with captions; rows of one `group` show the same clip, which is a
             candidate once: the clip of the first row. A row without a clip is left out with its captions, and counted.
         protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
         matching_top_k (`int`, *optional*): how many candidates of each query the matching head orders anew; by default
@@ -131,11 +132,11 @@ def measure_retrieval(
         raise ValueError(
             "There is no change to measure: matching_top_k must say how many candidates are ordered anew, 1 or more."
         )
-    rows = list(dataset.named_rows())
+    rows = list(dataset.rows(files="named"))
     shown = [row for row in rows if retriever.has_clip(row)]
     captions, bad = _read_captions(shown)
     if not captions:
-        raise ValueError(f"{dataset.manifest_file}: no row has a clip and a caption to search it by.")
+        raise ValueError(f"{dataset.name}: no row has a clip and a caption to search it by.")
     retriever.warn_of(list(bad.values()))
     retriever.check_bad_samples(list(bad.values()), len(shown))
     # Each where it is first; another row may stand for the clip of a bad one.
@@ -246,10 +247,10 @@ def _in_percent(metrics: dict[str, float], prefix: str) -> dict[str, float]:
 
 def measure_answers(
     answerer: QuestionAnswerer,
-    dataset: QuestionDataset,
+    dataset: RowDataset,
     *,
     protocol: str = "own",
-    train_dataset: QuestionDataset | None = None,
+    train_dataset: RowDataset | None = None,
     is_alpro: bool = False,
     partial: str | os.PathLike[str] | None = None,
 ) -> Measurement:
@@ -259,9 +260,9 @@ def measure_answers(
 
     Args:
         answerer ([`QuestionAnswerer`]): the model.
-        dataset ([`QuestionDataset`]): the questions.
+        dataset ([`RowDataset`]): the questions.
         protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
-        train_dataset ([`QuestionDataset`], *optional*): training questions: then the accuracy of a table that sees no
+        train_dataset ([`RowDataset`], *optional*): training questions: then the accuracy of a table that sees no
             clip stands beside.
         is_alpro (`bool`, *optional*, defaults to `False`): print the numbers that count the questions twice that
             ALPRO's eight processes had twice.
@@ -270,11 +271,11 @@ def measure_answers(
     Raises:
         ValueError: More than the answerer's `max_bad_fraction` of the clips, or all, cannot be read.
     """
-    rows: list[dict[str, Any]] = [dict(row) for row in dataset.named_rows()]
+    rows: list[dict[str, Any]] = [dict(row) for row in dataset.rows(files="named")]
     logits, is_read, bad_samples = answerer.answer_rows(dataset, partial=partial)
     labels = np.full(len(rows), -1)  # which stands for no answer
     labels[is_read.numpy()] = predicted_labels(logits[is_read].numpy())
-    train_pairs = () if train_dataset is None else train_dataset.pairs()
+    train_pairs = () if train_dataset is None else question_pairs(train_dataset)
     result = answer_result(labels, rows, id2label=answerer.model.config.id2label, train_pairs=train_pairs)
     types = [row.get("answer_type") or "" for row in rows]
     printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
@@ -330,7 +331,7 @@ def measure_benchmark(
             clips, and whose `run.json` says by which split it was chosen.
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
-        follow_links (`bool`, *optional*, defaults to `False`): see [`MultimodalDataset`].
+        follow_links (`bool`, *optional*, defaults to `False`): see [`RowDataset`].
         matching_top_k (`int` or `"all"`, *optional*): how many candidates of each query the matching head orders anew;
             0: none. By default what the protocol says, if matching was better than the cosine on the validation split
             of the model's training ([`Retriever.rerank_top_k`]), else none. ALPRO, and models that were saved before
@@ -388,7 +389,7 @@ def measure_benchmark(
     if isinstance(pipeline, Retriever):
         measured = measure_retrieval(
             pipeline,
-            MultimodalDataset(folder / f"{split}.jsonl", video_root=root, **settings),
+            RowDataset.from_manifest(folder / f"{split}.jsonl", roots={"video": root}, **settings),
             protocol=name,
             matching_top_k=matching_top_k,
             measures_change=measures_change,
@@ -400,8 +401,13 @@ def measure_benchmark(
         )
     else:
 
-        def questions(name: str) -> QuestionDataset:
-            return QuestionDataset(folder / f"{name}.jsonl", video_root=root, **settings)
+        def questions(name: str) -> RowDataset:
+            return RowDataset.from_manifest(
+                folder / f"{name}.jsonl",
+                roots={"video": root},
+                **settings,
+                **QUESTION_COLUMNS,
+            )
 
         measured = measure_answers(
             pipeline,

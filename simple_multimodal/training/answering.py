@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from simple_multimodal.data.manifest import QuestionDataset
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.targets import question_pairs
 from simple_multimodal.evaluation.question_answering import answer_result
 from simple_multimodal.models.modeling import Batch
 from simple_multimodal.training.evaluation import Evaluation
@@ -92,30 +93,30 @@ def predict_answers(
 
 def evaluate_answers(
     predictions: Sequence[Prediction],
-    dataset: QuestionDataset,
+    dataset: RowDataset,
     id2label: Mapping[int, str],
-    train_dataset: QuestionDataset | None = None,
+    train_dataset: RowDataset | None = None,
 ) -> Evaluation:
     """
     Accuracy over all questions, and over those of each `answer_type` if the manifest has that column.
 
     Args:
         predictions (`Sequence[Prediction]`): one for each row.
-        dataset (`QuestionDataset`): the rows.
+        dataset (`RowDataset`): the rows.
         id2label (`Mapping[int, str]`): the answers that the model knows.
-        train_dataset (`QuestionDataset`, *optional*): training questions; then the accuracies that can be had without
+        train_dataset (`RowDataset`, *optional*): training questions; then the accuracies that can be had without
             seeing a clip stand beside.
 
     Returns:
         [`Evaluation`]: the metrics of [`answer_result`], and `answer_loss` over the questions whose answer the model
         knows.
     """
-    rows = [dataset.bare_row((0, prediction.row_id)) for prediction in predictions]
+    rows = [dataset.row(prediction.row_id, files="none") for prediction in predictions]
     result = answer_result(
         [prediction.label for prediction in predictions],
         rows,
         id2label=id2label,
-        train_pairs=() if train_dataset is None else train_dataset.pairs(),
+        train_pairs=() if train_dataset is None else question_pairs(train_dataset),
     )
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     loss = float(np.mean(losses)) if losses else 0.0

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from simple_multimodal.data.features import FeatureReader, open_features
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
-from simple_multimodal.data.targets import AnswerLabels, PretrainingTargets, Targets
+from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.data.targets import QUESTION_COLUMNS, AnswerLabels, PretrainingTargets, Targets, question_pairs
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.missing import explain
 from simple_multimodal.modalities import MODALITIES, Modality
@@ -50,27 +50,23 @@ MODEL_CLASSES: dict[str, dict[str, type[TowerModel]]] = {
 MASKED_OBJECTIVE_OF: dict[Modality, str] = {modality: name for name, modality in MASKED_OBJECTIVES.items()}
 """The masked objective of each modality."""
 
-DATASETS: dict[str, type[MultimodalDataset]] = {
-    "pretraining": MultimodalDataset,
-    "retrieval": MultimodalDataset,
-    "question_answering": QuestionDataset,
-}
-"""On which rows, by task."""
+ROW_SETTINGS: dict[str, dict] = {"question_answering": QUESTION_COLUMNS}
+"""Settings of a task's rows, where it has some."""
 
 
-def open_manifest(task: str, manifest_file: str | os.PathLike, **settings) -> MultimodalDataset:
+def open_manifest(task: str, manifest_file: str | os.PathLike, **settings) -> RowDataset:
     """
     The rows of a run. No media file is opened, but where links lead is checked before the run begins.
 
     Args:
         task (`str`): of the run.
         manifest_file (`str`): the manifest.
-        settings: arguments of [`MultimodalDataset`].
+        settings: arguments of [`RowDataset.from_manifest`].
 
     Raises:
         ValueError: If the manifest is wrong, **or** links lead out of the roots.
     """
-    dataset = DATASETS[task](Path(manifest_file), **settings)
+    dataset = RowDataset.from_manifest(manifest_file, **ROW_SETTINGS.get(task, {}), **settings)
     dataset.check_links()
     return dataset
 
@@ -404,7 +400,7 @@ def _check_zero_shot(
 
 
 def answer_settings(
-    task: str, source: str | os.PathLike | None, answers_file: str | None, train_set: MultimodalDataset | None
+    task: str, source: str | os.PathLike | None, answers_file: str | None, train_set: RowDataset | None
 ) -> dict[str, dict]:
     """
     The answers that a model for question answering is to know, as settings of its configuration.
@@ -414,7 +410,7 @@ def answer_settings(
         source (`str`, *optional*): saved model that the run starts from; one that answers questions keeps its answers.
         answers_file (`str`, *optional*): JSON object of answers and their numbers, such as ALPRO's
             `train_ans2label.json`.
-        train_set (`QuestionDataset`, *optional*): where the answers come from if there is no such file.
+        train_set (`RowDataset`, *optional*): where the answers come from if there is no such file.
 
     Raises:
         ValueError: If there is nothing to take answers from, or the file is something else.
@@ -440,11 +436,9 @@ def answer_settings(
         is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
         if not is_numbered or len(label2id) < 2:
             raise ValueError(f"--answers_file {answers_file} must hold an object of answers numbered from 0.")
-    elif isinstance(train_set, QuestionDataset):
-        label2id = {
-            answer: number
-            for number, answer in enumerate(answer_vocabulary(answer for _, answer in train_set.pairs()))
-        }
+    elif train_set is not None:
+        given = answer_vocabulary(answer for _, answer in question_pairs(train_set))
+        label2id = {answer: number for number, answer in enumerate(given)}
     else:
         raise ValueError(
             "A model that answers questions takes its answers from the training questions: train it (--do_train), or "
@@ -566,7 +560,7 @@ def build_targets(
 def load_features(
     model: TowerModel,
     processor: MultimodalProcessor,
-    datasets: Iterable[MultimodalDataset | None],
+    datasets: Iterable[RowDataset | None],
     is_trained: bool,
     *,
     folder: str | os.PathLike | None,
@@ -579,7 +573,7 @@ def load_features(
     Args:
         model (`TowerModel`): after what is to be frozen was.
         processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
-        datasets (`Iterable[MultimodalDataset | None]`): every row must have features, but for those whose file is
+        datasets (`Iterable[RowDataset | None]`): every row must have features, but for those whose file is
             missing.
         is_trained (`bool`): whether the model will be.
         folder (`str`, *optional*): of the features; none if it is not given.
@@ -629,7 +623,7 @@ def load_features(
     return readers
 
 
-def _readable_rows(dataset: MultimodalDataset) -> Iterator[Row]:
+def _readable_rows(dataset: RowDataset) -> Iterator[Row]:
     """Rows whose files are there; the others are bad samples."""
     for index in range(len(dataset)):
         try:

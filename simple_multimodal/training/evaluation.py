@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.fields import read_name
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.tables import read_jsonl
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.retrieval import (
@@ -118,15 +118,15 @@ class PairSet:
             `{name}_pair_flip_share`.
         pairs (`list[dict[str, str]]`): ids `a` and `b` of two evaluation rows; with `swapped`, also `a_swapped` and
             `b_swapped`, ids of `swapped`: clip a with that thing of b, and the other way round.
-        swapped (`MultimodalDataset`, *optional*): rows of the swapped clips.
+        swapped (`RowDataset`, *optional*): rows of the swapped clips.
     """
 
     name: str
     pairs: list[dict[str, str]]
-    swapped: MultimodalDataset | None = None
+    swapped: RowDataset | None = None
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike, swapped: MultimodalDataset | None = None) -> "PairSet":
+    def from_file(cls, path: str | os.PathLike, swapped: RowDataset | None = None) -> "PairSet":
         """Read pairs from a JSONL file, which gives the set its name: `sound_pairs.jsonl` is about `sound`."""
         needed = ("a", "b") if swapped is None else ("a", "b", "a_swapped", "b_swapped")
         pairs = []

@@ -26,7 +26,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.precision import autocast, precision_mismatch
@@ -148,7 +148,7 @@ class MultimodalTrainer(Trainer):
         args ([`MultimodalTrainingArguments`]): arguments of the run.
         data_collator ([`MultimodalCollator`]): makes training batches.
         eval_collator ([`MultimodalCollator`]): makes evaluation batches.
-        train_dataset, eval_dataset ([`MultimodalDataset`], *optional*): rows.
+        train_dataset, eval_dataset ([`RowDataset`], *optional*): rows.
         processing_class ([`MultimodalProcessor`]): saved beside the model.
         run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint.
         callbacks (`list[TrainerCallback]`, *optional*): further callbacks.
@@ -166,8 +166,8 @@ class MultimodalTrainer(Trainer):
         *,
         data_collator: MultimodalCollator,
         eval_collator: MultimodalCollator,
-        train_dataset: MultimodalDataset | None = None,
-        eval_dataset: MultimodalDataset | dict[str, MultimodalDataset] | None = None,
+        train_dataset: RowDataset | None = None,
+        eval_dataset: RowDataset | dict[str, RowDataset] | None = None,
         processing_class: MultimodalProcessor | None = None,
         run_record: dict | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -240,7 +240,7 @@ class MultimodalTrainer(Trainer):
     # ---- Data ----
     def _reader(
         self,
-        dataset: MultimodalDataset,
+        dataset: RowDataset,
         collator: MultimodalCollator,
         on_bad_sample: OnBadSamplePolicy,
         *,
@@ -261,7 +261,7 @@ class MultimodalTrainer(Trainer):
             max_bad_fraction=self.args.max_bad_fraction,
         )
 
-    def _get_dataloader(self, dataset: MultimodalDataset, *args, **kwargs) -> DataLoader:
+    def _get_dataloader(self, dataset: RowDataset, *args, **kwargs) -> DataLoader:
         return super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: RowKeys | None = None) -> EpochSampler:
@@ -278,13 +278,13 @@ class MultimodalTrainer(Trainer):
         base.worker_init_fn = LoaderInit(base.worker_init_fn)
         return loader
 
-    def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: str | RowDataset | None = None) -> DataLoader:
         """Batches of this process's share of the rows; no row stands in two shares, none is repeated to fill a
         batch.
         """
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
-        if not isinstance(eval_dataset, MultimodalDataset):
+        if not isinstance(eval_dataset, RowDataset):
             raise ValueError("Evaluation needs an eval_dataset.")
         # Never another row in the place of a bad one: that one is to count.
         policy: OnBadSamplePolicy = "fail" if self.args.on_bad_sample == "fail" else "skip"
@@ -546,7 +546,7 @@ class MultimodalTrainer(Trainer):
                 autocast=self._autocast,
             )
             # Nothing about the model is chosen by test clips, or by clips that lack a modality.
-            rows: MultimodalDataset = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
+            rows: RowDataset = dataloader.dataset.dataset.dataset  # type: ignore[attr-defined]  # of a Subset of keys
             is_test = prepared_split(rows.manifest_file, rows.clip_names()) == "test"
             if not (is_test or self.eval_collator.drop_modalities):
                 model.config.rerank_top_k = evaluation.rerank_top_k
@@ -566,9 +566,9 @@ class MultimodalTrainer(Trainer):
             raise ValueError("Pairs are measured among the rows of a retrieval evaluation: call `evaluate` before.")
         ids = self.eval_dataset
 
-        def clip_embeds(dataset: MultimodalDataset, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
+        def clip_embeds(dataset: RowDataset, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
             return {
-                dataset.bare_row((0, row.row_id))["id"]: row.embeds["clip"] * (math.nan if row.is_bad else 1.0)
+                dataset.row(row.row_id, files="none")["id"]: row.embeds["clip"] * (math.nan if row.is_bad else 1.0)
                 for row in rows
                 if row.presence["clip"] or row.is_bad
             }
@@ -576,7 +576,7 @@ class MultimodalTrainer(Trainer):
         clips = clip_embeds(ids, evaluation.rows)
         captions: dict[str, torch.Tensor] = {}
         for caption in evaluation.captions:
-            captions.setdefault(ids.bare_row((0, caption.row_id))["id"], caption.embed)
+            captions.setdefault(ids.row(caption.row_id, files="none")["id"], caption.embed)
         metrics: dict[str, float] = {}
         for pair_set in pair_sets:
             swapped: dict[str, torch.Tensor] = {}

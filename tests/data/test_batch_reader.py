@@ -19,8 +19,8 @@ from simple_multimodal.data import bad_samples
 from simple_multimodal.data.bad_samples import BadSampleError
 from simple_multimodal.data.batch_reader import MAX_REPLACEMENTS, BatchReader, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.data.targets import AnswerLabels, PretrainingTargets
 from simple_multimodal.data.tokenization import train_tokenizer
@@ -53,8 +53,8 @@ def folder(media_dir, tmp_path) -> Path:
 
 
 @pytest.fixture
-def dataset(folder) -> MultimodalDataset:
-    return MultimodalDataset(folder / "train.jsonl", cache_dir=folder / "cache")
+def dataset(folder) -> RowDataset:
+    return RowDataset.from_manifest(folder / "train.jsonl", cache_dir=folder / "cache")
 
 
 @pytest.fixture(autouse=True)

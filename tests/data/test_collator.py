@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from simple_multimodal.data.collator import MultimodalCollator, default_num_threads
-from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.randomness import stable_hash
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.data.targets import PretrainingTargets
 from simple_multimodal.data.tokenization import train_tokenizer
@@ -55,11 +55,10 @@ def targets(processor) -> PretrainingTargets:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory, media_dir) -> MultimodalDataset:
+def dataset(tmp_path_factory, media_dir) -> RowDataset:
     folder = tmp_path_factory.mktemp("manifest")
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    roots = {"video_root": media_dir, "text_root": media_dir}
-    return MultimodalDataset(folder / "train.jsonl", cache_dir=folder, **roots)
+    return RowDataset.from_manifest(folder / "train.jsonl", cache_dir=folder, roots=media_dir)
 
 
 def assert_equal(first: dict, second: dict) -> None:

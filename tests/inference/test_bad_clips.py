@@ -10,7 +10,8 @@ import pytest
 
 from simple_multimodal.cli import main
 from simple_multimodal.data import bad_samples
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.targets import QUESTION_COLUMNS
 from simple_multimodal.evaluation.retrieval import dual_softmax
 from simple_multimodal.inference import ClipIndex, QuestionAnswerer, Retriever, partial, pipeline
 from simple_multimodal.inference.benchmark import DUAL_SOFTMAX_TEMPERATURE, measure_answers, measure_retrieval
@@ -73,11 +74,11 @@ def warnings(monkeypatch) -> list[str]:
     return said
 
 
-def captioned(folder: Path, **roots) -> MultimodalDataset:
+def captioned(folder: Path, **roots) -> RowDataset:
     """The clips of a folder with their captions."""
     manifest = folder.parent / "captions.jsonl"
     write_lines(manifest, [{"video": f"{n}.mp4", "caption": caption} for n, caption in enumerate(CAPTIONS)])
-    return MultimodalDataset(manifest, video_root=folder, cache_dir=folder.parent / "cache", **roots)
+    return RowDataset.from_manifest(manifest, roots={"video": folder}, cache_dir=folder.parent / "cache", **roots)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +144,8 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     manifest = tmp_path / "texts.jsonl"
     rows = [{"video": f"{n}.mp4", "text": f"{n}.txt"} for n in range(NUM_CLIPS)]
     write_lines(manifest, rows)
-    roots = {"video_root": clips / "video", "cache_dir": tmp_path / "cache"}
-    measured = measure_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    roots = {"roots": {"video": clips / "video"}, "cache_dir": tmp_path / "cache"}
+    measured = measure_retrieval(retriever, RowDataset.from_manifest(manifest, **roots))
     assert_ranks(measured.metrics, "matching_", scores["matching_"])
     assert measured.counts == {"captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
     assert [sample.file for sample in measured.bad_samples] == [str(tmp_path / f"{BAD}.txt")]
@@ -152,7 +153,7 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     write_lines(
         manifest, [*rows, {"video": f"{BAD}.mp4", "caption": "a clip of its own", "group": f"video={BAD}.mp4"}]
     )
-    measured = measure_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    measured = measure_retrieval(retriever, RowDataset.from_manifest(manifest, **roots))
     assert measured.counts == {"captions": 8, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
     written = {(row["txt_id"], row["vid_id"]) for row in measured.rows}
     assert len(written) == 49 and {text for text, _ in written} == {*GOOD, 7}
@@ -166,8 +167,13 @@ def test_a_question_about_a_bad_clip_is_answered_wrong(answerer, clips, folder, 
     ]
     write_lines(tmp_path / "questions.jsonl", rows)
 
-    def dataset(videos: Path) -> QuestionDataset:
-        return QuestionDataset(tmp_path / "questions.jsonl", video_root=videos, cache_dir=tmp_path / "cache")
+    def dataset(videos: Path) -> RowDataset:
+        return RowDataset.from_manifest(
+            tmp_path / "questions.jsonl",
+            roots={"video": videos},
+            cache_dir=tmp_path / "cache",
+            **QUESTION_COLUMNS,
+        )
 
     labels = answerer.answer_rows(dataset(clips / "video")).logits.argmax(dim=1)
     # Else nothing could be told: the right answers are those that it gives.

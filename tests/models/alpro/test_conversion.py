@@ -12,7 +12,7 @@ import torch
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import PretrainingTargets
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.models import AlproForQuestionAnswering, AlproForRetrieval
@@ -299,7 +299,7 @@ def test_a_converted_model_reads_clips_and_can_be_trained(tmp_path, tokenizer_di
         write_media(tmp_path / f"{row}.mp4", num_frames=6 + row)
     rows = [{"video": f"{row}.mp4", "caption": caption} for row, caption in enumerate(captions)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dataset = MultimodalDataset(tmp_path / "train.jsonl", cache_dir=tmp_path)
+    dataset = RowDataset.from_manifest(tmp_path / "train.jsonl", cache_dir=tmp_path)
     processor, model = MultimodalProcessor.from_pretrained(out), AlproForRetrieval.from_pretrained(out)
     collator = MultimodalCollator(processor, training=True, targets=PretrainingTargets(processor, vt_match_ratio=0.5))
     batch = collator(list(dataset))
