@@ -364,7 +364,7 @@ def test_a_decoder_that_crashes_costs_its_clip(retriever, clips, monkeypatch, wa
 def test_a_time_limit_needs_a_process_that_can_be_ended(retriever):
     for num_workers, seconds in ((0, 0.0), (1, 120.0)):
         pipeline = Retriever(retriever.model, retriever.processor, num_workers=num_workers)
-        assert pipeline._reader([], pipeline.collator).timeout_seconds == seconds
+        assert pipeline._reader(pipeline.collator).timeout_seconds == seconds
 
 
 def test_dropped_modalities_are_not_looked_for(retriever, folder):
