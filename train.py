@@ -25,7 +25,6 @@ from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.output_folder import writing_into
 from simple_multimodal.tasks import get_task
-from simple_multimodal.tasks.retrieval.draws import build_draws
 from simple_multimodal.tasks.retrieval.twins import PairSet
 from simple_multimodal.training import checkpoints
 from simple_multimodal.training.features import load_features
@@ -51,6 +50,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     pair_paths = data_args.pair_paths if args.do_eval else ()
     pair_sets = [PairSet.from_file(path, swapped and rows(swapped)) for path, swapped in pair_paths]
     flags = {"answers_file": model_args.answers_file, "matching_top_k": args.matching_top_k, "pair_sets": pair_sets}
+    flags |= model_args.mask_settings
     task = task_class(task_class.options_class.from_flags(flags, task=task_class.name))
 
     # The run: what it is, and where it goes on from.
@@ -106,8 +106,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     used = [train_set, eval_set, *(pairs.swapped for pairs in pair_sets)]
     settings = data_args.collator_settings | {
         "seed": args.seed,
-        "draws": build_draws(model, **model_args.mask_settings),
-        "label2id": model.config.label2id if model_args.task == "question_answering" else None,
+        "targets": task.build_targets(model, processor),
         "features": load_features(model, processor, used, args.do_train, **data_args.feature_settings),
     }
     trainer = MultimodalTrainer(

@@ -253,17 +253,17 @@ class DataArguments:
 
     @property
     def roots(self) -> dict[str, Path | None]:
-        """Root folders as `MultimodalDataset` takes them; `None` is the manifest's own folder."""
-        roots = {"video_root": self.video_root, "audio_root": self.audio_root, "text_root": self.text_root}
+        """Root folder of each column as `RowDataset` takes them; `None` is the manifest's own folder."""
+        roots = {"video": self.video_root, "audio": self.audio_root, "text": self.text_root}
         return {
             name: None if root is None and self.data_root is None else Path(self.data_root or "", root or "")
             for name, root in roots.items()
         }
 
     @property
-    def file_settings(self) -> dict[str, Path | bool | None]:
-        """How `MultimodalDataset` finds files."""
-        return {**self.roots, "follow_links": self.follow_links}
+    def file_settings(self) -> dict[str, Any]:
+        """How `RowDataset` finds files."""
+        return {"roots": self.roots, "follow_links": self.follow_links}
 
     @property
     def audio_settings(self) -> dict[str, int | str | None]:

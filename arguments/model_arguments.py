@@ -273,20 +273,30 @@ class ModelArguments:
         default=None,
         metadata={"group": "Objectives", "help": "Weight of text-clip matching; 1 when not given, 0: off."},
     )
-    mlm_probability: float = field(
-        default=0.3, metadata={"group": "Objectives", "help": "Share of a caption's tokens to predict, 0 to 1."}
-    )
-    audio_mask_ratio: float = field(
-        default=0.3, metadata={"group": "Objectives", "help": "Share of a window's audio patches to mask, 0 to 1."}
-    )
-    video_mask_ratio: float = field(
-        default=0.8, metadata={"group": "Objectives", "help": "Share of a clip's video tubes to mask, 0 to 1."}
-    )
-    vt_match_ratio: float = field(
-        default=0.5,
+    mlm_probability: float | None = field(
+        default=None,
         metadata={
             "group": "Objectives",
-            "help": "Share of rows that keep their pair for matching, 0 to 1; the others get a negative clip.",
+            "help": "Share of a caption's tokens to predict, 0 to 1; 0.3 when not given.",
+        },
+    )
+    audio_mask_ratio: float | None = field(
+        default=None,
+        metadata={
+            "group": "Objectives",
+            "help": "Share of a window's audio patches to mask, 0 to 1; 0.3 when not given.",
+        },
+    )
+    video_mask_ratio: float | None = field(
+        default=None,
+        metadata={"group": "Objectives", "help": "Share of a clip's video tubes to mask, 0 to 1; 0.8 when not given."},
+    )
+    vt_match_ratio: float | None = field(
+        default=None,
+        metadata={
+            "group": "Objectives",
+            "help": "Share of rows that keep their pair for matching, 0 to 1; the others get a negative; 0.5 when "
+            "not given.",
         },
     )
     hard_negative_ratio: float | None = field(
@@ -445,8 +455,8 @@ class ModelArguments:
         }
 
     @property
-    def mask_settings(self) -> dict[str, float]:
-        """What the collator draws for the objectives."""
+    def mask_settings(self) -> dict[str, float | None]:
+        """Mask settings of `build_targets`."""
         return {
             "mlm_probability": self.mlm_probability,
             "audio_mask_ratio": self.audio_mask_ratio,

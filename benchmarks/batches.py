@@ -15,7 +15,7 @@ from transformers import ASTFeatureExtractor, VideoMAEImageProcessor
 from transformers.video_utils import load_video
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset, row_captions
+from simple_multimodal.data.rows import RowDataset, row_captions
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.media import index_video, sample_positions
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("manifest")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    dataset = MultimodalDataset(options.manifest, video_root=options.folder, modalities=())
+    dataset = RowDataset.from_manifest(options.manifest, roots={"video": options.folder}, modalities=())
     tokenizer = train_tokenizer([c for n in range(len(dataset)) for c in row_captions(dataset[n])], vocab_size=500)
     sound = AudioFeatureExtractor(num_frames=WINDOW, max_windows=1)
     video_processor = VideoMAEImageProcessor(do_rescale=False, do_normalize=False)

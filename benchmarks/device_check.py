@@ -388,7 +388,7 @@ def check_infer(report: Report, device: torch.device) -> None:
     from step_profile import write_rows
 
     from simple_multimodal.data.collator import MultimodalCollator
-    from simple_multimodal.data.files import media_rows
+    from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.tasks.retrieval.retriever import Retriever
 
     with tempfile.TemporaryDirectory() as name:
@@ -397,7 +397,7 @@ def check_infer(report: Report, device: torch.device) -> None:
         model = make_model("retrieval", "toy").eval()
         processor = _processor(model)
         files = sorted(str(path) for path in Path(name, "video").iterdir())[:4]
-        batch = MultimodalCollator(processor, index_dir=name)(media_rows(files))
+        batch = MultimodalCollator(processor, index_dir=name)(list(RowDataset.from_files(files)))
         expected = torch.stack([clip.embed for clip in encode_clips(model, batch)])  # type: ignore[misc]
         for precision in PRECISIONS if device.type == "cuda" else ("fp32", "bf16"):
             retriever = Retriever(copy.deepcopy(model), processor, precision=precision, index_dir=name)
@@ -422,8 +422,8 @@ def check_loader(report: Report, device: torch.device) -> None:
     from step_profile import write_rows
     from torch.utils.data import DataLoader
 
-    from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
-    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.data.collator import MultimodalCollator
+    from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.prepare.pack import PackSettings, pack_manifest
     from simple_multimodal.training.arguments import MultimodalTrainingArguments
     from simple_multimodal.training.trainer import MultimodalTrainer
@@ -435,8 +435,8 @@ def check_loader(report: Report, device: torch.device) -> None:
     with tempfile.TemporaryDirectory() as name:
         manifest = write_rows(Path(name), num_rows * num_steps, model.config.video_config.image_size, 10.0)
         pack_manifest(manifest, Path(name, "packed"), video_root=Path(name, "video"), settings=PackSettings())
-        dataset = MultimodalDataset(Path(name, "packed/train.jsonl"), modalities=("audio", "video"))
-        collator = MultimodalCollator(_processor(model), training=True, draws=PretrainingDraws(), index_dir=name)
+        dataset = RowDataset.from_manifest(Path(name, "packed/train.jsonl"), modalities=("audio", "video"))
+        collator = MultimodalCollator(_processor(model), training=True, index_dir=name)
         seconds = {}
         for kind in ("loaded", "cached"):
             marks = Marks()

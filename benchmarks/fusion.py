@@ -40,7 +40,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
 from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
@@ -95,7 +95,7 @@ def make_world(work: Path, num_segments: int) -> Path:
         sound = AudioFeatureExtractor(num_mel_bins=MEL_BINS, num_frames=WINDOW_MEL_FRAMES, max_windows=1)
         frames = VideoClipProcessor(num_frames=WINDOW_FRAMES, size={"height": SIZE, "width": SIZE})
         collator = MultimodalCollator(MultimodalProcessor(sound, frames))
-        dataset = MultimodalDataset(folder / "clips.jsonl", modalities=("audio", "video"))
+        dataset = RowDataset.from_manifest(folder / "clips.jsonl", modalities=("audio", "video"))
         num_windows = num_segments // WINDOW_SEGMENTS
         parts = []
         for row in (dataset[number] for number in range(len(dataset))):

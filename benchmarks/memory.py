@@ -13,7 +13,7 @@ import psutil
 from torch.utils.data import DataLoader
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     results = {}
     for num_workers in (0, 2):
-        dataset = MultimodalDataset(options.manifest, video_root=options.folder, modalities=())
+        dataset = RowDataset.from_manifest(options.manifest, roots={"video": options.folder}, modalities=())
         processor = MultimodalProcessor(AudioFeatureExtractor(max_windows=1), VideoClipProcessor())
         sampler = EpochSampler(dataset, seed=0)
         loader = DataLoader(

@@ -35,11 +35,12 @@ from transformers.utils import logging
 
 from simple_multimodal import assembly
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_median
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.prepare.toy_media import write_clip
+from simple_multimodal.tasks.retrieval import PreTraining, RetrievalOptions
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
@@ -87,12 +88,13 @@ def make_trainer(trainer_class: type[Trainer], manifest: Path, output: Path, siz
     if size == "small":
         for config in (*towers.values(), fusion):
             config.update({"hidden_size": 320, "intermediate_size": 1280})
-    dataset = MultimodalDataset(manifest, video_root=manifest.parent / "video")
+    dataset = RowDataset.from_manifest(manifest, roots={"video": manifest.parent / "video"})
     processor = assembly.build_processor(towers, captions=dataset.captions)
     config = assembly.build_config(towers, fusion, processor)
     model = MultimodalForPreTraining(config)
     ratios = {"mlm_probability": 0.15, "audio_mask_ratio": 0.7, "video_mask_ratio": 0.7, "vt_match_ratio": 0.5}
-    collator = MultimodalCollator(processor, training=True, draws=assembly.build_draws(model, **ratios))
+    targets = PreTraining(RetrievalOptions(**ratios)).build_targets(model, processor)
+    collator = MultimodalCollator(processor, training=True, targets=targets)
     own = {"eval_collator": collator} if trainer_class is MultimodalTrainer else {}
     return trainer_class(model, args, data_collator=collator, train_dataset=dataset, processing_class=processor, **own)
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.media import get_video_backend, index_video, sample_positions
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
@@ -67,13 +67,13 @@ class Cached(IterableDataset):
             yield self.batch
 
 
-def repeated(manifest: str, times: int, folder: str, root: str | None) -> MultimodalDataset:
+def repeated(manifest: str, times: int, folder: str, root: str | None) -> RowDataset:
     """A data set that holds every row several times, so that few epochs end while a loader is measured."""
     rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
     path = Path(folder, f"{len(list(Path(folder).iterdir()))}.jsonl")
     copies = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(times) for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in copies))
-    return MultimodalDataset(path, video_root=root or Path(manifest).parent, modalities=())
+    return RowDataset.from_manifest(path, roots={"video": root or Path(manifest).parent}, modalities=())
 
 
 def processor() -> MultimodalProcessor:
@@ -84,7 +84,7 @@ def collator() -> MultimodalCollator:
     return MultimodalCollator(processor(), training=True, num_threads=1)
 
 
-def loader_speed(dataset: MultimodalDataset) -> float:
+def loader_speed(dataset: RowDataset) -> float:
     """Seconds for a batch when nothing else is done, without the first batches, for which workers start."""
     loader = DataLoader(
         dataset, BATCH, sampler=EpochSampler(dataset, seed=0), collate_fn=collator(), num_workers=WORKERS,
@@ -114,7 +114,7 @@ class Marks:
         return (later[-1] - later[0]) / (len(later) - 1)
 
 
-def trainer_step(dataset: MultimodalDataset, seconds: float, steps: int, batch: dict | None) -> float:
+def trainer_step(dataset: RowDataset, seconds: float, steps: int, batch: dict | None) -> float:
     """Seconds of a step of the Trainer, on loaded batches or on a cached one."""
     marks = Marks()
     model = Sleeper()
@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("packed")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    originals = MultimodalDataset(options.manifest, video_root=options.folder, modalities=())
-    packed = MultimodalDataset(options.packed, modalities=())
+    originals = RowDataset.from_manifest(options.manifest, roots={"video": options.folder}, modalities=())
+    packed = RowDataset.from_manifest(options.packed, modalities=())
     backend = get_video_backend("pyav")
 
     psnr = []

@@ -43,8 +43,9 @@ from transformers import TrainerCallback, set_seed
 
 from simple_multimodal import assembly
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.prepare.toy_media import write_clip
+from simple_multimodal.tasks.retrieval import PreTraining, RetrievalOptions
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
@@ -114,14 +115,15 @@ def make_trainer(options: argparse.Namespace, folder: Path, callback: TrainerCal
         video_root = folder / "video"
     else:
         manifest, video_root = options.train_file, options.video_root
-    dataset = MultimodalDataset(manifest, video_root=video_root)
+    dataset = RowDataset.from_manifest(manifest, roots={"video": video_root})
     processor = assembly.build_processor(towers, captions=dataset.captions)
     config = stand_ins.model_config(options.size)
     model = MultimodalForPreTraining(config)
     stand_ins.apply_setting(model, options.setting)
     ratios = {f"{name}_mask_ratio": ratio for name, ratio in stand_ins.MASK_RATIOS.items()}
-    draws = assembly.build_draws(model, mlm_probability=0.3, vt_match_ratio=0.5, **ratios)
-    collator = MultimodalCollator(processor, training=True, draws=draws)
+    ratios |= {"mlm_probability": 0.3, "vt_match_ratio": 0.5}
+    targets = PreTraining(RetrievalOptions(**ratios)).build_targets(model, processor)
+    collator = MultimodalCollator(processor, training=True, targets=targets)
     return ProfiledTrainer(
         model,
         args,

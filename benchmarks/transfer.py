@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from arguments import parse_args  # noqa: E402
-from simple_multimodal.data.manifest import MultimodalDataset  # noqa: E402
+from simple_multimodal.data.rows import RowDataset  # noqa: E402
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean  # noqa: E402
 from simple_multimodal.evaluation.retrieval import retrieval_ranks  # noqa: E402
 from simple_multimodal.inference.features import TowerFeatures  # noqa: E402
@@ -118,7 +118,7 @@ def make_features(weights: Path, manifests: Sequence[Path], clips: Path, folder:
         run_training(weights, manifests[0], clips, start, ["--max_steps", "1", "--per_device_train_batch_size", "2"])
     model = TowerFeatures.from_pretrained(start, shows_progress=True)
     for tower in ("audio", "video"):
-        model.write(tower, [MultimodalDataset(path, video_root=clips) for path in manifests], features)
+        model.write(tower, [RowDataset.from_manifest(path, roots={"video": clips}) for path in manifests], features)
     return features
 
 
@@ -225,7 +225,7 @@ def choose(weights: Path, manifests: dict[str, Path], clips: Path, features: Pat
                 (work / f"{split}.jsonl").write_text(text, encoding="utf-8")
             flags = [*recipe.split(), "--features", str(features), "--seed", "0"]
             seconds += run_training(weights, work / "train_fold.jsonl", clips, work / "model", flags)
-            held_out = list(MultimodalDataset(work / "held_out.jsonl", video_root=clips))
+            held_out = list(RowDataset.from_manifest(work / "held_out.jsonl", roots={"video": clips}))
             found.append(measure(work / "model", held_out, features)["all"])
         ranks, groups = (np.concatenate([getattr(one, key) for one in found]) for key in ("values", "groups"))
         results[name] = summarise(name, ranks[None], groups) | {"seconds of training": seconds / folds}
@@ -255,8 +255,8 @@ def main() -> None:
         return
 
     candidates = {
-        "whole clips": list(MultimodalDataset(manifests["test"], video_root=clips)),
-        "parts of 5 s": list(MultimodalDataset(manifests["test_parts"], video_root=clips)),
+        "whole clips": list(RowDataset.from_manifest(manifests["test"], roots={"video": clips})),
+        "parts of 5 s": list(RowDataset.from_manifest(manifests["test_parts"], roots={"video": clips})),
     }
     found: dict[tuple[str, str, str], list[Ranks]] = {}
     seconds: dict[str, list[float]] = {}

@@ -22,7 +22,7 @@ from packed import processor
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import ClipTokens, FeatureReader
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.modalities import Modality
 from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
@@ -50,7 +50,7 @@ class RandomTokens(TowerFeatures):
         ]
 
 
-def write_features(dataset: MultimodalDataset, folder: Path, dtype: torch.dtype) -> dict[Modality, FeatureReader]:
+def write_features(dataset: RowDataset, folder: Path, dtype: torch.dtype) -> dict[Modality, FeatureReader]:
     """Features of every clip, and their readers."""
     import stand_ins
 
@@ -60,7 +60,7 @@ def write_features(dataset: MultimodalDataset, folder: Path, dtype: torch.dtype)
     return {tower: FeatureReader(folder / tower, tower) for tower in TOKENS}
 
 
-def read_all(dataset: MultimodalDataset, collator: MultimodalCollator, batch: int) -> float:
+def read_all(dataset: RowDataset, collator: MultimodalCollator, batch: int) -> float:
     """CPU seconds of reading every row once, in batches, in this thread."""
     rows = [dataset[(0, number)] for number in range(len(dataset))]
     start = time.process_time()
@@ -82,9 +82,11 @@ def main() -> None:
         lines = Path(manifest).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / "some.jsonl").write_text("".join(lines[: options.max_clips]), encoding="utf-8")
         pack_manifest(folder / "some.jsonl", folder / "packed", video_root=options.clips)
-        originals = MultimodalDataset(folder / "some.jsonl", video_root=options.clips, modalities=("audio", "video"))
-        packed = MultimodalDataset(next((folder / "packed").glob("*.jsonl")), modalities=("audio", "video"))
-        sources: dict[str, tuple[MultimodalDataset, MultimodalCollator]] = {}
+        originals = RowDataset.from_manifest(
+            folder / "some.jsonl", roots={"video": options.clips}, modalities=("audio", "video")
+        )
+        packed = RowDataset.from_manifest(next((folder / "packed").glob("*.jsonl")), modalities=("audio", "video"))
+        sources: dict[str, tuple[RowDataset, MultimodalCollator]] = {}
         for what, dataset in (("originals", originals), ("packed clips", packed)):
             sources[what] = dataset, MultimodalCollator(processor(), training=True, parallel=False)
         for dtype in (torch.float32, torch.bfloat16):

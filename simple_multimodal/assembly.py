@@ -1,5 +1,5 @@
-"""Puts a model together: which class, the processor out of its parts, the configuration that fits it, and what to draw
-for it.
+"""Puts a model together: which class, the processor out of its parts, the configuration that fits it, and what
+its batches need besides.
 """
 
 import dataclasses

@@ -467,15 +467,16 @@ def show(
     seed: int,
     out: str,
     index_dir: str | None,
+    follow_links: bool,
     **roots: Any,
 ) -> int:
     """Draws what the model sees of a sample into a picture."""
-    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.missing import explain
     from simple_multimodal.prepare.show import draw_sample
     from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
-    dataset = MultimodalDataset(manifest, modalities=(), **roots)
+    dataset = RowDataset.from_manifest(manifest, modalities=(), roots=_roots(roots), follow_links=follow_links)
     if not 0 <= row < len(dataset):
         raise ValueError(f"--row is {row}; {manifest} has the rows 0 to {len(dataset) - 1}")
     if model is None:
@@ -523,16 +524,16 @@ def features(
     """Keeps the tokens of frozen towers; 1 if clips cannot be read."""
     import torch
 
-    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.inference.features import TowerFeatures
     from simple_multimodal.models.distributed import leave_process_group
 
     pipeline = TowerFeatures.from_pretrained(model, shows_progress=True, **settings)
     files: dict[str, Any] = {
-        **{"video_root": video_root, "audio_root": audio_root, "text_root": text_root},
+        "roots": {"video": video_root, "audio": audio_root, "text": text_root},
         "follow_links": follow_links,
     }
-    datasets = [MultimodalDataset(path, modalities=(), **files) for path in manifests]
+    datasets = [RowDataset.from_manifest(path, modalities=(), **files) for path in manifests]
     num_unreadable = 0
     for tower in dict.fromkeys(towers):
         with _only_writer(Path(output, tower), "features", is_launched=True):
@@ -646,16 +647,21 @@ def _unread(num_bad: int, fate: str) -> str:
     return f" ({num_bad} could not be read, {fate})" if num_bad else ""
 
 
+def _roots(settings: dict[str, Any]) -> dict[str, str | None]:
+    """Take the root folder of each column out of the settings."""
+    return {name: settings.pop(f"{name}_root") for name in ("video", "audio", "text")}
+
+
 def _clips(clips: list[str], settings: dict[str, Any]) -> Any:
     """A data set if a manifest is named, else folders or files; takes the settings of files out of the others."""
-    from simple_multimodal.data.manifest import MultimodalDataset
+    from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.data.tables import is_table
 
     follow_links = settings.pop("follow_links")
-    roots = {name: settings.pop(name) for name in ("video_root", "audio_root", "text_root")}
+    roots = _roots(settings)
     if len(clips) == 1 and is_table(clips[0]):
-        return MultimodalDataset(clips[0], modalities=(), follow_links=follow_links, **roots)
-    if given := [f"--{name}" for name, root in roots.items() if root is not None]:
+        return RowDataset.from_manifest(clips[0], modalities=(), follow_links=follow_links, roots=roots)
+    if given := [f"--{name}_root" for name, root in roots.items() if root is not None]:
         raise ValueError(f"{given[0]} is for a manifest; files and folders are found where they are. Leave it out.")
     return clips[0] if len(clips) == 1 else clips
 

@@ -331,12 +331,12 @@ def test_manifests_and_roots_follow_data_root(tmp_path, monkeypatch):
     (tmp_path / "validation.csv").touch()
     alone = DataArguments(video_root="videos")
     assert alone.train_path == Path("train.csv")
-    assert alone.roots == {"video_root": Path("videos"), "audio_root": None, "text_root": None}
+    assert alone.roots == {"video": Path("videos"), "audio": None, "text": None}
     rooted = DataArguments(data_root="data", video_root="videos", audio_root="/sounds")
     assert rooted.train_path == Path("data/train.csv")
     assert rooted.validation_path == Path("validation.csv")  # not in data_root, but in the working directory
     assert DataArguments(data_root="data", train_file="missing.csv").train_path == Path("data/missing.csv")
-    roots = {"video_root": Path("data/videos"), "audio_root": Path("/sounds"), "text_root": Path("data")}
+    roots = {"video": Path("data/videos"), "audio": Path("/sounds"), "text": Path("data")}
     assert rooted.roots == roots
 
 

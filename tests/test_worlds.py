@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import worlds
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import index_video
 from simple_multimodal.prepare.toy_media import SAMPLING_RATE, toy_generator
 
@@ -49,7 +49,7 @@ def test_captions_name_every_attribute_and_validation_is_held_out(name, tmp_path
     assert not {row["group"] for row in rows["train"]} & {row["group"] for row in rows["validation"]}
     for row in rows["train"]:
         assert len(set(row["captions"])) == worlds.CAPTIONS_PER_CLIP and all(row[a] in values[a] for a in values)
-    for row in MultimodalDataset(tmp_path / "train.jsonl").named_rows():
+    for row in RowDataset.from_manifest(tmp_path / "train.jsonl").rows(files="named"):
         seconds = index_video(row["video"]).num_frames / 10
         assert world.seconds[0] <= seconds <= world.seconds[1]
     before = (tmp_path / "train/train_00000.mp4").read_bytes()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from simple_multimodal.data.manifest import Row
+from simple_multimodal.data.rows import Row
 from simple_multimodal.media.errors import MediaError
 
 RETRY_SECONDS = (0.1, 0.4)

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -22,8 +22,8 @@ from simple_multimodal.data import in_flight
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, file_of, with_retries
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.in_flight import InFlight, Reading
-from simple_multimodal.data.manifest import MultimodalDataset, Row
 from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.data.rows import Row, RowDataset, without_files
 from simple_multimodal.processing.batch_memory import CAN_SHARE, SharedBatch, forget_blocks
 
 OnBadSamplePolicy = Literal["replace", "skip", "fail"]
@@ -51,47 +51,14 @@ if sys.platform != "win32":  # Windows cannot fork
     os.register_at_fork(after_in_child=_renew_thread_pool)
 
 
-class RowSource(Protocol):
-    """Where a [`BatchReader`] looks rows up: a [`MultimodalDataset`], or rows at hand ([`ListedRows`])."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: Key, /) -> Row: ...
-
-    def bare_row(self, key: Key, /) -> Row:
-        """What is known of a row that cannot be read."""
-
-
-class ListedRows:
-    """Rows at hand as a [`BatchReader`] looks them up, by their `index`; their clips alone, without text.
-
-    Args:
-        rows (`Sequence[Row]`): no two of one index.
-    """
-
-    def __init__(self, rows: Sequence[Row], *, with_text: bool = False):
-        nothing: dict[str, Any] = {} if with_text else {"text": None, "captions": []}
-        self._rows: dict[int, Row] = {row["index"]: {**row, **nothing} for row in rows}  # type: ignore[typeddict-item]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key: Key, /) -> Row:
-        return self._rows[key[1]]
-
-    def bare_row(self, key: Key, /) -> Row:
-        """A row without its files and its text."""
-        return {**self._rows[key[1]], "video": None, "audio": None, "text": None, "captions": []}
-
-
 class RowKeys(torch.utils.data.Dataset[Key]):
     """Keys `(epoch, index)` of a data set's rows in place of the rows, for a [`BatchReader`] to look them up.
 
     Args:
-        dataset ([`MultimodalDataset`]): whose rows they are.
+        dataset ([`RowDataset`]): whose rows they are.
     """
 
-    def __init__(self, dataset: MultimodalDataset):
+    def __init__(self, dataset: RowDataset):
         self.dataset = dataset
 
     @property
@@ -117,13 +84,13 @@ class BatchReader:
     the rows drawn from `sample_generator(seed, epoch, id, "replacement")`.
 
     Args:
-        dataset ([`MultimodalDataset`] or [`ListedRows`]):
-            Whose rows are read.
+        dataset ([`RowDataset`], *optional*):
+            Whose rows are looked up; without one, batches are given as rows.
         collator ([`MultimodalCollator`]):
             Makes batches of them.
         on_bad_sample (`str`, *optional*, defaults to `"fail"`):
-            `"replace"`: read another row of the data set in its place. `"skip"`: leave its place empty, as a row that
-            has no modality and no answer. `"fail"`: raise.
+            `"replace"`: read another row of the data set in its place. `"skip"`: leave its place empty: a row that
+            has no modality and is marked as `is_skipped`. `"fail"`: raise.
         with_captions (`bool`, *optional*, defaults to `False`):
             For an evaluation: the batch has `captions`, see [`MultimodalCollator.tokenize_captions`], and a row that
             is skipped keeps its text.
@@ -131,7 +98,7 @@ class BatchReader:
 
     def __init__(
         self,
-        dataset: RowSource,
+        dataset: RowDataset | None,
         collator: MultimodalCollator,
         *,
         on_bad_sample: OnBadSamplePolicy = "fail",
@@ -143,11 +110,12 @@ class BatchReader:
         self.with_captions = with_captions
         self.known: dict[int, tuple[str, str]] = {}  # rows that are not to be read, with file and reason
 
-    def __call__(self, keys: Sequence[Key]) -> dict[str, Any]:
+    def __call__(self, keys: Sequence[Key | Row]) -> dict[str, Any]:
         """Read a batch.
 
         Args:
-            keys (`Sequence[tuple[int, int]]`): epoch and index of each row.
+            keys (`Sequence[tuple[int, int]]` or `Sequence[Row]`): epoch and index of each row; or the rows, no two of
+                one index.
 
         Returns:
             `dict[str, Any]`: the collator's batch; with `bad_samples`, a list of [`BadSample`], if there are any, and
@@ -183,26 +151,37 @@ class BatchReader:
             batch["bad_samples"] = bad_samples
         return batch
 
-    def _look_up(self, key: Key) -> Row | BadSampleError:
+    def _look_up(self, key: Key | Row) -> Row | BadSampleError:
         """A row, if its files are there."""
-        index = key[1]
+        index = key[1] if isinstance(key, tuple) else key["index"]
         if index in self.known:
-            return BadSampleError.of(self.dataset.bare_row(key), *self.known[index])
+            return BadSampleError.of(self._bare(key), *self.known[index])
+        if not isinstance(key, tuple):
+            return key
         record = self.collator.in_flight
         try:
             with contextlib.nullcontext() if record is None else record.reading(index, f"row {index} (looked up)"):
-                return with_retries(lambda: self.dataset[key])
+                return with_retries(lambda: self._rows[key])
         except (ValueError, OSError) as error:
-            return BadSampleError.of(self.dataset.bare_row(key), file_of(error), str(error))
+            return BadSampleError.of(self._bare(key), file_of(error), str(error))
 
-    def _spares(self, key: Key) -> Iterator[Row | BadSampleError]:
+    def _bare(self, key: Key | Row) -> Row:
+        """What is known of a row that cannot be read."""
+        return self._rows.row(key[1], key[0], files="none") if isinstance(key, tuple) else without_files(key)
+
+    @property
+    def _rows(self) -> RowDataset:
+        assert self.dataset is not None, "rows are looked up, and there is no data set"
+        return self.dataset
+
+    def _spares(self, key: Key | Row) -> Iterator[Row | BadSampleError]:
         """What may take the place of a row: others, and at last the row as if it had nothing."""
-        bare = self.dataset.bare_row(key)
+        bare = self._bare(key)
         if self.on_bad_sample == "replace":
             generator = sample_generator(self.collator.seed, bare["epoch"], bare["id"], "replacement")
             for _ in range(MAX_REPLACEMENTS):
-                yield self._look_up((bare["epoch"], int(generator.integers(len(self.dataset)))))
-        yield bare if self.with_captions else cast(Row, {**bare, "captions": [], "answer": None})
+                yield self._look_up((bare["epoch"], int(generator.integers(len(self._rows)))))
+        yield {**bare, "captions": bare["captions"] if self.with_captions else [], "is_skipped": True}
 
 
 class _Death(Exception):
@@ -244,7 +223,7 @@ class SupervisedReader:
         )
         return make, (self.read,)
 
-    def __call__(self, keys: Sequence[Key]) -> dict[str, Any]:
+    def __call__(self, keys: Sequence[Key | Row]) -> dict[str, Any]:
         """Read a batch, see [`BatchReader`].
 
         Raises:
@@ -275,7 +254,7 @@ class SupervisedReader:
                         ) from death
                 is_retry = True
 
-    def _ask(self, keys: Sequence[Key], is_parallel: bool) -> dict[str, Any]:
+    def _ask(self, keys: Sequence[Key | Row], is_parallel: bool) -> dict[str, Any]:
         """Have the child read a batch."""
         if self._child == 0:
             self._start_child()

@@ -5,9 +5,8 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ import torch
 from simple_multimodal.data.bad_samples import BadSampleError, with_retries
 from simple_multimodal.data.features import ClipTokens, FeatureReader
 from simple_multimodal.data.in_flight import InFlight
-from simple_multimodal.data.manifest import Row, row_captions
-from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import sample_generator, stable_hash
+from simple_multimodal.data.rows import Row, row_captions
+from simple_multimodal.data.targets import Targets
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.media.frame_index import FrameIndex, with_index
@@ -35,43 +34,8 @@ OnBadSample = Callable[[int, BadSampleError], Row]
 """Given the number of a row in its batch and what is wrong with it: another row for its place, or raises."""
 
 
-@dataclass(frozen=True)
-class PretrainingDraws:
-    """What the collator draws for the pre-training objectives; `None` means that it is not drawn.
-
-    Args:
-        mlm_probability (`float`, *optional*):
-            Share of the tokens to predict.
-        audio_mask_ratio (`float`, *optional*):
-            Share of the patches of each audio window to mask; with `audio_patches_per_window`.
-        audio_patches_per_window (`int`, *optional*):
-            Patches of a window, as the audio encoder cuts it.
-        video_mask_ratio (`float`, *optional*):
-            Share of the places of a clip to mask; with `video_patch_grid`.
-        video_patch_grid (`tuple[int, int, int]`, *optional*):
-            Tubelets of a clip in time, height and width, as the video encoder cuts it.
-        vt_match_ratio (`float`, *optional*):
-            Chance of a row to keep its own text in the matching objective.
-    """
-
-    mlm_probability: float | None = None
-    audio_mask_ratio: float | None = None
-    audio_patches_per_window: int | None = None
-    video_mask_ratio: float | None = None
-    video_patch_grid: tuple[int, int, int] | None = None
-    vt_match_ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.audio_mask_ratio is None) != (self.audio_patches_per_window is None):
-            raise ValueError("`audio_mask_ratio` and `audio_patches_per_window` are given together or not at all.")
-        if (self.video_mask_ratio is None) != (self.video_patch_grid is None):
-            raise ValueError("`video_mask_ratio` and `video_patch_grid` are given together or not at all.")
-        if self.vt_match_ratio is not None and not 0 <= self.vt_match_ratio <= 1:
-            raise ValueError(f"`vt_match_ratio` must lie between 0 and 1, got {self.vt_match_ratio}.")
-
-
 class MultimodalCollator:
-    """Collator for rows of [`MultimodalDataset`].
+    """Collator for rows of [`RowDataset`].
 
     Sounds and clips are decoded and processed side by side in one pool of threads, the largest clips first; texts are
     tokenised meanwhile. A row's tensors do not depend on its neighbours (but for padding), on threads or on worker
@@ -88,8 +52,8 @@ class MultimodalCollator:
             processor says. Otherwise the first caption, the same audio and the same frames every time.
         seed (`int`, *optional*, defaults to 0):
             Of the run.
-        draws ([`PretrainingDraws`], *optional*):
-            What to draw for pre-training objectives.
+        targets ([`Targets`], *optional*):
+            Adds a task's entries to each batch, such as labels and what its objectives draw.
         max_seq_length (`int`, *optional*):
             Longest text in tokens; by default 512 or the tokenizer's limit.
         pad_to_max_length (`bool`, *optional*, defaults to `False`):
@@ -107,8 +71,6 @@ class MultimodalCollator:
             `pixel_values_videos` is on it. Not in a process that was forked.
         index_dir (`str`, *optional*):
             Folder of stored frame indices; by default `simple_multimodal/frame_index` in the user's cache folder.
-        label2id (`Mapping[str, int]`, *optional*):
-            Number of each answer that the model knows; the batch then has `labels`.
         features (`Mapping[str, FeatureReader]`, *optional*):
             Tokens of frozen towers by modality. The batch has these (see [`FeatureReader.collate`]) in place of what
             the tower would read; nothing of them is drawn in training.
@@ -143,7 +105,7 @@ class MultimodalCollator:
         *,
         training: bool = False,
         seed: int = 0,
-        draws: PretrainingDraws | None = None,
+        targets: Targets | None = None,
         max_seq_length: int | None = None,
         pad_to_max_length: bool = False,
         drop_modalities: Sequence[Modality] = (),
@@ -152,7 +114,6 @@ class MultimodalCollator:
         video_backend: str = "pyav",
         decode_device: str = "cpu",
         index_dir: str | None = None,
-        label2id: Mapping[str, int] | None = None,
         features: Mapping[Modality, FeatureReader] | None = None,
     ):
         if num_threads is not None and num_threads < 1:
@@ -160,7 +121,7 @@ class MultimodalCollator:
         self.processor = processor
         self.training = training
         self.seed = seed
-        self.draws = draws or PretrainingDraws()
+        self.targets = targets
         self.max_seq_length = max_seq_length
         self.pad_to_max_length = pad_to_max_length
         self.drop_modalities = tuple(drop_modalities)
@@ -169,7 +130,6 @@ class MultimodalCollator:
         self.video_backend = video_backend
         self.decode_device = decode_device
         self.index_dir = index_dir
-        self.label2id = label2id
         self.features = dict(features or {})
         self.in_flight: InFlight | None = None  # where to note down which files are being read
         video = processor.video_processor
@@ -180,13 +140,6 @@ class MultimodalCollator:
         )
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
-        if self.draws.mlm_probability is not None:
-            tokenizer = processor.tokenizer
-            if tokenizer is None or tokenizer.mask_token_id is None:
-                raise ValueError("Predicting masked tokens needs a tokenizer with a mask token.")
-            specials = set(tokenizer.all_special_ids)
-            self._replacement_ids = np.array([i for i in range(len(tokenizer)) if i not in specials])
-            self._special_ids = np.array(sorted(specials))
 
     @property
     def decoder(self) -> str:
@@ -201,7 +154,7 @@ class MultimodalCollator:
 
         Args:
             rows (`Sequence[Row]`):
-                From [`MultimodalDataset`], at least one.
+                From [`RowDataset`], at least one.
             on_bad_sample (`Callable`, *optional*):
                 Gives another row in place of one that cannot be read, and so on until one can. The default raises.
 
@@ -209,13 +162,7 @@ class MultimodalCollator:
             `dict[str, torch.Tensor]`: For each modality of the processor the entries of
             [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] and [`VideoClipProcessor.collate`]
             with one entry per row; with audio, those of [`windows_with_audio`]; `row_ids` (row numbers) and
-            `group_ids` (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `draws` asks for:
-            `mlm_input_ids` and `mlm_labels` of shape `(batch_size, sequence_length)`, `audio_masked_patches` of shape
-            `(batch_size, num_windows * masked_per_window)`, `video_masked_patches` of shape `(batch_size,
-            num_masked)`, `match_aligned` (`bool`), `match_uniform` (`float32` in [0, 1)) and `text_ids` (`int64`,
-            63-bit hashes of the tokens) of shape `(batch_size,)`.
-            With `label2id`, `labels` (`int64`) of shape `(batch_size,)`: the numbers of the rows' answers, -1 for one
-            that the model does not know.
+            `group_ids` (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `targets` adds.
         """
         rows = list(rows)
         modalities = self.processor.modalities
@@ -262,10 +209,8 @@ class MultimodalCollator:
             batch |= reader.collate(found[modality])
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
-        if self.label2id is not None:
-            answers = [row.get("answer") for row in rows]
-            batch["labels"] = torch.tensor([self.label2id.get(cast(str, answer), -1) for answer in answers])
-        batch |= self._draw(rows, batch)
+        if self.targets is not None:
+            batch |= self.targets(rows, batch, self._generator)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
 
     def empty_batch(self, num_rows: int) -> dict[str, torch.Tensor]:
@@ -282,6 +227,7 @@ class MultimodalCollator:
             "start_seconds": None,
             "end_seconds": None,
             "group": "",
+            "is_skipped": True,
         }
         alone = copy.copy(self)
         alone.parallel = False  # no thread is worth its start
@@ -410,59 +356,6 @@ class MultimodalCollator:
             self._pool_process = os.getpid()
         return self._pool
 
-    def _draw(self, rows: Sequence[Row], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The draws of the pre-training objectives; each row from its own generators."""
-        draws = self.draws
-        drawn: dict[str, torch.Tensor] = {}
-        if draws.mlm_probability is not None:
-            ids, attended = batch["input_ids"].numpy(), batch["attention_mask"].numpy() == 1
-            maskable = attended & ~np.isin(ids, self._special_ids)
-            pairs = [
-                mlm_mask(
-                    ids[number],
-                    maskable[number],
-                    probability=draws.mlm_probability,
-                    mask_token_id=self.processor.tokenizer.mask_token_id,
-                    replacement_ids=self._replacement_ids,
-                    generator=self._generator(row, "mlm"),
-                )
-                for number, row in enumerate(rows)
-            ]
-            drawn["mlm_input_ids"] = torch.from_numpy(np.stack([ids for ids, _ in pairs]))
-            drawn["mlm_labels"] = torch.from_numpy(np.stack([labels for _, labels in pairs]))
-        if draws.audio_mask_ratio is not None and draws.audio_patches_per_window is not None:
-            num_windows = batch["audio_values"].shape[-1] // self.processor.feature_extractor.num_frames
-            masks = [
-                patch_mask(
-                    num_windows,
-                    draws.audio_patches_per_window,
-                    ratio=draws.audio_mask_ratio,
-                    generator=self._generator(row, "audio_mask"),
-                )
-                for row in rows
-            ]
-            drawn["audio_masked_patches"] = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in masks]))
-        if draws.video_mask_ratio is not None and draws.video_patch_grid is not None:
-            masks = [
-                tube_mask(
-                    *draws.video_patch_grid,
-                    ratio=draws.video_mask_ratio,
-                    generator=self._generator(row, "video_mask"),
-                )
-                for row in rows
-            ]
-            drawn["video_masked_patches"] = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in masks]))
-        if draws.vt_match_ratio is not None:
-            # Row by row, so that a row's draw depends neither on its batch nor on the number of processes; the share
-            # of aligned rows is therefore exact in expectation only.
-            uniform = np.array([self._generator(row, "match").random(2) for row in rows])
-            drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < draws.vt_match_ratio)
-            drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
-            # Of the tokens, not of the captions: texts that the model cannot tell apart are equal.
-            texts = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-            drawn["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
-        return drawn
-
 
 def _first_error(parts: Sequence[Any]) -> BadSampleError | None:
     return next((part for part in parts if isinstance(part, BadSampleError)), None)
@@ -486,8 +379,3 @@ def _file_size(path: str | None) -> int:
         return 0 if path is None else os.stat(path).st_size
     except OSError:
         return 0
-
-
-def _below_one(values: np.ndarray) -> np.ndarray:
-    """To `float32` without rounding up to 1."""
-    return np.minimum(values.astype(np.float32), np.nextafter(np.float32(1), np.float32(0)))

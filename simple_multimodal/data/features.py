@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from simple_multimodal.data.manifest import Row
+from simple_multimodal.data.rows import Row
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.video import decoder_name
 from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS, TOKEN_KEYS, Modality

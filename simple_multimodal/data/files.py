@@ -1,13 +1,14 @@
-"""Media files without a manifest: rows for a file, a folder or a list of files."""
+"""Media files without a manifest: records for a file, a folder or a list of files."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
-from simple_multimodal.data.manifest import Row
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import index_cache
 
@@ -27,11 +28,11 @@ NUM_KINDS = 6
 """Suffixes of other files that are named."""
 
 
-def media_rows(
+def media_records(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, recursive: bool = False
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """
-    Rows as [`MultimodalDataset`] has them, one for each file, without text.
+    Find media files, and make a record of each as [`RecordParser.parse_record`] does.
 
     Args:
         paths (`str` or list): A media file, a folder (its media files in alphabetical order, hidden ones excepted), or
@@ -41,7 +42,7 @@ def media_rows(
             hidden and linked folders.
 
     Returns:
-        `list[Row]`: The `id` is the file's path as given; of a folder's file, its path in the folder.
+        `list[dict[str, Any]]`: The `id` is the file's path as given; of a folder's file, its path in the folder.
 
     Raises:
         MediaError: A file that is given by name cannot be read as media.
@@ -69,8 +70,8 @@ def media_rows(
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} is given twice; every clip needs a name of its own.")
-    rows: list[Row] = []
-    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+    records = []
+    for name, path in zip(names, paths, strict=True):
         absolute = os.path.abspath(path)
         try:
             has_pictures = index_cache.tracks(absolute).video is not None
@@ -78,22 +79,22 @@ def media_rows(
             if not is_folder:
                 raise
             has_pictures = True
-        rows.append(
+        names_of_file = {"id": name, "video" if has_pictures else "audio": absolute, "group": absolute}
+        # A name that is not UTF-8 cannot stand in a table of strings; JSON escapes it.
+        exact = {key: value for key, value in names_of_file.items() if _as_utf8(value) != value}
+        records.append(
             {
-                "id": name,
-                "index": index,
-                "epoch": 0,
-                "video": absolute if has_pictures else None,
-                "audio": absolute,
+                **{key: _as_utf8(value) for key, value in names_of_file.items()},
                 "audio_is_sound_track": has_pictures,
-                "text": None,
                 "captions": [],
-                "start_seconds": None,
-                "end_seconds": None,
-                "group": absolute,
+                "further": json.dumps(exact),
             }
         )
-    return rows
+    return records
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode(errors="replace").decode()
 
 
 def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]:
@@ -134,5 +135,5 @@ def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]
 
 
 def is_media_folder(paths: object) -> bool:
-    """Whether [`media_rows`] would take this for a folder, in which files have not been chosen one by one."""
+    """Whether [`media_records`] would take this for a folder, in which files have not been chosen one by one."""
     return isinstance(paths, (str, os.PathLike)) and Path(paths).is_dir()

@@ -22,12 +22,21 @@ class Roots:
     Args:
         folders (`Mapping[str, str | Path]`): Root of each column, by the column's name.
         follow_links (`bool`, *optional*, defaults to `False`): Follow links wherever they lead.
+        anywhere (`bool`, *optional*, defaults to `False`): Take absolute paths and links as they are, because the
+            program that runs has chosen them; the folders are where relative paths begin.
     """
 
-    def __init__(self, folders: Mapping[str, str | os.PathLike[str]], *, follow_links: bool = False):
+    def __init__(
+        self,
+        folders: Mapping[str, str | os.PathLike[str]],
+        *,
+        follow_links: bool = False,
+        anywhere: bool = False,
+    ):
         self.given = {column: os.path.abspath(folder) for column, folder in folders.items()}
         self.folders = {column: os.path.realpath(folder) for column, folder in folders.items()}
-        self.follow_links = follow_links
+        self.follow_links = follow_links or anywhere
+        self.anywhere = anywhere
         roots = dict.fromkeys(self.folders.values())
         self._allowed = [*roots, *(folder for root in roots for folder in _snapshot_folders(root))]
 
@@ -37,7 +46,7 @@ class Roots:
         Raises:
             ValueError: If it is absolute and not below its root.
         """
-        if not cell.startswith("/"):
+        if self.anywhere or not cell.startswith("/"):
             return cell
         for path, root in (
             (cell, self.given[column]),
@@ -54,7 +63,7 @@ class Roots:
     def locate(self, cell: str, column: str) -> str:
         """
         The absolute path of a cell's file, which may be absent. A link within the root becomes the file that it leads
-        to; one that leads out keeps its name, which the file's own may not resemble.
+        to; one that leads out, or of files that may lie `anywhere`, keeps its name, which the file's may not resemble.
 
         Raises:
             ValueError: If the path leads out of where it may.
@@ -110,6 +119,8 @@ class Roots:
     def _locate(self, cell: str, column: str) -> str:
         root = self.folders[column]
         path = os.path.join(root, self.relative(cell, column))
+        if self.anywhere:
+            return path
         try:
             target = os.path.realpath(path)
         except (OSError, ValueError) as error:

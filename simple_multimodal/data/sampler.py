@@ -9,7 +9,7 @@ from simple_multimodal.data.randomness import sample_generator
 
 
 class EpochDataset(Protocol):
-    """What the sampler needs of a data set, as [`MultimodalDataset`] has it."""
+    """What the sampler needs of a data set, as [`RowDataset`] has it."""
 
     @property
     def epoch(self) -> int: ...
@@ -28,7 +28,7 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     (`SkipBatchSampler` around `BatchSamplerShard`), and the data set is called instead.
 
     Args:
-        dataset ([`MultimodalDataset`]):
+        dataset ([`RowDataset`]):
             Whose rows are ordered.
         seed (`int`):
             Of the run.

@@ -237,26 +237,29 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
         )
 
 
-def prepared_protocol(manifest_file: str | os.PathLike[str]) -> Protocol | None:
-    """The protocol of the prepared benchmark that a manifest is part of, if the `protocol.json` beside it names one."""
+def prepared_protocol(manifest_file: str | os.PathLike[str] | None) -> Protocol | None:
+    """The protocol of the benchmark that a manifest is part of, if a `protocol.json` beside it names one."""
+    if manifest_file is None:
+        return None
     path = Path(manifest_file).parent / "protocol.json"
     return PROTOCOLS.get(json.loads(path.read_text(encoding="utf-8")).get("protocol")) if path.is_file() else None
 
 
-def prepared_split(manifest_file: str | os.PathLike[str], clips: Iterable[str]) -> str | None:
+def prepared_split(manifest_file: str | os.PathLike[str] | None, clips: Iterable[str]) -> str | None:
     """
     Which split of a benchmark rows are of, by the `protocol.json` beside their manifest.
 
     Args:
-        manifest_file (`str` or `os.PathLike`): The manifest, as it was written or changed since.
+        manifest_file (`str` or `os.PathLike`, *optional*): The manifest, as it was written or changed since; rows of
+            none are of no prepared benchmark.
         clips (`Iterable[str]`): Names of the rows' clips.
 
     Returns:
         `str`, *optional*: `"test"` if a single clip is tested, else `"validation"` or `"train"`; `None` if the clips
         are of no prepared benchmark.
     """
-    path = Path(manifest_file).parent / "protocol.json"
-    if not path.is_file():
+    path = Path(manifest_file or "").parent / "protocol.json"
+    if manifest_file is None or not path.is_file():
         return None
     splits = json.loads(path.read_text(encoding="utf-8")).get("splits", {})
     own = set(clips)

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, describe_difference, make_fingerprint
-from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.inference.partial import save_whole
-from simple_multimodal.inference.pipeline import Pipeline, from_main
+from simple_multimodal.inference.pipeline import Pipeline, clips_alone, from_main
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import EncoderOutput
@@ -47,7 +47,7 @@ class TowerFeatures(Pipeline):
 
     ```python
     >>> features = TowerFeatures.from_pretrained("outputs/toy")
-    >>> features.write("video", [MultimodalDataset("train.csv")], "features")
+    >>> features.write("video", [RowDataset.from_manifest("train.csv")], "features")
     FeatureReport(num_clips=9000, num_made=9000, unreadable=[])
     ```
     """
@@ -57,7 +57,7 @@ class TowerFeatures(Pipeline):
     def write(
         self,
         tower: Modality,
-        datasets: Sequence[MultimodalDataset],
+        datasets: Sequence[RowDataset],
         output: str | os.PathLike[str],
         *,
         shard_size: int = 128,
@@ -71,7 +71,7 @@ class TowerFeatures(Pipeline):
 
         Args:
             tower (`str`): `"audio"` or `"video"`.
-            datasets (`Sequence[MultimodalDataset]`): whose clips.
+            datasets (`Sequence[RowDataset]`): whose clips.
             output (`str`): folder.
             shard_size (`int`, *optional*, defaults to 128): clips in a file; about so many are lost if the process is
                 killed.
@@ -121,9 +121,9 @@ class TowerFeatures(Pipeline):
         # Numbered anew: each manifest counts its own rows.
         listed = [cast(Row, {**row, "index": number}) for number, row in enumerate(rows.values())]
         loader: DataLoader = DataLoader(
-            [(row["epoch"], row["index"]) for row in listed],  # type: ignore[arg-type]
+            clips_alone(listed),  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=self._reader(listed, collator),
+            collate_fn=self._reader(collator),
             num_workers=self.num_workers,
             multiprocessing_context=self.worker_context,
         )
@@ -166,7 +166,7 @@ class TowerFeatures(Pipeline):
         ]
 
 
-def _different_clips(datasets: Sequence[MultimodalDataset], tower: Modality) -> tuple[dict[ClipKey, Row], list[str]]:
+def _different_clips(datasets: Sequence[RowDataset], tower: Modality) -> tuple[dict[ClipKey, Row], list[str]]:
     """A row for each clip, in the order of their first occurrence, and what is wrong with rows that have no file."""
     rows: dict[ClipKey, Row] = {}
     unreadable = []

@@ -24,11 +24,10 @@ from simple_multimodal.data.bad_samples import (
     BadSample,
     BadSampleError,
 )
-from simple_multimodal.data.batch_reader import BatchReader, ListedRows, SupervisedReader
+from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
-from simple_multimodal.data.files import media_rows
-from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.tables import is_table
 from simple_multimodal.evaluation.precision import (
     Precision,
@@ -56,7 +55,7 @@ from simple_multimodal.processing import MultimodalProcessor
 
 logger = logging.get_logger(__name__)
 
-Clips = MultimodalDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Clips = RowDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A data set, or its manifest; or a media file, a folder of them, or a list of files."""
 
 TEXTS_PER_BATCH = 64
@@ -78,7 +77,7 @@ class ClipKey(NamedTuple):
 def open_manifest(clips: Clips) -> Clips:
     """The data set if this is a manifest, else what it is."""
     if isinstance(clips, (str, os.PathLike)) and is_table(clips):
-        return MultimodalDataset(os.fspath(clips), modalities=())
+        return RowDataset.from_manifest(os.fspath(clips), modalities=())
     return clips
 
 
@@ -276,11 +275,11 @@ class Pipeline:
         `recursive`: also those of the folders in a folder.
         """
         clips = open_manifest(clips)
-        if isinstance(clips, MultimodalDataset) and recursive:
+        if isinstance(clips, RowDataset) and recursive:
             raise ValueError("--recursive is for folders, and a manifest names its files. Leave it out.")
-        rows = clips.named_rows() if isinstance(clips, MultimodalDataset) else media_rows(clips, recursive=recursive)
+        dataset = clips if isinstance(clips, RowDataset) else RowDataset.from_files(clips, recursive=recursive)
         unique: dict[ClipKey, Row] = {}
-        for row in rows:
+        for row in dataset.rows(files="named"):
             if self.has_clip(row):
                 unique.setdefault(ClipKey.of(row), row)
         return list(unique.values())
@@ -358,9 +357,9 @@ class Pipeline:
         bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]
         loader: DataLoader = DataLoader(
-            [(row["epoch"], row["index"]) for row in rows],  # type: ignore[arg-type]
+            list(rows) if with_text else clips_alone(rows),  # type: ignore[arg-type]
             batch_sampler=[list(batches[number]) for number in missing],
-            collate_fn=self._reader(rows, self.collator, with_text=with_text),
+            collate_fn=self._reader(self.collator),
             num_workers=self.num_workers,
             multiprocessing_context=self.worker_context,
         )
@@ -402,12 +401,10 @@ class Pipeline:
             sum_by_name(encoded.sums for encoded in encoded_batches),
         )
 
-    def _reader(
-        self, rows: Sequence[Row], collator: MultimodalCollator, *, with_text: bool = False
-    ) -> SupervisedReader:
+    def _reader(self, collator: MultimodalCollator) -> SupervisedReader:
         # Without workers a file that takes too long could only be ended with this process, and whoever called it.
         return SupervisedReader(
-            BatchReader(ListedRows(rows, with_text=with_text), collator, on_bad_sample="skip"),
+            BatchReader(None, collator, on_bad_sample="skip"),
             timeout_seconds=self.sample_timeout_seconds if self.num_workers else 0.0,
             memory_gigabytes=self.loader_memory_gigabytes,
         )
@@ -515,6 +512,11 @@ class Pipeline:
         )
         parts.flush()
         return scores
+
+
+def clips_alone(rows: Sequence[Row]) -> list[Row]:
+    """Rows without their texts, which are not read then."""
+    return [{**row, "text": None, "captions": []} for row in rows]
 
 
 def _size_and_time(path: str) -> tuple[int, int] | tuple[None, None]:

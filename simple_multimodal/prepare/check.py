@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import MediaError, index_video
 from simple_multimodal.media.container import decode_audio, open_audio_stream, open_media
 from simple_multimodal.media.frame_index import content_hash, index_cache
@@ -108,7 +108,7 @@ def check_manifests(
     Args:
         manifests (`Sequence[str | Path]`): The manifests.
         video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
-            their columns, and whether links may lead out of them, as in [`MultimodalDataset`].
+            their columns, and whether links may lead out of them, as in [`RowDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         decodes (`bool`, *optional*, defaults to `False`): Decode every picture and all sound to its end, instead of
             trusting packets that look sound.
@@ -118,14 +118,12 @@ def check_manifests(
         `ManifestReport`: What was found; a file that cannot be read is no exception but an entry.
 
     Raises:
-        ValueError: A manifest is wrong, see [`MultimodalDataset`].
+        ValueError: A manifest is wrong, see [`RowDataset`].
     """
     tables = {
-        str(name): MultimodalDataset(
+        str(name): RowDataset.from_manifest(
             name,
-            video_root=video_root,
-            audio_root=audio_root,
-            text_root=text_root,
+            roots={"video": video_root, "audio": audio_root, "text": text_root},
             modalities=(),
             follow_links=follow_links,
         )
@@ -219,7 +217,7 @@ def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: boo
     return report
 
 
-def _media_of(table: MultimodalDataset, absent: list[FileReport]) -> Iterator[str]:
+def _media_of(table: RowDataset, absent: list[FileReport]) -> Iterator[str]:
     """Every media file of a manifest that is there; rows with one that is not go to `absent`."""
     for number in range(len(table)):
         try:

@@ -15,7 +15,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
-from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
+from simple_multimodal.data.rows import Row, RowDataset, row_captions
 from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
 from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
@@ -118,7 +118,7 @@ def pack_manifest(
         manifest (`str` or `Path`): The manifest.
         output_dir (`str` or `Path`): Folder of the copy; several manifests may share one.
         video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
-            the manifest's columns, and whether links may lead out of them, as in [`MultimodalDataset`].
+            the manifest's columns, and whether links may lead out of them, as in [`RowDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         settings ([`PackSettings`], *optional*): How files are packed.
         num_threads (`int`, *optional*): Files that are packed at the same time; by default one per core.
@@ -131,11 +131,9 @@ def pack_manifest(
     """
     settings = settings or PackSettings()
     folder = Path(output_dir)
-    table = MultimodalDataset(
+    table = RowDataset.from_manifest(
         manifest,
-        video_root=video_root,
-        audio_root=audio_root,
-        text_root=text_root,
+        roots={"video": video_root, "audio": audio_root, "text": text_root},
         modalities=(),
         follow_links=follow_links,
     )

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import Row
+from simple_multimodal.data.rows import Row
 from simple_multimodal.processing import MultimodalProcessor
 
 WIDTH = 1280  # of the picture, in pixels
@@ -29,7 +29,7 @@ def draw_sample(
     Draws a sample as the collator hands it to the model.
 
     Args:
-        row (`Row`): From [`MultimodalDataset`]; its epoch decides what is drawn in training.
+        row (`Row`): From [`RowDataset`]; its epoch decides what is drawn in training.
         processor ([`MultimodalProcessor`]): Of the model; what it has not is not drawn.
         is_training (`bool`, *optional*, defaults to `False`): Draw frames, crops and caption as in training.
         seed (`int`, *optional*, defaults to 0): Of the run.

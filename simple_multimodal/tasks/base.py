@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from simple_multimodal.data.bad_samples import BadSample
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.targets import Targets
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import Protocol
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.models.base import TowerModel
+from simple_multimodal.processing import MultimodalProcessor
 
 PARTIAL_FOLDER = "partial"
 """What a measurement keeps finished parts in, beside its results, until these are written."""
@@ -63,7 +65,7 @@ class Measuring:
         is_final (`bool`, *optional*, defaults to `True`): not one of many during training: take the time for what is
             measured once.
         is_alpro (`bool`, *optional*, defaults to `False`): print the numbers as ALPRO's evaluation counts them.
-        train_set ([`MultimodalDataset`], *optional*): rows of training, for baselines that look at nothing else.
+        train_set ([`RowDataset`], *optional*): rows of training, for baselines that look at nothing else.
         output_dir (`Path`, *optional*): folder for what is finished, from which an interrupted measurement goes on.
     """
 
@@ -72,7 +74,7 @@ class Measuring:
     with_losses: bool = False
     is_final: bool = True
     is_alpro: bool = False
-    train_set: MultimodalDataset | None = None
+    train_set: RowDataset | None = None
     output_dir: Path | None = None
 
     @property
@@ -101,7 +103,7 @@ class TaskOptions:
         names = {field.name for field in fields(cls)}
         if unknown := [f"--{name}" for name, value in flags.items() if value and name not in names]:
             raise ValueError(f"{', '.join(unknown)} cannot be used with the task {task}. Leave that out.")
-        return cls(**{name: value for name, value in flags.items() if name in names})
+        return cls(**{name: value for name, value in flags.items() if name in names and value is not None})
 
 
 class Task:
@@ -125,7 +127,9 @@ class Task:
     """The model that is trained, by the `model_type` of its configuration."""
 
     options_class: ClassVar[type[TaskOptions]] = TaskOptions
-    dataset_class: ClassVar[type[MultimodalDataset]] = MultimodalDataset
+    row_settings: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments of [`RowDataset`]: which column is the text, and which others are read by their type."""
+
     pipeline_class: ClassVar[type[Pipeline]]
     compares_with_training: ClassVar[bool] = False
     """Whether a measurement takes the rows of training, for a baseline."""
@@ -134,47 +138,49 @@ class Task:
         self.options: Any = options or self.options_class()
 
     @classmethod
-    def open_rows(cls, manifest_file: str | os.PathLike[str], **settings) -> MultimodalDataset:
+    def open_rows(cls, manifest_file: str | os.PathLike[str], **settings) -> RowDataset:
         """
         The rows of a run. No media file is opened, but where links lead is checked before the run begins.
 
         Args:
             manifest_file (`str`): the manifest.
-            settings: arguments of [`MultimodalDataset`].
+            settings: arguments of [`RowDataset.from_manifest`].
 
         Raises:
             ValueError: If the manifest is wrong, **or** links lead out of the roots.
         """
-        dataset = cls.dataset_class(Path(manifest_file), **settings)
+        dataset = RowDataset.from_manifest(manifest_file, **{**cls.row_settings, **settings})
         dataset.check_links()
         return dataset
 
     def check(self) -> None:
         """Raise a `ValueError` where options contradict each other; before anything is read."""
 
-    def config_settings(
-        self, source: str | os.PathLike[str] | None, train_set: MultimodalDataset | None
-    ) -> dict[str, Any]:
+    def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:
         """
         Settings of the model's configuration that the task finds out from the data, such as the names of classes.
 
         Args:
             source (`str`, *optional*): saved model that the run starts from.
-            train_set ([`MultimodalDataset`], *optional*): rows to train on.
+            train_set ([`RowDataset`], *optional*): rows to train on.
         """
         return {}
+
+    def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets | None:
+        """What the collator adds to a batch for the objectives of a model, such as labels; by default nothing."""
+        return None
 
     def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
         """Arguments of [`protocol_name`] for those options that change what the numbers of a benchmark mean."""
         return {}
 
-    def evaluate(self, pipeline: Pipeline, dataset: MultimodalDataset, measuring: Measuring) -> Evaluation:
+    def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """
         Measure a model on rows, each of which counts once.
 
         Args:
             pipeline ([`Pipeline`]): the model in use, of `pipeline_class`; several processes share the work.
-            dataset ([`MultimodalDataset`]): the rows.
+            dataset ([`RowDataset`]): the rows.
             measuring ([`Measuring`]): under which circumstances.
         """
         raise NotImplementedError

@@ -49,7 +49,7 @@ def measure_benchmark(
             clips, and whose `run.json` says by which split it was chosen.
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
-        follow_links (`bool`, *optional*, defaults to `False`): see [`MultimodalDataset`].
+        follow_links (`bool`, *optional*, defaults to `False`): see [`RowDataset`].
         is_alpro (`bool`, *optional*, defaults to `False`): see [`Measuring`].
 
     Raises:
@@ -71,7 +71,7 @@ def measure_benchmark(
     if model_folder is not None and split == "test":
         check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
     settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
-    settings["video_root"] = None if video_root is None else Path(video_root)
+    settings["roots"] = {"video": video_root}
     output_dir.mkdir(parents=True, exist_ok=True)
     train_file, train_set = folder / "train.jsonl", None
     if task.compares_with_training and train_file.exists():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from transformers.utils import logging
 
 from simple_multimodal.data.features import FeatureReader, open_features
-from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 def load_features(
     model: TowerModel,
     processor: MultimodalProcessor,
-    datasets: Iterable[MultimodalDataset | None],
+    datasets: Iterable[RowDataset | None],
     is_trained: bool,
     *,
     folder: str | os.PathLike | None,
@@ -31,7 +31,7 @@ def load_features(
     Args:
         model (`TowerModel`): after what is to be frozen was.
         processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
-        datasets (`Iterable[MultimodalDataset | None]`): every row must have features, but for those whose file is
+        datasets (`Iterable[RowDataset | None]`): every row must have features, but for those whose file is
             missing.
         is_trained (`bool`): whether the model will be.
         folder (`str`, *optional*): of the features; none if it is not given.
@@ -81,7 +81,7 @@ def load_features(
     return readers
 
 
-def _readable_rows(dataset: MultimodalDataset) -> Iterator[Row]:
+def _readable_rows(dataset: RowDataset) -> Iterator[Row]:
     """Rows whose files are there; the others are bad samples."""
     for index in range(len(dataset)):
         try:

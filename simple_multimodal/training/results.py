@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from simple_multimodal.data.bad_samples import as_json
-from simple_multimodal.data.manifest import Row, row_captions
+from simple_multimodal.data.rows import Row, row_captions
 from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
 from simple_multimodal.evaluation.retrieval import positives_from_groups, retrieval_ranks
 from simple_multimodal.evaluation.retrieval import ranking as best_first

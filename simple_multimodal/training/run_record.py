@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.evaluation.protocols import prepared_split
 
@@ -36,7 +36,7 @@ def make_run_record(
     arguments: dict,
     *,
     command: list[str],
-    data: Mapping[str, MultimodalDataset | None],
+    data: Mapping[str, RowDataset | None],
     selection_split: str | None = None,
     precision: Precision | None = None,
 ) -> dict:
@@ -44,7 +44,7 @@ def make_run_record(
     Args:
         arguments (`dict`): every resolved argument, JSON values.
         command (`list[str]`): words of the command line.
-        data (`Mapping[str, MultimodalDataset | None]`): the data sets that are used, by name.
+        data (`Mapping[str, RowDataset | None]`): the data sets that are used, by name.
         selection_split (`str`, *optional*): see [`selection_split`].
         precision (`str`, *optional*): what the model computes in, also where it is evaluated.
 
@@ -70,13 +70,13 @@ def make_run_record(
 
 
 def selection_split(
-    eval_set: MultimodalDataset | None, *, selects: bool, on_test: bool, source: str | os.PathLike | None
+    eval_set: RowDataset | None, *, selects: bool, on_test: bool, source: str | os.PathLike | None
 ) -> str | None:
     """
     The split by whose numbers the weights that a run ends with, or starts from, were chosen; `None`: by none.
 
     Args:
-        eval_set ([`MultimodalDataset`], *optional*): evaluation rows. Beside a `protocol.json` that `simple-multimodal
+        eval_set ([`RowDataset`], *optional*): evaluation rows. Beside a `protocol.json` that `simple-multimodal
             prepare` wrote it is known of which split they are; others are taken for validation.
         selects (`bool`): whether evaluations decide which weights the run ends with.
         on_test (`bool`): whether test clips may.
@@ -114,7 +114,7 @@ def write_run_record(folder: str | os.PathLike, record: dict) -> None:
     partial.replace(Path(folder, RUN_FILE))
 
 
-def training_clips(dataset: MultimodalDataset | None, source: str | os.PathLike | None) -> list[str]:
+def training_clips(dataset: RowDataset | None, source: str | os.PathLike | None) -> list[str]:
     """Names of the clips that a model has seen in training: here, and before in the folder that it starts from."""
     path = Path(source or "", CLIPS_FILE)
     earlier = json.loads(path.read_text(encoding="utf-8"))["clips"] if source and path.is_file() else []

@@ -24,7 +24,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.precision import precision_mismatch
@@ -137,7 +137,7 @@ class MultimodalTrainer(Trainer):
         args ([`MultimodalTrainingArguments`]): arguments of the run.
         data_collator ([`MultimodalCollator`]): makes training batches.
         eval_collator ([`MultimodalCollator`]): makes evaluation batches.
-        train_dataset, eval_dataset ([`MultimodalDataset`], *optional*): rows.
+        train_dataset, eval_dataset ([`RowDataset`], *optional*): rows.
         processing_class ([`MultimodalProcessor`]): saved beside the model.
         task ([`Task`], *optional*): what measures the model; by default that of its configuration, without options.
         run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint.
@@ -156,8 +156,8 @@ class MultimodalTrainer(Trainer):
         *,
         data_collator: MultimodalCollator,
         eval_collator: MultimodalCollator,
-        train_dataset: MultimodalDataset | None = None,
-        eval_dataset: MultimodalDataset | dict[str, MultimodalDataset] | None = None,
+        train_dataset: RowDataset | None = None,
+        eval_dataset: RowDataset | dict[str, RowDataset] | None = None,
         processing_class: MultimodalProcessor | None = None,
         task: Task | None = None,
         run_record: dict | None = None,
@@ -232,7 +232,7 @@ class MultimodalTrainer(Trainer):
     # ---- Data ----
     def _reader(
         self,
-        dataset: MultimodalDataset,
+        dataset: RowDataset,
         collator: MultimodalCollator,
         on_bad_sample: OnBadSamplePolicy,
     ) -> SupervisedReader:
@@ -251,7 +251,7 @@ class MultimodalTrainer(Trainer):
             max_bad_fraction=self.args.max_bad_fraction,
         )
 
-    def _get_dataloader(self, dataset: MultimodalDataset, *args, **kwargs) -> DataLoader:
+    def _get_dataloader(self, dataset: RowDataset, *args, **kwargs) -> DataLoader:
         return super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: RowKeys | None = None) -> EpochSampler:
@@ -459,13 +459,13 @@ class MultimodalTrainer(Trainer):
         return optimizer
 
     # ---- Evaluation ----
-    def get_eval_dataloader(self, eval_dataset: str | MultimodalDataset | None = None) -> Any:
+    def get_eval_dataloader(self, eval_dataset: str | RowDataset | None = None) -> Any:
         """The rows to evaluate, which [`evaluation_loop`] reads itself: no row stands in the shares of two processes,
         and none is repeated to fill a batch.
         """
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
-        if not isinstance(eval_dataset, MultimodalDataset):
+        if not isinstance(eval_dataset, RowDataset):
             raise ValueError("Evaluation needs an eval_dataset.")
         return eval_dataset
 
@@ -478,7 +478,7 @@ class MultimodalTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Have the task measure the rows, shared among the processes; [`Trainer.evaluate`] does the rest."""
-        rows: MultimodalDataset = dataloader
+        rows: RowDataset = dataloader
         split = prepared_split(rows.manifest_file, rows.clip_names())
         measuring = Measuring(
             benchmark=prepared_protocol(rows.manifest_file),

@@ -18,13 +18,15 @@ from torch.utils.data import DataLoader
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.bad_samples import BadSampleError
 from simple_multimodal.data.batch_reader import MAX_REPLACEMENTS, BatchReader, RowKeys, SupervisedReader
-from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.question_answering.targets import AnswerLabels
+from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 from tests.conftest import REPOSITORY
 
 NUM_ROWS = 12
@@ -52,8 +54,8 @@ def folder(media_dir, tmp_path) -> Path:
 
 
 @pytest.fixture
-def dataset(folder) -> MultimodalDataset:
-    return MultimodalDataset(folder / "train.jsonl", cache_dir=folder / "cache")
+def dataset(folder) -> RowDataset:
+    return RowDataset.from_manifest(folder / "train.jsonl", cache_dir=folder / "cache")
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +66,9 @@ def forget_files(monkeypatch):
 
 
 def make_reader(dataset, processor, policy="replace", **options) -> BatchReader:
-    draws = PretrainingDraws(mlm_probability=0.3, vt_match_ratio=0.5)
-    collator = MultimodalCollator(
-        processor, training=True, seed=5, draws=draws, label2id={"cat": 0}, num_threads=3, **options
-    )
+    targets = PretrainingTargets(processor, mlm_probability=0.3, vt_match_ratio=0.5)
+    options = {"training": True, "seed": 5, "targets": targets, "num_threads": 3} | options
+    collator = MultimodalCollator(processor, **options)
     return BatchReader(dataset, collator, on_bad_sample=policy)
 
 
@@ -124,11 +125,19 @@ def test_a_skipped_sample_is_a_row_that_has_nothing(folder, dataset, processor, 
     assert sorted(sample.row for sample in batch["bad_samples"]) == [row for _, row in keys if row in BAD_ROWS]
     for modality in ("text", "audio", "video"):
         assert torch.equal(batch[f"{modality}_mask"], ~bad)
-    assert batch["labels"].tolist() == [-1 if is_bad else 0 for is_bad in bad.tolist()]
     assert bool((batch["mlm_labels"][bad] == -100).all())
     for key in ("audio_values", "pixel_values_videos", "video_seconds", "audio_seconds"):
         assert not batch[key][bad].any()
     assert batch["row_ids"].tolist() == [row for _, row in keys]
+
+
+def test_targets_see_which_rows_were_skipped(folder, dataset, processor):
+    """What a task's columns hold is known even of such a row; that it counts for nothing is up to the task."""
+    spoil(folder)
+    reader = make_reader(dataset, processor, "skip", targets=AnswerLabels({"cat": 0}))
+    assert reader([(0, 3), (0, 1), (0, 8)])["labels"].tolist() == [-1, 0, -1]
+    assert reader.collator([{**dataset[1], "answer": "dog"}, dataset[1]])["labels"].tolist() == [-1, 0]
+    assert reader.collator.empty_batch(2)["labels"].tolist() == [-1, -1]
 
 
 def test_one_modality_that_cannot_be_read_leaves_nothing_of_the_row(dataset, processor, monkeypatch):
@@ -297,7 +306,7 @@ def test_an_error_of_the_program_is_shown_with_its_place(dataset, processor, mon
     def broken(*args):
         raise KeyError("draws")
 
-    monkeypatch.setattr(MultimodalCollator, "_draw", broken)
+    monkeypatch.setattr(PretrainingTargets, "__call__", broken)
     with pytest.raises(RuntimeError, match=r"(?s)Reading a batch failed:.*in broken.*KeyError: 'draws'"):
         stream(dataset, processor, 1)
 

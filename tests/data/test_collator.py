@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws, default_num_threads
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.collator import MultimodalCollator, default_num_threads
 from simple_multimodal.data.randomness import stable_hash
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.media import get_video_backend, index_video
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor, batch_memory
+from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 from tests.media.media_files import write_media
 
 ROWS = [
@@ -29,14 +30,6 @@ ROWS = [
     {"id": "e", "text": "caption.txt"},
     {"id": "f", "video": "one_frame.mp4", "caption": "still"},
 ]
-DRAWS = PretrainingDraws(
-    mlm_probability=0.3,
-    audio_mask_ratio=0.3,
-    audio_patches_per_window=20,
-    video_mask_ratio=0.8,
-    video_patch_grid=(2, 4, 4),
-    vt_match_ratio=0.5,
-)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +42,23 @@ def processor() -> MultimodalProcessor:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory, media_dir) -> MultimodalDataset:
+def targets(processor) -> PretrainingTargets:
+    return PretrainingTargets(
+        processor,
+        mlm_probability=0.3,
+        audio_mask_ratio=0.3,
+        audio_patches_per_window=20,
+        video_mask_ratio=0.8,
+        video_patch_grid=(2, 4, 4),
+        vt_match_ratio=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, media_dir) -> RowDataset:
     folder = tmp_path_factory.mktemp("manifest")
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    roots = {"video_root": media_dir, "text_root": media_dir}
-    return MultimodalDataset(folder / "train.jsonl", cache_dir=folder, **roots)
+    return RowDataset.from_manifest(folder / "train.jsonl", cache_dir=folder, roots=media_dir)
 
 
 def assert_equal(first: dict, second: dict) -> None:
@@ -65,8 +70,8 @@ def assert_equal(first: dict, second: dict) -> None:
         assert first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]), key
 
 
-def test_batch_has_the_agreed_entries(processor, dataset):
-    batch = MultimodalCollator(processor, draws=DRAWS)(list(dataset))
+def test_batch_has_the_agreed_entries(processor, dataset, targets):
+    batch = MultimodalCollator(processor, targets=targets)(list(dataset))
     assert batch.pop("audio_window_counts") == (1, 0, 2, 1, 0, 0)
     assert batch.pop("audio_windows").tolist() == [[0, 0], [2, 0], [2, 1], [3, 0]]
     length = batch["input_ids"].shape[1]
@@ -160,8 +165,8 @@ def test_a_processor_may_ask_for_the_pixels_of_decord(processor, dataset):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_parallel_equals_sequential(processor, dataset, training):
-    arguments = {"training": training, "seed": 5, "draws": DRAWS}
+def test_parallel_equals_sequential(processor, dataset, training, targets):
+    arguments = {"training": training, "seed": 5, "targets": targets}
     sequential = MultimodalCollator(processor, parallel=False, **arguments)
     for num_threads in (None, 1, 5):
         parallel = MultimodalCollator(processor, num_threads=num_threads, **arguments)
@@ -171,8 +176,8 @@ def test_parallel_equals_sequential(processor, dataset, training):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_row_does_not_depend_on_its_neighbours(processor, dataset, training):
-    collator = MultimodalCollator(processor, training=training, draws=DRAWS)
+def test_a_row_does_not_depend_on_its_neighbours(processor, dataset, training, targets):
+    collator = MultimodalCollator(processor, training=training, targets=targets)
     together = collator(list(dataset))
     for number, row in enumerate(dataset):
         alone = collator([row])
@@ -188,8 +193,8 @@ def test_a_row_does_not_depend_on_its_neighbours(processor, dataset, training):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_give_the_batches_of_the_main_process(processor, dataset, workers):
-    collator = MultimodalCollator(processor, training=True, draws=DRAWS)
+def test_workers_give_the_batches_of_the_main_process(processor, dataset, workers, targets):
+    collator = MultimodalCollator(processor, training=True, targets=targets)
     collator([dataset[0]])  # its pool does not survive the fork
 
     def batches(**kwargs):
@@ -203,13 +208,13 @@ def test_workers_give_the_batches_of_the_main_process(processor, dataset, worker
         assert_equal(first, second)
 
 
-def test_training_draws_depend_on_seed_and_epoch(processor, dataset):
-    collator = MultimodalCollator(processor, training=True, draws=DRAWS)
+def test_training_draws_depend_on_seed_and_epoch(processor, dataset, targets):
+    collator = MultimodalCollator(processor, training=True, targets=targets)
     rows = [[dataset[(epoch, index)] for index in range(6)] for epoch in range(2)]
     first, second = collator(rows[0]), collator(rows[1])
     for key in ("pixel_values_videos", "mlm_labels", "audio_masked_patches", "video_masked_patches", "match_uniform"):
         assert first[key].shape != second[key].shape or not torch.equal(first[key], second[key]), key
-    other = MultimodalCollator(processor, training=True, seed=1, draws=DRAWS)(rows[0])
+    other = MultimodalCollator(processor, training=True, seed=1, targets=targets)(rows[0])
     assert not torch.equal(first["match_uniform"], other["match_uniform"])
     assert torch.equal(first["audio_values"], second["audio_values"])
 
@@ -247,7 +252,9 @@ def test_all_captions(processor, dataset):
 
 def test_equal_texts_have_equal_ids_in_any_batch(processor, dataset):
     """Texts are those that the tokenizer makes the same tokens; the hash is the same whatever the padding."""
-    collator = MultimodalCollator(processor, draws=PretrainingDraws(vt_match_ratio=0.5), max_seq_length=8)
+    collator = MultimodalCollator(
+        processor, targets=PretrainingTargets(processor, vt_match_ratio=0.5), max_seq_length=8
+    )
     rows = [dict(dataset[index]) for index in (1, 2, 2, 3, 3)]
     rows[0]["captions"] = ["a cat purrs"]
     rows[2]["captions"] = ["a long sentence about many dogs, of which the end is cut off"]
@@ -259,7 +266,7 @@ def test_equal_texts_have_equal_ids_in_any_batch(processor, dataset):
 
 
 def test_special_and_padding_tokens_are_never_masked(processor, dataset):
-    batch = MultimodalCollator(processor, draws=PretrainingDraws(mlm_probability=0.9))(list(dataset))
+    batch = MultimodalCollator(processor, targets=PretrainingTargets(processor, mlm_probability=0.9))(list(dataset))
     specials = torch.isin(batch["input_ids"], torch.tensor(processor.tokenizer.all_special_ids))
     assert bool((batch["mlm_labels"][specials] == -100).all())
     assert torch.equal(batch["mlm_input_ids"][specials], batch["input_ids"][specials])
@@ -270,7 +277,7 @@ def test_special_and_padding_tokens_are_never_masked(processor, dataset):
 
 def test_share_of_aligned_rows(processor, dataset):
     collator = MultimodalCollator(
-        MultimodalProcessor(tokenizer=processor.tokenizer), draws=PretrainingDraws(vt_match_ratio=0.25)
+        MultimodalProcessor(tokenizer=processor.tokenizer), targets=PretrainingTargets(processor, vt_match_ratio=0.25)
     )
     rows = [{**dataset[1], "id": str(number)} for number in range(2000)]
     batch = collator(rows)
@@ -293,10 +300,10 @@ def test_entries_follow_the_processor(processor, dataset):
     ]
 
 
-def test_dropped_modalities_are_not_read(processor, dataset, media_dir):
+def test_dropped_modalities_are_not_read(processor, dataset, media_dir, targets):
     row = {**dataset[0], "video": str(media_dir / "broken.mp4"), "audio": str(media_dir / "broken.mp4")}
-    full = MultimodalCollator(processor, draws=DRAWS)([dataset[0]])
-    batch = MultimodalCollator(processor, draws=DRAWS, drop_modalities=("audio", "video"))([row])
+    full = MultimodalCollator(processor, targets=targets)([dataset[0]])
+    batch = MultimodalCollator(processor, targets=targets, drop_modalities=("audio", "video"))([row])
     assert batch.keys() == full.keys()
     assert [batch[f"{name}_mask"].item() for name in ("text", "audio", "video")] == [True, False, False]
     no_text = MultimodalCollator(processor, drop_modalities=("text",))([dataset[0]])
@@ -304,8 +311,8 @@ def test_dropped_modalities_are_not_read(processor, dataset, media_dir):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, training):
-    collator = MultimodalCollator(processor, training=training, draws=DRAWS, label2id={"two": 0})
+def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, training, targets):
+    collator = MultimodalCollator(processor, training=training, targets=targets)
     empty, batch = collator.empty_batch(3), collator([dataset[0], dataset[1], dataset[2]])
     assert empty.pop("audio_windows").tolist() == [[0, 0]] and empty.pop("audio_window_counts") == (0, 0, 0)
     assert len(batch.pop("audio_windows")) == sum(batch.pop("audio_window_counts"))
@@ -415,9 +422,9 @@ def test_bad_arguments_are_refused(processor):
     with pytest.raises(ValueError, match="pyav"):
         MultimodalCollator(processor, video_backend="opencv")
     with pytest.raises(ValueError, match="given together"):
-        PretrainingDraws(audio_mask_ratio=0.3)
+        PretrainingTargets(processor, audio_mask_ratio=0.3)
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        MultimodalCollator(MultimodalProcessor(video_processor=processor.video_processor), draws=DRAWS)
+        PretrainingTargets(MultimodalProcessor(video_processor=processor.video_processor), mlm_probability=0.3)
 
 
 def test_threads_are_shared_among_processes(monkeypatch):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from simple_multimodal.data import files
-from simple_multimodal.data.files import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES, media_rows
+from simple_multimodal.data.files import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.media import index_video, read_audio
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.prepare.manifests import CLIP_SUFFIXES
@@ -77,6 +78,10 @@ def every_kind(tmp_path_factory) -> Path:
     return folder
 
 
+def listed(paths, **options) -> list[Row]:
+    return list(RowDataset.from_files(paths, **options).rows(files="named"))
+
+
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
     said: list[str] = []
@@ -87,7 +92,7 @@ def said(monkeypatch) -> list[str]:
 def test_every_suffix_is_of_a_container_that_is_read(every_kind, said):
     assert MADE_WITH.keys() == MEDIA_SUFFIXES and not VIDEO_SUFFIXES & AUDIO_SUFFIXES
     assert CLIP_SUFFIXES == VIDEO_SUFFIXES | {""}  # of `prepare`
-    rows = media_rows(every_kind)
+    rows = listed(every_kind)
     assert sorted(Path(row["id"]).suffix.lower() for row in rows) == sorted(MEDIA_SUFFIXES) and said == []
     for row in rows:
         assert (row["video"] is not None) == (Path(row["id"]).suffix.lower() in VIDEO_SUFFIXES), row["id"]
@@ -104,7 +109,7 @@ def test_what_is_passed_over_is_counted(every_kind, tmp_path, said):
     for name in ("season1", "season2.mp4", ".cache"):
         (tmp_path / name).mkdir()
         shutil.copy(every_kind / "a.mp4", tmp_path / name / "deeper.mp4")
-    assert [row["id"] for row in media_rows(tmp_path)] == ["a.OPUS", "b.mp4"]
+    assert [row["id"] for row in listed(tmp_path)] == ["a.OPUS", "b.mp4"]
     assert said == [
         f"{tmp_path}: 2 media files; passed over: 4 of other kinds (.json, .txt, no suffix), 4 hidden, "
         "2 folders (--recursive looks into them)."
@@ -116,7 +121,7 @@ def test_folders_in_a_folder_on_request(every_kind, tmp_path, said):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(every_kind / "a.mp4", tmp_path / name)
     (tmp_path / "z/loop").symlink_to(tmp_path, target_is_directory=True)
-    rows = media_rows(tmp_path, recursive=True)
+    rows = listed(tmp_path, recursive=True)
     assert [row["id"] for row in rows] == ["a/b/c.mp4", "a/c.mp4", "b.mp4"]
     assert rows[0]["video"] == str(tmp_path / "a/b/c.mp4")
     assert said == [f"{tmp_path}: 3 media files; passed over: 1 of other kinds (.txt), 2 hidden, 1 linked folders."]
@@ -131,7 +136,8 @@ def test_names_that_are_not_utf8_are_read(every_kind, tmp_path, name):
         shutil.copy(every_kind / "a.mp4", path)
     except OSError:
         pytest.skip("this file system takes no such name")
-    (row,) = media_rows(tmp_path, recursive=True)
+    (row,) = listed(tmp_path, recursive=True)
+    assert row == RowDataset.from_files(tmp_path, recursive=True)[0] and row["audio"] == row["video"] == row["group"]
     assert os.fsencode(row["id"]) == name and len(index_video(row["video"]).seconds) == 8
     with open(path, "wb") as file:
         file.write(b"x" * 100)
@@ -142,12 +148,12 @@ def test_names_that_are_not_utf8_are_read(every_kind, tmp_path, name):
 
 def test_bad_input_is_named(every_kind, tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path}: no media file there \(looked for .3g2 .*.wmv\)\.$"):
-        media_rows(tmp_path)
+        listed(tmp_path)
     (tmp_path / "a.txt").touch()
     (tmp_path / "deeper").mkdir()
     with pytest.raises(ValueError, match=r"1 of other kinds \(.txt\), 1 folders \(--recursive looks into them\)"):
-        media_rows(tmp_path)
+        listed(tmp_path)
     with pytest.raises(ValueError, match=r"--recursive looks into the folders of a folder, and '\S+a.mp4' is none"):
-        media_rows(str(every_kind / "a.mp4"), recursive=True)
+        listed(str(every_kind / "a.mp4"), recursive=True)
     (tmp_path / "b.mp4").write_bytes(b"no media")
-    assert [row["id"] for row in media_rows(tmp_path)] == ["b.mp4"]  # who reads it finds out
+    assert [row["id"] for row in listed(tmp_path)] == ["b.mp4"]  # who reads it finds out

@@ -8,9 +8,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, row_captions
+from simple_multimodal.data.rows import RowDataset, row_captions
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
+from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS, question_pairs
 
 datasets.disable_progress_bars()
 
@@ -19,11 +20,13 @@ datasets.disable_progress_bars()
 def load(tmp_path, media_dir):
     """Write a manifest and read it; media are those of `media_dir`."""
 
-    def load_manifest(content: str | bytes, name: str = "train.csv", **kwargs) -> MultimodalDataset:
+    def load_manifest(content: str | bytes, name: str = "train.csv", roots=None, **kwargs) -> RowDataset:
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        kwargs = {"video_root": media_dir, "audio_root": media_dir, "text_root": media_dir} | kwargs
-        return MultimodalDataset(path, cache_dir=tmp_path / "cache", **kwargs)
+        if roots is None or isinstance(roots, dict):
+            roots = dict.fromkeys(("video", "audio", "text"), media_dir) | (roots or {})
+        kwargs["roots"] = roots
+        return RowDataset.from_manifest(path, cache_dir=tmp_path / "cache", **kwargs)
 
     return load_manifest
 
@@ -103,18 +106,17 @@ def test_a_long_caption_is_read(load):
 def test_rows_are_named_whether_their_files_are_there_or_not(load):
     rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
     dataset = load(jsonl(*rows), "a.jsonl")
-    named = list(dataset.named_rows())
+    named = list(dataset.rows(files="named"))
     assert named[0] == dataset[0]
     assert Path(named[1]["video"]).name == "missing.mp4" and not Path(named[1]["video"]).exists()
     assert named[1]["audio"] == named[1]["video"] and named[1]["index"] == 1 and named[1]["captions"] == ["two"]
-    assert len(list(load(jsonl(*rows), "a.jsonl", max_samples=1).named_rows())) == 1
+    assert len(list(load(jsonl(*rows), "a.jsonl", max_samples=1).rows(files="named"))) == 1
 
 
 def test_max_samples_touches_no_file_of_a_row_that_is_left_out(load):
     rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
     dataset = load(jsonl(*rows), "a.jsonl", max_samples=1)
     assert len(dataset) == len(list(dataset)) == 1
-    dataset.check_files()
     assert list(dataset.captions()) == ["one", "two"]  # all, for the tokenizer
     with pytest.raises(IndexError):
         dataset[1]
@@ -153,7 +155,7 @@ def test_can_be_pickled(load):
 def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
     (tmp_path / "sound0.mp4").write_bytes((media_dir / "sound0.mp4").read_bytes())
     (tmp_path / "train.csv").write_text("video,caption\nsound0.mp4,a\n")
-    dataset = MultimodalDataset(tmp_path / "train.csv", cache_dir=tmp_path / "cache")
+    dataset = RowDataset.from_manifest(tmp_path / "train.csv", cache_dir=tmp_path / "cache")
     assert dataset[0]["video"] == str(tmp_path / "sound0.mp4")
 
 
@@ -254,20 +256,20 @@ def test_the_reported_manifests_of_a_hub_cache(tmp_path, shared_dir, name):
     blob = {"train.tsv": "1f0c", "train.jsonl": "2e1d"}[name]
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / name).symlink_to(shared_dir / "data/reported/linked/blobs" / blob)
-    dataset = MultimodalDataset(tmp_path / "snapshot" / name, cache_dir=tmp_path / "cache")
+    dataset = RowDataset.from_manifest(tmp_path / "snapshot" / name, cache_dir=tmp_path / "cache")
     dataset.check_links()
     captions = ["a dog", "a cat"][: len(dataset)]
-    assert [row["captions"] for row in dataset.named_rows()] == [[caption] for caption in captions]
-    with pytest.raises(ValueError, match=f"{len(dataset)} of {len(dataset)} rows have no usable file"):
-        dataset.check_files()
+    assert [row["captions"] for row in dataset.rows(files="named")] == [[caption] for caption in captions]
+    with pytest.raises(MediaError, match="row 0 .* does not exist"):
+        dataset[0]
 
 
 def test_the_reported_tables(tmp_path, shared_dir):
     folder = shared_dir / "data/reported/manifests"
 
-    def load(name: str) -> MultimodalDataset:
-        dataset = MultimodalDataset(folder / name, cache_dir=tmp_path / "cache")
-        dataset.check_files()
+    def load(name: str) -> RowDataset:
+        dataset = RowDataset.from_manifest(folder / name, cache_dir=tmp_path / "cache")
+        assert len(list(dataset)) == len(dataset)  # all files are there
         return dataset
 
     captions = ['"oh no, he shouts', "a dog barks", 'and she says wait"', "a cat sleeps"]
@@ -275,13 +277,13 @@ def test_the_reported_tables(tmp_path, shared_dir):
     assert Path(load("title.csv")[0]["video"]).name == "Intro, part 1: hello.mp4"
     with pytest.raises(ValueError, match="latin1.csv, line 2: is not UTF-8 text"):
         load("latin1.csv")
-    answers = QuestionDataset(folder / "answers_int.jsonl", cache_dir=tmp_path / "cache").pairs()
-    assert [answer for _, answer in answers] == ["0", "2", "3", "2"]
+    answers = RowDataset.from_manifest(folder / "answers_int.jsonl", cache_dir=tmp_path / "cache", **QUESTION_COLUMNS)
+    assert answers.column("answer") == ["0", "2", "3", "2"]
 
 
 def test_a_missing_manifest_is_named(tmp_path):
     with pytest.raises(ValueError, match="train.csv: no such manifest file"):
-        MultimodalDataset(tmp_path / "train.csv")
+        RowDataset.from_manifest(tmp_path / "train.csv")
 
 
 def test_columns_are_needed_for_the_modalities_of_the_model_only(load):
@@ -332,7 +334,7 @@ def test_ordinary_names_are_accepted(load, tmp_path, path, name):
         content = f'video,label\n"{path}",b\n' if name == "a.csv" else f"video\tlabel\n{path}\tb\n"
     if "/" not in path.removeprefix("./"):
         (tmp_path / path).write_bytes(b"x")
-        assert Path(load(content, name, modalities=(), video_root=tmp_path)[0]["video"]) == tmp_path / path
+        assert Path(load(content, name, modalities=(), roots={"video": tmp_path})[0]["video"]) == tmp_path / path
     assert len(load(content, name, modalities=())) == 1
 
 
@@ -354,16 +356,12 @@ def linked(tmp_path, media_dir) -> Path:
     return root
 
 
-def own_roots(root: Path) -> dict[str, Path]:
-    return dict.fromkeys(("video_root", "audio_root", "text_root"), root)
-
-
 def test_links_may_not_leave_the_root(load, linked, tmp_path):
     linked_root = tmp_path / "linked"
     linked_root.symlink_to(linked)
     names = ("link_inside", "link_outside", "loop", "folder_outside/sound0")
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
-    dataset = load(content, "a.jsonl", **own_roots(linked_root))
+    dataset = load(content, "a.jsonl", roots=linked_root)
     assert dataset[0]["video"] == str(linked / "inside.mp4")
     with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*--follow_links.*--video_root"):
         dataset[1]
@@ -375,21 +373,21 @@ def test_links_may_not_leave_the_root(load, linked, tmp_path):
     with pytest.raises(ValueError, match=message):
         dataset.check_links()
     with pytest.raises(ValueError, match=message):
-        next(dataset.named_rows())
-    load(content, "a.jsonl", **own_roots(linked_root), max_samples=1).check_links()
+        next(dataset.rows(files="named"))
+    load(content, "a.jsonl", roots=linked_root, max_samples=1).check_links()
 
 
 def test_links_are_followed_on_request_and_keep_their_names(load, linked, media_dir):
     names = ("link_outside", "folder_outside/sound0", "inside")
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
-    dataset = load(content, "a.jsonl", **own_roots(linked), follow_links=True)
+    dataset = load(content, "a.jsonl", roots=linked, follow_links=True)
     dataset.check_links()
     assert [row["video"] for row in dataset] == [str(linked / f"{name}.mp4") for name in names]
     assert [dataset.relative_path(row, "video") for row in dataset] == [f"{name}.mp4" for name in names]
 
 
 def test_links_may_lead_from_one_root_to_another(load, linked, media_dir):
-    dataset = load(jsonl({"video": "link_outside.mp4", "caption": "a"}), "a.jsonl", video_root=linked)
+    dataset = load(jsonl({"video": "link_outside.mp4", "caption": "a"}), "a.jsonl", roots={"video": linked})
     dataset.check_links()
     assert dataset[0]["video"] == str(linked / "link_outside.mp4")  # its audio_root is media_dir
 
@@ -408,7 +406,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
     (snapshot / "train.csv").symlink_to("../../blobs/2e1d")
     (snapshot / "a.mp4").symlink_to("../../blobs/1f0c")
     (tmp_path / "data").symlink_to(snapshot)
-    dataset = MultimodalDataset(tmp_path / "data" / root / "train.csv", cache_dir=tmp_path / "cache")
+    dataset = RowDataset.from_manifest(tmp_path / "data" / root / "train.csv", cache_dir=tmp_path / "cache")
     if repository == "mine":
         with pytest.raises(ValueError, match="leaves its folder.*--follow_links"):
             dataset.check_links()
@@ -428,7 +426,9 @@ def test_absolute_paths_below_their_root_are_taken(load, linked, media_dir, tmp_
     )
     for root in (media_dir, tmp_path / "alias", media_dir.parent):
         dataset = load(
-            content.replace("./", f"{media_dir.name}/" * (root == media_dir.parent)), video_root=root, name="a.jsonl"
+            content.replace("./", f"{media_dir.name}/" * (root == media_dir.parent)),
+            roots={"video": root},
+            name="a.jsonl",
         )
         dataset.check_links()
         assert {row["video"] for row in dataset} == {str(media_dir / "sound0.mp4")}
@@ -442,7 +442,7 @@ def test_absolute_paths_below_their_root_are_taken(load, linked, media_dir, tmp_
             load(content, name)
     link = {"video": f"{linked}/link_outside.mp4", "caption": "a"}
     with pytest.raises(ValueError, match="leaves its folder"):
-        load(jsonl(link), "a.jsonl", **own_roots(linked)).check_links()
+        load(jsonl(link), "a.jsonl", roots=linked).check_links()
 
 
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
@@ -456,8 +456,8 @@ def test_accents_are_found_however_they_are_composed(load, tmp_path, media_dir, 
     cell = unicodedata.normalize(written, "vidéos/café.mp4")
     separator = "\t" if name == "a.tsv" else ","
     content = jsonl({"video": cell}) if name == "a.jsonl" else f"video{separator}label\n{cell}{separator}b\n"
-    dataset = load(content, name, modalities=(), video_root=tmp_path)
-    assert dataset[0]["video"] == next(dataset.named_rows())["video"] == str(file)
+    dataset = load(content, name, modalities=(), roots={"video": tmp_path})
+    assert dataset[0]["video"] == next(dataset.rows(files="named"))["video"] == str(file)
     file.unlink()
     with pytest.raises(MediaError, match="does not exist"):
         dataset[0]
@@ -474,7 +474,7 @@ def test_accents_are_found_however_they_are_composed(load, tmp_path, media_dir, 
 )
 def test_names_may_begin_with_a_space(load, tmp_path, content, name):
     (tmp_path / " a.mp4").write_bytes(b"x")
-    dataset = load(content, name, video_root=tmp_path)
+    dataset = load(content, name, roots={"video": tmp_path})
     assert dataset[0]["video"] == str(tmp_path / " a.mp4")
     (tmp_path / " a.mp4").rename(tmp_path / "a.mp4")  # and a space may be there for looks
     assert dataset[0]["video"] == str(tmp_path / "a.mp4")
@@ -488,20 +488,19 @@ def test_a_missing_file_names_row_and_path(load, media_dir):
         MediaError, match=r"train.csv, row 1 \(line 3, id '1'\).*nowhere.mp4 does not exist.*video_root"
     ):
         dataset[1]
-    with pytest.raises(ValueError, match="1 of 3 rows have no usable file:\n.*nowhere.mp4"):
-        dataset.check_files()
+    assert [len(list(dataset.rows(files=files))) for files in ("named", "none")] == [3, 3]
 
 
 def test_a_folder_is_not_a_file(load, tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(MediaError, match="folder.mp4 is not a regular file"):
-        load("video,caption\nfolder.mp4,a\n", video_root=tmp_path)[0]
+        load("video,caption\nfolder.mp4,a\n", roots={"video": tmp_path})[0]
 
 
 @pytest.mark.parametrize(("content", "message"), [(b" \n", "the caption is empty"), (b"\xff\xfe", "UTF-8")])
 def test_a_bad_text_file_is_named(load, tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
-    row = load("video,text\nsound0.mp4,bad.txt\n", text_root=tmp_path)[0]
+    row = load("video,text\nsound0.mp4,bad.txt\n", roots={"text": tmp_path})[0]
     with pytest.raises(MediaError, match=f"bad.txt.*{message}"):
         row_captions(row)
 
@@ -537,11 +536,12 @@ def test_the_real_clips(tmp_path, shared_dir):
     clips = shared_dir / "data" / "clips"
     paths = clips_jsonl_to_manifests(clips / "clips.jsonl", tmp_path)
     loaded = {
-        name: MultimodalDataset(path, video_root=clips, cache_dir=tmp_path / "cache") for name, path in paths.items()
+        name: RowDataset.from_manifest(path, roots={"video": clips}, cache_dir=tmp_path / "cache")
+        for name, path in paths.items()
     }
     assert {name: len(dataset) for name, dataset in loaded.items()} == {"train": 36, "validation": 16}
     for dataset in loaded.values():
-        dataset.check_files()
+        assert len(list(dataset)) == len(dataset)  # all files are there
     assert loaded["train"][0]["label"] == "coughing"
 
 
@@ -559,12 +559,17 @@ def test_names_are_read_alike_in_every_column_and_format(tmp_path, media_dir, va
     separator = "," if name == "a.csv" else "\t"
     content = f"{separator.join(row)}\n{separator.join(cells)}\n" if name != "a.jsonl" else jsonl(row)
     (tmp_path / name).write_text(content)
-    dataset = QuestionDataset(tmp_path / name, cache_dir=tmp_path / "cache", video_root=media_dir)
+    dataset = RowDataset.from_manifest(
+        tmp_path / name,
+        roots={"video": media_dir},
+        cache_dir=tmp_path / "cache",
+        **QUESTION_COLUMNS,
+    )
     read = dataset[0]
-    assert read == next(dataset.named_rows())
+    assert read == next(dataset.rows(files="named"))
     assert (read["id"], read["group"]) == (text or "0", text or "video=sound0.mp4")
     assert (read["answer"], read["answer_type"], read["captions"], read["question"]) == (text, text, ["q"], "q")
-    assert dataset.pairs() == ([] if text is None else [("q", text)]) and list(dataset.captions()) == ["q"]
+    assert question_pairs(dataset) == ([] if text is None else [("q", text)]) and list(dataset.captions()) == ["q"]
 
 
 @pytest.mark.parametrize(
@@ -591,7 +596,11 @@ def test_other_values_are_refused_with_their_line(tmp_path, row, message):
     rows = [{"video": "a.mp4", "question": "q", "answer": "b"} | change for change in ({}, row)]
     (tmp_path / "a.jsonl").write_text(jsonl(*rows))
     with pytest.raises(ValueError, match=f"a.jsonl, line 2: {message}"):
-        QuestionDataset(tmp_path / "a.jsonl", cache_dir=tmp_path / "cache")
+        RowDataset.from_manifest(
+            tmp_path / "a.jsonl",
+            cache_dir=tmp_path / "cache",
+            **QUESTION_COLUMNS,
+        )
 
 
 def test_columns_of_another_task_are_handed_on(load):

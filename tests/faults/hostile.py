@@ -32,8 +32,7 @@ from transformers import BertConfig
 from arguments import parse_args
 from simple_multimodal.alpro import load_alpro
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.files import media_rows
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import load_pretrained_tower
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
@@ -53,13 +52,13 @@ def processor() -> MultimodalProcessor:
 
 def read_media(path: Path, backend: str = "pyav") -> None:
     """A file that is named on the command line, through all of loading."""
-    MultimodalCollator(processor(), video_backend=backend)(media_rows(path))
+    MultimodalCollator(processor(), video_backend=backend)(list(RowDataset.from_files(path)))
 
 
 def read_row(manifest: Path) -> None:
     """A manifest: its rows, and what they name."""
     with tempfile.TemporaryDirectory() as cache:
-        dataset = MultimodalDataset(manifest, cache_dir=cache, modalities=())
+        dataset = RowDataset.from_manifest(manifest, cache_dir=cache, modalities=())
         collator = MultimodalCollator(processor())
         for row in dataset:
             collator([row])
@@ -68,7 +67,7 @@ def read_row(manifest: Path) -> None:
 
 def read_video_cell(path: Path) -> None:
     """A file that a manifest names as video."""
-    row = media_rows(path)[0]
+    row = RowDataset.from_files(path)[0]
     MultimodalCollator(processor())([{**row, "video": str(path)}])
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simple_multimodal.data.manifest import QuestionDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
+from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
 
@@ -41,7 +42,7 @@ def test_a_data_set_is_answered_as_one_by_one_and_each_clip_is_read_once(answere
         "encode_rows",
         lambda self, rows, **further: encoded.append(rows) or plain(self, rows, **further),
     )
-    logits = answerer.answer_rows(QuestionDataset(questions)).logits
+    logits = answerer.answer_rows(RowDataset.from_manifest(questions, **QUESTION_COLUMNS)).logits
     assert logits.shape == (6, 4) and [len(rows) for rows in encoded] == [3]
     alone = answerer.answer("who is there?", clips / "video/2.mp4", top_k=4)
     expected = {a.text: a.probability for a in alone}
@@ -56,7 +57,7 @@ def test_training_reports_accuracy_by_type_and_inference_agrees(question_model, 
     mean = (metrics["what_accuracy"] + metrics["who_accuracy"]) / 2
     assert metrics["accuracy"] == pytest.approx(mean)
     assert metrics["question_only_accuracy"] == pytest.approx(4 / 6)  # the evaluated questions are those of training
-    dataset = QuestionDataset(questions)
+    dataset = RowDataset.from_manifest(questions, **QUESTION_COLUMNS)
     chosen = answerer.answer_rows(dataset).logits.argmax(dim=1).tolist()
     correct = [answerer.model.config.id2label[c] == row["answer"] for c, row in zip(chosen, dataset, strict=True)]
     assert metrics["accuracy"] == pytest.approx(sum(correct) / 6)
@@ -114,7 +115,10 @@ def test_answers_of_any_kind_are_those_of_a_table(clips, start, tmp_path, answer
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert set(config["label2id"]) == {word for word in words if word}
         answerer = QuestionAnswerer.from_pretrained(tmp_path / name)
-        assert answerer.answer_rows(QuestionDataset(clips / name)).logits.shape == (4, len(config["label2id"]))
+        assert answerer.answer_rows(RowDataset.from_manifest(clips / name, **QUESTION_COLUMNS)).logits.shape == (
+            4,
+            len(config["label2id"]),
+        )
         known = json.loads((tmp_path / name / "evaluation.json").read_text())["counts"]["known_answers"]
         assert known == sum(bool(word) for word in words)
     assert (
@@ -139,7 +143,13 @@ def test_bad_input_is_named(retrieval_model, question_model, questions, clips, s
     blank = tmp_path / "blank.jsonl"
     blank.write_text(json.dumps({"video": "0.mp4", "question": " "}) + "\n")
     with pytest.raises(ValueError, match=r"blank\.jsonl, line 1: `question` must be a text, and is empty"):
-        list(QuestionDataset(blank, video_root=clips / "video"))
+        list(
+            RowDataset.from_manifest(
+                blank,
+                roots={"video": clips / "video"},
+                **QUESTION_COLUMNS,
+            )
+        )
 
 
 def test_a_question_without_an_answer_counts_as_wrong_but_not_in_the_loss(answerer):

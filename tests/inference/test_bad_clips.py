@@ -10,7 +10,7 @@ import pytest
 
 from simple_multimodal.cli import main
 from simple_multimodal.data import bad_samples
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.retrieval import dual_softmax
 from simple_multimodal.inference import partial, pipeline
 from simple_multimodal.inference.pipeline import cosine
@@ -19,6 +19,7 @@ from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.models.pairs import ranking_scores
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.question_answering.evaluate import evaluate_answers
+from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
 from simple_multimodal.tasks.retrieval.evaluate import DUAL_SOFTMAX_TEMPERATURE, evaluate_retrieval
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Retriever
 from tests.closeness import assert_close
@@ -76,11 +77,11 @@ def warnings(monkeypatch) -> list[str]:
     return said
 
 
-def captioned(folder: Path, **roots) -> MultimodalDataset:
+def captioned(folder: Path, **roots) -> RowDataset:
     """The clips of a folder with their captions."""
     manifest = folder.parent / "captions.jsonl"
     write_lines(manifest, [{"video": f"{n}.mp4", "caption": caption} for n, caption in enumerate(CAPTIONS)])
-    return MultimodalDataset(manifest, video_root=folder, cache_dir=folder.parent / "cache", **roots)
+    return RowDataset.from_manifest(manifest, roots={"video": folder}, cache_dir=folder.parent / "cache", **roots)
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +147,8 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     manifest = tmp_path / "texts.jsonl"
     rows = [{"video": f"{n}.mp4", "text": f"{n}.txt"} for n in range(NUM_CLIPS)]
     write_lines(manifest, rows)
-    roots = {"video_root": clips / "video", "cache_dir": tmp_path / "cache"}
-    measured = evaluate_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    roots = {"roots": {"video": clips / "video"}, "cache_dir": tmp_path / "cache"}
+    measured = evaluate_retrieval(retriever, RowDataset.from_manifest(manifest, **roots))
     assert_ranks(measured.metrics, "matching_", scores["matching_"])
     assert measured.counts == {"captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
     assert [sample.file for sample in measured.bad_samples] == [str(tmp_path / f"{BAD}.txt")]
@@ -155,7 +156,7 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     write_lines(
         manifest, [*rows, {"video": f"{BAD}.mp4", "caption": "a clip of its own", "group": f"video={BAD}.mp4"}]
     )
-    measured = evaluate_retrieval(retriever, MultimodalDataset(manifest, **roots))
+    measured = evaluate_retrieval(retriever, RowDataset.from_manifest(manifest, **roots))
     assert measured.counts == {"captions": 8, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
     written = {(row["txt_id"], row["vid_id"]) for row in measured.rows}
     assert len(written) == 49 and {text for text, _ in written} == {*GOOD, 7}
@@ -169,8 +170,13 @@ def test_a_question_about_a_bad_clip_is_answered_wrong(answerer, clips, folder, 
     ]
     write_lines(tmp_path / "questions.jsonl", rows)
 
-    def dataset(videos: Path) -> QuestionDataset:
-        return QuestionDataset(tmp_path / "questions.jsonl", video_root=videos, cache_dir=tmp_path / "cache")
+    def dataset(videos: Path) -> RowDataset:
+        return RowDataset.from_manifest(
+            tmp_path / "questions.jsonl",
+            roots={"video": videos},
+            cache_dir=tmp_path / "cache",
+            **QUESTION_COLUMNS,
+        )
 
     labels = answerer.answer_rows(dataset(clips / "video")).logits.argmax(dim=1)
     # Else nothing could be told: the right answers are those that it gives.
@@ -361,7 +367,7 @@ def test_a_decoder_that_crashes_costs_its_clip(retriever, clips, monkeypatch, wa
 def test_a_time_limit_needs_a_process_that_can_be_ended(retriever):
     for num_workers, seconds in ((0, 0.0), (1, 120.0)):
         pipeline = Retriever(retriever.model, retriever.processor, num_workers=num_workers)
-        assert pipeline._reader([], pipeline.collator).timeout_seconds == seconds
+        assert pipeline._reader(pipeline.collator).timeout_seconds == seconds
 
 
 def test_dropped_modalities_are_not_looked_for(retriever, folder):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from simple_multimodal.cli import main
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.inference import pipeline
 from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Retriever
@@ -149,7 +149,7 @@ def test_several_processes_give_the_same_metrics(
 def test_several_captions_of_a_clip_are_all_queries(retrieval_model, clips, tmp_path):
     manifest = tmp_path / "several.jsonl"
     write_lines(manifest, [{"video": f"{n}.mp4", "captions": ["a cat", f"clip {n}"]} for n in range(3)])
-    dataset = MultimodalDataset(manifest, video_root=clips / "video")
+    dataset = RowDataset.from_manifest(manifest, roots={"video": clips / "video"})
     measured = evaluate_retrieval(Retriever.from_pretrained(retrieval_model), dataset)
     assert measured.counts == {"captions": 6, "clips": 3, "duplicate_captions": 3}
     assert measured.metrics["text_to_video_num_queries"] == 6 and measured.metrics["video_to_text_num_queries"] == 3
@@ -205,20 +205,20 @@ def test_rows_without_a_clip_are_left_out_and_one_group_is_one_candidate(retriev
         {"id": "e", "caption": "nothing to be seen"},
     ]
     write_lines(manifest, rows)
-    dataset = MultimodalDataset(manifest, video_root=clips / "video")
+    dataset = RowDataset.from_manifest(manifest, roots={"video": clips / "video"})
     measured = evaluate_retrieval(Retriever.from_pretrained(retrieval_model), dataset)
     assert measured.counts == {"captions": 4, "clips": 3, "duplicate_captions": 0, "rows_without_clip": 1}
     assert [row["vid_id"] for row in measured.rows] == [name for name in "acd" for _ in range(4)]
     assert measured.metrics["matching_text_to_video_num_candidates"] == 3
     write_lines(manifest, rows[-1:])
     with pytest.raises(ValueError, match=r"rows\.jsonl: no row has a clip and a caption"):
-        alone = MultimodalDataset(manifest, video_root=clips / "video", modalities=("text",))
+        alone = RowDataset.from_manifest(manifest, roots={"video": clips / "video"}, modalities=("text",))
         evaluate_retrieval(Retriever.from_pretrained(retrieval_model), alone)
 
 
 def test_without_matching_the_first_candidates_have_rows(retrieval_model, clips, tmp_path):
     """All pairs of a large benchmark would be a file of many gigabytes."""
-    dataset = MultimodalDataset(clips / "train.csv", **{f"{n}_root": clips / n for n in ("audio", "text", "video")})
+    dataset = RowDataset.from_manifest(clips / "train.csv", roots={n: clips / n for n in ("audio", "text", "video")})
     retriever = Retriever.from_pretrained(retrieval_model)
     with pytest.raises(ValueError, match=r"0 \(no matching\) or more, got -1"):
         evaluate_retrieval(retriever, dataset, rerank_top_k=-1)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.inference.features import FeatureReport, TowerFeatures
 from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
@@ -47,8 +47,8 @@ def manifest(clips) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dataset(manifest) -> MultimodalDataset:
-    return MultimodalDataset(manifest)
+def dataset(manifest) -> RowDataset:
+    return RowDataset.from_manifest(manifest)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_half_precision_takes_half_the_room(maker, written, dataset, tmp_path, d
 
 
 def test_nothing_is_run_twice_and_manifests_can_be_added(maker, clips, dataset, tmp_path, monkeypatch):
-    first = MultimodalDataset(dataset.manifest_file, max_samples=3)
+    first = RowDataset.from_manifest(dataset.manifest_file, max_samples=3)
     assert maker.write("video", [first], tmp_path, shard_size=2) == (3, 3, [])
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("video/*.safetensors")}
     assert maker.write("video", [dataset], tmp_path, shard_size=2) == (6, 3, [])
@@ -172,7 +172,7 @@ def test_a_killed_process_leaves_whole_files(maker, written, retrieval_model, ma
     (shard.parent / ".lock").unlink()
     (shard.parent / "00001.safetensors.123.tmp").write_bytes(shard.read_bytes()[:-1])
     (shard.parent / "00007.safetensors").write_bytes(shard.read_bytes()[:-1])  # of a disk that lost power
-    assert maker.write("video", [MultimodalDataset(manifest)], tmp_path, shard_size=4) == (6, 2, [])
+    assert maker.write("video", [RowDataset.from_manifest(manifest)], tmp_path, shard_size=4) == (6, 2, [])
     assert contents(tmp_path / "video") == contents(written / "video")
     assert sorted(path.suffix for path in shard.parent.iterdir()) == [".json", ".safetensors", ".safetensors"]
 
@@ -201,7 +201,7 @@ def test_the_verb_says_what_cannot_be_read(retrieval_model, clips, tmp_path, cap
     assert "video: 2 clips, 2 made now" in said.out
     assert "not readable: '1'" in said.err and "1.mp4" in said.err and "missing.mp4 does not exist" in said.err
     retriever = Retriever.from_pretrained(retrieval_model, features=tmp_path / "out", drop_modalities=["audio"])
-    reader, dataset = retriever.collator.features["video"], MultimodalDataset(manifest)
+    reader, dataset = retriever.collator.features["video"], RowDataset.from_manifest(manifest)
     reader.check_rows([dataset[n] for n in range(3)])  # a file that cannot be read is no surprise in training
     with pytest.raises(ValueError, match=r"1\.mp4"):
         reader.read(dataset[1])
@@ -286,7 +286,7 @@ def test_a_moved_folder_is_found_and_a_changed_file_refused(retrieval_model, wri
     moved = tmp_path / "moved"
     shutil.copytree(clips, moved)  # with times
     retriever = Retriever.from_pretrained(retrieval_model, features=written)
-    dataset = MultimodalDataset(moved / "features.jsonl")
+    dataset = RowDataset.from_manifest(moved / "features.jsonl")
     rows = retriever.rows(dataset)
     assert len(retriever.index_rows(rows).ids) == NUM_CLIPS
     os.utime(moved / "video/5.mp4")
@@ -341,7 +341,7 @@ def test_another_tower_and_other_frames_are_refused(retrieval_model, written, da
 )
 def test_nothing_to_keep_is_an_error(maker, clips, tmp_path, tower, rows, message):
     (tmp_path / "rows.csv").write_text(rows)
-    dataset = MultimodalDataset(tmp_path / "rows.csv", video_root=clips, audio_root=clips, modalities=())
+    dataset = RowDataset.from_manifest(tmp_path / "rows.csv", roots={"video": clips, "audio": clips}, modalities=())
     with pytest.raises(ValueError, match=message):
         maker.write(tower, [dataset], tmp_path / "out")
     assert not (tmp_path / "out").exists()

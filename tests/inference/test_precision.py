@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from simple_multimodal.cli import main
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.precision import autocast, effective_precision
 from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
@@ -25,9 +25,9 @@ def bf16_model(clips, start, tmp_path_factory) -> str:
     return str(folder)
 
 
-def manifest(clips: Path) -> MultimodalDataset:
-    roots = {f"{column}_root": clips / column for column in ("video", "audio", "text")}
-    return MultimodalDataset(clips / "validation.csv", **roots)
+def manifest(clips: Path) -> RowDataset:
+    roots = {column: clips / column for column in ("video", "audio", "text")}
+    return RowDataset.from_manifest(clips / "validation.csv", roots=roots)
 
 
 def embeds(model: str, clips: Path, **settings) -> torch.Tensor:

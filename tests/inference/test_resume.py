@@ -13,6 +13,7 @@ import torch
 from simple_multimodal.cli import main
 from simple_multimodal.inference import partial, pipeline
 from simple_multimodal.inference.partial import Partial
+from simple_multimodal.tasks import measure
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.tasks.retrieval.retriever import Retriever

@@ -11,7 +11,7 @@ import torch
 from simple_multimodal.cli import main
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.pairs import ranking_scores
@@ -187,7 +187,7 @@ def test_saved_embeddings_hold_no_tokens_in_memory(retriever, clips, tmp_path):
 
 
 def test_rows_of_one_clip_count_once(retriever, clips):
-    dataset = MultimodalDataset(clips / "train.csv", **{f"{n}_root": clips / n for n in ("audio", "text", "video")})
+    dataset = RowDataset.from_manifest(clips / "train.csv", roots={n: clips / n for n in ("audio", "text", "video")})
     rows = retriever.rows([*[clips / "video/0.mp4"], clips / "audio/0.wav"])
     assert [(row["video"] is None, row["audio"] is None) for row in rows] == [(False, False), (True, False)]
     assert len(retriever.rows(dataset)) == 7

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from simple_multimodal.data.batch_reader import BatchReader, ListedRows, SupervisedReader
+from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.files import media_rows
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import MediaError, get_video_backend, index_video
 from simple_multimodal.media.video import decoder_name
 from simple_multimodal.processing import MultimodalProcessor, VideoClipProcessor
@@ -140,7 +140,7 @@ def test_a_forked_process_gets_one_sentence(gpu, clip):
 
 def test_a_batch_has_its_pixels_where_they_were_decoded(gpu, clip, monkeypatch):
     processor = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=32))
-    rows = media_rows([clip])
+    rows = list(RowDataset.from_files([clip]))
     expected = MultimodalCollator(processor, video_backend="torchcodec")(rows)
     collator = MultimodalCollator(processor, video_backend="torchcodec", decode_device="cuda")
     assert collator.decoder == decoder_name("torchcodec", "cuda") == "torchcodec on cuda"
@@ -157,10 +157,10 @@ def test_a_spawned_worker_reads_itself(gpu, clip, monkeypatch):
     processor = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=32))
     collator = MultimodalCollator(processor, video_backend="torchcodec", decode_device="cuda")
     monkeypatch.setattr(collator._backend, "device", "cpu")  # for which there is memory here
-    reader = SupervisedReader(BatchReader(ListedRows(media_rows([clip])), collator))
+    reader = SupervisedReader(BatchReader(None, collator))
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: type("Info", (), {"num_workers": 1, "id": 0}))
     monkeypatch.setattr(SupervisedReader, "_start_child", lambda self: pytest.fail("a child would be a fork"))
-    assert reader([(0, 0)])["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
+    assert reader(list(RowDataset.from_files([clip])))["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
 
 
 @pytest.mark.parametrize(

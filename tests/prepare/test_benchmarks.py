@@ -15,7 +15,7 @@ import pytest
 
 from simple_multimodal import cli
 from simple_multimodal.data import prepare
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS, SplitSize, get_protocol
 from simple_multimodal.prepare.benchmarks import SOURCES, alpro_folder, clip_name, read_annotations
 from simple_multimodal.prepare.manifests import prepare_benchmark, set_aside
@@ -657,9 +657,9 @@ def test_annotations_are_not_overwritten(tmp_path):
 
 def test_the_loader_reads_the_manifests(make, tmp_path):
     make("msvd_qa")
-    loaded = MultimodalDataset(
+    loaded = RowDataset.from_manifest(
         tmp_path / "out/test.jsonl",
-        video_root=tmp_path / "videos",
+        roots={"video": tmp_path / "videos"},
         cache_dir=tmp_path / "cache",
         modalities=("video",),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from simple_multimodal import cli
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import get_video_backend, has_audio, index_video, read_audio
 from simple_multimodal.prepare import pack
 from simple_multimodal.prepare.pack import PackSettings, pack_manifest
@@ -50,8 +50,8 @@ def manifest(tmp_path):
 def test_the_copy_has_the_same_frames_at_the_same_times(manifest, tmp_path):
     report = pack_manifest(manifest, tmp_path / "packed", settings=PackSettings(crf=10))
     assert (report.num_rows, report.num_files, report.num_written, report.errors) == (3, 4, 4, [])
-    originals = MultimodalDataset(manifest, modalities=())
-    copies = MultimodalDataset(report.manifest, modalities=())
+    originals = RowDataset.from_manifest(manifest, modalities=())
+    copies = RowDataset.from_manifest(report.manifest, modalities=())
     backend = get_video_backend("pyav")
     for number in range(3):
         original, copy = (index_video(table[number]["video"]) for table in (originals, copies))
@@ -63,7 +63,7 @@ def test_the_copy_has_the_same_frames_at_the_same_times(manifest, tmp_path):
 
 def test_the_copy_has_the_same_sound_and_rows(manifest, tmp_path):
     report = pack_manifest(manifest, tmp_path / "packed")
-    originals, copies = (MultimodalDataset(path, modalities=()) for path in (manifest, report.manifest))
+    originals, copies = (RowDataset.from_manifest(path, modalities=()) for path in (manifest, report.manifest))
     for number in (0, 1):
         expected, sound = (read_audio(table[number]["audio"], 16000) for table in (originals, copies))
         assert len(sound) == len(expected)
@@ -98,7 +98,7 @@ def test_pictures_are_made_smaller_and_upright(tmp_path, shared_dir):
     report = pack_manifest(
         tmp_path / "train.csv", tmp_path / "packed", video_root=turned.parent, settings=PackSettings(short_side=90)
     )
-    path = MultimodalDataset(report.manifest, modalities=())[0]["video"]
+    path = RowDataset.from_manifest(report.manifest, modalities=())[0]["video"]
     original, copy = index_video(turned), index_video(path)
     assert (original.width, original.height, copy.width, copy.height) == (270, 480, 90, 160)
     with av.open(path) as container:
@@ -111,7 +111,7 @@ def test_pictures_are_made_smaller_and_upright(tmp_path, shared_dir):
 @pytest.mark.parametrize("group_size", [1, 4])
 def test_groups_have_the_size_asked_for(manifest, tmp_path, group_size):
     report = pack_manifest(manifest, tmp_path / "packed", settings=PackSettings(group_size=group_size, crf=10))
-    path = MultimodalDataset(report.manifest, modalities=())[0]["video"]
+    path = RowDataset.from_manifest(report.manifest, modalities=())[0]["video"]
     index = index_video(path)
     assert np.diff(index.table.entries).tolist() == [group_size] * (len(index.table.entries) - 1)
     frames = get_video_backend("pyav").frames(path, range(30), index)
@@ -158,7 +158,7 @@ def test_recordings_joined_to_one_file_are_packed_one_after_the_other(tmp_path, 
     (tmp_path / name).write_bytes(b"".join(parts))
     report = pack_manifest(write_manifest(tmp_path, name), tmp_path / "packed", settings=PackSettings(crf=10))
     assert report.errors == []
-    copy = MultimodalDataset(report.manifest, modalities=())[0]["video"]
+    copy = RowDataset.from_manifest(report.manifest, modalities=())[0]["video"]
     index = index_video(copy)
     np.testing.assert_allclose(index.seconds, np.arange(100) / 25, atol=1e-3)
     frames = get_video_backend("pyav").frames(copy, range(100), index)
@@ -174,7 +174,7 @@ def test_frames_at_the_same_time_are_packed(tmp_path):
     assert len(np.unique(index_video(path).seconds)) < 20  # Matroska counts milliseconds
     report = pack_manifest(write_manifest(tmp_path, path.name), tmp_path / "packed")
     assert report.errors == []
-    copy = index_video(MultimodalDataset(report.manifest, modalities=())[0]["video"])
+    copy = index_video(RowDataset.from_manifest(report.manifest, modalities=())[0]["video"])
     np.testing.assert_allclose(copy.seconds, index_video(path).seconds, atol=2e-3)
     assert len(np.unique(copy.seconds)) == copy.num_frames == 20
 
@@ -184,7 +184,7 @@ def test_a_clip_whose_sound_track_is_empty_is_packed_without_sound(tmp_path, nam
     write_media(tmp_path / name, num_frames=20, waveform=tone, audio_seconds=0.0)
     report = pack_manifest(write_manifest(tmp_path, name), tmp_path / "packed")
     assert report.errors == [] and report.num_rows == 1
-    assert not has_audio(MultimodalDataset(report.manifest, modalities=())[0]["video"])
+    assert not has_audio(RowDataset.from_manifest(report.manifest, modalities=())[0]["video"])
 
 
 def test_an_error_of_the_copy_is_not_one_of_the_original(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import make_fingerprint
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.models.video.videomae import VideoMAEVideoEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
@@ -33,9 +33,9 @@ def saved(start, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def dataset(clips) -> MultimodalDataset:
-    roots = {f"{name}_root": clips / name for name in ("video", "audio", "text")}
-    return MultimodalDataset(clips / "train.csv", **roots)
+def dataset(clips) -> RowDataset:
+    roots = {name: clips / name for name in ("video", "audio", "text")}
+    return RowDataset.from_manifest(clips / "train.csv", roots=roots)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,8 @@ def test_alpro_trains_on_features_of_its_timesformer(tmp_path, trainers):
     model = write_folder(tmp_path / "model", "retrieval", TEXTS)
     manifests, videos = tmp_path / "datasets/msrvtt_ret", tmp_path / "data/msrvtt_ret/videos"
     datasets = [
-        MultimodalDataset(manifests / f"{n}.jsonl", video_root=videos, modalities=()) for n in ("train", "validation")
+        RowDataset.from_manifest(manifests / f"{n}.jsonl", roots={"video": videos}, modalities=())
+        for n in ("train", "validation")
     ]
     maker = TowerFeatures.from_pretrained(model, batch_size=2)
     assert maker.write("video", datasets, tmp_path / "kept").unreadable == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simple_multimodal.cli import main
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import prepared_split
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.run_record import selection_split
@@ -21,8 +21,10 @@ def manifests(tmp_path_factory) -> Path:
     return write_benchmark(tmp_path_factory.mktemp("selection"), "msrvtt_ret")
 
 
-def dataset(manifest: Path) -> MultimodalDataset:
-    return MultimodalDataset(manifest, video_root=manifest.parents[2] / "data/msrvtt_ret/videos", modalities=())
+def dataset(manifest: Path) -> RowDataset:
+    return RowDataset.from_manifest(
+        manifest, roots={"video": manifest.parents[2] / "data/msrvtt_ret/videos"}, modalities=()
+    )
 
 
 def choose(manifest: Path, *, selects: bool = True, on_test: bool = False, source: Path | None = None) -> str | None:

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.closeness import assert_close
@@ -102,8 +102,8 @@ def test_features_rates_by_layer_and_the_best_of_several_evaluations(tmp_path):
     argv = [*commands(tmp_path), *flags(save_steps=2)]
     assert finish_together([*argv, *flags(output_dir=tmp_path / "base", max_steps=1)], tmp_path, prepare={},
                            num_processes=1) == [0]  # fmt: skip
-    roots = {f"{name}_root": tmp_path / "clips" / name for name in ("video", "audio", "text")}
-    dataset = MultimodalDataset(tmp_path / "clips/train.csv", **roots)
+    roots = {name: tmp_path / "clips" / name for name in ("video", "audio", "text")}
+    dataset = RowDataset.from_manifest(tmp_path / "clips/train.csv", roots=roots)
     for tower in ("audio", "video"):
         TowerFeatures.from_pretrained(tmp_path / "base").write(tower, [dataset], tmp_path / "features")
     argv += flags("--do_eval", task="retrieval", model_name_or_path=tmp_path / "base", features=tmp_path / "features")

@@ -10,12 +10,16 @@ from typing import Any
 
 from simple_multimodal.alpro import AlproForQuestionAnswering
 from simple_multimodal.assembly import saved_config
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.targets import Targets
 from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.models.base import TowerModel
+from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.question_answering.evaluate import evaluate_answers
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS, AnswerLabels, question_pairs
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,11 @@ class QuestionAnswering(Task):
     summary = "choose an answer (columns question and answer)"
     model_classes = {"simple_multimodal": MultimodalForQuestionAnswering, "alpro": AlproForQuestionAnswering}
     options_class = QuestionAnsweringOptions
-    dataset_class = QuestionDataset
+    row_settings = QUESTION_COLUMNS
     pipeline_class = QuestionAnswerer
     compares_with_training = True
 
-    def config_settings(
-        self, source: str | os.PathLike[str] | None, train_set: MultimodalDataset | None
-    ) -> dict[str, Any]:
+    def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:
         """
         The answers that the model is to know. A saved one that answers questions already keeps its own.
 
@@ -64,8 +66,8 @@ class QuestionAnswering(Task):
             is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
             if not is_numbered or len(label2id) < 2:
                 raise ValueError(f"--answers_file {file} must hold an object of answers numbered from 0.")
-        elif isinstance(train_set, QuestionDataset):
-            answers = answer_vocabulary(answer for _, answer in train_set.pairs())
+        elif train_set is not None:
+            answers = answer_vocabulary(answer for _, answer in question_pairs(train_set))
             label2id = {answer: number for number, answer in enumerate(answers)}
         else:
             raise ValueError(
@@ -74,14 +76,18 @@ class QuestionAnswering(Task):
             )
         return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
 
-    def evaluate(self, pipeline: Pipeline, dataset: MultimodalDataset, measuring: Measuring) -> Evaluation:
+    def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets:
+        """The number of each row's answer."""
+        return AnswerLabels(model.config.label2id)
+
+    def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """See [`evaluate_answers`]."""
         return evaluate_answers(
             pipeline,  # type: ignore[arg-type]
-            dataset,  # type: ignore[arg-type]
+            dataset,
             protocol=measuring.protocol
             or "the highest scoring answer of the model's list; right if it is the annotated one, letter by letter",
-            train_set=measuring.train_set,  # type: ignore[arg-type]
+            train_set=measuring.train_set,
             with_losses=measuring.with_losses,
             is_alpro=measuring.is_alpro,
             partial=measuring.partial,

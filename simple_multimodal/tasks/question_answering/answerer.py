@@ -10,8 +10,8 @@ import torch
 
 from simple_multimodal.alpro import AlproForQuestionAnswering
 from simple_multimodal.data.bad_samples import BadSample
-from simple_multimodal.data.files import is_media_folder, media_rows
-from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
+from simple_multimodal.data.files import is_media_folder
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.inference.pipeline import ClipKey, Clips, Pipeline, open_manifest
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 
@@ -75,7 +75,9 @@ class QuestionAnswerer(Pipeline):
             ValueError: A question is blank, or the file has nothing that the model takes.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
-        results = self._answer(asked, media_rows([clip]), [0] * len(asked), top_k, "fail")
+        results = self._answer(
+            asked, list(RowDataset.from_files([clip]).rows(files="named")), [0] * len(asked), top_k, "fail"
+        )
         return results[0] if isinstance(questions, str) else results
 
     def answer_each(
@@ -106,11 +108,11 @@ class QuestionAnswerer(Pipeline):
                 `max_bad_fraction` of the clips, or all, cannot be read.
         """
         clips = open_manifest(clips)
-        if isinstance(clips, MultimodalDataset):
+        if isinstance(clips, RowDataset):
             rows = self.rows(clips, recursive=recursive)
         else:
-            rows = media_rows(clips, recursive=recursive)
-        is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
+            rows = list(RowDataset.from_files(clips, recursive=recursive).rows(files="named"))
+        is_chosen = not isinstance(clips, RowDataset) and not is_media_folder(clips)
         policy: Literal["skip", "fail"] = "fail" if is_chosen else "skip"
         results = self._answer([question] * len(rows), rows, range(len(rows)), top_k, policy)
         return {row["id"]: answers for row, answers in zip(rows, results, strict=True) if answers}
@@ -141,14 +143,12 @@ class QuestionAnswerer(Pipeline):
             )
         ]
 
-    def answer_rows(
-        self, dataset: QuestionDataset, *, partial: str | os.PathLike[str] | None = None
-    ) -> QuestionScores:
+    def answer_rows(self, dataset: RowDataset, *, partial: str | os.PathLike[str] | None = None) -> QuestionScores:
         """
         Score all answers to every question of a data set; each clip runs through the towers once.
 
         Args:
-            dataset ([`QuestionDataset`]): the questions. One whose row has no clip is answered from its text alone;
+            dataset ([`RowDataset`]): the questions. One whose row has no clip is answered from its text alone;
                 of one whose clip cannot be read there is a warning.
             partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
                 from there. It stays until it is removed.
@@ -159,7 +159,7 @@ class QuestionAnswerer(Pipeline):
         Raises:
             ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read.
         """
-        rows = list(dataset.named_rows())
+        rows = list(dataset.rows(files="named"))
         clips = list({ClipKey.of(row): row for row in reversed(rows)}.values())[::-1]  # each where it is first
         place = {ClipKey.of(row): number for number, row in enumerate(clips)}
         clip_of = [place[ClipKey.of(row)] for row in rows]

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from simple_multimodal.alpro.metrics import alpro_question_answering_metrics, padded_positions, question_answering_rows
-from simple_multimodal.data.manifest import QuestionDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import ANSWER_TYPES
 from simple_multimodal.evaluation.question_answering import answer_result, predicted_labels
 from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
+from simple_multimodal.tasks.question_answering.targets import question_pairs
 
 ALPRO_PROCESSES = 8
 """As many as ALPRO's published numbers were measured with: questions of the first clips count twice there."""
@@ -21,10 +22,10 @@ ALPRO_PROCESSES = 8
 
 def evaluate_answers(
     answerer: QuestionAnswerer,
-    dataset: QuestionDataset,
+    dataset: RowDataset,
     *,
     protocol: str = "own",
-    train_set: QuestionDataset | None = None,
+    train_set: RowDataset | None = None,
     with_losses: bool = False,
     is_alpro: bool = False,
     partial: str | os.PathLike[str] | None = None,
@@ -35,9 +36,9 @@ def evaluate_answers(
 
     Args:
         answerer ([`QuestionAnswerer`]): the model.
-        dataset ([`QuestionDataset`]): the questions.
+        dataset ([`RowDataset`]): the questions.
         protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
-        train_set ([`QuestionDataset`], *optional*): training questions: then the accuracies that can be had without
+        train_set ([`RowDataset`], *optional*): training questions: then the accuracies that can be had without
             seeing a clip stand beside.
         with_losses (`bool`, *optional*, defaults to `False`): measure the cross-entropy, too, over the questions whose
             answer the model knows.
@@ -48,12 +49,12 @@ def evaluate_answers(
     Raises:
         ValueError: More than the answerer's `max_bad_fraction` of the clips, or all, cannot be read.
     """
-    rows: list[dict[str, Any]] = [dict(row) for row in dataset.named_rows()]
+    rows: list[dict[str, Any]] = [dict(row) for row in dataset.rows(files="named")]
     logits, is_read, bad_samples = answerer.answer_rows(dataset, partial=partial)
     labels = np.full(len(rows), -1)  # which stands for no answer
     labels[is_read.numpy()] = predicted_labels(logits[is_read].numpy())
     id2label = answerer.model.config.id2label
-    train_pairs = () if train_set is None else train_set.pairs()
+    train_pairs = () if train_set is None else question_pairs(train_set)
     result = answer_result(labels, rows, id2label=id2label, train_pairs=train_pairs)
     counts = {"questions": len(rows), "clips": len({row["group"] for row in rows})}
     metrics = result.metrics

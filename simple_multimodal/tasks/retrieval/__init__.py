@@ -6,12 +6,16 @@ from typing import Any, Literal
 from transformers.utils import logging
 
 from simple_multimodal.alpro import AlproForRetrieval
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.targets import Targets
 from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.models.base import TowerModel
+from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
 from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.tasks.retrieval.retriever import Retriever
+from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 from simple_multimodal.tasks.retrieval.twins import PairSet, evaluate_pairs
 
 logger = logging.get_logger(__name__)
@@ -29,12 +33,20 @@ class RetrievalOptions(TaskOptions):
         matching_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
             none. By default what the protocol of the rows says, else 32; for a model whose training found matching
             no better than the cosine, none.
+        mlm_probability (`float`, *optional*, defaults to 0.3): share of a caption's tokens to predict.
+        audio_mask_ratio (`float`, *optional*, defaults to 0.3): share of a window's audio patches to mask.
+        video_mask_ratio (`float`, *optional*, defaults to 0.8): share of a clip's video tubes to mask.
+        vt_match_ratio (`float`, *optional*, defaults to 0.5): share of rows that keep their pair for matching.
         measure_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
         dsl (`bool`): rank by dual softmax, over all queries.
         pair_sets (`list[PairSet]`): pairs of rows that differ in one thing.
     """
 
     matching_top_k: int | Literal["all"] | None = None
+    mlm_probability: float = 0.3
+    audio_mask_ratio: float = 0.3
+    video_mask_ratio: float = 0.8
+    vt_match_ratio: float = 0.5
     measure_rerank: bool = False
     dsl: bool = False
     pair_sets: list[PairSet] = field(default_factory=list)
@@ -49,13 +61,28 @@ class Retrieval(Task):
     options_class = RetrievalOptions
     pipeline_class = Retriever
 
+    def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets:
+        """Masks and draws of the objectives that the model has."""
+        weights, options, settings = model.loss_weights, self.options, dict[str, Any]()
+        if "mlm" in weights:
+            settings["mlm_probability"] = options.mlm_probability
+        if "mam" in weights:
+            settings["audio_mask_ratio"] = options.audio_mask_ratio
+            settings["audio_patches_per_window"] = model.towers["audio"].num_patches
+        if "mvm" in weights:
+            settings["video_mask_ratio"] = options.video_mask_ratio
+            settings["video_patch_grid"] = model.towers["video"].patch_grid
+        if "matching" in weights:
+            settings["vt_match_ratio"] = options.vt_match_ratio
+        return PretrainingTargets(processor, **settings)
+
     def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
         """How many candidates were re-ranked, and whether by dual softmax."""
         assert isinstance(pipeline, Retriever)
         rerank_top_k = self._rerank_top_k(pipeline, measuring) or None
         return {"rerank_top_k": rerank_top_k, "uses_dual_softmax": self.options.dsl}
 
-    def evaluate(self, pipeline: Pipeline, dataset: MultimodalDataset, measuring: Measuring) -> Evaluation:
+    def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """See [`evaluate_retrieval`]; pairs are measured in a final evaluation."""
         assert isinstance(pipeline, Retriever)
         saved = None if measuring.output_dir is None else measuring.output_dir / "clips.safetensors"

@@ -14,8 +14,8 @@ import torch
 from simple_multimodal.alpro import AlproForRetrieval
 from simple_multimodal.alpro.metrics import alpro_retrieval_metrics, retrieval_rows
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, with_retries
-from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
 from simple_multimodal.data.randomness import stable_hash
+from simple_multimodal.data.rows import Row, RowDataset, row_captions
 from simple_multimodal.evaluation.retrieval import (
     dual_softmax,
     duplicate_captions,
@@ -94,7 +94,7 @@ class Ranking:
 
 def evaluate_retrieval(
     retriever: Retriever,
-    dataset: MultimodalDataset,
+    dataset: RowDataset,
     *,
     protocol: str = "own",
     rerank_top_k: int | None = None,
@@ -118,7 +118,7 @@ def evaluate_retrieval(
 
     Args:
         retriever ([`Retriever`]): the model.
-        dataset ([`MultimodalDataset`]): rows with captions.
+        dataset ([`RowDataset`]): rows with captions.
         protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
         rerank_top_k (`int`, *optional*): how many candidates of each query the matching head re-ranks; by default
             all, with 0 none.
@@ -196,7 +196,7 @@ def evaluate_retrieval(
 
 def _encode_set(
     retriever: Retriever,
-    dataset: MultimodalDataset,
+    dataset: RowDataset,
     *,
     with_losses: bool,
     for_matching: bool,
@@ -204,13 +204,13 @@ def _encode_set(
     partial: str | os.PathLike[str] | None,
 ) -> EncodedSet:
     """Read the captions, and run the clips through the towers: one of each group, with losses those of all rows."""
-    rows = list(dataset.named_rows())
+    rows = list(dataset.rows(files="named"))
     shown = [row for row in rows if retriever.has_clip(row)]
     num_without_clip = len(rows) - len(shown)
     captions, bad = _read_captions(shown) if retriever.takes("text") else ([], {})
     if not with_losses:
         if not captions:
-            raise ValueError(f"{dataset.manifest_file}: no row has a clip and a caption to search it by.")
+            raise ValueError(f"{dataset.name}: no row has a clip and a caption to search it by.")
         retriever.warn_of(list(bad.values()))
         retriever.check_bad_samples(list(bad.values()), len(shown))
         clips = _one_of_each_group(shown, bad)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from simple_multimodal.alpro import AlproForRetrieval
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
-from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Clips, Pipeline, cosine, from_main, open_manifest
 from simple_multimodal.models.base import hash_weights
@@ -164,7 +164,7 @@ class Retriever(Pipeline):
                 has no matching head and is to match.
         """
         clips = open_manifest(clips)
-        is_chosen = not isinstance(clips, MultimodalDataset) and not is_media_folder(clips)
+        is_chosen = not isinstance(clips, RowDataset) and not is_media_folder(clips)
         return self.index_rows(
             self.rows(clips, recursive=recursive),
             on_bad_sample="fail" if is_chosen else None,

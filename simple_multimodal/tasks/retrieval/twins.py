@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from simple_multimodal.data.fields import read_name
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.tables import read_jsonl
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.retrieval import pair_accuracy, pair_accuracy_interval, with_prefix
@@ -28,15 +28,15 @@ class PairSet:
             `{name}_pair_flip_share`.
         pairs (`list[dict[str, str]]`): ids `a` and `b` of two evaluation rows; with `swapped`, also `a_swapped` and
             `b_swapped`, ids of `swapped`: clip a with that thing of b, and the other way round.
-        swapped (`MultimodalDataset`, *optional*): rows of the swapped clips.
+        swapped (`RowDataset`, *optional*): rows of the swapped clips.
     """
 
     name: str
     pairs: list[dict[str, str]]
-    swapped: MultimodalDataset | None = None
+    swapped: RowDataset | None = None
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike, swapped: MultimodalDataset | None = None) -> "PairSet":
+    def from_file(cls, path: str | os.PathLike, swapped: RowDataset | None = None) -> "PairSet":
         """Read pairs from a JSONL file, which gives the set its name: `sound_pairs.jsonl` is about `sound`."""
         needed = ("a", "b") if swapped is None else ("a", "b", "a_swapped", "b_swapped")
         pairs = []
@@ -119,7 +119,7 @@ def evaluate_pairs(retriever: Retriever, evaluation: Evaluation, pair_set: PairS
     }
     swapped: dict[str, torch.Tensor] = {}
     if pair_set.swapped is not None:
-        rows = [row for row in pair_set.swapped.named_rows() if retriever.has_clip(row)]
+        rows = [row for row in pair_set.swapped.rows(files="named") if retriever.has_clip(row)]
         encoded = retriever.encode_rows(rows, with_tokens=False)
         swapped = {sample.id: torch.full_like(ranking.caption_embeds[0], math.nan) for sample in encoded.bad_samples}
         swapped |= {row["id"]: clip.embed for row, clip in zip(encoded.rows, encoded.clips, strict=True)}  # type: ignore[misc]

@@ -15,10 +15,11 @@ from simple_multimodal.alpro import AlproForQuestionAnswering, AlproForRetrieval
 from simple_multimodal.alpro import folder as alpro_folder
 from simple_multimodal.alpro.conversion import TIME_TABLE
 from simple_multimodal.cli import main
-from simple_multimodal.data.collator import MultimodalCollator, PretrainingDraws
-from simple_multimodal.data.manifest import MultimodalDataset
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.media.media_files import write_media
@@ -298,9 +299,9 @@ def test_a_converted_model_reads_clips_and_can_be_trained(tmp_path, tokenizer_di
         write_media(tmp_path / f"{row}.mp4", num_frames=6 + row)
     rows = [{"video": f"{row}.mp4", "caption": caption} for row, caption in enumerate(captions)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dataset = MultimodalDataset(tmp_path / "train.jsonl", cache_dir=tmp_path)
+    dataset = RowDataset.from_manifest(tmp_path / "train.jsonl", cache_dir=tmp_path)
     processor, model = MultimodalProcessor.from_pretrained(out), AlproForRetrieval.from_pretrained(out)
-    collator = MultimodalCollator(processor, training=True, draws=PretrainingDraws(vt_match_ratio=0.5))
+    collator = MultimodalCollator(processor, training=True, targets=PretrainingTargets(processor, vt_match_ratio=0.5))
     batch = collator(list(dataset))
     assert batch["pixel_values_videos"].shape == (4, FRAMES, 3, SIDE, SIDE)
     with torch.no_grad():

@@ -1,0 +1,243 @@
+"""Records of a table of samples: what each column means, and the checks of its values, wherever they come from."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers.utils import logging
+
+from simple_multimodal.data.fields import READERS, read_captions, read_name, read_path, read_prose, read_seconds
+from simple_multimodal.modalities import Modality
+
+logger = logging.get_logger(__name__)
+
+COLUMNS = {
+    "id": "unique name of the row (default: its number)",
+    "video": "video file, relative to --video_root",
+    "audio": "sound file, relative to --audio_root (no such column: the video's own sound track)",
+    "text": "text file with one caption, relative to --text_root",
+    "caption": "the caption itself",
+    "captions": "several captions of one clip, as a JSON list",
+    "start_seconds": "start of the segment",
+    "end_seconds": "end of the segment, not included",
+    "group": "rows with the same group show the same clip (default: files and segment)",
+}
+"""Columns with a meaning to the loader; every further column is handed on untouched."""
+
+MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
+    "text": ("text", "caption", "captions"),
+    "audio": ("audio", "video"),
+    "video": ("video",),
+}
+"""Columns of which one must be there for a model that takes the modality."""
+
+FILE_COLUMNS = ("video", "audio", "text")
+"""Columns that name files."""
+
+OWN_ENTRIES = ("index", "epoch", "audio_is_sound_track", "is_skipped")
+"""Entries of a row that no column may be called after."""
+
+SCHEMA = pa.schema(
+    {
+        "place": pa.int64(),  # the line of a file, the number of a row in memory
+        "id": pa.string(),
+        **dict.fromkeys(FILE_COLUMNS, pa.string()),
+        "audio_is_sound_track": pa.bool_(),
+        "captions": pa.list_(pa.string()),
+        "start_seconds": pa.float64(),
+        "end_seconds": pa.float64(),
+        "group": pa.string(),
+        "further": pa.string(),  # JSON
+    }
+)
+
+BATCH_ROWS = 1000
+MAX_PROBLEMS = 5  # that one message tells of
+
+
+class Table(NamedTuple):
+    """Checked records in Arrow's memory, or in a file that is mapped into it.
+
+    Args:
+        data (`datasets.Dataset`): the records, of `SCHEMA`.
+        columns (`tuple[str, ...]`): columns of the source.
+        content_hash (`str`): of the source.
+        name (`str`): of the source, for messages.
+        manifest_file (`Path`, *optional*): the source, if it is a file.
+    """
+
+    data: datasets.Dataset
+    columns: tuple[str, ...]
+    content_hash: str
+    name: str
+    manifest_file: Path | None = None
+
+    @property
+    def unit(self) -> Literal["line", "row"]:
+        """What `place` counts."""
+        return "row" if self.manifest_file is None else "line"
+
+
+class RecordParser(NamedTuple):
+    """Reads and checks records.
+
+    Args:
+        name (`str`): of their source, for messages.
+        columns (`tuple[str, ...]`): that records may have.
+        text_column (`str`, *optional*): whose value is the text of a row, in place of captions.
+        typed_columns (`Mapping[str, str]`): further columns that are read by their kind, a key of `READERS`.
+        unit (`str`): what places of records count.
+        is_cells (`bool`): whether values are cells of text.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    text_column: str | None
+    typed_columns: Mapping[str, str]
+    unit: Literal["line", "row"] = "row"
+    is_cells: bool = False
+
+    def check_columns(self, modalities: Sequence[Modality]) -> None:
+        """Raise a `ValueError` if a modality has no column, a column occurs twice, or has the name of an own entry."""
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"{self.name}: a column occurs twice in the header: {', '.join(self.columns)}.")
+        if reserved := [name for name in self.columns if name in OWN_ENTRIES]:
+            raise ValueError(
+                f"{self.name}: rows have entries {', '.join(reserved)} of their own; rename these columns."
+            )
+        unknown = [name for name in self.columns if name not in COLUMNS]
+        similar = {
+            name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
+        }
+        hint = "".join(f" Did you mean {match!r} with {name!r}?" for name, match in similar.items())
+        if len(self.columns) == 1 and (other := next((mark for mark in ";\t|," if mark in self.columns[0]), None)):
+            hint = f" The separator seems to be {other!r}: that of .csv is a comma, that of .tsv a tab."
+        needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities}
+        if self.text_column is not None and "text" in needed:
+            needed["text"] = (self.text_column,)
+        for modality, accepted in needed.items():
+            if not set(accepted) & set(self.columns):
+                raise ValueError(
+                    f"{self.name}: no column for {modality}: one of {', '.join(accepted)} is needed, the columns are "
+                    f"{', '.join(self.columns)}.{hint} Accepted are {', '.join(COLUMNS)}, and further ones for the "
+                    "task."
+                )
+        if hint:
+            logger.warning(f"{self.name}: further columns are handed on, but not read.{hint}")
+
+    def parse(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[pa.RecordBatch]:
+        """Parse records, each with its place, into batches.
+
+        Raises:
+            ValueError: After the last batch, if records are wrong or an id occurs twice; names the first ones.
+        """
+        problems: list[tuple[int, str]] = []
+        batch: list[dict[str, Any]] = []
+        ids: list[pa.Array] = []
+        places: list[pa.Array] = []
+
+        def finished() -> pa.RecordBatch:
+            parsed = pa.RecordBatch.from_pylist(batch, SCHEMA)
+            ids.append(parsed.column("id"))
+            places.append(parsed.column("place"))
+            batch.clear()
+            return parsed
+
+        for index, (place, record) in enumerate(records):
+            try:
+                batch.append({"place": place, **self.parse_record(record, index)})
+            except ValueError as error:
+                problems.append((place, str(error)))
+            if len(batch) == BATCH_ROWS:
+                yield finished()
+        if batch:
+            yield finished()
+        problems += self._repeated(pa.chunked_array(ids, pa.string()), pa.chunked_array(places, pa.int64()))
+        if problems:
+            raise ValueError(report(self.name, self.unit, sorted(problems)))
+
+    def _repeated(self, ids: pa.ChunkedArray, places: pa.ChunkedArray) -> list[tuple[int, str]]:
+        """Places of ids that occurred before."""
+        if pc.count_distinct(ids).as_py() == len(ids):  # without a Python object for each of a million ids
+            return []
+        seen: dict[str, int] = {}
+        problems = []
+        for name, place in zip(ids.to_pylist(), places.to_pylist(), strict=True):
+            if name in seen:
+                problems.append((place, f"the id {name!r} occurred before, in {self.unit} {seen[name]}."))
+            else:
+                seen[name] = place
+        return problems
+
+    def parse_record(self, record: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """One record as the table stores it, but for its place.
+
+        Raises:
+            ValueError: If a value is wrong.
+        """
+        parsed: dict[str, Any] = {name: read_path(record.get(name), name) for name in FILE_COLUMNS}
+        caption = read_prose(record.get("caption"), "caption")
+        captions = read_captions(record.get("captions"), "captions")
+        if sum(value is not None for value in (parsed["text"], caption, captions)) > 1:
+            raise ValueError("a row may have one of `text`, `caption` and `captions`, not several.")
+        parsed["captions"] = captions or ([] if caption is None else [caption])
+        if not (parsed["captions"] or any(parsed[name] for name in FILE_COLUMNS)):
+            raise ValueError("the row is empty: it has neither `video` nor `audio` nor a text.")
+        parsed["audio_is_sound_track"] = "audio" not in self.columns and parsed["video"] is not None
+
+        start, end = (read_seconds(record.get(name), name) for name in ("start_seconds", "end_seconds"))
+        if end is not None and end <= (start or 0.0):
+            raise ValueError(f"`end_seconds` is {end}, which is not after the start, {start or 0.0}.")
+        parsed["start_seconds"], parsed["end_seconds"] = start, end
+
+        parsed["id"] = read_name(record.get("id"), "id") or str(index)
+        parsed["group"] = read_name(record.get("group"), "group") or _default_group(parsed)
+        further = {name: record.get(name) for name in self.columns if name not in COLUMNS}
+        if self.is_cells:
+            further = {name: str(value).strip() for name, value in further.items()}
+        further |= {name: READERS[kind](record.get(name), name) for name, kind in self.typed_columns.items()}
+        if self.text_column is not None:
+            further[self.text_column] = READERS["question"](record.get(self.text_column), self.text_column)
+            parsed["text"], parsed["captions"] = None, [further[self.text_column]]
+        try:
+            parsed["further"] = json.dumps(further, ensure_ascii=False)
+        except TypeError:
+            name = next(name for name, value in further.items() if not _is_json(value))
+            raise ValueError(
+                f"`{name}` holds a {type(further[name]).__name__}; give numbers, strings, lists or dictionaries."
+            ) from None
+        return parsed
+
+
+def report(name: str, unit: str, problems: Sequence[tuple[int, str]]) -> str:
+    """One message about records that are wrong, each with its place."""
+    told = " ".join(f"{name}, {unit} {place}: {problem}" for place, problem in problems[:1])
+    if len(problems) > 1:
+        told = f"{name}: {len(problems)} rows are wrong. " + " ".join(
+            f"{unit.capitalize()} {place}: {problem}" for place, problem in problems[:MAX_PROBLEMS]
+        )
+    if left := problems[MAX_PROBLEMS:]:
+        places = ", ".join(str(place) for place, _ in left[:20])
+        told += f" And {len(left)} more, in the {unit}s {places}{', …' * (len(left) > 20)}."
+    return told
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _default_group(parsed: Mapping[str, Any]) -> str:
+    """What makes a clip: its files and its segment; a row without media stands alone."""
+    clip = {name: parsed[name] for name in ("video", "audio", "start_seconds", "end_seconds")}
+    if clip["video"] is None and clip["audio"] is None:
+        return f"id={parsed['id']}"
+    return " ".join(f"{name}={str(value).strip()}" for name, value in clip.items() if value is not None)

@@ -1,0 +1,448 @@
+"""Rows: one per sample, with paths, captions and times. No media file is opened here; the collator reads them."""
+
+import errno
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Self, TypedDict, cast
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers.utils import logging
+
+from simple_multimodal.data.files import media_records
+from simple_multimodal.data.manifest import read_manifest
+from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, report
+from simple_multimodal.data.roots import Roots
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.modalities import MODALITIES, Modality
+
+if TYPE_CHECKING:
+    import pandas
+
+logger = logging.get_logger(__name__)
+
+MAX_CAPTION_BYTES = 2**20  # of a text file
+BATCH_ROWS = 1000
+
+Folder = str | os.PathLike[str]
+Files = Literal["resolve", "named", "none"]
+
+
+class Row(TypedDict):
+    """One sample. Further columns are there too, under their own names."""
+
+    id: str
+    index: int  # row number, from 0
+    epoch: int  # for which the sample is loaded
+    video: str | None  # absolute path
+    audio: str | None  # absolute path; the video's where there is no `audio` column
+    audio_is_sound_track: bool
+    text: str | None  # absolute path of a text file
+    captions: list[str]  # as the source gives them; empty where they are in a file
+    start_seconds: float | None
+    end_seconds: float | None
+    group: str
+    is_skipped: NotRequired[bool]  # nothing of the sample is there: it could not be read
+
+
+class RowDataset:
+    """Rows of samples. Media are not touched: a row holds paths, and the collator reads them.
+
+    Args:
+        rows (`Iterable[Mapping]` or [`Table`]):
+            A dictionary per row with the columns in `COLUMNS`, such as `{"video": "cat.mp4", "caption": "a cat"}`; or
+            what was read before. See also [`from_manifest`], [`from_files`], [`from_dataset`] and [`from_dataframe`].
+        roots (`str`, `Path` or `Mapping[str, str | Path]`, *optional*):
+            Folder that the files of all columns are below, or of each column (`"video"`, `"audio"`, `"text"`). By
+            default a manifest's own folder. Files of other rows are by default relative to the working directory, and
+            may lie anywhere.
+        follow_links (`bool`, *optional*, defaults to `False`):
+            Follow symbolic links wherever they lead. Otherwise they may lead below one of the roots and, from a
+            snapshot of the hub's cache, to its blobs.
+        max_samples (`int`, *optional*):
+            Keep the first rows only. Applied before any file of a row is touched.
+        modalities (`Sequence[str]`, *optional*, defaults to all):
+            What the model takes: each must have a column.
+        text_column (`str`, *optional*):
+            Column whose value is the text of a row, which each row must have, such as `"question"`; captions are then
+            left out. By default the text is one of `text`, `caption` and `captions`.
+        typed_columns (`Mapping[str, str]`, *optional*):
+            Further columns that are read and checked by their kind, such as `{"answer": "name"}`, instead of being
+            handed on as they are.
+
+    Raises:
+        ValueError: If there are no rows **or** no column for one of `modalities`, **or** if a row has an id that
+            occurred before, both `text` and a caption, neither media nor text, a wrong type or time, **or** a path
+            that is absolute and not below its root, leaves its root or looks like a URL or an FFmpeg protocol. The
+            message names the row or line, and the first of several with their number.
+
+    Example:
+
+    ```python
+    >>> dataset = RowDataset.from_manifest("train.csv", roots={"video": "datasets/video"})
+    >>> dataset[0]
+    {'id': '0', 'index': 0, 'epoch': 0, 'video': '/…/datasets/video/cat.mp4', 'audio': '/…/datasets/video/cat.mp4',
+     'audio_is_sound_track': True, 'text': None, 'captions': ['a cat purrs'], 'start_seconds': None,
+     'end_seconds': None, 'group': 'video=cat.mp4'}
+    >>> questions = RowDataset.from_manifest(
+    ...     "train_questions.jsonl", text_column="question", typed_columns={"answer": "name"}
+    ... )
+    >>> questions[0]["captions"], questions[0]["answer"]
+    (['what shape do you see?'], 'bar')
+    ```
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]] | Table,
+        *,
+        roots: Folder | Mapping[str, Folder | None] | None = None,
+        follow_links: bool = False,
+        max_samples: int | None = None,
+        modalities: Sequence[Modality] = MODALITIES,
+        text_column: str | None = None,
+        typed_columns: Mapping[str, str] | None = None,
+    ):
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"`max_samples` must be 1 or more, got {max_samples}.")
+        if not isinstance(rows, Table):
+            rows = list(rows)
+            columns = tuple(dict.fromkeys(name for row in rows for name in row))
+            rows = _in_memory(rows, RecordParser("rows", columns, text_column, typed_columns or {}), modalities)
+        self.columns = rows.columns
+        self.manifest_file = rows.manifest_file
+        self.name = rows.name
+        self._unit = rows.unit
+        self._table = rows.data
+        own_folder = os.getcwd() if self.manifest_file is None else self.manifest_file.parent
+        given = roots if isinstance(roots, Mapping) else dict.fromkeys(FILE_COLUMNS, roots)
+        if unknown := sorted(given.keys() - set(FILE_COLUMNS)):
+            raise ValueError(f"`roots` names {', '.join(unknown)}; columns of files are {', '.join(FILE_COLUMNS)}.")
+        self._roots = Roots(
+            {name: own_folder if given.get(name) is None else cast(Folder, given[name]) for name in FILE_COLUMNS},
+            follow_links=follow_links,
+            anywhere=self.manifest_file is None and not any(given.values()),
+        )
+        self._check_absolute()
+        self._length = min(len(self._table), max_samples or len(self._table))
+        self.fingerprint = hashlib.sha256(f"{rows.content_hash} {self._length}".encode()).hexdigest()
+        self.epoch = 0
+        self._clip_names: pa.Array | None = None
+
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest_file: Folder,
+        *,
+        modalities: Sequence[Modality] = MODALITIES,
+        text_column: str | None = None,
+        typed_columns: Mapping[str, str] | None = None,
+        cache_dir: Folder | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Open the rows of a manifest; see [`read_manifest`]. Further `settings` are those of the class."""
+        table = read_manifest(
+            manifest_file,
+            modalities=modalities,
+            text_column=text_column,
+            typed_columns=typed_columns,
+            cache_dir=cache_dir,
+        )
+        return cls(table, **settings)
+
+    @classmethod
+    def from_files(cls, paths: Folder | Sequence[Folder], *, recursive: bool = False) -> Self:
+        """Make a row, without text, of each of several media files or of those of a folder; see [`media_records`]."""
+        records = enumerate(media_records(paths, recursive=recursive))
+        numbered = [{"place": number, **record} for number, record in records]
+        return cls(_table_of("files", pa.Table.from_pylist(numbered, SCHEMA), ("video", "audio")))
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: datasets.Dataset,
+        *,
+        modalities: Sequence[Modality] = MODALITIES,
+        text_column: str | None = None,
+        typed_columns: Mapping[str, str] | None = None,
+        cache_dir: Folder | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Make rows of a `datasets.Dataset`. Its `Video` and `Audio` columns are not decoded by that library: their
+        files are taken, and files that are stored in the data set itself are written into the cache.
+
+        Args:
+            dataset (`datasets.Dataset`):
+                With the columns in `COLUMNS`; rename others (`dataset.rename_column("sentence", "caption")`).
+            cache_dir (`str` or `Path`, *optional*):
+                Where files are written that the data set holds; by default where `datasets` keeps its own.
+            modalities, text_column, typed_columns, settings:
+                As for the class.
+
+        Raises:
+            ValueError: If rows are wrong, see the class.
+        """
+        features = dataset.features
+        media = [name for name in features if isinstance(features[name], (datasets.Video, datasets.Audio))]
+        for name in media:
+            dataset = dataset.cast_column(name, type(features[name])(decode=False))
+        folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, "simple_multimodal", "media")
+        records = ({**row, **{name: _media_path(row[name], folder) for name in media}} for row in dataset)
+        parser = RecordParser("dataset", tuple(dataset.column_names), text_column, typed_columns or {})
+        return cls(_in_memory(records, parser, modalities), **settings)
+
+    @classmethod
+    def from_dataframe(cls, frame: "pandas.DataFrame", **settings: Any) -> Self:
+        """Make rows of a pandas table, in which NaN is an empty cell; `settings` are those of the class."""
+        return cls(frame.astype(object).where(frame.notna(), None).to_dict("records"), **settings)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that [`EpochSampler`] yields next, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Row:
+        """Row `index`, or row `index` for an epoch if `key` is `(epoch, index)`; see [`row`]."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.row(index, epoch)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows()
+
+    def row(self, index: int, epoch: int = 0, *, files: Files = "resolve") -> Row:
+        """Return a row.
+
+        Args:
+            index (`int`):
+                Its number; negative ones count from the end.
+            epoch (`int`, *optional*, defaults to 0):
+                For which it is loaded.
+            files (`str`, *optional*, defaults to `"resolve"`):
+                `"resolve"`: absolute paths of files that exist. `"named"`: likewise, of files that may be absent.
+                `"none"`: no files, and none is looked for: what is known of a row that cannot be read. Its captions
+                are those of the source, and an empty one where a file has them.
+
+        Raises:
+            MediaError: If a file of the row does not exist or is not a regular file.
+            ValueError: If a link leads out of the roots.
+        """
+        index = operator.index(index)
+        if not -self._length <= index < self._length:
+            raise IndexError(f"Row {index} of {self._length}.")
+        index %= self._length
+        return self._make_row(self._table[index], index, epoch, files)
+
+    def rows(self, *, files: Files = "resolve") -> Iterator[Row]:
+        """Go through all rows in their order; arguments and errors as in [`row`].
+
+        Raises:
+            ValueError: With `"named"` before the first row, if links lead out of the roots.
+        """
+        if files == "named":
+            self.check_links()
+        for index, record in enumerate(self._records(self._length)):
+            yield self._make_row(record, index, 0, files)
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of a column in the order of the rows, with paths as they were given; `None` where a row
+        has none. Faster than going through the rows.
+        """
+        if name in COLUMNS and name in SCHEMA.names:
+            return self._cells(name).to_pylist()
+        return [json.loads(further).get(name) for further in self._cells("further").to_pylist()]
+
+    def captions(self) -> Iterator[str]:
+        """Go through all captions, also of rows that `max_samples` leaves out; text files are read, and there is a
+        warning about one that cannot be read.
+
+        Raises:
+            MediaError: If there is no caption but in files that cannot be read.
+        """
+        problem, is_empty = None, True
+        for index, record in enumerate(self._records(len(self._table))):
+            own = list(record["captions"])
+            if record["text"] is not None:
+                try:
+                    own.append(_read_caption_file(self._resolve(record, index, "text")))
+                except MediaError as error:  # what becomes of its row is decided where the row is used
+                    logger.warning(f"A caption is left out. {error}")
+                    problem = error
+            is_empty = is_empty and not own
+            yield from own
+        if is_empty and problem is not None:
+            raise problem
+
+    def relative_path(self, row: Row, modality: Modality) -> str:
+        """Return the path of a row's file of `modality`, relative to the root that its column has, with `/`; that of a
+        file elsewhere from the root of the file system.
+        """
+        column = "video" if modality == "audio" and row["audio_is_sound_track"] else modality
+        path, root = Path(cast(str, row[modality])), self._roots.folders[column]  # type: ignore[literal-required]
+        return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
+
+    def clip_names(self) -> list[str]:
+        """Return the names of all clips, without folder and extension, each once, in alphabetical order."""
+        if self._clip_names is None:  # kept as Arrow keeps it: millions of strings in a fraction of the memory
+            paths = pc.coalesce(self._cells("video"), self._cells("audio")).unique().drop_null().to_pylist()
+            self._clip_names = pa.array(sorted({PurePosixPath(path.strip()).stem for path in paths}), pa.string())
+        return self._clip_names.to_pylist()
+
+    def check_links(self) -> None:
+        """Check that no file of a row is a link, or lies in a folder, which leads out of the roots. Lists folders,
+        but opens no file, and does not ask whether files are there.
+
+        Raises:
+            ValueError: If there are some; names the first and how many rows have one.
+        """
+        for column in FILE_COLUMNS:
+            cells = self._cells(column)
+            out = self._roots.links_out(cells.unique().drop_null().to_pylist(), column)
+            if not out:
+                continue
+            indices = pc.indices_nonzero(pc.is_in(cells, pa.array(out, pa.string()))).to_pylist()
+            try:
+                self._locate(self._table[indices[0]], indices[0], column)
+            except ValueError as error:
+                others = f" {len(indices) - 1} other rows have such links, too." if len(indices) > 1 else ""
+                raise ValueError(f"{error}{others}") from error
+
+    def _cells(self, column: str) -> pa.ChunkedArray:
+        return self._table.data.column(column).slice(0, self._length)
+
+    def _records(self, num_rows: int) -> Iterator[dict[str, Any]]:
+        """The first records of the table, read many at a time."""
+        for batch in self._table.data.table.slice(0, num_rows).to_batches(BATCH_ROWS):
+            yield from batch.to_pylist()
+
+    def _make_row(self, record: Mapping[str, Any], index: int, epoch: int, files: Files) -> Row:
+        further = json.loads(record["further"])
+        record = {**record, **{name: further.pop(name) for name in COLUMNS if name in further}}  # see `media_records`
+        paths = {name: self._path(record, index, name, files) for name in FILE_COLUMNS}
+        row = {
+            "id": record["id"],
+            "index": index,
+            "epoch": epoch,
+            **paths,
+            "audio_is_sound_track": record["audio_is_sound_track"],
+            "captions": [""] if files == "none" and record["text"] is not None else record["captions"],
+            "start_seconds": record["start_seconds"],
+            "end_seconds": record["end_seconds"],
+            "group": record["group"],
+            **further,
+        }
+        if record["audio_is_sound_track"]:
+            row["audio"] = row["video"]
+        return cast(Row, row)
+
+    def _path(self, record: Mapping[str, Any], index: int, column: str, files: Files) -> str | None:
+        if record[column] is None or files == "none":
+            return None
+        return (self._locate if files == "named" else self._resolve)(record, index, column)
+
+    def _resolve(self, record: Mapping[str, Any], index: int, column: str) -> str:
+        """Absolute path of a cell, an existing file."""
+        path = Path(self._locate(record, index, column))
+        if not path.is_file():
+            problem = "is not a regular file" if path.exists() else "does not exist"
+            raise MediaError(
+                f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to --{column}_root "
+                f"{self._roots.folders[column]}."
+            ) from FileNotFoundError(errno.ENOENT, problem, str(path))
+        return str(path)
+
+    def _locate(self, record: Mapping[str, Any], index: int, column: str) -> str:
+        """Absolute path of a cell, inside the roots."""
+        try:
+            return self._roots.locate(record[column], column)
+        except ValueError as error:  # or a MediaError, which is one
+            raise type(error)(f"{self._where(record, index, column)}: {error}") from error
+
+    def _check_absolute(self) -> None:
+        """Refuse absolute paths that are not below their roots, of which the stored table knows nothing."""
+        problems = []
+        for column in FILE_COLUMNS:
+            cells = self._table.data.column(column)
+            absolute = pc.indices_nonzero(pc.starts_with(pc.utf8_ltrim_whitespace(cells), "/"))
+            places = self._table.data.column("place").take(absolute)
+            for place, cell in zip(places.to_pylist(), cells.take(absolute).to_pylist(), strict=True):
+                try:
+                    self._roots.relative(cell.strip(), column)
+                except ValueError as error:
+                    problems.append((place, str(error)))
+        if problems:
+            raise ValueError(report(self.name, self._unit, sorted(problems)))
+
+    def _where(self, record: Mapping[str, Any], index: int, column: str) -> str:
+        line = f"line {record['place']}, " if self._unit == "line" else ""
+        return f"{self.name}, row {index} ({line}id {record['id']!r}), column {column!r}"
+
+
+def without_files(row: Row) -> Row:
+    """Return a row as [`RowDataset.row`] does with `files="none"`."""
+    captions = row["captions"] if row["text"] is None else [""]
+    return cast(Row, {**row, **dict.fromkeys(FILE_COLUMNS), "captions": captions})
+
+
+def row_captions(row: Row) -> list[str]:
+    """Return all captions of a row, its own or that of its text file; none if the row has no text.
+
+    Raises:
+        MediaError: If the text file is not UTF-8 or is blank.
+    """
+    return row["captions"] if row["text"] is None else [_read_caption_file(row["text"])]
+
+
+def _read_caption_file(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_CAPTION_BYTES + 1)
+        if len(content) > MAX_CAPTION_BYTES:
+            raise MediaError(f"{path!r}: is no caption: it has more than {MAX_CAPTION_BYTES} bytes.")
+        caption = content.decode("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MediaError(f"{path!r}: cannot be read as UTF-8 text: {error}") from error
+    if not caption:
+        raise MediaError(f"{path!r}: the caption is empty. Leave the cell empty where a row has no text.")
+    return caption
+
+
+def _in_memory(records: Iterable[Mapping[str, Any]], parser: RecordParser, modalities: Sequence[Modality]) -> Table:
+    """Check and keep records that are at hand."""
+    batches: list[pa.RecordBatch] = []
+    if parser.columns:
+        parser.check_columns(modalities)
+        batches = list(parser.parse(enumerate(records)))
+    if not batches:
+        raise ValueError(f"{parser.name}: there are 0 rows.")
+    return _table_of(parser.name, pa.Table.from_batches(batches), parser.columns)
+
+
+def _table_of(name: str, table: pa.Table, columns: tuple[str, ...]) -> Table:
+    digest = hashlib.sha256()
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    return Table(datasets.Dataset(datasets.table.InMemoryTable(table)), columns, digest.hexdigest(), name)
+
+
+def _media_path(cell: Mapping[str, Any] | None, folder: Path) -> str | None:
+    """The file of a `Video` or `Audio` cell; one that is in the cell is written, under the name of its content."""
+    if cell is None:
+        return None
+    path, content = cell["path"], cell["bytes"]
+    if content is None or (path is not None and os.path.isfile(path)):
+        return path
+    name = hashlib.sha256(content).hexdigest()[:32] + PurePosixPath(path or "").suffix
+    file = folder / name[:2] / name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        incomplete = file.with_name(f".{name}.{os.getpid()}")
+        incomplete.write_bytes(content)
+        incomplete.replace(file)
+    return str(file)
