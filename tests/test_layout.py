@@ -12,13 +12,14 @@ ALLOWED_IMPORTS = {
     "modalities": set(),
     "missing": set(),
     "output_folder": set(),
-    "media": {"modalities"},
+    "cores": set(),
+    "media": {"modalities", "output_folder"},
     "processing": {"media", "modalities"},
-    "data": {"media", "processing", "modalities", "output_folder"},
-    "prepare": {"data", "media", "processing", "modalities", "evaluation", "output_folder"},
+    "data": {"media", "processing", "modalities", "output_folder", "cores"},
+    "prepare": {"data", "media", "processing", "modalities", "evaluation", "output_folder", "cores"},
     "models": {"modalities", "missing"},
-    "evaluation": set(),
-    "training": {"models", "data", "processing", "evaluation", "modalities", "missing", "output_folder"},
+    "evaluation": {"output_folder"},
+    "training": {"models", "data", "processing", "evaluation", "modalities", "missing", "output_folder", "cores"},
     "inference": {
         "models",
         "data",
@@ -30,7 +31,7 @@ ALLOWED_IMPORTS = {
         "missing",
         "output_folder",
     },
-    "doctor": set(),
+    "doctor": {"cores"},
     "cli": {"*"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -99,6 +100,11 @@ def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):
         "simple_multimodal.training.trainer",
         "simple_multimodal.processing",
     }
+
+
+def test_cores_are_counted_in_one_place():
+    counting = [path.name for path in _python_files() if "sched_getaffinity" in path.read_text(encoding="utf-8")]
+    assert counting == ["cores.py"]
 
 
 def test_every_module_opens_with_a_sentence():

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.bad_samples import BadSampleError, with_retries
 from simple_multimodal.data.features import ClipTokens, FeatureReader
 from simple_multimodal.data.in_flight import InFlight
@@ -476,8 +477,7 @@ def default_num_threads() -> int:
     """This process's share of the cores it may use: divided among the processes of a launcher and their workers."""
     worker = torch.utils.data.get_worker_info()
     sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (1 if worker is None else worker.num_workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // sharers, 1), MAX_THREADS)
+    return min(max(available_cores() // sharers, 1), MAX_THREADS)
 
 
 def _file_size(path: str | None) -> int:

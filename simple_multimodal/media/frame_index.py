@@ -43,6 +43,7 @@ from simple_multimodal.media.container import (
 )
 from simple_multimodal.media.conversion import Matrix, is_transposed, read_display_matrix
 from simple_multimodal.media.errors import MediaError, UnsoundIndexError
+from simple_multimodal.output_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -896,13 +897,11 @@ def _load(stored_path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | N
 
 def _store(arrays: dict[str, np.ndarray], values: dict[str, Any], stored_path: Path) -> None:
     """Stores arrays and values; where that is not possible, says so and goes on."""
-    temporary = stored_path.with_name(f"{stored_path.name}.{os.getpid()}.{threading.get_ident()}")
+    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"index": json.dumps(values)})
     try:
         stored_path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(
-            save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"index": json.dumps(values)})
-        )
-        temporary.replace(stored_path)
+        with write_atomically(stored_path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         logger.warning("frame indices cannot be kept in %r: %s", os.fspath(stored_path.parents[1]), error)
 

@@ -1,6 +1,5 @@
 """Indexes the media of manifests and says what is wrong with them."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.media import MediaError, index_video
 from simple_multimodal.media.container import decode_audio, open_audio_stream, open_media
@@ -175,8 +175,7 @@ def examine_files(
     def examine(path: str) -> FileReport:
         return examine_file(path, index_dir=index_dir, decodes=decodes)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(num_threads or cores) as pool:
+    with ThreadPoolExecutor(num_threads or available_cores()) as pool:
         return list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file"))
 
 

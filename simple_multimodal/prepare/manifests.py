@@ -22,6 +22,7 @@ from simple_multimodal.evaluation.protocols import (
     check_overlap,
     get_protocol,
 )
+from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.prepare.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
 from simple_multimodal.prepare.check import examine_files
 
@@ -394,6 +395,5 @@ def _write(preparation: Preparation, manifests: dict[str, bytes]) -> None:
     contents["protocol.json"] = (json.dumps(preparation.to_dict(), indent=1) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        with write_atomically(folder / name) as temporary:
+            temporary.write_bytes(content)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,12 +14,14 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
 from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
 from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
 from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.media.frame_index import content_hash, index_cache, tick_seconds
+from simple_multimodal.output_folder import write_atomically
 
 ROW_COLUMNS = {"index", "epoch", "audio_is_sound_track", "video", "audio", "text", "captions"}
 """Entries of a row that a packed manifest has not, or has anew."""
@@ -152,7 +153,6 @@ def pack_manifest(
         except MediaError as error:
             errors[number] = str(error)
     sources = dict.fromkeys(path for row in rows.values() for path in (row["video"], row["audio"]) if path is not None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def pack(path: str) -> tuple[Path, bool] | MediaError:
         try:
@@ -160,7 +160,7 @@ def pack_manifest(
         except MediaError as error:
             return error
 
-    with ThreadPoolExecutor(num_threads or cores) as pool:
+    with ThreadPoolExecutor(num_threads or available_cores()) as pool:
         packed = dict(zip(sources, tqdm(pool.map(pack, sources), total=len(sources), unit="file"), strict=True))
     lines = []
     used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written now
@@ -208,12 +208,8 @@ def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str |
     if target.exists():
         return name, False
     target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.{threading.get_ident()}{target.suffix}")
-    try:
+    with write_atomically(target) as temporary:
         _pack_file(path, temporary, settings, index_dir, has_video=has_video)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return name, True
 
 
@@ -251,7 +247,7 @@ def _write_copy(
 ) -> None:
     """Encodes every frame of a file, with ticks of `clock` seconds, and its audio."""
     options = {"video_track_timescale": str(clock.denominator)} if index is not None else {}
-    with av.open(str(target), "w", options=options) as output:
+    with av.open(str(target), "w", format="flac" if index is None else "mp4", options=options) as output:
         if index is not None:
             scale = min(settings.short_side / min(index.height, index.width), 1)
             height, width = (max(2 * round(length * scale / 2), 2) for length in (index.height, index.width))
@@ -315,6 +311,7 @@ def _write_checksums(folder: Path) -> None:
         for line in path.read_text().splitlines():
             digest, _, name = line.partition("  ")
             known[name] = digest
-    files = sorted(str(file.relative_to(folder)) for file in folder.glob("??/[!.]*"))
+    media = [file for suffix in (".mp4", ".flac") for file in folder.glob(f"??/[!.]*{suffix}")]
+    files = sorted(str(file.relative_to(folder)) for file in media)
     sums = {name: known.get(name) or hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     path.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))

@@ -4,7 +4,6 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.output_folder import LOCK_FILE
 from simple_multimodal.prepare.toy_media import (
     BACKGROUNDS,
@@ -197,8 +197,7 @@ def make_toy_world(
     """
     output_dir = Path(output_dir)
     seconds = SECONDS_PER_SEGMENT * num_segments if seconds is None else seconds
-    if num_processes is None:
-        num_processes = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    num_processes = available_cores() if num_processes is None else num_processes
     num_frames = round(seconds * FRAMES_PER_SECOND)
     _check_at_least(1, num_train_clips=num_train_clips, num_pairs=num_pairs, num_processes=num_processes)
     _check_at_least(0, seed=seed)
@@ -244,6 +243,8 @@ def make_toy_world(
         unfinished.write_text(description, encoding="utf-8")
     for split in ("train", "validation", "questions"):
         (output_dir / split).mkdir(exist_ok=True)
+        for left_over in (output_dir / split).glob("*.tmp"):  # of a run that was killed
+            left_over.unlink()
     _write_clips(output_dir, missing, num_frames, seed, num_processes)
     if not is_finished:
         _write_manifests(output_dir, train, validation, questions, num_pairs, seed)

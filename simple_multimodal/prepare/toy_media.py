@@ -4,12 +4,12 @@ import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 
 from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.output_folder import write_atomically
 
 FRAME_SIZE = 64  # pixels, height and width
 FRAMES_PER_SECOND = 10
@@ -183,10 +183,11 @@ def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.nd
         frames (`np.ndarray` of dtype uint8 and shape `(num_frames, height, width, 3)`): RGB frames, 10 per second.
         waveform (`np.ndarray` of dtype float32 and shape `(num_samples,)`): Mono waveform at 16 kHz.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
     # "bitexact" keeps library versions and dates out of the file
-    with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with (
+        write_atomically(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
+    ):
         options = {"preset": "veryfast", "crf": "20", "g": "12", "bf": "0", "threads": "1"}
         video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         video.height, video.width = frames.shape[1:3]
@@ -206,7 +207,6 @@ def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.nd
         )  # without it players hear AAC's 64 ms of priming
         container.mux(audio.encode(samples))
         container.mux(audio.encode(None))
-    os.replace(partial, path)
 
 
 def toy_generator(seed: int, purpose: str) -> np.random.Generator:
