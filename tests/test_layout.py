@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md that can be read off the files: who imports whom, and what lies where."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,38 @@ def test_imports_point_one_way(path):
     if "*" not in allowed:
         forbidden = {name for name in _imported_modules(path) if _part_of(name).split(".")[0] not in allowed}
         assert not forbidden, f"{path.name} belongs to {part!r}, which may not import {sorted(forbidden)}"
+
+
+def _imports_between_modules() -> dict[str, set[str]]:
+    """For each module of this repository, those that it imports, wherever in the file."""
+    modules = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in _python_files()
+    }
+    return {
+        module: {name if name in modules else name.rpartition(".")[0] for name in _imported_modules(path)} & {*modules}
+        for module, path in modules.items()
+    }
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    TopologicalSorter(_imports_between_modules()).prepare()  # raises CycleError, which names the modules of a circle
+
+
+def test_circles_of_modules_are_found_at_both_levels(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
+    folder = tmp_path / "simple_multimodal/media"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from simple_multimodal.media.video import open_video\n")
+    (folder / "video.py").write_text("def f():\n    from .pyav_backend import Backend\n")
+    for importing, num_modules in (("media.video import REMEDY", 2), ("media import open_video", 3)):
+        (folder / "pyav_backend.py").write_text(f"import av\nfrom simple_multimodal.{importing}\n")
+        with pytest.raises(CycleError) as found:
+            TopologicalSorter(_imports_between_modules()).prepare()
+        assert len(set(found.value.args[1])) == num_modules
+    (folder / "pyav_backend.py").write_text("from .errors import MediaError\n")
+    (folder / "errors.py").touch()
+    TopologicalSorter(_imports_between_modules()).prepare()
 
 
 def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):

@@ -20,9 +20,11 @@ from simple_multimodal.data.manifest import Row, row_captions
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import sample_generator, stable_hash
 from simple_multimodal.media.audio import read_audio
+from simple_multimodal.media.backend import VideoBackend
 from simple_multimodal.media.errors import NoAudioError
-from simple_multimodal.media.frame_index import FrameIndex, with_index
-from simple_multimodal.media.video import VideoBackend, decoder_name, get_video_backend
+from simple_multimodal.media.frame_index import FrameIndex
+from simple_multimodal.media.index_cache import with_index
+from simple_multimodal.media.video import decoder_name, get_video_backend
 from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, Modality
 from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
 from simple_multimodal.processing.audio_windows import windows_with_audio

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from simple_multimodal.data.manifest import Row
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.frame_index import index_cache
+from simple_multimodal.media.index_cache import index_cache
 
 logger = logging.get_logger(__name__)
 

@@ -14,7 +14,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from simple_multimodal.cores import available_cores
 from simple_multimodal.data.randomness import sample_generator
 from simple_multimodal.media import get_video_backend, index_video
-from simple_multimodal.media.frame_index import FrameIndex, with_index
+from simple_multimodal.media.frame_index import FrameIndex
+from simple_multimodal.media.index_cache import with_index
 
 FEISTEL_ROUNDS = 8
 LEAD = 32  # the 32nd part of a buffer is for frames that come next, and are decoded meanwhile

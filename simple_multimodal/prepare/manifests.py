@@ -136,7 +136,7 @@ def prepare_benchmark(
     num_threads: int | None = None,
 ) -> Preparation:
     """
-    Writes `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` beside them.
+    Write `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` beside them.
 
     The same files and arguments give the same manifests, byte for byte. Nothing is downloaded.
 
@@ -240,7 +240,7 @@ def prepare_benchmark(
 
 def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
     """
-    Splits training rows by clip.
+    Split training rows by clip.
 
     Args:
         rows (`list[dict]`): Rows with `clip`.
@@ -375,7 +375,7 @@ def _make_manifest(
 
 
 def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) -> None:
-    """Refuses a folder in which manifests would be mixed up, or annotations overwritten."""
+    """Refuse a folder in which manifests would be mixed up, or annotations overwritten."""
     paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
     left_over = [path.name for split, path in paths.items() if split not in splits and path.exists()]
     for path in paths.values():
@@ -389,7 +389,7 @@ def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) 
 
 
 def _write(preparation: Preparation, manifests: dict[str, bytes]) -> None:
-    """Writes manifests and then `protocol.json`, each whole or not at all."""
+    """Write manifests and then `protocol.json`, each whole or not at all."""
     folder = preparation.folder
     contents = {f"{split}.jsonl": content for split, content in manifests.items()}
     contents["protocol.json"] = (json.dumps(preparation.to_dict(), indent=1) + "\n").encode()

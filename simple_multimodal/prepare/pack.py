@@ -1,4 +1,4 @@
-"""Writes a copy of a data set that is fast to read: small pictures in short groups, sound at the model's rate."""
+"""Writes a copy of a data set that is fast to read: small frames in short groups, audio at the model's rate."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ from tqdm import tqdm
 from simple_multimodal.cores import available_cores
 from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
 from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
-from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
+from simple_multimodal.media.container import decode_frames, open_media, open_video_stream, tick_seconds
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
 from simple_multimodal.media.errors import NoAudioError
-from simple_multimodal.media.frame_index import content_hash, index_cache, tick_seconds
+from simple_multimodal.media.index_cache import content_hash, index_cache
 from simple_multimodal.output_folder import write_atomically
 
 ROW_COLUMNS = {"index", "epoch", "audio_is_sound_track", "video", "audio", "text", "captions"}
@@ -35,12 +35,12 @@ class PackSettings:
     """How files are packed.
 
     Args:
-        short_side (`int`): Length to which the short side of pictures is scaled, in pixels; smaller ones stay as they
+        short_side (`int`): Length to which the short side of frames is scaled, in pixels; smaller ones stay as they
             are.
-        group_size (`int`): Pictures in a group: 1 makes each decodable alone; with more, those between the first ones
+        group_size (`int`): Frames in a group: 1 makes each decodable alone; with more, those between the first ones
             of two groups refer to these alone.
         crf (`int`): Quality of x264, 0 (lossless) to 51.
-        sampling_rate (`int`): Of the sound, in Hz; it is stored without loss at 16 bits.
+        sampling_rate (`int`): Of the audio, in Hz; it is stored without loss at 16 bits.
     """
 
     short_side: int = 224
@@ -108,9 +108,9 @@ def pack_manifest(
     num_threads: int | None = None,
 ) -> PackReport:
     """
-    Packs the media of a manifest, and writes a manifest of the same name for them.
+    Pack the media of a manifest, and write a manifest of the same name for them.
 
-    The copy has every frame of the original at its time, upright, and the sound from the first frame on. So frames,
+    The copy has every frame of the original at its time, upright, and the audio from the first frame on. So frames,
     jitter and segments are sampled from it as from the original. It is made of ordinary MP4 (H.264, FLAC) and FLAC
     files, in folders by the first two digits of their names, which are hashes of content and settings: files that are
     alike are stored once, and what is there is not made again. `checksums.sha256` is for `sha256sum -c`.
@@ -200,7 +200,7 @@ def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
 
 
 def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str | Path | None) -> tuple[Path, bool]:
-    """Packs a file unless it is packed already; its name in the folder, and whether it was written now."""
+    """Pack a file unless it is packed already; its name in the folder, and whether it was written now."""
     key = hashlib.sha256(f"{content_hash(path)} {asdict(settings)}".encode()).hexdigest()[:32]
     has_video = index_cache.tracks(path, index_dir).video is not None
     name = Path(key[:2], f"{key}{'.mp4' if has_video else '.flac'}")
@@ -245,7 +245,7 @@ def _write_copy(
     clock: Fraction,
     waveform: np.ndarray | None,
 ) -> None:
-    """Encodes every frame of a file, with ticks of `clock` seconds, and its audio."""
+    """Encode every frame of a file, with ticks of `clock` seconds, and its audio."""
     options = {"video_track_timescale": str(clock.denominator)} if index is not None else {}
     with av.open(str(target), "w", format="flac" if index is None else "mp4", options=options) as output:
         if index is not None:
@@ -256,17 +256,17 @@ def _write_copy(
             video.time_base = video.codec_context.time_base = clock
             video.codec_context.thread_count = 1  # files are packed side by side
         if waveform is not None:
-            sound = output.add_stream(
+            audio = output.add_stream(
                 "flac", rate=settings.sampling_rate, layout="mono", options={"frame_size": str(AUDIO_BLOCK)}
             )
-            sound.codec_context.format = "s16"
+            audio.codec_context.format = "s16"
         if index is not None:
             ticks = -1
-            pictures = _scaled_pictures(path, index, height, width)
-            for picture, seconds in zip(pictures, index.seconds, strict=True):
+            frames = _scaled_frames(path, index, height, width)
+            for frame, seconds in zip(frames, index.seconds, strict=True):
                 ticks = max(round(Fraction(float(seconds)) / clock), ticks + 1)  # no two at one time, as MP4 wants it
-                picture.pts, picture.time_base = ticks, clock
-                output.mux(video.encode(picture))
+                frame.pts, frame.time_base = ticks, clock
+                output.mux(video.encode(frame))
             output.mux(video.encode(None))
         if waveform is not None:
             samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
@@ -274,19 +274,19 @@ def _write_copy(
                 block = av.AudioFrame.from_ndarray(samples[None, begin : begin + AUDIO_BLOCK], "s16", "mono")
                 block.sample_rate, block.pts = settings.sampling_rate, begin
                 block.time_base = Fraction(1, settings.sampling_rate)
-                output.mux(sound.encode(block))
-            output.mux(sound.encode(None))
+                output.mux(audio.encode(block))
+            output.mux(audio.encode(None))
 
 
-def _scaled_pictures(path: str, index: FrameIndex, height: int, width: int) -> Iterator[av.VideoFrame]:
-    """Every picture of a file, upright and scaled, as planes of brightness and half-size colour."""
+def _scaled_frames(path: str, index: FrameIndex, height: int, width: int) -> Iterator[av.VideoFrame]:
+    """Every frame of a file, upright and scaled, as planes of brightness and half-size colour."""
     reformatter = VideoReformatter()
     matrix = index.display_matrix
     coded_height, coded_width = (width, height) if is_transposed(matrix) else (height, width)
     with open_media(path) as source:
-        for picture in decode_pictures(source, open_video_stream(source, index.stream, path)):
+        for frame in decode_frames(source, open_video_stream(source, index.stream, path)):
             scaled = reformatter.reformat(
-                picture, coded_width, coded_height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
+                frame, coded_width, coded_height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
             )
             if matrix != (1, 0, 0, 1):
                 planes = [
@@ -304,7 +304,7 @@ def _scaled_pictures(path: str, index: FrameIndex, height: int, width: int) -> I
 
 
 def _write_checksums(folder: Path) -> None:
-    """Adds the checksum of every media file that has none yet."""
+    """Add the checksum of every media file that has none yet."""
     path = folder / "checksums.sha256"
     known: dict[str, str] = {}
     if path.exists():
