@@ -49,7 +49,9 @@ from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.fusion.crossformer import Clip, Crossformer, Stream
 from simple_multimodal.models.losses import contrastive_loss, masked_mean
 from simple_multimodal.models.modeling import matching_loss, pool_time_steps
-from simple_multimodal.prepare.toy import BEEP_MARGIN, SECONDS_PER_SEGMENT, make_toy_world
+from simple_multimodal.prepare.toy import make_toy_world
+from simple_multimodal.prepare.toy.clips import BEEP_MARGIN
+from simple_multimodal.prepare.toy.world import SECONDS_PER_SEGMENT
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

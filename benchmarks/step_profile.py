@@ -44,7 +44,7 @@ from transformers import TrainerCallback, set_seed
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.models import MultimodalForPreTraining
-from simple_multimodal.prepare.toy_media import write_clip
+from simple_multimodal.prepare.toy.media import write_clip
 from simple_multimodal.training import assembly
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer

@@ -1,6 +1,8 @@
 """The rules of docs/architecture.md that can be read off the files: who imports whom, and what lies where."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -133,6 +135,12 @@ def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):
         "simple_multimodal.training.trainer",
         "simple_multimodal.processing",
     }
+
+
+@pytest.mark.parametrize("module", ["media", "prepare.toy"])
+def test_reading_and_making_clips_does_without_torch(module):
+    code = f"import sys, simple_multimodal.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_cores_are_counted_in_one_place():

@@ -29,12 +29,12 @@ def writer(folder: Path, *, forks: bool = False):
     def write() -> None:
         os.close(ends)
         with writing_into(folder, command="first"):
-            child = os.fork() if forks else 0
-            if forks and child == 0:
-                os.read(over, 1)
-                os._exit(0)
-            ready.put(child)
+            is_child = forks and os.fork() == 0
+            if is_child or not forks:  # the child says itself that it has been forked
+                ready.put(os.getpid())
             os.read(over, 1)
+            if is_child:
+                os._exit(0)
 
     process = FORK.Process(target=write)
     process.start()
