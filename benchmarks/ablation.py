@@ -14,7 +14,7 @@ from PIL import Image
 
 from simple_multimodal.media import get_video_backend, index_video, sample_positions
 from simple_multimodal.media import pyav_backend as ours_module
-from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
+from simple_multimodal.media.container import decode_frames, open_media, open_video_stream
 
 SIZE = (224, 224)
 backend = get_video_backend("pyav")
@@ -23,7 +23,7 @@ backend = get_video_backend("pyav")
 def _pictures(path: str, positions: list[int]):
     with open_media(path) as container:
         stream = open_video_stream(container, index_video(path).stream, path)
-        for number, picture in enumerate(decode_pictures(container, stream)):
+        for number, picture in enumerate(decode_frames(container, stream)):
             if number in positions:
                 yield picture
             if number == positions[-1]:
@@ -34,7 +34,7 @@ def everything(path: str, positions: list[int]) -> np.ndarray:
     """Decode all, convert all to RGB, choose, resize with PIL."""
     with open_media(path) as container:
         stream = open_video_stream(container, index_video(path).stream, path)
-        frames = [picture.to_ndarray(format="rgb24") for picture in decode_pictures(container, stream)]
+        frames = [picture.to_ndarray(format="rgb24") for picture in decode_frames(container, stream)]
     return np.stack(
         [np.asarray(Image.fromarray(frames[n]).resize(SIZE, Image.Resampling.BILINEAR)) for n in positions]
     )

@@ -22,7 +22,7 @@ import torch
 
 from simple_multimodal.media import audio, read_audio
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.frame_index import index_cache
+from simple_multimodal.media.index_cache import index_cache
 from simple_multimodal.processing import AudioFeatureExtractor
 
 RATE = 16000

@@ -49,7 +49,9 @@ from simple_multimodal.models.fusion.crossformer import Clip, Crossformer, Strea
 from simple_multimodal.models.losses import contrastive_loss, masked_mean
 from simple_multimodal.models.matching import matching_loss
 from simple_multimodal.models.modeling import pool_time_steps
-from simple_multimodal.prepare.toy import BEEP_MARGIN, SECONDS_PER_SEGMENT, make_toy_world
+from simple_multimodal.prepare.toy import make_toy_world
+from simple_multimodal.prepare.toy.clips import BEEP_MARGIN
+from simple_multimodal.prepare.toy.world import SECONDS_PER_SEGMENT
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval

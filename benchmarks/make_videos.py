@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from simple_multimodal.data.randomness import sample_generator
 from simple_multimodal.media import index_video
-from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
+from simple_multimodal.media.container import decode_frames, open_media, open_video_stream
 
 WIDTH, HEIGHT = 480, 360
 GROUP_SIZES = (30, 250)
@@ -45,7 +45,7 @@ def main() -> None:
         with open_media(path) as container:
             stream = open_video_stream(container, index_video(path).stream, path)
             sources.append(
-                [p.reformat(WIDTH, HEIGHT, "yuv420p").to_ndarray() for p in decode_pictures(container, stream)]
+                [p.reformat(WIDTH, HEIGHT, "yuv420p").to_ndarray() for p in decode_frames(container, stream)]
             )
     for group_size in GROUP_SIZES:
         (options.out / f"groups_of_{group_size}").mkdir(parents=True, exist_ok=True)

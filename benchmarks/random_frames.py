@@ -37,7 +37,7 @@ from simple_multimodal.data.random_frames import (
     window_report,
 )
 from simple_multimodal.media import get_video_backend, index_video
-from simple_multimodal.media.frame_index import with_index
+from simple_multimodal.media.index_cache import with_index
 
 BATCH = 128
 CHUNK_SIZES = (1, 4, 8, 16, 32)

@@ -9,7 +9,8 @@ from torchcodec.decoders import VideoDecoder
 from torchcodec.transforms import Resize
 
 from simple_multimodal.media import get_video_backend, index_video
-from simple_multimodal.media.frame_index import build_index, with_index
+from simple_multimodal.media.frame_index import build_index
+from simple_multimodal.media.index_cache import with_index
 
 cv2.setNumThreads(1)
 SIZE = (224, 224)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simple_multimodal.prepare.toy import make_toy_world
-from simple_multimodal.prepare.toy_media import FRAME_SIZE, FRAMES_PER_SECOND, SAMPLING_RATE, toy_generator, write_clip
+from simple_multimodal.prepare.toy.media import FRAME_SIZE, FRAMES_PER_SECOND, SAMPLING_RATE, toy_generator, write_clip
 
 Values = Mapping[str, str]
 Generator = np.random.Generator

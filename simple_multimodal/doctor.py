@@ -3,7 +3,6 @@
 import ctypes.util
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from packaging.requirements import Requirement
 
 import simple_multimodal
+from simple_multimodal.cores import available_cores
 
 DISTRIBUTION = "simple-multimodal"
 
@@ -205,7 +205,7 @@ def _use_decord() -> str:
 def _examine_machine() -> dict[str, str]:
     machine = {
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "cores": f"{_num_cores()} usable",
+        "cores": f"{available_cores()} usable",
         "FFmpeg on the system": _system_ffmpeg(),
     }
     try:
@@ -225,12 +225,6 @@ def _examine_machine() -> dict[str, str]:
         devices.append("mps")
     machine["devices"] = ", ".join(devices)
     return machine
-
-
-def _num_cores() -> int:
-    if platform.system() == "Linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _system_ffmpeg() -> str:

@@ -1,4 +1,4 @@
-"""Folders that commands write into: one writer at a time, a full disk that is named, and ordinary permissions."""
+"""What is written: folders of one writer at a time, files that are whole or not there, a full disk that is named."""
 
 import errno
 import json
@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -156,6 +157,31 @@ def _forget_locks() -> None:
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forget_locks)
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    Write a file beside its place and rename it, so that its name never stands for a part of it.
+
+    Processes and threads that write the same file at the same time do not disturb each other; the last one to finish
+    wins. A killed process leaves a file `{name}.{process}.{thread}.tmp`.
+
+    Args:
+        path (`str` or `os.PathLike`): File to write; it is replaced. Its folder must exist.
+
+    Yields:
+        `Path`: Where to write. If the block raises, what is there is removed, and `path` stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def give_umask(path: Path) -> None:

@@ -1,6 +1,9 @@
 """The rules of docs/architecture.md that can be read off the files: who imports whom, and what lies where."""
 
 import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,14 +15,15 @@ ALLOWED_IMPORTS = {
     "modalities": set(),
     "missing": set(),
     "output_folder": set(),
-    "media": {"modalities"},
+    "cores": set(),
+    "media": {"modalities", "output_folder"},
     "processing": {"media", "modalities"},
-    "data": {"media", "processing", "modalities", "output_folder"},
-    "prepare": {"data", "media", "processing", "modalities", "evaluation", "output_folder"},
+    "data": {"media", "processing", "modalities", "output_folder", "cores"},
+    "prepare": {"data", "media", "processing", "modalities", "evaluation", "output_folder", "cores"},
     "models": {"modalities", "missing"},
     "assembly": {"models", "data", "processing", "modalities", "missing"},
     "alpro": {"assembly", "models", "processing", "evaluation", "modalities", "output_folder"},
-    "evaluation": set(),
+    "evaluation": {"output_folder"},
     "inference": {
         *("alpro", "models", "data", "processing", "media", "evaluation"),
         *("modalities", "missing", "output_folder"),
@@ -30,9 +34,9 @@ ALLOWED_IMPORTS = {
     },
     "training": {
         *("tasks", "inference", "models", "data", "processing", "evaluation"),
-        *("modalities", "missing", "output_folder"),
+        *("modalities", "missing", "output_folder", "cores"),
     },
-    "doctor": set(),
+    "doctor": {"cores"},
     "cli": {"*"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -83,6 +87,38 @@ def test_imports_point_one_way(path):
         assert not forbidden, f"{path.name} belongs to {part!r}, which may not import {sorted(forbidden)}"
 
 
+def _imports_between_modules() -> dict[str, set[str]]:
+    """For each module of this repository, those that it imports, wherever in the file."""
+    modules = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in _python_files()
+    }
+    return {
+        module: {name if name in modules else name.rpartition(".")[0] for name in _imported_modules(path)} & {*modules}
+        for module, path in modules.items()
+    }
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    TopologicalSorter(_imports_between_modules()).prepare()  # raises CycleError, which names the modules of a circle
+
+
+def test_circles_of_modules_are_found_at_both_levels(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
+    folder = tmp_path / "simple_multimodal/media"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from simple_multimodal.media.video import open_video\n")
+    (folder / "video.py").write_text("def f():\n    from .pyav_backend import Backend\n")
+    for importing, num_modules in (("media.video import REMEDY", 2), ("media import open_video", 3)):
+        (folder / "pyav_backend.py").write_text(f"import av\nfrom simple_multimodal.{importing}\n")
+        with pytest.raises(CycleError) as found:
+            TopologicalSorter(_imports_between_modules()).prepare()
+        assert len(set(found.value.args[1])) == num_modules
+    (folder / "pyav_backend.py").write_text("from .errors import MediaError\n")
+    (folder / "errors.py").touch()
+    TopologicalSorter(_imports_between_modules()).prepare()
+
+
 def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
     folder = tmp_path / "simple_multimodal/media"
@@ -101,6 +137,17 @@ def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):
         "simple_multimodal.training.trainer",
         "simple_multimodal.processing",
     }
+
+
+@pytest.mark.parametrize("module", ["media", "prepare.toy"])
+def test_reading_and_making_clips_does_without_torch(module):
+    code = f"import sys, simple_multimodal.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+def test_cores_are_counted_in_one_place():
+    counting = [path.name for path in _python_files() if "sched_getaffinity" in path.read_text(encoding="utf-8")]
+    assert counting == ["cores.py"]
 
 
 def test_every_module_opens_with_a_sentence():

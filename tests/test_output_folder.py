@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from simple_multimodal import output_folder
 from simple_multimodal.inference.partial import save_whole
-from simple_multimodal.output_folder import LOCK_FILE, writing_into
+from simple_multimodal.output_folder import LOCK_FILE, write_atomically, writing_into
 
 FORK = multiprocessing.get_context("fork")
 
@@ -28,12 +29,12 @@ def writer(folder: Path, *, forks: bool = False):
     def write() -> None:
         os.close(ends)
         with writing_into(folder, command="first"):
-            child = os.fork() if forks else 0
-            if forks and child == 0:
-                os.read(over, 1)
-                os._exit(0)
-            ready.put(child)
+            is_child = forks and os.fork() == 0
+            if is_child or not forks:  # the child says itself that it has been forked
+                ready.put(os.getpid())
             os.read(over, 1)
+            if is_child:
+                os._exit(0)
 
     process = FORK.Process(target=write)
     process.start()
@@ -142,6 +143,33 @@ def test_a_full_disk_names_its_folder(tmp_path, error):
             raise error
     with pytest.raises(PermissionError, match="^[^(]*$"), writing_into(tmp_path, command="first"):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("earlier")
+    with write_atomically(str(path)) as temporary:
+        temporary.write_text("whole")
+        assert path.read_text() == "earlier" and temporary.parent == tmp_path
+    assert path.read_text() == "whole"
+    with pytest.raises(KeyboardInterrupt), write_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(FileNotFoundError), write_atomically(path):
+        pass  # nothing was written
+    assert path.read_text() == "whole" and [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_threads_that_write_the_same_file_do_not_mix_it_up(tmp_path):
+    def write(number: int) -> None:
+        with write_atomically(tmp_path / "same") as temporary, open(temporary, "w") as file:
+            for _ in range(200):
+                file.write(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert [file.name for file in tmp_path.iterdir()] == ["same"]
+    assert (tmp_path / "same").read_text() in {str(number) * 200 for number in range(8)}
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import worlds
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import index_video
-from simple_multimodal.prepare.toy_media import SAMPLING_RATE, toy_generator
+from simple_multimodal.prepare.toy.media import SAMPLING_RATE, toy_generator
 
 every_world = pytest.mark.parametrize("name", worlds.WORLDS)
 TIMES = np.arange(2 * SAMPLING_RATE) / SAMPLING_RATE

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.bad_samples import BadSampleError, with_retries
 from simple_multimodal.data.features import ClipTokens, FeatureReader
 from simple_multimodal.data.in_flight import InFlight
@@ -18,9 +19,11 @@ from simple_multimodal.data.randomness import sample_generator, stable_hash
 from simple_multimodal.data.rows import Row, row_captions
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.media.audio import read_audio
+from simple_multimodal.media.backend import VideoBackend
 from simple_multimodal.media.errors import NoAudioError
-from simple_multimodal.media.frame_index import FrameIndex, with_index
-from simple_multimodal.media.video import VideoBackend, decoder_name, get_video_backend
+from simple_multimodal.media.frame_index import FrameIndex
+from simple_multimodal.media.index_cache import with_index
+from simple_multimodal.media.video import decoder_name, get_video_backend
 from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, Modality
 from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
 from simple_multimodal.processing.audio_windows import windows_with_audio
@@ -369,8 +372,7 @@ def default_num_threads() -> int:
     """This process's share of the cores it may use: divided among the processes of a launcher and their workers."""
     worker = torch.utils.data.get_worker_info()
     sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (1 if worker is None else worker.num_workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // sharers, 1), MAX_THREADS)
+    return min(max(available_cores() // sharers, 1), MAX_THREADS)
 
 
 def _file_size(path: str | None) -> int:

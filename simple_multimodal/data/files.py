@@ -10,7 +10,7 @@ from typing import Any
 from transformers.utils import logging
 
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.frame_index import index_cache
+from simple_multimodal.media.index_cache import index_cache
 
 logger = logging.get_logger(__name__)
 

@@ -1,7 +1,6 @@
 """Single frames of many videos in random order: every frame once in an epoch, near the speed of decoding in order."""
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.randomness import sample_generator
 from simple_multimodal.media import get_video_backend, index_video
-from simple_multimodal.media.frame_index import FrameIndex, with_index
+from simple_multimodal.media.frame_index import FrameIndex
+from simple_multimodal.media.index_cache import with_index
 
 FEISTEL_ROUNDS = 8
 LEAD = 32  # the 32nd part of a buffer is for frames that come next, and are decoded meanwhile
@@ -252,7 +253,7 @@ class RandomFrameDataset(IterableDataset):
         self.epoch = 0
         self.num_frames: list[int] = []
         self.group_starts: list[np.ndarray] = []
-        with ThreadPoolExecutor(num_threads or _num_cores()) as pool:
+        with ThreadPoolExecutor(num_threads or available_cores()) as pool:
             for index in pool.map(lambda path: index_video(path, index_dir=index_dir), self.paths):
                 self.num_frames.append(index.num_frames)
                 self.group_starts.append(group_starts(index))
@@ -287,7 +288,7 @@ class RandomFrameDataset(IterableDataset):
             for chunk in visit:
                 planned[chunk.place] = chunk, slots[chunk.place], task
 
-        threads = self.num_threads or max(_num_cores() // num_workers, 1)
+        threads = self.num_threads or max(available_cores() // num_workers, 1)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
         try:
             for place in range(len(share)):
@@ -329,10 +330,6 @@ def group_starts(index: FrameIndex) -> np.ndarray:
         return np.zeros(1, dtype=np.int64)
     starts = np.searchsorted(index.table.time_stamps, index.table.entry_time_stamps)
     return np.unique(np.concatenate([[0], starts[starts < index.num_frames]]))
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

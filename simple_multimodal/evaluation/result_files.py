@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+
+from simple_multimodal.output_folder import write_atomically
 
 
 def write_whole(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
     """
-    Write a text file beside its place and rename it, so that its name never stands for a part of it.
+    Write a text file whole or not at all, see [`write_atomically`].
 
     Args:
         path (`str` or `os.PathLike`): File to write, UTF-8; it is replaced.
         pieces (`Iterable[str]`): Its text. If making it fails, what was there before stays.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(pieces)
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping]) -> None:

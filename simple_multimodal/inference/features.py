@@ -20,6 +20,7 @@ from simple_multimodal.inference.pipeline import Pipeline, clips_alone, from_mai
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import EncoderOutput
+from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.processing import MultimodalProcessor
 
 Places = dict[ClipKey, tuple[str, int]]
@@ -239,6 +240,5 @@ def _write_index(folder: Path, made_of: dict[str, Any], bad: dict[ClipKey, str])
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

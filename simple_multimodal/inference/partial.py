@@ -1,6 +1,5 @@
 """Finished parts of a long job in files, from which the job goes on when it was interrupted."""
 
-import os
 import time
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from simple_multimodal.output_folder import give_umask
+from simple_multimodal.output_folder import give_umask, write_atomically
 
 SECONDS_BETWEEN_FILES = 30.0
 """A process that is killed loses about so much work at most."""
@@ -22,14 +21,10 @@ def process_state() -> PartialState:
 
 def save_whole(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all; folders are made."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with write_atomically(path) as temporary:
         save_file(tensors, temporary, metadata)
         give_umask(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Partial:

@@ -1,10 +1,12 @@
-"""Media files to arrays: frame index, frame sampling, exact decoding, and sound aligned with the picture."""
+"""Media files to arrays: frame index, frame sampling, exact decoding, and audio aligned with the video."""
 
 from simple_multimodal.media.audio import has_audio, read_audio
+from simple_multimodal.media.backend import VideoBackend
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.frame_index import FrameIndex, index_video, with_index
+from simple_multimodal.media.frame_index import FrameIndex
+from simple_multimodal.media.index_cache import index_video, with_index
 from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
-from simple_multimodal.media.video import VIDEO_BACKENDS, VideoBackend, get_video_backend
+from simple_multimodal.media.video import VIDEO_BACKENDS, get_video_backend
 
 __all__ = [
     "SAMPLING_STRATEGIES",

@@ -1,4 +1,4 @@
-"""Sound tracks to mono waveforms whose first sample lies at the segment's start on the video's timeline."""
+"""Audio tracks to mono waveforms whose first sample lies at the segment's start on the video's timeline."""
 
 import logging
 import math
@@ -22,9 +22,10 @@ from simple_multimodal.media.audio_index import (
     make_blocks,
     timed_frames,
 )
+from simple_multimodal.media.clock import ClockRun
 from simple_multimodal.media.container import Tracks, decode_audio, open_audio_stream, open_media
 from simple_multimodal.media.errors import MediaError, NoAudioError
-from simple_multimodal.media.frame_index import ClockRun, index_cache, index_video
+from simple_multimodal.media.index_cache import index_cache, index_video
 from simple_multimodal.media.sampling import check_segment
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ _SAMPLE_FORMATS = {
 
 def has_audio(path: str | os.PathLike[str]) -> bool:
     """
-    Says whether a file has an audio track that can be decoded (a silent one counts), without decoding it.
+    Say whether a file has an audio track that can be decoded (a silent one counts), without decoding it.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -69,13 +70,13 @@ def read_audio(
     index_dir: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
     """
-    Reads the sound of a file, or of a segment of it, as a mono waveform.
+    Read the audio of a file, or of a segment of it, as a mono waveform.
 
-    Time runs from the first video frame, as `FrameIndex.seconds` does; in a file without video, from the first sound.
-    Sample `k` of the whole file lies at `k / sampling_rate` seconds, and a segment is the slice
+    Time runs from the first video frame, as `FrameIndex.seconds` does; in a file without video, from the first
+    audio sample. Sample `k` of the whole file lies at `k / sampling_rate` seconds, and a segment is the slice
     `[round(start_seconds * sampling_rate), round(end_seconds * sampling_rate))` of the whole: neighbouring segments
-    neither overlap nor leave a gap. Sound before the first video frame is left out; before a sound track that starts
-    late, and in gaps of it, there is silence. Where the sound ends before the segment does, the waveform is shorter
+    neither overlap nor leave a gap. Audio before the first video frame is left out; before an audio track that starts
+    late, and in gaps of it, there is silence. Where the audio ends before the segment does, the waveform is shorter
     than the segment. Where the clock starts again (recordings joined by appending one file to another), the audio of
     the second recording follows that of the first, in step with its video.
 
@@ -89,7 +90,7 @@ def read_audio(
         path (`str` or `os.PathLike`): The file.
         sampling_rate (`int`): Sampling rate of the result, in Hz.
         start_seconds (`float`, *optional*): Start of the segment, in seconds; default 0.
-        end_seconds (`float`, *optional*): End of the segment (exclusive), in seconds; default the end of the sound.
+        end_seconds (`float`, *optional*): End of the segment (exclusive), in seconds; default the end of the audio.
         index_dir (`str` or `os.PathLike`, *optional*): Folder of stored frame indices, see `index_video`.
 
     Returns:
@@ -116,11 +117,11 @@ def read_audio(
         raise NoAudioError(f"{name!r}: has no sound track that can be decoded")
     start, clock_runs = _video_clock(path, tracks, index_dir)
     pieces: list[tuple[int, np.ndarray]] = []
-    sound_stop = 0  # position behind the last sample
+    audio_stop = 0  # position behind the last sample
     num_kept = 0  # samples in pieces, which overlap where time stamps go back
     for position, piece in _resampled(path, tracks, sampling_rate, start, clock_runs, first, index_dir):
-        sound_stop = max(sound_stop, position + len(piece))
-        length = (sound_stop if stop is None else min(sound_stop, stop)) - first
+        audio_stop = max(audio_stop, position + len(piece))
+        length = (audio_stop if stop is None else min(audio_stop, stop)) - first
         if max(length, num_kept) > MAX_AUDIO_SAMPLES:
             raise MediaError(
                 f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
@@ -132,12 +133,12 @@ def read_audio(
             num_kept += end - begin
         if stop is not None and position >= stop:
             break
-    num_samples = (sound_stop if stop is None else min(stop, sound_stop)) - first
-    if sound_stop == 0:
+    num_samples = (audio_stop if stop is None else min(stop, audio_stop)) - first
+    if audio_stop == 0:
         raise NoAudioError(f"{name!r}: its sound track holds no samples after the first video frame")
     if num_samples <= 0:
         raise NoAudioError(
-            f"{name!r}: has no sound from {start_seconds} s on; its sound ends at {sound_stop / sampling_rate:.3f} s"
+            f"{name!r}: has no sound from {start_seconds} s on; its sound ends at {audio_stop / sampling_rate:.3f} s"
         )
     waveform = np.zeros(num_samples, dtype=np.float32)
     for place, piece in pieces:
@@ -170,7 +171,7 @@ def _resampled(
     index_dir: str | os.PathLike[str] | None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
-    Yields the mono sound of a file in pieces, each with its position in samples from the timeline's zero: from the
+    Yield the mono audio of a file in pieces, each with its position in samples from the timeline's zero: from the
     start of the file, or for a segment whose `first` sample comes late, from shortly before it.
 
     The pieces follow each other without a seam until the time stamps leave the count of samples or the rate changes.
@@ -241,7 +242,7 @@ def _with_stops(index: AudioIndex) -> Iterator[tuple[AudioRun, int]]:
 def _cut(
     blocks: Iterable[Block], index: AudioIndex, place: _Place, name: str
 ) -> Iterator[tuple[AudioRun, int, np.ndarray]]:
-    """Cuts what is decoded from an entry on into the runs of the track, from a place on; see `_resample_runs`."""
+    """Cut what is decoded from an entry on into the runs of the track, from a place on; see `_resample_runs`."""
     runs = list(_with_stops(index))[place.run :]
     end = place.entry.sample  # of the present block, in samples of the track
     for block in blocks:
@@ -263,7 +264,7 @@ def _resample_runs(
     parts: Iterable[tuple[AudioRun, int, np.ndarray]], sampling_rate: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
-    Resamples mono sound run by run, and yields it with its position in samples from the timeline's zero.
+    Resample mono audio run by run, and yield it with its position in samples from the timeline's zero.
 
     The parts are samples of a run, behind the run and the number of their first sample in it. Those of one run follow
     each other; where the first has another number than 0, it lies on a sample of the result.
@@ -288,7 +289,7 @@ def _resample_runs(
 
 
 def _mono(frames: list[AudioFrame]) -> np.ndarray:
-    """Averages the channels of decoded frames, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
+    """Average the channels of decoded frames, as `float32` of shape `(samples,)` with full scale at -1 and 1."""
     dtype, silence, full_scale = _SAMPLE_FORMATS[frames[0].format.name.removesuffix("p")]
     num_channels = frames[0].layout.nb_channels
     if frames[0].format.is_planar:
@@ -317,7 +318,7 @@ def _joined(planes: Sequence[AudioPlane], frames: list[AudioFrame], dtype: Any, 
 
 
 def _resample(resampler: AudioResampler | None, mono: np.ndarray | None, rate: int = 0) -> Iterator[np.ndarray]:
-    """Resamples a piece of mono sound; `None` instead of a piece draws out what the resampler still holds."""
+    """Resample a piece of mono audio; `None` instead of a piece draws out what the resampler still holds."""
     if resampler is None:
         if mono is not None:
             yield mono

@@ -12,14 +12,14 @@ from av import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from simple_multimodal.media.clock import REORDER_PICTURES, ClockRun
+from simple_multimodal.media.clock import REORDER_FRAMES, ClockRun
 from simple_multimodal.media.container import Tracks, decode_audio, demux_packets
 from simple_multimodal.media.errors import MediaError
 
 MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
 SOURCE_RATES = (1_000, 1_000_000)  # Hz: the headers of a few KB may claim any, and resampling grows with the ratio
 MAX_RUNS = 2**16  # of an index; damaged files may have a gap at every packet
-BLOCK_SECONDS = 0.25  # of sound that is converted and resampled together
+BLOCK_SECONDS = 0.25  # of audio that is converted and resampled together
 MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
 
 PREROLL_PACKETS = (
@@ -137,7 +137,7 @@ def timed_frames(
     stream: AudioStream, frames: Iterable[tuple[av.Packet, AudioFrame]], clock_runs: Sequence[ClockRun]
 ) -> Iterator[tuple[float | None, AudioFrame]]:
     """
-    Puts the audio of recordings that were appended to each other on one clock.
+    Put the audio of recordings that were appended to each other on one clock.
 
     Where the video shows no restart but the time stamps go back further than packets can be out of order, the audio
     follows what came before.
@@ -170,7 +170,7 @@ def timed_frames(
         seconds = frame.pts * time_base
         if follows is None or abs(seconds + run_offset - follows) <= MAX_TIME_STAMP_ERROR_SECONDS:
             offset = run_offset
-        elif seconds + offset < follows - max(REORDER_PICTURES * length, MAX_TIME_STAMP_ERROR_SECONDS):
+        elif seconds + offset < follows - max(REORDER_FRAMES * length, MAX_TIME_STAMP_ERROR_SECONDS):
             offset = follows - seconds
         follows = seconds + offset + length
         yield seconds + offset, frame
@@ -178,7 +178,7 @@ def timed_frames(
 
 def make_blocks(frames: Iterable[tuple[float | None, AudioFrame]], name: str) -> Iterator[Block]:
     """
-    Joins audio frames to blocks of `BLOCK_SECONDS` or a little more.
+    Join audio frames to blocks of `BLOCK_SECONDS` or a little more.
 
     Frames hold some 20 ms each. To convert and resample every one by itself costs more than decoding it, and two
     threads that do so hinder each other, as every step is too short to give the interpreter away for.
@@ -231,7 +231,7 @@ def _format_of(frame: AudioFrame) -> tuple[str, int, int]:
 
 def find_seams(blocks: Iterable[Block], start_seconds: float | None) -> Iterator[tuple[AudioRun, Block]]:
     """
-    Finds out which blocks follow each other without a seam: until the time stamps leave the count of samples, or the
+    Find out which blocks follow each other without a seam: until the time stamps leave the count of samples, or the
     rate changes.
 
     Args:
@@ -267,7 +267,7 @@ def build_audio_index(
     clock_runs: Sequence[ClockRun],
 ) -> AudioIndex:
     """
-    Indexes an audio track by decoding all of it, without conversion or resampling.
+    Index an audio track by decoding all of it, without conversion or resampling.
 
     Args:
         container (`av.container.InputContainer`): The file, freshly opened.
@@ -323,7 +323,7 @@ def frames_from(
     container: InputContainer, stream: AudioStream, tracks: Tracks, entry: AudioEntry
 ) -> Iterator[AudioFrame]:
     """
-    Decodes an audio track from an entry on.
+    Decode an audio track from an entry on.
 
     Args:
         container (`av.container.InputContainer`): The file, freshly opened.

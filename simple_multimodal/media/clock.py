@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-REORDER_PICTURES = 16  # the deepest reordering of frames in H.264 and HEVC: a time stamp is off its place by no more
+REORDER_FRAMES = 16  # the deepest reordering of frames in H.264 and HEVC: a time stamp is off its place by no more
 MAX_TICKS = 2**62  # of a timeline; damaged files claim any time
 
 
@@ -46,7 +46,7 @@ class ClockRun(NamedTuple):
 
 def make_timeline(time_stamps: Sequence[int | None], step: Fraction) -> Timeline:
     """
-    Places the frames of a stream in time.
+    Place the frames of a stream in time.
 
     A recording that was appended to another starts its clock again: where time stamps go back by more than frames can
     be reordered, and stay there, a new run begins, which follows the end of the one before. Within a run the `i`-th
@@ -71,7 +71,7 @@ def make_timeline(time_stamps: Sequence[int | None], step: Fraction) -> Timeline
         run = fill_time_stamps(stamps[begin:stop], step)
         ascending = sorted(run)
         is_in_order &= run == ascending
-        start = min(run[:REORDER_PICTURES])
+        start = min(run[:REORDER_FRAMES])
         first_start = start if begin == 0 else first_start
         offsets.append(first_start + end - start)
         ticks += [min(max(stamp - start, 0) + end, MAX_TICKS) for stamp in ascending]
@@ -81,7 +81,7 @@ def make_timeline(time_stamps: Sequence[int | None], step: Fraction) -> Timeline
 
 def find_runs(stamps: list[int | None]) -> list[int]:
     """
-    Finds where a clock starts again, and takes out time stamps that are wrong.
+    Find where a clock starts again, and take out time stamps that are wrong.
 
     Args:
         stamps (`list[int | None]`): Time stamps in the order of the stream. Those that are further off their place
@@ -93,10 +93,10 @@ def find_runs(stamps: list[int | None]) -> list[int]:
     known = [number for number, stamp in enumerate(stamps) if stamp is not None]
     values = [stamp for stamp in stamps if stamp is not None]
     run_starts = [0]
-    latest: list[int] = []  # a heap of the REORDER_PICTURES + 1 latest time stamps of the run
+    latest: list[int] = []  # a heap of the REORDER_FRAMES + 1 latest time stamps of the run
     for place, (number, stamp) in enumerate(zip(known, values, strict=True)):
-        ahead = values[place + 1 : place + 1 + REORDER_PICTURES]
-        if len(latest) > REORDER_PICTURES and stamp < latest[0]:
+        ahead = values[place + 1 : place + 1 + REORDER_FRAMES]
+        if len(latest) > REORDER_FRAMES and stamp < latest[0]:
             if 2 * sum(value > max(latest) for value in ahead) > len(
                 ahead
             ):  # the clock goes on as if nothing had been
@@ -104,10 +104,10 @@ def find_runs(stamps: list[int | None]) -> list[int]:
                 continue
             run_starts.append(number)
             latest = []
-        elif len(ahead) == REORDER_PICTURES and latest and stamp > max(ahead) and min(ahead) > max(latest):
+        elif len(ahead) == REORDER_FRAMES and latest and stamp > max(ahead) and min(ahead) > max(latest):
             stamps[number] = None
             continue
-        if len(latest) > REORDER_PICTURES:
+        if len(latest) > REORDER_FRAMES:
             heapq.heappushpop(latest, stamp)
         else:
             heapq.heappush(latest, stamp)
@@ -116,7 +116,7 @@ def find_runs(stamps: list[int | None]) -> list[int]:
 
 def fill_time_stamps(stamps: Sequence[int | None], step: Fraction) -> list[int]:
     """
-    Gives every frame a time stamp: one without follows the frame before it, at the start precedes the one after it.
+    Give every frame a time stamp: one without follows the frame before it, at the start precedes the one after it.
 
     Args:
         stamps (`Sequence[int | None]`): Time stamps in output order.

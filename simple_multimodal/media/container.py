@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import av
@@ -30,12 +31,12 @@ logger = logging.getLogger(__name__)
 ALLOWED_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,asf,flv,gif,wav,w64,aiff,mp3,flac,aac"  # FFmpeg's names
 )
-MAX_PIXELS = 4096 * 4096  # of one picture; FFmpeg refuses larger ones before it allocates them
+MAX_PIXELS = 4096 * 4096  # of one frame; FFmpeg refuses larger ones before it allocates them
 MAX_FRAMES = 2**20  # of one file, some 9 hours at 30 frames per second
-MAX_PACKETS = 2**22  # of one stream, some 24 hours of sound
+MAX_PACKETS = 2**22  # of one stream, some 24 hours of audio
 MAX_DAMAGED_PACKETS = 2**12  # a header of a few KB may promise millions that the file does not hold
 MAX_FILE_BYTES = 2**36  # 64 GiB; a file of holes may claim any size
-MAX_ALLOCATION_BYTES = 9 * MAX_PIXELS  # that FFmpeg takes at once; pictures have up to 8 bytes a pixel
+MAX_ALLOCATION_BYTES = 9 * MAX_PIXELS  # that FFmpeg takes at once; frames have up to 8 bytes a pixel
 MAX_STALL_SECONDS = 60.0  # that FFmpeg may search a file for its header or for a next packet
 MAX_PASS_SECONDS = 600.0  # of processor time for one pass through a file, so that no other load counts
 
@@ -120,7 +121,7 @@ class Tracks:
 
 def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
     """
-    Checks that a path is a regular file with content, of at most `MAX_FILE_BYTES`.
+    Check that a path is a regular file with content, of at most `MAX_FILE_BYTES`.
 
     Args:
         path (`str` or `os.PathLike`): The file. It is never read as an address or an FFmpeg protocol.
@@ -149,7 +150,7 @@ def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
 @contextmanager
 def open_media(path: str | os.PathLike[str], *, probe: Probe = "everything") -> Iterator[InputContainer]:
     """
-    Opens a local media file, and turns what FFmpeg raises while it is open into `MediaError`.
+    Open a local media file, and turn what FFmpeg raises while it is open into `MediaError`.
 
     Only `ALLOWED_FORMATS` are accepted and only the file itself is read: a playlist under a media name, which would
     make FFmpeg open other files or addresses, is refused.
@@ -195,7 +196,7 @@ def open_media(path: str | os.PathLike[str], *, probe: Probe = "everything") -> 
 
 def probe_tracks(path: str | os.PathLike[str]) -> Tracks:
     """
-    Opens a file to choose its streams.
+    Open a file to choose its streams.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -212,7 +213,7 @@ def probe_tracks(path: str | os.PathLike[str]) -> Tracks:
 
 def choose_tracks(container: InputContainer, path: str | os.PathLike[str]) -> Tracks:
     """
-    Chooses the streams that players show and play: FFmpeg's choice among those that can be decoded.
+    Choose the streams that players show and play: FFmpeg's choice among those that can be decoded.
 
     Cover images are no video. Where no audio was found and the container does not list its streams (transport streams
     and the like), audio that starts late is looked for in the first minute.
@@ -268,7 +269,7 @@ def _audio_track(stream: AudioStream | None, probe: Probe) -> AudioTrack | None:
 
 def open_video_stream(container: InputContainer, number: int, path: str | os.PathLike[str]) -> VideoStream:
     """
-    Prepares the video stream of an open file for decoding, in one thread within `MAX_PIXELS`.
+    Prepare the video stream of an open file for decoding, in one thread within `MAX_PIXELS`.
 
     Args:
         container (`av.container.InputContainer`): The open file.
@@ -291,7 +292,7 @@ def open_video_stream(container: InputContainer, number: int, path: str | os.Pat
 
 def open_audio_stream(container: InputContainer, number: int, path: str | os.PathLike[str]) -> AudioStream:
     """
-    Prepares the audio stream of an open file for decoding, in one thread.
+    Prepare the audio stream of an open file for decoding, in one thread.
 
     Args:
         container (`av.container.InputContainer`): The open file.
@@ -313,7 +314,7 @@ def open_audio_stream(container: InputContainer, number: int, path: str | os.Pat
 
 def require_video(tracks: Tracks, path: str | os.PathLike[str]) -> VideoTrack:
     """
-    Returns the video track of a file, or says that there is none.
+    Return the video track of a file, or say that there is none.
 
     Args:
         tracks (`Tracks`): Of the file.
@@ -330,9 +331,23 @@ def require_video(tracks: Tracks, path: str | os.PathLike[str]) -> VideoTrack:
     return tracks.video
 
 
+def tick_seconds(stream: VideoStream) -> Fraction:
+    """
+    Return the unit of a stream's time stamps.
+
+    Args:
+        stream (`av.video.stream.VideoStream`): The stream.
+
+    Returns:
+        `Fraction`: Length of a tick, in seconds.
+    """
+    assert stream.time_base is not None  # every stream that FFmpeg reads has one
+    return stream.time_base
+
+
 def demux_packets(container: InputContainer, *streams: VideoStream | AudioStream) -> Iterator[av.Packet]:
     """
-    Reads the packets of streams from where the file stands.
+    Read the packets of streams from where the file stands.
 
     Args:
         container (`av.container.InputContainer`): The open file.
@@ -368,16 +383,16 @@ def demux_packets(container: InputContainer, *streams: VideoStream | AudioStream
         yield packet
 
 
-def decode_pictures(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """
-    Decodes a video stream from its start, in the decoder's output order.
+    Decode a video stream from its start, in the decoder's output order.
 
     Args:
         container (`av.container.InputContainer`): The file, freshly opened.
         stream (`av.video.stream.VideoStream`): One of its streams.
 
     Yields:
-        `av.VideoFrame`: The pictures.
+        `av.VideoFrame`: The frames.
     """
     for _, frame in decode_packets(container, stream, demux_packets(container, stream)):
         assert isinstance(frame, VideoFrame)
@@ -388,7 +403,7 @@ def decode_audio(
     container: InputContainer, stream: AudioStream, packets: Iterator[av.Packet] | None = None
 ) -> Iterator[tuple[av.Packet, AudioFrame]]:
     """
-    Decodes an audio stream from where the file stands.
+    Decode an audio stream from where the file stands.
 
     Args:
         container (`av.container.InputContainer`): The open file.
@@ -421,7 +436,7 @@ def decode_packets(
     container: InputContainer, stream: VideoStream | AudioStream, packets: Iterator[av.Packet]
 ) -> Iterator[tuple[av.Packet, object]]:
     """
-    Decodes packets, leaving out what is damaged.
+    Decode packets, leaving out what is damaged.
 
     A packet that the decoder refuses is left out and decoding goes on behind it, as players do; the log says so once
     per pass. Where the file itself breaks off, the stream ends.

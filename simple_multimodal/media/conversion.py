@@ -1,4 +1,4 @@
-"""Decoded pictures to RGB arrays: colours, size and rotation."""
+"""Decoded frames to RGB arrays: colours, size and rotation."""
 
 from fractions import Fraction
 
@@ -11,18 +11,18 @@ from av.video.reformatter import Interpolation, VideoReformatter
 Matrix = tuple[int, int, int, int]
 
 
-def read_display_matrix(picture: VideoFrame) -> tuple[int, int, int, int]:
+def read_display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     """
-    Reads how a picture is to be turned or mirrored for display.
+    Read how a frame is to be turned or mirrored for display.
 
     Args:
-        picture (`av.VideoFrame`): A decoded picture.
+        frame (`av.VideoFrame`): A decoded frame.
 
     Returns:
         `tuple[int, int, int, int]`: `a, b, c, d` of FFmpeg's display matrix: the pixel at `(x, y)`, `y` downwards, is
         shown at `(a * x + c * y, b * x + d * y)` up to scale and shift.
     """
-    side_data = picture.side_data.get("DISPLAYMATRIX")
+    side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return 1, 0, 0, 1
     assert isinstance(side_data, SideData)
@@ -32,7 +32,7 @@ def read_display_matrix(picture: VideoFrame) -> tuple[int, int, int, int]:
 
 def is_transposed(matrix: Matrix) -> bool:
     """
-    Says whether a display matrix (nearest multiple of 90 degrees) swaps width and height.
+    Say whether a display matrix (nearest multiple of 90 degrees) swaps width and height.
 
     Args:
         matrix (`tuple[int, int, int, int]`): From `read_display_matrix`.
@@ -44,12 +44,12 @@ def is_transposed(matrix: Matrix) -> bool:
     return abs(b) > abs(a)
 
 
-def apply_display_matrix(picture: np.ndarray, matrix: Matrix) -> np.ndarray:
+def apply_display_matrix(frame: np.ndarray, matrix: Matrix) -> np.ndarray:
     """
-    Turns and mirrors a picture for display, by multiples of 90 degrees.
+    Turn and mirror a frame for display, by multiples of 90 degrees.
 
     Args:
-        picture (`np.ndarray` of shape `(height, width)`): A channel of the picture as coded.
+        frame (`np.ndarray` of shape `(height, width)`): A channel of the frame as coded.
         matrix (`tuple[int, int, int, int]`): From `read_display_matrix`.
 
     Returns:
@@ -57,25 +57,25 @@ def apply_display_matrix(picture: np.ndarray, matrix: Matrix) -> np.ndarray:
     """
     a, b, c, d = matrix
     if is_transposed(matrix):
-        picture = picture.T  # rows are now x, columns y
+        frame = frame.T  # rows are now x, columns y
         x_sign, y_sign = c, b
     else:
         x_sign, y_sign = a, d
     if x_sign < 0:
-        picture = picture[:, ::-1]
+        frame = frame[:, ::-1]
     if y_sign < 0:
-        picture = picture[::-1]
-    return picture
+        frame = frame[::-1]
+    return frame
 
 
-class PictureConverter:
+class FrameConverter:
     """
-    Converts pictures to RGB, scales and turns them, with one set of swscale's tables for all of them.
+    Converts frames to RGB, scales and turns them, with one set of swscale's tables for all of them.
 
     Args:
         size (`tuple[int, int]`): Height and width of the result.
-        matrix (`tuple[int, int, int, int]`, *optional*): How to turn the pictures, from `read_display_matrix`.
-        scales (`bool`, *optional*, defaults to `True`): Whether `size` is another than the pictures'. Where it scales,
+        matrix (`tuple[int, int, int, int]`, *optional*): How to turn the frames, from `read_display_matrix`.
+        scales (`bool`, *optional*, defaults to `True`): Whether `size` is another than the frames'. Where it scales,
             swscale is faster and more exact towards planes of full chroma; where it does not, it has a short way to
             packed RGB, which other readers take too.
     """
@@ -86,16 +86,16 @@ class PictureConverter:
         self.scales = scales
         self.reformatter = VideoReformatter()
 
-    def __call__(self, picture: VideoFrame, out: np.ndarray) -> None:
+    def __call__(self, frame: VideoFrame, out: np.ndarray) -> None:
         """
-        Converts a picture.
+        Convert a frame.
 
         Args:
-            picture (`av.VideoFrame`): The picture.
+            frame (`av.VideoFrame`): The frame.
             out (`np.ndarray` of shape `(3, height, width)`, `uint8`): Where its RGB values go.
         """
         converted = self.reformatter.reformat(
-            picture,
+            frame,
             self.width,
             self.height,
             "gbrp" if self.scales else "rgb24",
@@ -113,13 +113,13 @@ class PictureConverter:
 
 class DecordConverter:
     """
-    Converts pictures to RGB as decord 0.6 does: FFmpeg's filters turn them, then scale them and convert their colours.
+    Converts frames to RGB as decord 0.6 does: FFmpeg's filters turn them, then scale them and convert their colours.
 
-    The kernel is that of [`PictureConverter`], but the filter places the chroma samples of 4:2:0 as MPEG-2 has them.
+    The kernel is that of [`FrameConverter`], but the filter places the chroma samples of 4:2:0 as MPEG-2 has them.
 
     Args:
         size (`tuple[int, int]`): Height and width of the result.
-        matrix (`tuple[int, int, int, int]`, *optional*): How to turn the pictures, from `read_display_matrix`.
+        matrix (`tuple[int, int, int, int]`, *optional*): How to turn the frames, from `read_display_matrix`.
     """
 
     def __init__(self, size: tuple[int, int], matrix: Matrix = (1, 0, 0, 1)):
@@ -127,21 +127,21 @@ class DecordConverter:
         self.matrix = matrix
         self.graphs: dict[tuple[int, int, str], Graph] = {}
 
-    def __call__(self, picture: VideoFrame, out: np.ndarray) -> None:
+    def __call__(self, frame: VideoFrame, out: np.ndarray) -> None:
         """
-        Converts a picture.
+        Convert a frame.
 
         Args:
-            picture (`av.VideoFrame`): The picture.
+            frame (`av.VideoFrame`): The frame.
             out (`np.ndarray` of shape `(3, height, width)`, `uint8`): Where its RGB values go.
         """
-        kind = picture.width, picture.height, picture.format.name
+        kind = frame.width, frame.height, frame.format.name
         if kind not in self.graphs:  # streams may change it
-            self.graphs[kind] = self._build_graph(picture)
-        self.graphs[kind].vpush(picture)
+            self.graphs[kind] = self._build_graph(frame)
+        self.graphs[kind].vpush(frame)
         out[:] = self.graphs[kind].vpull().to_ndarray(format="rgb24").transpose(2, 0, 1)
 
-    def _build_graph(self, picture: VideoFrame) -> Graph:
+    def _build_graph(self, frame: VideoFrame) -> Graph:
         graph = Graph()
         graph.threads = 1
         a, b, c, d = self.matrix
@@ -150,12 +150,12 @@ class DecordConverter:
         turning = [("transpose", "0")] * turns + [("hflip", "")] * (x_sign < 0) + [("vflip", "")] * (y_sign < 0)
         height, width = self.size
         scaling = f"{width}:{height}:flags=bilinear"
-        shown_height = picture.width if turns else picture.height
-        if shown_height == height and picture.format.chroma_height(shown_height) < shown_height:
+        shown_height = frame.width if turns else frame.height
+        if shown_height == height and frame.format.chroma_height(shown_height) < shown_height:
             # decord's older swscale has a short cut where rows stay: it takes one row of chroma, or the mean of two.
             scaling += ":in_v_chr_pos=256"
         time_base = Fraction(1)  # no filter looks at times
-        nodes = [graph.add_buffer(None, picture.width, picture.height, picture.format, time_base=time_base)]
+        nodes = [graph.add_buffer(None, frame.width, frame.height, frame.format, time_base=time_base)]
         nodes += [graph.add(*node) for node in (*turning, ("scale", scaling), ("format", "rgb24"), ("buffersink", ""))]
         graph.link_nodes(*nodes).configure()
         return graph

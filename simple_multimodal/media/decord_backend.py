@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simple_multimodal.media.backend import REMEDY, read_checked, to_planes
 from simple_multimodal.media.container import open_media
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
-from simple_multimodal.media.video import REMEDY, read_checked, to_planes
 
 UNSEEKABLE_FORMATS = ("mpeg", "mpegts")  # decord 0.6 silently starts these at a later key frame
 

@@ -11,16 +11,17 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from simple_multimodal.media.backend import check_positions
 from simple_multimodal.media.container import (
-    decode_pictures,
+    decode_frames,
     demux_packets,
     open_media,
     open_video_stream,
 )
-from simple_multimodal.media.conversion import DecordConverter, PictureConverter
+from simple_multimodal.media.conversion import DecordConverter, FrameConverter
 from simple_multimodal.media.errors import MediaError, UnsoundIndexError
-from simple_multimodal.media.frame_index import FrameIndex, PacketTable
-from simple_multimodal.media.video import check_positions
+from simple_multimodal.media.frame_index import FrameIndex
+from simple_multimodal.media.packets import PacketTable
 
 SEEK_PACKETS = 256  # to skip as many packets by seeking is faster than to read over them
 
@@ -50,9 +51,9 @@ class PyAVBackend:
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """
-        Decodes the frames at some positions.
+        Decode the frames at some positions.
 
-        A picture of another size than the first (streams may change it) is scaled to the first one's size.
+        A frame of another size than the first (streams may change it) is scaled to the first one's size.
 
         Args:
             path (`str` or `os.PathLike`): The file.
@@ -73,19 +74,19 @@ class PyAVBackend:
         for place, position in enumerate(positions):
             places.setdefault(int(position), []).append(place)
         height, width = size or (index.height, index.width)
-        convert: DecordConverter | PictureConverter
+        convert: DecordConverter | FrameConverter
         if self.is_like_decord and size is not None:
             convert = DecordConverter(size, index.display_matrix)
         else:
-            convert = PictureConverter((height, width), index.display_matrix, scales=size is not None)
+            convert = FrameConverter((height, width), index.display_matrix, scales=size is not None)
         frames = np.empty((len(positions), 3, height, width), dtype=np.uint8)
         with open_media(path, probe="everything" if index.table is None else "nothing") as container:
             stream = open_video_stream(container, index.stream, path)
             decode = _decode_from_start if index.table is None else _decode_sparsely
             missing = dict(places)
-            for position, picture in decode(container, stream, index, sorted(places)):
+            for position, frame in decode(container, stream, index, sorted(places)):
                 first, *others = missing.pop(position)
-                convert(picture, frames[first])
+                convert(frame, frames[first])
                 frames[others] = frames[first]
         if missing and index.table is not None:
             raise UnsoundIndexError(f"{index.path!r}: does not yield all frames that its packets promise")
@@ -100,11 +101,11 @@ class PyAVBackend:
 def _decode_from_start(
     container: InputContainer, stream: VideoStream, index: FrameIndex, positions: list[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields the pictures at ascending positions, counting all that the decoder puts out."""
+    """Yield the frames at ascending positions, counting all that the decoder puts out."""
     wanted = set(positions)
-    for number, picture in enumerate(decode_pictures(container, stream)):
+    for number, frame in enumerate(decode_frames(container, stream)):
         if number in wanted:
-            yield number, picture
+            yield number, frame
         if number == positions[-1]:
             return
 
@@ -112,26 +113,26 @@ def _decode_from_start(
 def _decode_sparsely(
     container: InputContainer, stream: VideoStream, index: FrameIndex, positions: list[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields the pictures at ascending positions, known by their time stamps; ends early where the file is damaged."""
+    """Yield the frames at ascending positions, known by their time stamps; end early where the file is damaged."""
     table = index.table
     assert table is not None
     wanted = {int(table.time_stamps[position]): position for position in positions}
     codec = stream.codec_context
-    # The decoder is to hold pictures back as long as the standard allows: with a guess from those that it has seen, it
+    # The decoder is to hold frames back as long as the standard allows: with a guess from those that it has seen, it
     # drops what comes out of order. Which one it puts out is known by its time stamp.
     codec.options = codec.options | {"strict": "strict"}
     for packet in _needed_packets(container, stream, table, positions):
         try:
-            pictures = codec.decode(packet)
+            decoded = codec.decode(packet)
         except av.FFmpegError:
-            if packet is not None and packet.pts is None:  # the preamble, which holds no picture
+            if packet is not None and packet.pts is None:  # the preamble, which holds no frame
                 continue
             return
-        for picture in pictures:
-            if picture.is_corrupt:
+        for frame in decoded:
+            if frame.is_corrupt:
                 return
-            if picture.pts in wanted:
-                yield wanted.pop(picture.pts), picture
+            if frame.pts in wanted:
+                yield wanted.pop(frame.pts), frame
         if not wanted:
             return
         if packet is None:
@@ -141,7 +142,7 @@ def _decode_sparsely(
 def _needed_packets(
     container: InputContainer, stream: VideoStream, table: PacketTable, positions: list[int]
 ) -> Iterator[av.Packet | None]:
-    """Yields the packets to decode for some frames, and `None` where the decoder has to put out what it holds back."""
+    """Yield the packets to decode for some frames, and `None` where the decoder has to put out what it holds back."""
     packets = demux_packets(container, stream)
     number = 0  # of the packet that comes next
     for run in plan_runs(table, positions):
@@ -153,7 +154,7 @@ def _needed_packets(
             packets = demux_packets(container, stream)
             number = run.first
         elif number > 0 and stream.codec_context.name == "hevc":
-            # Pictures that lean on others before a random access point are left out only where decoding starts there.
+            # Frames that lean on others before a random access point are left out only where decoding starts there.
             yield None
         for packet in packets:
             if number == run.first and packet.pts != run.first_time_stamp:
@@ -184,7 +185,7 @@ class Run(NamedTuple):
 
 def plan_runs(table: PacketTable, positions: list[int]) -> list[Run]:
     """
-    Plans what to decode for some frames: every group of pictures once, up to the last frame wanted of it.
+    Plan what to decode for some frames: every group of pictures once, up to the last frame wanted of it.
 
     Args:
         table (`PacketTable`): Of the video.
@@ -199,7 +200,7 @@ def plan_runs(table: PacketTable, positions: list[int]) -> list[Run]:
         table.packets[positions].tolist(), table.time_stamps[positions].tolist(), strict=True
     ):
         number = bisect.bisect_right(entries, packet) - 1
-        while entry_time_stamps[number] > time_stamp:  # a picture shown before the entry leans on what precedes it
+        while entry_time_stamps[number] > time_stamp:  # a frame shown before the entry leans on what precedes it
             number -= 1
         spans.setdefault(number, []).append(packet)
     runs: list[Run] = []

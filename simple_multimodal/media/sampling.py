@@ -14,7 +14,7 @@ SAMPLING_STRATEGIES: tuple[SamplingStrategy, ...] = get_args(SamplingStrategy)
 
 def check_segment(start_seconds: float | None, end_seconds: float | None) -> None:
     """
-    Checks the bounds of a half-open segment `[start_seconds, end_seconds)`.
+    Check the bounds of a half-open segment `[start_seconds, end_seconds)`.
 
     Args:
         start_seconds (`float`, *optional*): Start in seconds; `None` means 0.
@@ -42,7 +42,7 @@ def sample_positions(
     generator: np.random.Generator | None = None,
 ) -> list[int]:
     """
-    Chooses the frames of a clip.
+    Choose the frames of a clip.
 
     Of the frames of `[start_seconds, end_seconds)` (those that begin in it; if none does, the one on screen at its
     start):
@@ -111,7 +111,7 @@ def segment_positions(
     index: FrameIndex, start_seconds: float | None = None, end_seconds: float | None = None
 ) -> tuple[int, int]:
     """
-    Finds the frames of a half-open segment of a video.
+    Find the frames of a half-open segment of a video.
 
     Args:
         index (`FrameIndex`): The index of the video.

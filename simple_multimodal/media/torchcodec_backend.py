@@ -12,10 +12,10 @@ import av
 import numpy as np
 import torch
 
+from simple_multimodal.media.backend import read_checked, to_planes
 from simple_multimodal.media.container import open_media
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
-from simple_multimodal.media.video import read_checked, to_planes
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class _Reader:
 
 def scaled_on_device(frames: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
     """
-    Frames of a decoder on a device as [`VideoBackend.frames`] returns them.
+    Return frames of a decoder on a device as [`VideoBackend.frames`] does.
 
     Args:
         frames (`torch.ByteTensor` of shape `(num_frames, height, width, 3)`): RGB.
@@ -173,6 +173,6 @@ def _sample_video() -> bytes:
         stream = container.add_stream("libx264", rate=10)
         stream.width = stream.height = 256
         stream.pix_fmt = "yuv420p"
-        picture = av.VideoFrame.from_ndarray(np.zeros((256, 256, 3), np.uint8), format="rgb24")
-        container.mux([*stream.encode(picture), *stream.encode()])
+        frame = av.VideoFrame.from_ndarray(np.zeros((256, 256, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
     return file.getvalue()

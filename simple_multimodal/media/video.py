@@ -1,179 +1,21 @@
-"""The backends that decode chosen frames of a video."""
+"""The video backends by name."""
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Protocol
-
-import numpy as np
-import torch
-from av.video.frame import VideoFrame
-
-from simple_multimodal.media.conversion import PictureConverter
-from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.frame_index import FrameIndex
-
-TOLERANCE_SECONDS = 1e-3  # time stamps are whole ticks; two frames are further apart than this
-REMEDY = "use the pyav backend"
-
-
-class VideoBackend(Protocol):
-    """
-    Reads chosen frames of a video file; safe to call from several threads and, on a CPU, after a fork.
-
-    Attributes:
-        device (`str`): Where the frames are, `"cpu"` or such as `"cuda:0"`.
-    """
-
-    device: str
-
-    def frames(
-        self,
-        path: str | os.PathLike[str],
-        positions: Sequence[int],
-        index: FrameIndex,
-        size: tuple[int, int] | None = None,
-    ) -> np.ndarray | torch.Tensor:
-        """
-        Decodes the frames at some positions.
-
-        Args:
-            path (`str` or `os.PathLike`): The file.
-            positions (`Sequence[int]`): Frame numbers in `[0, index.num_frames)`, in any order, repeats allowed.
-            index (`FrameIndex`): What `index_video(path)` returned.
-            size (`tuple[int, int]`, *optional*): Height and width to scale to with swscale's bilinear kernel, which
-                averages where it shrinks; by default the video's own.
-
-        Returns:
-            `np.ndarray` of shape `(len(positions), 3, height, width)`, `uint8`: RGB, rotation of the file applied.
-            A backend that decodes on a device returns a `torch.ByteTensor` there.
-
-        Raises:
-            MediaError: The file cannot be read, or yields other frames than those indexed.
-            ValueError: A position is outside the file.
-        """
-        ...
-
-
-def check_positions(positions: Sequence[int], index: FrameIndex) -> None:
-    """
-    Checks that frame numbers are inside the video.
-
-    Args:
-        positions (`Sequence[int]`): Frame numbers, at least one.
-        index (`FrameIndex`): The index of the video.
-
-    Raises:
-        ValueError: There is no position, or one is outside `[0, index.num_frames)`.
-    """
-    if len(positions) == 0:
-        raise ValueError(f"{index.path!r}: no frame positions were given; give at least one")
-    outside = [position for position in positions if not 0 <= position < index.num_frames]
-    if outside:
-        raise ValueError(
-            f"{index.path!r}: frame positions {outside} are outside the video; allowed are 0 to {index.num_frames - 1}"
-        )
-
-
-class PeerReader(Protocol):
-    """A video that another library has open."""
-
-    @property
-    def num_frames(self) -> int:
-        """How many frames it counts."""
-        ...
-
-    def read(self, positions: list[int]) -> tuple[np.ndarray, np.ndarray | torch.Tensor]:
-        """Times of frames in seconds from the first one, and the frames, `(len(positions), height, width, 3)`."""
-        ...
-
-
-def read_checked(
-    open_reader: Callable[[], PeerReader],
-    positions: Sequence[int],
-    index: FrameIndex,
-    *,
-    library: str,
-    errors: tuple[type[Exception], ...],
-) -> np.ndarray | torch.Tensor:
-    """
-    Reads frames with another library, and refuses a file of which it would return others than a full decode.
-
-    Args:
-        open_reader (`Callable`): Opens the file.
-        positions (`Sequence[int]`): Frame numbers.
-        index (`FrameIndex`): The index of the video.
-        library (`str`): Its name, for messages.
-        errors (`tuple[type[Exception], ...]`): What the library raises.
-
-    Returns:
-        The frames as the library returns them, `uint8` of shape `(len(positions), height, width, 3)`: RGB.
-
-    Raises:
-        MediaError: The library fails, or counts, times or orders the frames otherwise than a full decode.
-        ValueError: A position is outside the file.
-    """
-    check_positions(positions, index)
-    chosen = [int(position) for position in positions]
-    if not index.is_in_presentation_order:
-        raise MediaError(
-            f"{index.path!r}: {library} orders frames by time stamp, which are out of order here; {REMEDY}"
-        )
-    try:
-        reader = open_reader()
-        num_frames = reader.num_frames
-        if num_frames == index.num_frames:  # otherwise decord would hang or repeat a frame at the end
-            seconds, frames = reader.read(chosen)
-    except errors as error:
-        raise MediaError(f"{index.path!r}: {library} cannot decode it: {error}") from error
-    if num_frames != index.num_frames:
-        raise MediaError(
-            f"{index.path!r}: {library} counts {num_frames} frames where a full decode puts out {index.num_frames}; "
-            f"{REMEDY}"
-        )
-    if not np.allclose(seconds, index.seconds[chosen], rtol=1e-6, atol=TOLERANCE_SECONDS):
-        raise MediaError(f"{index.path!r}: {library} times the frames otherwise than a full decode; {REMEDY}")
-    shape = (index.height, index.width, 3)
-    if tuple(frames.shape[1:]) != shape:
-        raise MediaError(
-            f"{index.path!r}: {library} returned frames of shape {tuple(frames.shape[1:])}, not {shape}; {REMEDY}"
-        )
-    return frames
-
-
-def to_planes(frames: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """
-    Frames of another library as [`VideoBackend.frames`] returns them.
-
-    Args:
-        frames (`np.ndarray` of shape `(num_frames, height, width, 3)`, `uint8`): RGB.
-        size (`tuple[int, int]`, *optional*): Height and width to scale to with swscale's bilinear kernel.
-
-    Returns:
-        `np.ndarray` of shape `(num_frames, 3, height, width)`, `uint8`.
-    """
-    if size is None:
-        return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-    convert = PictureConverter(size)
-    scaled = np.empty((len(frames), 3, *size), np.uint8)
-    for frame, out in zip(frames, scaled, strict=True):
-        convert(VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"), out)
-    return scaled
-
+from simple_multimodal.media.backend import REMEDY, VideoBackend
+from simple_multimodal.media.decord_backend import DecordBackend
+from simple_multimodal.media.pyav_backend import PyAVBackend
 
 VIDEO_BACKENDS = ("pyav", "torchcodec", "decord")
-
-
 DECODE_DEVICES = ("cpu", "cuda")
 
 
 def decoder_name(video_backend: str, decode_device: str) -> str:
-    """What decoded frames, such as `"pyav"` or `"torchcodec on cuda"`: of other decoders the pixels are others."""
+    """Return what decodes frames, such as `"pyav"` or `"torchcodec on cuda"`; the pixels of others differ."""
     return video_backend if decode_device == "cpu" else f"{video_backend} on {decode_device}"
 
 
 def get_video_backend(name: str, *, is_like_decord: bool = False, decode_device: str = "cpu") -> VideoBackend:
     """
-    Returns the video backend of a name.
+    Return the video backend of a name.
 
     Args:
         name (`str`): `"pyav"` (always there), `"torchcodec"` or `"decord"` (extras).
@@ -196,17 +38,13 @@ def get_video_backend(name: str, *, is_like_decord: bool = False, decode_device:
             f"--decode_device {decode_device} needs --video_backend torchcodec; {name} decodes on the CPU alone"
         )
     if name == "pyav":
-        from simple_multimodal.media.pyav_backend import PyAVBackend
-
         return PyAVBackend(is_like_decord=is_like_decord)
     if is_like_decord and name in VIDEO_BACKENDS:
         raise ValueError(f"the {name} backend does not give the pixels that decord scales to; {REMEDY}, which does")
     if name == "torchcodec":
-        from simple_multimodal.media.torchcodec_backend import TorchCodecBackend
+        from simple_multimodal.media.torchcodec_backend import TorchCodecBackend  # it imports torch
 
         return TorchCodecBackend(decode_device)
     if name == "decord":
-        from simple_multimodal.media.decord_backend import DecordBackend
-
         return DecordBackend()
     raise ValueError(f"there is no video backend {name!r}; allowed are {', '.join(VIDEO_BACKENDS)}")

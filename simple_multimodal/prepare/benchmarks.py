@@ -72,7 +72,7 @@ def clip_name(file: str) -> str:
 
 def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, splits: Sequence[str]) -> Annotations:
     """
-    Reads a benchmark's annotation files, in its own format or in that of ClipBERT and ALPRO.
+    Read a benchmark's annotation files, in its own format or in that of ClipBERT and ALPRO.
 
     Args:
         folder (`str` or `Path`): Holds the files, in whatever sub-folders; **or** `train.jsonl`, `val.jsonl` and

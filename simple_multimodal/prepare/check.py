@@ -1,6 +1,5 @@
 """Indexes the media of manifests and says what is wrong with them."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import MediaError, index_video
 from simple_multimodal.media.container import decode_audio, open_audio_stream, open_media
-from simple_multimodal.media.frame_index import content_hash, index_cache
+from simple_multimodal.media.index_cache import content_hash, index_cache
 
 
 @dataclass
@@ -103,14 +103,14 @@ def check_manifests(
     num_threads: int | None = None,
 ) -> ManifestReport:
     """
-    Indexes every video of manifests, and opens every sound file, side by side and with a progress bar.
+    Index every video of manifests, and open every audio file, side by side and with a progress bar.
 
     Args:
         manifests (`Sequence[str | Path]`): The manifests.
         video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
             their columns, and whether links may lead out of them, as in [`RowDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
-        decodes (`bool`, *optional*, defaults to `False`): Decode every picture and all sound to its end, instead of
+        decodes (`bool`, *optional*, defaults to `False`): Decode every frame and all audio to its end, instead of
             trusting packets that look sound.
         num_threads (`int`, *optional*): Files that are read at the same time; by default one per core.
 
@@ -158,7 +158,7 @@ def examine_files(
     num_threads: int | None = None,
 ) -> list[FileReport]:
     """
-    Indexes media files side by side, with a progress bar.
+    Index media files side by side, with a progress bar.
 
     Args:
         paths (`Sequence[str]`): The files.
@@ -173,14 +173,13 @@ def examine_files(
     def examine(path: str) -> FileReport:
         return examine_file(path, index_dir=index_dir, decodes=decodes)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(num_threads or cores) as pool:
+    with ThreadPoolExecutor(num_threads or available_cores()) as pool:
         return list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file"))
 
 
 def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: bool = False) -> FileReport:
     """
-    Indexes a media file, or finds out why that is not possible.
+    Index a media file, or find out why that is not possible.
 
     Args:
         path (`str`): The file.

@@ -22,6 +22,7 @@ from simple_multimodal.evaluation.protocols import (
     check_overlap,
     get_protocol,
 )
+from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.prepare.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
 from simple_multimodal.prepare.check import examine_files
 
@@ -135,7 +136,7 @@ def prepare_benchmark(
     num_threads: int | None = None,
 ) -> Preparation:
     """
-    Writes `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` beside them.
+    Write `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` beside them.
 
     The same files and arguments give the same manifests, byte for byte. Nothing is downloaded.
 
@@ -239,7 +240,7 @@ def prepare_benchmark(
 
 def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
     """
-    Splits training rows by clip.
+    Split training rows by clip.
 
     Args:
         rows (`list[dict]`): Rows with `clip`.
@@ -374,7 +375,7 @@ def _make_manifest(
 
 
 def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) -> None:
-    """Refuses a folder in which manifests would be mixed up, or annotations overwritten."""
+    """Refuse a folder in which manifests would be mixed up, or annotations overwritten."""
     paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
     left_over = [path.name for split, path in paths.items() if split not in splits and path.exists()]
     for path in paths.values():
@@ -388,12 +389,11 @@ def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) 
 
 
 def _write(preparation: Preparation, manifests: dict[str, bytes]) -> None:
-    """Writes manifests and then `protocol.json`, each whole or not at all."""
+    """Write manifests and then `protocol.json`, each whole or not at all."""
     folder = preparation.folder
     contents = {f"{split}.jsonl": content for split, content in manifests.items()}
     contents["protocol.json"] = (json.dumps(preparation.to_dict(), indent=1) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        with write_atomically(folder / name) as temporary:
+            temporary.write_bytes(content)

@@ -1,9 +1,8 @@
-"""Writes a copy of a data set that is fast to read: small pictures in short groups, sound at the model's rate."""
+"""Writes a copy of a data set that is fast to read: small frames in short groups, audio at the model's rate."""
 
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,12 +14,14 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
 from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
-from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
+from simple_multimodal.media.container import decode_frames, open_media, open_video_stream, tick_seconds
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
 from simple_multimodal.media.errors import NoAudioError
-from simple_multimodal.media.frame_index import content_hash, index_cache, tick_seconds
+from simple_multimodal.media.index_cache import content_hash, index_cache
+from simple_multimodal.output_folder import write_atomically
 
 ROW_COLUMNS = {"index", "epoch", "audio_is_sound_track", "video", "audio", "text", "captions"}
 """Entries of a row that a packed manifest has not, or has anew."""
@@ -34,12 +35,12 @@ class PackSettings:
     """How files are packed.
 
     Args:
-        short_side (`int`): Length to which the short side of pictures is scaled, in pixels; smaller ones stay as they
+        short_side (`int`): Length to which the short side of frames is scaled, in pixels; smaller ones stay as they
             are.
-        group_size (`int`): Pictures in a group: 1 makes each decodable alone; with more, those between the first ones
+        group_size (`int`): Frames in a group: 1 makes each decodable alone; with more, those between the first ones
             of two groups refer to these alone.
         crf (`int`): Quality of x264, 0 (lossless) to 51.
-        sampling_rate (`int`): Of the sound, in Hz; it is stored without loss at 16 bits.
+        sampling_rate (`int`): Of the audio, in Hz; it is stored without loss at 16 bits.
     """
 
     short_side: int = 224
@@ -107,9 +108,9 @@ def pack_manifest(
     num_threads: int | None = None,
 ) -> PackReport:
     """
-    Packs the media of a manifest, and writes a manifest of the same name for them.
+    Pack the media of a manifest, and write a manifest of the same name for them.
 
-    The copy has every frame of the original at its time, upright, and the sound from the first frame on. So frames,
+    The copy has every frame of the original at its time, upright, and the audio from the first frame on. So frames,
     jitter and segments are sampled from it as from the original. It is made of ordinary MP4 (H.264, FLAC) and FLAC
     files, in folders by the first two digits of their names, which are hashes of content and settings: files that are
     alike are stored once, and what is there is not made again. `checksums.sha256` is for `sha256sum -c`.
@@ -150,7 +151,6 @@ def pack_manifest(
         except MediaError as error:
             errors[number] = str(error)
     sources = dict.fromkeys(path for row in rows.values() for path in (row["video"], row["audio"]) if path is not None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def pack(path: str) -> tuple[Path, bool] | MediaError:
         try:
@@ -158,7 +158,7 @@ def pack_manifest(
         except MediaError as error:
             return error
 
-    with ThreadPoolExecutor(num_threads or cores) as pool:
+    with ThreadPoolExecutor(num_threads or available_cores()) as pool:
         packed = dict(zip(sources, tqdm(pool.map(pack, sources), total=len(sources), unit="file"), strict=True))
     lines = []
     used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written now
@@ -198,7 +198,7 @@ def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
 
 
 def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str | Path | None) -> tuple[Path, bool]:
-    """Packs a file unless it is packed already; its name in the folder, and whether it was written now."""
+    """Pack a file unless it is packed already; its name in the folder, and whether it was written now."""
     key = hashlib.sha256(f"{content_hash(path)} {asdict(settings)}".encode()).hexdigest()[:32]
     has_video = index_cache.tracks(path, index_dir).video is not None
     name = Path(key[:2], f"{key}{'.mp4' if has_video else '.flac'}")
@@ -206,12 +206,8 @@ def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str |
     if target.exists():
         return name, False
     target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.{threading.get_ident()}{target.suffix}")
-    try:
+    with write_atomically(target) as temporary:
         _pack_file(path, temporary, settings, index_dir, has_video=has_video)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return name, True
 
 
@@ -247,9 +243,9 @@ def _write_copy(
     clock: Fraction,
     waveform: np.ndarray | None,
 ) -> None:
-    """Encodes every frame of a file, with ticks of `clock` seconds, and its audio."""
+    """Encode every frame of a file, with ticks of `clock` seconds, and its audio."""
     options = {"video_track_timescale": str(clock.denominator)} if index is not None else {}
-    with av.open(str(target), "w", options=options) as output:
+    with av.open(str(target), "w", format="flac" if index is None else "mp4", options=options) as output:
         if index is not None:
             scale = min(settings.short_side / min(index.height, index.width), 1)
             height, width = (max(2 * round(length * scale / 2), 2) for length in (index.height, index.width))
@@ -258,17 +254,17 @@ def _write_copy(
             video.time_base = video.codec_context.time_base = clock
             video.codec_context.thread_count = 1  # files are packed side by side
         if waveform is not None:
-            sound = output.add_stream(
+            audio = output.add_stream(
                 "flac", rate=settings.sampling_rate, layout="mono", options={"frame_size": str(AUDIO_BLOCK)}
             )
-            sound.codec_context.format = "s16"
+            audio.codec_context.format = "s16"
         if index is not None:
             ticks = -1
-            pictures = _scaled_pictures(path, index, height, width)
-            for picture, seconds in zip(pictures, index.seconds, strict=True):
+            frames = _scaled_frames(path, index, height, width)
+            for frame, seconds in zip(frames, index.seconds, strict=True):
                 ticks = max(round(Fraction(float(seconds)) / clock), ticks + 1)  # no two at one time, as MP4 wants it
-                picture.pts, picture.time_base = ticks, clock
-                output.mux(video.encode(picture))
+                frame.pts, frame.time_base = ticks, clock
+                output.mux(video.encode(frame))
             output.mux(video.encode(None))
         if waveform is not None:
             samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
@@ -276,19 +272,19 @@ def _write_copy(
                 block = av.AudioFrame.from_ndarray(samples[None, begin : begin + AUDIO_BLOCK], "s16", "mono")
                 block.sample_rate, block.pts = settings.sampling_rate, begin
                 block.time_base = Fraction(1, settings.sampling_rate)
-                output.mux(sound.encode(block))
-            output.mux(sound.encode(None))
+                output.mux(audio.encode(block))
+            output.mux(audio.encode(None))
 
 
-def _scaled_pictures(path: str, index: FrameIndex, height: int, width: int) -> Iterator[av.VideoFrame]:
-    """Every picture of a file, upright and scaled, as planes of brightness and half-size colour."""
+def _scaled_frames(path: str, index: FrameIndex, height: int, width: int) -> Iterator[av.VideoFrame]:
+    """Every frame of a file, upright and scaled, as planes of brightness and half-size colour."""
     reformatter = VideoReformatter()
     matrix = index.display_matrix
     coded_height, coded_width = (width, height) if is_transposed(matrix) else (height, width)
     with open_media(path) as source:
-        for picture in decode_pictures(source, open_video_stream(source, index.stream, path)):
+        for frame in decode_frames(source, open_video_stream(source, index.stream, path)):
             scaled = reformatter.reformat(
-                picture, coded_width, coded_height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
+                frame, coded_width, coded_height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
             )
             if matrix != (1, 0, 0, 1):
                 planes = [
@@ -306,13 +302,14 @@ def _scaled_pictures(path: str, index: FrameIndex, height: int, width: int) -> I
 
 
 def _write_checksums(folder: Path) -> None:
-    """Adds the checksum of every media file that has none yet."""
+    """Add the checksum of every media file that has none yet."""
     path = folder / "checksums.sha256"
     known: dict[str, str] = {}
     if path.exists():
         for line in path.read_text().splitlines():
             digest, _, name = line.partition("  ")
             known[name] = digest
-    files = sorted(str(file.relative_to(folder)) for file in folder.glob("??/[!.]*"))
+    media = [file for suffix in (".mp4", ".flac") for file in folder.glob(f"??/[!.]*{suffix}")]
+    files = sorted(str(file.relative_to(folder)) for file in media)
     sums = {name: known.get(name) or hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     path.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))

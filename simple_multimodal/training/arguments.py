@@ -8,6 +8,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
+from simple_multimodal.cores import available_cores
 from simple_multimodal.data.bad_samples import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS
 from simple_multimodal.evaluation.precision import Precision, effective_precision
 from simple_multimodal.modalities import MODALITIES
@@ -28,9 +29,8 @@ WITHOUT_EFFECT = (
 
 def default_num_workers() -> int:
     """Loader processes for one training process: half the cores that it may use, one to eight."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(1, cores // (2 * local_processes)))
+    return min(8, max(1, available_cores() // (2 * local_processes)))
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.evaluation.protocols import prepared_split
+from simple_multimodal.output_folder import write_atomically
 
 RUN_FILE = "run.json"
 CLIPS_FILE = "training_clips.json"
@@ -109,9 +110,8 @@ def selection_split(
 def write_run_record(folder: str | os.PathLike, record: dict) -> None:
     """Write `run.json` into a folder, which is made if need be; a killed process leaves all of it or nothing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    partial = Path(folder, f".{RUN_FILE}.tmp")
-    partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(Path(folder, RUN_FILE))
+    with write_atomically(Path(folder, RUN_FILE)) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def training_clips(dataset: RowDataset | None, source: str | os.PathLike | None) -> list[str]:

@@ -8,8 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from simple_multimodal.media import MediaError, audio, audio_index, frame_index, has_audio, index_video, read_audio
+from simple_multimodal.media import MediaError, audio, audio_index, has_audio, index_video, read_audio
 from simple_multimodal.media.errors import NoAudioError
+from simple_multimodal.media.index_cache import index_cache
 from tests.media.media_files import write_media
 
 
@@ -400,7 +401,7 @@ def test_the_index_of_a_sound_track_is_kept(tmp_path, monkeypatch, seeks_early):
     path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
     first = read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index")
     assert len(list((tmp_path / "index").rglob("*.audio.safetensors"))) == 1
-    frame_index.index_cache.audio_indices.clear()
+    index_cache.audio_indices.clear()
     monkeypatch.delattr(audio, "build_audio_index")
     np.testing.assert_array_equal(read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index"), first)
 

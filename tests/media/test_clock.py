@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simple_multimodal.media import frame_index, get_video_backend, index_video, read_audio
-from simple_multimodal.media.clock import REORDER_PICTURES, find_runs, make_timeline
+from simple_multimodal.media import get_video_backend, index_video, read_audio
+from simple_multimodal.media.clock import REORDER_FRAMES, find_runs, make_timeline
+from simple_multimodal.media.index_cache import FrameIndexCache
 from tests.media.media_files import read_number, write_media
 
 STEP = Fraction(40)
@@ -58,9 +59,9 @@ def test_a_clock_that_starts_again_goes_on(first):
 
 def test_reordering_is_no_restart():
     """The last frame but as many as a codec may reorder comes again, and the one before it."""
-    for depth in (REORDER_PICTURES + 1, REORDER_PICTURES + 2):
+    for depth in (REORDER_FRAMES + 1, REORDER_FRAMES + 2):
         stamps = [*range(100), *range(100 - depth, 100 - depth + 40)]
-        assert len(find_runs(list(stamps))) == (1 if depth == REORDER_PICTURES + 1 else 2)
+        assert len(find_runs(list(stamps))) == (1 if depth == REORDER_FRAMES + 1 else 2)
 
 
 def test_any_number_of_recordings():
@@ -145,8 +146,8 @@ def test_joined_recordings_follow_each_other(tmp_path, name, settings, audio_sec
 
 def test_a_joined_file_is_known_from_disk(tmp_path):
     path = join(tmp_path / "joined.mpg", (2.0, 2.0), **MPEG2, **MP2)
-    built = frame_index.FrameIndexCache(4).get(path, tmp_path / "index")
-    stored = frame_index.FrameIndexCache(4).get(path, tmp_path / "index")
+    built = FrameIndexCache(4).get(path, tmp_path / "index")
+    stored = FrameIndexCache(4).get(path, tmp_path / "index")
     assert stored.clock_runs == built.clock_runs and len(stored.clock_runs) == 1
     assert stored.tracks == built.tracks
 

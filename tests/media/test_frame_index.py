@@ -12,7 +12,10 @@ import pytest
 
 from simple_multimodal.media import MediaError, get_video_backend, index_video, with_index
 from simple_multimodal.media import frame_index as frame_index_module
-from simple_multimodal.media.frame_index import FrameIndex, FrameIndexCache, build_index
+from simple_multimodal.media import index_cache as index_cache_module
+from simple_multimodal.media import packets as packets_module
+from simple_multimodal.media.frame_index import FrameIndex, build_index, index_by_decoding, index_from_packets
+from simple_multimodal.media.index_cache import FrameIndexCache, index_cache
 from tests.media.media_files import HEIGHT, WIDTH, read_number, write_media, write_two_tracks
 
 H265 = {"crf": "10", "x265-params": "log-level=none:keyint=12:bframes=3"}
@@ -20,7 +23,7 @@ H265 = {"crf": "10", "x265-params": "log-level=none:keyint=12:bframes=3"}
 
 def by_decoding(path) -> FrameIndex:
     """The index that decoding the whole file gives, without a packet table."""
-    return replace(frame_index_module._index_by_decoding(path), table=None)
+    return replace(index_by_decoding(path), table=None)
 
 
 def assert_same(index: FrameIndex, expected: FrameIndex) -> None:
@@ -59,7 +62,7 @@ def test_the_cache_drops_the_least_recently_used(tmp_path, monkeypatch):
         loaded.append(path.stem)
         return FrameIndex(num_frames=1, seconds=np.zeros(1), width=1, height=1, duration_seconds=1.0)
 
-    monkeypatch.setattr(frame_index_module, "_load_index", load)
+    monkeypatch.setattr(index_cache_module, "_load_index", load)
     cache = FrameIndexCache(max_files=2)
     for position in (0, 1, 0, 2, 0, 1):
         cache.get(paths[position])
@@ -76,7 +79,7 @@ def test_a_child_forked_while_the_cache_is_locked_does_not_hang(tmp_path):
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
     child = fork.Process(target=_index_in_child, args=(path, results))
-    with frame_index_module.index_cache.lock:
+    with index_cache.lock:
         child.start()
     try:
         assert results.get(timeout=20) == 3
@@ -97,7 +100,7 @@ def test_a_child_forked_while_the_cache_is_locked_does_not_hang(tmp_path):
 )
 def test_an_index_from_packets_is_that_of_decoding(tmp_path, name, codec, options):
     path = write_media(tmp_path / name, num_frames=40, codec=codec, codec_options=options)
-    index = frame_index_module._index_from_packets(path)
+    index = index_from_packets(path)
     assert_same(index, by_decoding(path))
     assert index.table.entries[0] == 0 and len(index.table.packets) == 40
 
@@ -115,7 +118,7 @@ def test_an_index_from_packets_is_that_of_decoding(tmp_path, name, codec, option
 )
 def test_what_packets_do_not_prove_is_settled_by_decoding(tmp_path, name, codec, options, has_table):
     path = write_media(tmp_path / name, num_frames=30, codec=codec, codec_options=options)
-    assert frame_index_module._index_from_packets(path) is None
+    assert index_from_packets(path) is None
     index = build_index(path)
     assert_same(index, by_decoding(path))
     assert (index.table is not None) == has_table
@@ -133,7 +136,7 @@ def test_a_damaged_packet_has_the_file_decoded(tmp_path, place):
     content = bytearray(path.read_bytes())
     content[packets_of(path)[20][0] + place] ^= 0xFF
     path.write_bytes(content)
-    assert frame_index_module._index_from_packets(path) is None
+    assert index_from_packets(path) is None
     assert_same(build_index(path), by_decoding(path))
 
 
@@ -155,7 +158,7 @@ def test_an_unsound_index_is_replaced_and_the_file_read_again(tmp_path, caplog):
     path = write_media(tmp_path / "clip.mp4", num_frames=30)
     index = index_video(path)
     wrong = replace(index, table=replace(index.table, time_stamps=index.table.time_stamps + 1))
-    frame_index_module.index_cache.put(path, wrong, os.stat(path))
+    index_cache.put(path, wrong, os.stat(path))
     backend = get_video_backend("pyav")
     frames = with_index(path, lambda index: backend.frames(path, [3, 17], index))
     assert [read_number(frame) for frame in frames] == [3, 17]
@@ -174,7 +177,8 @@ def test_a_file_that_lost_frames_since_it_was_indexed_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("name", ["ten.mp4", "ten.avi"])
 def test_too_many_frames_are_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(frame_index_module, "MAX_FRAMES", 10)
+    for module in (frame_index_module, packets_module):
+        monkeypatch.setattr(module, "MAX_FRAMES", 10)
     codec = "libx264" if name.endswith("mp4") else "mpeg4"
     assert build_index(write_media(tmp_path / name, num_frames=10, codec=codec, codec_options={})).num_frames == 10
     with pytest.raises(MediaError, match="more than 10 frames"):
@@ -257,7 +261,7 @@ def builds(monkeypatch) -> list[str]:
         names.append(os.path.basename(path))
         return original(path)
 
-    monkeypatch.setattr(frame_index_module, "build_index", build)
+    monkeypatch.setattr(index_cache_module, "build_index", build)
     return names
 
 

@@ -14,9 +14,9 @@ import datasets
 import pytest
 
 from simple_multimodal import cli
-from simple_multimodal.data import prepare
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS, SplitSize, get_protocol
+from simple_multimodal.prepare import manifests
 from simple_multimodal.prepare.benchmarks import SOURCES, alpro_folder, clip_name, read_annotations
 from simple_multimodal.prepare.manifests import prepare_benchmark, set_aside
 
@@ -448,7 +448,7 @@ def documented_commands() -> list[list[str]]:
 @pytest.mark.parametrize("argv", documented_commands(), ids=" ".join)
 def test_commands_of_the_documentation_run(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, "NUM_VALIDATION_CLIPS", 1)
+    monkeypatch.setattr(manifests, "NUM_VALIDATION_CLIPS", 1)
     benchmark, folder = argv[1], Path(argv[argv.index("--annotations") + 1])
     if "--videos" in argv:
         WRITERS[benchmark](folder)

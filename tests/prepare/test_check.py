@@ -1,5 +1,6 @@
 """Tests of the data check and of the picture of a sample, as commands and as functions."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from simple_multimodal import cli
-from simple_multimodal.media import frame_index
+from simple_multimodal.media.index_cache import index_cache, index_video
 from simple_multimodal.prepare.check import check_manifests
 from tests.media.media_files import write_media
 
@@ -52,9 +53,9 @@ def test_decoding_finds_what_packets_hide(tmp_path, monkeypatch):
     """Damage inside a picture that nothing refers to is not seen before the picture is decoded."""
     path = write_media(tmp_path / "a.mp4", num_frames=30)
     (tmp_path / "train.csv").write_text("video,caption\na.mp4,one\n")
-    index = frame_index.index_video(path)
-    shorter = frame_index.replace(index, num_frames=29, seconds=index.seconds[:29])
-    frame_index.index_cache.put(path, shorter, path.stat())
+    index = index_video(path)
+    shorter = dataclasses.replace(index, num_frames=29, seconds=index.seconds[:29])
+    index_cache.put(path, shorter, path.stat())
     assert check_manifests([tmp_path / "train.csv"]).files[0].num_frames == 29
     assert check_manifests([tmp_path / "train.csv"], decodes=True).files[0].num_frames == 30
 

@@ -1,15 +1,15 @@
-"""Pictures and sounds of the toy world: what they can be, how they are drawn and played, and written as files."""
+"""Video and audio of the toy world: what they can be, how they are drawn and played, and written as files."""
 
 import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 
 from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.output_folder import write_atomically
 
 FRAME_SIZE = 64  # pixels, height and width
 FRAMES_PER_SECOND = 10
@@ -33,13 +33,13 @@ WAKE_GAP, WAKE_LENGTH, WAKE_WIDTH = 3.0, 9.0, 2.5
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y downwards
 PITCHES = {"low": 180.0, "middle": 430.0, "high": 1030.0}  # Hz of the lowest note
 RHYTHMS = {"slow": 2.0, "steady": 4.0, "fast": 8.0}  # notes per second
-PICTURE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+VIDEO_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "size": tuple(DIAMETERS),
     "colour": tuple(COLOURS),
     "shape": ("circle", "cross", "bar", "pillar"),
     "motion": tuple(DIRECTIONS),
 }
-SOUND_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+AUDIO_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "pitch": tuple(PITCHES),
     "rhythm": tuple(RHYTHMS),
     "timbre": ("pure", "buzzing", "noisy"),
@@ -47,14 +47,14 @@ SOUND_ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class ToyVideo:
     """
-    What one picture stream shows. Two clips with equal pictures hold the same encoded picture stream, byte for byte.
+    What one video stream shows. Two clips with equal ones hold the same encoded video stream, byte for byte.
 
     Args:
         name (`str`): Seeds the nuisance: start, speed, tints, noise.
-        values (`tuple[str, ...]`): Value of each of `PICTURE_ATTRIBUTES`.
-        asked (`str`): The attribute that the picture question asks for.
+        values (`tuple[str, ...]`): Value of each of `VIDEO_ATTRIBUTES`.
+        asked (`str`): The attribute that the video question asks for.
         backgrounds (`tuple[str, ...]`): Background of each segment; neighbours differ, each of the three is seen
             equally long.
         switches (`tuple[int, ...]`): First frame of each segment, beginning with 0.
@@ -73,14 +73,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sound:
+class ToyAudio:
     """
-    What one sound track plays. Two clips with equal sounds hold the same encoded sound track, byte for byte.
+    What one audio track plays. Two clips with equal ones hold the same encoded audio track, byte for byte.
 
     Args:
         name (`str`): Seeds the nuisance: notes, tempo, phase, loudness, noise.
-        values (`tuple[str, ...]`): Value of each of `SOUND_ATTRIBUTES`.
-        asked (`str`): The attribute that the sound question asks for.
+        values (`tuple[str, ...]`): Value of each of `AUDIO_ATTRIBUTES`.
+        asked (`str`): The attribute that the audio question asks for.
         beep_seconds (`float`): Middle of the beep, in seconds.
     """
 
@@ -90,20 +90,20 @@ class Sound:
     beep_seconds: float
 
 
-def render_picture(picture: Picture, *, num_frames: int, seed: int) -> np.ndarray:
+def render_video(video: ToyVideo, *, num_frames: int, seed: int) -> np.ndarray:
     """
-    Draw the frames of a picture.
+    Draw the frames of a video.
 
     Args:
-        picture (`Picture`): What to draw.
+        video (`ToyVideo`): What to draw.
         num_frames (`int`): Number of frames, 10 per second.
-        seed (`int`): The seed of the world; with the picture's name it decides start, speed, tints and noise.
+        seed (`int`): The seed of the world; with the video's name it decides start, speed, tints and noise.
 
     Returns:
         `np.ndarray` of dtype uint8 and shape `(num_frames, 64, 64, 3)`: RGB frames.
     """
-    size, colour, shape, motion = picture.values
-    generator = toy_generator(seed, f"picture {picture.name}")
+    size, colour, shape, motion = video.values
+    generator = toy_generator(seed, f"picture {video.name}")
     radius = DIAMETERS[size] / 2 * generator.uniform(0.95, 1.05)
     margin = radius + OUTLINE + 1  # pixels from the centre to the edge of the frame, at least
     room = FRAME_SIZE - 2 * margin  # pixels that the centre can travel without leaving the frame
@@ -125,7 +125,7 @@ def render_picture(picture: Picture, *, num_frames: int, seed: int) -> np.ndarra
     tints = {
         name: (np.array(rgb) + generator.uniform(-5, 5, 3)).astype(np.float32) for name, rgb in BACKGROUNDS.items()
     }
-    backdrop = np.stack([tints[picture.background_at(n / FRAMES_PER_SECOND)] for n in range(num_frames)])
+    backdrop = np.stack([tints[video.background_at(n / FRAMES_PER_SECOND)] for n in range(num_frames)])
     paint = (np.array(COLOURS[colour]) + generator.uniform(-8, 8, 3)).astype(np.float32)
     texture = generator.normal(0, 3, (FRAME_SIZE, FRAME_SIZE, 1)).astype(np.float32)
     covered = np.maximum(covered, np.clip(0.5 - wake, 0, 1))
@@ -133,20 +133,20 @@ def render_picture(picture: Picture, *, num_frames: int, seed: int) -> np.ndarra
     return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
 
-def render_sound(sound: Sound, *, num_samples: int, seed: int) -> np.ndarray:
+def render_audio(audio: ToyAudio, *, num_samples: int, seed: int) -> np.ndarray:
     """
-    Synthesise the waveform of a sound.
+    Synthesise the waveform of an audio track.
 
     Args:
-        sound (`Sound`): What to play.
+        audio (`ToyAudio`): What to play.
         num_samples (`int`): Number of samples at 16 kHz.
-        seed (`int`): The seed of the world; with the sound's name it decides notes, tempo, phase, loudness and noise.
+        seed (`int`): The seed of the world; with the track's name it decides notes, tempo, phase, loudness and noise.
 
     Returns:
         `np.ndarray` of dtype float32 and shape `(num_samples,)`: Waveform in [-1, 1].
     """
-    pitch, rhythm, timbre = sound.values
-    generator = toy_generator(seed, f"sound {sound.name}")
+    pitch, rhythm, timbre = audio.values
+    generator = toy_generator(seed, f"sound {audio.name}")
     times = np.arange(num_samples) / SAMPLING_RATE
     rate = RHYTHMS[rhythm] * generator.uniform(0.94, 1.06)  # notes per second
     beats = times * rate + generator.uniform(0, 1)
@@ -168,7 +168,7 @@ def render_sound(sound: Sound, *, num_samples: int, seed: int) -> np.ndarray:
     melody = tone * envelope
     melody *= 0.12 * generator.uniform(0.8, 1.2) / np.sqrt(np.mean(melody**2))
 
-    from_beep = np.abs(times - sound.beep_seconds)
+    from_beep = np.abs(times - audio.beep_seconds)
     beep = np.sin(2 * np.pi * BEEP_FREQUENCY * times) * np.clip((BEEP_SECONDS / 2 - from_beep) / 0.01, 0, 1)
     waveform = melody + 0.3 * beep + generator.normal(0, 0.002, num_samples)
     return np.clip(waveform, -1, 1).astype(np.float32)
@@ -183,10 +183,11 @@ def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.nd
         frames (`np.ndarray` of dtype uint8 and shape `(num_frames, height, width, 3)`): RGB frames, 10 per second.
         waveform (`np.ndarray` of dtype float32 and shape `(num_samples,)`): Mono waveform at 16 kHz.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
     # "bitexact" keeps library versions and dates out of the file
-    with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with (
+        write_atomically(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
+    ):
         options = {"preset": "veryfast", "crf": "20", "g": "12", "bf": "0", "threads": "1"}
         video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         video.height, video.width = frames.shape[1:3]
@@ -206,7 +207,6 @@ def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.nd
         )  # without it players hear AAC's 64 ms of priming
         container.mux(audio.encode(samples))
         container.mux(audio.encode(None))
-    os.replace(partial, path)
 
 
 def toy_generator(seed: int, purpose: str) -> np.random.Generator:
