@@ -14,26 +14,24 @@ from functools import partial
 # Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from transformers import set_seed
-from transformers.utils import logging
-
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
-from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
-from simple_multimodal.models.fusion.crossformer import load_fusion_config
-from simple_multimodal.output_folder import writing_into
-from simple_multimodal.training import assembly, checkpoints
-from simple_multimodal.training.evaluation import PairSet
-from simple_multimodal.training.results import write_results
-from simple_multimodal.training.run_control import ending_in_one_line
-from simple_multimodal.training.run_record import make_run_record, selection_split
-from simple_multimodal.training.trainer import MultimodalTrainer
-
-logger = logging.get_logger("simple_multimodal")
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
     """The main job: data, model, trainer; then train, evaluate and save. Returns the metrics."""
+    # Imported here, so that --help and wrong flags are answered without them.
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from simple_multimodal.data.collator import MultimodalCollator
+    from simple_multimodal.models.distributed import leave_process_group
+    from simple_multimodal.models.fusion.crossformer import load_fusion_config
+    from simple_multimodal.training import assembly, checkpoints
+    from simple_multimodal.training.evaluation import PairSet
+    from simple_multimodal.training.results import write_results
+    from simple_multimodal.training.run_record import make_run_record, selection_split
+    from simple_multimodal.training.trainer import MultimodalTrainer
+
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
 
     # Data: rows of paths; no media file is opened yet.
@@ -91,7 +89,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
             cache_dir=model_args.cache_dir,
         )
         for report in reports if args.should_log else ():
-            logger.warning(report.summary())
+            logging.get_logger("simple_multimodal").warning(report.summary())
     assembly.check_inputs(
         model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities
     )
@@ -136,6 +134,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
 def main() -> None:
     arguments = parse_args()
+
+    from simple_multimodal.models.distributed import decide_in_first_process
+    from simple_multimodal.output_folder import writing_into
+    from simple_multimodal.training.run_control import ending_in_one_line
+
     output_dir = arguments[-1].output_dir
     with ending_in_one_line(), writing_into(output_dir, command="train.py", decide=decide_in_first_process):
         metrics = run(*arguments)

@@ -17,19 +17,13 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from simple_multimodal.flags import GROUPS, TRAINER
 from simple_multimodal.training.arguments import WITHOUT_EFFECT, MultimodalTrainingArguments
 
 from .data_arguments import DataArguments
 from .model_arguments import ModelArguments, find_config
 
 USAGE = "%(prog)s [--config FILE.yaml] [--flag value ...]     (YAML: `flag: value` lines; the command line wins)"
-
-STOCK_GROUP = "Trainer (transformers)"
-
-GROUPS = (
-    "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Objectives", "Data", "Training", "Evaluation", STOCK_GROUP,
-)  # fmt: skip
-"""The headings of `--help` in their order; a field names its heading as `group` in its metadata."""
 
 RENAMED_FLAGS = {
     "evaluation_strategy": "eval_strategy",
@@ -185,8 +179,8 @@ class CommandLineParser(HfArgumentParser):
         for field in dataclasses.fields(dtype):
             if not field.init or field.name in skip:
                 continue
-            metadata = dict(field.metadata)
-            group = self._headed_groups[metadata.pop("group", STOCK_GROUP)]
+            group = self._headed_groups[field.metadata.get("group", TRAINER)]
+            metadata = {key: field.metadata[key] for key in ("help", "choices") if key in field.metadata}
             if field.metadata == stock_metadata.get(field.name):
                 metadata["help"] = SHORT_DESCRIPTIONS.get(field.name, _first_sentence(metadata["help"]))
             if type_hints[field.name] == bool | None:  # `--do_eval` alone means True, as for every other boolean

@@ -24,6 +24,7 @@ import worlds
 
 import train
 from arguments import parse_args
+from simple_multimodal.training import trainer
 from simple_multimodal.training.evaluation import RetrievalEvaluation
 from simple_multimodal.training.trainer import MultimodalTrainer
 
@@ -77,7 +78,7 @@ def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> d
     flags += ["--fusion_form", form, "--seed", str(seed), "--overwrite_output_dir", "True"]
     flags += ["--eval_strategy", "steps", "--eval_steps", str(options.eval_steps), "--save_strategy", "no"]
     flags += ["--disable_tqdm", "True"]
-    train.MultimodalTrainer = Recorder
+    trainer.MultimodalTrainer = Recorder
     begin = time.perf_counter()
     train.run(*parse_args([*flags, *options.flags]))
     return {

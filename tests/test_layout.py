@@ -10,15 +10,27 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # What each part may import besides itself. `*` is everything.
 ALLOWED_IMPORTS = {
     "modalities": set(),
+    "defaults": set(),
+    "flags": set(),
     "missing": set(),
     "output_folder": set(),
     "media": {"modalities"},
     "processing": {"media", "modalities"},
     "data": {"media", "processing", "modalities", "output_folder"},
-    "prepare": {"data", "media", "processing", "modalities", "evaluation", "output_folder"},
+    "prepare": {"data", "media", "processing", "modalities", "evaluation", "output_folder", "defaults"},
     "models": {"modalities", "missing"},
-    "evaluation": set(),
-    "training": {"models", "data", "processing", "evaluation", "modalities", "missing", "output_folder"},
+    "evaluation": {"defaults"},
+    "training": {
+        "models",
+        "data",
+        "processing",
+        "evaluation",
+        "modalities",
+        "missing",
+        "output_folder",
+        "defaults",
+        "flags",
+    },
     "inference": {
         "models",
         "data",
@@ -29,12 +41,13 @@ ALLOWED_IMPORTS = {
         "modalities",
         "missing",
         "output_folder",
+        "defaults",
     },
     "doctor": set(),
     "cli": {"*"},
     "__main__": {"cli"},
     "__init__": set(),
-    "arguments": {"modalities", "training"},
+    "arguments": {"modalities", "training", "defaults", "flags"},
 }
 
 

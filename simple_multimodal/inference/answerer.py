@@ -11,6 +11,7 @@ import torch
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder, media_rows
 from simple_multimodal.data.manifest import MultimodalDataset, QuestionDataset, Row
+from simple_multimodal.defaults import TOP_K_ANSWERS
 from simple_multimodal.inference.pipeline import ClipKey, Clips, Pipeline, open_manifest
 from simple_multimodal.models import AlproForQuestionAnswering, MultimodalForQuestionAnswering
 
@@ -56,7 +57,7 @@ class QuestionAnswerer(Pipeline):
     }
 
     def answer(
-        self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = 1
+        self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = TOP_K_ANSWERS
     ) -> list[Answer] | list[list[Answer]]:
         """
         Answer questions about one clip.
@@ -82,7 +83,7 @@ class QuestionAnswerer(Pipeline):
         question: str,
         clips: Clips,
         *,
-        top_k: int = 1,
+        top_k: int = TOP_K_ANSWERS,
         recursive: bool = False,
     ) -> dict[str, list[Answer]]:
         """

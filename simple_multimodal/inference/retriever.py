@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.manifest import MultimodalDataset, Row
+from simple_multimodal.defaults import TOP_K_CLIPS
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Clips, Pipeline, cosine, from_main, open_manifest
 from simple_multimodal.models import AlproForRetrieval, MultimodalForRetrieval
@@ -232,7 +233,7 @@ class Retriever(Pipeline):
         texts: str | Sequence[str],
         index: ClipIndex | Clips,
         *,
-        top_k: int = 10,
+        top_k: int = TOP_K_CLIPS,
         rerank: int | None = None,
         recursive: bool = False,
     ) -> list[Match] | list[list[Match]]:

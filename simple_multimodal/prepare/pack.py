@@ -16,6 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
 from simple_multimodal.data.manifest import MultimodalDataset, Row, row_captions
+from simple_multimodal.defaults import PACK_CRF, PACK_GROUP_SIZE, PACK_SAMPLING_RATE, PACK_SHORT_SIDE
 from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
 from simple_multimodal.media.container import decode_pictures, open_media, open_video_stream
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
@@ -42,10 +43,10 @@ class PackSettings:
         sampling_rate (`int`): Of the sound, in Hz; it is stored without loss at 16 bits.
     """
 
-    short_side: int = 224
-    group_size: int = 1
-    crf: int = 18
-    sampling_rate: int = 16000
+    short_side: int = PACK_SHORT_SIDE
+    group_size: int = PACK_GROUP_SIZE
+    crf: int = PACK_CRF
+    sampling_rate: int = PACK_SAMPLING_RATE
 
     @property
     def x264_options(self) -> dict[str, str]:

@@ -14,6 +14,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from simple_multimodal.defaults import (
+    TOY_PAIRS,
+    TOY_QUESTION_CLIPS,
+    TOY_TRAIN_CLIPS,
+    TOY_VALIDATION_PICTURES,
+    TOY_VALIDATION_SOUNDS,
+)
 from simple_multimodal.output_folder import LOCK_FILE
 from simple_multimodal.prepare.toy_media import (
     BACKGROUNDS,
@@ -121,11 +128,11 @@ class Clip:
 def make_toy_world(
     output_dir: str | os.PathLike[str],
     *,
-    num_train_clips: int = 2000,
-    num_validation_pictures: int = 16,
-    num_validation_sounds: int = 16,
-    num_question_clips: int = 243,
-    num_pairs: int = 512,
+    num_train_clips: int = TOY_TRAIN_CLIPS,
+    num_validation_pictures: int = TOY_VALIDATION_PICTURES,
+    num_validation_sounds: int = TOY_VALIDATION_SOUNDS,
+    num_question_clips: int = TOY_QUESTION_CLIPS,
+    num_pairs: int = TOY_PAIRS,
     num_segments: int = 6,
     seconds: float | None = None,
     seed: int = 0,

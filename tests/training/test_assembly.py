@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import DebertaV2Config, VideoMAEConfig, ViTConfig, ViTMAEConfig
 
-import train
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training.assembly import build_config, build_processor, load_processor
+from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training.tiny_run import CAPTIONS, flags, run
 
 TOWERS = {
@@ -171,12 +171,12 @@ def test_flags_of_parts_are_named_when_a_whole_model_is_loaded(start, tmp_path, 
 def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, tmp_path, saved, monkeypatch):
     made = []
 
-    class Kept(train.MultimodalTrainer):
+    class Kept(MultimodalTrainer):
         def __init__(self, model, *args, **kwargs):
             made.append({m: model.multimodal.encoder(m).config._attn_implementation for m in model.config.modalities})
             super().__init__(model, *args, **kwargs)
 
-    monkeypatch.setattr(train, "MultimodalTrainer", Kept)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", Kept)
     eager = flags(video_attn_implementation="eager")
     run(*start, "--do_train", *eager, *flags(output_dir=tmp_path / "new", max_steps=1))
     run(*start, "--do_eval", *eager, *flags(output_dir=tmp_path / "saved", model_name_or_path=saved))
