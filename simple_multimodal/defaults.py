@@ -24,12 +24,6 @@ TOP_K_CLIPS = 10  # found by a search
 TOP_K_ANSWERS = 1
 CLIPS_PER_SHARD = 128  # of features
 
-# Packed copies of a data set.
-PACK_SHORT_SIDE = 224  # in pixels
-PACK_GROUP_SIZE = 1  # frames; each can be decoded alone
-PACK_CRF = 18
-PACK_SAMPLING_RATE = 16000  # in Hz
-
 # Prepared benchmarks.
 NUM_VALIDATION_CLIPS = 500  # set aside where a benchmark has no validation list
 

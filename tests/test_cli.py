@@ -279,10 +279,9 @@ def test_python_m_reaches_the_verbs(tmp_path):
 @pytest.mark.parametrize(
     ("verb", "function"),
     [
-        ("simple_multimodal.cli.data:toy", "simple_multimodal.prepare.toy:make_toy_world"),
+        ("simple_multimodal.cli.data:ToyOptions", "simple_multimodal.prepare.toy:make_toy_world"),
         ("simple_multimodal.cli.data:index", "simple_multimodal.prepare.check:check_manifests"),
         ("simple_multimodal.cli.data:prepare", "simple_multimodal.prepare.manifests:prepare_benchmark"),
-        ("simple_multimodal.cli.data:pack", "simple_multimodal.prepare.pack:PackSettings"),
         ("simple_multimodal.cli.models:search", "simple_multimodal.inference:Retriever.search"),
         ("simple_multimodal.cli.models:answer", "simple_multimodal.inference:QuestionAnswerer.answer_each"),
         ("simple_multimodal.cli.models:infer", "simple_multimodal.inference.benchmark:measure_benchmark"),

@@ -1,6 +1,7 @@
 """Verbs about data sets: `toy`, `clips`, `index`, `prepare`, `pack` and `show`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from simple_multimodal.cli.options import (
@@ -16,10 +17,6 @@ from simple_multimodal.cli.options import (
 )
 from simple_multimodal.defaults import (
     NUM_VALIDATION_CLIPS,
-    PACK_CRF,
-    PACK_GROUP_SIZE,
-    PACK_SAMPLING_RATE,
-    PACK_SHORT_SIDE,
     TOY_PAIRS,
     TOY_QUESTION_CLIPS,
     TOY_TRAIN_CLIPS,
@@ -27,34 +24,28 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_SOUNDS,
 )
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
+from simple_multimodal.prepare.settings import PackSettings
 
 
-def toy(
-    out: Annotated[str, "folder to write; a finished one is left as it is"],
-    *,
-    num_train_clips: Annotated[int, "training clips"] = TOY_TRAIN_CLIPS,
-    num_validation_pictures: Annotated[int, "different videos in the held-out clips"] = TOY_VALIDATION_PICTURES,
-    num_validation_sounds: Annotated[int, "different audio tracks in the held-out clips"] = TOY_VALIDATION_SOUNDS,
-    num_question_clips: Annotated[int, "held-out clips with questions, a multiple of 9"] = TOY_QUESTION_CLIPS,
-    num_pairs: Annotated[int, "pairs that differ in audio only, and as many in video only"] = TOY_PAIRS,
-    seed: Annotated[int, "random seed"] = 0,
-    num_processes: Annotated[int | None, "processes that write; default: one per core"] = None,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions:
+    """How large the toy data set is."""
+
+    num_train_clips: Annotated[int, "training clips"] = TOY_TRAIN_CLIPS
+    num_validation_pictures: Annotated[int, "different videos in the held-out clips"] = TOY_VALIDATION_PICTURES
+    num_validation_sounds: Annotated[int, "different audio tracks in the held-out clips"] = TOY_VALIDATION_SOUNDS
+    num_question_clips: Annotated[int, "held-out clips with questions, a multiple of 9"] = TOY_QUESTION_CLIPS
+    num_pairs: Annotated[int, "pairs that differ in audio only, and as many in video only"] = TOY_PAIRS
+    seed: Annotated[int, "random seed"] = 0
+    num_processes: Annotated[int | None, "processes that write; default: one per core"] = None
+
+
+def toy(out: Annotated[str, "folder to write; a finished one is left as it is"], *, options: ToyOptions) -> int:
     """Write the toy data set."""
     from simple_multimodal.prepare.toy import make_toy_world
 
     with only_writer(out, "toy"):
-        folder = make_toy_world(
-            out,
-            num_train_clips=num_train_clips,
-            num_validation_pictures=num_validation_pictures,
-            num_validation_sounds=num_validation_sounds,
-            num_question_clips=num_question_clips,
-            num_pairs=num_pairs,
-            seed=seed,
-            num_processes=num_processes,
-        )
-    print(folder)
+        print(make_toy_world(out, **vars(options)))
     return 0
 
 
@@ -139,20 +130,14 @@ def pack(
     manifest: Manifest,
     out: Annotated[str, "output folder; existing files are kept"],
     *,
-    short_side: Annotated[
-        int, "short side of frames in pixels, smaller ones stay; more serves random crops"
-    ] = PACK_SHORT_SIDE,
-    group_size: Annotated[int, "frames in a group; 1: each can be decoded alone"] = PACK_GROUP_SIZE,
-    crf: Annotated[int, "quality of x264, 0 (lossless) to 51"] = PACK_CRF,
-    sampling_rate: Annotated[int, "sampling rate of the audio, in Hz"] = PACK_SAMPLING_RATE,
+    settings: PackSettings,
     num_threads: NumThreads = None,
     files: FileOptions,
     index_dir: IndexDir = None,
 ) -> int:
     """Write a copy of a data set that is fast to read. Exit code 1 if rows were left out."""
-    from simple_multimodal.prepare.pack import PackSettings, pack_manifest
+    from simple_multimodal.prepare.pack import pack_manifest
 
-    settings = PackSettings(short_side=short_side, group_size=group_size, crf=crf, sampling_rate=sampling_rate)
     with only_writer(out, "pack"):
         report = pack_manifest(
             manifest, out, **vars(files), index_dir=index_dir, settings=settings, num_threads=num_threads
