@@ -54,7 +54,8 @@ def test_doctor_prints_lines_for_people(capsys):
     ("requirement", "detail", "remedy"),
     [
         ("no-such-package>=1", "is not installed", "pip install 'no-such-package>=1'"),
-        ("numpy>=99", "is too old, needs >=99", "pip install 'numpy>=99'"),
+        ("numpy>=99", "is not supported, needs >=99", "pip install 'numpy>=99'"),
+        ("numpy<1", "is not supported, needs <1", "pip install 'numpy<1'"),
     ],
 )
 def test_doctor_fails_where_the_core_does_not_work(capsys, monkeypatch, requirement, detail, remedy):
@@ -108,6 +109,19 @@ def test_the_lock_pins_every_requirement_to_a_version_it_allows(project):
     for requirement in map(Requirement, project["dependencies"] + extras):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement.name
     assert any(line.startswith("decord==") and "x86_64" in line for line in lines)
+
+
+def test_the_wheel_holds_the_library_alone():
+    setuptools = pytest.importorskip("setuptools")
+    include = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    files = REPOSITORY.glob("simple_multimodal/**/__init__.py")
+    own = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in files}
+    assert set(setuptools.find_packages(str(REPOSITORY), **include)) == own
+
+
+def test_transformers_is_of_the_major_release_whose_trainer_ours_overrides(project):
+    (transformers,) = (line for line in project["dependencies"] if line.startswith("transformers"))
+    assert Requirement(transformers).specifier.contains("5.99") and "6" not in Requirement(transformers).specifier
 
 
 TOY_SIZE = (
