@@ -39,7 +39,7 @@ def loss_weight(objective: str) -> Any:
 
 def find_config(name: str) -> str:
     """
-    Finds a config file in the working directory or, failing that, beside `train.py`.
+    Find a config file in the working directory or, failing that, beside `train.py`.
 
     Args:
         name (`str`): A path such as `configs/runs/toy.yaml`, or a hub name.

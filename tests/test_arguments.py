@@ -11,8 +11,9 @@ from transformers import TrainingArguments
 
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
 from arguments.model_arguments import PROJECT_FOLDER, find_config
-from arguments.parser import GROUPS, CommandLineParser
+from arguments.parser import SHORT_DESCRIPTIONS, CommandLineParser
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.flags import GROUPS
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.training.arguments import WITHOUT_EFFECT
@@ -411,6 +412,14 @@ def test_help_has_every_flag_once_under_a_heading_in_short_lines():
     assert set(flags) == {f"--{name}" for name in names - hidden} | {"--config"}
     starts = [index for index, line in enumerate(lines) if line.startswith("  --")]
     assert max(end - start for start, end in zip(starts[:-1], starts[1:], strict=True)) <= 6
+
+
+def test_short_descriptions_are_of_stock_flags_that_we_leave_as_they_are():
+    stock, ours = (
+        {field.name: field.metadata for field in dataclasses.fields(dtype)}
+        for dtype in (TrainingArguments, MultimodalTrainingArguments)
+    )
+    assert [name for name in SHORT_DESCRIPTIONS if stock.get(name) != ours[name]] == []
 
 
 def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():

@@ -56,10 +56,10 @@ class MultimodalTrainingArguments(TrainingArguments):
     do_eval: bool | None = flag(None, TRAINING, "Evaluate at the end. Default: yes, unless only --do_train is given.")
     remove_unused_columns: bool = flag(False, TRAINER, "Must stay False: the collator reads every column of a row.")
     logging_nan_inf_filter: bool = flag(
-        False, TRAINER, "Replace losses that are NaN or infinite by the average in the logs."
+        False, TRAINER, "Log the average loss in place of one that is NaN or infinite."
     )
     ddp_find_unused_parameters: bool | None = flag(
-        False, TRAINER, "Search the graph of every step for parameters without gradient, of which there are none."
+        False, TRAINER, "Search every step for parameters without gradient; none are left to find."
     )
     dataloader_num_workers: int = flag(
         default_num_workers,
