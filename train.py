@@ -14,44 +14,40 @@ from functools import partial
 # Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from transformers import set_seed
-from transformers.utils import logging
-
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
-from simple_multimodal import assembly
-from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
-from simple_multimodal.models.fusion.crossformer import load_fusion_config
-from simple_multimodal.models.lora import prepare_trainable
-from simple_multimodal.output_folder import writing_into
-from simple_multimodal.tasks import get_task
-from simple_multimodal.tasks.retrieval.twins import PairSet
-from simple_multimodal.training import checkpoints
-from simple_multimodal.training.features import load_features
-from simple_multimodal.training.results import write_results
-from simple_multimodal.training.run_control import ending_in_one_line
-from simple_multimodal.training.run_record import make_run_record, selection_split
-from simple_multimodal.training.trainer import MultimodalTrainer
-
-logger = logging.get_logger("simple_multimodal")
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
     """The main job: data, model, trainer; then train, evaluate and save. Returns the metrics."""
+    # Imported here, so that --help and wrong flags are answered without them.
+    from transformers import set_seed
+
+    from simple_multimodal.assembly import check_inputs
+    from simple_multimodal.models.distributed import leave_process_group
+    from simple_multimodal.models.lora import prepare_trainable
+    from simple_multimodal.tasks import get_task, models
+    from simple_multimodal.tasks.retrieval.twins import PairSet
+    from simple_multimodal.training import trainer as training
+    from simple_multimodal.training.checkpoints import find_checkpoint
+    from simple_multimodal.training.results import write_results
+    from simple_multimodal.training.run_record import make_run_record, selection_split
+
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
 
     # Data: rows of paths; no media file is opened yet.
-    row_settings = {"modalities": model_args.modalities, "cache_dir": model_args.cache_dir, **data_args.file_settings}
     task_class = get_task(model_args.task)
-    rows = partial(task_class.open_rows, **row_settings)
+    rows = partial(
+        task_class.open_rows,
+        modalities=model_args.modalities,
+        cache_dir=model_args.cache_dir,
+        roots=data_args.roots,
+        follow_links=data_args.follow_links,
+    )
     train_set = rows(data_args.train_path, max_samples=data_args.max_train_samples) if args.do_train else None
-    evaluates = args.do_eval or args.eval_strategy != "no"
-    eval_set = rows(data_args.validation_path, max_samples=data_args.max_eval_samples) if evaluates else None
-    pair_paths = data_args.pair_paths if args.do_eval else ()
-    pair_sets = [PairSet.from_file(path, swapped and rows(swapped)) for path, swapped in pair_paths]
-    flags = {"answers_file": model_args.answers_file, "matching_top_k": args.matching_top_k, "pair_sets": pair_sets}
-    flags |= model_args.mask_settings
-    task = task_class(task_class.options_class.from_flags(flags, task=task_class.name))
+    eval_set = rows(data_args.validation_path, max_samples=data_args.max_eval_samples) if args.evaluates else None
+    pair_paths = data_args.pair_paths if args.do_eval else []
+    pair_sets = [PairSet.from_file(pairs, swapped and rows(swapped)) for pairs, swapped in pair_paths]
+    task = task_class.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_sets=pair_sets)
 
     # The run: what it is, and where it goes on from.
     record = make_run_record(
@@ -65,59 +61,29 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     )
     checkpoint = None
     if args.do_train:
-        checkpoint = checkpoints.find_checkpoint(
+        checkpoint = find_checkpoint(
             args.output_dir, record, overwrite=args.overwrite_output_dir, resume_from=args.resume_from_checkpoint
         )
     source = checkpoint or model_args.model_name_or_path
 
     # Model and processor: saved ones, or new ones out of pretrained towers and configs.
-    own = {"task": task.name, **task.config_settings(source, train_set)}
+    make = partial(models.build, **model_args.building_settings, captions=(train_set or eval_set).captions)
     if source is not None:
-        processor = assembly.load_processor(source, cache_dir=model_args.cache_dir, **data_args.processor_settings)
-        model = assembly.load_model(
-            task.model_classes, source, is_trained=args.do_train, **model_args.loading_settings, **own
-        )
-    else:
-        towers = assembly.load_towers({m: model_args.tower_config_name(m) for m in model_args.modalities})
-        names = assembly.processor_names(towers, model_args.processor_names, model_args.pretrained_towers)
-        processor = assembly.build_processor(
-            towers, captions=(train_set or eval_set).captions, **names, **data_args.processor_settings
-        )
-        config = assembly.build_config(
-            towers,
-            load_fusion_config(model_args.tower_config_name("fusion")),
-            processor,
-            is_trained=args.do_train,
-            **model_args.assembly_settings,
-            **own,
-        )
-        model, reports = task.model_classes[config.model_type].from_encoders(
-            config,
-            model_args.pretrained_towers,
-            same_vocabulary=names["tokenizer_name"] is not None,
-            cache_dir=model_args.cache_dir,
-        )
-        for report in reports if args.should_log else ():
-            logger.warning(report.summary())
-    assembly.check_inputs(
-        model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities
-    )
+        make = partial(models.load, source, **model_args.loading_settings)
+    settings = data_args.processor_settings
+    model, processor = make(task=task, train_dataset=train_set, is_trained=args.do_train, processor_settings=settings)
+    check_inputs(model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities)
     prepare_trainable(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
-    used = [train_set, eval_set, *(pairs.swapped for pairs in pair_sets)]
-    settings = data_args.collator_settings | {
-        "seed": args.seed,
-        "targets": task.build_targets(model, processor),
-        "features": load_features(model, processor, used, args.do_train, **data_args.feature_settings),
-    }
-    trainer = MultimodalTrainer(
+    trainer = training.MultimodalTrainer(
         model,
         args,
-        data_collator=MultimodalCollator(processor, training=True, **settings),
-        eval_collator=MultimodalCollator(processor, drop_modalities=data_args.drop_modality, **settings),
+        processor=processor,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        processing_class=processor,
         task=task,
+        features=data_args.features,
+        collator_settings=data_args.collator_settings,
+        drop_modalities=data_args.drop_modality,
         run_record=record,
     )
 
@@ -143,6 +109,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
 def main() -> None:
     arguments = parse_args()
+
+    from simple_multimodal.models.distributed import decide_in_first_process
+    from simple_multimodal.output_folder import writing_into
+    from simple_multimodal.training.run_control import ending_in_one_line
+
     output_dir = arguments[-1].output_dir
     with ending_in_one_line(), writing_into(output_dir, command="train.py", decide=decide_in_first_process):
         metrics = run(*arguments)

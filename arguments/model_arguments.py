@@ -1,11 +1,12 @@
 """What the model is made of: its towers, where their weights come from, and the objectives that train it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers.utils import logging
 
+from simple_multimodal.flags import AUDIO, FUSION, LORA, MODEL, OBJECTIVES, TEXT, VIDEO, check_bounds, flag, given
 from simple_multimodal.modalities import MODALITIES
 
 logger = logging.get_logger("simple_multimodal")
@@ -23,10 +24,22 @@ DEFAULT_CONFIG_NAMES = {
 }
 """The config of a tower for which neither a model nor a config is named."""
 
+# The help of flags that every tower has.
+WEIGHTS = "Hub name or folder of the tower's weights."
+CONFIG = "Hugging Face config of the tower (JSON file or hub name)."
+ATTENTION = "eager or sdpa. Default: the best that the architecture supports."
+PROCESSOR = "Hub name or folder of the preprocessor config."
+
+
+def loss_weight(objective: str) -> Any:
+    """The flag that weights an objective."""
+    remedy = "give a number from 0 (off) upwards"
+    return flag(None, OBJECTIVES, f"Weight of {objective}; 0: off. Default: 1.", at_least=0, remedy=remedy)
+
 
 def find_config(name: str) -> str:
     """
-    Finds a config file in the working directory or, failing that, beside `train.py`.
+    Find a config file in the working directory or, failing that, beside `train.py`.
 
     Args:
         name (`str`): A path such as `configs/runs/toy.yaml`, or a hub name.
@@ -50,279 +63,148 @@ class ModelArguments:
     `*_config_name`, else in the shape of a small config of this repository.
     """
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"group": "Model", "help": "Folder or hub name of a whole saved model to start from or to evaluate."},
+    model_name_or_path: str | None = flag(
+        None, MODEL, "Folder or hub name of a complete saved model to start from or to evaluate."
     )
-    task: Literal["pretraining", "retrieval", "question_answering"] = field(
-        default="pretraining",
-        metadata={
-            "group": "Model",
-            "help": "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: "
-            "choose an answer (columns question and answer).",
-        },
+    task: Literal["pretraining", "retrieval", "question_answering"] = flag(
+        "pretraining",
+        MODEL,
+        "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: choose an answer "
+        "(columns question and answer).",
     )
-    answers_file: str | None = field(
-        default=None,
-        metadata={
-            "group": "Model",
-            "help": "JSON object of answers and their numbers, for question_answering; the training answers when not "
-            "given.",
-        },
+    answers_file: str | None = flag(
+        None, MODEL, "JSON object {answer: number} for question_answering. Default: the training answers."
     )
-    modalities: list[str] = field(
-        default_factory=lambda: list(MODALITIES),
-        metadata={"group": "Model", "choices": MODALITIES, "help": "Modalities that are part of the model."},
+    modalities: list[str] = flag(list(MODALITIES), MODEL, "Modalities of the model.", choices=MODALITIES)
+    freeze: list[str] = flag([], MODEL, "Towers to freeze. Default: none.", choices=TOWERS)
+    cache_dir: str | None = flag(None, MODEL, "Folder for downloads from the hub. Default: the Hugging Face cache.")
+
+    lora_rank: int | None = flag(
+        None,
+        LORA,
+        "Rank of the low-rank adapters (LoRA) trained in place of the towers' weights. Default: no LoRA.",
+        at_least=1,
+        remedy="give 1 or more, or leave it out to train all weights",
     )
-    freeze: list[str] = field(
-        default_factory=list,
-        metadata={
-            "group": "Model",
-            "choices": TOWERS,
-            "help": "Towers whose weights stay as they are. Default: none.",
-        },
+    lora_alpha: int | None = flag(
+        None,
+        LORA,
+        "Adapter outputs are scaled by alpha / rank. Default: 2 * rank.",
+        at_least=1,
+        remedy="give 1 or more",
     )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={
-            "group": "Model",
-            "help": "Folder for what is downloaded from the hub. Default: that of the Hugging Face libraries.",
-        },
+    lora_dropout: float = flag(
+        0.0,
+        LORA,
+        "Dropout of the adapters' inputs, from 0 to below 1.",
+        at_least=0,
+        below=1,
+        remedy="give a share from 0 to below 1",
+    )
+    lora_towers: list[str] = flag(
+        [], LORA, "Towers with adapters. Default: text, audio and video, except those in --freeze.", choices=TOWERS
+    )
+    lora_target_modules: list[str] = flag(
+        [],
+        LORA,
+        "Name endings of the linear layers with adapters, such as query fc1. Default: the attention projections.",
     )
 
-    lora_rank: int | None = field(
-        default=None,
-        metadata={
-            "group": "LoRA",
-            "help": "Rank of low-rank adapters (LoRA), trained in place of the weights of towers. Default: no LoRA.",
-        },
-    )
-    lora_alpha: int | None = field(
-        default=None,
-        metadata={"group": "LoRA", "help": "What adapters give is scaled by alpha / rank. Default: 2 * rank."},
-    )
-    lora_dropout: float = field(
-        default=0.0, metadata={"group": "LoRA", "help": "Dropout of the adapters' inputs, from 0 to below 1."}
-    )
-    lora_towers: list[str] = field(
-        default_factory=list,
-        metadata={
-            "group": "LoRA",
-            "choices": TOWERS,
-            "help": "Towers with adapters. Default: text, audio and video, but those in --freeze.",
-        },
-    )
-    lora_target_modules: list[str] = field(
-        default_factory=list,
-        metadata={
-            "group": "LoRA",
-            "help": "Ends of the names of the linear layers with adapters, such as query fc1. Default: the "
-            "projections of attention.",
-        },
+    text_model_name_or_path: str | None = flag(None, TEXT, WEIGHTS)
+    text_config_name: str | None = flag(None, TEXT, CONFIG)
+    text_attn_implementation: str | None = flag(None, TEXT, ATTENTION)
+    tokenizer_name: str | None = flag(
+        None, TEXT, "Hub name or folder of the tokenizer. Default: one trained on the training captions."
     )
 
-    text_model_name_or_path: str | None = field(
-        default=None, metadata={"group": "Text", "help": "Hub name or folder of the text tower's weights."}
-    )
-    text_config_name: str | None = field(
-        default=None,
-        metadata={"group": "Text", "help": "Hugging Face config (JSON file or hub name) of the text tower."},
-    )
-    text_attn_implementation: str | None = field(
-        default=None,
-        metadata={"group": "Text", "help": "eager or sdpa; the best that the architecture offers when not given."},
-    )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={
-            "group": "Text",
-            "help": "Hub name or folder of the tokenizer; trained on the training captions when not given.",
-        },
+    audio_model_name_or_path: str | None = flag(None, AUDIO, WEIGHTS)
+    audio_config_name: str | None = flag(None, AUDIO, CONFIG)
+    audio_attn_implementation: str | None = flag(None, AUDIO, ATTENTION)
+    audio_processor_name: str | None = flag(None, AUDIO, PROCESSOR)
+
+    video_model_name_or_path: str | None = flag(None, VIDEO, WEIGHTS)
+    video_config_name: str | None = flag(None, VIDEO, CONFIG)
+    video_attn_implementation: str | None = flag(None, VIDEO, ATTENTION)
+    video_processor_name: str | None = flag(None, VIDEO, PROCESSOR)
+    frame_pooling_layers: int = flag(
+        0,
+        VIDEO,
+        "Transformer layers over the frame embeddings of a clip (CLIP, SigLIP), initialised to their mean; 0: the "
+        "mean itself.",
+        at_least=0,
+        remedy="give 0 (the mean) or more",
     )
 
-    audio_model_name_or_path: str | None = field(
-        default=None, metadata={"group": "Audio", "help": "Hub name or folder of the audio tower's weights."}
+    fusion_model_name_or_path: str | None = flag(
+        None, FUSION, "Hub name or folder of ViT or BERT weights for the crossformer."
     )
-    audio_config_name: str | None = field(
-        default=None,
-        metadata={"group": "Audio", "help": "Hugging Face config (JSON file or hub name) of the audio tower."},
+    fusion_config_name: str | None = flag(
+        None, FUSION, "ViT or BERT config (JSON file or hub name) of the crossformer."
     )
-    audio_attn_implementation: str | None = field(
-        default=None,
-        metadata={"group": "Audio", "help": "eager or sdpa; the best that the architecture offers when not given."},
+    fusion_form: Literal["merge", "co_attention", "cross_attention"] = flag(
+        "cross_attention",
+        FUSION,
+        "merge: one sequence of all tokens; co_attention: each stream also attends to the others; cross_attention: "
+        "text attends to audio-video states that never see the text.",
     )
-    audio_processor_name: str | None = field(
-        default=None,
-        metadata={"group": "Audio", "help": "Hub name or folder whose preprocessor config holds the audio settings."},
-    )
-
-    video_model_name_or_path: str | None = field(
-        default=None, metadata={"group": "Video", "help": "Hub name or folder of the video tower's weights."}
-    )
-    video_config_name: str | None = field(
-        default=None,
-        metadata={"group": "Video", "help": "Hugging Face config (JSON file or hub name) of the video tower."},
-    )
-    video_attn_implementation: str | None = field(
-        default=None,
-        metadata={"group": "Video", "help": "eager or sdpa; the best that the architecture offers when not given."},
-    )
-    video_processor_name: str | None = field(
-        default=None,
-        metadata={"group": "Video", "help": "Hub name or folder whose preprocessor config holds the video settings."},
+    fusion_pool: Literal["none", "time"] = flag(
+        "none", FUSION, "time: average simultaneous audio and video tokens before fusion."
     )
 
-    frame_pooling_layers: int = field(
-        default=0,
-        metadata={
-            "group": "Video",
-            "help": "Layers of a transformer over the embeddings of a clip's frames (CLIP, SigLIP), which starts as "
-            "their mean; 0: the mean.",
-        },
+    contrastive_dim: int | None = flag(
+        None, OBJECTIVES, "Size of the contrastive embeddings. Default: the towers' own, else 768."
     )
-
-    fusion_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"group": "Fusion", "help": "Hub name or folder of ViT or BERT weights for the crossformer."},
+    contrastive_loss_before_fusion: bool = flag(
+        True, OBJECTIVES, "Contrast the towers' own tokens; False: those after the fusion layers."
     )
-    fusion_config_name: str | None = field(
-        default=None,
-        metadata={"group": "Fusion", "help": "ViT or BERT config (JSON file or hub name) of the crossformer."},
+    clip_embedding: Literal["fusion", "mean"] | None = flag(
+        None,
+        OBJECTIVES,
+        "What a clip is retrieved by. fusion: its tokens after the fusion layers; mean: the mean of its modalities' "
+        "embeddings, the default where all towers come from one checkpoint with a shared space.",
     )
-    fusion_form: Literal["merge", "co_attention", "cross_attention"] = field(
-        default="cross_attention",
-        metadata={
-            "group": "Fusion",
-            "help": "merge: one sequence of all tokens; co_attention: every stream also attends to the others; "
-            "cross_attention: text attends to audio-video states that never see the text.",
-        },
+    contrastive_form: Literal["softmax", "sigmoid"] | None = flag(
+        None,
+        OBJECTIVES,
+        "softmax as in CLIP, or sigmoid as in SigLIP. Default: that of the towers' shared checkpoint, else softmax.",
     )
-    fusion_pool: Literal["none", "time"] = field(
-        default="none",
-        metadata={"group": "Fusion", "help": "time: average the audio and video tokens of one time before fusion."},
+    mlm_loss_weight: float | None = loss_weight("masked language modelling")
+    mam_loss_weight: float | None = loss_weight("masked audio modelling")
+    mvm_loss_weight: float | None = loss_weight("masked video modelling")
+    contrastive_tv_loss_weight: float | None = loss_weight("the text-video contrastive loss")
+    contrastive_ta_loss_weight: float | None = loss_weight("the text-audio contrastive loss")
+    contrastive_av_loss_weight: float | None = loss_weight("the audio-video contrastive loss")
+    contrastive_tav_loss_weight: float | None = loss_weight("the contrastive loss of text and clip (audio and video)")
+    matching_loss_weight: float | None = loss_weight("text-clip matching")
+    mlm_probability: float | None = flag(
+        None, OBJECTIVES, "Fraction of a caption's tokens to predict, 0 to 1. Default: 0.3.", share=True
     )
-
-    contrastive_dim: int | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Size of the contrastive embeddings, in numbers; the towers' own, else 768, when not given.",
-        },
+    audio_mask_ratio: float | None = flag(
+        None, OBJECTIVES, "Fraction of a window's audio patches to mask, 0 to 1. Default: 0.3.", share=True
     )
-    contrastive_loss_before_fusion: bool = field(
-        default=True,
-        metadata={"group": "Objectives", "help": "Contrast the towers' own tokens; False: after the fusion layers."},
+    video_mask_ratio: float | None = flag(
+        None, OBJECTIVES, "Fraction of a clip's video tubes to mask, 0 to 1. Default: 0.8.", share=True
     )
-    clip_embedding: Literal["fusion", "mean"] | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "What a clip is found by. fusion: its tokens after the fusion layers; mean: the mean of its "
-            "modalities' embeddings, the default where all towers come from one checkpoint with a common space.",
-        },
+    vt_match_ratio: float | None = flag(
+        None,
+        OBJECTIVES,
+        "Fraction of rows that keep their pair for matching, 0 to 1; the others get a negative clip. Default: 0.5.",
+        share=True,
     )
-    contrastive_form: Literal["softmax", "sigmoid"] | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "softmax as in CLIP or sigmoid as in SigLIP; that of the towers' common checkpoint, else softmax, "
-            "when not given.",
-        },
+    hard_negative_ratio: float | None = flag(
+        None,
+        OBJECTIVES,
+        "Fraction of negative clips drawn by similarity instead of uniformly from the batch, 0 to 1. Default: 1.",
+        share=True,
     )
-    mlm_loss_weight: float | None = field(
-        default=None,
-        metadata={"group": "Objectives", "help": "Weight of masked language modelling; 1 when not given, 0: off."},
-    )
-    mam_loss_weight: float | None = field(
-        default=None,
-        metadata={"group": "Objectives", "help": "Weight of masked audio modelling; 1 when not given, 0: off."},
-    )
-    mvm_loss_weight: float | None = field(
-        default=None,
-        metadata={"group": "Objectives", "help": "Weight of masked video modelling; 1 when not given, 0: off."},
-    )
-    contrastive_tv_loss_weight: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Weight of the contrastive loss text-video; 1 when not given, 0: off.",
-        },
-    )
-    contrastive_ta_loss_weight: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Weight of the contrastive loss text-audio; 1 when not given, 0: off.",
-        },
-    )
-    contrastive_av_loss_weight: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Weight of the contrastive loss audio-video; 1 when not given, 0: off.",
-        },
-    )
-    contrastive_tav_loss_weight: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Weight of the contrastive loss text-clip (audio and video); 1 when not given, 0: off.",
-        },
-    )
-    matching_loss_weight: float | None = field(
-        default=None,
-        metadata={"group": "Objectives", "help": "Weight of text-clip matching; 1 when not given, 0: off."},
-    )
-    mlm_probability: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Share of a caption's tokens to predict, 0 to 1; 0.3 when not given.",
-        },
-    )
-    audio_mask_ratio: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Share of a window's audio patches to mask, 0 to 1; 0.3 when not given.",
-        },
-    )
-    video_mask_ratio: float | None = field(
-        default=None,
-        metadata={"group": "Objectives", "help": "Share of a clip's video tubes to mask, 0 to 1; 0.8 when not given."},
-    )
-    vt_match_ratio: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Share of rows that keep their pair for matching, 0 to 1; the others get a negative; 0.5 when "
-            "not given.",
-        },
-    )
-    hard_negative_ratio: float | None = field(
-        default=None,
-        metadata={
-            "group": "Objectives",
-            "help": "Share of the negative clips that are drawn by similarity, 0 to 1, instead of any clip of the "
-            "batch; 1 when not given.",
-        },
-    )
-    share_masked_pass: bool = field(
-        default=False,
-        metadata={
-            "group": "Objectives",
-            "help": "One masked pass for all objectives: faster, but contrast is masked too.",
-        },
+    share_masked_pass: bool = flag(
+        False, OBJECTIVES, "One masked pass for all objectives: faster, but contrast is masked too."
     )
 
     def __post_init__(self) -> None:
         self.modalities = [name for name in MODALITIES if name in self.modalities]
         self.freeze = [name for name in TOWERS if name in self.freeze]
-        for name, value in vars(self).items():
-            if name.endswith(("_ratio", "_probability")) and value is not None and not 0 <= value <= 1:
-                raise ValueError(f"--{name} is {value}; it is a share: give a number from 0 to 1.")
-            if name.endswith("_weight") and value is not None and value < 0:
-                raise ValueError(f"--{name} is {value}; give a number from 0 (off) upwards.")
+        check_bounds(self)
         self.lora_towers = [name for name in TOWERS if name in self.lora_towers]
         self._check_lora()
         self._check_frame_pooling()
@@ -348,12 +230,6 @@ class ModelArguments:
             if without_rank := [f"--lora_{name}" for name, value in given.items() if value]:
                 raise ValueError(f"{', '.join(without_rank)} can have no effect without --lora_rank; give that too.")
             return
-        if self.lora_rank < 1:
-            raise ValueError(f"--lora_rank is {self.lora_rank}; give 1 or more, or leave it out to train all weights.")
-        if self.lora_alpha is not None and self.lora_alpha < 1:
-            raise ValueError(f"--lora_alpha is {self.lora_alpha}; give 1 or more.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"--lora_dropout is {self.lora_dropout}; give a share from 0 to below 1.")
         if both := [name for name in self.lora_towers if name in self.freeze]:
             raise ValueError(
                 f"--freeze and --lora_towers both name {', '.join(both)}. LoRA keeps the weights of a tower, too, and "
@@ -361,8 +237,6 @@ class ModelArguments:
             )
 
     def _check_frame_pooling(self) -> None:
-        if self.frame_pooling_layers < 0:
-            raise ValueError(f"--frame_pooling_layers is {self.frame_pooling_layers}; give 0 (the mean) or more.")
         if self.frame_pooling_layers == 0 or self.model_name_or_path is not None:
             return
         if self.task == "question_answering":
@@ -417,62 +291,41 @@ class ModelArguments:
     @property
     def given_objectives(self) -> dict[str, float]:
         """What was given of loss weights and negatives, under the names that they have in `MultimodalConfig`."""
-        names = [name for name in vars(self) if name.endswith("_loss_weight") or name == "hard_negative_ratio"]
-        return {name: vars(self)[name] for name in names if vars(self)[name] is not None}
+        return given(self, *(name for name in vars(self) if name.endswith("_loss_weight")), "hard_negative_ratio")
 
     @property
-    def loading_settings(self) -> dict[str, str | float | dict[str, str] | None]:
-        """The arguments of `from_pretrained` for a saved model."""
-        return {
-            "attn_implementation": self.attn_implementation,
-            "cache_dir": self.cache_dir,
-            **self.given_objectives,
-        }
+    def loading_settings(self) -> dict[str, Any]:
+        """The arguments of `load`."""
+        own = {"attn_implementation": self.attn_implementation, "cache_dir": self.cache_dir}
+        return own | self.given_objectives
 
     @property
     def config_settings(self) -> dict[str, str | int | float | bool]:
         """The arguments of `MultimodalConfig` besides those of its towers."""
-        settings: dict[str, str | int | float | bool | None] = {
-            "fusion_form": self.fusion_form,
-            "fusion_pool": self.fusion_pool,
-            "contrastive_dim": self.contrastive_dim,
-            "clip_embedding": self.clip_embedding,
-            "frame_pooling_layers": self.frame_pooling_layers,
-            "contrastive_form": self.contrastive_form,
-            "contrastive_loss_before_fusion": self.contrastive_loss_before_fusion,
-            "share_masked_pass": self.share_masked_pass,
+        return {
+            **given(self, "fusion_form", "fusion_pool", "frame_pooling_layers", "share_masked_pass"),
+            **given(self, "contrastive_dim", "contrastive_form", "contrastive_loss_before_fusion", "clip_embedding"),
             **self.given_objectives,
         }
-        return {name: value for name, value in settings.items() if value is not None}
 
     @property
-    def assembly_settings(self) -> dict[str, Any]:
-        """What the configuration of a new model is made of besides its towers' own: arguments of `build_config`."""
+    def building_settings(self) -> dict[str, Any]:
+        """The arguments of `build`."""
+        names = ("tokenizer_name", "audio_processor_name", "video_processor_name")
         return {
-            "attn_implementation": self.attn_implementation,
+            "configs": {modality: self.tower_config_name(modality) for modality in self.modalities},
+            "fusion": self.tower_config_name("fusion"),
             "pretrained": self.pretrained_towers,
+            "processor_names": {name: vars(self)[name] for name in names},
+            "attn_implementation": self.attn_implementation,
+            "cache_dir": self.cache_dir,
             **self.config_settings,
         }
 
     @property
-    def mask_settings(self) -> dict[str, float | None]:
-        """Mask settings of `build_targets`."""
-        return {
-            "mlm_probability": self.mlm_probability,
-            "audio_mask_ratio": self.audio_mask_ratio,
-            "video_mask_ratio": self.video_mask_ratio,
-            "vt_match_ratio": self.vt_match_ratio,
-        }
-
-    @property
-    def processor_names(self) -> dict[str, str | None]:
-        """Where the parts of the processor are read from, and the cache for what is downloaded."""
-        return {
-            "tokenizer_name": self.tokenizer_name,
-            "audio_processor_name": self.audio_processor_name,
-            "video_processor_name": self.video_processor_name,
-            "cache_dir": self.cache_dir,
-        }
+    def task_options(self) -> dict[str, Any]:
+        """What was given of the options of tasks."""
+        return given(self, "answers_file", "mlm_probability", "audio_mask_ratio", "video_mask_ratio", "vt_match_ratio")
 
     @property
     def attn_implementation(self) -> dict[str, str]:

@@ -17,19 +17,13 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from simple_multimodal.flags import GROUPS, TRAINER
 from simple_multimodal.training.arguments import WITHOUT_EFFECT, MultimodalTrainingArguments
 
 from .data_arguments import DataArguments
 from .model_arguments import ModelArguments, find_config
 
 USAGE = "%(prog)s [--config FILE.yaml] [--flag value ...]     (YAML: `flag: value` lines; the command line wins)"
-
-STOCK_GROUP = "Trainer (transformers)"
-
-GROUPS = (
-    "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Objectives", "Data", "Training", "Evaluation", STOCK_GROUP,
-)  # fmt: skip
-"""The headings of `--help` in their order; a field names its heading as `group` in its metadata."""
 
 RENAMED_FLAGS = {
     "evaluation_strategy": "eval_strategy",
@@ -50,38 +44,37 @@ FLAGS_WITH_HINT = ("no_cuda", "per_gpu_eval_batch_size", "per_gpu_train_batch_si
 FLAGS_WITHOUT_EFFECT = ("fp16_backend", "half_precision_backend")
 """Old flags that chose what there is no longer a choice of."""
 
-# The first sentence of these stock descriptions does not say it all.
+# Stock descriptions whose first sentence does not suffice.
 SHORT_DESCRIPTIONS = {
     "output_dir": "Folder for checkpoints, the final model and the results.",
-    "per_device_train_batch_size": "Samples in a training batch on each device.",
-    "per_device_eval_batch_size": "Samples in an evaluation batch on each device.",
+    "per_device_train_batch_size": "Training batch size per device.",
+    "per_device_eval_batch_size": "Evaluation batch size per device.",
     "num_train_epochs": "Passes over the training samples.",
-    "max_steps": "Stop after N optimizer steps, whatever num_train_epochs says; -1: no limit.",
+    "max_steps": "Stop after N optimizer steps, overriding --num_train_epochs; -1: no limit.",
     "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup, polynomial, ... (SchedulerType).",
     "lr_scheduler_kwargs": "Arguments of the scheduler, as JSON.",
-    "warmup_steps": "Linear warm-up: a number of steps from 1 upwards, or a share of all steps below 1.",
+    "warmup_steps": "Linear warm-up: a number of steps if 1 or more, a fraction of all steps if below 1.",
     "optim": "adamw_torch, adamw_torch_fused, sgd, adafactor, lion_32bit, ... (OptimizerNames).",
     "optim_args": "Arguments of the optimizer: key=value,key=value.",
-    "gradient_accumulation_steps": "Batches whose gradients are added up before one optimizer step.",
+    "gradient_accumulation_steps": "Batches accumulated before each optimizer step.",
     "activation_checkpointing_kwargs": "Arguments of activation checkpointing, as JSON.",
-    "logging_steps": "Log every N optimizer steps; below 1: a share of all steps.",
-    "eval_steps": "Evaluate every N optimizer steps; below 1: a share of all steps; logging_steps when not given.",
-    "eval_delay": "Epochs or steps (the unit of eval_strategy) before the first evaluation.",
-    "save_steps": "Save every N optimizer steps; below 1: a share of all steps.",
+    "logging_steps": "Log every N optimizer steps; below 1: a fraction of all steps.",
+    "eval_steps": "Evaluate every N optimizer steps; below 1: a fraction of all steps. Default: --logging_steps.",
+    "eval_delay": "Epochs or steps (the unit of --eval_strategy) before the first evaluation.",
+    "save_steps": "Save every N optimizer steps; below 1: a fraction of all steps.",
     "save_total_limit": "Keep at most N checkpoints; the best one is never deleted.",
-    "report_to": "tensorboard, wandb, ..., all or none; nothing is reported unless asked for.",
-    "debug": "underflow_overflow and tpu_metrics_debug.",
-    "log_level": "detail, debug, info, warning, error, critical or passive, of the main process.",
-    "log_level_replica": "The same, of the other processes.",
-    "disable_tqdm": "Show no progress bars.",
+    "report_to": "tensorboard, wandb, ..., all, or none.",
+    "debug": "underflow_overflow, tpu_metrics_debug, or both.",
+    "log_level": "Log level of the main process: detail, debug, info, warning, error, critical or passive.",
+    "log_level_replica": "Log level of the other processes.",
+    "disable_tqdm": "Hide progress bars.",
     "include_num_input_tokens_seen": "Count input tokens: all, non_padding or no.",
     "train_sampling_strategy": "Order of the training samples.",
-    "dataloader_num_workers": "Processes that load data; 0: the main process does.",
-    "dataloader_prefetch_factor": "Batches that each loading process prepares in advance.",
-    "resume_from_checkpoint": "Folder of the checkpoint to go on from.",
-    "fsdp_config": "Settings of FSDP: JSON, or the path of a JSON file.",
-    "deepspeed": "Settings of DeepSpeed: JSON, or the path of a JSON file.",
-    "accelerator_config": "Settings of Accelerate: JSON, or the path of a JSON file.",
+    "dataloader_prefetch_factor": "Batches that each loader process prepares in advance.",
+    "resume_from_checkpoint": "Checkpoint folder to resume from.",
+    "fsdp_config": "FSDP settings: JSON, or the path of a JSON file.",
+    "deepspeed": "DeepSpeed settings: JSON, or the path of a JSON file.",
+    "accelerator_config": "Accelerate settings: JSON, or the path of a JSON file.",
     "ddp_bucket_cap_mb": "Bucket size of DistributedDataParallel, in megabytes.",
     "hub_private_repo": "Make the hub repository private.",
 }
@@ -97,7 +90,7 @@ def parse_args(
     argv: Sequence[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, MultimodalTrainingArguments]:
     """
-    Parses the command line of `train.py`.
+    Parse the command line of `train.py`.
 
     A user's error ends the process with one line on stderr and exit code 2.
 
@@ -142,7 +135,7 @@ class CommandLineParser(HfArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """
-        Parses the YAML file that `--config` names, if any, and then the tokens themselves.
+        Parse the YAML file that `--config` names, if any, and then the tokens themselves.
 
         Args:
             argv (`Sequence[str]`): Command-line tokens.
@@ -164,7 +157,7 @@ class CommandLineParser(HfArgumentParser):
         return namespace
 
     def fill(self, dtype: type[T], namespace: argparse.Namespace) -> T:
-        """Builds a dataclass from its fields in `namespace`; a `ValueError` of its checks is the user's error."""
+        """Build a dataclass from its fields in `namespace`; a `ValueError` of its checks is the user's error."""
         values = vars(namespace)
         names = [field.name for field in dataclasses.fields(dtype)]
         try:
@@ -173,7 +166,7 @@ class CommandLineParser(HfArgumentParser):
             self.error(str(error))
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with one line on stderr and exit code 2."""
+        """End the process with one line on stderr and exit code 2."""
         line = " ".join(message.split())
         line = re.sub(r"^argument (--\w+)\S*:", r"\1:", line)
         print(f"{self.prog}: error: {self._context}{line}", file=sys.stderr)
@@ -185,8 +178,8 @@ class CommandLineParser(HfArgumentParser):
         for field in dataclasses.fields(dtype):
             if not field.init or field.name in skip:
                 continue
-            metadata = dict(field.metadata)
-            group = self._headed_groups[metadata.pop("group", STOCK_GROUP)]
+            group = self._headed_groups[field.metadata.get("group", TRAINER)]
+            metadata = {key: field.metadata[key] for key in ("help", "choices") if key in field.metadata}
             if field.metadata == stock_metadata.get(field.name):
                 metadata["help"] = SHORT_DESCRIPTIONS.get(field.name, _first_sentence(metadata["help"]))
             if type_hints[field.name] == bool | None:  # `--do_eval` alone means True, as for every other boolean
@@ -218,7 +211,7 @@ class CommandLineParser(HfArgumentParser):
         self.add_argument(*spellings, action=_OldFlag, **options)
 
     def _parse_tokens(self, tokens: Sequence[str], namespace: argparse.Namespace) -> None:
-        """Parses tokens over the values that `namespace` holds already."""
+        """Parse tokens over the values that `namespace` already holds."""
         unknown = self.parse_known_args(list(tokens), namespace)[1]
         if unknown:
             flags = [token.split("=")[0] for token in unknown if token.startswith("--")]
@@ -236,7 +229,7 @@ class CommandLineParser(HfArgumentParser):
         return f"did you mean '{prefix}{nearest[0]}'?" if nearest else "`train.py --help` lists all of them."
 
     def _config_to_argv(self, name: str) -> list[str]:
-        """Turns a flat YAML mapping into tokens; whatever is not flat, or not known, is an error."""
+        """Turn a flat YAML mapping into tokens; what is not flat or not known is an error."""
         try:
             with open(find_config(name), encoding="utf-8") as file:
                 root = yaml.compose(file, Loader=yaml.SafeLoader)
@@ -320,7 +313,7 @@ def _set_logging_dir(namespace: argparse.Namespace, value: str) -> None:
 
 
 def share(value: str) -> float:
-    """Reads a share of all steps, from 0 to below 1: above, `warmup_steps` would take it as a number of steps."""
+    """Read a share of all steps, from 0 to below 1: above, `warmup_steps` would take it as a number of steps."""
     number = float(value)
     if not 0 <= number < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a share of all steps: give a number from 0 to below 1.")

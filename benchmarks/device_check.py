@@ -446,8 +446,8 @@ def check_loader(report: Report, device: torch.device) -> None:
                 dataloader_prefetch_factor=4,
             )  # fmt: skip
             trainer = MultimodalTrainer(
-                copy.deepcopy(model), args, data_collator=collator, eval_collator=collator, train_dataset=dataset,
-                callbacks=[marks.callback],
+                copy.deepcopy(model), args, processor=collator.processor, train_dataset=dataset,
+                collator_settings={"index_dir": name}, callbacks=[marks.callback],
             )  # fmt: skip
             if kind == "cached":
                 batch = moved(collator([dataset[(0, row)] for row in range(num_rows)]), device)

@@ -25,6 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 import train
 from arguments import parse_args
+from simple_multimodal.training import trainer
 from simple_multimodal.training.trainer import MultimodalTrainer
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -79,7 +80,7 @@ def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> d
     flags += ["--fusion_form", form, "--seed", str(seed), "--overwrite_output_dir", "True"]
     flags += ["--eval_strategy", "steps", "--eval_steps", str(options.eval_steps), "--save_strategy", "no"]
     flags += ["--disable_tqdm", "True"]
-    train.MultimodalTrainer = Recorder
+    trainer.MultimodalTrainer = Recorder
     begin = time.perf_counter()
     train.run(*parse_args([*flags, *options.flags]))
     return {

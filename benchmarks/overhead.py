@@ -93,10 +93,11 @@ def make_trainer(trainer_class: type[Trainer], manifest: Path, output: Path, siz
     config = assembly.build_config(towers, fusion, processor)
     model = MultimodalForPreTraining(config)
     ratios = {"mlm_probability": 0.15, "audio_mask_ratio": 0.7, "video_mask_ratio": 0.7, "vt_match_ratio": 0.5}
-    targets = PreTraining(RetrievalOptions(**ratios)).build_targets(model, processor)
-    collator = MultimodalCollator(processor, training=True, targets=targets)
-    own = {"eval_collator": collator} if trainer_class is MultimodalTrainer else {}
-    return trainer_class(model, args, data_collator=collator, train_dataset=dataset, processing_class=processor, **own)
+    task = PreTraining(RetrievalOptions(**ratios))
+    if trainer_class is MultimodalTrainer:
+        return trainer_class(model, args, processor=processor, train_dataset=dataset, task=task)
+    collator = MultimodalCollator(processor, training=True, targets=task.build_targets(model, processor))
+    return trainer_class(model, args, data_collator=collator, train_dataset=dataset, processing_class=processor)
 
 
 # ---- Measuring ----

@@ -27,6 +27,7 @@ from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.media import get_video_backend, index_video, sample_positions
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.retrieval import PreTraining
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 
@@ -126,7 +127,7 @@ def trainer_step(dataset: RowDataset, seconds: float, steps: int, batch: dict | 
             dataloader_drop_last=True,
         )  # fmt: skip
         trainer = MultimodalTrainer(
-            model, args, data_collator=collator(), eval_collator=collator(), train_dataset=dataset,
+            model, args, processor=collator().processor, train_dataset=dataset, task=PreTraining(),
             callbacks=[marks.callback],
         )  # fmt: skip
         if batch is not None:

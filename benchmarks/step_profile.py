@@ -42,7 +42,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, set_seed
 
 from simple_multimodal import assembly
-from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.prepare.toy.media import write_clip
 from simple_multimodal.tasks.retrieval import PreTraining, RetrievalOptions
@@ -122,17 +121,8 @@ def make_trainer(options: argparse.Namespace, folder: Path, callback: TrainerCal
     stand_ins.apply_setting(model, options.setting)
     ratios = {f"{name}_mask_ratio": ratio for name, ratio in stand_ins.MASK_RATIOS.items()}
     ratios |= {"mlm_probability": 0.3, "vt_match_ratio": 0.5}
-    targets = PreTraining(RetrievalOptions(**ratios)).build_targets(model, processor)
-    collator = MultimodalCollator(processor, training=True, targets=targets)
-    return ProfiledTrainer(
-        model,
-        args,
-        data_collator=collator,
-        eval_collator=collator,
-        train_dataset=dataset,
-        processing_class=processor,
-        callbacks=[callback],
-    )
+    task = PreTraining(RetrievalOptions(**ratios))
+    return ProfiledTrainer(model, args, processor=processor, train_dataset=dataset, task=task, callbacks=[callback])
 
 
 def modules_of(model: MultimodalForPreTraining) -> dict[str, list[torch.nn.Module]]:

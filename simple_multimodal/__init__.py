@@ -15,9 +15,20 @@ _PLACES = {
     "MultimodalForQuestionAnswering": "tasks.question_answering.modeling",
     "MultimodalForRetrieval": "tasks.retrieval.modeling",
     "MultimodalModel": "models",
+    "MultimodalProcessor": "processing",
+    "MultimodalTrainer": "training.trainer",
+    "MultimodalTrainingArguments": "training.arguments",
     "QuestionAnswerer": "tasks.question_answering.answerer",
     "Retriever": "tasks.retrieval.retriever",
+    "RowDataset": "data.rows",
+    "Task": "tasks",
+    "TaskOptions": "tasks",
     "TowerFeatures": "inference.features",
+    "from_towers": "tasks.models",
+    "load": "tasks.models",
+    "open_video": "media",
+    "read_audio": "media",
+    "register_task": "tasks",
 }
 """The module of each public name; it is imported when the name is first used."""
 

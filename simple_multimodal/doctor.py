@@ -139,7 +139,7 @@ def _examine_requirement(requirement: Requirement) -> Finding:
     except importlib.metadata.PackageNotFoundError:
         return Finding(requirement.name, False, "is not installed", install)
     if not requirement.specifier.contains(version, prereleases=True):
-        return Finding(requirement.name, False, f"{version} is too old, needs {requirement.specifier}", install)
+        return Finding(requirement.name, False, f"{version} is not supported, needs {requirement.specifier}", install)
     try:
         importlib.import_module(MODULES.get(requirement.name, requirement.name))
     except Exception as error:  # whatever an import raises is what the user has to know

@@ -11,8 +11,9 @@ from transformers import TrainingArguments
 
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
 from arguments.model_arguments import PROJECT_FOLDER, find_config
-from arguments.parser import GROUPS, CommandLineParser
+from arguments.parser import SHORT_DESCRIPTIONS, CommandLineParser
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.flags import GROUPS
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.training.arguments import WITHOUT_EFFECT
@@ -48,8 +49,7 @@ def error_of(capsys):
 def test_defaults():
     model_args, data_args, training_args = parse_args([])
     assert model_args.modalities == ["text", "audio", "video"]
-    assert (model_args.mlm_probability, model_args.audio_mask_ratio, model_args.video_mask_ratio) == (0.3, 0.3, 0.8)
-    assert model_args.vt_match_ratio == 0.5
+    assert model_args.task_options == {}  # whose defaults are the task's
     assert "contrastive_dim" not in model_args.config_settings and MultimodalConfig().contrastive_dim == 768
     assert model_args.contrastive_loss_before_fusion is True
     assert (data_args.train_file, data_args.validation_file) == ("train.csv", "validation.csv")
@@ -212,6 +212,11 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
             "--contrastive_chunk_size needs activation checkpoints that are not reentrant",
         ),
         (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),
+        (["--layer_decay", "0"], "--layer_decay is 0.0; give a factor above 0, up to 1 (no decay)."),
+        (["--layer_decay", "1.1"], "--layer_decay is 1.1; give a factor above 0, up to 1 (no decay)."),
+        (["--lora_rank", "2", "--lora_dropout", "1"], "--lora_dropout is 1.0; give a share from 0 to below 1."),
+        (["--sample_timeout_seconds", "nan"], "--sample_timeout_seconds is nan; give a number above 0, or 0 for no"),
+        (["--max_bad_fraction", "2"], "--max_bad_fraction is 2.0; it is a share: give a number from 0 to 1."),
         (
             ["--task", "question_answering", "--pair_files", "a"],
             "--pair_files measures retrieval, and this run answers",
@@ -408,6 +413,14 @@ def test_help_has_every_flag_once_under_a_heading_in_short_lines():
     assert max(end - start for start, end in zip(starts[:-1], starts[1:], strict=True)) <= 6
 
 
+def test_short_descriptions_are_of_stock_flags_that_we_leave_as_they_are():
+    stock, ours = (
+        {field.name: field.metadata for field in dataclasses.fields(dtype)}
+        for dtype in (TrainingArguments, MultimodalTrainingArguments)
+    )
+    assert [name for name in SHORT_DESCRIPTIONS if stock.get(name) != ours[name]] == []
+
+
 def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
     stock = {field.name for field in dataclasses.fields(TrainingArguments)}
     for dtype in EVERYTHING:
@@ -415,6 +428,27 @@ def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
             if field.name not in stock:
                 assert field.metadata["group"] in GROUPS, field.name
                 assert field.metadata["help"].endswith((".", ")")), field.name
+
+
+def test_help_and_flag_errors_import_nothing_beyond_the_arguments_of_transformers():
+    code = """
+import runpy, sys
+from transformers import HfArgumentParser, TrainingArguments
+known = set(sys.modules) | set(sys.stdlib_module_names)
+for argv in (["--help"], ["--no_such_flag"], ["--num_frames", "0"]):
+    sys.argv = ["train.py", *argv]
+    try:
+        runpy.run_path("train.py", run_name="__main__")
+    except SystemExit as end:
+        assert end.code == (0 if argv == ["--help"] else 2)
+packages = {name.split(".")[0] for name in sys.modules if name not in known and name != "__mp_main__"}
+assert packages - known == {"arguments", "simple_multimodal"}, packages - known
+parts = {name for name in sys.modules if name.startswith("simple_multimodal.") and name.count(".") == 1}
+ours = {"cores", "defaults", "evaluation", "flags", "modalities", "training"}
+assert parts == {f"simple_multimodal.{name}" for name in ours}, parts
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_FOLDER, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_shipped_runs_are_valid():

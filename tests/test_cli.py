@@ -1,18 +1,26 @@
 """The console script: each verb does its work, and a user's error is one line with exit code 2."""
 
+import inspect
 import json
 import os
+import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import simple_multimodal
 from simple_multimodal import doctor
-from simple_multimodal.cli import main
+from simple_multimodal.cli import VERBS, main
+from simple_multimodal.defaults import Precision, VideoBackendName
+from simple_multimodal.evaluation.precision import PRECISIONS
+from simple_multimodal.media import VIDEO_BACKENDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -46,7 +54,8 @@ def test_doctor_prints_lines_for_people(capsys):
     ("requirement", "detail", "remedy"),
     [
         ("no-such-package>=1", "is not installed", "pip install 'no-such-package>=1'"),
-        ("numpy>=99", "is too old, needs >=99", "pip install 'numpy>=99'"),
+        ("numpy>=99", "is not supported, needs >=99", "pip install 'numpy>=99'"),
+        ("numpy<1", "is not supported, needs <1", "pip install 'numpy<1'"),
     ],
 )
 def test_doctor_fails_where_the_core_does_not_work(capsys, monkeypatch, requirement, detail, remedy):
@@ -102,6 +111,19 @@ def test_the_lock_pins_every_requirement_to_a_version_it_allows(project):
     assert any(line.startswith("decord==") and "x86_64" in line for line in lines)
 
 
+def test_the_wheel_holds_the_library_alone():
+    setuptools = pytest.importorskip("setuptools")
+    include = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    files = REPOSITORY.glob("simple_multimodal/**/__init__.py")
+    own = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in files}
+    assert set(setuptools.find_packages(str(REPOSITORY), **include)) == own
+
+
+def test_transformers_is_of_the_major_release_whose_trainer_ours_overrides(project):
+    (transformers,) = (line for line in project["dependencies"] if line.startswith("transformers"))
+    assert Requirement(transformers).specifier.contains("5.99") and "6" not in Requirement(transformers).specifier
+
+
 TOY_SIZE = (
     "--num_train_clips 3 --num_validation_pictures 2 --num_validation_sounds 2 --num_question_clips 9 --num_pairs 2"
 )
@@ -147,23 +169,155 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, argv, message):
     assert error.startswith("simple-multimodal: error: ") and error.count("\n") == 1 and message in error
 
 
-def test_an_unknown_verb_is_an_error(capsys):
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["doctro"], "choose from 'doctor', 'toy', 'clips'"),
+        (
+            ["infer", "model", "data"],
+            "the following arguments are required: --output_dir; see simple-multimodal infer",
+        ),
+        (["pack", "a.csv", "out", "--crf", "high"], "--crf: invalid int value: 'high'"),
+        (["encode", "model", "clips", "--bach_size", "2"], "unrecognized arguments: --bach_size 2"),
+        (["features", "model", "a.csv", "--tower", "text", "--output", "out"], "--tower: invalid choice: 'text'"),
+        (["infer", "a", "b", "--output_dir", "c", "--matching_top_k", "most"], "'most' is neither a number nor 'all'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(capsys, argv, message):
     with pytest.raises(SystemExit) as exit_info:
-        main(["doctro"])
+        main(argv)
     assert exit_info.value.code == 2
-    assert "choose from 'doctor', 'toy', 'clips'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("simple-multimodal") and error.count("\n") == 1 and message in error
 
 
-def test_python_m_reaches_the_verbs_and_help_imports_nothing_heavy(tmp_path):
-    code = (
-        "import sys; from simple_multimodal.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    )
+def test_without_a_verb_it_prints_its_help(capsys):
+    assert main([]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("usage: simple-multimodal")
+    for name, (_, line) in VERBS.items():
+        assert re.search(rf"^ +{name} +{re.escape(line)}$", output, re.MULTILINE)
+
+
+def test_it_prints_its_version(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"simple-multimodal {simple_multimodal.__version__}\n"
+
+
+MY_VERBS = """
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+
+@dataclass(kw_only=True)
+class Size:
+    width: Annotated[int | None, "in pixels"] = None
+    scale: Annotated[float, "factor"] = 0.5
+
+
+def draw(
+    name: Annotated[str, "what"],
+    points: Annotated[Sequence[int], "where"],
+    *,
+    size: Size,
+    form: Annotated[Literal["line", "area"], "how"] = "line",
+    out: Annotated[str, "image", "FILE"],
+    tags: Annotated[Sequence[str], "words", ("a", "b")] = ("a",),
+    dry: Annotated[bool, "draw nothing"] = False,
+) -> int:
+    '''Draw something.
+
+    More about it.
+    '''
+    print((name, points, size.width, size.scale, form, out, tags, dry))
+    return 3
+"""
+
+
+def test_a_verb_is_a_function_and_an_entry(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_verbs.py").write_text(MY_VERBS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(VERBS, "draw", ("my_verbs:draw", "draw something"))
+    assert main(["draw", "tree", "1", "2", "--out", "a.png"]) == 3
+    assert eval(capsys.readouterr().out) == ("tree", [1, 2], None, 0.5, "line", "a.png", ("a",), False)
+    argv = ["--out", "a.png", "--width", "7", "--scale", "2", "--form", "area", "--tags", "b", "a", "--dry"]
+    assert main(["draw", "tree", "1", *argv]) == 3
+    assert eval(capsys.readouterr().out) == ("tree", [1], 7, 2.0, "area", "a.png", ["b", "a"], True)
+    monkeypatch.setenv("COLUMNS", "119")
+    with pytest.raises(SystemExit):
+        main(["draw", "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "Draw something." in lines and "More about it." not in lines
+    assert "--width INT           in pixels" in lines
+    assert "--scale FLOAT         factor; default: 0.5" in lines
+    assert "--form {line,area}    how; default: line" in lines
+    assert "--out FILE            image" in lines
+    assert "--dry                 draw nothing" in lines
+
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "av", "PIL", "accelerate", "yaml")
+
+
+def test_help_and_wrong_flags_import_nothing_heavy(tmp_path):
+    code = f"""
+import sys
+import simple_multimodal
+assert len([name for name in sys.modules if name.startswith("simple_multimodal")]) == 1
+from simple_multimodal.cli import VERBS, main
+for argv in ([], ["--version"], ["--wrong"], *([verb, flag] for verb in VERBS for flag in ("--help", "--wrong"))):
+    try:
+        main(argv)
+    except SystemExit as end:
+        assert end.code == (2 if argv[-1] == "--wrong" else 0), argv
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    assert not heavy, (argv, heavy)
+"""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    for arguments in (["-m", "simple_multimodal", "--help"], ["-c", code]):
-        result = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        assert "usage: simple-multimodal" in result.stdout
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_python_m_reaches_the_verbs(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "simple_multimodal", "--help"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage: simple-multimodal" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("verb", "function"),
+    [
+        ("simple_multimodal.cli.data:ToyOptions", "simple_multimodal.prepare.toy:make_toy_world"),
+        ("simple_multimodal.cli.data:index", "simple_multimodal.prepare.check:check_manifests"),
+        ("simple_multimodal.cli.data:prepare", "simple_multimodal.prepare.manifests:prepare_benchmark"),
+        ("simple_multimodal.cli.models:search", "simple_multimodal.tasks.retrieval.retriever:Retriever.search"),
+        (
+            "simple_multimodal.cli.models:answer",
+            "simple_multimodal.tasks.question_answering.answerer:QuestionAnswerer.answer_each",
+        ),
+        ("simple_multimodal.cli.models:infer", "simple_multimodal.tasks.measure:measure_benchmark"),
+        ("simple_multimodal.cli.models:features", "simple_multimodal.inference.features:TowerFeatures.write"),
+        (
+            "simple_multimodal.cli.options:PipelineOptions",
+            "simple_multimodal.inference.features:TowerFeatures.__init__",
+        ),
+    ],
+)
+def test_defaults_are_those_of_the_library(verb, function):
+    own, library = (inspect.signature(pkgutil.resolve_name(name)).parameters for name in (verb, function))
+    shared = [name for name, item in own.items() if name in library and item.default is not item.empty]
+    assert shared
+    for name in shared:
+        if name not in ("dtype", "precision"):  # a name of a type; `from_pretrained` finds out what it was selected in
+            assert own[name].default == library[name].default, name
+
+
+def test_the_decoders_and_precisions_are_those_of_the_library():
+    assert get_args(VideoBackendName) == VIDEO_BACKENDS
+    assert get_args(Precision) == PRECISIONS

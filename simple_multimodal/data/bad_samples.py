@@ -10,11 +10,6 @@ from simple_multimodal.media.errors import MediaError
 RETRY_SECONDS = (0.1, 0.4)
 """How long to wait before each further try, where the file system may have been at fault."""
 
-# What training and inference begin with.
-MAX_BAD_FRACTION = 0.2  # share of bad samples at which they stop
-SAMPLE_TIMEOUT_SECONDS = 120.0
-LOADER_MEMORY_GIGABYTES = 4.0
-
 Result = TypeVar("Result")
 
 _given_up: set[str | None] = set()  # files that this process has waited for in vain

@@ -4,12 +4,13 @@ import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+from simple_multimodal.defaults import Precision
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FP16_ON_CPU = "fp16 needs a GPU"

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, describe_difference, make_fingerprint
 from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.defaults import CLIPS_PER_SHARD
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Pipeline, clips_alone, from_main
 from simple_multimodal.media.errors import MediaError
@@ -61,7 +62,7 @@ class TowerFeatures(Pipeline):
         datasets: Sequence[RowDataset],
         output: str | os.PathLike[str],
         *,
-        shard_size: int = 128,
+        shard_size: int = CLIPS_PER_SHARD,
         dtype: torch.dtype = torch.float32,
     ) -> FeatureReport:
         """

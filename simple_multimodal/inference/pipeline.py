@@ -17,20 +17,22 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 import simple_multimodal.alpro  # noqa: F401  (which makes its configuration known)
-from simple_multimodal.data.bad_samples import (
-    LOADER_MEMORY_GIGABYTES,
-    MAX_BAD_FRACTION,
-    SAMPLE_TIMEOUT_SECONDS,
-    BadSample,
-    BadSampleError,
-)
+from simple_multimodal.data.bad_samples import BadSample, BadSampleError
 from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.tables import is_table
-from simple_multimodal.evaluation.precision import (
+from simple_multimodal.defaults import (
+    BATCH_SIZE,
+    DECODE_DEVICE,
+    LOADER_MEMORY_GIGABYTES,
+    MAX_BAD_FRACTION,
+    SAMPLE_TIMEOUT_SECONDS,
+    VIDEO_BACKEND,
     Precision,
+)
+from simple_multimodal.evaluation.precision import (
     autocast,
     check_precision,
     choose_precision,
@@ -164,12 +166,12 @@ class Pipeline:
         model: PreTrainedModel,
         processor: MultimodalProcessor,
         *,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
         num_workers: int = 0,
         drop_modalities: Sequence[str] = (),
         shows_progress: bool = False,
-        video_backend: str = "pyav",
-        decode_device: str = "cpu",
+        video_backend: str = VIDEO_BACKEND,
+        decode_device: str = DECODE_DEVICE,
         index_dir: str | None = None,
         max_bad_fraction: float | None = MAX_BAD_FRACTION,
         sample_timeout_seconds: float = SAMPLE_TIMEOUT_SECONDS,

@@ -13,6 +13,7 @@ from typing import Any
 
 from simple_multimodal.data.files import VIDEO_SUFFIXES
 from simple_multimodal.data.roots import Roots
+from simple_multimodal.defaults import NUM_VALIDATION_CLIPS
 from simple_multimodal.evaluation.protocols import (
     ANSWER_TYPES,
     PROTOCOLS,
@@ -28,8 +29,6 @@ from simple_multimodal.prepare.check import examine_files
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {""}
 """Of files that are taken for clips; DiDeMo has some without."""
-
-NUM_VALIDATION_CLIPS = 500
 
 
 @dataclass

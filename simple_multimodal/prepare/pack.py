@@ -22,46 +22,13 @@ from simple_multimodal.media.conversion import apply_display_matrix, is_transpos
 from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.media.index_cache import content_hash, index_cache
 from simple_multimodal.output_folder import write_atomically
+from simple_multimodal.prepare.settings import PackSettings
 
 ROW_COLUMNS = {"index", "epoch", "audio_is_sound_track", "video", "audio", "text", "captions"}
 """Entries of a row that a packed manifest has not, or has anew."""
 
 MIN_CLOCK = 10_000  # ticks in a second
 AUDIO_BLOCK = 4608  # samples in a FLAC frame, the most of its streamable subset
-
-
-@dataclass(frozen=True)
-class PackSettings:
-    """How files are packed.
-
-    Args:
-        short_side (`int`): Length to which the short side of frames is scaled, in pixels; smaller ones stay as they
-            are.
-        group_size (`int`): Frames in a group: 1 makes each decodable alone; with more, those between the first ones
-            of two groups refer to these alone.
-        crf (`int`): Quality of x264, 0 (lossless) to 51.
-        sampling_rate (`int`): Of the audio, in Hz; it is stored without loss at 16 bits.
-    """
-
-    short_side: int = 224
-    group_size: int = 1
-    crf: int = 18
-    sampling_rate: int = 16000
-
-    @property
-    def x264_options(self) -> dict[str, str]:
-        """Few tools of the codec, so that decoding is cheap."""
-        parameters = {
-            "keyint": self.group_size,
-            "min-keyint": self.group_size,
-            "bframes": max(self.group_size - 1, 0),
-            "b-adapt": 0,
-            "b-pyramid": "none",
-            "scenecut": 0,
-            "ref": 1,
-        }
-        joined = ":".join(f"{name}={value}" for name, value in parameters.items())
-        return {"preset": "veryfast", "tune": "fastdecode", "crf": str(self.crf), "x264-params": joined}
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import difflib
 
-from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
+from simple_multimodal.tasks.base import Evaluation, Measuring, Rows, Task, TaskOptions
 from simple_multimodal.tasks.question_answering import QuestionAnswering
 from simple_multimodal.tasks.retrieval import PreTraining, Retrieval
 
@@ -57,4 +57,4 @@ def task_of(name: str | None, model_class: str) -> type[Task]:
     raise ValueError(f"{model_class} is a model of none of the tasks {', '.join(TASKS)}.")
 
 
-__all__ = ["TASKS", "Evaluation", "Measuring", "Task", "TaskOptions", "get_task", "register_task", "task_of"]
+__all__ = ["TASKS", "Evaluation", "Measuring", "Rows", "Task", "TaskOptions", "get_task", "register_task", "task_of"]

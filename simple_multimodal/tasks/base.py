@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
+
+import datasets
 
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.rows import RowDataset
@@ -14,6 +16,9 @@ from simple_multimodal.evaluation.protocols import Protocol
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
+
+Rows: TypeAlias = RowDataset | datasets.Dataset | str | os.PathLike[str] | Any
+"""What [`Task.open_rows`] makes rows of."""
 
 PARTIAL_FOLDER = "partial"
 """What a measurement keeps finished parts in, beside its results, until these are written."""
@@ -138,23 +143,40 @@ class Task:
         self.options: Any = options or self.options_class()
 
     @classmethod
-    def open_rows(cls, manifest_file: str | os.PathLike[str], **settings) -> RowDataset:
+    def from_flags(cls, **flags) -> Self:
+        """
+        The task with those options that were given, see [`TaskOptions.from_flags`].
+
+        Args:
+            flags: options of all tasks by name.
+        """
+        return cls(cls.options_class.from_flags(flags, task=cls.name))
+
+    @classmethod
+    def open_rows(cls, rows: Rows, **settings) -> RowDataset:
         """
         The rows of a run. No media file is opened, but where links lead is checked before the run begins.
 
         Args:
-            manifest_file (`str`): the manifest.
-            settings: arguments of [`RowDataset.from_manifest`].
+            rows: the path of a manifest or of a folder of media files, a list of dictionaries, a pandas table, a
+                `datasets.Dataset`, or a [`RowDataset`], which is returned as it is.
+            settings: arguments of the constructor of [`RowDataset`] that fits.
 
         Raises:
-            ValueError: If the manifest is wrong, **or** links lead out of the roots.
+            ValueError: If the manifest or a row is wrong, **or** links lead out of the roots.
         """
-        dataset = RowDataset.from_manifest(manifest_file, **{**cls.row_settings, **settings})
+        if isinstance(rows, RowDataset):
+            return rows
+        settings = {**cls.row_settings, **settings}
+        if isinstance(rows, (str, os.PathLike)):
+            opens = RowDataset.from_files if os.path.isdir(rows) else RowDataset.from_manifest
+            dataset = opens(rows, **settings)  # type: ignore[operator]
+        elif isinstance(rows, datasets.Dataset):
+            dataset = RowDataset.from_dataset(rows, **settings)
+        else:
+            dataset = RowDataset(rows, **settings)
         dataset.check_links()
         return dataset
-
-    def check(self) -> None:
-        """Raise a `ValueError` where options contradict each other; before anything is read."""
 
     def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:
         """

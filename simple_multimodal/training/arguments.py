@@ -1,22 +1,26 @@
 """The arguments of a training run: those of `transformers`, with defaults that suit loading media, and our own."""
 
 import os
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Literal
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal
 
 import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import logging
 
 from simple_multimodal.cores import available_cores
-from simple_multimodal.data.bad_samples import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS
-from simple_multimodal.evaluation.precision import Precision, effective_precision
+from simple_multimodal.defaults import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS, Precision
+from simple_multimodal.evaluation.precision import effective_precision
+from simple_multimodal.flags import DATA, EVALUATION, TRAINER, TRAINING, check_bounds, flag
 from simple_multimodal.modalities import MODALITIES
-from simple_multimodal.models.distributed import leave_store_of_launcher
+from simple_multimodal.training.rendezvous import leave_store_of_launcher
 
 logger = logging.get_logger(__name__)
 
-GROUP = "Training"
+TOWER_RATE = "Learning rate of the {} tower. Default: --learning_rate."
+
+LIMIT: dict[str, Any] = {"at_least": 0, "remedy": "give a number above 0, or 0 for no limit"}
+"""Bounds of what a file may take."""
 
 WITHOUT_EFFECT = (
     *("label_smoothing_factor", "average_tokens_across_devices", "neftune_noise_alpha", "use_cache", "label_names"),
@@ -48,118 +52,96 @@ class MultimodalTrainingArguments(TrainingArguments):
     > - `accelerator_config`: with `non_blocking` where batches are pinned; else each waits for the step before it.
     """
 
-    do_train: bool | None = field(
-        default=None, metadata={"help": "Train. Default: yes, unless only --do_eval is given.", "group": GROUP}
+    do_train: bool | None = flag(None, TRAINING, "Train. Default: yes, unless only --do_eval is given.")
+    do_eval: bool | None = flag(None, TRAINING, "Evaluate at the end. Default: yes, unless only --do_train is given.")
+    remove_unused_columns: bool = flag(False, TRAINER, "Must stay False: the collator reads every column of a row.")
+    logging_nan_inf_filter: bool = flag(
+        False, TRAINER, "Log the average loss in place of one that is NaN or infinite."
     )
-    do_eval: bool | None = field(
-        default=None,
-        metadata={"help": "Evaluate at the end. Default: yes, unless only --do_train is given.", "group": GROUP},
+    ddp_find_unused_parameters: bool | None = flag(
+        False, TRAINER, "Search every step for parameters without gradient; none are left to find."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator reads every column of a row."}
+    dataloader_num_workers: int = flag(
+        default_num_workers,
+        TRAINER,
+        "Loader processes per training process. Default: half its share of the cores, 1 to 8.",
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Replace losses that are NaN or infinite by the average in the logs."}
+    dataloader_persistent_workers: bool | None = flag(
+        None, TRAINER, "Keep loader processes between epochs. Default: yes if there are any."
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={"help": "Search the graph of every step for parameters without gradient, of which there are none."},
+    overwrite_output_dir: bool = flag(
+        False, TRAINING, "Start over in a non-empty --output_dir instead of resuming its run."
     )
-    dataloader_num_workers: int = field(
-        default_factory=default_num_workers,
-        metadata={"help": "Loader processes per training process. Default: half its share of the cores, 1 to 8."},
+    text_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("text"))
+    audio_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("audio"))
+    video_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("video"))
+    layer_decay: float | None = flag(
+        None,
+        TRAINING,
+        "Layer-wise learning rate decay: factor from each layer of a tower to the one below, up to 1. Default: none.",
+        above=0,
+        at_most=1,
+        remedy="give a factor above 0, up to 1 (no decay)",
     )
-    dataloader_persistent_workers: bool | None = field(
-        default=None, metadata={"help": "Keep loader processes between epochs. Default: yes if there are any."}
+    gradient_checkpointing_towers: list[str] = flag(
+        [],
+        TRAINING,
+        "Activation (gradient) checkpointing in these towers: their layers run again in the backward pass. Default: "
+        "none.",
+        choices=(*MODALITIES, "fusion"),
     )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Start over in a non-empty --output_dir instead of resuming its run.", "group": GROUP},
+    early_stopping_patience: int | None = flag(
+        None,
+        TRAINING,
+        "Stop after this many evaluations without a better --metric_for_best_model. Default: never.",
     )
-    text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the text tower. Default: --learning_rate.", "group": GROUP}
+    on_bad_sample: Literal["replace", "skip", "fail"] = flag(
+        "replace",
+        DATA,
+        "What to do with a training sample that cannot be read: replace it by another one, skip it (its row stays "
+        "empty), or fail.",
     )
-    audio_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the audio tower. Default: --learning_rate.", "group": GROUP}
+    max_bad_fraction: float = flag(
+        MAX_BAD_FRACTION,
+        DATA,
+        "Stop when more than this fraction of the training samples read so far, at least 100, cannot be read.",
+        share=True,
     )
-    video_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the video tower. Default: --learning_rate.", "group": GROUP}
+    sample_timeout_seconds: float = flag(
+        SAMPLE_TIMEOUT_SECONDS,
+        DATA,
+        "With loader processes: seconds after which a file counts as unreadable; 0: no limit.",
+        **LIMIT,
     )
-    layer_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Layer-wise decay: factor of the learning rate from each layer of a tower to the one below, up to "
-            "1. Default: none.",
-            "group": GROUP,
-        },
+    loader_memory_gigabytes: float = flag(
+        LOADER_MEMORY_GIGABYTES,
+        DATA,
+        "With loader processes: GB that a process may grow by for a file before the file counts as unreadable; 0: no "
+        "limit.",
+        **LIMIT,
     )
-    gradient_checkpointing_towers: list[str] = field(
-        default_factory=list,
-        metadata={
-            "choices": (*MODALITIES, "fusion"),
-            "help": "Activation (gradient) checkpointing in these towers: their layers run again in the backward "
-            "pass. Default: none.",
-            "group": GROUP,
-        },
+    max_nan_steps: int = flag(
+        20,
+        TRAINING,
+        "Stop after this many consecutive steps with a NaN or infinite gradient; each of them is skipped.",
+        at_least=1,
+        remedy="give 1 or more",
     )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop after this many evaluations without a better --metric_for_best_model. Default: never.",
-            "group": GROUP,
-        },
+    contrastive_chunk_size: int | None = flag(
+        None,
+        TRAINING,
+        "Gradient caching: rows encoded at a time, so that large contrastive batches need the memory of small ones, "
+        "at the cost of encoding twice. Default: the whole batch.",
+        at_least=1,
+        remedy="give 1 or more rows, or leave it out to encode a batch at once",
     )
-    on_bad_sample: Literal["replace", "skip", "fail"] = field(
-        default="replace",
-        metadata={
-            "help": "A training sample that cannot be read: take another for it, leave its place empty, or stop.",
-            "group": "Data",
-        },
-    )
-    max_bad_fraction: float = field(
-        default=MAX_BAD_FRACTION,
-        metadata={
-            "help": "Stop when more than this share of the training samples read since the start is bad, of at least "
-            "100.",
-            "group": "Data",
-        },
-    )
-    sample_timeout_seconds: float = field(
-        default=SAMPLE_TIMEOUT_SECONDS,
-        metadata={
-            "help": "With loader processes, a file that is not read within this many seconds is bad; 0: no limit.",
-            "group": "Data",
-        },
-    )
-    loader_memory_gigabytes: float = field(
-        default=LOADER_MEMORY_GIGABYTES,
-        metadata={
-            "help": "With loader processes, a file for which one grows by more than this many GB is bad; 0: no limit.",
-            "group": "Data",
-        },
-    )
-    max_nan_steps: int = field(
-        default=20,
-        metadata={
-            "help": "Stop after this many steps in a row whose gradient is NaN or infinite; each is left out.",
-            "group": GROUP,
-        },
-    )
-    contrastive_chunk_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Gradient caching: rows encoded at once, for large contrastive batches in the memory of small "
-            "ones, by encoding twice. Default: the whole batch.",
-            "group": GROUP,
-        },
-    )
-    matching_top_k: int | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluation: candidates per query that the matching head re-ranks; 0: none. Default: what the "
-            "protocol of a prepared benchmark says, else 32.",
-            "group": "Evaluation",
-        },
+    matching_top_k: int | None = flag(
+        None,
+        EVALUATION,
+        "Candidates per query that the matching head re-ranks in evaluation; 0: none. Default: what the protocol of a "
+        "prepared benchmark says, else 32.",
+        at_least=0,
+        remedy="give 0 (no re-ranking) or more",
     )
 
     def __post_init__(self):
@@ -181,27 +163,12 @@ class MultimodalTrainingArguments(TrainingArguments):
                 f"{', '.join(given)} can have no effect: losses and evaluation are those of the models here. Leave "
                 "that out."
             )
-        if self.max_nan_steps < 1:
-            raise ValueError(f"--max_nan_steps is {self.max_nan_steps}; give 1 or more.")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"--layer_decay is {self.layer_decay}; give a factor above 0, up to 1 (no decay).")
+        check_bounds(self)
         if self.gradient_checkpointing_towers and self.activation_checkpointing:
             raise ValueError(
                 "--activation_checkpointing is for the whole model, --gradient_checkpointing_towers for the towers "
                 "that it names. Give one of the two."
             )
-        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
-            raise ValueError(
-                f"--contrastive_chunk_size is {self.contrastive_chunk_size}; give 1 or more rows, or leave it out to "
-                "encode a batch at once."
-            )
-        if self.matching_top_k is not None and self.matching_top_k < 0:
-            raise ValueError(f"--matching_top_k is {self.matching_top_k}; give 0 (no re-ranking) or more.")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"--max_bad_fraction is {self.max_bad_fraction}; give a share from 0 to 1.")
-        for name in ("sample_timeout_seconds", "loader_memory_gigabytes"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}; give a number above 0, or 0 for no limit.")
         leave_store_of_launcher(self.ddp_timeout)
         is_configured = self.accelerator_config is not None
         super().__post_init__()
@@ -260,6 +227,11 @@ class MultimodalTrainingArguments(TrainingArguments):
     def precision(self) -> Precision:
         """What the model computes in, in training and in evaluation."""
         return effective_precision(bf16=self.bf16, fp16=self.fp16, device_type=self.device.type)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run evaluates, at its end or on the way."""
+        return self.do_eval or self.eval_strategy != "no"
 
     @property
     def selects(self) -> bool:

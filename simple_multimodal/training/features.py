@@ -7,6 +7,7 @@ from transformers.utils import logging
 
 from simple_multimodal.data.features import FeatureReader, open_features
 from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.defaults import DECODE_DEVICE, VIDEO_BACKEND
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES
@@ -16,32 +17,30 @@ logger = logging.get_logger(__name__)
 
 
 def load_features(
+    folder: str | os.PathLike,
     model: TowerModel,
     processor: MultimodalProcessor,
     datasets: Iterable[RowDataset | None],
-    is_trained: bool,
     *,
-    folder: str | os.PathLike | None,
-    video_backend: str,
-    decode_device: str,
+    is_trained: bool,
+    video_backend: str = VIDEO_BACKEND,
+    decode_device: str = DECODE_DEVICE,
 ) -> dict[Modality, FeatureReader]:
     """
     Features that take the place of towers and of decoding for them, made sure to be those of this run.
 
     Args:
-        model (`TowerModel`): after what is to be frozen was.
+        folder (`str`): of the features.
+        model (`TowerModel`): with its frozen towers already frozen.
         processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
         datasets (`Iterable[RowDataset | None]`): every row must have features, but for those whose file is
             missing.
         is_trained (`bool`): whether the model will be.
-        folder (`str`, *optional*): of the features; none if it is not given.
 
     Raises:
         ValueError: If they are of another tower, were read in another way, or are of files that were changed; if a
             clip has none; if the run would train one of these towers, or has an objective that needs what it reads.
     """
-    if folder is None:
-        return {}
 
     def frozen_tower_hash(modality: Modality) -> str:
         names = [name for name, parameter in model.towers[modality].named_parameters() if parameter.requires_grad]

@@ -6,9 +6,11 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -31,12 +33,12 @@ from simple_multimodal.evaluation.precision import precision_mismatch
 from simple_multimodal.evaluation.protocols import prepared_protocol, prepared_split
 from simple_multimodal.evaluation.result_files import write_whole
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
-from simple_multimodal.tasks import Evaluation, Measuring, Task, task_of
+from simple_multimodal.tasks import Evaluation, Measuring, Rows, Task, task_of
 from simple_multimodal.training import sharding
 from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (
@@ -51,6 +53,7 @@ from simple_multimodal.training.checkpoints import (
     rotate,
     seal,
 )
+from simple_multimodal.training.features import load_features
 from simple_multimodal.training.learning_rates import parameter_rates, set_learning_rates
 from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
@@ -135,10 +138,13 @@ class MultimodalTrainer(Trainer):
     Args:
         model ([`TowerModel`]): with `count_items`; a `MultimodalFor…` or `AlproFor…` model.
         args ([`MultimodalTrainingArguments`]): arguments of the run.
-        data_collator ([`MultimodalCollator`]): makes training batches.
-        eval_collator ([`MultimodalCollator`]): makes evaluation batches.
-        train_dataset, eval_dataset ([`RowDataset`], *optional*): rows.
-        processing_class ([`MultimodalProcessor`]): saved beside the model.
+        processor ([`MultimodalProcessor`]): makes tensors of rows, and is saved beside the model.
+        train_dataset, eval_dataset (*optional*): rows: a [`RowDataset`], or what [`Task.open_rows`] takes, such as the
+            path of a manifest.
+        features (`str`, *optional*): folder of features that stand for frozen towers, see [`load_features`].
+        collator_settings (`Mapping`, *optional*): further arguments of [`MultimodalCollator`], for training and
+            evaluation alike.
+        drop_modalities (`Sequence[str]`, *optional*): evaluate as if the rows lacked these.
         task ([`Task`], *optional*): what measures the model; by default that of its configuration, without options.
         run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint.
         callbacks (`list[TrainerCallback]`, *optional*): further callbacks.
@@ -154,16 +160,36 @@ class MultimodalTrainer(Trainer):
         model: PreTrainedModel,
         args: MultimodalTrainingArguments,
         *,
-        data_collator: MultimodalCollator,
-        eval_collator: MultimodalCollator,
-        train_dataset: RowDataset | None = None,
-        eval_dataset: RowDataset | dict[str, RowDataset] | None = None,
-        processing_class: MultimodalProcessor | None = None,
+        processor: MultimodalProcessor,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | dict[str, Rows] | None = None,
         task: Task | None = None,
+        features: str | os.PathLike[str] | None = None,
+        collator_settings: Mapping[str, Any] = MappingProxyType({}),
+        drop_modalities: Sequence[Modality] = (),
         run_record: dict | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         self.task = task or task_of(model.config.task, type(model).__name__)()
+        model.config.task = self.task.name
+        train_dataset = None if train_dataset is None else self.task.open_rows(train_dataset)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: self.task.open_rows(rows) for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self.task.open_rows(eval_dataset)
+        settings: dict[str, Any] = {
+            "seed": args.seed,
+            "targets": self.task.build_targets(model, processor),
+            **collator_settings,
+        }
+        if features is not None:
+            used = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
+            decoder = {name: settings[name] for name in ("video_backend", "decode_device") if name in settings}
+            settings["features"] = load_features(
+                features, model, processor, used, is_trained=bool(args.do_train), **decoder
+            )
+        data_collator = MultimodalCollator(processor, training=True, **settings)
+        eval_collator = MultimodalCollator(processor, drop_modalities=drop_modalities, **settings)
         self.run_record = run_record
         self.speed = Speed()
         self.eval_collator = eval_collator
@@ -174,7 +200,7 @@ class MultimodalTrainer(Trainer):
         self._save_error: BaseException | None = None  # of the last checkpoint
         self._sums_start = 0  # the step before the first one that the sums are over
         self._counter: PreTrainedModel | None = None  # the model; unwrapping it looks at every module
-        self.processor = processing_class
+        self.processor = processor
         self.args = args
         self._quarantine = self._make_quarantine(starts_over=False)
         if eval_collator.decode_device != "cpu":
@@ -182,14 +208,13 @@ class MultimodalTrainer(Trainer):
         align_parameters(model)
         model.checkpoint_activations(args.gradient_checkpointing_towers)
         # `Trainer` asks every processor for special tokens, also one without a tokenizer.
-        has_tokenizer = processing_class is not None and processing_class.tokenizer is not None
         super().__init__(
             model,
             args,
             data_collator=self._reader(train_dataset, data_collator, args.on_bad_sample) if train_dataset else None,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class if has_tokenizer else None,
+            processing_class=processor if processor.tokenizer is not None else None,
             callbacks=callbacks,
         )
         if args.enable_jit_checkpoint:
@@ -698,7 +723,7 @@ class MultimodalTrainer(Trainer):
         super()._save(str(staged), state_dict)
         if not self.args.should_save:
             return
-        if self.processor is not None and self.processing_class is None:
+        if self.processing_class is None:
             self.processor.save_pretrained(staged)
         if self.run_record is not None:
             write_run_record(staged, self.run_record)

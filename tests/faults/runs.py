@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.trainer_callback import TrainerCallback
 
 import train
-from simple_multimodal.training import checkpoints
+from simple_multimodal.training import checkpoints, trainer
 from simple_multimodal.training.checkpoints import STATE_FILE, sha256
 from simple_multimodal.training.comparison import TIMES
 from simple_multimodal.training.run_control import EXIT_REQUEUE
@@ -64,13 +64,13 @@ def with_callback(callback: TrainerCallback) -> Callable[[], None]:
     """Have all trainers of this process call it."""
 
     def patch() -> None:
-        original = train.MultimodalTrainer.__init__
+        original = trainer.MultimodalTrainer.__init__
 
         def init(self, *args, **kwargs):
             original(self, *args, **kwargs)
             self.add_callback(callback)
 
-        train.MultimodalTrainer.__init__ = init
+        trainer.MultimodalTrainer.__init__ = init
 
     return patch
 
@@ -79,13 +79,13 @@ def with_nan_gradients(*steps: int) -> Callable[[], None]:
     """Make the gradient of some steps NaN."""
 
     def patch() -> None:
-        original = train.MultimodalTrainer.compute_loss
+        original = trainer.MultimodalTrainer.compute_loss
 
         def compute_loss(self, *args, **kwargs):
             loss = original(self, *args, **kwargs)
             return loss * float("nan") if self.state.global_step + 1 in steps else loss
 
-        train.MultimodalTrainer.compute_loss = compute_loss
+        trainer.MultimodalTrainer.compute_loss = compute_loss
 
     return patch
 

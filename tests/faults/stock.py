@@ -30,10 +30,9 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-import train
 from simple_multimodal.data import collator
 from simple_multimodal.media.pyav_backend import PyAVBackend
-from simple_multimodal.training import arguments, checkpoints
+from simple_multimodal.training import arguments, checkpoints, trainer
 from simple_multimodal.training.checkpoints import list_checkpoints
 from tests.faults import bad_files
 from tests.faults.runs import (
@@ -74,7 +73,7 @@ class StockTrainer(Trainer):
 
 def use_stock() -> None:
     """Have `train.py` of this process use it, and nothing of ours for going on and for starting again."""
-    train.MultimodalTrainer = StockTrainer
+    trainer.MultimodalTrainer = StockTrainer
     checkpoints.find_checkpoint = lambda *args, **kwargs: None
     arguments.leave_store_of_launcher = lambda *args: None
 
@@ -210,7 +209,7 @@ def killed_while_saving(side: Side, count: int) -> str:
     times = side.folder / "times"
 
     def timing() -> None:
-        original = train.MultimodalTrainer._save_checkpoint
+        original = trainer.MultimodalTrainer._save_checkpoint
 
         def save(self, *args):
             started = time.perf_counter()
@@ -218,18 +217,18 @@ def killed_while_saving(side: Side, count: int) -> str:
             with open(times, "a") as file:
                 print(time.perf_counter() - started, file=file)
 
-        train.MultimodalTrainer._save_checkpoint = save
+        trainer.MultimodalTrainer._save_checkpoint = save
 
     def killing(step: int, delay: float) -> Fault:
         def patch() -> None:
-            original = train.MultimodalTrainer._save_checkpoint
+            original = trainer.MultimodalTrainer._save_checkpoint
 
             def save(self, *args):
                 if self.state.global_step == step:
                     threading.Timer(delay, send, [signal.SIGKILL]).start()
                 original(self, *args)
 
-            train.MultimodalTrainer._save_checkpoint = save
+            trainer.MultimodalTrainer._save_checkpoint = save
 
         return patch
 

@@ -17,9 +17,9 @@ import torch
 from torch.distributed import TCPStore
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from simple_multimodal.models.distributed import leave_store_of_launcher
 from simple_multimodal.training import run_control
 from simple_multimodal.training.checkpoints import list_checkpoints, problem_of
+from simple_multimodal.training.rendezvous import leave_store_of_launcher
 from simple_multimodal.training.run_control import (
     EXIT_INTERRUPTED,
     EXIT_REQUEUE,

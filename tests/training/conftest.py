@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-import train
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training import tiny_run
 
@@ -67,5 +66,5 @@ def trainers(monkeypatch) -> list[MultimodalTrainer]:
             self.add_callback(KeepGradients())
             made.append(self)
 
-    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", KeptTrainer)
     return made

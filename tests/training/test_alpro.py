@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
 from simple_multimodal.cli import main
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.closeness import assert_close
@@ -70,7 +69,7 @@ def trainers(monkeypatch) -> list[MultimodalTrainer]:
             self.before = {name: value.clone() for name, value in self.model.state_dict().items()}
             made.append(self)
 
-    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", KeptTrainer)
     return made
 
 

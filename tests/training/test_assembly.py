@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import DebertaV2Config, VideoMAEConfig, ViTConfig, ViTMAEConfig
 
-import train
 from simple_multimodal.assembly import build_config, build_processor, load_processor
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
+from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training.tiny_run import CAPTIONS, flags, run
 
 TOWERS = {
@@ -171,12 +171,12 @@ def test_flags_of_parts_are_named_when_a_whole_model_is_loaded(start, tmp_path, 
 def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, tmp_path, saved, monkeypatch):
     made = []
 
-    class Kept(train.MultimodalTrainer):
+    class Kept(MultimodalTrainer):
         def __init__(self, model, *args, **kwargs):
             made.append({m: model.multimodal.encoder(m).config._attn_implementation for m in model.config.modalities})
             super().__init__(model, *args, **kwargs)
 
-    monkeypatch.setattr(train, "MultimodalTrainer", Kept)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", Kept)
     eager = flags(video_attn_implementation="eager")
     run(*start, "--do_train", *eager, *flags(output_dir=tmp_path / "new", max_steps=1))
     run(*start, "--do_eval", *eager, *flags(output_dir=tmp_path / "saved", model_name_or_path=saved))
@@ -190,7 +190,6 @@ def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, 
     [
         ({}, []),
         ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Without effect: mvm_loss_weight; "]),
-        ({"answers_file": "answers.json"}, ["Without effect: answers_file, which is for --task question_answering."]),
         ({"frame_stride": 2}, ["Without effect: frame_stride, which is for --frame_sampling dense."]),
         ({"frame_stride": 2, "frame_sampling": "dense"}, []),
         (
@@ -208,3 +207,8 @@ def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
         monkeypatch.setattr(f"{module}.logger.warning", said.append)
     run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=1, save_strategy="no", **values))
     assert len(said) == len(told) and all(map(str.startswith, said, told)), said
+
+
+def test_an_option_of_another_task_is_refused(start, tmp_path):
+    with pytest.raises(ValueError, match="--answers_file cannot be used with the task pretraining"):
+        run(*start, "--do_train", *flags(output_dir=tmp_path, answers_file="answers.json"))

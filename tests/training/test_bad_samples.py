@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.training.quarantine import Quarantine
@@ -138,7 +137,7 @@ def evaluate(common: list[str], model: str, folder: Path, **values) -> tuple[dic
             made.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "MultimodalTrainer", KeptTrainer)
+        patch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", KeptTrainer)
         metrics = run(*tokens, "--do_eval", *flags(model_name_or_path=model, output_dir=folder, **values))
     return metrics, made[0]
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-import train
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
@@ -31,7 +30,7 @@ def steps(start, tmp_path, monkeypatch):
             super().__init__(*args, **kwargs)
             self.add_callback(Keep())
 
-    monkeypatch.setattr(train, "MultimodalTrainer", KeepingTrainer)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", KeepingTrainer)
     sizes = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 1, "logging_steps": 1}
 
     def step(**values) -> tuple[dict[str, torch.Tensor], dict[str, float]]:

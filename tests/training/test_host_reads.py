@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-import train
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.models.host_reads import refusing_host_reads
@@ -39,7 +38,7 @@ def strict(monkeypatch) -> RefuseHostReads:
             with refusing_host_reads("cpu"):
                 return super()._get_num_items_in_batch(*args)
 
-    monkeypatch.setattr(train, "MultimodalTrainer", StrictTrainer)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", StrictTrainer)
     return callback
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import train
 from simple_multimodal.models.encoders import ENCODERS
 from simple_multimodal.models.lora import add_lora
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
@@ -100,7 +99,7 @@ def test_a_run_has_exactly_these_groups(start, tmp_path, monkeypatch):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", KeptTrainer)
     rates = {"learning_rate": 0.8, "text_learning_rate": 0.4, "layer_decay": 0.5, "weight_decay": 0.01}
     run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=1, freeze="audio", **rates))
     groups = {

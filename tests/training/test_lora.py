@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-import train
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.training.trainer import MultimodalTrainer
@@ -32,7 +31,7 @@ def trainers(monkeypatch) -> list[MultimodalTrainer]:
             self.after = {name: value.clone() for name, value in self.model.named_parameters()}
             return result
 
-    monkeypatch.setattr(train, "MultimodalTrainer", KeptTrainer)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer", KeptTrainer)
     return made
 
 

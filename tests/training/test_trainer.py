@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-import train
 from simple_multimodal.models.configuration import OBJECTIVES
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.closeness import assert_close
@@ -96,7 +95,7 @@ def test_frozen_towers_stay_as_they_are(start, tmp_path, trainers, monkeypatch):
         before.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
         return MultimodalTrainer.train(trainer, *args, **kwargs)
 
-    monkeypatch.setattr(train.MultimodalTrainer, "train", remember)
+    monkeypatch.setattr("simple_multimodal.training.trainer.MultimodalTrainer.train", remember)
     run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=2, learning_rate=0.01, freeze=["text", "fusion"]))
     after = trainers[0].model.state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}

@@ -9,6 +9,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from simple_multimodal.cores import available_cores
+from simple_multimodal.defaults import (
+    TOY_PAIRS,
+    TOY_QUESTION_CLIPS,
+    TOY_TRAIN_CLIPS,
+    TOY_VALIDATION_PICTURES,
+    TOY_VALIDATION_SOUNDS,
+)
 from simple_multimodal.output_folder import LOCK_FILE
 from simple_multimodal.prepare.toy.clips import ToyClip, draw_clips, num_combinations
 from simple_multimodal.prepare.toy.manifests import write_manifests
@@ -31,11 +38,11 @@ SECONDS_PER_SEGMENT = 0.6  # mean time that one background stays
 def make_toy_world(
     output_dir: str | os.PathLike[str],
     *,
-    num_train_clips: int = 2000,
-    num_validation_pictures: int = 16,
-    num_validation_sounds: int = 16,
-    num_question_clips: int = 243,
-    num_pairs: int = 512,
+    num_train_clips: int = TOY_TRAIN_CLIPS,
+    num_validation_pictures: int = TOY_VALIDATION_PICTURES,
+    num_validation_sounds: int = TOY_VALIDATION_SOUNDS,
+    num_question_clips: int = TOY_QUESTION_CLIPS,
+    num_pairs: int = TOY_PAIRS,
     num_segments: int = 6,
     seconds: float | None = None,
     seed: int = 0,

@@ -12,6 +12,7 @@ from simple_multimodal.alpro import AlproForQuestionAnswering
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.defaults import TOP_K_ANSWERS
 from simple_multimodal.inference.pipeline import ClipKey, Clips, Pipeline, open_manifest
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 
@@ -57,7 +58,7 @@ class QuestionAnswerer(Pipeline):
     }
 
     def answer(
-        self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = 1
+        self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = TOP_K_ANSWERS
     ) -> list[Answer] | list[list[Answer]]:
         """
         Answer questions about one clip.
@@ -85,7 +86,7 @@ class QuestionAnswerer(Pipeline):
         question: str,
         clips: Clips,
         *,
-        top_k: int = 1,
+        top_k: int = TOP_K_ANSWERS,
         recursive: bool = False,
     ) -> dict[str, list[Answer]]:
         """

@@ -15,6 +15,7 @@ from simple_multimodal.alpro import AlproForRetrieval
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.defaults import TOP_K_CLIPS
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Clips, Pipeline, cosine, from_main, open_manifest
 from simple_multimodal.models.base import hash_weights
@@ -240,7 +241,7 @@ class Retriever(Pipeline):
         texts: str | Sequence[str],
         index: ClipIndex | Clips,
         *,
-        top_k: int = 10,
+        top_k: int = TOP_K_CLIPS,
         rerank: int | None = None,
         recursive: bool = False,
     ) -> list[Match] | list[list[Match]]:

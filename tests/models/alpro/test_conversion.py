@@ -317,14 +317,7 @@ def test_a_converted_model_reads_clips_and_can_be_trained(tmp_path, tokenizer_di
         save_strategy="no",
         dataloader_num_workers=0,
     )
-    trainer = MultimodalTrainer(
-        model,
-        args,
-        data_collator=collator,
-        eval_collator=collator,
-        train_dataset=dataset,
-        processing_class=processor,
-    )
+    trainer = MultimodalTrainer(model, args, processor=processor, train_dataset=dataset)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert len(logs) == 3 and all(log["contrastive_tv_loss"] > 0 and log["matching_loss"] > 0 for log in logs)

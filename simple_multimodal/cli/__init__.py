@@ -1,0 +1,78 @@
+"""The console script `simple-multimodal VERB`: a table of verbs, each of which is imported when it is used."""
+
+import argparse
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from simple_multimodal import __version__
+from simple_multimodal.cli.signature import add_flags, call
+
+VERBS: dict[str, tuple[str, str]] = {
+    "doctor": ("simple_multimodal.cli.runs:doctor", "report what is installed and what is missing"),
+    "toy": ("simple_multimodal.cli.data:toy", "write the toy data set"),
+    "clips": ("simple_multimodal.cli.data:clips", "turn a clips.jsonl into manifests"),
+    "index": ("simple_multimodal.cli.data:index", "index the media of manifests and report what is wrong"),
+    "prepare": ("simple_multimodal.cli.data:prepare", "turn a benchmark's annotations into manifests"),
+    "pack": ("simple_multimodal.cli.data:pack", "write a copy of a data set that is fast to read"),
+    "show": ("simple_multimodal.cli.data:show", "draw what the model sees of a sample"),
+    "encode": ("simple_multimodal.cli.models:encode", "save embeddings of clips, to search them"),
+    "features": ("simple_multimodal.cli.models:features", "run frozen towers once and keep their tokens"),
+    "search": ("simple_multimodal.cli.models:search", "find clips by text"),
+    "answer": ("simple_multimodal.cli.models:answer", "answer questions about clips"),
+    "infer": ("simple_multimodal.cli.models:infer", "evaluate a model on a prepared benchmark"),
+    "convert": ("simple_multimodal.cli.models:convert", "turn a checkpoint of another project into a model folder"),
+    "diff": ("simple_multimodal.cli.runs:diff", "compare two checkpoints or model folders bit for bit"),
+    "repeat": ("simple_multimodal.cli.runs:repeat", "train several times and compare the results"),
+}
+"""Each verb with its function and its line in `--help`. The function's parameters are the verb's flags, see
+[`add_flags`]; it returns the exit code. A verb of another package is one more entry.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run one verb.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): The arguments; those of the process when not given.
+
+    Returns:
+        `int`: The exit code: 0, what the verb says about its result, 2 for a user's error, or 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _Parser(prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB")
+    for name, (place, line) in VERBS.items():
+        verb = verbs.add_parser(name, help=line, allow_abbrev=False)
+        if argv[:1] == [name]:
+            function = _load(place)
+            verb.description = inspect.cleandoc(function.__doc__ or line).partition("\n\n")[0]
+            verb.set_defaults(run=function)
+            add_flags(verb, function)
+    values = vars(parser.parse_args(argv))
+    if "run" not in values:
+        parser.print_help()
+        return 0
+    try:
+        return call(values["run"], values)
+    except KeyboardInterrupt:
+        print("simple-multimodal: interrupted; the same command does what is left.", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:  # ImportError: of an extra, with its pip command
+        print(f"simple-multimodal: error: {error}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End the process with one line on stderr and exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _load(place: str) -> Callable[..., int]:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,178 @@
+"""Verbs about data sets: `toy`, `clips`, `index`, `prepare`, `pack` and `show`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from simple_multimodal.cli.options import (
+    FileOptions,
+    FollowLinks,
+    IndexDir,
+    Json,
+    Manifest,
+    Manifests,
+    NumThreads,
+    only_writer,
+    print_json,
+)
+from simple_multimodal.defaults import (
+    NUM_VALIDATION_CLIPS,
+    TOY_PAIRS,
+    TOY_QUESTION_CLIPS,
+    TOY_TRAIN_CLIPS,
+    TOY_VALIDATION_PICTURES,
+    TOY_VALIDATION_SOUNDS,
+)
+from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
+from simple_multimodal.prepare.settings import PackSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions:
+    """How large the toy data set is."""
+
+    num_train_clips: Annotated[int, "training clips"] = TOY_TRAIN_CLIPS
+    num_validation_pictures: Annotated[int, "different videos in the held-out clips"] = TOY_VALIDATION_PICTURES
+    num_validation_sounds: Annotated[int, "different audio tracks in the held-out clips"] = TOY_VALIDATION_SOUNDS
+    num_question_clips: Annotated[int, "held-out clips with questions, a multiple of 9"] = TOY_QUESTION_CLIPS
+    num_pairs: Annotated[int, "pairs that differ in audio only, and as many in video only"] = TOY_PAIRS
+    seed: Annotated[int, "random seed"] = 0
+    num_processes: Annotated[int | None, "processes that write; default: one per core"] = None
+
+
+def toy(out: Annotated[str, "folder to write; a finished one is left as it is"], *, options: ToyOptions) -> int:
+    """Write the toy data set."""
+    from simple_multimodal.prepare.toy import make_toy_world
+
+    with only_writer(out, "toy"):
+        print(make_toy_world(out, **vars(options)))
+    return 0
+
+
+def clips(
+    clips_jsonl: Annotated[str, "one clip per line: file, split, captions, ..."],
+    out: Annotated[str, "folder for one manifest per split"],
+) -> int:
+    """Turn a `clips.jsonl` into one manifest per split."""
+    from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
+
+    for path in clips_jsonl_to_manifests(clips_jsonl, out).values():
+        print(path)
+    return 0
+
+
+def index(
+    manifests: Manifests,
+    *,
+    files: FileOptions,
+    index_dir: IndexDir = None,
+    decodes: Annotated[bool, "decode every file to its end instead of trusting its packets"] = False,
+    num_threads: NumThreads = None,
+    json: Json = False,
+) -> int:
+    """Index the media of manifests and report what is wrong with them. Exit code 1 if files cannot be read."""
+    from simple_multimodal.prepare.check import check_manifests
+
+    report = check_manifests(manifests, **vars(files), index_dir=index_dir, decodes=decodes, num_threads=num_threads)
+    print_json(report.to_dict()) if json else print(report.to_text())
+    return 1 if report.unreadable else 0
+
+
+def prepare(
+    benchmark: Annotated[str, f"what the annotations are of: {', '.join(BENCHMARKS)}", "NAME", BENCHMARKS],
+    *,
+    annotations: Annotated[str, "folder of the annotation files", "DIR"],
+    videos: Annotated[
+        str | None, "folder of the clips; default: `videos` of ALPRO's data/<task>/{txt,videos}", "DIR"
+    ] = None,
+    output: Annotated[str, "folder for train.jsonl, validation.jsonl and test.jsonl", "DIR"],
+    protocol: Annotated[str | None, f"default: the benchmark's first of {', '.join(PROTOCOLS)}", "NAME"] = None,
+    splits: Annotated[Sequence[str], "splits to write; only their files are needed", SPLITS] = SPLITS,
+    num_validation_clips: Annotated[
+        int | None,
+        "training clips to set aside where a benchmark has no validation list; default: " + str(NUM_VALIDATION_CLIPS),
+    ] = None,
+    seed: Annotated[int, "random seed that selects them"] = 0,
+    follow_links: FollowLinks = False,
+    require_all_clips: Annotated[bool, "write nothing if clips are missing"] = False,
+    check: Annotated[bool, "open every video, and count those that cannot be read as missing"] = False,
+    index_dir: IndexDir = None,
+    num_threads: NumThreads = None,
+    json: Json = False,
+) -> int:
+    """Turn a benchmark's annotations into manifests. Exit code 1 if they differ from its protocol."""
+    from simple_multimodal.prepare.manifests import prepare_benchmark
+
+    with only_writer(output, "prepare"):
+        preparation = prepare_benchmark(
+            benchmark,
+            annotations,
+            output,
+            videos=videos,
+            protocol=protocol,
+            splits=splits,
+            num_validation_clips=num_validation_clips,
+            seed=seed,
+            requires_all_clips=require_all_clips,
+            opens_files=check,
+            follow_links=follow_links,
+            index_dir=index_dir,
+            num_threads=num_threads,
+        )
+    if json:
+        print_json(preparation.to_dict() | {"notes": preparation.notes})
+    else:
+        print(preparation.to_text())
+    return 1 if preparation.deviations else 0
+
+
+def pack(
+    manifest: Manifest,
+    out: Annotated[str, "output folder; existing files are kept"],
+    *,
+    settings: PackSettings,
+    num_threads: NumThreads = None,
+    files: FileOptions,
+    index_dir: IndexDir = None,
+) -> int:
+    """Write a copy of a data set that is fast to read. Exit code 1 if rows were left out."""
+    from simple_multimodal.prepare.pack import pack_manifest
+
+    with only_writer(out, "pack"):
+        report = pack_manifest(
+            manifest, out, **vars(files), index_dir=index_dir, settings=settings, num_threads=num_threads
+        )
+    print(report.to_text())
+    return 1 if report.errors else 0
+
+
+def show(
+    manifest: Manifest,
+    *,
+    row: Annotated[int, "number of the row, from 0"] = 0,
+    model: Annotated[str | None, "folder of a trained model; default: the preprocessing of a new model", "DIR"] = None,
+    epoch: Annotated[int | None, "draw as training does in this epoch; default: as evaluation does"] = None,
+    seed: Annotated[int, "random seed of the run, with --epoch"] = 0,
+    out: Annotated[str, "image to write", "FILE"] = "sample.png",
+    files: FileOptions,
+    index_dir: IndexDir = None,
+) -> int:
+    """Draw what the model sees of a sample."""
+    from simple_multimodal.missing import explain
+    from simple_multimodal.prepare.show import draw_sample
+    from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+
+    dataset = files.open(manifest)
+    if not 0 <= row < len(dataset):
+        raise ValueError(f"--row is {row}; {manifest} has the rows 0 to {len(dataset) - 1}")
+    if model is None:
+        processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor())
+    else:
+        try:
+            processor = MultimodalProcessor.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{model}: is no saved model: {explain(model, error)}") from error
+    sample = dataset[(epoch or 0, row)]
+    draw_sample(sample, processor, is_training=epoch is not None, seed=seed, index_dir=index_dir).save(out)
+    print(out)
+    return 0

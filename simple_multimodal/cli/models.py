@@ -1,0 +1,239 @@
+"""Verbs about trained models: `encode`, `features`, `search`, `answer`, `infer` and `convert`."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from simple_multimodal.cli.options import (
+    Clips,
+    FileOptions,
+    FollowLinks,
+    Manifests,
+    Model,
+    ModelOptions,
+    PipelineOptions,
+    Recursive,
+    only_writer,
+)
+from simple_multimodal.defaults import CLIPS_PER_SHARD, TOP_K_ANSWERS, TOP_K_CLIPS
+from simple_multimodal.modalities import CLIP_MODALITIES, Modality
+
+ALPRO_TOKENIZER = "google-bert/bert-base-uncased"
+
+
+def encode(
+    model: Model,
+    clips: Clips,
+    *,
+    out: Annotated[str, "embeddings to write", "FILE"] = "clips.safetensors",
+    files: FileOptions,
+    recursive: Recursive = False,
+    pipeline: PipelineOptions,
+) -> int:
+    """Save embeddings of clips, to search them."""
+    from simple_multimodal.tasks.retrieval.retriever import Retriever
+
+    source = files.open_clips(clips)
+    partial = f"{out}.partial"
+    with only_writer(partial, "encode", is_launched=True):
+        retriever = pipeline.load(Retriever, model, shows_progress=True)
+        index = retriever.index(source, saved=out, partial=partial, recursive=recursive)
+        if retriever.state.is_local_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+    print(f"{out}: {len(index.ids)} clips{_unread(len(index.bad_samples), 'left out')}")
+    return 0
+
+
+def features(
+    model: Annotated[str, "folder or hub name of a saved model"],
+    manifests: Manifests,
+    *,
+    tower: Annotated[Sequence[Modality], "towers to run", CLIP_MODALITIES],
+    output: Annotated[str, "output folder; existing features are kept", "DIR"],
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], "type of the saved tokens"] = "float32",
+    shard_size: Annotated[int, "clips per file"] = CLIPS_PER_SHARD,
+    options: ModelOptions,
+    files: FileOptions,
+) -> int:
+    """Run frozen towers once and keep their tokens. Exit code 1 if clips cannot be read."""
+    import torch
+
+    from simple_multimodal.inference.features import TowerFeatures
+    from simple_multimodal.models.distributed import leave_process_group
+
+    pipeline = TowerFeatures.from_pretrained(model, shows_progress=True, **vars(options))
+    datasets = [files.open(path) for path in manifests]
+    num_unreadable = 0
+    for name in dict.fromkeys(tower):
+        with only_writer(Path(output, name), "features", is_launched=True):
+            report = pipeline.write(name, datasets, output, shard_size=shard_size, dtype=getattr(torch, dtype))
+        num_unreadable += len(report.unreadable)
+        if pipeline.state.is_main_process:
+            for message in report.unreadable:
+                print(f"not readable: {message}", file=sys.stderr)
+            print(f"{Path(output, name)}: {report.num_clips} clips, {report.num_made} made now")
+    leave_process_group()
+    return 1 if num_unreadable else 0
+
+
+def search(
+    model: Model,
+    text: Annotated[str, "description of the clip"],
+    clips: Annotated[Sequence[str], "a manifest, a folder, media files, or what `encode` saved"],
+    *,
+    top_k: Annotated[int, "clips to print"] = TOP_K_CLIPS,
+    rerank: Annotated[
+        int | None,
+        "candidates that the matching head re-ranks; 0: none; default: as many as improved the validation split, if "
+        "any",
+    ] = None,
+    files: FileOptions,
+    recursive: Recursive = False,
+    pipeline: PipelineOptions,
+) -> int:
+    """Find clips by text, and print one JSON object per line."""
+    from simple_multimodal.tasks.retrieval.retriever import Retriever
+
+    source = files.open_clips(clips)
+    retriever = pipeline.load(Retriever, model)
+    for match in retriever.search(text, source, top_k=top_k, rerank=rerank, recursive=recursive):
+        print(json.dumps(match._asdict()))
+    return 0
+
+
+def answer(
+    model: Annotated[str, "folder or hub name of a model for question answering"],
+    question: Annotated[str, "about each clip"],
+    clips: Clips,
+    *,
+    top_k: Annotated[int, "answers to print per clip"] = TOP_K_ANSWERS,
+    files: FileOptions,
+    recursive: Recursive = False,
+    pipeline: PipelineOptions,
+) -> int:
+    """Answer a question about clips, and print one JSON object per clip and line."""
+    from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
+
+    source = files.open_clips(clips)
+    answerer = pipeline.load(QuestionAnswerer, model)
+    answered = answerer.answer_each(question, source, top_k=top_k, recursive=recursive)
+    for clip, answers in answered.items():
+        print(json.dumps({"id": clip, "answers": [answer._asdict() for answer in answers]}))
+    return 0
+
+
+def number_or_all(text: str) -> int | Literal["all"]:
+    """Read a number of candidates, or `all`."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'") from None
+
+
+def infer(
+    model: Annotated[str, "folder or hub name of a trained model, or ALPRO's output/downstreams/<task>/public"],
+    data: Annotated[str, "folder that `prepare` wrote, or ALPRO's data/<task>"],
+    *,
+    split: Annotated[str, "train, validation or test", "NAME"] = "test",
+    output_dir: Annotated[str, "folder for metrics.json and results.json", "DIR"],
+    video_root: Annotated[
+        str | None, "folder of the videos; default: DATA/videos if it exists, else DATA", "DIR"
+    ] = None,
+    matching_top_k: Annotated[
+        int | Literal["all"] | None,
+        "candidates per query that the matching head re-ranks, a number or all; 0: none; default: the protocol's if "
+        "the head beat the cosine on the validation split, else 0",
+        number_or_all,
+    ] = None,
+    measure_rerank: Annotated[
+        bool, "score all pairs, and report how re-ranking only the first --matching_top_k changes every metric"
+    ] = False,
+    dsl: Annotated[bool, "rank by dual softmax over all test queries"] = False,
+    alpro: Annotated[bool, "print the numbers of ALPRO's evaluation, over all pairs"] = False,
+    follow_links: FollowLinks = False,
+    tokenizer: Annotated[
+        str,
+        "tokenizer of an ALPRO checkpoint, which is converted into OUTPUT_DIR/model on first use",
+        "NAME_OR_FOLDER",
+    ] = ALPRO_TOKENIZER,
+    pipeline: PipelineOptions,
+) -> int:
+    """Evaluate a model on a prepared benchmark, and print its metrics."""
+    from simple_multimodal.alpro.layout import convert_once, is_alpro_folder
+    from simple_multimodal.evaluation.protocols import get_protocol
+    from simple_multimodal.inference.pipeline import from_main
+    from simple_multimodal.models.distributed import leave_process_group
+    from simple_multimodal.tasks import get_task
+    from simple_multimodal.tasks.measure import measure_benchmark, prepared_folder
+
+    with only_writer(output_dir, "infer", is_launched=True):
+        folder, videos, protocol = prepared_folder(data, output_dir, follow_links=follow_links)
+        if is_alpro_folder(model):
+            converted = Path(output_dir, "model")
+            from_main(lambda: convert_once(model, data, converted, tokenizer_name=tokenizer))
+            model = str(converted)
+        kind = get_task(get_protocol(protocol).task)
+        options = {"matching_top_k": matching_top_k, "measure_rerank": measure_rerank, "dsl": dsl}
+        task = kind(kind.options_class.from_flags(options, task=kind.name))
+        used = pipeline.load(kind.pipeline_class, model, shows_progress=True)
+        measured = measure_benchmark(
+            task,
+            used,
+            folder,
+            output_dir,
+            model_folder=model,
+            split=split,
+            video_root=video_root or videos,
+            follow_links=follow_links,
+            is_alpro=alpro,
+        )
+    if used.state.is_main_process:
+        metric = measured.primary_metric or ""
+        headline = f"{metric} {measured.metrics[metric]:.4f}"
+        print(
+            f"{measured.protocol}: {headline}{_unread(len(measured.bad_samples), 'counted as wrong')}", file=sys.stderr
+        )
+        print(measured.printed)
+    leave_process_group()
+    return 0
+
+
+def convert(
+    kind: Annotated[Literal["alpro"], "project of the checkpoint; alpro: retrieval, question answering, pre-training"],
+    checkpoint: Annotated[str, "such as model_step_best.pt"],
+    out: Annotated[str, "folder for the model and its processor"],
+    *,
+    tokenizer: Annotated[str, "tokenizer it was trained with", "NAME_OR_FOLDER"] = ALPRO_TOKENIZER,
+    num_frames: Annotated[int | None, "frames per clip; default: the checkpoint's"] = None,
+    max_seq_length: Annotated[
+        int | None, "maximum length of texts in tokens; default: the model's limit (ALPRO fine-tuned with 40)"
+    ] = None,
+    answers: Annotated[
+        str | None, "train_ans2label.json with the names of the answers; default: LABEL_0, LABEL_1, ...", "FILE"
+    ] = None,
+) -> int:
+    """Turn a checkpoint of another project into a model folder, and report what became of every tensor."""
+    from simple_multimodal.alpro.folder import convert_alpro
+
+    with only_writer(out, "convert"):
+        report = convert_alpro(
+            checkpoint,
+            out,
+            tokenizer_name=tokenizer,
+            num_frames=num_frames,
+            max_seq_length=max_seq_length,
+            answers_file=answers,
+        )
+        print(report.summary())
+    print(out)
+    return 0
+
+
+def _unread(num_bad: int, fate: str) -> str:
+    return f" ({num_bad} could not be read, {fate})" if num_bad else ""

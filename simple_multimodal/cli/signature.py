@@ -1,0 +1,82 @@
+"""The flags of a verb, read off the signature of its function."""
+
+import argparse
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
+
+
+def add_flags(parser: argparse.ArgumentParser, function: Callable) -> None:
+    """
+    Add what a function takes: its keyword-only parameters as flags, the others as positional arguments.
+
+    A parameter is annotated with `Annotated[type, help, ...]`, where the type is `str`, `int`, `float`, `bool` (a
+    switch that is off by default), a `Literal` of choices, a `Sequence` of these, or one of these or `None`. What
+    follows the help may be a placeholder (`str`), choices (`tuple`), or a function that reads the value. A parameter
+    whose type is a dataclass stands for the fields of that dataclass, which several verbs can share.
+
+    Args:
+        parser (`argparse.ArgumentParser`): What they are added to.
+        function (`Callable`): The function, or a dataclass.
+    """
+    for parameter, hint in _parameters(function):
+        if is_dataclass(hint):
+            add_flags(parser, hint)  # type: ignore[arg-type]
+        else:
+            _add_flag(parser, parameter, *get_args(hint))
+
+
+def call(function: Callable, values: Mapping[str, Any]) -> Any:
+    """Call a function with its parameters of the values that were parsed."""
+    return function(
+        **{
+            parameter.name: call(hint, values) if is_dataclass(hint) else values[parameter.name]  # type: ignore[arg-type]
+            for parameter, hint in _parameters(function)
+        }
+    )
+
+
+def _parameters(function: Callable) -> Iterator[tuple[inspect.Parameter, Any]]:
+    hints = get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        yield parameter, hints[parameter.name]
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser, parameter: inspect.Parameter, kind: Any, description: str, *extras: Any
+) -> None:
+    is_flag = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    name = f"--{parameter.name}" if is_flag else parameter.name
+    if kind is bool:
+        parser.add_argument(name, action="store_true", help=description)
+        return
+    options: dict[str, Any] = {"help": description}
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(item for item in get_args(kind) if item is not types.NoneType)
+    if get_origin(kind) is Sequence:
+        (kind,) = get_args(kind)
+        options["nargs"] = "+"
+    if get_origin(kind) is Literal:
+        options["choices"] = get_args(kind)
+    else:
+        options["type"] = kind
+    for extra in extras:
+        options["metavar" if isinstance(extra, str) else "choices" if isinstance(extra, tuple) else "type"] = extra
+    if "choices" not in options:
+        options.setdefault("metavar", METAVARS[kind] if is_flag else parameter.name.upper())
+    if is_flag:
+        options |= {"required": True} if parameter.default is parameter.empty else {"default": parameter.default}
+        options["help"] += _default_in_words(parameter.default)
+    parser.add_argument(name, **options)
+
+
+def _default_in_words(default: Any) -> str:
+    if default in (inspect.Parameter.empty, None, ()):
+        return ""
+    if isinstance(default, tuple):
+        return f"; default: {' '.join(default)}"
+    return f"; default: {default:g}" if isinstance(default, float) else f"; default: {default}"

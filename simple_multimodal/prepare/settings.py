@@ -1,0 +1,29 @@
+"""How a data set is packed: the flags of `simple-multimodal pack`, which imports nothing heavy to show them."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """How files are packed. Audio is stored losslessly, at 16 bits."""
+
+    short_side: Annotated[int, "short side of frames in pixels, smaller ones stay; more serves random crops"] = 224
+    group_size: Annotated[int, "frames in a group; 1: each can be decoded alone"] = 1
+    crf: Annotated[int, "quality of x264, 0 (lossless) to 51"] = 18
+    sampling_rate: Annotated[int, "sampling rate of the audio, in Hz"] = 16000
+
+    @property
+    def x264_options(self) -> dict[str, str]:
+        """Few tools of the codec, so that decoding is cheap."""
+        parameters = {
+            "keyint": self.group_size,
+            "min-keyint": self.group_size,
+            "bframes": max(self.group_size - 1, 0),
+            "b-adapt": 0,
+            "b-pyramid": "none",
+            "scenecut": 0,
+            "ref": 1,
+        }
+        joined = ":".join(f"{name}={value}" for name, value in parameters.items())
+        return {"preset": "veryfast", "tune": "fastdecode", "crf": str(self.crf), "x264-params": joined}

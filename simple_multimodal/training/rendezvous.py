@@ -1,0 +1,31 @@
+"""Where the processes that `torchrun` started again meet."""
+
+import datetime
+import os
+
+import torch.distributed as dist
+
+_stores: list[dist.TCPStore] = []  # that this process serves to the others, for as long as it lives
+
+
+def leave_store_of_launcher(timeout_seconds: float) -> None:
+    """
+    Have the processes that `torchrun` started again meet in a store of their own; to be called before they meet.
+
+    In the store of the launcher they would find the addresses of those that died, and those who come early connect to
+    them.
+
+    Args:
+        timeout_seconds (`float`): for the others to come.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    uses_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restart == "0" or not uses_launcher or dist.is_initialized():
+        return
+    address, timeout = os.environ["MASTER_ADDR"], datetime.timedelta(seconds=timeout_seconds)
+    store = dist.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    of_this_restart = dist.PrefixStore(f"restart {restart}", store)
+    if os.environ["RANK"] == "0":
+        _stores.append(dist.TCPStore(address, 0, is_master=True, wait_for_workers=False))
+        of_this_restart.set("port", str(_stores[-1].port))
+    os.environ["MASTER_PORT"] = of_this_restart.get("port").decode()
