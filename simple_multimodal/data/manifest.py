@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, cast
 
 import datasets
+import pyarrow.compute as pc
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
@@ -231,6 +232,11 @@ class MultimodalDataset:
         if is_empty and problem is not None:
             raise problem
 
+    def num_captions(self) -> int:
+        """Return the number of captions of all rows; opens no file, a text file counts as one."""
+        lists, files = (self._table.data.column(name).slice(0, self._length) for name in ("captions", "text"))
+        return (pc.sum(pc.list_value_length(lists)).as_py() or 0) + len(files) - files.null_count
+
     def relative_path(self, row: Row, modality: Modality) -> str:
         """Path of a row's file of `"audio"` or `"video"`, relative to the root that its column has, with `/`."""
         column = "video" if modality == "audio" and row["audio_is_sound_track"] else modality
@@ -361,6 +367,10 @@ class QuestionDataset(MultimodalDataset):
     def captions(self) -> Iterator[str]:
         """The questions of all rows of the manifest, also of those that `max_samples` leaves out."""
         return (question for question, _ in self._pairs(len(self._table)))
+
+    def num_captions(self) -> int:
+        """Return the number of questions, one of each row."""
+        return len(self)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Question and answer of each row that has an answer."""

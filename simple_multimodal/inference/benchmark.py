@@ -31,8 +31,7 @@ from simple_multimodal.evaluation.protocols import (
     protocol_name,
 )
 from simple_multimodal.evaluation.question_answering import answer_result, predicted_labels
-from simple_multimodal.evaluation.report import write_metrics
-from simple_multimodal.evaluation.result_files import write_rows
+from simple_multimodal.evaluation.result_files import write_metrics, write_rows
 from simple_multimodal.evaluation.retrieval import (
     dual_softmax,
     duplicate_captions,

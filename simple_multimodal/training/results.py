@@ -1,30 +1,60 @@
-"""What a run leaves for people: the metrics file, the report page, and the model card."""
+"""What a run leaves for people: the metrics file, the report page, the model card, and where to find them."""
 
-import copy
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simple_multimodal.data.bad_samples import as_json
-from simple_multimodal.data.manifest import Row, row_captions
-from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.manifest import MultimodalDataset, row_captions
+from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
+from simple_multimodal.evaluation.model_card import write_model_card
+from simple_multimodal.evaluation.report import Example, ExampleResult, Excerpt, write_report
+from simple_multimodal.evaluation.result_files import write_metrics
 from simple_multimodal.evaluation.retrieval import ranking, retrieval_ranks
-from simple_multimodal.modalities import INPUT_KEYS
-from simple_multimodal.training.evaluation import RetrievalEvaluation
-from simple_multimodal.training.trainer import MultimodalTrainer
+from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.training.evaluation import Evaluation, RetrievalEvaluation
+
+if TYPE_CHECKING:
+    from simple_multimodal.training.trainer import MultimodalTrainer
 
 NUM_EXAMPLES = 8
 NUM_RESULTS = 4
-FRAMES_PER_STRIP = 4
+
+CARD_SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
+    "freeze", "lora_rank", "seed",
+)  # fmt: skip
+"""Arguments that a model card names first."""
+
+SEARCH = """\
+from simple_multimodal.inference import Retriever
+
+retriever = Retriever.from_pretrained({model})
+for match in retriever.search("a dog barks at a red ball", "my_clips/", top_k=3):
+    print(match.id, match.score)"""
+
+ANSWER = """\
+from simple_multimodal.inference import QuestionAnswerer
+
+answerer = QuestionAnswerer.from_pretrained({model})
+for answer in answerer.answer("what is the dog doing?", "my_clips/0001.mp4", top_k=3):
+    print(answer.text, answer.probability)"""
 
 
 def write_results(trainer: MultimodalTrainer) -> None:
-    """Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`, and into its
-    configuration whether matching re-ranks; main process only.
+    """
+    Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`, and into its
+    configuration whether matching re-ranks; say where they are. Main process only.
 
     Args:
-        trainer (`MultimodalTrainer`): after training and/or evaluation.
+        trainer (`MultimodalTrainer`): After training and/or evaluation.
     """
     evaluation = trainer.last_evaluation
     if not trainer.is_world_process_zero() or evaluation is None:
@@ -40,32 +70,154 @@ def write_results(trainer: MultimodalTrainer) -> None:
     }
     examples = []
     if isinstance(evaluation, RetrievalEvaluation) and evaluation.headline is not None:
-        examples = choose_examples(trainer, evaluation)
+        examples = retrieval_examples(evaluation, trainer.eval_dataset, trainer.eval_collator)
     run = trainer.run_record or {}
-    bad = as_json(evaluation.bad_samples)
     write_metrics(
         folder / "evaluation.json",
         selection_split=run.get("selection_split"),
         precision=trainer.args.precision,
         decoder=trainer.eval_collator.decoder,
-        bad_samples=bad,
+        bad_samples=as_json(evaluation.bad_samples),
         **shared,
     )
+    data = {"evaluation": count_rows(trainer.eval_dataset, len(evaluation.bad_samples))}
+    if trainer.args.do_train:
+        data = {"training": count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history))} | data
     write_report(
         folder / "report.html",
-        title=folder.name,
+        title=folder.resolve().name,
         log_history=trainer.state.log_history,
         examples=examples,
         run=run,
+        data=data,
         **shared,
     )
+    model = run.get("arguments", {}).get("model_name_or_path")
     if trainer.args.do_train:
         trainer.save_config()
         trainer.create_model_card()
+        model = str(folder)
+    say_where(folder / "report.html", model, next_command(evaluation, trainer.eval_collator.processor.modalities))
 
 
-def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation) -> list[QueryExample]:
-    """The worst ranked query, and others spread evenly over the set, with the clips found for each."""
+def say_where(report: Path, model: str | None, command: str) -> None:
+    """
+    Print the last lines of a run, on standard error: report, model and the next command.
+
+    Args:
+        report (`Path`): The report page.
+        model (`str`, *optional*): Folder or hub name of the model; `None` for one that was not saved by this run.
+        command (`str`): What to type next, `{model}` in the place of the model.
+    """
+    print(f"Report: {report}", file=sys.stderr)
+    if model is not None:
+        print(f"Model:  {model}", file=sys.stderr)
+        print(f"Next:   {command.replace('{model}', shlex.quote(model))}", file=sys.stderr)
+
+
+def next_command(evaluation: Evaluation, modalities: Sequence[str]) -> str:
+    """Return what to type to use the model that was evaluated, `{model}` in its place."""
+    if not isinstance(evaluation, RetrievalEvaluation):
+        return "simple-multimodal answer {model} 'what is the dog doing?' my_clips/0001.mp4"
+    if "text" not in modalities:
+        return "simple-multimodal encode {model} my_clips/"
+    return "simple-multimodal search {model} 'a dog barks at a red ball' my_clips/"
+
+
+def count_rows(dataset: MultimodalDataset, num_bad: int) -> dict[str, int]:
+    """
+    Count a data set for the report and the card; opens no file.
+
+    Args:
+        dataset (`MultimodalDataset`): Its rows.
+        num_bad (`int`): How many samples could not be read.
+
+    Returns:
+        `dict[str, int]`: `rows`, `clips` (files), `captions` (or questions) and `bad_samples`.
+    """
+    return {
+        "rows": len(dataset),
+        "clips": len(dataset.clip_names()),
+        "captions": dataset.num_captions(),
+        "bad_samples": num_bad,
+    }
+
+
+def num_bad_in(log_history: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many training samples could not be read, as logged last."""
+    return max((entry["bad_samples"] for entry in log_history if "bad_samples" in entry), default=0)
+
+
+def write_card(trainer: MultimodalTrainer, run: Mapping[str, Any]) -> None:
+    """
+    Write the model card of a trained model with the numbers of the last evaluation.
+
+    Args:
+        trainer (`MultimodalTrainer`): After its model was saved.
+        run (`Mapping`): Content of `run.json`.
+    """
+    evaluation, args, arguments = trainer.last_evaluation, trainer.args, run["arguments"]
+    modalities = trainer.eval_collator.processor.modalities
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    parts = run.get("model", {}).get("parameters", {}).values()  # none of a sharded model
+    parameters = {
+        name: f"{sum(part[key] for part in parts):,}"
+        for name, key in (("parameters", "total"), ("trained parameters", "trainable"))
+        if parts
+    }
+    usage = None
+    if evaluation is not None and not isinstance(evaluation, RetrievalEvaluation):
+        usage = ANSWER
+    elif "text" in modalities and len(modalities) > 1:
+        usage = SEARCH
+    write_model_card(
+        args.output_dir,
+        task=arguments["task"],
+        modalities=modalities,
+        metrics=evaluation.metrics if evaluation else {},
+        intervals=evaluation.intervals if evaluation else {},
+        headline=evaluation.headline if evaluation else None,
+        protocol=evaluation.protocol if evaluation else "not evaluated",
+        counts=evaluation.counts if evaluation else {},
+        training_counts=count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history)),
+        run=run,
+        settings={
+            "steps": trainer.state.global_step,
+            "epochs": round(trainer.state.epoch or 0.0, 2),
+            "rows per step": batch_size,
+            "precision": args.precision,
+            **parameters,
+            **{name: arguments[name] for name in CARD_SETTINGS if arguments.get(name) not in (None, [], "")},
+        },
+        usage=usage,
+        dataset_name=name_of(trainer.eval_dataset.manifest_file) if trainer.eval_dataset is not None else "",
+        base_models=[
+            arguments[name]
+            for name in ("model_name_or_path", *(f"{tower}_model_name_or_path" for tower in (*MODALITIES, "fusion")))
+            if arguments.get(name)
+        ],
+    )
+
+
+def name_of(manifest_file: Path) -> str:
+    """Return what the card calls a data set: its folder, or the manifest in the present one."""
+    return manifest_file.parent.name or manifest_file.stem
+
+
+# Examples of retrieval
+
+
+def retrieval_examples(
+    evaluation: RetrievalEvaluation, dataset: MultimodalDataset, collator: MultimodalCollator
+) -> list[Example]:
+    """
+    The worst ranked query, and others spread evenly over the set, with the clips found for each.
+
+    Args:
+        evaluation (`RetrievalEvaluation`): With at least one query.
+        dataset (`MultimodalDataset`): The rows that were evaluated.
+        collator (`MultimodalCollator`): Made their batches.
+    """
     positives = np.array([[c.group_id == clip.group_id for clip in evaluation.clips] for c in evaluation.captions])
     ranks = retrieval_ranks(evaluation.scores, positives)
     bad_rows = {sample.row for sample in evaluation.bad_samples}
@@ -75,8 +227,8 @@ def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation)
     spread = shown[np.linspace(0, len(shown) - 1, min(NUM_EXAMPLES, len(shown))).astype(int)]
     chosen = list(dict.fromkeys([int(shown[ranks[shown].argmax()]), *spread.tolist()]))[:NUM_EXAMPLES]
     order = ranking(evaluation.scores, positives, NUM_RESULTS)
-    rows = trainer.eval_dataset
-    texts = caption_texts(evaluation, rows)
+    texts = caption_texts(evaluation, dataset)
+    preview = ClipPreview(collator)
     examples = []
     for query in chosen:
         results = []
@@ -86,22 +238,25 @@ def choose_examples(trainer: MultimodalTrainer, evaluation: RetrievalEvaluation)
         for place, candidate in enumerate(places):
             if evaluation.clips[candidate].is_bad:
                 continue
-            row = rows[evaluation.clips[candidate].row_id]
+            row = dataset[evaluation.clips[candidate].row_id]
+            audio = preview.audio(row)
             results.append(
-                RetrievedClip(
+                ExampleResult(
                     name=row["id"],
                     rank=place + 1 if place < NUM_RESULTS else int(ranks[query]),
                     score=float(evaluation.scores[query, candidate]),
                     is_correct=bool(positives[query, candidate]),
-                    caption=next(iter(row_captions(row)), None),
-                    frames=frame_strip(trainer, row),
+                    text=next(iter(row_captions(row)), None),
+                    frames=preview.frames(row),
+                    audio=None if audio is None else Excerpt(audio, PREVIEW_SAMPLING_RATE),
                 )
             )
-        examples.append(QueryExample(texts[query], int(ranks[query]), len(evaluation.clips), results))
+        note = f"The right clip is at rank {ranks[query]:,} of {len(evaluation.clips):,}."
+        examples.append(Example(texts[query], note, results))
     return examples
 
 
-def caption_texts(evaluation: RetrievalEvaluation, rows) -> list[str]:
+def caption_texts(evaluation: RetrievalEvaluation, rows: MultimodalDataset) -> list[str]:
     """Text of each caption of an evaluation, captions of a row following one another in its own order; "" for those of
     a row that could not be read.
     """
@@ -116,16 +271,3 @@ def caption_texts(evaluation: RetrievalEvaluation, rows) -> list[str]:
         texts.append(row_captions(rows[caption.row_id])[number])
         position[caption.row_id] = number + 1
     return texts
-
-
-def frame_strip(trainer: MultimodalTrainer, row: Row) -> np.ndarray | None:
-    """A few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`; `None` without video."""
-    collator = copy.copy(trainer.eval_collator)
-    # Pictures are wanted, and not what a tower made of them.
-    collator.features = {m: reader for m, reader in collator.features.items() if m != "video"}
-    batch = collator([row])
-    if "video_mask" not in batch or not batch["video_mask"][0]:
-        return None
-    frames = batch[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)
-    places = np.linspace(0, len(frames) - 1, min(FRAMES_PER_STRIP, len(frames))).astype(int)
-    return frames[places].permute(0, 2, 3, 1).contiguous().cpu().numpy()
