@@ -55,7 +55,7 @@ class Chart(NamedTuple):
 
 def loss_charts(log_history: Sequence[Mapping[str, JSONValue]]) -> list[Chart]:
     """
-    One chart for each loss, their sum first, then for each recall at 1 and accuracy that was evaluated at two steps
+    Draw one chart for each loss, their sum first, then for each recall at 1 and accuracy that was evaluated at two steps
     or more.
 
     Args:
@@ -68,7 +68,7 @@ def loss_charts(log_history: Sequence[Mapping[str, JSONValue]]) -> list[Chart]:
 
 
 def pace_charts(log_history: Sequence[Mapping[str, JSONValue]]) -> list[Chart]:
-    """One chart for each of `PACE` that was logged, in that order."""
+    """Draw one chart for each of `PACE` that was logged, in that order."""
     curves = _curves(log_history, PACE.__contains__)
     # Not the speed of evaluations, which is another one.
     return [draw_chart(name, curves[name][0], []) for name in PACE if name in curves and curves[name][0]]

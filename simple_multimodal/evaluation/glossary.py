@@ -39,8 +39,9 @@ METRICS = {
     "seen_question_share": "Share of the questions that also occur in training.",
     "seen_answer_share": "Share of the answers that also occur in training: an upper bound of the accuracy.",
     "answer_entropy_bits": "Entropy of the right answers: how evenly they are spread.",
-    "accuracy": "Share of the questions with exactly the right answer; the level to beat is the most frequent "
-    "training answer.",
+    "_accuracy": "Share of the questions of this type with exactly the right answer.",
+    "accuracy": "Share of the questions with exactly the right answer; chance is the most frequent training answer, "
+    "given to every question.",
 }
 """Sentence about each metric, by the end of its name; the first that fits counts."""
 
@@ -55,7 +56,7 @@ CONTRAST = (
 
 def meaning(name: str) -> str:
     """
-    One sentence on what a metric or loss is.
+    Return one sentence on what a metric or loss is.
 
     Args:
         name (`str`): Its name, with or without `eval_`.
@@ -73,7 +74,7 @@ def meaning(name: str) -> str:
 
 def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
     """
-    What guessing scores, for the metrics of which that follows from the counts beside them.
+    Return what guessing scores, for the metrics of which that follows from the counts beside them.
 
     Ranks are those of a random order of `{prefix}num_candidates`. Captions have one right clip each; where clips look
     for captions, `num_candidates / num_queries` of them are right for each clip.

@@ -211,7 +211,7 @@ def retrieval_examples(
     evaluation: RetrievalEvaluation, dataset: MultimodalDataset, collator: MultimodalCollator
 ) -> list[Example]:
     """
-    The worst ranked query, and others spread evenly over the set, with the clips found for each.
+    Choose the worst ranked query, and others spread evenly over the set, with the clips found for each.
 
     Args:
         evaluation (`RetrievalEvaluation`): With at least one query.
@@ -257,7 +257,7 @@ def retrieval_examples(
 
 
 def caption_texts(evaluation: RetrievalEvaluation, rows: MultimodalDataset) -> list[str]:
-    """Text of each caption of an evaluation, captions of a row following one another in its own order; "" for those of
+    """Return the text of each caption of an evaluation, captions of a row following one another in its own order; "" for those of
     a row that could not be read.
     """
     bad_rows = {sample.row for sample in evaluation.bad_samples}

@@ -56,4 +56,5 @@ def test_every_objective_and_metric_has_a_sentence():
                  "what_accuracy", "sound_pair_accuracy", "majority_accuracy", "mlm_accuracy"):  # fmt: skip
         assert meaning(name).endswith("."), name
     assert "looking up" in meaning("question_only_accuracy") and "looking up" not in meaning("accuracy")
+    assert "of this type" in meaning("what_accuracy") and "of this type" not in meaning("accuracy")
     assert meaning("samples_per_second") == ""
