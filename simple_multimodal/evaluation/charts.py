@@ -55,8 +55,8 @@ class Chart(NamedTuple):
 
 def loss_charts(log_history: Sequence[Mapping[str, JSONValue]]) -> list[Chart]:
     """
-    Draw one chart for each loss, their sum first, then for each recall at 1 and accuracy that was evaluated at two steps
-    or more.
+    Draw one chart for each loss, their sum first, then for each recall at 1 and accuracy that was evaluated at two
+    steps or more.
 
     Args:
         log_history (`Sequence[Mapping]`): `TrainerState.log_history`.

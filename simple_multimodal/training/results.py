@@ -166,10 +166,10 @@ def write_card(trainer: MultimodalTrainer, run: Mapping[str, Any]) -> None:
         if parts
     }
     usage = None
-    if evaluation is not None and not isinstance(evaluation, RetrievalEvaluation):
+    if isinstance(evaluation, RetrievalEvaluation):
+        usage = SEARCH if evaluation.headline is not None else None  # without queries there is nothing to search by
+    elif evaluation is not None:
         usage = ANSWER
-    elif "text" in modalities and len(modalities) > 1:
-        usage = SEARCH
     write_model_card(
         args.output_dir,
         task=arguments["task"],
@@ -257,8 +257,8 @@ def retrieval_examples(
 
 
 def caption_texts(evaluation: RetrievalEvaluation, rows: MultimodalDataset) -> list[str]:
-    """Return the text of each caption of an evaluation, captions of a row following one another in its own order; "" for those of
-    a row that could not be read.
+    """Return the text of each caption of an evaluation, those of a row in its own order; "" for a row that could not
+    be read.
     """
     bad_rows = {sample.row for sample in evaluation.bad_samples}
     texts: list[str] = []
