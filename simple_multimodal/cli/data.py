@@ -153,6 +153,10 @@ def show(
     model: Annotated[str | None, "folder of a trained model; default: the preprocessing of a new model", "DIR"] = None,
     epoch: Annotated[int | None, "draw as training does in this epoch; default: as evaluation does"] = None,
     seed: Annotated[int, "random seed of the run, with --epoch"] = 0,
+    num_frames: Annotated[int | None, "frames per clip; default: the model's"] = None,
+    video_size: Annotated[
+        Sequence[int] | None, "height and width of a frame in pixels, or one number for both; default: the model's"
+    ] = None,
     out: Annotated[str, "image to write", "FILE"] = "sample.png",
     files: FileOptions,
     index_dir: IndexDir = None,
@@ -173,6 +177,15 @@ def show(
         except (OSError, ValueError) as error:
             raise ValueError(f"{model}: is no saved model: {explain(model, error)}") from error
     sample = dataset[(epoch or 0, row)]
-    draw_sample(sample, processor, is_training=epoch is not None, seed=seed, index_dir=index_dir).save(out)
+    image = draw_sample(
+        sample,
+        processor,
+        is_training=epoch is not None,
+        seed=seed,
+        num_frames=num_frames,
+        video_size=video_size,
+        index_dir=index_dir,
+    )
+    image.save(out)
     print(out)
     return 0

@@ -118,6 +118,7 @@ class RowDataset:
         self.manifest_file = rows.manifest_file
         self.name = rows.name
         self._unit = rows.unit
+        self._has_one_text = text_column is not None
         self._table = rows.data
         own_folder = os.getcwd() if self.manifest_file is None else self.manifest_file.parent
         given = roots if isinstance(roots, Mapping) else dict.fromkeys(FILE_COLUMNS, roots)
@@ -278,6 +279,13 @@ class RowDataset:
             yield from own
         if is_empty and problem is not None:
             raise problem
+
+    def num_captions(self) -> int:
+        """Return the number of captions of all rows; opens no file, a text file counts as one."""
+        if self._has_one_text:
+            return len(self)
+        lists, files = (self._cells(name) for name in ("captions", "text"))
+        return (pc.sum(pc.list_value_length(lists)).as_py() or 0) + len(files) - files.null_count
 
     def relative_path(self, row: Row, modality: Modality) -> str:
         """Return the path of a row's file of `modality`, relative to the root that its column has, with `/`; that of a

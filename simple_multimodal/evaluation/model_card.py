@@ -1,4 +1,4 @@
-"""The model card beside a saved model: what it is made of, what was measured, and how to load it."""
+"""The model card beside a saved model: how to use it, what it is made of, and what was measured."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
+from markupsafe import Markup
 
+from simple_multimodal.evaluation import glossary
 from simple_multimodal.evaluation.bootstrap import Interval
-from simple_multimodal.evaluation.report import JSONValue, flatten, format_number
+from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_interval, render
+from simple_multimodal.evaluation.result_files import check_names, write_whole
 
-TAGS = ("multimodal", "text", "audio", "video", "simple-multimodal")
+TAGS = ("multimodal", "simple-multimodal")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def write_model_card(
     folder: str | os.PathLike[str],
     *,
+    task: str,
+    modalities: Sequence[str],
     metrics: Mapping[str, float],
     protocol: str,
     counts: Mapping[str, int],
@@ -28,8 +33,10 @@ def write_model_card(
     run: Mapping[str, JSONValue],
     dataset_name: str,
     base_models: Sequence[str],
-    task: str = "pre-training",
+    headline: str | None = None,
     intervals: Mapping[str, Interval] | None = None,
+    settings: Mapping[str, JSONValue] | None = None,
+    usage: str | None = None,
     model_name: str | None = None,
     license: str | None = None,
 ) -> Path:
@@ -38,17 +45,21 @@ def write_model_card(
 
     Args:
         folder (`str` or `os.PathLike`): Folder that `save_pretrained` wrote; its `config.json` names the model class.
+        task (`str`): What the model was trained for; a tag of the card.
+        modalities (`Sequence[str]`): What the model takes, e.g. `("text", "video")`; tags of the card.
         metrics (`Mapping[str, float]`): Metrics by name; empty if nothing was measured.
         protocol (`str`): Name of the protocol that the numbers follow.
         counts (`Mapping[str, int]`): What the numbers are over.
-        training_counts (`Mapping[str, int]`): What the model was trained on, e.g. rows, clips, skipped samples.
-        run (`Mapping`): Content of `run.json`; `command` and `versions` are shown first. Hand in no secrets.
+        training_counts (`Mapping[str, int]`): What the model was trained on, e.g. rows, clips, bad samples.
+        run (`Mapping`): Content of `run.json`; `command` and `versions` are shown first. Must not contain secrets.
         dataset_name (`str`): Name of the data set that was evaluated on, not a path of this machine.
         base_models (`Sequence[str]`):
-            What the towers and the fusion were loaded from, hub names or local folders; empty if from nothing. Of a
-            local folder only its name is written, and not into the metadata, where it would be taken for a hub name.
-        task (`str`, *optional*, defaults to `"pre-training"`): What the model was trained for.
+            What the weights were loaded from, hub names or local folders; empty if from nothing. Of a local folder
+            only its name is written, and not into the metadata, where it would be taken for a hub name.
+        headline (`str`, *optional*): Name of the metric that sums up the run; it is shown first.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals by metric name.
+        settings (`Mapping`, *optional*): The settings of the run that matter most, JSON values by name.
+        usage (`str`, *optional*): Python code that uses the model, `{model}` in the place of its name as a string.
         model_name (`str`, *optional*, defaults to the name of `folder`): Name of the model.
         license (`str`, *optional*): Licence of the weights as the hub abbreviates it, e.g. `apache-2.0`.
 
@@ -56,11 +67,12 @@ def write_model_card(
         `Path` of the file written.
 
     Raises:
-        ValueError: If `folder` has no `config.json` that names a model class, or if `run` has no `command` (a string)
-            or no `versions` (a mapping), or if a metric is not finite.
+        ValueError: If `folder` has no `config.json` that names a model class, if `run` has no `command` (a string) or
+            no `versions` (a mapping), if `headline` or an interval names no metric, or if a metric is not finite.
     """
     folder = Path(folder)
     intervals = intervals or {}
+    check_names(metrics, intervals, headline)
     architecture = _architecture(folder)
     command, versions = run.get("command"), run.get("versions")
     if not isinstance(command, str) or not isinstance(versions, Mapping):
@@ -73,12 +85,13 @@ def write_model_card(
             raise ValueError(f"Metric {name!r} is {value}; a model card holds finite numbers. Leave it out.")
     model_name = folder.resolve().name if model_name is None else model_name
     hub_models = [name for name in base_models if HUB_NAME.fullmatch(name) and not Path(name).exists()]
-    shown_models = [name if name in hub_models else Path(name).name for name in base_models]
-
+    measured = sorted(
+        (name for name in metrics if not isinstance(metrics[name], int)), key=lambda name: name != headline
+    )
     metadata = ModelCardData(
         library_name="transformers",
         license=license,
-        tags=[*TAGS, task],
+        tags=[*TAGS, *modalities, task],
         base_model=hub_models or None,
         model_name=model_name,
         eval_results=[
@@ -88,47 +101,54 @@ def write_model_card(
                 dataset_name=dataset_name,
                 metric_type=name,
                 metric_name=name,
-                metric_value=value,
+                metric_value=metrics[name],
                 dataset_args={"protocol": protocol, "counts": dict(counts)},
             )
-            for name, value in metrics.items()
+            for name in measured
         ]
         or None,
     )
     quoted_name = json.dumps(model_name, ensure_ascii=False)
-    arguments = flatten({name: value for name, value in run.items() if name not in ("command", "versions")})
-    sections = [
-        f"---\n{metadata.to_yaml()}\n---",
-        f"# {_plain(model_name)}",
-        f"`{architecture}` over text, audio and video, trained with simple_multimodal ({_plain(task)}).",
-        "Built on " + ", ".join(_code(name) for name in shown_models) + "."
-        if shown_models
-        else "All weights were trained from a random start; no pretrained model is part of it.",
-        "## How to load it",
-        _fence(
-            "python",
-            f"from simple_multimodal import {architecture}\n"
-            "from simple_multimodal.processing import MultimodalProcessor\n\n"
-            f"model = {architecture}.from_pretrained({quoted_name})  # this folder, or its name on the hub\n"
-            f"processor = MultimodalProcessor.from_pretrained({quoted_name})",
-        ),
-        "## What was measured",
-        _measured(metrics, protocol, counts, dataset_name, intervals),
-        "## Training data",
-        _table(("what", "number"), [(_plain(name), f"{count:,}") for name, count in training_counts.items()])
-        if training_counts
-        else "Not stated.",
-        "## How to train it again",
-        _fence("bash", command),
-        _table(
-            ("software", "version"), [(_plain(name), _plain(version)) for name, version in flatten(versions).items()]
-        ),
-    ]
-    if arguments:
-        rows = _table(("name", "value"), [(_plain(name), _plain(value)) for name, value in arguments.items()])
-        sections.append(f"<details><summary>All arguments ({len(arguments)})</summary>\n\n{rows}\n\n</details>")
+    loading = (
+        f"from simple_multimodal.models import {architecture}\n"
+        "from simple_multimodal.processing import MultimodalProcessor\n\n"
+        f"model = {architecture}.from_pretrained({quoted_name})  # this folder, or its name on the hub\n"
+        f"processor = MultimodalProcessor.from_pretrained({quoted_name})"
+    )
+    card = render(
+        "model_card.md.jinja",
+        filters={
+            "plain": _plain,
+            "code": _code,
+            "fence": _fence,
+            "interval": lambda name: format_interval(name, intervals),
+            "meaning": glossary.meaning,
+        },
+        metadata=Markup(metadata.to_yaml()),
+        model_name=model_name,
+        architecture=architecture,
+        modalities=" and ".join(part for part in (", ".join(modalities[:-1]), *modalities[-1:]) if part),
+        task=task,
+        base_models=[name if name in hub_models else Path(name).name for name in base_models],
+        headline=headline,
+        metrics=metrics,
+        intervals=intervals,
+        chance=glossary.chance_levels(metrics),
+        usage=None if usage is None else usage.replace("{model}", quoted_name),
+        loading=loading,
+        inputs=_describe_inputs(folder),
+        dataset_name=dataset_name,
+        counts=counts,
+        protocol=protocol,
+        training_counts=training_counts,
+        command=command,
+        settings=flatten(settings or {}),
+        versions=flatten(versions),
+        arguments=flatten({name: value for name, value in run.items() if name not in ("command", "versions")}),
+    )
     path = folder / "README.md"
-    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8", errors="backslashreplace")
+    # A lone surrogate, possible in a name read from JSON, has no UTF-8 form.
+    write_whole(path, [card.encode("utf-8", errors="backslashreplace").decode("utf-8")])
     return path
 
 
@@ -145,46 +165,35 @@ def _architecture(folder: Path) -> str:
     return architectures[0]
 
 
-def _measured(
-    metrics: Mapping[str, float],
-    protocol: str,
-    counts: Mapping[str, int],
-    dataset_name: str,
-    intervals: Mapping[str, Interval],
-) -> str:
-    if not metrics:
-        return "Nothing was measured."
-    over = ", ".join(f"{count:,} {_plain(name.replace('_', ' '))}" for name, count in counts.items())
-    rows = []
-    for name, value in metrics.items():
-        ends = [format_number(name, end) for end in intervals[name]] if name in intervals else []
-        rows.append((_code(name), format_number(name, value), " – ".join(ends)))
-    return (
-        f"On {_plain(dataset_name)}, protocol {_code(protocol)}{f', over {over}' if over else ''}. Recalls and "
-        "accuracies are fractions; ties count against the model. Intervals are bootstrapped by clip.\n\n"
-        + _table(("metric", "value", "95 % interval"), rows)
-    )
+def _describe_inputs(folder: Path) -> dict[str, str]:
+    """What the processor beside the model reads of audio and video, in words; empty where there is no processor."""
+    path = folder / "processor_config.json"
+    processor = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    inputs: dict[str, str] = {}
+    if audio := processor.get("feature_extractor"):
+        seconds = audio["num_frames"] * audio["hop_seconds"]
+        windows = "windows" if audio["max_windows"] is None else f"at most {audio['max_windows']} windows"
+        inputs["audio"] = f"mono, {audio['sampling_rate']:,} Hz, {windows} of {seconds:g} seconds"
+    if video := processor.get("video_processor"):
+        size = video["size"]
+        inputs["video"] = f"{video['num_frames']} frames of {size['width']} × {size['height']} pixels, RGB"
+    return inputs
 
 
-def _plain(text: str) -> str:
+def _plain(text: str) -> Markup:
     """Keep text from acting as Markdown or HTML, and on one line."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", text)
+    return Markup(re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", text))
 
 
-def _code(text: str) -> str:
+def _code(text: str) -> Markup:
     """Inline code; a backtick or bar, which would end it or its table cell, is dropped."""
-    return f"`{' '.join(text.split()).replace('`', '').replace('|', '')}`"
+    return Markup(f"`{' '.join(text.split()).replace('`', '').replace('|', '')}`")
 
 
-def _fence(language: str, content: str) -> str:
+def _fence(content: str, language: str) -> Markup:
     """Code block whose fence is longer than any run of backticks inside it."""
     longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{content}\n{fence}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Markup(f"{fence}{language}\n{content}\n{fence}")

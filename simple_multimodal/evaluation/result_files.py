@@ -1,11 +1,14 @@
-"""Files of results that are there whole or not at all."""
+"""Files of results, each there whole or not at all: rows, and the metrics file."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.output_folder import write_atomically
 
 
@@ -42,3 +45,66 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping]) -> None:
         yield "\n]\n" if separator == ",\n" else "[]\n"
 
     write_whole(path, pieces())
+
+
+def write_metrics(
+    path: str | os.PathLike[str],
+    *,
+    metrics: Mapping[str, float],
+    protocol: str,
+    counts: Mapping[str, int],
+    intervals: Mapping[str, Interval] | None = None,
+    headline: str | None = None,
+    selection_split: str | None = None,
+    audio_crop: str | None = None,
+    precision: Precision | None = None,
+    decoder: str | None = None,
+    bad_samples: Sequence[Mapping[str, str | None]] = (),
+) -> None:
+    """
+    Write the metrics file: JSON with the protocol, the counts, the numbers as fractions, and their intervals.
+
+    Args:
+        path (`str` or `os.PathLike`): File to write; it is replaced.
+        metrics (`Mapping[str, float]`): Metrics by name.
+        protocol (`str`): Name of the protocol that the numbers follow.
+        counts (`Mapping[str, int]`): What the numbers are over, e.g. queries, clips, skipped samples.
+        intervals (`Mapping[str, tuple[float, float]]`, *optional*): Bootstrap intervals by metric name.
+        headline (`str`, *optional*): Name of the metric that sums up the run.
+        selection_split (`str`, *optional*):
+            Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
+        audio_crop (`str`, *optional*): What the model heard of longer audio, in words; `None`: all of it.
+        precision (`str`, *optional*): What the model computed in: `"fp32"`, `"bf16"` or `"fp16"`.
+        decoder (`str`, *optional*): What decoded frames, such as `"pyav"` or `"torchcodec on cuda"`.
+        bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
+
+    Raises:
+        ValueError: If a number is not finite, or if `headline` or an interval names no metric.
+    """
+    intervals = intervals or {}
+    check_names(metrics, intervals, headline)
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"Metric {name!r} is {value}, which JSON cannot hold. Leave out what was not measured.")
+    content: dict[str, object] = {
+        "protocol": protocol,
+        "selection_split": selection_split,
+        "precision": precision,
+        "decoder": decoder,
+        "headline": headline,
+        "counts": dict(counts),
+        "metrics": dict(metrics),
+        "intervals": {name: list(interval) for name, interval in intervals.items()},
+    }
+    if audio_crop is not None:
+        content["audio_crop"] = audio_crop
+    if bad_samples:
+        content["bad_samples"] = [dict(sample) for sample in bad_samples]
+    write_whole(path, [json.dumps(content, indent=2, allow_nan=False), "\n"])
+
+
+def check_names(metrics: Mapping[str, float], intervals: Mapping[str, Interval], headline: str | None) -> None:
+    """Refuse a headline or an interval of something that was not measured."""
+    for name in (*intervals, *([headline] if headline is not None else [])):
+        if name not in metrics:
+            raise ValueError(f"{name!r} is none of the metrics ({', '.join(metrics) or 'there are none'}).")

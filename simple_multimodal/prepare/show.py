@@ -1,19 +1,30 @@
-"""Draws what the model sees of a sample: frames, log-mel and tokens, as one picture."""
+"""Draw what the model sees of a sample as one image: frames, spectrogram and text, over one time axis."""
 
-import textwrap
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from transformers.audio_utils import hertz_to_mel
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.rows import Row
-from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.data.rows import Row, row_captions
+from simple_multimodal.evaluation.charts import ticks
+from simple_multimodal.media.index_cache import FrameIndex, index_video
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
-WIDTH = 1280  # of the picture, in pixels
+WIDTH = 1280  # of the image, in pixels
+MARGIN = 16
+LEFT, RIGHT = 76, 18  # of the timeline, where its labels stand
 FRAMES_PER_LINE = 8
-MARGIN = 12
-BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
+STRIP_HEIGHT, SPECTROGRAM_HEIGHT = 64, 220  # of the timeline, in pixels
+FREQUENCIES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)  # labels, in Hz
+BACKGROUND, PANEL, INK, SOFT = (255, 255, 255), (236, 238, 241), (30, 30, 30), (100, 105, 112)
 COLOURS = np.array([[0, 0, 30], [60, 15, 110], [180, 40, 120], [250, 110, 70], [255, 240, 170]])  # silent to loud
 
 
@@ -23,84 +34,255 @@ def draw_sample(
     *,
     is_training: bool = False,
     seed: int = 0,
+    num_frames: int | None = None,
+    video_size: Sequence[int] | None = None,
     index_dir: str | None = None,
 ) -> Image.Image:
     """
-    Draws a sample as the collator hands it to the model.
+    Draw a sample as the collator hands it to the model.
+
+    The frames stand in full with their times, then once more at their places on a time axis, above the spectrogram
+    of the audio on the same axis.
 
     Args:
         row (`Row`): From [`RowDataset`]; its epoch decides what is drawn in training.
-        processor ([`MultimodalProcessor`]): Of the model; what it has not is not drawn.
+        processor ([`MultimodalProcessor`]): Of the model; a modality that it lacks is not drawn. It is not changed.
         is_training (`bool`, *optional*, defaults to `False`): Draw frames, crops and caption as in training.
-        seed (`int`, *optional*, defaults to 0): Of the run.
+        seed (`int`, *optional*): Of the run; only training draws at random.
+        num_frames (`int`, *optional*): Frames per clip; those of the processor by default.
+        video_size (`Sequence[int]`, *optional*): Height and width of a frame in pixels, or one number for both; those
+            of the processor by default.
         index_dir (`str`, *optional*): Folder of stored frame indices.
 
     Returns:
-        `PIL.Image.Image`: The picture.
+        `PIL.Image.Image`: The image.
 
     Raises:
-        MediaError: A file of the row cannot be read.
+        MediaError: If a file of the row cannot be read.
+        ValueError: If `num_frames` or `video_size` is given for a model without video, or is not allowed.
     """
+    processor = _with_video(processor, num_frames, video_size)
     batch = MultimodalCollator(processor, training=is_training, seed=seed, index_dir=index_dir)([row])
-    parts = [_text(f"row {row['index']}, id {row['id']}" + (f", epoch {row['epoch']}" if is_training else ""))]
-    if "video" in processor.modalities:
-        parts.append(_frames(batch) if batch["video_mask"][0] else _text("no video"))
-    if "audio" in processor.modalities:
-        parts.append(_log_mel(batch) if batch["audio_mask"][0] else _text("no sound"))
-    if "text" in processor.modalities:
+    has = {modality: bool(batch[f"{modality}_mask"][0]) for modality in processor.modalities}
+    has_video, has_audio = has.get("video", False), has.get("audio", False)
+    index = index_video(row["video"], index_dir=index_dir) if row["video"] is not None and has_video else None
+    parts = [_titles(row, processor, index, is_training=is_training)]
+    if has_video:
+        parts.append(_frames(batch))
+    if has_video or has_audio:
+        parts.append(_timeline(batch, row, processor.feature_extractor if has_audio else None, index))
+    missing = [modality for modality in processor.modalities if not has[modality]]
+    if missing:
+        parts.append(_text(f"This row has no {' and no '.join(missing)}.", fill=SOFT))
+    if has.get("text"):
         ids = batch["input_ids"][0][batch["attention_mask"][0] == 1]
         tokens = processor.tokenizer.convert_ids_to_tokens(ids.tolist())
-        parts.append(
-            _text(f"{len(tokens)} tokens: " + " | ".join(tokens)) if batch["text_mask"][0] else _text("no text")
-        )
-    elif row["captions"]:
-        parts.append(_text("captions: " + " / ".join(row["captions"])))
-    picture = Image.new("RGB", (WIDTH, sum(part.height + MARGIN for part in parts) + MARGIN), BACKGROUND)
-    top = MARGIN
+        # The font lacks the marks that tokenizers put at the start of a word.
+        parts.append(_text(f"{len(tokens)} tokens: " + " | ".join(re.sub("^[Ġ▁]", "_", token) for token in tokens)))
+    whole = _stack(parts, gap=MARGIN)
+    image = Image.new("RGB", (WIDTH, whole.height + 2 * MARGIN), BACKGROUND)
+    image.paste(whole, (MARGIN, MARGIN))
+    return image
+
+
+def _with_video(
+    processor: MultimodalProcessor, num_frames: int | None, video_size: Sequence[int] | None
+) -> MultimodalProcessor:
+    """The processor with other frames, or itself where nothing is given."""
+    changes: dict[str, Any] = {}
+    if num_frames is not None:
+        changes["num_frames"] = num_frames
+    if video_size is not None:
+        if len(video_size) not in (1, 2):
+            raise ValueError(f"`video_size` is {list(video_size)}; give height and width, or one number for both.")
+        changes["size"] = {"height": video_size[0], "width": video_size[-1]}
+    if not changes:
+        return processor
+    video = processor.video_processor
+    if video is None:
+        raise ValueError("`num_frames` and `video_size` are for models that read video; leave them out.")
+    changed = VideoClipProcessor.from_dict(video.to_dict(), **changes)
+    return MultimodalProcessor(processor.feature_extractor, changed, processor.tokenizer, processor.text_padding)
+
+
+def _titles(row: Row, processor: MultimodalProcessor, index: FrameIndex | None, *, is_training: bool) -> Image.Image:
+    """File with its frame rate and resolution, what the model reads of it, and the captions."""
+    path = row["video"] or row["audio"]
+    facts = [f"row {row['index']}, id {row['id']}" if path is None else Path(path).name]
+    if index is not None:
+        facts.append(f"{index.width}x{index.height}, {index.num_frames / index.duration_seconds:.4g} frames/s")
+        facts.append(f"{index.duration_seconds:.2f} s")
+    if row["start_seconds"] is not None or row["end_seconds"] is not None:
+        end = "the end" if row["end_seconds"] is None else f"{row['end_seconds']:g} s"
+        facts.append(f"segment {row['start_seconds'] or 0:g} s to {end}")
+    seen = [f"row {row['index']}, id {row['id']}", f"training, epoch {row['epoch']}" if is_training else "evaluation"]
+    video = processor.video_processor
+    if video is not None:
+        sampling = video.train_frame_sampling if is_training else video.frame_sampling
+        seen.append(f"{video.num_frames} frames of {video.width}x{video.height}, {sampling}")
+    if row["audio"] is not None and row["audio"] != row["video"]:
+        seen.append(f"audio from {Path(row['audio']).name}")
+    titles = [_text("  ·  ".join(facts), size=22), _text("  ·  ".join(seen), fill=SOFT)]
+    return _stack([*titles, *(_text(f"“{caption}”", size=18) for caption in row_captions(row))], gap=6)
+
+
+def _stack(parts: Sequence[Image.Image], *, gap: int) -> Image.Image:
+    """Put images below each other."""
+    image = Image.new(
+        "RGB", (WIDTH - 2 * MARGIN, sum(part.height for part in parts) + gap * (len(parts) - 1)), BACKGROUND
+    )
+    top = 0
     for part in parts:
-        picture.paste(part, (MARGIN, top))
-        top += part.height + MARGIN
-    return picture
+        image.paste(part, (0, top))
+        top += part.height + gap
+    return image
 
 
-def _text(text: str) -> Image.Image:
-    font = ImageFont.load_default(16)
-    lines = textwrap.wrap(text, 145) or [""]
-    part = Image.new("RGB", (WIDTH - 2 * MARGIN, 22 * len(lines)), BACKGROUND)
+def _text(text: str, *, size: int = 16, fill: tuple[int, int, int] = INK) -> Image.Image:
+    font = ImageFont.load_default(size)
+    lines, line = [], ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if line and font.getlength(longer) > WIDTH - 2 * MARGIN:
+            lines.append(line)
+            longer = word
+        line = longer
+    lines.append(line)
+    height = round(1.4 * size)
+    part = Image.new("RGB", (WIDTH - 2 * MARGIN, height * len(lines)), BACKGROUND)
     for number, line in enumerate(lines):
-        ImageDraw.Draw(part).text((0, 22 * number), line, fill=INK, font=font)
+        ImageDraw.Draw(part).text((0, height * number), line, fill=fill, font=font)
     return part
 
 
-def _frames(batch: dict[str, torch.Tensor]) -> Image.Image:
-    """The frames of the first row, in lines, each with its time."""
+def _frames(batch: Mapping[str, torch.Tensor]) -> Image.Image:
+    """The frames of the first row, in lines, each with its number and time."""
     frames = batch["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()  # (frames, height, width, 3)
     width = (WIDTH - 2 * MARGIN) // FRAMES_PER_LINE
     height = round(width * frames.shape[1] / frames.shape[2])
     lines = -(-len(frames) // FRAMES_PER_LINE)
-    part = Image.new("RGB", (WIDTH - 2 * MARGIN, lines * (height + 20)), BACKGROUND)
+    part = Image.new("RGB", (WIDTH - 2 * MARGIN, lines * (height + 22)), BACKGROUND)
     font = ImageFont.load_default(13)
     for number, frame in enumerate(frames):
         line, column = divmod(number, FRAMES_PER_LINE)
-        place = (column * width, line * (height + 20))
-        part.paste(Image.fromarray(frame).resize((width - 4, height - 4)), place)
-        seconds = f"{batch['video_seconds'][0, number]:.2f} s"
-        ImageDraw.Draw(part).text((place[0], place[1] + height - 2), seconds, fill=INK, font=font)
+        left, top = column * width, line * (height + 22)
+        part.paste(Image.fromarray(frame).resize((width - 4, height - 4)), (left, top))
+        label = f"{number + 1}:  {batch['video_seconds'][0, number]:.2f} s"
+        ImageDraw.Draw(part).text((left, top + height - 2), label, fill=INK, font=font)
     return part
 
 
-def _log_mel(batch: dict[str, torch.Tensor]) -> Image.Image:
-    """The log-mel of the first row, low notes at the bottom, padding in white."""
+def _timeline(
+    batch: Mapping[str, torch.Tensor],
+    row: Row,
+    extractor: AudioFeatureExtractor | None,
+    index: FrameIndex | None,
+) -> Image.Image:
+    """Frames and spectrogram over one axis, seconds from the start of the segment; what is not there stays empty."""
+    start, ends = row["start_seconds"] or 0.0, []
+    if index is not None:
+        whole = (
+            index.duration_seconds if row["end_seconds"] is None else min(row["end_seconds"], index.duration_seconds)
+        )
+        ends += [whole - start, float(batch["video_seconds"][0].max())]
+    if extractor is not None:
+        real = batch["audio_attention_mask"][0]
+        ends.append(float(batch["audio_seconds"][0][real].max()) + extractor.hop_seconds)
+    end = max(ends)
+    plot = WIDTH - 2 * MARGIN - LEFT - RIGHT
+
+    def place(seconds: float) -> int:
+        return LEFT + round(seconds / end * (plot - 1))
+
+    strip = 10 if index is None else STRIP_HEIGHT + 6
+    bottom = strip + (0 if extractor is None else SPECTROGRAM_HEIGHT)
+    part = Image.new("RGB", (WIDTH - 2 * MARGIN, bottom + 42), BACKGROUND)
+    draw, font = ImageDraw.Draw(part), ImageFont.load_default(13)
+    if extractor is not None:
+        part.paste(_audio(batch, extractor, end, plot), (LEFT, strip))
+        for height, label in _frequency_labels(extractor):
+            draw.line([(LEFT - 5, strip + height), (LEFT - 1, strip + height)], fill=INK)
+            draw.text((LEFT - 9, strip + height), label, fill=INK, font=font, anchor="rm")
+        draw.text((0, strip), "" if extractor.front_end == "waveform" else "Hz", fill=SOFT, font=font)
+    if index is not None:
+        draw.text((0, STRIP_HEIGHT // 2), "frames", fill=SOFT, font=font, anchor="lm")
+        _paste_strip(part, batch, place)
+        for number in range(len(batch["video_seconds"][0])):
+            x = place(float(batch["video_seconds"][0, number]))
+            draw.line([(x, STRIP_HEIGHT), (x, strip)], fill=INK)
+            for y in range(strip, bottom, 8):
+                draw.line([(x, y), (x, y + 2)], fill=BACKGROUND)
+    draw.line([(LEFT, bottom), (LEFT + plot - 1, bottom)], fill=INK)
+    for tick in ticks(0, end):
+        draw.line([(place(tick), bottom), (place(tick), bottom + 5)], fill=INK)
+        draw.text((place(tick), bottom + 8), f"{tick:g} s", fill=INK, font=font, anchor="ma" if tick else "la")
+    if extractor is not None:
+        kind = "waveform" if extractor.front_end == "waveform" else f"log-mel, {extractor.num_mel_bins} bins"
+        seconds = batch["audio_seconds"][0][real]
+        said = f"audio: {kind}, {extractor.sampling_rate:,} Hz, {float(seconds[0]):.2f} to {float(seconds[-1]):.2f} s"
+        draw.text(
+            (LEFT, bottom + 26), said if index is None else f"{said}; dotted: the frames' times", fill=SOFT, font=font
+        )
+    return part
+
+
+def _paste_strip(part: Image.Image, batch: Mapping[str, torch.Tensor], place: Callable[[float], int]) -> None:
+    """Put each frame over its time, cut where it would cover half the way to the next one."""
+    frames = batch["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
+    centres = [place(float(seconds)) for seconds in batch["video_seconds"][0]]
+    full = max(round(STRIP_HEIGHT * frames.shape[2] / frames.shape[1]), 1)
+    for number, frame in enumerate(frames):
+        before = (centres[number] - centres[number - 1]) // 2 if number else full
+        after = (centres[number + 1] - centres[number]) // 2 if number + 1 < len(frames) else full
+        left, right = min(before, full // 2), min(after, full // 2)
+        if left + right < 2:  # frames of one time, or of no distance that can be drawn
+            continue
+        image = Image.fromarray(frame).resize((full, STRIP_HEIGHT))
+        image = image.crop((full // 2 - left, 0, full // 2 + right - 1, STRIP_HEIGHT))
+        part.paste(image, (centres[number] - left, 0))
+
+
+def _audio(batch: Mapping[str, torch.Tensor], extractor: AudioFeatureExtractor, end: float, width: int) -> Image.Image:
+    """The audio of the first row over `[0, end)` seconds: log-mel with low notes at the bottom, or the waveform."""
     real = batch["audio_attention_mask"][0].numpy()
-    values = batch["audio_values"][0, 0].numpy()[::-1]  # (bins, frames)
-    low, high = np.percentile(values[:, real], [1, 99])
-    places = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * (len(COLOURS) - 1)
-    colours = np.stack([np.interp(places, range(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
-    colours[:, ~real] = 255
-    width = WIDTH - 2 * MARGIN
-    part = Image.new("RGB", (width, 220), BACKGROUND)
-    part.paste(Image.fromarray(colours.astype(np.uint8)).resize((width, 196)), (0, 0))
+    values = batch["audio_values"][0, 0].numpy()[:, real]  # (bins, frames)
     seconds = batch["audio_seconds"][0].numpy()[real]
-    said = f"log-mel, {values.shape[0]} bins, {seconds[0]:.2f} to {seconds[-1]:.2f} s"
-    ImageDraw.Draw(part).text((0, 200), said, fill=INK, font=ImageFont.load_default(13))
-    return part
+    times = (np.arange(width) + 0.5) / width * end
+    nearest = np.searchsorted((seconds[1:] + seconds[:-1]) / 2, times)
+    is_heard = np.abs(seconds[nearest] - times) <= max(
+        extractor.hop_seconds, extractor.window_seconds / 2, end / width
+    )
+    image = np.empty((SPECTROGRAM_HEIGHT, width, 3), dtype=np.uint8)
+    if extractor.front_end == "waveform":
+        peaks = np.abs(values).max(axis=0)
+        heights = (peaks / max(peaks.max(), 1e-6))[nearest] * (SPECTROGRAM_HEIGHT / 2 - 1)
+        distance = np.abs(np.arange(SPECTROGRAM_HEIGHT) - SPECTROGRAM_HEIGHT / 2 + 0.5)
+        image[:] = np.where((distance[:, None] <= heights + 0.5)[..., None], COLOURS[2], COLOURS[0])
+    else:
+        low, high = np.percentile(values, [1, 99])
+        shades = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * (len(COLOURS) - 1)
+        bins = np.arange(SPECTROGRAM_HEIGHT)[::-1] * len(values) // SPECTROGRAM_HEIGHT
+        shades = shades[bins][:, nearest]
+        image[:] = np.stack([np.interp(shades, range(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
+    image[:, ~is_heard] = PANEL
+    return Image.fromarray(image)
+
+
+def _frequency_labels(extractor: AudioFeatureExtractor) -> list[tuple[int, str]]:
+    """Places from the top of the spectrogram and their frequencies; none for a waveform."""
+    if extractor.front_end == "waveform":
+        return []
+    scale = "kaldi" if extractor.front_end == "kaldi" else extractor.mel_scale
+    top = extractor.f_max or extractor.sampling_rate / 2
+    low, high = (float(hertz_to_mel(frequency, scale)) for frequency in (extractor.f_min, top))
+    labels: list[tuple[int, str]] = []
+    for frequency in FREQUENCIES:
+        if extractor.f_min <= frequency <= top:
+            share = (float(hertz_to_mel(frequency, scale)) - low) / (high - low)
+            # Filter k of n is centred on the k-th of n + 1 equal steps in mel.
+            position = share * (extractor.num_mel_bins + 1) - 0.5
+            height = round((1 - position / extractor.num_mel_bins) * (SPECTROGRAM_HEIGHT - 1))
+            height = min(max(height, 0), SPECTROGRAM_HEIGHT - 1)
+            if not labels or labels[-1][0] - height > 13:  # no label over another
+                labels.append((height, f"{frequency:,}"))
+    return labels

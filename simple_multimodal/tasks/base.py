@@ -1,7 +1,7 @@
 """What a task is: the models that do it, the rows that they learn from, and how they are measured."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
@@ -9,11 +9,14 @@ from typing import Any, ClassVar, Self, TypeAlias
 import datasets
 
 from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import Protocol
+from simple_multimodal.evaluation.report import Example
 from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -206,3 +209,20 @@ class Task:
             measuring ([`Measuring`]): under which circumstances.
         """
         raise NotImplementedError
+
+    def examples(self, evaluation: Evaluation, collator: MultimodalCollator) -> list[Example]:
+        """Examples for the report, by default none.
+
+        Args:
+            evaluation ([`Evaluation`]): what [`evaluate`] returned.
+            collator ([`MultimodalCollator`]): what reads the rows.
+        """
+        return []
+
+    def usage(self, modalities: Sequence[Modality]) -> str | None:
+        """Python lines for the model card that use a model of these modalities, `{model}` in the place of its name."""
+        return None
+
+    def next_command(self, modalities: Sequence[Modality]) -> str:
+        """What to type next to use a model of these modalities, `{model}` in the place of its folder."""
+        return f"python train.py --do_eval --task {self.name} --model_name_or_path {{model}}"

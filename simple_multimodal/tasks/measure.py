@@ -11,8 +11,7 @@ from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.evaluation.protocols import BENCHMARKS, check_overlap, get_protocol, protocol_name
-from simple_multimodal.evaluation.report import write_metrics
-from simple_multimodal.evaluation.result_files import write_rows
+from simple_multimodal.evaluation.result_files import write_metrics, write_rows
 from simple_multimodal.inference.pipeline import Pipeline, from_main
 from simple_multimodal.missing import no_such_folder
 from simple_multimodal.prepare.manifests import prepare_benchmark

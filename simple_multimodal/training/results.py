@@ -1,31 +1,38 @@
-"""What a run leaves for people: the metrics file, the report page, and the model card."""
+"""What a run leaves for people: the metrics file, the report page, the model card, and where to find them."""
 
-import copy
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from simple_multimodal.data.bad_samples import as_json
-from simple_multimodal.data.rows import Row, row_captions
-from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
-from simple_multimodal.evaluation.retrieval import positives_from_groups, retrieval_ranks
-from simple_multimodal.evaluation.retrieval import ranking as best_first
-from simple_multimodal.modalities import INPUT_KEYS
-from simple_multimodal.tasks.retrieval.evaluate import Ranking
-from simple_multimodal.training.trainer import MultimodalTrainer
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.evaluation.model_card import write_model_card
+from simple_multimodal.evaluation.report import write_report
+from simple_multimodal.evaluation.result_files import write_metrics
+from simple_multimodal.modalities import MODALITIES
 
-NUM_EXAMPLES = 8
-NUM_RESULTS = 4
-FRAMES_PER_STRIP = 4
+if TYPE_CHECKING:
+    from simple_multimodal.training.trainer import MultimodalTrainer
+
+
+CARD_SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
+    "freeze", "lora_rank", "seed",
+)  # fmt: skip
+"""Arguments that a model card names first."""
 
 
 def write_results(trainer: MultimodalTrainer) -> None:
-    """Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`, and into its
-    configuration whether matching re-ranks; main process only.
+    """
+    Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`, and into its
+    configuration whether matching re-ranks; say where they are. Main process only.
 
     Args:
-        trainer (`MultimodalTrainer`): after training and/or evaluation.
+        trainer (`MultimodalTrainer`): After training and/or evaluation.
     """
     evaluation = trainer.last_evaluation
     if not trainer.is_world_process_zero() or evaluation is None:
@@ -39,75 +46,121 @@ def write_results(trainer: MultimodalTrainer) -> None:
         "intervals": evaluation.intervals,
         "headline": evaluation.primary_metric,
     }
-    examples = []
-    if isinstance(evaluation.details, Ranking):
-        examples = choose_examples(trainer, evaluation.details)
+    examples = trainer.task.examples(evaluation, trainer.eval_collator)
     run = trainer.run_record or {}
-    bad = as_json(evaluation.bad_samples)
     write_metrics(
         folder / "evaluation.json",
         selection_split=run.get("selection_split"),
         precision=trainer.args.precision,
         decoder=trainer.eval_collator.decoder,
-        bad_samples=bad,
+        bad_samples=as_json(evaluation.bad_samples),
         **shared,
     )
+    data = {"evaluation": count_rows(trainer.eval_dataset, len(evaluation.bad_samples))}
+    if trainer.args.do_train:
+        data = {"training": count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history))} | data
     write_report(
         folder / "report.html",
-        title=folder.name,
+        title=folder.resolve().name,
         log_history=trainer.state.log_history,
         examples=examples,
         run=run,
+        data=data,
         **shared,
     )
+    model = run.get("arguments", {}).get("model_name_or_path")
     if trainer.args.do_train:
         trainer.save_config()
         trainer.create_model_card()
+        model = str(folder)
+    say_where(folder / "report.html", model, trainer.task.next_command(trainer.eval_collator.processor.modalities))
 
 
-def choose_examples(trainer: MultimodalTrainer, ranking: Ranking) -> list[QueryExample]:
-    """The worst ranked query, and others spread evenly over the set, with the clips found for each."""
-    found, scores = ranking.found, ranking.scores
-    positives = positives_from_groups(*found.groups)
-    ranks = retrieval_ranks(scores, positives)
-    shown = np.flatnonzero([row["index"] not in found.bad for row, _ in found.captions])
-    if len(shown) == 0:
-        return []
-    spread = shown[np.linspace(0, len(shown) - 1, min(NUM_EXAMPLES, len(shown))).astype(int)]
-    chosen = list(dict.fromkeys([int(shown[ranks[shown].argmax()]), *spread.tolist()]))[:NUM_EXAMPLES]
-    order = best_first(scores, positives, NUM_RESULTS)
-    examples = []
-    for query in chosen:
-        results = []
-        places = order[query].tolist()
-        if ranks[query] > len(places):
-            places.append(int(np.where(positives[query], scores[query], -np.inf).argmax()))
-        for place, candidate in enumerate(places):
-            row = found.clips[candidate]
-            if row["index"] in found.bad:
-                continue
-            results.append(
-                RetrievedClip(
-                    name=row["id"],
-                    rank=place + 1 if place < NUM_RESULTS else int(ranks[query]),
-                    score=float(scores[query, candidate]),
-                    is_correct=bool(positives[query, candidate]),
-                    caption=next(iter(row_captions(row)), None),
-                    frames=frame_strip(trainer, row),
-                )
-            )
-        examples.append(QueryExample(found.captions[query][1], int(ranks[query]), len(found.clips), results))
-    return examples
+def say_where(report: Path, model: str | None, command: str) -> None:
+    """
+    Print the last lines of a run, on standard error: report, model and the next command.
+
+    Args:
+        report (`Path`): The report page.
+        model (`str`, *optional*): Folder or hub name of the model; `None` for one that was not saved by this run.
+        command (`str`): What to type next, `{model}` in the place of the model.
+    """
+    print(f"Report: {report}", file=sys.stderr)
+    if model is not None:
+        print(f"Model:  {model}", file=sys.stderr)
+        print(f"Next:   {command.replace('{model}', shlex.quote(model))}", file=sys.stderr)
 
 
-def frame_strip(trainer: MultimodalTrainer, row: Row) -> np.ndarray | None:
-    """A few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`; `None` without video."""
-    collator = copy.copy(trainer.eval_collator)
-    # Pictures are wanted, and not what a tower made of them.
-    collator.features = {m: reader for m, reader in collator.features.items() if m != "video"}
-    batch = collator([row])
-    if "video_mask" not in batch or not batch["video_mask"][0]:
-        return None
-    frames = batch[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)
-    places = np.linspace(0, len(frames) - 1, min(FRAMES_PER_STRIP, len(frames))).astype(int)
-    return frames[places].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def count_rows(dataset: RowDataset, num_bad: int) -> dict[str, int]:
+    """
+    Count a data set for the report and the card; opens no file.
+
+    Args:
+        dataset (`RowDataset`): Its rows.
+        num_bad (`int`): How many samples could not be read.
+
+    Returns:
+        `dict[str, int]`: `rows`, `clips` (files), `captions` (or questions) and `bad_samples`.
+    """
+    return {
+        "rows": len(dataset),
+        "clips": len(dataset.clip_names()),
+        "captions": dataset.num_captions(),
+        "bad_samples": num_bad,
+    }
+
+
+def num_bad_in(log_history: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many training samples could not be read, as logged last."""
+    return max((entry["bad_samples"] for entry in log_history if "bad_samples" in entry), default=0)
+
+
+def write_card(trainer: MultimodalTrainer, run: Mapping[str, Any]) -> None:
+    """
+    Write the model card of a trained model with the numbers of the last evaluation.
+
+    Args:
+        trainer (`MultimodalTrainer`): After its model was saved.
+        run (`Mapping`): Content of `run.json`.
+    """
+    evaluation, args, arguments = trainer.last_evaluation, trainer.args, run["arguments"]
+    modalities = trainer.eval_collator.processor.modalities
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    parts = run.get("model", {}).get("parameters", {}).values()  # none of a sharded model
+    parameters = {
+        name: f"{sum(part[key] for part in parts):,}"
+        for name, key in (("parameters", "total"), ("trained parameters", "trainable"))
+        if parts
+    }
+    write_model_card(
+        args.output_dir,
+        task=trainer.task.name,
+        modalities=modalities,
+        metrics=evaluation.metrics if evaluation else {},
+        intervals=evaluation.intervals if evaluation else {},
+        headline=evaluation.primary_metric if evaluation else None,
+        protocol=evaluation.protocol if evaluation else "not evaluated",
+        counts=evaluation.counts if evaluation else {},
+        training_counts=count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history)),
+        run=run,
+        settings={
+            "steps": trainer.state.global_step,
+            "epochs": round(trainer.state.epoch or 0.0, 2),
+            "rows per step": batch_size,
+            "precision": args.precision,
+            **parameters,
+            **{name: arguments[name] for name in CARD_SETTINGS if arguments.get(name) not in (None, [], "")},
+        },
+        usage=trainer.task.usage(modalities),
+        dataset_name=name_of(trainer.eval_dataset.manifest_file) if trainer.eval_dataset is not None else "",
+        base_models=[
+            arguments[name]
+            for name in ("model_name_or_path", *(f"{tower}_model_name_or_path" for tower in (*MODALITIES, "fusion")))
+            if arguments.get(name)
+        ],
+    )
+
+
+def name_of(manifest_file: Path | None) -> str:
+    """Return what the card calls a data set: its folder, or the manifest in the present one."""
+    return "" if manifest_file is None else manifest_file.parent.name or manifest_file.stem

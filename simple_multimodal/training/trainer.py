@@ -28,12 +28,11 @@ from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
-from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.precision import precision_mismatch
 from simple_multimodal.evaluation.protocols import prepared_protocol, prepared_split
 from simple_multimodal.evaluation.result_files import write_whole
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.modalities import Modality
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
@@ -56,6 +55,7 @@ from simple_multimodal.training.checkpoints import (
 from simple_multimodal.training.features import load_features
 from simple_multimodal.training.learning_rates import parameter_rates, set_learning_rates
 from simple_multimodal.training.quarantine import Quarantine
+from simple_multimodal.training.results import write_card
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
 from simple_multimodal.training.run_record import training_clips, write_run_record, write_training_clips
 from simple_multimodal.training.summary import RunSummary
@@ -737,21 +737,5 @@ class MultimodalTrainer(Trainer):
         """Write the model card with the numbers of the last evaluation, in place of the stock one (also before a
         push).
         """
-        if not self.is_world_process_zero() or self.run_record is None:
-            return
-        evaluation, arguments = self.last_evaluation, self.run_record["arguments"]
-        write_model_card(
-            self.args.output_dir,
-            metrics=evaluation.metrics if evaluation else {},
-            intervals=evaluation.intervals if evaluation else {},
-            protocol=evaluation.protocol if evaluation else "not evaluated",
-            counts=evaluation.counts if evaluation else {},
-            training_counts={"rows": len(self.train_dataset), "steps": self.state.global_step},
-            run=self.run_record,
-            dataset_name=Path(arguments["validation_file"]).parent.name or Path(arguments["validation_file"]).stem,
-            base_models=[
-                arguments[f"{tower}_model_name_or_path"]
-                for tower in (*MODALITIES, "fusion")
-                if arguments[f"{tower}_model_name_or_path"]
-            ],
-        )
+        if self.is_world_process_zero() and self.run_record is not None:
+            write_card(self, self.run_record)

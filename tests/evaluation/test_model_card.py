@@ -10,11 +10,19 @@ from simple_multimodal.evaluation.model_card import write_model_card
 
 def write(folder, **changes):
     arguments = {
-        "metrics": {"text_to_video_R@1": 0.9531, "text_to_video_mean_rank": 1.25},
+        "task": "question_answering",
+        "modalities": ("text", "video"),
+        "metrics": {
+            "text_to_video_mean_rank": 1.25,
+            "text_to_video_R@1": 0.9531,
+            "text_to_video_num_candidates": 240,
+        },
+        "headline": "text_to_video_R@1",
         "protocol": "toy-heldout",
         "counts": {"queries": 240, "clips": 240},
         "training_counts": {"rows": 12000, "skipped_samples": 2},
-        "run": {"command": "python train.py --seed 1", "versions": {"torch": "2.11.0"}, "arguments": {"seed": 1}},
+        "settings": {"learning_rate": 1e-4, "freeze": ["audio"]},
+        "run": {"command": "train.py --seed 1", "versions": {"torch": "2.11.0"}, "arguments": {"seed": 1}},
         "dataset_name": "toy world",
         "base_models": ["google-bert/bert-base-uncased"],
         "intervals": {"text_to_video_R@1": (0.93, 0.97)},
@@ -36,13 +44,13 @@ def test_metadata_holds_the_measured_numbers(folder):
     assert data.library_name == "transformers"
     assert data.license == "apache-2.0"
     assert data.base_model == ["google-bert/bert-base-uncased"]
-    assert {"multimodal", "text", "audio", "video", "pre-training"} <= set(data.tags)
+    assert data.tags == ["multimodal", "simple-multimodal", "text", "video", "question_answering"]
     assert data.model_name == "my-model"
     assert [(result.metric_name, result.metric_value) for result in data.eval_results] == [
         ("text_to_video_R@1", 0.9531),
         ("text_to_video_mean_rank", 1.25),
-    ]
-    assert data.eval_results[0].task_type == "pre-training"
+    ]  # what sums up the run first, and no counts
+    assert data.eval_results[0].task_type == "question_answering"
     assert data.eval_results[0].dataset_name == "toy world"
     assert data.eval_results[0].dataset_args == {"protocol": "toy-heldout", "counts": {"queries": 240, "clips": 240}}
 
@@ -50,13 +58,37 @@ def test_metadata_holds_the_measured_numbers(folder):
 def test_text_says_how_to_load_what_was_measured_and_how_to_repeat_it(folder):
     text = write(folder).text
     assert 'model = MultimodalForRetrieval.from_pretrained("my-model")' in text
-    assert "| `text_to_video_R@1` | 0.9531 | 0.9300 – 0.9700 |" in text
-    assert "| `text_to_video_mean_rank` | 1.25 |  |" in text
-    assert "protocol `toy-heldout`, over 240 queries, 240 clips" in text
+    assert "**text to video R@1: 0.9531**, 95 % interval 0.9300 – 0.9700 (chance: 0.0042), on toy world." in text
+    assert "over text and video, trained with simple_multimodal; task: question answering." in text
+    assert "| `text_to_video_R@1` | 0.9531 | 0.9300 – 0.9700 | 0.0042 |" in text
+    assert "| `text_to_video_mean_rank` | 1.25 |  | 120.5 |" in text
+    assert "over 240 queries, 240 clips. Protocol: `toy-heldout`." in text
+    assert "| learning rate | 0.0001 |" in text and '| freeze | \\["audio"\\] |' in text
     assert "| rows | 12,000 |" in text
     assert "```bash\npython train.py --seed 1\n```" in text
     assert "| torch | 2.11.0 |" in text
     assert "| arguments.seed | 1 |" in text
+
+
+def test_use_stands_before_loading_with_the_name_of_the_model(folder):
+    usage = "searcher = load({model})\nsearcher.search('a {thing}')"
+    blocks = write(folder, usage=usage, model_name='a "name"').text.split("```python\n")[1:]
+    assert blocks[0].startswith('searcher = load("a \\"name\\"")\nsearcher.search(\'a {thing}\')\n```')
+    assert "from_pretrained" in blocks[1]
+
+
+def test_inputs_are_those_of_the_processor(folder):
+    assert "read as" not in write(folder).text
+    audio = {"num_frames": 1024, "hop_seconds": 0.01, "max_windows": None, "sampling_rate": 16000}
+    video = {"num_frames": 16, "size": {"height": 112, "width": 224}}
+    processor = {"feature_extractor": audio, "video_processor": video}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    text = write(folder).text
+    assert "| audio | mono, 16,000 Hz, windows of 10.24 seconds |" in text
+    assert "| video | 16 frames of 224 × 112 pixels, RGB |" in text
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": {**audio, "max_windows": 6}}))
+    text = write(folder).text
+    assert "at most 6 windows" in text and "| video |" not in text
 
 
 def test_loading_takes_five_lines_that_compile(folder):
@@ -77,7 +109,7 @@ def test_local_base_model_is_named_without_its_path_and_not_in_the_metadata(fold
 
 
 def test_without_metrics_or_base_models_the_card_says_so(folder):
-    card = write(folder, metrics={}, intervals={}, base_models=[])
+    card = write(folder, metrics={}, intervals={}, headline=None, base_models=[])
     assert card.data.eval_results is None
     assert card.data.base_model is None
     assert "Nothing was measured." in card.text
@@ -92,6 +124,10 @@ def test_text_cannot_break_out(folder):
         dataset_name=hostile,
         model_name=hostile,
         counts={hostile: 1},
+        training_counts={hostile: 1},
+        settings={hostile: hostile},
+        task=hostile,
+        modalities=(hostile,),
         run={"command": "echo ```\n# not a title", "versions": {hostile: hostile}, "x": hostile},
     )
     assert card.data.license == "apache-2.0"
@@ -107,7 +143,9 @@ def test_wrong_input_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="`command`.*`versions`.*got \\['seed'\\]"):
         write(folder, run={"seed": 1})
     with pytest.raises(ValueError, match="'loss' is inf"):
-        write(folder, metrics={"loss": float("inf")}, intervals={})
+        write(folder, metrics={"loss": float("inf")}, intervals={}, headline=None)
+    with pytest.raises(ValueError, match="'R@1' is none of the metrics"):
+        write(folder, headline="R@1")
     with pytest.raises(ValueError, match="holds no config.json"):
         write(tmp_path)
     (folder / "config.json").write_text("{}")

@@ -1,10 +1,11 @@
 """Result files: what they hold, and that a failure leaves the old one."""
 
 import json
+import math
 
 import pytest
 
-from simple_multimodal.evaluation.result_files import write_rows, write_whole
+from simple_multimodal.evaluation.result_files import write_metrics, write_rows, write_whole
 
 
 def test_rows_are_one_list_with_a_row_per_line(tmp_path):
@@ -37,3 +38,31 @@ def test_no_reader_sees_a_part(tmp_path):
 
     write_whole(path, pieces())
     assert path.read_text() == "newer"
+
+
+def test_metrics_file_holds_protocol_counts_numbers_and_intervals(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_metrics(
+        path,
+        metrics={"text_to_video_R@1": 0.5},
+        protocol="toy",
+        counts={"queries": 2},
+        intervals={"text_to_video_R@1": (0.25, 0.75)},
+        headline="text_to_video_R@1",
+        selection_split="validation",
+    )
+    assert json.loads(path.read_text()) == {
+        "protocol": "toy",
+        "selection_split": "validation",
+        "precision": None,
+        "decoder": None,
+        "headline": "text_to_video_R@1",
+        "counts": {"queries": 2},
+        "metrics": {"text_to_video_R@1": 0.5},
+        "intervals": {"text_to_video_R@1": [0.25, 0.75]},
+    }
+    with pytest.raises(ValueError, match="'loss' is nan"):
+        write_metrics(path, metrics={"loss": math.nan}, protocol="toy", counts={})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_metrics(path, metrics={"loss": 1.0}, protocol="toy", counts={}, intervals={"loss": (math.nan, 1.0)})
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"] and "toy" in path.read_text()

@@ -1,11 +1,10 @@
-"""Tests of the data check and of the picture of a sample, as commands and as functions."""
+"""Tests of the data check, as command and as function."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from simple_multimodal import cli
 from simple_multimodal.media.index_cache import index_cache, index_video
@@ -58,16 +57,3 @@ def test_decoding_finds_what_packets_hide(tmp_path, monkeypatch):
     index_cache.put(path, shorter, path.stat())
     assert check_manifests([tmp_path / "train.csv"]).files[0].num_frames == 29
     assert check_manifests([tmp_path / "train.csv"], decodes=True).files[0].num_frames == 30
-
-
-def test_show_draws_frames_sound_and_captions(folder, tmp_path, capsys):
-    out = tmp_path / "sample.png"
-    assert cli.main(["show", str(folder / "train.csv"), "--row", "1", "--out", str(out)]) == 0
-    with Image.open(out) as picture:
-        assert picture.size[0] == 1280 and picture.size[1] > 500
-        evaluation = np.asarray(picture)
-    assert cli.main(["show", str(folder / "train.csv"), "--row", "1", "--epoch", "3", "--out", str(out)]) == 0
-    with Image.open(out) as picture:
-        assert not np.array_equal(np.asarray(picture), evaluation)  # other frames
-    assert cli.main(["show", str(folder / "train.csv"), "--row", "9"]) == 2
-    assert "rows 0 to 3" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from simple_multimodal.assembly import saved_config
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
@@ -20,6 +21,13 @@ from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.question_answering.evaluate import evaluate_answers
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS, AnswerLabels, question_pairs
+
+ANSWER = """\
+from simple_multimodal import QuestionAnswerer
+
+answerer = QuestionAnswerer.from_pretrained({model})
+for answer in answerer.answer("what is the dog doing?", "my_clips/0001.mp4", top_k=3):
+    print(answer.text, answer.probability)"""
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,14 @@ class QuestionAnswering(Task):
             is_alpro=measuring.is_alpro,
             partial=measuring.partial,
         )
+
+    def usage(self, modalities: Sequence[Modality]) -> str:
+        """A question about a clip."""
+        return ANSWER
+
+    def next_command(self, modalities: Sequence[Modality]) -> str:
+        """The same as a command."""
+        return "simple-multimodal answer {model} 'what is the dog doing?' my_clips/0001.mp4"
 
 
 def answer_vocabulary(answers: Iterable[str]) -> list[str]:

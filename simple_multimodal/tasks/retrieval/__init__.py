@@ -1,18 +1,23 @@
 """Contrast and matching of texts and clips, alone or beside the masked objectives of pre-training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers.utils import logging
 
 from simple_multimodal.alpro import AlproForRetrieval
+from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import Targets
+from simple_multimodal.evaluation.report import Example
 from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
 from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
+from simple_multimodal.tasks.retrieval.examples import retrieval_examples
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
@@ -22,6 +27,13 @@ logger = logging.get_logger(__name__)
 
 RERANK_TOP_K = 32
 """Candidates of each query that the matching head re-ranks where no protocol says another number."""
+
+SEARCH = """\
+from simple_multimodal import Retriever
+
+retriever = Retriever.from_pretrained({model})
+for match in retriever.search("a dog barks at a red ball", "my_clips/", top_k=3):
+    print(match.id, match.score)"""
 
 PROTOCOL = "every caption a query, one candidate per clip, cosine of text and audio-video embeddings"
 
@@ -102,6 +114,20 @@ class Retrieval(Task):
         for pair_set in self.options.pair_sets if measuring.is_final else ():
             evaluate_pairs(pipeline, evaluation, pair_set)
         return evaluation
+
+    def examples(self, evaluation: Evaluation, collator: MultimodalCollator) -> list[Example]:
+        """See [`retrieval_examples`]."""
+        return [] if evaluation.details is None else retrieval_examples(evaluation.details, collator)
+
+    def usage(self, modalities: Sequence[Modality]) -> str | None:
+        """A search; without text there is nothing to search by."""
+        return SEARCH if "text" in modalities else None
+
+    def next_command(self, modalities: Sequence[Modality]) -> str:
+        """A search, or without text the embeddings."""
+        if "text" not in modalities:
+            return "simple-multimodal encode {model} my_clips/"
+        return "simple-multimodal search {model} 'a dog barks at a red ball' my_clips/"
 
     def _rerank_top_k(self, retriever: Retriever, measuring: Measuring) -> int | None:
         """How many candidates are re-ranked; `None`: all."""

@@ -1,0 +1,68 @@
+"""What a person looks at of a row: some of the frames that a model sees, and the first seconds of its audio."""
+
+import numpy as np
+
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.rows import Row
+from simple_multimodal.media.audio import read_audio
+from simple_multimodal.media.errors import NoAudioError
+from simple_multimodal.modalities import INPUT_KEYS
+from simple_multimodal.processing import MultimodalProcessor
+
+PREVIEW_FRAMES = 4
+PREVIEW_SECONDS = 3.0
+PREVIEW_SAMPLING_RATE = 12_000  # in Hz; of a preview, not of what a model hears
+
+
+class ClipPreview:
+    """
+    Reads previews of rows.
+
+    Args:
+        collator ([`MultimodalCollator`]): Makes evaluation batches for the model; what it does not read, because the
+            model lacks the modality or because it was dropped, has no preview. It is not changed.
+    """
+
+    def __init__(self, collator: MultimodalCollator):
+        modalities = set(collator.processor.modalities) - set(collator.drop_modalities)
+        self.has_audio = "audio" in modalities
+        self.index_dir = collator.index_dir
+        self._collator = None
+        if "video" in modalities:
+            # Frames even where the model reads what a tower made of them.
+            self._collator = MultimodalCollator(
+                MultimodalProcessor(video_processor=collator.processor.video_processor),
+                parallel=False,
+                video_backend=collator.video_backend,
+                decode_device=collator.decode_device,
+                index_dir=collator.index_dir,
+            )
+
+    def frames(self, row: Row) -> np.ndarray | None:
+        """Return a few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`, or `None` for
+        a row without video.
+        """
+        if self._collator is None or row["video"] is None:
+            return None
+        frames = self._collator([row])[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)
+        places = np.linspace(0, len(frames) - 1, min(PREVIEW_FRAMES, len(frames))).astype(int)
+        return frames[places].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def audio(self, row: Row) -> np.ndarray | None:
+        """Return the first seconds at `PREVIEW_SAMPLING_RATE`, `float32` of shape `(num_samples,)`, or `None` for a
+        row without audio.
+        """
+        if not self.has_audio or row["audio"] is None:
+            return None
+        start, end = row["start_seconds"] or 0.0, row["end_seconds"]
+        stop = start + PREVIEW_SECONDS if end is None else min(start + PREVIEW_SECONDS, end)
+        try:
+            return read_audio(
+                row["audio"],
+                PREVIEW_SAMPLING_RATE,
+                start_seconds=start,
+                end_seconds=stop,
+                index_dir=self.index_dir,
+            )
+        except NoAudioError:
+            return None

@@ -1,0 +1,133 @@
+"""What each number of an evaluation means, and what guessing would score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
+
+LOSSES = {
+    "mlm": "Masked language modeling: predict masked tokens of a caption from the others, its audio and its video.",
+    "mam": "Masked audio modeling: reconstruct masked patches of the log-mel spectrogram from the visible ones, with "
+    "the audio tower alone; mean squared error.",
+    "mvm": "Masked video modeling: reconstruct masked tubes of the video from the visible ones, with the video tower "
+    "alone; mean squared error.",
+    "contrastive_tv": "Contrast of text and video: find each caption's video among others, and the reverse.",
+    "contrastive_ta": "Contrast of text and audio: find each caption's audio among others, and the reverse.",
+    "contrastive_av": "Contrast of audio and video: find the audio of each video among others, and the reverse.",
+    "contrastive_tav": "Contrast of text and clip, audio and video as one: the embeddings that a search compares.",
+    "matching": "Tell whether caption and clip belong together, half of the time with a clip that is easily mistaken.",
+    "answer": "Cross-entropy of the right answer, over the questions whose answer the model knows.",
+}
+"""Sentence about each objective, whose loss is `{name}_loss`."""
+
+METRICS = {
+    "R@1": "Share of the queries whose first result is right.",
+    "R@5": "Share of the queries with a right result among the first five.",
+    "R@10": "Share of the queries with a right result among the first ten.",
+    "median_rank": "Half of the queries have a right result at this rank or better; 1 is best.",
+    "mean_rank": "Mean rank of the first right result; 1 is best, and few bad queries weigh heavily.",
+    "mlm_accuracy": "Share of the masked tokens that are predicted exactly.",
+    "matching_accuracy": "Share of right decisions whether caption and clip belong together: each caption with its "
+    "clip and with its hardest wrong one.",
+    "pair_flip_share": "Share of the choices between two clips that turn around when the clips swap the one thing in "
+    "which they differ.",
+    "pair_accuracy": "Of two clips that differ in one thing only, how often a caption scores its own higher.",
+    "majority_accuracy": "What the most frequent training answer scores, given to every question.",
+    "question_only_accuracy": "What looking up the question among those of training scores, without any clip.",
+    "seen_question_share": "Share of the questions that also occur in training.",
+    "seen_answer_share": "Share of the answers that also occur in training: an upper bound of the accuracy.",
+    "answer_entropy_bits": "Entropy of the right answers: how evenly they are spread.",
+    "_accuracy": "Share of the questions of this type with exactly the right answer.",
+    "accuracy": "Share of the questions with exactly the right answer; chance is the most frequent training answer, "
+    "given to every question.",
+}
+"""Sentence about each metric, by the end of its name; the first that fits counts."""
+
+CONTRAST = (
+    "Contrastive losses grow with the number of candidates: in training these are the rows of a batch, in evaluation "
+    "those of the whole set. Guessing costs the logarithm of their number (4.2 for 64, 6.9 for 1,000), so the two "
+    "curves lie apart even for a model that generalizes perfectly. Compare evaluations with each other, and over sets "
+    "of equal size."
+)
+"""Why training and evaluation losses of contrast differ."""
+
+
+def meaning(name: str) -> str:
+    """
+    Return one sentence on what a metric or loss is.
+
+    Args:
+        name (`str`): Its name, with or without `eval_`.
+
+    Returns:
+        `str`: Empty for a name that is not known.
+    """
+    name = name.removeprefix("eval_")
+    if name == "loss":
+        return "Weighted sum of the objectives: what training minimizes."
+    if name.endswith("_loss"):
+        return LOSSES.get(name.removesuffix("_loss"), "")
+    return next((sentence for end, sentence in METRICS.items() if name.endswith(end)), "")
+
+
+def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
+    """
+    Return what guessing scores, for the metrics of which that follows from the counts beside them.
+
+    Ranks are those of a random order of `{prefix}num_candidates`. Captions have one right clip each; where clips look
+    for captions, `num_candidates / num_queries` of them are right for each clip.
+
+    Args:
+        metrics (`Mapping[str, float]`): Metrics by name, counts among them.
+
+    Returns:
+        `dict[str, float]`: By name, in the order of `metrics`. That of `accuracy` is `majority_accuracy`, where known.
+
+    Example:
+
+    ```python
+    >>> chance_levels({"text_to_video_R@5": 0.9, "text_to_video_num_candidates": 100})
+    {'text_to_video_R@5': 0.05}
+    ```
+    """
+    levels: dict[str, float] = {}
+    for name in metrics:
+        bare = name.removeprefix("eval_")
+        if bare == "accuracy" and (majority := name.replace("accuracy", "majority_accuracy")) in metrics:
+            levels[name] = metrics[majority]
+        elif bare == "matching_loss":
+            levels[name] = math.log(2)
+        elif bare == "matching_accuracy" or bare.endswith("pair_accuracy"):
+            levels[name] = 0.5
+        else:
+            column = next((end for end in RETRIEVAL_COLUMNS if name.endswith(end)), None)
+            prefix = name.removesuffix(column or "")
+            candidates = metrics.get(f"{prefix}num_candidates")
+            if column is not None and candidates is not None:
+                queries = metrics.get(f"{prefix}num_queries", candidates)
+                right = max(candidates / queries, 1.0) if prefix.endswith("video_to_text_") else 1.0
+                levels[name] = _chance_of_rank(column, int(candidates), right)
+    return levels
+
+
+RETRIEVAL_COLUMNS = (*(f"R@{cutoff}" for cutoff in RECALL_CUTOFFS), "median_rank", "mean_rank")
+"""Ends of the names of retrieval metrics."""
+
+
+def _chance_of_rank(column: str, candidates: int, right: float) -> float:
+    """Recall or rank of the first of `right` right candidates in a random order."""
+    if column.startswith("R@"):
+        return 1 - _chance_of_none(int(column.removeprefix("R@")), candidates, right)
+    if column == "mean_rank" or right == 1:  # for one right candidate the two are the same
+        return (candidates + 1) / (right + 1)
+    return next(float(rank) for rank in range(1, candidates + 1) if _chance_of_none(rank, candidates, right) <= 0.5)
+
+
+def _chance_of_none(first: int, candidates: int, right: float) -> float:
+    """Probability that none of the right candidates is among the first ones of a random order."""
+    chance = 1.0
+    for place in range(min(first, candidates)):
+        chance *= max(candidates - right - place, 0.0) / (candidates - place)
+    return chance

@@ -1,0 +1,95 @@
+"""What pages and cards share: their templates, and how names and numbers are written for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jinja2
+
+from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
+
+JSONValue: TypeAlias = "str | int | float | bool | None | Sequence[JSONValue] | Mapping[str, JSONValue]"
+
+
+def render(template: str, /, *, filters: Mapping[str, Any] | None = None, **values: Any) -> str:
+    """
+    Fill in a template of this folder.
+
+    Args:
+        template (`str`): Name of a file in `templates/`.
+        filters (`Mapping[str, Callable]`, *optional*): Filters of this template besides `number`,
+            `words` and `command`.
+        values: What the template names, escaped as HTML unless it is [`~markupsafe.Markup`]. A name without a value
+            is an error.
+
+    Returns:
+        `str`: The text.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("simple_multimodal.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["number"] = lambda value, name="": format_number(name, value)
+    environment.filters["words"] = words
+    environment.filters["command"] = to_shell
+    environment.filters.update(filters or {})
+    return environment.get_template(template).render(**values)
+
+
+def format_number(name: str, value: float) -> str:
+    """
+    Write a metric for people: counts whole, ranks and losses with four digits, fractions with four decimals.
+
+    Args:
+        name (`str`): Name of the metric.
+        value (`float`): Its value.
+
+    Returns:
+        `str`, e.g. `0.9500` for `R@1`, `1.27` for `mean_rank`, `12,000` for a count.
+    """
+    if isinstance(value, int) or abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    is_fraction = name.endswith(("accuracy", "share", *(f"R@{cutoff}" for cutoff in RECALL_CUTOFFS)))
+    return f"{value:.4f}" if is_fraction else f"{value:.4g}"
+
+
+def format_interval(name: str, intervals: Mapping[str, Interval]) -> str:
+    """Write both ends of the interval of a metric; empty for a metric without one."""
+    return " – ".join(format_number(name, end) for end in intervals[name]) if name in intervals else ""
+
+
+def words(name: str) -> str:
+    """Turn the name of a metric into words: `eval_text_to_video` becomes `text to video`."""
+    return name.removeprefix("eval_").strip("_").replace("_", " ")
+
+
+def to_shell(command: str) -> str:
+    """Write the words of a command line so that a shell runs it: a script needs its interpreter before it."""
+    return f"python {command}" if command.partition(" ")[0].endswith(".py") else command
+
+
+def flatten(values: Mapping[str, JSONValue], prefix: str = "") -> dict[str, str]:
+    """
+    Write nested mappings as one level: `{"versions": {"torch": "2.11"}}` becomes `{"versions.torch": "2.11"}`.
+
+    Args:
+        values (`Mapping`): JSON values by name.
+        prefix (`str`, *optional*, defaults to `""`): Put before every name.
+
+    Returns:
+        `dict[str, str]`: Strings as they are, everything else as JSON.
+    """
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat

@@ -1,0 +1,58 @@
+"""Examples of what a search finds, for the report."""
+
+import numpy as np
+
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
+from simple_multimodal.data.rows import row_captions
+from simple_multimodal.evaluation.report import Example, ExampleResult, Excerpt
+from simple_multimodal.evaluation.retrieval import positives_from_groups, ranking, retrieval_ranks
+from simple_multimodal.tasks.retrieval.evaluate import Ranking
+
+NUM_EXAMPLES = 8
+NUM_RESULTS = 4
+
+
+def retrieval_examples(ranked: Ranking, collator: MultimodalCollator) -> list[Example]:
+    """
+    Choose the worst ranked query, and others spread evenly over the set, with the clips found for each.
+
+    Args:
+        ranked ([`Ranking`]): the details of an evaluation.
+        collator ([`MultimodalCollator`]): what made its batches.
+    """
+    found, scores = ranked.found, ranked.scores
+    positives = positives_from_groups(*found.groups)
+    ranks = retrieval_ranks(scores, positives)
+    shown = np.flatnonzero([row["index"] not in found.bad for row, _ in found.captions])
+    if len(shown) == 0:
+        return []
+    spread = shown[np.linspace(0, len(shown) - 1, min(NUM_EXAMPLES, len(shown))).astype(int)]
+    chosen = list(dict.fromkeys([int(shown[ranks[shown].argmax()]), *spread.tolist()]))[:NUM_EXAMPLES]
+    order = ranking(scores, positives, NUM_RESULTS)
+    preview = ClipPreview(collator)
+    examples = []
+    for query in chosen:
+        results = []
+        places = order[query].tolist()
+        if ranks[query] > len(places):
+            places.append(int(np.where(positives[query], scores[query], -np.inf).argmax()))
+        for place, candidate in enumerate(places):
+            row = found.clips[candidate]
+            if row["index"] in found.bad:
+                continue
+            audio = preview.audio(row)
+            results.append(
+                ExampleResult(
+                    name=row["id"],
+                    rank=place + 1 if place < NUM_RESULTS else int(ranks[query]),
+                    score=float(scores[query, candidate]),
+                    is_correct=bool(positives[query, candidate]),
+                    text=next(iter(row_captions(row)), None),
+                    frames=preview.frames(row),
+                    audio=None if audio is None else Excerpt(audio, PREVIEW_SAMPLING_RATE),
+                )
+            )
+        note = f"The right clip is at rank {ranks[query]:,} of {len(found.clips):,}."
+        examples.append(Example(found.captions[query][1], note, results))
+    return examples

@@ -1,0 +1,60 @@
+"""What guessing scores, against random scores; and that everything measured has a sentence."""
+
+import math
+
+import numpy as np
+import pytest
+
+from simple_multimodal.evaluation.glossary import LOSSES, chance_levels, meaning
+from simple_multimodal.evaluation.retrieval import retrieval_metrics, retrieval_ranks, text_video_retrieval
+from simple_multimodal.models.configuration import OBJECTIVES
+
+
+@pytest.mark.parametrize(("num_clips", "captions_per_clip"), [(12, 1), (12, 3), (25, 2)])
+def test_chance_is_what_random_scores_get_on_average(num_clips, captions_per_clip):
+    generator = np.random.default_rng(0)
+    clips = np.arange(num_clips)
+    texts = clips.repeat(captions_per_clip)
+    levels = chance_levels(text_video_retrieval(generator.random((len(texts), num_clips)), texts, clips).metrics)
+    positives = texts[:, None] == clips[None]
+    for direction, right in (("text_to_video", positives), ("video_to_text", positives.T)):
+        many = np.tile(right, (3000, 1))  # draws
+        ranks = retrieval_ranks(generator.random(many.shape), many)
+        for name, value in retrieval_metrics(ranks).items():
+            if name == "median_rank":
+                assert levels[f"{direction}_{name}"] == pytest.approx(value, abs=0.5)
+            elif name != "num_queries":
+                assert levels[f"{direction}_{name}"] == pytest.approx(value, rel=0.03)
+
+
+def test_clips_without_a_caption_do_not_make_more_clips_right():
+    levels = chance_levels(
+        {"text_to_video_R@1": 1.0, "text_to_video_num_candidates": 10, "text_to_video_num_queries": 2}
+    )
+    assert levels == {"text_to_video_R@1": pytest.approx(0.1)}
+
+
+def test_a_recall_over_fewer_candidates_than_its_cutoff_is_certain():
+    levels = chance_levels({"matching_text_to_video_R@10": 1.0, "matching_text_to_video_num_candidates": 4})
+    assert levels == {"matching_text_to_video_R@10": 1.0}
+
+
+def test_levels_of_other_metrics():
+    metrics = {"loss": 2.0, "matching_loss": 1.0, "matching_accuracy": 0.9, "sound_pair_accuracy": 0.9, "R@1": 0.5}
+    assert chance_levels(metrics) == {
+        "matching_loss": math.log(2),
+        "matching_accuracy": 0.5,
+        "sound_pair_accuracy": 0.5,
+    }  # nothing is known of a sum of losses, or of a recall without its number of candidates
+    answers = {"accuracy": 0.5, "what_accuracy": 0.5, "majority_accuracy": 0.25}
+    assert chance_levels(answers) == {"accuracy": 0.25}
+
+
+def test_every_objective_and_metric_has_a_sentence():
+    assert LOSSES.keys() >= set(OBJECTIVES)
+    for name in (*(f"eval_{name}_loss" for name in OBJECTIVES), "loss", "matching_text_to_video_median_rank",
+                 "what_accuracy", "sound_pair_accuracy", "majority_accuracy", "mlm_accuracy"):  # fmt: skip
+        assert meaning(name).endswith("."), name
+    assert "looking up" in meaning("question_only_accuracy") and "looking up" not in meaning("accuracy")
+    assert "of this type" in meaning("what_accuracy") and "of this type" not in meaning("accuracy")
+    assert meaning("samples_per_second") == ""

@@ -1,0 +1,162 @@
+"""What a run leaves for people: report, model card, previews of clips, and its last lines."""
+
+import io
+import json
+import re
+import wave
+from base64 import b64decode
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.retrieval import Retrieval
+from simple_multimodal.training.results import count_rows, say_where
+from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory) -> Path:
+    """A folder with what a run for retrieval leaves."""
+    folder = tmp_path_factory.mktemp("finished") / "my run"
+    schedule = flags(max_steps=2, save_strategy="no", logging_steps=1, learning_rate=0.001)
+    run(*start, "--task", "retrieval", *flags(output_dir=folder), *schedule)
+    return folder
+
+
+def test_the_report_has_curves_data_examples_with_audio_and_chance(finished):
+    page = (finished / "report.html").read_text()
+    labels = re.findall(r'aria-label="([a-z ]+): training', page)
+    assert labels[0] == "loss" and labels[-3:] == ["learning rate", "samples per second", "data wait share"]
+    assert "contrastive tv loss" in labels and "Contrastive losses grow with the number of candidates" in page
+    for name in ("training", "evaluation"):
+        row = re.search(rf'<th scope="row">{name}</th>(.*?)</tr>', page).group(1)
+        assert re.findall("<td>(.*?)</td>", row) == ["7", "7", "7", "0"]  # rows, clips, captions, bad samples
+    metrics = json.loads((finished / "evaluation.json").read_text())["metrics"]
+    assert metrics["text_to_video_num_candidates"] == NUM_ROWS and "chance 0.1429" in page
+    wavs = re.findall(r'src="data:audio/wav;base64,([^"]+)"', page)
+    with wave.open(io.BytesIO(b64decode(wavs[0]))) as file:
+        assert file.getframerate() == PREVIEW_SAMPLING_RATE
+    # Row 3 has no audio and row 4 no video, wherever they are found.
+    for element in re.findall(r"<li.*?</li>", page, re.DOTALL):
+        name = re.search(r'<span class="name">(\d)</span>', element).group(1)
+        assert ("<audio" in element, "<img" in element) == (name != "3", name != "4")
+        assert CAPTIONS[int(name)] in element
+
+
+def test_the_card_has_the_task_of_the_run_its_headline_and_code_that_uses_it(finished):
+    card = ModelCard.load(finished / "README.md")
+    assert card.data.tags == ["multimodal", "simple-multimodal", "text", "audio", "video", "retrieval"]
+    assert card.data.eval_results[0].metric_name == "text_to_video_R@1"
+    assert card.data.eval_results[0].task_type == "retrieval"
+    assert "`MultimodalForRetrieval` over text, audio and video" in card.text and "task: retrieval." in card.text
+    assert "random start" in card.text and "**text to video R@1: " in card.text and "chance: 0.1429" in card.text
+    assert 'Retriever.from_pretrained("my run")' in card.text
+    assert "| rows | 7 |" in card.text and "| captions | 7 |" in card.text
+    assert "| steps | 2 |" in card.text and "| rows per step | 2 |" in card.text and "| parameters | " in card.text
+    for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        compile(code, "README.md", "exec")
+
+
+def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, clips, tmp_path, capsys):
+    questions = tmp_path / "questions.jsonl"
+    rows = [
+        {"video": f"{row}.mp4", "audio": f"{row}.wav", "question": "a cat?", "answer": answer}
+        for row, answer in enumerate(("yes", "no", "yes"))
+    ]
+    questions.write_text("\n".join(map(json.dumps, rows)))
+    source = finished.rename(finished.with_name("my_start"))
+    tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
+    try:
+        task = flags(task="question_answering", train_file=questions, validation_file=questions)
+        run(*tokens, *task, *flags(model_name_or_path=source, output_dir=tmp_path / "out", max_steps=1))
+    finally:
+        source.rename(finished)
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.tags[-1] == "question_answering" and card.data.eval_results[0].metric_name == "accuracy"
+    assert "Built on `my_start`." in card.text and str(tmp_path) not in card.text.split("## How to train it again")[0]
+    assert 'QuestionAnswerer.from_pretrained("out")' in card.text
+    assert "simple-multimodal answer" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_last_lines_name_report_model_and_next_command(finished, start, clips, tmp_path, capsys):
+    tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
+    model = str(finished)
+    run(*tokens, "--do_eval", *flags(task="retrieval", model_name_or_path=model, output_dir=tmp_path / "out"))
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-3:] == [
+        f"Report: {tmp_path / 'out/report.html'}",
+        f"Model:  {model}",
+        f"Next:   simple-multimodal search '{model}' 'a dog barks at a red ball' my_clips/",
+    ]
+    assert "Report:" not in captured.out
+
+
+def test_of_a_model_that_was_not_saved_only_the_report_is_named(capsys):
+    say_where(Path("out/report.html"), None, "use {model}")
+    assert capsys.readouterr().err == "Report: out/report.html\n"
+
+
+def test_examples_leave_evaluation_as_it_is(start, tmp_path, trainers, monkeypatch):
+    before = {}
+    plain = Retrieval.examples
+
+    def examples(self, evaluation, collator):
+        before.update(vars(collator))
+        found = plain(self, evaluation, collator)
+        assert vars(collator) == before
+        return found
+
+    monkeypatch.setattr(Retrieval, "examples", examples)
+    run(*start, "--task", "retrieval", *flags(output_dir=tmp_path, max_steps=1, save_strategy="no"))
+    assert before
+
+
+def test_rows_are_counted_without_opening_files(tmp_path):
+    manifest = tmp_path / "rows.jsonl"
+    rows = [
+        {"video": "a.mp4", "captions": ["one", "two"], "question": "what?"},
+        {"video": "a.mp4", "caption": "three", "question": "who?"},
+        {"video": "b.mp4", "text": "b.txt", "question": "why?"},
+        {"audio": "c.wav", "question": "how?"},
+        {"video": "d.mp4", "caption": "left out", "question": "when?"},
+    ]
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    counts = count_rows(RowDataset.from_manifest(manifest, max_samples=4), 2)
+    assert counts == {"rows": 4, "clips": 3, "captions": 4, "bad_samples": 2}
+    assert count_rows(RowDataset.from_manifest(manifest, max_samples=3, **QUESTION_COLUMNS), 0)["captions"] == 3
+
+
+def preview_of(row: dict, folder: Path, **settings):
+    manifest = folder / "preview.jsonl"
+    manifest.write_text(json.dumps(row))
+    processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor(num_frames=8, size=32))
+    preview = ClipPreview(MultimodalCollator(processor, **settings))
+    sample = RowDataset.from_manifest(
+        manifest, video_root=folder / "video", audio_root=folder / "audio", modalities=()
+    )[0]
+    return preview.frames(sample), preview.audio(sample)
+
+
+def test_a_preview_is_a_few_frames_and_the_first_seconds_of_the_segment(clips):
+    row = {"video": "6.mp4", "audio": "6.wav", "caption": "x"}
+    frames, audio = preview_of(row, clips)
+    assert frames.shape == (4, 32, 32, 3) and frames.dtype == np.uint8
+    assert len(audio) == pytest.approx(1.6 * PREVIEW_SAMPLING_RATE, abs=20)
+    _, part = preview_of({**row, "start_seconds": 0.25, "end_seconds": 0.5}, clips)
+    assert len(part) == PREVIEW_SAMPLING_RATE // 4
+    np.testing.assert_array_equal(part, audio[PREVIEW_SAMPLING_RATE // 4 : PREVIEW_SAMPLING_RATE // 2])
+
+
+def test_what_the_model_does_not_take_has_no_preview(clips):
+    row = {"video": "6.mp4", "audio": "6.wav", "caption": "x"}
+    assert [part is None for part in preview_of(row, clips, drop_modalities=["video"])] == [True, False]
+    assert [part is None for part in preview_of(row, clips, drop_modalities=["audio"])] == [False, True]
+    assert preview_of({"caption": "x"}, clips) == (None, None)
+    silent = {"video": "6.mp4", "caption": "x"}  # without a column for audio, and without a sound track
+    assert preview_of(silent, clips)[1] is None
