@@ -165,7 +165,7 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     Write a file beside its place and rename it, so that its name never stands for a part of it.
 
     Processes and threads that write the same file at the same time do not disturb each other; the last one to finish
-    wins. A killed process leaves a file `{name}.{process}.{thread}.tmp`.
+    wins. A killed process leaves a hidden file `.{name}.{process}.{thread}.tmp`.
 
     Args:
         path (`str` or `os.PathLike`): File to write; it is replaced. Its folder must exist.
@@ -174,7 +174,7 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         `Path`: Where to write. If the block raises, what is there is removed, and `path` stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
         temporary.replace(path)

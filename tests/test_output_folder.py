@@ -151,6 +151,7 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
     with write_atomically(str(path)) as temporary:
         temporary.write_text("whole")
         assert path.read_text() == "earlier" and temporary.parent == tmp_path
+        assert temporary.name.startswith(".")  # a folder in which a run was killed at once counts as empty
     assert path.read_text() == "whole"
     with pytest.raises(KeyboardInterrupt), write_atomically(path) as temporary:
         temporary.write_text("half")

@@ -52,7 +52,7 @@ class Partial:
             return
         state = process_state()
         if state.is_local_main_process:
-            for path in folder.glob(f"{stage}-*"):
+            for path in (*folder.glob(f"{stage}-*"), *folder.glob(f".{stage}-*.tmp")):
                 if path.suffix != ".safetensors" or _key_of(path) != key:
                     path.unlink(missing_ok=True)
         state.wait_for_everyone()

@@ -276,7 +276,6 @@ def _write_checksums(folder: Path) -> None:
         for line in path.read_text().splitlines():
             digest, _, name = line.partition("  ")
             known[name] = digest
-    media = [file for suffix in (".mp4", ".flac") for file in folder.glob(f"??/[!.]*{suffix}")]
-    files = sorted(str(file.relative_to(folder)) for file in media)
+    files = sorted(str(file.relative_to(folder)) for file in folder.glob("??/[!.]*"))
     sums = {name: known.get(name) or hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     path.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))

@@ -170,7 +170,7 @@ def test_a_killed_process_leaves_whole_files(maker, written, retrieval_model, ma
     shard = tmp_path / "video/00000.safetensors"
     assert sorted(path.name for path in shard.parent.iterdir()) == [".lock", shard.name]  # which nobody holds
     (shard.parent / ".lock").unlink()
-    (shard.parent / "00001.safetensors.123.tmp").write_bytes(shard.read_bytes()[:-1])
+    (shard.parent / ".00001.safetensors.1.2.tmp").write_bytes(shard.read_bytes()[:-1])
     (shard.parent / "00007.safetensors").write_bytes(shard.read_bytes()[:-1])  # of a disk that lost power
     assert maker.write("video", [RowDataset.from_manifest(manifest)], tmp_path, shard_size=4) == (6, 2, [])
     assert contents(tmp_path / "video") == contents(written / "video")

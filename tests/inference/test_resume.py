@@ -121,7 +121,7 @@ def test_a_killed_process_leaves_what_it_has_finished(work, models, data, whole,
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, env=environment | {"KILL_AT": "pairs 5"}, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL and not (out / "results.json").exists()
-    half = out / "partial/pairs-5.safetensors.123.tmp"
+    half = out / "partial/.pairs-5.safetensors.1.2.tmp"
     half.write_bytes((out / "partial/pairs-4.safetensors").read_bytes()[:-1])
     assert work.of(lambda: infer(models[task], data / task, out)) == (0, NUM_BLOCKS[task] - 5)
     assert_same_files(out, whole[task])

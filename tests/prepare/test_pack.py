@@ -85,7 +85,7 @@ def test_what_is_there_is_not_made_again(manifest, tmp_path):
     assert (first.num_written, second.num_written) == (4, 1)
     assert victim.read_bytes() == content  # the same bytes
     assert not list((tmp_path / "packed").rglob("*.tmp"))
-    left_over = victim.with_name(f"{victim.name}.1.2.tmp")  # of a process that was killed
+    left_over = victim.with_name(f".{victim.name}.1.2.tmp")  # of a process that was killed
     left_over.write_bytes(b"half")
     other = pack_manifest(manifest, tmp_path / "packed", settings=PackSettings(short_side=32))
     assert other.num_written == 4  # other settings, other files

@@ -243,7 +243,7 @@ def test_an_interrupted_run_is_completed(world, tmp_path):
     toy = tmp_path / "toy"
     shutil.copytree(world / "train", toy / "train")
     shutil.copy(world / "toy.json", toy / "toy.unfinished.json")
-    (toy / "train/train_000003.mp4").rename(toy / "train/train_000003.mp4.1.2.tmp")
+    (toy / "train/train_000003.mp4").rename(toy / "train/.train_000003.mp4.1.2.tmp")
     first = toy / "train/train_000000.mp4"
     written = first.stat().st_mtime_ns
     make_toy_world(toy, **SIZES, num_processes=1)
