@@ -15,6 +15,7 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
 from simple_multimodal.tasks.retrieval import Retrieval
 from simple_multimodal.training.results import count_rows, say_where
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
