@@ -181,7 +181,9 @@ class BatchReader:
             generator = sample_generator(self.collator.seed, bare["epoch"], bare["id"], "replacement")
             for _ in range(MAX_REPLACEMENTS):
                 yield self._look_up((bare["epoch"], int(generator.integers(len(self._rows)))))
-        yield {**bare, "captions": bare["captions"] if self.with_captions else [], "is_skipped": True}
+        captions = bare["captions"] if self.with_captions else []
+        nothing = dict.fromkeys(self.collator.columns)  # also of what is not in a file
+        yield cast(Row, {**bare, **nothing, "captions": captions, "is_skipped": True})
 
 
 class _Death(Exception):
