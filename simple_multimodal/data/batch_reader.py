@@ -91,9 +91,6 @@ class BatchReader:
         on_bad_sample (`str`, *optional*, defaults to `"fail"`):
             `"replace"`: read another row of the data set in its place. `"skip"`: leave its place empty: a row that
             has no modality and is marked as `is_skipped`. `"fail"`: raise.
-        with_captions (`bool`, *optional*, defaults to `False`):
-            For an evaluation: the batch has `captions`, see [`MultimodalCollator.tokenize_captions`], and a row that
-            is skipped keeps its text.
     """
 
     def __init__(
@@ -102,12 +99,10 @@ class BatchReader:
         collator: MultimodalCollator,
         *,
         on_bad_sample: OnBadSamplePolicy = "fail",
-        with_captions: bool = False,
     ):
         self.dataset = dataset
         self.collator = collator
         self.on_bad_sample = on_bad_sample
-        self.with_captions = with_captions
         self.known: dict[int, tuple[str, str]] = {}  # rows that are not to be read, with file and reason
 
     def __call__(self, keys: Sequence[Key | Row]) -> dict[str, Any]:
@@ -145,8 +140,6 @@ class BatchReader:
         for number, found in enumerate(looked_up):
             rows[number] = spare(number, found) if isinstance(found, BadSampleError) else found
         batch: dict[str, Any] = self.collator(list(rows.values()), spare)
-        if self.with_captions:
-            batch["captions"] = self.collator.tokenize_captions(list(rows.values()))
         if bad_samples:
             batch["bad_samples"] = bad_samples
         return batch
@@ -181,7 +174,8 @@ class BatchReader:
             generator = sample_generator(self.collator.seed, bare["epoch"], bare["id"], "replacement")
             for _ in range(MAX_REPLACEMENTS):
                 yield self._look_up((bare["epoch"], int(generator.integers(len(self._rows)))))
-        yield {**bare, "captions": bare["captions"] if self.with_captions else [], "is_skipped": True}
+        nothing = dict.fromkeys(self.collator.columns)  # also of what is not in a file
+        yield cast(Row, {**bare, **nothing, "captions": [], "is_skipped": True})
 
 
 class _Death(Exception):

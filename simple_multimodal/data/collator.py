@@ -6,27 +6,22 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 
 from simple_multimodal.cores import available_cores
 from simple_multimodal.data.bad_samples import BadSampleError, with_retries
-from simple_multimodal.data.features import ClipTokens, FeatureReader
+from simple_multimodal.data.features import FeatureReader
 from simple_multimodal.data.in_flight import InFlight
-from simple_multimodal.data.randomness import sample_generator, stable_hash
-from simple_multimodal.data.rows import Row, row_captions
+from simple_multimodal.data.randomness import GeneratorOf, row_generator, stable_hash
+from simple_multimodal.data.readers import READERS, Reader, ReadSettings, Tensors, TokenReader
+from simple_multimodal.data.rows import Row
 from simple_multimodal.data.targets import Targets
-from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.backend import VideoBackend
-from simple_multimodal.media.errors import NoAudioError
-from simple_multimodal.media.frame_index import FrameIndex
-from simple_multimodal.media.index_cache import with_index
 from simple_multimodal.media.video import decoder_name, get_video_backend
-from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, Modality
-from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
-from simple_multimodal.processing.audio_windows import windows_with_audio
+from simple_multimodal.modalities import Modality
+from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.batch_memory import SharedBatch
 
 MAX_THREADS = 8
@@ -40,9 +35,10 @@ OnBadSample = Callable[[int, BadSampleError], Row]
 class MultimodalCollator:
     """Collator for rows of [`RowDataset`].
 
-    Sounds and clips are decoded and processed side by side in one pool of threads, the largest clips first; texts are
-    tokenised meanwhile. A row's tensors do not depend on its neighbours (but for padding), on threads or on worker
-    processes: whatever is random comes from a generator of (seed, epoch, id, purpose).
+    Each modality has a reader (`READERS`). Sounds and clips are decoded and processed side by side in one pool of
+    threads, the largest clips first; texts are tokenised meanwhile. A row's tensors do not depend on its neighbours
+    (but for padding), on threads or on worker processes: whatever is random comes from a generator of (seed, epoch,
+    id, purpose).
 
     A row without caption, sound or video is not an error: its entries are zeros (ids: an empty text) and its
     `*_mask` is `False`. So it is with a video that has no sound track, where the manifest has no `audio` column.
@@ -141,6 +137,16 @@ class MultimodalCollator:
             is_like_decord=video is not None and video.resize_kernel == "decord",
             decode_device=decode_device,
         )
+        self._generator_of: GeneratorOf = partial(row_generator, seed)
+        settings = ReadSettings(
+            processor,
+            self._backend,
+            generator_of=self._generator_of if training else None,
+            index_dir=index_dir,
+            max_seq_length=max_seq_length,
+            pad_to_max_length=pad_to_max_length,
+        )
+        self._readers: dict[Modality, Reader] = {m: READERS[m](settings) for m in processor.modalities}
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = 0
 
@@ -148,6 +154,11 @@ class MultimodalCollator:
     def decoder(self) -> str:
         """What decodes frames, see [`decoder_name`]."""
         return decoder_name(self.video_backend, self.decode_device)
+
+    @property
+    def columns(self) -> list[str]:
+        """Entries of a row that are read."""
+        return [reader.column for reader in self._readers.values()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_pool_process": 0, "in_flight": None}  # a worker makes its own
@@ -168,52 +179,28 @@ class MultimodalCollator:
             `group_ids` (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `targets` adds.
         """
         rows = list(rows)
-        modalities = self.processor.modalities
-        numbers = range(len(rows))
-        read: dict[str, Callable[[int], Any]] = {}
-        videos: dict[str, torch.Tensor] = {}
-        if "text" in modalities:
-            read["text"] = lambda number: self._attempt(self._choose_caption, rows[number], "text")
-        if "audio" in modalities:
-            read["audio"] = lambda number: self._attempt(self._read_sound, rows[number], "audio")
-        if "video" in modalities and "video" not in self.features:
-            videos = self.processor.video_processor.new_batch(len(rows), device=self._backend.device)
-            read["video"] = lambda number: self._attempt(
-                partial(self._read_clip, number=number, batch=videos), rows[number], "video"
-            )
-        for modality in self.features:
-            read[modality] = partial(self._attempt_tokens, rows, modality)
-        # Sounds one after the other beside the clips: the steps of decoding them are so short that two threads at it
-        # would only take the interpreter from each other.
-        sounds = self._start(lambda: [read["audio"](number) for number in numbers]) if "audio" in read else list
-        by_size = sorted(numbers, key=lambda number: -self._clip_size(rows[number])) if "video" in read else ()
-        clips = {number: self._start(partial(read["video"], number)) for number in by_size}
-        found = {"text": [read["text"](number) for number in numbers] if "text" in read else []}
-        texts = self._tokenize(_readable(found["text"])) if "text" in read else {}
-        found |= {"audio": sounds(), "video": [clips[number]() for number in sorted(clips)]}
-        for number in numbers:
-            while (error := _first_error([found[name][number] for name in read])) is not None:
+        batch: dict[str, Any] = {}
+        # Started in the pool, or here when it is waited for; each is collated while others are still at work.
+        readings = [self._start(modality, rows) for modality in self._readers]
+        for reading in readings:
+            reading.wait()
+            batch |= reading.collate()
+        # Rows of which something cannot be read are replaced, until none is left.
+        is_complete = True
+        for number in range(len(rows)):
+            while (error := _first_error([reading.parts[number] for reading in readings])) is not None:
                 if on_bad_sample is None:
                     raise error
                 rows[number] = on_bad_sample(number, error)
-                for name in read:
-                    found[name][number] = read[name](number)
-                texts = {}
-        if "text" in read and not texts:
-            texts = self._tokenize(found["text"])
-        batch: dict[str, Any] = dict(texts)
-        if "audio" in read and "audio" not in self.features:
-            extractor = self.processor.feature_extractor
-            batch |= extractor.collate(found["audio"])
-            windows = windows_with_audio(batch["audio_attention_mask"], extractor.num_frames)
-            batch |= zip(AUDIO_WINDOW_KEYS, windows, strict=True)
-        batch |= videos
-        for modality, reader in self.features.items():
-            batch |= reader.collate(found[modality])
+                is_complete = False
+                for reading in readings:
+                    reading.parts[number] = reading.read(number)
+        for reading in () if is_complete else readings:
+            batch |= reading.collate()
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         if self.targets is not None:
-            batch |= self.targets(rows, batch, self._generator)
+            batch |= self.targets(rows, batch, self._generator_of)
         return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
 
     def empty_batch(self, num_rows: int) -> dict[str, torch.Tensor]:
@@ -236,119 +223,35 @@ class MultimodalCollator:
         alone.parallel = False  # no thread is worth its start
         return dict(alone([nothing] * num_rows))
 
-    def tokenize_captions(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Token ids of every caption of every row, for evaluations over all captions.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(num_captions, sequence_length)`,
-            `row_ids` and `group_ids` of shape `(num_captions,)`; captions in the order of the rows. Rows without text
-            have none.
-        """
-        has_text = "text" in self.processor.modalities and "text" not in self.drop_modalities
-        captions: list[Any] = [self._attempt(row_captions, row, "text") for row in rows] if has_text else []
-        if (error := _first_error(captions)) is not None:
-            raise error
-        pairs = [(row, caption) for row, own in zip(rows, captions, strict=False) for caption in own]
-        encoded = self._tokenize([caption for _, caption in pairs]) if pairs else {}
-        empty = torch.zeros(0, 0, dtype=torch.long)
-        batch = {
-            "input_ids": encoded.get("input_ids", empty),
-            "attention_mask": encoded.get("attention_mask", empty),
-            "row_ids": torch.tensor([row["index"] for row, _ in pairs], dtype=torch.long),
-            "group_ids": torch.tensor([stable_hash(row["group"]) for row, _ in pairs], dtype=torch.long),
-        }
-        return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
-
-    def _generator(self, row: Row, purpose: str) -> np.random.Generator:
-        return sample_generator(self.seed, row["epoch"], row["id"], purpose)
+    def _start(self, modality: Modality, rows: list[Row]) -> "_Reading":
+        """Start to read a modality of all rows."""
+        reader = self._readers[modality] if modality not in self.features else TokenReader(self.features[modality])
+        reading = _Reading(reader, rows, self._attempt, is_dropped=modality in self.drop_modalities)
+        numbers = range(len(rows))
+        if reader.schedule == "side by side":
+            by_size = sorted(numbers, key=lambda number: -reading.size(number))
+            results = {number: self._submit(partial(reading.read, number)) for number in by_size}
+            reading.results = lambda: [results[number]() for number in numbers]
+        elif reader.schedule == "one by one":
+            reading.results = self._submit(lambda: [reading.read(number) for number in numbers])
+        else:
+            reading.results = lambda: [reading.read(number) for number in numbers]
+        return reading
 
     def _attempt(self, read: Callable[[Row], Result], row: Row, column: str) -> Result | BadSampleError:
         """Read something of a row; what goes wrong comes back with the name of the row and of the file."""
-        file = row[column]  # type: ignore[literal-required]
+        value = row.get(column)
+        file = value if isinstance(value, str) else None
         record = self.in_flight if file is not None else None
         try:
-            with contextlib.nullcontext() if record is None else record.reading(row["index"], file):
+            with contextlib.nullcontext() if record is None else record.reading(row["index"], cast(str, file)):
                 return with_retries(partial(read, row), file)
         except (ValueError, OSError, MemoryError) as error:  # MediaError is a ValueError
             bad = BadSampleError.of(row, file, str(error) or type(error).__name__)
             bad.__cause__ = error
             return bad
 
-    def _clip_size(self, row: Row) -> int:
-        """Bytes of a row's clip, a measure of the work that it makes."""
-        size = self._attempt(lambda row: _file_size(row["video"]), row, "video")
-        return size if isinstance(size, int) else 0
-
-    def _choose_caption(self, row: Row) -> str | None:
-        captions = [] if "text" in self.drop_modalities else row_captions(row)
-        if not captions:
-            return None
-        if self.training and len(captions) > 1:
-            return captions[int(self._generator(row, "caption").integers(len(captions)))]
-        return captions[0]
-
-    def _tokenize(self, captions: Sequence[str | None]) -> dict[str, torch.Tensor]:
-        padding = "max_length" if self.pad_to_max_length else None
-        return self.processor.tokenize(captions, max_length=self.max_seq_length, padding=padding)
-
-    def _attempt_tokens(
-        self, rows: Sequence[Row], modality: Modality, number: int
-    ) -> ClipTokens | BadSampleError | None:
-        """Tokens of a row's clip, where the row has one."""
-        row = rows[number]
-        if row[modality] is None or modality in self.drop_modalities:  # type: ignore[literal-required]
-            return None
-        return self._attempt(self.features[modality].read, row, modality)
-
-    def _read_sound(self, row: Row) -> AudioFeatures | None:
-        path = row["audio"]
-        if path is None or "audio" in self.drop_modalities:
-            return None
-        extractor = self.processor.feature_extractor
-        try:
-            waveform = read_audio(
-                path,
-                extractor.sampling_rate,
-                start_seconds=row["start_seconds"],
-                end_seconds=row["end_seconds"],
-                index_dir=self.index_dir,
-            )
-        except NoAudioError:
-            if row["audio_is_sound_track"]:
-                return None
-            raise
-        return extractor.extract(waveform, self._generator(row, "audio") if self.training else None)
-
-    def _read_clip(self, row: Row, number: int, batch: dict[str, torch.Tensor]) -> None:
-        """Read the clip of a row into its place in the batch."""
-        path = row["video"]
-        if path is None or "video" in self.drop_modalities:
-            batch["pixel_values_videos"][number] = 0
-            batch["video_seconds"][number] = 0
-            batch["video_mask"][number] = False
-            return
-        processor = self.processor.video_processor
-
-        def read(index: FrameIndex) -> None:
-            positions = processor.sample(
-                index,
-                start_seconds=row["start_seconds"],
-                end_seconds=row["end_seconds"],
-                generator=self._generator(row, "frames") if self.training else None,
-            )
-            generator = self._generator(row, "crop") if self.training else None
-            fit = processor.fit(index.height, index.width, generator=generator)
-            size = None if processor.scales_in_memory else (fit.height, fit.width)
-            frames = self._backend.frames(path, positions, index, size)
-            processor.transform(frames, fit, out=batch["pixel_values_videos"][number])
-            # The first frame may have come on before the segment's start.
-            seconds = np.maximum(index.seconds[positions] - (row["start_seconds"] or 0.0), 0.0)
-            batch["video_seconds"][number] = torch.from_numpy(seconds)
-            batch["video_mask"][number] = True
-
-        with_index(path, read, index_dir=self.index_dir)
-
-    def _start(self, read: Callable[[], Result]) -> Callable[[], Result]:
+    def _submit(self, read: Callable[[], Result]) -> Callable[[], Result]:
         """Start to read something; call what is returned for the result. Sequentially, that reads it."""
         return self._get_pool().submit(read).result if self.parallel else read
 
@@ -360,12 +263,54 @@ class MultimodalCollator:
         return self._pool
 
 
+class _Reading:
+    """One reader at work on a batch.
+
+    Args:
+        reader ([`Reader`]): reads a modality.
+        rows (`list[Row]`): of the batch; where one is replaced, the new one is read.
+        attempt (`Callable`): [`MultimodalCollator._attempt`].
+        is_dropped (`bool`): whether every row is taken as lacking the modality.
+    """
+
+    results: Callable[[], list[Any]]
+    """Waits for the parts of all rows, or reads them."""
+
+    def __init__(self, reader: Reader, rows: list[Row], attempt: Callable[..., Any], *, is_dropped: bool):
+        self.reader = reader
+        self.rows = rows
+        self.attempt = attempt
+        self.is_dropped = is_dropped
+        self.memory: Tensors = reader.new_batch(len(rows))
+        self.parts: list[Any] = []
+
+    def wait(self) -> None:
+        self.parts = self.results()
+
+    def collate(self) -> Mapping[str, Any]:
+        parts = [None if isinstance(part, BadSampleError) else part for part in self.parts]
+        return self.reader.collate(parts, self.memory)
+
+    def read(self, number: int) -> Any:
+        """The part of a row, or what is wrong with it."""
+        row, out = self.rows[number], {name: tensor[number] for name, tensor in self.memory.items()}
+        if self.has(row):
+            return self.attempt(lambda row: self.reader.read(row, out), row, self.reader.column)
+        for tensor in out.values():
+            tensor.zero_()
+        return None
+
+    def size(self, number: int) -> int:
+        row = self.rows[number]
+        size = self.attempt(self.reader.size, row, self.reader.column) if self.has(row) else 0
+        return size if isinstance(size, int) else 0
+
+    def has(self, row: Row) -> bool:
+        return not self.is_dropped and self.reader.has(row)
+
+
 def _first_error(parts: Sequence[Any]) -> BadSampleError | None:
     return next((part for part in parts if isinstance(part, BadSampleError)), None)
-
-
-def _readable(captions: Sequence[Any]) -> list[str | None]:
-    return [None if isinstance(caption, BadSampleError) else caption for caption in captions]
 
 
 def default_num_threads() -> int:
@@ -373,11 +318,3 @@ def default_num_threads() -> int:
     worker = torch.utils.data.get_worker_info()
     sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (1 if worker is None else worker.num_workers)
     return min(max(available_cores() // sharers, 1), MAX_THREADS)
-
-
-def _file_size(path: str | None) -> int:
-    """Bytes, the measure of the work that a file makes; 0 where there is none (its reader tells, if it should be)."""
-    try:
-        return 0 if path is None else os.stat(path).st_size
-    except OSError:
-        return 0

@@ -77,11 +77,10 @@ def make_fingerprint(
     Returns:
         `dict`: JSON values by name.
     """
-    is_video = modality == "video"
-    part = processor.video_processor if is_video else processor.feature_extractor
+    part = processor.part(modality)
     settings = {name: value for name, value in json.loads(part.to_json_string()).items() if name not in _INCIDENTAL}
     settings = {name: value for name, value in settings.items() if name not in _BEFORE or value != _BEFORE[name]}
-    return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if is_video else {})}
+    return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if modality == "video" else {})}
 
 
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -1,8 +1,13 @@
 """Random numbers that are a function of (seed, epoch, sample, purpose) and of nothing else."""
 
 import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+
+GeneratorOf = Callable[[Any, str], np.random.Generator]
+"""Return the generator of a row for a purpose; see [`row_generator`]."""
 
 
 def sample_generator(seed: int, epoch: int, sample_id: str, purpose: str) -> np.random.Generator:
@@ -26,6 +31,11 @@ def sample_generator(seed: int, epoch: int, sample_id: str, purpose: str) -> np.
     """
     key = hashlib.blake2b(repr((int(seed), int(epoch), sample_id, purpose)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+
+
+def row_generator(seed: int, row: Mapping[str, Any], purpose: str) -> np.random.Generator:
+    """Return [`sample_generator`] for a row in its epoch."""
+    return sample_generator(seed, row["epoch"], row["id"], purpose)
 
 
 def stable_hash(text: str) -> int:

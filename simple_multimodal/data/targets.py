@@ -1,15 +1,12 @@
 """What a task adds to a batch in the loader process: labels, masks and other draws, one entry per row."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
+from simple_multimodal.data.randomness import GeneratorOf
 from simple_multimodal.data.rows import Row
-
-GeneratorOf = Callable[[Row, str], np.random.Generator]
-"""Return the generator of a row for a purpose: [`sample_generator`] with the run's seed and the row's epoch and id."""
 
 
 class Targets(Protocol):

@@ -1,17 +1,42 @@
 """One processor for text, audio and video: what a model needs besides its weights to read its inputs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.processing.feature_extraction_audio import AudioFeatureExtractor
 from simple_multimodal.processing.video_processing import VideoClipProcessor
+
+
+class Part(NamedTuple):
+    """A part of a [`MultimodalProcessor`], which reads one modality.
+
+    Args:
+        name (`str`): attribute of the processor, and argument of its constructor.
+        argument (`str`): of a call, for the inputs.
+        kind (`type`): class of the part.
+        load (`Callable`): reads one from the folder of a saved processor, or its hub name.
+    """
+
+    name: str
+    argument: str
+    kind: type
+    load: Callable[..., Any]
+
+
+PARTS: dict[Modality, Part] = {
+    "text": Part("tokenizer", "text", PreTrainedTokenizerBase, AutoTokenizer.from_pretrained),
+    "audio": Part("feature_extractor", "audio", AudioFeatureExtractor, AudioFeatureExtractor.from_pretrained),
+    "video": Part("video_processor", "videos", VideoClipProcessor, VideoClipProcessor.from_pretrained),
+}
+"""The part of each modality, in the order of `MODALITIES`."""
 
 
 class MultimodalProcessor(ProcessorMixin):
@@ -31,6 +56,8 @@ class MultimodalProcessor(ProcessorMixin):
         text_padding (`str`, *optional*, defaults to `"longest"`):
             To what texts are padded where a call does not say it: `"longest"` of the batch, or `"max_length"`, which
             text towers need that pool the last place.
+        parts:
+            Of further modalities, by their names in `PARTS`.
 
     Example:
 
@@ -54,41 +81,38 @@ class MultimodalProcessor(ProcessorMixin):
         video_processor: VideoClipProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_padding: Literal["longest", "max_length"] = "longest",
+        **parts: Any,
     ):
-        # `ProcessorMixin.__init__` demands every component, so the three are set here.
-        expected = (
-            ("feature_extractor", feature_extractor, AudioFeatureExtractor),
-            ("video_processor", video_processor, VideoClipProcessor),
-            ("tokenizer", tokenizer, PreTrainedTokenizerBase),
-        )
-        for name, component, kind in expected:
+        # `ProcessorMixin.__init__` demands every component, so they are set here.
+        parts |= {"feature_extractor": feature_extractor, "video_processor": video_processor, "tokenizer": tokenizer}
+        kinds = {part.name: part.kind for part in PARTS.values()}
+        if unknown := sorted(parts.keys() - kinds.keys()):
+            raise TypeError(f"Got {', '.join(unknown)}; the parts of a processor are {', '.join(kinds)}.")
+        for name, kind in kinds.items():
+            component = parts.get(name)
             if component is not None and not isinstance(component, kind):
                 raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {type(component).__name__}.")
-        if feature_extractor is None and video_processor is None and tokenizer is None:
-            raise ValueError("A processor needs at least one of feature_extractor, video_processor and tokenizer.")
+            setattr(self, name, component)
+        if not self.modalities:
+            raise ValueError(f"A processor needs at least one of {', '.join(kinds)}.")
         if tokenizer is not None and tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no padding token; set `tokenizer.pad_token` before.")
-        self.feature_extractor = feature_extractor
-        self.video_processor = video_processor
-        self.tokenizer = tokenizer
         self.text_padding = text_padding
         self.chat_template = None
+
+    def part(self, modality: Modality) -> Any:
+        """Return what reads a modality; `None` if this processor does not."""
+        return getattr(self, PARTS[modality].name)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """The modalities that this processor reads, in the order text, audio, video."""
-        components = (self.tokenizer, self.feature_extractor, self.video_processor)
-        names: tuple[Modality, ...] = ("text", "audio", "video")
-        return tuple(name for name, component in zip(names, components, strict=True) if component is not None)
+        return tuple(modality for modality in PARTS if self.part(modality) is not None)
 
     @property
     def model_input_names(self) -> list[str]:
-        """Entries of the batch, in the order text, audio, video."""
-        names = ["input_ids", "attention_mask", "text_mask"] if self.tokenizer is not None else []
-        for component in (self.feature_extractor, self.video_processor):
-            if component is not None:
-                names += component.model_input_names
-        return names
+        """Entries of the batch, in the order of `modalities`."""
+        return [name for m in self.modalities for name in (*INPUT_KEYS[m], PRESENCE_KEYS[m])]
 
     def max_seq_length(self, limit: int = 512) -> int:
         """Tokens that a text may have: the tokenizer's limit, at most `limit`."""
@@ -146,6 +170,7 @@ class MultimodalProcessor(ProcessorMixin):
         truncation: bool = True,
         max_length: int | None = None,
         return_tensors: str = "pt",
+        **further: Any,
     ) -> BatchFeature:
         """Process inputs that are in memory. To read files, use the collator.
 
@@ -164,30 +189,37 @@ class MultimodalProcessor(ProcessorMixin):
                 Of the text; see [`MultimodalProcessor.tokenize`].
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
+            further:
+                Inputs of further modalities, by their arguments in `PARTS`.
 
         Returns:
             [`BatchFeature`]: Entries of the modalities that were given. In a list, `None` marks a row that lacks the
             modality.
         """
-        given = {"text": text, "audio": audio, "videos": videos}
+        given = {"text": text, "audio": audio, "videos": videos, **further}
+        arguments = {part.argument: modality for modality, part in PARTS.items()}
+        if unknown := sorted(given.keys() - arguments.keys()):
+            raise TypeError(f"Got {', '.join(unknown)}; the inputs of a processor are {', '.join(arguments)}.")
         if all(value is None for value in given.values()):
-            raise ValueError("Nothing to process: give at least one of `text`, `audio` and `videos`.")
-        owners = {"text": self.tokenizer, "audio": self.feature_extractor, "videos": self.video_processor}
-        for name, value in given.items():
-            if value is not None and owners[name] is None:
-                raise ValueError(f"Got `{name}`, but this processor reads {', '.join(self.modalities)} only.")
-
+            raise ValueError(f"Nothing to process: give at least one of {', '.join(f'`{name}`' for name in given)}.")
+        settings: dict[Modality, dict[str, Any]] = {
+            "audio": {"sampling_rate": sampling_rate},
+            "video": {"video_fps": video_fps},
+        }
         batch: dict[str, torch.Tensor] = {}
-        if text is not None:
-            texts = [text] if isinstance(text, str) else text
-            batch |= self.tokenize(texts, max_length=max_length, padding=padding, truncation=truncation)
-        if audio is not None:
-            batch |= self.feature_extractor(audio, sampling_rate=sampling_rate)
-        if videos is not None:
-            batch |= self.video_processor(videos, video_fps=video_fps)
+        for name, modality in arguments.items():
+            if (values := given.get(name)) is None:
+                continue
+            process = self.part(modality)
+            if process is None:
+                raise ValueError(f"Got `{name}`, but this processor reads {', '.join(self.modalities)} only.")
+            if process is self.tokenizer:
+                values = [values] if isinstance(values, str) else values
+                process = partial(self.tokenize, max_length=max_length, padding=padding, truncation=truncation)
+            batch |= process(values, **settings.get(modality, {}))
         sizes = {len(value) for value in batch.values()}
         if len(sizes) > 1:
-            rows = {name: len(batch[f"{name}_mask"]) for name in self.modalities if f"{name}_mask" in batch}
+            rows = {m: len(batch[PRESENCE_KEYS[m]]) for m in self.modalities if PRESENCE_KEYS[m] in batch}
             raise ValueError(f"Got different numbers of rows: {rows}. Put None where a row lacks a modality.")
         if return_tensors == "np":
             return BatchFeature({key: value.numpy() for key, value in batch.items()})
@@ -197,6 +229,9 @@ class MultimodalProcessor(ProcessorMixin):
         """Content of `processor_config.json`; a component that the processor lacks is null there."""
         output = super().to_dict()
         output["tokenizer"] = None if self.tokenizer is None else type(self.tokenizer).__name__
+        for modality, part in PARTS.items():  # the mixin knows those alone that its library has
+            if part.name not in output:
+                output[part.name] = None if self.part(modality) is None else self.part(modality).to_dict()
         return output
 
     def save_pretrained(
@@ -224,8 +259,8 @@ class MultimodalProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, processor_dict: dict[str, Any] | None = None, **kwargs
-    ) -> list[Any]:
-        """Load the components that `processor_config.json` names (called by `from_pretrained`)."""
+    ) -> dict[str, Any]:
+        """Load the parts that `processor_config.json` names (called by `from_pretrained`)."""
         config = processor_dict or {}
         if config.get("processor_class") != cls.__name__:
             raise ValueError(
@@ -233,16 +268,17 @@ class MultimodalProcessor(ProcessorMixin):
                 f"{config.get('processor_class')!r}). Build one from parts: MultimodalProcessor(feature_extractor="
                 "AudioFeatureExtractor.from_pretrained(…), video_processor=…, tokenizer=…)."
             )
-        loaders = {
-            "feature_extractor": AudioFeatureExtractor,
-            "video_processor": VideoClipProcessor,
-            "tokenizer": AutoTokenizer,
-        }
         kwargs = {**kwargs, "trust_remote_code": False}  # else the code that a tokenizer's config names is offered
+        named = [part for part in PARTS.values() if config.get(part.name) is not None]
         try:
-            return [
-                None if config.get(name) is None else loader.from_pretrained(pretrained_model_name_or_path, **kwargs)
-                for name, loader in loaders.items()
-            ]
+            return {part.name: part.load(pretrained_model_name_or_path, **kwargs) for part in named}
         except RecursionError as error:
             raise ValueError(f"{pretrained_model_name_or_path}: a file of it is nested too deeply.") from error
+
+    @classmethod
+    def from_args_and_dict(
+        cls, args: dict[str, Any], processor_dict: dict[str, Any], **kwargs: Any
+    ) -> "MultimodalProcessor":
+        """Build a processor from loaded parts and its saved settings (called by `from_pretrained`)."""
+        settings = {**processor_dict, **kwargs}
+        return cls(**args, text_padding=settings.get("text_padding", "longest"))

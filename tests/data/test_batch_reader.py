@@ -20,6 +20,7 @@ from simple_multimodal.data.bad_samples import BadSampleError
 from simple_multimodal.data.batch_reader import MAX_REPLACEMENTS, BatchReader, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.data.readers import TextReader
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.data.tokenization import train_tokenizer
@@ -144,7 +145,7 @@ def test_one_modality_that_cannot_be_read_leaves_nothing_of_the_row(dataset, pro
     def refuse(*args, **kwargs):
         raise ValueError("no sound today")
 
-    monkeypatch.setattr("simple_multimodal.data.collator.read_audio", refuse)
+    monkeypatch.setattr("simple_multimodal.data.readers.read_audio", refuse)
     batch = make_reader(dataset, processor, "skip")([(0, 0)])
     assert not batch["video_mask"].any() and not batch["pixel_values_videos"].any()
     assert not batch["video_seconds"].any() and not batch["text_mask"].any()
@@ -297,7 +298,7 @@ def test_a_crash_is_an_error_where_bad_samples_are(dataset, processor, monkeypat
 
 
 def test_a_process_that_dies_without_reading_is_not_replaced_for_ever(dataset, processor, monkeypatch):
-    monkeypatch.setattr(MultimodalCollator, "_tokenize", lambda *args: crash())
+    monkeypatch.setattr(TextReader, "collate", lambda *args: crash())
     with pytest.raises(RuntimeError, match="ended 3 times without reading a file"):
         stream(dataset, processor, 1)
 

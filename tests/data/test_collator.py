@@ -234,22 +234,6 @@ def test_evaluation_is_the_same_in_every_epoch(processor, dataset):
     assert_equal(collator([dataset[(0, 0)], dataset[(0, 2)]]), collator([dataset[(7, 0)], dataset[(7, 2)]]))
 
 
-def test_all_captions(processor, dataset):
-    collator = MultimodalCollator(processor, training=True)
-    encoded = collator.tokenize_captions(list(dataset))
-    texts = processor.tokenizer.batch_decode(encoded["input_ids"], skip_special_tokens=True)
-    assert [text.strip() for text in texts] == [
-        *ROWS[0]["captions"],
-        ROWS[1]["caption"],
-        ROWS[2]["caption"],
-        "a caption from a file",
-        "still",
-    ]
-    assert encoded["row_ids"].tolist() == [0, 0, 0, 1, 2, 4, 5]
-    assert len(set(encoded["group_ids"].tolist())) == 5
-    assert collator.tokenize_captions([dataset[3]])["input_ids"].shape == (0, 0)
-
-
 def test_equal_texts_have_equal_ids_in_any_batch(processor, dataset):
     """Texts are those that the tokenizer makes the same tokens; the hash is the same whatever the padding."""
     collator = MultimodalCollator(

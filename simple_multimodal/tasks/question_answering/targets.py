@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import torch
 
+from simple_multimodal.data.randomness import GeneratorOf
 from simple_multimodal.data.rows import Row, RowDataset
-from simple_multimodal.data.targets import GeneratorOf
 
 QUESTION_COLUMNS: dict[str, Any] = {
     "text_column": "question",

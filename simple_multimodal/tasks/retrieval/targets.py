@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
-from simple_multimodal.data.randomness import stable_hash
+from simple_multimodal.data.randomness import GeneratorOf, stable_hash
 from simple_multimodal.data.rows import Row
-from simple_multimodal.data.targets import GeneratorOf
 from simple_multimodal.processing import MultimodalProcessor
 
 

@@ -1,0 +1,133 @@
+"""Readers of modalities: a further one is a line in each of a few tables, and its rows are read as those of others."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from simple_multimodal import modalities
+from simple_multimodal.data import readers, records
+from simple_multimodal.data.batch_reader import BatchReader
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.processing import MultimodalProcessor, VideoClipProcessor, processing_multimodal
+
+ROWS = [
+    {"id": "a", "video": "sound0.mp4", "caption": "one", "poses": [1.0, 2.0]},
+    {"id": "b", "video": "silent.mp4", "caption": "two"},
+    {"id": "c", "video": "sound1.mp4", "caption": "three", "poses": [3, 4]},
+    {"id": "d", "video": "sound1.mp4", "caption": "four", "poses": ["x"]},
+]
+
+
+class PoseProcessor:
+    """Two numbers per row, scaled."""
+
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def to_dict(self) -> dict:
+        return {"scale": self.scale}
+
+    @classmethod
+    def load(cls, folder, **settings) -> "PoseProcessor":
+        return cls(MultimodalProcessor.get_processor_dict(folder)[0]["pose_processor"]["scale"])
+
+    def __call__(self, poses) -> dict[str, torch.Tensor]:
+        values = torch.tensor([[0.0, 0.0] if pose is None else pose for pose in poses]) * self.scale
+        return {"pose_values": values, "pose_mask": torch.tensor([pose is not None for pose in poses])}
+
+
+class PoseReader(readers.Reader):
+    column = "poses"
+
+    def __init__(self, settings: readers.ReadSettings):
+        self.processor = settings.processor.part("pose")
+        self.threads: set[str] = set()
+
+    def read(self, row, out):
+        self.threads.add(threading.current_thread().name)
+        return np.array(row["poses"], dtype=np.float64).reshape(2).tolist()
+
+    def collate(self, parts, batch):
+        return self.processor(parts)
+
+
+@pytest.fixture
+def processor(monkeypatch) -> MultimodalProcessor:
+    part = processing_multimodal.Part("pose_processor", "poses", PoseProcessor, PoseProcessor.load)
+    monkeypatch.setitem(modalities.INPUT_KEYS, "pose", ("pose_values",))
+    monkeypatch.setitem(modalities.PRESENCE_KEYS, "pose", "pose_mask")
+    monkeypatch.setitem(records.MODALITY_COLUMNS, "pose", ("poses",))
+    monkeypatch.setitem(processing_multimodal.PARTS, "pose", part)
+    monkeypatch.setitem(readers.READERS, "pose", PoseReader)
+    return MultimodalProcessor(
+        video_processor=VideoClipProcessor(num_frames=4, size=16),
+        tokenizer=train_tokenizer(["one two"], vocab_size=270),
+        pose_processor=PoseProcessor(0.5),
+    )
+
+
+@pytest.fixture
+def dataset(media_dir) -> RowDataset:
+    return RowDataset(ROWS, roots=media_dir, modalities=())
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_further_modality_is_read_with_the_others(processor, dataset, parallel):
+    collator = MultimodalCollator(processor, parallel=parallel)
+    batch = collator([dataset[0], dataset[1], dataset[2]])
+    assert processor.modalities == ("text", "video", "pose")
+    assert batch["pose_values"].tolist() == [[0.5, 1.0], [0.0, 0.0], [1.5, 2.0]]
+    assert batch["pose_mask"].tolist() == [True, False, True] and bool(batch["video_mask"].all())
+    assert all(name.startswith("collator") == parallel for name in collator._readers["pose"].threads)
+    assert not MultimodalCollator(processor, drop_modalities=("pose",))([dataset[0]])["pose_mask"].any()
+    assert not collator.empty_batch(2)["pose_mask"].any()
+
+
+def test_a_further_modality_that_cannot_be_read_makes_the_row_bad(processor, dataset):
+    collator = MultimodalCollator(processor)
+    with pytest.raises(MediaError, match=r"row 3 \(id 'd'\): could not convert"):
+        collator([dataset[3]])
+    batch = BatchReader(dataset, collator, on_bad_sample="skip")([(0, 2), (0, 3)])
+    assert [(sample.row, sample.file) for sample in batch["bad_samples"]] == [(3, None)]
+    for name in ("text_mask", "video_mask", "pose_mask"):
+        assert batch[name].tolist() == [True, False]
+
+
+def test_a_further_part_is_saved_and_called(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = MultimodalProcessor.from_pretrained(tmp_path)
+    assert loaded.modalities == processor.modalities and loaded.to_dict() == processor.to_dict()
+    batch = loaded(text=["a", None], poses=[None, [2.0, 4.0]])
+    assert list(batch) == ["input_ids", "attention_mask", "text_mask", "pose_values", "pose_mask"]
+    assert batch["pose_values"].tolist() == [[0.0, 0.0], [1.0, 2.0]]
+
+
+def test_a_column_is_needed_for_a_further_modality(processor):
+    with pytest.raises(ValueError, match="no column for pose: one of poses is needed"):
+        RowDataset([{"video": "a.mp4", "caption": "a"}], modalities=("video", "pose"))
+
+
+def test_unknown_parts_and_inputs_are_refused():
+    with pytest.raises(TypeError, match="Got pose_processor; the parts of a processor are tokenizer"):
+        MultimodalProcessor(pose_processor=PoseProcessor(1.0))
+    with pytest.raises(TypeError, match="Got poses; the inputs of a processor are text, audio, videos"):
+        MultimodalProcessor(video_processor=VideoClipProcessor())(poses=[[1.0]])
+
+
+def test_the_largest_clips_are_started_first(media_dir, monkeypatch):
+    """Rows keep their places; what lacks the modality is not looked at."""
+    video = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=16))
+    names = ["sound0.mp4", None, "sound2.mp4", "sound1.mp4"]
+    rows = [{"video": name, "caption": "x"} for name in names]
+    dataset, order = RowDataset(rows, roots=media_dir), []
+    collator = MultimodalCollator(video, num_threads=1)
+    reader = collator._readers["video"]
+    read = reader.read
+    monkeypatch.setattr(reader, "read", lambda row, out: (order.append(row["index"]), read(row, out)))
+    batch = collator(list(dataset))
+    assert order == [2, 3, 0] and batch["video_mask"].tolist() == [True, False, True, True]
