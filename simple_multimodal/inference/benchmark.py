@@ -31,15 +31,15 @@ from simple_multimodal.evaluation.protocols import (
     protocol_name,
 )
 from simple_multimodal.evaluation.question_answering import answer_result, predicted_labels
+from simple_multimodal.evaluation.ranking import first_pairs
 from simple_multimodal.evaluation.report import write_metrics
 from simple_multimodal.evaluation.result_files import write_rows
 from simple_multimodal.evaluation.retrieval import (
+    ScoredPairs,
     dual_softmax,
     duplicate_captions,
     matched_retrieval,
-    positives_from_groups,
     text_video_retrieval,
-    top_candidates,
 )
 from simple_multimodal.inference.answerer import QuestionAnswerer
 from simple_multimodal.inference.pipeline import cosine, from_main
@@ -166,12 +166,8 @@ def measure_retrieval(
     metrics, intervals = dict(result.metrics), dict(result.intervals)
     prefix = ""
     if matching_top_k == 0:
-        decisive = cosines
-        if num_results is not None:
-            positives = positives_from_groups(*groups)
-            is_first = top_candidates(scores, positives, num_results)
-            is_first |= top_candidates(scores.T, positives.T, num_results).T
-            decisive = np.where(is_first, cosines, np.nan)
+        pairs = first_pairs(scores, *groups, num_results)
+        scored = ScoredPairs(pairs, cosines[pairs[:, 0], pairs[:, 1]])
     else:
         prefix = "matching_"
         place_in_index = np.cumsum(in_index) - 1
@@ -192,13 +188,13 @@ def measure_retrieval(
             found[is_scored] = ranking_scores(retriever.model, logits, own_cosines).numpy()
             return found
 
-        matched, decisive = matched_retrieval(
+        matched, scored = matched_retrieval(
             scores, *groups, match, top_k=matching_top_k, measures_change=measures_change
         )
         metrics |= matched.metrics
         intervals |= matched.intervals
     printed = (
-        {"text2video": alpro_retrieval_metrics(decisive, groups[0])["text2video"]}
+        {"text2video": alpro_retrieval_metrics(scored.values.reshape(scores.shape), groups[0])["text2video"]}
         if is_alpro
         else {"text2video": _in_percent(metrics, f"{prefix}text_to_video_")}
     )
@@ -211,7 +207,8 @@ def measure_retrieval(
         counts["rows_without_clip"] = len(rows) - len(shown)
     if bad:
         counts["bad_samples"] = len(bad)
-        decisive = np.where(is_read, decisive, np.nan)  # no row
+        has_row = is_read[scored.pairs[:, 0], scored.pairs[:, 1]]
+        scored = ScoredPairs(scored.pairs[has_row], scored.values[has_row])
     return Measurement(
         metrics=metrics,
         intervals=intervals,
@@ -219,7 +216,12 @@ def measure_retrieval(
         protocol=protocol,
         headline=f"{prefix}text_to_video_R@1",
         printed=printed,
-        rows=retrieval_rows(decisive, cosines, range(len(captions)), [row["id"] for row in clips]),
+        rows=retrieval_rows(
+            scored,
+            cosines[scored.pairs[:, 0], scored.pairs[:, 1]],
+            range(len(captions)),
+            [row["id"] for row in clips],
+        ),
         bad_samples=[bad[row] for row in sorted(bad)],
     )
 

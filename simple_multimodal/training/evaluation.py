@@ -18,13 +18,8 @@ from simple_multimodal.data.fields import read_name
 from simple_multimodal.data.manifest import MultimodalDataset
 from simple_multimodal.data.tables import read_jsonl
 from simple_multimodal.evaluation.bootstrap import Interval
-from simple_multimodal.evaluation.retrieval import (
-    matched_retrieval,
-    pair_accuracy,
-    pair_accuracy_interval,
-    text_video_retrieval,
-    with_prefix,
-)
+from simple_multimodal.evaluation.retrieval import matched_retrieval, text_video_retrieval, with_prefix
+from simple_multimodal.evaluation.twins import pair_accuracy, pair_accuracy_interval
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS, Modality
 from simple_multimodal.models.alpro import AlproForRetrieval
 from simple_multimodal.models.losses import contrastive_loss
@@ -349,7 +344,7 @@ def evaluate_encoded(
                 return found
 
             result, _ = matched_retrieval(
-                scores, caption_groups, clip_groups, match, top_k=matching_top_k, is_needed=is_needed
+                scores, caption_groups, clip_groups, match, top_k=matching_top_k, needed=np.argwhere(is_needed)
             )
             if matching_top_k > 0:
                 metrics |= result.metrics

@@ -8,8 +8,8 @@ import numpy as np
 
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.manifest import Row, row_captions
+from simple_multimodal.evaluation.ranking import ranking, retrieval_ranks
 from simple_multimodal.evaluation.report import QueryExample, RetrievedClip, write_metrics, write_report
-from simple_multimodal.evaluation.retrieval import ranking, retrieval_ranks
 from simple_multimodal.modalities import INPUT_KEYS
 from simple_multimodal.training.evaluation import RetrievalEvaluation
 from simple_multimodal.training.trainer import MultimodalTrainer
