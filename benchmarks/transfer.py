@@ -40,7 +40,7 @@ import train  # noqa: E402
 from arguments import parse_args  # noqa: E402
 from simple_multimodal.data.rows import RowDataset  # noqa: E402
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean  # noqa: E402
-from simple_multimodal.evaluation.retrieval import retrieval_ranks  # noqa: E402
+from simple_multimodal.evaluation.ranking import retrieval_ranks  # noqa: E402
 from simple_multimodal.inference.features import TowerFeatures  # noqa: E402
 from simple_multimodal.inference.pipeline import cosine  # noqa: E402
 from simple_multimodal.tasks.retrieval.retriever import Retriever

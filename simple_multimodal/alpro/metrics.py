@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from simple_multimodal.evaluation.protocols import ANSWER_TYPES
-from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS, retrieval_ranks
+from simple_multimodal.evaluation.ranking import retrieval_ranks
+from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS, ScoredPairs
 
 SCORE_DECIMALS = 4
 
@@ -120,15 +121,15 @@ def padded_positions(num_rows: int, world_size: int) -> np.ndarray:
 
 
 def retrieval_rows(
-    scores: np.ndarray, similarities: np.ndarray, caption_ids: Sequence[int], clip_ids: Sequence[str]
+    scored: ScoredPairs, similarities: np.ndarray, caption_ids: Sequence[int], clip_ids: Sequence[str]
 ) -> Iterator[dict[str, str | int | float]]:
     """
     Rows of ALPRO's `results.json`, all captions of a clip after another.
 
     Args:
-        scores (`np.ndarray` of shape `(num_captions, num_clips)`): What the pairs are ranked by, in ALPRO the
-            probability that caption and clip match; NaN for pairs without one, which have no row.
-        similarities (`np.ndarray` of shape `(num_captions, num_clips)`): Contrastive scores.
+        scored ([`ScoredPairs`]): Pairs of caption and clip that have a row, and what they are ranked by, in ALPRO the
+            probability that they match.
+        similarities (`np.ndarray` of shape `(num_pairs,)`): Contrastive score of each.
         caption_ids (`Sequence[int]` of length `num_captions`): In ALPRO the row of the annotation, from 0.
         clip_ids (`Sequence[str]` of length `num_clips`): Names of the clips.
 
@@ -136,22 +137,22 @@ def retrieval_rows(
         `dict`: `vid_id`, `txt_id`, `score` and `sim`, the two rounded to four decimals.
 
     Raises:
-        ValueError: If shapes and lengths do not agree.
+        ValueError: If there is not one score and one similarity per pair.
     """
-    shape = (len(caption_ids), len(clip_ids))
-    if not np.shape(scores) == np.shape(similarities) == shape:
+    if not (len(scored.pairs),) == np.shape(scored.values) == np.shape(similarities):
         raise ValueError(
-            f"Scores and similarities need one row per caption and one column per clip, {shape}, got "
-            f"{np.shape(scores)} and {np.shape(similarities)}."
+            f"Every pair needs one score and one similarity: got {len(scored.pairs)} pairs, scores of shape "
+            f"{np.shape(scored.values)} and similarities of shape {np.shape(similarities)}."
         )
+    order = np.lexsort(scored.pairs.T)  # by clip, then by caption
+    ends = np.searchsorted(scored.pairs[order, 1], np.arange(len(clip_ids)), side="right")
     return (
         {"vid_id": clip, "txt_id": caption_ids[caption], "score": score, "sim": similarity}
-        for column, clip in enumerate(clip_ids)
-        for scored in [np.flatnonzero(~np.isnan(scores[:, column]))]
+        for clip, own in zip(clip_ids, np.split(order, ends[:-1]), strict=True)
         for caption, score, similarity in zip(
-            scored.tolist(),
-            _rounded(scores[scored, column]).tolist(),
-            _rounded(similarities[scored, column]).tolist(),
+            scored.pairs[own, 0].tolist(),
+            _rounded(scored.values[own]).tolist(),
+            _rounded(similarities[own]).tolist(),
             strict=True,
         )
     )

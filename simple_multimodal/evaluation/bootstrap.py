@@ -9,6 +9,12 @@ import numpy as np
 # Most elements of one (resamples, values) block of the bootstrap: bounds its memory at about 32 MiB an array.
 MAX_BOOTSTRAP_ELEMENTS = 1 << 22
 
+NUM_RESAMPLES = 1000
+SEED = 0
+"""Of all intervals: the same values always have the same one, and metrics of one set see the same resamples."""
+LEVEL = 0.95
+"""Share of the resamples inside an interval."""
+
 ResampledStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Interval = tuple[float, float]
 
@@ -52,9 +58,7 @@ def bootstrap_interval(
     statistic: ResampledStatistic,
     *,
     groups: np.ndarray | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> Interval:
     """
     Percentile bootstrap interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
@@ -70,15 +74,13 @@ def bootstrap_interval(
         groups (`np.ndarray` of shape `(num_values,)`, *optional*):
             Group (clip) of each value; without it every value is its own group.
         num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
-        seed (`int`, *optional*, defaults to 0): Seed; the same arguments give the same interval.
-        level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
 
     Returns:
-        `tuple[float, float]`: The `(1 - level) / 2` and `(1 + level) / 2` quantiles of the statistic.
+        `tuple[float, float]`: The 2.5 % and 97.5 % quantiles of the statistic.
 
     Raises:
         ValueError: If `values` is empty or not one-dimensional, or `groups` is of another length, or
-            `num_resamples` is below 1, or `level` is not between 0 and 1.
+            `num_resamples` is below 1.
     """
     values = np.asarray(values)
     if values.ndim != 1 or len(values) == 0:
@@ -87,12 +89,10 @@ def bootstrap_interval(
         raise ValueError(f"The bootstrap needs one group per value: got {np.shape(groups)} for {values.shape}.")
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1 (0.95: 95 % of the resamples), got {level}.")
 
     members = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     num_groups = int(members.max()) + 1
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     block = max(1, MAX_BOOTSTRAP_ELEMENTS // len(values))
     statistics = []
     for start in range(0, num_resamples, block):
@@ -100,5 +100,5 @@ def bootstrap_interval(
         draws = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
         group_counts = np.bincount(draws.ravel(), minlength=size * num_groups).reshape(size, num_groups)
         statistics.append(statistic(values, group_counts[:, members]))  # counts: (size, num_values)
-    low, high = np.quantile(np.concatenate(statistics), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(statistics), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

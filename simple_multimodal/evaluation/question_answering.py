@@ -115,9 +115,6 @@ def question_answering_intervals(
     answer_types: Sequence[str] | None = None,
     *,
     groups: np.ndarray | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, Interval]:
     """
     Bootstrap intervals of the accuracies of [`question_answering_metrics`].
@@ -127,9 +124,6 @@ def question_answering_intervals(
         answer_types (`Sequence[str]` of length `num_questions`, *optional*): Type of each question.
         groups (`np.ndarray` of shape `(num_questions,)`, *optional*):
             Clip of each question; all questions of a clip are drawn together. See [`bootstrap_interval`].
-        num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
-        seed (`int`, *optional*, defaults to 0): Seed.
-        level (`float`, *optional*, defaults to 0.95): Share of the resamples inside the interval.
 
     Returns:
         `dict[str, tuple[float, float]]`: lower and upper end for `accuracy` and each `{type}_accuracy`. Of a type
@@ -145,9 +139,6 @@ def question_answering_intervals(
             is_correct[values],
             resampled_mean,
             groups=None if groups is None else np.asarray(groups)[values],
-            num_resamples=num_resamples,
-            seed=seed,
-            level=level,
         )
         for prefix, values in _by_type(is_correct, answer_types).items()
     }

@@ -6,7 +6,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from simple_multimodal.evaluation.retrieval import retrieval_metrics, retrieval_ranks, with_prefix
+from simple_multimodal.evaluation.ranking import retrieval_ranks
+from simple_multimodal.evaluation.retrieval import retrieval_metrics, with_prefix
 
 _DESCRIPTION = (
     "R@1, R@5, R@10 (fractions), median and mean rank of the best right candidate of each query. Ties count against "

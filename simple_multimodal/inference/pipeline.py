@@ -38,12 +38,13 @@ from simple_multimodal.evaluation.precision import (
     choose_precision,
     precision_mismatch,
 )
+from simple_multimodal.evaluation.scores import Processes
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.missing import explain
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import hash_weights
-from simple_multimodal.models.distributed import decide_in_first_process
+from simple_multimodal.models.distributed import decide_in_first_process, gather_objects
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.pairs import (
     CLIP_TOKENS_PER_BATCH,
@@ -267,6 +268,11 @@ class Pipeline:
     def worker_context(self) -> str | None:
         """How loader processes begin: spawned where they decode on a GPU, else as is usual."""
         return "spawn" if self.num_workers and self.collator.decode_device != "cpu" else None
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share the work."""
+        return Processes(self.state.process_index, self.state.num_processes, gather_objects)
 
     def autocast(self) -> AbstractContextManager:
         """A context in which the model computes in `precision`."""

@@ -1,13 +1,19 @@
-"""What processes share: rows, with and without gradient, sums, and decisions."""
+"""What processes share: rows, with and without gradient, on the device or on the host, sums, and decisions."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 Result = TypeVar("Result")
+
+_host_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}  # by the group of all processes
+
+PART_BYTES = 1 << 28
+"""What is sent at once of a tensor on the host; bounds what a process needs besides the result."""
 
 
 def leave_process_group() -> None:
@@ -19,8 +25,9 @@ def leave_process_group() -> None:
     alive beyond `destroy_process_group`, so they are given the time.
     """
     if dist.is_available() and dist.is_initialized():
-        if "gloo" in dist.get_backend():
+        if "gloo" in dist.get_backend() or _host_groups:
             time.sleep(0.5)
+        _host_groups.clear()
         dist.destroy_process_group()
 
 
@@ -145,6 +152,128 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def host_group() -> dist.ProcessGroup:
+    """
+    Return the group in which all processes exchange what lies on the host, without a detour through a device.
+
+    It is made once, beside that of the devices; all processes take part in that.
+    """
+    everyone = dist.group.WORLD
+    assert everyone is not None  # there are several processes
+    if dist.get_backend() == "gloo":
+        return everyone
+    if everyone not in _host_groups:
+        _host_groups[everyone] = dist.new_group(backend="gloo")
+    return _host_groups[everyone]
+
+
+def share_of(work: Sequence[Result]) -> Sequence[Result]:
+    """Return what of a list of work, the same in every process, falls to this one."""
+    return work[dist.get_rank() :: dist.get_world_size()] if is_distributed() else work
+
+
+def gather_objects(value: Result) -> list[Result]:
+    """
+    Return the values of all processes, in the order of ranks, through the host's memory.
+
+    For what is small. Of tensors and arrays pass no views: each is sent with all of the memory that it looks at.
+    """
+    if not is_distributed():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=host_group())
+    return values
+
+
+class Ragged(NamedTuple):
+    """
+    Rows of different lengths, one after another.
+
+    Args:
+        values (`torch.Tensor` of shape `(total_length, ...)`): what they hold.
+        lengths (`torch.LongTensor` of shape `(num_rows,)`): of each row, 0 or more.
+    """
+
+    values: torch.Tensor
+    lengths: torch.Tensor
+
+
+def gather_on_host(
+    row_ids: torch.Tensor, columns: Mapping[str, torch.Tensor | Ragged]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """
+    Bring the rows of all processes together in every process, on the host, in the order of their ids.
+
+    A process needs the memory of the result and [`PART_BYTES`] besides.
+
+    Args:
+        row_ids (`torch.LongTensor` of shape `(num_rows,)`): Of this process's rows, as many as it has. Rows with equal
+            ids must belong to one process, and keep their order.
+        columns (`Mapping[str, torch.Tensor | Ragged]`): What each row has, of shape `(num_rows, ...)` or [`Ragged`],
+            on any device. A process without rows may leave out what it does not know.
+
+    Returns:
+        `tuple`: the sorted ids of all rows, and the columns in their order, on the CPU.
+    """
+    row_ids = row_ids.cpu()
+    if not is_distributed() and bool((row_ids[1:] >= row_ids[:-1]).all()):
+        return row_ids, {name: _on_host(column) for name, column in columns.items()}
+    described = {name: _describe(column) for name, column in columns.items()} if len(row_ids) else {}
+    ids, descriptions = zip(*gather_objects((row_ids.clone(), described)), strict=True)
+    order = torch.cat(ids).argsort(stable=True)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order))
+    by_process = places.split([len(own) for own in ids])
+    gathered: dict[str, torch.Tensor | Ragged] = {}
+    for name, (dtype, shape, is_ragged) in next(filter(None, descriptions), {}).items():
+        own: Any = columns[name] if len(row_ids) else None
+        if not is_ragged:
+            gathered[name] = _collect(own, by_process, dtype, shape)
+            continue
+        own_values, own_lengths = (None, None) if own is None else own
+        lengths = _collect(own_lengths, by_process, torch.int64, ())
+        starts = lengths.cumsum(0) - lengths
+        # Of every value of a process's rows, where it belongs.
+        within = [
+            torch.repeat_interleave(starts[rows] - lengths[rows].cumsum(0) + lengths[rows], lengths[rows])
+            + torch.arange(int(lengths[rows].sum()))
+            for rows in by_process
+        ]
+        gathered[name] = Ragged(_collect(own_values, within, dtype, shape), lengths)
+    return torch.cat(ids)[order], gathered
+
+
+def _on_host(column: torch.Tensor | Ragged) -> torch.Tensor | Ragged:
+    return Ragged(column.values.cpu(), column.lengths.cpu()) if isinstance(column, Ragged) else column.cpu()
+
+
+def _describe(column: torch.Tensor | Ragged) -> tuple[torch.dtype, tuple[int, ...], bool]:
+    """Type and shape of what a row, or one value of a row, holds, and whether rows have several."""
+    is_ragged = isinstance(column, Ragged)
+    values = column.values if isinstance(column, Ragged) else column
+    return values.dtype, tuple(values.shape[1:]), is_ragged
+
+
+def _collect(
+    own: torch.Tensor | None, places: Sequence[torch.Tensor], dtype: torch.dtype, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Put the rows of each process at its places of one tensor, a part at a time."""
+    rank = dist.get_rank() if is_distributed() else 0
+    collected = torch.empty(sum(map(len, places)), *shape, dtype=dtype)
+    step = max(1, PART_BYTES // max(1, math.prod(shape) * dtype.itemsize))
+    for process, targets in enumerate(places):
+        for begin in range(0, len(targets), step):
+            target = targets[begin : begin + step]
+            if process == rank and own is not None:
+                part = own[begin : begin + step].to("cpu", dtype).contiguous()
+            else:
+                part = torch.empty(len(target), *shape, dtype=dtype)
+            if is_distributed() and part.numel():
+                dist.broadcast(part.flatten().view(torch.uint8), src=process, group=host_group())
+            collected[target] = part
+    return collected
 
 
 def decide_in_first_process(decide: Callable[[], Result]) -> Result:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from simple_multimodal.models.configuration import ContrastiveForm
-from simple_multimodal.models.distributed import gather_rows, sum_over_processes
+from simple_multimodal.models.distributed import gather_objects, gather_rows, share_of, sum_over_processes
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -108,6 +108,50 @@ def _sigmoid_pairs(
     logits = scale * similarities(queries, candidates)
     labels = positives.to(logits.dtype) * 2 - 1
     return -F.logsigmoid(labels * (logits + bias)).masked_fill(~pairs, 0).sum()
+
+
+MAX_BLOCK_ELEMENTS = 1 << 24
+"""Most logits that the loss of a whole set holds at once: 64 MiB of float32, a few times over."""
+
+
+@torch.no_grad()
+def whole_set_contrastive_loss(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    *,
+    group_ids: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor | None,
+    form: ContrastiveForm,
+) -> torch.Tensor:
+    """Sum over all rows of a set of [`contrastive_loss`] against the whole set, a block of rows at a time.
+
+    Every process has the same rows, computes the blocks of its share, and returns the same sum. Blocks do not depend
+    on the number of processes. Each of the two directions is a product of its own, so that a row's softmax sees all of
+    its candidates at once.
+
+    Args:
+        first, second (`torch.Tensor` of shape `(num_rows, dim)`): unit-length embeddings of rows that have both sides.
+        group_ids, logit_scale, logit_bias, form: as for [`contrastive_loss`].
+    """
+    present = torch.ones_like(group_ids, dtype=torch.bool)
+    num_rows = max(1, MAX_BLOCK_ELEMENTS // len(group_ids))
+    begins = range(0, len(group_ids), num_rows)
+
+    def losses_of(begin: int) -> torch.Tensor:
+        end = begin + num_rows
+        positives = group_ids[begin:end, None] == group_ids
+        if form == "sigmoid":
+            pairs = torch.ones_like(positives)
+            return _sigmoid_pairs(first[begin:end], second, logit_scale, logit_bias, positives, pairs)[None]
+        there = _directional_softmax(first[begin:end], second, logit_scale, positives, present)
+        back = _directional_softmax(second[begin:end], first, logit_scale, positives, present)
+        return (there + back) / 2
+
+    found: dict[int, torch.Tensor] = {}
+    for part in gather_objects({begin: losses_of(begin).cpu() for begin in share_of(begins)}):
+        found |= part
+    return torch.cat([found[begin] for begin in begins]).sum()
 
 
 DRAW_STEPS = 2**40

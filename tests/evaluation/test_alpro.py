@@ -18,6 +18,7 @@ from simple_multimodal.alpro.metrics import (
     scores_from_rows,
 )
 from simple_multimodal.evaluation.question_answering import correct_answers, first_words, predicted_labels
+from simple_multimodal.evaluation.retrieval import ScoredPairs
 
 RETRIEVAL_CASES = ("no_ties_a", "no_ties_b_shuffled_rows", "ties", "several_captions_per_video")
 ANSWER_CASES = ("msrvtt_qa_all_types", "msvd_qa_one_type_absent", "ties")
@@ -53,7 +54,8 @@ def test_rows_go_to_a_matrix_and_back(shared_dir, name):
     clip_of_caption = dict(case["ground_truth"])
     scores, right_clips = scores_from_rows(case["rows"], clip_of_caption)
     clips = list(dict.fromkeys(row["vid_id"] for row in case["rows"]))
-    rows = list(retrieval_rows(scores, np.zeros_like(scores), list(clip_of_caption), clips))
+    scored = ScoredPairs(np.argwhere(np.ones_like(scores)), scores.ravel())
+    rows = list(retrieval_rows(scored, np.zeros(scores.size), list(clip_of_caption), clips))
     again, right_again = scores_from_rows(rows, clip_of_caption)
     np.testing.assert_array_equal(again, scores)
     np.testing.assert_array_equal(right_again, right_clips)
@@ -156,27 +158,30 @@ def test_padding_explains_the_published_counts(shared_dir):
 
 def test_retrieval_rows_by_hand():
     scores = np.array([[0.12344, 0.9], [0.5, 0.00004]], dtype=np.float32)
-    rows = list(retrieval_rows(scores, scores - 1, [0, 1], ["video7", "video3"]))
+    pairs = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    rows = list(retrieval_rows(ScoredPairs(pairs, scores.ravel()), scores.ravel() - 1, [0, 1], ["video7", "video3"]))
     assert rows == [
         {"vid_id": "video7", "txt_id": 0, "score": 0.1234, "sim": -0.8766},
         {"vid_id": "video7", "txt_id": 1, "score": 0.5, "sim": -0.5},
         {"vid_id": "video3", "txt_id": 0, "score": 0.9, "sim": -0.1},
         {"vid_id": "video3", "txt_id": 1, "score": 0.0, "sim": -1.0},
     ]
-    scores[0] = np.nan, 0.25  # the first pair has no score
-    assert [tuple(row.values())[:3] for row in retrieval_rows(scores, np.ones((2, 2)), [7, 8], ["a", "b"])] == [
+    some = ScoredPairs(pairs[1:], np.array([0.25, 0.5, 0.00004]))  # the first pair has no score, a third clip none
+    assert [tuple(row.values())[:3] for row in retrieval_rows(some, np.ones(3), [7, 8], ["a", "b", "c"])] == [
         ("a", 8, 0.5),
         ("b", 7, 0.25),
         ("b", 8, 0.0),
     ]
-    with pytest.raises(ValueError, match=r"\(2, 1\), got \(2, 2\)"):
-        retrieval_rows(scores, scores, [0, 1], ["video7"])
+    with pytest.raises(ValueError, match=r"got 3 pairs, scores of shape \(3,\) and similarities of shape \(2,\)"):
+        retrieval_rows(some, np.ones(2), [7, 8], ["a", "b"])
 
 
 def test_scores_are_rounded_as_python_rounds():
     halves = np.arange(0.5, 400) / 10_000
     scores = np.concatenate([np.random.default_rng(0).random(2000), halves]).astype(np.float32)[None]
-    rounded = [row["score"] for row in retrieval_rows(scores, scores, [0], list(range(scores.size)))]
+    pairs = np.stack([np.zeros(scores.size, int), np.arange(scores.size)], axis=1)
+    scored = ScoredPairs(pairs, scores[0])
+    rounded = [row["score"] for row in retrieval_rows(scored, scores[0], [0], list(range(scores.size)))]
     assert rounded == [round(score, 4) for score in scores[0].tolist()]
 
 

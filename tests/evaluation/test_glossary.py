@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from simple_multimodal.evaluation.glossary import LOSSES, chance_levels, meaning
-from simple_multimodal.evaluation.retrieval import retrieval_metrics, retrieval_ranks, text_video_retrieval
+from simple_multimodal.evaluation.ranking import retrieval_ranks
+from simple_multimodal.evaluation.retrieval import retrieval_metrics, text_video_retrieval
 from simple_multimodal.models.configuration import OBJECTIVES
 
 

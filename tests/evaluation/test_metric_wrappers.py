@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import simple_multimodal.evaluation
-from simple_multimodal.evaluation.retrieval import retrieval_metrics, retrieval_ranks
+from simple_multimodal.evaluation.ranking import retrieval_ranks
+from simple_multimodal.evaluation.retrieval import retrieval_metrics
 
 FOLDER = Path(simple_multimodal.evaluation.__file__).parent
 

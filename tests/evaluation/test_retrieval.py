@@ -1,150 +1,24 @@
-"""Retrieval and pair metrics against hand-computed cases and naive twins."""
+"""Retrieval metrics and re-ranking against hand-computed cases and naive twins."""
 
 import csv
 
 import numpy as np
 import pytest
 
+from simple_multimodal.evaluation import scores as scores_module
+from simple_multimodal.evaluation.ranking import retrieval_ranks, text_video_ranks
 from simple_multimodal.evaluation.retrieval import (
     dual_softmax,
     duplicate_captions,
     matched_retrieval,
-    pair_accuracy,
-    pair_accuracy_interval,
-    pair_choices,
-    pair_scores,
-    positives_from_groups,
-    ranking,
-    reranked_ranks,
     retrieval_changes,
     retrieval_intervals,
     retrieval_metrics,
-    retrieval_ranks,
     text_video_retrieval,
-    top_candidates,
     with_prefix,
 )
-
-
-def naive_rank(scores, positives):
-    """Put every wrong candidate of an equal score first, sort, and look where the first right one stands."""
-    order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], bool(positives[candidate])))
-    return 1 + [bool(positives[candidate]) for candidate in order].index(True)
-
-
-def random_case(seed):
-    """Scores of few distinct values, so that ties are frequent, and at least one right candidate per query."""
-    generator = np.random.default_rng(seed)
-    shape = tuple(generator.integers(1, 8, size=2))
-    positives = generator.random(shape) < 0.3
-    positives[np.arange(shape[0]), generator.integers(shape[1], size=shape[0])] = True
-    return generator.integers(0, 4, size=shape).astype(np.float32), positives
-
-
-def test_ranks_by_hand():
-    scores = np.array([[0.9, 0.1, 0.5], [0.9, 0.1, 0.5], [0.9, 0.1, 0.5]])
-    ranks = retrieval_ranks(scores, np.eye(3, dtype=bool))
-    assert ranks.tolist() == [1, 3, 2]
-    assert ranks.dtype == np.int64
-
-
-def test_ties_count_against_the_model():
-    scores = np.array([[0.5, 0.5, 0.5, 0.1], [0.5, 0.7, 0.5, 0.5]])
-    positives = np.array([[True, False, False, False], [False, False, True, False]])
-    assert retrieval_ranks(scores, positives).tolist() == [3, 4]
-
-
-def test_constant_scores_have_no_recall():
-    ranks = retrieval_ranks(np.zeros((20, 20)), np.eye(20, dtype=bool))
-    assert ranks.tolist() == [20] * 20
-    metrics = retrieval_metrics(ranks)
-    assert (metrics["R@1"], metrics["R@5"], metrics["R@10"]) == (0, 0, 0)
-
-
-def test_best_of_several_positives_counts_and_the_others_do_not_push_it_down():
-    scores = np.array([[0.9, 0.8, 0.7, 0.6]])
-    assert retrieval_ranks(scores, np.array([[False, True, True, True]])).tolist() == [2]
-    assert retrieval_ranks(np.ones((1, 4)), np.array([[False, True, True, True]])).tolist() == [2]
-    assert retrieval_ranks(np.ones((1, 3)), np.ones((1, 3), dtype=bool)).tolist() == [1]
-
-
-def test_groups_say_the_same_as_the_matrix():
-    query_groups, candidate_groups = np.array([7, 7, 3]), np.array([3, 7, 5])
-    matrix = positives_from_groups(query_groups, candidate_groups)
-    assert matrix.tolist() == [[False, True, False], [False, True, False], [True, False, False]]
-    scores = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.1, 0.2, 0.3]])
-    assert retrieval_ranks(scores, (query_groups, candidate_groups)).tolist() == [2, 2, 3]
-    names = (np.array(["b", "b", "a"]), np.array(["a", "b", "c"]))
-    assert retrieval_ranks(scores, names).tolist() == [2, 2, 3]
-
-
-def test_groups_of_64_bits_are_not_rounded():
-    # As float64 both would be 2**62.
-    assert positives_from_groups(np.array([2**62]), np.array([2**62 + 1])).tolist() == [[False]]
-
-
-def test_groups_of_two_kinds_are_refused():
-    with pytest.raises(ValueError, match="of one kind"):
-        positives_from_groups(np.array(["1"]), np.array([1]))
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_ranks_equal_the_naive_twin(seed):
-    scores, positives = random_case(seed)
-    ranks = retrieval_ranks(scores, positives)
-    assert ranks.tolist() == [naive_rank(*row) for row in zip(scores.tolist(), positives, strict=True)]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_ranks_do_not_depend_on_the_order_of_candidates_or_the_scale(seed):
-    scores, positives = random_case(seed)
-    order = np.random.default_rng(seed).permutation(scores.shape[1])
-    ranks = retrieval_ranks(scores, positives)
-    np.testing.assert_array_equal(retrieval_ranks(scores[:, order], positives[:, order]), ranks)
-    np.testing.assert_array_equal(retrieval_ranks(3 * scores - 5, positives), ranks)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_ranking_shows_the_first_right_candidate_at_its_rank(seed):
-    scores, positives = random_case(seed)
-    order = ranking(scores, positives, scores.shape[1])
-    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(scores.shape[1]), (len(scores), 1)))
-    assert (np.diff(np.take_along_axis(scores, order, axis=1), axis=1) <= 0).all()
-    first = np.take_along_axis(positives, order, axis=1).argmax(axis=1)
-    np.testing.assert_array_equal(first + 1, retrieval_ranks(scores, positives))
-
-
-def test_ranking_cuts_and_allows_queries_without_a_right_candidate():
-    scores = np.array([[0.1, 0.9, 0.9, 0.2]])
-    assert ranking(scores, np.array([[False, True, False, False]]), 3).tolist() == [[2, 1, 3]]
-    assert ranking(scores, np.zeros((1, 4), dtype=bool), 9).tolist() == [[1, 2, 3, 0]]
-
-
-def test_infinite_scores_have_an_order():
-    scores = np.array([[-np.inf, 0.0, np.inf], [-np.inf, -np.inf, 0.0]])
-    assert retrieval_ranks(scores, np.array([[False, True, False], [True, False, False]])).tolist() == [2, 3]
-
-
-def test_unsigned_scores_are_ordered():
-    assert ranking(np.array([[0, 200, 100]], dtype=np.uint8), np.zeros((1, 3), dtype=bool), 3).tolist() == [[1, 2, 0]]
-
-
-@pytest.mark.parametrize(
-    ("scores", "positives", "message"),
-    [
-        (np.array([[0.0, np.nan]]), np.ones((1, 2), dtype=bool), "1 of 1 queries hold NaN"),
-        (np.zeros((2, 2)), np.array([[True, False], [False, False]]), "1 of 2 queries have no right.*query 1"),
-        (np.zeros((2, 2)), np.ones((2, 3), dtype=bool), r"shape of the scores \(2, 2\)"),
-        (np.zeros((2, 2)), np.ones((2, 2), dtype=int), "must be bool"),
-        (np.zeros((2, 2)), (np.zeros(2, int), np.zeros(3, int)), r"got shape \(2, 3\)"),
-        (np.zeros((2, 2)), (np.zeros((2, 1), int), np.zeros(2, int)), "one-dimensional"),
-        (np.zeros(2), np.ones(2, dtype=bool), r"shape \(num_queries, num_candidates\)"),
-        (np.zeros((0, 2)), np.ones((0, 2), dtype=bool), "neither 0"),
-    ],
-)
-def test_wrong_scores_and_positives_are_refused(scores, positives, message):
-    with pytest.raises(ValueError, match=message):
-        retrieval_ranks(scores, positives)
+from simple_multimodal.evaluation.scores import MatrixScores
+from tests.evaluation.processes import together
 
 
 def test_metrics_by_hand():
@@ -213,21 +87,6 @@ def test_intervals_contain_the_metrics():
     assert intervals["R@1"][0] < intervals["R@1"][1]
 
 
-def test_ranks_with_ties_for_the_model_are_the_other_bound():
-    scores = np.array([[0.5, 0.5, 0.5, 0.1], [0.5, 0.7, 0.5, 0.5]])
-    positives = np.array([[True, False, False, False], [False, False, True, False]])
-    assert retrieval_ranks(scores, positives, ties="best").tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_two_bounds_differ_by_the_equal_wrong_candidates(seed):
-    scores, positives = random_case(seed)
-    best = np.where(positives, scores, -1).max(axis=1, keepdims=True)
-    num_equal = ((scores == best) & ~positives).sum(axis=1)
-    difference = retrieval_ranks(scores, positives) - retrieval_ranks(scores, positives, ties="best")
-    np.testing.assert_array_equal(difference, num_equal)
-
-
 def test_of_several_captions_each_is_a_query_and_the_best_finds_for_its_clip():
     scores = np.array([[0.2, 0.9], [0.8, 0.1], [0.7, 0.6]])  # captions 0 and 1 describe clip 0
     metrics, _ = text_video_retrieval(scores, np.array([0, 0, 1]), np.array([0, 1]))
@@ -267,64 +126,6 @@ def test_intervals_of_changes_are_drawn_by_clip():
         for groups in (None, np.repeat(np.arange(20), 20))
     )
     assert clip_high - clip_low > 3 * (high - low)
-
-
-def test_top_candidates_take_the_wrong_one_of_equals():
-    scores = np.array([[0.9, 0.5, 0.5, 0.1], [0.3, 0.3, 0.3, 0.3]])
-    positives = np.array([[False, True, False, False], [True, False, False, False]])
-    assert top_candidates(scores, positives, 2).tolist() == [[True, False, True, False], [False, True, True, False]]
-    assert top_candidates(scores, positives, 9).all()
-
-
-def test_reranked_ranks_by_hand():
-    scores = np.array([[0.5, 0.6, 0.4, 0.45], [0.1, 0.2, 0.3, 0.3]])
-    matching = np.array([[3.0, -7.0, 99.0, 99.0], [99.0, np.nan, -0.5, -0.5]])
-    is_matched = np.array([[True, True, False, False], [False, False, True, True]])
-    ranks = [
-        reranked_ranks(scores, matching, is_matched, np.tile(np.arange(4) == right, (2, 1))).tolist()
-        for right in range(4)
-    ]
-    # First row: 0, 1, 3, 2. Second: 2 and 3 are equal, which counts against either; then 1, 0.
-    assert ranks == [[1, 4], [2, 3], [4, 2], [3, 2]]
-
-
-def test_reranking_makes_no_new_ties():
-    # Shifted below odds of -1e6, these two cosines would be one float32.
-    scores = np.array([[0.5, 0.5000001, 0.9]], dtype=np.float32)
-    matching = np.array([[0.0, 0.0, -1e6]], dtype=np.float32)
-    is_matched = np.array([[False, False, True]])
-    assert reranked_ranks(scores, matching, is_matched, np.array([[False, True, False]])).tolist() == [2]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_reranked_order_equals_the_naive_twin_for_any_order_of_candidates(seed):
-    scores, positives = random_case(seed)
-    generator = np.random.default_rng(seed)
-    matching = generator.integers(-3, 3, size=scores.shape).astype(np.float32)
-    is_matched = top_candidates(scores, positives, 2)
-    ranks = reranked_ranks(scores, np.where(is_matched, matching, np.nan), is_matched, positives)
-    for row, rank in enumerate(ranks):
-        keys = [
-            (not is_matched[row, c], -(matching if is_matched[row, c] else scores)[row, c], bool(positives[row, c]), c)
-            for c in range(scores.shape[1])
-        ]
-        order = [key[-1] for key in sorted(keys)]
-        assert rank == 1 + [bool(positives[row, c]) for c in order].index(True)
-    turned = generator.permutation(scores.shape[1])
-    shuffled = (matrix[:, turned] for matrix in (scores, matching, is_matched, positives))
-    np.testing.assert_array_equal(reranked_ranks(*shuffled), ranks)
-
-
-def test_wrong_reranking_is_refused():
-    mask = np.ones((1, 2), dtype=bool)
-    with pytest.raises(ValueError, match="three matrices of one shape"):
-        reranked_ranks(np.zeros((1, 2)), np.zeros((1, 3)), mask, mask)
-    with pytest.raises(ValueError, match="bool: got .* int64"):
-        reranked_ranks(np.zeros((1, 2)), np.zeros((1, 2)), mask.astype(np.int64), mask)
-    with pytest.raises(ValueError, match="hold NaN"):
-        reranked_ranks(np.zeros((1, 2)), np.full((1, 2), np.nan), mask, mask)
-    with pytest.raises(ValueError, match="no right candidate"):
-        reranked_ranks(np.zeros((1, 2)), np.zeros((1, 2)), mask, ~mask)
 
 
 def test_dual_softmax_by_hand():
@@ -374,56 +175,6 @@ def test_duplicates_of_a_real_test_set(shared_dir):
     assert duplicate_captions(captions, clips).sum() == 9
 
 
-def test_pair_accuracy_by_hand():
-    scores = np.array(
-        [
-            [[0.9, 0.1], [0.2, 0.8]],  # both right
-            [[0.4, 0.6], [0.3, 0.5]],  # first wrong
-            [[0.5, 0.5], [0.7, 0.2]],  # a tie and a wrong one
-        ]
-    )
-    assert pair_choices(scores).tolist() == [[0, 1], [1, 1], [-1, 0]]
-    assert pair_accuracy(scores) == {"pair_accuracy": 0.5, "num_pairs": 3}
-    assert pair_accuracy_interval(scores[:1]) == (1.0, 1.0)
-    assert pair_accuracy_interval(scores) == (0.0, 1.0)
-
-
-def test_constant_pair_scores_are_all_wrong_and_never_flip():
-    assert pair_accuracy(np.zeros((4, 2, 2)), np.zeros((4, 2, 2))) == {
-        "pair_accuracy": 0.0,
-        "num_pairs": 4,
-        "pair_flip_share": 0.0,
-    }
-
-
-def test_flips_by_hand():
-    scores = np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.5, 0.5]]])
-    swapped = np.array([[[0.0, 1.0], [0.2, 0.9]], [[0.3, 0.3], [1.0, 0.0]]])
-    # flipped, stayed, became a tie, was a tie
-    assert pair_accuracy(scores, swapped)["pair_flip_share"] == 0.25
-    assert pair_accuracy(scores, scores[:, :, ::-1])["pair_flip_share"] == 0.75
-
-
-def test_pair_scores_are_cut_from_the_matrix():
-    scores = np.arange(16).reshape(4, 4)
-    assert pair_scores(scores, np.array([[0, 1], [3, 1]])).tolist() == [[[0, 1], [4, 5]], [[15, 13], [7, 5]]]
-
-
-def test_wrong_pairs_are_refused():
-    with pytest.raises(ValueError, match="square matrix, got shape"):
-        pair_scores(np.zeros((2, 3)), np.array([[0, 1]]))
-    with pytest.raises(ValueError, match="from 0 to 1, got -1 to 1"):
-        pair_scores(np.zeros((2, 2)), np.array([[-1, 1]]))
-    with pytest.raises(ValueError, match=r"shape \(num_pairs, 2\)"):
-        pair_scores(np.zeros((2, 2)), np.array([0, 1]))
-    with pytest.raises(ValueError, match="1 of 4 pair scores are NaN"):
-        pair_accuracy(np.array([[[np.nan, 0], [0, 0]]]))
-    with pytest.raises(ValueError, match="at least one pair"):
-        pair_accuracy(np.zeros((0, 2, 2)))
-    with pytest.raises(ValueError, match="Got 2 pairs and 1 swapped"):
-        pair_accuracy(np.zeros((2, 2, 2)), np.zeros((1, 2, 2)))
-
-
 def test_a_second_model_scores_the_first_candidates_and_what_else_is_needed():
     scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]])
     second = np.array([[-1.0, 2.0, 9.0], [9.0, 5.0, 1.0]])
@@ -434,17 +185,90 @@ def test_a_second_model_scores_the_first_candidates_and_what_else_is_needed():
         return second[pairs[:, 0], pairs[:, 1]]
 
     groups = np.array([0, 1]), np.array([0, 1, 2])
-    result, matrix = matched_retrieval(scores, *groups, match, top_k=1)
+    result, scored = matched_retrieval(scores, *groups, match, top_k=1)
     assert seen.pop() == [[0, 0], [0, 1], [1, 2]]  # the best of a text, or of a clip
-    assert np.isnan(matrix).tolist() == [[False, False, True], [True, True, False]]
+    assert (scored.pairs.tolist(), scored.values.tolist()) == ([[0, 0], [0, 1], [1, 2]], [-1.0, 2.0, 1.0])
     assert result.metrics["matching_text_to_video_R@1"] == 0.5  # one candidate each: the order stays
-    result, _ = matched_retrieval(scores, *groups, match, top_k=2, is_needed=np.eye(2, 3, dtype=bool))
+    # Asking for others besides changes no rank.
+    result, scored = matched_retrieval(scores, *groups, match, top_k=1, needed=np.array([[1, 0], [0, 2], [1, 0]]))
+    assert seen.pop() == scored.pairs.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 2]]
+    assert result.metrics["matching_text_to_video_mean_rank"] == (1 + 2) / 2
+    _, scored = matched_retrieval(scores, *groups, match, top_k=0, needed=np.array([[0, 1]]))
+    assert seen.pop() == scored.pairs.tolist() == [[0, 1]]
+    result, _ = matched_retrieval(scores, *groups, match, top_k=2)
     assert seen.pop() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     ranks = result.metrics["matching_text_to_video_mean_rank"]
     assert ranks == (2 + 1) / 2  # the first text's clip falls behind, the second's rises
-    every, _ = matched_retrieval(scores, *groups, match)
+    every, scored = matched_retrieval(scores, *groups, match)
     assert every.metrics["matching_text_to_video_mean_rank"] == (3 + 2) / 2
+    assert scored.values.reshape(scores.shape).tolist() == second.tolist()
     assert set(every.intervals) <= set(every.metrics)
+
+
+def test_reranked_ranks_by_hand():
+    # Of the first text, candidates 0 and 1 are scored, and change places; the second finds none of its own among them.
+    scores = np.array([[0.6, 0.5, 0.4, 0.3, 0.2], [0.9, 0.8, 0.1, 0.1, 0.1]])
+    second = np.array([[-3.0, 9.0, 99.0, 99.0, 99.0], [0.0, 1.0, 99.0, 99.0, 99.0]])
+    for right, mean_rank in {0: (2 + 2) / 2, 1: (1 + 1) / 2, 2: (3 + 5) / 2, 4: (5 + 5) / 2}.items():
+        result, _ = matched_retrieval(
+            scores,
+            np.array([right, right]),
+            np.arange(5),
+            lambda pairs: second[pairs[:, 0], pairs[:, 1]],
+            top_k=2,
+        )
+        assert result.metrics["matching_text_to_video_mean_rank"] == mean_rank
+
+
+def naive_reranked_rank(scores, second, positives, top_k):
+    """Sort the first `top_k` candidates anew, wrong ones first among equals, and look for the first right one."""
+    order = sorted(range(len(scores)), key=lambda c: (-scores[c], bool(positives[c]), c))
+    order = sorted(order[:top_k], key=lambda c: (-second[c], bool(positives[c]))) + order[top_k:]
+    return 1 + [bool(positives[c]) for c in order].index(True)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("rows_per_block", [1, 5, 99])
+@pytest.mark.parametrize("seed", range(8))
+def test_reranking_in_blocks_equals_the_naive_twin(monkeypatch, seed, rows_per_block, num_processes):
+    generator = np.random.default_rng(seed)
+    num_texts, num_clips = generator.integers(2, 25, size=2)
+    texts, clips = generator.integers(0, 12, size=num_texts), generator.integers(0, 12, size=num_clips)
+    texts[0] = clips[0]
+    scores = generator.integers(0, 5, size=(num_texts, num_clips)).astype(np.float32)
+    second = generator.integers(-3, 3, size=scores.shape).astype(np.float32)
+    monkeypatch.setattr(scores_module, "MAX_BLOCK_ELEMENTS", rows_per_block * num_clips)
+    monkeypatch.setattr(scores_module, "ROW_MULTIPLE", 1)
+    right = texts[:, None] == clips
+    for top_k in (1, 3, 30):
+        for result, scored in together(
+            num_processes,
+            lambda own, top_k=top_k: matched_retrieval(
+                MatrixScores(scores, own), texts, clips, lambda pairs: second[pairs[:, 0], pairs[:, 1]], top_k=top_k
+            ),
+        ):
+            for direction, matrices in (
+                ("text_to_video", (scores, second, right)),
+                ("video_to_text", (scores.T, second.T, right.T)),
+            ):
+                rows = zip(*matrices, strict=True)
+                expected = [naive_reranked_rank(*row, top_k) for row in rows if row[2].any()]
+                assert result.metrics[f"matching_{direction}_mean_rank"] == np.mean(expected)
+                assert result.metrics[f"matching_{direction}_R@1"] == np.mean(np.array(expected) == 1)
+            np.testing.assert_array_equal(scored.values, second[scored.pairs[:, 0], scored.pairs[:, 1]])
+
+
+def test_known_ranks_are_not_measured_again():
+    scores, groups = np.eye(3), (np.arange(3), np.arange(3))
+    ranks = text_video_ranks(scores, *groups)._replace(texts=np.array([3, 3, 3]))
+    assert text_video_retrieval(scores, *groups, ranks=ranks).metrics["text_to_video_mean_rank"] == 3
+    result, _ = matched_retrieval(scores, *groups, lambda pairs: np.zeros(len(pairs)), top_k=0, ranks=ranks)
+    assert result.metrics["matching_text_to_video_mean_rank"] == 3
+
+
+def test_a_second_score_that_is_nan_is_refused():
+    with pytest.raises(ValueError, match="1 of 4 pairs have a NaN"):
+        matched_retrieval(np.eye(2), np.arange(2), np.arange(2), lambda pairs: np.array([0, 0, np.nan, 1]))
 
 
 def test_changes_by_reranking_by_hand():
@@ -458,9 +282,9 @@ def test_changes_by_reranking_by_hand():
         return second[pairs[:, 0], pairs[:, 1]]
 
     groups = np.arange(3), np.arange(3)
-    result, matrix = matched_retrieval(scores, *groups, match, top_k=2, measures_change=True)
+    result, scored = matched_retrieval(scores, *groups, match, top_k=2, measures_change=True)
     assert calls == [[[text, clip] for text in range(3) for clip in range(3)]]
-    np.testing.assert_array_equal(matrix, second)
+    np.testing.assert_array_equal(scored.values.reshape(scores.shape), second)
     # Texts: ranks among all pairs 2, 1, 1; by the first two 1 (the third clip is not seen), 1, 3 (left below both).
     # Clips: among all 2, 1, 3; by the first two (texts 0 and 2; 1 and 0; 1 and 2) 2, 1, 2.
     metrics = result.metrics

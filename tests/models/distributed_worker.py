@@ -9,7 +9,18 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
+from simple_multimodal.models import distributed, losses
+from simple_multimodal.models.distributed import (
+    Ragged,
+    RowExchange,
+    first_row,
+    gather_objects,
+    gather_on_host,
+    gather_rows,
+    host_group,
+    share_of,
+    sum_over_processes,
+)
 from simple_multimodal.models.fusion.crossformer import Clip, Stream
 from simple_multimodal.models.losses import normalize
 from simple_multimodal.models.matching import matching_loss
@@ -146,6 +157,70 @@ def exchanging(rank: int, world_size: int) -> dict:
     return {"taken": taken.detach(), "gradient": rows.grad, "largest": exchange.largest}
 
 
+HOST_ROWS = 11
+
+
+def host_columns(ids: list[int]) -> dict[str, torch.Tensor | Ragged]:
+    """What rows of these ids have; equal ids that follow one another are told apart by the column `copy`."""
+    numbers = torch.tensor(ids)
+    copies = [sum(earlier == number for earlier in ids[:place]) for place, number in enumerate(ids)]
+    lengths = numbers % 4  # some are empty
+    return {
+        "embed": numbers[:, None] + torch.tensor([0.25, 0.5]),
+        "half": numbers.bfloat16(),
+        "is_even": numbers % 2 == 0,
+        "nothing": torch.empty(len(ids), 0),
+        "copy": torch.tensor(copies),
+        "tokens": Ragged(torch.repeat_interleave(numbers, lengths)[:, None] * torch.ones(3), lengths),
+    }
+
+
+def on_host(rank: int, world_size: int) -> dict:
+    """Rows of all processes brought together on the host, a few bytes at a time; the first process has none."""
+    ids = sorted([*range(HOST_ROWS), 4, 4, 7], key=lambda number: number * 7 % HOST_ROWS)
+    own = [number for number in ids if rank and number % (world_size - 1) == rank - 1]
+    distributed.PART_BYTES = 20
+    row_ids, columns = gather_on_host(torch.tensor(own, dtype=torch.long), host_columns(own) if own else {})
+    plain = {name: tuple(column) if isinstance(column, Ragged) else column for name, column in columns.items()}
+    gathered = {
+        "own": (row_ids, plain),
+        "none": gather_on_host(torch.empty(0, dtype=torch.long), {}),
+        "objects": gather_objects({"rank": rank}),
+        "share": list(share_of(range(5))),
+    }
+    backend, dist.get_backend = dist.get_backend, lambda: "nccl"
+    try:  # as on devices, where the host's exchange needs a group of its own
+        group = host_group()
+        gathered["group"] = group is not dist.group.WORLD and group is host_group()
+        gathered["of_group"] = gather_objects(rank)
+    finally:
+        dist.get_backend = backend
+    return {**gathered, "ids": ids}
+
+
+def losses_of_set(form: str, max_block_elements: int) -> torch.Tensor:
+    """The contrastive loss of a set with duplicates, in blocks."""
+    losses.MAX_BLOCK_ELEMENTS = max_block_elements
+    return losses.whole_set_contrastive_loss(**contrastive_set(form), form=form)
+
+
+def contrastive_set(form: str) -> dict:
+    """Rows of a set; some mean the same clip."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = normalize(torch.randn(2, 37, 16, generator=generator))
+    return {
+        "first": first,
+        "second": second,
+        "group_ids": torch.randint(20, (37,), generator=generator),
+        "logit_scale": torch.tensor(14.0),
+        "logit_bias": torch.tensor(-8.0) if form == "sigmoid" else None,
+    }
+
+
+LOSSES_OF_SET = {f"{form}, {elements}": (form, elements) for form in ("softmax", "sigmoid") for elements in (1, 200)}
+"""Arguments of [`losses_of_set`] by name."""
+
+
 NUM_DRAWN = 12
 """Rows of the global batch that [`matched`] spreads over processes."""
 
@@ -239,6 +314,8 @@ def run(rank: int, folder: Path) -> None:
             }
         found["gathering"] = gathering(rank, world_size)
         found["exchange"] = exchanging(rank, world_size)
+        found["on_host"] = on_host(rank, world_size)
+        found |= {name: losses_of_set(*given) for name, given in LOSSES_OF_SET.items()}
         found |= {name: matched(rank, world_size, *given, num_lengths=world_size) for name, given in MATCHED.items()}
         torch.save(found, folder / f"{world_size}_{rank}.pt")
         dist.barrier()

@@ -4,16 +4,29 @@ import pytest
 import torch
 from torch.multiprocessing import start_processes
 
-from simple_multimodal.models.distributed import RowExchange, first_row, gather_rows, sum_over_processes
+from simple_multimodal.models.distributed import (
+    Ragged,
+    RowExchange,
+    first_row,
+    gather_objects,
+    gather_on_host,
+    gather_rows,
+    share_of,
+    sum_over_processes,
+)
+from simple_multimodal.models.losses import contrastive_loss
 from tests.closeness import assert_close
 from tests.models.distributed_worker import (
     CASES,
     CHUNK_SIZES,
     CHUNKED_CASES,
+    LOSSES_OF_SET,
     MATCHED,
     NUM_DRAWN,
     build,
+    contrastive_set,
     gradients_of,
+    host_columns,
     matched,
     run,
 )
@@ -187,6 +200,45 @@ def test_matching_sends_the_rows_that_are_taken_and_no_others(results, world_siz
         assert there % size == mask % 5 == back % size == 0
         assert there // size == mask // 5 and back // size == NUM_DRAWN // world_size  # one for each row of its own
     assert sum(there for there, _, _ in ranks) == NUM_DRAWN * size
+
+
+def same_rows(found: tuple, ids: list[int]) -> None:
+    """Whether rows gathered on the host are those of these ids, in ascending order."""
+    row_ids, columns = found
+    assert row_ids.tolist() == sorted(ids)
+    expected = host_columns(sorted(ids))
+    assert list(columns) == list(expected)
+    for name, column in expected.items():
+        pairs = zip(columns[name], column, strict=True) if isinstance(column, Ragged) else [(columns[name], column)]
+        assert all(ours.dtype == other.dtype and torch.equal(ours, other) for ours, other in pairs), name
+
+
+@worlds
+def test_rows_come_together_on_the_host_in_the_order_of_their_ids(results, world_size):
+    for rank in range(world_size):
+        found = results[world_size, rank]["on_host"]
+        same_rows(found["own"], found["ids"])
+        assert found["none"][0].tolist() == [] and found["none"][1] == {}
+        assert found["objects"] == [{"rank": other} for other in range(world_size)]
+        assert found["share"] == list(range(rank, 5, world_size))
+        assert found["group"] and found["of_group"] == list(range(world_size))
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 1, 2], [5, 2, 2, 0]])
+def test_one_process_sorts_its_rows(ids):
+    same_rows(gather_on_host(torch.tensor(ids), host_columns(ids)), ids)
+    assert gather_objects("a") == ["a"] and share_of([1, 2]) == [1, 2]
+
+
+@worlds
+@pytest.mark.parametrize("name", LOSSES_OF_SET)
+def test_the_loss_of_a_whole_set_does_not_depend_on_processes(results, world_size, name):
+    rows = contrastive_set(LOSSES_OF_SET[name][0])
+    present = torch.ones(len(rows["group_ids"]), dtype=torch.bool)
+    expected = contrastive_loss(**rows, present=present, form=LOSSES_OF_SET[name][0], gather=False)
+    sums = [results[size, rank][name] for size in (2, 3) for rank in range(size)]
+    assert len({float(total) for total in sums}) == 1
+    assert float(sums[0]) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_one_process_gets_back_what_it_gave():

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives, masked_mean, normalize
+from simple_multimodal.models import losses
+from simple_multimodal.models.losses import (
+    contrastive_loss,
+    draw_hard_negatives,
+    masked_mean,
+    normalize,
+    whole_set_contrastive_loss,
+)
 
 SCALE, BIAS = torch.tensor(3.0), torch.tensor(-0.5)
 
@@ -141,6 +148,24 @@ def test_contrastive_loss_that_recomputes_is_the_same_and_keeps_no_matrices(form
         assert any(t.shape == (40, 40) and t.is_floating_point() for t in kept) is not recompute
         results.append((loss, *torch.autograd.grad(loss, (first, second))))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_the_loss_of_a_whole_set_in_blocks(monkeypatch, form):
+    groups = torch.tensor([0, 1, 1, 2, 3, 4, 1, 5, 6, 7, 7, 8])
+    settings = {
+        "group_ids": groups,
+        "logit_scale": torch.tensor(20.0),
+        "logit_bias": None if form == "softmax" else torch.tensor(-3.0),
+        "form": form,
+    }
+    rows = unit_rows(12, seed=1), unit_rows(12, seed=2)
+    expected = contrastive_loss(*rows, present=torch.ones(12, dtype=torch.bool), gather=False, **settings)
+    assert torch.equal(whole_set_contrastive_loss(*rows, **settings), expected)  # one block: to the bit
+    for elements in (1, 12 * 5, 12 * 11):
+        monkeypatch.setattr(losses, "MAX_BLOCK_ELEMENTS", elements)
+        found = whole_set_contrastive_loss(*rows, **settings)
+        assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 def draw(

@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from simple_multimodal.evaluation.ranking import text_video_ranks
+from simple_multimodal.evaluation.scores import ALONE
 from simple_multimodal.inference.pipeline import EncodedRows, sum_by_name
 from simple_multimodal.models.pairs import Encoded, score_pairs
 from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.retrieval import evaluate
-from simple_multimodal.tasks.retrieval.evaluate import EncodedSet, evaluate_retrieval, matching_loss, measure_ranking
+from simple_multimodal.tasks.retrieval.evaluate import (
+    EncodedSet,
+    evaluate_retrieval,
+    matching_loss,
+    measure_ranking,
+    needed_for_loss,
+)
 from simple_multimodal.tasks.retrieval.twins import PairSet, pair_metrics
 
 EAST, NORTH, WEST = (torch.tensor(values) for values in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]))
@@ -72,19 +80,21 @@ def test_a_pair_that_names_an_unknown_row():
 
 
 SCORES = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]], dtype=np.float32)
-POSITIVES = np.array([[True, False, False], [False, True, False]])
+GROUPS = np.arange(2), np.arange(3)
 
 
 def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
-    odds = np.array([[2.0, -1.0, 9.0], [9.0, -3.0, 0.0]])
-    loss, accuracy = matching_loss(odds, SCORES, POSITIVES)
+    ranks = text_video_ranks(SCORES, *GROUPS)
+    assert needed_for_loss(GROUPS, ranks).tolist() == [[0, 0], [1, 1], [0, 1], [1, 2]]
+    loss, accuracy = matching_loss({(0, 0): 2.0, (0, 1): -1.0, (1, 1): -3.0, (1, 2): 0.0, (0, 2): 9.0}, GROUPS, ranks)
     expected = [np.log1p(np.exp(-2)), np.log1p(np.exp(3)), np.log1p(np.exp(-1)), np.log(2)]
     assert loss == pytest.approx(np.mean(expected))
     assert accuracy == 0.75
 
 
 def test_without_a_wrong_clip_only_the_right_one_counts():
-    loss, accuracy = matching_loss(np.array([[1.0]]), np.array([[0.5]]), np.array([[True]]))
+    groups = np.zeros(1, dtype=int), np.zeros(1, dtype=int)
+    loss, accuracy = matching_loss({(0, 0): 1.0}, groups, text_video_ranks(np.array([[0.5]]), *groups))
     assert (loss, accuracy) == (pytest.approx(np.log1p(np.exp(-1))), 1.0)
 
 
@@ -131,6 +141,7 @@ class Judge:
 class JudgingRetriever:
     """What ranks two captions and clips; by cosine the first caption finds its clip, the second one the other's."""
 
+    processes = ALONE
     embeds = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     queries = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
 

@@ -148,7 +148,7 @@ def test_in_retrieval_a_bad_sample_comes_last(spoiled, trained, tmp_path):
     pairs.write_text('{"a": "1", "b": "0"}\n{"a": "2", "b": "3"}\n')
     common = spoiled("video/1.mp4", "text/6.txt", data="bad")
     metrics, trainer = evaluate(common, trained, tmp_path / "out", pair_files=pairs, dataloader_num_workers=1)
-    scores = whole.last_evaluation.details.scores  # row i: caption i, column i: clip i
+    scores = whole.last_evaluation.details.scores.whole()  # row i: caption i, column i: clip i
     good = [0, 2, 3, 4, 5]
     ranks = [1 + sum(scores[row, other] >= scores[row, row] for other in good if other != row) for row in good]
     ranks += [NUM_ROWS, NUM_ROWS]
@@ -186,7 +186,7 @@ def test_a_good_row_stands_for_the_clip_of_a_bad_one_of_its_group(spoiled, train
     assert sorted(clip["index"] for clip in ranking.found.clips) == [1, 2] and ranking.found.is_read.all()
     assert metrics["eval_text_to_video_num_queries"] == 3
     assert [row["index"] for row, _ in ranking.found.captions] == [0, 1, 2]
-    assert (ranking.scores[0] == -math.inf).all() and (ranking.scores[1:] > -math.inf).all()
+    assert (ranking.scores.whole()[0] == -math.inf).all() and (ranking.scores.whole()[1:] > -math.inf).all()
 
 
 def test_an_evaluation_of_bad_samples_alone(spoiled, trained, tmp_path):

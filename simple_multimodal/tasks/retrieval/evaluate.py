@@ -4,7 +4,7 @@ retrieval between captions and clips, each sample once.
 
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +16,20 @@ from simple_multimodal.alpro.metrics import alpro_retrieval_metrics, retrieval_r
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, with_retries
 from simple_multimodal.data.randomness import stable_hash
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
+from simple_multimodal.evaluation.ranking import Ranks, first_pairs, right_pairs, text_video_ranks
 from simple_multimodal.evaluation.retrieval import (
+    ScoredPairs,
     dual_softmax,
     duplicate_captions,
     matched_retrieval,
-    positives_from_groups,
     text_video_retrieval,
-    top_candidates,
 )
-from simple_multimodal.inference.pipeline import EncodedBatch, EncodedRows, cosine
+from simple_multimodal.evaluation.scores import CosineScores, MatrixScores, Scores
+from simple_multimodal.inference.pipeline import EncodedBatch, EncodedRows
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MASKED_OBJECTIVES
-from simple_multimodal.models.losses import contrastive_loss
+from simple_multimodal.models.losses import whole_set_contrastive_loss
 from simple_multimodal.models.outputs import Batch
 from simple_multimodal.models.pairs import Encoded, ranking_scores
 from simple_multimodal.tasks.base import Evaluation
@@ -81,13 +82,15 @@ class Ranking:
     How captions and clips were ranked.
 
     Args:
-        scores (`np.ndarray` of shape `(num_captions, num_clips)`): what the first ranking is by: cosines, or their
+        scores ([`Scores`] of shape `(num_captions, num_clips)`): what the first ranking is by: cosines, or their
             dual softmax; `-inf` for what could not be read.
+        ranks ([`Ranks`]): of both directions.
         found ([`EncodedSet`]): its two axes, captions and clips.
         caption_embeds (`torch.FloatTensor` of shape `(num_captions, contrastive_dim)`): embeddings of the captions.
     """
 
-    scores: np.ndarray
+    scores: Scores
+    ranks: Ranks
     found: EncodedSet
     caption_embeds: torch.Tensor
 
@@ -273,12 +276,12 @@ def _measure_losses(model: RetrievalModel, encoded: EncodedRows) -> tuple[dict[s
     shares = {name: float(total / count) for name, (total, count) in encoded.sums.items() if count > 0}
     losses = {name: shares.pop(f"{name}_loss") for name in MASKED_OBJECTIVES if f"{name}_loss" in shares}
     for name in CONTRASTIVE_PAIRS:
-        if name in model.loss_weights and (loss := whole_set_contrastive_loss(model, name, encoded)) is not None:
+        if name in model.loss_weights and (loss := _contrastive_loss(model, name, encoded)) is not None:
             losses[name] = loss
     return shares, losses
 
 
-def whole_set_contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) -> float | None:
+def _contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) -> float | None:
     """A contrastive loss over all rows of a set at once; `None` where none has both sides."""
     has = {m: encoded.values[PRESENCE_KEYS[m]] for m in model.config.modalities}
     has["clip"] = torch.stack([has[m] for m in CLIP_MODALITIES if m in has]).any(dim=0)
@@ -288,15 +291,13 @@ def whole_set_contrastive_loss(model: RetrievalModel, name: str, encoded: Encode
         return None
     groups = torch.tensor([stable_hash(row["group"]) for row in encoded.rows])
     scale, bias = model.scale_and_bias(name)
-    total = contrastive_loss(
+    total = whole_set_contrastive_loss(
         encoded.values[first][kept],
         encoded.values[second][kept],
-        present=torch.ones(int(kept.sum()), dtype=torch.bool),
         group_ids=groups[kept],
         logit_scale=scale.detach().float().cpu(),
         logit_bias=None if bias is None else bias.detach().float().cpu(),
         form="softmax" if bias is None else "sigmoid",  # which alone has a bias
-        gather=False,
     )
     return float(total) / int(kept.sum())
 
@@ -320,31 +321,34 @@ def measure_ranking(
     model, groups = retriever.model, found.groups
     texts = [caption for _, caption in found.captions]
     encoded = retriever.encode_texts(texts)
-    good_texts = np.array([row["index"] not in found.bad for row, _ in found.captions])
-    good_clips = np.array([row["index"] not in found.bad for row in found.clips])
-    is_good = good_texts[:, None] & good_clips
-    cosines = np.full(is_good.shape, -np.inf, dtype=np.float32)
-    cosines[:, found.is_read] = cosine(encoded, found.embeds).numpy()
-    cosines[~is_good] = -np.inf
-    scores = cosines
+    caption_embeds = torch.stack([text.embed for text in encoded if text.embed is not None])
+    bad_texts = np.array([row["index"] in found.bad for row, _ in found.captions])
+    bad_clips = np.array([row["index"] in found.bad for row in found.clips])
+    clip_embeds = torch.zeros(len(found.clips), caption_embeds.shape[1])
+    clip_embeds[torch.from_numpy(found.is_read)] = found.embeds
+    cosines = CosineScores(
+        caption_embeds, clip_embeds, bad_texts=bad_texts, bad_clips=bad_clips, processes=retriever.processes
+    )
+    scores: Scores = cosines
     if uses_dual_softmax:
-        values = dual_softmax(cosines[good_texts][:, good_clips], temperature=DUAL_SOFTMAX_TEMPERATURE)
-        scores = np.full(is_good.shape, -np.inf)
-        scores[is_good] = values.ravel()
-    result = text_video_retrieval(scores, *groups)
+        matrix = np.full(cosines.shape, -np.inf)
+        good = np.ix_(~bad_texts, ~bad_clips)
+        matrix[good] = dual_softmax(cosines.whole()[good], temperature=DUAL_SOFTMAX_TEMPERATURE)
+        scores = MatrixScores(matrix)
+    ranks = text_video_ranks(scores, *groups)
+    result = text_video_retrieval(scores, *groups, ranks=ranks)
     evaluation.metrics |= result.metrics
     evaluation.intervals |= result.intervals
     evaluation.primary_metric = PRIMARY_METRIC
-    positives = positives_from_groups(*groups)
-    decisive = cosines
     loss: dict[str, float] = {}
     if rerank_top_k != 0 or with_loss:
-        odds = np.full(scores.shape, -np.inf)
+        odds: dict[tuple[int, int], float] = {}
+        needed = needed_for_loss(groups, ranks) if with_loss else np.empty((0, 2), dtype=np.int64)
         place_in_index = np.cumsum(found.is_read) - 1
 
         def match(pairs: np.ndarray) -> np.ndarray:
             ranked = np.full(len(pairs), -np.inf, dtype=np.float32)
-            is_scored = is_good[pairs[:, 0], pairs[:, 1]]
+            is_scored = ~(bad_texts[pairs[:, 0]] | bad_clips[pairs[:, 1]])
             pairs = pairs[is_scored]
             logits = retriever.score(
                 model.matching_logits,
@@ -355,31 +359,31 @@ def measure_ranking(
                 partial=None if partial is None else Path(partial),
                 key=found.key,
             )
-            odds[pairs[:, 0], pairs[:, 1]] = (logits[:, 1] - logits[:, 0]).numpy()
-            own_cosines = torch.from_numpy(cosines[pairs[:, 0], pairs[:, 1]])
-            ranked[is_scored] = ranking_scores(model, logits, own_cosines).numpy()
+            ranked[is_scored] = ranking_scores(model, logits, torch.from_numpy(cosines.at(pairs))).numpy()
+            if with_loss:
+                values = (logits[:, 1] - logits[:, 0]).tolist()
+                odds.update(zip(map(tuple, pairs.tolist()), values, strict=True))  # type: ignore[arg-type]
             return ranked
 
-        is_needed = None
-        if with_loss:  # over every caption's right clips and its hardest wrong one
-            is_needed = positives.copy()
-            is_needed[np.arange(len(scores)), first_wrong(scores, positives)] = True
-        matched, decisive = matched_retrieval(
-            scores, *groups, match, top_k=rerank_top_k, is_needed=is_needed, measures_change=compares_rerank
+        matched, scored = matched_retrieval(
+            scores,
+            *groups,
+            match,
+            top_k=rerank_top_k,
+            needed=needed,
+            measures_change=compares_rerank,
+            ranks=ranks,
         )
         if rerank_top_k != 0:
             evaluation.metrics |= matched.metrics
             evaluation.intervals |= matched.intervals
             if not with_loss:
                 evaluation.primary_metric = f"matching_{PRIMARY_METRIC}"
-        if with_loss and good_texts.any():
-            loss["matching"], evaluation.metrics["matching_accuracy"] = matching_loss(
-                odds[good_texts], scores[good_texts], positives[good_texts]
-            )
-    elif num_results is not None:
-        is_first = top_candidates(scores, positives, num_results)
-        is_first |= top_candidates(scores.T, positives.T, num_results).T
-        decisive = np.where(is_first, cosines, np.nan)
+        if with_loss and odds:
+            loss["matching"], evaluation.metrics["matching_accuracy"] = matching_loss(odds, groups, ranks)
+    else:
+        pairs = first_pairs(scores, *groups, num_results)
+        scored = ScoredPairs(pairs, cosines.at(pairs))
     chosen = None  # what searches are to re-rank: as many as were better, 0: none; `None`: it was not measured
     if with_loss and rerank_top_k:
         top_k = min(rerank_top_k, len(found.clips))
@@ -393,14 +397,15 @@ def measure_ranking(
     evaluation.counts["duplicate_captions"] = int(is_duplicate.sum())
     prefix = "" if rerank_top_k == 0 else "matching_"
     evaluation.printed = {
-        "text2video": alpro_retrieval_metrics(decisive, groups[0])["text2video"]
+        "text2video": alpro_retrieval_metrics(scored.values.reshape(scores.shape), groups[0])["text2video"]
         if is_alpro
         else _in_percent(evaluation.metrics, f"{prefix}text_to_video_")
     }
-    shown = np.where(is_good, decisive, np.nan) if found.bad else decisive  # without rows for what could not be read
-    evaluation.rows = retrieval_rows(shown, cosines, range(len(texts)), [row["id"] for row in found.clips])
-    caption_embeds = torch.stack([text.embed for text in encoded if text.embed is not None])
-    evaluation.details = Ranking(scores, found, caption_embeds)
+    has_row = ~(bad_texts[scored.pairs[:, 0]] | bad_clips[scored.pairs[:, 1]])
+    shown = ScoredPairs(scored.pairs[has_row], scored.values[has_row])
+    ids = [row["id"] for row in found.clips]
+    evaluation.rows = retrieval_rows(shown, cosines.at(shown.pairs), range(len(texts)), ids)
+    evaluation.details = Ranking(scores, ranks, found, caption_embeds)
     evaluation.config_settings = {"rerank_top_k": chosen}
     return loss
 
@@ -410,17 +415,28 @@ def matching_is_better(metrics: dict[str, float]) -> bool:
     return metrics[f"matching_{PRIMARY_METRIC}"] > metrics[PRIMARY_METRIC]
 
 
-def first_wrong(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Position of each caption's highest scoring wrong clip (of any clip where there is no wrong one)."""
-    return np.where(positives, -np.inf, scores).argmax(axis=1)
+def needed_for_loss(groups: tuple[np.ndarray, np.ndarray], ranks: Ranks) -> np.ndarray:
+    """Pairs `(num_pairs, 2)` of every caption with its right clips and with its hardest wrong one."""
+    hardest = np.stack([np.arange(len(ranks.texts)), ranks.first_wrong], axis=1)
+    return np.concatenate([right_pairs(*groups), hardest])
 
 
-def matching_loss(odds: np.ndarray, scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
-    """Cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip."""
-    rows = np.arange(len(odds))
-    right = odds[rows, positives.argmax(axis=1)].astype(np.float64)
-    hardest = first_wrong(scores, positives)
-    wrong = odds[rows, hardest][~positives[rows, hardest]].astype(np.float64)
+def matching_loss(
+    odds: Mapping[tuple[int, int], float], groups: tuple[np.ndarray, np.ndarray], ranks: Ranks
+) -> tuple[float, float]:
+    """
+    Cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip.
+
+    Args:
+        odds (`Mapping[tuple[int, int], float]`): log odds of pairs of caption and clip; those that it lacks could not
+            be read.
+        groups (`tuple[np.ndarray, np.ndarray]`): of captions and clips.
+        ranks ([`Ranks`]): for the hardest wrong clips.
+    """
+    own = dict(reversed(right_pairs(*groups).tolist()))  # the first right clip of each caption
+    right = np.array([odds[pair] for pair in own.items() if pair in odds][::-1])
+    others = [(text, int(clip)) for text, clip in enumerate(ranks.first_wrong) if groups[0][text] != groups[1][clip]]
+    wrong = np.array([odds[pair] for pair in others if pair in odds])
     losses = np.concatenate([np.logaddexp(0, -right), np.logaddexp(0, wrong)])
     correct = np.concatenate([right > 0, wrong <= 0])
     return float(losses.mean()), float(correct.mean())

@@ -5,8 +5,8 @@ import numpy as np
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
 from simple_multimodal.data.rows import row_captions
+from simple_multimodal.evaluation.ranking import ranking
 from simple_multimodal.evaluation.report import Example, ExampleResult, Excerpt
-from simple_multimodal.evaluation.retrieval import positives_from_groups, ranking, retrieval_ranks
 from simple_multimodal.tasks.retrieval.evaluate import Ranking
 
 NUM_EXAMPLES = 8
@@ -21,22 +21,22 @@ def retrieval_examples(ranked: Ranking, collator: MultimodalCollator) -> list[Ex
         ranked ([`Ranking`]): the details of an evaluation.
         collator ([`MultimodalCollator`]): what made its batches.
     """
-    found, scores = ranked.found, ranked.scores
-    positives = positives_from_groups(*found.groups)
-    ranks = retrieval_ranks(scores, positives)
+    found, scores, ranks = ranked.found, ranked.scores, ranked.ranks.texts
+    text_groups, clip_groups = found.groups
     shown = np.flatnonzero([row["index"] not in found.bad for row, _ in found.captions])
     if len(shown) == 0:
         return []
     spread = shown[np.linspace(0, len(shown) - 1, min(NUM_EXAMPLES, len(shown))).astype(int)]
     chosen = list(dict.fromkeys([int(shown[ranks[shown].argmax()]), *spread.tolist()]))[:NUM_EXAMPLES]
-    order = ranking(scores, positives, NUM_RESULTS)
+    own = {query: scores.rows(query, query + 1)[0] for query in chosen}
+    right = {query: clip_groups == text_groups[query] for query in chosen}
     preview = ClipPreview(collator)
     examples = []
     for query in chosen:
         results = []
-        places = order[query].tolist()
+        places = ranking(own[query][None], right[query][None], NUM_RESULTS)[0].tolist()
         if ranks[query] > len(places):
-            places.append(int(np.where(positives[query], scores[query], -np.inf).argmax()))
+            places.append(int(np.where(right[query], own[query], -np.inf).argmax()))
         for place, candidate in enumerate(places):
             row = found.clips[candidate]
             if row["index"] in found.bad:
@@ -46,8 +46,8 @@ def retrieval_examples(ranked: Ranking, collator: MultimodalCollator) -> list[Ex
                 ExampleResult(
                     name=row["id"],
                     rank=place + 1 if place < NUM_RESULTS else int(ranks[query]),
-                    score=float(scores[query, candidate]),
-                    is_correct=bool(positives[query, candidate]),
+                    score=float(own[query][candidate]),
+                    is_correct=bool(right[query][candidate]),
                     text=next(iter(row_captions(row)), None),
                     frames=preview.frames(row),
                     audio=None if audio is None else Excerpt(audio, PREVIEW_SAMPLING_RATE),

@@ -13,7 +13,8 @@ from simple_multimodal.data.fields import read_name
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.tables import read_jsonl
 from simple_multimodal.evaluation.bootstrap import Interval
-from simple_multimodal.evaluation.retrieval import pair_accuracy, pair_accuracy_interval, with_prefix
+from simple_multimodal.evaluation.retrieval import with_prefix
+from simple_multimodal.evaluation.twins import pair_accuracy, pair_accuracy_interval
 from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.retrieval.evaluate import Ranking
 from simple_multimodal.tasks.retrieval.retriever import Retriever

@@ -1,0 +1,210 @@
+"""Peak memory and time of evaluating retrieval over a whole set, shared by two processes.
+
+python benchmarks/evaluation_memory.py [--rows 50000] [--processes 2] [--top_k 32]
+
+Each process has made the embeddings of every second row, as after the towers. They come together on the host; then
+follow ranks in both directions, metrics and intervals, re-ranking of the first candidates by a cheap stand-in for the
+matching head, and the contrastive loss of the set. Every tenth clip stands in the set twice, every twentieth caption
+equals another clip's caption, and every twentieth clip another one. The peak is `VmHWM`, from the start of the process
+on; what the libraries take is named beside.
+
+Before that, ranks and re-ranked ranks of 3,000 captions and clips are compared with those of the plain way, from one
+matrix: once for cosines, and once for products of small whole numbers, of which many are equal, in blocks of 349 rows.
+"""
+
+import common  # noqa: I001  # sets the number of threads
+
+import argparse
+import json
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import start_processes
+
+from simple_multimodal.evaluation import scores as scores_module
+from simple_multimodal.evaluation.ranking import text_video_ranks
+from simple_multimodal.evaluation.retrieval import matched_retrieval, text_video_retrieval
+from simple_multimodal.evaluation.scores import CosineScores, Processes
+from simple_multimodal.models.distributed import gather_objects, gather_on_host
+from simple_multimodal.models.losses import normalize, whole_set_contrastive_loss
+
+DIM = 512
+NOISE = 5.0
+"""Length of what a caption has besides its clip's embedding: about half of the captions find their clip first."""
+CHECKED_ROWS = 3000
+GIGABYTE = 1e9
+
+
+def peak_memory() -> int:
+    """Most memory that this process has had so far, in bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def vector(kind: int, number: int) -> torch.Tensor:
+    return torch.randn(DIM, generator=torch.Generator().manual_seed(2 * number + kind))
+
+
+def make_rows(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of captions and clips of rows, whichever process makes them."""
+    texts, clips = [], []
+    for row in ids:
+        told = row - (row % 20 == 5)  # as the caption before
+        seen = row - (row % 10 == 9) - (row % 20 == 15)  # as the clip before, of the same group or of another
+        texts.append(normalize(normalize(vector(0, told)) + NOISE * normalize(vector(1, told))))
+        clips.append(normalize(vector(0, seen)))
+    return torch.stack(texts), torch.stack(clips)
+
+
+def groups_of(num_rows: int) -> np.ndarray:
+    """Every tenth row shows the clip of the row before."""
+    rows = np.arange(num_rows)
+    return rows - (rows % 10 == 9)
+
+
+def stand_in(pairs: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    """What a matching head might say: the cosine and a number of its own."""
+    return cosines + 0.02 * np.sin(pairs @ np.array([12.9898, 78.233])).astype(np.float32)
+
+
+def plain_ranks(
+    scores: np.ndarray, right: np.ndarray, second: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each query by the first scores and after re-ranking, by sorting all candidates, twice."""
+    order = np.lexsort((right, -scores), axis=1)
+    ranks = np.take_along_axis(right, order, axis=1).argmax(axis=1) + 1
+    first = order[:, :top_k]
+    again = np.lexsort((np.take_along_axis(right, first, axis=1), -np.take_along_axis(second, first, axis=1)), axis=1)
+    order[:, :top_k] = np.take_along_axis(first, again, axis=1)
+    return ranks, np.take_along_axis(right, order, axis=1).argmax(axis=1) + 1
+
+
+def check(processes: Processes, top_k: int) -> dict[str, dict[str, float]]:
+    """Compare with the plain way; raise where a rank differs."""
+    groups = groups_of(CHECKED_ROWS)
+    right = groups[:, None] == groups
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-1, 2, (2, CHECKED_ROWS, 24), generator=generator).float()
+    found = {}
+    for name, (texts, clips), max_elements in (
+        ("cosines", make_rows(list(range(CHECKED_ROWS))), scores_module.MAX_BLOCK_ELEMENTS),
+        ("whole_numbers", numbers, 1 << 20),
+    ):
+        matrix = (texts @ clips.T).numpy()
+        second = stand_in(np.argwhere(np.ones_like(right)), matrix.ravel()).reshape(matrix.shape).round(2)
+        default, scores_module.MAX_BLOCK_ELEMENTS = scores_module.MAX_BLOCK_ELEMENTS, max_elements
+        scores = CosineScores(texts, clips, processes=processes)
+        ranks = text_video_ranks(scores, groups, groups)
+        result, scored = matched_retrieval(
+            scores, groups, groups, lambda pairs, second=second: second[pairs[:, 0], pairs[:, 1]], top_k=top_k
+        )
+        scores_module.MAX_BLOCK_ELEMENTS = default
+        for direction, own, plain in (
+            ("text_to_video", ranks.texts, plain_ranks(matrix, right, second, top_k)),
+            ("video_to_text", ranks.clips, plain_ranks(matrix.T, right.T, second.T, top_k)),
+        ):
+            np.testing.assert_array_equal(own, plain[0])
+            for metric, value in (("mean_rank", plain[1].mean()), ("R@1", (plain[1] == 1).mean())):
+                assert result.metrics[f"matching_{direction}_{metric}"] == value
+        best = np.where(right, matrix, -np.inf).max(axis=1, keepdims=True)
+        found[name] = {
+            "blocks": -(-CHECKED_ROWS // scores.rows_per_block),
+            "queries_with_ties_at_their_rank": int(((matrix == best) & ~right).any(axis=1).sum()),
+            "pairs_scored": len(scored.pairs),
+        }
+    return found
+
+
+def work(index: int, folder: Path, options: argparse.Namespace) -> None:
+    """One process."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=index,
+        world_size=options.processes,
+        timeout=timedelta(hours=1),
+    )
+    processes = Processes(index, options.processes, gather_objects)
+    points: dict[str, dict[str, float]] = {}
+    start = time.perf_counter(), time.process_time()
+
+    def note(name: str) -> None:
+        nonlocal start
+        now = time.perf_counter(), time.process_time()
+        seconds, cpu = now[0] - start[0], now[1] - start[1]
+        points[name] = {"peak_gigabytes": peak_memory() / GIGABYTE, "seconds": seconds, "cpu_seconds": cpu}
+        if index == 0:
+            print(f"{name}: {points[name]}", flush=True)
+        start = now
+
+    note("libraries")
+    checked = check(processes, options.top_k)
+    note("checked")
+    ids = list(range(index, options.rows, options.processes))
+    texts, clips = make_rows(ids)
+    note("own rows")
+    _, columns = gather_on_host(torch.tensor(ids), {"text": texts, "clip": clips})
+    texts, clips = columns["text"], columns["clip"]
+    note("gathered")
+    scores, groups = CosineScores(texts, clips, processes=processes), groups_of(options.rows)
+    ranks = text_video_ranks(scores, groups, groups)
+    note("ranks")
+    result = text_video_retrieval(scores, groups, groups, ranks=ranks)
+    note("metrics and intervals")
+    matched, scored = matched_retrieval(
+        scores,
+        groups,
+        groups,
+        lambda pairs: stand_in(pairs, scores.at(pairs)),
+        top_k=options.top_k,
+        needed=np.stack([np.arange(options.rows), ranks.first_wrong], axis=1),
+        ranks=ranks,
+    )
+    note("re-ranked")
+    loss = whole_set_contrastive_loss(
+        texts,
+        clips,
+        group_ids=torch.from_numpy(groups),
+        logit_scale=torch.tensor(20.0),
+        logit_bias=None,
+        form="softmax",
+    )
+    note("contrastive loss")
+    outcome = {
+        "metrics": result.metrics | matched.metrics | {"contrastive_loss": float(loss) / options.rows},
+        "intervals": result.intervals | matched.intervals,
+        "pairs_scored": len(scored.pairs),
+        "checked": checked,
+    }
+    outcomes = gather_objects(outcome)
+    assert all(other == outcome for other in outcomes), "processes differ"
+    (folder / f"{index}.json").write_text(json.dumps({"points": points, **outcome}))
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--top_k", type=int, default=32)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start_processes(work, args=(folder, options), nprocs=options.processes, start_method="spawn")
+        found = [json.loads((folder / f"{index}.json").read_text()) for index in range(options.processes)]
+    points = [process.pop("points") for process in found]
+    peaks = [max(point["peak_gigabytes"] for point in own.values()) for own in points]
+    print(f"peak per process: {', '.join(f'{peak:.2f} GB' for peak in peaks)}")
+    common.save(
+        "evaluation_memory",
+        {**vars(options), "dim": DIM, "peak_gigabytes": peaks, "steps_by_process": points, **found[0]},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""Who stands where: ranks and first candidates of queries, from a matrix or, for whole sets, from blocks of scores.
+
+Among equal scores wrong candidates come first, then the lower position, so that constant scores give the worst ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from simple_multimodal.evaluation.scores import Scores, as_floats, as_scores
+
+
+def positives_from_groups(query_groups: np.ndarray, candidate_groups: np.ndarray) -> np.ndarray:
+    """
+    Mark the candidates that are right for each query: those of the same group.
+
+    Args:
+        query_groups (`np.ndarray` of shape `(num_queries,)`): Group of each query, integers or strings.
+        candidate_groups (`np.ndarray` of shape `(num_candidates,)`): Group of each candidate, of the same kind.
+
+    Returns:
+        `np.ndarray` of shape `(num_queries, num_candidates)`, bool: `True` where query and candidate share a group.
+
+    Raises:
+        ValueError: If one of the two is not one-dimensional, or if one holds strings and the other numbers.
+    """
+    queries, candidates = _numbered(query_groups, candidate_groups)
+    return queries[:, None] == candidates
+
+
+def retrieval_ranks(
+    scores: np.ndarray,
+    positives: np.ndarray | tuple[np.ndarray, np.ndarray],
+    *,
+    ties: Literal["worst", "best"] = "worst",
+) -> np.ndarray:
+    """
+    Rank of the best right candidate of each query, 1 being the top.
+
+    A wrong candidate with the same score is ranked before the right one. Further right candidates of the query do not
+    push its rank down.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_queries, num_candidates)`):
+            Real scores, higher is better. Infinite scores are allowed (`-inf`: not considered).
+        positives (`np.ndarray` of shape `(num_queries, num_candidates)`, bool, or a pair of group arrays):
+            `True` where the candidate is right for the query, or `(query_groups, candidate_groups)` as taken by
+            [`positives_from_groups`].
+        ties (`str`, *optional*, defaults to `"worst"`):
+            `"best"` ranks the right one first among equals instead: with the default it bounds what any order of
+            equal scores would give. It is not a number to report.
+
+    Returns:
+        `np.ndarray` of shape `(num_queries,)`, int64: ranks from 1 to `num_candidates`.
+
+    Raises:
+        ValueError: If `scores` is not a matrix of real numbers or holds NaN, or if `positives` is neither a bool
+            matrix of that shape nor a pair of group arrays, or if a query has no right candidate.
+
+    Example:
+
+    ```python
+    >>> retrieval_ranks(np.array([[0.9, 0.1, 0.5], [0.3, 0.3, 0.1]]), np.eye(2, 3, dtype=bool))
+    array([1, 2])
+    ```
+    """
+    scores, positives = _check_scores(scores, positives)
+    unanswerable = np.flatnonzero(~positives.any(axis=1))
+    if unanswerable.size:
+        raise ValueError(
+            f"{unanswerable.size} of {len(positives)} queries have no right candidate (first: query "
+            f"{unanswerable[0]}). Every query needs at least one: leave these queries out, and count them."
+        )
+    best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)  # (num_queries, 1)
+    is_ahead = scores > best if ties == "best" else (scores >= best) & ~positives
+    return 1 + is_ahead.sum(axis=1, dtype=np.int64)
+
+
+def ranking(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray], num_results: int) -> np.ndarray:
+    """
+    First `num_results` candidates of each query, best first: the first right one stands at its [`retrieval_ranks`].
+
+    Args:
+        scores (`np.ndarray` of shape `(num_queries, num_candidates)`): Real scores, higher is better.
+        positives (`np.ndarray` or pair of `np.ndarray`): As for [`retrieval_ranks`].
+        num_results (`int`): How many candidates to return per query; all of them if there are fewer.
+
+    Returns:
+        `np.ndarray` of shape `(num_queries, min(num_results, num_candidates))`, int64: positions of candidates.
+
+    Raises:
+        ValueError: If `scores` or `positives` are refused by [`retrieval_ranks`], except that a query without a right
+            candidate is allowed.
+    """
+    scores, positives = _check_scores(scores, positives)
+    return np.lexsort((positives, -scores), axis=1)[:, :num_results].astype(np.int64)
+
+
+class Ranks(NamedTuple):
+    """
+    Where texts and clips find each other.
+
+    Args:
+        texts (`np.ndarray` of shape `(num_texts,)`, int64): Rank of the best right clip; 0 for a text without one.
+        clips (`np.ndarray` of shape `(num_clips,)`, int64): Rank of the best right text; 0 for a clip without one.
+        first_wrong (`np.ndarray` of shape `(num_texts,)`, int64):
+            Position of the wrong clip with the highest score, the first of equal ones; any where no clip is wrong.
+    """
+
+    texts: np.ndarray
+    clips: np.ndarray
+    first_wrong: np.ndarray
+
+
+def text_video_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, video_groups: np.ndarray) -> Ranks:
+    """
+    Rank a whole set in both directions, a block of scores at a time.
+
+    Both directions count in the same scores. The blocks are gone through twice: for the best right candidate of every
+    query, and for the wrong ones before it.
+
+    Args:
+        scores ([`Scores`] or `np.ndarray` of shape `(num_texts, num_clips)`): Score of each caption with each clip.
+        text_groups (`np.ndarray` of shape `(num_texts,)`): Group of the clip that each caption describes.
+        video_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
+
+    Returns:
+        [`Ranks`], the same on all processes.
+
+    Raises:
+        ValueError: If scores are no real numbers or hold NaN, or if groups are not one per text and per clip.
+    """
+    scores = as_scores(scores)
+    texts, clips = _groups_of(scores, text_groups, video_groups)
+    best_of_text = np.full(len(texts), -np.inf, scores.dtype)
+    best_of_clip = np.full(len(clips), -np.inf, scores.dtype)
+    first_wrong = np.zeros(len(texts), np.int64)
+    is_nan = np.zeros(len(texts), np.bool_)
+    for rows, block in scores.blocks():
+        is_right = texts[rows, None] == clips
+        is_nan[rows] = np.isnan(block.max(axis=1))
+        right = np.where(is_right, block, -np.inf)
+        best_of_text[rows] = right.max(axis=1)
+        np.maximum(best_of_clip, right.max(axis=0), out=best_of_clip)
+        first_wrong[rows] = np.where(is_right, -np.inf, block).argmax(axis=1)
+    # Texts of other processes' blocks still have the lowest value of each.
+    best_of_text, best_of_clip, first_wrong, is_nan = scores.combine(
+        np.maximum, best_of_text, best_of_clip, first_wrong, is_nan
+    )
+    _refuse_nan(is_nan)
+    num_before_text = np.zeros(len(texts), np.int64)
+    num_before_clip = np.zeros(len(clips), np.int64)
+    for rows, block in scores.blocks():
+        is_wrong = texts[rows, None] != clips
+        num_before_text[rows] = ((block >= best_of_text[rows, None]) & is_wrong).sum(axis=1)
+        num_before_clip += ((block >= best_of_clip) & is_wrong).sum(axis=0)
+    num_before_text, num_before_clip = scores.combine(np.add, num_before_text, num_before_clip)
+    return Ranks(
+        np.where(np.isin(texts, clips), 1 + num_before_text, 0),
+        np.where(np.isin(clips, texts), 1 + num_before_clip, 0),
+        first_wrong,
+    )
+
+
+def right_pairs(text_groups: np.ndarray, video_groups: np.ndarray) -> np.ndarray:
+    """
+    List the texts with their clips.
+
+    Args:
+        text_groups (`np.ndarray` of shape `(num_texts,)`): Group of the clip that each caption describes.
+        video_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
+
+    Returns:
+        `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip of one group, ascending.
+    """
+    texts, clips = _numbered(text_groups, video_groups)
+    order = np.argsort(clips, kind="stable")
+    low, high = (np.searchsorted(clips[order], texts, side) for side in ("left", "right"))
+    counts = high - low
+    within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    return np.stack([np.repeat(np.arange(len(texts)), counts), order[np.repeat(low, counts) + within]], axis=1)
+
+
+def first_pairs(
+    scores: Scores | np.ndarray, text_groups: np.ndarray, video_groups: np.ndarray, num_results: int | None
+) -> np.ndarray:
+    """
+    List the pairs in which one is among the first `num_results` candidates of the other.
+
+    Args:
+        scores ([`Scores`] or `np.ndarray` of shape `(num_texts, num_clips)`): Score of each caption with each clip.
+        text_groups, video_groups (`np.ndarray`): As for [`text_video_ranks`].
+        num_results (`int`, *optional*): How many candidates of each query; `None`: all.
+
+    Returns:
+        `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip, ascending, no pair twice.
+    """
+    scores = as_scores(scores)
+    keys = np.union1d(*first_keys(scores, text_groups, video_groups, num_results))
+    return pairs_of_keys(keys, scores.shape[1])
+
+
+def pairs_of_keys(keys: np.ndarray, num_clips: int) -> np.ndarray:
+    """Positions `(num_pairs, 2)` of text and clip of pairs that are numbered `text * num_clips + clip`."""
+    return np.stack(np.divmod(keys, num_clips), axis=1)
+
+
+def first_keys(
+    scores: Scores, text_groups: np.ndarray, video_groups: np.ndarray, num_results: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Choose the first `num_results` candidates of each query, in one pass over the blocks.
+
+    Args:
+        scores ([`Scores`]): Score of each caption with each clip; free of NaN, as [`text_video_ranks`] has seen.
+        text_groups, video_groups (`np.ndarray`): As for [`text_video_ranks`].
+        num_results (`int`, *optional*): How many candidates of each query; `None`: all.
+
+    Returns:
+        `tuple`: the pairs chosen for texts, and those chosen for clips, each as ascending numbers
+        `text * num_clips + clip`, int64.
+    """
+    texts, clips = _groups_of(scores, text_groups, video_groups)
+    num_texts, num_clips = scores.shape
+    if num_results is None or num_results >= max(scores.shape):
+        every = np.arange(num_texts * num_clips)
+        return every, every
+    if num_results == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    for_texts = [np.empty(0, np.int64)]
+    for_clips = _FirstOfColumns(texts, clips, num_results)
+    for rows, block in scores.blocks():
+        is_right = texts[rows, None] == clips
+        for_texts.append(np.flatnonzero(_is_first(block, is_right, num_results)) + rows.start * num_clips)
+        for_clips.add(rows.start, block, is_right)
+    parts = scores.processes.gather((np.concatenate(for_texts), for_clips.best()))
+    for_clips.replace([own for _, own in parts])
+    of_clips, of_texts, _ = for_clips.best()
+    return np.sort(np.concatenate([own for own, _ in parts])), np.sort(of_texts * num_clips + of_clips)
+
+
+def _is_first(scores: np.ndarray, is_right: np.ndarray, num_results: int) -> np.ndarray:
+    """Mark the first `num_results` of each row of `(num_queries, num_candidates)` scores, without sorting all."""
+    if num_results >= scores.shape[1]:
+        return np.ones(scores.shape, np.bool_)
+    place = scores.shape[1] - num_results
+    last = np.partition(scores, place, axis=1)[:, place, None]  # the lowest score among the first
+    is_first, is_equal = scores > last, scores == last
+    num_left = num_results - is_first.sum(axis=1, keepdims=True)
+    for kind in (is_equal & ~is_right, is_equal & is_right):
+        num_kind = kind.sum(axis=1, keepdims=True)
+        cut = np.flatnonzero(num_kind > num_left)  # rows in which not all have room: the lower positions do
+        kind[cut] &= kind[cut].cumsum(axis=1) <= num_left[cut]
+        is_first |= kind
+        num_left = np.maximum(num_left - num_kind, 0)
+    return is_first
+
+
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Column, row and score of each candidate."""
+
+
+class _FirstOfColumns:
+    """
+    The first `num_results` rows of each column, of blocks that come in ascending order.
+
+    Once a column has that many, only few rows of a later block can still be among its first. They wait until they are
+    as many as the first themselves, and are then sorted with these.
+    """
+
+    def __init__(self, row_groups: np.ndarray, column_groups: np.ndarray, num_results: int):
+        self.row_groups, self.column_groups, self.num_results = row_groups, column_groups, num_results
+        self.num_rows = 0
+        self.last: tuple[np.ndarray, np.ndarray] | None = None  # score and rightness of the last one of each column
+        self.replace([])
+
+    def replace(self, candidates: list[Candidates]) -> None:
+        self.waiting, self.num_waiting = candidates, sum(len(rows) for _, rows, _ in candidates)
+
+    def add(self, begin: int, block: np.ndarray, is_right: np.ndarray) -> None:
+        if self.last is None:
+            is_candidate = _is_first(block.T, is_right.T, self.num_results).T
+        else:
+            score, last_is_right = self.last
+            # A row that comes later stands behind its equals, but for a wrong one behind a right one.
+            is_candidate = (block > score) | ((block == score) & last_is_right & ~is_right)
+        rows, columns = np.nonzero(is_candidate)
+        self.waiting.append((columns, rows + begin, block[rows, columns]))
+        self.num_waiting += len(rows)
+        self.num_rows += len(block)
+        size = len(self.column_groups) * self.num_results
+        is_full = self.num_rows >= self.num_results
+        if is_full and (self.last is None or self.num_waiting >= 2 * size):
+            columns, rows, scores = best = self.best()
+            self.replace([best])
+            ends = slice(self.num_results - 1, None, self.num_results)
+            self.last = scores[ends], self.row_groups[rows[ends]] == self.column_groups
+
+    def best(self) -> Candidates:
+        """The first of each column, column by column, best first."""
+        if not self.waiting:
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+        columns, rows, scores = (np.concatenate(parts) for parts in zip(*self.waiting, strict=True))
+        is_right = self.row_groups[rows] == self.column_groups[columns]
+        order = np.lexsort((rows, is_right, -scores, columns))
+        starts = np.searchsorted(columns[order], np.arange(len(self.column_groups)))
+        order = order[np.arange(len(order)) - starts[columns[order]] < self.num_results]
+        return columns[order], rows[order], scores[order]
+
+
+def _numbered(query_groups: np.ndarray, candidate_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return groups as numbers, equal where the groups are, in their order; or refuse them."""
+    query_groups, candidate_groups = np.asarray(query_groups), np.asarray(candidate_groups)
+    if query_groups.ndim != 1 or candidate_groups.ndim != 1:
+        raise ValueError(
+            f"Groups must be one id per query and one per candidate, got shapes {query_groups.shape} and "
+            f"{candidate_groups.shape}. Pass two one-dimensional arrays."
+        )
+    kinds = {groups.dtype.kind for groups in (query_groups, candidate_groups)}
+    if len(kinds) > 1 and not kinds <= {"U", "S"}:
+        raise ValueError(
+            f"Groups of queries and candidates must be of one kind, got {query_groups.dtype} and "
+            f"{candidate_groups.dtype}. Pass integers for both or strings for both."
+        )
+    numbers = np.unique(np.concatenate([query_groups, candidate_groups]), return_inverse=True)[1]
+    return numbers[: len(query_groups)], numbers[len(query_groups) :]
+
+
+def _groups_of(scores: Scores, text_groups: np.ndarray, video_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the groups of both sides of scores as numbers, or refuse them."""
+    texts, clips = _numbered(text_groups, video_groups)
+    if (len(texts), len(clips)) != scores.shape:
+        raise ValueError(
+            f"Scores of shape {scores.shape} need one group per text and one per clip, got {len(texts)} and "
+            f"{len(clips)}."
+        )
+    return texts, clips
+
+
+def _refuse_nan(is_nan: np.ndarray) -> None:
+    """Refuse scores in which some queries hold NaN."""
+    queries = np.flatnonzero(is_nan)
+    if queries.size:
+        raise ValueError(
+            f"The scores of {len(queries)} of {len(is_nan)} queries hold NaN (first: query {queries[0]}). A NaN has "
+            "no rank: look for the inputs or the weights that produce it."
+        )
+
+
+def _check_scores(
+    scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and the bool matrix of right candidates, both `(num_queries, num_candidates)`, or refuse them."""
+    scores = as_floats(scores)
+    _refuse_nan(np.isnan(scores).any(axis=1))
+    matrix = positives_from_groups(*positives) if isinstance(positives, tuple) else np.asarray(positives)
+    if matrix.shape != scores.shape or matrix.dtype != np.bool_:
+        raise ValueError(
+            f"Positives must be bool of the shape of the scores {scores.shape}, or a tuple (query_groups, "
+            f"candidate_groups) of that many ids, got shape {matrix.shape} of {matrix.dtype}."
+        )
+    return scores, matrix

@@ -1,0 +1,177 @@
+"""Scores of texts with clips, a block of rows at a time: the whole matrix need never exist."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_BLOCK_ELEMENTS = 1 << 24
+"""Most scores of a block: 64 MiB of float32. 4,096 texts with as many clips are one block."""
+ROW_MULTIPLE = 64
+"""What the number of rows of a block is a multiple of where there are several blocks; see [`CosineScores`]."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """
+    The processes that share the work; by default this one alone.
+
+    Args:
+        index (`int`): Number of this process, from 0.
+        count (`int`): Number of processes.
+        gather (`Callable`): Returns the values that all processes passed, in their order; all of them call it.
+    """
+
+    index: int = 0
+    count: int = 1
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+
+
+ALONE = Processes()
+
+
+class Scores(ABC):
+    """
+    Score of every text (row) with every clip (column), higher is better.
+
+    Block `n` belongs to process `n % processes.count`. Blocks do not depend on the number of processes, so neither do
+    results.
+
+    Args:
+        shape (`tuple[int, int]`): Numbers of texts and clips, neither 0.
+        dtype (`np.dtype`): Floating-point type of the scores.
+        processes ([`Processes`], *optional*): Who shares the work.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype, processes: Processes = ALONE):
+        if 0 in shape:
+            raise ValueError(f"Scores must have shape (num_texts, num_clips), neither 0, got {shape}.")
+        self.shape, self.dtype, self.processes = shape, dtype, processes
+        num_rows = max(1, MAX_BLOCK_ELEMENTS // shape[1])
+        if ROW_MULTIPLE < num_rows < shape[0]:
+            num_rows -= num_rows % ROW_MULTIPLE
+        self.rows_per_block = min(num_rows, shape[0])
+
+    @abstractmethod
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """Return scores of texts `begin` to `end`, at most `rows_per_block`, with all clips; not to be changed."""
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield this process's blocks in ascending order: which rows, and their scores."""
+        for begin, end in self._spans():
+            yield slice(begin, end), self.rows(begin, end)
+
+    def at(self, pairs: np.ndarray) -> np.ndarray:
+        """
+        Read single scores; all processes call it with the same pairs.
+
+        Args:
+            pairs (`np.ndarray` of shape `(num_pairs, 2)`, integers): Positions of text and clip.
+
+        Returns:
+            `np.ndarray` of shape `(num_pairs,)`: The same numbers that the blocks hold.
+        """
+        order = np.argsort(pairs[:, 0], kind="stable")
+        texts, clips = pairs[order].T
+        found = {}
+        for begin, end in self._spans():
+            low, high = np.searchsorted(texts, [begin, end])
+            if low < high:
+                found[low] = self.rows(begin, end)[texts[low:high] - begin, clips[low:high]]
+        values = np.empty(len(pairs), self.dtype)
+        for part in self.processes.gather(found):
+            for low, own in part.items():
+                values[order[low : low + len(own)]] = own
+        return values
+
+    def whole(self) -> np.ndarray:
+        """Make the whole matrix, in every process."""
+        step = self.rows_per_block
+        return np.concatenate([self.rows(n, min(n + step, self.shape[0])) for n in range(0, self.shape[0], step)])
+
+    def combine(self, how: np.ufunc, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Reduce what all processes made of their blocks, e.g. with `np.maximum`, array by array."""
+        return tuple(how.reduce(parts) for parts in zip(*self.processes.gather(arrays), strict=True))
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        step = self.rows_per_block
+        for begin in range(self.processes.index * step, self.shape[0], self.processes.count * step):
+            yield begin, min(begin + step, self.shape[0])
+
+
+class MatrixScores(Scores):
+    """
+    Scores that a matrix holds.
+
+    Args:
+        matrix (`np.ndarray` of shape `(num_texts, num_clips)`): Real scores.
+        processes ([`Processes`], *optional*): Who shares the work; each has the whole matrix.
+    """
+
+    def __init__(self, matrix: np.ndarray, processes: Processes = ALONE):
+        self.matrix = as_floats(matrix)
+        super().__init__(self.matrix.shape, self.matrix.dtype, processes)
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        return self.matrix[begin:end]
+
+
+class CosineScores(Scores):
+    """
+    Dot products of embeddings, made when they are needed and forgotten after.
+
+    All products have one shape, the last block's too, of which only the rows at the end are new: a matrix product may
+    round differently with another number of rows, and equal texts would have unequal scores.
+
+    Args:
+        texts (`torch.FloatTensor` of shape `(num_texts, dim)`): Unit-length embeddings, on the CPU.
+        clips (`torch.FloatTensor` of shape `(num_clips, dim)`): Unit-length embeddings, on the CPU.
+        bad_texts (`np.ndarray` of shape `(num_texts,)`, bool, *optional*): Texts with the lowest scores there are.
+        bad_clips (`np.ndarray` of shape `(num_clips,)`, bool, *optional*): Such clips.
+        processes ([`Processes`], *optional*): Who shares the work; each has all embeddings.
+    """
+
+    def __init__(
+        self,
+        texts: torch.Tensor,
+        clips: torch.Tensor,
+        *,
+        bad_texts: np.ndarray | None = None,
+        bad_clips: np.ndarray | None = None,
+        processes: Processes = ALONE,
+    ):
+        self.texts, self.clips = texts, clips
+        self.bad_texts, self.bad_clips = bad_texts, bad_clips
+        super().__init__((len(texts), len(clips)), np.dtype(np.float32), processes)
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        first = max(0, end - self.rows_per_block)
+        block = (self.texts[first:end] @ self.clips.T).numpy()[begin - first :]
+        if self.bad_texts is not None:
+            block[self.bad_texts[begin:end]] = -np.inf
+        if self.bad_clips is not None:
+            block[:, self.bad_clips] = -np.inf
+        return block
+
+
+def as_scores(scores: Scores | np.ndarray) -> Scores:
+    """Return scores as they are, or a matrix as [`MatrixScores`]."""
+    return scores if isinstance(scores, Scores) else MatrixScores(scores)
+
+
+def as_floats(matrix: np.ndarray) -> np.ndarray:
+    """Return a matrix of real scores in floating point, or refuse it."""
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.size == 0 or matrix.dtype.kind not in "fiu":
+        raise ValueError(
+            f"Scores must be real numbers of shape (num_queries, num_candidates), neither 0, got shape "
+            f"{matrix.shape} of {matrix.dtype}."
+        )
+    return matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64)  # unsigned integers cannot be negated
