@@ -49,7 +49,7 @@ class RecordingTrainer(MultimodalTrainer):
         both = self.last_evaluation
         ranking = both.details
         ways = (("cosine", "", both), ("head", "matching_", alone), ("sum", "matching_", both))
-        asked = [row for row, _ in ranking.found.captions]
+        asked, scores = [row for row, _ in ranking.found.captions], ranking.scores.whole()
         self.records.append(
             {
                 "step": self.state.global_step,

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.rows import RowDataset
@@ -15,10 +15,6 @@ from simple_multimodal.evaluation.report import write_report
 from simple_multimodal.evaluation.result_files import write_metrics
 from simple_multimodal.modalities import MODALITIES
 
-if TYPE_CHECKING:
-    from simple_multimodal.training.trainer import MultimodalTrainer
-
-
 CARD_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
     "freeze", "lora_rank", "seed",
@@ -26,7 +22,7 @@ CARD_SETTINGS = (
 """Arguments that a model card names first."""
 
 
-def write_results(trainer: MultimodalTrainer) -> None:
+def write_results(trainer: Any) -> None:
     """
     Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`, and into its
     configuration whether matching re-ranks; say where they are. Main process only.
@@ -115,7 +111,7 @@ def num_bad_in(log_history: Sequence[Mapping[str, Any]]) -> int:
     return max((entry["bad_samples"] for entry in log_history if "bad_samples" in entry), default=0)
 
 
-def write_card(trainer: MultimodalTrainer, run: Mapping[str, Any]) -> None:
+def write_card(trainer: Any, run: Mapping[str, Any]) -> None:
     """
     Write the model card of a trained model with the numbers of the last evaluation.
 
