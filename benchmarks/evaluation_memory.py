@@ -9,7 +9,7 @@ equals another clip's caption, and every twentieth clip another one. The peak is
 on; what the libraries take is named beside.
 
 Before that, ranks and re-ranked ranks of 3,000 captions and clips are compared with those of the plain way, from one
-matrix: once for cosines, and once for products of small whole numbers, of which many are equal, in blocks of 349 rows.
+matrix: once for cosines, and once in ten blocks for products of small whole numbers, of which many are equal.
 """
 
 import common  # noqa: I001  # sets the number of threads
