@@ -9,7 +9,7 @@ equals another clip's caption, and every twentieth clip another one. The peak is
 on; what the libraries take is named beside.
 
 Before that, ranks and re-ranked ranks of 3,000 captions and clips are compared with those of the plain way, from one
-matrix: once for cosines, and once for products of small whole numbers, of which many are equal, in blocks of 349 rows.
+matrix: once for cosines, and once in ten blocks for products of small whole numbers, of which many are equal.
 """
 
 import common  # noqa: I001  # sets the number of threads
@@ -120,16 +120,23 @@ def check(processes: Processes, top_k: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def work(index: int, folder: Path, options: argparse.Namespace) -> None:
-    """One process."""
+def work(index: int, folder: Path, options: argparse.Namespace, part: str) -> None:
+    """One process: `check`, or `measure`, whose peak the other must not raise."""
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder}/rendezvous",
+        init_method=f"file://{folder}/{part}",
         rank=index,
         world_size=options.processes,
         timeout=timedelta(hours=1),
     )
     processes = Processes(index, options.processes, gather_objects)
+    outcome = check(processes, options.top_k) if part == "check" else measure(processes, options)
+    (folder / f"{part}_{index}.json").write_text(json.dumps(outcome))
+    dist.destroy_process_group()
+
+
+def measure(processes: Processes, options: argparse.Namespace) -> dict[str, dict]:
+    """Evaluate a set; memory and time after each step, and what came out."""
     points: dict[str, dict[str, float]] = {}
     start = time.perf_counter(), time.process_time()
 
@@ -138,14 +145,12 @@ def work(index: int, folder: Path, options: argparse.Namespace) -> None:
         now = time.perf_counter(), time.process_time()
         seconds, cpu = now[0] - start[0], now[1] - start[1]
         points[name] = {"peak_gigabytes": peak_memory() / GIGABYTE, "seconds": seconds, "cpu_seconds": cpu}
-        if index == 0:
+        if processes.index == 0:
             print(f"{name}: {points[name]}", flush=True)
         start = now
 
     note("libraries")
-    checked = check(processes, options.top_k)
-    note("checked")
-    ids = list(range(index, options.rows, options.processes))
+    ids = list(range(processes.index, options.rows, processes.count))
     texts, clips = make_rows(ids)
     note("own rows")
     _, columns = gather_on_host(torch.tensor(ids), {"text": texts, "clip": clips})
@@ -179,12 +184,10 @@ def work(index: int, folder: Path, options: argparse.Namespace) -> None:
         "metrics": result.metrics | matched.metrics | {"contrastive_loss": float(loss) / options.rows},
         "intervals": result.intervals | matched.intervals,
         "pairs_scored": len(scored.pairs),
-        "checked": checked,
     }
     outcomes = gather_objects(outcome)
     assert all(other == outcome for other in outcomes), "processes differ"
-    (folder / f"{index}.json").write_text(json.dumps({"points": points, **outcome}))
-    dist.destroy_process_group()
+    return {"points": points, **outcome}
 
 
 def main() -> None:
@@ -194,15 +197,24 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, default=32)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        start_processes(work, args=(folder, options), nprocs=options.processes, start_method="spawn")
-        found = [json.loads((folder / f"{index}.json").read_text()) for index in range(options.processes)]
+        folder, count = Path(name), options.processes
+        for part in ("check", "measure"):
+            start_processes(work, args=(folder, options, part), nprocs=count, start_method="spawn")
+        checked = json.loads((folder / "check_0.json").read_text())
+        found = [json.loads((folder / f"measure_{index}.json").read_text()) for index in range(count)]
     points = [process.pop("points") for process in found]
     peaks = [max(point["peak_gigabytes"] for point in own.values()) for own in points]
     print(f"peak per process: {', '.join(f'{peak:.2f} GB' for peak in peaks)}")
     common.save(
         "evaluation_memory",
-        {**vars(options), "dim": DIM, "peak_gigabytes": peaks, "steps_by_process": points, **found[0]},
+        {
+            **vars(options),
+            "dim": DIM,
+            "peak_gigabytes": peaks,
+            "steps_by_process": points,
+            **found[0],
+            "checked_at_3000": checked,
+        },
     )
 
 
