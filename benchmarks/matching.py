@@ -55,9 +55,7 @@ class RecordingTrainer(MultimodalTrainer):
                 "step": self.state.global_step,
                 **{way: {name: run.metrics[f"{prefix}{name}"] for name in METRICS} for way, prefix, run in ways},
                 "matching_accuracy": both.metrics["matching_accuracy"],
-                "attributes": worlds.attribute_scores(
-                    ranking.scores.whole(), asked, ranking.found.clips, self.attributes
-                ),
+                "attributes": worlds.attribute_scores(scores, asked, ranking.found.clips, self.attributes),
                 "reranks": both.config_settings["rerank_top_k"],
             }
         )

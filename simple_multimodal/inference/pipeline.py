@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -393,7 +393,7 @@ class Pipeline:
                 bar.update(len(is_read))
                 self.on_batch(len(missing))
         parts.flush()
-        gathered = dict(part for parts in gather_object([own]) for part in parts.items())
+        gathered = dict(part for parts in gather_objects(own) for part in parts.items())
         in_order = [gathered[number] for number in range(len(batches))]
         bad_samples = sorted(sample for _, samples in in_order for sample in samples)
         self.warn_of(bad_samples)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.models.distributed import gather_objects
 from simple_multimodal.models.fusion.crossformer import Clip, Stream
 
 PAIRS_PER_BATCH = 256
@@ -47,7 +47,7 @@ def _rows(embeds: torch.Tensor | None, streams: Clip) -> list[Encoded]:
     num_rows = len(next(iter(streams.values())).mask)
     return [
         Encoded(
-            None if embeds is None else embeds[row].float().cpu(),
+            None if embeds is None else embeds[row].float().cpu().clone(),  # no view, which would be sent whole
             {m: stream.states[row][stream.mask[row]].cpu() for m, stream in streams.items()},
         )
         for row in range(num_rows)
@@ -252,7 +252,7 @@ def score_pairs(
             own[number] = outputs[torch.from_numpy(block.places.ravel() >= 0)]
             on_block(number, own[number])
             bar.update(len(own[number]))
-    gathered = dict(part for parts in gather_object([own]) for part in parts.items())
+    gathered = dict(part for parts in gather_objects(own) for part in parts.items())
     if not gathered:
         return torch.empty(0, 2)
     scores = torch.empty(len(pairs), next(iter(gathered.values())).shape[1])
