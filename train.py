@@ -47,7 +47,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     eval_set = rows(data_args.validation_path, max_samples=data_args.max_eval_samples) if args.evaluates else None
     pair_paths = data_args.pair_paths if args.do_eval else []
     pair_sets = [PairSet.from_file(pairs, swapped and rows(swapped)) for pairs, swapped in pair_paths]
-    task = task_class.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_sets=pair_sets)
+    task = task_class.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_files=pair_sets)
 
     # The run: what it is, and where it goes on from.
     record = make_run_record(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from transformers.utils import logging
 
+from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.flags import AUDIO, FUSION, LORA, MODEL, OBJECTIVES, TEXT, VIDEO, check_bounds, flag, given
 from simple_multimodal.modalities import MODALITIES
 
@@ -66,8 +67,8 @@ class ModelArguments:
     model_name_or_path: str | None = flag(
         None, MODEL, "Folder or hub name of a complete saved model to start from or to evaluate."
     )
-    task: Literal["pretraining", "retrieval", "question_answering"] = flag(
-        "pretraining",
+    task: str = flag(
+        DEFAULT_TASK,
         MODEL,
         "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: choose an answer "
         "(columns question and answer).",
@@ -239,11 +240,6 @@ class ModelArguments:
     def _check_frame_pooling(self) -> None:
         if self.frame_pooling_layers == 0 or self.model_name_or_path is not None:
             return
-        if self.task == "question_answering":
-            raise ValueError(
-                f"--frame_pooling_layers is {self.frame_pooling_layers}, but question_answering reads tokens, not the "
-                "embedding that these layers make. Leave it out."
-            )
         has_lora = self.lora_rank is not None and "video" in (self.lora_towers or ["video"])
         if has_lora or "video" in self.freeze:
             raise ValueError(

@@ -108,8 +108,6 @@ def parse_args(
     has_weights = model_args.model_name_or_path is not None or model_args.pretrained_towers
     if not training_args.do_train and not has_weights:
         parser.error("without --do_train a saved model is needed: name its folder with --model_name_or_path.")
-    if data_args.pair_files and model_args.task == "question_answering":
-        parser.error("--pair_files measures retrieval, and this run answers questions; leave that out.")
     return model_args, data_args, training_args
 
 

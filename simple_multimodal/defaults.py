@@ -9,6 +9,8 @@ VideoBackendName = Literal["pyav", "torchcodec", "decord"]
 DecodeDevice = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+DEFAULT_TASK = "pretraining"
+
 # How files are read.
 VIDEO_BACKEND: VideoBackendName = "pyav"
 DECODE_DEVICE: DecodeDevice = "cpu"

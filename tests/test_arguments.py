@@ -217,10 +217,6 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--lora_rank", "2", "--lora_dropout", "1"], "--lora_dropout is 1.0; give a share from 0 to below 1."),
         (["--sample_timeout_seconds", "nan"], "--sample_timeout_seconds is nan; give a number above 0, or 0 for no"),
         (["--max_bad_fraction", "2"], "--max_bad_fraction is 2.0; it is a share: give a number from 0 to 1."),
-        (
-            ["--task", "question_answering", "--pair_files", "a"],
-            "--pair_files measures retrieval, and this run answers",
-        ),
         (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a share of all steps"),
         (
             ["--label_smoothing_factor=0.1", "--bf16_full_eval", "--average_tokens_across_devices=False"],
@@ -231,7 +227,6 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--early_stopping_patience", "2", "--metric_for_best_model", "loss"], "and --eval_strategy epoch or steps"),
         (["--frame_pooling_layers=1", "--freeze", "video"], "--frame_pooling_layers is 1, but --freeze keeps"),
         (["--frame_pooling_layers=1", "--lora_rank=2"], "--frame_pooling_layers is 1, but LoRA keeps"),
-        (["--frame_pooling_layers=1", "--task", "question_answering"], "but question_answering reads tokens"),
         (["--frame_pooling_layers", "-1"], "--frame_pooling_layers is -1; give 0 (the mean) or more."),
         (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
     ],

@@ -161,3 +161,16 @@ def test_scripts_are_short():
             lines = [line for line in lines if not line.startswith("#")]
         assert path.suffix in (".sh", ".sbatch") and len(lines) <= 10, path
     assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 150
+
+
+def test_only_tasks_know_tasks():
+    """Outside of these places no text is the name of a task, and none but `training` and `cli` import the folder."""
+    names = {"pretraining", "retrieval", "question_answering"}
+    may_name = ("tasks/", "prepare/", "evaluation/protocols.py", "defaults.py", "__init__.py")
+    for path in [*_python_files(), REPOSITORY / "train.py"]:
+        place = path.relative_to(REPOSITORY).as_posix().removeprefix("simple_multimodal/")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert place.startswith(may_name) or not texts & names, place

@@ -110,7 +110,7 @@ class TaskOptions:
         """
         names = {field.name for field in fields(cls)}
         if unknown := [f"--{name}" for name, value in flags.items() if value and name not in names]:
-            raise ValueError(f"{', '.join(unknown)} cannot be used with the task {task}. Leave that out.")
+            raise ValueError(f"{', '.join(unknown)} cannot be used with --task {task}. Leave that out.")
         return cls(**{name: value for name, value in flags.items() if name in names and value is not None})
 
 
@@ -139,6 +139,8 @@ class Task:
     """Further arguments of [`RowDataset`]: which column is the text, and which others are read by their type."""
 
     pipeline_class: ClassVar[type[Pipeline]]
+    reads_embeddings: ClassVar[bool] = True
+    """Whether anything reads the towers' embeddings, and not their tokens alone."""
     compares_with_training: ClassVar[bool] = False
     """Whether a measurement takes the rows of training, for a baseline."""
 

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from simple_multimodal import assembly
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
@@ -28,7 +29,7 @@ def from_towers(
     audio: str | None = None,
     video: str | None = None,
     fusion: str | PreTrainedConfig | None = None,
-    task: str | Task = "pretraining",
+    task: str | Task = DEFAULT_TASK,
     train_dataset: RowDataset | None = None,
     captions: Callable[[], Iterable[str]] = tuple,
     is_trained: bool = True,
@@ -119,6 +120,11 @@ def build(
         processor_names (`Mapping[str, str]`, *optional*): see [`processor_names`].
         task, train_dataset, captions, processor_settings, is_trained, cache_dir, settings: as there.
     """
+    if settings.get("frame_pooling_layers") and not task.reads_embeddings:
+        raise ValueError(
+            f"--frame_pooling_layers is {settings['frame_pooling_layers']}, but {task.name} reads tokens, not the "
+            "embedding that these layers make. Leave it out."
+        )
     towers = assembly.load_towers(configs)
     named = {**dict.fromkeys(assembly.PROCESSOR_NAMES.values()), **processor_names}
     names = assembly.processor_names(towers, named, pretrained)

@@ -250,7 +250,7 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
         error(*retrieval, "--matching_top_k", "few")
     assert "--matching_top_k: 'few' is neither a number nor 'all'" in capfd.readouterr().err
     refused = error(*answering, "--matching_top_k", "3")
-    assert "--matching_top_k cannot be used with the task question_answering" in refused
+    assert "--matching_top_k cannot be used with --task question_answering" in refused
     shutil.copytree(data / "msvd_qa", tmp_path / "msvd_qa")
     listed = tmp_path / "msvd_qa/txt/test.jsonl"
     listed.write_text(listed.read_text().replace('"answer_type": "who"', '"answer_type": "whose"'))

@@ -210,5 +210,15 @@ def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
 
 
 def test_an_option_of_another_task_is_refused(start, tmp_path):
-    with pytest.raises(ValueError, match="--answers_file cannot be used with the task pretraining"):
+    with pytest.raises(ValueError, match="--answers_file cannot be used with --task pretraining"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, answers_file="answers.json"))
+
+
+def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
+    with pytest.raises(ValueError, match="but question_answering reads tokens"):
+        run(*start, "--do_train", *flags(output_dir=tmp_path, task="question_answering", frame_pooling_layers=1))
+
+
+def test_an_unknown_task_is_named_with_the_nearest(start, tmp_path):
+    with pytest.raises(ValueError, match="no task 'retreival'; .* Did you mean 'retrieval'"):
+        run(*start, "--do_train", *flags(output_dir=tmp_path, task="retreival"))

@@ -50,6 +50,7 @@ class QuestionAnswering(Task):
     options_class = QuestionAnsweringOptions
     row_settings = QUESTION_COLUMNS
     pipeline_class = QuestionAnswerer
+    reads_embeddings = False
     compares_with_training = True
 
     def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class RetrievalOptions(TaskOptions):
         vt_match_ratio (`float`, *optional*, defaults to 0.5): share of rows that keep their pair for matching.
         measure_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
         dsl (`bool`): rank by dual softmax, over all queries.
-        pair_sets (`list[PairSet]`): pairs of rows that differ in one thing.
+        pair_files (`list[PairSet]`): pairs of rows that differ in one thing.
     """
 
     matching_top_k: int | Literal["all"] | None = None
@@ -61,7 +61,7 @@ class RetrievalOptions(TaskOptions):
     vt_match_ratio: float = 0.5
     measure_rerank: bool = False
     dsl: bool = False
-    pair_sets: list[PairSet] = field(default_factory=list)
+    pair_files: list[PairSet] = field(default_factory=list)
 
 
 class Retrieval(Task):
@@ -111,7 +111,7 @@ class Retrieval(Task):
             saved=saved,
             partial=measuring.partial,
         )
-        for pair_set in self.options.pair_sets if measuring.is_final else ():
+        for pair_set in self.options.pair_files if measuring.is_final else ():
             evaluate_pairs(pipeline, evaluation, pair_set)
         return evaluation
 

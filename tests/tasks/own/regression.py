@@ -1,0 +1,94 @@
+"""A task outside the package: estimate a number per clip. Its data has a column `loudness`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
+from simple_multimodal.inference.pipeline import EncodedBatch, Pipeline
+from simple_multimodal.models.losses import masked_mean
+from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
+from simple_multimodal.models.outputs import MultimodalOutput
+from simple_multimodal.models.pairs import Encoded
+from simple_multimodal.tasks import Evaluation, Measuring, Task, register_task
+
+
+class MultimodalForRegression(MultimodalPreTrainedModel):
+    """One number from the mean of a clip's tokens."""
+
+    loss_weights = {"error": 1.0}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.multimodal = MultimodalModel(config)
+        self.head = nn.Linear(self.multimodal.fusion.hidden_size, 1)
+        self.post_init()
+
+    def count_items(self, batch):
+        return {"error": (~batch["numbers"].isnan()).sum().float()}
+
+    def estimate(self, batch) -> torch.Tensor:
+        """Numbers `(batch_size,)`."""
+        _, clip = self.multimodal.encode_clip(batch, with_embeds=False)
+        means = torch.stack([masked_mean(stream.states, stream.mask) for stream in clip.values()])
+        return self.head(means.mean(dim=0))[:, 0].float()
+
+    def forward(self, numbers=None, num_items=None, **batch):
+        estimates = self.estimate(batch)
+        if numbers is None:
+            return MultimodalOutput(logits=estimates)
+        count = (num_items or self.count_items({"numbers": numbers}))["error"]
+        loss = (estimates - numbers).nan_to_num().square().sum() / count.clamp(min=1)
+        return MultimodalOutput(loss=loss, logits=estimates, losses={"error": loss.detach()}, metrics={})
+
+
+class NumberColumn:
+    """The entry `numbers` of a batch; NaN where a row has none."""
+
+    def __call__(self, rows: Sequence[Row], batch: Mapping[str, Any], generator_of) -> dict[str, torch.Tensor]:
+        return {"numbers": torch.tensor([float(row.get("loudness") or "nan") for row in rows])}
+
+
+class Estimator(Pipeline):
+    """Estimate the number of each clip."""
+
+    model_classes = {"MultimodalForRegression": MultimodalForRegression}
+
+    def estimate_rows(self, rows: Sequence[Row]) -> dict[str, float]:
+        encoded = self.encode_rows(rows, encode=estimate_batch)
+        return {row["id"]: float(value) for row, value in zip(encoded.rows, encoded.values["estimates"], strict=True)}
+
+
+def estimate_batch(model, batch) -> EncodedBatch:
+    nothing = [Encoded(None, {}) for _ in batch["row_ids"]]
+    return EncodedBatch(nothing, {"estimates": model.estimate(batch).cpu()})
+
+
+@register_task
+class Regression(Task):
+    """Least squares."""
+
+    name = "regression"
+    summary = "a number per clip (column loudness)"
+    model_classes = {"simple_multimodal": MultimodalForRegression}
+    pipeline_class = Estimator
+
+    def build_targets(self, model, processor):
+        return NumberColumn()
+
+    def evaluate(self, pipeline: Estimator, dataset: RowDataset, measuring: Measuring) -> Evaluation:
+        rows = list(dataset.rows(files="named"))
+        found = pipeline.estimate_rows(rows)
+        errors = torch.tensor([abs(found[row["id"]] - float(row["loudness"])) for row in rows if row["id"] in found])
+        error = float(errors.double().mean())
+        return Evaluation(
+            metrics={"loss": float(errors.double().square().mean()), "mean_absolute_error": error},
+            intervals={"mean_absolute_error": bootstrap_interval(errors.numpy(), resampled_mean)},
+            counts={"rows": len(rows), "clips": len(found)},
+            protocol=measuring.protocol or "absolute error, every row once",
+            primary_metric="mean_absolute_error",
+            num_rows=len(rows),
+        )

@@ -1,0 +1,107 @@
+"""A task outside the package trains, resumes, evaluates in several processes, reports and loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import simple_multimodal as smm
+from simple_multimodal.tasks import TASKS, Task, get_task, register_task
+from tests.training.tiny_run import flags, write_clips, write_configs
+
+SCRIPT = Path(__file__).parent / "own/train_regression.py"
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> list[str]:
+    """Flags of a run of the task on tiny towers and clips."""
+    folder = write_clips(tmp_path_factory.mktemp("clips"))
+    rows = [{"video": f"{row}.mp4", "audio": f"{row}.wav", "loudness": row / 7} for row in range(6)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configs = write_configs(tmp_path_factory.mktemp("configs"))
+    return [
+        *("--task", "regression", "--modalities", "audio", "video", "--use_cpu", "--disable_tqdm"),
+        *flags(
+            **{f"{tower}_config_name": configs[tower] for tower in ("audio", "video", "fusion")},
+            train_file=folder / "train.jsonl",
+            validation_file=folder / "train.jsonl",
+            video_root=folder / "video",
+            audio_root=folder / "audio",
+            cache_dir=folder / "cache",
+            learning_rate=0.01,
+            per_device_train_batch_size=3,
+            dataloader_num_workers=0,
+            save_steps=2,
+            lr_scheduler_type="constant",
+        ),
+    ]
+
+
+def run(*argv: str, launcher: list[str] = ()) -> dict[str, float]:
+    """Run the script; the line that it ends with."""
+    done = subprocess.run([sys.executable, *launcher, SCRIPT, *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def straight(start, tmp_path_factory) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("run") / "straight"
+    return folder, run(*start, *flags(output_dir=folder, max_steps=4))
+
+
+def test_it_trains_reports_and_saves_its_name(straight):
+    folder, metrics = straight
+    assert metrics["mean_absolute_error"] > 0
+    assert json.loads((folder / "config.json").read_text())["task"] == "regression"
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["headline"] == "mean_absolute_error" and evaluation["counts"] == {"rows": 6, "clips": 6}
+    assert "mean absolute error" in (folder / "report.html").read_text()
+    assert "regression" in (folder / "README.md").read_text()
+
+
+def test_it_resumes_as_if_nothing_had_been(start, straight, tmp_path):
+    run(*start, *flags(output_dir=tmp_path, max_steps=2))
+    run(*start, *flags(output_dir=tmp_path, max_steps=4))
+    first, second = (load_file(folder / "model.safetensors") for folder in (straight[0], tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_measure_the_same(start, straight, tmp_path):
+    folder, metrics = straight
+    again = ["--do_train", "False", *flags(model_name_or_path=folder, output_dir=tmp_path / "out")]
+    tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
+    measured = run(*tokens, *again, launcher=LAUNCHER)
+    for name in ("loss", "mean_absolute_error"):
+        assert measured[name] == pytest.approx(metrics[name], rel=1e-6)
+
+
+def test_it_loads_and_is_used(start, straight, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import regression
+
+    try:
+        model, processor = smm.load(straight[0])
+        assert type(model) is regression.MultimodalForRegression and processor.modalities == ("audio", "video")
+        values = dict(zip(start, start[1:], strict=False))
+        roots = {"video": values["--video_root"], "audio": values["--audio_root"]}
+        rows = smm.RowDataset.from_manifest(values["--train_file"], roots=roots, modalities=("audio", "video"))
+        found = regression.Estimator.from_pretrained(straight[0]).estimate_rows(list(rows.rows(files="named")))
+        errors = [abs(found[row["id"]] - row["loudness"]) for row in rows]
+        assert sum(errors) / 6 == pytest.approx(straight[1]["mean_absolute_error"])
+    finally:
+        TASKS.pop("regression", None)
+
+
+def test_a_name_is_given_once():
+    class Another(Task):
+        name = "retrieval"
+
+    with pytest.raises(ValueError, match="There is a task 'retrieval' already: Retrieval"):
+        register_task(Another)
+    assert get_task("retrieval") is not Another
