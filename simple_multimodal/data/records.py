@@ -57,6 +57,7 @@ SCHEMA = pa.schema(
 )
 
 BATCH_ROWS = 1000
+_to_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each record
 MAX_PROBLEMS = 5  # that one message tells of
 
 
@@ -205,7 +206,7 @@ class RecordParser(NamedTuple):
             further[self.text_column] = READERS["question"](record.get(self.text_column), self.text_column)
             parsed["text"], parsed["captions"] = None, [further[self.text_column]]
         try:
-            parsed["further"] = json.dumps(further, ensure_ascii=False)
+            parsed["further"] = _to_json(further)
         except TypeError:
             name = next(name for name, value in further.items() if not _is_json(value))
             raise ValueError(

@@ -99,7 +99,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 record = json.loads(text) if text else None
-                json.dumps(record, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+                if "\\u" in text:  # halves of surrogate pairs, which escapes alone can give, are no text
+                    json.dumps(record, ensure_ascii=False).encode()
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, line[error.start]) from error
             except (ValueError, RecursionError) as error:  # among them UnicodeEncodeError and JSONDecodeError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import make_fingerprint
+from simple_multimodal.data.readers import AudioReader
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.models.video.videomae import VideoMAEVideoEncoder
@@ -75,7 +75,7 @@ def test_losses_and_gradients_are_those_of_the_frozen_towers(again, kept, tmp_pa
     live = run(*common, *flags(output_dir=tmp_path / "live"))
     with monkeypatch.context() as without_towers:
         without_towers.setattr(VideoMAEVideoEncoder, "forward", None)
-        without_towers.setattr(MultimodalCollator, "_read_sound", None)
+        without_towers.setattr(AudioReader, "read", None)
         cached = run(*common, *flags(output_dir=tmp_path / "cached", features=kept))
     assert len(logged(trainers[0])) == 3
     for plain, fast in zip(*map(logged, trainers), strict=True):
