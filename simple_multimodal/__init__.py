@@ -10,27 +10,32 @@ _PLACES = {
     "AlproForQuestionAnswering": "alpro",
     "AlproForRetrieval": "alpro",
     "AlproModel": "alpro",
+    "Dataset": "data.rows:RowDataset",
+    "Evaluation": "tasks",
+    "MultimodalCollator": "data.collator",
     "MultimodalConfig": "models",
     "MultimodalForPreTraining": "tasks.retrieval.modeling",
     "MultimodalForQuestionAnswering": "tasks.question_answering.modeling",
     "MultimodalForRetrieval": "tasks.retrieval.modeling",
     "MultimodalModel": "models",
+    "MultimodalOutput": "models",
     "MultimodalProcessor": "processing",
-    "MultimodalTrainer": "training.trainer",
-    "MultimodalTrainingArguments": "training.arguments",
     "QuestionAnswerer": "tasks.question_answering.answerer",
+    "RandomFrameDataset": "data.random_frames",
     "Retriever": "tasks.retrieval.retriever",
-    "RowDataset": "data.rows",
     "Task": "tasks",
     "TaskOptions": "tasks",
     "TowerFeatures": "inference.features",
+    "Trainer": "training.trainer:MultimodalTrainer",
+    "TrainingArguments": "training.arguments:MultimodalTrainingArguments",
+    "evaluate": "tasks.measure",
     "from_towers": "tasks.models",
     "load": "tasks.models",
     "open_video": "media",
     "read_audio": "media",
     "register_task": "tasks",
 }
-"""The module of each public name; it is imported when the name is first used."""
+"""The module of each public name, and after a colon its name there; imported when the name is first used."""
 
 __all__ = ["__version__", *_PLACES]
 
@@ -38,7 +43,8 @@ __all__ = ["__version__", *_PLACES]
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    module, _, own_name = _PLACES[name].partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), own_name or name)
     globals()[name] = value
     return value
 

@@ -6,7 +6,7 @@ from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.index_cache import index_video, with_index
 from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
-from simple_multimodal.media.video import VIDEO_BACKENDS, get_video_backend
+from simple_multimodal.media.video import VIDEO_BACKENDS, Video, get_video_backend, open_video
 
 __all__ = [
     "SAMPLING_STRATEGIES",
@@ -14,10 +14,12 @@ __all__ = [
     "FrameIndex",
     "MediaError",
     "SamplingStrategy",
+    "Video",
     "VideoBackend",
     "get_video_backend",
     "has_audio",
     "index_video",
+    "open_video",
     "read_audio",
     "sample_positions",
     "with_index",

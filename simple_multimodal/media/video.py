@@ -1,7 +1,13 @@
-"""The video backends by name."""
+"""The video backends by name, and single files to look at."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
 
 from simple_multimodal.media.backend import REMEDY, VideoBackend
 from simple_multimodal.media.decord_backend import DecordBackend
+from simple_multimodal.media.index_cache import index_video, with_index
 from simple_multimodal.media.pyav_backend import PyAVBackend
 
 VIDEO_BACKENDS = ("pyav", "torchcodec", "decord")
@@ -48,3 +54,50 @@ def get_video_backend(name: str, *, is_like_decord: bool = False, decode_device:
     if name == "decord":
         return DecordBackend()
     raise ValueError(f"there is no video backend {name!r}; allowed are {', '.join(VIDEO_BACKENDS)}")
+
+
+class Video:
+    """
+    A video file whose frames are read exactly, by their numbers.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        video_backend (`str`, *optional*, defaults to `"pyav"`): What decodes it, see [`get_video_backend`].
+        index_dir (`str`, *optional*): Folder of stored frame indices; by default one in the user's cache folder.
+
+    Attributes:
+        index ([`FrameIndex`]): Its frames: `num_frames`, `seconds` of each, `height` and `width` in pixels.
+
+    Raises:
+        MediaError: The file cannot be read.
+
+    Example:
+
+    ```python
+    >>> video = open_video("clip.mp4")
+    >>> video.frames([0, 24, 48]).shape
+    (3, 3, 360, 640)
+    ```
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, video_backend: str = "pyav", index_dir: str | None = None
+    ) -> None:
+        self.path, self.index_dir = os.fspath(path), index_dir
+        self.index = index_video(self.path, index_dir=index_dir)
+        self._backend = get_video_backend(video_backend)
+
+    def __len__(self) -> int:
+        return self.index.num_frames
+
+    def frames(self, positions: Sequence[int]) -> np.ndarray:
+        """Return frames by their numbers from 0, `uint8` of shape `(num_positions, 3, height, width)`, RGB."""
+        frames = with_index(
+            self.path, lambda index: self._backend.frames(self.path, positions, index), index_dir=self.index_dir
+        )
+        return np.asarray(frames)
+
+
+def open_video(path: str | os.PathLike[str], **settings) -> Video:
+    """Open a video file; arguments are those of [`Video`]."""
+    return Video(path, **settings)

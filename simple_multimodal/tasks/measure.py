@@ -1,4 +1,4 @@
-"""Measure a trained model on the test split of a benchmark, under a named protocol, and write what came out."""
+"""Measure a trained model: on any rows, or on a split of a benchmark under a named protocol, with result files."""
 
 import json
 import os
@@ -9,16 +9,77 @@ from typing import Any
 
 from transformers.utils import logging
 
+from simple_multimodal.assembly import saved_config
 from simple_multimodal.data.bad_samples import as_json
-from simple_multimodal.evaluation.protocols import BENCHMARKS, check_overlap, get_protocol, protocol_name
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.evaluation.protocols import (
+    BENCHMARKS,
+    check_overlap,
+    get_protocol,
+    prepared_protocol,
+    protocol_name,
+)
 from simple_multimodal.evaluation.result_files import write_metrics, write_rows
 from simple_multimodal.inference.pipeline import Pipeline, from_main
 from simple_multimodal.missing import no_such_folder
+from simple_multimodal.models.base import TowerModel
 from simple_multimodal.prepare.manifests import prepare_benchmark
-from simple_multimodal.processing import AudioFeatureExtractor
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
+from simple_multimodal.tasks import Rows, task_of
 from simple_multimodal.tasks.base import PARTIAL_FOLDER, Evaluation, Measuring, Task
 
 logger = logging.get_logger(__name__)
+
+
+def evaluate(
+    model: str | os.PathLike[str] | TowerModel,
+    data: Rows,
+    *,
+    processor: MultimodalProcessor | None = None,
+    task: Task | None = None,
+    train_dataset: RowDataset | None = None,
+    roots: Any = None,
+    **settings,
+) -> Evaluation:
+    """
+    Measure a model on rows, every one of which counts once. Several processes of a launcher share the work.
+
+    Args:
+        model (`str` or [`TowerModel`]): folder or hub name of a trained model, or a model.
+        data: the path of a manifest or of a folder, a list of dictionaries, a pandas table, a `datasets.Dataset`, or a
+            [`RowDataset`].
+        processor ([`MultimodalProcessor`], *optional*): of a model that is no folder.
+        task ([`Task`], *optional*): by default that of the model, without options.
+        train_dataset ([`RowDataset`], *optional*): rows of training, for the baselines of question answering.
+        roots (*optional*): folders of the files, see [`RowDataset`].
+        settings: arguments of [`Pipeline`], such as `batch_size` and `drop_modalities`.
+
+    Returns:
+        [`Evaluation`]: `metrics`, their `intervals`, and the `counts` that they are over.
+
+    Example:
+
+    ```python
+    >>> evaluate("outputs/mine", "test.csv").metrics["text_to_video_R@1"]
+    0.42
+    ```
+    """
+    if isinstance(model, (str, os.PathLike)):
+        config = saved_config(model)
+        task = task or task_of(config.get("task"), (config.get("architectures") or [""])[0])()
+        pipeline: Pipeline = task.pipeline_class.from_pretrained(model, **settings)
+    else:
+        if processor is None:
+            raise ValueError("A model that is no folder needs its `processor`.")
+        task = task or task_of(model.config.task, type(model).__name__)()
+        pipeline = task.pipeline_class(model, processor, **settings)
+    if isinstance(data, RowDataset):
+        rows = data
+    else:
+        own: dict[str, Any] = {} if roots is None else {"roots": roots}
+        rows = task.open_rows(data, modalities=pipeline.processor.modalities, **own)
+    measuring = Measuring(benchmark=prepared_protocol(rows.manifest_file), train_set=train_dataset)
+    return task.evaluate(pipeline, rows, measuring)
 
 
 def measure_benchmark(

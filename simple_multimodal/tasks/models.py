@@ -49,8 +49,8 @@ def from_towers(
         task (`str` or [`Task`], *optional*, defaults to `"pretraining"`): what the model is for.
         train_dataset ([`RowDataset`], *optional*): rows to train on, for what the task finds out from them, such as
             the answers of question answering.
-        captions (`Callable`, *optional*): gives the texts that a tokenizer is trained on where the text tower has
-            none; by default those of `train_dataset`.
+        captions (`Callable`, *optional*): gives the texts that a tokenizer is trained on for a text tower with random
+            weights; by default those of `train_dataset`.
         is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not needs
             towers of one checkpoint with a common space.
         processor_settings (`Mapping`, *optional*): arguments of [`build_processor`].
@@ -84,6 +84,7 @@ def from_towers(
         pretrained={name: place for name, place in places.items() if not place.endswith(".json")},
         train_dataset=train_dataset,
         captions=captions if train_dataset is None else train_dataset.captions,
+        processor_names={} if text is None or text.endswith(".json") else {"tokenizer_name": text},
         is_trained=is_trained,
         processor_settings=processor_settings,
         cache_dir=cache_dir,

@@ -90,7 +90,7 @@ def test_it_loads_and_is_used(start, straight, monkeypatch):
         assert type(model) is regression.MultimodalForRegression and processor.modalities == ("audio", "video")
         values = dict(zip(start, start[1:], strict=False))
         roots = {"video": values["--video_root"], "audio": values["--audio_root"]}
-        rows = smm.RowDataset.from_manifest(values["--train_file"], roots=roots, modalities=("audio", "video"))
+        rows = smm.Dataset.from_manifest(values["--train_file"], roots=roots, modalities=("audio", "video"))
         found = regression.Estimator.from_pretrained(straight[0]).estimate_rows(list(rows.rows(files="named")))
         errors = [abs(found[row["id"]] - row["loudness"]) for row in rows]
         assert sum(errors) / 6 == pytest.approx(straight[1]["mean_absolute_error"])

@@ -1,0 +1,109 @@
+"""The blocks of docs/library.md do what they say, on small stand-ins."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simple_multimodal as smm
+from tests.media.media_files import write_media
+from tests.training.tiny_run import CAPTIONS, write_hub_folders
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SECTIONS = dict(re.findall(r"## (.*?)\n.*?```python\n(.*?)```", (REPOSITORY / "docs/library.md").read_text(), re.S))
+NAMES = {
+    "text": "microsoft/deberta-v3-base",
+    "audio": "facebook/vit-mae-base",
+    "video": "MCG-NJU/videomae-base",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the blocks run: clips, manifests, and checkpoints of the names that they use."""
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "my_clips").mkdir()
+    for row in range(len(CAPTIONS)):
+        write_media(folder / f"my_clips/{row:04}.mp4", num_frames=6 + row, audio_seconds=1.0)
+    lines = ["video,caption", *(f"my_clips/{row:04}.mp4,{caption}" for row, caption in enumerate(CAPTIONS))]
+    for name in ("train", "validation", "test"):
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    (folder / "hub").mkdir()
+    write_hub_folders(folder / "hub")
+    return folder
+
+
+def run(folder: Path, section: str) -> dict:
+    code = SECTIONS[section]
+    for tower, name in NAMES.items():
+        code = code.replace(f'"{name}"', repr(str(folder / f"hub/{tower}-base")))
+    code = re.sub(r'TrainingArguments\("([^"]+)"\)', r'TrainingArguments("\1", use_cpu=True, max_steps=1)', code)
+    values: dict = {"__name__": "library"}
+    previous = os.getcwd()
+    os.chdir(folder)
+    try:
+        exec(compile(code, section, "exec"), values)
+    finally:
+        os.chdir(previous)
+    return values
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> Path:
+    run(folder, "Train")
+    assert (folder / "outputs/mine/model.safetensors").exists()
+    return folder
+
+
+def test_evaluate(trained):
+    assert run(trained, "Evaluate")["evaluation"].counts["clips"] == len(CAPTIONS)
+
+
+def test_search(trained, capsys):
+    run(trained, "Search")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_own_data(trained):
+    assert run(trained, "Your own data")["evaluation"].counts["captions"] == 3
+
+
+def test_own_loss(trained):
+    trainer = run(trained, "Your own loss")["trainer"]
+    assert trainer.state.global_step == 1
+
+
+def test_answers(trained):
+    rows = [
+        {"video": f"my_clips/{row:04}.mp4", "question": "a cat?", "answer": "yes" if row else "no"} for row in range(3)
+    ]
+    previous = os.getcwd()
+    os.chdir(trained)
+    try:
+        questions = smm.Dataset(rows, text_column="question", typed_columns={"answer": "name"})
+        model, processor = smm.load("outputs/mine", task="question_answering", train_dataset=questions)
+        args = smm.TrainingArguments("outputs/questions", use_cpu=True, max_steps=1, save_strategy="no")
+        trainer = smm.Trainer(model, args, processor=processor, train_dataset=rows)
+        trainer.train()
+        trainer.save_model()
+    finally:
+        os.chdir(previous)
+    assert run(trained, "Answer questions")["answerer"].model.config.id2label == {0: "yes", 1: "no"}
+
+
+def test_frames_and_audio(folder):
+    values = run(folder, "Frames and audio")
+    assert values["frames"].shape[0] == 3 and len(values["waveform"]) > 0
+
+
+def test_every_public_name_is_there_and_nothing_is_imported_before_it_is_used():
+    assert all(getattr(smm, name) is not None for name in smm.__all__)
+    code = (
+        "import sys, simple_multimodal; assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = smm.nothing
