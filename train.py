@@ -25,7 +25,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     from simple_multimodal.assembly import check_inputs
     from simple_multimodal.models.distributed import leave_process_group
     from simple_multimodal.models.lora import prepare_trainable
-    from simple_multimodal.tasks import get_task, models
+    from simple_multimodal.tasks import models
+    from simple_multimodal.tasks.registry import get_task
     from simple_multimodal.tasks.retrieval.twins import PairSet
     from simple_multimodal.training import trainer as training
     from simple_multimodal.training.checkpoints import find_checkpoint

@@ -40,8 +40,8 @@ from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.prepare.toy.media import write_clip
-from simple_multimodal.tasks.retrieval import PreTraining, RetrievalOptions
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.task import PreTraining, RetrievalOptions
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 

@@ -27,7 +27,7 @@ from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.media import get_video_backend, index_video, sample_positions
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
-from simple_multimodal.tasks.retrieval import PreTraining
+from simple_multimodal.tasks.retrieval.task import PreTraining
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 

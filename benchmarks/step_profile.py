@@ -44,8 +44,8 @@ from transformers import TrainerCallback, set_seed
 from simple_multimodal import assembly
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.prepare.toy.media import write_clip
-from simple_multimodal.tasks.retrieval import PreTraining, RetrievalOptions
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
+from simple_multimodal.tasks.retrieval.task import PreTraining, RetrievalOptions
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.trainer import MultimodalTrainer
 

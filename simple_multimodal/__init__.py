@@ -11,7 +11,7 @@ _PLACES = {
     "AlproForRetrieval": "alpro",
     "AlproModel": "alpro",
     "Dataset": "data.rows:RowDataset",
-    "Evaluation": "tasks",
+    "Evaluation": "tasks.registry",
     "MultimodalCollator": "data.collator",
     "MultimodalConfig": "models",
     "MultimodalForPreTraining": "tasks.retrieval.modeling",
@@ -23,8 +23,8 @@ _PLACES = {
     "QuestionAnswerer": "tasks.question_answering.answerer",
     "RandomFrameDataset": "data.random_frames",
     "Retriever": "tasks.retrieval.retriever",
-    "Task": "tasks",
-    "TaskOptions": "tasks",
+    "Task": "tasks.registry",
+    "TaskOptions": "tasks.registry",
     "TowerFeatures": "inference.features",
     "Trainer": "training.trainer:MultimodalTrainer",
     "TrainingArguments": "training.arguments:MultimodalTrainingArguments",
@@ -33,7 +33,7 @@ _PLACES = {
     "load": "tasks.models",
     "open_video": "media",
     "read_audio": "media",
-    "register_task": "tasks",
+    "register_task": "tasks.registry",
 }
 """The module of each public name, and after a colon its name there; imported when the name is first used."""
 

@@ -169,8 +169,8 @@ def infer(
     from simple_multimodal.evaluation.protocols import get_protocol
     from simple_multimodal.inference.pipeline import from_main
     from simple_multimodal.models.distributed import leave_process_group
-    from simple_multimodal.tasks import get_task
     from simple_multimodal.tasks.measure import measure_benchmark, prepared_folder
+    from simple_multimodal.tasks.registry import get_task
 
     with only_writer(output_dir, "infer", is_launched=True):
         folder, videos, protocol = prepared_folder(data, output_dir, follow_links=follow_links)

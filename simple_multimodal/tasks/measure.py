@@ -25,8 +25,8 @@ from simple_multimodal.missing import no_such_folder
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.prepare.manifests import prepare_benchmark
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
-from simple_multimodal.tasks import Rows, task_of
 from simple_multimodal.tasks.base import PARTIAL_FOLDER, Evaluation, Measuring, Task
+from simple_multimodal.tasks.registry import Rows, task_of
 
 logger = logging.get_logger(__name__)
 

@@ -15,8 +15,8 @@ from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.processing import MultimodalProcessor
-from simple_multimodal.tasks import get_task, task_of
 from simple_multimodal.tasks.base import Task
+from simple_multimodal.tasks.registry import get_task, task_of
 
 logger = logging.get_logger("simple_multimodal")
 

@@ -37,7 +37,7 @@ from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
-from simple_multimodal.tasks import Evaluation, Measuring, Rows, Task, task_of
+from simple_multimodal.tasks.registry import Evaluation, Measuring, Rows, Task, task_of
 from simple_multimodal.training import sharding
 from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from simple_multimodal.alpro import AlproForQuestionAnswering
-from simple_multimodal.models import losses, modeling
+from simple_multimodal.models import losses, matching
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
@@ -21,7 +21,7 @@ from tests.models.tiny_towers import write_checkpoint
 def without_autocast(monkeypatch):
     """Tensors without values know no autocast, not even one that is off."""
     monkeypatch.setattr(losses, "similarities", lambda first, second: first @ second.T)
-    monkeypatch.setattr(modeling, "compute_dtype", lambda values: values.dtype)
+    monkeypatch.setattr(matching, "compute_dtype", lambda values: values.dtype)
 
 
 def step(model: nn.Module, batch: dict[str, torch.Tensor], device: str, **settings) -> None:

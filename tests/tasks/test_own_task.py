@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import simple_multimodal as smm
-from simple_multimodal.tasks import TASKS, Task, get_task, register_task
+from simple_multimodal.tasks.registry import TASKS, Task, get_task, register_task
 from tests.training.tiny_run import flags, write_clips, write_configs
 
 SCRIPT = Path(__file__).parent / "own/train_regression.py"

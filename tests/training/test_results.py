@@ -16,7 +16,7 @@ from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
-from simple_multimodal.tasks.retrieval import Retrieval
+from simple_multimodal.tasks.retrieval.task import Retrieval
 from simple_multimodal.training.results import count_rows, say_where
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
@@ -138,9 +138,8 @@ def preview_of(row: dict, folder: Path, **settings):
     manifest.write_text(json.dumps(row))
     processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor(num_frames=8, size=32))
     preview = ClipPreview(MultimodalCollator(processor, **settings))
-    sample = RowDataset.from_manifest(
-        manifest, video_root=folder / "video", audio_root=folder / "audio", modalities=()
-    )[0]
+    roots = {"video": folder / "video", "audio": folder / "audio"}
+    sample = RowDataset.from_manifest(manifest, roots=roots, modalities=())[0]
     return preview.frames(sample), preview.audio(sample)
 
 

@@ -13,7 +13,7 @@ from simple_multimodal.models.losses import masked_mean
 from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
 from simple_multimodal.models.outputs import MultimodalOutput
 from simple_multimodal.models.pairs import Encoded
-from simple_multimodal.tasks import Evaluation, Measuring, Task, register_task
+from simple_multimodal.tasks.registry import Evaluation, Measuring, Task, register_task
 
 
 class MultimodalForRegression(MultimodalPreTrainedModel):

@@ -1,0 +1,60 @@
+"""The tasks: a folder for each with its model, its metrics and what uses it, and one line here."""
+
+import difflib
+
+from simple_multimodal.tasks.base import Evaluation, Measuring, Rows, Task, TaskOptions
+from simple_multimodal.tasks.question_answering.task import QuestionAnswering
+from simple_multimodal.tasks.retrieval.task import PreTraining, Retrieval
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (PreTraining, Retrieval, QuestionAnswering)}
+
+
+def register_task(task: type[Task]) -> type[Task]:
+    """
+    Add a task of your own; usable as a decorator.
+
+    Args:
+        task (`type[Task]`): with a name that no other task has.
+
+    Raises:
+        ValueError: If there is another task of that name.
+    """
+    if TASKS.setdefault(task.name, task) is not task:
+        raise ValueError(f"There is a task {task.name!r} already: {TASKS[task.name].__name__}. Choose another name.")
+    return task
+
+
+def get_task(name: str) -> type[Task]:
+    """
+    The task of a name.
+
+    Raises:
+        ValueError: If there is none; the message names the nearest.
+    """
+    if name not in TASKS:
+        nearest = difflib.get_close_matches(name, TASKS, 1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"There is no task {name!r}; there is {', '.join(TASKS)}.{hint}")
+    return TASKS[name]
+
+
+def task_of(name: str | None, model_class: str) -> type[Task]:
+    """
+    The task that a model was trained for.
+
+    Args:
+        name (`str`, *optional*): the `task` of its configuration, which older ones lack.
+        model_class (`str`): name of its class.
+
+    Raises:
+        ValueError: If no task has such a model.
+    """
+    if name is not None:
+        return get_task(name)
+    for task in TASKS.values():
+        if model_class in [kind.__name__ for kind in task.model_classes.values()]:
+            return task
+    raise ValueError(f"{model_class} is a model of none of the tasks {', '.join(TASKS)}.")
+
+
+__all__ = ["TASKS", "Evaluation", "Measuring", "Rows", "Task", "TaskOptions", "get_task", "register_task", "task_of"]

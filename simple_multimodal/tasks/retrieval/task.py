@@ -1,0 +1,155 @@
+"""Contrast and matching of texts and clips, alone or beside the masked objectives of pre-training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers.utils import logging
+
+from simple_multimodal.alpro import AlproForRetrieval
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.targets import Targets
+from simple_multimodal.evaluation.report import Example
+from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.modalities import Modality
+from simple_multimodal.models.base import TowerModel
+from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
+from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
+from simple_multimodal.tasks.retrieval.examples import retrieval_examples
+from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
+from simple_multimodal.tasks.retrieval.retriever import Retriever
+from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
+from simple_multimodal.tasks.retrieval.twins import PairSet, evaluate_pairs
+
+logger = logging.get_logger(__name__)
+
+RERANK_TOP_K = 32
+"""Candidates of each query that the matching head re-ranks where no protocol says another number."""
+
+SEARCH = """\
+from simple_multimodal import Retriever
+
+retriever = Retriever.from_pretrained({model})
+for match in retriever.search("a dog barks at a red ball", "my_clips/", top_k=3):
+    print(match.id, match.score)"""
+
+PROTOCOL = "every caption a query, one candidate per clip, cosine of text and audio-video embeddings"
+
+
+@dataclass(frozen=True)
+class RetrievalOptions(TaskOptions):
+    """
+    Args:
+        matching_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
+            none. By default what the protocol of the rows says, else 32; for a model whose training found matching
+            no better than the cosine, none.
+        mlm_probability (`float`, *optional*, defaults to 0.3): share of a caption's tokens to predict.
+        audio_mask_ratio (`float`, *optional*, defaults to 0.3): share of a window's audio patches to mask.
+        video_mask_ratio (`float`, *optional*, defaults to 0.8): share of a clip's video tubes to mask.
+        vt_match_ratio (`float`, *optional*, defaults to 0.5): share of rows that keep their pair for matching.
+        measure_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
+        dsl (`bool`): rank by dual softmax, over all queries.
+        pair_files (`list[PairSet]`): pairs of rows that differ in one thing.
+    """
+
+    matching_top_k: int | Literal["all"] | None = None
+    mlm_probability: float = 0.3
+    audio_mask_ratio: float = 0.3
+    video_mask_ratio: float = 0.8
+    vt_match_ratio: float = 0.5
+    measure_rerank: bool = False
+    dsl: bool = False
+    pair_files: list[PairSet] = field(default_factory=list)
+
+
+class Retrieval(Task):
+    """Find clips by text and texts by clip, by contrastive embeddings and a matching head."""
+
+    name = "retrieval"
+    summary = "contrastive and matching objectives only"
+    model_classes = {"simple_multimodal": MultimodalForRetrieval, "alpro": AlproForRetrieval}
+    options_class = RetrievalOptions
+    pipeline_class = Retriever
+
+    def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets:
+        """Masks and draws of the objectives that the model has."""
+        weights, options, settings = model.loss_weights, self.options, dict[str, Any]()
+        if "mlm" in weights:
+            settings["mlm_probability"] = options.mlm_probability
+        if "mam" in weights:
+            settings["audio_mask_ratio"] = options.audio_mask_ratio
+            settings["audio_patches_per_window"] = model.towers["audio"].num_patches
+        if "mvm" in weights:
+            settings["video_mask_ratio"] = options.video_mask_ratio
+            settings["video_patch_grid"] = model.towers["video"].patch_grid
+        if "matching" in weights:
+            settings["vt_match_ratio"] = options.vt_match_ratio
+        return PretrainingTargets(processor, **settings)
+
+    def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
+        """How many candidates were re-ranked, and whether by dual softmax."""
+        assert isinstance(pipeline, Retriever)
+        rerank_top_k = self._rerank_top_k(pipeline, measuring) or None
+        return {"rerank_top_k": rerank_top_k, "uses_dual_softmax": self.options.dsl}
+
+    def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
+        """See [`evaluate_retrieval`]; pairs are measured in a final evaluation."""
+        assert isinstance(pipeline, Retriever)
+        saved = None if measuring.output_dir is None else measuring.output_dir / "clips.safetensors"
+        evaluation = evaluate_retrieval(
+            pipeline,
+            dataset,
+            protocol=measuring.protocol or PROTOCOL,
+            rerank_top_k=self._rerank_top_k(pipeline, measuring),
+            with_losses=measuring.with_losses,
+            compares_rerank=self.options.measure_rerank,
+            uses_dual_softmax=self.options.dsl,
+            is_alpro=measuring.is_alpro,
+            num_results=None if measuring.benchmark is None else measuring.benchmark.rerank_top_k,
+            saved=saved,
+            partial=measuring.partial,
+        )
+        for pair_set in self.options.pair_files if measuring.is_final else ():
+            evaluate_pairs(pipeline, evaluation, pair_set)
+        return evaluation
+
+    def examples(self, evaluation: Evaluation, collator: MultimodalCollator) -> list[Example]:
+        """See [`retrieval_examples`]."""
+        return [] if evaluation.details is None else retrieval_examples(evaluation.details, collator)
+
+    def usage(self, modalities: Sequence[Modality]) -> str | None:
+        """A search; without text there is nothing to search by."""
+        return SEARCH if "text" in modalities else None
+
+    def next_command(self, modalities: Sequence[Modality]) -> str:
+        """A search, or without text the embeddings."""
+        if "text" not in modalities:
+            return "simple-multimodal encode {model} my_clips/"
+        return "simple-multimodal search {model} 'a dog barks at a red ball' my_clips/"
+
+    def _rerank_top_k(self, retriever: Retriever, measuring: Measuring) -> int | None:
+        """How many candidates are re-ranked; `None`: all."""
+        asked = self.options.matching_top_k
+        if asked == "all" or (asked is None and measuring.is_alpro):
+            return None
+        if asked is None:
+            asked = RERANK_TOP_K if measuring.benchmark is None else measuring.benchmark.rerank_top_k
+            if not measuring.with_losses and not retriever.reranks:
+                logger.warning(
+                    "Ranked by cosine: the model was not saved with a matching head that proved better on the "
+                    "validation split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every "
+                    "one."
+                )
+                return 0
+        has_head = "matching" in retriever.model.loss_weights
+        return asked if has_head or not measuring.with_losses else 0
+
+
+class PreTraining(Retrieval):
+    """All objectives, masked ones included; measured as retrieval is."""
+
+    name = "pretraining"
+    summary = "all objectives"
+    model_classes = {"simple_multimodal": MultimodalForPreTraining}
