@@ -98,11 +98,18 @@ class Retrieval(Task):
         """See [`evaluate_retrieval`]; pairs are measured in a final evaluation."""
         assert isinstance(pipeline, Retriever)
         saved = None if measuring.output_dir is None else measuring.output_dir / "clips.safetensors"
+        rerank_top_k = self._rerank_top_k(pipeline, measuring)
+        is_default = self.options.matching_top_k is None and not measuring.with_losses
+        if rerank_top_k == 0 and is_default and pipeline.state.is_main_process:
+            logger.warning(
+                "Ranked by cosine: the model was not saved with a matching head that proved better on the validation "
+                "split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every one."
+            )
         evaluation = evaluate_retrieval(
             pipeline,
             dataset,
             protocol=measuring.protocol or PROTOCOL,
-            rerank_top_k=self._rerank_top_k(pipeline, measuring),
+            rerank_top_k=rerank_top_k,
             with_losses=measuring.with_losses,
             compares_rerank=self.options.measure_rerank,
             uses_dual_softmax=self.options.dsl,
@@ -137,11 +144,6 @@ class Retrieval(Task):
         if asked is None:
             asked = RERANK_TOP_K if measuring.benchmark is None else measuring.benchmark.rerank_top_k
             if not measuring.with_losses and not retriever.reranks:
-                logger.warning(
-                    "Ranked by cosine: the model was not saved with a matching head that proved better on the "
-                    "validation split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every "
-                    "one."
-                )
                 return 0
         has_head = "matching" in retriever.model.loss_weights
         return asked if has_head or not measuring.with_losses else 0
