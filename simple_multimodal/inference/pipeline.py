@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -39,6 +39,7 @@ from simple_multimodal.evaluation.precision import (
     precision_mismatch,
 )
 from simple_multimodal.evaluation.scores import Processes
+from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows, encode_batch, pack, sum_by_name, unpack
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.missing import explain
@@ -50,7 +51,6 @@ from simple_multimodal.models.pairs import (
     CLIP_TOKENS_PER_BATCH,
     PAIRS_PER_BATCH,
     Encoded,
-    encode_clips,
     encode_texts,
     score_pairs,
 )
@@ -82,42 +82,6 @@ def open_manifest(clips: Clips) -> Clips:
     if isinstance(clips, (str, os.PathLike)) and is_table(clips):
         return RowDataset.from_manifest(os.fspath(clips), modalities=())
     return clips
-
-
-class EncodedBatch(NamedTuple):
-    """What is kept of a batch that ran through a model, on the CPU.
-
-    Args:
-        clips (`list[Encoded]`): one for each row.
-        values (`dict[str, torch.Tensor]`): further tensors by name, whose first axis is that of the rows.
-        sums (`dict[str, torch.Tensor]`): `(sum, count)` of losses and metrics over the rows, float64 of shape `(2,)`.
-    """
-
-    clips: list[Encoded]
-    values: dict[str, torch.Tensor] = {}
-    sums: dict[str, torch.Tensor] = {}
-
-
-class EncodedRows(NamedTuple):
-    """Rows after the towers.
-
-    Args:
-        rows (`list[Row]`): those that could be read, in their order.
-        clips (`list[Encoded]`): one for each of them.
-        bad_samples (`list[BadSample]`): the others.
-        values, sums (`dict[str, torch.Tensor]`): of [`EncodedBatch`], for the rows that could be read.
-    """
-
-    rows: list[Row]
-    clips: list[Encoded]
-    bad_samples: list[BadSample]
-    values: dict[str, torch.Tensor] = {}
-    sums: dict[str, torch.Tensor] = {}
-
-
-def encode_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> EncodedBatch:
-    """The clips of a batch after their towers, and nothing else."""
-    return EncodedBatch(encode_clips(model, batch))
 
 
 def from_main(make: Callable[[], Any]) -> Any:
@@ -361,7 +325,7 @@ class Pipeline:
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
         parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
-        own = {number: _unpack(tensors) for number, tensors in parts.finished.items()}
+        own = {number: unpack(tensors) for number, tensors in parts.finished.items()}
         bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]
         loader: DataLoader = DataLoader(
@@ -389,7 +353,7 @@ class Pipeline:
                 ]
                 values = {name: value[torch.tensor(is_read)] for name, value in encoded.values.items()}
                 own[number] = EncodedBatch(clips, values, encoded.sums), bad
-                parts.add(number, _pack(*own[number]))
+                parts.add(number, pack(*own[number]))
                 bar.update(len(is_read))
                 self.on_batch(len(missing))
         parts.flush()
@@ -534,40 +498,6 @@ def _size_and_time(path: str) -> tuple[int, int] | tuple[None, None]:
     except OSError:
         return None, None
     return status.st_size, status.st_mtime_ns
-
-
-def sum_by_name(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Sums of the tensors of each name; a name need not be in all of the parts."""
-    totals: dict[str, torch.Tensor] = {}
-    for part in parts:
-        for name, value in part.items():
-            totals[name] = totals[name] + value if name in totals else value
-    return totals
-
-
-def _pack(encoded: EncodedBatch, bad_samples: Sequence[BadSample]) -> dict[str, torch.Tensor]:
-    """An encoded batch and the rows that could not be read as tensors by name."""
-    packed = {"bad_samples": torch.tensor(list(json.dumps(bad_samples).encode()), dtype=torch.uint8)}
-    packed |= {f"values.{name}": value for name, value in encoded.values.items()}
-    packed |= {f"sums.{name}": value for name, value in encoded.sums.items()}
-    for number, clip in enumerate(encoded.clips):
-        packed |= {f"{number}.{modality}": tokens for modality, tokens in clip.tokens.items()}
-        if clip.embed is not None:
-            packed[f"{number}.embed"] = clip.embed.clone()
-    return packed
-
-
-def _unpack(tensors: dict[str, torch.Tensor]) -> tuple[EncodedBatch, list[BadSample]]:
-    """What [`_pack`] was given."""
-    bad_samples = [BadSample(*sample) for sample in json.loads(bytes(tensors.pop("bad_samples").tolist()))]
-    parts: dict[str, dict[str, torch.Tensor]] = {"values": {}, "sums": {}}
-    for name, tensor in tensors.items():
-        part, _, entry = name.partition(".")
-        parts.setdefault(part, {})[entry] = tensor
-    values, sums = parts.pop("values"), parts.pop("sums")
-    rows = [parts[str(number)] for number in range(len(parts))]
-    clips = [Encoded(row.pop("embed", None), row) for row in rows]  # type: ignore[arg-type]
-    return EncodedBatch(clips, values, sums), bad_samples
 
 
 def cosine(texts: Sequence[Encoded], embeds: torch.Tensor) -> torch.Tensor:

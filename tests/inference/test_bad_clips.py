@@ -12,7 +12,7 @@ from simple_multimodal.cli import main
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.retrieval import dual_softmax
-from simple_multimodal.inference import partial, pipeline
+from simple_multimodal.inference import encoded, partial, pipeline
 from simple_multimodal.inference.pipeline import cosine
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pyav_backend import PyAVBackend
@@ -225,7 +225,7 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
     """What was found to be bad before counts on for `--max_bad_fraction`, too."""
     monkeypatch.setattr(partial, "SECONDS_BETWEEN_FILES", 0)
     assert infer(models, spoiled_data, tmp_path / "whole", task) == 0
-    plain, calls = pipeline.encode_clips, []
+    plain, calls = encoded.encode_clips, []
 
     def interrupted(*args):
         if len(calls) == 3:
@@ -234,7 +234,7 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
         return plain(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "encode_clips", interrupted)
+        patch.setattr(encoded, "encode_clips", interrupted)
         assert infer(models, spoiled_data, tmp_path / "out", task) == 130
         assert not (tmp_path / "out/metrics.json").exists()
         capfd.readouterr()

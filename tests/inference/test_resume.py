@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from simple_multimodal.cli import main
-from simple_multimodal.inference import partial, pipeline
+from simple_multimodal.inference import encoded, partial, pipeline
 from simple_multimodal.inference.partial import Partial
 from simple_multimodal.tasks import measure
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
@@ -38,7 +38,7 @@ class Work:
     def __init__(self, monkeypatch):
         self.counts = {"clips": 0, "pairs": 0}
         self.ends_at: tuple[str, int] | None = None
-        self._watch(monkeypatch, pipeline, "encode_clips", "clips")
+        self._watch(monkeypatch, encoded, "encode_clips", "clips")
         self._watch(monkeypatch, MultimodalForPreTraining, "matching_logits", "pairs")
         self._watch(monkeypatch, MultimodalForQuestionAnswering, "answer_logits", "pairs")
 

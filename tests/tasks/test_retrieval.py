@@ -9,7 +9,7 @@ import torch
 
 from simple_multimodal.evaluation.ranking import text_video_ranks
 from simple_multimodal.evaluation.scores import ALONE
-from simple_multimodal.inference.pipeline import EncodedRows, sum_by_name
+from simple_multimodal.inference.encoded import EncodedRows, sum_by_name
 from simple_multimodal.models.pairs import Encoded, score_pairs
 from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.retrieval import evaluate

@@ -25,7 +25,7 @@ from simple_multimodal.evaluation.retrieval import (
     text_video_retrieval,
 )
 from simple_multimodal.evaluation.scores import CosineScores, MatrixScores, Scores
-from simple_multimodal.inference.pipeline import EncodedBatch, EncodedRows
+from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MASKED_OBJECTIVES

@@ -8,7 +8,8 @@ from torch import nn
 
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
-from simple_multimodal.inference.pipeline import EncodedBatch, Pipeline
+from simple_multimodal.inference.encoded import EncodedBatch
+from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.models.losses import masked_mean
 from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
 from simple_multimodal.models.outputs import MultimodalOutput

@@ -1,0 +1,82 @@
+"""What is kept of rows and batches that ran through a model, on the CPU and in files."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.rows import Row
+from simple_multimodal.models.pairs import Encoded, encode_clips
+
+
+class EncodedBatch(NamedTuple):
+    """What is kept of a batch that ran through a model, on the CPU.
+
+    Args:
+        clips (`list[Encoded]`): one for each row.
+        values (`dict[str, torch.Tensor]`): further tensors by name, whose first axis is that of the rows.
+        sums (`dict[str, torch.Tensor]`): `(sum, count)` of losses and metrics over the rows, float64 of shape `(2,)`.
+    """
+
+    clips: list[Encoded]
+    values: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
+
+
+class EncodedRows(NamedTuple):
+    """Rows after the towers.
+
+    Args:
+        rows (`list[Row]`): those that could be read, in their order.
+        clips (`list[Encoded]`): one for each of them.
+        bad_samples (`list[BadSample]`): the others.
+        values, sums (`dict[str, torch.Tensor]`): of [`EncodedBatch`], for the rows that could be read.
+    """
+
+    rows: list[Row]
+    clips: list[Encoded]
+    bad_samples: list[BadSample]
+    values: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
+
+
+def encode_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> EncodedBatch:
+    """The clips of a batch after their towers, and nothing else."""
+    return EncodedBatch(encode_clips(model, batch))
+
+
+def sum_by_name(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Sums of the tensors of each name; a name need not be in all of the parts."""
+    totals: dict[str, torch.Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def pack(encoded: EncodedBatch, bad_samples: Sequence[BadSample]) -> dict[str, torch.Tensor]:
+    """An encoded batch and the rows that could not be read as tensors by name."""
+    packed = {"bad_samples": torch.tensor(list(json.dumps(bad_samples).encode()), dtype=torch.uint8)}
+    packed |= {f"values.{name}": value for name, value in encoded.values.items()}
+    packed |= {f"sums.{name}": value for name, value in encoded.sums.items()}
+    for number, clip in enumerate(encoded.clips):
+        packed |= {f"{number}.{modality}": tokens for modality, tokens in clip.tokens.items()}
+        if clip.embed is not None:
+            packed[f"{number}.embed"] = clip.embed.clone()
+    return packed
+
+
+def unpack(tensors: dict[str, torch.Tensor]) -> tuple[EncodedBatch, list[BadSample]]:
+    """What [`pack`] was given."""
+    bad_samples = [BadSample(*sample) for sample in json.loads(bytes(tensors.pop("bad_samples").tolist()))]
+    parts: dict[str, dict[str, torch.Tensor]] = {"values": {}, "sums": {}}
+    for name, tensor in tensors.items():
+        part, _, entry = name.partition(".")
+        parts.setdefault(part, {})[entry] = tensor
+    values, sums = parts.pop("values"), parts.pop("sums")
+    rows = [parts[str(number)] for number in range(len(parts))]
+    clips = [Encoded(row.pop("embed", None), row) for row in rows]  # type: ignore[arg-type]
+    return EncodedBatch(clips, values, sums), bad_samples
