@@ -155,7 +155,10 @@ class Pipeline:
         self.state = process_state()
         check_precision(precision, self.state.device.type)
         self.precision: Precision = precision
-        self.model = model.to(self.state.device).eval()
+        device = torch.empty(0, device=self.state.device).device  # accelerate's "cpu:0" is torch's "cpu"
+        if model.device != device:  # `to` would shard a model again that is whole for as long as it is evaluated
+            model.to(device)
+        self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
         self.num_workers = num_workers
