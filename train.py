@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
 # Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -30,8 +31,8 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     from simple_multimodal.tasks.retrieval.twins import PairSet
     from simple_multimodal.training import trainer as training
     from simple_multimodal.training.checkpoints import find_checkpoint
-    from simple_multimodal.training.results import write_results
-    from simple_multimodal.training.run_record import make_run_record, selection_split
+    from simple_multimodal.training.results import write_evaluation, write_results
+    from simple_multimodal.training.run_record import check_test_set, make_run_record, selection_split
 
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
 
@@ -46,6 +47,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     )
     train_set = rows(data_args.train_path, max_samples=data_args.max_train_samples) if args.do_train else None
     eval_set = rows(data_args.validation_path, max_samples=data_args.max_eval_samples) if args.evaluates else None
+    test_set = rows(data_args.test_path, max_samples=data_args.max_predict_samples) if args.do_predict else None
     pair_paths = data_args.pair_paths if args.do_eval else []
     pair_sets = [PairSet.from_file(pairs, swapped and rows(swapped)) for pairs, swapped in pair_paths]
     task = task_class.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_files=pair_sets)
@@ -54,7 +56,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     record = make_run_record(
         {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
         command=sys.argv,
-        data={"training": train_set, "evaluation": eval_set},
+        data={"training": train_set, "evaluation": eval_set, "test": test_set},
         selection_split=selection_split(
             eval_set, selects=args.selects, on_test=data_args.select_on_test, source=model_args.model_name_or_path
         ),
@@ -66,9 +68,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
             args.output_dir, record, overwrite=args.overwrite_output_dir, resume_from=args.resume_from_checkpoint
         )
     source = checkpoint or model_args.model_name_or_path
+    if test_set is not None:
+        check_test_set(test_set, train_set, source)
 
     # Model and processor: saved ones, or new ones out of pretrained towers and configs.
-    make = partial(models.build, **model_args.building_settings, captions=(train_set or eval_set).captions)
+    make = partial(models.build, **model_args.building_settings, captions=(train_set or eval_set or test_set).captions)
     if source is not None:
         make = partial(models.load, source, **model_args.loading_settings)
     settings = data_args.processor_settings
@@ -104,6 +108,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
         write_results(trainer)
+    if args.do_predict:
+        tested = trainer.evaluate(test_set, metric_key_prefix="test")
+        trainer.save_metrics("test", tested)
+        write_evaluation(trainer, Path(args.output_dir, "test_evaluation.json"))
+        metrics |= tested
     leave_process_group()
     return metrics
 

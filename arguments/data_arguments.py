@@ -18,6 +18,7 @@ class DataArguments:
 
     train_file: str = flag("train.csv", DATA, "Manifest of the training samples: CSV, TSV or JSONL.")
     validation_file: str = flag("validation.csv", DATA, "Manifest of the evaluation samples: CSV, TSV or JSONL.")
+    test_file: str = flag("test.csv", DATA, "Manifest of the test samples of --do_predict: CSV, TSV or JSONL.")
     data_root: str | None = flag(None, DATA, "Folder of the manifests, and of the three roots below if relative.")
     video_root: str | None = flag(None, DATA, "Folder that the manifest's `video` paths are relative to.")
     audio_root: str | None = flag(None, DATA, "Folder that the manifest's `audio` paths are relative to.")
@@ -27,6 +28,7 @@ class DataArguments:
     )
     max_train_samples: int | None = flag(None, DATA, "Read only the first N training rows. Default: all.", at_least=1)
     max_eval_samples: int | None = flag(None, DATA, "Read only the first N evaluation rows. Default: all.", at_least=1)
+    max_predict_samples: int | None = flag(None, DATA, "Read only the first N test rows. Default: all.", at_least=1)
     features: str | None = flag(
         None,
         DATA,
@@ -144,6 +146,11 @@ class DataArguments:
     def validation_path(self) -> Path:
         """The evaluation manifest, likewise."""
         return self._manifest_path(self.validation_file)
+
+    @property
+    def test_path(self) -> Path:
+        """The test manifest, likewise."""
+        return self._manifest_path(self.test_file)
 
     @property
     def pair_paths(self) -> list[tuple[Path, Path | None]]:

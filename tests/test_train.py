@@ -242,6 +242,28 @@ def test_evaluation_alone_gives_the_numbers_of_the_run(start, clips, tmp_path):
     }  # fmt: skip
 
 
+def test_a_test_set_is_measured_at_the_very_end(start, clips, tmp_path):
+    """Of the weights that the run ends with; its numbers stand beside those of the evaluation, and change nothing."""
+    test_file = clips / "test.csv"
+    test_file.write_text("".join((clips / "validation.csv").read_text().splitlines(keepends=True)[:4]))
+    settings = flags(output_dir=tmp_path / "out", max_steps=2, save_steps=1)
+    plain = tiny_run.run(*start, *settings)
+    predicts = flags("--do_predict", test_file=test_file)
+    # The run is complete: that a test set was added does not make another run of it.
+    both = tiny_run.run(*start, *settings, *predicts, "--do_train", "--do_eval")
+    assert both["eval_loss"] == plain["eval_loss"] and both["test_loss"] != both["eval_loss"]
+    assert (both["eval_text_to_video_num_queries"], both["test_text_to_video_num_queries"]) == (7, 3)
+    folder = tmp_path / "alone"
+    alone = tiny_run.run(*start, *predicts, *flags(model_name_or_path=tmp_path / "out", output_dir=folder))
+    assert alone["test_loss"] == both["test_loss"] and "eval_loss" not in alone and "train_loss" not in alone
+    assert {path.name for path in folder.iterdir()} == {
+        "test_results.json", "all_results.json", "test_evaluation.json"
+    }  # fmt: skip
+    few = tiny_run.run(*start, *predicts, *flags(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "few"),
+                       *flags(max_predict_samples=2))  # fmt: skip
+    assert few["test_loss"] != alone["test_loss"]
+
+
 def test_retrieval_alone_has_no_decoders(start, tmp_path):
     metrics = tiny_run.run(*start, *flags(task="retrieval", output_dir=tmp_path, max_steps=1))
     assert "eval_matching_loss" in metrics and "eval_mlm_loss" not in metrics
@@ -361,7 +383,7 @@ def test_odd_but_good_rows(start, clips, tmp_path):
     ("values", "message"),
     [
         ({"train_file": "missing.csv"}, "missing.csv: no such manifest file"),
-        ({"train_file": "."}, "unknown manifest format"),
+        ({"train_file": "."}, "is a folder, and its files have no captions"),
         ({"num_frames": 3}, "3"),
         ({"video_size": 30}, "30"),
         ({"num_audio_frames": 70}, "70"),

@@ -157,11 +157,12 @@ class RowDataset:
         return cls(table, **settings)
 
     @classmethod
-    def from_files(cls, paths: Folder | Sequence[Folder], *, recursive: bool = False) -> Self:
-        """Make a row, without text, of each of several media files or of those of a folder; see [`media_records`]."""
+    def from_files(cls, paths: Folder | Sequence[Folder], *, recursive: bool = False, **settings: Any) -> Self:
+        """Make a row, without text, of each of several media files or of those of a folder; see [`media_records`].
+        Further `settings` are those of the class."""
         records = enumerate(media_records(paths, recursive=recursive))
         numbered = [{"place": number, **record} for number, record in records]
-        return cls(_table_of("files", pa.Table.from_pylist(numbered, SCHEMA), ("video", "audio")))
+        return cls(_table_of("files", pa.Table.from_pylist(numbered, SCHEMA), ("video", "audio")), **settings)
 
     @classmethod
     def from_dataset(

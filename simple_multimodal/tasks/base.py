@@ -1,6 +1,7 @@
 """What a task is: the models that do it, the rows that they learn from, and how they are measured."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import Protocol
 from simple_multimodal.evaluation.report import Example
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -173,11 +174,21 @@ class Task:
         if isinstance(rows, RowDataset):
             return rows
         settings = {**cls.row_settings, **settings}
-        if isinstance(rows, (str, os.PathLike)):
-            opens = RowDataset.from_files if os.path.isdir(rows) else RowDataset.from_manifest
-            dataset = opens(rows, **settings)  # type: ignore[operator]
+        cache_dir = settings.pop("cache_dir", None)
+        pandas = sys.modules.get("pandas")  # it is loaded if the rows are a table of it
+        if isinstance(rows, (str, os.PathLike)) and os.path.isdir(rows):
+            if "text" in settings.get("modalities", MODALITIES):
+                raise ValueError(
+                    f"{rows}: is a folder, and its files have no captions. Give a manifest (CSV, TSV or JSONL), or "
+                    "--modalities without text."
+                )
+            dataset = RowDataset.from_files(rows, **settings)
+        elif isinstance(rows, (str, os.PathLike)):
+            dataset = RowDataset.from_manifest(rows, cache_dir=cache_dir, **settings)
         elif isinstance(rows, datasets.Dataset):
-            dataset = RowDataset.from_dataset(rows, **settings)
+            dataset = RowDataset.from_dataset(rows, cache_dir=cache_dir, **settings)
+        elif pandas is not None and isinstance(rows, pandas.DataFrame):
+            dataset = RowDataset.from_dataframe(rows, **settings)
         else:
             dataset = RowDataset(rows, **settings)
         dataset.check_links()

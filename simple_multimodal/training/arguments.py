@@ -25,7 +25,7 @@ LIMIT: dict[str, Any] = {"at_least": 0, "remedy": "give a number above 0, or 0 f
 WITHOUT_EFFECT = (
     *("label_smoothing_factor", "average_tokens_across_devices", "neftune_noise_alpha", "use_cache", "label_names"),
     *("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
-    *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "do_predict"),
+    *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
     "length_column_name",
 )
 """Arguments of `transformers` for what is computed in another way here, or not at all."""
@@ -43,7 +43,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     Arguments of [`MultimodalTrainer`].
 
     > NOTE These parameters have default values different from [`~transformers.TrainingArguments`]:
-    > - `do_train`, `do_eval`: both happen unless one of them is named.
+    > - `do_train`, `do_eval`: both happen unless one of them, or `do_predict`, is named.
     > - `remove_unused_columns`: `False`; rows are paths, and the collator needs all of them.
     > - `dataloader_num_workers`: half of this process's share of the cores, one to eight.
     > - `dataloader_persistent_workers`: `True` where there are workers.
@@ -52,8 +52,11 @@ class MultimodalTrainingArguments(TrainingArguments):
     > - `accelerator_config`: with `non_blocking` where batches are pinned; else each waits for the step before it.
     """
 
-    do_train: bool | None = flag(None, TRAINING, "Train. Default: yes, unless only --do_eval is given.")
-    do_eval: bool | None = flag(None, TRAINING, "Evaluate at the end. Default: yes, unless only --do_train is given.")
+    do_train: bool | None = flag(None, TRAINING, "Train. Default: yes, unless only others of the three are given.")
+    do_eval: bool | None = flag(
+        None, TRAINING, "Evaluate at the end. Default: yes, unless only others of the three are given."
+    )
+    do_predict: bool = flag(False, TRAINING, "Measure the model on --test_file at the very end. Default: no.")
     remove_unused_columns: bool = flag(False, TRAINER, "Must stay False: the collator reads every column of a row.")
     logging_nan_inf_filter: bool = flag(
         False, TRAINER, "Log the average loss in place of one that is NaN or infinite."
@@ -146,8 +149,8 @@ class MultimodalTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         asked = (self.do_train, self.do_eval)
-        train = asked[0] if asked[0] is not None else asked[1] is not True
-        evaluate = asked[1] if asked[1] is not None else asked[0] is not True
+        train = asked[0] if asked[0] is not None else not (asked[1] or self.do_predict)
+        evaluate = asked[1] if asked[1] is not None else not (asked[0] or self.do_predict)
         self.do_train, self.do_eval = train, evaluate
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0

@@ -14,6 +14,7 @@ from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.report import write_report
 from simple_multimodal.evaluation.result_files import write_metrics
 from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.tasks.base import Evaluation
 
 CARD_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
@@ -34,24 +35,9 @@ def write_results(trainer: Any) -> None:
     if not trainer.is_world_process_zero() or evaluation is None:
         return
     folder = Path(trainer.args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    shared: dict[str, Any] = {
-        "metrics": evaluation.metrics,
-        "protocol": evaluation.protocol,
-        "counts": evaluation.counts,
-        "intervals": evaluation.intervals,
-        "headline": evaluation.primary_metric,
-    }
     examples = trainer.task.examples(evaluation, trainer.eval_collator)
     run = trainer.run_record or {}
-    write_metrics(
-        folder / "evaluation.json",
-        selection_split=run.get("selection_split"),
-        precision=trainer.args.precision,
-        decoder=trainer.eval_collator.decoder,
-        bad_samples=as_json(evaluation.bad_samples),
-        **shared,
-    )
+    write_evaluation(trainer, folder / "evaluation.json")
     data = {"evaluation": count_rows(trainer.eval_dataset, len(evaluation.bad_samples))}
     if trainer.args.do_train:
         data = {"training": count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history))} | data
@@ -62,7 +48,7 @@ def write_results(trainer: Any) -> None:
         examples=examples,
         run=run,
         data=data,
-        **shared,
+        **_numbers(evaluation),
     )
     model = run.get("arguments", {}).get("model_name_or_path")
     if trainer.args.do_train:
@@ -70,6 +56,38 @@ def write_results(trainer: Any) -> None:
         trainer.create_model_card()
         model = str(folder)
     say_where(folder / "report.html", model, trainer.task.next_command(trainer.eval_collator.processor.modalities))
+
+
+def write_evaluation(trainer: Any, path: Path) -> None:
+    """
+    Write the metrics file of the last evaluation. Main process only.
+
+    Args:
+        trainer (`MultimodalTrainer`): After an evaluation.
+        path (`Path`): File to write; its folder is made if need be.
+    """
+    evaluation = trainer.last_evaluation
+    if not trainer.is_world_process_zero():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_metrics(
+        path,
+        selection_split=(trainer.run_record or {}).get("selection_split"),
+        precision=trainer.args.precision,
+        decoder=trainer.eval_collator.decoder,
+        bad_samples=as_json(evaluation.bad_samples),
+        **_numbers(evaluation),
+    )
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "metrics": evaluation.metrics,
+        "protocol": evaluation.protocol,
+        "counts": evaluation.counts,
+        "intervals": evaluation.intervals,
+        "headline": evaluation.primary_metric,
+    }
 
 
 def say_where(report: Path, model: str | None, command: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.precision import Precision
-from simple_multimodal.evaluation.protocols import prepared_split
+from simple_multimodal.evaluation.protocols import check_overlap, prepared_protocol, prepared_split
 from simple_multimodal.output_folder import write_atomically
 
 RUN_FILE = "run.json"
@@ -28,7 +28,7 @@ INCIDENTAL_ARGUMENTS = frozenset(
         "run_name", "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "save_steps",
         "save_strategy", "save_total_limit", "max_nan_steps", "max_bad_fraction", "sample_timeout_seconds",
         "loader_memory_gigabytes", "do_train", "do_eval", "do_predict", "push_to_hub", "hub_model_id", "hub_token",
-        "follow_links",
+        "follow_links", "test_file", "max_predict_samples",
     }
 )  # fmt: skip
 
@@ -126,6 +126,22 @@ def write_training_clips(folder: str | os.PathLike, clips: Sequence[str]) -> Non
     Path(folder, CLIPS_FILE).write_text(json.dumps({"clips": list(clips)}, indent=0) + "\n", encoding="utf-8")
 
 
+def check_test_set(test_set: RowDataset, train_set: RowDataset | None, source: str | os.PathLike[str] | None) -> None:
+    """
+    Refuse the test split of a benchmark to a model that has seen clips of it in training.
+
+    Args:
+        test_set ([`RowDataset`]): Rows to test with.
+        train_set ([`RowDataset`], *optional*): Rows to train with before that.
+        source (`str`, *optional*): The saved model that the run starts from.
+
+    Raises:
+        ValueError: If a clip is in both.
+    """
+    if (protocol := prepared_protocol(test_set.manifest_file)) is not None:
+        check_overlap(training_clips(train_set, source), test_set.clip_names(), protocol.name)
+
+
 def differences_from(record: dict, folder: str | os.PathLike) -> list[str]:
     """Names of the arguments and data sets in which a record differs from the `run.json` of a folder, if it has one;
     none if the two are one run.
@@ -137,7 +153,7 @@ def differences_from(record: dict, folder: str | os.PathLike) -> list[str]:
 
     def essence(values: dict) -> dict:
         arguments = {k: v for k, v in values["arguments"].items() if k not in INCIDENTAL_ARGUMENTS}
-        return {**arguments, **{f"data of {name}": value for name, value in values["data"].items()}}
+        return {**arguments, **{f"data of {name}": value for name, value in values["data"].items() if name != "test"}}
 
     first, second = essence(record), essence(other)
     return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))

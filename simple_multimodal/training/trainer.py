@@ -172,11 +172,12 @@ class MultimodalTrainer(Trainer):
     ):
         self.task = task or task_of(model.config.task, type(model).__name__)()
         model.config.task = self.task.name
-        train_dataset = None if train_dataset is None else self.task.open_rows(train_dataset)
+        open_rows = functools.partial(self.task.open_rows, modalities=processor.modalities)
+        train_dataset = None if train_dataset is None else open_rows(train_dataset)
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self.task.open_rows(rows) for name, rows in eval_dataset.items()}
+            eval_dataset = {name: open_rows(rows) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = self.task.open_rows(eval_dataset)
+            eval_dataset = open_rows(eval_dataset)
         settings: dict[str, Any] = {
             "seed": args.seed,
             "targets": self.task.build_targets(model, processor),
@@ -508,13 +509,13 @@ class MultimodalTrainer(Trainer):
         measuring = Measuring(
             benchmark=prepared_protocol(rows.manifest_file),
             with_losses=True,
-            is_final=not self.is_in_train,
+            is_final=not self.is_in_train and metric_key_prefix == "eval",  # pairs are of the evaluation rows
             train_set=self.train_dataset,
         )
         with self._evaluating() as model:
             evaluation = self.task.evaluate(self._pipeline(model), rows, measuring)
             # Nothing about the model is chosen by test clips, or by clips that lack a modality.
-            if split != "test" and not self.eval_collator.drop_modalities:
+            if split != "test" and metric_key_prefix != "test" and not self.eval_collator.drop_modalities:
                 for name, value in evaluation.config_settings.items():
                     setattr(model.config, name, value)
         if self.is_world_process_zero():

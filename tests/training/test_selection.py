@@ -107,6 +107,12 @@ def test_every_result_says_which_split_chose(manifests, tmp_path):
     assert written(fine_tune("own", unprepared) / "evaluation.json") == "validation"
     chosen = fine_tune("test", manifests / "test.jsonl", select_on_test=True)
     assert written(chosen / "evaluation.json") == "test" and written(chosen / "checkpoint-1/run.json") == "test"
+    with pytest.raises(ValueError, match="2 of the 2 test clips of msrvtt-1ka-7k are training"):
+        mixed = tmp_path / "mixed.jsonl"
+        mixed.write_text((manifests / "train.jsonl").read_text() + (manifests / "test.jsonl").read_text())
+        fine_tune("seen", unprepared, do_predict=True, do_train=True, train_file=mixed,
+                  test_file=manifests / "test.jsonl")  # fmt: skip
+    assert not (tmp_path / "seen").exists()
     alone = flags(model_name_or_path=chosen, validation_file=manifests / "validation.jsonl")
     run(*common, *alone, "--do_eval", *flags(output_dir=tmp_path / "alone"))
     assert written(tmp_path / "alone/evaluation.json") == "test"
