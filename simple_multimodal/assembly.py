@@ -382,8 +382,8 @@ def load_model(
     model_type = saved_config(source).get("model_type") or ""
     if model_type not in model_classes:
         raise ValueError(
-            f"{source} holds a model of the type {model_type!r}, for which there is no such --task; it is there for "
-            f"{' and '.join(map(repr, model_classes))}."
+            f"{source} holds a model of the type {model_type!r}, and this --task has models of the type "
+            f"{' and '.join(map(repr, model_classes))} alone. Name another --task."
         )
     model_class = model_classes[model_type]
     known = {field.name for field in dataclasses.fields(model_class.config_class)}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import simple_multimodal as smm
@@ -27,7 +28,13 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("library")
     (folder / "my_clips").mkdir()
     for row in range(len(CAPTIONS)):
-        write_media(folder / f"my_clips/{row:04}.mp4", num_frames=6 + row, audio_seconds=1.0)
+        write_media(
+            folder / f"my_clips/{row:04}.mp4",
+            num_frames=6 + row,
+            waveform=np.sin,
+            audio_codec="aac",
+            audio_seconds=1.0,
+        )
     lines = ["video,caption", *(f"my_clips/{row:04}.mp4,{caption}" for row, caption in enumerate(CAPTIONS))]
     for name in ("train", "validation", "test"):
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")

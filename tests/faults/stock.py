@@ -60,9 +60,16 @@ Fault = Callable[[], None]
 class StockTrainer(Trainer):
     """The stock trainer, made where `train.py` makes ours; it finds a checkpoint by itself."""
 
-    def __init__(self, model, args, *, data_collator, train_dataset, processing_class, **_):
+    def __init__(self, model, args, *, processor, train_dataset, task, collator_settings, **_):
+        data_collator = collator.MultimodalCollator(
+            processor,
+            training=True,
+            seed=args.seed,
+            targets=task.build_targets(model, processor),
+            **collator_settings,
+        )
         super().__init__(
-            model, args, data_collator=data_collator, train_dataset=train_dataset, processing_class=processing_class
+            model, args, data_collator=data_collator, train_dataset=train_dataset, processing_class=processor
         )
 
     def train(self, **_):

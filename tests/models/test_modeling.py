@@ -505,7 +505,7 @@ def test_activation_checkpointing_changes_nothing():
 LOAD = """
 import sys
 import torch
-from simple_multimodal.models.modeling import MultimodalForPreTraining
+from simple_multimodal import MultimodalForPreTraining
 torch.set_num_threads(1)
 folder = sys.argv[1]
 batch, found = torch.load(f"{folder}/batch.pt"), {}

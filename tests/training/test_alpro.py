@@ -198,7 +198,10 @@ def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "pretraining"}, "of the type 'alpro', for which there is no --task pretraining; there is .*'alpro'"),
+        (
+            {"task": "pretraining"},
+            "of the type 'alpro', and this --task has models of the type 'simple_multimodal' alone",
+        ),
         (
             {"mlm_loss_weight": 1},
             "has no such objective: --mlm_loss_weight. .* is --contrastive_tv_loss_weight, --mat",

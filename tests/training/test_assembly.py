@@ -215,8 +215,15 @@ def test_an_option_of_another_task_is_refused(start, tmp_path):
 
 
 def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
+    questions = tmp_path / "questions.csv"
+    questions.write_text("video,question,answer\n0.mp4,what is it?,a cat\n1.mp4,what is it?,a dog\n")
     with pytest.raises(ValueError, match="but question_answering reads tokens"):
-        run(*start, "--do_train", *flags(output_dir=tmp_path, task="question_answering", frame_pooling_layers=1))
+        run(
+            *start,
+            "--do_train",
+            *flags(output_dir=tmp_path, task="question_answering", frame_pooling_layers=1),
+            *flags(train_file=questions),
+        )
 
 
 def test_an_unknown_task_is_named_with_the_nearest(start, tmp_path):

@@ -171,7 +171,7 @@ def test_rows_without_features_are_refused_before_training(again, saved, kept, c
 
 def test_draws_that_have_no_effect_are_told(again, kept, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("simple_multimodal.assembly.logger.warning", said.append)
+    monkeypatch.setattr("simple_multimodal.training.features.logger.warning", said.append)
     one = {"features": kept, "max_steps": 1, **FROZEN}
     run(*again(output_dir=tmp_path / "fixed", **one), "--do_train")
     assert not said

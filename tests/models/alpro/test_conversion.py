@@ -241,7 +241,7 @@ def checkpoint(tmp_path, tokenizer_dir, monkeypatch):
 LOAD = """
 import sys
 import torch
-from simple_multimodal.models import AlproForRetrieval
+from simple_multimodal.alpro import AlproForRetrieval
 from simple_multimodal.processing import MultimodalProcessor
 model, processor = (c.from_pretrained(sys.argv[1]) for c in (AlproForRetrieval, MultimodalProcessor))
 print(sum(p.double().sum().item() for p in model.parameters()), processor.video_processor.resize_kernel)

@@ -280,7 +280,7 @@ def test_the_video_tower_drops_more_residuals_with_depth_in_training_alone():
 LOAD = """
 import sys
 import torch
-from simple_multimodal.models import AlproForQuestionAnswering, AlproForRetrieval
+from simple_multimodal.alpro import AlproForQuestionAnswering, AlproForRetrieval
 torch.set_num_threads(1)
 folder = sys.argv[1]
 batch = torch.load(f"{folder}/batch.pt")
