@@ -221,7 +221,7 @@ def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
         run(
             *start,
             "--do_train",
-            *flags(output_dir=tmp_path, task="question_answering", frame_pooling_layers=1),
+            *flags(output_dir=tmp_path / "out", task="question_answering", frame_pooling_layers=1),
             *flags(train_file=questions),
         )
 
