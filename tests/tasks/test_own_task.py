@@ -81,6 +81,21 @@ def test_two_processes_measure_the_same(start, straight, tmp_path):
         assert measured[name] == pytest.approx(metrics[name], rel=1e-6)
 
 
+def test_a_clip_that_cannot_be_read_counts(start, straight, tmp_path):
+    values = dict(zip(start, start[1:], strict=False))
+    good = Path(values["--train_file"]).read_text()
+    (Path(values["--video_root"]) / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "bad.jsonl").write_text(good + json.dumps({"video": "bad.mp4", "loudness": 7.0}) + "\n")
+    argv = flags(
+        "--do_eval", "--use_cpu", task="regression", model_name_or_path=straight[0], output_dir=tmp_path / "out",
+        modalities=["audio", "video"], validation_file=tmp_path / "bad.jsonl", dataloader_num_workers=0,
+        **{name: values[f"--{name}"] for name in ("video_root", "audio_root", "cache_dir")},
+    )  # fmt: skip
+    error = run(*argv)["mean_absolute_error"]
+    assert error == pytest.approx((6 * straight[1]["mean_absolute_error"] + 7) / 7)
+    assert len(json.loads((tmp_path / "out/evaluation.json").read_text())["bad_samples"]) == 1
+
+
 def test_it_loads_and_is_used(start, straight, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import regression
@@ -91,8 +106,9 @@ def test_it_loads_and_is_used(start, straight, monkeypatch):
         values = dict(zip(start, start[1:], strict=False))
         roots = {"video": values["--video_root"], "audio": values["--audio_root"]}
         rows = smm.Dataset.from_manifest(values["--train_file"], roots=roots, modalities=("audio", "video"))
-        found = regression.Estimator.from_pretrained(straight[0]).estimate_rows(list(rows.rows(files="named")))
-        errors = [abs(found[row["id"]] - row["loudness"]) for row in rows]
+        encoded = regression.Estimator.from_pretrained(straight[0]).estimate_rows(list(rows.rows(files="named")))
+        estimates = encoded.values["estimates"].tolist()
+        errors = [abs(estimate - row["loudness"]) for estimate, row in zip(estimates, rows, strict=True)]
         assert sum(errors) / 6 == pytest.approx(straight[1]["mean_absolute_error"])
     finally:
         TASKS.pop("regression", None)

@@ -8,7 +8,7 @@ from torch import nn
 
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
-from simple_multimodal.inference.encoded import EncodedBatch
+from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.models.losses import masked_mean
 from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
@@ -50,7 +50,8 @@ class NumberColumn:
     """The entry `numbers` of a batch; NaN where a row has none."""
 
     def __call__(self, rows: Sequence[Row], batch: Mapping[str, Any], generator_of) -> dict[str, torch.Tensor]:
-        return {"numbers": torch.tensor([float(row.get("loudness") or "nan") for row in rows])}
+        given = [row.get("loudness") for row in rows]
+        return {"numbers": torch.tensor([float("nan") if number is None else float(number) for number in given])}
 
 
 class Estimator(Pipeline):
@@ -58,9 +59,9 @@ class Estimator(Pipeline):
 
     model_classes = {"MultimodalForRegression": MultimodalForRegression}
 
-    def estimate_rows(self, rows: Sequence[Row]) -> dict[str, float]:
-        encoded = self.encode_rows(rows, encode=estimate_batch)
-        return {row["id"]: float(value) for row, value in zip(encoded.rows, encoded.values["estimates"], strict=True)}
+    def estimate_rows(self, rows: Sequence[Row]) -> EncodedRows:
+        """`values["estimates"]` has the number of each of the `rows` that could be read."""
+        return self.encode_rows(rows, encode=estimate_batch)
 
 
 def estimate_batch(model, batch) -> EncodedBatch:
@@ -82,8 +83,10 @@ class Regression(Task):
 
     def evaluate(self, pipeline: Estimator, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         rows = list(dataset.rows(files="named"))
-        found = pipeline.estimate_rows(rows)
-        errors = torch.tensor([abs(found[row["id"]] - float(row["loudness"])) for row in rows if row["id"] in found])
+        encoded = pipeline.estimate_rows(rows)
+        found = {row["id"]: value.item() for row, value in zip(encoded.rows, encoded.values["estimates"], strict=True)}
+        # Every row counts: a clip that cannot be read has the estimate 0.
+        errors = torch.tensor([abs(found.get(row["id"], 0.0) - float(row["loudness"])) for row in rows])
         error = float(errors.double().mean())
         return Evaluation(
             metrics={"loss": float(errors.double().square().mean()), "mean_absolute_error": error},
@@ -92,4 +95,5 @@ class Regression(Task):
             protocol=measuring.protocol or "absolute error, every row once",
             primary_metric="mean_absolute_error",
             num_rows=len(rows),
+            bad_samples=encoded.bad_samples,
         )
