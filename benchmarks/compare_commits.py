@@ -120,6 +120,11 @@ def flat(name: str, value: Any) -> dict[str, Any]:
     return {} if name.endswith(TIMES) else {name: value}
 
 
+def is_result(line: str) -> bool:
+    """Whether a printed line is a result that is the same every time; losses of training are in its state."""
+    return line.startswith("{") and not any(name in line for name in TIMES)
+
+
 def found_in(out: Path) -> dict[str, Any]:
     """All that is compared of the outputs of a commit."""
     found: dict[str, Any] = {}
@@ -139,7 +144,7 @@ def found_in(out: Path) -> dict[str, Any]:
             found[name] = digest.hexdigest()
         elif path.suffix == ".log" and path.parent.name == "logs":
             lines = path.read_text(encoding="utf-8").splitlines()
-            found |= {f"{name}/{number}": line for number, line in enumerate(x for x in lines if x.startswith("{"))}
+            found |= {f"{name}/{number}": line for number, line in enumerate(x for x in lines if is_result(x))}
     return {name: value for name, value in found.items() if not name.endswith(TIMES)}
 
 

@@ -509,7 +509,7 @@ class MultimodalTrainer(Trainer):
         measuring = Measuring(
             benchmark=prepared_protocol(rows.manifest_file),
             with_losses=True,
-            is_final=not self.is_in_train and metric_key_prefix == "eval",  # pairs are of the evaluation rows
+            is_final=not self.is_in_train and metric_key_prefix != "test",  # pairs are of evaluation rows
             train_set=self.train_dataset,
         )
         with self._evaluating() as model:
