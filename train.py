@@ -8,9 +8,6 @@ Every flag: python train.py --help
 
 import json
 import os
-import sys
-from functools import partial
-from pathlib import Path
 
 # Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,72 +16,27 @@ from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
-    """The main job: data, model, trainer; then train, evaluate and save. Returns the metrics."""
-    # Imported here, so that --help and wrong flags are answered without them.
+    """Open the data, make the model and the trainer; then train, evaluate and test. Return the metrics."""
+    # Imported here, so that --help and wrong flags are answered without the models.
     from transformers import set_seed
 
-    from simple_multimodal.assembly import check_inputs
-    from simple_multimodal.models.distributed import leave_process_group
-    from simple_multimodal.models.lora import prepare_trainable
-    from simple_multimodal.tasks import models
-    from simple_multimodal.tasks.registry import get_task
-    from simple_multimodal.tasks.retrieval.twins import PairSet
-    from simple_multimodal.training import trainer as training
+    from arguments.inputs import describe_run, make_model, make_task, open_splits
     from simple_multimodal.training.checkpoints import find_checkpoint
-    from simple_multimodal.training.results import write_evaluation, write_results
-    from simple_multimodal.training.run_record import check_test_set, make_run_record, selection_split
+    from simple_multimodal.training.results import write_results, write_test_results
+    from simple_multimodal.training.trainer import MultimodalTrainer
 
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
-
-    # Data: rows of paths; no media file is opened yet.
-    task_class = get_task(model_args.task)
-    rows = partial(
-        task_class.open_rows,
-        modalities=model_args.modalities,
-        cache_dir=model_args.cache_dir,
-        roots=data_args.roots,
-        follow_links=data_args.follow_links,
-    )
-    train_set = rows(data_args.train_path, max_samples=data_args.max_train_samples) if args.do_train else None
-    eval_set = rows(data_args.validation_path, max_samples=data_args.max_eval_samples) if args.evaluates else None
-    test_set = rows(data_args.test_path, max_samples=data_args.max_predict_samples) if args.do_predict else None
-    pair_paths = data_args.pair_paths if args.do_eval else []
-    pair_sets = [PairSet.from_file(pairs, swapped and rows(swapped)) for pairs, swapped in pair_paths]
-    task = task_class.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_files=pair_sets)
-
-    # The run: what it is, and where it goes on from.
-    record = make_run_record(
-        {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
-        command=sys.argv,
-        data={"training": train_set, "evaluation": eval_set, "test": test_set},
-        selection_split=selection_split(
-            eval_set, selects=args.selects, on_test=data_args.select_on_test, source=model_args.model_name_or_path
-        ),
-        precision=args.precision,
-    )
-    checkpoint = None
-    if args.do_train:
-        checkpoint = find_checkpoint(
-            args.output_dir, record, overwrite=args.overwrite_output_dir, resume_from=args.resume_from_checkpoint
-        )
-    source = checkpoint or model_args.model_name_or_path
-    if test_set is not None:
-        check_test_set(test_set, train_set, source)
-
-    # Model and processor: saved ones, or new ones out of pretrained towers and configs.
-    make = partial(models.build, **model_args.building_settings, captions=(train_set or eval_set or test_set).captions)
-    if source is not None:
-        make = partial(models.load, source, **model_args.loading_settings)
-    settings = data_args.processor_settings
-    model, processor = make(task=task, train_dataset=train_set, is_trained=args.do_train, processor_settings=settings)
-    check_inputs(model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities)
-    prepare_trainable(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
-    trainer = training.MultimodalTrainer(
+    task = make_task(model_args, data_args, args)
+    splits = open_splits(task, model_args, data_args, args)  # rows of paths; no media file is opened yet
+    record = describe_run(splits, model_args, data_args, args)
+    checkpoint = find_checkpoint(args, record) if args.do_train else None
+    model, processor = make_model(task, splits, checkpoint, model_args, data_args, args)
+    trainer = MultimodalTrainer(
         model,
         args,
         processor=processor,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
+        train_dataset=splits.training,
+        eval_dataset=splits.evaluation,
         task=task,
         features=data_args.features,
         collator_settings=data_args.collator_settings,
@@ -92,40 +44,28 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         run_record=record,
     )
 
-    # Train, evaluate, save.
     metrics: dict[str, float] = {}
     if args.do_train:
-        result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
         trainer.save_model()
         trainer.save_state()
-        if result.metrics:  # none if the run was complete already
-            trainer.save_metrics("train", result.metrics)
-        metrics |= result.metrics
-    elif source is None:  # assembled anew
+        if metrics:  # none if the run was complete already
+            trainer.save_metrics("train", metrics)
+    elif model_args.model_name_or_path is None:  # assembled from pretrained towers
         trainer.save_model()
     if args.do_eval:
-        evaluated = trainer.evaluate()
-        trainer.save_metrics("eval", evaluated)
-        metrics |= evaluated
-        write_results(trainer)
+        metrics |= write_results(trainer, trainer.evaluate())
     if args.do_predict:
-        tested = trainer.evaluate(test_set, metric_key_prefix="test")
-        trainer.save_metrics("test", tested)
-        write_evaluation(trainer, Path(args.output_dir, "test_evaluation.json"))
-        metrics |= tested
-    leave_process_group()
+        metrics |= write_test_results(trainer, trainer.evaluate(splits.test, metric_key_prefix="test"))
     return metrics
 
 
 def main() -> None:
     arguments = parse_args()
 
-    from simple_multimodal.models.distributed import decide_in_first_process
-    from simple_multimodal.output_folder import writing_into
-    from simple_multimodal.training.run_control import ending_in_one_line
+    from simple_multimodal.training.run_control import running
 
-    output_dir = arguments[-1].output_dir
-    with ending_in_one_line(), writing_into(output_dir, command="train.py", decide=decide_in_first_process):
+    with running(arguments[-1]):
         metrics = run(*arguments)
     if arguments[-1].process_index == 0:
         print(json.dumps({name.removeprefix("eval_"): value for name, value in metrics.items()}))

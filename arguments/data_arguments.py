@@ -1,12 +1,15 @@
 """Which samples are read, from where, and how a file becomes the model's input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from simple_multimodal.defaults import DECODE_DEVICE, VIDEO_BACKEND, DecodeDevice, VideoBackendName
 from simple_multimodal.flags import AUDIO, DATA, EVALUATION, TEXT, VIDEO, check_bounds, flag, given
 from simple_multimodal.modalities import MODALITIES
+
+MANIFEST_FLAGS = ("train_file", "validation_file", "test_file")
+DATASET_FLAGS = ("dataset_config_name", "train_split", "validation_split", "test_split", "rename_columns")
 
 
 @dataclass
@@ -19,6 +22,21 @@ class DataArguments:
     train_file: str = flag("train.csv", DATA, "Manifest of the training samples: CSV, TSV or JSONL.")
     validation_file: str = flag("validation.csv", DATA, "Manifest of the evaluation samples: CSV, TSV or JSONL.")
     test_file: str = flag("test.csv", DATA, "Manifest of the test samples of --do_predict: CSV, TSV or JSONL.")
+    dataset_name: str | None = flag(
+        None,
+        DATA,
+        "Data set of the `datasets` library to read in place of the manifests: hub name or folder. Its columns are "
+        "those of a manifest.",
+    )
+    dataset_config_name: str | None = flag(None, DATA, "Configuration of --dataset_name.")
+    train_split: str | None = flag(
+        None, DATA, "Split of --dataset_name to train on, such as 'train[:10%]'. Default: train."
+    )
+    validation_split: str | None = flag(None, DATA, "Split of --dataset_name to evaluate on. Default: validation.")
+    test_split: str | None = flag(None, DATA, "Split of --dataset_name for --do_predict. Default: test.")
+    rename_columns: list[str] | None = flag(
+        None, DATA, "Columns of --dataset_name to rename, as OLD=NEW: clip=video sentence=caption."
+    )
     data_root: str | None = flag(None, DATA, "Folder of the manifests, and of the three roots below if relative.")
     video_root: str | None = flag(None, DATA, "Folder that the manifest's `video` paths are relative to.")
     audio_root: str | None = flag(None, DATA, "Folder that the manifest's `audio` paths are relative to.")
@@ -130,12 +148,28 @@ class DataArguments:
             )
         self.drop_modality = [name for name in MODALITIES if name in self.drop_modality]
         check_bounds(self)
+        self._check_dataset()
         if self.video_size is not None:
             if len(self.video_size) > 2 or min(self.video_size) < 1:
                 raise ValueError(
                     f"--video_size is {self.video_size}; give height and width in pixels, or one number for both."
                 )
             self.video_size = [self.video_size[0], self.video_size[-1]]
+
+    def _check_dataset(self) -> None:
+        if wrong := [pair for pair in self.rename_columns or () if not all(pair.partition("="))]:
+            raise ValueError(f"--rename_columns is {' '.join(wrong)}; give OLD=NEW for each column.")
+        changed = [field.name for field in fields(self) if vars(self)[field.name] != field.default]
+        if self.dataset_name is None:
+            if unused := [f"--{name}" for name in changed if name in DATASET_FLAGS]:
+                raise ValueError(f"{', '.join(unused)} can have no effect without --dataset_name; give that too.")
+        elif both := [f"--{name}" for name in changed if name in MANIFEST_FLAGS]:
+            raise ValueError(f"--dataset_name and {', '.join(both)} both say what is read. Leave one of them out.")
+
+    @property
+    def renamed_columns(self) -> dict[str, str]:
+        """New names of columns by their names in the data set."""
+        return dict(pair.split("=", 1) for pair in self.rename_columns or ())
 
     @property
     def train_path(self) -> Path:

@@ -31,6 +31,7 @@ ALLOWED_IMPORTS = {
     "cli": {"*"},
     "__main__": {"cli"},
     "arguments": {"training"},
+    "arguments.inputs": {"training", "tasks", "assembly", "models", "data", "processing"},
 }
 
 
@@ -42,7 +43,7 @@ def _part_of(module: str) -> str:
     """The part that a module such as `simple_multimodal.prepare.toy` or `arguments.parser` belongs to."""
     names = module.split(".")
     if names[0] != "simple_multimodal":
-        return names[0]
+        return ".".join(names[:2]) if ".".join(names[:2]) in ALLOWED_IMPORTS else names[0]
     if len(names) == 1:
         return "__init__"
     return ".".join(names[1:3]) if ".".join(names[1:3]) in ALLOWED_IMPORTS else names[1]
@@ -160,7 +161,7 @@ def test_scripts_are_short():
         if path.suffix == ".sbatch":  # where the header is what the scheduler reads
             lines = [line for line in lines if not line.startswith("#")]
         assert path.suffix in (".sh", ".sbatch") and len(lines) <= 10, path
-    assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 150
+    assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 80
 
 
 def test_only_tasks_know_tasks():

@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 from simple_multimodal.missing import no_such_folder
 from simple_multimodal.models.distributed import decide_in_first_process
 from simple_multimodal.output_folder import give_umask
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.quarantine import QUARANTINE_FILE
 from simple_multimodal.training.run_record import RUN_FILE, differences_from, write_run_record
 
@@ -156,22 +157,19 @@ def _newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
     return found
 
 
-def find_checkpoint(
-    output_dir: str | os.PathLike, record: dict, *, overwrite: bool, resume_from: str | None
-) -> Path | None:
+def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | None:
     """
-    The checkpoint to continue from; `None` to start at the beginning.
+    Find the checkpoint to continue from; `None` to start at the beginning.
 
     Args:
-        output_dir (`str`): folder of the run.
-        record (`dict`): what this run is, see [`make_run_record`].
-        overwrite (`bool`): start over whatever is there.
-        resume_from (`str`, *optional*): a checkpoint that was named, or `"True"`.
+        args ([`MultimodalTrainingArguments`]): Arguments of the run: `output_dir`, `overwrite_output_dir` and
+            `resume_from_checkpoint`, a folder or `"True"`.
+        record (`dict`): What this run is, see [`make_run_record`].
 
     Raises:
         ValueError: If the named checkpoint is not whole, or if the folder holds something that is not this run's.
     """
-    output = Path(output_dir)
+    output, resume_from = Path(args.output_dir), args.resume_from_checkpoint
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {str(output)!r} is a file. Give a folder.")
     if resume_from is not None and resume_from.lower() not in ("true", "false"):
@@ -183,7 +181,7 @@ def find_checkpoint(
             )
         checkpoint: Path | None = Path(resume_from)
     else:
-        checkpoint = None if overwrite else newest_checkpoint(output)
+        checkpoint = None if args.overwrite_output_dir else newest_checkpoint(output)
     if checkpoint is not None:
         differences = differences_from(record, checkpoint)
         began = f", which began with another {', '.join(differences)}" if differences else ""
@@ -195,7 +193,7 @@ def find_checkpoint(
             "--overwrite_output_dir starts over. Leave the flag out to start at the beginning."
         )
     # A run that was killed at once leaves hidden files at most.
-    if overwrite or not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
+    if args.overwrite_output_dir or not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
         return None
     if not (output / RUN_FILE).is_file():
         raise ValueError(

@@ -23,21 +23,26 @@ CARD_SETTINGS = (
 """Arguments that a model card names first."""
 
 
-def write_results(trainer: Any) -> None:
+def write_results(trainer: Any, metrics: dict[str, float]) -> dict[str, float]:
     """
-    Write `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`, and into its
-    configuration whether matching re-ranks; say where they are. Main process only.
+    Write `eval_results.json`, `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`,
+    and into its configuration whether matching re-ranks; say where they are. Main process only.
 
     Args:
         trainer (`MultimodalTrainer`): After training and/or evaluation.
+        metrics (`dict[str, float]`): What `trainer.evaluate()` returned.
+
+    Returns:
+        `dict[str, float]`: The metrics.
     """
+    trainer.save_metrics("eval", metrics)
+    if not trainer.is_world_process_zero():
+        return metrics
     evaluation = trainer.last_evaluation
-    if not trainer.is_world_process_zero() or evaluation is None:
-        return
     folder = Path(trainer.args.output_dir)
     examples = trainer.task.examples(evaluation, trainer.eval_collator)
     run = trainer.run_record or {}
-    write_evaluation(trainer, folder / "evaluation.json")
+    _write_evaluation(trainer, folder / "evaluation.json")
     data = {"evaluation": count_rows(trainer.eval_dataset, len(evaluation.bad_samples))}
     if trainer.args.do_train:
         data = {"training": count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history))} | data
@@ -56,19 +61,29 @@ def write_results(trainer: Any) -> None:
         trainer.create_model_card()
         model = str(folder)
     say_where(folder / "report.html", model, trainer.task.next_command(trainer.eval_collator.processor.modalities))
+    return metrics
 
 
-def write_evaluation(trainer: Any, path: Path) -> None:
+def write_test_results(trainer: Any, metrics: dict[str, float]) -> dict[str, float]:
     """
-    Write the metrics file of the last evaluation. Main process only.
+    Write `test_results.json` and `test_evaluation.json`. Main process only.
 
     Args:
-        trainer (`MultimodalTrainer`): After an evaluation.
-        path (`Path`): File to write; its folder is made if need be.
+        trainer (`MultimodalTrainer`): After an evaluation of the test set.
+        metrics (`dict[str, float]`): What that returned.
+
+    Returns:
+        `dict[str, float]`: The metrics.
     """
+    trainer.save_metrics("test", metrics)
+    if trainer.is_world_process_zero():
+        _write_evaluation(trainer, Path(trainer.args.output_dir, "test_evaluation.json"))
+    return metrics
+
+
+def _write_evaluation(trainer: Any, path: Path) -> None:
+    """Write the metrics file of the last evaluation; its folder is made if need be."""
     evaluation = trainer.last_evaluation
-    if not trainer.is_world_process_zero():
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_metrics(
         path,

@@ -16,6 +16,9 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
 
 from simple_multimodal.data.batch_reader import die_with
+from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
+from simple_multimodal.output_folder import writing_into
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
 
 EXIT_REQUEUE = 75
 """Exit code of a run that SIGTERM or Ctrl-C ended with a checkpoint: `EX_TEMPFAIL` of sysexits.h, "try again". 143,
@@ -41,6 +44,20 @@ def ending_in_one_line() -> Iterator[None]:
         if logging.get_verbosity() <= logging.DEBUG:
             raise
         sys.exit(f"train.py: error: {one_line(error)}")
+
+
+@contextlib.contextmanager
+def running(args: MultimodalTrainingArguments) -> Iterator[None]:
+    """
+    Run `train.py` in the context: as the only process that writes into the output folder, and with errors of the user
+    in one line. Ends with the other processes of the run.
+
+    Args:
+        args ([`MultimodalTrainingArguments`]): Arguments of the run.
+    """
+    with ending_in_one_line(), writing_into(args.output_dir, command="train.py", decide=decide_in_first_process):
+        yield
+        leave_process_group()
 
 
 def one_line(error: Exception) -> str:

@@ -6,8 +6,10 @@ import os
 import platform
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.precision import Precision
@@ -34,17 +36,19 @@ INCIDENTAL_ARGUMENTS = frozenset(
 
 
 def make_run_record(
-    arguments: dict,
+    arguments: Mapping[str, Any],
     *,
-    command: list[str],
     data: Mapping[str, RowDataset | None],
+    command: Sequence[str] | None = None,
     selection_split: str | None = None,
     precision: Precision | None = None,
 ) -> dict:
     """
+    Describe a run.
+
     Args:
-        arguments (`dict`): every resolved argument, JSON values.
-        command (`list[str]`): words of the command line.
+        arguments (`Mapping`): every resolved argument, JSON values.
+        command (`Sequence[str]`, *optional*): words of the command line; those of the process when not given.
         data (`Mapping[str, RowDataset | None]`): the data sets that are used, by name.
         selection_split (`str`, *optional*): see [`selection_split`].
         precision (`str`, *optional*): what the model computes in, also where it is evaluated.
@@ -52,7 +56,9 @@ def make_run_record(
     Returns:
         `dict`: the content of `run.json`.
     """
-    shown = re.sub(r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(command))  # no secret into a file
+    shown = re.sub(
+        r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(sys.argv if command is None else command)
+    )  # no secret into a file
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

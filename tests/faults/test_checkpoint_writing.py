@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,11 @@ def save(output: Path, step: int) -> Path:
     return final
 
 
+def find(folder: Path, resume_from: str | None = None) -> Path | None:
+    args = SimpleNamespace(output_dir=folder, overwrite_output_dir=False, resume_from_checkpoint=resume_from)
+    return find_checkpoint(args, RECORD)
+
+
 def in_child(work) -> int:
     process = FORK.Process(target=work)
     process.start()
@@ -73,7 +79,7 @@ def test_killed_at_any_point_of_sealing_and_rotating(tmp_path, replaces):
             rotate(output, 1, keep={output / "checkpoint-5"})
 
         code = in_child(work)
-        found = find_checkpoint(output, RECORD, overwrite=False, resume_from=None)
+        found = find(output)
         assert found in (output / "checkpoint-4", output / "checkpoint-5")
         for folder in checkpoints.list_checkpoints(output).values():
             assert problem_of(folder) is None  # whoever bears the name is whole
@@ -131,12 +137,12 @@ def test_each_file_of_the_newest_checkpoint_damaged_in_turn(tmp_path, monkeypatc
             path.write_bytes(
                 {"flip": flipped, "truncate": content[:-3], "extend": content + b"0", "empty": b""}[damage]
             )
-        assert find_checkpoint(tmp_path, RECORD, overwrite=False, resume_from=None) == tmp_path / "checkpoint-4"
+        assert find(tmp_path) == tmp_path / "checkpoint-4"
         assert "checkpoint-5 (" in said[-1] and "checkpoint-4 is the newest whole" in said[-1]
         # A flipped bit in the manifest may be one of another file's hash.
         assert name.name in said[-1] or (name.name, damage) == (checkpoints.MANIFEST, "flip")
         path.write_bytes(content)
-        assert find_checkpoint(tmp_path, RECORD, overwrite=False, resume_from=None) == tmp_path / "checkpoint-5"
+        assert find(tmp_path) == tmp_path / "checkpoint-5"
     assert len(said) == len(names)
 
 
@@ -144,7 +150,7 @@ def test_a_named_checkpoint_that_is_damaged_is_refused(tmp_path):
     path = save(tmp_path, 5) / "optimizer.pt"
     path.write_text("optimizer.pt of 6")
     with pytest.raises(ValueError, match="not a complete checkpoint: optimizer.pt is damaged"):
-        find_checkpoint(tmp_path, RECORD, overwrite=False, resume_from=str(path.parent))
+        find(tmp_path, str(path.parent))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_a_run_json_is_whole_or_not_there(tmp_path):
             begin_run(output, RECORD, starts_over=True)
 
         code = in_child(work)
-        assert find_checkpoint(output, RECORD, overwrite=False, resume_from=None) is None  # its own folder
+        assert find(output) is None  # its own folder
         if code == 0:
             break
     assert code == 0 and number > 2

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ def write_checkpoint(folder: Path, *, complete: bool = True, record: dict = RECO
 
 
 def find(folder: Path, *, overwrite: bool = False, resume_from: str | None = None, record: dict = RECORD):
-    return find_checkpoint(folder, record, overwrite=overwrite, resume_from=resume_from)
+    args = SimpleNamespace(output_dir=folder, overwrite_output_dir=overwrite, resume_from_checkpoint=resume_from)
+    return find_checkpoint(args, record)
 
 
 def test_a_start_says_where_it_goes_on_and_what_it_removes(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Contrast and matching of texts and clips, alone or beside the masked objectives of pre-training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from transformers.utils import logging
 
@@ -62,6 +62,12 @@ class RetrievalOptions(TaskOptions):
     measure_rerank: bool = False
     dsl: bool = False
     pair_files: list[PairSet] = field(default_factory=list)
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any], *, task: str) -> Self:
+        """Read the files of pairs, each of which comes with the rows of its swapped clips, if any."""
+        pairs = [PairSet.from_file(path, swapped) for path, swapped in flags.get("pair_files") or ()]
+        return super().from_flags({**flags, "pair_files": pairs}, task=task)
 
 
 class Retrieval(Task):

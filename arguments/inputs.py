@@ -1,0 +1,179 @@
+"""What the arguments of a run name: its task, its rows, its model. The parser does not import this module."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+
+from simple_multimodal.assembly import check_inputs
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.models.base import TowerModel
+from simple_multimodal.models.lora import prepare_trainable
+from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.tasks import models
+from simple_multimodal.tasks.registry import Rows, Task, get_task
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
+from simple_multimodal.training.run_record import check_test_set, make_run_record, selection_split
+
+from .data_arguments import DataArguments
+from .model_arguments import ModelArguments
+
+
+class Splits(NamedTuple):
+    """
+    The rows of a run; a split that the run does not read is `None`.
+
+    Args:
+        training, evaluation, test ([`RowDataset`], *optional*): Rows of the split.
+    """
+
+    training: RowDataset | None
+    evaluation: RowDataset | None
+    test: RowDataset | None
+
+    @property
+    def captions(self) -> Callable[[], Iterable[str]]:
+        """A function that yields the texts to train a tokenizer on: those of the first split there is."""
+        return next(split.captions for split in self if split is not None)
+
+
+def make_task(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> Task:
+    """
+    Make the task of a run with its options.
+
+    Raises:
+        ValueError: If there is no such task, it does not take an option, **or** a file of an option cannot be read.
+    """
+    task = get_task(model_args.task)
+    pairs = [
+        (path, swapped and _open_rows(task, swapped, model_args, data_args))
+        for path, swapped in (data_args.pair_paths if args.do_eval else ())
+    ]
+    return task.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_files=pairs)
+
+
+def open_splits(
+    task: Task, model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments
+) -> Splits:
+    """
+    Open the rows that a run reads. No media file is opened.
+
+    Raises:
+        ValueError: If a manifest or data set cannot be read, **or** rows are wrong.
+    """
+    named = {
+        "train": (args.do_train, data_args.train_path, data_args.max_train_samples),
+        "validation": (args.evaluates, data_args.validation_path, data_args.max_eval_samples),
+        "test": (args.do_predict, data_args.test_path, data_args.max_predict_samples),
+    }
+    opened: list[RowDataset | None] = []
+    for name, (is_read, path, max_samples) in named.items():
+        rows: Rows = path if data_args.dataset_name is None or not is_read else load_split(name, model_args, data_args)
+        opened.append(_open_rows(type(task), rows, model_args, data_args, max_samples) if is_read else None)
+    return Splits(*opened)
+
+
+def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) -> datasets.Dataset:
+    """
+    Load a split of the data set that `--dataset_name` names, with its columns renamed.
+
+    Args:
+        name (`str`): `"train"`, `"validation"` or `"test"`: which of the flags `--*_split` to follow.
+
+    Raises:
+        ValueError: If the data set, the split or a column does not exist.
+    """
+    source = str(data_args.dataset_name)
+    split = vars(data_args)[f"{name}_split"] or name
+    try:
+        if Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # of `save_to_disk`
+            everything = datasets.load_from_disk(source)
+            if split not in everything:
+                raise ValueError(f'Unknown split "{split}". Should be one of {list(everything)}.')
+            dataset = everything[split]
+        else:
+            dataset = datasets.load_dataset(
+                source, data_args.dataset_config_name, split=split, cache_dir=model_args.cache_dir
+            )
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"--dataset_name {source}: {str(error).rstrip('.')}. --{name}_split is {split!r}; name another with it."
+        ) from error
+    names = data_args.renamed_columns
+    if missing := [column for column in names if column not in dataset.column_names]:
+        raise ValueError(
+            f"--rename_columns names {', '.join(missing)}; the columns of {source} are "
+            f"{', '.join(dataset.column_names)}."
+        )
+    return dataset.rename_columns(names)
+
+
+def describe_run(
+    splits: Splits, model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments
+) -> dict[str, Any]:
+    """
+    Describe a run for `run.json`, see [`make_run_record`].
+
+    Raises:
+        ValueError: If test clips would select the checkpoint without `--select_on_test`, **or** that is given in vain.
+    """
+    selected_on = selection_split(
+        splits.evaluation,
+        selects=args.selects,
+        on_test=data_args.select_on_test,
+        source=model_args.model_name_or_path,
+    )
+    return make_run_record(
+        {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
+        data=splits._asdict(),
+        selection_split=selected_on,
+        precision=args.precision,
+    )
+
+
+def make_model(
+    task: Task,
+    splits: Splits,
+    checkpoint: Path | None,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: MultimodalTrainingArguments,
+) -> tuple[TowerModel, MultimodalProcessor]:
+    """
+    Load the model and the processor of a checkpoint or of a saved model, or else make new ones out of pretrained
+    towers and configs; then freeze towers and add adapters.
+
+    Raises:
+        ValueError: If the model cannot be what the arguments ask for, **or** has seen clips of the test split.
+        OSError: If a saved model has no weights as safetensors.
+    """
+    source = checkpoint or model_args.model_name_or_path
+    if splits.test is not None:
+        check_test_set(splits.test, splits.training, source)
+    shared: dict[str, Any] = {
+        "task": task,
+        "train_dataset": splits.training,
+        "is_trained": args.do_train,
+        "processor_settings": data_args.processor_settings,
+    }
+    if source is None:
+        model, processor = models.build(**shared, **model_args.building_settings, captions=splits.captions)
+    else:
+        model, processor = models.load(source, **shared, **model_args.loading_settings)
+    check_inputs(model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities)
+    prepare_trainable(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
+    return model, processor
+
+
+def _open_rows(
+    task: type[Task], rows: Rows, model_args: ModelArguments, data_args: DataArguments, max_samples: int | None = None
+) -> RowDataset:
+    return task.open_rows(
+        rows,
+        modalities=model_args.modalities,
+        cache_dir=model_args.cache_dir,
+        roots=data_args.roots,
+        follow_links=data_args.follow_links,
+        max_samples=max_samples,
+    )
