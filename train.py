@@ -72,8 +72,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         check_test_set(test_set, train_set, source)
 
     # Model and processor: saved ones, or new ones out of pretrained towers and configs.
-    make = partial(models.build, **model_args.building_settings, captions=(train_set or eval_set or test_set).captions)
-    if source is not None:
+    if source is None:
+        captions = (train_set or eval_set or test_set).captions
+        make = partial(models.build, **model_args.building_settings, captions=captions)
+    else:
         make = partial(models.load, source, **model_args.loading_settings)
     settings = data_args.processor_settings
     model, processor = make(task=task, train_dataset=train_set, is_trained=args.do_train, processor_settings=settings)

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.missing import explain
-from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
@@ -20,6 +20,7 @@ from simple_multimodal.models.loading import load_tower_config
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.processing.processing_multimodal import PARTS
 
 logger = logging.get_logger(__name__)
 
@@ -57,9 +58,9 @@ def processor_names(
     """
     names = dict(named)
     for modality, config in towers.items():
-        key = PROCESSOR_NAMES[modality]
         encoder_class = get_encoder_class(config.model_type, modality)
-        if names[key] is None and encoder_class.takes_own_processor(config):
+        key = PROCESSOR_NAMES.get(modality)
+        if key is not None and names[key] is None and encoder_class.takes_own_processor(config):
             names[key] = pretrained.get(modality)
     return names
 
@@ -127,7 +128,17 @@ def build_processor(
             tokenizer = train_tokenizer(captions())
         longest = min(tokenizer.model_max_length, text_encoder.max_tokens(towers["text"]))
         tokenizer.model_max_length = max_seq_length or longest
-    return MultimodalProcessor(audio, video, tokenizer, text_padding=text_padding)  # type: ignore[arg-type]
+    further = {
+        PARTS[m].name: PARTS[m].kind(**encoders[m].processor_values(config))
+        for m, config in towers.items()
+        if m not in BUILT_IN_MODALITIES
+    }
+    return MultimodalProcessor(audio, video, tokenizer, text_padding=text_padding, **further)  # type: ignore[arg-type]
+
+
+def input_sizes(processor: MultimodalProcessor) -> dict[Modality, tuple[int, ...]]:
+    """What each part of a processor but the tokenizer makes for its tower, in the order of the modalities."""
+    return {m: processor.part(m).input_size for m in processor.modalities if m != "text"}
 
 
 def _read_settings(
@@ -208,7 +219,7 @@ def check_inputs(
     processor: MultimodalProcessor,
     max_seq_length: int | None = None,
     config_settings: Mapping[str, object] | None = None,
-    modalities: Sequence[Modality] = MODALITIES,
+    modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
 ) -> None:
     """
     Check that a model takes what its processor delivers, and that a saved one is what was asked for.
@@ -218,25 +229,18 @@ def check_inputs(
         processor (`MultimodalProcessor`): its processor.
         max_seq_length (`int`, *optional*): longest text in tokens, if not the processor's own.
         config_settings (`Mapping`, *optional*): settings of [`MultimodalConfig`] that were asked for.
-        modalities (`Sequence[str]`, *optional*, defaults to all): modalities that were asked for.
+        modalities (`Sequence[str]`, *optional*): modalities that were asked for; those that are built in ask for none.
 
     Raises:
         ValueError: If a tower cannot take the inputs, or the model has other settings or lacks a modality.
     """
-    if len(modalities) < len(MODALITIES) and not set(modalities) <= set(model.config.modalities):
+    if tuple(modalities) != BUILT_IN_MODALITIES and not set(modalities) <= set(model.config.modalities):
         raise ValueError(
             f"--modalities is {' '.join(modalities)}, but the saved model has {' '.join(model.config.modalities)}. "
             "Leave the flag out, or name some of these."
         )
-    audio, video = processor.feature_extractor, processor.video_processor
-    sizes: dict[Modality, tuple[int, ...]] = {}
-    if processor.tokenizer is not None:
-        sizes["text"] = (max_seq_length or processor.max_seq_length(),)
-    if audio is not None:
-        sizes["audio"] = (audio.num_mel_bins, audio.num_frames)
-    if video is not None:
-        sizes["video"] = (video.num_frames, video.height, video.width)
-    for modality, size in sizes.items():
+    text = {} if processor.tokenizer is None else {"text": (max_seq_length or processor.max_seq_length(),)}
+    for modality, size in {**text, **input_sizes(processor)}.items():
         model.base_model.check_inputs(modality, *size)
     own = model.config.to_dict()
     for name, value in (config_settings or {}).items():
@@ -286,22 +290,18 @@ def build_config(
         ValueError: If a tower cannot take what the processor delivers, has no decoder for an objective that was asked
             for, or the model will not be trained and has no common space.
     """
-    audio, video = processor.feature_extractor, processor.video_processor
-    sizes: dict[Modality, tuple[int | None, ...]] = {}
+    sizes: dict[Modality, tuple[int | None, ...]] = {**input_sizes(processor)}
     if processor.tokenizer is not None:
         ids = processor.tokenizer("")["input_ids"]
         end = ids[-1] if ids and ids[-1] == processor.tokenizer.eos_token_id else None
         sizes["text"] = (len(processor.tokenizer), processor.tokenizer.pad_token_id, end)
-    if audio is not None:
-        sizes["audio"] = (audio.num_mel_bins, audio.num_frames)
-    if video is not None:
-        sizes["video"] = (video.num_frames, video.height, video.width)
+    if (video := processor.video_processor) is not None:
         settings |= {"image_mean": list(video.image_mean), "image_std": list(video.image_std)}
     for modality, config in towers.items():
         encoder_class = get_encoder_class(config.model_type, modality)
-        settings[f"{modality}_config"] = encoder_class.fit_config(  # type: ignore[attr-defined]  # each kind has its own
-            config, *sizes[modality]
-        )
+        settings[f"{modality}_config"] = encoder_class.fit_config(config, *sizes[modality])
+        if modality not in MASKED_OBJECTIVE_OF:
+            continue
         weight = f"{MASKED_OBJECTIVE_OF[modality]}_loss_weight"
         if encoder_class.decoder_class is None and settings.setdefault(weight, 0.0) > 0:
             raise ValueError(

@@ -21,6 +21,7 @@ from simple_multimodal.data.bad_samples import BadSample, BadSampleError
 from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
+from simple_multimodal.data.records import FILE_COLUMNS, further_values
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.tables import is_table
 from simple_multimodal.defaults import (
@@ -71,10 +72,13 @@ class ClipKey(NamedTuple):
     audio: str | None
     start_seconds: float | None
     end_seconds: float | None
+    further: str = "{}"
+    """JSON of what a row has of the modalities that have columns of their own."""
 
     @classmethod
     def of(cls, row: Row) -> Self:
-        return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"])
+        further = json.dumps(further_values(row), sort_keys=True)
+        return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"], further)
 
 
 def open_manifest(clips: Clips) -> Clips:
@@ -264,9 +268,8 @@ class Pipeline:
         return modality in self.processor.modalities and modality not in self.collator.drop_modalities
 
     def has_clip(self, row: Row) -> bool:
-        """Whether a row has a file that this model looks at or listens to."""
-        taken = [m for m in CLIP_MODALITIES if m in self.processor.modalities]
-        return any(row[m] is not None for m in taken)  # type: ignore[literal-required]
+        """Whether a row has anything that this model takes of a clip."""
+        return any(self.collator.has(row, m) for m in self.processor.modalities if m in CLIP_MODALITIES)
 
     def key(self, rows: Sequence[Row]) -> str:
         """Hash of the weights, the processor, and the clips (by path, segment, size and time of change); the same on
@@ -285,7 +288,8 @@ class Pipeline:
             files = [path for path in (row["video"], row["audio"]) if path is not None]
             stats = [(path, *_size_and_time(path)) for path in files]
             segment = row["start_seconds"], row["end_seconds"]
-            digest.update(json.dumps([row["id"], row["group"], stats, segment]).encode())
+            further = [values] if (values := further_values(row)) else []
+            digest.update(json.dumps([row["id"], row["group"], stats, segment, *further]).encode())
         return digest.hexdigest()
 
     def encode_rows(
@@ -386,9 +390,7 @@ class Pipeline:
 
     def _absent(self, rows: Sequence[Row]) -> list[BadSample]:
         """Rows of which a file that is to be read is not there."""
-        read = [
-            m for m in self.processor.modalities if m in CLIP_MODALITIES and m not in self.collator.drop_modalities
-        ]
+        read = [m for m in self.processor.modalities if m in FILE_COLUMNS and m != "text" and self.takes(m)]
         found: dict[int, BadSample] = {}
         for row in rows:
             for file in [row[m] for m in read]:  # type: ignore[literal-required]

@@ -13,6 +13,7 @@ from simple_multimodal.modalities import (
     AUDIO_WINDOW_KEYS,
     CLIP_MODALITIES,
     INPUT_KEYS,
+    MODALITIES,
     PRESENCE_KEYS,
     TOKEN_KEYS,
     Modality,
@@ -108,7 +109,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
     """Encoders and crossformer without a head: embeddings of text, audio, video and clip, and fused text states."""
 
     _keys_to_ignore_on_load_unexpected = [  # heads
-        r"^(text|audio|video)_decoder\.",
+        r"^[a-z]+_decoder\.",
         r"^fusion_to_text\.",
         r"^matching_head\.",
         r"^classifier\.",
@@ -118,7 +119,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         super().__init__(config)
         if not config.modalities or config.crossformer_config is None:
             raise ValueError(
-                "A multimodal model needs at least one of `text_config`, `audio_config`, `video_config`, and a "
+                f"A multimodal model needs at least one of {', '.join(f'`{m}_config`' for m in MODALITIES)}, and a "
                 "`crossformer_config`. Give the missing ones in the configuration."
             )
         check_frame_pooling(config)
@@ -152,7 +153,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     @property
     def clip_modalities(self) -> tuple[Modality, ...]:
-        """Which of audio and video the model has."""
+        """The modalities of a clip that the model has."""
         return tuple(m for m in CLIP_MODALITIES if m in self.config.modalities)
 
     def encoder(self, modality: Modality) -> Encoder:
@@ -172,7 +173,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     def check_inputs(self, modality: Modality, *size: int) -> None:
         """Raise a `ValueError` if the tower of a modality cannot take inputs of this size; see each encoder's own."""
-        self.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
+        self.encoder(modality).check_inputs(*size)
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Inverse temperature and bias of a contrastive objective; scalars."""
@@ -221,7 +222,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self, modality: Modality, output: EncoderOutput, masked_patches: torch.Tensor | None = None
     ) -> Stream:
         """Pool (if so configured) and embed an encoder's tokens, made with `masked_patches`, for the crossformer."""
-        if self.config.fusion_pool == "time" and modality != "text":
+        if self.config.fusion_pool == "time" and output.seconds is not None:
             num_tokens = output.mask.shape[1] + (0 if masked_patches is None else masked_patches.shape[1])
             encoder, device = self.encoder(modality), output.mask.device
             if output.num_steps is None:

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from simple_multimodal import assembly
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.processing import MultimodalProcessor
@@ -55,7 +55,8 @@ def from_towers(
             towers of one checkpoint with a common space.
         processor_settings (`Mapping`, *optional*): arguments of [`build_processor`].
         cache_dir (`str`, *optional*): where files from the hub are kept.
-        settings: further arguments of [`MultimodalConfig`], such as `fusion_form="merge"`.
+        settings: towers of further modalities by their names, and further arguments of [`MultimodalConfig`], such as
+            `fusion_form="merge"`.
 
     Returns:
         `tuple[TowerModel, MultimodalProcessor]`: the model and its processor.
@@ -71,8 +72,8 @@ def from_towers(
     ... )
     ```
     """
-    named = {"text": text, "audio": audio, "video": video}
-    places = {modality: place for modality, place in named.items() if place is not None}
+    named = {"text": text, "audio": audio, "video": video, **{m: settings.pop(m) for m in MODALITIES if m in settings}}
+    places: dict[str, str] = {modality: place for modality, place in named.items() if place is not None}
     if not places:
         raise ValueError("A model needs a tower: name one of `text`, `audio` and `video`.")
     if isinstance(fusion, str):
