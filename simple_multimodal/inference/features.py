@@ -20,7 +20,7 @@ from simple_multimodal.defaults import CLIPS_PER_SHARD
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Pipeline, clips_alone, from_main
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.processing import MultimodalProcessor
@@ -87,8 +87,8 @@ class TowerFeatures(Pipeline):
         """
         if tower not in self.processor.modalities:
             raise ValueError(f"There is no {tower} tower: this model has {', '.join(self.processor.modalities)}.")
-        if tower not in FILE_COLUMNS:
-            raise ValueError(f"Features are kept of files, and {tower} has none. Leave this tower out.")
+        if tower not in FILE_COLUMNS or tower not in CLIP_MODALITIES:
+            raise ValueError(f"Features are kept of the files of clips, and {tower} has none. Leave this tower out.")
         if shard_size < 1:
             raise ValueError(f"A shard has 1 clip or more, got {shard_size}.")
         collator = MultimodalCollator(
