@@ -18,7 +18,8 @@ from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import CLIPS_PER_SHARD
 from simple_multimodal.inference.partial import save_whole
-from simple_multimodal.inference.pipeline import Pipeline, clips_alone, from_main
+from simple_multimodal.inference.pipeline import Pipeline, from_main
+from simple_multimodal.inference.requests import clips_alone
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import EncoderOutput

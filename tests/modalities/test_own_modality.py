@@ -13,7 +13,7 @@ from transformers import AutoConfig, set_seed
 import simple_multimodal as smm
 from simple_multimodal.data import readers, records
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.inference.pipeline import ClipKey
+from simple_multimodal.inference.requests import ClipKey
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, INPUT_KEYS, MODALITIES, PRESENCE_KEYS, TOKEN_KEYS
 from simple_multimodal.models.encoders import ENCODERS
 from simple_multimodal.processing import processing_multimodal
