@@ -16,7 +16,7 @@ from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
-from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.models.loading import LoadingReport, load_tower_config
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
@@ -177,8 +177,7 @@ def load_processor(
     cache_dir: str | None = None,
 ) -> MultimodalProcessor:
     """
-    The processor of a saved model, changed where settings say so; [`check_inputs`] tells whether the model can take
-    that.
+    The processor of a saved model, changed where settings say so; [`load_model`] fits the towers to that.
 
     Args:
         source (`str` or `os.PathLike`): folder or hub name of the saved model.
@@ -206,6 +205,14 @@ def load_processor(
         processor.video_processor = VideoClipProcessor.from_pretrained(source, cache_dir=cache_dir, **video_settings)
         _warn_of_unused_stride(processor.video_processor, video_settings)
     return processor
+
+
+def changed_sizes(
+    source: str | os.PathLike, processor: MultimodalProcessor, *, cache_dir: str | None = None
+) -> dict[Modality, tuple[int, ...]]:
+    """The [`input_sizes`] in which a processor of [`load_processor`] differs from what was saved."""
+    saved = {m: PARTS[m].load(source, cache_dir=cache_dir).input_size for m in processor.modalities if m != "text"}
+    return {m: size for m, size in input_sizes(processor).items() if size != saved[m]}
 
 
 def _warn_of_unused_stride(video: VideoClipProcessor | None, settings: Mapping | None) -> None:
@@ -363,7 +370,12 @@ def saved_config(source: str | os.PathLike) -> dict:
 
 
 def load_model(
-    model_classes: Mapping[str, type[TowerModel]], source: str | os.PathLike, *, is_trained: bool, **settings
+    model_classes: Mapping[str, type[TowerModel]],
+    source: str | os.PathLike,
+    *,
+    is_trained: bool,
+    sizes: Mapping[Modality, tuple[int, ...]] = MappingProxyType({}),
+    **settings,
 ) -> TowerModel:
     """
     A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
@@ -372,11 +384,13 @@ def load_model(
         model_classes (`Mapping[str, type[TowerModel]]`): the task's, by `model_type`.
         source (`str`): folder or hub name.
         is_trained (`bool`): whether it will be trained.
+        sizes (`Mapping[str, tuple[int, ...]]`, *optional*): [`changed_sizes`], which its towers are fitted to as
+            pretrained ones are.
         settings: arguments of `from_pretrained`, among them changes of the configuration.
 
     Raises:
-        ValueError: If its architecture is unknown or has not this task or an objective that a setting weighs, or if
-            it lacks weights and will not be trained.
+        ValueError: If its architecture is unknown or has not this task or an objective that a setting weighs, if it
+            lacks weights and will not be trained, or if a tower cannot be fitted to a size.
         OSError: If it has no weights as safetensors.
     """
     model_type = saved_config(source).get("model_type") or ""
@@ -399,4 +413,14 @@ def load_model(
             f"{source} holds no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is a "
             f"model of another task than {model_class.__name__}. Choose its --task, or train it."
         )
+    if sizes:
+        model, reports = model.fit_inputs(sizes)
+        warn_of_tensors(reports)
     return model
+
+
+def warn_of_tensors(reports: Iterable[LoadingReport]) -> None:
+    """Say in the first process what became of the tensors of checkpoints."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        for report in reports:
+            logger.warning(report.summary())

@@ -372,6 +372,23 @@ class TowerModel(PreTrainedModel):
         weights = hash_weights(self.towers[modality])
         return hashlib.sha256(json.dumps([weights, settings], sort_keys=True).encode()).hexdigest()
 
+    def fit_inputs(self, sizes: Mapping[Modality, tuple[int, ...]]) -> tuple[Self, list[Any]]:
+        """
+        Fit towers to inputs of other sizes than those that they were saved with; by default none can be fitted.
+
+        Args:
+            sizes (`Mapping[str, tuple[int, ...]]`): What the processor makes for each of these towers.
+
+        Returns:
+            The fitted model, and one [`LoadingReport`] per tower.
+
+        Raises:
+            ValueError: If a tower cannot take inputs of that size.
+        """
+        for modality, size in sizes.items():
+            self.base_model.check_inputs(modality, *size)
+        return self, []
+
     def freeze(self, names: Sequence[str]) -> None:
         """Keep the weights of these towers (`text`, `audio`, `video`, `fusion`) as they are."""
         for name in names:

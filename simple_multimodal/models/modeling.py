@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 
 from simple_multimodal.modalities import (
@@ -19,7 +21,7 @@ from simple_multimodal.modalities import (
     Modality,
 )
 from simple_multimodal.models.audio.windows import encode_windows
-from simple_multimodal.models.base import TowerModel
+from simple_multimodal.models.base import Conversion, TowerModel
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MultimodalConfig
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
 from simple_multimodal.models.fusion.crossformer import (
@@ -29,7 +31,7 @@ from simple_multimodal.models.fusion.crossformer import (
     concatenate,
     load_pretrained_fusion,
 )
-from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
+from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower, transfer_tensors
 from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import (
     masked_mean,
@@ -103,6 +105,47 @@ class MultimodalPreTrainedModel(TowerModel):
         if "fusion" in pretrained:
             fusion.append(load_pretrained_fusion(base.fusion, pretrained["fusion"], cache_dir=cache_dir))
         return model, [*reports.values(), *fusion]
+
+    @torch.no_grad()
+    def fit_inputs(self, sizes: Mapping[Modality, tuple[int, ...]]) -> tuple[Self, list[LoadingReport]]:
+        """[`TowerModel.fit_inputs`]: a copy of the model, with position tables converted as those of a checkpoint."""
+        config = deepcopy(self.config)
+        for modality, size in sizes.items():
+            tower = config.tower_config(modality)
+            fitted_tower = get_encoder_class(tower.model_type, modality).fit_config(tower, *size)
+            setattr(config, f"{modality}_config", fitted_tower)
+        fitted = type(self)(config).to(self.dtype).train(self.training)
+        own = fitted.state_dict()
+        for name, tensor in self.state_dict().items():
+            if own[name].shape == tensor.shape:
+                own[name].copy_(tensor)
+        for parameter, saved in zip(fitted.parameters(), self.parameters(), strict=True):
+            parameter.requires_grad_(saved.requires_grad)
+        reports = []
+        for modality in sizes:
+            encoder, source_config = fitted.base_model.encoder(modality), self.config.tower_config(modality)
+            report = transfer_tensors(
+                f"the saved {modality} tower",
+                self._tower(modality).state_dict(),
+                fitted._tower(modality),
+                rename=lambda name: name,
+                convert=partial(_convert, encoder, source_config),
+            )
+            if report.new:
+                raise ValueError(
+                    f"The saved {modality} tower {encoder.model_type!r} cannot be fitted to inputs of size "
+                    f"{sizes[modality]}: there is no rule for {', '.join(report.new)}. Leave the settings of the "
+                    "processor as they were saved."
+                )
+            reports.append(report)
+        return fitted, reports
+
+    def _tower(self, modality: Modality) -> nn.ModuleDict:
+        """The encoder of a modality and, if the model has one, its decoder."""
+        parts: dict[str, nn.Module] = {"encoder": self.base_model.encoder(modality)}
+        if modality in self.decoded_modalities:
+            parts["decoder"] = self.get_submodule(f"{modality}_decoder")
+        return nn.ModuleDict(parts)
 
 
 class MultimodalModel(MultimodalPreTrainedModel):
@@ -346,6 +389,12 @@ class MultimodalModel(MultimodalPreTrainedModel):
             video_embeds=embeds.get("video"),
             clip_embeds=embeds.get("clip"),
         )
+
+
+def _convert(
+    encoder: Encoder, source_config: PreTrainedConfig, name: str, source: torch.Tensor, target: torch.Tensor
+) -> Conversion | None:
+    return encoder.convert_pretrained(name, source, target, source_config)
 
 
 def has_tokens(modality: Modality, batch: Batch) -> bool:

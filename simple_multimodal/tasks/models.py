@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedConfig, ViTConfig
-from transformers.utils import logging
 
 from simple_multimodal import assembly
 from simple_multimodal.data.rows import RowDataset
@@ -17,8 +16,6 @@ from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Task
 from simple_multimodal.tasks.registry import get_task, task_of
-
-logger = logging.get_logger("simple_multimodal")
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -146,9 +143,7 @@ def build(
     model, reports = model_class.from_encoders(
         config, dict(pretrained), same_vocabulary=names["tokenizer_name"] is not None, cache_dir=cache_dir
     )
-    if int(os.environ.get("RANK", "0")) == 0:
-        for report in reports:
-            logger.warning(report.summary())
+    assembly.warn_of_tensors(reports)
     return model, processor
 
 
@@ -163,7 +158,8 @@ def load(
     **settings,
 ) -> tuple[TowerModel, MultimodalProcessor]:
     """
-    A saved model and its processor.
+    A saved model and its processor. Where `processor_settings` change the number of frames or their size, the towers'
+    position tables are converted as those of pretrained towers are.
 
     Args:
         source (`str`): folder or hub name.
@@ -177,7 +173,8 @@ def load(
         settings: arguments of `from_pretrained`, among them changes of the configuration.
 
     Raises:
-        ValueError: If there is no such model, or it cannot be used for the task.
+        ValueError: If there is no such model, it cannot be used for the task, **or** a tower cannot take inputs of the
+            size that `processor_settings` ask for.
         OSError: If it has no weights as safetensors.
 
     Example:
@@ -187,6 +184,7 @@ def load(
     ```
     """
     processor = assembly.load_processor(source, cache_dir=cache_dir, **processor_settings)
+    sizes = assembly.changed_sizes(source, processor, cache_dir=cache_dir)
     if task is None:
         config = assembly.saved_config(source)
         task = task_of(config.get("task"), (config.get("architectures") or [""])[0])()
@@ -194,6 +192,6 @@ def load(
         task = get_task(task)()
     own = {"task": task.name, **task.config_settings(source, train_dataset)}
     model = assembly.load_model(
-        task.model_classes, source, is_trained=is_trained, cache_dir=cache_dir, **settings, **own
+        task.model_classes, source, is_trained=is_trained, sizes=sizes, cache_dir=cache_dir, **settings, **own
     )
     return model, processor
