@@ -13,6 +13,7 @@ from transformers import AutoConfig, set_seed
 import simple_multimodal as smm
 from simple_multimodal.data import readers, records
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.inference.requests import ClipKey
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, INPUT_KEYS, MODALITIES, PRESENCE_KEYS, TOKEN_KEYS
 from simple_multimodal.models.encoders import ENCODERS
@@ -210,3 +211,19 @@ def test_a_new_tower_has_no_flags(folder, tmp_path):
     assert (
         done.returncode == 2 and "--modalities names sensors, but there are no flags for such a tower" in done.stderr
     )
+
+
+def test_a_row_may_have_nothing_else_and_an_empty_cell_is_nothing(trained):
+    rows = [{"sensors": [1, 2, 3, 4]}, {"sensors": "", "caption": "rain falls"}]
+    dataset = smm.Dataset(rows, modalities=("sensors",))
+    batch = MultimodalCollator(smm.load(trained)[1])(list(dataset))
+    assert batch["sensors_mask"].tolist() == [True, False] and batch["text_mask"].tolist() == [False, True]
+    retriever = smm.Retriever.from_pretrained(trained)
+    assert retriever.index(dataset).ids == ["0"]
+    with pytest.raises(ValueError, match="the row is empty"):
+        smm.Dataset([{"sensors": ""}], modalities=("sensors",))
+
+
+def test_no_features_are_kept_of_it(trained, dataset, tmp_path):
+    with pytest.raises(ValueError, match="Features are kept of the files of clips, and sensors has none"):
+        TowerFeatures.from_pretrained(trained).write("sensors", [dataset], tmp_path)
