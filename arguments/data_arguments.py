@@ -126,7 +126,7 @@ class DataArguments:
         [],
         EVALUATION,
         "Evaluate as if the samples lacked these modalities; training is unaffected. Default: none.",
-        choices=MODALITIES,
+        choices=tuple(MODALITIES),
     )
     select_on_test: bool = flag(
         False, EVALUATION, "Allow the test split to select the checkpoint; recorded in every result."

@@ -8,14 +8,14 @@ from transformers.utils import logging
 
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.flags import AUDIO, FUSION, LORA, MODEL, OBJECTIVES, TEXT, VIDEO, check_bounds, flag, given
-from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, MODALITIES
 
 logger = logging.get_logger("simple_multimodal")
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[1]
 """The folder of `train.py`; `configs/...` is found there from any working directory."""
 
-TOWERS = (*MODALITIES, "fusion")
+TOWERS = (*BUILT_IN_MODALITIES, "fusion")
 
 DEFAULT_CONFIG_NAMES = {
     "text": "configs/text/debertv2_config_small.json",
@@ -76,7 +76,9 @@ class ModelArguments:
     answers_file: str | None = flag(
         None, MODEL, "JSON object {answer: number} for question_answering. Default: the training answers."
     )
-    modalities: list[str] = flag(list(MODALITIES), MODEL, "Modalities of the model.", choices=MODALITIES)
+    modalities: list[str] = flag(
+        list(BUILT_IN_MODALITIES), MODEL, "Modalities of the model.", choices=tuple(MODALITIES)
+    )
     freeze: list[str] = flag([], MODEL, "Towers to freeze. Default: none.", choices=TOWERS)
     cache_dir: str | None = flag(None, MODEL, "Folder for downloads from the hub. Default: the Hugging Face cache.")
 
@@ -204,6 +206,12 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         self.modalities = [name for name in MODALITIES if name in self.modalities]
+        further = [name for name in self.modalities if name not in BUILT_IN_MODALITIES]
+        if further and self.model_name_or_path is None:
+            raise ValueError(
+                f"--modalities names {', '.join(further)}, but there are no flags for such a tower. Build the model "
+                "in Python (`simple_multimodal.from_towers`), save it, and name its folder in --model_name_or_path."
+            )
         self.freeze = [name for name in TOWERS if name in self.freeze]
         check_bounds(self)
         self.lora_towers = [name for name in TOWERS if name in self.lora_towers]
@@ -275,7 +283,7 @@ class ModelArguments:
         """The arguments that name what modalities would be made of that are not part of the model."""
         parts = {"text": "tokenizer_name", "audio": "audio_processor_name", "video": "video_processor_name"}
         kinds = ("model_name_or_path", "config_name", "attn_implementation")
-        absent = [name for name in MODALITIES if name not in self.modalities]
+        absent = [name for name in BUILT_IN_MODALITIES if name not in self.modalities]
         return [name for m in absent for name in (*(f"{m}_{kind}" for kind in kinds), parts[m])]
 
     @property
@@ -326,7 +334,7 @@ class ModelArguments:
     @property
     def attn_implementation(self) -> dict[str, str]:
         """Attention implementations that were given, by sub-configuration, as `from_pretrained` takes them."""
-        named = {f"{modality}_config": vars(self)[f"{modality}_attn_implementation"] for modality in MODALITIES}
+        named = {f"{m}_config": vars(self)[f"{m}_attn_implementation"] for m in BUILT_IN_MODALITIES}
         return {config: name for config, name in named.items() if name is not None}
 
     @property

@@ -12,14 +12,15 @@ from transformers.utils import logging
 
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.missing import explain
-from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
-from simple_multimodal.models.loading import load_tower_config
+from simple_multimodal.models.loading import LoadingReport, load_tower_config
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.processing.processing_multimodal import PARTS
 
 logger = logging.get_logger(__name__)
 
@@ -57,9 +58,9 @@ def processor_names(
     """
     names = dict(named)
     for modality, config in towers.items():
-        key = PROCESSOR_NAMES[modality]
         encoder_class = get_encoder_class(config.model_type, modality)
-        if names[key] is None and encoder_class.takes_own_processor(config):
+        key = PROCESSOR_NAMES.get(modality)
+        if key is not None and names[key] is None and encoder_class.takes_own_processor(config):
             names[key] = pretrained.get(modality)
     return names
 
@@ -127,7 +128,17 @@ def build_processor(
             tokenizer = train_tokenizer(captions())
         longest = min(tokenizer.model_max_length, text_encoder.max_tokens(towers["text"]))
         tokenizer.model_max_length = max_seq_length or longest
-    return MultimodalProcessor(audio, video, tokenizer, text_padding=text_padding)  # type: ignore[arg-type]
+    further = {
+        PARTS[m].name: PARTS[m].kind(**encoders[m].processor_values(config))
+        for m, config in towers.items()
+        if m not in BUILT_IN_MODALITIES
+    }
+    return MultimodalProcessor(audio, video, tokenizer, text_padding=text_padding, **further)  # type: ignore[arg-type]
+
+
+def input_sizes(processor: MultimodalProcessor) -> dict[Modality, tuple[int, ...]]:
+    """What each part of a processor but the tokenizer makes for its tower, in the order of the modalities."""
+    return {m: processor.part(m).input_size for m in processor.modalities if m != "text"}
 
 
 def _read_settings(
@@ -166,8 +177,7 @@ def load_processor(
     cache_dir: str | None = None,
 ) -> MultimodalProcessor:
     """
-    The processor of a saved model, changed where settings say so; [`check_inputs`] tells whether the model can take
-    that.
+    The processor of a saved model, changed where settings say so; [`load_model`] fits the towers to that.
 
     Args:
         source (`str` or `os.PathLike`): folder or hub name of the saved model.
@@ -197,6 +207,14 @@ def load_processor(
     return processor
 
 
+def changed_sizes(
+    source: str | os.PathLike, processor: MultimodalProcessor, *, cache_dir: str | None = None
+) -> dict[Modality, tuple[int, ...]]:
+    """The [`input_sizes`] in which a processor of [`load_processor`] differs from what was saved."""
+    saved = {m: PARTS[m].load(source, cache_dir=cache_dir).input_size for m in processor.modalities if m != "text"}
+    return {m: size for m, size in input_sizes(processor).items() if size != saved[m]}
+
+
 def _warn_of_unused_stride(video: VideoClipProcessor | None, settings: Mapping | None) -> None:
     if video is not None and "frame_stride" in (settings or {}):
         if "dense" not in (video.frame_sampling, video.train_frame_sampling):
@@ -208,7 +226,7 @@ def check_inputs(
     processor: MultimodalProcessor,
     max_seq_length: int | None = None,
     config_settings: Mapping[str, object] | None = None,
-    modalities: Sequence[Modality] = MODALITIES,
+    modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
 ) -> None:
     """
     Check that a model takes what its processor delivers, and that a saved one is what was asked for.
@@ -218,25 +236,18 @@ def check_inputs(
         processor (`MultimodalProcessor`): its processor.
         max_seq_length (`int`, *optional*): longest text in tokens, if not the processor's own.
         config_settings (`Mapping`, *optional*): settings of [`MultimodalConfig`] that were asked for.
-        modalities (`Sequence[str]`, *optional*, defaults to all): modalities that were asked for.
+        modalities (`Sequence[str]`, *optional*): modalities that were asked for; those that are built in ask for none.
 
     Raises:
         ValueError: If a tower cannot take the inputs, or the model has other settings or lacks a modality.
     """
-    if len(modalities) < len(MODALITIES) and not set(modalities) <= set(model.config.modalities):
+    if tuple(modalities) != BUILT_IN_MODALITIES and not set(modalities) <= set(model.config.modalities):
         raise ValueError(
             f"--modalities is {' '.join(modalities)}, but the saved model has {' '.join(model.config.modalities)}. "
             "Leave the flag out, or name some of these."
         )
-    audio, video = processor.feature_extractor, processor.video_processor
-    sizes: dict[Modality, tuple[int, ...]] = {}
-    if processor.tokenizer is not None:
-        sizes["text"] = (max_seq_length or processor.max_seq_length(),)
-    if audio is not None:
-        sizes["audio"] = (audio.num_mel_bins, audio.num_frames)
-    if video is not None:
-        sizes["video"] = (video.num_frames, video.height, video.width)
-    for modality, size in sizes.items():
+    text = {} if processor.tokenizer is None else {"text": (max_seq_length or processor.max_seq_length(),)}
+    for modality, size in {**text, **input_sizes(processor)}.items():
         model.base_model.check_inputs(modality, *size)
     own = model.config.to_dict()
     for name, value in (config_settings or {}).items():
@@ -286,22 +297,18 @@ def build_config(
         ValueError: If a tower cannot take what the processor delivers, has no decoder for an objective that was asked
             for, or the model will not be trained and has no common space.
     """
-    audio, video = processor.feature_extractor, processor.video_processor
-    sizes: dict[Modality, tuple[int | None, ...]] = {}
+    sizes: dict[Modality, tuple[int | None, ...]] = {**input_sizes(processor)}
     if processor.tokenizer is not None:
         ids = processor.tokenizer("")["input_ids"]
         end = ids[-1] if ids and ids[-1] == processor.tokenizer.eos_token_id else None
         sizes["text"] = (len(processor.tokenizer), processor.tokenizer.pad_token_id, end)
-    if audio is not None:
-        sizes["audio"] = (audio.num_mel_bins, audio.num_frames)
-    if video is not None:
-        sizes["video"] = (video.num_frames, video.height, video.width)
+    if (video := processor.video_processor) is not None:
         settings |= {"image_mean": list(video.image_mean), "image_std": list(video.image_std)}
     for modality, config in towers.items():
         encoder_class = get_encoder_class(config.model_type, modality)
-        settings[f"{modality}_config"] = encoder_class.fit_config(  # type: ignore[attr-defined]  # each kind has its own
-            config, *sizes[modality]
-        )
+        settings[f"{modality}_config"] = encoder_class.fit_config(config, *sizes[modality])
+        if modality not in MASKED_OBJECTIVE_OF:
+            continue
         weight = f"{MASKED_OBJECTIVE_OF[modality]}_loss_weight"
         if encoder_class.decoder_class is None and settings.setdefault(weight, 0.0) > 0:
             raise ValueError(
@@ -363,7 +370,12 @@ def saved_config(source: str | os.PathLike) -> dict:
 
 
 def load_model(
-    model_classes: Mapping[str, type[TowerModel]], source: str | os.PathLike, *, is_trained: bool, **settings
+    model_classes: Mapping[str, type[TowerModel]],
+    source: str | os.PathLike,
+    *,
+    is_trained: bool,
+    sizes: Mapping[Modality, tuple[int, ...]] = MappingProxyType({}),
+    **settings,
 ) -> TowerModel:
     """
     A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
@@ -372,11 +384,13 @@ def load_model(
         model_classes (`Mapping[str, type[TowerModel]]`): the task's, by `model_type`.
         source (`str`): folder or hub name.
         is_trained (`bool`): whether it will be trained.
+        sizes (`Mapping[str, tuple[int, ...]]`, *optional*): [`changed_sizes`], which its towers are fitted to as
+            pretrained ones are.
         settings: arguments of `from_pretrained`, among them changes of the configuration.
 
     Raises:
-        ValueError: If its architecture is unknown or has not this task or an objective that a setting weighs, or if
-            it lacks weights and will not be trained.
+        ValueError: If its architecture is unknown or has not this task or an objective that a setting weighs, if it
+            lacks weights and will not be trained, or if a tower cannot be fitted to a size.
         OSError: If it has no weights as safetensors.
     """
     model_type = saved_config(source).get("model_type") or ""
@@ -399,4 +413,14 @@ def load_model(
             f"{source} holds no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is a "
             f"model of another task than {model_class.__name__}. Choose its --task, or train it."
         )
+    if sizes:
+        model, reports = model.fit_inputs(sizes)
+        warn_of_tensors(reports)
     return model
+
+
+def warn_of_tensors(reports: Iterable[LoadingReport]) -> None:
+    """Say in the first process what became of the tensors of checkpoints."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        for report in reports:
+            logger.warning(report.summary())

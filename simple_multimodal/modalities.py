@@ -1,14 +1,15 @@
-"""The modalities, their one canonical order, and the names of a batch's entries."""
+"""The modalities, their one canonical order, and the names of a batch's entries.
 
-from typing import Literal
+A further modality is a line in each table; `docs/adding_modalities.md` lists all that it needs.
+"""
 
-Modality = Literal["text", "audio", "video"]
+from collections.abc import KeysView
 
-MODALITIES: tuple[Modality, ...] = ("text", "audio", "video")
-"""Every concatenation, dictionary and listing of modalities follows this order."""
+Modality = str
+"""Name of a modality."""
 
-CLIP_MODALITIES: tuple[Modality, ...] = ("audio", "video")
-"""What a clip is made of: everything that is not the text about it."""
+BUILT_IN_MODALITIES: tuple[Modality, ...] = ("text", "audio", "video")
+"""The modalities that the package brings, which are the defaults of flags and signatures."""
 
 INPUT_KEYS: dict[Modality, tuple[str, ...]] = {
     "text": ("input_ids", "attention_mask"),
@@ -24,9 +25,16 @@ AUDIO_WINDOW_KEYS = ("audio_windows", "audio_window_counts")
 
 TOKEN_KEYS: dict[Modality, tuple[str, str, str]] = {
     modality: (f"{modality}_tokens", f"{modality}_token_mask", f"{modality}_token_seconds")
-    for modality in CLIP_MODALITIES
+    for modality in BUILT_IN_MODALITIES
+    if modality != "text"
 }
 """Batch entries that stand in for those of `INPUT_KEYS` where a frozen tower was run before: what it gave."""
 
-PRESENCE_KEYS: dict[Modality, str] = {modality: f"{modality}_mask" for modality in MODALITIES}
+PRESENCE_KEYS: dict[Modality, str] = {modality: f"{modality}_mask" for modality in BUILT_IN_MODALITIES}
 """Batch entries, `bool` of shape `(batch_size,)`, that say which rows have the modality."""
+
+MODALITIES: KeysView[Modality] = INPUT_KEYS.keys()
+"""All modalities. Every concatenation, dictionary and listing of modalities follows this order."""
+
+CLIP_MODALITIES: KeysView[Modality] = TOKEN_KEYS.keys()
+"""What a clip is made of: everything that is not the text about it."""

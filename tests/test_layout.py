@@ -175,3 +175,46 @@ def test_only_tasks_know_tasks():
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         assert place.startswith(may_name) or not texts & names, place
+
+
+def _imports_of_other_tasks() -> dict[str, set[str]]:
+    """For each file in a task's folder, the modules in the folders of other tasks that it imports."""
+    tasks = REPOSITORY / "simple_multimodal/tasks"
+    folders = {path.name for path in tasks.iterdir() if path.is_dir()}
+    found = {}
+    for path in tasks.glob("*/**/*.py"):
+        others = folders - {path.relative_to(tasks).parts[0]}
+        foreign = {
+            name
+            for name in _imported_modules(path)
+            if name.startswith("simple_multimodal.tasks.") and name.split(".")[2] in others
+        }
+        if foreign:
+            found[path.relative_to(tasks).as_posix()] = foreign
+    return found
+
+
+def test_folders_of_tasks_do_not_import_each_other():
+    """What they share stands beside them, in `tasks/`."""
+    assert _imports_of_other_tasks() == {}
+
+
+def test_the_rule_of_tasks_sees_all_imports(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
+    tasks = tmp_path / "simple_multimodal/tasks"
+    for folder in ("search", "answers"):
+        (tasks / folder).mkdir(parents=True)
+        (tasks / folder / "__init__.py").touch()
+    for package in (tasks.parent, tasks):
+        (package / "__init__.py").touch()
+    (tasks / "labels.py").touch()
+    (tasks / "search/task.py").write_text(
+        "from ..labels import read\nfrom simple_multimodal.tasks.search import head\n"
+    )
+    assert _imports_of_other_tasks() == {}
+    (tasks / "answers/task.py").write_text("def f():\n    from ..search.task import head\n")
+    (tasks / "answers/head.py").write_text("from simple_multimodal.tasks import search\n")
+    assert _imports_of_other_tasks() == {
+        "answers/task.py": {"simple_multimodal.tasks.search.task"},
+        "answers/head.py": {"simple_multimodal.tasks.search"},
+    }

@@ -99,6 +99,9 @@ def test_answers(trained):
     finally:
         os.chdir(previous)
     assert run(trained, "Answer questions")["answerer"].model.config.id2label == {0: "yes", 1: "no"}
+    served = run(trained, "Serve requests")
+    assert [{answer["answer"] for answer in answers} for answers in served["answers"]] == [{"yes", "no"}] * 2
+    assert [set(match) for match in served["matches"][0]] == [{"clip", "score"}] * 3
 
 
 def test_frames_and_audio(folder):

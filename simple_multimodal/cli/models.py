@@ -52,7 +52,7 @@ def features(
     model: Annotated[str, "folder or hub name of a saved model"],
     manifests: Manifests,
     *,
-    tower: Annotated[Sequence[Modality], "towers to run", CLIP_MODALITIES],
+    tower: Annotated[Sequence[Modality], "towers to run", tuple(CLIP_MODALITIES)],
     output: Annotated[str, "output folder; existing features are kept", "DIR"],
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], "type of the saved tokens"] = "float32",
     shard_size: Annotated[int, "clips per file"] = CLIPS_PER_SHARD,

@@ -18,7 +18,7 @@ from simple_multimodal.defaults import (
     Precision,
     VideoBackendName,
 )
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import MODALITIES, Modality
 
 Model = Annotated[str, "folder or hub name of a trained model"]
 Manifest = Annotated[str, "CSV, TSV or JSONL, as train.py takes it"]
@@ -96,7 +96,7 @@ class PipelineOptions(ModelOptions):
     features: Annotated[
         str | None, "folder that `features` wrote with this model; replaces its towers and decoding", "DIR"
     ] = None
-    drop_modality: Annotated[Sequence[Modality], "modalities to ignore; default: none"] = ()
+    drop_modality: Annotated[Sequence[Modality], "modalities to ignore; default: none", tuple(MODALITIES)] = ()
     max_bad_fraction: Annotated[
         float,
         "stop when more than this fraction of the clips cannot be read; fewer are left out of an index and count as "

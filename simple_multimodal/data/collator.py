@@ -160,6 +160,10 @@ class MultimodalCollator:
         """Entries of a row that are read."""
         return [reader.column for reader in self._readers.values()]
 
+    def has(self, row: Row, modality: Modality) -> bool:
+        """Return whether a row has a modality of the processor."""
+        return self._readers[modality].has(row)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_pool_process": 0, "in_flight": None}  # a worker makes its own
 

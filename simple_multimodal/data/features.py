@@ -45,7 +45,7 @@ class ClipKey(NamedTuple):
     @classmethod
     def of(cls, row: Row, modality: Modality, path: str) -> Self:
         """That of a row whose file has the relative path `path`; raises an `OSError` if there is no such file."""
-        found = os.stat(cast(str, row[modality]))
+        found = os.stat(cast(str, row[modality]))  # type: ignore[literal-required]
         return cls(path, row["start_seconds"], row["end_seconds"], found.st_size, found.st_mtime_ns)
 
 
@@ -195,7 +195,7 @@ class FeatureReader:
 
     def _find(self, row: Row) -> ClipKey:
         """The key of a row's clip, whatever folder its root is."""
-        path = cast(str, row[self.modality])
+        path = cast(str, row[self.modality])  # type: ignore[literal-required]
         parts = PurePath(path).parts
         names = ("/".join(parts[first:]) for first in range(len(parts)))
         bare = ClipKey.of(row, self.modality, "")

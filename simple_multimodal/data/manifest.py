@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from simple_multimodal.data.records import SCHEMA, RecordParser, Table
 from simple_multimodal.data.tables import read_jsonl, read_records, read_table, table_format
-from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 
 MAX_LINK_BYTES = 4096  # of the text of a symbolic link
 TABLE_VERSION = 3  # part of the name of a stored table: raise it when its content changes
@@ -22,7 +22,7 @@ TABLE_VERSION = 3  # part of the name of a stored table: raise it when its conte
 def read_manifest(
     manifest_file: str | os.PathLike[str],
     *,
-    modalities: Sequence[Modality] = MODALITIES,
+    modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
     text_column: str | None = None,
     typed_columns: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -33,7 +33,7 @@ def read_manifest(
     Args:
         manifest_file (`str` or `Path`):
             `.csv`, `.tsv` or `.jsonl` with the columns in `COLUMNS`, in any order, UTF-8.
-        modalities (`Sequence[str]`, *optional*, defaults to all):
+        modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
             What the model takes: each must have a column.
         text_column, typed_columns:
             See [`RowDataset`].

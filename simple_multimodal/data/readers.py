@@ -65,7 +65,7 @@ class Reader(Protocol):
 
     def has(self, row: Row) -> bool:
         """Return whether a row has the modality."""
-        return row.get(self.column) is not None
+        return row.get(self.column) not in (None, "")  # an empty cell of a table is an empty text
 
     def size(self, row: Row) -> int:
         """Return a measure of the work that a row makes, by which those that are read side by side are ordered."""

@@ -187,7 +187,7 @@ class RecordParser(NamedTuple):
         if sum(value is not None for value in (parsed["text"], caption, captions)) > 1:
             raise ValueError("a row may have one of `text`, `caption` and `captions`, not several.")
         parsed["captions"] = captions or ([] if caption is None else [caption])
-        if not (parsed["captions"] or any(parsed[name] for name in FILE_COLUMNS)):
+        if not (parsed["captions"] or any(parsed[name] for name in FILE_COLUMNS) or further_values(record)):
             raise ValueError("the row is empty: it has neither `video` nor `audio` nor a text.")
         parsed["audio_is_sound_track"] = "audio" not in self.columns and parsed["video"] is not None
 
@@ -213,6 +213,12 @@ class RecordParser(NamedTuple):
                 f"`{name}` holds a {type(further[name]).__name__}; give numbers, strings, lists or dictionaries."
             ) from None
         return parsed
+
+
+def further_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row has in the columns of modalities that are not built in, by column."""
+    columns = [name for columns in MODALITY_COLUMNS.values() for name in columns if name not in COLUMNS]
+    return {name: row[name] for name in columns if row.get(name) not in (None, "")}
 
 
 def report(name: str, unit: str, problems: Sequence[tuple[int, str]]) -> str:

@@ -19,7 +19,7 @@ from simple_multimodal.data.manifest import read_manifest
 from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, report
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 
 if TYPE_CHECKING:
     import pandas
@@ -66,7 +66,7 @@ class RowDataset:
             snapshot of the hub's cache, to its blobs.
         max_samples (`int`, *optional*):
             Keep the first rows only. Applied before any file of a row is touched.
-        modalities (`Sequence[str]`, *optional*, defaults to all):
+        modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
             What the model takes: each must have a column.
         text_column (`str`, *optional*):
             Column whose value is the text of a row, which each row must have, such as `"question"`; captions are then
@@ -104,7 +104,7 @@ class RowDataset:
         roots: Folder | Mapping[str, Folder | None] | None = None,
         follow_links: bool = False,
         max_samples: int | None = None,
-        modalities: Sequence[Modality] = MODALITIES,
+        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
     ):
@@ -140,7 +140,7 @@ class RowDataset:
         cls,
         manifest_file: Folder,
         *,
-        modalities: Sequence[Modality] = MODALITIES,
+        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
@@ -169,7 +169,7 @@ class RowDataset:
         cls,
         dataset: datasets.Dataset,
         *,
-        modalities: Sequence[Modality] = MODALITIES,
+        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,

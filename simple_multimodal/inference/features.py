@@ -14,15 +14,18 @@ from tqdm import tqdm
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, describe_difference, make_fingerprint
+from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import CLIPS_PER_SHARD
 from simple_multimodal.inference.partial import save_whole
-from simple_multimodal.inference.pipeline import Pipeline, clips_alone, from_main
+from simple_multimodal.inference.pipeline import Pipeline, from_main
+from simple_multimodal.inference.requests import clips_alone
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.processing.processing_multimodal import PARTS
 
 Places = dict[ClipKey, tuple[str, int]]
 """Shard and number of each clip."""
@@ -85,13 +88,12 @@ class TowerFeatures(Pipeline):
         """
         if tower not in self.processor.modalities:
             raise ValueError(f"There is no {tower} tower: this model has {', '.join(self.processor.modalities)}.")
+        if tower not in FILE_COLUMNS or tower not in CLIP_MODALITIES:
+            raise ValueError(f"Features are kept of the files of clips, and {tower} has none. Leave this tower out.")
         if shard_size < 1:
             raise ValueError(f"A shard has 1 clip or more, got {shard_size}.")
         collator = MultimodalCollator(
-            MultimodalProcessor(
-                feature_extractor=self.processor.feature_extractor if tower == "audio" else None,
-                video_processor=self.processor.video_processor if tower == "video" else None,
-            ),
+            MultimodalProcessor(**{PARTS[tower].name: self.processor.part(tower)}),
             video_backend=self.collator.video_backend,
             decode_device=self.collator.decode_device,
             index_dir=self.collator.index_dir,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from simple_multimodal.data.bad_samples import BadSample, BadSampleError
 from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
+from simple_multimodal.data.records import FILE_COLUMNS, further_values
 from simple_multimodal.data.rows import Row, RowDataset
-from simple_multimodal.data.tables import is_table
 from simple_multimodal.defaults import (
     BATCH_SIZE,
     DECODE_DEVICE,
@@ -41,6 +41,7 @@ from simple_multimodal.evaluation.precision import (
 from simple_multimodal.evaluation.scores import Processes
 from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows, encode_batch, pack, sum_by_name, unpack
 from simple_multimodal.inference.partial import Partial, process_state
+from simple_multimodal.inference.requests import ClipKey, Clips, Request, clips_alone, open_manifest
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.missing import explain
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
@@ -58,30 +59,7 @@ from simple_multimodal.processing import MultimodalProcessor
 
 logger = logging.get_logger(__name__)
 
-Clips = RowDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""A data set, or its manifest; or a media file, a folder of them, or a list of files."""
-
 TEXTS_PER_BATCH = 64
-
-
-class ClipKey(NamedTuple):
-    """What makes two rows show the same clip: their files and segment."""
-
-    video: str | None
-    audio: str | None
-    start_seconds: float | None
-    end_seconds: float | None
-
-    @classmethod
-    def of(cls, row: Row) -> Self:
-        return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"])
-
-
-def open_manifest(clips: Clips) -> Clips:
-    """The data set if this is a manifest, else what it is."""
-    if isinstance(clips, (str, os.PathLike)) and is_table(clips):
-        return RowDataset.from_manifest(os.fspath(clips), modalities=())
-    return clips
 
 
 def from_main(make: Callable[[], Any]) -> Any:
@@ -231,6 +209,25 @@ class Pipeline:
             logger.warning(line)
         return cls(model, processor, precision=precision, **settings)
 
+    def __call__(self, inputs: Request | Sequence[Request], **settings: Any) -> list[list[dict[str, Any]]]:
+        """
+        Serve requests, with results in the shape that pipelines of transformers have. Requests of one call are
+        batched: a clip that several of them name runs through its towers once.
+
+        Args:
+            inputs (`dict` or `Sequence[dict]`): One request or several; each pipeline says which entries one has.
+            settings: Of the pipeline, for all requests, such as `top_k`.
+
+        Returns:
+            `list[list[dict]]`: For each request, in order, its results, the best first; each has a `score` and what it
+            is the score of. A single request gives a list of one list, too.
+
+        Raises:
+            MediaError: If a file that a request names cannot be read.
+            ValueError: If a request is wrong.
+        """
+        raise NotImplementedError(f"{type(self).__name__} serves no requests.")
+
     @property
     def worker_context(self) -> str | None:
         """How loader processes begin: spawned where they decode on a GPU, else as is usual."""
@@ -264,9 +261,8 @@ class Pipeline:
         return modality in self.processor.modalities and modality not in self.collator.drop_modalities
 
     def has_clip(self, row: Row) -> bool:
-        """Whether a row has a file that this model looks at or listens to."""
-        taken = [m for m in CLIP_MODALITIES if m in self.processor.modalities]
-        return any(row[m] is not None for m in taken)  # type: ignore[literal-required]
+        """Whether a row has anything that this model takes of a clip."""
+        return any(self.collator.has(row, m) for m in self.processor.modalities if m in CLIP_MODALITIES)
 
     def key(self, rows: Sequence[Row]) -> str:
         """Hash of the weights, the processor, and the clips (by path, segment, size and time of change); the same on
@@ -285,7 +281,8 @@ class Pipeline:
             files = [path for path in (row["video"], row["audio"]) if path is not None]
             stats = [(path, *_size_and_time(path)) for path in files]
             segment = row["start_seconds"], row["end_seconds"]
-            digest.update(json.dumps([row["id"], row["group"], stats, segment]).encode())
+            further = [values] if (values := further_values(row)) else []
+            digest.update(json.dumps([row["id"], row["group"], stats, segment, *further]).encode())
         return digest.hexdigest()
 
     def encode_rows(
@@ -386,9 +383,7 @@ class Pipeline:
 
     def _absent(self, rows: Sequence[Row]) -> list[BadSample]:
         """Rows of which a file that is to be read is not there."""
-        read = [
-            m for m in self.processor.modalities if m in CLIP_MODALITIES and m not in self.collator.drop_modalities
-        ]
+        read = [m for m in self.processor.modalities if m in FILE_COLUMNS and m != "text" and self.takes(m)]
         found: dict[int, BadSample] = {}
         for row in rows:
             for file in [row[m] for m in read]:  # type: ignore[literal-required]
@@ -487,11 +482,6 @@ class Pipeline:
         )
         parts.flush()
         return scores
-
-
-def clips_alone(rows: Sequence[Row]) -> list[Row]:
-    """Rows without their texts, which are not read then."""
-    return [{**row, "text": None, "captions": []} for row in rows]
 
 
 def _size_and_time(path: str) -> tuple[int, int] | tuple[None, None]:

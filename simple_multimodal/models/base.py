@@ -59,7 +59,7 @@ class EncoderOutput(NamedTuple):
         mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` = stands for real input, `False` =
             padding.
         seconds (`torch.FloatTensor` of shape `(batch_size, num_tokens)`, *optional*):
-            time in the segment that each token stands for, in seconds; `None` for text.
+            time in the segment that each token stands for, in seconds; `None` for text and whatever else has no time.
         class_tokens (`torch.FloatTensor` of shape `(batch_size, num_windows, hidden_size)`, *optional*):
             states of the tower's class tokens, which only its own decoder reads.
         embedding (`torch.FloatTensor` of shape `(batch_size, embedding_size)`, *optional*):
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
     and, where a pretrained tensor may not fit, `convert_pretrained`.
 
     Class attributes:
-        modality: `"text"`, `"audio"` or `"video"`.
+        modality: `"text"`, `"audio"`, `"video"` or a further one.
         model_type: the `model_type` of the Hugging Face config, which with the modality is the encoder's key in the
             registry.
         pretrained_class: the class of `transformers` that reads a checkpoint together with the head of its masked
@@ -248,6 +248,20 @@ class Encoder(nn.Module):
         """What the tower's config says about its inputs, as arguments of the processor of its modality."""
         return {}
 
+    @classmethod
+    def fit_config(cls, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """
+        A copy of a tower's config for inputs of another size, where it depends on that; each modality has arguments of
+        its own: the `input_size` of its part of the processor.
+
+        Raises:
+            ValueError: If the tower cannot take such inputs.
+        """
+        return config
+
+    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Raise a `ValueError` if the tower does not take inputs of the size that its part of the processor makes."""
+
     def read_pretrained(self, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """Read a checkpoint with the stock class; the second value is what `from_pretrained` calls `loading_info`."""
         model_type = PreTrainedConfig.get_config_dict(name_or_path)[0]["model_type"]
@@ -340,7 +354,7 @@ class TowerModel(PreTrainedModel):
 
     def tower_hash(self, modality: Modality) -> str:
         """
-        SHA-256 of all that decides what tokens the tower of `"audio"` or `"video"` makes of its input.
+        SHA-256 of all that decides what tokens the tower of a modality makes of its input.
 
         Raises:
             ValueError: If a model takes more of that tower than tokens, so that features cannot stand for it.
@@ -350,13 +364,30 @@ class TowerModel(PreTrainedModel):
                 f"There are no features of a {self.towers[modality].config.model_type!r} tower: they would hold its "
                 "tokens and lack its embedding. Use the tower itself, frozen or not."
             )
-        tower_config = self.config.video_config if modality == "video" else self.config.audio_config
+        tower_config = getattr(self.config, f"{modality}_config")
         general = PreTrainedConfig().to_dict()  # of any model, such as the version that saved it
         settings = {name: value for name, value in tower_config.to_dict().items() if name not in general}
         if modality == "video":
             settings |= {"image_mean": self.config.image_mean, "image_std": self.config.image_std}
         weights = hash_weights(self.towers[modality])
         return hashlib.sha256(json.dumps([weights, settings], sort_keys=True).encode()).hexdigest()
+
+    def fit_inputs(self, sizes: Mapping[Modality, tuple[int, ...]]) -> tuple[Self, list[Any]]:
+        """
+        Fit towers to inputs of other sizes than those that they were saved with; by default none can be fitted.
+
+        Args:
+            sizes (`Mapping[str, tuple[int, ...]]`): What the processor makes for each of these towers.
+
+        Returns:
+            The fitted model, and one [`LoadingReport`] per tower.
+
+        Raises:
+            ValueError: If a tower cannot take inputs of that size.
+        """
+        for modality, size in sizes.items():
+            self.base_model.check_inputs(modality, *size)
+        return self, []
 
     def freeze(self, names: Sequence[str]) -> None:
         """Keep the weights of these towers (`text`, `audio`, `video`, `fusion`) as they are."""

@@ -42,6 +42,14 @@ def refuse_kernels(config: PreTrainedConfig) -> None:
             )
 
 
+class _SubConfigs:
+    """The names of all sub-configurations, those of modalities that are added later included."""
+
+    def __get__(self, config: PreTrainedConfig | None, owner: type) -> dict[str, type[AutoConfig]]:
+        # Not `fusion_config`: transformers reads a setting of that name for its fused kernels.
+        return {f"{name}_config": AutoConfig for name in (*MODALITIES, "crossformer")}
+
+
 @strict
 class MultimodalConfig(PreTrainedConfig):
     r"""
@@ -50,7 +58,8 @@ class MultimodalConfig(PreTrainedConfig):
 
     Args:
         text_config, audio_config, video_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of each tower, of a `model_type` that `simple_multimodal.models.encoders.ENCODERS` knows.
+            Configuration of each tower, of a `model_type` that `simple_multimodal.models.encoders.ENCODERS` knows. The
+            tower of a further modality has its configuration in `{modality}_config`, too.
         crossformer_config (`dict` or `PreTrainedConfig`):
             A ViT configuration (pre-norm layers) or a BERT configuration (post-norm layers) that gives the sizes of
             the crossformer.
@@ -103,8 +112,7 @@ class MultimodalConfig(PreTrainedConfig):
     """
 
     model_type = "simple_multimodal"
-    # Not `fusion_config`: transformers reads a setting of that name for its fused kernels.
-    sub_configs = {f"{name}_config": AutoConfig for name in (*MODALITIES, "crossformer")}
+    sub_configs = _SubConfigs()
 
     text_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
@@ -138,11 +146,18 @@ class MultimodalConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for key in self.sub_configs:
-            value = getattr(self, key)
+            value = kwargs.pop(key) if key in kwargs else getattr(self, key, None)
             if isinstance(value, dict):
                 if "model_type" not in value:
                     raise ValueError(f"`{key}` has no `model_type`; name the architecture, for example 'videomae'.")
-                setattr(self, key, AutoConfig.for_model(**value))
+                value = AutoConfig.for_model(**value)
+            setattr(self, key, value)
+        for key, value in kwargs.items():
+            if key.endswith("_config") and isinstance(value, dict) and "model_type" in value:
+                raise ValueError(
+                    f"`{key}` is for a tower of an unknown modality; known are {', '.join(MODALITIES)}. Import the "
+                    "module that adds it before the model is loaded."
+                )
         if self.initializer_range is None and self.crossformer_config is not None:
             self.initializer_range = self.crossformer_config.initializer_range
         super().__post_init__(**kwargs)
@@ -156,7 +171,7 @@ class MultimodalConfig(PreTrainedConfig):
 
     def tower_config(self, modality: Modality) -> PreTrainedConfig | None:
         """The configuration of one tower, or `None` where the model lacks the modality."""
-        return {"text": self.text_config, "audio": self.audio_config, "video": self.video_config}[modality]
+        return getattr(self, f"{modality}_config")
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -86,7 +86,7 @@ def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
 
     Args:
         model_type (`str`): `model_type` of the Hugging Face config, such as `"videomae"` or `"clip"`.
-        modality (`str`): `"text"`, `"audio"` or `"video"`.
+        modality (`str`): one of `MODALITIES`.
 
     Raises:
         `ValueError` if there is no such encoder of that modality.

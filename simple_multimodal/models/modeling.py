@@ -2,23 +2,26 @@
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 
 from simple_multimodal.modalities import (
     AUDIO_WINDOW_KEYS,
     CLIP_MODALITIES,
     INPUT_KEYS,
+    MODALITIES,
     PRESENCE_KEYS,
     TOKEN_KEYS,
     Modality,
 )
 from simple_multimodal.models.audio.windows import encode_windows
-from simple_multimodal.models.base import TowerModel
+from simple_multimodal.models.base import Conversion, TowerModel
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MultimodalConfig
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
 from simple_multimodal.models.fusion.crossformer import (
@@ -28,7 +31,7 @@ from simple_multimodal.models.fusion.crossformer import (
     concatenate,
     load_pretrained_fusion,
 )
-from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower
+from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower, transfer_tensors
 from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import (
     masked_mean,
@@ -103,12 +106,53 @@ class MultimodalPreTrainedModel(TowerModel):
             fusion.append(load_pretrained_fusion(base.fusion, pretrained["fusion"], cache_dir=cache_dir))
         return model, [*reports.values(), *fusion]
 
+    @torch.no_grad()
+    def fit_inputs(self, sizes: Mapping[Modality, tuple[int, ...]]) -> tuple[Self, list[LoadingReport]]:
+        """[`TowerModel.fit_inputs`]: a copy of the model, with position tables converted as those of a checkpoint."""
+        config = deepcopy(self.config)
+        for modality, size in sizes.items():
+            tower = config.tower_config(modality)
+            fitted_tower = get_encoder_class(tower.model_type, modality).fit_config(tower, *size)
+            setattr(config, f"{modality}_config", fitted_tower)
+        fitted = type(self)(config).to(self.dtype).train(self.training)
+        own = fitted.state_dict()
+        for name, tensor in self.state_dict().items():
+            if own[name].shape == tensor.shape:
+                own[name].copy_(tensor)
+        for parameter, saved in zip(fitted.parameters(), self.parameters(), strict=True):
+            parameter.requires_grad_(saved.requires_grad)
+        reports = []
+        for modality in sizes:
+            encoder, source_config = fitted.base_model.encoder(modality), self.config.tower_config(modality)
+            report = transfer_tensors(
+                f"the saved {modality} tower",
+                self._tower(modality).state_dict(),
+                fitted._tower(modality),
+                rename=lambda name: name,
+                convert=partial(_convert, encoder, source_config),
+            )
+            if report.new:
+                raise ValueError(
+                    f"The saved {modality} tower {encoder.model_type!r} cannot be fitted to inputs of size "
+                    f"{sizes[modality]}: there is no rule for {', '.join(report.new)}. Leave the settings of the "
+                    "processor as they were saved."
+                )
+            reports.append(report)
+        return fitted, reports
+
+    def _tower(self, modality: Modality) -> nn.ModuleDict:
+        """The encoder of a modality and, if the model has one, its decoder."""
+        parts: dict[str, nn.Module] = {"encoder": self.base_model.encoder(modality)}
+        if modality in self.decoded_modalities:
+            parts["decoder"] = self.get_submodule(f"{modality}_decoder")
+        return nn.ModuleDict(parts)
+
 
 class MultimodalModel(MultimodalPreTrainedModel):
     """Encoders and crossformer without a head: embeddings of text, audio, video and clip, and fused text states."""
 
     _keys_to_ignore_on_load_unexpected = [  # heads
-        r"^(text|audio|video)_decoder\.",
+        r"^[a-z]+_decoder\.",
         r"^fusion_to_text\.",
         r"^matching_head\.",
         r"^classifier\.",
@@ -118,7 +162,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         super().__init__(config)
         if not config.modalities or config.crossformer_config is None:
             raise ValueError(
-                "A multimodal model needs at least one of `text_config`, `audio_config`, `video_config`, and a "
+                f"A multimodal model needs at least one of {', '.join(f'`{m}_config`' for m in MODALITIES)}, and a "
                 "`crossformer_config`. Give the missing ones in the configuration."
             )
         check_frame_pooling(config)
@@ -152,7 +196,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     @property
     def clip_modalities(self) -> tuple[Modality, ...]:
-        """Which of audio and video the model has."""
+        """The modalities of a clip that the model has."""
         return tuple(m for m in CLIP_MODALITIES if m in self.config.modalities)
 
     def encoder(self, modality: Modality) -> Encoder:
@@ -172,7 +216,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     def check_inputs(self, modality: Modality, *size: int) -> None:
         """Raise a `ValueError` if the tower of a modality cannot take inputs of this size; see each encoder's own."""
-        self.encoder(modality).check_inputs(*size)  # type: ignore[operator]  # each kind has its own
+        self.encoder(modality).check_inputs(*size)
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Inverse temperature and bias of a contrastive objective; scalars."""
@@ -221,7 +265,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self, modality: Modality, output: EncoderOutput, masked_patches: torch.Tensor | None = None
     ) -> Stream:
         """Pool (if so configured) and embed an encoder's tokens, made with `masked_patches`, for the crossformer."""
-        if self.config.fusion_pool == "time" and modality != "text":
+        if self.config.fusion_pool == "time" and output.seconds is not None:
             num_tokens = output.mask.shape[1] + (0 if masked_patches is None else masked_patches.shape[1])
             encoder, device = self.encoder(modality), output.mask.device
             if output.num_steps is None:
@@ -345,6 +389,12 @@ class MultimodalModel(MultimodalPreTrainedModel):
             video_embeds=embeds.get("video"),
             clip_embeds=embeds.get("clip"),
         )
+
+
+def _convert(
+    encoder: Encoder, source_config: PreTrainedConfig, name: str, source: torch.Tensor, target: torch.Tensor
+) -> Conversion | None:
+    return encoder.convert_pretrained(name, source, target, source_config)
 
 
 def has_tokens(modality: Modality, batch: Batch) -> bool:

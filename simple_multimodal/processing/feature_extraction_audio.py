@@ -223,6 +223,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         return 1 << (self.frame_length - 1).bit_length() if self.front_end == "kaldi" else self.frame_length
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """Mel bins and frames of a window, which the tower must take."""
+        return self.num_mel_bins, self.num_frames
+
+    @property
     def crop_rule(self) -> str | None:
         """What is kept of longer audio where nothing is drawn, in words; `None` if all of it is."""
         if self.max_windows is None:

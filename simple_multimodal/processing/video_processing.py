@@ -201,6 +201,11 @@ class VideoClipProcessor(VideoProcessorMixin):
             return ImageProcessingMixin.get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Frames of a clip, their height and their width, which the tower must take."""
+        return self.num_frames, self.height, self.width
+
+    @property
     def scales_in_memory(self) -> bool:
         """Whether frames are scaled after they were decoded at their own size."""
         return self.resize_kernel in IN_MEMORY_KERNELS

@@ -17,7 +17,7 @@ from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import Protocol
 from simple_multimodal.evaluation.report import Example
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.modalities import MODALITIES, Modality
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 
@@ -177,7 +177,7 @@ class Task:
         cache_dir = settings.pop("cache_dir", None)
         pandas = sys.modules.get("pandas")  # it is loaded if the rows are a table of it
         if isinstance(rows, (str, os.PathLike)) and os.path.isdir(rows):
-            if "text" in settings.get("modalities", MODALITIES):
+            if "text" in settings.get("modalities", BUILT_IN_MODALITIES):
                 raise ValueError(
                     f"{rows}: is a folder, and its files have no captions. Give a manifest (CSV, TSV or JSONL), or "
                     "--modalities without text."

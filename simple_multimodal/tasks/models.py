@@ -6,19 +6,16 @@ from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedConfig, ViTConfig
-from transformers.utils import logging
 
 from simple_multimodal import assembly
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
-from simple_multimodal.modalities import Modality
+from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Task
 from simple_multimodal.tasks.registry import get_task, task_of
-
-logger = logging.get_logger("simple_multimodal")
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -55,7 +52,8 @@ def from_towers(
             towers of one checkpoint with a common space.
         processor_settings (`Mapping`, *optional*): arguments of [`build_processor`].
         cache_dir (`str`, *optional*): where files from the hub are kept.
-        settings: further arguments of [`MultimodalConfig`], such as `fusion_form="merge"`.
+        settings: towers of further modalities by their names, and further arguments of [`MultimodalConfig`], such as
+            `fusion_form="merge"`.
 
     Returns:
         `tuple[TowerModel, MultimodalProcessor]`: the model and its processor.
@@ -71,8 +69,8 @@ def from_towers(
     ... )
     ```
     """
-    named = {"text": text, "audio": audio, "video": video}
-    places = {modality: place for modality, place in named.items() if place is not None}
+    named = {"text": text, "audio": audio, "video": video, **{m: settings.pop(m) for m in MODALITIES if m in settings}}
+    places: dict[str, str] = {modality: place for modality, place in named.items() if place is not None}
     if not places:
         raise ValueError("A model needs a tower: name one of `text`, `audio` and `video`.")
     if isinstance(fusion, str):
@@ -145,9 +143,7 @@ def build(
     model, reports = model_class.from_encoders(
         config, dict(pretrained), same_vocabulary=names["tokenizer_name"] is not None, cache_dir=cache_dir
     )
-    if int(os.environ.get("RANK", "0")) == 0:
-        for report in reports:
-            logger.warning(report.summary())
+    assembly.warn_of_tensors(reports)
     return model, processor
 
 
@@ -162,7 +158,8 @@ def load(
     **settings,
 ) -> tuple[TowerModel, MultimodalProcessor]:
     """
-    A saved model and its processor.
+    A saved model and its processor. Where `processor_settings` change the number of frames or their size, the towers'
+    position tables are converted as those of pretrained towers are.
 
     Args:
         source (`str`): folder or hub name.
@@ -176,7 +173,8 @@ def load(
         settings: arguments of `from_pretrained`, among them changes of the configuration.
 
     Raises:
-        ValueError: If there is no such model, or it cannot be used for the task.
+        ValueError: If there is no such model, it cannot be used for the task, **or** a tower cannot take inputs of the
+            size that `processor_settings` ask for.
         OSError: If it has no weights as safetensors.
 
     Example:
@@ -186,6 +184,7 @@ def load(
     ```
     """
     processor = assembly.load_processor(source, cache_dir=cache_dir, **processor_settings)
+    sizes = assembly.changed_sizes(source, processor, cache_dir=cache_dir)
     if task is None:
         config = assembly.saved_config(source)
         task = task_of(config.get("task"), (config.get("architectures") or [""])[0])()
@@ -193,6 +192,6 @@ def load(
         task = get_task(task)()
     own = {"task": task.name, **task.config_settings(source, train_dataset)}
     model = assembly.load_model(
-        task.model_classes, source, is_trained=is_trained, cache_dir=cache_dir, **settings, **own
+        task.model_classes, source, is_trained=is_trained, sizes=sizes, cache_dir=cache_dir, **settings, **own
     )
     return model, processor

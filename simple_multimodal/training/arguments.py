@@ -12,7 +12,7 @@ from simple_multimodal.cores import available_cores
 from simple_multimodal.defaults import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS, Precision
 from simple_multimodal.evaluation.precision import effective_precision
 from simple_multimodal.flags import DATA, EVALUATION, TRAINER, TRAINING, check_bounds, flag
-from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.modalities import BUILT_IN_MODALITIES
 from simple_multimodal.training.rendezvous import leave_store_of_launcher
 
 logger = logging.get_logger(__name__)
@@ -91,7 +91,7 @@ class MultimodalTrainingArguments(TrainingArguments):
         TRAINING,
         "Activation (gradient) checkpointing in these towers: their layers run again in the backward pass. Default: "
         "none.",
-        choices=(*MODALITIES, "fusion"),
+        choices=(*BUILT_IN_MODALITIES, "fusion"),
     )
     early_stopping_patience: int | None = flag(
         None,

@@ -13,7 +13,7 @@ from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.report import write_report
 from simple_multimodal.evaluation.result_files import write_metrics
-from simple_multimodal.modalities import MODALITIES
+from simple_multimodal.modalities import BUILT_IN_MODALITIES
 from simple_multimodal.tasks.base import Evaluation
 
 CARD_SETTINGS = (
@@ -184,7 +184,10 @@ def write_card(trainer: Any, run: Mapping[str, Any]) -> None:
         dataset_name=name_of(trainer.eval_dataset.manifest_file) if trainer.eval_dataset is not None else "",
         base_models=[
             arguments[name]
-            for name in ("model_name_or_path", *(f"{tower}_model_name_or_path" for tower in (*MODALITIES, "fusion")))
+            for name in (
+                "model_name_or_path",
+                *(f"{tower}_model_name_or_path" for tower in (*BUILT_IN_MODALITIES, "fusion")),
+            )
             if arguments.get(name)
         ],
     )

@@ -155,3 +155,38 @@ def test_bad_input_is_named(retrieval_model, question_model, questions, clips, s
 def test_a_question_without_an_answer_counts_as_wrong_but_not_in_the_loss(answerer):
     labels = torch.tensor([-1])
     assert answerer.model.count_items({"labels": labels})["answer"] == 0
+
+
+def test_requests_of_one_call_read_each_clip_once(answerer, clips, monkeypatch):
+    encoded = []
+    plain = QuestionAnswerer.encode_rows
+    monkeypatch.setattr(
+        QuestionAnswerer,
+        "encode_rows",
+        lambda self, rows, **further: encoded.append(len(rows)) or plain(self, rows, **further),
+    )
+    asked = [("who is there?", 1), ("what is it?", 2), ("what is it?", 1), ("who is there?", 1)]
+    requests = [{"question": question, "clip": f"{clips}/video/{n}.mp4"} for question, n in asked]
+    results = answerer(requests, top_k=4)
+    assert encoded == [2]
+    for (question, n), found in zip(asked, results, strict=True):
+        expected = answerer.answer(question, clips / f"video/{n}.mp4", top_k=4)
+        assert [answer["answer"] for answer in found] == [answer.text for answer in expected]
+        assert [answer["score"] for answer in found] == pytest.approx([a.probability for a in expected], abs=1e-5)
+    assert answerer(requests[0]) == answerer(requests[:1]) and len(answerer(requests[0])[0]) == 1
+    assert json.loads(json.dumps(results)) == results and answerer([]) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"question": "who?"}, "Request 0 must be a dictionary with question and clip, got question"),
+        ({"question": "who?", "clip": "a.mp4", "top_k": 1}, "got question, clip, top_k"),
+        (["who?"], "Request 0 must be a dictionary with question and clip, got str"),
+        ({"question": 3, "clip": "a.mp4"}, "Request 0: `question` must be a string, got int"),
+        ({"question": "who?", "clip": "no.mp4"}, "no.mp4"),
+    ],
+)
+def test_wrong_requests_are_named(answerer, request_, message):
+    with pytest.raises(ValueError, match=message):
+        answerer(request_)

@@ -217,3 +217,51 @@ def test_bad_input_is_named(retriever, index, clips, question_model, tmp_path):
 def test_a_match_is_plain_data():
     assert Match("a", 0.5)._asdict() == {"id": "a", "score": 0.5, "matching": None}
     assert np.isscalar(Match("a", 0.5).score)
+
+
+def test_requests_of_one_call_encode_each_clip_once(retriever, index, clips, tmp_path, monkeypatch):
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text("".join(json.dumps({"id": f"clip {n}", "video": f"{n}.mp4"}) + "\n" for n in (3, 5)))
+    for n in (3, 5):
+        (tmp_path / f"{n}.mp4").hardlink_to(clips / f"video/{n}.mp4")
+    files = [str(clips / f"video/{n}.mp4") for n in (2, 0)]
+    encoded = []
+    plain = Retriever.encode_rows
+    monkeypatch.setattr(
+        Retriever,
+        "encode_rows",
+        lambda self, rows, **further: encoded.append(len(rows)) or plain(self, rows, **further),
+    )
+    searched = [str(clips / "video"), files, str(manifest), index, files]
+    texts = ["a cat purrs", "rain falls", "a cat purrs", "rain falls", "a bell rings"]
+    requests = [{"text": text, "clips": where} for text, where in zip(texts, searched, strict=True)]
+    results = retriever(requests, top_k=3)
+    assert encoded == [7 + 2]  # the folder, which has the files, and the manifest's links
+    for text, where, found in zip(texts, searched, results, strict=True):
+        expected = retriever.search(text, where, top_k=3)
+        assert [match["clip"] for match in found] == [match.id for match in expected]
+        assert [match["score"] for match in found] == pytest.approx([match.score for match in expected], abs=1e-5)
+        assert all(set(match) == {"clip", "score"} for match in found)
+    assert retriever({"text": "rain falls", "clips": index}, top_k=2) == [
+        [{"clip": m.id, "score": m.score} for m in retriever.search("rain falls", index, top_k=2)]
+    ]
+    assert json.loads(json.dumps(results)) == results and retriever([]) == []
+
+
+def test_requests_can_be_re_ranked_and_name_files_that_must_be_there(retriever, clips):
+    found = retriever({"text": "rain falls", "clips": str(clips / "video")}, top_k=3, rerank=2)[0]
+    assert ["matching" in match for match in found] == [True, True, False]
+    with pytest.raises(ValueError, match="Request 1 must be a dictionary with text and clips, got text"):
+        retriever([{"text": "a", "clips": str(clips / "video")}, {"text": "b"}])
+    with pytest.raises(MediaError, match="no.mp4"):
+        retriever({"text": "a", "clips": ["no.mp4"]})
+
+
+def test_a_clip_of_a_folder_that_cannot_be_read_is_left_out_of_requests(retriever, clips, tmp_path):
+    for n in range(5):
+        (tmp_path / f"{n}.mp4").hardlink_to(clips / f"video/{n}.mp4")
+    (tmp_path / "2a.mp4").write_bytes(b"no video")
+    results = retriever([{"text": text, "clips": str(tmp_path)} for text in ("a cat purrs", "rain falls")])
+    expected = retriever.search("a cat purrs", [str(tmp_path / f"{n}.mp4") for n in range(5)])
+    assert [match["clip"] for match in results[0]] == [match.id.rpartition("/")[2] for match in expected]
+    assert sorted(match["clip"] for match in results[1]) == [f"{n}.mp4" for n in range(5)]

@@ -108,6 +108,9 @@ def test_it_loads_and_is_used(start, straight, monkeypatch):
         rows = smm.Dataset.from_manifest(values["--train_file"], roots=roots, modalities=("audio", "video"))
         encoded = regression.Estimator.from_pretrained(straight[0]).estimate_rows(list(rows.rows(files="named")))
         estimates = encoded.values["estimates"].tolist()
+        requests = [{"clip": rows[number]["video"]} for number in (1, 0, 1)]
+        served = regression.Estimator.from_pretrained(straight[0], drop_modalities=("audio",))(requests)
+        assert [len(found) for found in served] == [1, 1, 1] and served[0] == served[2] != served[1]
         errors = [abs(estimate - row["loudness"]) for estimate, row in zip(estimates, rows, strict=True)]
         assert sum(errors) / 6 == pytest.approx(straight[1]["mean_absolute_error"])
     finally:

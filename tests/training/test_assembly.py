@@ -3,12 +3,16 @@
 import json
 
 import pytest
-from transformers import DebertaV2Config, VideoMAEConfig, ViTConfig, ViTMAEConfig
+import torch
+from transformers import DebertaV2Config, VideoMAEConfig, ViTConfig, ViTMAEConfig, set_seed
 
+import simple_multimodal as smm
 from simple_multimodal.assembly import build_config, build_processor, load_processor
+from simple_multimodal.models.modeling import MultimodalPreTrainedModel
+from simple_multimodal.models.patches import interpolate_grid
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training.trainer import MultimodalTrainer
-from tests.training.tiny_run import CAPTIONS, flags, run
+from tests.training.tiny_run import CAPTIONS, flags, run, write_hub_folders
 
 TOWERS = {
     "text": DebertaV2Config(max_position_embeddings=24),
@@ -140,10 +144,9 @@ def test_a_saved_processor_takes_settings_that_change_nothing_for_the_model(tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_frames": 4}, "2 frames"),
-        ({"video_size": 64}, "32"),
-        ({"num_mel_bins": 32}, "16"),
-        ({"num_audio_frames": 128}, "64"),
+        ({"num_frames": 3}, "3 frames"),
+        ({"video_size": 40}, "40"),
+        ({"num_mel_bins": 24}, "24"),
         ({"max_seq_length": 33}, "max_seq_length is 33, but the text tower 'bert' has positions for 32 tokens"),
         ({"fusion_form": "merge"}, "--fusion_form is 'merge', but the saved model has 'cross_attention'"),
     ],
@@ -158,6 +161,75 @@ def saved(start, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("saved")
     run(*start, "--do_train", *flags(output_dir=folder, max_steps=1, save_strategy="no"))
     return str(folder)
+
+
+def test_a_saved_model_is_fitted_to_more_frames_of_another_size(start, tmp_path, saved):
+    """Its tables become what they become of a pretrained tower; everything else is as it was saved."""
+    sizes = flags(num_frames=4, video_size=[48, 32], num_audio_frames=128)
+    run(*start, "--do_train", *sizes, *flags(model_name_or_path=saved, output_dir=tmp_path, max_steps=1))
+    assert json.loads((tmp_path / "config.json").read_text())["video_config"]["num_frames"] == 4
+    settings = {
+        "video_settings": {"num_frames": 4, "size": {"height": 48, "width": 32}},
+        "audio_settings": {"num_frames": 128},
+    }
+    before, after = smm.load(saved)[0], smm.load(saved, processor_settings=settings)[0]
+    tables = {
+        "multimodal.video_encoder.embeddings.position_embeddings": ((1, 2, 2), (2, 3, 2)),
+        "video_decoder.position_embeddings": ((1, 2, 2), (2, 3, 2)),
+        "multimodal.audio_encoder.embeddings.position_embeddings": ((1, 1, 4), (1, 1, 8)),
+        "audio_decoder.decoder_pos_embed": ((1, 1, 4), (1, 1, 8)),
+    }
+    old, new = before.state_dict(), after.state_dict()
+    assert {name for name in old if not torch.equal(old[name], new[name])} == set(tables) and list(old) == list(new)
+    for name, (grid, fitted) in tables.items():
+        first = 0 if "video" in name else 1  # a class token
+        assert torch.equal(new[name][:, :first], old[name][:, :first])
+        assert torch.equal(new[name][0, first:], interpolate_grid(old[name][0, first:], grid, fitted))
+    assert after.config.video_config.image_size == [48, 32] and before.config.video_config.image_size == 32
+    for modality, size in {"video": (4, 48, 32), "audio": (16, 128)}.items():
+        after.multimodal.check_inputs(modality, *size)
+
+
+def test_a_saved_model_gives_the_tables_that_its_pretrained_tower_gives(tmp_path):
+    """Fitted twice, once when it was built and saved and once when it is loaded, or once."""
+    hub = write_hub_folders(tmp_path)
+    changed = {"video_settings": {"num_frames": 8, "size": {"height": 48, "width": 64}}}
+
+    def build(**settings):
+        set_seed(0)
+        return smm.from_towers(
+            text=hub["text"], video=hub["video"], fusion=hub["fusion"], contrastive_dim=8, **settings
+        )
+
+    model, processor = build()
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    loaded, fitting = smm.load(tmp_path / "saved", processor_settings=changed)
+    assert fitting.video_processor.input_size == (8, 48, 64)
+    pretrained = build(processor_settings=changed)[0].state_dict()
+    for name, tensor in loaded.state_dict().items():
+        if name.startswith(("multimodal.video_encoder.", "video_decoder.")):
+            assert torch.equal(tensor, pretrained[name]), name
+        else:
+            assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_unchanged_sizes_leave_a_saved_model_as_it_is(saved, monkeypatch):
+    plain = smm.load(saved)[0]
+    monkeypatch.setattr(MultimodalPreTrainedModel, "fit_inputs", None)  # which is not called
+    settings = {"video_settings": {"num_frames": 2, "size": {"height": 32, "width": 32}, "random_flip": True}}
+    again = smm.load(saved, processor_settings=settings)[0]
+    assert again.config.to_dict() == plain.config.to_dict()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_a_tower_that_has_no_rule_for_its_tables_says_so(saved, monkeypatch):
+    model = smm.load(saved)[0]
+    monkeypatch.setattr(type(model.multimodal.video_encoder), "convert_pretrained", lambda *args: None)
+    with pytest.raises(
+        ValueError, match=r"video tower 'videomae' cannot be fitted .* \(4, 32, 32\): .* no rule for enc"
+    ):
+        model.fit_inputs({"video": (4, 32, 32)})
 
 
 def test_flags_of_parts_are_named_when_a_whole_model_is_loaded(start, tmp_path, saved, monkeypatch):

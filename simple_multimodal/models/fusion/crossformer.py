@@ -11,7 +11,7 @@ from transformers import BertModel, PreTrainedConfig, ViTModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, Modality
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, CLIP_MODALITIES, MODALITIES, Modality
 from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.configuration import FusionForm
 from simple_multimodal.models.loading import LoadingReport, load_config, transfer_tensors
@@ -202,7 +202,7 @@ class FusionLayer(GradientCheckpointingLayer):
 
 
 class Crossformer(nn.Module):
-    """Fuses the tokens of text, audio and video.
+    """Fuses the tokens of all modalities.
 
     Three forms, one implementation of the layer:
 
@@ -234,7 +234,10 @@ class Crossformer(nn.Module):
         self.hidden_size = config.hidden_size
         self.num_layers = config.num_hidden_layers
         self.projections = nn.ModuleDict({m: nn.Linear(size, config.hidden_size) for m, size in token_sizes.items()})
-        self.modality_embeddings = nn.Embedding(len(MODALITIES), config.hidden_size)
+        # Every model has a row for each of the first ones; the others follow in an order that no table decides.
+        further = sorted(token_sizes.keys() - set(BUILT_IN_MODALITIES))
+        self.embedded_modalities = (*BUILT_IN_MODALITIES, *further)
+        self.modality_embeddings = nn.Embedding(len(self.embedded_modalities), config.hidden_size)
         self.input_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         clip_modalities = [m for m in CLIP_MODALITIES if m in token_sizes]
@@ -270,7 +273,8 @@ class Crossformer(nn.Module):
             seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): time in the segment; `None` for
                 text.
         """
-        states = self.projections[modality](tokens) + self.modality_embeddings.weight[MODALITIES.index(modality)]
+        row = self.modality_embeddings.weight[self.embedded_modalities.index(modality)]
+        states = self.projections[modality](tokens) + row
         if seconds is not None:
             states = states + time_embedding(seconds, self.hidden_size).to(states.dtype)
         return Stream(self.dropout(self.input_norm(states)), mask)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import TOP_K_ANSWERS
-from simple_multimodal.inference.pipeline import ClipKey, Clips, Pipeline, open_manifest
+from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_manifest, rows_of_files
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 
 
@@ -56,6 +57,32 @@ class QuestionAnswerer(Pipeline):
         "MultimodalForQuestionAnswering": MultimodalForQuestionAnswering,
         "AlproForQuestionAnswering": AlproForQuestionAnswering,
     }
+
+    def __call__(  # type: ignore[override]  # each pipeline has settings of its own
+        self, inputs: Request | Sequence[Request], *, top_k: int = TOP_K_ANSWERS
+    ) -> list[list[dict[str, Any]]]:
+        """
+        Answer requests, see [`Pipeline.__call__`].
+
+        Args:
+            inputs (`dict` or `Sequence[dict]`): `{"question": str, "clip": str}`, or several such requests; the clip
+                is a media file.
+            top_k (`int`, *optional*, defaults to 1): How many answers to return to each.
+
+        Returns:
+            `list[list[dict]]`: For each request its answers, the most probable first: `{"answer": str, "score":
+            float}`, where the score is the probability.
+
+        Raises:
+            MediaError: If a file cannot be read.
+            ValueError: If a request is wrong, a question is blank, **or** a file has nothing that the model takes.
+        """
+        requests = as_requests(inputs, text="question", clips="clip")
+        if not requests:
+            return []
+        rows, row_of = rows_of_files([request["clip"] for request in requests])
+        results = self._answer([request["question"] for request in requests], rows, row_of, top_k, "fail")
+        return [[{"answer": answer.text, "score": answer.probability} for answer in found] for found in results]
 
     def answer(
         self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = TOP_K_ANSWERS

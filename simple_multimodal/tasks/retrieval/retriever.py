@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import TOP_K_CLIPS
 from simple_multimodal.inference.partial import save_whole
-from simple_multimodal.inference.pipeline import Clips, Pipeline, cosine, from_main, open_manifest
+from simple_multimodal.inference.pipeline import Pipeline, cosine, from_main
+from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_manifest
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import Encoded, ranking_scores
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
@@ -36,6 +37,11 @@ class Match(NamedTuple):
     id: str
     score: float
     matching: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a result of a request, see [`Retriever.__call__`]."""
+        result = {"clip": self.id, "score": self.score}
+        return result if self.matching is None else {**result, "matching": self.matching}
 
 
 @dataclass(repr=False)
@@ -135,6 +141,74 @@ class Retriever(Pipeline):
         is_unknown = self.model.config.rerank_top_k is None and self.model.cosine_weight == 0
         return self.rerank_top_k > 0 or is_unknown
 
+    def __call__(  # type: ignore[override]  # each pipeline has settings of its own
+        self,
+        inputs: Request | Sequence[Request],
+        *,
+        top_k: int = TOP_K_CLIPS,
+        rerank: int | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """
+        Search for each request, see [`Pipeline.__call__`].
+
+        Args:
+            inputs (`dict` or `Sequence[dict]`): `{"text": str, "clips": ...}`, or several such requests; the clips are
+                what [`search`] takes: a [`ClipIndex`], a file that one was saved in, or clips.
+            top_k, rerank (`int`, *optional*): As for [`search`].
+
+        Returns:
+            `list[list[dict]]`: For each request its matches, the best first: `{"clip": str, "score": float}` with the
+            id of the clip and the cosine; of clips that were re-ranked also `"matching"`, the matching head's
+            probability.
+
+        Raises:
+            MediaError: If a file that is given by name cannot be read.
+            ValueError: If a request is wrong, **or** as [`search`] says.
+        """
+        requests = as_requests(inputs, text="text", clips="clips")
+        indices = self._index_each([request["clips"] for request in requests], for_matching=bool(rerank))
+        results: list[list[dict[str, Any]]] = [[] for _ in requests]
+        for index in {id(index): index for index in indices}.values():
+            places = [place for place, own in enumerate(indices) if own is index]
+            found = self.search([requests[place]["text"] for place in places], index, top_k=top_k, rerank=rerank)
+            for place, matches in zip(places, found, strict=True):
+                results[place] = [match.to_dict() for match in matches]  # type: ignore[union-attr]
+        return results
+
+    def _index_each(self, clips_of_all: Sequence[ClipIndex | Clips], *, for_matching: bool) -> list[ClipIndex]:
+        """An index for each of several requests, the same one for the same clips; no clip is encoded twice."""
+        indices: dict[tuple, ClipIndex] = {}  # by the clips in it
+        rows_of: dict[tuple, list[Row]] = {}
+        names: list[tuple] = []
+        is_chosen = False
+        for clips in clips_of_all:
+            name: tuple
+            if isinstance(clips, ClipIndex):
+                name = ("index", id(clips))
+                indices[name] = clips
+            elif is_saved_index(clips):
+                name = ("file", os.fspath(clips))  # type: ignore[arg-type]
+                if name not in indices:
+                    indices[name] = self.load_index(clips)  # type: ignore[arg-type]
+            else:
+                clips = open_manifest(clips)
+                is_chosen |= not isinstance(clips, RowDataset) and not is_media_folder(clips)
+                rows = self.rows(clips)
+                name = tuple((row["id"], row["group"], ClipKey.of(row)) for row in rows)
+                rows_of[name] = rows
+            names.append(name)
+        if rows_of:
+            unique = {ClipKey.of(row): row for rows in rows_of.values() for row in rows}
+            numbered: list[Row] = [{**row, "index": number} for number, row in enumerate(unique.values())]
+            shared = self.index_rows(numbered, on_bad_sample="fail" if is_chosen else None, for_matching=for_matching)
+            bad = {sample.row for sample in shared.bad_samples}
+            place_of: dict[ClipKey, int] = {}
+            for number, key in enumerate(unique):
+                if number not in bad:
+                    place_of[key] = len(place_of)
+            indices |= {name: _part_of(shared, rows, place_of) for name, rows in rows_of.items()}
+        return [indices[name] for name in names]
+
     def index(
         self,
         clips: Clips,
@@ -232,8 +306,8 @@ class Retriever(Pipeline):
         return index
 
     def _open_index(self, clips: Clips, *, for_matching: bool, recursive: bool) -> ClipIndex:
-        if isinstance(clips, (str, os.PathLike)) and Path(clips).suffix == ".safetensors" and not recursive:
-            return self.load_index(clips)
+        if is_saved_index(clips) and not recursive:
+            return self.load_index(clips)  # type: ignore[arg-type]
         return self.index(clips, for_matching=for_matching, recursive=recursive)
 
     def search(
@@ -295,3 +369,16 @@ class Retriever(Pipeline):
                 ]
             )
         return results[0] if isinstance(texts, str) else results
+
+
+def is_saved_index(clips: object) -> bool:
+    """Whether clips to search are the file that [`ClipIndex.save`] wrote."""
+    return isinstance(clips, (str, os.PathLike)) and Path(clips).suffix == ".safetensors"
+
+
+def _part_of(index: ClipIndex, rows: Sequence[Row], place_of: Mapping[ClipKey, int]) -> ClipIndex:
+    """The part of an index that holds these rows, of those that could be read; their places in it are known."""
+    read = [row for row in rows if ClipKey.of(row) in place_of]
+    places = [place_of[ClipKey.of(row)] for row in read]
+    clips = None if index.clips is None else [index.clips[place] for place in places]
+    return ClipIndex([row["id"] for row in read], [row["group"] for row in read], index.embeds[places], clips)

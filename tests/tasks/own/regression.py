@@ -10,6 +10,7 @@ from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
 from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
 from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.inference.requests import as_requests, rows_of_files
 from simple_multimodal.models.losses import masked_mean
 from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
 from simple_multimodal.models.outputs import MultimodalOutput
@@ -58,6 +59,14 @@ class Estimator(Pipeline):
     """Estimate the number of each clip."""
 
     model_classes = {"MultimodalForRegression": MultimodalForRegression}
+
+    def __call__(self, inputs, **settings) -> list[list[dict]]:
+        requests = as_requests(inputs, clips="clip")
+        if not requests:
+            return []
+        rows, row_of = rows_of_files([request["clip"] for request in requests])
+        estimates = self.encode_rows(rows, encode=estimate_batch, on_bad_sample="fail").values["estimates"].tolist()
+        return [[{"score": estimates[number]}] for number in row_of]
 
     def estimate_rows(self, rows: Sequence[Row]) -> EncodedRows:
         """`values["estimates"]` has the number of each of the `rows` that could be read."""
