@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from simple_multimodal.data.rows import Row
+from simple_multimodal.data.store import describe_difference
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.video import decoder_name
 from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS, TOKEN_KEYS, Modality
@@ -81,17 +82,6 @@ def make_fingerprint(
     settings = {name: value for name, value in json.loads(part.to_json_string()).items() if name not in _INCIDENTAL}
     settings = {name: value for name, value in settings.items() if name not in _BEFORE or value != _BEFORE[name]}
     return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if modality == "video" else {})}
-
-
-def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In what two fingerprints differ, in words; empty if in nothing."""
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return ", ".join(
-        "other weights or another configuration of the tower"
-        if name == "tower"
-        else f"{name} {there.get(name)!r} there and {here.get(name)!r} here"
-        for name in names
-    )
 
 
 class FeatureReader:

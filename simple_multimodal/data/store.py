@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import pyarrow as pa
@@ -198,45 +197,43 @@ class ClipStore(Generic[Key]):
             return torch.empty(0, *shape, dtype=getattr(torch, dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def append(
-        self,
-        number: int,
-        clips: Mapping[Key, Tensors],
-        unreadable: Mapping[Key, Unreadable] = MappingProxyType({}),
-    ) -> None:
+    def append(self, number: int, clips: Mapping[Key, Tensors | Unreadable]) -> None:
         """
-        Write a shard. Clips that the store has already are replaced.
+        Write a shard, if there are any clips. Those that the store has already are replaced.
 
         Args:
             number (`int`): Of the shard, [`next_number`] or more; no other process may use it.
-            clips (`Mapping[Key, Mapping[str, Tensor]]`): Tensors by name. A name that a clip lacks has length 0 there.
-            unreadable (`Mapping[Key, Unreadable]`, *optional*): Clips that could not be read.
+            clips (`Mapping[Key, Mapping[str, Tensor] | Unreadable]`): Tensors by name, or why there are none. A name
+                that a clip lacks has length 0 there.
 
         Raises:
             ValueError: Tensors of one name differ in dtype or in a dimension after the first.
         """
+        if not clips:
+            return
         shard, tensors, types = f"{number:05d}", {}, dict[str, TensorType]()
-        for name in dict.fromkeys(name for clip in clips.values() for name in clip):
-            parts = [clip[name] for clip in clips.values() if name in clip]
+        contents = [{} if isinstance(clip, Unreadable) else clip for clip in clips.values()]
+        for name in dict.fromkeys(name for content in contents for name in content):
+            parts = [content[name] for content in contents if name in content]
             kinds = {(part.dtype, part.shape[1:]) for part in parts}
             found = [TensorType(str(dtype).removeprefix("torch."), list(shape)) for dtype, shape in kinds]
             types[name] = self.tensors.get(name, found[0])
             if found != [types[name]]:
                 raise ValueError(f"{self.folder}: tensors called {name!r} differ: {[types[name], *found]}.")
-            lengths = [len(clip[name]) if name in clip else 0 for clip in clips.values()] + [0] * len(unreadable)
+            lengths = [len(content[name]) if name in content else 0 for content in contents]
             tensors[name] = torch.cat(parts).contiguous()
             tensors[f"{name}.offsets"] = torch.tensor([0, *accumulate(lengths)])
-        keys, reasons = [*clips, *unreadable], [*[None] * len(clips), *unreadable.values()]
-        header = {"fingerprint": self.fingerprint, "columns": self._columns, "clips": len(keys), "tensors": types}
+        reasons = [clip if isinstance(clip, Unreadable) else None for clip in clips.values()]
+        header = {"fingerprint": self.fingerprint, "columns": self._columns, "clips": len(clips), "tensors": types}
         self.folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(self.folder / f"{shard}.parquet") as temporary:
-            rows = [(*key, *(reason or (None, None))) for key, reason in zip(keys, reasons, strict=True)]
+            rows = [(*key, *(reason or (None, None))) for key, reason in zip(clips, reasons, strict=True)]
             _write_table(temporary, [*self._columns, *Unreadable._fields], rows)
         with write_atomically(self.folder / f"{shard}.safetensors") as temporary:
             # In one entry: safetensors writes several in any order, and equal shards would not be equal files.
             save_file(tensors, temporary, {"store": json.dumps(header)})
             give_umask(temporary)
-        self._register(shard, types, keys, reasons)
+        self._register(shard, types, list(clips), reasons)
 
     def keep_only(self, keys: Iterable[Key]) -> None:
         """Leave all other clips out of the store from the next [`commit`] on."""

@@ -1,8 +1,9 @@
 """What is kept of rows and batches that ran through a model, on the CPU and in files."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +11,40 @@ from transformers import PreTrainedModel
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.rows import Row
 from simple_multimodal.models.pairs import Encoded, encode_clips
+
+
+class ClipVersion(NamedTuple):
+    """A row's clip in the state that its files were in: sizes in bytes and times of change in nanoseconds,
+    `None` where there is no file.
+    """
+
+    id: str
+    group: str
+    video: str | None
+    audio: str | None
+    start_seconds: float | None
+    end_seconds: float | None
+    video_size: int | None
+    video_mtime_ns: int | None
+    audio_size: int | None
+    audio_mtime_ns: int | None
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Return that of a row, whose files are looked at."""
+        files = row["video"], row["audio"]
+        segment = row["start_seconds"], row["end_seconds"]
+        return cls(row["id"], row["group"], *files, *segment, *_size_and_time(files[0]), *_size_and_time(files[1]))
+
+
+def _size_and_time(path: str | None) -> tuple[int, int] | tuple[None, None]:
+    if path is None:
+        return None, None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None, None
+    return status.st_size, status.st_mtime_ns
 
 
 class EncodedBatch(NamedTuple):

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, describe_difference, make_fingerprint
+from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, make_fingerprint
 from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.data.store import describe_difference
 from simple_multimodal.defaults import CLIPS_PER_SHARD
 from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Pipeline, clips_alone, from_main

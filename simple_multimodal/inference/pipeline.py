@@ -39,7 +39,15 @@ from simple_multimodal.evaluation.precision import (
     precision_mismatch,
 )
 from simple_multimodal.evaluation.scores import Processes
-from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows, encode_batch, pack, sum_by_name, unpack
+from simple_multimodal.inference.encoded import (
+    ClipVersion,
+    EncodedBatch,
+    EncodedRows,
+    encode_batch,
+    pack,
+    sum_by_name,
+    unpack,
+)
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.missing import explain
@@ -268,25 +276,36 @@ class Pipeline:
         taken = [m for m in CLIP_MODALITIES if m in self.processor.modalities]
         return any(row[m] is not None for m in taken)  # type: ignore[literal-required]
 
-    def key(self, rows: Sequence[Row]) -> str:
-        """Hash of the weights, the processor, and the clips (by path, segment, size and time of change); the same on
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that decides what becomes of a clip, as JSON values by name; the same on all processes."""
+        return from_main(
+            lambda: {
+                "weights": hash_weights(self.model),
+                "config": hashlib.sha256(self.model.config.to_json_string().encode()).hexdigest(),
+                "processor": hashlib.sha256(self.processor.to_json_string().encode()).hexdigest(),
+                "precision": self.precision,
+                "decoder": self.collator.decoder,
+                "drop_modalities": list(self.collator.drop_modalities),
+                "feature_dtypes": {modality: reader.dtype for modality, reader in self.collator.features.items()},
+                # Beyond these limits files are bad.
+                "sample_timeout_seconds": self.sample_timeout_seconds,
+                "loader_memory_gigabytes": self.loader_memory_gigabytes,
+            }
+        )
+
+    def key(self, rows: Sequence[Row], fingerprint: Mapping[str, Any] | None = None) -> str:
+        """Return a hash of the [`fingerprint`] and the clips (by path, segment, size and time of change), the same on
         all processes.
         """
-        return from_main(lambda: self._key(rows))
+        made_of = self.fingerprint() if fingerprint is None else fingerprint
 
-    def _key(self, rows: Sequence[Row]) -> str:
-        limits = self.sample_timeout_seconds, self.loader_memory_gigabytes  # beyond which files are bad
-        dtypes = {modality: reader.dtype for modality, reader in self.collator.features.items()}
-        settings = [self.collator.drop_modalities, self.collator.decoder, limits, dtypes, self.precision]
-        digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
-        digest.update(self.model.config.to_json_string().encode())
-        digest.update(hash_weights(self.model).encode())
-        for row in rows:
-            files = [path for path in (row["video"], row["audio"]) if path is not None]
-            stats = [(path, *_size_and_time(path)) for path in files]
-            segment = row["start_seconds"], row["end_seconds"]
-            digest.update(json.dumps([row["id"], row["group"], stats, segment]).encode())
-        return digest.hexdigest()
+        def digest() -> str:
+            digest = hashlib.sha256(json.dumps(made_of).encode())
+            for row in rows:
+                digest.update(json.dumps(ClipVersion.of(row)).encode())
+            return digest.hexdigest()
+
+        return from_main(digest)
 
     def encode_rows(
         self,
@@ -298,6 +317,7 @@ class Pipeline:
         key: str = "",
         encode: Callable[[PreTrainedModel, dict[str, torch.Tensor]], EncodedBatch] = encode_batch,
         with_text: bool = False,
+        num_samples: int | None = None,
     ) -> EncodedRows:
         """
         Run each row's clip through the towers once. Which clips make a batch does not depend on the number of
@@ -311,6 +331,7 @@ class Pipeline:
             key (`str`, *optional*): with `partial`, [`key`] of the rows.
             encode (`Callable`, *optional*): what to do with a batch; by default its clips run through their towers.
             with_text (`bool`, *optional*, defaults to `False`): whether the batch has the rows' texts, too.
+            num_samples (`int`, *optional*): what `max_bad_fraction` is a share of, if the rows are only some of them.
 
         Returns:
             [`EncodedRows`]: the same on all processes.
@@ -321,10 +342,11 @@ class Pipeline:
                 features, where the model is used with some.
         """
         on_bad_sample = on_bad_sample or self.on_bad_sample
+        num_samples = num_samples or len(rows)
         for reader in self.collator.features.values():
             reader.check_rows(rows)
         # A wrong folder is found before any file of it is waited for.
-        self.check_bad_samples(self._absent(rows), len(rows), on_bad_sample)
+        self.check_bad_samples(self._absent(rows), num_samples, on_bad_sample)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
         parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
@@ -344,7 +366,7 @@ class Pipeline:
             for number, batch in zip(missing, loader, strict=True):
                 bad = batch.pop("bad_samples", [])
                 bad_samples += bad
-                self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
+                self.check_bad_samples(bad_samples, num_samples, on_bad_sample)
                 bad_rows = {sample.row for sample in bad}
                 with torch.no_grad(), self.autocast():
                     encoded = encode(self.model, send_to_device(batch, self.model.device))
@@ -364,7 +386,7 @@ class Pipeline:
         in_order = [gathered[number] for number in range(len(batches))]
         bad_samples = sorted(sample for _, samples in in_order for sample in samples)
         self.warn_of(bad_samples)
-        self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
+        self.check_bad_samples(bad_samples, num_samples, on_bad_sample)
         bad_rows = {sample.row for sample in bad_samples}
         encoded_batches = [encoded for encoded, _ in in_order]
         names = encoded_batches[0].values
@@ -492,15 +514,6 @@ class Pipeline:
 def clips_alone(rows: Sequence[Row]) -> list[Row]:
     """Rows without their texts, which are not read then."""
     return [{**row, "text": None, "captions": []} for row in rows]
-
-
-def _size_and_time(path: str) -> tuple[int, int] | tuple[None, None]:
-    """Bytes of a file and when it was changed, which says whether it is another one; `None` where it is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None, None
-    return status.st_size, status.st_mtime_ns
 
 
 def cosine(texts: Sequence[Encoded], embeds: torch.Tensor) -> torch.Tensor:

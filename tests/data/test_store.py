@@ -55,7 +55,7 @@ def written(tmp_path) -> Path:
     """Two shards; the second has a clip that could not be read."""
     store = resume(tmp_path / "store")
     store.append(0, {A: CLIPS[A], B: CLIPS[B]})
-    store.append(1, {C: CLIPS[C]}, {Clip("bad", None): BAD})
+    store.append(1, {C: CLIPS[C], Clip("bad", None): BAD})
     store.commit()
     return tmp_path / "store"
 
@@ -119,7 +119,7 @@ def test_a_million_long_ids(tmp_path):
 def test_names_need_not_be_utf8(tmp_path):
     names = [Clip("caf\udce9.mp4"), Clip("café.mp4")]
     store = resume(tmp_path)
-    store.append(0, {names[0]: CLIPS[A]}, {names[1]: Unreadable("bad\udcff.mp4", "is empty")})
+    store.append(0, {names[0]: CLIPS[A], names[1]: Unreadable("bad\udcff.mp4", "is empty")})
     store.commit()
     store = ClipStore.open(tmp_path, Clip)
     assert list(store) == names and store.unreadable[names[1]].file == "bad\udcff.mp4"
@@ -202,6 +202,7 @@ def test_tensors_of_one_name_are_alike(tmp_path):
     assert store.read(B)["x"].shape == (0, 2)
     with pytest.raises(ValueError, match="tensors called 'x' differ"):
         store.append(1, {C: {"x": torch.ones(1, 3)}})
+    store.append(1, {})
     assert not list(tmp_path.glob("00001*"))
 
 

@@ -82,7 +82,7 @@ def test_evaluation_alone_says_a_mismatch(bf16_model, clips, tmp_path, caplog):
 
 
 def test_saved_embeddings_and_features_know_their_precision(bf16_model, clips, tmp_path):
-    saved = tmp_path / "clips.safetensors"
+    saved = tmp_path / "embeddings"
     Retriever.from_pretrained(bf16_model).index(clips / "video", saved=saved)
     assert Retriever.from_pretrained(bf16_model).load_index(saved).precision == "bf16"
     with pytest.raises(
