@@ -327,7 +327,8 @@ class Pipeline:
             rows (`Sequence[Row]`): of different clips, at least one.
             on_bad_sample (`str`, *optional*): as for the class, whose value is the default.
             with_tokens (`bool`, *optional*, defaults to `True`): keep what the fusion takes, and not embeddings alone.
-            partial (`Path`, *optional*): folder to keep finished batches in, and to go on from.
+            partial (`Path`, *optional*): folder to keep finished batches in, and to go on from; for the default
+                `encode` alone.
             key (`str`, *optional*): with `partial`, [`key`] of the rows.
             encode (`Callable`, *optional*): what to do with a batch; by default its clips run through their towers.
             with_text (`bool`, *optional*, defaults to `False`): whether the batch has the rows' texts, too.
@@ -341,6 +342,10 @@ class Pipeline:
             ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read; or a clip has no
                 features, where the model is used with some.
         """
+        if partial is not None and encode is not encode_batch:
+            raise ValueError(
+                "`partial` keeps encoded clips, not what `encode` makes of batches. Leave one of them out."
+            )
         on_bad_sample = on_bad_sample or self.on_bad_sample
         num_samples = num_samples or len(rows)
         for reader in self.collator.features.values():
@@ -350,7 +355,10 @@ class Pipeline:
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
         parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
-        own = {number: unpack(tensors) for number, tensors in parts.finished.items()}
+        own: dict[int, tuple[EncodedBatch, list[BadSample]]] = {}
+        for number, contents in parts.finished.items():
+            clips, bad = unpack([rows[place] for place in batches[number]], contents)
+            own[number] = EncodedBatch(clips), bad
         bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]
         loader: DataLoader = DataLoader(
@@ -378,7 +386,7 @@ class Pipeline:
                 ]
                 values = {name: value[torch.tensor(is_read)] for name, value in encoded.values.items()}
                 own[number] = EncodedBatch(clips, values, encoded.sums), bad
-                parts.add(number, pack(*own[number]))
+                parts.add(number, pack([rows[place] for place in batches[number]], clips, bad))
                 bar.update(len(is_read))
                 self.on_batch(len(missing))
         parts.flush()
@@ -503,8 +511,8 @@ class Pipeline:
             num_processes=self.state.num_processes,
             autocast=self.autocast,
             pairs_per_batch=PAIRS_PER_BATCH,
-            finished={number: tensors["outputs"] for number, tensors in parts.finished.items()},
-            on_block=lambda number, outputs: parts.add(number, {"outputs": outputs}),
+            finished={n: block["outputs"] for n, (block,) in parts.finished.items() if isinstance(block, dict)},
+            on_block=lambda number, outputs: parts.add(number, [{"outputs": outputs}]),
             shows_progress=self.shows_progress,
         )
         parts.flush()

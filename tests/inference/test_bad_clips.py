@@ -257,7 +257,7 @@ def test_several_processes_give_the_same_metrics(models, spoiled_data, tmp_path,
     arguments = models[task], str(spoiled_data / task), "--output_dir", str(tmp_path / "two")
     if killed_at is not None:
         assert launch(1, *arguments, KILL_AT=killed_at).returncode != 0
-        assert len(list((tmp_path / "two/partial").glob("clips-*"))) == 4
+        assert len(list((tmp_path / "two/partial").glob("clips/*.parquet"))) == 4
     done = launch(2, *arguments)
     assert done.returncode == 0 and done.stderr.count("could not be read, counted as wrong") == 1, done.stderr
     assert done.stderr.count("Bad sample: ") == 1
