@@ -89,30 +89,29 @@ class ClipStore(Generic[Key]):
         self._mapped: dict[str, dict[str, tuple[torch.Tensor, list[int]]]] = {}
 
     @classmethod
-    def open(
-        cls, folder: str | os.PathLike[str], key_type: type[Key], fingerprint: Mapping[str, Any] | None = None
-    ) -> Self:
+    def open(cls, folder: str | os.PathLike[str], key_type: type[Key]) -> Self:
         """
         Open what the last [`commit`] left, for reading.
 
         Args:
             folder (`str`): The store.
             key_type (`type`): Named tuple of strings and numbers (or `None`) that names a clip.
-            fingerprint (`Mapping`, *optional*): What the tensors must have been made of.
 
         Raises:
-            ValueError: The folder has no such store, it is damaged, or its tensors were made of something else.
+            ValueError: The folder does not hold such a store, or it is damaged.
         """
         folder = Path(folder)
         try:
             index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-            store = cls(folder, key_type, index["fingerprint"] if fingerprint is None else fingerprint)
-            difference = store._differ(index)
-            for shard in () if difference else index["shards"]:
+            store = cls(folder, key_type, index["fingerprint"])
+            if difference := store._differ(index):
+                raise ValueError(difference)
+            for shard in index["shards"]:
                 store._add(shard["name"], index["tensors"], shard["dropped"])
+                if len(store._shards[-1][1]) != shard["clips"]:
+                    raise ValueError(f"{shard['name']}.parquet does not have {shard['clips']} rows")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: does not hold a store of clips that can be read: {error!r}") from error
-        store._refuse(difference)
+            raise ValueError(f"{folder}: does not hold a store of clips that can be read: {error}") from error
         return store
 
     @classmethod
@@ -155,7 +154,7 @@ class ClipStore(Generic[Key]):
 
     @property
     def next_number(self) -> int:
-        """The first number that neither a shard nor a later one has."""
+        """One more than the highest number of a shard."""
         return 1 + max((int(shard) for shard, _ in self._shards), default=-1)
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
@@ -273,10 +272,6 @@ class ClipStore(Generic[Key]):
         own = {"columns": self._columns, **self.fingerprint}
         return describe_difference({"columns": there["columns"], **there["fingerprint"]}, own)
 
-    def _refuse(self, difference: str) -> None:
-        if difference:
-            raise ValueError(f"{self.folder}: was made of something else: {difference}. Give another folder.")
-
     def _adopt(self, *, replaces: bool = False) -> None:
         """Add the whole shards of the folder that are not known yet, and remove what is not whole."""
         try:
@@ -298,7 +293,8 @@ class ClipStore(Generic[Key]):
                 (self.folder / INDEX_FILE).unlink(missing_ok=True)  # first: it may name the shard
                 self._remove(shard)
                 continue
-            self._refuse(difference)
+            if difference:
+                raise ValueError(f"{self.folder}: was made of something else: {difference}. Give another folder.")
             self._add(shard, header["tensors"], dropped.get(shard, ()))
 
     def _read_header(self, shard: str) -> dict[str, Any] | None:

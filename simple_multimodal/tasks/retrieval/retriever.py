@@ -52,7 +52,8 @@ class ClipIndex:
         groups (`list[str]`): clips of one group count as the same.
         embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): unit-length embeddings.
         clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
-        key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
+        key (`str`, *optional*): hash of the model and the clips that the embeddings were made of, if finished work is
+            kept by it.
         model (`str`, *optional*): hash of the model's weights, if they were saved.
         precision (`str`, *optional*): what the model computed in, if they were saved.
         bad_samples (`list[BadSample]`, *optional*): clips that are not in the index because they could not be read.
@@ -248,11 +249,11 @@ class Retriever(Pipeline):
             self.model.check_matching()  # before hours of encoding
         on_bad_sample = on_bad_sample or self.on_bad_sample
         fingerprint = {} if saved is None and partial is None else self.fingerprint()
-        found = _Saved()
-        if saved is not None and not for_matching:
-            found = from_main(lambda: _Saved.of(Path(saved), fingerprint, rows))
-            self.warn_of(found.bad_samples)
-            self.check_bad_samples(found.bad_samples, len(rows), on_bad_sample)
+        found = _Saved() if saved is None else from_main(lambda: _Saved.of(Path(saved), fingerprint, rows))
+        if for_matching:
+            found = _Saved()
+        self.warn_of(found.bad_samples)
+        self.check_bad_samples(found.bad_samples, len(rows), on_bad_sample)
         known = {*found.places, *(sample.row for sample in found.bad_samples)}
         missing = [row for row in rows if row["index"] not in known]
         versions = [ClipVersion.of(row) for row in rows] if saved is not None and self.state.is_main_process else []
@@ -264,13 +265,14 @@ class Retriever(Pipeline):
                 on_bad_sample=on_bad_sample,
                 with_tokens=with_tokens,
                 partial=None if partial is None else Path(partial),
-                key=self.key(missing, fingerprint) if fingerprint else "",
+                key="" if partial is None else self.key(missing, fingerprint),
                 num_samples=len(rows),
             )
         bad_samples = sorted([*found.bad_samples, *encoded.bad_samples])
         self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
         parts = [] if found.embeds is None else [found.embeds]
-        places = found.places | {row["index"]: sum(map(len, parts)) + n for n, row in enumerate(encoded.rows)}
+        first = sum(map(len, parts))
+        places = found.places | {row["index"]: first + n for n, row in enumerate(encoded.rows)}
         parts += [clip.embed[None] for clip in encoded.clips if clip.embed is not None]
         read = [row for row in rows if row["index"] in places]
         index = ClipIndex(
@@ -278,7 +280,7 @@ class Retriever(Pipeline):
             [row["group"] for row in read],
             torch.cat(parts)[[places[row["index"]] for row in read]],
             encoded.clips if with_tokens else None,
-            self.key(rows, fingerprint) if fingerprint else "",
+            "" if partial is None else self.key(rows, fingerprint),
             bad_samples=bad_samples,
         )
         if saved is not None and self.state.is_main_process:
