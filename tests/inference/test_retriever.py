@@ -1,8 +1,12 @@
 """Tests of searching clips by text."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +25,8 @@ from simple_multimodal.models.pairs import ranking_scores
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Match, Retriever
 from tests.closeness import assert_close
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +184,28 @@ def test_only_new_and_changed_clips_are_encoded_again(retriever, clips, tmp_path
     assert before == {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}  # nothing is written
     assert retriever.index(folder, saved=saved, for_matching=True).clips is not None  # which are not saved
     assert ids == second.ids
+
+
+@pytest.mark.slow
+def test_several_processes_save_the_same_embeddings(retrieval_model, clips, tmp_path):
+    """At first, and where they encode only what is new."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29719"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    for numbers in (range(5), range(5, 7)):
+        for n in numbers:
+            shutil.copy2(clips / f"video/{n}.mp4", folder)
+        encode = ["encode", retrieval_model, str(folder), "--batch_size", "2", "--out"]
+        assert main([*encode, str(tmp_path / "one")]) == 0
+        words = [*launch, "-m", "simple_multimodal", *encode, str(tmp_path / "two")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        names = sorted(path.name for path in (tmp_path / "one").iterdir())
+        assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+        for name in names:
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert names[-1] == "index.json" and len(names) == 5
 
 
 def test_bad_clips_count_among_all_of_them(retriever, clips, tmp_path, monkeypatch):
