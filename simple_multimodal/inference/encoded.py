@@ -14,6 +14,19 @@ from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.pairs import Encoded, encode_clips
 
 
+class ClipKey(NamedTuple):
+    """What makes two rows show the same clip: their files and segment."""
+
+    video: str | None
+    audio: str | None
+    start_seconds: float | None
+    end_seconds: float | None
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"])
+
+
 class ClipVersion(NamedTuple):
     """A row's clip in the state that its files were in: sizes in bytes and times of change in nanoseconds,
     `None` where there is no file.
@@ -107,13 +120,14 @@ def _tensors(clip: Encoded) -> dict[str, torch.Tensor]:
     return tensors if clip.embed is None else {**tensors, "embed": clip.embed[None]}
 
 
-def unpack(rows: Iterable[Row], contents: Iterable[Tensors | Unreadable]) -> tuple[list[Encoded], list[BadSample]]:
+def unpack(rows: Iterable[Row], contents: Iterable[Tensors | Unreadable]) -> tuple[EncodedBatch, list[BadSample]]:
     """Return the clips and bad samples that [`pack`] was given."""
-    clips, bad_samples = [], []
+    clips: list[Encoded] = []
+    bad_samples: list[BadSample] = []
     for row, content in zip(rows, contents, strict=True):
         if isinstance(content, Unreadable):
             bad_samples.append(BadSample(row["index"], row["epoch"], row["id"], *content))
         else:
             tokens = {modality: content[modality] for modality in MODALITIES if modality in content}
             clips.append(Encoded(content["embed"][0] if "embed" in content else None, tokens))
-    return clips, bad_samples
+    return EncodedBatch(clips), bad_samples

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from simple_multimodal.evaluation.precision import (
 )
 from simple_multimodal.evaluation.scores import Processes
 from simple_multimodal.inference.encoded import (
+    ClipKey,
     ClipVersion,
     EncodedBatch,
     EncodedRows,
@@ -70,19 +71,6 @@ Clips = RowDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A data set, or its manifest; or a media file, a folder of them, or a list of files."""
 
 TEXTS_PER_BATCH = 64
-
-
-class ClipKey(NamedTuple):
-    """What makes two rows show the same clip: their files and segment."""
-
-    video: str | None
-    audio: str | None
-    start_seconds: float | None
-    end_seconds: float | None
-
-    @classmethod
-    def of(cls, row: Row) -> Self:
-        return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"])
 
 
 def open_manifest(clips: Clips) -> Clips:
@@ -355,10 +343,7 @@ class Pipeline:
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
         parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
-        own: dict[int, tuple[EncodedBatch, list[BadSample]]] = {}
-        for number, contents in parts.finished.items():
-            clips, bad = unpack([rows[place] for place in batches[number]], contents)
-            own[number] = EncodedBatch(clips), bad
+        own = {n: unpack([rows[place] for place in batches[n]], contents) for n, contents in parts.finished.items()}
         bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]
         loader: DataLoader = DataLoader(

@@ -13,7 +13,8 @@ from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import TOP_K_ANSWERS
-from simple_multimodal.inference.pipeline import ClipKey, Clips, Pipeline, open_manifest
+from simple_multimodal.inference.encoded import ClipKey
+from simple_multimodal.inference.pipeline import Clips, Pipeline, open_manifest
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 
 
