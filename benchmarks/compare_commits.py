@@ -136,7 +136,7 @@ def found_in(out: Path) -> dict[str, Any]:
             values = json.loads(path.read_text(encoding="utf-8"))
             values = values if isinstance(values, list) else {k: values[k] for k in values if k not in ("run", "date")}
             found |= flat(name, values)
-        elif path.suffix == ".safetensors":
+        elif path.suffix == ".safetensors" and path.is_file():
             digest = hashlib.sha256()
             for key, tensor in sorted(load_file(path).items()):
                 digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from simple_multimodal import output_folder
-from simple_multimodal.inference.partial import save_whole
-from simple_multimodal.output_folder import LOCK_FILE, write_atomically, writing_into
+from simple_multimodal.output_folder import LOCK_FILE, give_umask, write_atomically, writing_into
 
 FORK = multiprocessing.get_context("fork")
 
@@ -177,7 +177,8 @@ def test_threads_that_write_the_same_file_do_not_mix_it_up(tmp_path):
 def test_saved_files_have_the_permissions_of_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
-        save_whole(tmp_path / "a.safetensors", {"values": torch.ones(1)}, {})
+        save_file({"values": torch.ones(1)}, tmp_path / "a.safetensors")
+        give_umask(tmp_path / "a.safetensors")
         (tmp_path / "b").touch()
     finally:
         os.umask(before)

@@ -29,7 +29,7 @@ def encode(
     model: Model,
     clips: Clips,
     *,
-    out: Annotated[str, "embeddings to write", "FILE"] = "clips.safetensors",
+    out: Annotated[str, "output folder; only clips that it does not have are encoded", "DIR"] = "embeddings",
     files: FileOptions,
     recursive: Recursive = False,
     pipeline: PipelineOptions,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Self, cast
 
@@ -10,13 +10,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from simple_multimodal.data.rows import Row
+from simple_multimodal.data.store import INDEX_FILE, ClipStore, TensorType, Unreadable, describe_difference
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.video import decoder_name
 from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS, TOKEN_KEYS, Modality
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.batch_memory import batch_tensor
 
-INDEX_FILE = "index.json"
 REMEDY = "`simple-multimodal features` over their manifest with the same --output adds what is missing"
 
 # What of a processor does not change what evaluation sees; the mean and deviation that count are the model's.
@@ -83,15 +83,67 @@ def make_fingerprint(
     return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if modality == "video" else {})}
 
 
-def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In what two fingerprints differ, in words; empty if in nothing."""
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return ", ".join(
-        "other weights or another configuration of the tower"
-        if name == "tower"
-        else f"{name} {there.get(name)!r} there and {here.get(name)!r} here"
-        for name in names
-    )
+class EarlierFeatures:
+    """
+    Features that an earlier version wrote: shards with an entry per clip and tensor, and an index that names all
+    clips. Has what [`FeatureReader`] needs of a [`ClipStore`].
+
+    Args:
+        folder (`Path`): The features of one tower.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: There are none, or the index is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        made_in = {"dtype": index["dtype"], "precision": index.get("precision", "fp32")}
+        self.fingerprint: dict[str, Any] = {**index["fingerprint"], **made_in}
+        self.tensors = {"tokens": TensorType(index["dtype"], [index["hidden_size"]])}
+        self.places = {_key_of(clip): (clip["shard"], clip["row"]) for clip in index["clips"]}
+        self.unreadable = {_key_of(clip): Unreadable(None, clip["reason"]) for clip in index["unreadable"]}
+
+    @classmethod
+    def are_in(cls, folder: Path) -> bool:
+        """Return whether an earlier version wrote what is in a folder."""
+        try:
+            return "clips" in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+
+    def __iter__(self) -> Iterator[ClipKey]:
+        return iter((*self.places, *self.unreadable))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.places or key in self.unreadable
+
+    def read(self, key: ClipKey) -> dict[str, torch.Tensor]:
+        """See [`ClipStore.read`]."""
+        name, row = self.places[key]
+        try:
+            with safe_open(self.folder / name, "pt") as file:
+                return {part: file.get_tensor(f"{row}.{part}") for part in ClipTokens._fields}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.folder / name}: cannot be read: {error}") from error
+
+    def convert(self) -> None:
+        """Make a [`ClipStore`] of the folder, shard by shard; a call that was interrupted goes on."""
+        store = ClipStore(self.folder, ClipKey, self.fingerprint)
+        shards: dict[str, list[ClipKey]] = {}
+        for key, (name, _) in self.places.items():
+            shards.setdefault(name, []).append(key)
+        for name, keys in shards.items():
+            with safe_open(self.folder / name, "pt") as file:
+                is_converted = "store" in file.metadata()
+            if not is_converted:
+                store.append(int(Path(name).stem), {key: self.read(key) for key in keys})
+        store.append(1 + max(int(Path(name).stem) for name in shards), self.unreadable)
+        store.commit()
+
+
+def _key_of(clip: Mapping[str, Any]) -> ClipKey:
+    return ClipKey(*(clip[name] for name in ClipKey._fields))
 
 
 class FeatureReader:
@@ -111,24 +163,18 @@ class FeatureReader:
         self.folder = folder
         self.modality: Modality = modality
         try:
-            index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-            self.fingerprint: dict[str, Any] = index["fingerprint"]
-            self.dtype: str = index["dtype"]
-            self.hidden_size: int = index["hidden_size"]
-            self._places = {
-                ClipKey(*(clip[name] for name in ClipKey._fields)): (clip["shard"], clip["row"])
-                for clip in index["clips"]
-            }
-            self._bad = {
-                ClipKey(*(clip[name] for name in ClipKey._fields)): clip["reason"] for clip in index["unreadable"]
-            }
+            self._clips: ClipStore[ClipKey] | EarlierFeatures = (
+                EarlierFeatures(folder) if EarlierFeatures.are_in(folder) else ClipStore.open(folder, ClipKey)
+            )
+            self.fingerprint: dict[str, Any] = dict(self._clips.fingerprint)
+            self.dtype: str = self.fingerprint.pop("dtype")
+            del self.fingerprint["precision"]
+            self.hidden_size: int = self._clips.tensors["tokens"].shape[0]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: holds no features that can be read ({error!r}). Make them anew.") from error
-        self._known = {key[:3] for key in (*self._places, *self._bad)}
-        self._shards: dict[str, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # a process opens its own
+            raise ValueError(
+                f"{folder}: holds no features that can be read ({error}). `simple-multimodal features` writes them."
+            ) from error
+        self._known = {key[:3] for key in self._clips}
 
     def check_fingerprint(self, expected: Mapping[str, Any]) -> None:
         """Raise a `ValueError` that says in what these features are not those of a model, if they are not."""
@@ -161,15 +207,10 @@ class FeatureReader:
             ValueError: If there are no features of it.
         """
         key = self._find(row)
-        if key in self._bad:
-            raise MediaError(self._bad[key])
-        name, number = self._places[key]
-        try:
-            if name not in self._shards:
-                self._shards[name] = safe_open(self.folder / name, "pt")
-            return ClipTokens(*(self._shards[name].get_tensor(f"{number}.{part}") for part in ClipTokens._fields))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.folder / name}: cannot be read: {error}") from error
+        if key in self._clips.unreadable:
+            raise MediaError(self._clips.unreadable[key].reason)
+        tensors = self._clips.read(key)
+        return ClipTokens(*(tensors[name] for name in ClipTokens._fields))
 
     def collate(self, clips: Sequence[ClipTokens | None]) -> dict[str, torch.Tensor]:
         """Stack the tokens of a batch, padded to its longest.
@@ -201,7 +242,7 @@ class FeatureReader:
         bare = ClipKey.of(row, self.modality, "")
         keys = [key for name in names if (key := bare._replace(path=name))[:3] in self._known]
         for key in keys:
-            if key in self._places or key in self._bad:
+            if key in self._clips:
                 return key
         problem = "was changed after its features were made" if keys else "is not among them"
         raise ValueError(f"{self.folder}: {path!r} {problem}")

@@ -1,15 +1,57 @@
 """What is kept of rows and batches that ran through a model, on the CPU and in files."""
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import os
+from collections.abc import Iterable
+from typing import NamedTuple, Self
 
 import torch
 from transformers import PreTrainedModel
 
 from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.data.records import further_values
 from simple_multimodal.data.rows import Row
+from simple_multimodal.data.store import Tensors, Unreadable
+from simple_multimodal.modalities import MODALITIES
 from simple_multimodal.models.pairs import Encoded, encode_clips
+
+
+class ClipVersion(NamedTuple):
+    """A row's clip in the state that its files were in: sizes in bytes and times of change in nanoseconds,
+    `None` where there is no file.
+    """
+
+    id: str
+    group: str
+    video: str | None
+    audio: str | None
+    start_seconds: float | None
+    end_seconds: float | None
+    video_size: int | None
+    video_mtime_ns: int | None
+    audio_size: int | None
+    audio_mtime_ns: int | None
+    further: str
+    """JSON of what the row has of the modalities that have columns of their own."""
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Return that of a row, whose files are looked at."""
+        files = row["video"], row["audio"]
+        segment = row["start_seconds"], row["end_seconds"]
+        states = (*_size_and_time(files[0]), *_size_and_time(files[1]))
+        further = json.dumps(further_values(row), sort_keys=True)
+        return cls(row["id"], row["group"], *files, *segment, *states, further)
+
+
+def _size_and_time(path: str | None) -> tuple[int, int] | tuple[None, None]:
+    if path is None:
+        return None, None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None, None
+    return status.st_size, status.st_mtime_ns
 
 
 class EncodedBatch(NamedTuple):
@@ -57,26 +99,28 @@ def sum_by_name(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
     return totals
 
 
-def pack(encoded: EncodedBatch, bad_samples: Sequence[BadSample]) -> dict[str, torch.Tensor]:
-    """An encoded batch and the rows that could not be read as tensors by name."""
-    packed = {"bad_samples": torch.tensor(list(json.dumps(bad_samples).encode()), dtype=torch.uint8)}
-    packed |= {f"values.{name}": value for name, value in encoded.values.items()}
-    packed |= {f"sums.{name}": value for name, value in encoded.sums.items()}
-    for number, clip in enumerate(encoded.clips):
-        packed |= {f"{number}.{modality}": tokens for modality, tokens in clip.tokens.items()}
-        if clip.embed is not None:
-            packed[f"{number}.embed"] = clip.embed.clone()
-    return packed
+def pack(
+    rows: Iterable[Row], clips: Iterable[Encoded], bad_samples: Iterable[BadSample]
+) -> list[Tensors | Unreadable]:
+    """Return what a store takes of each row: its clip, of those that could be read, or why there is none."""
+    unread = {sample.row: Unreadable(sample.file, sample.reason) for sample in bad_samples}
+    remaining = iter(clips)
+    return [unread[row["index"]] if row["index"] in unread else _tensors(next(remaining)) for row in rows]
 
 
-def unpack(tensors: dict[str, torch.Tensor]) -> tuple[EncodedBatch, list[BadSample]]:
-    """What [`pack`] was given."""
-    bad_samples = [BadSample(*sample) for sample in json.loads(bytes(tensors.pop("bad_samples").tolist()))]
-    parts: dict[str, dict[str, torch.Tensor]] = {"values": {}, "sums": {}}
-    for name, tensor in tensors.items():
-        part, _, entry = name.partition(".")
-        parts.setdefault(part, {})[entry] = tensor
-    values, sums = parts.pop("values"), parts.pop("sums")
-    rows = [parts[str(number)] for number in range(len(parts))]
-    clips = [Encoded(row.pop("embed", None), row) for row in rows]  # type: ignore[arg-type]
-    return EncodedBatch(clips, values, sums), bad_samples
+def _tensors(clip: Encoded) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {modality: tokens for modality, tokens in clip.tokens.items()}
+    return tensors if clip.embed is None else {**tensors, "embed": clip.embed[None]}
+
+
+def unpack(rows: Iterable[Row], contents: Iterable[Tensors | Unreadable]) -> tuple[EncodedBatch, list[BadSample]]:
+    """Return the clips and bad samples that [`pack`] was given."""
+    clips: list[Encoded] = []
+    bad_samples: list[BadSample] = []
+    for row, content in zip(rows, contents, strict=True):
+        if isinstance(content, Unreadable):
+            bad_samples.append(BadSample(row["index"], row["epoch"], row["id"], *content))
+        else:
+            tokens = {modality: content[modality] for modality in MODALITIES if modality in content}
+            clips.append(Encoded(content["embed"][0] if "embed" in content else None, tokens))
+    return EncodedBatch(clips), bad_samples

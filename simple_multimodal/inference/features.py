@@ -1,6 +1,5 @@
 """Run frozen towers once over every clip of manifests, and keep their tokens in files."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +7,22 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather_object, send_to_device
-from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.features import INDEX_FILE, ClipKey, ClipTokens, describe_difference, make_fingerprint
+from simple_multimodal.data.features import ClipKey, ClipTokens, EarlierFeatures, make_fingerprint
 from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.data.store import ClipStore, Unreadable, describe_difference
 from simple_multimodal.defaults import CLIPS_PER_SHARD
-from simple_multimodal.inference.partial import save_whole
 from simple_multimodal.inference.pipeline import Pipeline, from_main
 from simple_multimodal.inference.requests import clips_alone
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import EncoderOutput
-from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.processing_multimodal import PARTS
-
-Places = dict[ClipKey, tuple[str, int]]
-"""Shard and number of each clip."""
 
 
 class FeatureReport(NamedTuple):
@@ -69,10 +63,10 @@ class TowerFeatures(Pipeline):
         dtype: torch.dtype = torch.float32,
     ) -> FeatureReport:
         """
-        Write the tokens of every different clip to `{output}/{tower}`: frames as evaluation takes them, the tower
-        without dropout. Clips that are there already are not run again, so that an interrupted call goes on where it
-        was, and further manifests can be added. Every process writes shards of its own, each whole or not at all; the
-        main one writes `index.json` last.
+        Write the tokens of every different clip to `{output}/{tower}`, a [`ClipStore`]: frames as evaluation takes
+        them, the tower without dropout. Clips that are there already are not run again, so that an interrupted call
+        goes on where it was, and further manifests can be added. Every process writes shards of its own; the main one
+        writes the index last.
 
         Args:
             tower (`str`): `"audio"` or `"video"`.
@@ -100,22 +94,22 @@ class TowerFeatures(Pipeline):
         )
         folder = Path(output, tower)
         tower_hash = self.model.tower_hash(tower)
-        made_of = {
-            "fingerprint": make_fingerprint(tower, tower_hash, self.processor, video_backend=self.collator.decoder),
+        fingerprint = {
+            **make_fingerprint(tower, tower_hash, self.processor, video_backend=self.collator.decoder),
             "dtype": str(dtype).removeprefix("torch."),
             "precision": self.precision,
         }
         for dataset in datasets:
             dataset.check_links()
         rows, unreadable = from_main(lambda: _different_clips(datasets, tower))
-        stored = from_main(lambda: _stored(folder, made_of))  # before any process writes
+        store = from_main(lambda: _open_store(folder, fingerprint))  # before any process writes
         if not rows:
             raise ValueError(f"No row of the manifests has {tower} that can be read. {' '.join(unreadable)}".strip())
 
         keys = list(rows)
-        missing = [number for number, key in enumerate(keys) if key not in stored]
+        missing = [number for number, key in enumerate(keys) if key not in store or key in store.unreadable]
         shards = [missing[first : first + shard_size] for first in range(0, len(missing), shard_size)]
-        first_shard = 1 + max((int(Path(name).stem) for name, _ in stored.values()), default=-1)
+        first_shard = store.next_number
         own = range(self.state.process_index, len(shards), self.state.num_processes)
         batches = [
             shards[number][first : first + self.batch_size]
@@ -132,27 +126,29 @@ class TowerFeatures(Pipeline):
             multiprocessing_context=self.worker_context,
         )
         loaded = iter(loader)
-        bad: dict[ClipKey, str] = {}
+        bad: dict[ClipKey, Unreadable] = {}
         done, total = len(rows) - len(missing), sum(map(len, batches))
         with tqdm(unit="clips", total=done + total, initial=done, disable=not self.shows_progress) as bar:
             for number in own:
-                kept: dict[ClipKey, ClipTokens] = {}
+                kept: dict[ClipKey, dict[str, torch.Tensor]] = {}
                 for first in range(0, len(shards[number]), self.batch_size):
                     own_rows = shards[number][first : first + self.batch_size]
                     batch = next(loaded)
-                    reasons = {sample.row: sample.reason for sample in batch.pop("bad_samples", [])}
+                    unread = {s.row: Unreadable(s.file, s.reason) for s in batch.pop("bad_samples", [])}
                     clips = self._encode(tower, batch, dtype)
-                    kept |= {keys[n]: clip for n, clip in zip(own_rows, clips, strict=True) if n not in reasons}
-                    bad |= {keys[n]: reason for n, reason in reasons.items()}
+                    kept |= {keys[n]: c._asdict() for n, c in zip(own_rows, clips, strict=True) if n not in unread}
+                    bad |= {keys[n]: found for n, found in unread.items()}
                     bar.update(len(own_rows))
-                _save_shard(folder / f"{first_shard + number:05d}.safetensors", kept, made_of)
-        bad = {key: reason for part in gather_object([bad]) for key, reason in part.items()}
+                store.append(first_shard + number, kept)
+        bad = {key: found for part in gather_object([bad]) for key, found in part.items()}
         if len(bad) == len(rows):
-            raise ValueError(f"None of the clips can be read: {next(iter(bad.values()))}")
+            raise ValueError(f"None of the clips can be read: {next(iter(bad.values())).reason}")
         if self.state.is_main_process:
-            _write_index(folder, made_of, bad)
+            news = {key: found for key, found in bad.items() if store.unreadable.get(key) != found}
+            store.append(first_shard + len(shards), news)
+            store.commit()
         self.state.wait_for_everyone()
-        messages = [*unreadable, *(f"{rows[key]['id']!r}: {reason}" for key, reason in bad.items())]
+        messages = [*unreadable, *(f"{rows[key]['id']!r}: {found.reason}" for key, found in bad.items())]
         return FeatureReport(len(rows) - len(bad), len(missing) - len(bad), messages)
 
     @torch.no_grad()
@@ -185,63 +181,11 @@ def _different_clips(datasets: Sequence[RowDataset], tower: Modality) -> tuple[d
     return rows, unreadable
 
 
-def _save_shard(path: Path, clips: dict[ClipKey, ClipTokens], made_of: dict[str, Any]) -> None:
-    """Write a file that says what is in it, for the index to be made of."""
-    tensors = {
-        f"{number}.{name}": values
-        for number, clip in enumerate(clips.values())
-        for name, values in clip._asdict().items()
-    }
-    metadata = {"made_of": json.dumps(made_of), "clips": json.dumps([key._asdict() for key in clips])}
-    if clips:
-        save_whole(path, tensors, metadata)
-
-
-def _stored(folder: Path, made_of: dict[str, Any]) -> Places:
-    """What the shards of a folder hold; damaged ones are removed.
-
-    Raises:
-        ValueError: If they hold something else than what is to be made.
-    """
-    places: Places = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata()
-        except (SafetensorError, OSError):
-            path.unlink()
-            continue
-        there = json.loads(metadata["made_of"])
-        flat = [
-            {**of["fingerprint"], "dtype": of["dtype"], "precision": of.get("precision", "fp32")}
-            for of in (there, made_of)
-        ]
-        if difference := describe_difference(*flat):
-            raise ValueError(f"{folder}: holds features of something else: {difference}. Give another folder.")
-        for number, clip in enumerate(json.loads(metadata["clips"])):
-            places[ClipKey(**clip)] = path.name, number
-    for path in folder.glob("*.tmp"):  # what a process was writing when it was killed
-        path.unlink()
-    return places
-
-
-def _write_index(folder: Path, made_of: dict[str, Any], bad: dict[ClipKey, str]) -> None:
-    """Write `index.json`, whole or not at all."""
-    places = _stored(folder, made_of)
-    path = folder / INDEX_FILE
-    earlier = json.loads(path.read_text(encoding="utf-8"))["unreadable"] if path.is_file() else []
-    known = {ClipKey(*(clip[name] for name in ClipKey._fields)): clip["reason"] for clip in earlier}
-    name, number = next(iter(places.values()))
-    with safe_open(folder / name, "pt") as file:
-        hidden_size = file.get_slice(f"{number}.tokens").get_shape()[1]
-    index = {
-        **made_of,
-        "hidden_size": hidden_size,
-        "clips": [{**key._asdict(), "shard": name, "row": number} for key, (name, number) in places.items()],
-        "unreadable": [
-            {**key._asdict(), "reason": reason} for key, reason in (known | bad).items() if key not in places
-        ],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+def _open_store(folder: Path, fingerprint: dict[str, Any]) -> ClipStore[ClipKey]:
+    """Open what is there for writing; features of an earlier version become a store first."""
+    if EarlierFeatures.are_in(folder):
+        earlier = EarlierFeatures(folder)
+        if difference := describe_difference(earlier.fingerprint, fingerprint):
+            raise ValueError(f"{folder}: was made of something else: {difference}. Give another folder.")
+        earlier.convert()
+    return ClipStore.resume(folder, ClipKey, fingerprint)

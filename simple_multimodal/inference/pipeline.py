@@ -21,7 +21,7 @@ from simple_multimodal.data.bad_samples import BadSample, BadSampleError
 from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
-from simple_multimodal.data.records import FILE_COLUMNS, further_values
+from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import (
     BATCH_SIZE,
@@ -39,7 +39,15 @@ from simple_multimodal.evaluation.precision import (
     precision_mismatch,
 )
 from simple_multimodal.evaluation.scores import Processes
-from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows, encode_batch, pack, sum_by_name, unpack
+from simple_multimodal.inference.encoded import (
+    ClipVersion,
+    EncodedBatch,
+    EncodedRows,
+    encode_batch,
+    pack,
+    sum_by_name,
+    unpack,
+)
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.inference.requests import ClipKey, Clips, Request, clips_alone, open_manifest
 from simple_multimodal.media.errors import MediaError
@@ -264,26 +272,36 @@ class Pipeline:
         """Whether a row has anything that this model takes of a clip."""
         return any(self.collator.has(row, m) for m in self.processor.modalities if m in CLIP_MODALITIES)
 
-    def key(self, rows: Sequence[Row]) -> str:
-        """Hash of the weights, the processor, and the clips (by path, segment, size and time of change); the same on
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that decides what becomes of a clip, as JSON values by name; the same on all processes."""
+        return from_main(
+            lambda: {
+                "weights": hash_weights(self.model),
+                "config": hashlib.sha256(self.model.config.to_json_string().encode()).hexdigest(),
+                "processor": hashlib.sha256(self.processor.to_json_string().encode()).hexdigest(),
+                "precision": self.precision,
+                "decoder": self.collator.decoder,
+                "drop_modalities": list(self.collator.drop_modalities),
+                "feature_dtypes": {modality: reader.dtype for modality, reader in self.collator.features.items()},
+                # Beyond these limits files are bad.
+                "sample_timeout_seconds": self.sample_timeout_seconds,
+                "loader_memory_gigabytes": self.loader_memory_gigabytes,
+            }
+        )
+
+    def key(self, rows: Sequence[Row], fingerprint: Mapping[str, Any] | None = None) -> str:
+        """Return a hash of the [`fingerprint`] and the clips (by path, segment, size and time of change), the same on
         all processes.
         """
-        return from_main(lambda: self._key(rows))
+        made_of = self.fingerprint() if fingerprint is None else fingerprint
 
-    def _key(self, rows: Sequence[Row]) -> str:
-        limits = self.sample_timeout_seconds, self.loader_memory_gigabytes  # beyond which files are bad
-        dtypes = {modality: reader.dtype for modality, reader in self.collator.features.items()}
-        settings = [self.collator.drop_modalities, self.collator.decoder, limits, dtypes, self.precision]
-        digest = hashlib.sha256(json.dumps([self.processor.to_json_string(), settings]).encode())
-        digest.update(self.model.config.to_json_string().encode())
-        digest.update(hash_weights(self.model).encode())
-        for row in rows:
-            files = [path for path in (row["video"], row["audio"]) if path is not None]
-            stats = [(path, *_size_and_time(path)) for path in files]
-            segment = row["start_seconds"], row["end_seconds"]
-            further = [values] if (values := further_values(row)) else []
-            digest.update(json.dumps([row["id"], row["group"], stats, segment, *further]).encode())
-        return digest.hexdigest()
+        def digest() -> str:
+            digest = hashlib.sha256(json.dumps(made_of).encode())
+            for row in rows:
+                digest.update(json.dumps(ClipVersion.of(row)).encode())
+            return digest.hexdigest()
+
+        return from_main(digest)
 
     def encode_rows(
         self,
@@ -295,6 +313,7 @@ class Pipeline:
         key: str = "",
         encode: Callable[[PreTrainedModel, dict[str, torch.Tensor]], EncodedBatch] = encode_batch,
         with_text: bool = False,
+        num_samples: int | None = None,
     ) -> EncodedRows:
         """
         Run each row's clip through the towers once. Which clips make a batch does not depend on the number of
@@ -304,10 +323,12 @@ class Pipeline:
             rows (`Sequence[Row]`): of different clips, at least one.
             on_bad_sample (`str`, *optional*): as for the class, whose value is the default.
             with_tokens (`bool`, *optional*, defaults to `True`): keep what the fusion takes, and not embeddings alone.
-            partial (`Path`, *optional*): folder to keep finished batches in, and to go on from.
+            partial (`Path`, *optional*): folder to keep finished batches in, and to go on from; for the default
+                `encode` alone.
             key (`str`, *optional*): with `partial`, [`key`] of the rows.
             encode (`Callable`, *optional*): what to do with a batch; by default its clips run through their towers.
             with_text (`bool`, *optional*, defaults to `False`): whether the batch has the rows' texts, too.
+            num_samples (`int`, *optional*): what `max_bad_fraction` is a share of, if the rows are only some of them.
 
         Returns:
             [`EncodedRows`]: the same on all processes.
@@ -317,15 +338,20 @@ class Pipeline:
             ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read; or a clip has no
                 features, where the model is used with some.
         """
+        if partial is not None and encode is not encode_batch:
+            raise ValueError(
+                "`partial` keeps encoded clips, not what `encode` makes of batches. Leave one of them out."
+            )
         on_bad_sample = on_bad_sample or self.on_bad_sample
+        num_samples = num_samples or len(rows)
         for reader in self.collator.features.values():
             reader.check_rows(rows)
         # A wrong folder is found before any file of it is waited for.
-        self.check_bad_samples(self._absent(rows), len(rows), on_bad_sample)
+        self.check_bad_samples(self._absent(rows), num_samples, on_bad_sample)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
         parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
-        own = {number: unpack(tensors) for number, tensors in parts.finished.items()}
+        own = {n: unpack([rows[place] for place in batches[n]], contents) for n, contents in parts.finished.items()}
         bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]
         loader: DataLoader = DataLoader(
@@ -341,7 +367,7 @@ class Pipeline:
             for number, batch in zip(missing, loader, strict=True):
                 bad = batch.pop("bad_samples", [])
                 bad_samples += bad
-                self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
+                self.check_bad_samples(bad_samples, num_samples, on_bad_sample)
                 bad_rows = {sample.row for sample in bad}
                 with torch.no_grad(), self.autocast():
                     encoded = encode(self.model, send_to_device(batch, self.model.device))
@@ -353,7 +379,7 @@ class Pipeline:
                 ]
                 values = {name: value[torch.tensor(is_read)] for name, value in encoded.values.items()}
                 own[number] = EncodedBatch(clips, values, encoded.sums), bad
-                parts.add(number, pack(*own[number]))
+                parts.add(number, pack([rows[place] for place in batches[number]], clips, bad))
                 bar.update(len(is_read))
                 self.on_batch(len(missing))
         parts.flush()
@@ -361,7 +387,7 @@ class Pipeline:
         in_order = [gathered[number] for number in range(len(batches))]
         bad_samples = sorted(sample for _, samples in in_order for sample in samples)
         self.warn_of(bad_samples)
-        self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
+        self.check_bad_samples(bad_samples, num_samples, on_bad_sample)
         bad_rows = {sample.row for sample in bad_samples}
         encoded_batches = [encoded for encoded, _ in in_order]
         names = encoded_batches[0].values
@@ -476,21 +502,12 @@ class Pipeline:
             num_processes=self.state.num_processes,
             autocast=self.autocast,
             pairs_per_batch=PAIRS_PER_BATCH,
-            finished={number: tensors["outputs"] for number, tensors in parts.finished.items()},
-            on_block=lambda number, outputs: parts.add(number, {"outputs": outputs}),
+            finished={n: block["outputs"] for n, (block,) in parts.finished.items() if isinstance(block, dict)},
+            on_block=lambda number, outputs: parts.add(number, [{"outputs": outputs}]),
             shows_progress=self.shows_progress,
         )
         parts.flush()
         return scores
-
-
-def _size_and_time(path: str) -> tuple[int, int] | tuple[None, None]:
-    """Bytes of a file and when it was changed, which says whether it is another one; `None` where it is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None, None
-    return status.st_size, status.st_mtime_ns
 
 
 def cosine(texts: Sequence[Encoded], embeds: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,10 @@ KILL_AT = os.environ.get("KILL_AT", "nowhere 0").split()
 
 
 class KilledPartial(partial.Partial):
-    def add(self, number, tensors):
+    def add(self, number, rows):
         if [self.stage, str(number)] == KILL_AT:
             os.kill(os.getpid(), signal.SIGKILL)
-        super().add(number, tensors)
+        super().add(number, rows)
 
 
 pipeline.PAIRS_PER_BATCH = 4

@@ -29,7 +29,7 @@ def test_encode_search_and_answer(models, work, tmp_path, capfd):
         assert main(list(argv)) == 0
         return [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
 
-    videos, index = str(work / "data/msrvtt_ret/videos"), str(tmp_path / "clips.safetensors")
+    videos, index = str(work / "data/msrvtt_ret/videos"), str(tmp_path / "embeddings")
     lines("encode", models["retrieval"], videos, "--out", index)
     found = lines("search", models["retrieval"], TEXTS[0], index)
     assert len(found) == 8 and found == lines("search", models["retrieval"], TEXTS[0], videos)

@@ -257,7 +257,7 @@ def test_several_processes_give_the_same_metrics(models, spoiled_data, tmp_path,
     arguments = models[task], str(spoiled_data / task), "--output_dir", str(tmp_path / "two")
     if killed_at is not None:
         assert launch(1, *arguments, KILL_AT=killed_at).returncode != 0
-        assert len(list((tmp_path / "two/partial").glob("clips-*"))) == 4
+        assert len(list((tmp_path / "two/partial").glob("clips/*.parquet"))) == 4
     done = launch(2, *arguments)
     assert done.returncode == 0 and done.stderr.count("could not be read, counted as wrong") == 1, done.stderr
     assert done.stderr.count("Bad sample: ") == 1
@@ -289,19 +289,19 @@ def test_too_many_bad_clips_are_an_error(models, spoiled_data, tmp_path, capfd, 
 
 def test_a_folder_is_indexed_without_its_bad_files(retriever, folder, clips, tmp_path, warnings):
     names = [f"{n}.mp4" for n in GOOD]
-    index = retriever.index(folder, saved=tmp_path / "index.safetensors")
+    index = retriever.index(folder, saved=tmp_path / "embeddings")
     assert index.ids == names and index.groups == [str(folder / name) for name in names]
     assert len(warnings) == 1 and str(folder / f"{BAD}.mp4") in warnings[0]
     expected = retriever.index([clips / "video" / name for name in names])
     assert_close(index.embeds, expected.embeds)
-    loaded = ClipIndex.load(tmp_path / "index.safetensors")
+    loaded = ClipIndex.load(tmp_path / "embeddings")
     assert loaded.ids == names and loaded.bad_samples == index.bad_samples
     assert [sample.id for sample in loaded.bad_samples] == [f"{BAD}.mp4"]
     found = retriever.search("a cat purrs", retriever.index(folder), top_k=9, rerank=9)
     assert sorted(match.id for match in found) == names
     # Repaired, it is in the index.
     shutil.copy(clips / f"video/{BAD}.mp4", folder)
-    assert len(retriever.index(folder, saved=tmp_path / "index.safetensors").ids) == NUM_CLIPS
+    assert len(retriever.index(folder, saved=tmp_path / "embeddings").ids) == NUM_CLIPS
     with pytest.raises(ValueError, match="5 of 7 samples could not be read"):
         for name in names[:5]:
             (folder / name).unlink()
@@ -331,7 +331,7 @@ def test_a_file_that_is_given_by_name_is_an_error(retriever, answerer, folder, c
 
 
 def test_on_the_command_line(retrieval_model, question_model, folder, tmp_path, capfd):
-    bad, out = str(folder / f"{BAD}.mp4"), str(tmp_path / "out.safetensors")
+    bad, out = str(folder / f"{BAD}.mp4"), str(tmp_path / "out")
     assert main(["encode", retrieval_model, str(folder), "--out", out]) == 0
     assert "6 clips (1 could not be read, left out)" in capfd.readouterr().out
     assert main(["search", retrieval_model, "a cat", str(folder)]) == 0

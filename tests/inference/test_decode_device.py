@@ -15,7 +15,7 @@ GPU = ("--video_backend", "torchcodec", "--decode_device", "cuda")
 def test_commands_say_why_they_cannot_decode_on_a_gpu(retrieval_model, clips, tmp_path, capfd, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = ["encode", retrieval_model, str(clips / "video/0.mp4"), "--out", str(tmp_path / "out.safetensors")]
+    command = ["encode", retrieval_model, str(clips / "video/0.mp4"), "--out", str(tmp_path / "out")]
     assert main([*command, *GPU[2:]]) == 2
     assert "--decode_device cuda needs --video_backend torchcodec" in capfd.readouterr().err.splitlines()[-1]
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)

@@ -3,22 +3,27 @@
 import ctypes
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.features import open_features
+from simple_multimodal.data.features import ClipKey, open_features
 from simple_multimodal.data.readers import AudioReader, VideoReader
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.store import ClipStore
 from simple_multimodal.inference.features import FeatureReport, TowerFeatures
+from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.retrieval.retriever import Retriever
@@ -71,8 +76,8 @@ def read(folder: Path, pipeline) -> dict:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Tensors and index of one tower."""
-    tensors = {}
+    """Tensors, tables and index of one tower."""
+    tensors = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             tensors |= {f"{path.name} {name}": file.get_tensor(name).numpy().tobytes() for name in sorted(file.keys())}
@@ -97,16 +102,16 @@ def test_tokens_are_what_the_towers_give(maker, written, dataset):
 
 
 def test_an_index_names_each_clip_once(written, clips):
-    index = json.loads((written / "video/index.json").read_text())
-    assert [clip["path"] for clip in index["clips"]] == [f"video/{n}.mp4" for n in (0, 1, 2, 3, 5, 6)]
-    assert [(clip["shard"], clip["row"]) for clip in index["clips"]][3:5] == [
-        ("00000.safetensors", 3),
-        ("00001.safetensors", 0),
+    listed = [pq.read_table(written / f"video/0000{n}.parquet").to_pylist() for n in range(2)]
+    assert [[clip["path"] for clip in shard] for shard in listed] == [
+        [f"video/{n}.mp4" for n in (0, 1, 2, 3)],
+        [f"video/{n}.mp4" for n in (5, 6)],
     ]
     found = (clips / "video/1.mp4").stat()
-    clip = index["clips"][1]
+    clip = listed[0][1]
     assert (clip["start_seconds"], clip["end_seconds"]) == (0.1, None)
     assert (clip["size"], clip["mtime_ns"]) == (found.st_size, found.st_mtime_ns)
+    index = json.loads((written / "video/index.json").read_text())
     assert index["fingerprint"]["num_frames"] == 2 and index["fingerprint"]["video_backend"] == "pyav"
     assert json.loads((written / "audio/index.json").read_text())["fingerprint"]["num_mel_bins"] == 16
 
@@ -148,7 +153,7 @@ def test_an_interrupted_call_goes_on(maker, written, dataset, tmp_path, monkeypa
     ends_at = 2
     with pytest.raises(Interrupted):
         maker.write("video", [dataset], tmp_path, shard_size=4)
-    assert [path.name for path in tmp_path.glob("video/*")] == ["00000.safetensors"]
+    assert sorted(path.name for path in tmp_path.glob("video/*")) == ["00000.parquet", "00000.safetensors"]
     with pytest.raises(ValueError, match="holds no features that can be read"):
         read(tmp_path, maker)
     ends_at = None
@@ -157,25 +162,89 @@ def test_an_interrupted_call_goes_on(maker, written, dataset, tmp_path, monkeypa
 
 
 def test_a_killed_process_leaves_whole_files(maker, written, retrieval_model, manifest, tmp_path):
-    code = (
-        "import os, signal; from simple_multimodal.inference import features; from simple_multimodal.cli import main\n"
-    )
-    code += "def kill(path, clips, made_of):\n"
-    code += "    plain(path, clips, made_of) if '00000' in path.name else os.kill(os.getpid(), signal.SIGKILL)\n"
-    code += "plain, features._save_shard = features._save_shard, kill\nmain()"
+    code = "import os, signal; from simple_multimodal.cli import main\n"
+    code += "from simple_multimodal.data.store import ClipStore\n"
+    code += "def kill(store, number, clips):\n"
+    code += "    plain(store, number, clips) if number == 0 else os.kill(os.getpid(), signal.SIGKILL)\n"
+    code += "plain, ClipStore.append = ClipStore.append, kill\nmain()"
     words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
     words += ["--shard_size", "4", "--batch_size", "2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     shard = tmp_path / "video/00000.safetensors"
-    assert sorted(path.name for path in shard.parent.iterdir()) == [".lock", shard.name]  # which nobody holds
+    left = sorted(path.name for path in shard.parent.iterdir())
+    assert left == [".lock", "00000.parquet", shard.name]  # a lock that nobody holds
     (shard.parent / ".lock").unlink()
     (shard.parent / ".00001.safetensors.1.2.tmp").write_bytes(shard.read_bytes()[:-1])
     (shard.parent / "00007.safetensors").write_bytes(shard.read_bytes()[:-1])  # of a disk that lost power
     assert maker.write("video", [RowDataset.from_manifest(manifest)], tmp_path, shard_size=4) == (6, 2, [])
     assert contents(tmp_path / "video") == contents(written / "video")
-    assert sorted(path.suffix for path in shard.parent.iterdir()) == [".json", ".safetensors", ".safetensors"]
+    assert sorted(path.stem for path in shard.parent.iterdir()) == ["00000", "00000", "00001", "00001", "index"]
+
+
+def write_as_before(folder: Path, store: Path) -> None:
+    """Write features as versions before the store did."""
+    folder.mkdir(parents=True)
+    clips = ClipStore.open(store, ClipKey)
+    made_of = dict(clips.fingerprint)
+    further = {name: made_of.pop(name) for name in ("dtype", "precision")}
+    made_of = {"fingerprint": made_of, **further}
+    places = {}
+    for shard in range(2):
+        listed = pq.read_table(store / f"0000{shard}.parquet").to_pylist()
+        keys = [ClipKey(*(clip[name] for name in ClipKey._fields)) for clip in listed]
+        places |= {key: (f"0000{shard}.safetensors", row) for row, key in enumerate(keys)}
+        tensors = {f"{n}.{name}": t.clone() for n, key in enumerate(keys) for name, t in clips.read(key).items()}
+        metadata = {"made_of": json.dumps(made_of), "clips": json.dumps([key._asdict() for key in keys])}
+        save_file(tensors, folder / f"0000{shard}.safetensors", metadata)
+    index = {**made_of, "hidden_size": clips.tensors["tokens"].shape[0], "unreadable": []}
+    index["clips"] = [{**key._asdict(), "shard": shard, "row": row} for key, (shard, row) in places.items()]
+    gone = ClipKey("video/gone.mp4", None, None, 1, 1)
+    index["unreadable"] = [{**gone._asdict(), "reason": "is empty"}]
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_features_of_an_earlier_version_are_read_and_added_to(
+    maker, written, dataset, retrieval_model, tmp_path, monkeypatch
+):
+    for tower in ("audio", "video"):
+        write_as_before(tmp_path / tower, written / tower)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    rows = list(dataset)
+    batches = [
+        MultimodalCollator(maker.processor, features=pickle.loads(pickle.dumps(read(folder, maker))))(rows)
+        for folder in (written, tmp_path)
+    ]
+    assert batches[0].keys() == batches[1].keys()
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}  # reading changes nothing
+
+    with pytest.raises(ValueError, match="something else: dtype 'float32' there and 'float16' here"):
+        maker.write("video", [dataset], tmp_path, dtype=torch.float16)
+    plain = ClipStore.append
+
+    def interrupted(store, number, clips):
+        if number == 1:
+            raise Interrupted
+        plain(store, number, clips)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TowerFeatures, "_encode", None)
+        patch.setattr(ClipStore, "append", interrupted)
+        with pytest.raises(Interrupted):
+            maker.write("video", [dataset], tmp_path)
+        patch.setattr(ClipStore, "append", plain)
+        assert maker.write("video", [dataset], tmp_path) == (6, 0, [])
+    found, expected = contents(tmp_path / "video"), contents(written / "video")
+    assert {name: found[name] for name in expected if name != "index"} == {
+        name: value for name, value in expected.items() if name != "index"
+    }
+    reader = read(tmp_path, maker)["video"]
+    gone = {**rows[0], "video": "video/gone.mp4"}
+    monkeypatch.setattr(reader, "_find", lambda row: ClipKey("video/gone.mp4", None, None, 1, 1))
+    with pytest.raises(MediaError, match="is empty"):
+        reader.read(gone)
 
 
 def test_several_processes_share_the_clips(retrieval_model, manifest, written, maker, dataset, tmp_path):
@@ -201,6 +270,8 @@ def test_the_verb_says_what_cannot_be_read(retrieval_model, clips, tmp_path, cap
     said = capsys.readouterr()
     assert "video: 2 clips, 2 made now" in said.out
     assert "not readable: '1'" in said.err and "1.mp4" in said.err and "missing.mp4 does not exist" in said.err
+    before = sorted((tmp_path / "out/video").iterdir())
+    assert main(words) == 1 and sorted((tmp_path / "out/video").iterdir()) == before  # known, and tried again
     retriever = Retriever.from_pretrained(retrieval_model, features=tmp_path / "out", drop_modalities=["audio"])
     reader, dataset = retriever.collator.features["video"], RowDataset.from_manifest(manifest)
     reader.check_rows([dataset[n] for n in range(3)])  # a file that cannot be read is no surprise in training
@@ -369,5 +440,5 @@ def test_every_verb_can_name_the_decoder_that_features_were_made_with(
     assert main(search) == 2
     assert "video_backend 'decord' there and 'pyav' here" in capsys.readouterr().err
     assert main([*search, *decoder]) == 0
-    assert main(["encode", retrieval_model, video, "--out", str(tmp_path / "out.safetensors"), *decoder]) == 0
+    assert main(["encode", retrieval_model, video, "--out", str(tmp_path / "out"), *decoder]) == 0
     assert main(["answer", question_model, "who is there?", video, *decoder]) == 0

@@ -49,7 +49,7 @@ def test_a_folder_of_many_kinds(retrieval_model, shared_dir, said, capfd):
 
 
 def test_a_folder_from_macos(retrieval_model, shared_dir, tmp_path, capfd):
-    out = str(tmp_path / "clips.safetensors")
+    out = str(tmp_path / "embeddings")
     assert main(["encode", retrieval_model, str(shared_dir / "data/reported/folder_from_macos"), "--out", out]) == 0
     assert capfd.readouterr().out == f"{out}: 1 clips\n"
     index = ClipIndex.load(out)
@@ -57,7 +57,7 @@ def test_a_folder_from_macos(retrieval_model, shared_dir, tmp_path, capfd):
 
 
 def test_hidden_files_and_folders_in_every_command(retrieval_model, question_model, folder, said, tmp_path, capfd):
-    out = str(tmp_path / "clips.safetensors")
+    out = str(tmp_path / "embeddings")
     shallow = f"{folder}: 1 media files; passed over: 1 of other kinds (.txt), 1 hidden, 1 folders (--recursive looks "
     for argv in (["search", retrieval_model, "a cat", str(folder)], ["answer", question_model, "who?", str(folder)]):
         assert ids_of(capfd, *argv) == ["IMG_1.mp4"]
@@ -88,7 +88,7 @@ def test_names_that_are_not_utf8_are_found_and_left_out_by_name(retrieval_model,
     flags = ("--max_bad_fraction", "0.5")
     found = ids_of(capfd, "search", retrieval_model, "a cat", str(tmp_path / "clips"), *flags)
     assert [os.fsencode(name) for name in found] == [b"b.mkv", b"c.ts", b"caf\xe9.mp4"]
-    out = str(tmp_path / "clips.safetensors")
+    out = str(tmp_path / "embeddings")
     assert main(["encode", retrieval_model, str(tmp_path / "clips"), "--out", out, *flags]) == 0
     assert "3 clips (1 could not be read, left out)" in capfd.readouterr().out
     assert [os.fsencode(sample.id) for sample in ClipIndex.load(out).bad_samples] == [b"bad\xff.mp4"]

@@ -16,13 +16,13 @@ def commands(request, retrieval_model, clips, data, tmp_path):
     manifest, out = str(clips / "train.csv"), tmp_path / "out"
     roots = [word for n in ("audio", "text", "video") for word in (f"--{n}_root", str(clips / n))]
     infer = ["infer", unseen(retrieval_model, tmp_path), str(data / "msrvtt_ret"), "--output_dir", str(out)]
-    encode = ["encode", retrieval_model, str(clips / "video"), "--out", str(out / "clips.safetensors")]
+    encode = ["encode", retrieval_model, str(clips / "video"), "--out", str(out / "embeddings")]
     features = ["features", retrieval_model, manifest, "--tower", "video", "--output", str(out), *roots]
     toy = ["toy", str(out), *"--num_train_clips 1 --num_pairs 1 --num_question_clips 9 --num_processes 1".split()]
     prepare = ["prepare", "msrvtt", "--annotations", str(data / "msrvtt_ret/txt"), "--output", str(out)]
     return {
         "infer": (infer, out),
-        "encode": (encode, out / "clips.safetensors.partial"),
+        "encode": (encode, out / "embeddings.partial"),
         "features": (features, out / "video"),
         "pack": (["pack", manifest, str(out), *roots], out),
         "prepare": ([*prepare, "--splits", "test"], out),

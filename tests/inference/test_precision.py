@@ -82,7 +82,7 @@ def test_evaluation_alone_says_a_mismatch(bf16_model, clips, tmp_path, caplog):
 
 
 def test_saved_embeddings_and_features_know_their_precision(bf16_model, clips, tmp_path):
-    saved = tmp_path / "clips.safetensors"
+    saved = tmp_path / "embeddings"
     Retriever.from_pretrained(bf16_model).index(clips / "video", saved=saved)
     assert Retriever.from_pretrained(bf16_model).load_index(saved).precision == "bf16"
     with pytest.raises(
@@ -91,7 +91,7 @@ def test_saved_embeddings_and_features_know_their_precision(bf16_model, clips, t
         Retriever.from_pretrained(bf16_model, precision="fp32").load_index(saved)
     rows = manifest(clips)
     TowerFeatures.from_pretrained(bf16_model).write("video", [rows], tmp_path / "features")
-    assert json.loads((tmp_path / "features/video/index.json").read_text())["precision"] == "bf16"
+    assert json.loads((tmp_path / "features/video/index.json").read_text())["fingerprint"]["precision"] == "bf16"
     with pytest.raises(ValueError, match="precision 'bf16' there and 'fp32' here"):
         TowerFeatures.from_pretrained(bf16_model, precision="fp32").write("video", [rows], tmp_path / "features")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from simple_multimodal.cli import main
+from simple_multimodal.data.store import Unreadable
 from simple_multimodal.inference import encoded, partial, pipeline
 from simple_multimodal.inference.partial import Partial
 from simple_multimodal.tasks import measure
@@ -121,8 +122,9 @@ def test_a_killed_process_leaves_what_it_has_finished(work, models, data, whole,
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, env=environment | {"KILL_AT": "pairs 5"}, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL and not (out / "results.json").exists()
-    half = out / "partial/.pairs-5.safetensors.1.2.tmp"
-    half.write_bytes((out / "partial/pairs-4.safetensors").read_bytes()[:-1])
+    pairs = out / "partial/pairs"
+    (pairs / ".00005.safetensors.1.2.tmp").write_bytes((pairs / "00004.safetensors").read_bytes()[:-1])
+    (pairs / "00005.parquet").write_bytes((pairs / "00004.parquet").read_bytes())
     assert work.of(lambda: infer(models[task], data / task, out)) == (0, NUM_BLOCKS[task] - 5)
     assert_same_files(out, whole[task])
 
@@ -158,10 +160,7 @@ def test_only_what_depends_on_a_change_is_done_anew(work, interrupted, models, d
     with pytest.raises(Interrupted):
         work.of(lambda: infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted))
     assert work.counts == {"clips": 0, "pairs": 2}
-    assert {path.name for path in (interrupted / "partial").glob("pairs-*")} == {
-        "pairs-0.safetensors",
-        "pairs-1.safetensors",
-    }
+    assert sorted(path.stem for path in (interrupted / "partial/pairs").glob("*.safetensors")) == ["00000", "00001"]
     work.ends_at = "pairs", 0
     argv = ["infer", models["msrvtt_ret"], str(data / "msrvtt_ret"), "--output_dir", str(interrupted)]
     with pytest.raises(Interrupted):
@@ -170,9 +169,9 @@ def test_only_what_depends_on_a_change_is_done_anew(work, interrupted, models, d
 
 
 def test_a_damaged_file_costs_its_part_alone(work, interrupted, models, data, whole):
-    path = interrupted / "partial/pairs-2.safetensors"
+    path = interrupted / "partial/pairs/00002.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    (interrupted / "partial/clips-1.safetensors").write_bytes(b"")
+    (interrupted / "partial/clips/00001.safetensors").write_bytes(b"")
     run = work.of(lambda: infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted))
     assert run == (1, NUM_BLOCKS["msrvtt_ret"] - 5)
     assert_same_files(interrupted, whole["msrvtt_ret"])
@@ -187,28 +186,39 @@ def test_the_bars_begin_where_the_run_goes_on(interrupted, models, data, capfd):
 
 def test_saved_embeddings_go_on_too(work, models, clips, tmp_path):
     argv = ["encode", models["msrvtt_ret"], str(clips / "video"), "--batch_size", "2"]
-    assert main([*argv, "--out", str(tmp_path / "expected.safetensors")]) == 0
+    assert main([*argv, "--out", str(tmp_path / "expected")]) == 0
     work.ends_at, work.counts["clips"] = ("clips", 3), 0
-    out = tmp_path / "out.safetensors"
+    out = tmp_path / "out"
     with pytest.raises(Interrupted):
         main([*argv, "--out", str(out)])
     work.ends_at = None
     assert not out.exists() and work.of(lambda: main([*argv, "--out", str(out)]))[0] == 1
-    assert out.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"expected.safetensors", "out.safetensors"}
+    for path in (tmp_path / "expected").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"expected", "out"}
 
 
-def test_parts_are_written_together_after_a_while(tmp_path, monkeypatch):
+def test_parts_are_written_together_after_a_while(tmp_path):
     """Not a file per part: there are tens of thousands."""
     parts = Partial(tmp_path, "pairs", "key")
-    values = {number: torch.full((2, 1), float(number)) for number in range(3)}
+    values = {number: torch.full((number, 1), float(number)) for number in range(3)}
     for number, value in values.items():
-        parts.add(number, {"outputs": value})
+        parts.add(number, [{"outputs": value}, Unreadable("file", f"reason {number}")])
     assert list(tmp_path.iterdir()) == []
     parts.flush()
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs-0.safetensors"]
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["00000.parquet", "00000.safetensors"]
     finished = Partial(tmp_path, "pairs", "key").finished
-    assert sorted(finished) == [0, 1, 2] and all(torch.equal(finished[n]["outputs"], values[n]) for n in values)
-    assert Partial(tmp_path, "clips", "other key").finished == {} and len(list(tmp_path.iterdir())) == 1
-    assert Partial(tmp_path, "pairs", "other key").finished == {} and list(tmp_path.iterdir()) == []
+    assert sorted(finished) == [0, 1, 2]
+    for number, (content, bad) in finished.items():
+        assert torch.equal(content["outputs"], values[number]) and bad == Unreadable("file", f"reason {number}")
+        assert content["outputs"].untyped_storage().nbytes() == 4 * number  # nothing else is sent with it
+    assert Partial(tmp_path, "clips", "other key").finished == {} and len(list(tmp_path.rglob("*.*"))) == 2
+    assert Partial(tmp_path, "pairs", "other key").finished == {} and list(tmp_path.rglob("*.*")) == []
     assert Partial(None, "pairs", "key").finished == {}
+
+
+def test_what_a_batch_becomes_elsewhere_is_not_kept(retrieval_model, clips, tmp_path):
+    retriever = Retriever.from_pretrained(retrieval_model)
+    rows = retriever.rows(clips / "video")
+    with pytest.raises(ValueError, match="`partial` keeps encoded clips"):
+        retriever.encode_rows(rows, partial=tmp_path, key="key", encode=lambda model, batch: None)

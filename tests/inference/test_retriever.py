@@ -1,23 +1,32 @@
 """Tests of searching clips by text."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from simple_multimodal.cli import main
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.inference.features import TowerFeatures
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.pairs import ranking_scores
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Match, Retriever
 from tests.closeness import assert_close
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +67,8 @@ def test_a_search_returns_clips_by_their_cosine(retriever, index):
 def test_whatever_can_be_indexed_can_be_searched_as_on_the_command_line(
     retrieval_model, retriever, index, clips, tmp_path, capfd
 ):
-    index.save(tmp_path / "of-no-model.safetensors")
-    saved = str(tmp_path / "clips.safetensors")
+    save_as_before(index, tmp_path / "of-no-model.safetensors", model="")
+    saved = str(tmp_path / "embeddings")
     assert main(["encode", retrieval_model, str(clips / "video"), "--out", saved]) == 0
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text("".join(json.dumps({"id": f"{n}.mp4", "video": f"{n}.mp4"}) + "\n" for n in range(7)))
@@ -85,6 +94,8 @@ def test_whatever_can_be_indexed_can_be_searched_as_on_the_command_line(
         retriever.search(" ", clips / "absent")
     with pytest.raises(ValueError, match="a manifest names its files. Leave it out"):
         retriever.search("rain", manifest, recursive=True)
+    with pytest.raises(ValueError, match="embeddings holds saved embeddings. Leave it out"):
+        retriever.search("rain", saved, recursive=True)
 
 
 def test_an_index_is_shown_in_one_line(index):
@@ -117,7 +128,7 @@ def test_what_was_better_on_the_validation_split_is_the_default(retriever, index
 
 
 def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_path, monkeypatch):
-    saved = tmp_path / "index/clips.safetensors"
+    saved = tmp_path / "index/embeddings"
     made = retriever.index(clips / "video", saved=saved)
     monkeypatch.setattr(Retriever, "encode_rows", None)  # not called again
     again = retriever.index(clips / "video", saved=saved)
@@ -135,6 +146,111 @@ def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_p
     finally:
         with torch.no_grad():
             retriever.model.matching_head.bias.sub_(1)
+
+
+def encoded_ids(monkeypatch) -> list[str]:
+    """The clips that run through the towers from now on."""
+    ids, plain = [], Retriever.encode_rows
+
+    def counted(self, rows, **settings):
+        ids.extend(row["id"] for row in rows)
+        return plain(self, rows, **settings)
+
+    monkeypatch.setattr(Retriever, "encode_rows", counted)
+    return ids
+
+
+def test_only_new_and_changed_clips_are_encoded_again(retriever, clips, tmp_path, monkeypatch):
+    folder, saved = tmp_path / "clips", tmp_path / "embeddings"
+    folder.mkdir()
+    for n in range(4):
+        shutil.copy(clips / f"video/{n}.mp4", folder)
+    first = retriever.index(folder, saved=saved)
+    ids = encoded_ids(monkeypatch)
+    shutil.copy(clips / "video/5.mp4", folder / "0.mp4")
+    (folder / "2.mp4").unlink()
+    shutil.copy(clips / "video/6.mp4", folder / "1a.mp4")
+    second = retriever.index(folder, saved=saved)
+    assert ids == ["0.mp4", "1a.mp4"] and second.ids == ["0.mp4", "1.mp4", "1a.mp4", "3.mp4"]
+    assert torch.equal(second.embeds[[1, 3]], first.embeds[[1, 3]])
+    assert_close(second.embeds, retriever.index(folder).embeds)
+    loaded = retriever.load_index(saved)
+    assert sorted(loaded.ids) == second.ids  # clips that are gone are not found
+    assert torch.equal(loaded.embeds, second.embeds[[second.ids.index(name) for name in loaded.ids]])
+    before = {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}
+    ids.clear()
+    again = retriever.index(folder, saved=saved)
+    assert ids == [] and again.ids == second.ids and torch.equal(again.embeds, second.embeds)
+    assert before == {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}  # nothing is written
+    assert retriever.index(folder, saved=saved, for_matching=True).clips is not None  # which are not saved
+    assert ids == second.ids
+
+
+@pytest.mark.slow
+def test_several_processes_save_the_same_embeddings(retrieval_model, clips, tmp_path):
+    """At first, and where they encode only what is new."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29719"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    for numbers in (range(5), range(5, 7)):
+        for n in numbers:
+            shutil.copy2(clips / f"video/{n}.mp4", folder)
+        encode = ["encode", retrieval_model, str(folder), "--batch_size", "2", "--out"]
+        assert main([*encode, str(tmp_path / "one")]) == 0
+        words = [*launch, "-m", "simple_multimodal", *encode, str(tmp_path / "two")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        names = sorted(path.name for path in (tmp_path / "one").iterdir())
+        assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+        for name in names:
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert names[-1] == "index.json" and len(names) == 5
+
+
+def test_bad_clips_count_among_all_of_them(retriever, clips, tmp_path, monkeypatch):
+    folder, saved = tmp_path / "clips", tmp_path / "embeddings"
+    shutil.copytree(clips / "video", folder)
+    retriever.index(folder, saved=saved)
+    (folder / "bad1.mp4").touch()
+    ids = encoded_ids(monkeypatch)
+    for _ in range(2):  # it is known to be bad
+        index = retriever.index(folder, saved=saved)
+        assert len(index.ids) == 7 and [sample.id for sample in index.bad_samples] == ["bad1.mp4"]
+    assert ids == ["bad1.mp4"]
+    (folder / "bad2.mp4").touch()
+    with pytest.raises(ValueError, match="2 of 9 samples could not be read, more than --max_bad_fraction 0.2"):
+        retriever.index(folder, saved=saved)
+
+
+def save_as_before(index: ClipIndex, path, **values) -> None:
+    """Write an index as earlier versions did."""
+    names = {"ids": index.ids, "groups": index.groups, "key": "k", "precision": "fp32", "bad_samples": []}
+    save_file({"embeds": index.embeds}, path, {"index": json.dumps({**names, **values})})
+
+
+def test_a_file_of_an_earlier_version_is_searched_and_replaced(retriever, index, clips, tmp_path):
+    path = tmp_path / "clips.safetensors"
+    save_as_before(index, path, model=hash_weights(retriever.model), bad_samples=[[1, 0, "b", "b.mp4", "empty"]])
+    loaded = retriever.load_index(path)
+    assert loaded.ids == index.ids and torch.equal(loaded.embeds, index.embeds)
+    assert loaded.bad_samples == [BadSample(1, 0, "b", "b.mp4", "empty")]
+    assert retriever.search("rain", path) == retriever.search("rain", index, rerank=0)
+    retriever.index(clips / "video", saved=path)
+    assert path.is_dir() and retriever.search("rain", path) == retriever.search("rain", index, rerank=0)
+
+
+def test_what_holds_something_else_is_not_overwritten(retriever, retrieval_model, clips, tmp_path, monkeypatch):
+    TowerFeatures.from_pretrained(retrieval_model).write(
+        "video",
+        [RowDataset.from_manifest(clips / "train.csv", roots={n: clips / n for n in ("audio", "text", "video")})],
+        tmp_path,
+    )
+    (tmp_path / "notes.safetensors").write_text("not an index")
+    monkeypatch.setattr(Retriever, "encode_rows", None)  # it is found out before hours of encoding
+    for name in ("video", "notes.safetensors"):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            retriever.index(clips / "video", saved=tmp_path / name)
 
 
 def test_the_key_is_of_the_model_the_settings_and_the_clips(retrieval_model, clips, tmp_path):
@@ -160,11 +276,11 @@ def test_each_text_runs_through_its_tower_once(retriever, monkeypatch):
 
 
 def test_a_saved_index_belongs_to_its_model(retriever, clips, tmp_path, capsys):
-    saved = tmp_path / "clips.safetensors"
+    saved = tmp_path / "embeddings"
     made = retriever.index(clips / "video", saved=saved)
     assert torch.equal(retriever.load_index(saved).embeds, made.embeds)
     other = MultimodalForRetrieval(retriever.model.config)
-    with pytest.raises(ValueError, match="clips.safetensors: holds embeddings of another model; make them anew"):
+    with pytest.raises(ValueError, match="embeddings: holds embeddings of another model; encode the clips"):
         Retriever(other, retriever.processor).load_index(saved)
     for folder, model in (("same", retriever.model), ("other", other)):
         model.save_pretrained(tmp_path / folder)
@@ -182,8 +298,8 @@ def test_a_model_without_matching_is_refused_before_clips_are_read(retriever, cl
 
 
 def test_saved_embeddings_hold_no_tokens_in_memory(retriever, clips, tmp_path):
-    assert retriever.index(clips / "video", saved=tmp_path / "clips.safetensors").clips is None
-    assert retriever.index(clips / "video", saved=tmp_path / "clips.safetensors", for_matching=True).clips is not None
+    assert retriever.index(clips / "video", saved=tmp_path / "embeddings").clips is None
+    assert retriever.index(clips / "video", saved=tmp_path / "embeddings", for_matching=True).clips is not None
 
 
 def test_rows_of_one_clip_count_once(retriever, clips):
@@ -210,7 +326,7 @@ def test_bad_input_is_named(retriever, index, clips, question_model, tmp_path):
     with pytest.raises(ValueError, match="blank"):
         retriever.search("  ", index)
     (tmp_path / "other.safetensors").write_text("no index")
-    with pytest.raises(ValueError, match="is no index of clips"):
+    with pytest.raises(ValueError, match="is not an index of clips"):
         ClipIndex.load(tmp_path / "other.safetensors")
 
 

@@ -153,7 +153,8 @@ def test_rows_without_features_are_refused_before_training(again, saved, kept, c
     shutil.copytree(clips, tmp_path / "clips")
     shutil.copytree(kept, tmp_path / "kept")
     index = json.loads((kept / "video/index.json").read_text())
-    (tmp_path / "kept/video/index.json").write_text(json.dumps(index | {"clips": index["clips"][:-2]}))
+    # The second shard holds two clips.
+    (tmp_path / "kept/video/index.json").write_text(json.dumps(index | {"shards": index["shards"][:-1]}))
     with pytest.raises(
         ValueError, match=r"2 rows have no features.*row 5 \(id '5'\).*video/5\.mp4' is not among them"
     ):

@@ -135,7 +135,7 @@ def evaluate_retrieval(
         is_alpro (`bool`, *optional*, defaults to `False`): print the numbers of rounded scores, as ALPRO does.
         num_results (`int`, *optional*): without matching, how many of the first candidates of each query have a row in
             the results; by default all.
-        saved (`str`, *optional*): file to keep the clips' embeddings in, see [`Retriever.index`].
+        saved (`str`, *optional*): folder to keep the clips' embeddings in, see [`Retriever.index`].
         partial (`str`, *optional*): folder for what is finished, see [`Retriever.index`].
 
     Returns:

@@ -3,25 +3,29 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
 
 from simple_multimodal.alpro import AlproForRetrieval
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.data.store import INDEX_FILE, ClipStore, Unreadable, describe_difference
 from simple_multimodal.defaults import TOP_K_CLIPS
-from simple_multimodal.inference.partial import save_whole
+from simple_multimodal.inference.encoded import ClipVersion, EncodedRows
 from simple_multimodal.inference.pipeline import Pipeline, cosine, from_main
 from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_manifest
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import Encoded, ranking_scores
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
+
+logger = logging.get_logger(__name__)
 
 
 class Match(NamedTuple):
@@ -54,9 +58,10 @@ class ClipIndex:
         groups (`list[str]`): clips of one group count as the same.
         embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): unit-length embeddings.
         clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
-        key (`str`, *optional*): hash of the model and the clips that the embeddings were made of.
-        model (`str`, *optional*): hash of the model's weights, in a file.
-        precision (`str`, *optional*): what the model computed in, in a file.
+        key (`str`, *optional*): hash of the model and the clips that the embeddings were made of, if finished work is
+            kept by it.
+        model (`str`, *optional*): hash of the model's weights, if they were saved.
+        precision (`str`, *optional*): what the model computed in, if they were saved.
         bad_samples (`list[BadSample]`, *optional*): clips that are not in the index because they could not be read.
     """
 
@@ -73,33 +78,83 @@ class ClipIndex:
         unread = f", {len(self.bad_samples)} could not be read" if self.bad_samples else ""
         return f"ClipIndex({len(self.ids)} clips, {self.embeds.shape[1]} dimensions{unread})"
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write embeddings and what they are of as safetensors, whole or not at all."""
-        names = {
-            "ids": self.ids,
-            "groups": self.groups,
-            "key": self.key,
-            "model": self.model,
-            "precision": self.precision,
-            "bad_samples": self.bad_samples,
-        }
-        # In one entry: safetensors writes several in any order, and the same index would not be the same file.
-        save_whole(Path(path), {"embeds": self.embeds.contiguous()}, {"index": json.dumps(names)})
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ClipIndex":
-        """Read what [`save`] wrote.
+        """
+        Read the embeddings that [`Retriever.index`] saved.
+
+        Args:
+            path (`str`): the folder; or a file `*.safetensors`, in which earlier versions saved them.
 
         Raises:
-            ValueError: The file is something else.
+            ValueError: There is something else.
         """
+        path = Path(path)
         try:
-            with safe_open(os.fspath(path), "pt") as file:
+            if path.is_dir():
+                return cls._of(ClipStore.open(path, ClipVersion))
+            with safe_open(path, "pt") as file:
                 index = cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
-        except (SafetensorError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{os.fspath(path)}: is no index of clips: {error}") from error
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise ValueError(f"{path}: is not an index of clips: {error}") from error
         index.bad_samples = [BadSample(*sample) for sample in index.bad_samples]
         return index
+
+    @classmethod
+    def _of(cls, store: ClipStore[ClipVersion]) -> "ClipIndex":
+        clips = [clip for clip in store if clip not in store.unreadable]
+        return cls(
+            [clip.id for clip in clips],
+            [clip.group for clip in clips],
+            store.stack("embed"),
+            model=store.fingerprint["weights"],
+            precision=store.fingerprint["precision"],
+            bad_samples=[
+                BadSample(row, 0, clip.id, *store.unreadable[clip])
+                for row, clip in enumerate(store)
+                if clip in store.unreadable
+            ],
+        )
+
+
+class _Saved(NamedTuple):
+    """What is saved of rows.
+
+    Args:
+        places (`dict[int, int]`): of each row's embedding.
+        embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): also those of other rows.
+        bad_samples (`list[BadSample]`): rows that could not be read.
+    """
+
+    places: dict[int, int] = {}
+    embeds: torch.Tensor | None = None
+    bad_samples: list[BadSample] = []
+
+    @classmethod
+    def of(cls, saved: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row]) -> "_Saved":
+        """Return nothing if there are no embeddings yet, or those were made of something else.
+
+        Raises:
+            ValueError: There is something that embeddings may not replace.
+        """
+        if saved.is_file():
+            ClipIndex.load(saved)
+            return cls()
+        if not (saved / INDEX_FILE).exists():
+            return cls()
+        store = ClipStore.open(saved, ClipVersion)
+        if difference := describe_difference(store.fingerprint, fingerprint):
+            logger.warning(f"{saved}: was made of something else: {difference}. Its embeddings will be replaced.")
+            return cls()
+        place_of = {clip: place for place, clip in enumerate(c for c in store if c not in store.unreadable)}
+        places, bad_samples = {}, []
+        for row in rows:
+            clip = ClipVersion.of(row)
+            if clip in place_of:
+                places[row["index"]] = place_of[clip]
+            elif clip in store.unreadable:
+                bad_samples.append(BadSample(row["index"], row["epoch"], row["id"], *store.unreadable[clip]))
+        return cls(places, store.stack("embed"), bad_samples)
 
 
 class Retriever(Pipeline):
@@ -224,9 +279,10 @@ class Retriever(Pipeline):
         Args:
             clips: a data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
                 of files.
-            saved (`str`, *optional*): where to keep the embeddings; if they are there already, of the same model and
-                clips, they are not made again. Then nothing can be re-ranked: what that needs is hundreds of times as
-                much, and neither saved nor held in memory.
+            saved (`str`, *optional*): folder to keep the embeddings in. Clips that it has already, made by the same
+                model of the same files, are not encoded again; clips that are no longer given leave it. Embeddings of
+                another model are replaced, and so is a file that an earlier version saved. Nothing can be re-ranked
+                then: what that needs is hundreds of times as much, and neither saved nor held in memory.
             for_matching (`bool`, *optional*, defaults to `False`): whether clips will be re-ranked in spite of
                 `saved`: then they are encoded even if their embeddings are there.
             partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
@@ -265,27 +321,44 @@ class Retriever(Pipeline):
             )
         if for_matching:
             self.model.check_matching()  # before hours of encoding
-        key = "" if saved is None and partial is None else self.key(rows)
-        if saved is not None and not for_matching:
-            stored = from_main(lambda: ClipIndex.load(saved) if Path(saved).exists() else None)
-            if stored is not None and stored.key == key:
-                self.warn_of(stored.bad_samples)
-                self.check_bad_samples(stored.bad_samples, len(rows))
-                return stored
+        on_bad_sample = on_bad_sample or self.on_bad_sample
+        fingerprint = {} if saved is None and partial is None else self.fingerprint()
+        found = _Saved() if saved is None else from_main(lambda: _Saved.of(Path(saved), fingerprint, rows))
+        if for_matching:
+            found = _Saved()
+        self.warn_of(found.bad_samples)
+        self.check_bad_samples(found.bad_samples, len(rows), on_bad_sample)
+        known = {*found.places, *(sample.row for sample in found.bad_samples)}
+        missing = [row for row in rows if row["index"] not in known]
+        versions = [ClipVersion.of(row) for row in rows] if saved is not None and self.state.is_main_process else []
         with_tokens = saved is None or for_matching
-        encoded = self.encode_rows(
-            rows,
-            on_bad_sample=on_bad_sample,
-            with_tokens=with_tokens,
-            partial=None if partial is None else Path(partial),
-            key=key,
+        encoded = EncodedRows([], [], [])
+        if missing:
+            encoded = self.encode_rows(
+                missing,
+                on_bad_sample=on_bad_sample,
+                with_tokens=with_tokens,
+                partial=None if partial is None else Path(partial),
+                key="" if partial is None else self.key(missing, fingerprint),
+                num_samples=len(rows),
+            )
+        bad_samples = sorted([*found.bad_samples, *encoded.bad_samples])
+        self.check_bad_samples(bad_samples, len(rows), on_bad_sample)
+        parts = [] if found.embeds is None else [found.embeds]
+        first = sum(map(len, parts))
+        places = found.places | {row["index"]: first + n for n, row in enumerate(encoded.rows)}
+        parts += [clip.embed[None] for clip in encoded.clips if clip.embed is not None]
+        read = [row for row in rows if row["index"] in places]
+        index = ClipIndex(
+            [row["id"] for row in read],
+            [row["group"] for row in read],
+            torch.cat(parts)[[places[row["index"]] for row in read]],
+            encoded.clips if with_tokens else None,
+            "" if partial is None else self.key(rows, fingerprint),
+            bad_samples=bad_samples,
         )
-        embeds = torch.stack([clip.embed for clip in encoded.clips if clip.embed is not None])
-        ids, groups = [row["id"] for row in encoded.rows], [row["group"] for row in encoded.rows]
-        clips = encoded.clips if with_tokens else None
-        index = ClipIndex(ids, groups, embeds, clips, key, bad_samples=encoded.bad_samples)
         if saved is not None and self.state.is_main_process:
-            replace(index, model=hash_weights(self.model), precision=self.precision).save(saved)
+            _save(Path(saved), fingerprint, dict(zip(versions, rows, strict=True)), encoded)
         return index
 
     def load_index(self, path: str | os.PathLike[str]) -> ClipIndex:
@@ -297,16 +370,21 @@ class Retriever(Pipeline):
         """
         index = ClipIndex.load(path)
         if index.model != hash_weights(self.model):
-            raise ValueError(f"{os.fspath(path)}: holds embeddings of another model; make them anew with this one.")
+            raise ValueError(f"{os.fspath(path)}: holds embeddings of another model; encode the clips with this one.")
         if index.precision != self.precision:
             raise ValueError(
                 f"{os.fspath(path)}: holds embeddings computed in {index.precision}, and texts would be encoded in "
-                f"{self.precision}; pass --precision {index.precision}, or make them anew."
+                f"{self.precision}; pass --precision {index.precision}, or encode the clips again."
             )
         return index
 
     def _open_index(self, clips: Clips, *, for_matching: bool, recursive: bool) -> ClipIndex:
-        if is_saved_index(clips) and not recursive:
+        if is_saved_index(clips):
+            if recursive:
+                raise ValueError(
+                    f"--recursive looks into the folders of a folder, and {os.fspath(clips)} holds saved embeddings. "  # type: ignore[arg-type]
+                    "Leave it out."
+                )
             return self.load_index(clips)  # type: ignore[arg-type]
         return self.index(clips, for_matching=for_matching, recursive=recursive)
 
@@ -325,7 +403,7 @@ class Retriever(Pipeline):
         Args:
             texts (`str` or `Sequence[str]`): a text, or several.
             index ([`ClipIndex`] or clips): what to search. Clips, as [`index`] takes them, are indexed for this call
-                alone; a file `*.safetensors` is one that [`ClipIndex.save`] wrote.
+                alone; a folder in which [`index`] saved embeddings is searched as it is.
             top_k (`int`, *optional*, defaults to 10): how many to return.
             rerank (`int`, *optional*): how many of the first ones the matching head orders anew; by default
                 [`rerank_top_k`], or none if the index holds embeddings alone.
@@ -372,8 +450,13 @@ class Retriever(Pipeline):
 
 
 def is_saved_index(clips: object) -> bool:
-    """Whether clips to search are the file that [`ClipIndex.save`] wrote."""
-    return isinstance(clips, (str, os.PathLike)) and Path(clips).suffix == ".safetensors"
+    """Whether clips to search are what [`Retriever.index`] saved, or a file as earlier versions did."""
+    if not isinstance(clips, (str, os.PathLike)):
+        return False
+    path = Path(clips)
+    if path.is_dir():
+        return (path / INDEX_FILE).is_file() and any(path.glob("*.parquet"))
+    return path.suffix == ".safetensors"
 
 
 def _part_of(index: ClipIndex, rows: Sequence[Row], place_of: Mapping[ClipKey, int]) -> ClipIndex:
@@ -382,3 +465,21 @@ def _part_of(index: ClipIndex, rows: Sequence[Row], place_of: Mapping[ClipKey, i
     places = [place_of[ClipKey.of(row)] for row in read]
     clips = None if index.clips is None else [index.clips[place] for place in places]
     return ClipIndex([row["id"] for row in read], [row["group"] for row in read], index.embeds[places], clips)
+
+
+def _save(saved: Path, fingerprint: Mapping[str, Any], rows: Mapping[ClipVersion, Row], encoded: EncodedRows) -> None:
+    """Add what was encoded to the saved embeddings, and leave out all but these rows."""
+    if saved.is_file():  # of an earlier version
+        saved.unlink()
+    store = ClipStore.resume(saved, ClipVersion, fingerprint, replaces=True)
+    made: dict[int, dict[str, torch.Tensor] | Unreadable]
+    made = {sample.row: Unreadable(sample.file, sample.reason) for sample in encoded.bad_samples}
+    for row, clip in zip(encoded.rows, encoded.clips, strict=True):
+        assert clip.embed is not None
+        made[row["index"]] = {"embed": clip.embed[None]}
+    missing = {version: rows[version]["index"] for version in store.missing(rows)}
+    if missing:
+        store.append(store.next_number, {version: made[row] for version, row in missing.items() if row in made})
+    if missing or len(store) > len(rows):
+        store.keep_only(rows)
+        store.commit()

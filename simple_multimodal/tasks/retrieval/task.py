@@ -103,7 +103,7 @@ class Retrieval(Task):
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """See [`evaluate_retrieval`]; pairs are measured in a final evaluation."""
         assert isinstance(pipeline, Retriever)
-        saved = None if measuring.output_dir is None else measuring.output_dir / "clips.safetensors"
+        saved = None if measuring.output_dir is None else measuring.output_dir / "embeddings"
         rerank_top_k = self._rerank_top_k(pipeline, measuring)
         is_default = self.options.matching_top_k is None and not measuring.with_losses
         if rerank_top_k == 0 and is_default and pipeline.state.is_main_process:
