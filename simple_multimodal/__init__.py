@@ -31,6 +31,7 @@ _PLACES = {
     "evaluate": "tasks.measure",
     "from_towers": "tasks.models",
     "load": "tasks.models",
+    "make_toy_world": "prepare.toy",
     "open_video": "media",
     "read_audio": "media",
     "register_task": "tasks.registry",
