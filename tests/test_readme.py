@@ -12,6 +12,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 from arguments import parse_args
 from simple_multimodal import QuestionAnswerer, Retriever
 from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.evaluation.glossary import LOSSES, METRICS
 from simple_multimodal.models import encoders
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
 from simple_multimodal.processing import MultimodalProcessor
@@ -21,6 +22,7 @@ from tests.models.tiny import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -42,9 +44,23 @@ def test_readme_has_its_commands():
     assert len(commands()) >= 3
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_links_lead_somewhere(link):
-    assert link.startswith("https://") or (REPOSITORY / link).exists()
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [x for x in links if not (x.startswith("https://") or (page.parent / x).exists())] == []
+
+
+def test_index_names_every_page():
+    index = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
+    notebooks = (REPOSITORY / "docs/notebooks").glob("*.ipynb")
+    assert [page.name for page in (*PAGES, *notebooks) if f"{page.name}](" not in index] == []
+
+
+def test_glossary_has_every_metric_of_the_report():
+    """As a word by itself: `accuracy` is not explained by `mlm_accuracy`."""
+    index = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
+    names = ["{type}_accuracy" if name == "_accuracy" else name for name in METRICS]
+    assert [name for name in (*names, *LOSSES) if f"`{name}`" not in index] == []
 
 
 def test_scripts_that_are_named_exist():
