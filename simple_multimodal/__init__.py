@@ -20,9 +20,11 @@ _PLACES = {
     "MultimodalModel": "models",
     "MultimodalOutput": "models",
     "MultimodalProcessor": "processing",
+    "Protocol": "evaluation.protocols",
     "QuestionAnswerer": "tasks.question_answering.answerer",
     "RandomFrameDataset": "data.random_frames",
     "Retriever": "tasks.retrieval.retriever",
+    "SplitSize": "evaluation.protocols",
     "Task": "tasks.registry",
     "TaskOptions": "tasks.registry",
     "TowerFeatures": "inference.features",
@@ -31,8 +33,10 @@ _PLACES = {
     "evaluate": "tasks.measure",
     "from_towers": "tasks.models",
     "load": "tasks.models",
+    "make_toy_world": "prepare.toy",
     "open_video": "media",
     "read_audio": "media",
+    "register_benchmark": "prepare.benchmarks",
     "register_task": "tasks.registry",
 }
 """The module of each public name, and after a colon its name there; imported when the name is first used."""

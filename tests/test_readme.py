@@ -12,6 +12,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 from arguments import parse_args
 from simple_multimodal import QuestionAnswerer, Retriever
 from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.evaluation.glossary import LOSSES, METRICS
 from simple_multimodal.models import encoders
 from simple_multimodal.models.loading import load_pretrained_tower, load_tower_config
 from simple_multimodal.processing import MultimodalProcessor
@@ -21,35 +22,67 @@ from tests.models.tiny import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    """Every shell command of the README that runs `train.py`, as words after `train.py`."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    blocks += re.findall(r"`(python train\.py [^`]*)`", README)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [line[line.index("train.py") + 1 :] for line in words if "train.py" in line and "--help" not in line]
+    """
+    Every complete command of the README and of docs/ that runs `train.py`, itself or in a job script, as words after
+    that. Left out: `--help`, and those with `...`, which is for the reader to fill in.
+    """
+    found = []
+    for page in (REPOSITORY / "README.md", *PAGES):
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+        blocks += re.findall(r"`(python train\.py [^`]*)`", text)
+        for line in (line for block in blocks for line in block.replace("\\\n", " ").splitlines()):
+            words = shlex.split(line, comments=True)
+            places = [n for n, word in enumerate(words) if word == "train.py" or word.endswith(".sbatch")]
+            if places and not {"--help", "...", "…"} & set(words):
+                found.append((page.name, words[places[0] + 1 :]))
+    return found
 
 
-@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
-def test_commands_parse(words, tmp_path):
+@pytest.mark.parametrize("page, words", commands(), ids=lambda value: str(value)[:60])
+def test_commands_parse(page, words, tmp_path, monkeypatch):
+    for name in ("mine", "NAME"):  # configs of the reader's own
+        words = [str(tmp_path / "own.yaml") if word == f"configs/runs/{name}.yaml" else word for word in words]
+    (tmp_path / "own.yaml").write_text("train_file: train.csv\nvalidation_file: validation.csv\n")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which `--logging_dir` sets
     parse_args([*words, "--use_cpu", "--output_dir", str(tmp_path)])
 
 
-def test_readme_has_its_commands():
-    assert len(commands()) >= 3
+def test_pages_have_their_commands():
+    pages = [page for page, _ in commands()]
+    assert pages.count("README.md") >= 3 and pages.count("tracking.md") >= 6
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_links_lead_somewhere(link):
-    assert link.startswith("https://") or (REPOSITORY / link).exists()
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [x for x in links if not (x.startswith("https://") or (page.parent / x).exists())] == []
+
+
+def test_index_names_every_page():
+    index = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
+    notebooks = (REPOSITORY / "docs/notebooks").glob("*.ipynb")
+    assert [page.name for page in (*PAGES, *notebooks) if f"{page.name}](" not in index] == []
+
+
+def test_glossary_has_every_metric_of_the_report():
+    """As a word by itself: `accuracy` is not explained by `mlm_accuracy`."""
+    index = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
+    names = ["{type}_accuracy" if name == "_accuracy" else name for name in METRICS]
+    assert [name for name in (*names, *LOSSES) if f"`{name}`" not in index] == []
 
 
 def test_scripts_that_are_named_exist():
-    for script in re.findall(r"bash (run_scripts/\S+)", README):
-        assert (REPOSITORY / script).is_file()
+    for page in (REPOSITORY / "README.md", *PAGES):
+        for script in re.findall(
+            r"bash (run_scripts/[\w.]+)|sbatch (run_scripts/[\w.]+)", page.read_text(encoding="utf-8")
+        ):
+            assert (REPOSITORY / "".join(script)).is_file()
 
 
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_PICTURES,
     TOY_VALIDATION_SOUNDS,
 )
-from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS
+from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
 from simple_multimodal.prepare.settings import PackSettings
 
 
@@ -79,7 +79,9 @@ def index(
 
 
 def prepare(
-    benchmark: Annotated[str, f"what the annotations are of: {', '.join(BENCHMARKS)}", "NAME", BENCHMARKS],
+    benchmark: Annotated[
+        str, f"what the annotations are of: {', '.join(known_benchmarks())}", "NAME", known_benchmarks()
+    ],
     *,
     annotations: Annotated[str, "folder of the annotation files", "DIR"],
     videos: Annotated[

@@ -134,10 +134,31 @@ _TABLE = (
     ),
 )
 
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _TABLE}
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _TABLE}
+"""All that are known, by name; [`register_protocol`] adds to them."""
 
 BENCHMARKS = tuple(dict.fromkeys(protocol.benchmark for protocol in _TABLE))
-"""Each has at least one protocol; its first one is the default."""
+"""Those of this package. Each has at least one protocol; its first one is the default."""
+
+
+def known_benchmarks() -> tuple[str, ...]:
+    """Return the names of all data sets that have a protocol, registered ones included."""
+    return tuple(dict.fromkeys(protocol.benchmark for protocol in PROTOCOLS.values()))
+
+
+def register_protocol(protocol: Protocol) -> None:
+    """
+    Make a protocol known by its name.
+
+    Args:
+        protocol ([`Protocol`]): Protocol of a data set outside this package.
+
+    Raises:
+        ValueError: The name is taken, **or** holds a `+`, which starts the suffixes of [`protocol_name`].
+    """
+    if protocol.name in PROTOCOLS or "+" in protocol.name:
+        raise ValueError(f"{protocol.name!r} cannot name a protocol: use a name without '+' that is not taken.")
+    PROTOCOLS[protocol.name] = protocol
 
 
 def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Protocol:
@@ -156,7 +177,7 @@ def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Pr
     """
     known = {key: protocol for key, protocol in PROTOCOLS.items() if benchmark in (None, protocol.benchmark)}
     if not known:
-        raise ValueError(f"{benchmark!r} is no known benchmark; known are {', '.join(BENCHMARKS)}.")
+        raise ValueError(f"{benchmark!r} is no known benchmark; known are {', '.join(known_benchmarks())}.")
     if name is None:
         assert benchmark is not None, "one of name and benchmark is needed"
         return next(iter(known.values()))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from simple_multimodal.data.fields import read_name
 from simple_multimodal.data.tables import is_table, read_records
+from simple_multimodal.evaluation.protocols import Protocol, register_protocol
 
 SOURCES = {
     "msrvtt": (
@@ -88,7 +89,7 @@ def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, split
         ValueError: A file is missing, **or** an entry of it is not what it should be. Names the file and the line or
             entry, and says where to get what is missing.
     """
-    files = _Files(folder, benchmark)
+    files = AnnotationFiles(folder, benchmark)
     own_reader, own_names = _OWN_FORMATS[benchmark]
     if not any(files.has(name) for name in own_names) and (txt := alpro_folder(folder, benchmark)) is not None:
         rows = _read_alpro(files, txt, splits)
@@ -106,8 +107,18 @@ def alpro_folder(folder: str | Path, benchmark: str) -> Path | None:
     return None
 
 
-class _Files:
-    """The annotation files of a benchmark in a folder; remembers what was read, and what occurred twice."""
+class AnnotationFiles:
+    """
+    The annotation files of a benchmark in a folder, as a reader gets them; remembers what was read, and what occurred
+    twice.
+
+    Args:
+        folder (`str` or `Path`): Holds the files, in any sub-folders.
+        benchmark (`str`): A key of `SOURCES`.
+
+    Raises:
+        ValueError: The folder does not exist.
+    """
 
     def __init__(self, folder: str | Path, benchmark: str):
         self.folder, self.benchmark = Path(folder), benchmark
@@ -242,7 +253,7 @@ def _question_row(entry: Entry, clip: str, question_id: int, answer_type: str | 
     }
 
 
-def _read_msrvtt(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+def _read_msrvtt(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
     """Captions of the challenge's files; who is in which split is said by lists (1k-A) or by the files themselves."""
     is_full = protocol == "msrvtt-full"
     rows: Rows = {}
@@ -282,7 +293,7 @@ def _read_msrvtt(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
     return rows
 
 
-def _read_didemo(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+def _read_didemo(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
     """One paragraph per video: its moments' sentences, in the order of the file."""
     rows = {}
     for split in splits:
@@ -297,7 +308,7 @@ def _read_didemo(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
     return rows
 
 
-def _read_msvd(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+def _read_msvd(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
     """One file with the captions of all clips, and a list of clips per split."""
     path = files.find("captions_msvd.json")
     content = _load_json(path)
@@ -314,7 +325,7 @@ def _read_msvd(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
     return rows
 
 
-def _read_qa(files: _Files, splits: Sequence[str], name_of: Callable[[int, str], str]) -> Rows:
+def _read_qa(files: AnnotationFiles, splits: Sequence[str], name_of: Callable[[int, str], str]) -> Rows:
     """Questions as MSRVTT-QA and MSVD-QA have them, with numbers for clips."""
     rows = {}
     for split in splits:
@@ -327,11 +338,11 @@ def _read_qa(files: _Files, splits: Sequence[str], name_of: Callable[[int, str],
     return rows
 
 
-def _read_msrvtt_qa(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+def _read_msrvtt_qa(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
     return _read_qa(files, splits, lambda number, where: f"video{number}")
 
 
-def _read_msvd_qa(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
+def _read_msvd_qa(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
     """Clip N is the one that `youtube_mapping.txt` calls vidN."""
     path = files.find("youtube_mapping.txt")
     names: dict[str, str] = {}
@@ -349,7 +360,7 @@ def _read_msvd_qa(files: _Files, protocol: str, splits: Sequence[str]) -> Rows:
     return _read_qa(files, splits, name_of)
 
 
-def _read_alpro(files: _Files, folder: Path, splits: Sequence[str]) -> Rows:
+def _read_alpro(files: AnnotationFiles, folder: Path, splits: Sequence[str]) -> Rows:
     """One JSON object per caption or per question; a question's number is that of its row, as ALPRO has it."""
     rows = {}
     for split in splits:
@@ -372,7 +383,10 @@ def _read_alpro(files: _Files, folder: Path, splits: Sequence[str]) -> Rows:
     return rows
 
 
-_OWN_FORMATS: dict[str, tuple[Callable[[_Files, str, Sequence[str]], Rows], tuple[str, ...]]] = {
+Reader = Callable[[AnnotationFiles, str, Sequence[str]], Rows]
+"""Takes the files, the protocol's name and the splits to read; returns the rows of each split, see [`Annotations`]."""
+
+_OWN_FORMATS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "msrvtt": (
         _read_msrvtt,
         (
@@ -388,3 +402,28 @@ _OWN_FORMATS: dict[str, tuple[Callable[[_Files, str, Sequence[str]], Rows], tupl
     "msvd_qa": (_read_msvd_qa, (*(f"{name}_qa.json" for name in _NAMES_IN_FILES.values()), "youtube_mapping.txt")),
 }
 """Reader of each benchmark's own format, and the files that tell it from ALPRO's."""
+
+
+def register_benchmark(protocol: Protocol, *, read: Reader, source: str) -> None:
+    """
+    Make a data set outside this package known to `simple-multimodal prepare` and `infer`; see
+    `docs/adding_datasets.md`.
+
+    Args:
+        protocol ([`Protocol`]): Its protocol, which also names the data set (`benchmark`).
+        read (`Callable`): `read(files, protocol, splits)` takes the [`AnnotationFiles`], the protocol's name and the
+            splits to read, of those that the protocol has. It returns a list of rows for each, see [`Annotations`].
+        source (`str`): Where to get annotations and videos; part of the messages about missing files.
+
+    Raises:
+        ValueError: The name of the protocol or of the data set is taken.
+    """
+    if protocol.benchmark in _OWN_FORMATS:
+        raise ValueError(f"There is a data set {protocol.benchmark!r} already; give this one another `benchmark`.")
+    register_protocol(protocol)
+
+    def read_listed(files: AnnotationFiles, name: str, splits: Sequence[str]) -> Rows:
+        return read(files, name, [split for split in splits if split in protocol.sizes])
+
+    SOURCES[protocol.benchmark] = source
+    _OWN_FORMATS[protocol.benchmark] = read_listed, ("*",)  # whatever is there is in its own format

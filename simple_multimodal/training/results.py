@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.model_card import write_model_card
@@ -107,17 +109,49 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
 
 def say_where(report: Path, model: str | None, command: str) -> None:
     """
-    Print the last lines of a run, on standard error: report, model and the next command.
+    Print the last lines of a run, on standard error: its size on disk, report, model and the next command.
 
     Args:
-        report (`Path`): The report page.
+        report (`Path`): The report page, in the output folder of the run.
         model (`str`, *optional*): Folder or hub name of the model; `None` for one that was not saved by this run.
         command (`str`): What to type next, `{model}` in the place of the model.
     """
+    print(f"Disk:   {describe_disk_usage(report.parent)}", file=sys.stderr)
     print(f"Report: {report}", file=sys.stderr)
     if model is not None:
         print(f"Model:  {model}", file=sys.stderr)
         print(f"Next:   {command.replace('{model}', shlex.quote(model))}", file=sys.stderr)
+
+
+def describe_disk_usage(folder: Path) -> str:
+    """
+    Say how much an output folder takes on disk, and which part of it weights and checkpoints do.
+
+    Args:
+        folder (`Path`): Output folder of a run.
+
+    Returns:
+        `str`: Such as `"outputs/toy holds 306 MB (model 102 MB, checkpoints 204 MB)"`; 1 MB is a million bytes.
+    """
+    total = 0
+    parts = {"model": 0, "checkpoints": 0}
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_file():
+            continue
+        size = path.stat().st_size
+        total += size
+        first, *rest = path.relative_to(folder).parts
+        if first.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and rest:
+            parts["checkpoints"] += size
+        elif not rest and path.suffix == ".safetensors":
+            parts["model"] += size
+    shares = [f"{name} {_megabytes(size)}" for name, size in parts.items() if size]
+    return f"{folder} holds {_megabytes(total)}" + (f" ({', '.join(shares)})" if shares else "")
+
+
+def _megabytes(size: int) -> str:
+    """Whole megabytes, or a tenth where there are few."""
+    return f"{size / 1e6:,.{0 if size >= 10e6 else 1}f} MB"
 
 
 def count_rows(dataset: RowDataset, num_bad: int) -> dict[str, int]:

@@ -16,6 +16,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     DebertaV2Model,
+    PreTrainedConfig,
     SiglipConfig,
     SiglipModel,
     VideoMAEForPreTraining,
@@ -30,12 +31,32 @@ from simple_multimodal.models import MultimodalModel
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, SMALL = stand_ins.part_configs("base"), stand_ins.part_configs("small")
+LARGE_SIZES = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+
+def large(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
+    """The configuration of the large checkpoint of the same family."""
+    return type(config).from_dict(config.to_dict() | LARGE_SIZES | changes)
+
 
 CHECKPOINTS = {
     "microsoft/deberta-v3-base": (DebertaV2Model, BASE["text"], 183_831_552),
     "microsoft/deberta-v3-small": (DebertaV2Model, SMALL["text"], 141_304_320),
+    "microsoft/deberta-v3-large": (DebertaV2Model, large(BASE["text"]), 434_012_160),
     "facebook/vit-mae-base": (ViTMAEForPreTraining, ViTMAEConfig(), 111_907_840),
     "MCG-NJU/videomae-base": (VideoMAEForPreTraining, BASE["video"], 94_209_408),
+    "facebook/vit-mae-large": (ViTMAEForPreTraining, large(ViTMAEConfig()), 329_541_888),
+    "MCG-NJU/videomae-large": (
+        VideoMAEForPreTraining,
+        large(
+            BASE["video"],
+            decoder_hidden_size=512,
+            decoder_num_hidden_layers=12,
+            decoder_num_attention_heads=8,
+            decoder_intermediate_size=2048,
+        ),
+        342_994_944,
+    ),
     "google/vit-base-patch16-224-in21k": (ViTModel, BASE["crossformer"], 86_389_248),
     "google-bert/bert-base-uncased": (BertModel, BertConfig(), 109_482_240),
     "openai/clip-vit-base-patch32": (CLIPModel, CLIPConfig(text_config={}, vision_config={}), 151_277_313),

@@ -17,7 +17,7 @@ from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
 from simple_multimodal.tasks.retrieval.task import Retrieval
-from simple_multimodal.training.results import count_rows, say_where
+from simple_multimodal.training.results import count_rows, describe_disk_usage, say_where
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
 
@@ -85,12 +85,14 @@ def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, 
     assert "simple-multimodal answer" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_last_lines_name_report_model_and_next_command(finished, start, clips, tmp_path, capsys):
+def test_the_last_lines_name_disk_usage_report_model_and_next_command(finished, start, clips, tmp_path, capsys):
     tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
     model = str(finished)
     run(*tokens, "--do_eval", *flags(task="retrieval", model_name_or_path=model, output_dir=tmp_path / "out"))
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[-3:] == [
+    disk, *others = captured.err.splitlines()[-4:]
+    assert re.fullmatch(rf"Disk:   {re.escape(str(tmp_path / 'out'))} holds \d\.\d MB", disk)  # the model is elsewhere
+    assert others == [
         f"Report: {tmp_path / 'out/report.html'}",
         f"Model:  {model}",
         f"Next:   simple-multimodal search '{model}' 'a dog barks at a red ball' my_clips/",
@@ -98,9 +100,25 @@ def test_the_last_lines_name_report_model_and_next_command(finished, start, clip
     assert "Report:" not in captured.out
 
 
-def test_of_a_model_that_was_not_saved_only_the_report_is_named(capsys):
-    say_where(Path("out/report.html"), None, "use {model}")
-    assert capsys.readouterr().err == "Report: out/report.html\n"
+def test_of_a_model_that_was_not_saved_only_the_folder_and_the_report_are_named(tmp_path, capsys):
+    say_where(tmp_path / "report.html", None, "use {model}")
+    assert capsys.readouterr().err == f"Disk:   {tmp_path} holds 0.0 MB\nReport: {tmp_path / 'report.html'}\n"
+
+
+def test_disk_usage_counts_every_file_once_and_names_weights_and_checkpoints(tmp_path):
+    sizes = {
+        "model.safetensors": 12_400_000,
+        "checkpoint-2/model.safetensors": 2_000_000,
+        "checkpoint-2/optimizer.pt": 500_000,
+        "checkpoint-4/global/optimizer.pt": 25_000,
+        "runs/events": 1_000_000,
+        "report.html": 100_000,
+    }
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "latest").symlink_to(tmp_path / "model.safetensors")
+    assert describe_disk_usage(tmp_path) == f"{tmp_path} holds 16 MB (model 12 MB, checkpoints 2.5 MB)"
 
 
 def test_examples_leave_evaluation_as_it_is(start, tmp_path, trainers, monkeypatch):

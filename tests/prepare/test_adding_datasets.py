@@ -1,0 +1,90 @@
+"""The data set of docs/adding_datasets.md: its file prepares annotations, and measures a model under its protocol."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import ViTConfig
+
+import simple_multimodal as smm
+from simple_multimodal.evaluation.protocols import get_protocol, known_benchmarks
+from simple_multimodal.prepare.benchmarks import SOURCES, register_benchmark
+from tests.media.media_files import write_media
+from tests.training.tiny_run import CONFIGS, SIZES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = (REPOSITORY / "docs/adding_datasets.md").read_text(encoding="utf-8")
+CAPTIONS = {"train": {"a": ["a dog", "a cat"], "b": ["rain"], "c": ["snow"]}, "test": {"d": ["a bell"], "e": ["sun"]}}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The page's file, with the sizes of a small data set, and that data set."""
+    code = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[1]
+    for size in ("clips=3, texts=4", "clips=2, texts=2"):
+        code = re.sub(r"clips=\d000, texts=[\d_]*000", size, code, count=1)
+    (tmp_path / "street.py").write_text(code, encoding="utf-8")
+    for name in ("annotations/street", "videos/street"):
+        (tmp_path / name).mkdir(parents=True)
+    for split, clips in CAPTIONS.items():
+        lines = [f"{clip},{caption}" for clip, captions in clips.items() for caption in captions]
+        (tmp_path / f"annotations/street/{split}.csv").write_text("\n".join(["clip,sentence", *lines]) + "\n")
+        for clip in clips:
+            write_media(tmp_path / f"videos/street/{clip}.mp4", num_frames=6)
+    return tmp_path
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "street.py", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def command_of(verb: str) -> list[str]:
+    """The page's command with that verb, as words after `street.py`."""
+    return re.search(rf"^python street\.py ({verb} .*)$", PAGE, flags=re.MULTILINE)[1].split()
+
+
+def test_file_of_the_page_prepares_and_measures(folder):
+    prepared = run(folder, *command_of("prepare"), "--num_validation_clips", "1")
+    assert prepared.returncode == 0, prepared.stdout + prepared.stderr  # nothing deviates
+    protocol = json.loads((folder / "datasets/street/protocol.json").read_text())
+    assert protocol["protocol"] == "street-1k" and protocol["deviations"] == []
+    assert {name: split["num_clips"] for name, split in protocol["splits"].items()} == {
+        "train": 2,
+        "validation": 1,
+        "test": 2,
+    }
+
+    for name in ("text", "video"):
+        (folder / f"{name}.json").write_text(json.dumps(CONFIGS[name]))
+    model, processor = smm.from_towers(
+        text=str(folder / "text.json"),
+        video=str(folder / "video.json"),
+        fusion=ViTConfig(**SIZES),
+        task="retrieval",
+        captions=lambda: ["a bell", "sun"],
+    )
+    model.save_pretrained(folder / "outputs/street")
+    processor.save_pretrained(folder / "outputs/street")
+    measured = run(folder, *command_of("infer"))
+    assert measured.returncode == 0, measured.stderr
+    metrics = json.loads((folder / "outputs/street_test/metrics.json").read_text())
+    assert metrics["protocol"] == "street-1k" and metrics["counts"]["captions"] == 2
+
+
+def test_names_are_taken_once():
+    protocol = get_protocol("msvd")
+    with pytest.raises(ValueError, match="'msvd' already"):
+        register_benchmark(protocol, read=lambda files, name, splits: {}, source="")
+    for name in ("msvd", "msvd+dsl"):
+        with pytest.raises(ValueError, match="cannot name a protocol"):
+            register_benchmark(
+                replace(protocol, name=name, benchmark="own"), read=lambda files, name, splits: {}, source=""
+            )
+    assert "own" not in known_benchmarks() and "own" not in SOURCES
