@@ -37,11 +37,12 @@ class ClipVersion(NamedTuple):
     @classmethod
     def of(cls, row: Row) -> Self:
         """Return that of a row, whose files are looked at."""
-        files = row["video"], row["audio"]
+        video, audio = row["video"], row["audio"]
         segment = row["start_seconds"], row["end_seconds"]
-        states = (*_size_and_time(files[0]), *_size_and_time(files[1]))
         further = json.dumps(further_values(row), sort_keys=True)
-        return cls(row["id"], row["group"], *files, *segment, *states, further)
+        return cls(
+            row["id"], row["group"], video, audio, *segment, *_size_and_time(video), *_size_and_time(audio), further
+        )
 
 
 def _size_and_time(path: str | None) -> tuple[int, int] | tuple[None, None]:
