@@ -39,10 +39,11 @@ class ClipVersion(NamedTuple):
         """Return that of a row, whose files are looked at."""
         video, audio = row["video"], row["audio"]
         segment = row["start_seconds"], row["end_seconds"]
+        video_size, video_mtime_ns = _size_and_time(video)
+        audio_size, audio_mtime_ns = _size_and_time(audio)
+        states = video_size, video_mtime_ns, audio_size, audio_mtime_ns
         further = json.dumps(further_values(row), sort_keys=True)
-        return cls(
-            row["id"], row["group"], video, audio, *segment, *_size_and_time(video), *_size_and_time(audio), further
-        )
+        return cls(row["id"], row["group"], video, audio, *segment, *states, further)
 
 
 def _size_and_time(path: str | None) -> tuple[int, int] | tuple[None, None]:
