@@ -310,7 +310,9 @@ def answer_result(
 
 
 def _by_type(is_correct: np.ndarray, answer_types: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Which questions `(num_questions,)`, bool, are behind the metrics of each prefix: `""` all, `"what_"` a type."""
+    """Which questions `(num_questions,)`, bool, are behind the metrics of each prefix: `""` all, `"what_"` a type.
+    A question whose type is `""` counts in the metrics of all alone.
+    """
     if is_correct.ndim != 1 or len(is_correct) == 0 or is_correct.dtype != np.bool_:
         raise ValueError(
             f"Question answering is measured over one bool per question, at least one, got shape {is_correct.shape} "
@@ -322,4 +324,4 @@ def _by_type(is_correct: np.ndarray, answer_types: Sequence[str] | None) -> dict
     types = np.asarray(answer_types)
     if types.shape != is_correct.shape:
         raise ValueError(f"Every question needs one type: got {len(types)} types for {len(is_correct)} questions.")
-    return everything | {f"{kind}_": types == kind for kind in sorted(set(types.tolist()))}
+    return everything | {f"{kind}_": types == kind for kind in sorted(set(types.tolist()) - {""})}

@@ -14,7 +14,7 @@ from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
 from simple_multimodal.processing import MultimodalProcessor
-from simple_multimodal.tasks.base import Task
+from simple_multimodal.tasks.base import Rows, Task
 from simple_multimodal.tasks.registry import get_task, task_of
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -27,7 +27,7 @@ def from_towers(
     video: str | None = None,
     fusion: str | PreTrainedConfig | None = None,
     task: str | Task = DEFAULT_TASK,
-    train_dataset: RowDataset | None = None,
+    train_dataset: Rows | None = None,
     captions: Callable[[], Iterable[str]] = tuple,
     is_trained: bool = True,
     processor_settings: Mapping[str, Any] = NOTHING,
@@ -44,8 +44,8 @@ def from_towers(
         fusion (`str` or `PreTrainedConfig`, *optional*): the same for the crossformer, or a configuration of it; by
             default four ViT layers of width 256.
         task (`str` or [`Task`], *optional*, defaults to `"pretraining"`): what the model is for.
-        train_dataset ([`RowDataset`], *optional*): rows to train on, for what the task finds out from them, such as
-            the answers of question answering.
+        train_dataset (*optional*): rows to train on, as [`Task.open_rows`] takes them, such as the path of a manifest;
+            for what the task finds out from them, such as the answers of question answering.
         captions (`Callable`, *optional*): gives the texts that a tokenizer is trained on for a text tower with random
             weights; by default those of `train_dataset`.
         is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not needs
@@ -73,10 +73,13 @@ def from_towers(
     places: dict[str, str] = {modality: place for modality, place in named.items() if place is not None}
     if not places:
         raise ValueError("A model needs a tower: name one of `text`, `audio` and `video`.")
+    task = get_task(task)() if isinstance(task, str) else task
+    if train_dataset is not None:
+        train_dataset = task.open_rows(train_dataset, modalities=tuple(places))
     if isinstance(fusion, str):
         places["fusion"] = fusion
     return build(
-        get_task(task)() if isinstance(task, str) else task,
+        task,
         configs={name: place for name, place in places.items() if name != "fusion"},  # type: ignore[misc]
         fusion=fusion or _default_fusion(),
         pretrained={name: place for name, place in places.items() if not place.endswith(".json")},

@@ -42,6 +42,7 @@ def test_answers_outside_the_vocabulary_are_wrong_and_counted():
     is_correct = correct_answers(np.array([0, 1, 1, 2]), ["man", "cat", "zebra", "man"], id2label=id2label)
     assert is_correct.tolist() == [True, False, False, False]
     assert question_answering_metrics(is_correct) == {"accuracy": 0.25, "num_questions": 4}
+    assert question_answering_metrics(is_correct, [""] * 4) == {"accuracy": 0.25, "num_questions": 4}  # without types
 
 
 def test_labels_and_their_answers_are_judged_alike():

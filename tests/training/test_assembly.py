@@ -12,7 +12,7 @@ from simple_multimodal.models.modeling import MultimodalPreTrainedModel
 from simple_multimodal.models.patches import interpolate_grid
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.training.trainer import MultimodalTrainer
-from tests.training.tiny_run import CAPTIONS, flags, run, write_hub_folders
+from tests.training.tiny_run import CAPTIONS, flags, run, write_configs, write_hub_folders
 
 TOWERS = {
     "text": DebertaV2Config(max_position_embeddings=24),
@@ -301,3 +301,16 @@ def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
 def test_an_unknown_task_is_named_with_the_nearest(start, tmp_path):
     with pytest.raises(ValueError, match="no task 'retreival'; .* Did you mean 'retrieval'"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, task="retreival"))
+
+
+def test_towers_are_built_for_rows_of_every_kind(tmp_path):
+    """A tokenizer is trained on the captions of a manifest or of dictionaries alike."""
+    configs = write_configs(tmp_path)
+    records = [{"video": "a.mp4", "caption": caption} for caption in CAPTIONS]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    made = [
+        smm.from_towers(text=configs["text"], video=configs["video"], task="retrieval", train_dataset=rows)[1]
+        for rows in (tmp_path / "train.jsonl", records)
+    ]
+    vocabularies = [processor.tokenizer.get_vocab() for processor in made]
+    assert vocabularies[0] == vocabularies[1] and "Ġcat" in vocabularies[0]
