@@ -30,7 +30,7 @@ class DataArguments:
     )
     dataset_config_name: str | None = flag(None, DATA, "Configuration of --dataset_name.")
     train_split: str | None = flag(
-        None, DATA, "Split of --dataset_name to train on, such as 'train[:10%]'. Default: train."
+        None, DATA, "Split of --dataset_name to train on, such as 'train[:1000]'. Default: train."
     )
     validation_split: str | None = flag(None, DATA, "Split of --dataset_name to evaluate on. Default: validation.")
     test_split: str | None = flag(None, DATA, "Split of --dataset_name for --do_predict. Default: test.")
