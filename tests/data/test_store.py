@@ -250,7 +250,8 @@ def _write_and_die(folder: Path, step: str) -> None:
 )
 def test_a_writer_may_be_killed_at_any_time(written, step, adopted, indexed):
     """Readers see what was committed; the next writer has the whole shards, and nothing else is left."""
-    process = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(written, step))
+    # A forked process lacks the threads of pyarrow's pool, and would wait for them for ever.
+    process = multiprocessing.get_context("spawn").Process(target=_write_and_die, args=(written, step))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
