@@ -62,16 +62,18 @@ def open_splits(
     Raises:
         ValueError: If a manifest or data set cannot be read, **or** rows are wrong.
     """
-    named = {
-        "train": (args.do_train, data_args.train_path, data_args.max_train_samples),
-        "validation": (args.evaluates, data_args.validation_path, data_args.max_eval_samples),
-        "test": (args.do_predict, data_args.test_path, data_args.max_predict_samples),
-    }
-    opened: list[RowDataset | None] = []
-    for name, (is_read, path, max_samples) in named.items():
-        rows: Rows = path if data_args.dataset_name is None or not is_read else load_split(name, model_args, data_args)
-        opened.append(_open_rows(type(task), rows, model_args, data_args, max_samples) if is_read else None)
-    return Splits(*opened)
+
+    def open_split(name: str, path: Path, max_samples: int | None, is_read: bool) -> RowDataset | None:
+        if not is_read:
+            return None
+        rows: Rows = path if data_args.dataset_name is None else load_split(name, model_args, data_args)
+        return _open_rows(type(task), rows, model_args, data_args, max_samples)
+
+    return Splits(
+        open_split("train", data_args.train_path, data_args.max_train_samples, bool(args.do_train)),
+        open_split("validation", data_args.validation_path, data_args.max_eval_samples, args.evaluates),
+        open_split("test", data_args.test_path, data_args.max_predict_samples, args.do_predict),
+    )
 
 
 def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) -> datasets.Dataset:
@@ -96,10 +98,11 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
             dataset = datasets.load_dataset(
                 source, data_args.dataset_config_name, split=split, cache_dir=model_args.cache_dir
             )
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"--dataset_name {source}: {str(error).rstrip('.')}. --{name}_split is {split!r}; name another with it."
-        ) from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"--dataset_name {source} cannot be loaded: {error}") from error
+    except ValueError as error:  # of the configuration or the split
+        hint = f"--{name}_split is {split!r}, --dataset_config_name {data_args.dataset_config_name!r}."
+        raise ValueError(f"--dataset_name {source}: {str(error).rstrip('.')}. {hint}") from error
     names = data_args.renamed_columns
     if missing := [column for column in names if column not in dataset.column_names]:
         raise ValueError(

@@ -62,12 +62,15 @@ def test_a_folder_of_data_files(tmp_path):
 
 def test_what_does_not_exist_is_named(saved, tmp_path):
     named = ["--dataset_name", str(saved)]
-    with pytest.raises(ValueError, match="--validation_split is 'validation'; name another"):
+    with pytest.raises(ValueError, match=r"one of \['train', 'held_out'\]. --validation_split is 'validation'"):
         load("validation", *named)
     with pytest.raises(ValueError, match="--rename_columns names text; the columns of .* are clip, sentence"):
         load("train", *named, "--rename_columns", "text=caption")
-    with pytest.raises(ValueError, match="--dataset_name .*nothing"):
+    with pytest.raises(ValueError, match="--dataset_name .*nothing cannot be loaded"):
         load("train", "--dataset_name", str(tmp_path / "nothing"))
+    (tmp_path / "train.jsonl").write_text('{"video": "a.mp4"}')
+    with pytest.raises(ValueError, match="--test_split is 'test'"):
+        load("test", "--dataset_name", str(tmp_path), "--cache_dir", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(

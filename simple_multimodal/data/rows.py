@@ -173,6 +173,7 @@ class RowDataset:
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
+        max_samples: int | None = None,
         **settings: Any,
     ) -> Self:
         """Make rows of a `datasets.Dataset`. Its `Video` and `Audio` columns are not decoded by that library: their
@@ -183,12 +184,16 @@ class RowDataset:
                 With the columns in `COLUMNS`; rename others (`dataset.rename_column("sentence", "caption")`).
             cache_dir (`str` or `Path`, *optional*):
                 Where files are written that the data set holds; by default where `datasets` keeps its own.
+            max_samples (`int`, *optional*):
+                Keep the first rows only; of the others nothing is read or written.
             modalities, text_column, typed_columns, settings:
                 As for the class.
 
         Raises:
             ValueError: If rows are wrong, see the class.
         """
+        if max_samples is not None:
+            dataset = dataset.select(range(min(max(max_samples, 1), len(dataset))))
         features = dataset.features
         media = [name for name in features if isinstance(features[name], (datasets.Video, datasets.Audio))]
         for name in media:
@@ -196,7 +201,7 @@ class RowDataset:
         folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, "simple_multimodal", "media")
         records = ({**row, **{name: _media_path(row[name], folder) for name in media}} for row in dataset)
         parser = RecordParser("dataset", tuple(dataset.column_names), text_column, typed_columns or {})
-        return cls(_in_memory(records, parser, modalities), **settings)
+        return cls(_in_memory(records, parser, modalities), max_samples=max_samples, **settings)
 
     @classmethod
     def from_dataframe(cls, frame: "pandas.DataFrame", **settings: Any) -> Self:

@@ -49,8 +49,8 @@ def ending_in_one_line() -> Iterator[None]:
 @contextlib.contextmanager
 def running(args: MultimodalTrainingArguments) -> Iterator[None]:
     """
-    Run `train.py` in the context: as the only process that writes into the output folder, and with errors of the user
-    in one line. Ends with the other processes of the run.
+    Run `train.py` in the context: as the only run that writes into the output folder, and with errors of the user in
+    one line. At the end the process leaves its process group.
 
     Args:
         args ([`MultimodalTrainingArguments`]): Arguments of the run.

@@ -187,6 +187,8 @@ def test_media_columns_of_a_data_set_are_read_by_our_reader(tmp_path, media_dir,
         again = RowDataset.from_dataset(source, cache_dir=tmp_path, modalities=("audio", "video"))
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")} == before
         assert again.fingerprint == dataset.fingerprint
+        RowDataset.from_dataset(source, cache_dir=tmp_path / "one", max_samples=1, modalities=("audio", "video"))
+        assert len(list((tmp_path / "one").rglob("*.mp4"))) == 1  # files of other rows are not written
     else:
         assert [row["video"] for row in dataset] == [str(media_dir / n) for n in ("sound0.mp4", "silent.mp4")]
     batch = BatchReader(dataset, collator)([(0, 0), (0, 1)])
