@@ -9,7 +9,8 @@ Every flag: python train.py --help
 import json
 import os
 
-# Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
+# Set before torch is imported: idle threads of OpenMP then sleep instead of spinning, so that the cores are free for
+# the processes that load data.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
@@ -17,7 +18,7 @@ from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
     """Open the data, make the model and the trainer; then train, evaluate and test. Return the metrics."""
-    # Imported here, so that --help and wrong flags are answered without the models.
+    # Imported here, so that --help and wrong flags do not wait for the models.
     from transformers import set_seed
 
     from arguments.inputs import describe_run, make_model, make_task, open_splits
@@ -25,7 +26,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     from simple_multimodal.training.results import write_results, write_test_results
     from simple_multimodal.training.trainer import MultimodalTrainer
 
-    set_seed(args.seed)  # before any module is built: new layers are drawn, too
+    set_seed(args.seed)  # before the model is made: new layers are initialized randomly
     task = make_task(model_args, data_args, args)
     splits = open_splits(task, model_args, data_args, args)  # rows of paths; no media file is opened yet
     record = describe_run(splits, model_args, data_args, args)
@@ -46,7 +47,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
     metrics: dict[str, float] = {}
     if args.do_train:
-        metrics = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
+        metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
         trainer.save_model()
         trainer.save_state()
         if metrics:  # none if the run was complete already
@@ -61,13 +62,13 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
 
 def main() -> None:
-    arguments = parse_args()
+    model_args, data_args, args = parse_args()
 
     from simple_multimodal.training.run_control import running
 
-    with running(arguments[-1]):
-        metrics = run(*arguments)
-    if arguments[-1].process_index == 0:
+    with running(args):
+        metrics = run(model_args, data_args, args)
+    if args.process_index == 0:
         print(json.dumps({name.removeprefix("eval_"): value for name, value in metrics.items()}))
 
 

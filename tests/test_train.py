@@ -410,8 +410,8 @@ def test_bad_flags(start, tmp_path, error_of, values, message):
 @pytest.mark.parametrize(
     ("tower", "model_type", "message"),
     [
-        ("audio", "data2vec-audio", "no audio encoder for model_type 'data2vec-audio'; known are 'vit_mae'"),
-        ("video", "not-invented", "There is no video encoder for model_type 'not-invented'; known are 'videomae', 't"),
+        ("audio", "data2vec-audio", "no audio encoder for model_type 'data2vec-audio'; known are 'audio-spectrogram"),
+        ("video", "not-invented", "There is no video encoder for model_type 'not-invented'; known are 'clip_v"),
         ("text", None, "has no model_type"),
         ("fusion", "gpt2", "'gpt2'"),
     ],

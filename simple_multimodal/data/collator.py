@@ -1,22 +1,19 @@
 """Read the media of a batch's rows side by side and turn them into one flat dictionary of tensors."""
 
-import contextlib
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 
-from simple_multimodal.cores import available_cores
-from simple_multimodal.data.bad_samples import BadSampleError, with_retries
+from simple_multimodal.data.bad_samples import BadSampleError
 from simple_multimodal.data.features import FeatureReader
 from simple_multimodal.data.in_flight import InFlight
 from simple_multimodal.data.randomness import GeneratorOf, row_generator, stable_hash
-from simple_multimodal.data.readers import READERS, Reader, ReadSettings, Tensors, TokenReader
-from simple_multimodal.data.rows import Row
+from simple_multimodal.data.readers import READERS, Reader, ReadSettings, TokenReader
+from simple_multimodal.data.reading import ModalityReading, ThreadPool
+from simple_multimodal.data.rows import EMPTY_ROW, Row
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.media.backend import VideoBackend
 from simple_multimodal.media.video import decoder_name, get_video_backend
@@ -24,65 +21,68 @@ from simple_multimodal.modalities import Modality
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.batch_memory import SharedBatch
 
-MAX_THREADS = 8
-
-Result = TypeVar("Result")
-
 OnBadSample = Callable[[int, BadSampleError], Row]
-"""Given the number of a row in its batch and what is wrong with it: another row for its place, or raises."""
+"""Takes the number of a row in its batch and its error; returns a row to replace it, or raises. Called again if that
+row cannot be read either, so that at last it must return one without files.
+"""
 
 
 class MultimodalCollator:
     """Collator for rows of [`RowDataset`].
 
-    Each modality has a reader (`READERS`). Sounds and clips are decoded and processed side by side in one pool of
-    threads, the largest clips first; texts are tokenised meanwhile. A row's tensors do not depend on its neighbours
-    (but for padding), on threads or on worker processes: whatever is random comes from a generator of (seed, epoch,
-    id, purpose).
+    Each modality has a reader (`READERS`). Audio and video are decoded and processed in a pool of threads, the largest
+    videos first; texts are tokenized meanwhile. The tensors of a row do not depend on the other rows of its batch
+    (except for padding), on threads or on worker processes: all random numbers come from a generator that is seeded
+    with (seed, epoch, row id, purpose).
 
-    A row without caption, sound or video is not an error: its entries are zeros (ids: an empty text) and its
-    `*_mask` is `False`. So it is with a video that has no sound track, where the manifest has no `audio` column.
+    A row without caption, audio or video is not an error: its entries are zeros (`input_ids`: an empty text), and its
+    `*_mask` is `False`. The same holds for a video without an audio track if the manifest has no `audio` column.
 
     Args:
         processor ([`MultimodalProcessor`]):
-            Turns arrays into tensors; the batch has the modalities that it has.
+            Turns text, waveforms and frames into tensors. A batch has the modalities of the processor.
         training (`bool`, *optional*, defaults to `False`):
-            Draw a caption among several, a stretch of audio that is too long, jitter frames, crop and flip as the
-            processor says. Otherwise the first caption, the same audio and the same frames every time.
+            Choose one of several captions and a random part of audio that is too long, and jitter, crop and flip
+            frames as the processor is configured, at random. Otherwise the first caption, the same audio and the same
+            frames are used every time.
         seed (`int`, *optional*, defaults to 0):
-            Of the run.
+            Random seed of the run.
         targets ([`Targets`], *optional*):
-            Adds a task's entries to each batch, such as labels and what its objectives draw.
+            Adds the entries of a task to each batch, such as labels and masks.
         max_seq_length (`int`, *optional*):
-            Longest text in tokens; by default 512 or the tokenizer's limit.
+            Maximum length of a text in tokens; by default 512 or the limit of the tokenizer.
         pad_to_max_length (`bool`, *optional*, defaults to `False`):
-            Pad texts to `max_seq_length` instead of to the longest of the batch.
+            Pad texts to `max_seq_length` instead of to the longest text of the batch.
         drop_modalities (`Sequence[str]`, *optional*):
-            Take every row as lacking these; their files are not read.
+            Treat every row as lacking these modalities; their files are not read.
         num_threads (`int`, *optional*):
-            Of the pool; by default this process's share of the CPU cores, at most 8.
+            Number of threads; by default this process's share of the CPU cores, at most 8.
         parallel (`bool`, *optional*, defaults to `True`):
-            `False` does everything one after the other. The batch is the same, bit for bit.
+            Read in threads. `False` reads everything in order; the batch is the same, bit for bit.
         video_backend (`str`, *optional*, defaults to `"pyav"`):
             `"pyav"`, `"torchcodec"` or `"decord"`.
         decode_device (`str`, *optional*, defaults to `"cpu"`):
-            With `"cuda"` (and `"torchcodec"`) frames are decoded by the GPU of this process and stay there:
-            `pixel_values_videos` is on it. Not in a process that was forked.
+            `"cuda"` (with `"torchcodec"`) decodes frames on the GPU of this process and leaves them there:
+            `pixel_values_videos` is on the GPU. Not available in a forked process.
         index_dir (`str`, *optional*):
             Folder of stored frame indices; by default `simple_multimodal/frame_index` in the user's cache folder.
         features (`Mapping[str, FeatureReader]`, *optional*):
-            Tokens of frozen towers by modality. The batch has these (see [`FeatureReader.collate`]) in place of what
-            the tower would read; nothing of them is drawn in training.
+            Saved tokens of frozen towers by modality. They take the place of the inputs of the tower (see
+            [`FeatureReader.collate`]) and are not augmented.
+
+    Attributes:
+        in_flight ([`InFlight`], *optional*): Record of the files that are being read, set by [`SupervisedReader`] to
+            know which file crashed its process.
 
     Raises:
-        BadSampleError: From a call, if a file cannot be read; the message names the row. A file that vanished or whose
-            file system fails is tried again before.
+        BadSampleError: When called, if a file cannot be read; the message names the row. A file that has vanished or
+            whose file system fails is tried again first.
 
     Example:
 
     ```python
     >>> collator = MultimodalCollator(processor)
-    >>> rows = [dataset[0], dataset[1]]  # "a cat purrs", one second with sound; "two dogs", without a sound track
+    >>> rows = [dataset[0], dataset[1]]  # "a cat purrs", one second with audio; "two dogs", without an audio track
     >>> batch = collator(rows)
     >>> batch["input_ids"], batch["attention_mask"]
     (tensor([[2, 54, 87, 91, 3], [2, 66, 70, 3, 0]]), tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]))
@@ -91,7 +91,7 @@ class MultimodalCollator:
      'audio_mask': (2,), 'pixel_values_videos': (2, 16, 3, 224, 224), 'video_seconds': (2, 16), 'video_mask': (2,)}
     >>> batch["text_mask"], batch["audio_mask"], batch["video_mask"]
     (tensor([True, True]), tensor([ True, False]), tensor([True, True]))
-    >>> batch["audio_attention_mask"].sum(1)  # frames with sound
+    >>> batch["audio_attention_mask"].sum(1)  # audio frames
     tensor([99,  0])
     >>> batch["row_ids"]
     tensor([0, 1])
@@ -130,7 +130,7 @@ class MultimodalCollator:
         self.decode_device = decode_device
         self.index_dir = index_dir
         self.features = dict(features or {})
-        self.in_flight: InFlight | None = None  # where to note down which files are being read
+        self.in_flight: InFlight | None = None
         video = processor.video_processor
         self._backend: VideoBackend = get_video_backend(
             video_backend,
@@ -147,17 +147,16 @@ class MultimodalCollator:
             pad_to_max_length=pad_to_max_length,
         )
         self._readers: dict[Modality, Reader] = {m: READERS[m](settings) for m in processor.modalities}
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_process = 0
+        self._pool = ThreadPool(num_threads)
 
     @property
     def decoder(self) -> str:
-        """What decodes frames, see [`decoder_name`]."""
+        """Name of what decodes frames, see [`decoder_name`]."""
         return decoder_name(self.video_backend, self.decode_device)
 
     @property
     def columns(self) -> list[str]:
-        """Entries of a row that are read."""
+        """Entries of a row that the readers read."""
         return [reader.column for reader in self._readers.values()]
 
     def has(self, row: Row, modality: Modality) -> bool:
@@ -165,160 +164,67 @@ class MultimodalCollator:
         return self._readers[modality].has(row)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_pool_process": 0, "in_flight": None}  # a worker makes its own
+        return {**self.__dict__, "in_flight": None}  # a worker makes its own
 
     def __call__(self, rows: Sequence[Row], on_bad_sample: OnBadSample | None = None) -> dict[str, torch.Tensor]:
         """Collate rows.
 
         Args:
             rows (`Sequence[Row]`):
-                From [`RowDataset`], at least one.
+                Rows of a [`RowDataset`], at least one.
             on_bad_sample (`Callable`, *optional*):
-                Gives another row in place of one that cannot be read, and so on until one can. The default raises.
+                Replaces a row that cannot be read, see `OnBadSample`. By default its error is raised.
 
         Returns:
             `dict[str, torch.Tensor]`: For each modality of the processor the entries of
-            [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] and [`VideoClipProcessor.collate`]
-            with one entry per row; with audio, those of [`windows_with_audio`]; `row_ids` (row numbers) and
-            `group_ids` (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `targets` adds.
+            [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] or [`VideoClipProcessor.collate`], with
+            one entry per row; with audio, those of [`windows_with_audio`]; `row_ids` (row numbers) and `group_ids`
+            (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `targets` adds. In a worker of a
+            `DataLoader` it is a [`SharedBatch`], a dictionary that reaches the main process without a copy.
         """
         rows = list(rows)
-        batch: dict[str, Any] = {}
-        # Started in the pool, or here when it is waited for; each is collated while others are still at work.
         readings = [self._start(modality, rows) for modality in self._readers]
+        batch: dict[str, Any] = {}
         for reading in readings:
             reading.wait()
-            batch |= reading.collate()
-        # Rows of which something cannot be read are replaced, until none is left.
-        is_complete = True
-        for number in range(len(rows)):
-            while (error := _first_error([reading.parts[number] for reading in readings])) is not None:
-                if on_bad_sample is None:
-                    raise error
-                rows[number] = on_bad_sample(number, error)
-                is_complete = False
-                for reading in readings:
-                    reading.parts[number] = reading.read(number)
-        for reading in () if is_complete else readings:
-            batch |= reading.collate()
+            batch |= reading.collate()  # while the next ones are still being read
+        if _replace_bad_rows(rows, readings, on_bad_sample):
+            for reading in readings:
+                batch |= reading.collate()
         batch["row_ids"] = torch.tensor([row["index"] for row in rows])
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         if self.targets is not None:
             batch |= self.targets(rows, batch, self._generator_of)
-        return batch if torch.utils.data.get_worker_info() is None else SharedBatch(batch)
+        in_worker = torch.utils.data.get_worker_info() is not None
+        return SharedBatch(batch) if in_worker else batch
 
     def empty_batch(self, num_rows: int) -> dict[str, torch.Tensor]:
-        """The batch of so many rows that lack every modality; no file is read."""
-        nothing: Row = {
-            "id": "",
-            "index": -1,
-            "epoch": 0,
-            "video": None,
-            "audio": None,
-            "audio_is_sound_track": True,
-            "text": None,
-            "captions": [],
-            "start_seconds": None,
-            "end_seconds": None,
-            "group": "",
-            "is_skipped": True,
-        }
-        alone = copy.copy(self)
-        alone.parallel = False  # no thread is worth its start
-        return dict(alone([nothing] * num_rows))
+        """Return a batch of `num_rows` rows that lack every modality; no file is read."""
+        sequential = copy.copy(self)
+        sequential.parallel = False  # starting threads would cost more than it saves
+        return dict(sequential([EMPTY_ROW] * num_rows))
 
-    def _start(self, modality: Modality, rows: list[Row]) -> "_Reading":
-        """Start to read a modality of all rows."""
-        reader = self._readers[modality] if modality not in self.features else TokenReader(self.features[modality])
-        reading = _Reading(reader, rows, self._attempt, is_dropped=modality in self.drop_modalities)
-        numbers = range(len(rows))
-        if reader.schedule == "side by side":
-            by_size = sorted(numbers, key=lambda number: -reading.size(number))
-            results = {number: self._submit(partial(reading.read, number)) for number in by_size}
-            reading.results = lambda: [results[number]() for number in numbers]
-        elif reader.schedule == "one by one":
-            reading.results = self._submit(lambda: [reading.read(number) for number in numbers])
-        else:
-            reading.results = lambda: [reading.read(number) for number in numbers]
-        return reading
-
-    def _attempt(self, read: Callable[[Row], Result], row: Row, column: str) -> Result | BadSampleError:
-        """Read something of a row; what goes wrong comes back with the name of the row and of the file."""
-        value = row.get(column)
-        file = value if isinstance(value, str) else None
-        record = self.in_flight if file is not None else None
-        try:
-            with contextlib.nullcontext() if record is None else record.reading(row["index"], cast(str, file)):
-                return with_retries(partial(read, row), file)
-        except (ValueError, OSError, MemoryError) as error:  # MediaError is a ValueError
-            bad = BadSampleError.of(row, file, str(error) or type(error).__name__)
-            bad.__cause__ = error
-            return bad
-
-    def _submit(self, read: Callable[[], Result]) -> Callable[[], Result]:
-        """Start to read something; call what is returned for the result. Sequentially, that reads it."""
-        return self._get_pool().submit(read).result if self.parallel else read
-
-    def _get_pool(self) -> ThreadPoolExecutor:
-        """This process's pool; threads do not survive a fork, so a child makes a new one."""
-        if self._pool is None or self._pool_process != os.getpid():
-            self._pool = ThreadPoolExecutor(self.num_threads or default_num_threads(), thread_name_prefix="collator")
-            self._pool_process = os.getpid()
-        return self._pool
+    def _start(self, modality: Modality, rows: Sequence[Row]) -> ModalityReading:
+        """Start reading a modality of all rows: from its files, or what a frozen tower made of them."""
+        stored = self.features.get(modality)
+        return ModalityReading(
+            self._readers[modality] if stored is None else TokenReader(stored),
+            rows,
+            pool=self._pool if self.parallel else None,
+            in_flight=self.in_flight,
+            dropped=modality in self.drop_modalities,
+        )
 
 
-class _Reading:
-    """One reader at work on a batch.
-
-    Args:
-        reader ([`Reader`]): reads a modality.
-        rows (`list[Row]`): of the batch; where one is replaced, the new one is read.
-        attempt (`Callable`): [`MultimodalCollator._attempt`].
-        is_dropped (`bool`): whether every row is taken as lacking the modality.
-    """
-
-    results: Callable[[], list[Any]]
-    """Waits for the parts of all rows, or reads them."""
-
-    def __init__(self, reader: Reader, rows: list[Row], attempt: Callable[..., Any], *, is_dropped: bool):
-        self.reader = reader
-        self.rows = rows
-        self.attempt = attempt
-        self.is_dropped = is_dropped
-        self.memory: Tensors = reader.new_batch(len(rows))
-        self.parts: list[Any] = []
-
-    def wait(self) -> None:
-        self.parts = self.results()
-
-    def collate(self) -> Mapping[str, Any]:
-        parts = [None if isinstance(part, BadSampleError) else part for part in self.parts]
-        return self.reader.collate(parts, self.memory)
-
-    def read(self, number: int) -> Any:
-        """The part of a row, or what is wrong with it."""
-        row, out = self.rows[number], {name: tensor[number] for name, tensor in self.memory.items()}
-        if self.has(row):
-            return self.attempt(lambda row: self.reader.read(row, out), row, self.reader.column)
-        for tensor in out.values():
-            tensor.zero_()
-        return None
-
-    def size(self, number: int) -> int:
-        row = self.rows[number]
-        size = self.attempt(self.reader.size, row, self.reader.column) if self.has(row) else 0
-        return size if isinstance(size, int) else 0
-
-    def has(self, row: Row) -> bool:
-        return not self.is_dropped and self.reader.has(row)
-
-
-def _first_error(parts: Sequence[Any]) -> BadSampleError | None:
-    return next((part for part in parts if isinstance(part, BadSampleError)), None)
-
-
-def default_num_threads() -> int:
-    """This process's share of the cores it may use: divided among the processes of a launcher and their workers."""
-    worker = torch.utils.data.get_worker_info()
-    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (1 if worker is None else worker.num_workers)
-    return min(max(available_cores() // sharers, 1), MAX_THREADS)
+def _replace_bad_rows(rows: list[Row], readings: Sequence[ModalityReading], on_bad_sample: OnBadSample | None) -> bool:
+    """Replace rows that could not be read, in place, and read what takes their place. Return whether any was."""
+    replaced = False
+    for number in range(len(rows)):
+        while errors := [error for reading in readings if (error := reading.error(number)) is not None]:
+            if on_bad_sample is None:
+                raise errors[0]
+            rows[number] = on_bad_sample(number, errors[0])
+            for reading in readings:
+                reading.read(number, rows[number])
+            replaced = True
+    return replaced

@@ -50,6 +50,23 @@ class Row(TypedDict):
     is_skipped: NotRequired[bool]  # nothing of the sample is there: it could not be read
 
 
+EMPTY_ROW: Row = {
+    "id": "",
+    "index": -1,
+    "epoch": 0,
+    "video": None,
+    "audio": None,
+    "audio_is_sound_track": True,
+    "text": None,
+    "captions": [],
+    "start_seconds": None,
+    "end_seconds": None,
+    "group": "",
+    "is_skipped": True,
+}
+"""A row that lacks every modality."""
+
+
 class RowDataset:
     """Rows of samples. Media are not touched: a row holds paths, and the collator reads them.
 

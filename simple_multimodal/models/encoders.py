@@ -1,4 +1,4 @@
-"""The one registry of encoders; to add an encoder, write its file and put its class into `ENCODERS`."""
+"""The registry of encoders. To add one, write its file, import its class here and add it to the list below."""
 
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.audio.ast import ASTAudioEncoder
@@ -35,48 +35,55 @@ from simple_multimodal.models.video.vjepa2 import VJEPA2VideoEncoder
 
 __all__ = ["ENCODERS", "Encoder", "EncoderOutput", "get_encoder_class", "known_model_types"]
 
-ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {
-    (encoder.modality, model_type): encoder
-    for encoder in (
-        BertTextEncoder,
-        DebertaV2TextEncoder,
-        CLIPTextEncoder,
-        SiglipTextEncoder,
-        Siglip2TextEncoder,
-        CLAPTextEncoder,
-        ModernBertTextEncoder,
-        RobertaTextEncoder,
-        XLMRobertaTextEncoder,
-        MPNetTextEncoder,
-        DistilBertTextEncoder,
-        ViTMAEAudioEncoder,
-        ASTAudioEncoder,
-        CLAPAudioEncoder,
-        WhisperAudioEncoder,
-        PEAVAudioEncoder,
-        Wav2Vec2AudioEncoder,
-        HubertAudioEncoder,
-        WavLMAudioEncoder,
-        VideoMAEVideoEncoder,
-        TimesformerVideoEncoder,
-        CLIPVideoEncoder,
-        SiglipVideoEncoder,
-        Siglip2VideoEncoder,
-        PEAVVideoEncoder,
-        Dinov2VideoEncoder,
-        Dinov2WithRegistersVideoEncoder,
-        DINOv3VideoEncoder,
-        DINOv3ConvNextVideoEncoder,
-        TimmVideoEncoder,
-        VJEPA2VideoEncoder,
-    )
-    for model_type in encoder.model_types()
-}
-"""Encoder classes by modality and `model_type` of the Hugging Face config, which may be that of several towers."""
+ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {}
+"""Encoder classes by modality and `model_type` of the Hugging Face config. Models with several towers, such as CLIP,
+have one `model_type` under several modalities.
+"""
+
+for _encoder in (
+    # text
+    BertTextEncoder,
+    CLAPTextEncoder,
+    CLIPTextEncoder,
+    DebertaV2TextEncoder,
+    DistilBertTextEncoder,
+    ModernBertTextEncoder,
+    MPNetTextEncoder,
+    RobertaTextEncoder,
+    SiglipTextEncoder,
+    Siglip2TextEncoder,
+    XLMRobertaTextEncoder,
+    # audio
+    ASTAudioEncoder,
+    CLAPAudioEncoder,
+    HubertAudioEncoder,
+    PEAVAudioEncoder,
+    ViTMAEAudioEncoder,
+    Wav2Vec2AudioEncoder,
+    WavLMAudioEncoder,
+    WhisperAudioEncoder,
+    # video
+    CLIPVideoEncoder,
+    Dinov2VideoEncoder,
+    Dinov2WithRegistersVideoEncoder,
+    DINOv3ConvNextVideoEncoder,
+    DINOv3VideoEncoder,
+    PEAVVideoEncoder,
+    SiglipVideoEncoder,
+    Siglip2VideoEncoder,
+    TimesformerVideoEncoder,
+    TimmVideoEncoder,
+    VideoMAEVideoEncoder,
+    VJEPA2VideoEncoder,
+):
+    for _model_type in _encoder.model_types():
+        if (_encoder.modality, _model_type) in ENCODERS:
+            raise TypeError(f"Two {_encoder.modality} encoders have the model_type {_model_type!r}.")
+        ENCODERS[_encoder.modality, _model_type] = _encoder
 
 
 def known_model_types(modality: Modality) -> list[str]:
-    """The `model_type` of every config that holds an encoder of one modality."""
+    """Return the `model_type` of all configs that hold an encoder of one modality."""
     return [model_type for known, model_type in ENCODERS if known == modality]
 
 
@@ -94,8 +101,8 @@ def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
     if (modality, model_type) not in ENCODERS:
         raise ValueError(
             f"There is no {modality} encoder for model_type {model_type!r}; known are "
-            f"{', '.join(map(repr, known_model_types(modality)))}. To add one, write an adapter in "
-            f"simple_multimodal/models/{modality}/ and put its class into ENCODERS in "
+            f"{', '.join(map(repr, known_model_types(modality)))}. To add one, write an encoder in "
+            f"simple_multimodal/models/{modality}/ and add its class to ENCODERS in "
             "simple_multimodal/models/encoders.py."
         )
     return ENCODERS[modality, model_type]

@@ -1,10 +1,26 @@
-"""Small media files for the tests of the data package."""
+"""Small media files, and a data set of them, for the tests of the data package."""
 
+import json
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
+
+from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
+
+ROWS = [
+    {"id": "a", "video": "sound0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
+    {"id": "b", "video": "silent.mp4", "caption": "two dogs bark"},
+    {"id": "c", "video": "sound2.mp4", "caption": "a long sentence about many dogs and a cat", "start_seconds": 1.0},
+    {"id": "d", "video": "sound1.mp4", "start_seconds": 0.5, "end_seconds": 1.5},
+    {"id": "e", "text": "caption.txt"},
+    {"id": "f", "video": "one_frame.mp4", "caption": "still"},
+]
 
 
 def write_video(path: Path, *, num_frames: int, seed: int, has_sound: bool, fps: int = 10) -> None:
@@ -39,3 +55,42 @@ def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.mp4").touch()
     (folder / "caption.txt").write_text("  a caption from a file\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def processor() -> MultimodalProcessor:
+    return MultimodalProcessor(
+        feature_extractor=AudioFeatureExtractor(num_mel_bins=16, num_frames=120),
+        video_processor=VideoClipProcessor(num_frames=4, size=16, random_crop=True, random_flip=True),
+        tokenizer=train_tokenizer(["a cat purrs", "two dogs bark"], vocab_size=280),
+    )
+
+
+@pytest.fixture(scope="module")
+def targets(processor) -> PretrainingTargets:
+    return PretrainingTargets(
+        processor,
+        mlm_probability=0.3,
+        audio_mask_ratio=0.3,
+        audio_patches_per_window=20,
+        video_mask_ratio=0.8,
+        video_patch_grid=(2, 4, 4),
+        vt_match_ratio=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, media_dir) -> RowDataset:
+    folder = tmp_path_factory.mktemp("manifest")
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return RowDataset.from_manifest(folder / "train.jsonl", cache_dir=folder, roots=media_dir)
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    """Assert that two batches have the same entries, bit for bit."""
+    assert first.keys() == second.keys()
+    for key in first:
+        if key == "audio_window_counts":  # for the host alone
+            assert first[key] == second[key]
+            continue
+        assert first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]), key

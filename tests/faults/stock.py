@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from simple_multimodal.data import collator
+from simple_multimodal.data import collator, randomness, reading
 from simple_multimodal.media.pyav_backend import PyAVBackend
 from simple_multimodal.training import arguments, checkpoints, trainer
 from simple_multimodal.training.checkpoints import list_checkpoints
@@ -87,8 +87,8 @@ def use_stock() -> None:
 
 def draw_as_usual() -> None:
     """Draw frames, crops and masks from torch's generator of the process that reads, one after the other."""
-    collator.sample_generator = lambda *args: np.random.default_rng(torch.randint(2**63 - 1, ()).item())
-    collator.default_num_threads = lambda: 1
+    randomness.sample_generator = lambda *args: np.random.default_rng(torch.randint(2**63 - 1, ()).item())
+    reading.default_num_threads = lambda: 1
 
 
 class SlowSteps(TrainerCallback):
