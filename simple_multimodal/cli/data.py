@@ -164,7 +164,7 @@ def show(
     index_dir: IndexDir = None,
 ) -> int:
     """Draw what the model sees of a sample."""
-    from simple_multimodal.missing import explain
+    from simple_multimodal.missing import reading_model
     from simple_multimodal.prepare.show import draw_sample
     from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
@@ -174,10 +174,8 @@ def show(
     if model is None:
         processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor())
     else:
-        try:
+        with reading_model(model):
             processor = MultimodalProcessor.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{model}: is no saved model: {explain(model, error)}") from error
     sample = dataset[(epoch or 0, row)]
     image = draw_sample(
         sample,
