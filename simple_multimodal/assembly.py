@@ -353,10 +353,11 @@ def _check_zero_shot(
         raise ValueError(f"--matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
 
 
-def saved_config(source: str | os.PathLike) -> dict:
+def saved_config(source: str | os.PathLike, *, cache_dir: str | None = None) -> dict:
     """Values of the configuration of a saved model."""
+    refuse_adapter(source)
     with reading_model(source):
-        return PreTrainedConfig.get_config_dict(source)[0]
+        return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0]
 
 
 def load_model(

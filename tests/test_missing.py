@@ -147,5 +147,5 @@ def test_every_flag_of_train_names_it_in_one_line(here, capsys, monkeypatch, giv
 
 def test_infer_on_a_manifest_names_the_command_that_measures_on_it(here, capsys):
     error = error_of(capsys, lambda: main(["infer", "outputs/toy", "clips.csv", "--output_dir", "out"]))
-    assert "clips.csv is a file" in error and "train.py --do_eval --task TASK" in error
+    assert "clips.csv is a file" in error and "train.py --do_eval --model_name_or_path MODEL" in error
     assert "--validation_file clips.csv" in error

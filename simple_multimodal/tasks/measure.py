@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers.utils import logging
 
-from simple_multimodal.assembly import saved_config
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import (
@@ -26,6 +25,7 @@ from simple_multimodal.models.base import TowerModel
 from simple_multimodal.prepare.manifests import prepare_benchmark
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.tasks.base import PARTIAL_FOLDER, Evaluation, Measuring, Task
+from simple_multimodal.tasks.models import saved_task
 from simple_multimodal.tasks.registry import Rows, task_of
 
 logger = logging.get_logger(__name__)
@@ -65,8 +65,7 @@ def evaluate(
     ```
     """
     if isinstance(model, (str, os.PathLike)):
-        config = saved_config(model)
-        task = task or task_of(config.get("task"), (config.get("architectures") or [""])[0])()
+        task = task or saved_task(model, cache_dir=settings.get("cache_dir"))()
         pipeline: Pipeline = task.pipeline_class.from_pretrained(model, **settings)
     else:
         if processor is None:
@@ -192,7 +191,7 @@ def prepared_folder(
     if data.is_file():
         raise ValueError(
             f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
-            f"python train.py --do_eval --task TASK --model_name_or_path MODEL --validation_file {data} "
+            f"python train.py --do_eval --model_name_or_path MODEL --validation_file {data} "
             "--output_dir OUT"
         )
     folder, videos = data, data / "videos"

@@ -189,8 +189,7 @@ def load(
     processor = assembly.load_processor(source, cache_dir=cache_dir, **processor_settings)
     sizes = assembly.changed_sizes(source, processor, cache_dir=cache_dir)
     if task is None:
-        config = assembly.saved_config(source)
-        task = task_of(config.get("task"), (config.get("architectures") or [""])[0])()
+        task = saved_task(source, cache_dir=cache_dir)()
     elif isinstance(task, str):
         task = get_task(task)()
     own = {"task": task.name, **task.config_settings(source, train_dataset)}
@@ -198,3 +197,21 @@ def load(
         task.model_classes, source, is_trained=is_trained, sizes=sizes, cache_dir=cache_dir, **settings, **own
     )
     return model, processor
+
+
+def saved_task(
+    source: str | os.PathLike[str], *, default: type[Task] | None = None, cache_dir: str | None = None
+) -> type[Task]:
+    """
+    The task that a saved model was trained for.
+
+    Args:
+        source (`str`): folder or hub name.
+        default (`type[Task]`, *optional*): what to return if no task has such a model, instead of raising an error.
+        cache_dir (`str`, *optional*): where files from the hub are kept.
+
+    Raises:
+        ValueError: If there is no such model, **or** no task has one of its class and there is no `default`.
+    """
+    config = assembly.saved_config(source, cache_dir=cache_dir)
+    return task_of(config.get("task"), (config.get("architectures") or [""])[0], default=default)
