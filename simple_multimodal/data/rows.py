@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Self, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Self, TypedDict, cast
 
 import datasets
 import pyarrow as pa
@@ -48,6 +48,19 @@ class Row(TypedDict):
     end_seconds: float | None
     group: str
     is_skipped: NotRequired[bool]  # nothing of the sample is there: it could not be read
+
+
+class ClipFile(NamedTuple):
+    """
+    A clip by its file.
+
+    Args:
+        name (`str`): As the row has it, without folder and extension.
+        path (`str`): Absolute path of the file that links lead to; it may be absent.
+    """
+
+    name: str
+    path: str
 
 
 class RowDataset:
@@ -134,6 +147,7 @@ class RowDataset:
         self.fingerprint = hashlib.sha256(f"{rows.content_hash} {self._length}".encode()).hexdigest()
         self.epoch = 0
         self._clip_names: pa.Array | None = None
+        self._clip_files: tuple[pa.Array, pa.Array] | None = None
 
     @classmethod
     def from_manifest(
@@ -307,6 +321,22 @@ class RowDataset:
             paths = pc.coalesce(self._cells("video"), self._cells("audio")).unique().drop_null().to_pylist()
             self._clip_names = pa.array(sorted({PurePosixPath(path.strip()).stem for path in paths}), pa.string())
         return self._clip_names.to_pylist()
+
+    def clip_files(self) -> list[ClipFile]:
+        """Return the file of each clip, each once, sorted. Lists folders, but opens no file."""
+        if self._clip_files is None:  # in Arrow's memory, as the names are
+            video, audio = (self._cells(name) for name in ("video", "audio"))
+            cells = {"video": video, "audio": audio.filter(video.is_null())}
+            clips = {
+                ClipFile(PurePosixPath(cell.strip()).stem, path)
+                for column, own in cells.items()
+                for cell, path in self._roots.targets(own.unique().drop_null().to_pylist(), column)
+            }
+            ordered = sorted(clips)
+            names = pa.array([clip.name for clip in ordered], pa.string())
+            self._clip_files = names, pa.array([os.fsencode(clip.path) for clip in ordered], pa.binary())
+        names, paths = (column.to_pylist() for column in self._clip_files)
+        return list(map(ClipFile, names, map(os.fsdecode, paths)))
 
     def check_links(self) -> None:
         """Check that no file of a row is a link, or lies in a folder, which leads out of the roots. Lists folders,

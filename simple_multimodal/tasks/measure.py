@@ -13,7 +13,6 @@ from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import (
     BENCHMARKS,
-    check_overlap,
     get_protocol,
     prepared_protocol,
     protocol_name,
@@ -27,6 +26,7 @@ from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProces
 from simple_multimodal.tasks.base import PARTIAL_FOLDER, Evaluation, Measuring, Task
 from simple_multimodal.tasks.models import saved_task
 from simple_multimodal.tasks.registry import Rows, task_of
+from simple_multimodal.tasks.training_clips import TrainingClips
 
 logger = logging.get_logger(__name__)
 
@@ -126,11 +126,11 @@ def measure_benchmark(
         raise ValueError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
     if split not in prepared["splits"]:
         raise ValueError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
-    clips = prepared["splits"][split]["clips"]
-    if model_folder is not None and split == "test":
-        check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
     settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
     settings["roots"] = {"video": video_root}
+    rows = task.open_rows(folder / f"{split}.jsonl", **settings)
+    if split == "test":
+        TrainingClips.read(model_folder).check(rows, protocol.name)
     output_dir.mkdir(parents=True, exist_ok=True)
     train_file, train_set = folder / "train.jsonl", None
     if task.compares_with_training and train_file.exists():
@@ -145,7 +145,6 @@ def measure_benchmark(
             decodes_on_gpu=pipeline.collator.decode_device != "cpu",
             **task.protocol_suffixes(pipeline, measuring),
         )
-    rows = task.open_rows(folder / f"{split}.jsonl", **settings)
     measured = task.evaluate(pipeline, rows, replace(measuring, protocol=name))
     audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
     if pipeline.state.is_main_process:

@@ -38,6 +38,7 @@ from simple_multimodal.models.distributed import decide_in_first_process, leave_
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.tasks.registry import Evaluation, Measuring, Rows, Task, task_of
+from simple_multimodal.tasks.training_clips import TrainingClips
 from simple_multimodal.training import sharding
 from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (
@@ -57,7 +58,7 @@ from simple_multimodal.training.learning_rates import parameter_rates, set_learn
 from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.results import write_card
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
-from simple_multimodal.training.run_record import training_clips, write_run_record, write_training_clips
+from simple_multimodal.training.run_record import write_run_record
 from simple_multimodal.training.summary import RunSummary
 
 logger = logging.get_logger(__name__)
@@ -729,7 +730,7 @@ class MultimodalTrainer(Trainer):
         if self.run_record is not None:
             write_run_record(staged, self.run_record)
             source = self.run_record["arguments"].get("model_name_or_path")
-            write_training_clips(staged, training_clips(self.train_dataset, source))
+            TrainingClips.read(source).with_rows(self.train_dataset).write(staged)
         if not is_staged:
             publish(staged, folder)
             clear_staging(folder)
