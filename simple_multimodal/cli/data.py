@@ -1,5 +1,8 @@
 """Verbs about data sets: `toy`, `clips`, `index`, `prepare`, `pack` and `show`."""
 
+import os
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -58,6 +61,7 @@ def clips(
 
     for path in clips_jsonl_to_manifests(clips_jsonl, out).values():
         print(path)
+    print(f"Pass {shlex.join(['--video_root', os.path.dirname(clips_jsonl) or '.'])}", file=sys.stderr)
     return 0
 
 
@@ -122,7 +126,7 @@ def prepare(
             num_threads=num_threads,
         )
     if json:
-        print_json(preparation.to_dict() | {"notes": preparation.notes})
+        print_json(preparation.to_dict() | {"notes": preparation.notes, "flags": preparation.flags})
     else:
         print(preparation.to_text())
     return 1 if preparation.deviations else 0

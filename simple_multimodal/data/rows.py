@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from simple_multimodal.data.files import media_records
 from simple_multimodal.data.manifest import read_manifest
-from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, report
+from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, as_records, report
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
@@ -124,7 +124,7 @@ class RowDataset:
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"`max_samples` must be 1 or more, got {max_samples}.")
         if not isinstance(rows, Table):
-            rows = list(rows)
+            rows = as_records(rows)
             columns = tuple(dict.fromkeys(name for row in rows for name in row))
             rows = _in_memory(rows, RecordParser("rows", columns, text_column, typed_columns or {}), modalities)
         self.columns = rows.columns

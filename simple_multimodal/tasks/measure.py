@@ -39,6 +39,7 @@ def evaluate(
     task: Task | None = None,
     train_dataset: RowDataset | None = None,
     roots: Any = None,
+    follow_links: bool = False,
     **settings,
 ) -> Evaluation:
     """
@@ -51,7 +52,8 @@ def evaluate(
         processor ([`MultimodalProcessor`], *optional*): of a model that is no folder.
         task ([`Task`], *optional*): by default that of the model, without options.
         train_dataset ([`RowDataset`], *optional*): rows of training, for the baselines of question answering.
-        roots (*optional*): folders of the files, see [`RowDataset`].
+        roots (*optional*): folders of the files of `data` that is not a [`RowDataset`], see there.
+        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
         settings: arguments of [`Pipeline`], such as `batch_size` and `drop_modalities`.
 
     Returns:
@@ -72,11 +74,7 @@ def evaluate(
             raise ValueError("A model that is no folder needs its `processor`.")
         task = task or task_of(model.config.task, type(model).__name__)()
         pipeline = task.pipeline_class(model, processor, **settings)
-    if isinstance(data, RowDataset):
-        rows = data
-    else:
-        own: dict[str, Any] = {} if roots is None else {"roots": roots}
-        rows = task.open_rows(data, modalities=pipeline.processor.modalities, **own)
+    rows = task.open_rows(data, modalities=pipeline.processor.modalities, roots=roots, follow_links=follow_links)
     measuring = Measuring(benchmark=prepared_protocol(rows.manifest_file), train_set=train_dataset)
     return task.evaluate(pipeline, rows, measuring)
 

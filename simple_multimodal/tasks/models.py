@@ -28,6 +28,8 @@ def from_towers(
     fusion: str | PreTrainedConfig | None = None,
     task: str | Task = DEFAULT_TASK,
     train_dataset: Rows | None = None,
+    roots: Any = None,
+    follow_links: bool = False,
     captions: Callable[[], Iterable[str]] = tuple,
     is_trained: bool = True,
     processor_settings: Mapping[str, Any] = NOTHING,
@@ -46,6 +48,8 @@ def from_towers(
         task (`str` or [`Task`], *optional*, defaults to `"pretraining"`): what the model is for.
         train_dataset (*optional*): rows to train on, as [`Task.open_rows`] takes them, such as the path of a manifest;
             for what the task finds out from them, such as the answers of question answering.
+        roots (*optional*): folders of the files of a `train_dataset` that is not a [`RowDataset`], see there.
+        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
         captions (`Callable`, *optional*): gives the texts that a tokenizer is trained on for a text tower with random
             weights; by default those of `train_dataset`.
         is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not needs
@@ -75,7 +79,7 @@ def from_towers(
         raise ValueError("A model needs a tower: name one of `text`, `audio` and `video`.")
     task = get_task(task)() if isinstance(task, str) else task
     if train_dataset is not None:
-        train_dataset = task.open_rows(train_dataset, modalities=tuple(places))
+        train_dataset = task.open_rows(train_dataset, modalities=tuple(places), roots=roots, follow_links=follow_links)
     if isinstance(fusion, str):
         places["fusion"] = fusion
     return build(

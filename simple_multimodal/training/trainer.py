@@ -142,6 +142,8 @@ class MultimodalTrainer(Trainer):
         processor ([`MultimodalProcessor`]): makes tensors of rows, and is saved beside the model.
         train_dataset, eval_dataset (*optional*): rows: a [`RowDataset`], or what [`Task.open_rows`] takes, such as the
             path of a manifest.
+        roots (*optional*): folders of the files of rows that are not a [`RowDataset`], see there.
+        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
         features (`str`, *optional*): folder of features that stand for frozen towers, see [`load_features`].
         collator_settings (`Mapping`, *optional*): further arguments of [`MultimodalCollator`], for training and
             evaluation alike.
@@ -164,6 +166,8 @@ class MultimodalTrainer(Trainer):
         processor: MultimodalProcessor,
         train_dataset: Rows | None = None,
         eval_dataset: Rows | dict[str, Rows] | None = None,
+        roots: Any = None,
+        follow_links: bool = False,
         task: Task | None = None,
         features: str | os.PathLike[str] | None = None,
         collator_settings: Mapping[str, Any] = MappingProxyType({}),
@@ -173,7 +177,9 @@ class MultimodalTrainer(Trainer):
     ):
         self.task = task or task_of(model.config.task, type(model).__name__)()
         model.config.task = self.task.name
-        open_rows = functools.partial(self.task.open_rows, modalities=processor.modalities)
+        open_rows = functools.partial(
+            self.task.open_rows, modalities=processor.modalities, roots=roots, follow_links=follow_links
+        )
         train_dataset = None if train_dataset is None else open_rows(train_dataset)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: open_rows(rows) for name, rows in eval_dataset.items()}
