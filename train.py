@@ -29,7 +29,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     set_seed(args.seed)  # before the model is made: new layers are initialized randomly
     task = make_task(model_args, data_args, args)
     splits = open_splits(task, model_args, data_args, args)  # rows of paths; no media file is opened yet
-    record = describe_run(splits, model_args, data_args, args)
+    record = describe_run(task, splits, model_args, data_args, args)
     checkpoint = find_checkpoint(args, record) if args.do_train else None
     model, processor = make_model(task, splits, checkpoint, model_args, data_args, args)
     trainer = MultimodalTrainer(

@@ -8,6 +8,7 @@ import datasets
 
 from simple_multimodal.assembly import check_inputs
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
@@ -40,12 +41,15 @@ class Splits(NamedTuple):
 
 def make_task(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> Task:
     """
-    Make the task of a run with its options.
+    Make the task of a run with its options: the one that is named, else that of the saved model.
 
     Raises:
-        ValueError: If there is no such task, it does not take an option, **or** a file of an option cannot be read.
+        ValueError: If there is no such task or no such model, the task does not take an option, **or** a file of an
+            option cannot be read.
     """
-    task = get_task(model_args.task)
+    task = get_task(model_args.task or DEFAULT_TASK)
+    if model_args.task is None and model_args.model_name_or_path is not None:
+        task = models.saved_task(model_args.model_name_or_path, default=task, cache_dir=model_args.cache_dir)
     pairs = [
         (path, swapped and _open_rows(task, swapped, model_args, data_args))
         for path, swapped in (data_args.pair_paths if args.do_eval else ())
@@ -113,7 +117,11 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
 
 
 def describe_run(
-    splits: Splits, model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments
+    task: Task,
+    splits: Splits,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: MultimodalTrainingArguments,
 ) -> dict[str, Any]:
     """
     Describe a run for `run.json`, see [`make_run_record`].
@@ -128,7 +136,7 @@ def describe_run(
         source=model_args.model_name_or_path,
     )
     return make_run_record(
-        {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
+        {**vars(model_args), "task": task.name, **vars(data_args), **args.to_sanitized_dict()},
         data=splits._asdict(),
         selection_split=selected_on,
         precision=args.precision,

@@ -67,11 +67,11 @@ class ModelArguments:
     model_name_or_path: str | None = flag(
         None, MODEL, "Folder or hub name of a complete saved model to start from or to evaluate."
     )
-    task: str = flag(
-        DEFAULT_TASK,
+    task: str | None = flag(
+        None,
         MODEL,
         "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: choose an answer "
-        "(columns question and answer).",
+        f"(columns question and answer). Default: what --model_name_or_path was trained for, else {DEFAULT_TASK}.",
     )
     answers_file: str | None = flag(
         None, MODEL, "JSON object {answer: number} for question_answering. Default: the training answers."

@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler
 
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
-from simple_multimodal.training.run_record import training_clips, write_training_clips
+from simple_multimodal.tasks.training_clips import TrainingClips
 
 BATCH_SIZE = 32
 
@@ -62,7 +62,7 @@ def measure(num_rows: int) -> dict[str, float]:
         last = len(batches) - 1
         step("resume_at_the_last_batch", lambda: list(SkipBatchSampler(batches, skip_batches=last)))
         for name in ("first_checkpoint", "checkpoint"):  # the part of it that depends on the rows
-            step(name, lambda: write_training_clips(folder, training_clips(dataset, None)))
+            step(name, lambda: TrainingClips().with_rows(dataset).write(folder))
         rows = range(0, num_rows, max(num_rows // 1000, 1))
         step("thousand_rows", lambda: [dataset.row(number, files="named") for number in rows])
         step("all_rows", lambda: sum(1 for _ in dataset.rows(files="none")))

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from simple_multimodal.data.tokenization import train_tokenizer
-from simple_multimodal.missing import explain
+from simple_multimodal.missing import reading, reading_model
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
@@ -117,13 +117,9 @@ def build_processor(
         text_encoder: type[TextEncoder] = encoders["text"]  # type: ignore[assignment]
         text_padding = text_encoder.padding
         if tokenizer_name is not None:
-            try:
+            problem = f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub."
+            with reading(tokenizer_name, problem):
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub. "
-                    f"{explain(tokenizer_name, error)}"
-                ) from error
         else:
             tokenizer = train_tokenizer(captions())
         longest = min(tokenizer.model_max_length, text_encoder.max_tokens(towers["text"]))
@@ -145,14 +141,12 @@ def _read_settings(
     read: Callable[..., tuple[dict, dict]], name: str, modality: Modality, cache_dir: str | None
 ) -> dict:
     """Values of a saved audio or video processor."""
-    try:
+    problem = (
+        f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
+        f"processor_config.json. Name another folder or hub name by --{modality}_processor_name."
+    )
+    with reading(name, problem):
         return read(name, cache_dir=cache_dir)[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
-            f"processor_config.json. Name another folder or hub name by --{modality}_processor_name. "
-            f"{explain(name, error)}"
-        ) from error
 
 
 def shared_checkpoint(
@@ -185,10 +179,8 @@ def load_processor(
         cache_dir (`str`, *optional*): where files from the hub are kept.
     """
     refuse_adapter(source)
-    try:
+    with reading_model(source):
         processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: is no saved model: {explain(source, error)}") from error
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
             raise ValueError(
@@ -361,12 +353,11 @@ def _check_zero_shot(
         raise ValueError(f"--matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
 
 
-def saved_config(source: str | os.PathLike) -> dict:
+def saved_config(source: str | os.PathLike, *, cache_dir: str | None = None) -> dict:
     """Values of the configuration of a saved model."""
-    try:
-        return PreTrainedConfig.get_config_dict(source)[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: is no saved model: {explain(source, error)}") from error
+    refuse_adapter(source)
+    with reading_model(source):
+        return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0]
 
 
 def load_model(

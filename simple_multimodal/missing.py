@@ -1,39 +1,56 @@
-"""What to say of a model's folder that is not there: whether the hub was asked for it, and the nearest names."""
+"""Reading a model, or a part of one, by a name that may be wrong: whether the hub is asked, and what is said."""
 
 import difflib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 NUM_NAMES = 3
 """That are suggested at most."""
 
 
-def explain(name_or_path: str | os.PathLike[str], error: BaseException) -> str:
+@contextmanager
+def reading(name_or_path: str | os.PathLike[str], problem: str) -> Iterator[None]:
     """
-    Why a model or a part of one could not be read, in one line.
+    A context in which a model or a part of one is read.
+
+    A name that can only be a path is not looked for on the hub, which would take its time to find nothing.
 
     Args:
         name_or_path (`str` or `os.PathLike`): a folder, a file, or a name on the hub.
-        error (`BaseException`): what reading it raised.
+        problem (`str`): what to say before the reason if it cannot be read.
 
-    Returns:
-        `str`: what was raised, if there is a file or a folder of this name; else that there is none, with the nearest
-            names, and what was raised only if the name may have been meant for the hub: one or two words, of which the
-            first is no folder here.
+    Raises:
+        ValueError: If it does not exist or cannot be read; one line, with the nearest names that exist.
     """
-    name, reason = os.fspath(name_or_path), " ".join(str(error).split())
-    if Path(name).exists():
-        return reason
-    may_be_on_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and not ("/" in name and Path(name).parent.is_dir())
-    if not may_be_on_hub:
-        return no_such_folder(name)
-    return f"{no_such_folder(name)} As a name on the hub: {reason}"
+    name = os.fspath(name_or_path)
+    if _is_path(name) and not Path(name).exists():
+        raise ValueError(f"{problem} {no_such_folder(name)}")
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        if not Path(name).exists():
+            reason = f"{no_such_folder(name)} As a name on the hub: {reason}"
+        raise ValueError(f"{problem} {reason}") from error
+
+
+def reading_model(name_or_path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """[`reading`], of a saved model."""
+    return reading(name_or_path, f"{os.fspath(name_or_path)} is not a saved model:")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name cannot be one on the hub, which is one or two words, or begins with a folder that exists."""
+    first, *rest = name.split("/")
+    return not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or (bool(rest) and Path(first).is_dir())
 
 
 def no_such_folder(name_or_path: str | os.PathLike[str]) -> str:
     """That there is no such folder (or file, if the name has a suffix), and which have a similar name."""
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))
     found = [os.fspath(near) if path.is_absolute() else os.path.relpath(near) for near in _nearest(path.absolute())]
     nearest = f" Did you mean {' or '.join(map(repr, found[:NUM_NAMES]))}?" if found else ""
     return f"no such {'file' if _is_file_name(path) else 'folder'}.{nearest}"

@@ -148,7 +148,9 @@ def test_clips_writes_one_manifest_per_split(tmp_path, capsys):
     ]
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
     assert main(["clips", str(tmp_path / "clips.jsonl"), str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out.split()
+    captured = capsys.readouterr()
+    printed = captured.out.split()
+    assert captured.err == f"Pass --video_root {tmp_path}\n"
     assert printed == [str(tmp_path / "out/train.jsonl"), str(tmp_path / "out/validation.jsonl")]
     assert json.loads(Path(printed[1]).read_text())["video"] == "videos/1.mp4"
 

@@ -104,6 +104,38 @@ def test_answers(trained):
     assert [set(match) for match in served["matches"][0]] == [{"clip", "score"}] * 3
 
 
+def test_a_manifest_of_links_is_followed_on_request(trained, tmp_path):
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text('{"video": "0.mp4", "caption": "a cat"}\n{"video": "1.mp4", "caption": "a dog"}\n')
+    (tmp_path / "links").mkdir()
+    for row in range(2):
+        (tmp_path / f"links/{row}.mp4").symlink_to(trained / f"my_clips/{row:04}.mp4")
+    found = {"roots": {"video": tmp_path / "links"}, "follow_links": True}
+    model, processor = smm.load(trained / "outputs/mine")
+    args = smm.TrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    towers = {name: str(trained / f"hub/{name}-base") for name in ("text", "video")}
+    for opens in (
+        lambda **settings: smm.Trainer(
+            model, args, processor=processor, train_dataset=manifest, eval_dataset=manifest, **settings
+        ),
+        lambda **settings: smm.evaluate(model, manifest, processor=processor, **settings),
+        lambda **settings: smm.from_towers(**towers, train_dataset=str(manifest), **settings),
+    ):
+        with pytest.raises(ValueError, match="is a link that leaves its folder"):
+            opens(roots=found["roots"])
+        assert opens(**found) is not None
+
+
+def test_what_is_no_rows_is_answered_with_what_opens_it(tmp_path):
+    for path in ("train.csv", tmp_path):
+        with pytest.raises(
+            ValueError, match=r"is the path .*smm\.Dataset\.from_manifest\(path\), and media files or a"
+        ):
+            smm.Dataset(path)
+    with pytest.raises(ValueError, match="Row 1 is of type str; give a dictionary for each row"):
+        smm.Dataset([{"video": "a.mp4"}, "b.mp4"])
+
+
 def test_frames_and_audio(folder):
     values = run(folder, "Frames and audio")
     assert values["frames"].shape[0] == 3 and len(values["waveform"]) > 0

@@ -1,16 +1,23 @@
-"""What is said of a model's folder that is not there, by every command that takes one."""
+"""What every command that takes a model says of a folder that does not exist, without asking the hub for it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import simple_multimodal as smm
 import train
 from simple_multimodal.cli import main
-from simple_multimodal.missing import explain, no_such_folder
+from simple_multimodal.missing import no_such_folder, reading
 from tests.training.tiny_run import flags
 
-ERROR = OSError("no connection\n to the hub")
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """No test may ask the hub, which tries for half a minute where there is no connection."""
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr("transformers.utils.hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
 
 
 @pytest.fixture
@@ -19,6 +26,8 @@ def here(tmp_path, monkeypatch) -> Path:
     for name in ("toy", "toy_questions", "other", ".hidden"):
         (tmp_path / "outputs" / name).mkdir(parents=True)
     (tmp_path / "outputs/toyy.txt").touch()
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/protocol.json").write_text('{"protocol": "msvd"}')
     (tmp_path / "outputs/toy/config.json").write_text("{}")
     (tmp_path / "clips.csv").write_text("video,caption,question,answer\na.mp4,a cat,what?,cat\nb.mp4,a dog,who?,dog\n")
     monkeypatch.chdir(tmp_path)
@@ -48,12 +57,25 @@ def test_the_nearest_names(here, name, nearest):
     assert all(f"'{here}/{near}'" in absolute for near in nearest)
 
 
-def test_the_hub_is_mentioned_where_it_can_be_meant(here):
-    for name in ("outputs/toyy", "./toyy", "/toyy", "a/b/c", "outputs/", "~/toy"):
-        assert "hub" not in explain(name, ERROR) or name == "outputs/"
+def said_of(name: str, read: Callable[[], None]) -> str:
+    with pytest.raises(ValueError) as raised, reading(name, "PROBLEM:"):
+        read()
+    return str(raised.value)
+
+
+def no_connection() -> None:
+    raise OSError("no connection\n to the hub")
+
+
+def test_the_hub_is_asked_where_it_can_be_meant(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    for name in ("outputs/toyy", "./toyy", "/toyy", "a/b/c", "~/toy", "outputs/toy/x"):
+        assert said_of(name, lambda: pytest.fail("looked for on the hub")).startswith("PROBLEM: no such folder.")
+    assert f"Did you mean '{here}/outputs/toy'" in said_of("~/outputs/toy", lambda: pytest.fail("it is not expanded"))
     for name in ("google/vit", "gpt2", "toyy"):
-        assert explain(name, ERROR).endswith("As a name on the hub: no connection to the hub")
-    assert explain("outputs/toy", ERROR) == "no connection to the hub"  # it is there
+        said = said_of(name, no_connection)
+        assert said == "PROBLEM: no such folder. As a name on the hub: no connection to the hub"
+    assert said_of("outputs/toy", no_connection) == "PROBLEM: no connection to the hub"  # it is there
 
 
 def error_of(capsys, run) -> str:
@@ -76,14 +98,30 @@ def error_of(capsys, run) -> str:
         ["features", "outputs/toyy", "clips.csv", "--tower", "video", "--output", "out"],
         ["show", "clips.csv", "--model", "outputs/toyy"],
         ["infer", "outputs/toy", "outputs/toyy", "--output_dir", "out"],
+        ["infer", "outputs/toyy", "prepared", "--output_dir", "out"],
         ["diff", "outputs/toyy", "outputs/toy"],
     ],
-    ids=lambda argv: argv[0],
+    ids=lambda argv: " ".join(argv[:2]),
 )
 def test_every_verb_names_it_in_one_line(here, capsys, argv):
     error = error_of(capsys, lambda: main(argv))
-    assert "outputs/toyy: " in error and "no such folder. Did you mean 'outputs/toy'" in error
-    assert sorted(path.name for path in here.iterdir()) == ["clips.csv", "outputs"]  # nothing was made
+    assert "outputs/toyy" in error and "no such folder. Did you mean 'outputs/toy'" in error
+    assert sorted(path.name for path in here.iterdir()) == ["clips.csv", "outputs", "prepared"]  # nothing was made
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: smm.load("outputs/toyy"),
+        lambda: smm.evaluate("outputs/toyy", "clips.csv"),
+        lambda: smm.from_towers(text="outputs/toyy"),
+        lambda: smm.Retriever.from_pretrained("outputs/toyy"),
+        lambda: smm.QuestionAnswerer.from_pretrained(Path("outputs/toyy")),
+    ],
+)
+def test_every_function_of_the_library_names_it(here, call):
+    with pytest.raises(ValueError, match=r"outputs/toyy.*no such folder\. Did you mean 'outputs/toy'"):
+        call()
 
 
 @pytest.mark.parametrize(
@@ -109,5 +147,5 @@ def test_every_flag_of_train_names_it_in_one_line(here, capsys, monkeypatch, giv
 
 def test_infer_on_a_manifest_names_the_command_that_measures_on_it(here, capsys):
     error = error_of(capsys, lambda: main(["infer", "outputs/toy", "clips.csv", "--output_dir", "out"]))
-    assert "clips.csv is a file" in error and "train.py --do_eval --task TASK" in error
+    assert "clips.csv is a file" in error and "train.py --do_eval --model_name_or_path MODEL" in error
     assert "--validation_file clips.csv" in error

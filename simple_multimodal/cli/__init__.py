@@ -17,7 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "index": ("simple_multimodal.cli.data:index", "index the media of manifests and report what is wrong"),
     "prepare": ("simple_multimodal.cli.data:prepare", "turn a benchmark's annotations into manifests"),
     "pack": ("simple_multimodal.cli.data:pack", "write a copy of a data set that is fast to read"),
-    "show": ("simple_multimodal.cli.data:show", "draw what the model sees of a sample"),
+    "show": ("simple_multimodal.cli.data:show", "draw what the model sees of clips"),
     "encode": ("simple_multimodal.cli.models:encode", "save embeddings of clips, to search them"),
     "features": ("simple_multimodal.cli.models:features", "run frozen towers once and keep their tokens"),
     "search": ("simple_multimodal.cli.models:search", "find clips by text"),

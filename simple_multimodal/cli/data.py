@@ -1,10 +1,14 @@
 """Verbs about data sets: `toy`, `clips`, `index`, `prepare`, `pack` and `show`."""
 
+import os
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from simple_multimodal.cli.options import (
+    Clips,
     FileOptions,
     FollowLinks,
     IndexDir,
@@ -58,6 +62,7 @@ def clips(
 
     for path in clips_jsonl_to_manifests(clips_jsonl, out).values():
         print(path)
+    print(f"Pass {shlex.join(['--video_root', os.path.dirname(clips_jsonl) or '.'])}", file=sys.stderr)
     return 0
 
 
@@ -122,7 +127,7 @@ def prepare(
             num_threads=num_threads,
         )
     if json:
-        print_json(preparation.to_dict() | {"notes": preparation.notes})
+        print_json(preparation.to_dict() | {"notes": preparation.notes, "flags": preparation.flags})
     else:
         print(preparation.to_text())
     return 1 if preparation.deviations else 0
@@ -149,9 +154,11 @@ def pack(
 
 
 def show(
-    manifest: Manifest,
+    clips: Clips,
     *,
-    row: Annotated[int, "number of the row, from 0"] = 0,
+    row: Annotated[
+        int | None, "number of one row, from 0; default: the first of a manifest or a folder, all files that are named"
+    ] = None,
     model: Annotated[str | None, "folder of a trained model; default: the preprocessing of a new model", "DIR"] = None,
     epoch: Annotated[int | None, "draw as training does in this epoch; default: as evaluation does"] = None,
     seed: Annotated[int, "random seed of the run, with --epoch"] = 0,
@@ -163,31 +170,36 @@ def show(
     files: FileOptions,
     index_dir: IndexDir = None,
 ) -> int:
-    """Draw what the model sees of a sample."""
-    from simple_multimodal.missing import explain
-    from simple_multimodal.prepare.show import draw_sample
+    """Draw what the model sees of samples."""
+    from simple_multimodal.data.files import is_media_folder
+    from simple_multimodal.data.rows import RowDataset
+    from simple_multimodal.missing import reading_model
+    from simple_multimodal.prepare.show import draw_sample, stack
     from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
-    dataset = files.open(manifest)
-    if not 0 <= row < len(dataset):
-        raise ValueError(f"--row is {row}; {manifest} has the rows 0 to {len(dataset) - 1}")
+    source = files.open_clips(clips)
+    dataset = source if isinstance(source, RowDataset) else RowDataset.from_files(source)
+    if row is not None and not 0 <= row < len(dataset):
+        raise ValueError(f"--row is {row}; {' '.join(clips)} has the rows 0 to {len(dataset) - 1}")
+    has_one = row is not None or source is dataset or is_media_folder(source)
+    rows = [row or 0] if has_one else range(len(dataset))
     if model is None:
         processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor())
     else:
-        try:
+        with reading_model(model):
             processor = MultimodalProcessor.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{model}: is no saved model: {explain(model, error)}") from error
-    sample = dataset[(epoch or 0, row)]
-    image = draw_sample(
-        sample,
-        processor,
-        is_training=epoch is not None,
-        seed=seed,
-        num_frames=num_frames,
-        video_size=video_size,
-        index_dir=index_dir,
-    )
-    image.save(out)
+    images = [
+        draw_sample(
+            dataset[(epoch or 0, number)],
+            processor,
+            is_training=epoch is not None,
+            seed=seed,
+            num_frames=num_frames,
+            video_size=video_size,
+            index_dir=index_dir,
+        )
+        for number in rows
+    ]
+    stack(images).save(out)
     print(out)
     return 0

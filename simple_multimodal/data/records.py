@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -213,6 +214,29 @@ class RecordParser(NamedTuple):
                 f"`{name}` holds a {type(further[name]).__name__}; give numbers, strings, lists or dictionaries."
             ) from None
         return parsed
+
+
+def as_records(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """
+    Rows as a list of dictionaries.
+
+    Raises:
+        ValueError: If they are something else; the message names what opens that.
+    """
+    if isinstance(rows, (str, os.PathLike)):
+        raise ValueError(
+            f"`rows` is the path {os.fspath(rows)!r}. Open a manifest with smm.Dataset.from_manifest(path), and media "
+            "files or a folder of them with smm.Dataset.from_files(path)."
+        )
+    records = list(rows)
+    for number, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise ValueError(
+                f"Row {number} is of type {type(record).__name__}; give a dictionary for each row. Media files, a "
+                "datasets.Dataset and a pandas table are opened with smm.Dataset.from_files, from_dataset and "
+                "from_dataframe."
+            )
+    return records
 
 
 def further_values(row: Mapping[str, Any]) -> dict[str, Any]:

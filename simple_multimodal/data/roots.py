@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from simple_multimodal.data.fields import climbs, spellings
@@ -85,22 +85,35 @@ class Roots:
         """
         if self.follow_links:
             return []
+        out: list[str] = []
+        for folder, own in self._by_folder(cells, column).items():
+            if not self.allows(folder):
+                out += own
+                continue
+            links = _links_in(folder)
+            out += [cell for cell in own if links and _plain(cell) in links and self._leads_out(cell, column)]
+        return out
+
+    def targets(self, cells: Iterable[str], column: str) -> Iterator[tuple[str, str]]:
+        """
+        Each of many cells with the absolute path of its file, links followed wherever they lead. Lists each folder
+        once, opens no file, and does not ask whether it exists.
+        """
+        for folder, own in self._by_folder(cells, column).items():
+            links, target = _links_in(folder), os.path.realpath(folder)
+            for cell in own:
+                path = os.path.join(target, os.path.basename(cell.strip()))
+                if links and _plain(cell) in links:
+                    paths = [os.path.join(folder, os.path.basename(spelling)) for spelling in spellings(cell)]
+                    path = os.path.realpath(next(filter(os.path.exists, paths), path))
+                yield cell, path
+
+    def _by_folder(self, cells: Iterable[str], column: str) -> dict[str, list[str]]:
+        """Cells by the absolute paths of their folders."""
         cells_of: dict[str, list[str]] = defaultdict(list)
         for cell in cells:
             cells_of[os.path.dirname(self.relative(cell.strip(), column))].append(cell)
-        out: list[str] = []
-        for folder, own in cells_of.items():
-            path = os.path.join(self.folders[column], folder)
-            if not self.allows(path):
-                out += own
-                continue
-            try:
-                with os.scandir(path) as entries:
-                    links = {_plain(entry.name) for entry in entries if entry.is_symlink()}
-            except OSError:  # an absent folder, which is found out when its files are read
-                continue
-            out += [cell for cell in own if links and _plain(cell) in links and self._leads_out(cell, column)]
-        return out
+        return {os.path.join(self.folders[column], folder): own for folder, own in cells_of.items()}
 
     def allows(self, path: str | os.PathLike[str]) -> bool:
         """Whether a path leads to where it may."""
@@ -148,6 +161,15 @@ def _snapshot_folders(root: str) -> list[str]:
             repository = Path(*parts[: place + 1])
             return [str(repository / "snapshots" / parts[place + 2]), str(repository / "blobs")]
     return []
+
+
+def _links_in(folder: str) -> set[str]:
+    """Plain names of the links in a folder; none in an absent one, which is found out when its files are read."""
+    try:
+        with os.scandir(folder) as entries:
+            return {_plain(entry.name) for entry in entries if entry.is_symlink()}
+    except OSError:
+        return set()
 
 
 def _plain(path: str) -> str:

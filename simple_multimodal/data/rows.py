@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Self, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Self, TypedDict, cast
 
 import datasets
 import pyarrow as pa
@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from simple_multimodal.data.files import media_records
 from simple_multimodal.data.manifest import read_manifest
-from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, report
+from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, as_records, report
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
@@ -65,6 +65,19 @@ EMPTY_ROW: Row = {
     "is_skipped": True,
 }
 """A row that lacks every modality."""
+
+
+class ClipFile(NamedTuple):
+    """
+    A clip by its file.
+
+    Args:
+        name (`str`): As the row has it, without folder and extension.
+        path (`str`): Absolute path of the file that links lead to; it may be absent.
+    """
+
+    name: str
+    path: str
 
 
 class RowDataset:
@@ -128,7 +141,7 @@ class RowDataset:
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"`max_samples` must be 1 or more, got {max_samples}.")
         if not isinstance(rows, Table):
-            rows = list(rows)
+            rows = as_records(rows)
             columns = tuple(dict.fromkeys(name for row in rows for name in row))
             rows = _in_memory(rows, RecordParser("rows", columns, text_column, typed_columns or {}), modalities)
         self.columns = rows.columns
@@ -151,6 +164,7 @@ class RowDataset:
         self.fingerprint = hashlib.sha256(f"{rows.content_hash} {self._length}".encode()).hexdigest()
         self.epoch = 0
         self._clip_names: pa.Array | None = None
+        self._clip_files: tuple[pa.Array, pa.Array] | None = None
 
     @classmethod
     def from_manifest(
@@ -324,6 +338,22 @@ class RowDataset:
             paths = pc.coalesce(self._cells("video"), self._cells("audio")).unique().drop_null().to_pylist()
             self._clip_names = pa.array(sorted({PurePosixPath(path.strip()).stem for path in paths}), pa.string())
         return self._clip_names.to_pylist()
+
+    def clip_files(self) -> list[ClipFile]:
+        """Return the file of each clip, each once, sorted. Lists folders, but opens no file."""
+        if self._clip_files is None:  # in Arrow's memory, as the names are
+            video, audio = (self._cells(name) for name in ("video", "audio"))
+            cells = {"video": video, "audio": audio.filter(video.is_null())}
+            clips = {
+                ClipFile(PurePosixPath(cell.strip()).stem, path)
+                for column, own in cells.items()
+                for cell, path in self._roots.targets(own.unique().drop_null().to_pylist(), column)
+            }
+            ordered = sorted(clips)
+            names = pa.array([clip.name for clip in ordered], pa.string())
+            self._clip_files = names, pa.array([os.fsencode(clip.path) for clip in ordered], pa.binary())
+        names, paths = (column.to_pylist() for column in self._clip_files)
+        return list(map(ClipFile, names, map(os.fsdecode, paths)))
 
     def check_links(self) -> None:
         """Check that no file of a row is a link, or lies in a folder, which leads out of the roots. Lists folders,

@@ -51,7 +51,7 @@ from simple_multimodal.inference.encoded import (
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.inference.requests import ClipKey, Clips, Request, clips_alone, open_manifest
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.missing import explain
+from simple_multimodal.missing import reading_model
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.distributed import decide_in_first_process, gather_objects
@@ -196,10 +196,8 @@ class Pipeline:
             OSError: If it has no weights as safetensors.
         """
         refuse_adapter(name_or_path)
-        try:
+        with reading_model(name_or_path):
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
-        except (OSError, RecursionError) as error:
-            raise ValueError(f"{name_or_path}: is no saved model: {explain(name_or_path, error)}") from error
         saved_class = (config.architectures or ["an unknown class"])[0]
         if cls.model_classes is not None and saved_class not in cls.model_classes:
             raise ValueError(

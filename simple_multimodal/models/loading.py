@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from simple_multimodal.missing import explain
+from simple_multimodal.missing import reading
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import Conversion, Encoder
 from simple_multimodal.models.configuration import refuse_kernels
@@ -131,13 +131,12 @@ def transfer_tensors(
 
 def read_config(name_or_path: str, what: str) -> dict:
     """Values of a Hugging Face config, which must name its `model_type`; see [`load_config`]."""
-    try:
+    problem = (
+        f"Cannot read a {what} config from {name_or_path!r}. Give a JSON file, a folder with a config.json, or a name "
+        "on the hub."
+    )
+    with reading(name_or_path, problem):
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)
-    except (OSError, RecursionError) as error:
-        raise ValueError(
-            f"Cannot read a {what} config from {name_or_path!r}. Give a JSON file, a folder with a config.json, or a "
-            f"name on the hub. {explain(name_or_path, error)}"
-        ) from error
     if "model_type" not in values:
         raise ValueError(
             f"The {what} config {name_or_path!r} has no model_type. Add the name of its architecture, such as "

@@ -5,6 +5,7 @@ protocol.
 import hashlib
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -72,6 +73,8 @@ class Preparation:
         deviations (`list[str]`): In what the manifests are not what the protocol says, one line each; empty if in
             nothing.
         notes (`list[str]`): What else is worth knowing.
+        follow_links (`bool`, *optional*, defaults to `False`): Whether links out of `video_root` were followed.
+        index_dir (`Path`, *optional*): Folder of the frame indices, if it is not the one in the user's cache.
     """
 
     folder: Path
@@ -82,6 +85,16 @@ class Preparation:
     validation_split: dict[str, int] | None
     deviations: list[str]
     notes: list[str]
+    follow_links: bool = False
+    index_dir: Path | None = None
+
+    @property
+    def flags(self) -> str:
+        """What the commands that use the manifests have to be given, as it is typed."""
+        flags = ["--video_root", str(self.video_root)]
+        flags += ["--follow_links"] * self.follow_links
+        flags += [] if self.index_dir is None else ["--index_dir", str(self.index_dir)]
+        return shlex.join(flags)
 
     def to_dict(self) -> dict[str, Any]:
         """The report for JSON: `protocol.json`, which has nothing of the machine in it."""
@@ -98,7 +111,7 @@ class Preparation:
 
     def to_text(self) -> str:
         """The report for people: sizes beside the protocol's, then everything that is not as it should be."""
-        lines = [f"{self.protocol} in {self.folder}; pass --video_root {self.video_root}"]
+        lines = [f"{self.protocol} in {self.folder}; pass {self.flags}"]
         texts = "questions" if get_protocol(self.protocol).task == "question_answering" else "captions"
         for name, split in self.splits.items():
             expected = get_protocol(self.protocol).sizes.get(name)
@@ -232,6 +245,8 @@ def prepare_benchmark(
         validation_split=validation_split,
         deviations=deviations,
         notes=notes,
+        follow_links=follow_links,
+        index_dir=None if index_dir is None else Path(index_dir),
     )
     _write(preparation, manifests)
     return preparation

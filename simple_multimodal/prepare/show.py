@@ -79,7 +79,7 @@ def draw_sample(
         tokens = processor.tokenizer.convert_ids_to_tokens(ids.tolist())
         # The font lacks the marks that tokenizers put at the start of a word.
         parts.append(_text(f"{len(tokens)} tokens: " + " | ".join(re.sub("^[Ġ▁]", "_", token) for token in tokens)))
-    whole = _stack(parts, gap=MARGIN)
+    whole = stack(parts, gap=MARGIN)
     image = Image.new("RGB", (WIDTH, whole.height + 2 * MARGIN), BACKGROUND)
     image.paste(whole, (MARGIN, MARGIN))
     return image
@@ -120,17 +120,16 @@ def _titles(row: Row, processor: MultimodalProcessor, index: FrameIndex | None, 
     if video is not None:
         sampling = video.train_frame_sampling if is_training else video.frame_sampling
         seen.append(f"{video.num_frames} frames of {video.width}x{video.height}, {sampling}")
-    if row["audio"] is not None and row["audio"] != row["video"]:
+    if row["audio"] not in (None, path):
         seen.append(f"audio from {Path(row['audio']).name}")
     titles = [_text("  ·  ".join(facts), size=22), _text("  ·  ".join(seen), fill=SOFT)]
-    return _stack([*titles, *(_text(f"“{caption}”", size=18) for caption in row_captions(row))], gap=6)
+    return stack([*titles, *(_text(f"“{caption}”", size=18) for caption in row_captions(row))], gap=6)
 
 
-def _stack(parts: Sequence[Image.Image], *, gap: int) -> Image.Image:
-    """Put images below each other."""
-    image = Image.new(
-        "RGB", (WIDTH - 2 * MARGIN, sum(part.height for part in parts) + gap * (len(parts) - 1)), BACKGROUND
-    )
+def stack(parts: Sequence[Image.Image], *, gap: int = 0) -> Image.Image:
+    """Put images of one width below each other, `gap` pixels apart."""
+    height = sum(part.height for part in parts) + gap * (len(parts) - 1)
+    image = Image.new("RGB", (parts[0].width, height), BACKGROUND)
     top = 0
     for part in parts:
         image.paste(part, (0, top))

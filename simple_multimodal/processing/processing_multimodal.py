@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.processing.feature_extraction_audio import AudioFeatureExtractor
@@ -31,8 +31,14 @@ class Part(NamedTuple):
     load: Callable[..., Any]
 
 
+def _load_tokenizer(name_or_path: str | os.PathLike[str], **settings: Any) -> PreTrainedTokenizerBase:
+    # `config.json` beside a saved tokenizer is that of the whole model. Without a configuration, `AutoTokenizer` would
+    # read it, and warn of a type that it does not know while the models are not imported.
+    return AutoTokenizer.from_pretrained(name_or_path, config=PreTrainedConfig(), **settings)
+
+
 PARTS: dict[Modality, Part] = {
-    "text": Part("tokenizer", "text", PreTrainedTokenizerBase, AutoTokenizer.from_pretrained),
+    "text": Part("tokenizer", "text", PreTrainedTokenizerBase, _load_tokenizer),
     "audio": Part("feature_extractor", "audio", AudioFeatureExtractor, AudioFeatureExtractor.from_pretrained),
     "video": Part("video_processor", "videos", VideoClipProcessor, VideoClipProcessor.from_pretrained),
 }

@@ -238,4 +238,4 @@ class Task:
 
     def next_command(self, modalities: Sequence[Modality]) -> str:
         """What to type next to use a model of these modalities, `{model}` in the place of its folder."""
-        return f"python train.py --do_eval --task {self.name} --model_name_or_path {{model}}"
+        return "python train.py --do_eval --model_name_or_path {model}"

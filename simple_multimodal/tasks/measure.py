@@ -9,12 +9,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from simple_multimodal.assembly import saved_config
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import (
     BENCHMARKS,
-    check_overlap,
     get_protocol,
     prepared_protocol,
     protocol_name,
@@ -26,7 +24,9 @@ from simple_multimodal.models.base import TowerModel
 from simple_multimodal.prepare.manifests import prepare_benchmark
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.tasks.base import PARTIAL_FOLDER, Evaluation, Measuring, Task
+from simple_multimodal.tasks.models import saved_task
 from simple_multimodal.tasks.registry import Rows, task_of
+from simple_multimodal.tasks.training_clips import TrainingClips
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +39,7 @@ def evaluate(
     task: Task | None = None,
     train_dataset: RowDataset | None = None,
     roots: Any = None,
+    follow_links: bool = False,
     **settings,
 ) -> Evaluation:
     """
@@ -51,7 +52,8 @@ def evaluate(
         processor ([`MultimodalProcessor`], *optional*): of a model that is no folder.
         task ([`Task`], *optional*): by default that of the model, without options.
         train_dataset ([`RowDataset`], *optional*): rows of training, for the baselines of question answering.
-        roots (*optional*): folders of the files, see [`RowDataset`].
+        roots (*optional*): folders of the files of `data` that is not a [`RowDataset`], see there.
+        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
         settings: arguments of [`Pipeline`], such as `batch_size` and `drop_modalities`.
 
     Returns:
@@ -65,19 +67,14 @@ def evaluate(
     ```
     """
     if isinstance(model, (str, os.PathLike)):
-        config = saved_config(model)
-        task = task or task_of(config.get("task"), (config.get("architectures") or [""])[0])()
+        task = task or saved_task(model, cache_dir=settings.get("cache_dir"))()
         pipeline: Pipeline = task.pipeline_class.from_pretrained(model, **settings)
     else:
         if processor is None:
             raise ValueError("A model that is no folder needs its `processor`.")
         task = task or task_of(model.config.task, type(model).__name__)()
         pipeline = task.pipeline_class(model, processor, **settings)
-    if isinstance(data, RowDataset):
-        rows = data
-    else:
-        own: dict[str, Any] = {} if roots is None else {"roots": roots}
-        rows = task.open_rows(data, modalities=pipeline.processor.modalities, **own)
+    rows = task.open_rows(data, modalities=pipeline.processor.modalities, roots=roots, follow_links=follow_links)
     measuring = Measuring(benchmark=prepared_protocol(rows.manifest_file), train_set=train_dataset)
     return task.evaluate(pipeline, rows, measuring)
 
@@ -127,11 +124,11 @@ def measure_benchmark(
         raise ValueError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
     if split not in prepared["splits"]:
         raise ValueError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
-    clips = prepared["splits"][split]["clips"]
-    if model_folder is not None and split == "test":
-        check_overlap(_read(model_folder, "training_clips.json").get("clips", []), clips, protocol.name)
     settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
     settings["roots"] = {"video": video_root}
+    rows = task.open_rows(folder / f"{split}.jsonl", **settings)
+    if split == "test":
+        TrainingClips.read(model_folder).check(rows, protocol.name)
     output_dir.mkdir(parents=True, exist_ok=True)
     train_file, train_set = folder / "train.jsonl", None
     if task.compares_with_training and train_file.exists():
@@ -146,7 +143,6 @@ def measure_benchmark(
             decodes_on_gpu=pipeline.collator.decode_device != "cpu",
             **task.protocol_suffixes(pipeline, measuring),
         )
-    rows = task.open_rows(folder / f"{split}.jsonl", **settings)
     measured = task.evaluate(pipeline, rows, replace(measuring, protocol=name))
     audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
     if pipeline.state.is_main_process:
@@ -192,7 +188,7 @@ def prepared_folder(
     if data.is_file():
         raise ValueError(
             f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
-            f"python train.py --do_eval --task TASK --model_name_or_path MODEL --validation_file {data} "
+            f"python train.py --do_eval --model_name_or_path MODEL --validation_file {data} "
             "--output_dir OUT"
         )
     folder, videos = data, data / "videos"

@@ -28,6 +28,8 @@ def from_towers(
     fusion: str | PreTrainedConfig | None = None,
     task: str | Task = DEFAULT_TASK,
     train_dataset: Rows | None = None,
+    roots: Any = None,
+    follow_links: bool = False,
     captions: Callable[[], Iterable[str]] = tuple,
     is_trained: bool = True,
     processor_settings: Mapping[str, Any] = NOTHING,
@@ -46,6 +48,8 @@ def from_towers(
         task (`str` or [`Task`], *optional*, defaults to `"pretraining"`): what the model is for.
         train_dataset (*optional*): rows to train on, as [`Task.open_rows`] takes them, such as the path of a manifest;
             for what the task finds out from them, such as the answers of question answering.
+        roots (*optional*): folders of the files of a `train_dataset` that is not a [`RowDataset`], see there.
+        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
         captions (`Callable`, *optional*): gives the texts that a tokenizer is trained on for a text tower with random
             weights; by default those of `train_dataset`.
         is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not needs
@@ -75,7 +79,7 @@ def from_towers(
         raise ValueError("A model needs a tower: name one of `text`, `audio` and `video`.")
     task = get_task(task)() if isinstance(task, str) else task
     if train_dataset is not None:
-        train_dataset = task.open_rows(train_dataset, modalities=tuple(places))
+        train_dataset = task.open_rows(train_dataset, modalities=tuple(places), roots=roots, follow_links=follow_links)
     if isinstance(fusion, str):
         places["fusion"] = fusion
     return build(
@@ -189,8 +193,7 @@ def load(
     processor = assembly.load_processor(source, cache_dir=cache_dir, **processor_settings)
     sizes = assembly.changed_sizes(source, processor, cache_dir=cache_dir)
     if task is None:
-        config = assembly.saved_config(source)
-        task = task_of(config.get("task"), (config.get("architectures") or [""])[0])()
+        task = saved_task(source, cache_dir=cache_dir)()
     elif isinstance(task, str):
         task = get_task(task)()
     own = {"task": task.name, **task.config_settings(source, train_dataset)}
@@ -198,3 +201,21 @@ def load(
         task.model_classes, source, is_trained=is_trained, sizes=sizes, cache_dir=cache_dir, **settings, **own
     )
     return model, processor
+
+
+def saved_task(
+    source: str | os.PathLike[str], *, default: type[Task] | None = None, cache_dir: str | None = None
+) -> type[Task]:
+    """
+    The task that a saved model was trained for.
+
+    Args:
+        source (`str`): folder or hub name.
+        default (`type[Task]`, *optional*): what to return if no task has such a model, instead of raising an error.
+        cache_dir (`str`, *optional*): where files from the hub are kept.
+
+    Raises:
+        ValueError: If there is no such model, **or** no task has one of its class and there is no `default`.
+    """
+    config = assembly.saved_config(source, cache_dir=cache_dir)
+    return task_of(config.get("task"), (config.get("architectures") or [""])[0], default=default)

@@ -38,22 +38,25 @@ def get_task(name: str) -> type[Task]:
     return TASKS[name]
 
 
-def task_of(name: str | None, model_class: str) -> type[Task]:
+def task_of(name: str | None, model_class: str, *, default: type[Task] | None = None) -> type[Task]:
     """
     The task that a model was trained for.
 
     Args:
         name (`str`, *optional*): the `task` of its configuration, which older ones lack.
         model_class (`str`): name of its class.
+        default (`type[Task]`, *optional*): what to return if no task has such a model, instead of raising an error.
 
     Raises:
-        ValueError: If no task has such a model.
+        ValueError: If no task has such a model, and there is no `default`.
     """
     if name is not None:
         return get_task(name)
     for task in TASKS.values():
         if model_class in [kind.__name__ for kind in task.model_classes.values()]:
             return task
+    if default is not None:
+        return default
     raise ValueError(f"{model_class} is a model of none of the tasks {', '.join(TASKS)}.")
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.precision import Precision
-from simple_multimodal.evaluation.protocols import check_overlap, prepared_protocol, prepared_split
+from simple_multimodal.evaluation.protocols import prepared_protocol, prepared_split
 from simple_multimodal.output_folder import write_atomically
+from simple_multimodal.tasks.training_clips import TrainingClips
 
 RUN_FILE = "run.json"
-CLIPS_FILE = "training_clips.json"
 
 PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "torchcodec", "numpy")
 
@@ -120,18 +120,6 @@ def write_run_record(folder: str | os.PathLike, record: dict) -> None:
         temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def training_clips(dataset: RowDataset | None, source: str | os.PathLike | None) -> list[str]:
-    """Names of the clips that a model has seen in training: here, and before in the folder that it starts from."""
-    path = Path(source or "", CLIPS_FILE)
-    earlier = json.loads(path.read_text(encoding="utf-8"))["clips"] if source and path.is_file() else []
-    return sorted({*earlier, *(dataset.clip_names() if dataset is not None else [])})
-
-
-def write_training_clips(folder: str | os.PathLike, clips: Sequence[str]) -> None:
-    """Write `training_clips.json` into a folder; a test on one of these clips is refused."""
-    Path(folder, CLIPS_FILE).write_text(json.dumps({"clips": list(clips)}, indent=0) + "\n", encoding="utf-8")
-
-
 def check_test_set(test_set: RowDataset, train_set: RowDataset | None, source: str | os.PathLike[str] | None) -> None:
     """
     Refuse the test split of a benchmark to a model that has seen clips of it in training.
@@ -142,10 +130,10 @@ def check_test_set(test_set: RowDataset, train_set: RowDataset | None, source: s
         source (`str`, *optional*): The saved model that the run starts from.
 
     Raises:
-        ValueError: If a clip is in both.
+        ValueError: If a clip is in both; see [`TrainingClips.check`].
     """
     if (protocol := prepared_protocol(test_set.manifest_file)) is not None:
-        check_overlap(training_clips(train_set, source), test_set.clip_names(), protocol.name)
+        TrainingClips.read(source).with_rows(train_set).check(test_set, protocol.name)
 
 
 def differences_from(record: dict, folder: str | os.PathLike) -> list[str]:

@@ -38,6 +38,7 @@ from simple_multimodal.models.distributed import decide_in_first_process, leave_
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.tasks.registry import Evaluation, Measuring, Rows, Task, task_of
+from simple_multimodal.tasks.training_clips import TrainingClips
 from simple_multimodal.training import sharding
 from simple_multimodal.training.arguments import MultimodalTrainingArguments, load_on_gpu
 from simple_multimodal.training.checkpoints import (
@@ -57,7 +58,7 @@ from simple_multimodal.training.learning_rates import parameter_rates, set_learn
 from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.results import write_card
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
-from simple_multimodal.training.run_record import training_clips, write_run_record, write_training_clips
+from simple_multimodal.training.run_record import write_run_record
 from simple_multimodal.training.summary import RunSummary
 
 logger = logging.get_logger(__name__)
@@ -141,6 +142,8 @@ class MultimodalTrainer(Trainer):
         processor ([`MultimodalProcessor`]): makes tensors of rows, and is saved beside the model.
         train_dataset, eval_dataset (*optional*): rows: a [`RowDataset`], or what [`Task.open_rows`] takes, such as the
             path of a manifest.
+        roots (*optional*): folders of the files of rows that are not a [`RowDataset`], see there.
+        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
         features (`str`, *optional*): folder of features that stand for frozen towers, see [`load_features`].
         collator_settings (`Mapping`, *optional*): further arguments of [`MultimodalCollator`], for training and
             evaluation alike.
@@ -163,6 +166,8 @@ class MultimodalTrainer(Trainer):
         processor: MultimodalProcessor,
         train_dataset: Rows | None = None,
         eval_dataset: Rows | dict[str, Rows] | None = None,
+        roots: Any = None,
+        follow_links: bool = False,
         task: Task | None = None,
         features: str | os.PathLike[str] | None = None,
         collator_settings: Mapping[str, Any] = MappingProxyType({}),
@@ -172,7 +177,9 @@ class MultimodalTrainer(Trainer):
     ):
         self.task = task or task_of(model.config.task, type(model).__name__)()
         model.config.task = self.task.name
-        open_rows = functools.partial(self.task.open_rows, modalities=processor.modalities)
+        open_rows = functools.partial(
+            self.task.open_rows, modalities=processor.modalities, roots=roots, follow_links=follow_links
+        )
         train_dataset = None if train_dataset is None else open_rows(train_dataset)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: open_rows(rows) for name, rows in eval_dataset.items()}
@@ -729,7 +736,7 @@ class MultimodalTrainer(Trainer):
         if self.run_record is not None:
             write_run_record(staged, self.run_record)
             source = self.run_record["arguments"].get("model_name_or_path")
-            write_training_clips(staged, training_clips(self.train_dataset, source))
+            TrainingClips.read(source).with_rows(self.train_dataset).write(staged)
         if not is_staged:
             publish(staged, folder)
             clear_staging(folder)

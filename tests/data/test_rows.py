@@ -123,6 +123,30 @@ def test_clip_names_are_listed_once(media_dir, monkeypatch):
     assert dataset.clip_names() == names
 
 
+def test_files_of_clips_follow_links(tmp_path):
+    for name in ("real/a.mp4", "real/b.wav", "é.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "x").symlink_to(tmp_path / "real")
+    (tmp_path / "l\u0065\u0301.mp4").symlink_to("é.mp4")
+    rows = [
+        {"video": "x/a.mp4", "audio": "real/b.wav"},
+        {"video": " real/a.mp4"},
+        {"audio": "x/b.wav"},
+        {"video": "l\u00e9.mp4"},  # composed, and the link's name is not
+        {"video": "absent/c.mp4"},
+        {"caption": "no clip"},
+    ]
+    expected = [("a", "real/a.mp4"), ("b", "real/b.wav"), ("c", "absent/c.mp4"), ("l\u00e9", "é.mp4")]
+    for roots in (tmp_path, None):
+        own = [{**row, **{k: str(tmp_path / v.strip()) for k, v in row.items() if k != "caption"}} for row in rows]
+        dataset = RowDataset(rows if roots else own, roots=roots, modalities=())
+        assert (
+            dataset.clip_files() == dataset.clip_files() == [(name, str(tmp_path / path)) for name, path in expected]
+        )
+    assert RowDataset(rows[-1:], modalities=()).clip_files() == []
+
+
 def test_a_column_may_be_the_text(tmp_path, media_dir):
     rows = [{"video": "silent.mp4", "caption": "left out", "question": " why? ", "answer": 2}]
     settings = {"text_column": "question", "typed_columns": {"answer": "name"}, "roots": media_dir}

@@ -313,7 +313,7 @@ def test_rows_of_one_clip_count_once(retriever, clips):
 def test_bad_input_is_named(retriever, index, clips, question_model, tmp_path):
     with pytest.raises(ValueError, match=r"MultimodalForQuestionAnswering, a model of another task"):
         Retriever.from_pretrained(question_model)
-    with pytest.raises(ValueError, match="absent: is no saved model"):
+    with pytest.raises(ValueError, match="absent is not a saved model: no such folder"):
         Retriever.from_pretrained(tmp_path / "absent")
     with pytest.raises(MediaError, match=r"absent\.mp4"):
         retriever.index(clips / "video/absent.mp4")

@@ -419,9 +419,14 @@ def test_manifests_that_are_what_the_protocol_says(make, tmp_path, small_msvd, c
     assert f"msvd in {tmp_path / 'out'}; pass --video_root {tmp_path / 'videos'}" in printed
     assert "1 rows, 1 clips, 3 captions; listed: 1 clips, 3 captions; protocol: 1 clips, 3 captions" in printed
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert cli.main([*argv, "--output", str(tmp_path / "out"), "--follow_links", "--index_dir", "an index"]) == 0
+    assert (
+        f"; pass --video_root {tmp_path / 'videos'} --follow_links --index_dir 'an index'\n" in capsys.readouterr().out
+    )
     (tmp_path / "videos/-c_1_9.mp4").unlink()
     assert cli.main([*argv, "--output", str(tmp_path / "out"), "--json"]) == 1
     printed = json.loads(capsys.readouterr().out)
+    assert printed["flags"] == f"--video_root {tmp_path / 'videos'}"
     assert printed["splits"]["test"]["missing"] == ["-c_1_9"] and SOURCES["msvd"] in printed["notes"][0]
     assert cli.main([*argv, "--output", str(tmp_path / "new"), "--require_all_clips"]) == 2
     assert "1 clips have no usable file: -c_1_9" in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -170,3 +170,23 @@ def test_the_command_draws_rows_as_evaluation_and_training_see_them(folder, tmp_
         assert not np.array_equal(np.asarray(image), evaluation)  # other frames
     assert cli.main(["show", manifest, "--row", "9"]) == 2
     assert "rows 0 to 3" in capsys.readouterr().err
+
+
+def test_the_command_draws_media_files_and_the_first_of_a_folder(folder, tmp_path, said):
+    out = tmp_path / "sample.png"
+    video, audio = str(folder / "a.mp4"), str(folder / "tone.wav")
+
+    def drawn(*argv: str) -> tuple[list[str], np.ndarray]:
+        said.clear()
+        assert cli.main(["show", *argv, "--out", str(out)]) == 0
+        with Image.open(out) as image:
+            return [line for line in said if line.startswith(("a.mp4", "tone.wav"))], np.asarray(image)
+
+    titles, both = drawn(video, audio)
+    assert titles == ["a.mp4  ·  64x48, 25 frames/s  ·  2.00 s", "tone.wav"]
+    (_, first), (_, second) = drawn(video), drawn(audio)
+    assert both.shape == (len(first) + len(second), 1280, 3) and np.array_equal(both[: len(first)], first)
+    titles, one = drawn(video, audio, "--row", "1")
+    assert titles == ["tone.wav"] and one.shape == second.shape
+    titles, _ = drawn(str(folder))
+    assert titles == ["a.mp4  ·  64x48, 25 frames/s  ·  2.00 s"]

@@ -147,3 +147,12 @@ def test_code_that_a_tokenizer_names_is_not_run(processor, tmp_path, monkeypatch
     except ValueError:
         pass  # a refusal is as good as reading tokenizer.json alone
     assert not (tmp_path / "run").exists()
+
+
+def test_loading_says_nothing_about_the_model_beside_it(processor, tmp_path, caplog):
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "not_imported"}))
+    loaded = MultimodalProcessor.from_pretrained(tmp_path)
+    assert type(loaded.tokenizer) is type(processor.tokenizer)
+    assert loaded.tokenizer("a cat").input_ids == processor.tokenizer("a cat").input_ids
+    assert not caplog.records

@@ -88,7 +88,7 @@ def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, 
 def test_the_last_lines_name_disk_usage_report_model_and_next_command(finished, start, clips, tmp_path, capsys):
     tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
     model = str(finished)
-    run(*tokens, "--do_eval", *flags(task="retrieval", model_name_or_path=model, output_dir=tmp_path / "out"))
+    run(*tokens, "--do_eval", *flags(model_name_or_path=model, output_dir=tmp_path / "out"))
     captured = capsys.readouterr()
     disk, *others = captured.err.splitlines()[-4:]
     assert re.fullmatch(rf"Disk:   {re.escape(str(tmp_path / 'out'))} holds \d\.\d MB", disk)  # the model is elsewhere

@@ -1,0 +1,132 @@
+"""The clips that a model has been trained on, kept beside it, and whether rows to test with are among them."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from transformers.utils import logging
+
+from simple_multimodal.data.rows import ClipFile, RowDataset
+from simple_multimodal.evaluation.protocols import check_overlap
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.index_cache import content_hash
+
+logger = logging.get_logger(__name__)
+
+CLIPS_FILE = "training_clips.json"
+
+
+class TrainingClips(NamedTuple):
+    """
+    Clips that a model has been trained on.
+
+    Args:
+        clips (`list[ClipFile]`): sorted, each once. Earlier versions kept names alone: the path of such a clip is
+            `""`.
+    """
+
+    clips: list[ClipFile] = []
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str] | None) -> Self:
+        """Read those of a saved model; there are none if its folder does not say, or is not on this machine."""
+        path = Path(folder or "", CLIPS_FILE)
+        if folder is None or not path.is_file():
+            return cls()
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = content["clips"]
+        return cls(list(map(ClipFile, names, content.get("files", [""] * len(names)))))
+
+    def with_rows(self, rows: RowDataset | None) -> Self:
+        """Return these clips and those of rows to train on."""
+        return self if rows is None else type(self)(sorted({*self.clips, *rows.clip_files()}))
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Write `training_clips.json` into the folder of a model."""
+        content = {"clips": [clip.name for clip in self.clips], "files": [clip.path for clip in self.clips]}
+        Path(folder, CLIPS_FILE).write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
+
+    def check(self, test_set: RowDataset, protocol: str) -> None:
+        """
+        Check that a model may be tested on rows.
+
+        A clip is refused if its file is a training clip's, under whatever name, or if it has the name of a training
+        clip and nothing shows that it is another one: a file of the same format on this machine with other contents.
+        A warning names such files, and copies under other names.
+
+        Args:
+            test_set ([`RowDataset`]): rows to test with.
+            protocol (`str`): name of their protocol, for the message.
+
+        Raises:
+            ValueError: If the model was trained on one of their clips.
+        """
+        if not self.clips:
+            return
+        files = _Files(clip.path for clip in self.clips)
+        files_of: dict[str, list[str]] = defaultdict(list)
+        for clip in self.clips:
+            files_of[clip.name].append(clip.path)
+        seen, copies, namesakes = [], [], []
+        for name, path in test_set.clip_files():
+            twins = files.with_contents_of(path)
+            own = files_of.get(name, [])
+            if files.has(path) or any(twin in own for twin in twins):
+                seen.append(name)
+            elif own and not all(_can_be_compared(path, other) for other in own):
+                seen.append(name)
+            elif twins:
+                copies.append(f"{name} ({twins[0]})")
+            elif own:
+                namesakes.append(f"{name} ({own[0]})")
+        check_overlap(seen, test_set.clip_names(), protocol)
+        if int(os.environ.get("RANK", "0")) == 0:
+            _warn(copies, "have the same contents as training clips of other names")
+            _warn(namesakes, "have the names of training clips with other contents, and are taken for other clips")
+
+
+def _can_be_compared(first: str, second: str) -> bool:
+    """Whether two files exist and are of one format: a converted clip has other contents, and is the same clip."""
+    suffixes = {os.path.splitext(path)[1].lower() for path in (first, second)}
+    return len(suffixes) == 1 and os.path.isfile(first) and os.path.isfile(second)
+
+
+def _warn(clips: list[str], what: str) -> None:
+    if clips:
+        logger.warning(f"{len(clips)} test clips {what}: {', '.join(clips[:3])}{', ...' * (len(clips) > 3)}.")
+
+
+class _Files:
+    """Looks up files by what they are; those that are not on this machine are known by their paths alone."""
+
+    def __init__(self, paths: Iterable[str]):
+        self._paths = {path for path in paths if path}
+        self._nodes: set[tuple[int, int]] = set()
+        self._by_size: dict[int, list[str]] = defaultdict(list)
+        for path in self._paths:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            self._nodes.add((status.st_dev, status.st_ino))
+            self._by_size[status.st_size].append(path)
+
+    def has(self, path: str) -> bool:
+        """Whether a file is one of them, under this name or as a hard link."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return path in self._paths
+        return path in self._paths or (status.st_dev, status.st_ino) in self._nodes
+
+    def with_contents_of(self, path: str) -> list[str]:
+        """Those of them that have the same contents as a file."""
+        try:
+            candidates = self._by_size.get(os.stat(path).st_size, [])
+            contents = content_hash(path) if candidates else None
+        except (OSError, MediaError):
+            return []
+        return sorted(other for other in candidates if content_hash(other) == contents)
