@@ -6,7 +6,6 @@
 Every flag: python train.py --help
 """
 
-import json
 import os
 
 # Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
@@ -22,7 +21,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
     from arguments.inputs import describe_run, make_model, make_task, open_splits
     from simple_multimodal.training.checkpoints import find_checkpoint
-    from simple_multimodal.training.results import write_results, write_test_results
+    from simple_multimodal.training.results import say_where
     from simple_multimodal.training.trainer import MultimodalTrainer
 
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
@@ -50,13 +49,21 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         trainer.save_model()
         trainer.save_state()
         if metrics:  # none if the run was complete already
+            trainer.log_metrics("train", metrics)
             trainer.save_metrics("train", metrics)
     elif model_args.model_name_or_path is None:  # assembled from pretrained towers
         trainer.save_model()
     if args.do_eval:
-        metrics |= write_results(trainer, trainer.evaluate())
+        evaluated = trainer.evaluate()
+        trainer.log_metrics("eval", evaluated)
+        trainer.save_metrics("eval", evaluated)
+        metrics |= evaluated
     if args.do_predict:
-        metrics |= write_test_results(trainer, trainer.evaluate(splits.test, metric_key_prefix="test"))
+        tested = trainer.evaluate(splits.test, metric_key_prefix="test")
+        trainer.log_metrics("test", tested)
+        trainer.save_metrics("test", tested)
+        metrics |= tested
+    say_where(trainer)
     return metrics
 
 
@@ -66,9 +73,7 @@ def main() -> None:
     from simple_multimodal.training.run_control import running
 
     with running(arguments[-1]):
-        metrics = run(*arguments)
-    if arguments[-1].process_index == 0:
-        print(json.dumps({name.removeprefix("eval_"): value for name, value in metrics.items()}))
+        run(*arguments)
 
 
 if __name__ == "__main__":

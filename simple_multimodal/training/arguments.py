@@ -172,7 +172,7 @@ class MultimodalTrainingArguments(TrainingArguments):
                 "--activation_checkpointing is for the whole model, --gradient_checkpointing_towers for the towers "
                 "that it names. Give one of the two."
             )
-        if self.bf16 and not self.use_cpu:
+        if self.bf16 and not self.use_cpu:  # type: ignore[has-type]
             if not torch.accelerator.is_available():
                 self.use_cpu = True  # where bf16 works; `TrainingArguments` would ask for this flag
             elif torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
