@@ -140,14 +140,15 @@ def results_table(title: str, evaluation: Evaluation) -> str:
         title (`str`): First words of the heading; the counts follow.
         evaluation ([`Evaluation`]): What was measured.
     """
-    chance = glossary.chance_levels(evaluation.metrics)
+    chance = glossary.chance_levels(evaluation.metrics) | evaluation.chance
+    num_queries = glossary.numbers_of_queries(evaluation.metrics, evaluation.counts)
     rows = [("", "value", "95 % interval", "chance")]
     for name in main_metrics(evaluation):
         rows.append(
             (
                 words(name),
-                format_number(name, evaluation.metrics[name]),
-                format_interval(name, evaluation.intervals),
+                format_number(name, evaluation.metrics[name], num_queries.get(name)),
+                format_interval(name, evaluation.intervals, num_queries.get(name)),
                 format_number(name, chance[name]) if name in chance else "",
             )
         )

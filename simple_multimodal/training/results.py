@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.report import write_report
 from simple_multimodal.evaluation.result_files import write_metrics
 from simple_multimodal.modalities import BUILT_IN_MODALITIES
+from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.tasks.base import Evaluation
 
 REPORT_FILE = "report.html"
@@ -58,6 +60,8 @@ def write_results(trainer: Any, split: str) -> None:
         examples=[] if evaluation is None else trainer.task.examples(evaluation, trainer.eval_collator),
         run=trainer.run_record,
         data=data,
+        chance=None if evaluation is None else evaluation.chance,
+        train_chance=None if evaluation is None else _chance_in_training(trainer, evaluation.chance),
         **_numbers(evaluation),
     )
     if evaluation is not None and trainer.is_saved and trainer.train_dataset is not None:
@@ -76,6 +80,12 @@ def _write_evaluation(trainer: Any, path: Path) -> None:
         bad_samples=as_json(trainer.last_evaluation.bad_samples),
         **_numbers(trainer.last_evaluation),
     )
+
+
+def _chance_in_training(trainer: Any, chance: Mapping[str, float]) -> dict[str, float]:
+    """What guessing scores in training: contrast is with the rows of a batch there."""
+    rows = math.log(trainer.args.train_batch_size * trainer.args.world_size)
+    return {name: rows if name.removesuffix("_loss") in CONTRASTIVE_PAIRS else level for name, level in chance.items()}
 
 
 def _numbers(evaluation: Evaluation | None) -> dict[str, Any]:
@@ -188,6 +198,7 @@ def write_card(trainer: Any) -> None:
         modalities=modalities,
         metrics=evaluation.metrics if evaluation else {},
         intervals=evaluation.intervals if evaluation else {},
+        chance=evaluation.chance if evaluation else {},
         headline=evaluation.primary_metric if evaluation else None,
         protocol=evaluation.protocol if evaluation else "not evaluated",
         counts=evaluation.counts if evaluation else {},

@@ -39,6 +39,8 @@ def finished(start, tmp_path_factory) -> Path:
 def test_the_report_has_curves_data_examples_with_audio_and_chance(finished):
     page = (finished / "report.html").read_text()
     labels = re.findall(r'aria-label="([a-z ]+): training', page)
+    # Two rows in a batch, six of seven with text and video.
+    assert re.search(r"contrastive tv loss</strong> last evaluation \S+; chance 0.6931 in training, 1.792 in ", page)
     assert labels[0] == "loss" and labels[-3:] == ["learning rate", "samples per second", "data wait share"]
     assert "contrastive tv loss" in labels and "Contrastive losses grow with the number of candidates" in page
     for name in ("training", "evaluation"):
@@ -88,6 +90,8 @@ def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, 
     assert card.data.tags[-1] == "question_answering" and card.data.eval_results[0].metric_name == "accuracy"
     assert "Built on `my_start`." in card.text and str(tmp_path) not in card.text.split("## How to train it again")[0]
     assert 'QuestionAnswerer.from_pretrained("out")' in card.text
+    report = (tmp_path / "out/report.html").read_text()
+    assert report.count("<td>0.6931</td>") == 2 and "of 3 questions" in report  # two answers; the loss has one part
     assert "simple-multimodal answer" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -132,6 +136,7 @@ def test_the_console_shows_few_numbers_and_the_files_all(start, tmp_path, capsys
         r"step 2/2  epoch 0.50  eval_text_to_video_R@1 \S+  eval_matching_loss \S+  eval_loss \S+", lines[2]
     )
     assert re.fullmatch(r"Training: 2 steps \(epoch 0.5\), 0:00:\d\d, \S+ samples/s, mean loss \S+", lines[3])
+    assert lines[6].split()[-1] == "0.1429" and lines[6].split()[5] in ("0.00", "0.14", "0.29", "0.43")  # of 7
     assert lines[4] == "Evaluation: 7 rows, 7 captions, 7 clips"
     assert lines[5].split() == ["value", "95", "%", "interval", "chance"]
     assert lines[6].startswith("text to video R@1 ") and lines[-1].startswith("loss ") and len(lines) < 17
