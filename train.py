@@ -6,7 +6,6 @@
 Every flag: python train.py --help
 """
 
-import json
 import os
 
 # Set before torch is imported: idle threads of OpenMP then sleep instead of spinning, so that the cores are free for
@@ -23,7 +22,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
     from arguments.inputs import describe_run, make_model, make_task, open_splits
     from simple_multimodal.training.checkpoints import find_checkpoint
-    from simple_multimodal.training.results import write_results, write_test_results
+    from simple_multimodal.training.results import say_where
     from simple_multimodal.training.trainer import MultimodalTrainer
 
     set_seed(args.seed)  # before the model is made: new layers are initialized randomly
@@ -51,13 +50,21 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
         trainer.save_model()
         trainer.save_state()
         if metrics:  # none if the run was complete already
+            trainer.log_metrics("train", metrics)
             trainer.save_metrics("train", metrics)
     elif model_args.model_name_or_path is None:  # assembled from pretrained towers
         trainer.save_model()
     if args.do_eval:
-        metrics |= write_results(trainer, trainer.evaluate())
+        evaluated = trainer.evaluate()
+        trainer.log_metrics("eval", evaluated)
+        trainer.save_metrics("eval", evaluated)
+        metrics |= evaluated
     if args.do_predict:
-        metrics |= write_test_results(trainer, trainer.evaluate(splits.test, metric_key_prefix="test"))
+        tested = trainer.evaluate(splits.test, metric_key_prefix="test")
+        trainer.log_metrics("test", tested)
+        trainer.save_metrics("test", tested)
+        metrics |= tested
+    say_where(trainer)
     return metrics
 
 
@@ -67,9 +74,7 @@ def main() -> None:
     from simple_multimodal.training.run_control import running
 
     with running(args):
-        metrics = run(model_args, data_args, args)
-    if args.process_index == 0:
-        print(json.dumps({name.removeprefix("eval_"): value for name, value in metrics.items()}))
+        run(model_args, data_args, args)
 
 
 if __name__ == "__main__":

@@ -41,11 +41,9 @@ def train(folder: Path, world: Path, *tokens: str, **values: object) -> dict[str
         command += ["--output_dir", str(folder.resolve()), "--save_strategy", "no", "--overwrite_output_dir", "True"]
         # Training may use all cores, unlike what `common` times.
         environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-        run = subprocess.run(
-            [*command, *tokens, *flags], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        results.write_text(run.stdout.splitlines()[-1])
+        subprocess.run([*command, *tokens, *flags], cwd=REPOSITORY, env=environment, check=True)
+        metrics = json.loads((folder / "all_results.json").read_text())
+        results.write_text(json.dumps({name.removeprefix("eval_"): value for name, value in metrics.items()}))
     return json.loads(results.read_text())
 
 

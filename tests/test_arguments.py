@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
@@ -289,6 +290,25 @@ def test_hints_are_printed_by_the_first_process_only(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     CommandLineParser(*EVERYTHING).parse(["--no_cuda"])
     assert capsys.readouterr().err == ""
+
+
+def test_fp16_on_a_cpu_says_that_the_run_computes_in_fp32(caplog):
+    args = parse_args(["--use_cpu", "--fp16"])[2]
+    assert args.precision == "fp32"
+    assert [line for line in caplog.messages if "--fp16 needs a GPU: on the CPU this run computes in fp32" in line]
+    caplog.clear()
+    parse_args(["--use_cpu", "--bf16"])
+    assert "needs a GPU" not in caplog.text
+
+
+def test_bf16_works_on_a_cpu_and_names_a_gpu_without_it(error_of, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert parse_args(["--bf16"])[2].precision == "bf16"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert "--bf16 needs a GPU that computes in bf16" in error_of("--bf16")
 
 
 def test_logging_dir_sets_the_variable_of_tensorboard(monkeypatch):

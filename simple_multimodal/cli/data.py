@@ -97,7 +97,8 @@ def prepare(
     splits: Annotated[Sequence[str], "splits to write; only their files are needed", SPLITS] = SPLITS,
     num_validation_clips: Annotated[
         int | None,
-        "training clips to set aside where a benchmark has no validation list; default: " + str(NUM_VALIDATION_CLIPS),
+        f"training clips to set aside where a benchmark has no validation list; default: {NUM_VALIDATION_CLIPS}, or a "
+        "tenth of the training clips if that is fewer",
     ] = None,
     seed: Annotated[int, "random seed that selects them"] = 0,
     follow_links: FollowLinks = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -53,18 +54,24 @@ class Chart(NamedTuple):
     is_empty: bool
 
 
-def loss_charts(log_history: Sequence[Mapping[str, JSONValue]]) -> list[Chart]:
+def loss_charts(
+    log_history: Sequence[Mapping[str, JSONValue]], num_queries: Mapping[str, int] = MappingProxyType({})
+) -> list[Chart]:
     """
     Draw one chart for each loss, their sum first, then for each recall at 1 and accuracy that was evaluated at two
     steps or more.
 
     Args:
         log_history (`Sequence[Mapping]`): `TrainerState.log_history`.
+        num_queries (`Mapping[str, int]`, *optional*): How many queries a fraction is of, by name without `eval_`.
     """
     curves = _curves(log_history, lambda name: name.endswith(("loss", "R@1", "accuracy")))
     losses = {name: curves[name] for name in sorted(curves, key=lambda name: name != "loss") if name.endswith("loss")}
     several = {name: curve for name, curve in curves.items() if name not in losses and len(curve[1]) > 1}
-    return [draw_chart(name, train, evaluation) for name, (train, evaluation) in (losses | several).items()]
+    return [
+        draw_chart(name, train, evaluation, num_queries.get(name))
+        for name, (train, evaluation) in (losses | several).items()
+    ]
 
 
 def pace_charts(log_history: Sequence[Mapping[str, JSONValue]]) -> list[Chart]:
@@ -93,20 +100,20 @@ def _curves(
     return curves
 
 
-def draw_chart(name: str, train: Curve, evaluation: Curve) -> Chart:
+def draw_chart(name: str, train: Curve, evaluation: Curve, num_queries: int | None = None) -> Chart:
     """Lay out the curves of one value; points that are not finite leave gaps."""
     drawn, block = _thin(train)
     finite = [point for point in (*drawn, *evaluation) if math.isfinite(point[1])]
     num_lost = sum(not math.isfinite(value) for _, value in (*train, *evaluation))
     described = [
-        f"{kind} {format_number(name, points[0][1])} at step {points[0][0]:g} to "
-        f"{format_number(name, points[-1][1])} at step {points[-1][0]:g}"
+        f"{kind} {format_number(name, points[0][1], num_queries)} at step {points[0][0]:g} to "
+        f"{format_number(name, points[-1][1], num_queries)} at step {points[-1][0]:g}"
         for kind, points in (("training", train), ("evaluation", evaluation))
         if points
     ]
     notes = []
     if evaluation:
-        notes.append(f"last evaluation {format_number(name, evaluation[-1][1])}")
+        notes.append(f"last evaluation {format_number(name, evaluation[-1][1], num_queries)}")
     elif train:
         notes.append(f"last {format_number(name, train[-1][1])}")
     if block > 1:
@@ -143,7 +150,7 @@ def draw_chart(name: str, train: Curve, evaluation: Curve) -> Chart:
         name,
         label,
         "; ".join(notes),
-        [Tick(x(tick), f"{tick:g}") for tick in ticks(x_low, x_high)],
+        [Tick(x(tick), f"{tick:,.0f}") for tick in ticks(x_low, x_high, is_count=True)],
         [Tick(y(tick), f"{tick:.4g}") for tick in ticks(y_low, y_high)],
         path(drawn),
         path(evaluation),
@@ -161,9 +168,11 @@ def _thin(points: Curve) -> tuple[Curve, int]:
     return [(float(step), float(value)) for step, value in (block.mean(axis=0) for block in blocks)], size
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Return three to eight round values inside `[low, high]`."""
+def ticks(low: float, high: float, *, is_count: bool = False) -> list[float]:
+    """Return three to eight round values inside `[low, high]`; of a count whole ones, fewer in a short range."""
     raw = (high - low) / 3
+    if is_count:
+        raw = max(raw, 1.0)
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor for factor in (5, 2, 1) if factor * magnitude <= raw * (1 + 1e-9)) * magnitude
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

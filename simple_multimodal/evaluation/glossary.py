@@ -112,6 +112,24 @@ def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
     return levels
 
 
+def numbers_of_queries(metrics: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, int]:
+    """
+    Return how many queries each fraction is of, for those of which that is known.
+
+    Args:
+        metrics (`Mapping[str, float]`): Metrics by name, with the `num_queries` of each direction of retrieval.
+        counts (`Mapping[str, int]`): What the metrics are over; accuracies are over the `questions`, if any.
+    """
+    numbers: dict[str, int] = {}
+    for name in metrics:
+        column = next((end for end in RETRIEVAL_COLUMNS if name.endswith(end)), None)
+        if column is not None:
+            numbers[name] = int(metrics.get(f"{name.removesuffix(column)}num_queries", 0))
+        elif name.endswith("accuracy"):
+            numbers[name] = counts.get("questions", 0)
+    return {name: number for name, number in numbers.items() if number}
+
+
 RETRIEVAL_COLUMNS = (*(f"R@{cutoff}" for cutoff in RECALL_CUTOFFS), "median_rank", "mean_rank")
 """Ends of the names of retrieval metrics."""
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from simple_multimodal.evaluation import glossary
 from simple_multimodal.evaluation.bootstrap import Interval
-from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_interval, render
+from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_interval, format_number, render
 from simple_multimodal.evaluation.result_files import check_names, write_whole
 
 TAGS = ("multimodal", "simple-multimodal")
@@ -39,6 +39,7 @@ def write_model_card(
     usage: str | None = None,
     model_name: str | None = None,
     license: str | None = None,
+    chance: Mapping[str, float] | None = None,
 ) -> Path:
     """
     Write `README.md` with Hugging Face metadata and the measured numbers into the folder of a saved model.
@@ -62,6 +63,8 @@ def write_model_card(
         usage (`str`, *optional*): Python code that uses the model, `{model}` in the place of its name as a string.
         model_name (`str`, *optional*, defaults to the name of `folder`): Name of the model.
         license (`str`, *optional*): Licence of the weights as the hub abbreviates it, e.g. `apache-2.0`.
+        chance (`Mapping[str, float]`, *optional*): What guessing scores, by metric name, where that does not follow
+            from the metrics.
 
     Returns:
         `Path` of the file written.
@@ -115,13 +118,16 @@ def write_model_card(
         f"model = {architecture}.from_pretrained({quoted_name})  # this folder, or its name on the hub\n"
         f"processor = MultimodalProcessor.from_pretrained({quoted_name})"
     )
+    levels = glossary.chance_levels(metrics) | dict(chance or {})
+    num_queries = glossary.numbers_of_queries(metrics, counts)
     card = render(
         "model_card.md.jinja",
         filters={
             "plain": _plain,
             "code": _code,
             "fence": _fence,
-            "interval": lambda name: format_interval(name, intervals),
+            "number": lambda value, name="": format_number(name, value, num_queries.get(name)),
+            "interval": lambda name: format_interval(name, intervals, num_queries.get(name)),
             "meaning": glossary.meaning,
         },
         metadata=Markup(metadata.to_yaml()),
@@ -133,7 +139,7 @@ def write_model_card(
         headline=headline,
         metrics=metrics,
         intervals=intervals,
-        chance=glossary.chance_levels(metrics),
+        chance={name: format_number(name, level) for name, level in levels.items()},
         usage=None if usage is None else usage.replace("{model}", quoted_name),
         loading=loading,
         inputs=_describe_inputs(folder),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -43,26 +44,32 @@ def render(template: str, /, *, filters: Mapping[str, Any] | None = None, **valu
     return environment.get_template(template).render(**values)
 
 
-def format_number(name: str, value: float) -> str:
+def format_number(name: str, value: float, num_queries: int | None = None) -> str:
     """
-    Write a metric for people: counts whole, ranks and losses with four digits, fractions with four decimals.
+    Write a metric for people: counts whole, ranks and losses with four digits, fractions with four decimals, or fewer
+    where there are few queries.
 
     Args:
         name (`str`): Name of the metric.
         value (`float`): Its value.
+        num_queries (`int`, *optional*): How many queries a fraction is of: one tells apart no more decimals than
+            their number has digits.
 
     Returns:
-        `str`, e.g. `0.9500` for `R@1`, `1.27` for `mean_rank`, `12,000` for a count.
+        `str`, e.g. `0.9500` for `R@1`, `0.95` for that of 20 queries, `1.27` for `mean_rank`, `12,000` for a count.
     """
     if isinstance(value, int) or abs(value) >= 10_000:
         return f"{value:,.0f}"
     is_fraction = name.endswith(("accuracy", "share", *(f"R@{cutoff}" for cutoff in RECALL_CUTOFFS)))
-    return f"{value:.4f}" if is_fraction else f"{value:.4g}"
+    if not is_fraction:
+        return f"{value:.4g}"
+    decimals = 4 if num_queries is None else min(max(math.ceil(math.log10(num_queries)), 2), 4)
+    return f"{value:.{decimals}f}"
 
 
-def format_interval(name: str, intervals: Mapping[str, Interval]) -> str:
-    """Write both ends of the interval of a metric; empty for a metric without one."""
-    return " – ".join(format_number(name, end) for end in intervals[name]) if name in intervals else ""
+def format_interval(name: str, intervals: Mapping[str, Interval], num_queries: int | None = None) -> str:
+    """Write both ends of the interval of a metric as [`format_number`] does; empty for a metric without one."""
+    return " – ".join(format_number(name, end, num_queries) for end in intervals[name]) if name in intervals else ""
 
 
 def words(name: str) -> str:

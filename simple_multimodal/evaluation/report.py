@@ -112,6 +112,8 @@ def write_report(
     data: Mapping[str, Mapping[str, int]] | None = None,
     intervals: Mapping[str, Interval] | None = None,
     headline: str | None = None,
+    chance: Mapping[str, float] | None = None,
+    train_chance: Mapping[str, float] | None = None,
 ) -> None:
     """
     Write the report of a run as one HTML file that needs no other file and no network.
@@ -138,22 +140,36 @@ def write_report(
             `{"training": {"rows": 12000, "clips": 12000}}`.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals by metric name.
         headline (`str`, *optional*): Name of the metric that is shown large.
+        chance (`Mapping[str, float]`, *optional*): What guessing scores, by metric name, where that does not follow
+            from the metrics.
+        train_chance (`Mapping[str, float]`, *optional*): What guessing scores in training, by name of the loss.
 
     Raises:
         ValueError: If `headline` or an interval names no metric.
     """
     intervals = intervals or {}
     check_names(metrics, intervals, headline)
-    chance = glossary.chance_levels(metrics)
+    chance = glossary.chance_levels(metrics) | dict(chance or {})
+    num_queries = glossary.numbers_of_queries(metrics, counts)
     retrieval = _retrieval_rows(metrics)
     in_table = {name for row in retrieval for name in (*row["cells"], *row["counts"].values())}
-    losses = charts.loss_charts(log_history)
+    losses = [
+        _with_chance(chart, train_chance or {}, {name.removeprefix("eval_"): level for name, level in chance.items()})
+        for chart in charts.loss_charts(
+            log_history, {name.removeprefix("eval_"): number for name, number in num_queries.items()}
+        )
+    ]
     page = render(
         "report.html.jinja",
-        filters={"interval": lambda name: format_interval(name, intervals), "meaning": glossary.meaning},
+        filters={
+            "number": lambda value, name="": format_number(name, value, num_queries.get(name)),
+            "interval": lambda name: format_interval(name, intervals, num_queries.get(name)),
+            "meaning": glossary.meaning,
+        },
         title=title,
         protocol=protocol,
         counts=counts,
+        num_queries=num_queries,
         headline=headline,
         metrics=metrics,
         intervals=intervals,
@@ -175,6 +191,16 @@ def write_report(
     )
     # A lone surrogate, possible in a caption read from JSON, has no UTF-8 form.
     write_whole(path, [page.encode("utf-8", errors="xmlcharrefreplace").decode("utf-8")])
+
+
+def _with_chance(chart: charts.Chart, train: Mapping[str, float], evaluation: Mapping[str, float]) -> charts.Chart:
+    """Add to the notes of a chart what guessing scores in training and in evaluation, where that is known."""
+    levels = {
+        "training": train.get(chart.name) if chart.train else None,
+        "evaluation": evaluation.get(chart.name) if chart.evaluation else None,
+    }
+    said = [f"{format_number(chart.name, level)} in {kind}" for kind, level in levels.items() if level is not None]
+    return chart._replace(notes=f"{chart.notes}; chance {', '.join(said)}") if said else chart
 
 
 def _retrieval_rows(metrics: Mapping[str, float]) -> list[dict]:

@@ -161,7 +161,7 @@ def prepare_benchmark(
         protocol (`str`, *optional*): Name of a protocol; by default the first one of the benchmark.
         splits (`Sequence[str]`, *optional*, defaults to all): What to write.
         num_validation_clips (`int`, *optional*): Training clips that are set aside where there is no validation list;
-            500 by default.
+            by default 500, or a tenth of the training clips if that is fewer.
         seed (`int`, *optional*, defaults to 0): Decides which.
         requires_all_clips (`bool`, *optional*, defaults to `False`): Refuse to leave clips out.
         opens_files (`bool`, *optional*, defaults to `False`): Index every video, so that those that cannot be read are
@@ -194,7 +194,9 @@ def prepare_benchmark(
             raise ValueError(
                 f"{annotations}: no list of validation clips, and none of training clips to take them from."
             )
-        num_clips = NUM_VALIDATION_CLIPS if num_validation_clips is None else num_validation_clips
+        num_clips = num_validation_clips
+        if num_clips is None:
+            num_clips = min(NUM_VALIDATION_CLIPS, max(listed["train"].clips // 10, 1))
         validation_split = {"seed": seed, "num_clips": num_clips}
         rows = rows | set_aside(rows["train"], num_clips, seed)
         listed["validation"] = _size(rows["validation"])
@@ -269,8 +271,16 @@ def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
         ValueError: There are not that many clips and one more.
     """
     clips = {row["clip"] for row in rows}
+    if len(clips) < 2:
+        raise ValueError(
+            f"The training list has {len(clips)} clip, so that none can be set aside for validation. Leave validation "
+            "out of `splits`."
+        )
     if not 0 < num_clips < len(clips):
-        raise ValueError(f"num_validation_clips must be from 1 to {len(clips) - 1}, got {num_clips}.")
+        raise ValueError(
+            f"num_validation_clips must be from 1 to {len(clips) - 1}, one less than there are training clips, got "
+            f"{num_clips}."
+        )
     by_draw = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed} {clip}".encode()).digest())
     chosen = set(by_draw[:num_clips])
     return {

@@ -44,6 +44,8 @@ class Evaluation:
         bad_samples (`list[BadSample]`): rows that could not be read, and count as wrong.
         config_settings (`dict`): what the model's configuration is to remember of it, where the rows are not test
             clips.
+        chance (`dict[str, float]`): what guessing scores, where that does not follow from the metrics, such as a
+            cross-entropy over a known number of candidates.
         rows (`Iterable[dict]`): one result for each pair or question, for `results.json`; to be read once.
         printed (`dict`): the numbers as the benchmark's reference implementation prints them.
         details (`Any`): whatever else the task keeps, say for the examples of the report.
@@ -57,6 +59,7 @@ class Evaluation:
     num_rows: int
     bad_samples: list[BadSample] = field(default_factory=list)
     config_settings: dict[str, Any] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
     rows: Iterable[dict] = field(default=(), repr=False)
     printed: dict[str, Any] = field(default_factory=dict)
     details: Any = field(default=None, repr=False)

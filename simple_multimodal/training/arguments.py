@@ -172,9 +172,21 @@ class MultimodalTrainingArguments(TrainingArguments):
                 "--activation_checkpointing is for the whole model, --gradient_checkpointing_towers for the towers "
                 "that it names. Give one of the two."
             )
+        if self.bf16 and not self.use_cpu:  # type: ignore[has-type]
+            if not torch.accelerator.is_available():
+                self.use_cpu = True  # where bf16 works; `TrainingArguments` would ask for this flag
+            elif torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise ValueError(
+                    f"--bf16 needs a GPU that computes in bf16 (NVIDIA Ampere or newer), and this is a "
+                    f"{torch.cuda.get_device_name()}. Use --fp16 True, or leave both out to compute in fp32."
+                )
         leave_store_of_launcher(self.ddp_timeout)
         is_configured = self.accelerator_config is not None
         super().__post_init__()
+        if self.fp16 and self.precision == "fp32" and self.process_index == 0:
+            logger.warning(
+                "--fp16 needs a GPU: on the CPU this run computes in fp32. Leave it out, or use --bf16 True."
+            )
         if self.n_gpu > 1:  # which `Trainer` would put under `DataParallel`, that cannot split the counts of a step
             logger.warning(
                 f"One process uses one GPU: cuda:0 of the {self.n_gpu} here. For all of them: torchrun "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,10 @@ from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.report import write_report
 from simple_multimodal.evaluation.result_files import write_metrics
 from simple_multimodal.modalities import BUILT_IN_MODALITIES
+from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.tasks.base import Evaluation
+
+REPORT_FILE = "report.html"
 
 CARD_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
@@ -25,79 +29,68 @@ CARD_SETTINGS = (
 """Arguments that a model card names first."""
 
 
-def write_results(trainer: Any, metrics: dict[str, float]) -> dict[str, float]:
+def write_results(trainer: Any, split: str) -> None:
     """
-    Write `eval_results.json`, `evaluation.json`, `report.html` and, beside a model that was trained, its `README.md`,
-    and into its configuration whether matching re-ranks; say where they are. Main process only.
+    Write what people read of a finished training or evaluation: `report.html`; of an evaluation `evaluation.json` (of
+    a test set `test_evaluation.json`); and beside a model that was trained and saved its `README.md` and, in its
+    configuration, whether matching re-ranks. Main process only.
 
     Args:
-        trainer (`MultimodalTrainer`): After training and/or evaluation.
-        metrics (`dict[str, float]`): What `trainer.evaluate()` returned.
-
-    Returns:
-        `dict[str, float]`: The metrics.
+        trainer (`MultimodalTrainer`): The trainer, after that.
+        split (`str`): `"train"`, `"eval"` or `"test"`: what was finished last.
     """
-    trainer.save_metrics("eval", metrics)
-    if not trainer.is_world_process_zero():
-        return metrics
-    evaluation = trainer.last_evaluation
-    folder = Path(trainer.args.output_dir)
-    examples = trainer.task.examples(evaluation, trainer.eval_collator)
-    run = trainer.run_record or {}
-    _write_evaluation(trainer, folder / "evaluation.json")
-    data = {"evaluation": count_rows(trainer.eval_dataset, len(evaluation.bad_samples))}
-    if trainer.args.do_train:
-        data = {"training": count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history))} | data
+    evaluation, folder = trainer.last_evaluation, Path(trainer.args.output_dir)
+    if split != "train":
+        if evaluation is None or isinstance(trainer.eval_dataset, dict):
+            return  # nothing was measured, or several sets of which the last one alone is known
+        _write_evaluation(trainer, folder / ("evaluation.json" if split == "eval" else "test_evaluation.json"))
+        if split == "test":
+            return
+    else:  # the weights may be those of a checkpoint, and not those that were evaluated last
+        evaluation = None
+    data = {}
+    if trainer.train_dataset is not None:
+        data["training"] = count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history))
+    if evaluation is not None:
+        data["evaluation"] = count_rows(trainer.eval_dataset, len(evaluation.bad_samples))
     write_report(
-        folder / "report.html",
+        folder / REPORT_FILE,
         title=folder.resolve().name,
         log_history=trainer.state.log_history,
-        examples=examples,
-        run=run,
+        examples=[] if evaluation is None else trainer.task.examples(evaluation, trainer.eval_collator),
+        run=trainer.run_record,
         data=data,
+        chance=None if evaluation is None else evaluation.chance,
+        train_chance=None if evaluation is None else _chance_in_training(trainer, evaluation.chance),
         **_numbers(evaluation),
     )
-    model = run.get("arguments", {}).get("model_name_or_path")
-    if trainer.args.do_train:
+    if evaluation is not None and trainer.is_saved and trainer.train_dataset is not None:
         trainer.save_config()
         trainer.create_model_card()
-        model = str(folder)
-    say_where(folder / "report.html", model, trainer.task.next_command(trainer.eval_collator.processor.modalities))
-    return metrics
-
-
-def write_test_results(trainer: Any, metrics: dict[str, float]) -> dict[str, float]:
-    """
-    Write `test_results.json` and `test_evaluation.json`. Main process only.
-
-    Args:
-        trainer (`MultimodalTrainer`): After an evaluation of the test set.
-        metrics (`dict[str, float]`): What that returned.
-
-    Returns:
-        `dict[str, float]`: The metrics.
-    """
-    trainer.save_metrics("test", metrics)
-    if trainer.is_world_process_zero():
-        _write_evaluation(trainer, Path(trainer.args.output_dir, "test_evaluation.json"))
-    return metrics
 
 
 def _write_evaluation(trainer: Any, path: Path) -> None:
     """Write the metrics file of the last evaluation; its folder is made if need be."""
-    evaluation = trainer.last_evaluation
     path.parent.mkdir(parents=True, exist_ok=True)
     write_metrics(
         path,
-        selection_split=(trainer.run_record or {}).get("selection_split"),
+        selection_split=trainer.run_record["selection_split"],
         precision=trainer.args.precision,
         decoder=trainer.eval_collator.decoder,
-        bad_samples=as_json(evaluation.bad_samples),
-        **_numbers(evaluation),
+        bad_samples=as_json(trainer.last_evaluation.bad_samples),
+        **_numbers(trainer.last_evaluation),
     )
 
 
-def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+def _chance_in_training(trainer: Any, chance: Mapping[str, float]) -> dict[str, float]:
+    """What guessing scores in training: contrast is with the rows of a batch there."""
+    rows = math.log(trainer.args.train_batch_size * trainer.args.world_size)
+    return {name: rows if name.removesuffix("_loss") in CONTRASTIVE_PAIRS else level for name, level in chance.items()}
+
+
+def _numbers(evaluation: Evaluation | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {"metrics": {}, "protocol": "not evaluated after training", "counts": {}}
     return {
         "metrics": evaluation.metrics,
         "protocol": evaluation.protocol,
@@ -107,20 +100,24 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def say_where(report: Path, model: str | None, command: str) -> None:
+def say_where(trainer: Any) -> None:
     """
-    Print the last lines of a run, on standard error: its size on disk, report, model and the next command.
+    Print the last lines of a run, on standard error: its size on disk, report, model and the next command. Main
+    process only.
 
     Args:
-        report (`Path`): The report page, in the output folder of the run.
-        model (`str`, *optional*): Folder or hub name of the model; `None` for one that was not saved by this run.
-        command (`str`): What to type next, `{model}` in the place of the model.
+        trainer (`MultimodalTrainer`): The trainer, after all that the run does.
     """
-    print(f"Disk:   {describe_disk_usage(report.parent)}", file=sys.stderr)
-    print(f"Report: {report}", file=sys.stderr)
-    if model is not None:
-        print(f"Model:  {model}", file=sys.stderr)
-        print(f"Next:   {command.replace('{model}', shlex.quote(model))}", file=sys.stderr)
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    model = str(folder) if trainer.is_saved else trainer.run_record["arguments"]["model_name_or_path"]
+    command = trainer.task.next_command(trainer.eval_collator.processor.modalities)
+    lines = [f"Disk:   {describe_disk_usage(folder)}"]
+    if (folder / REPORT_FILE).is_file():
+        lines.append(f"Report: {folder / REPORT_FILE}")
+    lines += [f"Model:  {model}", f"Next:   {command.replace('{model}', shlex.quote(model))}"]
+    print("\n".join(lines), file=sys.stderr)
 
 
 def describe_disk_usage(folder: Path) -> str:
@@ -178,15 +175,15 @@ def num_bad_in(log_history: Sequence[Mapping[str, Any]]) -> int:
     return max((entry["bad_samples"] for entry in log_history if "bad_samples" in entry), default=0)
 
 
-def write_card(trainer: Any, run: Mapping[str, Any]) -> None:
+def write_card(trainer: Any) -> None:
     """
     Write the model card of a trained model with the numbers of the last evaluation.
 
     Args:
         trainer (`MultimodalTrainer`): After its model was saved.
-        run (`Mapping`): Content of `run.json`.
     """
-    evaluation, args, arguments = trainer.last_evaluation, trainer.args, run["arguments"]
+    evaluation, args, run = trainer.last_evaluation, trainer.args, trainer.run_record
+    arguments = run["arguments"]
     modalities = trainer.eval_collator.processor.modalities
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     parts = run.get("model", {}).get("parameters", {}).values()  # none of a sharded model
@@ -201,10 +198,13 @@ def write_card(trainer: Any, run: Mapping[str, Any]) -> None:
         modalities=modalities,
         metrics=evaluation.metrics if evaluation else {},
         intervals=evaluation.intervals if evaluation else {},
+        chance=evaluation.chance if evaluation else {},
         headline=evaluation.primary_metric if evaluation else None,
         protocol=evaluation.protocol if evaluation else "not evaluated",
         counts=evaluation.counts if evaluation else {},
-        training_counts=count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history)),
+        training_counts={}
+        if trainer.train_dataset is None
+        else count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history)),
         run=run,
         settings={
             "steps": trainer.state.global_step,
@@ -215,7 +215,9 @@ def write_card(trainer: Any, run: Mapping[str, Any]) -> None:
             **{name: arguments[name] for name in CARD_SETTINGS if arguments.get(name) not in (None, [], "")},
         },
         usage=trainer.task.usage(modalities),
-        dataset_name=name_of(trainer.eval_dataset.manifest_file) if trainer.eval_dataset is not None else "",
+        dataset_name=name_of(trainer.eval_dataset.manifest_file)
+        if isinstance(trainer.eval_dataset, RowDataset)
+        else "",
         base_models=[
             arguments[name]
             for name in (

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.evaluation.protocols import prepared_protocol, prepared_split
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.tasks.training_clips import TrainingClips
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
 
 RUN_FILE = "run.json"
 
@@ -48,7 +51,8 @@ def make_run_record(
 
     Args:
         arguments (`Mapping`): every resolved argument, JSON values.
-        command (`Sequence[str]`, *optional*): words of the command line; those of the process when not given.
+        command (`Sequence[str]`, *optional*): words of the command line; those of the process when not given, and
+            none in a notebook.
         data (`Mapping[str, RowDataset | None]`): the data sets that are used, by name.
         selection_split (`str`, *optional*): see [`selection_split`].
         precision (`str`, *optional*): what the model computes in, also where it is evaluated.
@@ -56,9 +60,9 @@ def make_run_record(
     Returns:
         `dict`: the content of `run.json`.
     """
-    shown = re.sub(
-        r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(sys.argv if command is None else command)
-    )  # no secret into a file
+    if command is None:  # a notebook has none
+        command = sys.argv if "__file__" in vars(sys.modules["__main__"]) else []
+    shown = re.sub(r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(command))  # no secret into a file
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -76,8 +80,34 @@ def make_run_record(
     }
 
 
+def describe_training(
+    model: PreTrainedModel,
+    args: MultimodalTrainingArguments,
+    train_set: RowDataset | None,
+    eval_sets: RowDataset | Mapping[str, RowDataset] | None,
+) -> dict[str, Any]:
+    """
+    Describe a run that is started from Python, see [`make_run_record`].
+
+    Args:
+        model ([`TowerModel`]): the model; where it was loaded from is where the run starts from.
+        args ([`MultimodalTrainingArguments`]): arguments of the run.
+        train_set ([`RowDataset`], *optional*): rows to train on.
+        eval_sets ([`RowDataset`] or `Mapping[str, RowDataset]`, *optional*): rows to evaluate on, one set or several.
+    """
+    source = model.name_or_path or None
+    sets = eval_sets if isinstance(eval_sets, Mapping) else {"evaluation": eval_sets}
+    chosen = [selection_split(rows, selects=args.selects, on_test=None, source=source) for rows in sets.values()]
+    return make_run_record(
+        {**args.to_sanitized_dict(), "model_name_or_path": source},
+        data={"training": train_set, **sets},
+        selection_split="test" if "test" in chosen else next(filter(None, chosen), None),
+        precision=args.precision,
+    )
+
+
 def selection_split(
-    eval_set: RowDataset | None, *, selects: bool, on_test: bool, source: str | os.PathLike | None
+    eval_set: RowDataset | None, *, selects: bool, on_test: bool | None, source: str | os.PathLike | None
 ) -> str | None:
     """
     The split by whose numbers the weights that a run ends with, or starts from, were chosen; `None`: by none.
@@ -86,7 +116,7 @@ def selection_split(
         eval_set ([`RowDataset`], *optional*): evaluation rows. Beside a `protocol.json` that `simple-multimodal
             prepare` wrote it is known of which split they are; others are taken for validation.
         selects (`bool`): whether evaluations decide which weights the run ends with.
-        on_test (`bool`): whether test clips may.
+        on_test (`bool`, *optional*): whether test clips may; `None`: they may, and need not.
         source (`str`, *optional*): the saved model that the run starts from, which has a `run.json` of its own.
 
     Raises:
@@ -95,7 +125,7 @@ def selection_split(
     split = None
     if selects and eval_set is not None:
         split = prepared_split(eval_set.manifest_file, eval_set.clip_names()) or "validation"
-        if split == "test" and not on_test:
+        if split == "test" and on_test is False:
             raise ValueError(
                 f"{eval_set.manifest_file} holds test clips, by whose numbers the checkpoint would be chosen "
                 "(--load_best_model_at_end, --early_stopping_patience, or a rate reduced on plateaus). Choose on the "

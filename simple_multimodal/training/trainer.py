@@ -18,7 +18,7 @@ from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
@@ -53,12 +53,13 @@ from simple_multimodal.training.checkpoints import (
     rotate,
     seal,
 )
+from simple_multimodal.training.console import ConsoleCallback, Speed, results_table, training_line, without_bars
 from simple_multimodal.training.features import load_features
 from simple_multimodal.training.learning_rates import parameter_rates, set_learning_rates
 from simple_multimodal.training.quarantine import Quarantine
-from simple_multimodal.training.results import write_card
+from simple_multimodal.training.results import write_card, write_results
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
-from simple_multimodal.training.run_record import write_run_record
+from simple_multimodal.training.run_record import describe_training, write_run_record
 from simple_multimodal.training.summary import RunSummary
 
 logger = logging.get_logger(__name__)
@@ -68,39 +69,6 @@ TEMPERATURES = ("logit_scale", "logit_bias", "temperature")
 
 SETTLE_STEPS = 10
 """Steps after which several processes tell each other what they could not read."""
-
-
-class LoadingProgressCallback(ProgressCallback):
-    """The usual progress bar, with samples per second and the share of time spent waiting for data."""
-
-    def __init__(self, trainer: "MultimodalTrainer"):
-        super().__init__()
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        super().on_step_end(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            self.training_bar.set_postfix(self.trainer.speed.rounded(), refresh=False)
-
-
-class Speed:
-    """Samples per second and the share of time spent waiting for batches, since the last [`restart`]."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.started = time.perf_counter()
-        self.waited = 0.0
-        self.samples = 0
-
-    def values(self) -> dict[str, float]:
-        elapsed = max(time.perf_counter() - self.started, 1e-9)
-        return {"samples_per_second": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
-
-    def rounded(self) -> dict[str, str]:
-        values = self.values()
-        return {"samples/s": f"{values['samples_per_second']:.1f}", "data wait": f"{values['data_wait_share']:.0%}"}
 
 
 class LimitTemperature(TrainerCallback):
@@ -149,7 +117,8 @@ class MultimodalTrainer(Trainer):
             evaluation alike.
         drop_modalities (`Sequence[str]`, *optional*): evaluate as if the rows lacked these.
         task ([`Task`], *optional*): what measures the model; by default that of its configuration, without options.
-        run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint.
+        run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint. A trainer that is given
+            one starts over by removing older checkpoints of the output folder. By default made of the arguments.
         callbacks (`list[TrainerCallback]`, *optional*): further callbacks.
     """
 
@@ -181,24 +150,28 @@ class MultimodalTrainer(Trainer):
             self.task.open_rows, modalities=processor.modalities, roots=roots, follow_links=follow_links
         )
         train_dataset = None if train_dataset is None else open_rows(train_dataset)
+        eval_sets: RowDataset | dict[str, RowDataset] | None = None
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: open_rows(rows) for name, rows in eval_dataset.items()}
+            eval_sets = {name: open_rows(rows) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = open_rows(eval_dataset)
+            eval_sets = open_rows(eval_dataset)
         settings: dict[str, Any] = {
             "seed": args.seed,
             "targets": self.task.build_targets(model, processor),
             **collator_settings,
         }
         if features is not None:
-            used = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
+            used = [train_dataset, *(eval_sets.values() if isinstance(eval_sets, dict) else [eval_sets])]
             decoder = {name: settings[name] for name in ("video_backend", "decode_device") if name in settings}
             settings["features"] = load_features(
                 features, model, processor, used, is_trained=bool(args.do_train), **decoder
             )
         data_collator = MultimodalCollator(processor, training=True, **settings)
         eval_collator = MultimodalCollator(processor, drop_modalities=drop_modalities, **settings)
-        self.run_record = run_record
+        self.run_record: dict[str, Any] = run_record or describe_training(model, args, train_dataset, eval_sets)
+        self.owns_folder = run_record is not None
+        self.is_saved = False
+        """Whether this trainer has saved the model into the output folder."""
         self.speed = Speed()
         self.eval_collator = eval_collator
         self.last_evaluation: Evaluation | None = None
@@ -221,7 +194,7 @@ class MultimodalTrainer(Trainer):
             args,
             data_collator=self._reader(train_dataset, data_collator, args.on_bad_sample) if train_dataset else None,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            eval_dataset=eval_sets,
             processing_class=processor if processor.tokenizer is not None else None,
             callbacks=callbacks,
         )
@@ -242,25 +215,24 @@ class MultimodalTrainer(Trainer):
                 "LoRA needs activation checkpoints that are not reentrant: these give a layer no gradient whose input "
                 "has none. Leave use_reentrant out of --activation_checkpointing_kwargs."
             )
-        if run_record is not None and not args.do_train and args.should_log:
-            source = run_record["arguments"].get("model_name_or_path")
+        if not args.do_train and args.should_log:
+            source = self.run_record["arguments"].get("model_name_or_path")
             if (line := precision_mismatch(source, args.precision)) is not None:
                 logger.warning(line)
-        if args.disable_tqdm:
-            logging.disable_progress_bar()  # of writing a checkpoint
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(LoadingProgressCallback(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience))
         self.add_callback(LimitTemperature)
         self.add_callback(self.run_control)
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            self.add_callback(RunSummary(run_record))
+            self.add_callback(RunSummary(self.run_record))
         elif model.config.lora is not None:
             raise ValueError(
                 "LoRA needs the whole model in every process: without FSDP and DeepSpeed. Leave --lora_rank out, or "
                 "start one process per device with torchrun or accelerate launch (configs/accelerate/multi_gpu.yaml)."
             )
+        stock = PrinterCallback if args.disable_tqdm else ProgressCallback  # in a notebook there is another one
+        if self.pop_callback(stock) is not None:  # the new one comes after the summary, whose table is above the bar
+            self.add_callback(ConsoleCallback(self, shows_bars=not args.disable_tqdm))
 
     # ---- Data ----
     def _reader(
@@ -436,10 +408,10 @@ class MultimodalTrainer(Trainer):
             if newest is None:
                 raise ValueError(f"{self.args.output_dir!r} holds no complete checkpoint to resume from.")
             resume_from_checkpoint = str(newest)
-        if self.run_record is not None:
-            self.accelerator.wait_for_everyone()  # until all have looked into the folder
-            if self.is_world_process_zero():
-                begin_run(self.args.output_dir, self.run_record, starts_over=resume_from_checkpoint is None)
+        self.accelerator.wait_for_everyone()  # until all have looked into the folder
+        if self.is_world_process_zero():
+            starts_over = self.owns_folder and resume_from_checkpoint is None
+            begin_run(self.args.output_dir, self.run_record, starts_over=starts_over)
         if resume_from_checkpoint is None:  # what was measured of other weights
             self._set_rerank_top_k(None)
         self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
@@ -725,25 +697,41 @@ class MultimodalTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if not is_staged and model.config.lora is not None:
             if self.args.should_save:
-                source = self.run_record["arguments"].get("model_name_or_path") if self.run_record else None
+                source = self.run_record["arguments"].get("model_name_or_path")
                 save_adapter(model, staged / ADAPTER_FOLDER, base_model=source)
             merge_lora(model)  # what is evaluated from here on is what was saved
-        super()._save(str(staged), state_dict)
+        with without_bars():
+            super()._save(str(staged), state_dict)
         if not self.args.should_save:
             return
         if self.processing_class is None:
             self.processor.save_pretrained(staged)
-        if self.run_record is not None:
-            write_run_record(staged, self.run_record)
-            source = self.run_record["arguments"].get("model_name_or_path")
-            TrainingClips.read(source).with_rows(self.train_dataset).write(staged)
+        write_run_record(staged, self.run_record)
+        source = self.run_record["arguments"].get("model_name_or_path")
+        TrainingClips.read(source).with_rows(self.train_dataset).write(staged)
         if not is_staged:
             publish(staged, folder)
             clear_staging(folder)
+            self.is_saved = folder == Path(self.args.output_dir)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the model card with the numbers of the last evaluation, in place of the stock one (also before a
         push).
         """
-        if self.is_world_process_zero() and self.run_record is not None:
-            write_card(self, self.run_record)
+        if self.is_world_process_zero():
+            write_card(self)
+
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        """Print the few numbers that matter of the last training or evaluation; [`save_metrics`] writes all."""
+        if not self.is_world_process_zero():
+            return
+        if split == "train":
+            print(training_line(metrics, self.state.global_step), flush=True)
+        elif self.last_evaluation is not None:
+            print(results_table("Test" if split == "test" else "Evaluation", self.last_evaluation), flush=True)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write `{split}_results.json`, `all_results.json`, and what [`write_results`] makes of them for people."""
+        super().save_metrics(split, metrics, combined)
+        if self.is_world_process_zero():
+            write_results(self, split)

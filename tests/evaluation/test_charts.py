@@ -49,3 +49,10 @@ def test_long_curves_are_averaged_and_say_so():
 )
 def test_ticks_are_round_and_inside(low, high, expected):
     assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 4, 7, 150, 12_000_000])
+def test_steps_have_whole_numbers(last):
+    chart = charts.draw_chart("loss", [(1, 1.0), (last, 3.0)], [])
+    labels = [tick.label for tick in chart.x_ticks]
+    assert labels and len(set(labels)) == len(labels) and all(label.replace(",", "").isdigit() for label in labels)

@@ -70,6 +70,19 @@ def test_text_says_how_to_load_what_was_measured_and_how_to_repeat_it(folder):
     assert "| arguments.seed | 1 |" in text
 
 
+def test_chance_of_losses_and_few_queries(folder):
+    metrics = {"text_to_video_R@1": 1 / 3, "text_to_video_num_queries": 3, "answer_loss": 1.0}
+    intervals = {"text_to_video_R@1": (0.0, 2 / 3)}
+    text = write(folder, metrics=metrics, intervals=intervals, chance={"answer_loss": 0.6931}).text
+    assert "**text to video R@1: 0.33**, 95 % interval 0.00 – 0.67, on toy world." in text
+    assert "| `answer_loss` | 1 |  | 0.6931 |" in text
+
+
+def test_a_model_of_a_notebook_has_no_command(folder):
+    text = write(folder, run={"command": "", "versions": {"torch": "2.11.0"}}).text
+    assert "It was trained in a notebook or an interactive session" in text and "```bash" not in text
+
+
 def test_use_stands_before_loading_with_the_name_of_the_model(folder):
     usage = "searcher = load({model})\nsearcher.search('a {thing}')"
     blocks = write(folder, usage=usage, model_name='a "name"').text.split("```python\n")[1:]

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import math
+import re
 import wave
 from html.parser import HTMLParser
 
@@ -112,13 +114,43 @@ def write(path, **changes):
 
 def test_page_states_the_numbers_with_protocol_counts_and_interval(tmp_path):
     page = Page(write(tmp_path / "report.html"))
-    for text in ("toy-heldout", "0.8125", "0.7583 – 0.8583", "0.9458", "2.108", "0.7500", "0.6543", "2.346"):
+    for text in ("toy-heldout", "0.812", "0.758 – 0.858", "0.946", "2.108", "0.7500", "0.6543", "2.346"):
         assert text in page.text
     assert "text to video R@1" in page.text
-    assert "240 queries" in page.text
+    assert "240 queries" in page.text and "of 240 queries" in page.text
     assert "skipped samples" in page.text
     assert "python train.py --seed 1" in page.text
     assert "versions.torch" in page.text
+
+
+def test_few_queries_have_few_decimals_and_are_counted(tmp_path):
+    metrics = {"accuracy": 1 / 3, "mlm_accuracy": 1 / 3, "text_to_video_R@1": 1 / 3, "text_to_video_num_queries": 3}
+    intervals = {"accuracy": (0.0, 2 / 3)}
+    changes = {"metrics": metrics, "intervals": intervals, "headline": "text_to_video_R@1", "log_history": []}
+    page = Page(write(tmp_path / "retrieval.html", **changes))
+    assert "of 3 queries" in page.text and page.text.count("0.33\n") == 2  # the tile and the table
+    assert page.text.count("0.3333") == 2  # how many tokens and questions there were is not known
+    changes |= {"headline": "accuracy", "counts": {"questions": 3}}
+    page = Page(write(tmp_path / "questions.html", **changes))
+    assert "of 3 questions" in page.text and "0.00 – 0.67" in page.text
+
+
+def test_losses_state_what_guessing_costs_in_training_and_in_evaluation(tmp_path):
+    history = [{"step": 1, "contrastive_tv_loss": 1.0, "eval_contrastive_tv_loss": 2.0, "mam_loss": 1.0}]
+    page = Page(
+        write(
+            tmp_path / "report.html",
+            log_history=history,
+            metrics={"contrastive_tv_loss": 2.0},
+            intervals={},
+            headline=None,
+            chance={"contrastive_tv_loss": math.log(7)},
+            train_chance={"contrastive_tv_loss": math.log(2)},
+        )
+    )
+    assert "last evaluation 2; chance 0.6931 in training, 1.946 in evaluation" in page.text
+    assert "last 1\n" in page.text  # nothing is known of a reconstruction
+    assert "2\n1.946" in re.sub(r"\n+", "\n", page.text)  # in the table
 
 
 def test_same_arguments_give_the_same_bytes(tmp_path):
@@ -166,7 +198,7 @@ def test_one_chart_per_loss_with_training_and_evaluation(tmp_path):
         "loss: training 3 at step 1 to 1 at step 4; evaluation 2.5 at step 2 to 2.25 at step 4",
         "mlm loss: training 2 at step 1 to 1 at step 4; evaluation 1.75 at step 2 to 1.75 at step 2",
         "matching loss: training 0.5 at step 4 to 0.5 at step 4",
-        "text to video R@1: evaluation 0.5000 at step 2 to 0.7500 at step 4",
+        "text to video R@1: evaluation 0.500 at step 2 to 0.750 at step 4",
         "learning rate: training 0.0001 at step 1 to 0.0001 at step 2",
         "samples per second: training 10 at step 1 to 10 at step 1",
         "data wait share: training 0.5000 at step 2 to 0.5000 at step 2",

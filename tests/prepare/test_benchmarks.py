@@ -16,7 +16,6 @@ import pytest
 from simple_multimodal import cli
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import BENCHMARKS, PROTOCOLS, SPLITS, SplitSize, get_protocol
-from simple_multimodal.prepare import manifests
 from simple_multimodal.prepare.benchmarks import SOURCES, alpro_folder, clip_name, read_annotations
 from simple_multimodal.prepare.manifests import prepare_benchmark, set_aside
 
@@ -453,7 +452,6 @@ def documented_commands() -> list[list[str]]:
 @pytest.mark.parametrize("argv", documented_commands(), ids=" ".join)
 def test_commands_of_the_documentation_run(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(manifests, "NUM_VALIDATION_CLIPS", 1)
     benchmark, folder = argv[1], Path(argv[argv.index("--annotations") + 1])
     if "--videos" in argv:
         WRITERS[benchmark](folder)
@@ -484,8 +482,14 @@ def test_validation_clips_come_out_of_the_training_list_where_there_is_none(make
     assert json.loads((tmp_path / "out/protocol.json").read_text())["validation_split"] == {"seed": 3, "num_clips": 2}
     assert (made.splits["train"].listed, made.splits["validation"].listed) == (SplitSize(6, 12), SplitSize(2, 4))
     assert "validation: 2 clips of the training list, chosen by seed 3" in made.to_text()
-    with pytest.raises(ValueError, match="must be from 1 to 5, got 500"):
-        make("msrvtt")
+    with pytest.raises(ValueError, match="must be from 1 to 5, one less than there are training clips, got 6"):
+        make("msrvtt", num_validation_clips=6)
+
+
+def test_a_tenth_of_a_small_training_list_is_set_aside_by_default(make):
+    assert make("msrvtt").validation_split == {"seed": 0, "num_clips": 1}  # of 6
+    with pytest.raises(ValueError, match="The training list has 1 clip, .* Leave validation out of `splits`"):
+        set_aside([{"clip": "video0"}], 1, seed=0)
 
 
 def test_validation_clips_do_not_need_the_training_manifest(make, tmp_path):

@@ -43,10 +43,11 @@ def start(tmp_path_factory) -> list[str]:
 
 
 def run(*argv: str, launcher: list[str] = ()) -> dict[str, float]:
-    """Run the script; the line that it ends with."""
+    """Run the script; the numbers of its evaluation."""
     done = subprocess.run([sys.executable, *launcher, SCRIPT, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    metrics = json.loads(Path(argv[argv.index("--output_dir") + 1], "eval_results.json").read_text())
+    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
 @pytest.fixture(scope="module")

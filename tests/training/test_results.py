@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 import wave
 from base64 import b64decode
 from pathlib import Path
@@ -11,13 +12,18 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+import simple_multimodal as smm
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.tasks.retrieval.task import Retrieval
-from simple_multimodal.training.results import count_rows, describe_disk_usage, say_where
+from simple_multimodal.training.console import log_line, main_metrics
+from simple_multimodal.training.results import count_rows, describe_disk_usage
+from simple_multimodal.training.run_record import make_run_record
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
 
@@ -33,6 +39,8 @@ def finished(start, tmp_path_factory) -> Path:
 def test_the_report_has_curves_data_examples_with_audio_and_chance(finished):
     page = (finished / "report.html").read_text()
     labels = re.findall(r'aria-label="([a-z ]+): training', page)
+    # Two rows in a batch, six of seven with text and video.
+    assert re.search(r"contrastive tv loss</strong> last evaluation \S+; chance 0.6931 in training, 1.792 in ", page)
     assert labels[0] == "loss" and labels[-3:] == ["learning rate", "samples per second", "data wait share"]
     assert "contrastive tv loss" in labels and "Contrastive losses grow with the number of candidates" in page
     for name in ("training", "evaluation"):
@@ -82,6 +90,8 @@ def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, 
     assert card.data.tags[-1] == "question_answering" and card.data.eval_results[0].metric_name == "accuracy"
     assert "Built on `my_start`." in card.text and str(tmp_path) not in card.text.split("## How to train it again")[0]
     assert 'QuestionAnswerer.from_pretrained("out")' in card.text
+    report = (tmp_path / "out/report.html").read_text()
+    assert report.count("<td>0.6931</td>") == 2 and "of 3 questions" in report  # two answers; the loss has one part
     assert "simple-multimodal answer" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -100,9 +110,123 @@ def test_the_last_lines_name_disk_usage_report_model_and_next_command(finished, 
     assert "Report:" not in captured.out
 
 
-def test_of_a_model_that_was_not_saved_only_the_folder_and_the_report_are_named(tmp_path, capsys):
-    say_where(tmp_path / "report.html", None, "use {model}")
-    assert capsys.readouterr().err == f"Disk:   {tmp_path} holds 0.0 MB\nReport: {tmp_path / 'report.html'}\n"
+def test_a_run_without_evaluation_says_the_same_and_reports_its_curves(start, tmp_path, capsys):
+    run(
+        *start, "--do_train", *flags(task="retrieval", output_dir=tmp_path, max_steps=2, save_steps=2, logging_steps=1)
+    )
+    disk, *others = capsys.readouterr().err.splitlines()[-4:]
+    assert re.match(rf"Disk:   {re.escape(str(tmp_path))} holds .* MB \(model .* MB, checkpoints .* MB\)", disk)
+    assert others == [
+        f"Report: {tmp_path / 'report.html'}",
+        f"Model:  {tmp_path}",
+        f"Next:   simple-multimodal search {tmp_path} 'a dog barks at a red ball' my_clips/",
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert 'aria-label="loss: training' in page and "Nothing was measured after training." in page
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_the_console_shows_few_numbers_and_the_files_all(start, tmp_path, capsys):
+    evaluates = flags(eval_strategy="steps", eval_steps=2, metric_for_best_model="eval_matching_loss")
+    settings = flags(task="retrieval", max_steps=2, logging_steps=1, save_strategy="no")
+    run(*start, *settings, *evaluates, *flags(output_dir=tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"step 1/2  epoch 0.25  loss \S+  grad_norm \S+  learning_rate 5e-05", lines[0])
+    assert re.fullmatch(
+        r"step 2/2  epoch 0.50  eval_text_to_video_R@1 \S+  eval_matching_loss \S+  eval_loss \S+", lines[2]
+    )
+    assert re.fullmatch(r"Training: 2 steps \(epoch 0.5\), 0:00:\d\d, \S+ samples/s, mean loss \S+", lines[3])
+    assert lines[6].split()[-1] == "0.1429" and lines[6].split()[5] in ("0.00", "0.14", "0.29", "0.43")  # of 7
+    assert lines[4] == "Evaluation: 7 rows, 7 captions, 7 clips"
+    assert lines[5].split() == ["value", "95", "%", "interval", "chance"]
+    assert lines[6].startswith("text to video R@1 ") and lines[-1].startswith("loss ") and len(lines) < 17
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert {"loss", "matching_loss", "samples_per_second"} < logged[0].keys()
+    assert {"eval_text_to_video_num_queries", "eval_matching_accuracy"} < logged[2].keys()
+    evaluated = json.loads((tmp_path / "eval_results.json").read_text())
+    assert {name for name in logged[2] if name.startswith("eval_")} <= evaluated.keys()
+
+
+def test_the_main_metrics_are_the_primary_one_its_relatives_and_the_loss():
+    interval = (0.0, 1.0)
+
+    def main(primary, *names):
+        metrics = dict.fromkeys(("loss", "num", *names), 0.5)
+        return main_metrics(Evaluation(metrics, dict.fromkeys(names, interval), {}, "p", primary, 1))
+
+    found = main(
+        "text_to_video_R@1", "video_to_text_R@1", "video_to_text_R@5", "text_to_video_R@5", "text_to_video_R@1"
+    )
+    assert found == ["text_to_video_R@1", "video_to_text_R@1", "text_to_video_R@5", "loss"]
+    assert main("accuracy", "what_accuracy", "accuracy", "entropy") == ["accuracy", "what_accuracy", "loss"]
+    assert main(None, "accuracy") == ["loss"]
+
+
+def test_a_log_of_one_of_several_sets_shows_its_own_numbers():
+    evaluation = Evaluation({}, {}, {}, "p", "accuracy", 1)
+    logs = {"eval_a_accuracy": 0.5, "eval_a_loss": 2.0, "eval_a_what": 1.0, "eval_a_runtime": 3.0}
+    assert log_line(logs, evaluation) == "eval_a_accuracy 0.5000  eval_a_loss 2"
+    assert log_line({"train_runtime": 1.0, "train_loss": 2.0}, evaluation) == ""
+
+
+def test_a_model_trained_in_python_leaves_what_train_py_does(start, clips, tmp_path):
+    """But for the command line; a model that starts from it has seen its clips, too."""
+    run(
+        *start, "--do_train", *flags(task="retrieval", output_dir=tmp_path / "first", max_steps=1, max_train_samples=2)
+    )
+    model, processor = smm.load(tmp_path / "first")
+    roots = {name: clips / name for name in ("audio", "text", "video")}
+    header, *lines = (clips / "train.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "others.csv").write_text("".join([header, *lines[-3:]]))
+    train = smm.Dataset.from_manifest(tmp_path / "others.csv", roots=roots)
+    validation = smm.Dataset.from_manifest(clips / "validation.csv", roots=roots)
+    folder = tmp_path / "second"
+    (folder / "checkpoint-9").mkdir(parents=True)
+    args = smm.TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        bf16=True,
+        max_steps=1,
+        dataloader_num_workers=0,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = smm.Trainer(model, args, processor=processor, train_dataset=train, eval_dataset=validation)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_metrics("eval", trainer.evaluate())
+    record = json.loads((folder / "run.json").read_text())
+    assert record["precision"] == "bf16" and record["selection_split"] is None
+    assert record["arguments"]["model_name_or_path"] == str(tmp_path / "first")
+    assert record["data"].keys() == {"training", "evaluation"} and record["model"]["parameters"]["text"]["total"] > 0
+    for written in (folder, folder / "checkpoint-1"):
+        seen = json.loads((written / "training_clips.json").read_text())["clips"]
+        assert len(seen) == 5 and set(seen) > set(train.clip_names())
+    assert Retriever.from_pretrained(folder).precision == "bf16"
+    assert "Built on `first`." in (folder / "README.md").read_text()
+    assert json.loads((folder / "evaluation.json").read_text())["precision"] == "bf16"
+    assert "text to video R@1" in (folder / "report.html").read_text()
+    assert (folder / "checkpoint-9").is_dir()  # it may belong to something else
+
+
+def test_several_evaluation_sets_have_results_alone(start, clips, tmp_path):
+    run(*start, "--do_train", *flags(task="retrieval", output_dir=tmp_path / "first", max_steps=1))
+    model, processor = smm.load(tmp_path / "first")
+    roots = {name: clips / name for name in ("audio", "text", "video")}
+    rows = smm.Dataset.from_manifest(clips / "validation.csv", roots=roots)
+    args = smm.TrainingArguments(str(tmp_path / "out"), use_cpu=True, dataloader_num_workers=0, report_to="none")
+    trainer = smm.Trainer(model, args, processor=processor, eval_dataset={"a": rows, "b": rows})
+    assert trainer.run_record["data"].keys() == {"a", "b"}
+    trainer.save_metrics("eval", trainer.evaluate())
+    assert "eval_a_text_to_video_R@1" in json.loads((tmp_path / "out/eval_results.json").read_text())
+    assert not (tmp_path / "out/evaluation.json").exists()
+
+
+def test_a_notebook_has_no_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    assert make_run_record({}, data={})["command"] == "ipykernel_launcher.py -f kernel.json"
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert make_run_record({}, data={})["command"] == ""
 
 
 def test_disk_usage_counts_every_file_once_and_names_weights_and_checkpoints(tmp_path):

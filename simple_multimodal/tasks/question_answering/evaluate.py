@@ -1,5 +1,6 @@
 """How question answering is measured, in training and on a benchmark alike: every question once."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def evaluate_answers(
     id2label = answerer.model.config.id2label
     train_pairs = () if train_set is None else question_pairs(train_set)
     result = answer_result(labels, rows, id2label=id2label, train_pairs=train_pairs)
+    chance: dict[str, float] = {}
     counts = {"questions": len(rows), "clips": len({row["group"] for row in rows})}
     metrics = result.metrics
     if with_losses:
@@ -65,6 +67,7 @@ def evaluate_answers(
         losses = F.cross_entropy(logits[is_known], right[is_known], reduction="none").double()
         loss = float(losses.mean()) if len(losses) else 0.0
         metrics = {"loss": loss, "answer_loss": loss, **metrics}
+        chance = dict.fromkeys(("loss", "answer_loss"), math.log(len(id2label)))
         counts["known_answers"] = len(losses)
     if bad_samples:
         counts["bad_samples"] = len(bad_samples)
@@ -81,6 +84,7 @@ def evaluate_answers(
         primary_metric="accuracy",
         num_rows=len(rows),
         bad_samples=bad_samples,
+        chance=chance,
         rows=question_answering_rows(
             labels,
             [row["captions"][0] for row in rows],

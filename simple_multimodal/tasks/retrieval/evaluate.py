@@ -3,6 +3,7 @@ retrieval between captions and clips, each sample once.
 """
 
 import functools
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -160,11 +161,12 @@ def evaluate_retrieval(
     )
     metrics: dict[str, float] = {}
     losses: dict[str, float] = {}
+    chance: dict[str, float] = {}
     counts = {"captions": len(found.captions), "clips": len(found.clips)}
     if found.all_rows is not None:
-        metrics, losses = _measure_losses(model, found.all_rows)
+        metrics, losses, chance = _measure_losses(model, found.all_rows)
         counts = {"rows": len(dataset), **counts}
-    evaluation = Evaluation(metrics, {}, counts, protocol, None, len(dataset))
+    evaluation = Evaluation(metrics, {}, counts, protocol, None, len(dataset), chance=chance)
     if found.captions:
         matching = measure_ranking(
             retriever,
@@ -271,18 +273,23 @@ def encode_for_losses(model: RetrievalModel, batch: Batch) -> EncodedBatch:
     return EncodedBatch(clips, values, sums)
 
 
-def _measure_losses(model: RetrievalModel, encoded: EncodedRows) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics of the masked objectives, and the losses of all objectives but matching."""
+def _measure_losses(
+    model: RetrievalModel, encoded: EncodedRows
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Metrics of the masked objectives, the losses of all objectives but matching, and what of these guessing has."""
     shares = {name: float(total / count) for name, (total, count) in encoded.sums.items() if count > 0}
     losses = {name: shares.pop(f"{name}_loss") for name in MASKED_OBJECTIVES if f"{name}_loss" in shares}
+    chance = {}
     for name in CONTRASTIVE_PAIRS:
-        if name in model.loss_weights and (loss := _contrastive_loss(model, name, encoded)) is not None:
-            losses[name] = loss
-    return shares, losses
+        if name in model.loss_weights and (found := _contrastive_loss(model, name, encoded)) is not None:
+            losses[name], num_candidates = found
+            if model.scale_and_bias(name)[1] is None:  # softmax; sigmoid losses depend on the bias
+                chance[f"{name}_loss"] = math.log(num_candidates)
+    return shares, losses, chance
 
 
-def _contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) -> float | None:
-    """A contrastive loss over all rows of a set at once; `None` where none has both sides."""
+def _contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) -> tuple[float, int] | None:
+    """A contrastive loss over all rows of a set at once, and how many of them have both sides; `None`: none has."""
     has = {m: encoded.values[PRESENCE_KEYS[m]] for m in model.config.modalities}
     has["clip"] = torch.stack([has[m] for m in CLIP_MODALITIES if m in has]).any(dim=0)
     first, second = CONTRASTIVE_PAIRS[name]
@@ -299,7 +306,8 @@ def _contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) ->
         logit_bias=None if bias is None else bias.detach().float().cpu(),
         form="softmax" if bias is None else "sigmoid",  # which alone has a bias
     )
-    return float(total) / int(kept.sum())
+    num_kept = int(kept.sum())
+    return float(total) / num_kept, num_kept
 
 
 def measure_ranking(

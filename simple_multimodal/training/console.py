@@ -1,0 +1,185 @@
+"""What a run shows on the console: one bar, short lines on the way, and a table of the few numbers that matter."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformers import ProgressCallback
+from transformers.utils import logging
+
+from simple_multimodal.evaluation import glossary
+from simple_multimodal.evaluation.rendering import format_interval, format_number, words
+from simple_multimodal.tasks.base import Evaluation
+
+LOGGED = ("loss", "grad_norm", "learning_rate", "nan_steps", "bad_samples")
+"""What a line about training shows of a log, besides step and epoch."""
+
+
+class Speed:
+    """Samples per second and the share of time spent waiting for batches, since the last [`restart`]."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.samples = 0
+
+    def values(self) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        return {"samples_per_second": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
+
+    def rounded(self) -> dict[str, str]:
+        values = self.values()
+        return {"samples/s": f"{values['samples_per_second']:.1f}", "data wait": f"{values['data_wait_share']:.0%}"}
+
+
+class ConsoleCallback(ProgressCallback):
+    """
+    Show the progress of training with samples per second and the share of time spent waiting for data, and of each log
+    a line with its main numbers. All of them are in `trainer_state.json` and in the trackers.
+
+    Args:
+        trainer ([`MultimodalTrainer`]): The trainer whose speed is shown.
+        shows_bars (`bool`, *optional*, defaults to `True`): Show bars; otherwise lines only.
+    """
+
+    def __init__(self, trainer: Any, *, shows_bars: bool = True):
+        super().__init__()
+        self.trainer = trainer
+        self.shows_bars = shows_bars
+        self.is_training = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.is_training = True
+        if self.shows_bars:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+            self.training_bar.set_postfix(self.trainer.speed.rounded(), refresh=False)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.shows_bars:
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+            if self.prediction_bar is not None:
+                self.prediction_bar.leave = False  # its numbers follow
+                self.prediction_bar.set_description("Evaluating", refresh=False)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not self.shows_bars:
+            logs.pop("total_flos", None)  # as the stock callback without bars does: `train_results.json` lacks it
+        if not self.is_training or not state.is_world_process_zero:
+            return
+        line = log_line(logs, self.trainer.last_evaluation, args.metric_for_best_model)
+        if line:
+            line = f"step {state.global_step:,}/{state.max_steps:,}  {line}"
+            print(line, flush=True) if self.training_bar is None else self.training_bar.write(line)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.is_training = False
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+
+def log_line(logs: Mapping[str, float], evaluation: Evaluation | None, best_metric: str | None = None) -> str:
+    """
+    Write the main numbers of a log on one line.
+
+    Args:
+        logs (`Mapping[str, float]`): What the trainer logged.
+        evaluation ([`Evaluation`], *optional*): The last evaluation, whose primary metric is shown.
+        best_metric (`str`, *optional*): The metric that selects a checkpoint, which is shown, too.
+
+    Returns:
+        `str`: Such as `"epoch 0.50  loss 2.346  learning_rate 5e-05"`; empty for a log of other numbers, such as the
+        summary at the end.
+    """
+    prefix = next((name.removesuffix("_runtime") for name in logs if name.endswith("_runtime")), None)
+    if prefix is None:
+        shown = {name: logs[name] for name in LOGGED if name in logs}
+    elif prefix != "train" and evaluation is not None:
+        names = (evaluation.primary_metric, (best_metric or "").removeprefix(f"{prefix}_"), "loss")
+        keys = dict.fromkeys(f"{prefix}_{name}" for name in names)
+        shown = {key: logs[key] for key in keys if key in logs}
+    else:
+        return ""
+    numbers = [f"{name} {format_number(name, value)}" for name, value in shown.items()]
+    return "  ".join([f"epoch {logs['epoch']:.2f}", *numbers] if "epoch" in logs else numbers)
+
+
+def main_metrics(evaluation: Evaluation) -> list[str]:
+    """
+    Name the metrics that matter: the primary one, its relatives that have an interval, and the loss.
+
+    Relatives of `text_to_video_R@1` are the other numbers of that direction and the recall at 1 of other directions;
+    those of `accuracy` are the accuracies by type.
+    """
+    primary = evaluation.primary_metric
+    names = [] if primary is None else [primary]
+    if primary is not None:
+        end = next((column for column in glossary.RETRIEVAL_COLUMNS if primary.endswith(column)), primary)
+        direction = primary.removesuffix(end)
+        names += [
+            name for name in evaluation.intervals if name.endswith(end) or (direction and name.startswith(direction))
+        ]
+    return list(dict.fromkeys(name for name in (*names, "loss") if name in evaluation.metrics))
+
+
+def results_table(title: str, evaluation: Evaluation) -> str:
+    """
+    Write the metrics that matter as a table.
+
+    Args:
+        title (`str`): First words of the heading; the counts follow.
+        evaluation ([`Evaluation`]): What was measured.
+    """
+    chance = glossary.chance_levels(evaluation.metrics) | evaluation.chance
+    num_queries = glossary.numbers_of_queries(evaluation.metrics, evaluation.counts)
+    rows = [("", "value", "95 % interval", "chance")]
+    for name in main_metrics(evaluation):
+        rows.append(
+            (
+                words(name),
+                format_number(name, evaluation.metrics[name], num_queries.get(name)),
+                format_interval(name, evaluation.intervals, num_queries.get(name)),
+                format_number(name, chance[name]) if name in chance else "",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    counts = ", ".join(f"{count:,} {words(name)}" for name, count in evaluation.counts.items() if count)
+    return "\n".join([f"{title}: {counts}", *lines])
+
+
+def training_line(metrics: Mapping[str, float], num_steps: int) -> str:
+    """
+    Write the summary of a training on one line.
+
+    Args:
+        metrics (`Mapping[str, float]`): What `trainer.train()` returned as `metrics`.
+        num_steps (`int`): Steps up to its end.
+    """
+    duration = datetime.timedelta(seconds=round(metrics["train_runtime"]))
+    return (
+        f"Training: {num_steps:,} steps (epoch {metrics['epoch']:.4g}), {duration}, "
+        f"{metrics['train_samples_per_second']:,.1f} samples/s, mean loss {metrics['train_loss']:.4g}"
+    )
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the bars of transformers for as long as the context lasts, such as that of writing a model's files."""
+    is_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_shown:
+            logging.enable_progress_bar()
