@@ -12,10 +12,12 @@ import os
 # Idle threads of torch must sleep, not spin: they share the cores with the processes that load data. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
+from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, TaskOptions, parse_args
 
 
-def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
+def run(
+    model_args: ModelArguments, data_args: DataArguments, options: TaskOptions, args: MultimodalTrainingArguments
+) -> dict[str, float]:
     """Open the data, make the model and the trainer; then train, evaluate and test. Return the metrics."""
     # Imported here, so that --help and wrong flags are answered without the models.
     from transformers import set_seed
@@ -26,9 +28,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     from simple_multimodal.training.trainer import MultimodalTrainer
 
     set_seed(args.seed)  # before any module is built: new layers are drawn, too
-    task = make_task(model_args, data_args, args)
+    task = make_task(model_args, data_args, options, args)
     splits = open_splits(task, model_args, data_args, args)  # rows of paths; no media file is opened yet
-    record = describe_run(splits, model_args, data_args, args)
+    record = describe_run(task, splits, model_args, data_args, args)
     checkpoint = find_checkpoint(args, record) if args.do_train else None
     model, processor = make_model(task, splits, checkpoint, model_args, data_args, args)
     trainer = MultimodalTrainer(
@@ -61,7 +63,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
 
 def main() -> None:
-    arguments = parse_args()
+    arguments = parse_args(checks_files=True)
 
     from simple_multimodal.training.run_control import running
 

@@ -12,7 +12,7 @@ from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks import models
-from simple_multimodal.tasks.registry import Rows, Task, get_task
+from simple_multimodal.tasks.registry import Rows, Task, TaskOptions, get_task
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.run_record import check_test_set, make_run_record, selection_split
 
@@ -38,19 +38,19 @@ class Splits(NamedTuple):
         return next(split.captions for split in self if split is not None)
 
 
-def make_task(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> Task:
+def make_task(
+    model_args: ModelArguments, data_args: DataArguments, options: TaskOptions, args: MultimodalTrainingArguments
+) -> Task:
     """
     Make the task of a run with its options.
 
     Raises:
-        ValueError: If there is no such task, it does not take an option, **or** a file of an option cannot be read.
+        ValueError: If there is no such task, **or** a file of an option cannot be read.
     """
-    task = get_task(model_args.task)
-    pairs = [
-        (path, swapped and _open_rows(task, swapped, model_args, data_args))
-        for path, swapped in (data_args.pair_paths if args.do_eval else ())
-    ]
-    return task.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_files=pairs)
+    task = get_task(model_args.task)(options)
+    if args.do_eval:
+        task.open_files(data_args.find_manifest, lambda path: _open_rows(type(task), path, model_args, data_args))
+    return task
 
 
 def open_splits(
@@ -63,16 +63,17 @@ def open_splits(
         ValueError: If a manifest or data set cannot be read, **or** rows are wrong.
     """
 
-    def open_split(name: str, path: Path, max_samples: int | None, is_read: bool) -> RowDataset | None:
+    def open_split(name: str, file: str, max_samples: int | None, is_read: bool) -> RowDataset | None:
         if not is_read:
             return None
-        rows: Rows = path if data_args.dataset_name is None else load_split(name, model_args, data_args)
+        from_manifest = data_args.dataset_name is None
+        rows: Rows = data_args.find_manifest(file) if from_manifest else load_split(name, model_args, data_args)
         return _open_rows(type(task), rows, model_args, data_args, max_samples)
 
     return Splits(
-        open_split("train", data_args.train_path, data_args.max_train_samples, bool(args.do_train)),
-        open_split("validation", data_args.validation_path, data_args.max_eval_samples, args.evaluates),
-        open_split("test", data_args.test_path, data_args.max_predict_samples, args.do_predict),
+        open_split("train", data_args.train_file, data_args.max_train_samples, bool(args.do_train)),
+        open_split("validation", data_args.validation_file, data_args.max_eval_samples, args.evaluates),
+        open_split("test", data_args.test_file, data_args.max_predict_samples, args.do_predict),
     )
 
 
@@ -113,7 +114,11 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
 
 
 def describe_run(
-    splits: Splits, model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments
+    task: Task,
+    splits: Splits,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: MultimodalTrainingArguments,
 ) -> dict[str, Any]:
     """
     Describe a run for `run.json`, see [`make_run_record`].
@@ -128,7 +133,7 @@ def describe_run(
         source=model_args.model_name_or_path,
     )
     return make_run_record(
-        {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
+        {**vars(model_args), **vars(data_args), **vars(task.options), **args.to_sanitized_dict()},
         data=splits._asdict(),
         selection_split=selected_on,
         precision=args.precision,

@@ -1,12 +1,35 @@
-"""What to say of a model's folder that is not there: whether the hub was asked for it, and the nearest names."""
+"""What to say of a file or a folder that is not there: whether the hub was asked for it, and the nearest names."""
 
 import difflib
 import os
 import re
+from enum import Enum
 from pathlib import Path
 
 NUM_NAMES = 3
 """That are suggested at most."""
+
+
+class Named(Enum):
+    """What a flag or an argument names. It is looked for before anything is imported that takes seconds."""
+
+    PATH = "a file or a folder"
+    MANIFEST = "a file, in --data_root if it is there"
+    MODEL = "a file, a folder, or a name on the hub"
+
+    def check(self, name: str | os.PathLike[str], flag: str = "") -> None:
+        """
+        Check that what is named exists, or that it may be a name on the hub.
+
+        Args:
+            name (`str` or `os.PathLike`): Path or name.
+            flag (`str`, *optional*): The flag that names it, for the message.
+
+        Raises:
+            ValueError: If it does not exist; the message has the nearest names.
+        """
+        if not Path(name).exists() and not (self is Named.MODEL and _may_be_on_hub(os.fspath(name))):
+            raise ValueError(f"{flag} {os.fspath(name)}: {no_such_folder(name)}".lstrip())
 
 
 def explain(name_or_path: str | os.PathLike[str], error: BaseException) -> str:
@@ -25,8 +48,7 @@ def explain(name_or_path: str | os.PathLike[str], error: BaseException) -> str:
     name, reason = os.fspath(name_or_path), " ".join(str(error).split())
     if Path(name).exists():
         return reason
-    may_be_on_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and not ("/" in name and Path(name).parent.is_dir())
-    if not may_be_on_hub:
+    if not _may_be_on_hub(name):
         return no_such_folder(name)
     return f"{no_such_folder(name)} As a name on the hub: {reason}"
 
@@ -37,6 +59,11 @@ def no_such_folder(name_or_path: str | os.PathLike[str]) -> str:
     found = [os.fspath(near) if path.is_absolute() else os.path.relpath(near) for near in _nearest(path.absolute())]
     nearest = f" Did you mean {' or '.join(map(repr, found[:NUM_NAMES]))}?" if found else ""
     return f"no such {'file' if _is_file_name(path) else 'folder'}.{nearest}"
+
+
+def _may_be_on_hub(name: str) -> bool:
+    is_hub_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
+    return is_hub_name and not ("/" in name and Path(name).parent.is_dir())
 
 
 def _is_file_name(path: Path) -> bool:

@@ -47,7 +47,7 @@ def test_a_run_on_a_data_set(saved, tmp_path):
 
 
 def load(name, *argv):
-    model_args, data_args, _ = parse_args(["--output_dir", "unused", "--use_cpu", *argv])
+    model_args, data_args, *_ = parse_args(["--output_dir", "unused", "--use_cpu", *argv])
     return load_split(name, model_args, data_args)
 
 

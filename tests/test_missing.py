@@ -96,6 +96,10 @@ def test_every_verb_names_it_in_one_line(here, capsys, argv):
         {"tokenizer_name": "outputs/toyy"},
         {"audio_processor_name": "outputs/toyy"},
         {"resume_from_checkpoint": "outputs/toyy"},
+        {"video_root": "outputs/toyy"},
+        {"features": "outputs/toyy"},
+        {"pair_files": "outputs/toyy"},
+        {"answers_file": "outputs/toyy", "task": "question_answering"},
     ],
     ids=lambda given: " ".join(given),
 )

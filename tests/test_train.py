@@ -382,7 +382,7 @@ def test_odd_but_good_rows(start, clips, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"train_file": "missing.csv"}, "missing.csv: no such manifest file"),
+        ({"train_file": "missing.csv"}, "--train_file missing.csv: no such file"),
         ({"train_file": "."}, "is a folder, and its files have no captions"),
         ({"num_frames": 3}, "3"),
         ({"video_size": 30}, "30"),
