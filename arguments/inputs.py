@@ -1,6 +1,6 @@
 """What the arguments of a run name: its task, its rows, its model. The parser does not import this module."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,12 +89,11 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
     """
     source = str(data_args.dataset_name)
     split = vars(data_args)[f"{name}_split"] or name
+    is_one_split = Path(source, datasets.config.DATASET_STATE_JSON_FILENAME).is_file()
     try:
-        if Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # of `save_to_disk`
-            everything = datasets.load_from_disk(source)
-            if split not in everything:
-                raise ValueError(f'Unknown split "{split}". Should be one of {list(everything)}.')
-            dataset = everything[split]
+        if is_one_split or Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # of `save_to_disk`
+            saved = datasets.load_from_disk(source)
+            dataset = _select(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
         else:
             dataset = datasets.load_dataset(
                 source, data_args.dataset_config_name, split=split, cache_dir=model_args.cache_dir
@@ -103,6 +102,11 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
         raise ValueError(f"--dataset_name {source} cannot be loaded: {error}") from error
     except ValueError as error:  # of the configuration or the split
         hint = f"--{name}_split is {split!r}, --dataset_config_name {data_args.dataset_config_name!r}."
+        if is_one_split:
+            hint = (
+                f"A folder of `Dataset.save_to_disk` holds one split, which is read as 'train', and --{name}_split is "
+                f"{split!r}. Give a part of it, such as 'train[90%:]', or save a `DatasetDict`."
+            )
         raise ValueError(f"--dataset_name {source}: {str(error).rstrip('.')}. {hint}") from error
     names = data_args.renamed_columns
     if missing := [column for column in names if column not in dataset.column_names]:
@@ -111,6 +115,13 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
             f"{', '.join(dataset.column_names)}."
         )
     return dataset.rename_columns(names)
+
+
+def _select(splits: Mapping[str, datasets.Dataset], instruction: str) -> datasets.Dataset:
+    """Select what `instruction`, such as `train[:1000]`, names among saved splits, as `load_dataset` does."""
+    sizes = {name: len(split) for name, split in splits.items()}
+    parts = datasets.ReadInstruction.from_spec(instruction).to_absolute(sizes)
+    return datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
 def describe_run(
