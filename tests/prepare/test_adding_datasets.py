@@ -68,7 +68,7 @@ def test_file_of_the_page_prepares_and_measures(folder):
         video=str(folder / "video.json"),
         fusion=ViTConfig(**SIZES),
         task="retrieval",
-        captions=lambda: ["a bell", "sun"],
+        captions=["a bell", "sun"],
     )
     model.save_pretrained(folder / "outputs/street")
     processor.save_pretrained(folder / "outputs/street")

@@ -302,5 +302,12 @@ def test_towers_are_built_for_rows_of_every_kind(tmp_path):
         smm.from_towers(text=configs["text"], video=configs["video"], task="retrieval", train_dataset=rows)[1]
         for rows in (tmp_path / "train.jsonl", records)
     ]
+    given = {"text": configs["text"], "video": configs["video"], "task": "retrieval"}
+    made += [smm.from_towers(**given, captions=CAPTIONS)[1], smm.from_towers(**given, captions=iter(CAPTIONS))[1]]
     vocabularies = [processor.tokenizer.get_vocab() for processor in made]
-    assert vocabularies[0] == vocabularies[1] and "Ġcat" in vocabularies[0]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies) and "Ġcat" in vocabularies[0]
+    chosen = smm.from_towers(**given, captions=["a parrot"], train_dataset=records)[1].tokenizer.get_vocab()
+    assert "Ġparrot" in chosen and "Ġcat" not in chosen
+    for captions in (None, "a cat purrs"):
+        with pytest.raises(ValueError, match="a config without a tokenizer. To train one, pass `train_dataset`, or a"):
+            smm.from_towers(**given, captions=captions)
