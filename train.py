@@ -12,10 +12,12 @@ import os
 # the processes that load data.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, parse_args
+from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, TaskOptions, parse_args
 
 
-def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> dict[str, float]:
+def run(
+    model_args: ModelArguments, data_args: DataArguments, options: TaskOptions, args: MultimodalTrainingArguments
+) -> dict[str, float]:
     """Open the data, make the model and the trainer; then train, evaluate and test. Return the metrics."""
     # Imported here, so that --help and wrong flags do not wait for the models.
     from transformers import set_seed
@@ -26,7 +28,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
     from simple_multimodal.training.trainer import MultimodalTrainer
 
     set_seed(args.seed)  # before the model is made: new layers are initialized randomly
-    task = make_task(model_args, data_args, args)
+    task = make_task(model_args, data_args, options, args)
     splits = open_splits(task, model_args, data_args, args)  # rows of paths; no media file is opened yet
     record = describe_run(task, splits, model_args, data_args, args)
     checkpoint = find_checkpoint(args, record) if args.do_train else None
@@ -69,12 +71,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTr
 
 
 def main() -> None:
-    model_args, data_args, args = parse_args()
+    model_args, data_args, options, args = parse_args(checks_files=True)
 
     from simple_multimodal.training.run_control import running
 
     with running(args):
-        run(model_args, data_args, args)
+        run(model_args, data_args, options, args)
 
 
 if __name__ == "__main__":

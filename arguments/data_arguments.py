@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from simple_multimodal.defaults import DECODE_DEVICE, VIDEO_BACKEND, DecodeDevice, VideoBackendName
 from simple_multimodal.flags import AUDIO, DATA, EVALUATION, TEXT, VIDEO, check_bounds, flag, given
+from simple_multimodal.missing import Named
 from simple_multimodal.modalities import MODALITIES
 
 MANIFEST_FLAGS = ("train_file", "validation_file", "test_file")
@@ -19,14 +20,21 @@ class DataArguments:
     tower's config, so that nothing has to be said twice.
     """
 
-    train_file: str = flag("train.csv", DATA, "Manifest of the training samples: CSV, TSV or JSONL.")
-    validation_file: str = flag("validation.csv", DATA, "Manifest of the evaluation samples: CSV, TSV or JSONL.")
-    test_file: str = flag("test.csv", DATA, "Manifest of the test samples of --do_predict: CSV, TSV or JSONL.")
+    train_file: str = flag(
+        "train.csv", DATA, "Manifest of the training samples: CSV, TSV or JSONL.", names=Named.MANIFEST
+    )
+    validation_file: str = flag(
+        "validation.csv", DATA, "Manifest of the evaluation samples: CSV, TSV or JSONL.", names=Named.MANIFEST
+    )
+    test_file: str = flag(
+        "test.csv", DATA, "Manifest of the test samples of --do_predict: CSV, TSV or JSONL.", names=Named.MANIFEST
+    )
     dataset_name: str | None = flag(
         None,
         DATA,
         "Data set of the `datasets` library to read in place of the manifests: hub name or folder. Its columns are "
         "those of a manifest.",
+        names=Named.MODEL,
     )
     dataset_config_name: str | None = flag(None, DATA, "Configuration of --dataset_name.")
     train_split: str | None = flag(
@@ -52,6 +60,7 @@ class DataArguments:
         DATA,
         "Folder written by `simple-multimodal features`; replaces its towers, which must be in --freeze, and "
         "decoding.",
+        names=Named.PATH,
     )
     collator_threads: int | None = flag(
         None,
@@ -131,21 +140,8 @@ class DataArguments:
     select_on_test: bool = flag(
         False, EVALUATION, "Allow the test split to select the checkpoint; recorded in every result."
     )
-    pair_files: list[str] = flag(
-        [],
-        EVALUATION,
-        "JSONL of ids a, b of evaluation rows that differ in one respect (sound_pairs.jsonl: in their audio).",
-    )
-    swapped_files: list[str] = flag(
-        [], EVALUATION, "For each pair file, the manifest of its rows a_swapped, b_swapped; counts choices that flip."
-    )
 
     def __post_init__(self) -> None:
-        if self.swapped_files and len(self.swapped_files) != len(self.pair_files):
-            raise ValueError(
-                f"--swapped_files names {len(self.swapped_files)} manifests for {len(self.pair_files)} --pair_files; "
-                "give one for each, in the same order, or none."
-            )
         self.drop_modality = [name for name in MODALITIES if name in self.drop_modality]
         check_bounds(self)
         self._check_dataset()
@@ -171,27 +167,10 @@ class DataArguments:
         """New names of columns by their names in the data set."""
         return dict(pair.split("=", 1) for pair in self.rename_columns or ())
 
-    @property
-    def train_path(self) -> Path:
-        """The training manifest: in `data_root` if it exists there, else relative to the working directory."""
-        return self._manifest_path(self.train_file)
-
-    @property
-    def validation_path(self) -> Path:
-        """The evaluation manifest, likewise."""
-        return self._manifest_path(self.validation_file)
-
-    @property
-    def test_path(self) -> Path:
-        """The test manifest, likewise."""
-        return self._manifest_path(self.test_file)
-
-    @property
-    def pair_paths(self) -> list[tuple[Path, Path | None]]:
-        """Each pair file with the manifest of its swapped rows."""
-        swapped: list[Path | None] = [self._manifest_path(name) for name in self.swapped_files]
-        swapped = swapped or [None] * len(self.pair_files)
-        return list(zip(map(self._manifest_path, self.pair_files), swapped, strict=True))
+    def find_manifest(self, name: str) -> Path:
+        """Return where a manifest is: in `data_root` if it exists there, else relative to the working directory."""
+        in_data_root = Path(self.data_root or "", name)
+        return in_data_root if in_data_root.exists() or not Path(name).exists() else Path(name)
 
     @property
     def processor_settings(self) -> dict[str, Any]:
@@ -238,7 +217,3 @@ class DataArguments:
         """The arguments of `MultimodalCollator` that training and evaluation share."""
         names = ("max_seq_length", "pad_to_max_length", "video_backend", "decode_device", "index_dir")
         return given(self, *names, num_threads="collator_threads") | {"parallel": self.collator_threads != 1}
-
-    def _manifest_path(self, name: str) -> Path:
-        in_data_root = Path(self.data_root or "", name)
-        return in_data_root if in_data_root.exists() or not Path(name).exists() else Path(name)

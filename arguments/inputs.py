@@ -1,6 +1,6 @@
 """What the arguments of a run name: its task, its rows, its model. The parser does not import this module."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +8,11 @@ import datasets
 
 from simple_multimodal.assembly import check_inputs
 from simple_multimodal.data.rows import RowDataset
-from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks import models
-from simple_multimodal.tasks.registry import Rows, Task, get_task
+from simple_multimodal.tasks.registry import Rows, Task, TaskOptions, get_task
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.run_record import check_test_set, make_run_record, selection_split
 
@@ -39,22 +38,19 @@ class Splits(NamedTuple):
         return next(split.captions for split in self if split is not None)
 
 
-def make_task(model_args: ModelArguments, data_args: DataArguments, args: MultimodalTrainingArguments) -> Task:
+def make_task(
+    model_args: ModelArguments, data_args: DataArguments, options: TaskOptions, args: MultimodalTrainingArguments
+) -> Task:
     """
-    Make the task of a run with its options: the one that is named, else that of the saved model.
+    Make the task of a run with its options.
 
     Raises:
-        ValueError: If there is no such task or no such model, the task does not take an option, **or** a file of an
-            option cannot be read.
+        ValueError: If there is no such task, **or** a file of an option cannot be read.
     """
-    task = get_task(model_args.task or DEFAULT_TASK)
-    if model_args.task is None and model_args.model_name_or_path is not None:
-        task = models.saved_task(model_args.model_name_or_path, default=task, cache_dir=model_args.cache_dir)
-    pairs = [
-        (path, swapped and _open_rows(task, swapped, model_args, data_args))
-        for path, swapped in (data_args.pair_paths if args.do_eval else ())
-    ]
-    return task.from_flags(**model_args.task_options, matching_top_k=args.matching_top_k, pair_files=pairs)
+    task = get_task(model_args.task)(options)
+    if args.do_eval:
+        task.open_files(data_args.find_manifest, lambda path: _open_rows(type(task), path, model_args, data_args))
+    return task
 
 
 def open_splits(
@@ -67,16 +63,17 @@ def open_splits(
         ValueError: If a manifest or data set cannot be read, **or** rows are wrong.
     """
 
-    def open_split(name: str, path: Path, max_samples: int | None, is_read: bool) -> RowDataset | None:
+    def open_split(name: str, file: str, max_samples: int | None, is_read: bool) -> RowDataset | None:
         if not is_read:
             return None
-        rows: Rows = path if data_args.dataset_name is None else load_split(name, model_args, data_args)
+        from_manifest = data_args.dataset_name is None
+        rows: Rows = data_args.find_manifest(file) if from_manifest else load_split(name, model_args, data_args)
         return _open_rows(type(task), rows, model_args, data_args, max_samples)
 
     return Splits(
-        open_split("train", data_args.train_path, data_args.max_train_samples, bool(args.do_train)),
-        open_split("validation", data_args.validation_path, data_args.max_eval_samples, args.evaluates),
-        open_split("test", data_args.test_path, data_args.max_predict_samples, args.do_predict),
+        open_split("train", data_args.train_file, data_args.max_train_samples, bool(args.do_train)),
+        open_split("validation", data_args.validation_file, data_args.max_eval_samples, args.evaluates),
+        open_split("test", data_args.test_file, data_args.max_predict_samples, args.do_predict),
     )
 
 
@@ -92,12 +89,11 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
     """
     source = str(data_args.dataset_name)
     split = vars(data_args)[f"{name}_split"] or name
+    is_one_split = Path(source, datasets.config.DATASET_STATE_JSON_FILENAME).is_file()
     try:
-        if Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # of `save_to_disk`
-            everything = datasets.load_from_disk(source)
-            if split not in everything:
-                raise ValueError(f'Unknown split "{split}". Should be one of {list(everything)}.')
-            dataset = everything[split]
+        if is_one_split or Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # of `save_to_disk`
+            saved = datasets.load_from_disk(source)
+            dataset = _select(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
         else:
             dataset = datasets.load_dataset(
                 source, data_args.dataset_config_name, split=split, cache_dir=model_args.cache_dir
@@ -106,6 +102,11 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
         raise ValueError(f"--dataset_name {source} cannot be loaded: {error}") from error
     except ValueError as error:  # of the configuration or the split
         hint = f"--{name}_split is {split!r}, --dataset_config_name {data_args.dataset_config_name!r}."
+        if is_one_split:
+            hint = (
+                f"A folder of `Dataset.save_to_disk` holds one split, which is read as 'train', and --{name}_split is "
+                f"{split!r}. Give a part of it, such as 'train[90%:]', or save a `DatasetDict`."
+            )
         raise ValueError(f"--dataset_name {source}: {str(error).rstrip('.')}. {hint}") from error
     names = data_args.renamed_columns
     if missing := [column for column in names if column not in dataset.column_names]:
@@ -114,6 +115,13 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
             f"{', '.join(dataset.column_names)}."
         )
     return dataset.rename_columns(names)
+
+
+def _select(splits: Mapping[str, datasets.Dataset], instruction: str) -> datasets.Dataset:
+    """Select what `instruction`, such as `train[:1000]`, names among saved splits, as `load_dataset` does."""
+    sizes = {name: len(split) for name, split in splits.items()}
+    parts = datasets.ReadInstruction.from_spec(instruction).to_absolute(sizes)
+    return datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
 def describe_run(
@@ -136,7 +144,7 @@ def describe_run(
         source=model_args.model_name_or_path,
     )
     return make_run_record(
-        {**vars(model_args), "task": task.name, **vars(data_args), **args.to_sanitized_dict()},
+        {**vars(model_args), **vars(data_args), **vars(task.options), **args.to_sanitized_dict()},
         data=splits._asdict(),
         selection_split=selected_on,
         precision=args.precision,

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.flags import AUDIO, FUSION, LORA, MODEL, OBJECTIVES, TEXT, VIDEO, check_bounds, flag, given
+from simple_multimodal.missing import Named
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, MODALITIES
 
 logger = logging.get_logger("simple_multimodal")
@@ -65,16 +66,13 @@ class ModelArguments:
     """
 
     model_name_or_path: str | None = flag(
-        None, MODEL, "Folder or hub name of a complete saved model to start from or to evaluate."
+        None, MODEL, "Folder or hub name of a complete saved model to start from or to evaluate.", names=Named.MODEL
     )
     task: str | None = flag(
         None,
         MODEL,
         "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: choose an answer "
         f"(columns question and answer). Default: what --model_name_or_path was trained for, else {DEFAULT_TASK}.",
-    )
-    answers_file: str | None = flag(
-        None, MODEL, "JSON object {answer: number} for question_answering. Default: the training answers."
     )
     modalities: list[str] = flag(
         list(BUILT_IN_MODALITIES), MODEL, "Modalities of the model.", choices=tuple(MODALITIES)
@@ -113,22 +111,25 @@ class ModelArguments:
         "Name endings of the linear layers with adapters, such as query fc1. Default: the attention projections.",
     )
 
-    text_model_name_or_path: str | None = flag(None, TEXT, WEIGHTS)
-    text_config_name: str | None = flag(None, TEXT, CONFIG)
+    text_model_name_or_path: str | None = flag(None, TEXT, WEIGHTS, names=Named.MODEL)
+    text_config_name: str | None = flag(None, TEXT, CONFIG, names=Named.MODEL)
     text_attn_implementation: str | None = flag(None, TEXT, ATTENTION)
     tokenizer_name: str | None = flag(
-        None, TEXT, "Hub name or folder of the tokenizer. Default: one trained on the training captions."
+        None,
+        TEXT,
+        "Hub name or folder of the tokenizer. Default: one trained on the training captions.",
+        names=Named.MODEL,
     )
 
-    audio_model_name_or_path: str | None = flag(None, AUDIO, WEIGHTS)
-    audio_config_name: str | None = flag(None, AUDIO, CONFIG)
+    audio_model_name_or_path: str | None = flag(None, AUDIO, WEIGHTS, names=Named.MODEL)
+    audio_config_name: str | None = flag(None, AUDIO, CONFIG, names=Named.MODEL)
     audio_attn_implementation: str | None = flag(None, AUDIO, ATTENTION)
-    audio_processor_name: str | None = flag(None, AUDIO, PROCESSOR)
+    audio_processor_name: str | None = flag(None, AUDIO, PROCESSOR, names=Named.MODEL)
 
-    video_model_name_or_path: str | None = flag(None, VIDEO, WEIGHTS)
-    video_config_name: str | None = flag(None, VIDEO, CONFIG)
+    video_model_name_or_path: str | None = flag(None, VIDEO, WEIGHTS, names=Named.MODEL)
+    video_config_name: str | None = flag(None, VIDEO, CONFIG, names=Named.MODEL)
     video_attn_implementation: str | None = flag(None, VIDEO, ATTENTION)
-    video_processor_name: str | None = flag(None, VIDEO, PROCESSOR)
+    video_processor_name: str | None = flag(None, VIDEO, PROCESSOR, names=Named.MODEL)
     frame_pooling_layers: int = flag(
         0,
         VIDEO,
@@ -139,10 +140,10 @@ class ModelArguments:
     )
 
     fusion_model_name_or_path: str | None = flag(
-        None, FUSION, "Hub name or folder of ViT or BERT weights for the crossformer."
+        None, FUSION, "Hub name or folder of ViT or BERT weights for the crossformer.", names=Named.MODEL
     )
     fusion_config_name: str | None = flag(
-        None, FUSION, "ViT or BERT config (JSON file or hub name) of the crossformer."
+        None, FUSION, "ViT or BERT config (JSON file or hub name) of the crossformer.", names=Named.MODEL
     )
     fusion_form: Literal["merge", "co_attention", "cross_attention"] = flag(
         "cross_attention",
@@ -179,21 +180,6 @@ class ModelArguments:
     contrastive_av_loss_weight: float | None = loss_weight("the audio-video contrastive loss")
     contrastive_tav_loss_weight: float | None = loss_weight("the contrastive loss of text and clip (audio and video)")
     matching_loss_weight: float | None = loss_weight("text-clip matching")
-    mlm_probability: float | None = flag(
-        None, OBJECTIVES, "Fraction of a caption's tokens to predict, 0 to 1. Default: 0.3.", share=True
-    )
-    audio_mask_ratio: float | None = flag(
-        None, OBJECTIVES, "Fraction of a window's audio patches to mask, 0 to 1. Default: 0.3.", share=True
-    )
-    video_mask_ratio: float | None = flag(
-        None, OBJECTIVES, "Fraction of a clip's video tubes to mask, 0 to 1. Default: 0.8.", share=True
-    )
-    vt_match_ratio: float | None = flag(
-        None,
-        OBJECTIVES,
-        "Fraction of rows that keep their pair for matching, 0 to 1; the others get a negative clip. Default: 0.5.",
-        share=True,
-    )
     hard_negative_ratio: float | None = flag(
         None,
         OBJECTIVES,
@@ -325,11 +311,6 @@ class ModelArguments:
             "cache_dir": self.cache_dir,
             **self.config_settings,
         }
-
-    @property
-    def task_options(self) -> dict[str, Any]:
-        """What was given of the options of tasks."""
-        return given(self, "answers_file", "mlm_probability", "audio_mask_ratio", "video_mask_ratio", "vt_match_ratio")
 
     @property
     def attn_implementation(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The parser: dataclass default < YAML file < command line. Old flag names are mapped here and nowhere else."""
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -10,17 +11,22 @@ import re
 import shutil
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.flags import GROUPS, TRAINER
+from simple_multimodal.missing import Named
+from simple_multimodal.tasks.flags import flags_of_tasks, options_from_flags
+from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.training.arguments import WITHOUT_EFFECT, MultimodalTrainingArguments
 
 from .data_arguments import DataArguments
+from .files import check_files
 from .model_arguments import ModelArguments, find_config
 
 USAGE = "%(prog)s [--config FILE.yaml] [--flag value ...]     (YAML: `flag: value` lines; the command line wins)"
@@ -82,33 +88,54 @@ SHORT_DESCRIPTIONS = {
 _YAML_TAG = "tag:yaml.org,2002:"
 _YAML_TAGS = {f"{_YAML_TAG}{kind}" for kind in ("str", "int", "float", "bool", "timestamp", "value", "merge", "seq")}
 
-T = TypeVar("T", ModelArguments, DataArguments, MultimodalTrainingArguments)
+T = TypeVar("T")
 Effect = Callable[[argparse.Namespace, Any], None]
 
 
 def parse_args(
-    argv: Sequence[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, MultimodalTrainingArguments]:
+    argv: Sequence[str] | None = None, *, checks_files: bool = False
+) -> tuple[ModelArguments, DataArguments, TaskOptions, MultimodalTrainingArguments]:
     """
-    Parse the command line of `train.py`.
+    Parse the command line of `train.py`. Its flags are those of the three dataclasses, and the options of all
+    registered tasks.
 
     A user's error ends the process with one line on stderr and exit code 2.
 
     Args:
         argv (`Sequence[str]`, *optional*): The arguments; those of the process when not given.
+        checks_files (`bool`, *optional*, defaults to `False`): Whether files and folders that do not exist are errors.
 
     Returns:
-        `tuple[ModelArguments, DataArguments, MultimodalTrainingArguments]`: The values that apply.
+        `tuple[ModelArguments, DataArguments, TaskOptions, MultimodalTrainingArguments]`: The values that apply.
     """
-    parser = CommandLineParser(ModelArguments, DataArguments, MultimodalTrainingArguments)
+    task_flags = flags_of_tasks("train")
+    parser = CommandLineParser(ModelArguments, DataArguments, task_flags, MultimodalTrainingArguments)
     namespace = parser.parse(sys.argv[1:] if argv is None else argv)
     model_args = parser.fill(ModelArguments, namespace)
     data_args = parser.fill(DataArguments, namespace)
+    with parser.user_errors():
+        model_args.task = model_args.task or _default_task(model_args)
+        task_options = options_from_flags(model_args.task, parser.fill(task_flags, namespace))
     training_args = parser.fill(MultimodalTrainingArguments, namespace)
     has_weights = model_args.model_name_or_path is not None or model_args.pretrained_towers
     if not training_args.do_train and not has_weights:
         parser.error("without --do_train a saved model is needed: name its folder with --model_name_or_path.")
-    return model_args, data_args, training_args
+    if checks_files:
+        with parser.user_errors():
+            check_files(model_args, data_args, task_options, training_args)
+    return model_args, data_args, task_options, training_args
+
+
+def _default_task(model_args: ModelArguments) -> str:
+    """Return the task that the saved model was trained for, if the run starts from one that says it."""
+    if model_args.model_name_or_path is None:
+        return DEFAULT_TASK
+    Named.MODEL.check(model_args.model_name_or_path, "--model_name_or_path")
+    from simple_multimodal.tasks.models import saved_task  # takes seconds, for which other runs do not wait
+    from simple_multimodal.tasks.registry import get_task
+
+    default = get_task(DEFAULT_TASK)
+    return saved_task(model_args.model_name_or_path, default=default, cache_dir=model_args.cache_dir).name
 
 
 class CommandLineParser(HfArgumentParser):
@@ -157,9 +184,15 @@ class CommandLineParser(HfArgumentParser):
     def fill(self, dtype: type[T], namespace: argparse.Namespace) -> T:
         """Build a dataclass from its fields in `namespace`; a `ValueError` of its checks is the user's error."""
         values = vars(namespace)
-        names = [field.name for field in dataclasses.fields(dtype)]
-        try:
+        names = [field.name for field in dataclasses.fields(dtype)]  # type: ignore[arg-type]
+        with self.user_errors():
             return dtype(**{name: values[name] for name in names if name in values})
+
+    @contextlib.contextmanager
+    def user_errors(self) -> Iterator[None]:
+        """End the process with the message of a `ValueError`, see [`error`]."""
+        try:
+            yield
         except ValueError as error:
             self.error(str(error))
 
@@ -177,13 +210,13 @@ class CommandLineParser(HfArgumentParser):
             if not field.init or field.name in skip:
                 continue
             group = self._headed_groups[field.metadata.get("group", TRAINER)]
-            metadata = {key: field.metadata[key] for key in ("help", "choices") if key in field.metadata}
+            metadata = {key: field.metadata[key] for key in ("help", "choices", "metavar") if key in field.metadata}
             if field.metadata == stock_metadata.get(field.name):
                 metadata["help"] = SHORT_DESCRIPTIONS.get(field.name, _first_sentence(metadata["help"]))
             if type_hints[field.name] == bool | None:  # `--do_eval` alone means True, as for every other boolean
                 metadata |= {"nargs": "?", "const": True}
             field = copy.copy(field)
-            field.type = type_hints[field.name]
+            field.type = field.metadata.get("read", type_hints[field.name])
             field.metadata = types.MappingProxyType(metadata)
             self._parse_dataclass_field(group, field)
 
@@ -352,7 +385,9 @@ def _placeholder(action: argparse.Action) -> str:
     """The value that a flag takes, as `--help` shows it."""
     if action.nargs == 0:
         return ""
-    if action.choices is not None and _fits(action.choices):
+    if action.metavar is not None:
+        kind = str(action.metavar)
+    elif action.choices is not None and _fits(action.choices):
         kind = "|".join(action.choices)
     else:
         kind = {string_to_bool: "BOOL", int: "INT", float: "NUMBER"}.get(action.type, "TEXT")

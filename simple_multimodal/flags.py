@@ -1,8 +1,13 @@
 """A flag of `train.py` in one line: its default, its heading, its help and its bounds."""
 
 import operator
+from collections.abc import Callable, Sequence
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, Literal
+
+from simple_multimodal.missing import Named
+
+Command = Literal["train", "infer"]
 
 GROUPS = (
     "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Objectives", "Data", "Training", "Evaluation",
@@ -23,6 +28,10 @@ def flag(
     choices: tuple[str, ...] | None = None,
     share: bool = False,
     remedy: str = "",
+    read: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+    names: Named | None = None,
+    commands: Sequence[Command] = ("train",),
     **bounds: float,
 ) -> Any:
     """
@@ -36,13 +45,19 @@ def flag(
         share (`bool`, *optional*, defaults to `False`): Whether the value is from 0 to 1.
         remedy (`str`, *optional*): What to give instead of a value out of bounds; "give a whole number from N upwards"
             by default.
+        read (`Callable`, *optional*): Function that reads the value or raises `argparse.ArgumentTypeError`; by default
+            the type of the field.
+        metavar (`str`, *optional*): How `--help` shows the value; by default its type.
+        names ([`Named`], *optional*): What the value names, which has to exist before a run begins.
+        commands (`Sequence[str]`, *optional*, defaults to `("train",)`): For an option of a task: which of `train.py`
+            and `simple-multimodal infer` have the flag.
         bounds (`float`): Any of `at_least`, `above`, `at_most` and `below`, see [`check_bounds`].
     """
     if share:
         bounds, remedy = {"at_least": 0, "at_most": 1}, "it is a share: give a number from 0 to 1"
-    metadata: dict[str, Any] = {"group": group, "help": help}
-    if choices is not None:
-        metadata["choices"] = choices
+    metadata: dict[str, Any] = {"group": group, "help": help, "commands": commands}
+    extras = {"choices": choices, "read": read, "metavar": metavar, "names": names}
+    metadata |= {name: value for name, value in extras.items() if value is not None}
     if bounds:
         metadata["bounds"] = bounds
         metadata["remedy"] = remedy or f"give a whole number from {bounds['at_least']} upwards"
@@ -54,11 +69,11 @@ def flag(
 
 
 def check_bounds(arguments: Any) -> None:
-    """Raise a `ValueError` for the first flag of a dataclass whose value is out of bounds; `None` is within all."""
+    """Raise a `ValueError` for the first flag of a dataclass whose value is out of bounds, if it is a number."""
     for item in fields(arguments):
         value = vars(arguments).get(item.name)
         bounds = item.metadata.get("bounds", {})
-        if value is not None and not all(_HOLDS[kind](value, bound) for kind, bound in bounds.items()):
+        if isinstance(value, (int, float)) and not all(_HOLDS[kind](value, bound) for kind, bound in bounds.items()):
             raise ValueError(f"--{item.name} is {value}; {item.metadata['remedy']}.")
 
 

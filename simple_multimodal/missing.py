@@ -1,14 +1,37 @@
-"""Reading a model, or a part of one, by a name that may be wrong: whether the hub is asked, and what is said."""
+"""What flags and arguments name: checks that it exists, and what is said if it does not or cannot be read."""
 
 import difflib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from enum import Enum
 from pathlib import Path
 
 NUM_NAMES = 3
 """That are suggested at most."""
+
+
+class Named(Enum):
+    """What a flag or an argument names. It is looked for before anything is imported that takes seconds."""
+
+    PATH = "a file or a folder"
+    MANIFEST = "a file, in --data_root if it is there"
+    MODEL = "a file, a folder, or a name on the hub"
+
+    def check(self, name: str | os.PathLike[str], flag: str = "") -> None:
+        """
+        Check that what is named exists, or that it may be a name on the hub.
+
+        Args:
+            name (`str` or `os.PathLike`): Path or name.
+            flag (`str`, *optional*): The flag that names it, for the message.
+
+        Raises:
+            ValueError: If it does not exist; the message has the nearest names.
+        """
+        if not Path(name).exists() and (self is not Named.MODEL or _is_path(os.fspath(name))):
+            raise ValueError(f"{flag} {os.fspath(name)}: {no_such_folder(name)}".lstrip())
 
 
 @contextmanager

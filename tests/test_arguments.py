@@ -14,12 +14,17 @@ from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments
 from arguments.model_arguments import PROJECT_FOLDER, find_config
 from arguments.parser import SHORT_DESCRIPTIONS, CommandLineParser
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.flags import GROUPS
+from simple_multimodal.flags import EVALUATION, GROUPS, OBJECTIVES, flag
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.tasks import flags
+from simple_multimodal.tasks.flags import OPTIONS, flags_of_tasks
+from simple_multimodal.tasks.options import TaskOptions
+from simple_multimodal.tasks.registry import TASKS
+from simple_multimodal.tasks.retrieval.options import RetrievalOptions
 from simple_multimodal.training.arguments import WITHOUT_EFFECT
 
-EVERYTHING = (ModelArguments, DataArguments, MultimodalTrainingArguments)
+EVERYTHING = (ModelArguments, DataArguments, flags_of_tasks("train"), MultimodalTrainingArguments)
 
 
 @pytest.fixture
@@ -48,9 +53,9 @@ def error_of(capsys):
 
 
 def test_defaults():
-    model_args, data_args, training_args = parse_args([])
+    model_args, data_args, task_options, training_args = parse_args([])
     assert model_args.modalities == ["text", "audio", "video"]
-    assert model_args.task_options == {}  # whose defaults are the task's
+    assert task_options == RetrievalOptions()
     assert "contrastive_dim" not in model_args.config_settings and MultimodalConfig().contrastive_dim == 768
     assert model_args.contrastive_loss_before_fusion is True
     assert (data_args.train_file, data_args.validation_file) == ("train.csv", "validation.csv")
@@ -60,7 +65,7 @@ def test_defaults():
 
 def test_command_line_wins_over_yaml_and_yaml_over_the_default(write_config):
     config = write_config("learning_rate: 5e-5\nnum_frames: 4\nmodalities: [video, text]\nseed: 7\n")
-    model_args, data_args, training_args = parse_args(["--num_frames", "8", "--config", config])
+    model_args, data_args, _, training_args = parse_args(["--num_frames", "8", "--config", config])
     assert training_args.learning_rate == 5e-5
     assert training_args.seed == 7
     assert model_args.modalities == ["text", "video"]
@@ -73,7 +78,7 @@ def test_yaml_values_of_every_kind(write_config):
         "data_root: null\nsave_strategy: no\nlr_scheduler_kwargs: '{\"num_cycles\": 2}'\n"
         "drop_modality:\n- video\n- audio\n"
     )
-    _, data_args, training_args = parse_args(["--config", config, "--use_cpu"])
+    _, data_args, _, training_args = parse_args(["--config", config, "--use_cpu"])
     assert training_args.fp16 is True and data_args.pad_to_max_length is False
     assert training_args.max_steps == -1 and training_args.weight_decay == 0.01
     assert data_args.video_size == [32, 32] and data_args.data_root is None
@@ -110,20 +115,20 @@ def test_yaml_keeps_the_text_of_words(write_config, text):
     plain = "a: b" not in text and text not in ("null", "~")  # which YAML reads as something else than a word
     for written in [f"'{text}'", f'"{text}"', f"|-\n  {text}", *[text] * plain]:
         config = write_config(f"run_name: {written}\nvideo_root: {written}\n")
-        _, data_args, training_args = parse_args(["--config", config])
+        _, data_args, _, training_args = parse_args(["--config", config])
         assert (training_args.run_name, data_args.video_root) == (text, text)
 
 
 def test_yaml_empty_values_are_defaults(write_config):
     config = write_config("run_name: null\nvideo_root: ~\naudio_root:\nseed: NULL\n")
-    _, data_args, training_args = parse_args(["--config", config])
+    _, data_args, _, training_args = parse_args(["--config", config])
     assert training_args.run_name is None and data_args.video_root is None and data_args.audio_root is None
     assert training_args.seed == 42
 
 
 @pytest.mark.parametrize(("text", "seed"), [("010", 10), ("0010", 10), ("1_0", 10), ("+10", 10), ("'10'", 10)])
 def test_yaml_numbers_are_those_of_the_command_line(write_config, text, seed):
-    assert parse_args(["--config", write_config(f"seed: {text}\n")])[2].seed == seed
+    assert parse_args(["--config", write_config(f"seed: {text}\n")])[-1].seed == seed
 
 
 @pytest.mark.parametrize("text", ["0x10", "0o10", "0b10", "1:30", "1.0", "2024-01-01", "on"])
@@ -138,7 +143,7 @@ def test_yaml_numbers_in_other_forms_are_errors(write_config, error_of, text):
 )
 def test_yaml_booleans(write_config, word, value):
     config = write_config(f"pad_to_max_length: {word}\ndo_eval: {word}\nmodel_name_or_path: m\n")
-    _, data_args, training_args = parse_args(["--config", config])
+    _, data_args, _, training_args = parse_args(["--config", config])
     assert data_args.pad_to_max_length is value and training_args.do_eval is value
 
 
@@ -151,7 +156,7 @@ def test_yaml_tags_are_refused(write_config, error_of, text):
 
 def test_the_reported_words_of_a_config(shared_dir):
     config = shared_dir / "data/reported/manifests/retyped.yaml"
-    _, data_args, training_args = parse_args(["--config", str(config)])
+    _, data_args, _, training_args = parse_args(["--config", str(config)])
     assert (training_args.output_dir, training_args.run_name) == ("2024-01-01T10:00:00", "12:30:45")
     assert (data_args.video_root, training_args.seed) == ("0123", 10)
 
@@ -230,10 +235,56 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--frame_pooling_layers=1", "--lora_rank=2"], "--frame_pooling_layers is 1, but LoRA keeps"),
         (["--frame_pooling_layers", "-1"], "--frame_pooling_layers is -1; give 0 (the mean) or more."),
         (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
+        (
+            ["--task", "retrieva"],
+            "There is no task 'retrieva'; there is pretraining, retrieval, question_answering. Did",
+        ),
+        (["--answers_file", "a.json"], "--answers_file cannot be used with --task pretraining. Leave that out."),
+        (["--matching_top_k", "few"], "--matching_top_k: 'few' is neither a number nor 'all'"),
+        (["--matching_top_k", "-1"], "--matching_top_k is -1; give 0 (no re-ranking) or more."),
+        (["--swapped_files", "a.jsonl"], "--swapped_files names 1 manifests for 0 --pair_files; give one for each"),
     ],
 )
 def test_errors_are_one_line(error_of, argv, message):
     assert message in error_of(*argv)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnOptions(TaskOptions):
+    unit: float = flag(2.5, OBJECTIVES, "Unit of the numbers.", above=0, remedy="give a number above 0")
+    kinds: list[str] = flag([], EVALUATION, "Kinds to count.", choices=("a", "b"), commands=("train", "infer"))
+    at_least: int | None = flag(None, EVALUATION, "Smallest number.", commands=("infer",))
+
+
+def test_a_registered_task_brings_its_flags(error_of, write_config, monkeypatch):
+    """Those of `infer` are tested in `tests/test_cli.py`."""
+    assert "unknown argument '--unit'" in error_of("--unit", "1")
+    monkeypatch.setitem(OPTIONS, "own", OwnOptions)
+    config = write_config("task: own\nkinds: [a, b]\nunit: 3\n")
+    assert parse_args(["--config", config, "--unit", "4"])[2] == OwnOptions(unit=4.0, kinds=["a", "b"])
+    assert "--unit is 0.0; give a number above 0." in error_of("--task", "own", "--unit", "0")
+    assert "--unit cannot be used with --task retrieval" in error_of("--task", "retrieval", "--unit", "1")
+    assert "--mlm_probability cannot be used with --task own" in error_of("--task", "own", "--mlm_probability", "0.2")
+    assert "--kinds: invalid choice: 'c'" in error_of("--task", "own", "--kinds", "c")
+    assert "unknown argument '--at_least'" in error_of("--task", "own", "--at_least", "1")
+
+
+def test_two_tasks_may_share_an_option_but_not_a_name(monkeypatch):
+    monkeypatch.setattr(flags, "OPTIONS", dict(OPTIONS))
+    flags.register_options("own", RetrievalOptions)
+    flags.register_options("again", RetrievalOptions)
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(TaskOptions):
+        vt_match_ratio: float = flag(0.5, OBJECTIVES, "Something else.")
+
+    with pytest.raises(ValueError, match="Another task has an option 'vt_match_ratio' already"):
+        flags.register_options("other", Other)
+    assert "other" not in flags.OPTIONS
+
+
+def test_the_shipped_tasks_have_the_options_of_the_table():
+    assert {name: task.options_class for name, task in TASKS.items()} == OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -265,7 +316,7 @@ def test_old_flags(argv, name, value):
 
 def test_old_flags_in_yaml_are_overridden_by_new_ones_on_the_command_line(write_config):
     config = write_config("warmup_ratio: 0.1\nno_cuda: true\ngroup_by_length: true\n")
-    training_args = parse_args(["--config", config, "--warmup_steps", "20"])[2]
+    training_args = parse_args(["--config", config, "--warmup_steps", "20"])[-1]
     assert training_args.warmup_steps == 20
     assert training_args.use_cpu is True
     assert training_args.train_sampling_strategy == "group_by_length"
@@ -320,7 +371,7 @@ def test_logging_dir_sets_the_variable_of_tensorboard(monkeypatch):
 def test_a_train_args_file_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "train.args").write_text("--seed 99")
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
-    assert parse_args()[2].seed == 42
+    assert parse_args()[-1].seed == 42
 
 
 def test_configs_are_found_beside_train_py_from_any_directory(tmp_path, monkeypatch):
@@ -350,12 +401,14 @@ def test_manifests_and_roots_follow_data_root(tmp_path, monkeypatch):
     (tmp_path / "data/train.csv").touch()
     (tmp_path / "validation.csv").touch()
     alone = DataArguments(video_root="videos")
-    assert alone.train_path == Path("train.csv")
+    assert alone.find_manifest("train.csv") == Path("train.csv")
     assert alone.roots == {"video": Path("videos"), "audio": None, "text": None}
     rooted = DataArguments(data_root="data", video_root="videos", audio_root="/sounds")
-    assert rooted.train_path == Path("data/train.csv")
-    assert rooted.validation_path == Path("validation.csv")  # not in data_root, but in the working directory
-    assert DataArguments(data_root="data", train_file="missing.csv").train_path == Path("data/missing.csv")
+    assert rooted.find_manifest("train.csv") == Path("data/train.csv")
+    assert rooted.find_manifest("validation.csv") == Path(
+        "validation.csv"
+    )  # not in data_root, but in the working directory
+    assert rooted.find_manifest("missing.csv") == Path("data/missing.csv")
     roots = {"video": Path("data/videos"), "audio": Path("/sounds"), "text": Path("data")}
     assert rooted.roots == roots
 
@@ -445,12 +498,13 @@ def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
                 assert field.metadata["help"].endswith((".", ")")), field.name
 
 
-def test_help_and_flag_errors_import_nothing_beyond_the_arguments_of_transformers():
+def test_help_and_flag_errors_and_missing_files_import_nothing_beyond_the_arguments_of_transformers():
     code = """
 import runpy, sys
 from transformers import HfArgumentParser, TrainingArguments
 known = set(sys.modules) | set(sys.stdlib_module_names)
-for argv in (["--help"], ["--no_such_flag"], ["--num_frames", "0"]):
+named = ["--train_file", "README.md", "--validation_file", "README.md"]
+for argv in (["--help"], ["--no_such_flag"], ["--num_frames", "0"], [], [*named, "--model_name_or_path", "./missing"]):
     sys.argv = ["train.py", *argv]
     try:
         runpy.run_path("train.py", run_name="__main__")
@@ -459,7 +513,7 @@ for argv in (["--help"], ["--no_such_flag"], ["--num_frames", "0"]):
 packages = {name.split(".")[0] for name in sys.modules if name not in known and name != "__mp_main__"}
 assert packages - known == {"arguments", "simple_multimodal"}, packages - known
 parts = {name for name in sys.modules if name.startswith("simple_multimodal.") and name.count(".") == 1}
-ours = {"cores", "defaults", "evaluation", "flags", "modalities", "training"}
+ours = {"cores", "defaults", "evaluation", "flags", "missing", "modalities", "tasks", "training"}
 assert parts == {f"simple_multimodal.{name}" for name in ours}, parts
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_FOLDER, capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """The console script: each verb does its work, and a user's error is one line with exit code 2."""
 
+import functools
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -17,10 +19,13 @@ from packaging.utils import canonicalize_name
 
 import simple_multimodal
 from simple_multimodal import doctor
-from simple_multimodal.cli import VERBS, main
+from simple_multimodal.cli import VERBS, main, models
 from simple_multimodal.defaults import Precision, VideoBackendName
 from simple_multimodal.evaluation.precision import PRECISIONS
+from simple_multimodal.flags import EVALUATION, flag
 from simple_multimodal.media import VIDEO_BACKENDS
+from simple_multimodal.tasks.flags import OPTIONS, options_from_flags
+from simple_multimodal.tasks.options import TaskOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -260,18 +265,45 @@ def test_a_verb_is_a_function_and_an_entry(tmp_path, monkeypatch, capsys):
     assert "--dry                 draw nothing" in lines
 
 
+@dataclass(frozen=True)
+class OwnOptions(TaskOptions):
+    kinds: list[str] = flag([], EVALUATION, "Kinds to count.", choices=("a", "b"), commands=("train", "infer"))
+    unit: float = flag(2.5, EVALUATION, "Unit of the numbers.", commands=("infer",))
+    share: float = flag(0.5, EVALUATION, "For training.")
+
+
+def test_infer_takes_the_options_of_registered_tasks(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(OPTIONS, "own", OwnOptions)
+    with pytest.raises(SystemExit):
+        main(["infer", "--help"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "--unit FLOAT Unit of the numbers; default: 2.5" in lines
+    assert any(line.startswith("--matching_top_k INT Candidates per query") for line in lines)
+    assert not any(line.startswith("--share") for line in lines)
+
+    given = []
+    monkeypatch.setattr(models, "infer", functools.wraps(models.infer)(lambda **values: given.append(values) or 0))
+    assert main(["infer", str(tmp_path), str(tmp_path), "--output_dir", "out", "--kinds", "b", "a"]) == 0
+    assert options_from_flags("own", given[0]["options"]) == OwnOptions(kinds=["b", "a"])
+    with pytest.raises(ValueError, match="--kinds cannot be used with --task retrieval"):
+        options_from_flags("retrieval", given[0]["options"])
+
+
 HEAVY = ("torch", "transformers", "datasets", "numpy", "av", "PIL", "accelerate", "yaml")
 
 
-def test_help_and_wrong_flags_import_nothing_heavy(tmp_path):
+def test_help_and_wrong_flags_and_missing_files_import_nothing_heavy(tmp_path):
     code = f"""
 import sys
 import simple_multimodal
 assert len([name for name in sys.modules if name.startswith("simple_multimodal")]) == 1
 from simple_multimodal.cli import VERBS, main
-for argv in ([], ["--version"], ["--wrong"], *([verb, flag] for verb in VERBS for flag in ("--help", "--wrong"))):
+named = (["infer", "./missing", ".", "--output_dir", "out"], ["pack", "missing.csv", "out"])
+named = (*named, ["index", "a.csv", "--video_root", "missing"])
+without_verb = ([], ["--version"], ["--wrong"])
+for argv in (*without_verb, *named, *([verb, flag] for verb in VERBS for flag in ("--help", "--wrong"))):
     try:
-        main(argv)
+        assert main(argv) == (2 if argv in named else 0), argv
     except SystemExit as end:
         assert end.code == (2 if argv[-1] == "--wrong" else 0), argv
     heavy = [name for name in {HEAVY} if name in sys.modules]

@@ -47,7 +47,7 @@ def test_a_run_on_a_data_set(saved, tmp_path):
 
 
 def load(name, *argv):
-    model_args, data_args, _ = parse_args(["--output_dir", "unused", "--use_cpu", *argv])
+    model_args, data_args, *_ = parse_args(["--output_dir", "unused", "--use_cpu", *argv])
     return load_split(name, model_args, data_args)
 
 
@@ -58,6 +58,21 @@ def test_a_folder_of_data_files(tmp_path):
         "train", "--dataset_name", str(tmp_path), "--train_split", "train[:2]", "--cache_dir", str(tmp_path / "c")
     )
     assert found["video"][:] == ["0.mp4", "1.mp4"]
+
+
+def test_parts_of_saved_splits(saved):
+    found = load("train", "--dataset_name", str(saved), "--train_split", "train[:2]+held_out[3:]")
+    assert found["sentence"][:] == [*CAPTIONS[:2], CAPTIONS[3]]
+
+
+def test_a_single_saved_data_set_is_the_training_split(saved, tmp_path):
+    datasets.load_from_disk(saved)["train"].save_to_disk(tmp_path / "single")
+    named = ["--dataset_name", str(tmp_path / "single")]
+    assert load("train", *named)["sentence"][:] == [text for row, text in enumerate(CAPTIONS) if row != 4]
+    assert len(load("validation", *named, "--validation_split", "train[50%:]")) == 3
+    message = "one split, which is read as 'train', and --validation_split is 'validation'. Give a part of it, such as"
+    with pytest.raises(ValueError, match=message):
+        load("validation", *named)
 
 
 def test_what_does_not_exist_is_named(saved, tmp_path):

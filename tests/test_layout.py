@@ -16,6 +16,7 @@ BASICS = {"modalities", "defaults", "flags", "missing", "output_folder", "cores"
 # What each part may import besides itself and the basics. `*` is everything.
 ALLOWED_IMPORTS = {
     **{name: set() for name in BASICS},
+    "flags": {"missing"},
     "media": set(),
     "processing": {"media"},
     "data": {"media", "processing"},
@@ -30,7 +31,7 @@ ALLOWED_IMPORTS = {
     "doctor": set(),
     "cli": {"*"},
     "__main__": {"cli"},
-    "arguments": {"training"},
+    "arguments": {"training", "tasks"},  # of `tasks`, what imports no model
     "arguments.inputs": {"training", "tasks", "assembly", "models", "data", "processing"},
 }
 

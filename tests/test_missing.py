@@ -134,6 +134,10 @@ def test_every_function_of_the_library_names_it(here, call):
         {"tokenizer_name": "outputs/toyy"},
         {"audio_processor_name": "outputs/toyy"},
         {"resume_from_checkpoint": "outputs/toyy"},
+        {"video_root": "outputs/toyy"},
+        {"features": "outputs/toyy"},
+        {"pair_files": "outputs/toyy"},
+        {"answers_file": "outputs/toyy", "task": "question_answering"},
     ],
     ids=lambda given: " ".join(given),
 )

@@ -342,7 +342,7 @@ def manifest_flags(folder: Path, text: str, name: str = "bad.csv") -> list[str]:
     ("text", "message"),
     [
         ("video,captoin\n0.mp4,a cat\n", "no column for text: one of text, caption, captions is needed"),
-        ("video,captoin\n0.mp4,a cat\n", "Did you mean 'caption' with 'captoin'?"),
+        ("video,captoin\n0.mp4,a cat\n", "Did you mean 'caption' instead of 'captoin'?"),
         ("video,caption\n", "the manifest has 0 rows"),
         ("", "the manifest has 0 rows"),
         ("video,caption\n0.mp4\n", "line 2: 1 cells, but the header has 2"),
@@ -382,7 +382,7 @@ def test_odd_but_good_rows(start, clips, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"train_file": "missing.csv"}, "missing.csv: no such manifest file"),
+        ({"train_file": "missing.csv"}, "--train_file missing.csv: no such file"),
         ({"train_file": "."}, "is a folder, and its files have no captions"),
         ({"num_frames": 3}, "3"),
         ({"video_size": 30}, "30"),

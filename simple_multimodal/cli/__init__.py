@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from simple_multimodal import __version__
-from simple_multimodal.cli.signature import add_flags, call
+from simple_multimodal.cli.signature import add_flags, call, check_named
 
 VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("simple_multimodal.cli.runs:doctor", "report what is installed and what is missing"),
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        check_named(values["run"], values)
         return call(values["run"], values)
     except KeyboardInterrupt:
         print("simple-multimodal: interrupted; the same command does what is left.", file=sys.stderr)

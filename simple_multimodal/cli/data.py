@@ -28,6 +28,7 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_SOUNDS,
 )
 from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
+from simple_multimodal.missing import Named
 from simple_multimodal.prepare.settings import PackSettings
 
 
@@ -54,7 +55,7 @@ def toy(out: Annotated[str, "folder to write; a finished one is left as it is"],
 
 
 def clips(
-    clips_jsonl: Annotated[str, "one clip per line: file, split, captions, ..."],
+    clips_jsonl: Annotated[str, "one clip per line: file, split, captions, ...", Named.PATH],
     out: Annotated[str, "folder for one manifest per split"],
 ) -> int:
     """Turn a `clips.jsonl` into one manifest per split."""
@@ -88,9 +89,9 @@ def prepare(
         str, f"what the annotations are of: {', '.join(known_benchmarks())}", "NAME", known_benchmarks()
     ],
     *,
-    annotations: Annotated[str, "folder of the annotation files", "DIR"],
+    annotations: Annotated[str, "folder of the annotation files", "DIR", Named.PATH],
     videos: Annotated[
-        str | None, "folder of the clips; default: `videos` of ALPRO's data/<task>/{txt,videos}", "DIR"
+        str | None, "folder of the clips; default: `videos` of ALPRO's data/<task>/{txt,videos}", "DIR", Named.PATH
     ] = None,
     output: Annotated[str, "folder for train.jsonl, validation.jsonl and test.jsonl", "DIR"],
     protocol: Annotated[str | None, f"default: the benchmark's first of {', '.join(PROTOCOLS)}", "NAME"] = None,
@@ -160,7 +161,9 @@ def show(
     row: Annotated[
         int | None, "number of one row, from 0; default: the first of a manifest or a folder, all files that are named"
     ] = None,
-    model: Annotated[str | None, "folder of a trained model; default: the preprocessing of a new model", "DIR"] = None,
+    model: Annotated[
+        str | None, "folder of a trained model; default: the preprocessing of a new model", "DIR", Named.MODEL
+    ] = None,
     epoch: Annotated[int | None, "draw as training does in this epoch; default: as evaluation does"] = None,
     seed: Annotated[int, "random seed of the run, with --epoch"] = 0,
     num_frames: Annotated[int | None, "frames per clip; default: the model's"] = None,

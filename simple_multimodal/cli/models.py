@@ -1,12 +1,11 @@
 """Verbs about trained models: `encode`, `features`, `search`, `answer`, `infer` and `convert`."""
 
-import argparse
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from simple_multimodal.cli.options import (
     Clips,
@@ -18,8 +17,10 @@ from simple_multimodal.cli.options import (
     PipelineOptions,
     Recursive,
     only_writer,
+    task_options,
 )
 from simple_multimodal.defaults import CLIPS_PER_SHARD, TOP_K_ANSWERS, TOP_K_CLIPS
+from simple_multimodal.missing import Named
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 
 ALPRO_TOKENIZER = "google-bert/bert-base-uncased"
@@ -49,7 +50,7 @@ def encode(
 
 
 def features(
-    model: Annotated[str, "folder or hub name of a saved model"],
+    model: Annotated[str, "folder or hub name of a saved model", Named.MODEL],
     manifests: Manifests,
     *,
     tower: Annotated[Sequence[Modality], "towers to run", tuple(CLIP_MODALITIES)],
@@ -83,7 +84,7 @@ def features(
 def search(
     model: Model,
     text: Annotated[str, "description of the clip"],
-    clips: Annotated[Sequence[str], "a manifest, a folder, media files, or what `encode` saved"],
+    clips: Annotated[Sequence[str], "a manifest, a folder, media files, or what `encode` saved", Named.PATH],
     *,
     top_k: Annotated[int, "clips to print"] = TOP_K_CLIPS,
     rerank: Annotated[
@@ -106,7 +107,7 @@ def search(
 
 
 def answer(
-    model: Annotated[str, "folder or hub name of a model for question answering"],
+    model: Annotated[str, "folder or hub name of a model for question answering", Named.MODEL],
     question: Annotated[str, "about each clip"],
     clips: Clips,
     *,
@@ -126,35 +127,18 @@ def answer(
     return 0
 
 
-def number_or_all(text: str) -> int | Literal["all"]:
-    """Read a number of candidates, or `all`."""
-    if text == "all":
-        return "all"
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'") from None
-
-
 def infer(
-    model: Annotated[str, "folder or hub name of a trained model, or ALPRO's output/downstreams/<task>/public"],
-    data: Annotated[str, "folder that `prepare` wrote, or ALPRO's data/<task>"],
+    model: Annotated[
+        str, "folder or hub name of a trained model, or ALPRO's output/downstreams/<task>/public", Named.MODEL
+    ],
+    data: Annotated[str, "folder that `prepare` wrote, or ALPRO's data/<task>", Named.PATH],
     *,
     split: Annotated[str, "train, validation or test", "NAME"] = "test",
     output_dir: Annotated[str, "folder for metrics.json and results.json", "DIR"],
     video_root: Annotated[
-        str | None, "folder of the videos; default: DATA/videos if it exists, else DATA", "DIR"
+        str | None, "folder of the videos; default: DATA/videos if it exists, else DATA", "DIR", Named.PATH
     ] = None,
-    matching_top_k: Annotated[
-        int | Literal["all"] | None,
-        "candidates per query that the matching head re-ranks, a number or all; 0: none; default: the protocol's if "
-        "the head beat the cosine on the validation split, else 0",
-        number_or_all,
-    ] = None,
-    measure_rerank: Annotated[
-        bool, "score all pairs, and report how re-ranking only the first --matching_top_k changes every metric"
-    ] = False,
-    dsl: Annotated[bool, "rank by dual softmax over all test queries"] = False,
+    options: Annotated[Any, task_options],
     alpro: Annotated[bool, "print the numbers of ALPRO's evaluation, over all pairs"] = False,
     follow_links: FollowLinks = False,
     tokenizer: Annotated[
@@ -169,6 +153,7 @@ def infer(
     from simple_multimodal.evaluation.protocols import get_protocol
     from simple_multimodal.inference.pipeline import from_main
     from simple_multimodal.models.distributed import leave_process_group
+    from simple_multimodal.tasks.flags import options_from_flags
     from simple_multimodal.tasks.measure import measure_benchmark, prepared_folder
     from simple_multimodal.tasks.registry import get_task
 
@@ -179,8 +164,7 @@ def infer(
             from_main(lambda: convert_once(model, data, converted, tokenizer_name=tokenizer))
             model = str(converted)
         kind = get_task(get_protocol(protocol).task)
-        options = {"matching_top_k": matching_top_k, "measure_rerank": measure_rerank, "dsl": dsl}
-        task = kind(kind.options_class.from_flags(options, task=kind.name))
+        task = kind(options_from_flags(kind.name, options))
         used = pipeline.load(kind.pipeline_class, model, shows_progress=True)
         measured = measure_benchmark(
             task,
@@ -206,7 +190,7 @@ def infer(
 
 def convert(
     kind: Annotated[Literal["alpro"], "project of the checkpoint; alpro: retrieval, question answering, pre-training"],
-    checkpoint: Annotated[str, "such as model_step_best.pt"],
+    checkpoint: Annotated[str, "such as model_step_best.pt", Named.PATH],
     out: Annotated[str, "folder for the model and its processor"],
     *,
     tokenizer: Annotated[str, "tokenizer it was trained with", "NAME_OR_FOLDER"] = ALPRO_TOKENIZER,
@@ -215,7 +199,10 @@ def convert(
         int | None, "maximum length of texts in tokens; default: the model's limit (ALPRO fine-tuned with 40)"
     ] = None,
     answers: Annotated[
-        str | None, "train_ans2label.json with the names of the answers; default: LABEL_0, LABEL_1, ...", "FILE"
+        str | None,
+        "train_ans2label.json with the names of the answers; default: LABEL_0, LABEL_1, ...",
+        "FILE",
+        Named.PATH,
     ] = None,
 ) -> int:
     """Turn a checkpoint of another project into a model folder, and report what became of every tensor."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +18,13 @@ from simple_multimodal.defaults import (
     Precision,
     VideoBackendName,
 )
+from simple_multimodal.missing import Named
 from simple_multimodal.modalities import MODALITIES, Modality
 
-Model = Annotated[str, "folder or hub name of a trained model"]
-Manifest = Annotated[str, "CSV, TSV or JSONL, as train.py takes it"]
-Manifests = Annotated[Sequence[str], "CSV, TSV or JSONL, as train.py takes it", "MANIFEST"]
-Clips = Annotated[Sequence[str], "a manifest, a folder, or media files"]
+Model = Annotated[str, "folder or hub name of a trained model", Named.MODEL]
+Manifest = Annotated[str, "CSV, TSV or JSONL, as train.py takes it", Named.PATH]
+Manifests = Annotated[Sequence[str], "CSV, TSV or JSONL, as train.py takes it", "MANIFEST", Named.PATH]
+Clips = Annotated[Sequence[str], "a manifest, a folder, or media files", Named.PATH]
 FollowLinks = Annotated[
     bool, "follow symbolic links wherever they lead, not only within the roots and the hub's cache"
 ]
@@ -37,9 +38,9 @@ Json = Annotated[bool, "print JSON"]
 class FileOptions:
     """Where the files of a manifest are."""
 
-    video_root: Annotated[str | None, "folder of the video column; default: the manifest's", "DIR"] = None
-    audio_root: Annotated[str | None, "folder of the audio column; default: the manifest's", "DIR"] = None
-    text_root: Annotated[str | None, "folder of the text column; default: the manifest's", "DIR"] = None
+    video_root: Annotated[str | None, "folder of the video column; default: the manifest's", "DIR", Named.PATH] = None
+    audio_root: Annotated[str | None, "folder of the audio column; default: the manifest's", "DIR", Named.PATH] = None
+    text_root: Annotated[str | None, "folder of the text column; default: the manifest's", "DIR", Named.PATH] = None
     follow_links: FollowLinks = False
 
     def open(self, manifest: str) -> Any:
@@ -94,7 +95,7 @@ class PipelineOptions(ModelOptions):
     """A model in use."""
 
     features: Annotated[
-        str | None, "folder that `features` wrote with this model; replaces its towers and decoding", "DIR"
+        str | None, "folder that `features` wrote with this model; replaces its towers and decoding", "DIR", Named.PATH
     ] = None
     drop_modality: Annotated[Sequence[Modality], "modalities to ignore; default: none", tuple(MODALITIES)] = ()
     max_bad_fraction: Annotated[
@@ -108,6 +109,19 @@ class PipelineOptions(ModelOptions):
         settings = dict(vars(self))
         settings["drop_modalities"] = settings.pop("drop_modality")
         return pipeline_class.from_pretrained(model, shows_progress=shows_progress, **settings)
+
+
+def task_options() -> type:
+    """Return a dataclass with the options of all registered tasks that `infer` takes."""
+    from simple_multimodal.tasks.flags import flags_of_tasks
+
+    found = []
+    for item in fields(flags_of_tasks("infer")):
+        extras = [item.metadata[key] for key in ("metavar", "read", "choices", "names") if key in item.metadata]
+        default = item.default if item.default_factory is MISSING else tuple(item.default_factory())
+        annotation = Annotated[item.type, item.metadata["help"].removesuffix("."), *extras]  # type: ignore[name-defined]
+        found.append((item.name, annotation, field(default=default)))
+    return make_dataclass("TaskOptions", found, frozen=True, kw_only=True)
 
 
 def only_writer(folder: str | Path, verb: str, *, is_launched: bool = False) -> AbstractContextManager[None]:

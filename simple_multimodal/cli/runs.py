@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from simple_multimodal.cli.options import Json, print_json
+from simple_multimodal.missing import Named
 
 
 def doctor(*, json: Json = False) -> int:
@@ -15,7 +16,7 @@ def doctor(*, json: Json = False) -> int:
     return 0 if report.core_works else 1
 
 
-def diff(first: Annotated[str, "folder"], second: Annotated[str, "folder"]) -> int:
+def diff(first: Annotated[str, "folder", Named.PATH], second: Annotated[str, "folder", Named.PATH]) -> int:
     """Compare two checkpoints or model folders bit for bit. Exit code 1 if they differ."""
     from simple_multimodal.training.comparison import compare_folders
 

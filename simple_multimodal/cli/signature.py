@@ -5,7 +5,9 @@ import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from simple_multimodal.missing import Named
 
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
@@ -16,8 +18,9 @@ def add_flags(parser: argparse.ArgumentParser, function: Callable) -> None:
 
     A parameter is annotated with `Annotated[type, help, ...]`, where the type is `str`, `int`, `float`, `bool` (a
     switch that is off by default), a `Literal` of choices, a `Sequence` of these, or one of these or `None`. What
-    follows the help may be a placeholder (`str`), choices (`tuple`), or a function that reads the value. A parameter
-    whose type is a dataclass stands for the fields of that dataclass, which several verbs can share.
+    follows the help may be a placeholder (`str`), choices (`tuple`), a function that reads the value, or [`Named`] for
+    what the value names, see [`check_named`]. A parameter whose type is a dataclass stands for the fields of that
+    dataclass, which several verbs can share; `Annotated[Any, function]` is for a dataclass that the function makes.
 
     Args:
         parser (`argparse.ArgumentParser`): What they are added to.
@@ -40,10 +43,31 @@ def call(function: Callable, values: Mapping[str, Any]) -> Any:
     )
 
 
+def check_named(function: Callable, values: Mapping[str, Any]) -> None:
+    """
+    Check that the files and folders that arguments of a function name exist.
+
+    Raises:
+        ValueError: If one does not.
+    """
+    for parameter, hint in _parameters(function):
+        if is_dataclass(hint):
+            check_named(hint, values)  # type: ignore[arg-type]
+            continue
+        value = values[parameter.name]
+        for kind in (extra for extra in get_args(hint)[1:] if isinstance(extra, Named)):
+            names = [value] if isinstance(value, str) else value or ()
+            flag = f"--{parameter.name}" if parameter.kind is inspect.Parameter.KEYWORD_ONLY else ""
+            for name in names:
+                kind.check(name, flag)
+
+
 def _parameters(function: Callable) -> Iterator[tuple[inspect.Parameter, Any]]:
     hints = get_type_hints(function, include_extras=True)
     for parameter in inspect.signature(function).parameters.values():
-        yield parameter, hints[parameter.name]
+        hint = hints[parameter.name]
+        made_of = get_args(hint)[1] if get_origin(hint) is Annotated else None
+        yield parameter, made_of() if callable(made_of) else hint
 
 
 def _add_flag(
@@ -57,7 +81,7 @@ def _add_flag(
     options: dict[str, Any] = {"help": description}
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(item for item in get_args(kind) if item is not types.NoneType)
-    if get_origin(kind) is Sequence:
+    if get_origin(kind) in (Sequence, list):
         (kind,) = get_args(kind)
         options["nargs"] = "+"
     if get_origin(kind) is Literal:
@@ -65,6 +89,8 @@ def _add_flag(
     else:
         options["type"] = kind
     for extra in extras:
+        if isinstance(extra, Named):
+            continue
         options["metavar" if isinstance(extra, str) else "choices" if isinstance(extra, tuple) else "type"] = extra
     if "choices" not in options:
         options.setdefault("metavar", METAVARS[kind] if is_flag else parameter.name.upper())

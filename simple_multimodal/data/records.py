@@ -116,21 +116,31 @@ class RecordParser(NamedTuple):
         similar = {
             name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
         }
-        hint = "".join(f" Did you mean {match!r} with {name!r}?" for name, match in similar.items())
+        hint = "".join(f" Did you mean {match!r} instead of {name!r}?" for name, match in similar.items())
         if len(self.columns) == 1 and (other := next((mark for mark in ";\t|," if mark in self.columns[0]), None)):
             hint = f" The separator seems to be {other!r}: that of .csv is a comma, that of .tsv a tab."
         needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities}
         if self.text_column is not None and "text" in needed:
             needed["text"] = (self.text_column,)
-        for modality, accepted in needed.items():
-            if not set(accepted) & set(self.columns):
-                raise ValueError(
-                    f"{self.name}: no column for {modality}: one of {', '.join(accepted)} is needed, the columns are "
-                    f"{', '.join(self.columns)}.{hint} Accepted are {', '.join(COLUMNS)}, and further ones for the "
-                    "task."
-                )
+        missing = {name: accepted for name, accepted in needed.items() if not set(accepted) & set(self.columns)}
+        if missing:
+            lacks = "; ".join(
+                f"no column for {name}: {'one of ' * (len(accepted) > 1)}{', '.join(accepted)} is needed"
+                for name, accepted in missing.items()
+            )
+            raise ValueError(
+                f"{self.name}: {lacks}. The columns are {', '.join(self.columns)}.{hint} {self._renaming}, or leave "
+                f"{' and '.join(missing)} out of the modalities."
+            )
         if hint:
             logger.warning(f"{self.name}: further columns are handed on, but not read.{hint}")
+
+    @property
+    def _renaming(self) -> str:
+        """How columns get the names that are needed."""
+        if self.unit == "line":
+            return f"Rename the columns in the {'first line' if self.is_cells else 'objects'} of the file"
+        return "Rename the columns (`dataset.rename_columns`; with --dataset_name, --rename_columns OLD=NEW)"
 
     def parse(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[pa.RecordBatch]:
         """Parse records, each with its place, into batches.

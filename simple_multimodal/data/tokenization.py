@@ -39,7 +39,7 @@ def train_tokenizer(
     """
     texts = list(captions)
     if not texts:
-        raise ValueError("There is no caption to train a tokenizer on: name one with --tokenizer_name.")
+        raise ValueError("There is no caption to train a tokenizer on. Name a tokenizer with --tokenizer_name.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -259,11 +259,23 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
 
 
 def prepared_protocol(manifest_file: str | os.PathLike[str] | None) -> Protocol | None:
-    """The protocol of the benchmark that a manifest is part of, if a `protocol.json` beside it names one."""
-    if manifest_file is None:
+    """
+    Return the protocol of the benchmark that a manifest is part of, if a `protocol.json` beside it names one. There is
+    a warning about one that is not registered.
+    """
+    path = Path(manifest_file or "").parent / "protocol.json"
+    if manifest_file is None or not path.is_file():
         return None
-    path = Path(manifest_file).parent / "protocol.json"
-    return PROTOCOLS.get(json.loads(path.read_text(encoding="utf-8")).get("protocol")) if path.is_file() else None
+    name = json.loads(path.read_text(encoding="utf-8")).get("protocol")
+    if name is not None and name not in PROTOCOLS:
+        from transformers.utils import logging  # which takes a second
+
+        logging.get_logger(__name__).warning_once(
+            f"{path}: the protocol {name!r} is not registered, so that its number of re-ranked candidates and the "
+            "check for training clips among test clips are left out. Start the program by a script that first imports "
+            "the file that registers it; see docs/adding_datasets.md."
+        )
+    return PROTOCOLS.get(name)
 
 
 def prepared_split(manifest_file: str | os.PathLike[str] | None, clips: Iterable[str]) -> str | None:

@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import datasets
 
@@ -20,6 +20,7 @@ from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.tasks.options import TaskOptions
 
 Rows: TypeAlias = RowDataset | datasets.Dataset | str | os.PathLike[str] | Any
 """What [`Task.open_rows`] makes rows of."""
@@ -95,29 +96,6 @@ class Measuring:
         return None if self.output_dir is None else self.output_dir / PARTIAL_FOLDER
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """Options of a task; a subclass has a field for each, named as its flag."""
-
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any], *, task: str) -> Self:
-        """
-        Take the options out of parsed flags.
-
-        Args:
-            flags (`Mapping[str, Any]`): options of all tasks by name; `None`, `False` or empty where they were not
-                given.
-            task (`str`): name of the task, for the message.
-
-        Raises:
-            ValueError: If an option of another task was given.
-        """
-        names = {field.name for field in fields(cls)}
-        if unknown := [f"--{name}" for name, value in flags.items() if value and name not in names]:
-            raise ValueError(f"{', '.join(unknown)} cannot be used with --task {task}. Leave that out.")
-        return cls(**{name: value for name, value in flags.items() if name in names and value is not None})
-
-
 class Task:
     """
     One task. Put a subclass into a folder beside this file and into `TASKS`, or hand it to [`register_task`].
@@ -151,15 +129,17 @@ class Task:
     def __init__(self, options: TaskOptions | None = None):
         self.options: Any = options or self.options_class()
 
-    @classmethod
-    def from_flags(cls, **flags) -> Self:
+    def open_files(self, find: Callable[[str], Path], open_rows: Callable[[Path], RowDataset]) -> None:
         """
-        The task with those options that were given, see [`TaskOptions.from_flags`].
+        Read the files that options name, before a run that evaluates begins; by default there are none.
 
         Args:
-            flags: options of all tasks by name.
+            find: Returns the path of a file that may lie in `--data_root`.
+            open_rows: Opens a manifest with the settings of the run.
+
+        Raises:
+            ValueError: If a file cannot be read.
         """
-        return cls(cls.options_class.from_flags(flags, task=cls.name))
 
     @classmethod
     def open_rows(cls, rows: Rows, **settings) -> RowDataset:

@@ -30,7 +30,7 @@ def from_towers(
     train_dataset: Rows | None = None,
     roots: Any = None,
     follow_links: bool = False,
-    captions: Callable[[], Iterable[str]] = tuple,
+    captions: Iterable[str] | None = None,
     is_trained: bool = True,
     processor_settings: Mapping[str, Any] = NOTHING,
     cache_dir: str | None = None,
@@ -50,8 +50,9 @@ def from_towers(
             for what the task finds out from them, such as the answers of question answering.
         roots (*optional*): folders of the files of a `train_dataset` that is not a [`RowDataset`], see there.
         follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
-        captions (`Callable`, *optional*): gives the texts that a tokenizer is trained on for a text tower with random
-            weights; by default those of `train_dataset`.
+        captions (`Iterable[str]`, *optional*): texts to train a tokenizer on. Needed only if `text` is a JSON config,
+            which has no tokenizer, and there is no `train_dataset`, whose captions are the default. A text tower with
+            weights brings its own tokenizer.
         is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not needs
             towers of one checkpoint with a common space.
         processor_settings (`Mapping`, *optional*): arguments of [`build_processor`].
@@ -63,7 +64,8 @@ def from_towers(
         `tuple[TowerModel, MultimodalProcessor]`: the model and its processor.
 
     Raises:
-        ValueError: If no tower is named, or towers, processor and settings do not fit each other.
+        ValueError: If no tower is named, a tokenizer is to be trained without captions, **or** towers, processor and
+            settings do not fit each other.
 
     Example:
 
@@ -80,6 +82,13 @@ def from_towers(
     task = get_task(task)() if isinstance(task, str) else task
     if train_dataset is not None:
         train_dataset = task.open_rows(train_dataset, modalities=tuple(places), roots=roots, follow_links=follow_links)
+        captions = train_dataset.captions() if captions is None else captions
+    trains_tokenizer = text is not None and text.endswith(".json")
+    if trains_tokenizer and (captions is None or isinstance(captions, str)):
+        raise ValueError(
+            f"`text` is {text!r}, a config without a tokenizer. To train one, pass `train_dataset`, or a list of "
+            "texts as `captions`; or name a text tower with weights, which has its own."
+        )
     if isinstance(fusion, str):
         places["fusion"] = fusion
     return build(
@@ -88,8 +97,8 @@ def from_towers(
         fusion=fusion or _default_fusion(),
         pretrained={name: place for name, place in places.items() if not place.endswith(".json")},
         train_dataset=train_dataset,
-        captions=captions if train_dataset is None else train_dataset.captions,
-        processor_names={} if text is None or text.endswith(".json") else {"tokenizer_name": text},
+        captions=lambda: captions or (),
+        processor_names={} if text is None or trains_tokenizer else {"tokenizer_name": text},
         is_trained=is_trained,
         processor_settings=processor_settings,
         cache_dir=cache_dir,

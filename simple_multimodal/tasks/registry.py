@@ -1,8 +1,8 @@
 """The tasks: a folder for each with its model, its metrics and what uses it, and one line here."""
 
-import difflib
-
-from simple_multimodal.tasks.base import Evaluation, Measuring, Rows, Task, TaskOptions
+from simple_multimodal.tasks.base import Evaluation, Measuring, Rows, Task
+from simple_multimodal.tasks.flags import get_options_class, register_options
+from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.tasks.question_answering.task import QuestionAnswering
 from simple_multimodal.tasks.retrieval.task import PreTraining, Retrieval
 
@@ -11,16 +11,18 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (PreTraining, Retrie
 
 def register_task(task: type[Task]) -> type[Task]:
     """
-    Add a task of your own; usable as a decorator.
+    Add a task of your own; usable as a decorator. Its options become flags of `train.py`.
 
     Args:
         task (`type[Task]`): with a name that no other task has.
 
     Raises:
-        ValueError: If there is another task of that name.
+        ValueError: If there is another task of that name, **or** an option of another task has the name of one of its.
     """
-    if TASKS.setdefault(task.name, task) is not task:
+    if TASKS.get(task.name, task) is not task:
         raise ValueError(f"There is a task {task.name!r} already: {TASKS[task.name].__name__}. Choose another name.")
+    register_options(task.name, task.options_class)
+    TASKS[task.name] = task
     return task
 
 
@@ -31,10 +33,7 @@ def get_task(name: str) -> type[Task]:
     Raises:
         ValueError: If there is none; the message names the nearest.
     """
-    if name not in TASKS:
-        nearest = difflib.get_close_matches(name, TASKS, 1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"There is no task {name!r}; there is {', '.join(TASKS)}.{hint}")
+    get_options_class(name)  # which says what there is
     return TASKS[name]
 
 

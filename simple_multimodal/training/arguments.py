@@ -11,7 +11,7 @@ from transformers.utils import logging
 from simple_multimodal.cores import available_cores
 from simple_multimodal.defaults import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS, Precision
 from simple_multimodal.evaluation.precision import effective_precision
-from simple_multimodal.flags import DATA, EVALUATION, TRAINER, TRAINING, check_bounds, flag
+from simple_multimodal.flags import DATA, TRAINER, TRAINING, check_bounds, flag
 from simple_multimodal.modalities import BUILT_IN_MODALITIES
 from simple_multimodal.training.rendezvous import leave_store_of_launcher
 
@@ -137,14 +137,6 @@ class MultimodalTrainingArguments(TrainingArguments):
         "at the cost of encoding twice. Default: the whole batch.",
         at_least=1,
         remedy="give 1 or more rows, or leave it out to encode a batch at once",
-    )
-    matching_top_k: int | None = flag(
-        None,
-        EVALUATION,
-        "Candidates per query that the matching head re-ranks in evaluation; 0: none. Default: what the protocol of a "
-        "prepared benchmark says, else 32.",
-        at_least=0,
-        remedy="give 0 (no re-ranking) or more",
     )
 
     def __post_init__(self):

@@ -178,6 +178,18 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
             "no column for text.*The separator seems to be ';': that of .csv is a comma",
         ),
         ("video\tcaption\na.mp4\tb\n", "a.csv", "The separator seems to be '.t'"),
+        (
+            "Video,sentence\na.mp4,b\n",
+            "a.csv",
+            "no column for text: one of text, caption, captions is needed; no column for audio: one of audio, video "
+            "is needed; no column for video: video is needed. The columns are Video, sentence. Did you mean 'video' "
+            "instead of 'Video'[?] Rename the columns in the first line of the file, or leave text and audio and",
+        ),
+        (
+            '{"clip": "a.mp4", "caption": "b"}\n',
+            "a.jsonl",
+            "columns are clip, caption. Rename the columns in the objects",
+        ),
         ("video,caption\na.mp4,b\n", "a.tsv", "The separator seems to be ','"),
         ("../blobs/1f0c", "a.csv", "the manifest has 0 rows"),
         ("video,caption,video\na.mp4,b,c\n", "a.csv", "a column occurs twice"),

@@ -157,7 +157,7 @@ def test_a_column_may_be_the_text(tmp_path, media_dir):
         assert list(dataset.captions()) == ["why?"]
     with pytest.raises(ValueError, match="row 1: `question` must be a text, and is empty"):
         RowDataset([*rows, {"video": "a.mp4"}], **settings)
-    with pytest.raises(ValueError, match="no column for text: one of question is needed"):
+    with pytest.raises(ValueError, match="no column for text: question is needed"):
         RowDataset([{"video": "a.mp4", "caption": "b"}], **settings)
     as_captions = RowDataset.from_manifest(path, cache_dir=tmp_path, roots=media_dir)
     assert as_captions[0]["captions"] == ["left out"] and as_captions[0]["answer"] == 2

@@ -137,7 +137,7 @@ def test_bad_input_is_named(retrieval_model, question_model, questions, clips, s
     with pytest.raises(ValueError, match="model of another task"):
         retrieval = flags(task="retrieval", model_name_or_path=question_model)
         tiny_run.run(*tiny_run.data_flags(clips), *retrieval, *evaluation)
-    with pytest.raises(ValueError, match="no column for text: one of question"):
+    with pytest.raises(ValueError, match="no column for text: question is needed"):
         data = flags(train_file=clips / "train.csv", validation_file=questions, task="question_answering")
         tiny_run.run(*data, *start, *flags(output_dir=tmp_path / "out"))
     blank = tmp_path / "blank.jsonl"

@@ -245,7 +245,7 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
     absent = error("infer", retrieval_model, str(data / "msrvtt_ret"), "--split", "validation")
     assert "has no validation split" in absent
     assert "how many candidates are re-ranked" in error(*retrieval, "--measure_rerank")
-    assert "got num_missing=0, rerank_top_k=-1" in error(*retrieval, "--matching_top_k", "-1")
+    assert "--matching_top_k is -1; give 0 (no re-ranking) or more." in error(*retrieval, "--matching_top_k", "-1")
     with pytest.raises(SystemExit):
         error(*retrieval, "--matching_top_k", "few")
     assert "--matching_top_k: 'few' is neither a number nor 'all'" in capfd.readouterr().err

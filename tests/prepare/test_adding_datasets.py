@@ -24,8 +24,9 @@ CAPTIONS = {"train": {"a": ["a dog", "a cat"], "b": ["rain"], "c": ["snow"]}, "t
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The page's file, with the sizes of a small data set, and that data set."""
-    code = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[1]
+    """The page's files, with the sizes of a small data set, and that data set."""
+    code, training = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "street_train.py").write_text(training, encoding="utf-8")
     for size in ("clips=3, texts=4", "clips=2, texts=2"):
         code = re.sub(r"clips=\d000, texts=[\d_]*000", size, code, count=1)
     (tmp_path / "street.py").write_text(code, encoding="utf-8")
@@ -39,9 +40,9 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
+def run(folder: Path, *words: str, script: str = "street.py") -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "street.py", *words]
+    command = [sys.executable, script, *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -68,7 +69,7 @@ def test_file_of_the_page_prepares_and_measures(folder):
         video=str(folder / "video.json"),
         fusion=ViTConfig(**SIZES),
         task="retrieval",
-        captions=lambda: ["a bell", "sun"],
+        captions=["a bell", "sun"],
     )
     model.save_pretrained(folder / "outputs/street")
     processor.save_pretrained(folder / "outputs/street")
@@ -76,6 +77,17 @@ def test_file_of_the_page_prepares_and_measures(folder):
     assert measured.returncode == 0, measured.stderr
     metrics = json.loads((folder / "outputs/street_test/metrics.json").read_text())
     assert metrics["protocol"] == "street-1k" and metrics["counts"]["captions"] == 2
+
+    def evaluate(script: str | Path) -> str:
+        words = "--task retrieval --do_eval --use_cpu --modalities text video --dataloader_num_workers 0".split()
+        words += ["--validation_file", "datasets/street/validation.jsonl", "--video_root", "videos/street"]
+        words += ["--model_name_or_path", "outputs/street", "--output_dir", f"outputs/{Path(script).stem}"]
+        done = run(folder, *words, script=str(script))
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    warning = "the protocol 'street-1k' is not registered"
+    assert warning not in evaluate("street_train.py") and warning in evaluate(REPOSITORY / "train.py")
 
 
 def test_names_are_taken_once():

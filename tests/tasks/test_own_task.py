@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import simple_multimodal as smm
+from simple_multimodal.tasks.flags import OPTIONS
 from simple_multimodal.tasks.registry import TASKS, Task, get_task, register_task
 from tests.training.tiny_run import flags, write_clips, write_configs
 
@@ -21,12 +22,13 @@ LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 def start(tmp_path_factory) -> list[str]:
     """Flags of a run of the task on tiny towers and clips."""
     folder = write_clips(tmp_path_factory.mktemp("clips"))
-    rows = [{"video": f"{row}.mp4", "audio": f"{row}.wav", "loudness": row / 7} for row in range(6)]
+    rows = [{"video": f"{row}.mp4", "audio": f"{row}.wav", "level": row / 7} for row in range(6)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     configs = write_configs(tmp_path_factory.mktemp("configs"))
     return [
         *("--task", "regression", "--modalities", "audio", "video", "--use_cpu", "--disable_tqdm"),
         *flags(
+            number_column="level",
             **{f"{tower}_config_name": configs[tower] for tower in ("audio", "video", "fusion")},
             train_file=folder / "train.jsonl",
             validation_file=folder / "train.jsonl",
@@ -86,9 +88,10 @@ def test_a_clip_that_cannot_be_read_counts(start, straight, tmp_path):
     values = dict(zip(start, start[1:], strict=False))
     good = Path(values["--train_file"]).read_text()
     (Path(values["--video_root"]) / "bad.mp4").write_bytes(b"no video")
-    (tmp_path / "bad.jsonl").write_text(good + json.dumps({"video": "bad.mp4", "loudness": 7.0}) + "\n")
+    (tmp_path / "bad.jsonl").write_text(good + json.dumps({"video": "bad.mp4", "level": 7.0}) + "\n")
     argv = flags(
-        "--do_eval", "--use_cpu", task="regression", model_name_or_path=straight[0], output_dir=tmp_path / "out",
+        "--do_eval", "--use_cpu", task="regression", number_column="level", model_name_or_path=straight[0],
+        output_dir=tmp_path / "out",
         modalities=["audio", "video"], validation_file=tmp_path / "bad.jsonl", dataloader_num_workers=0,
         **{name: values[f"--{name}"] for name in ("video_root", "audio_root", "cache_dir")},
     )  # fmt: skip
@@ -112,10 +115,11 @@ def test_it_loads_and_is_used(start, straight, monkeypatch):
         requests = [{"clip": rows[number]["video"]} for number in (1, 0, 1)]
         served = regression.Estimator.from_pretrained(straight[0], drop_modalities=("audio",))(requests)
         assert [len(found) for found in served] == [1, 1, 1] and served[0] == served[2] != served[1]
-        errors = [abs(estimate - row["loudness"]) for estimate, row in zip(estimates, rows, strict=True)]
+        errors = [abs(estimate - row["level"]) for estimate, row in zip(estimates, rows, strict=True)]
         assert sum(errors) / 6 == pytest.approx(straight[1]["mean_absolute_error"])
     finally:
         TASKS.pop("regression", None)
+        OPTIONS.pop("regression", None)
 
 
 def test_a_name_is_given_once():

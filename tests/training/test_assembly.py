@@ -281,11 +281,6 @@ def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
     assert len(said) == len(told) and all(map(str.startswith, said, told)), said
 
 
-def test_an_option_of_another_task_is_refused(start, tmp_path):
-    with pytest.raises(ValueError, match="--answers_file cannot be used with --task pretraining"):
-        run(*start, "--do_train", *flags(output_dir=tmp_path, answers_file="answers.json"))
-
-
 def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
     questions = tmp_path / "questions.csv"
     questions.write_text("video,question,answer\n0.mp4,what is it?,a cat\n1.mp4,what is it?,a dog\n")
@@ -298,11 +293,6 @@ def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
         )
 
 
-def test_an_unknown_task_is_named_with_the_nearest(start, tmp_path):
-    with pytest.raises(ValueError, match="no task 'retreival'; .* Did you mean 'retrieval'"):
-        run(*start, "--do_train", *flags(output_dir=tmp_path, task="retreival"))
-
-
 def test_towers_are_built_for_rows_of_every_kind(tmp_path):
     """A tokenizer is trained on the captions of a manifest or of dictionaries alike."""
     configs = write_configs(tmp_path)
@@ -312,5 +302,12 @@ def test_towers_are_built_for_rows_of_every_kind(tmp_path):
         smm.from_towers(text=configs["text"], video=configs["video"], task="retrieval", train_dataset=rows)[1]
         for rows in (tmp_path / "train.jsonl", records)
     ]
+    given = {"text": configs["text"], "video": configs["video"], "task": "retrieval"}
+    made += [smm.from_towers(**given, captions=CAPTIONS)[1], smm.from_towers(**given, captions=iter(CAPTIONS))[1]]
     vocabularies = [processor.tokenizer.get_vocab() for processor in made]
-    assert vocabularies[0] == vocabularies[1] and "Ġcat" in vocabularies[0]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies) and "Ġcat" in vocabularies[0]
+    chosen = smm.from_towers(**given, captions=["a parrot"], train_dataset=records)[1].tokenizer.get_vocab()
+    assert "Ġparrot" in chosen and "Ġcat" not in chosen
+    for captions in (None, "a cat purrs"):
+        with pytest.raises(ValueError, match="a config without a tokenizer. To train one, pass `train_dataset`, or a"):
+            smm.from_towers(**given, captions=captions)

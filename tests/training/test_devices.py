@@ -27,6 +27,6 @@ def test_nothing_is_said_of_one_gpu_or_none(monkeypatch):
     monkeypatch.setattr(arguments.logger, "warning", lambda text: pytest.fail(text))
     for num_gpus in (0, 1):
         monkeypatch.setattr(torch.cuda, "device_count", lambda num_gpus=num_gpus: num_gpus)
-        assert parse_args([])[2].n_gpu == num_gpus
+        assert parse_args([])[-1].n_gpu == num_gpus
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert parse_args(["--use_cpu"])[2].n_gpu == 0
+    assert parse_args(["--use_cpu"])[-1].n_gpu == 0

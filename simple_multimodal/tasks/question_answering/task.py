@@ -4,7 +4,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
-from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
+from simple_multimodal.tasks.base import Evaluation, Measuring, Task
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.question_answering.evaluate import evaluate_answers
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
+from simple_multimodal.tasks.question_answering.options import QuestionAnsweringOptions
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS, AnswerLabels, question_pairs
 
 ANSWER = """\
@@ -28,17 +28,6 @@ from simple_multimodal import QuestionAnswerer
 answerer = QuestionAnswerer.from_pretrained({model})
 for answer in answerer.answer("what is the dog doing?", "my_clips/0001.mp4", top_k=3):
     print(answer.text, answer.probability)"""
-
-
-@dataclass(frozen=True)
-class QuestionAnsweringOptions(TaskOptions):
-    """
-    Args:
-        answers_file (`str`, *optional*): JSON object of answers and their numbers, such as ALPRO's
-            `train_ans2label.json`; by default the answers are those of the training questions.
-    """
-
-    answers_file: str | None = None
 
 
 class QuestionAnswering(Task):

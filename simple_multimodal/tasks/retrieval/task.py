@@ -1,8 +1,8 @@
 """Contrast and matching of texts and clips, alone or beside the masked objectives of pre-training."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
@@ -15,10 +15,12 @@ from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
-from simple_multimodal.tasks.base import Evaluation, Measuring, Task, TaskOptions
+from simple_multimodal.tasks.base import Evaluation, Measuring, Task
+from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
 from simple_multimodal.tasks.retrieval.examples import retrieval_examples
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
+from simple_multimodal.tasks.retrieval.options import RetrievalOptions
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 from simple_multimodal.tasks.retrieval.twins import PairSet, evaluate_pairs
@@ -38,38 +40,6 @@ for match in retriever.search("a dog barks at a red ball", "my_clips/", top_k=3)
 PROTOCOL = "every caption a query, one candidate per clip, cosine of text and audio-video embeddings"
 
 
-@dataclass(frozen=True)
-class RetrievalOptions(TaskOptions):
-    """
-    Args:
-        matching_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
-            none. By default what the protocol of the rows says, else 32; for a model whose training found matching
-            no better than the cosine, none.
-        mlm_probability (`float`, *optional*, defaults to 0.3): share of a caption's tokens to predict.
-        audio_mask_ratio (`float`, *optional*, defaults to 0.3): share of a window's audio patches to mask.
-        video_mask_ratio (`float`, *optional*, defaults to 0.8): share of a clip's video tubes to mask.
-        vt_match_ratio (`float`, *optional*, defaults to 0.5): share of rows that keep their pair for matching.
-        measure_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
-        dsl (`bool`): rank by dual softmax, over all queries.
-        pair_files (`list[PairSet]`): pairs of rows that differ in one thing.
-    """
-
-    matching_top_k: int | Literal["all"] | None = None
-    mlm_probability: float = 0.3
-    audio_mask_ratio: float = 0.3
-    video_mask_ratio: float = 0.8
-    vt_match_ratio: float = 0.5
-    measure_rerank: bool = False
-    dsl: bool = False
-    pair_files: list[PairSet] = field(default_factory=list)
-
-    @classmethod
-    def from_flags(cls, flags: Mapping[str, Any], *, task: str) -> Self:
-        """Read the files of pairs, each of which comes with the rows of its swapped clips, if any."""
-        pairs = [PairSet.from_file(path, swapped) for path, swapped in flags.get("pair_files") or ()]
-        return super().from_flags({**flags, "pair_files": pairs}, task=task)
-
-
 class Retrieval(Task):
     """Find clips by text and texts by clip, by contrastive embeddings and a matching head."""
 
@@ -78,6 +48,17 @@ class Retrieval(Task):
     model_classes = {"simple_multimodal": MultimodalForRetrieval, "alpro": AlproForRetrieval}
     options_class = RetrievalOptions
     pipeline_class = Retriever
+
+    def __init__(self, options: TaskOptions | None = None):
+        super().__init__(options)
+        self.pairs: list[PairSet] = []
+
+    def open_files(self, find: Callable[[str], Path], open_rows: Callable[[Path], RowDataset]) -> None:
+        """Read the pairs of rows to compare, and open the rows of their swapped clips, if any."""
+        names = self.options.pair_files
+        swapped: list[RowDataset | None] = [open_rows(find(name)) for name in self.options.swapped_files]
+        pairs = zip(names, swapped or [None] * len(names), strict=True)
+        self.pairs = [PairSet.from_file(find(name), rows) for name, rows in pairs]
 
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets:
         """Masks and draws of the objectives that the model has."""
@@ -124,7 +105,7 @@ class Retrieval(Task):
             saved=saved,
             partial=measuring.partial,
         )
-        for pair_set in self.options.pair_files if measuring.is_final else ():
+        for pair_set in self.pairs if measuring.is_final else ():
             evaluate_pairs(pipeline, evaluation, pair_set)
         return evaluation
 

@@ -1,6 +1,7 @@
-"""A task outside the package: estimate a number per clip. Its data has a column `loudness`."""
+"""A task outside the package: estimate a number per clip."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled_mean
+from simple_multimodal.flags import DATA, flag
 from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.inference.requests import as_requests, rows_of_files
@@ -15,7 +17,7 @@ from simple_multimodal.models.losses import masked_mean
 from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
 from simple_multimodal.models.outputs import MultimodalOutput
 from simple_multimodal.models.pairs import Encoded
-from simple_multimodal.tasks.registry import Evaluation, Measuring, Task, register_task
+from simple_multimodal.tasks.registry import Evaluation, Measuring, Task, TaskOptions, register_task
 
 
 class MultimodalForRegression(MultimodalPreTrainedModel):
@@ -47,11 +49,24 @@ class MultimodalForRegression(MultimodalPreTrainedModel):
         return MultimodalOutput(loss=loss, logits=estimates, losses={"error": loss.detach()}, metrics={})
 
 
+@dataclass(frozen=True)
+class RegressionOptions(TaskOptions):
+    """
+    Args:
+        number_column (`str`, *optional*, defaults to `"loudness"`): Column with the number of each clip.
+    """
+
+    number_column: str = flag("loudness", DATA, "Column with the number of each clip.")
+
+
 class NumberColumn:
     """The entry `numbers` of a batch; NaN where a row has none."""
 
+    def __init__(self, column: str):
+        self.column = column
+
     def __call__(self, rows: Sequence[Row], batch: Mapping[str, Any], generator_of) -> dict[str, torch.Tensor]:
-        given = [row.get("loudness") for row in rows]
+        given = [row.get(self.column) for row in rows]
         return {"numbers": torch.tensor([float("nan") if number is None else float(number) for number in given])}
 
 
@@ -83,19 +98,21 @@ class Regression(Task):
     """Least squares."""
 
     name = "regression"
-    summary = "a number per clip (column loudness)"
+    summary = "a number per clip"
     model_classes = {"simple_multimodal": MultimodalForRegression}
+    options_class = RegressionOptions
     pipeline_class = Estimator
 
     def build_targets(self, model, processor):
-        return NumberColumn()
+        return NumberColumn(self.options.number_column)
 
     def evaluate(self, pipeline: Estimator, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         rows = list(dataset.rows(files="named"))
         encoded = pipeline.estimate_rows(rows)
         found = {row["id"]: value.item() for row, value in zip(encoded.rows, encoded.values["estimates"], strict=True)}
         # Every row counts: a clip that cannot be read has the estimate 0.
-        errors = torch.tensor([abs(found.get(row["id"], 0.0) - float(row["loudness"])) for row in rows])
+        column = self.options.number_column
+        errors = torch.tensor([abs(found.get(row["id"], 0.0) - float(row[column])) for row in rows])
         error = float(errors.double().mean())
         return Evaluation(
             metrics={"loss": float(errors.double().square().mean()), "mean_absolute_error": error},

@@ -1,0 +1,45 @@
+"""Whether what the flags name is there: asked before the models, whose import takes seconds, are imported."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from simple_multimodal.missing import Named
+from simple_multimodal.tasks.options import TaskOptions
+from simple_multimodal.training.arguments import MultimodalTrainingArguments
+
+from .data_arguments import DataArguments
+from .model_arguments import ModelArguments
+
+
+def check_files(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    task_options: TaskOptions,
+    args: MultimodalTrainingArguments,
+) -> None:
+    """
+    Check that the files and folders that a run reads exist. A name that may be one on the hub is left to the hub.
+
+    Raises:
+        ValueError: If one does not; the message names the flag, and what has a similar name.
+    """
+    reads_manifests = data_args.dataset_name is None
+    is_read = {
+        "train_file": reads_manifests and args.do_train,
+        "validation_file": reads_manifests and args.evaluates,
+        "test_file": reads_manifests and args.do_predict,
+    }
+    for part in (model_args, data_args, task_options):
+        for field in fields(part):
+            kind, value = field.metadata.get("names"), vars(part)[field.name]
+            if kind is None or not value:
+                continue
+            if kind is Named.MANIFEST and not is_read.get(field.name, args.do_eval):
+                continue
+            names: Sequence[str] = [value] if isinstance(value, str) else value
+            for name in names:
+                path = data_args.find_manifest(name) if kind is Named.MANIFEST else name
+                kind.check(path, f"--{field.name}")
+    for column, root in data_args.roots.items():
+        if root is not None:
+            Named.PATH.check(root, f"--{column}_root")

@@ -1,0 +1,88 @@
+"""The options of retrieval and pre-training."""
+
+from argparse import ArgumentTypeError
+from dataclasses import dataclass
+from typing import Literal
+
+from simple_multimodal.flags import EVALUATION, OBJECTIVES, flag
+from simple_multimodal.missing import Named
+from simple_multimodal.tasks.options import TaskOptions
+
+
+def number_or_all(text: str) -> int | Literal["all"]:
+    """Read a number of candidates, or `all`."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is neither a number nor 'all'") from None
+
+
+@dataclass(frozen=True)
+class RetrievalOptions(TaskOptions):
+    """
+    Args:
+        mlm_probability (`float`, *optional*, defaults to 0.3): share of a caption's tokens to predict.
+        audio_mask_ratio (`float`, *optional*, defaults to 0.3): share of a window's audio patches to mask.
+        video_mask_ratio (`float`, *optional*, defaults to 0.8): share of a clip's video tubes to mask.
+        vt_match_ratio (`float`, *optional*, defaults to 0.5): share of rows that keep their pair for matching.
+        matching_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
+            none. By default what the protocol of the rows says, else 32; for a model whose training found matching
+            no better than the cosine, none.
+        measure_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
+        dsl (`bool`): rank by dual softmax, over all queries.
+        pair_files (`list[str]`): files of pairs of rows that differ in one thing; [`Retrieval.open_files`] reads them.
+        swapped_files (`list[str]`): for each pair file, the manifest of its swapped rows.
+    """
+
+    mlm_probability: float = flag(0.3, OBJECTIVES, "Fraction of a caption's tokens to predict, 0 to 1.", share=True)
+    audio_mask_ratio: float = flag(
+        0.3, OBJECTIVES, "Fraction of a window's audio patches to mask, 0 to 1.", share=True
+    )
+    video_mask_ratio: float = flag(0.8, OBJECTIVES, "Fraction of a clip's video tubes to mask, 0 to 1.", share=True)
+    vt_match_ratio: float = flag(
+        0.5,
+        OBJECTIVES,
+        "Fraction of rows that keep their pair for matching, 0 to 1; the others get a negative clip.",
+        share=True,
+    )
+    matching_top_k: int | Literal["all"] | None = flag(
+        None,
+        EVALUATION,
+        "Candidates per query that the matching head re-ranks in evaluation, a number or all; 0: none. Default: what "
+        "the protocol of a prepared benchmark says, else 32; in infer none, unless the head beat the cosine on the "
+        "validation split.",
+        read=number_or_all,
+        metavar="INT",
+        at_least=0,
+        remedy="give 0 (no re-ranking) or more",
+        commands=("train", "infer"),
+    )
+    measure_rerank: bool = flag(
+        False,
+        EVALUATION,
+        "Score all pairs, and report how re-ranking only the first --matching_top_k changes every metric.",
+        commands=("infer",),
+    )
+    dsl: bool = flag(False, EVALUATION, "Rank by dual softmax over all test queries.", commands=("infer",))
+    pair_files: list[str] = flag(
+        [],
+        EVALUATION,
+        "JSONL of ids a, b of evaluation rows that differ in one respect (sound_pairs.jsonl: in their audio).",
+        names=Named.MANIFEST,
+    )
+    swapped_files: list[str] = flag(
+        [],
+        EVALUATION,
+        "For each pair file, the manifest of its rows a_swapped, b_swapped; counts choices that flip.",
+        names=Named.MANIFEST,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.swapped_files and len(self.swapped_files) != len(self.pair_files):
+            raise ValueError(
+                f"--swapped_files names {len(self.swapped_files)} manifests for {len(self.pair_files)} --pair_files; "
+                "give one for each, in the same order, or none."
+            )
