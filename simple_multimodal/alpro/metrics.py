@@ -12,7 +12,8 @@ import numpy as np
 
 from simple_multimodal.evaluation.protocols import ANSWER_TYPES
 from simple_multimodal.evaluation.ranking import retrieval_ranks
-from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS, ScoredPairs
+from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
+from simple_multimodal.evaluation.scores import ScoredPairs
 
 SCORE_DECIMALS = 4
 

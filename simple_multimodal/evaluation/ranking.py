@@ -98,13 +98,24 @@ def ranking(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.nda
     return np.lexsort((positives, -scores), axis=1)[:, :num_results].astype(np.int64)
 
 
+NOT_A_QUERY = 0
+"""In place of the rank of a text or clip without any right candidate, which therefore is not a query."""
+
+
+def is_query(ranks: np.ndarray) -> np.ndarray:
+    """Return which ranks of [`Ranks`] are ranks of queries, bool: those that have a right candidate."""
+    return ranks != NOT_A_QUERY
+
+
 class Ranks(NamedTuple):
     """
-    Where texts and clips find each other.
+    Ranks of a whole set in both directions.
 
     Args:
-        texts (`np.ndarray` of shape `(num_texts,)`, int64): Rank of the best right clip; 0 for a text without one.
-        clips (`np.ndarray` of shape `(num_clips,)`, int64): Rank of the best right text; 0 for a clip without one.
+        texts (`np.ndarray` of shape `(num_texts,)`, int64):
+            Rank of the best right clip, from 1; `NOT_A_QUERY` for a text without one.
+        clips (`np.ndarray` of shape `(num_clips,)`, int64):
+            Rank of the best right text, from 1; `NOT_A_QUERY` for a clip without one.
         first_wrong (`np.ndarray` of shape `(num_texts,)`, int64):
             Position of the wrong clip with the highest score, the first of equal ones; any where no clip is wrong.
     """
@@ -114,7 +125,7 @@ class Ranks(NamedTuple):
     first_wrong: np.ndarray
 
 
-def text_video_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, video_groups: np.ndarray) -> Ranks:
+def text_clip_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, clip_groups: np.ndarray) -> Ranks:
     """
     Rank a whole set in both directions, a block of scores at a time.
 
@@ -124,7 +135,7 @@ def text_video_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, video
     Args:
         scores ([`Scores`] or `np.ndarray` of shape `(num_texts, num_clips)`): Score of each caption with each clip.
         text_groups (`np.ndarray` of shape `(num_texts,)`): Group of the clip that each caption describes.
-        video_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
+        clip_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
 
     Returns:
         [`Ranks`], the same on all processes.
@@ -133,7 +144,7 @@ def text_video_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, video
         ValueError: If scores are no real numbers or hold NaN, or if groups are not one per text and per clip.
     """
     scores = as_scores(scores)
-    texts, clips = _groups_of(scores, text_groups, video_groups)
+    texts, clips = _groups_of(scores, text_groups, clip_groups)
     best_of_text = np.full(len(texts), -np.inf, scores.dtype)
     best_of_clip = np.full(len(clips), -np.inf, scores.dtype)
     first_wrong = np.zeros(len(texts), np.int64)
@@ -158,24 +169,24 @@ def text_video_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, video
         num_before_clip += ((block >= best_of_clip) & is_wrong).sum(axis=0)
     num_before_text, num_before_clip = scores.combine(np.add, num_before_text, num_before_clip)
     return Ranks(
-        np.where(np.isin(texts, clips), 1 + num_before_text, 0),
-        np.where(np.isin(clips, texts), 1 + num_before_clip, 0),
+        np.where(np.isin(texts, clips), 1 + num_before_text, NOT_A_QUERY),
+        np.where(np.isin(clips, texts), 1 + num_before_clip, NOT_A_QUERY),
         first_wrong,
     )
 
 
-def right_pairs(text_groups: np.ndarray, video_groups: np.ndarray) -> np.ndarray:
+def right_pairs(text_groups: np.ndarray, clip_groups: np.ndarray) -> np.ndarray:
     """
     List the texts with their clips.
 
     Args:
         text_groups (`np.ndarray` of shape `(num_texts,)`): Group of the clip that each caption describes.
-        video_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
+        clip_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
 
     Returns:
         `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip of one group, ascending.
     """
-    texts, clips = _numbered(text_groups, video_groups)
+    texts, clips = _numbered(text_groups, clip_groups)
     order = np.argsort(clips, kind="stable")
     low, high = (np.searchsorted(clips[order], texts, side) for side in ("left", "right"))
     counts = high - low
@@ -183,22 +194,28 @@ def right_pairs(text_groups: np.ndarray, video_groups: np.ndarray) -> np.ndarray
     return np.stack([np.repeat(np.arange(len(texts)), counts), order[np.repeat(low, counts) + within]], axis=1)
 
 
+def all_pairs(shape: tuple[int, int]) -> np.ndarray:
+    """List all pairs of `(num_texts, num_clips)` scores: `(num_pairs, 2)` positions of text and clip, ascending."""
+    num_texts, num_clips = shape
+    return pairs_of_keys(np.arange(num_texts * num_clips), num_clips)
+
+
 def first_pairs(
-    scores: Scores | np.ndarray, text_groups: np.ndarray, video_groups: np.ndarray, num_results: int | None
+    scores: Scores | np.ndarray, text_groups: np.ndarray, clip_groups: np.ndarray, num_results: int | None
 ) -> np.ndarray:
     """
     List the pairs in which one is among the first `num_results` candidates of the other.
 
     Args:
         scores ([`Scores`] or `np.ndarray` of shape `(num_texts, num_clips)`): Score of each caption with each clip.
-        text_groups, video_groups (`np.ndarray`): As for [`text_video_ranks`].
+        text_groups, clip_groups (`np.ndarray`): As for [`text_clip_ranks`].
         num_results (`int`, *optional*): How many candidates of each query; `None`: all.
 
     Returns:
         `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip, ascending, no pair twice.
     """
     scores = as_scores(scores)
-    keys = np.union1d(*first_keys(scores, text_groups, video_groups, num_results))
+    keys = np.union1d(*first_keys(scores, text_groups, clip_groups, num_results))
     return pairs_of_keys(keys, scores.shape[1])
 
 
@@ -207,22 +224,27 @@ def pairs_of_keys(keys: np.ndarray, num_clips: int) -> np.ndarray:
     return np.stack(np.divmod(keys, num_clips), axis=1)
 
 
+def keys_of_pairs(pairs: np.ndarray, num_clips: int) -> np.ndarray:
+    """Numbers `text * num_clips + clip` of pairs `(num_pairs, 2)` of text and clip; see [`pairs_of_keys`]."""
+    return pairs[:, 0] * num_clips + pairs[:, 1]
+
+
 def first_keys(
-    scores: Scores, text_groups: np.ndarray, video_groups: np.ndarray, num_results: int | None
+    scores: Scores, text_groups: np.ndarray, clip_groups: np.ndarray, num_results: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Choose the first `num_results` candidates of each query, in one pass over the blocks.
 
     Args:
-        scores ([`Scores`]): Score of each caption with each clip; free of NaN, as [`text_video_ranks`] has seen.
-        text_groups, video_groups (`np.ndarray`): As for [`text_video_ranks`].
+        scores ([`Scores`]): Score of each caption with each clip; free of NaN, as [`text_clip_ranks`] has seen.
+        text_groups, clip_groups (`np.ndarray`): As for [`text_clip_ranks`].
         num_results (`int`, *optional*): How many candidates of each query; `None`: all.
 
     Returns:
         `tuple`: the pairs chosen for texts, and those chosen for clips, each as ascending numbers
         `text * num_clips + clip`, int64.
     """
-    texts, clips = _groups_of(scores, text_groups, video_groups)
+    texts, clips = _groups_of(scores, text_groups, clip_groups)
     num_texts, num_clips = scores.shape
     if num_results is None or num_results >= max(scores.shape):
         every = np.arange(num_texts * num_clips)
@@ -328,9 +350,9 @@ def _numbered(query_groups: np.ndarray, candidate_groups: np.ndarray) -> tuple[n
     return numbers[: len(query_groups)], numbers[len(query_groups) :]
 
 
-def _groups_of(scores: Scores, text_groups: np.ndarray, video_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _groups_of(scores: Scores, text_groups: np.ndarray, clip_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the groups of both sides of scores as numbers, or refuse them."""
-    texts, clips = _numbered(text_groups, video_groups)
+    texts, clips = _numbered(text_groups, clip_groups)
     if (len(texts), len(clips)) != scores.shape:
         raise ValueError(
             f"Scores of shape {scores.shape} need one group per text and one per clip, got {len(texts)} and "

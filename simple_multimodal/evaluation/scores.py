@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -161,6 +161,19 @@ class CosineScores(Scores):
         return block
 
 
+class ScoredPairs(NamedTuple):
+    """
+    Scores of some pairs of text and clip.
+
+    Args:
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`, int64): Positions of text and clip, ascending, without repeats.
+        values (`np.ndarray` of shape `(num_pairs,)`, floating): Score of each pair, higher is better.
+    """
+
+    pairs: np.ndarray
+    values: np.ndarray
+
+
 def as_scores(scores: Scores | np.ndarray) -> Scores:
     """Return scores as they are, or a matrix as [`MatrixScores`]."""
     return scores if isinstance(scores, Scores) else MatrixScores(scores)
@@ -175,3 +188,37 @@ def as_floats(matrix: np.ndarray) -> np.ndarray:
             f"{matrix.shape} of {matrix.dtype}."
         )
     return matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64)  # unsigned integers cannot be negated
+
+
+def dual_softmax(scores: np.ndarray, *, temperature: float) -> np.ndarray:
+    """
+    Multiply each score by a softmax over all queries of its candidate (Cheng et al., 2021, arXiv:2109.04290).
+
+    A candidate that fits many queries counts less for each of them. The result for one query therefore depends on all
+    queries of the test set, which a system that answers one query at a time does not have. Report such numbers under
+    a protocol of their own (`dsl`), never together with numbers without it.
+
+    Scores that are not positive stay unchanged: multiplying them by a small weight would raise them.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_queries, num_candidates)`):
+            Finite scores, e.g. cosines. For the other direction pass the transposed matrix.
+        temperature (`float`): What scores are divided by in the softmax, above 0, e.g. 0.01 for cosines.
+
+    Returns:
+        `np.ndarray` of shape `(num_queries, num_candidates)`, float64.
+
+    Raises:
+        ValueError: If scores are not finite real numbers, or `temperature` is not above 0.
+    """
+    scores = as_floats(scores).astype(np.float64)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are infinite or NaN; the dual softmax needs "
+            "finite scores. Leave out the queries and candidates that have none."
+        )
+    if not temperature > 0:
+        raise ValueError(f"The temperature of the dual softmax must be above 0, got {temperature}.")
+    weights = np.exp((scores - scores.max(axis=0)) / temperature)  # (num_queries, num_candidates)
+    weights /= weights.sum(axis=0)
+    return np.where(scores > 0, scores * weights, scores)

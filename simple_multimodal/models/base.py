@@ -352,6 +352,10 @@ class TowerModel(PreTrainedModel):
         """The towers that the model has, and its `fusion`, by name."""
         return self.base_model.towers
 
+    def masked_decoder(self, modality: Modality) -> nn.Module | None:
+        """Return the decoder of a modality's masked objective; by default there is none."""
+        return None
+
     def tower_hash(self, modality: Modality) -> str:
         """
         SHA-256 of all that decides what tokens the tower of a modality makes of its input.

@@ -1,11 +1,13 @@
-"""Reads configs and pretrained weights of towers, and says what became of every tensor."""
+"""Read configs and pretrained weights of towers, fit saved towers to other inputs, and report on every tensor."""
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
 from pickle import UnpicklingError
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,10 +17,12 @@ from transformers.utils import logging
 
 from simple_multimodal.missing import reading
 from simple_multimodal.modalities import Modality
-from simple_multimodal.models.base import Conversion, Encoder
+from simple_multimodal.models.base import Conversion, Encoder, TowerModel
 from simple_multimodal.models.configuration import refuse_kernels
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.text.masked_lm import VOCABULARY_TENSORS
+
+AnyTowerModel = TypeVar("AnyTowerModel", bound=TowerModel)
 
 
 @dataclass
@@ -200,6 +204,11 @@ def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, t
     return {name: tensors[name].detach() for name in first_names.values() if name not in missing}
 
 
+def encoder_and_decoder(encoder: nn.Module, decoder: nn.Module | None) -> nn.ModuleDict:
+    """Join an encoder and, if there is one, its decoder, so that names start with `encoder.` or `decoder.`."""
+    return nn.ModuleDict({"encoder": encoder} if decoder is None else {"encoder": encoder, "decoder": decoder})
+
+
 def load_pretrained_tower(
     encoder: Encoder,
     decoder: nn.Module | None,
@@ -256,11 +265,10 @@ def load_pretrained_tower(
     others = {name: tensor for name, tensor in source.items() if name.startswith(encoder.other_names)}
     source = {name: tensor for name, tensor in source.items() if name not in others}
     foreign = [] if same_vocabulary else [name for name in source if rename(name) in VOCABULARY_TENSORS]
-    target = nn.ModuleDict({"encoder": encoder} if decoder is None else {"encoder": encoder, "decoder": decoder})
     report = transfer_tensors(
         name_or_path,
         {name: tensor for name, tensor in source.items() if name not in foreign},
-        target,
+        encoder_and_decoder(encoder, decoder),
         rename=rename,
         convert=lambda name, tensor, own: encoder.convert_pretrained(name, tensor, own, config),
     )
@@ -268,4 +276,55 @@ def load_pretrained_tower(
     report.unused |= dict.fromkeys(foreign, "belongs to another vocabulary")
     unknown = sorted(name for name in info["unexpected_keys"] if not name.startswith(encoder.other_names))
     report.unused |= dict.fromkeys(unknown, "no such tensor in this model")
+    return report
+
+
+@torch.no_grad()
+def fit_towers(
+    model: AnyTowerModel, sizes: Mapping[Modality, tuple[int, ...]]
+) -> tuple[AnyTowerModel, list[LoadingReport]]:
+    """
+    Copy a model and fit towers of the copy to inputs of other sizes, by the rules that convert a checkpoint.
+
+    Args:
+        model ([`TowerModel`]): the saved model, with a `MultimodalConfig`.
+        sizes (`Mapping[str, tuple[int, ...]]`): what the processor makes for each of these towers.
+
+    Returns:
+        The fitted model, and one [`LoadingReport`] per tower.
+
+    Raises:
+        ValueError: If a tower does not take inputs of that size, **or** has no rule to convert one of its tensors.
+    """
+    config = deepcopy(model.config)
+    for modality, size in sizes.items():
+        tower_config = config.tower_config(modality)
+        encoder_class = get_encoder_class(tower_config.model_type, modality)
+        setattr(config, f"{modality}_config", encoder_class.fit_config(tower_config, *size))
+    fitted = type(model)(config).to(model.dtype).train(model.training)
+    own = fitted.state_dict()
+    for name, tensor in model.state_dict().items():
+        if own[name].shape == tensor.shape:
+            own[name].copy_(tensor)
+    is_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in fitted.named_parameters():
+        parameter.requires_grad_(is_trained[name])
+    return fitted, [_fit_tower(model, fitted, modality, size) for modality, size in sizes.items()]
+
+
+def _fit_tower(model: TowerModel, fitted: TowerModel, modality: Modality, size: tuple[int, ...]) -> LoadingReport:
+    """Transfer one tower of a model to that of another size."""
+    encoder, source_config = fitted.towers[modality], model.config.tower_config(modality)
+    report = transfer_tensors(
+        f"the saved {modality} tower",
+        encoder_and_decoder(model.towers[modality], model.masked_decoder(modality)).state_dict(),
+        encoder_and_decoder(encoder, fitted.masked_decoder(modality)),
+        rename=lambda name: name,
+        convert=lambda name, tensor, own: encoder.convert_pretrained(name, tensor, own, source_config),
+    )
+    if report.new:
+        raise ValueError(
+            f"The saved {modality} tower {encoder.model_type!r} cannot be fitted to inputs of size {size}: there is "
+            f"no rule for {', '.join(report.new)}. Leave the settings of the processor as they were saved."
+        )
     return report

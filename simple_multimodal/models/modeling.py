@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from copy import deepcopy
-from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from simple_multimodal.modalities import (
@@ -21,7 +19,7 @@ from simple_multimodal.modalities import (
     Modality,
 )
 from simple_multimodal.models.audio.windows import encode_windows
-from simple_multimodal.models.base import Conversion, TowerModel
+from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MultimodalConfig
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
 from simple_multimodal.models.fusion.crossformer import (
@@ -31,12 +29,9 @@ from simple_multimodal.models.fusion.crossformer import (
     concatenate,
     load_pretrained_fusion,
 )
-from simple_multimodal.models.loading import LoadingReport, load_pretrained_tower, transfer_tensors
+from simple_multimodal.models.loading import LoadingReport, fit_towers, load_pretrained_tower
 from simple_multimodal.models.lora import inject_lora
-from simple_multimodal.models.losses import (
-    masked_mean,
-    normalize,
-)
+from simple_multimodal.models.losses import masked_mean, normalize
 from simple_multimodal.models.outputs import Batch, MultimodalOutput
 from simple_multimodal.models.patches import visible_patches
 from simple_multimodal.models.video.pictures import PictureEncoder
@@ -47,7 +42,6 @@ class MultimodalPreTrainedModel(TowerModel):
 
     config_class = MultimodalConfig
     base_model_prefix = "multimodal"
-    decoded_modalities: tuple[Modality, ...] = ()
     _supports_flash_attn = True
     _supports_attention_backend = True
 
@@ -61,7 +55,10 @@ class MultimodalPreTrainedModel(TowerModel):
 
     @torch.no_grad()
     def limit_temperature(self) -> None:
-        """[`TowerModel.limit_temperature`]: an inverse temperature of at most 100; SigLIP's ends above."""
+        """[`TowerModel.limit_temperature`]: an inverse temperature of at most 100, with the softmax loss only.
+
+        With the sigmoid loss there is no limit: that of pretrained SigLIP models is above 100.
+        """
         if self.config.contrastive_form == "softmax":
             self.base_model.logit_scale.clamp_(max=math.log(100))
 
@@ -74,12 +71,14 @@ class MultimodalPreTrainedModel(TowerModel):
         same_vocabulary: bool = True,
         cache_dir: str | None = None,
     ) -> tuple[Self, list[LoadingReport]]:
-        """Assemble a model from pretrained towers; what no checkpoint gives is drawn at random (seed before the call).
+        """Assemble a model from pretrained towers.
+
+        What no checkpoint provides is initialised at random: set the seed before the call.
 
         Args:
-            config (`MultimodalConfig`): what to build.
+            config (`MultimodalConfig`): the model to build.
             pretrained (`dict[str, str]`): hub name or local folder of the weights of `text`, `audio`, `video` and
-                `fusion`; towers that are not named start from random weights.
+                `fusion`; the others start from random weights.
             same_vocabulary (`bool`, *optional*, defaults to `True`): whether the tokenizer is the text checkpoint's
                 own.
             cache_dir (`str`, *optional*): where files from the hub are kept.
@@ -88,64 +87,27 @@ class MultimodalPreTrainedModel(TowerModel):
             The model, and one [`LoadingReport`] per checkpoint that names every tensor that was not simply loaded.
         """
         model = cls(config)
-        base = model.multimodal
-        reports: dict[Modality, LoadingReport] = {}
-        for modality in config.modalities:
-            if modality in pretrained:
-                decoder = model.get_submodule(f"{modality}_decoder") if modality in model.decoded_modalities else None
-                reports[modality] = load_pretrained_tower(
-                    base.encoder(modality),
-                    decoder,
-                    pretrained[modality],
-                    same_vocabulary=same_vocabulary,
-                    cache_dir=cache_dir,
-                )
-        base.take_temperature(reports)
-        fusion = []
+        base = model.base_model
+        tower_reports = {
+            modality: load_pretrained_tower(
+                base.encoder(modality),
+                model.masked_decoder(modality),
+                pretrained[modality],
+                same_vocabulary=same_vocabulary,
+                cache_dir=cache_dir,
+            )
+            for modality in config.modalities
+            if modality in pretrained
+        }
+        base.load_temperature(tower_reports)
+        reports = [*tower_reports.values()]
         if "fusion" in pretrained:
-            fusion.append(load_pretrained_fusion(base.fusion, pretrained["fusion"], cache_dir=cache_dir))
-        return model, [*reports.values(), *fusion]
+            reports.append(load_pretrained_fusion(base.fusion, pretrained["fusion"], cache_dir=cache_dir))
+        return model, reports
 
-    @torch.no_grad()
     def fit_inputs(self, sizes: Mapping[Modality, tuple[int, ...]]) -> tuple[Self, list[LoadingReport]]:
         """[`TowerModel.fit_inputs`]: a copy of the model, with position tables converted as those of a checkpoint."""
-        config = deepcopy(self.config)
-        for modality, size in sizes.items():
-            tower = config.tower_config(modality)
-            fitted_tower = get_encoder_class(tower.model_type, modality).fit_config(tower, *size)
-            setattr(config, f"{modality}_config", fitted_tower)
-        fitted = type(self)(config).to(self.dtype).train(self.training)
-        own = fitted.state_dict()
-        for name, tensor in self.state_dict().items():
-            if own[name].shape == tensor.shape:
-                own[name].copy_(tensor)
-        for parameter, saved in zip(fitted.parameters(), self.parameters(), strict=True):
-            parameter.requires_grad_(saved.requires_grad)
-        reports = []
-        for modality in sizes:
-            encoder, source_config = fitted.base_model.encoder(modality), self.config.tower_config(modality)
-            report = transfer_tensors(
-                f"the saved {modality} tower",
-                self._tower(modality).state_dict(),
-                fitted._tower(modality),
-                rename=lambda name: name,
-                convert=partial(_convert, encoder, source_config),
-            )
-            if report.new:
-                raise ValueError(
-                    f"The saved {modality} tower {encoder.model_type!r} cannot be fitted to inputs of size "
-                    f"{sizes[modality]}: there is no rule for {', '.join(report.new)}. Leave the settings of the "
-                    "processor as they were saved."
-                )
-            reports.append(report)
-        return fitted, reports
-
-    def _tower(self, modality: Modality) -> nn.ModuleDict:
-        """The encoder of a modality and, if the model has one, its decoder."""
-        parts: dict[str, nn.Module] = {"encoder": self.base_model.encoder(modality)}
-        if modality in self.decoded_modalities:
-            parts["decoder"] = self.get_submodule(f"{modality}_decoder")
-        return nn.ModuleDict(parts)
+        return fit_towers(self, sizes)
 
 
 class MultimodalModel(MultimodalPreTrainedModel):
@@ -166,7 +128,8 @@ class MultimodalModel(MultimodalPreTrainedModel):
                 "`crossformer_config`. Give the missing ones in the configuration."
             )
         check_frame_pooling(config)
-        # Direct children, because that is where `post_init` looks for what towers can and want.
+        # Direct children: `post_init` of transformers collects the settings of submodules, such as tied weights and
+        # modules to keep in float32, from these alone.
         for modality in config.modalities:
             self.add_module(f"{modality}_encoder", build_encoder(config, modality))
         sizes: dict[Modality, int] = {m: self.encoder(m).hidden_size for m in config.modalities}
@@ -225,8 +188,12 @@ class MultimodalModel(MultimodalPreTrainedModel):
         return scale.exp(), None if self.logit_bias is None else self.logit_bias[index]
 
     @torch.no_grad()
-    def take_temperature(self, reports: dict[Modality, LoadingReport]) -> None:
-        """Scale and bias of each contrastive objective whose sides were pretrained together, from their checkpoint."""
+    def load_temperature(self, reports: Mapping[Modality, LoadingReport]) -> None:
+        """Copy scale and bias of each contrastive objective from the checkpoint, if both sides come from the same one.
+
+        Args:
+            reports (`Mapping[Modality, LoadingReport]`): what was loaded into each tower.
+        """
         for index, sides in enumerate(CONTRASTIVE_PAIRS.values()):
             if "clip" in sides and self.config.clip_embedding == "fusion":
                 continue
@@ -241,8 +208,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self.limit_temperature()
 
     def encode(self, modality: Modality, batch: Batch, masked_patches: torch.Tensor | None = None) -> EncoderOutput:
-        """Run one tower, or take what it gave before. Tokens of rows that lack the modality are masked out; of audio
-        the windows run that the batch names, all of them if it names none.
+        """Run one tower, or use its precomputed tokens if the batch holds them.
+
+        Tokens of rows that lack the modality are masked out. The audio tower runs on the windows that the batch lists
+        in `audio_windows`, or on all windows if it has no such entry.
 
         Args:
             modality (`str`): the tower to run.
@@ -264,18 +233,16 @@ class MultimodalModel(MultimodalPreTrainedModel):
     def enter_fusion(
         self, modality: Modality, output: EncoderOutput, masked_patches: torch.Tensor | None = None
     ) -> Stream:
-        """Pool (if so configured) and embed an encoder's tokens, made with `masked_patches`, for the crossformer."""
+        """Embed an encoder's tokens for the crossformer, averaged per time step where `fusion_pool` is `"time"`.
+
+        Args:
+            modality (`str`): the tower that made the tokens.
+            output (`EncoderOutput`): its tokens.
+            masked_patches (`torch.LongTensor`, *optional*): patches that the tower left out.
+        """
         if self.config.fusion_pool == "time" and output.seconds is not None:
             num_tokens = output.mask.shape[1] + (0 if masked_patches is None else masked_patches.shape[1])
-            encoder, device = self.encoder(modality), output.mask.device
-            if output.num_steps is None:
-                num_steps = math.ceil(
-                    num_tokens / encoder.tokens_per_step
-                )  # 1 where features of no clip are one token
-                steps = encoder.time_steps(num_tokens, device)
-            else:
-                num_steps = output.num_steps
-                steps = torch.arange(num_tokens, device=device) // (num_tokens // num_steps)
+            steps, num_steps = token_steps(self.encoder(modality), num_tokens, output.num_steps, output.mask.device)
             if masked_patches is not None:
                 steps = steps[visible_patches(masked_patches, num_tokens)]
             output = pool_time_steps(output, steps, num_steps)
@@ -302,7 +269,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
     def mean_embedding(
         self, embeds: Mapping[str, torch.Tensor], outputs: Mapping[Modality, EncoderOutput]
     ) -> torch.Tensor:
-        """Unit-length embedding `(batch_size, contrastive_dim)` of a clip: the mean of those of what it has."""
+        """Unit-length embedding `(batch_size, contrastive_dim)` of a clip: the mean of its modalities' embeddings."""
         present = [m for m in CLIP_MODALITIES if m in outputs]
         has = torch.stack([outputs[m].mask.any(dim=1) for m in present], dim=1)  # (batch, modalities)
         return normalize((torch.stack([embeds[m] for m in present], dim=1) * has[..., None]).sum(dim=1))
@@ -310,31 +277,44 @@ class MultimodalModel(MultimodalPreTrainedModel):
     def embed_all(
         self, outputs: dict[Modality, EncoderOutput], masked_patches: dict[Modality, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], Clip]:
-        """Embeddings of each side that `outputs` allow, by name, and what the fusion needs of the clip.
+        """Embed each side that `outputs` allow, and prepare the clip for the fusion.
 
         Args:
             outputs (`dict[Modality, EncoderOutput]`): what the towers returned.
-            masked_patches (`dict[Modality, torch.LongTensor]`): what outputs were made without; none for clean ones.
+            masked_patches (`dict[Modality, torch.LongTensor]`): patches that towers left out, if any.
+
+        Returns:
+            Unit-length embeddings `(batch_size, contrastive_dim)` of each modality and of `clip`, and what the fusion
+            takes of the clips.
         """
         embeds: dict[str, torch.Tensor] = {
             m: self.embed_tokens(m, output, masked_patches.get(m)) for m, output in outputs.items()
         }
-        embedded: Clip = {
+        streams: Clip = {
             m: self.enter_fusion(m, outputs[m], masked_patches.get(m)) for m in CLIP_MODALITIES if m in outputs
         }
-        if not embedded:
+        if not streams:
             return embeds, {}
-        encoded = embedded
-        if self.config.clip_embedding == "fusion" or self.fusion.form == "cross_attention":
-            encoded = self.fusion.encode_clip(embedded)
+        clip_embeds, clip = self._fuse_clip(outputs, streams, embeds)
+        return {**embeds, "clip": clip_embeds}, clip
+
+    def _fuse_clip(
+        self, outputs: Mapping[Modality, EncoderOutput], streams: Clip, embeds: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, Clip]:
+        """Embed clips by their fused states or by the mean of `embeds`, and prepare them for the fusion."""
         if self.config.clip_embedding == "fusion":
-            embeds["clip"] = self.embed_clip(encoded)
-        else:
-            embeds["clip"] = self.mean_embedding(embeds, outputs)
-        return embeds, self.fusion.clip_side(embedded, encoded)
+            encoded = self.fusion.encode_clip(streams)
+            return self.embed_clip(encoded), self.fusion.clip_side(streams, encoded)
+        clip = self._clip_side(streams)
+        return self.mean_embedding(embeds, outputs), clip
+
+    def _clip_side(self, streams: Clip) -> Clip:
+        """Prepare clips for the fusion, encoding them only for the form that needs it."""
+        is_encoded = bool(streams) and self.fusion.form == "cross_attention"
+        return self.fusion.clip_side(streams, self.fusion.encode_clip(streams) if is_encoded else streams)
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
-        """Everything about texts that depends on no clip.
+        """Compute all that depends on the texts alone.
 
         Args:
             batch (`dict[str, torch.Tensor]`): `input_ids`, `attention_mask` and, where rows may lack a text,
@@ -348,28 +328,31 @@ class MultimodalModel(MultimodalPreTrainedModel):
         return self.embed_tokens("text", output), self.enter_fusion("text", output)
 
     def encode_clip(self, batch: Batch, *, with_embeds: bool = True) -> tuple[torch.Tensor | None, Clip]:
-        """Everything about clips that depends on no text.
+        """Compute all that depends on the clips alone.
 
         Args:
             batch (`dict[str, torch.Tensor]`): the audio and video entries of a collator's batch.
-            with_embeds (`bool`, *optional*, defaults to `True`): whether embeddings are wanted; but for the form
-                `cross_attention` they cost a pass through the fusion layers that nothing else needs.
+            with_embeds (`bool`, *optional*, defaults to `True`): whether to compute embeddings. Except for the form
+                `cross_attention`, they may cost a pass through the fusion layers that nothing else needs.
 
         Returns:
             Unit-length embeddings `(batch_size, contrastive_dim)`, and what the fusion takes of the clips.
+
+        Raises:
+            ValueError: If embeddings are asked of a model that has no modality of clips.
         """
         outputs: dict[Modality, EncoderOutput] = {m: self.encode(m, batch) for m in self.clip_modalities}
-        embedded: Clip = {m: self.enter_fusion(m, output) for m, output in outputs.items()}
-        pools = with_embeds and self.config.clip_embedding == "fusion"
-        encoded = embedded
-        if pools or self.fusion.form == "cross_attention":
-            encoded = self.fusion.encode_clip(embedded)
-        embeds = None
-        if pools:
-            embeds = self.embed_clip(encoded)
-        elif with_embeds:
-            embeds = self.mean_embedding({m: self.embed_tokens(m, output) for m, output in outputs.items()}, outputs)
-        return embeds, self.fusion.clip_side(embedded, encoded)
+        streams: Clip = {m: self.enter_fusion(m, output) for m, output in outputs.items()}
+        if not with_embeds:
+            return None, self._clip_side(streams)
+        if not streams:
+            raise ValueError(
+                f"Clips have no embedding in a model that has {', '.join(self.config.modalities)} alone. Pass "
+                f"with_embeds=False, or build the model with a tower for {' or '.join(CLIP_MODALITIES)}."
+            )
+        averages = self.config.clip_embedding != "fusion"
+        embeds = {m: self.embed_tokens(m, output) for m, output in outputs.items()} if averages else {}
+        return self._fuse_clip(outputs, streams, embeds)
 
     def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
         """Encode whatever modalities the batch holds.
@@ -391,14 +374,8 @@ class MultimodalModel(MultimodalPreTrainedModel):
         )
 
 
-def _convert(
-    encoder: Encoder, source_config: PreTrainedConfig, name: str, source: torch.Tensor, target: torch.Tensor
-) -> Conversion | None:
-    return encoder.convert_pretrained(name, source, target, source_config)
-
-
 def has_tokens(modality: Modality, batch: Batch) -> bool:
-    """Whether a batch has what the tower of a modality gave, instead of its inputs."""
+    """Return whether a batch holds precomputed tokens of a modality instead of the tower's inputs."""
     return modality in TOKEN_KEYS and TOKEN_KEYS[modality][0] in batch
 
 
@@ -429,6 +406,34 @@ def check_frame_pooling(config: MultimodalConfig) -> None:
             f"frame_pooling_layers is {layers}, but contrastive_loss_before_fusion is False: nothing takes the "
             "tower's embedding. Change one of the two."
         )
+
+
+def token_steps(
+    encoder: Encoder, num_tokens: int, num_steps: int | None, device: torch.device
+) -> tuple[torch.Tensor, int]:
+    """Find the time step of each token.
+
+    Args:
+        encoder (`Encoder`): the tower that made the tokens.
+        num_tokens (`int`): tokens of a row when nothing is masked.
+        num_steps (`int`, *optional*): [`EncoderOutput.num_steps`]; `None` where steps follow from the tower's config.
+        device (`torch.device`): where the result is wanted.
+
+    Returns:
+        `torch.LongTensor` of shape `(num_tokens,)`, and the number of steps.
+
+    Raises:
+        ValueError: If `num_tokens` is not a multiple of `num_steps`.
+    """
+    if num_steps is None:
+        # Rounded up for a batch of features in which no row has the modality: it has one token, less than a step.
+        return encoder.time_steps(num_tokens, device), math.ceil(num_tokens / encoder.tokens_per_step)
+    if num_tokens % num_steps:
+        raise ValueError(
+            f"The {encoder.modality} tower {encoder.model_type!r} returned {num_tokens} tokens for num_steps="
+            f"{num_steps}. Return equally many tokens for each step, or define time_steps and leave num_steps out."
+        )
+    return torch.arange(num_tokens, device=device) // (num_tokens // num_steps), num_steps
 
 
 def pool_time_steps(output: EncoderOutput, steps: torch.Tensor, num_steps: int) -> EncoderOutput:

@@ -18,7 +18,7 @@ from simple_multimodal.alpro.metrics import (
     scores_from_rows,
 )
 from simple_multimodal.evaluation.question_answering import correct_answers, first_words, predicted_labels
-from simple_multimodal.evaluation.retrieval import ScoredPairs
+from simple_multimodal.evaluation.scores import ScoredPairs
 
 RETRIEVAL_CASES = ("no_ties_a", "no_ties_b_shuffled_rows", "ties", "several_captions_per_video")
 ANSWER_CASES = ("msrvtt_qa_all_types", "msvd_qa_one_type_absent", "ties")

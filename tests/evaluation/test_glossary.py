@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from simple_multimodal.evaluation.glossary import LOSSES, chance_levels, meaning
-from simple_multimodal.evaluation.ranking import retrieval_ranks
-from simple_multimodal.evaluation.retrieval import retrieval_metrics, text_video_retrieval
+from simple_multimodal.evaluation.ranking import retrieval_ranks, text_clip_ranks
+from simple_multimodal.evaluation.retrieval import retrieval_metrics, text_clip_retrieval
 from simple_multimodal.models.configuration import OBJECTIVES
 
 
@@ -16,7 +16,8 @@ def test_chance_is_what_random_scores_get_on_average(num_clips, captions_per_cli
     generator = np.random.default_rng(0)
     clips = np.arange(num_clips)
     texts = clips.repeat(captions_per_clip)
-    levels = chance_levels(text_video_retrieval(generator.random((len(texts), num_clips)), texts, clips).metrics)
+    ranks = text_clip_ranks(generator.random((len(texts), num_clips)), texts, clips)
+    levels = chance_levels(text_clip_retrieval(ranks, texts, clips).metrics)
     positives = texts[:, None] == clips[None]
     for direction, right in (("text_to_video", positives), ("video_to_text", positives.T)):
         many = np.tile(right, (3000, 1))  # draws

@@ -6,13 +6,17 @@ import torch
 
 from simple_multimodal.evaluation import scores as scores_module
 from simple_multimodal.evaluation.ranking import (
+    all_pairs,
     first_keys,
     first_pairs,
+    is_query,
+    keys_of_pairs,
+    pairs_of_keys,
     positives_from_groups,
     ranking,
     retrieval_ranks,
     right_pairs,
-    text_video_ranks,
+    text_clip_ranks,
 )
 from simple_multimodal.evaluation.retrieval import retrieval_metrics
 from simple_multimodal.evaluation.scores import CosineScores, MatrixScores
@@ -192,7 +196,7 @@ def test_blocks_and_processes_give_the_ranks_of_the_matrix(block_height, seed, n
         ranks[right.any(axis=1)] = [naive_rank(*row) for row in zip(matrix, right, strict=True) if row[1].any()]
         expected.append(ranks)
     first_wrong = np.where(positives, -np.inf, scores).argmax(axis=1)
-    for ranks in together(num_processes, lambda own: text_video_ranks(MatrixScores(scores, own), *groups)):
+    for ranks in together(num_processes, lambda own: text_clip_ranks(MatrixScores(scores, own), *groups)):
         np.testing.assert_array_equal(ranks.texts, expected[0])
         np.testing.assert_array_equal(ranks.clips, expected[1])
         np.testing.assert_array_equal(ranks.first_wrong, first_wrong)
@@ -226,6 +230,19 @@ def test_first_candidates_take_the_wrong_one_of_equals():
     texts, clips = np.array([1, 0]), np.array([0, 1, 2, 3])
     for_texts, _ = first_keys(MatrixScores(scores), texts, clips, 2)
     assert for_texts.tolist() == [0, 2, 4 + 1, 4 + 2]
+
+
+def test_pairs_are_numbered_in_the_order_of_the_matrix():
+    pairs = all_pairs((2, 3))
+    assert pairs.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    assert keys_of_pairs(pairs, 3).tolist() == list(range(6))
+    np.testing.assert_array_equal(pairs_of_keys(keys_of_pairs(pairs[::-1], 3), 3), pairs[::-1])
+
+
+def test_what_has_no_right_candidate_is_not_a_query():
+    ranks = text_clip_ranks(np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]), np.array([1, 9]), np.array([0, 1, 2]))
+    assert ranks.texts.tolist() == [2, 0] and is_query(ranks.texts).tolist() == [True, False]
+    assert is_query(ranks.clips).tolist() == [False, True, False]
 
 
 def test_right_pairs_are_those_of_one_group():
@@ -282,7 +299,7 @@ def test_a_nan_is_refused_by_all_processes(monkeypatch, num_processes):
 
     def measure(own):
         with pytest.raises(ValueError, match="1 of 5 queries hold NaN .first: query 3"):
-            text_video_ranks(MatrixScores(scores, own), np.zeros(5, int), np.zeros(2, int))
+            text_clip_ranks(MatrixScores(scores, own), np.zeros(5, int), np.zeros(2, int))
 
     together(num_processes, measure)
 
@@ -298,4 +315,4 @@ def test_a_nan_is_refused_by_all_processes(monkeypatch, num_processes):
 )
 def test_wrong_sets_are_refused(scores, groups, message):
     with pytest.raises(ValueError, match=message):
-        text_video_ranks(scores, *groups)
+        text_clip_ranks(scores, *groups)

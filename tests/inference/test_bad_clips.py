@@ -11,7 +11,7 @@ import pytest
 from simple_multimodal.cli import main
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.rows import RowDataset
-from simple_multimodal.evaluation.retrieval import dual_softmax
+from simple_multimodal.evaluation.scores import dual_softmax
 from simple_multimodal.inference import encoded, partial, pipeline
 from simple_multimodal.inference.pipeline import cosine
 from simple_multimodal.media.errors import MediaError

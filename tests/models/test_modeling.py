@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, ViTModel
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import EncoderOutput
 from simple_multimodal.models.losses import contrastive_loss, draw_hard_negatives
-from simple_multimodal.models.modeling import MultimodalModel, pool_time_steps
+from simple_multimodal.models.modeling import MultimodalModel, pool_time_steps, token_steps
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
 from tests.closeness import assert_close
@@ -458,6 +458,19 @@ def test_pooling_averages_what_stands_for_the_same_moment():
     assert pooled.seconds.tolist() == [[0.0, 0.0, 0.5]]
 
 
+def test_steps_of_tokens_are_equally_long():
+    encoder = build().multimodal.encoder("video")
+    steps, num_steps = token_steps(encoder, 6, 3, torch.device("cpu"))
+    assert (steps.tolist(), num_steps) == ([0, 0, 1, 1, 2, 2], 3)
+    with pytest.raises(ValueError, match="'videomae' returned 7 tokens for num_steps=3"):
+        token_steps(encoder, 7, 3, torch.device("cpu"))
+    # Without num_steps the tower knows: here two tubelets of 2 x 2 patches. One token is a batch without any clip.
+    size = encoder.tokens_per_step
+    steps, num_steps = token_steps(encoder, 2 * size, None, torch.device("cpu"))
+    assert (steps.tolist(), num_steps) == ([0] * size + [1] * size, 2)
+    assert token_steps(encoder, 1, None, torch.device("cpu"))[1] == 1
+
+
 def test_pooled_times_are_not_rounded_under_autocast():
     output = EncoderOutput(torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[100.11, 100.11]]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -607,6 +620,31 @@ def test_a_text_only_model_predicts_masked_words():
         key: value for key, value in make_batch().items() if key.startswith(("input", "attention", "text", "mlm"))
     }
     assert set(model(**batch).losses) == {"mlm"}
+
+
+@torch.no_grad()
+@every_form
+def test_a_text_only_model_has_no_embedding_of_clips(form):
+    base = build(form, audio_config=None, video_config=None).multimodal
+    with pytest.raises(ValueError, match="a model that has text alone. Pass with_embeds=False, or .* audio or video"):
+        base.encode_clip(make_batch())
+    assert base.encode_clip(make_batch(), with_embeds=False) == (None, {}) == (None, base.embed_all({}, {})[1])
+
+
+def test_a_fitted_model_keeps_weights_decoders_and_what_is_frozen():
+    model = build()
+    model.freeze(["audio"])
+    model.video_decoder.mask_token.requires_grad_(False)
+    fitted, (report,) = model.fit_inputs({"video": (8, 8, 8)})
+    assert fitted is not model and report.name == "the saved video tower"
+    assert set(report.converted) == {"encoder.embeddings.position_embeddings", "decoder.position_embeddings"}
+    frozen = {name for name, parameter in fitted.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert "video_decoder.mask_token" in frozen and len(frozen) > 1
+    own = fitted.state_dict()
+    changed = {name for name, tensor in model.state_dict().items() if own[name].shape != tensor.shape}
+    assert all(torch.equal(own[name], tensor) for name, tensor in model.state_dict().items() if name not in changed)
+    assert MultimodalForRetrieval(model.config).masked_decoder("video") is None
 
 
 def test_a_model_needs_a_tower_and_a_fusion():

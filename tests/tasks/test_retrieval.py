@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from simple_multimodal.evaluation.ranking import text_video_ranks
+from simple_multimodal.evaluation.ranking import text_clip_ranks
 from simple_multimodal.evaluation.scores import ALONE
 from simple_multimodal.inference.encoded import EncodedRows, sum_by_name
 from simple_multimodal.models.pairs import Encoded, score_pairs
@@ -84,7 +84,7 @@ GROUPS = np.arange(2), np.arange(3)
 
 
 def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
-    ranks = text_video_ranks(SCORES, *GROUPS)
+    ranks = text_clip_ranks(SCORES, *GROUPS)
     assert needed_for_loss(GROUPS, ranks).tolist() == [[0, 0], [1, 1], [0, 1], [1, 2]]
     loss, accuracy = matching_loss({(0, 0): 2.0, (0, 1): -1.0, (1, 1): -3.0, (1, 2): 0.0, (0, 2): 9.0}, GROUPS, ranks)
     expected = [np.log1p(np.exp(-2)), np.log1p(np.exp(3)), np.log1p(np.exp(-1)), np.log(2)]
@@ -94,7 +94,7 @@ def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
 
 def test_without_a_wrong_clip_only_the_right_one_counts():
     groups = np.zeros(1, dtype=int), np.zeros(1, dtype=int)
-    loss, accuracy = matching_loss({(0, 0): 1.0}, groups, text_video_ranks(np.array([[0.5]]), *groups))
+    loss, accuracy = matching_loss({(0, 0): 1.0}, groups, text_clip_ranks(np.array([[0.5]]), *groups))
     assert (loss, accuracy) == (pytest.approx(np.log1p(np.exp(-1))), 1.0)
 
 

@@ -17,15 +17,11 @@ from simple_multimodal.alpro.metrics import alpro_retrieval_metrics, retrieval_r
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, with_retries
 from simple_multimodal.data.randomness import stable_hash
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
-from simple_multimodal.evaluation.ranking import Ranks, first_pairs, right_pairs, text_video_ranks
-from simple_multimodal.evaluation.retrieval import (
-    ScoredPairs,
-    dual_softmax,
-    duplicate_captions,
-    matched_retrieval,
-    text_video_retrieval,
-)
-from simple_multimodal.evaluation.scores import CosineScores, MatrixScores, Scores
+from simple_multimodal.evaluation.captions import duplicate_captions
+from simple_multimodal.evaluation.ranking import Ranks, all_pairs, first_pairs, right_pairs, text_clip_ranks
+from simple_multimodal.evaluation.reranking import choose_candidates, rerank, score_candidates
+from simple_multimodal.evaluation.retrieval import text_clip_retrieval
+from simple_multimodal.evaluation.scores import CosineScores, MatrixScores, ScoredPairs, Scores, dual_softmax
 from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS
@@ -343,8 +339,8 @@ def measure_ranking(
         good = np.ix_(~bad_texts, ~bad_clips)
         matrix[good] = dual_softmax(cosines.whole()[good], temperature=DUAL_SOFTMAX_TEMPERATURE)
         scores = MatrixScores(matrix)
-    ranks = text_video_ranks(scores, *groups)
-    result = text_video_retrieval(scores, *groups, ranks=ranks)
+    ranks = text_clip_ranks(scores, *groups)
+    result = text_clip_retrieval(ranks, *groups)
     evaluation.metrics |= result.metrics
     evaluation.intervals |= result.intervals
     evaluation.primary_metric = PRIMARY_METRIC
@@ -373,16 +369,17 @@ def measure_ranking(
                 odds.update(zip(map(tuple, pairs.tolist()), values, strict=True))  # type: ignore[arg-type]
             return ranked
 
-        matched, scored = matched_retrieval(
-            scores,
-            *groups,
-            match,
-            top_k=rerank_top_k,
-            needed=needed,
-            measures_change=compares_rerank,
-            ranks=ranks,
-        )
+        if compares_rerank:
+            needed = all_pairs(scores.shape)
+        candidates = choose_candidates(scores, *groups, rerank_top_k, needed=needed)
+        scored = score_candidates(candidates, match)
         if rerank_top_k != 0:
+            ranks_by_all: Ranks | None = None
+            if compares_rerank:
+                second = MatrixScores(scored.values.reshape(scores.shape), scores.processes)
+                ranks_by_all = text_clip_ranks(second, *groups)
+            reranked = rerank(ranks, candidates, scored.values, *groups)
+            matched = text_clip_retrieval(reranked, *groups, ranks_before=ranks_by_all, prefix="matching_")
             evaluation.metrics |= matched.metrics
             evaluation.intervals |= matched.intervals
             if not with_loss:

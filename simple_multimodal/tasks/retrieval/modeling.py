@@ -52,6 +52,10 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
             self.matching_head = nn.Linear(fusion_size, 2)
         self.post_init()
 
+    def masked_decoder(self, modality: Modality) -> nn.Module | None:
+        """[`TowerModel.masked_decoder`]."""
+        return self.get_submodule(f"{modality}_decoder") if modality in self.decoded_modalities else None
+
     def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
         """How many items of this batch each objective averages over: masked tokens, masked patches, or rows.
 
