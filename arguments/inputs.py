@@ -8,6 +8,7 @@ import datasets
 
 from simple_multimodal.assembly import check_inputs
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
@@ -47,7 +48,7 @@ def make_task(
     Raises:
         ValueError: If there is no such task, **or** a file of an option cannot be read.
     """
-    task = get_task(model_args.task)(options)
+    task = get_task(model_args.task or DEFAULT_TASK)(options)
     if args.do_eval:
         task.open_files(data_args.find_manifest, lambda path: _open_rows(type(task), path, model_args, data_args))
     return task
