@@ -707,12 +707,17 @@ class MultimodalTrainer(Trainer):
         if self.processing_class is None:
             self.processor.save_pretrained(staged)
         write_run_record(staged, self.run_record)
-        source = self.run_record["arguments"].get("model_name_or_path")
-        TrainingClips.read(source).with_rows(self.train_dataset).write(staged)
+        self._training_clips.write(staged)
         if not is_staged:
             publish(staged, folder)
             clear_staging(folder)
             self.is_saved = folder == Path(self.args.output_dir)
+
+    @functools.cached_property
+    def _training_clips(self) -> TrainingClips:
+        """The clips that the saved model has been trained on; listing them takes seconds for a million rows."""
+        source = self.run_record["arguments"].get("model_name_or_path")
+        return TrainingClips.read(source).with_rows(self.train_dataset)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the model card with the numbers of the last evaluation, in place of the stock one (also before a
