@@ -68,7 +68,7 @@ def _may_be_on_hub(name: str) -> bool:
 
 def _is_file_name(path: Path) -> bool:
     """Whether a name ends like that of a file, and not like `outputs/version-1.5`."""
-    return path.suffix[1:].isalpha()
+    return path.suffix[1:2].isalpha()  # `.mp4` as well as `.csv`
 
 
 def _nearest(path: Path) -> list[Path]:

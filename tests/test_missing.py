@@ -48,6 +48,11 @@ def test_the_nearest_names(here, name, nearest):
     assert all(f"'{here}/{near}'" in absolute for near in nearest)
 
 
+def test_what_a_suffix_names_is_a_file(here):
+    for name, kind in (("clip.mp4", "file"), ("clips.tsv", "file"), ("outputs/version-1.5", "folder")):
+        assert no_such_folder(name).startswith(f"no such {kind}.")
+
+
 def test_the_hub_is_mentioned_where_it_can_be_meant(here):
     for name in ("outputs/toyy", "./toyy", "/toyy", "a/b/c", "outputs/", "~/toy"):
         assert "hub" not in explain(name, ERROR) or name == "outputs/"
