@@ -52,20 +52,14 @@ def run(
         trainer.save_model()
         trainer.save_state()
         if metrics:  # none if the run was complete already
-            trainer.log_metrics("train", metrics)
-            trainer.save_metrics("train", metrics)
+            trainer.log_and_save_metrics("train", metrics)
     elif model_args.model_name_or_path is None:  # assembled from pretrained towers
         trainer.save_model()
     if args.do_eval:
-        evaluated = trainer.evaluate()
-        trainer.log_metrics("eval", evaluated)
-        trainer.save_metrics("eval", evaluated)
-        metrics |= evaluated
+        metrics |= trainer.log_and_save_metrics("eval", trainer.evaluate())
     if args.do_predict:
         tested = trainer.evaluate(splits.test, metric_key_prefix="test")
-        trainer.log_metrics("test", tested)
-        trainer.save_metrics("test", tested)
-        metrics |= tested
+        metrics |= trainer.log_and_save_metrics("test", tested)
     say_where(trainer)
     return metrics
 

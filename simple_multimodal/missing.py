@@ -81,7 +81,7 @@ def no_such_folder(name_or_path: str | os.PathLike[str]) -> str:
 
 def _is_file_name(path: Path) -> bool:
     """Whether a name ends like that of a file, and not like `outputs/version-1.5`."""
-    return path.suffix[1:].isalpha()
+    return path.suffix[1:2].isalpha()  # `.mp4` as well as `.csv`
 
 
 def _nearest(path: Path) -> list[Path]:

@@ -17,10 +17,8 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.flags import EVALUATION, GROUPS, OBJECTIVES, flag
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
-from simple_multimodal.tasks import flags
 from simple_multimodal.tasks.flags import OPTIONS, flags_of_tasks
 from simple_multimodal.tasks.options import TaskOptions
-from simple_multimodal.tasks.registry import TASKS
 from simple_multimodal.tasks.retrieval.options import RetrievalOptions
 from simple_multimodal.training.arguments import WITHOUT_EFFECT
 
@@ -267,24 +265,6 @@ def test_a_registered_task_brings_its_flags(error_of, write_config, monkeypatch)
     assert "--mlm_probability cannot be used with --task own" in error_of("--task", "own", "--mlm_probability", "0.2")
     assert "--kinds: invalid choice: 'c'" in error_of("--task", "own", "--kinds", "c")
     assert "unknown argument '--at_least'" in error_of("--task", "own", "--at_least", "1")
-
-
-def test_two_tasks_may_share_an_option_but_not_a_name(monkeypatch):
-    monkeypatch.setattr(flags, "OPTIONS", dict(OPTIONS))
-    flags.register_options("own", RetrievalOptions)
-    flags.register_options("again", RetrievalOptions)
-
-    @dataclasses.dataclass(frozen=True)
-    class Other(TaskOptions):
-        vt_match_ratio: float = flag(0.5, OBJECTIVES, "Something else.")
-
-    with pytest.raises(ValueError, match="Another task has an option 'vt_match_ratio' already"):
-        flags.register_options("other", Other)
-    assert "other" not in flags.OPTIONS
-
-
-def test_the_shipped_tasks_have_the_options_of_the_table():
-    assert {name: task.options_class for name, task in TASKS.items()} == OPTIONS
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,11 @@ def test_the_nearest_names(here, name, nearest):
     assert all(f"'{here}/{near}'" in absolute for near in nearest)
 
 
+def test_what_a_suffix_names_is_a_file(here):
+    for name, kind in (("clip.mp4", "file"), ("clips.tsv", "file"), ("outputs/version-1.5", "folder")):
+        assert no_such_folder(name).startswith(f"no such {kind}.")
+
+
 def said_of(name: str, read: Callable[[], None]) -> str:
     with pytest.raises(ValueError) as raised, reading(name, "PROBLEM:"):
         read()

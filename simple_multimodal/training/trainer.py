@@ -735,6 +735,12 @@ class MultimodalTrainer(Trainer):
         elif self.last_evaluation is not None:
             print(results_table("Test" if split == "test" else "Evaluation", self.last_evaluation), flush=True)
 
+    def log_and_save_metrics(self, split: str, metrics: dict[str, float]) -> dict[str, float]:
+        """Call [`log_metrics`] and [`save_metrics`], and return the metrics."""
+        self.log_metrics(split, metrics)
+        self.save_metrics(split, metrics)
+        return metrics
+
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """Write `{split}_results.json`, `all_results.json`, and what [`write_results`] makes of them for people."""
         super().save_metrics(split, metrics, combined)
