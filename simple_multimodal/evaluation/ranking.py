@@ -1,4 +1,4 @@
-"""Who stands where: ranks and first candidates of queries, from a matrix or, for whole sets, from blocks of scores.
+"""Compute ranks and first candidates of queries, from a matrix or, for whole sets, from blocks of scores.
 
 Among equal scores wrong candidates come first, then the lower position, so that constant scores give the worst ranks.
 """
@@ -37,7 +37,7 @@ def retrieval_ranks(
     ties: Literal["worst", "best"] = "worst",
 ) -> np.ndarray:
     """
-    Rank of the best right candidate of each query, 1 being the top.
+    Return the rank of the best right candidate of each query; 1 is best.
 
     A wrong candidate with the same score is ranked before the right one. Further right candidates of the query do not
     push its rank down.
@@ -80,7 +80,9 @@ def retrieval_ranks(
 
 def ranking(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray], num_results: int) -> np.ndarray:
     """
-    First `num_results` candidates of each query, best first: the first right one stands at its [`retrieval_ranks`].
+    Return the first `num_results` candidates of each query, best first.
+
+    The position of the first right candidate, from 1, is its rank in [`retrieval_ranks`].
 
     Args:
         scores (`np.ndarray` of shape `(num_queries, num_candidates)`): Real scores, higher is better.
@@ -129,8 +131,8 @@ def text_clip_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, clip_g
     """
     Rank a whole set in both directions, a block of scores at a time.
 
-    Both directions count in the same scores. The blocks are gone through twice: for the best right candidate of every
-    query, and for the wrong ones before it.
+    Two passes over the blocks serve both directions: the first finds the best right candidate of every query, the
+    second counts the wrong ones ranked before it.
 
     Args:
         scores ([`Scores`] or `np.ndarray` of shape `(num_texts, num_clips)`): Score of each caption with each clip.
@@ -306,7 +308,7 @@ class _FirstOfColumns:
             is_candidate = _is_first(block.T, is_right.T, self.num_results).T
         else:
             score, last_is_right = self.last
-            # A row that comes later stands behind its equals, but for a wrong one behind a right one.
+            # Among equal scores a later row comes last, except that a wrong one comes before a right one.
             is_candidate = (block > score) | ((block == score) & last_is_right & ~is_right)
         rows, columns = np.nonzero(is_candidate)
         self.waiting.append((columns, rows + begin, block[rows, columns]))

@@ -47,7 +47,7 @@ class Scores(ABC):
     Args:
         shape (`tuple[int, int]`): Numbers of texts and clips, neither 0.
         dtype (`np.dtype`): Floating-point type of the scores.
-        processes ([`Processes`], *optional*): Who shares the work.
+        processes ([`Processes`], *optional*): Processes that share the work.
     """
 
     def __init__(self, shape: tuple[int, int], dtype: np.dtype, processes: Processes = ALONE):
@@ -112,7 +112,7 @@ class MatrixScores(Scores):
 
     Args:
         matrix (`np.ndarray` of shape `(num_texts, num_clips)`): Real scores.
-        processes ([`Processes`], *optional*): Who shares the work; each has the whole matrix.
+        processes ([`Processes`], *optional*): Processes that share the work; each has the whole matrix.
     """
 
     def __init__(self, matrix: np.ndarray, processes: Processes = ALONE):
@@ -125,17 +125,17 @@ class MatrixScores(Scores):
 
 class CosineScores(Scores):
     """
-    Dot products of embeddings, made when they are needed and forgotten after.
+    Dot products of embeddings, computed when they are needed and not kept.
 
-    All products have one shape, the last block's too, of which only the rows at the end are new: a matrix product may
-    round differently with another number of rows, and equal texts would have unequal scores.
+    All products have the same shape: a matrix product may round differently with another number of rows, and equal
+    texts would get unequal scores. The last block therefore begins early and only its last rows are used.
 
     Args:
         texts (`torch.FloatTensor` of shape `(num_texts, dim)`): Unit-length embeddings, on the CPU.
         clips (`torch.FloatTensor` of shape `(num_clips, dim)`): Unit-length embeddings, on the CPU.
         bad_texts (`np.ndarray` of shape `(num_texts,)`, bool, *optional*): Texts with the lowest scores there are.
         bad_clips (`np.ndarray` of shape `(num_clips,)`, bool, *optional*): Such clips.
-        processes ([`Processes`], *optional*): Who shares the work; each has all embeddings.
+        processes ([`Processes`], *optional*): Processes that share the work; each has all embeddings.
     """
 
     def __init__(

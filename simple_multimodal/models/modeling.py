@@ -1,4 +1,4 @@
-"""Towers and crossformer without a head, and what all models of this kind share."""
+"""The towers and the crossformer without a head, and the base class of all models that have them."""
 
 import math
 from collections.abc import Mapping
@@ -355,7 +355,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         return self._fuse_clip(outputs, streams, embeds)
 
     def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
-        """Encode whatever modalities the batch holds.
+        """Encode the modalities that the batch holds.
 
         Args:
             batch: entries as the collator makes them (see [`MultimodalCollator`]); those of a modality may be left
@@ -437,11 +437,11 @@ def token_steps(
 
 
 def pool_time_steps(output: EncoderOutput, steps: torch.Tensor, num_steps: int) -> EncoderOutput:
-    """Average the real tokens that stand for the same moment: one token per time step.
+    """Average the real tokens of each time step, so that one token per step is left.
 
     Args:
         steps (`torch.LongTensor` of shape `(num_tokens,)` or `(batch_size, num_tokens)`): time step of each token.
-        num_steps (`int`): how many there are.
+        num_steps (`int`): number of time steps.
     """
     is_of_step = steps[..., None] == torch.arange(num_steps, device=steps.device)
     membership = (is_of_step & output.mask[..., None]).float()  # (batch, tokens, steps)
