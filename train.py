@@ -42,7 +42,7 @@ def run(
         task=task,
         features=data_args.features,
         collator_settings=data_args.collator_settings,
-        drop_modalities=data_args.drop_modality,
+        drop_modalities=data_args.drop_modalities,
         run_record=record,
     )
 

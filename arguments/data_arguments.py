@@ -119,7 +119,7 @@ class DataArguments:
     frame_stride: int | None = flag(
         None, VIDEO, "Step between the frames of dense sampling, in frames. Default: 4.", at_least=1
     )
-    geometry: Literal["short_side_center_crop", "squash", "pad"] | None = flag(
+    resize_mode: Literal["short_side_center_crop", "squash", "pad"] | None = flag(
         None, VIDEO, "How frames are resized to --video_size. Default: the processor's."
     )
     resize_kernel: Literal["fast", "antialias", "bicubic", "decord"] | None = flag(
@@ -131,7 +131,7 @@ class DataArguments:
     random_crop: bool = flag(False, VIDEO, "Crop training clips at random.")
     random_flip: bool = flag(False, VIDEO, "Flip training clips horizontally with probability 0.5.")
 
-    drop_modality: list[str] = flag(
+    drop_modalities: list[str] = flag(
         [],
         EVALUATION,
         "Evaluate as if the samples lacked these modalities; training is unaffected. Default: none.",
@@ -142,7 +142,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        self.drop_modality = [name for name in MODALITIES if name in self.drop_modality]
+        self.drop_modalities = [name for name in MODALITIES if name in self.drop_modalities]
         check_bounds(self)
         self._check_dataset()
         if self.video_size is not None:
@@ -203,7 +203,7 @@ class DataArguments:
     @property
     def video_settings(self) -> dict[str, Any]:
         """What was given of the arguments of `VideoClipProcessor`; where training jitters, evaluation is uniform."""
-        settings = given(self, "num_frames", "geometry", "resize_kernel", "frame_stride")
+        settings = given(self, "num_frames", "resize_mode", "resize_kernel", "frame_stride")
         settings |= {name: True for name in ("random_crop", "random_flip") if vars(self)[name]}
         if self.video_size is not None:
             settings["size"] = {"height": self.video_size[0], "width": self.video_size[1]}

@@ -31,10 +31,13 @@ from .model_arguments import ModelArguments, find_config
 USAGE = "%(prog)s [--config FILE.yaml] [--flag value ...]     (YAML: `flag: value` lines; the command line wins)"
 
 RENAMED_FLAGS = {
+    "drop_modality": "drop_modalities",
     "evaluation_strategy": "eval_strategy",
+    "geometry": "resize_mode",
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
     "mae_feature_extractor_name": "audio_processor_name",
+    "matching_top_k": "rerank_top_k",
     "no_cuda": "use_cpu",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",

@@ -20,7 +20,7 @@ SIZE = (224, 224)
 backend = get_video_backend("pyav")
 
 
-def _pictures(path: str, positions: list[int]):
+def _images(path: str, positions: list[int]):
     with open_media(path) as container:
         stream = open_video_stream(container, index_video(path).stream, path)
         for number, picture in enumerate(decode_frames(container, stream)):
@@ -42,13 +42,13 @@ def everything(path: str, positions: list[int]) -> np.ndarray:
 
 def convert_wanted(path: str, positions: list[int]) -> np.ndarray:
     """Stop at the last wanted frame, convert only wanted ones."""
-    frames = [picture.to_ndarray(format="rgb24") for picture in _pictures(path, positions)]
+    frames = [picture.to_ndarray(format="rgb24") for picture in _images(path, positions)]
     return np.stack([np.asarray(Image.fromarray(frame).resize(SIZE, Image.Resampling.BILINEAR)) for frame in frames])
 
 
 def scale_while_converting(path: str, positions: list[int]) -> np.ndarray:
     """swscale converts and scales in one step, a new context for each frame."""
-    return np.stack([p.to_ndarray(format="rgb24", height=SIZE[0], width=SIZE[1]) for p in _pictures(path, positions)])
+    return np.stack([p.to_ndarray(format="rgb24", height=SIZE[0], width=SIZE[1]) for p in _images(path, positions)])
 
 
 def shared_context(path: str, positions: list[int]) -> np.ndarray:
@@ -59,7 +59,7 @@ def shared_context(path: str, positions: list[int]) -> np.ndarray:
             convert.reformat(
                 p, SIZE[1], SIZE[0], "rgb24", interpolation=Interpolation.BILINEAR, threads=1
             ).to_ndarray()
-            for p in _pictures(path, positions)
+            for p in _images(path, positions)
         ]
     )
 

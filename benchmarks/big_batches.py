@@ -21,7 +21,7 @@ from typing import Any
 import common
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-METRICS = ("text_to_video_R@1", "text_to_video_R@5", "text_to_video_mean_rank", "sound_pair_accuracy")
+METRICS = ("text_to_video_R@1", "text_to_video_R@5", "text_to_video_mean_rank", "audio_pair_accuracy")
 TIMED_STEPS = 3
 
 

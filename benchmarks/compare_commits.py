@@ -90,10 +90,10 @@ JOBS: dict[str, list[str]] = {
     ],
     "infer": [
         infer("msrvtt_ret", "default"),
-        infer("msrvtt_ret", "top_2", "--matching_top_k 2 --measure_rerank"),
-        infer("msrvtt_ret", "all", "--matching_top_k all"),
+        infer("msrvtt_ret", "top_2", "--rerank_top_k 2 --compare_rerank"),
+        infer("msrvtt_ret", "all", "--rerank_top_k all"),
         infer("msrvtt_ret", "alpro", "--alpro"),
-        infer("msrvtt_ret", "cosine", "--matching_top_k 0 --dsl"),
+        infer("msrvtt_ret", "cosine", "--rerank_top_k 0 --dsl"),
         infer("msvd_qa", "default"),
         infer("msvd_qa", "alpro", "--alpro"),
     ],

@@ -64,7 +64,7 @@ TOWER_BATCH, QUESTION_BATCH, RETRIEVAL_BATCH = 64, 64, 128  # clips
 SOUND_STEPS, CAPTION_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 400, 200
 EVENT_STEPS = {1: 400, 2: 300, 4: 300}  # by the number of windows shown; the last for clips that are that long
 LEARNING_RATES = (1e-3, 2e-3)
-KINDS = ("picture", "sound", "joint")
+KINDS = ("video", "audio", "joint")
 DESIGNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "merge": ("merge", ("audio", "video")),
     "co_attention": ("co_attention", ("audio", "video")),
@@ -134,7 +134,7 @@ def part_of(seconds: float) -> int:
     return int(seconds / SECONDS_PER_SEGMENT)
 
 
-def sound_event(clip: dict) -> tuple[str, str, str]:
+def audio_event(clip: dict) -> tuple[str, str, str]:
     """The question when the beep sounds, its answer and kind."""
     return "in which part does the beep sound?", ORDINALS[part_of(clip["beep_seconds"])], "sound event"
 
@@ -228,14 +228,14 @@ def teach_towers(world: World, seed: int, path: Path) -> None:
         )
         return loss / len(groups)
 
-    def sound_events(clips: Sequence[int], sounds: torch.Tensor) -> torch.Tensor:
+    def audio_events(clips: Sequence[int], sounds: torch.Tensor) -> torch.Tensor:
         parts = [part_of(world.clips[clip]["beep_seconds"]) for clip in clips]
         return contrast([f"a beep sounds in part {ORDINALS[n]}" for n in parts], sounds, parts, "contrastive_ta")
 
     train = [n for n, clip in enumerate(world.clips) if clip["split"] == "train"][NUM_HELD_BACK:]
     training = Training(model.parameters(), 3e-3, SOUND_STEPS)
     for clips, _ in batches(train, SOUND_STEPS, seed, TOWER_BATCH):
-        loss = sound_events(clips, embed("audio", clips))
+        loss = audio_events(clips, embed("audio", clips))
         training.step(loss)
     print(f"towers {seed}: sound events {loss.item():.3f}", flush=True)
     training = Training(model.parameters(), 2e-3, CAPTION_STEPS)
@@ -243,7 +243,7 @@ def teach_towers(world: World, seed: int, path: Path) -> None:
         sounds, pictures = embed("audio", clips), embed("video", clips)
         captions = [world.captions[clip][int(generator.integers(3))] for clip in clips]
         losses = [
-            sound_events(clips, sounds),
+            audio_events(clips, sounds),
             contrast(captions, sounds, clips, "contrastive_ta"),
             contrast(captions, pictures, clips, "contrastive_tv"),
         ]
@@ -381,7 +381,7 @@ def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_r
     for clip, *question in world.questions["train"]:
         train[clip][question[2]] = tuple(question)
     for clip, own in train.items():
-        own["sound event"] = sound_event(world.clips[clip])
+        own["sound event"] = audio_event(world.clips[clip])
     clips = sorted(train)
     held_back, clips = (
         [(Shown(clip, clip, whole), *question) for clip in clips[:NUM_HELD_BACK] for question in train[clip].values()],
@@ -402,7 +402,7 @@ def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_r
         window = int(world.clips[sound]["beep_seconds"] / WINDOW_SECONDS)
         first = generator.integers(max(0, window - num_windows + 1), min(window, len(whole) - num_windows) + 1)
         shown = Shown(sound, picture, range(first, first + num_windows))
-        own = {**train[sound], "picture": train[picture]["picture"]}
+        own = {**train[sound], "video": train[picture]["video"]}
         own["joint"] = (own["joint"][0], background, "joint")
         return [(shown, *own[kind]) for kind in kinds]
 

@@ -57,7 +57,7 @@ def test_defaults():
     assert "contrastive_dim" not in model_args.config_settings and MultimodalConfig().contrastive_dim == 768
     assert model_args.contrastive_loss_before_fusion is True
     assert (data_args.train_file, data_args.validation_file) == ("train.csv", "validation.csv")
-    assert data_args.drop_modality == [] and data_args.num_frames is None
+    assert data_args.drop_modalities == [] and data_args.num_frames is None
     assert isinstance(training_args, MultimodalTrainingArguments)
 
 
@@ -74,7 +74,7 @@ def test_yaml_values_of_every_kind(write_config):
     config = write_config(
         "# a comment\nfp16: true\npad_to_max_length: false\nmax_steps: -1\nweight_decay: 1.0e-2\nvideo_size: 32\n"
         "data_root: null\nsave_strategy: no\nlr_scheduler_kwargs: '{\"num_cycles\": 2}'\n"
-        "drop_modality:\n- video\n- audio\n"
+        "drop_modalities:\n- video\n- audio\n"
     )
     _, data_args, _, training_args = parse_args(["--config", config, "--use_cpu"])
     assert training_args.fp16 is True and data_args.pad_to_max_length is False
@@ -82,7 +82,7 @@ def test_yaml_values_of_every_kind(write_config):
     assert data_args.video_size == [32, 32] and data_args.data_root is None
     assert training_args.save_strategy == "no"
     assert training_args.lr_scheduler_kwargs == {"num_cycles": 2}
-    assert data_args.drop_modality == ["audio", "video"]
+    assert data_args.drop_modalities == ["audio", "video"]
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
             "There is no task 'retrieva'; there is pretraining, retrieval, question_answering. Did",
         ),
         (["--answers_file", "a.json"], "--answers_file cannot be used with --task pretraining. Leave that out."),
-        (["--matching_top_k", "few"], "--matching_top_k: 'few' is neither a number nor 'all'"),
-        (["--matching_top_k", "-1"], "--matching_top_k is -1; give 0 (no re-ranking) or more."),
+        (["--rerank_top_k", "few"], "--rerank_top_k: 'few' is neither a number nor 'all'"),
+        (["--rerank_top_k", "-1"], "--rerank_top_k is -1; give 0 (no re-ranking) or more."),
         (["--swapped_files", "a.jsonl"], "--swapped_files names 1 manifests for 0 --pair_files; give one for each"),
     ],
 )

@@ -130,7 +130,7 @@ def test_transformers_is_of_the_major_release_whose_trainer_ours_overrides(proje
 
 
 TOY_SIZE = (
-    "--num_train_clips 3 --num_validation_pictures 2 --num_validation_sounds 2 --num_question_clips 9 --num_pairs 2"
+    "--num_train_clips 3 --num_validation_videos 2 --num_validation_audio 2 --num_question_clips 9 --num_pairs 2"
 )
 
 
@@ -187,7 +187,7 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, argv, message):
         (["pack", "a.csv", "out", "--crf", "high"], "--crf: invalid int value: 'high'"),
         (["encode", "model", "clips", "--bach_size", "2"], "unrecognized arguments: --bach_size 2"),
         (["features", "model", "a.csv", "--tower", "text", "--output", "out"], "--tower: invalid choice: 'text'"),
-        (["infer", "a", "b", "--output_dir", "c", "--matching_top_k", "most"], "'most' is neither a number nor 'all'"),
+        (["infer", "a", "b", "--output_dir", "c", "--rerank_top_k", "most"], "'most' is neither a number nor 'all'"),
     ],
 )
 def test_wrong_arguments_are_one_line(capsys, argv, message):
@@ -278,7 +278,7 @@ def test_infer_takes_the_options_of_registered_tasks(monkeypatch, tmp_path, caps
         main(["infer", "--help"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "--unit FLOAT Unit of the numbers; default: 2.5" in lines
-    assert any(line.startswith("--matching_top_k INT Candidates per query") for line in lines)
+    assert any(line.startswith("--rerank_top_k INT Candidates per query") for line in lines)
     assert not any(line.startswith("--share") for line in lines)
 
     given = []

@@ -24,7 +24,7 @@ BENCHMARKS = ("msrvtt_ret", "didemo_ret", "msrvtt_qa", "msvd_qa")
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory) -> list[str]:
     """Flags for a toy world of the smallest size."""
-    sizes = {"num_train_clips": 4, "num_validation_pictures": 2, "num_validation_sounds": 2, "num_question_clips": 9}
+    sizes = {"num_train_clips": 4, "num_validation_videos": 2, "num_validation_audio": 2, "num_question_clips": 9}
     folder = make_toy_world(tmp_path_factory.mktemp("toy") / "toy", num_pairs=2, num_processes=1, **sizes)
     return ["--data_root", str(folder)]
 

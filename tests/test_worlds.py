@@ -21,16 +21,16 @@ def test_every_value_of_an_attribute_can_be_seen_or_heard(name):
 
     def render(values):
         return (
-            world.draw(values, 20, toy_generator(0, "picture")).round(),
-            world.play(values, TIMES, toy_generator(0, "sound")).round(4),
+            world.draw(values, 20, toy_generator(0, "video")).round(),
+            world.play(values, TIMES, toy_generator(0, "audio")).round(4),
         )
 
     for attribute, words in world.attributes.items():
         shown = [render(usual | {attribute: value}) for value in words]
         for n, (picture, sound) in enumerate(shown):
             assert picture.shape == (20, 64, 64, 3) and sound.shape == TIMES.shape and np.isfinite(sound).all()
-            for other_picture, other_sound in shown[:n]:
-                is_same = np.array_equal(picture, other_picture), np.array_equal(sound, other_sound)
+            for other_image, other_audio in shown[:n]:
+                is_same = np.array_equal(picture, other_image), np.array_equal(sound, other_audio)
                 assert sorted(is_same) == [False, True], attribute  # the one and not the other
 
 

@@ -60,7 +60,7 @@ def convert_alpro(
         tokenizer_name=tokenizer_name,
         max_seq_length=max_seq_length,
         video_settings={
-            "geometry": "squash",
+            "resize_mode": "squash",
             "resize_kernel": "decord",
             "frame_sampling": "alpro",
             "image_mean": model.config.image_mean,

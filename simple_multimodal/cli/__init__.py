@@ -31,6 +31,15 @@ VERBS: dict[str, tuple[str, str]] = {
 [`add_flags`]; it returns the exit code. A verb of another package is one more entry.
 """
 
+RENAMED_FLAGS = {
+    "--drop_modality": "--drop_modalities",
+    "--matching_top_k": "--rerank_top_k",
+    "--measure_rerank": "--compare_rerank",
+    "--num_validation_pictures": "--num_validation_videos",
+    "--num_validation_sounds": "--num_validation_audio",
+}
+"""Old flags of verbs that mean what another flag means now."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
@@ -42,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: The exit code: 0, what the verb says about its result, 2 for a user's error, or 130 after Ctrl-C.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = [_renamed(token) for token in (sys.argv[1:] if argv is None else argv)]
     parser = _Parser(prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(metavar="VERB")
@@ -66,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:  # ImportError: of an extra, with its pip command
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
         return 2
+
+
+def _renamed(token: str) -> str:
+    """Return a token of the command line with the present name of an old flag."""
+    flag, equals, value = token.partition("=")
+    return RENAMED_FLAGS.get(flag, flag) + equals + value
 
 
 class _Parser(argparse.ArgumentParser):

@@ -24,8 +24,8 @@ from simple_multimodal.defaults import (
     TOY_PAIRS,
     TOY_QUESTION_CLIPS,
     TOY_TRAIN_CLIPS,
-    TOY_VALIDATION_PICTURES,
-    TOY_VALIDATION_SOUNDS,
+    TOY_VALIDATION_AUDIO,
+    TOY_VALIDATION_VIDEOS,
 )
 from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
 from simple_multimodal.missing import Named
@@ -37,8 +37,8 @@ class ToyOptions:
     """How large the toy data set is."""
 
     num_train_clips: Annotated[int, "training clips"] = TOY_TRAIN_CLIPS
-    num_validation_pictures: Annotated[int, "different videos in the held-out clips"] = TOY_VALIDATION_PICTURES
-    num_validation_sounds: Annotated[int, "different audio tracks in the held-out clips"] = TOY_VALIDATION_SOUNDS
+    num_validation_videos: Annotated[int, "different videos in the held-out clips"] = TOY_VALIDATION_VIDEOS
+    num_validation_audio: Annotated[int, "different audio tracks in the held-out clips"] = TOY_VALIDATION_AUDIO
     num_question_clips: Annotated[int, "held-out clips with questions, a multiple of 9"] = TOY_QUESTION_CLIPS
     num_pairs: Annotated[int, "pairs that differ in audio only, and as many in video only"] = TOY_PAIRS
     seed: Annotated[int, "random seed"] = 0

@@ -175,13 +175,13 @@ def infer(
             split=split,
             video_root=video_root or videos,
             follow_links=follow_links,
-            is_alpro=alpro,
+            alpro=alpro,
         )
     if used.state.is_main_process:
         metric = measured.primary_metric or ""
-        headline = f"{metric} {measured.metrics[metric]:.4f}"
+        number = f"{metric} {measured.metrics[metric]:.4f}"
         print(
-            f"{measured.protocol}: {headline}{_unread(len(measured.bad_samples), 'counted as wrong')}", file=sys.stderr
+            f"{measured.protocol}: {number}{_unread(len(measured.bad_samples), 'counted as wrong')}", file=sys.stderr
         )
         print(measured.printed)
     leave_process_group()

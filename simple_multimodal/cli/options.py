@@ -97,7 +97,7 @@ class PipelineOptions(ModelOptions):
     features: Annotated[
         str | None, "folder that `features` wrote with this model; replaces its towers and decoding", "DIR", Named.PATH
     ] = None
-    drop_modality: Annotated[Sequence[Modality], "modalities to ignore; default: none", tuple(MODALITIES)] = ()
+    drop_modalities: Annotated[Sequence[Modality], "modalities to ignore; default: none", tuple(MODALITIES)] = ()
     max_bad_fraction: Annotated[
         float,
         "stop when more than this fraction of the clips cannot be read; fewer are left out of an index and count as "
@@ -106,9 +106,7 @@ class PipelineOptions(ModelOptions):
 
     def load(self, pipeline_class: Any, model: str, *, shows_progress: bool = False) -> Any:
         """A pipeline with a trained model."""
-        settings = dict(vars(self))
-        settings["drop_modalities"] = settings.pop("drop_modality")
-        return pipeline_class.from_pretrained(model, shows_progress=shows_progress, **settings)
+        return pipeline_class.from_pretrained(model, shows_progress=shows_progress, **vars(self))
 
 
 def task_options() -> type:

@@ -80,6 +80,8 @@ def make_fingerprint(
     part = processor.part(modality)
     settings = {name: value for name, value in json.loads(part.to_json_string()).items() if name not in _INCIDENTAL}
     settings = {name: value for name, value in settings.items() if name not in _BEFORE or value != _BEFORE[name]}
+    if "resize_mode" in settings:  # under the name that stored features have had from the start
+        settings["geometry"] = settings.pop("resize_mode")
     return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if modality == "video" else {})}
 
 

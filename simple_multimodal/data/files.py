@@ -74,18 +74,18 @@ def media_records(
     for name, path in zip(names, paths, strict=True):
         absolute = os.path.abspath(path)
         try:
-            has_pictures = index_cache.tracks(absolute).video is not None
+            has_video = index_cache.tracks(absolute).video is not None
         except MediaError:
             if not is_folder:
                 raise
-            has_pictures = True
-        names_of_file = {"id": name, "video" if has_pictures else "audio": absolute, "group": absolute}
+            has_video = True
+        names_of_file = {"id": name, "video" if has_video else "audio": absolute, "group": absolute}
         # A name that is not UTF-8 cannot stand in a table of strings; JSON escapes it.
         exact = {key: value for key, value in names_of_file.items() if _as_utf8(value) != value}
         records.append(
             {
                 **{key: _as_utf8(value) for key, value in names_of_file.items()},
-                "audio_is_sound_track": has_pictures,
+                "audio_from_video": has_video,
                 "captions": [],
                 "further": json.dumps(exact),
             }

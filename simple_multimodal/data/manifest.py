@@ -16,7 +16,7 @@ from simple_multimodal.data.tables import read_jsonl, read_records, read_table, 
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 
 MAX_LINK_BYTES = 4096  # of the text of a symbolic link
-TABLE_VERSION = 3  # part of the name of a stored table: raise it when its content changes
+TABLE_VERSION = 4  # part of the name of a stored table: raise it when its content changes
 
 
 def read_manifest(

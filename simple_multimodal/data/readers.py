@@ -150,7 +150,7 @@ class AudioReader(Reader):
                 index_dir=self.settings.index_dir,
             )
         except NoAudioError:
-            if row["audio_is_sound_track"]:
+            if row["audio_from_video"]:
                 return None
             raise
         generator_of = self.settings.generator_of

@@ -40,7 +40,7 @@ MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
 FILE_COLUMNS = ("video", "audio", "text")
 """Columns that name files."""
 
-OWN_ENTRIES = ("index", "epoch", "audio_is_sound_track", "is_skipped")
+OWN_ENTRIES = ("index", "epoch", "audio_from_video", "is_skipped")
 """Entries of a row that no column may be called after."""
 
 SCHEMA = pa.schema(
@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
         "place": pa.int64(),  # the line of a file, the number of a row in memory
         "id": pa.string(),
         **dict.fromkeys(FILE_COLUMNS, pa.string()),
-        "audio_is_sound_track": pa.bool_(),
+        "audio_from_video": pa.bool_(),
         "captions": pa.list_(pa.string()),
         "start_seconds": pa.float64(),
         "end_seconds": pa.float64(),
@@ -200,7 +200,7 @@ class RecordParser(NamedTuple):
         parsed["captions"] = captions or ([] if caption is None else [caption])
         if not (parsed["captions"] or any(parsed[name] for name in FILE_COLUMNS) or further_values(record)):
             raise ValueError("the row is empty: it has neither `video` nor `audio` nor a text.")
-        parsed["audio_is_sound_track"] = "audio" not in self.columns and parsed["video"] is not None
+        parsed["audio_from_video"] = "audio" not in self.columns and parsed["video"] is not None
 
         start, end = (read_seconds(record.get(name), name) for name in ("start_seconds", "end_seconds"))
         if end is not None and end <= (start or 0.0):

@@ -41,7 +41,7 @@ class Row(TypedDict):
     epoch: int  # for which the sample is loaded
     video: str | None  # absolute path
     audio: str | None  # absolute path; the video's where there is no `audio` column
-    audio_is_sound_track: bool
+    audio_from_video: bool
     text: str | None  # absolute path of a text file
     captions: list[str]  # as the source gives them; empty where they are in a file
     start_seconds: float | None
@@ -56,7 +56,7 @@ EMPTY_ROW: Row = {
     "epoch": 0,
     "video": None,
     "audio": None,
-    "audio_is_sound_track": True,
+    "audio_from_video": True,
     "text": None,
     "captions": [],
     "start_seconds": None,
@@ -117,7 +117,7 @@ class RowDataset:
     >>> dataset = RowDataset.from_manifest("train.csv", roots={"video": "datasets/video"})
     >>> dataset[0]
     {'id': '0', 'index': 0, 'epoch': 0, 'video': '/…/datasets/video/cat.mp4', 'audio': '/…/datasets/video/cat.mp4',
-     'audio_is_sound_track': True, 'text': None, 'captions': ['a cat purrs'], 'start_seconds': None,
+     'audio_from_video': True, 'text': None, 'captions': ['a cat purrs'], 'start_seconds': None,
      'end_seconds': None, 'group': 'video=cat.mp4'}
     >>> questions = RowDataset.from_manifest(
     ...     "train_questions.jsonl", text_column="question", typed_columns={"answer": "name"}
@@ -328,7 +328,7 @@ class RowDataset:
         """Return the path of a row's file of `modality`, relative to the root that its column has, with `/`; that of a
         file elsewhere from the root of the file system.
         """
-        column = "video" if modality == "audio" and row["audio_is_sound_track"] else modality
+        column = "video" if modality == "audio" and row["audio_from_video"] else modality
         path, root = Path(cast(str, row[modality])), self._roots.folders[column]  # type: ignore[literal-required]
         return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
 
@@ -391,14 +391,14 @@ class RowDataset:
             "index": index,
             "epoch": epoch,
             **paths,
-            "audio_is_sound_track": record["audio_is_sound_track"],
+            "audio_from_video": record["audio_from_video"],
             "captions": [""] if files == "none" and record["text"] is not None else record["captions"],
             "start_seconds": record["start_seconds"],
             "end_seconds": record["end_seconds"],
             "group": record["group"],
             **further,
         }
-        if record["audio_is_sound_track"]:
+        if record["audio_from_video"]:
             row["audio"] = row["video"]
         return cast(Row, row)
 

@@ -33,7 +33,7 @@ def write_model_card(
     run: Mapping[str, JSONValue],
     dataset_name: str,
     base_models: Sequence[str],
-    headline: str | None = None,
+    primary_metric: str | None = None,
     intervals: Mapping[str, Interval] | None = None,
     settings: Mapping[str, JSONValue] | None = None,
     usage: str | None = None,
@@ -57,7 +57,7 @@ def write_model_card(
         base_models (`Sequence[str]`):
             What the weights were loaded from, hub names or local folders; empty if from nothing. Of a local folder
             only its name is written, and not into the metadata, where it would be taken for a hub name.
-        headline (`str`, *optional*): Name of the metric that sums up the run; it is shown first.
+        primary_metric (`str`, *optional*): Name of the metric that sums up the run; it is shown first.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals by metric name.
         settings (`Mapping`, *optional*): The settings of the run that matter most, JSON values by name.
         usage (`str`, *optional*): Python code that uses the model, `{model}` in the place of its name as a string.
@@ -71,11 +71,12 @@ def write_model_card(
 
     Raises:
         ValueError: If `folder` has no `config.json` that names a model class, if `run` has no `command` (a string) or
-            no `versions` (a mapping), if `headline` or an interval names no metric, or if a metric is not finite.
+            no `versions` (a mapping), if `primary_metric` or an interval names no metric, **or** if a metric is not
+            finite.
     """
     folder = Path(folder)
     intervals = intervals or {}
-    check_names(metrics, intervals, headline)
+    check_names(metrics, intervals, primary_metric)
     architecture = _architecture(folder)
     command, versions = run.get("command"), run.get("versions")
     if not isinstance(command, str) or not isinstance(versions, Mapping):
@@ -89,7 +90,7 @@ def write_model_card(
     model_name = folder.resolve().name if model_name is None else model_name
     hub_models = [name for name in base_models if HUB_NAME.fullmatch(name) and not Path(name).exists()]
     measured = sorted(
-        (name for name in metrics if not isinstance(metrics[name], int)), key=lambda name: name != headline
+        (name for name in metrics if not isinstance(metrics[name], int)), key=lambda name: name != primary_metric
     )
     metadata = ModelCardData(
         library_name="transformers",
@@ -136,7 +137,7 @@ def write_model_card(
         modalities=" and ".join(part for part in (", ".join(modalities[:-1]), *modalities[-1:]) if part),
         task=task,
         base_models=[name if name in hub_models else Path(name).name for name in base_models],
-        headline=headline,
+        primary_metric=primary_metric,
         metrics=metrics,
         intervals=intervals,
         chance={name: format_number(name, level) for name, level in levels.items()},

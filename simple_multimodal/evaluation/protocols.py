@@ -32,7 +32,7 @@ class Protocol:
         name (`str`): As it stands in results.
         benchmark (`str`): What `simple-multimodal prepare` calls the data set.
         task (`str`): `"retrieval"` or `"question_answering"`.
-        headline (`str`): The metric that models are compared by.
+        primary_metric (`str`): The metric that models are compared by.
         training_list (`str`): In words.
         test_list (`str`): In words.
         sizes (`Mapping[str, SplitSize | None]`): Size of `train`, `validation` and `test` as published; `None` where
@@ -45,7 +45,7 @@ class Protocol:
     name: str
     benchmark: str
     task: Task
-    headline: str
+    primary_metric: str
     training_list: str
     test_list: str
     sizes: Mapping[str, SplitSize | None]
@@ -197,7 +197,7 @@ def protocol_name(
     num_missing: int = 0,
     deviates: bool = False,
     rerank_top_k: int | None = None,
-    uses_dual_softmax: bool = False,
+    dual_softmax: bool = False,
     decodes_on_gpu: bool = False,
 ) -> str:
     """
@@ -209,7 +209,7 @@ def protocol_name(
         deviates (`bool`, *optional*, defaults to `False`): Whether the lists are not the protocol's.
         rerank_top_k (`int`, *optional*): Candidates of each query that the matching head re-ranked; `None`: it saw
             all pairs, or none.
-        uses_dual_softmax (`bool`, *optional*, defaults to `False`): Whether scores were normalised over all queries
+        dual_softmax (`bool`, *optional*, defaults to `False`): Whether scores were normalised over all queries
             of the test set, which a single query has not.
         decodes_on_gpu (`bool`, *optional*, defaults to `False`): Whether frames have the pixels of a GPU's decoder,
             which are not bit-equal to those of a CPU's.
@@ -230,7 +230,7 @@ def protocol_name(
         f"missing{num_missing}": num_missing > 0,
         "deviating": deviates,
         f"rerank{rerank_top_k}": rerank_top_k is not None,
-        "dsl": uses_dual_softmax,
+        "dsl": dual_softmax,
         "nvdec": decodes_on_gpu,
     }
     return "+".join([protocol, *(suffix for suffix, applies in suffixes.items() if applies)])

@@ -111,7 +111,7 @@ def write_report(
     run: Mapping[str, JSONValue],
     data: Mapping[str, Mapping[str, int]] | None = None,
     intervals: Mapping[str, Interval] | None = None,
-    headline: str | None = None,
+    primary_metric: str | None = None,
     chance: Mapping[str, float] | None = None,
     train_chance: Mapping[str, float] | None = None,
 ) -> None:
@@ -139,16 +139,16 @@ def write_report(
         data (`Mapping[str, Mapping[str, int]]`, *optional*): Numbers of each data set by its role, e.g.
             `{"training": {"rows": 12000, "clips": 12000}}`.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals by metric name.
-        headline (`str`, *optional*): Name of the metric that is shown large.
+        primary_metric (`str`, *optional*): Name of the metric that is shown large.
         chance (`Mapping[str, float]`, *optional*): What guessing scores, by metric name, where that does not follow
             from the metrics.
         train_chance (`Mapping[str, float]`, *optional*): What guessing scores in training, by name of the loss.
 
     Raises:
-        ValueError: If `headline` or an interval names no metric.
+        ValueError: If `primary_metric` or an interval names no metric.
     """
     intervals = intervals or {}
-    check_names(metrics, intervals, headline)
+    check_names(metrics, intervals, primary_metric)
     chance = glossary.chance_levels(metrics) | dict(chance or {})
     num_queries = glossary.numbers_of_queries(metrics, counts)
     retrieval = _retrieval_rows(metrics)
@@ -170,7 +170,7 @@ def write_report(
         protocol=protocol,
         counts=counts,
         num_queries=num_queries,
-        headline=headline,
+        primary_metric=primary_metric,
         metrics=metrics,
         intervals=intervals,
         chance=chance,

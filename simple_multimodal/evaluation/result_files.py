@@ -54,7 +54,7 @@ def write_metrics(
     protocol: str,
     counts: Mapping[str, int],
     intervals: Mapping[str, Interval] | None = None,
-    headline: str | None = None,
+    primary_metric: str | None = None,
     selection_split: str | None = None,
     audio_crop: str | None = None,
     precision: Precision | None = None,
@@ -70,7 +70,7 @@ def write_metrics(
         protocol (`str`): Name of the protocol that the numbers follow.
         counts (`Mapping[str, int]`): What the numbers are over, e.g. queries, clips, skipped samples.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): Bootstrap intervals by metric name.
-        headline (`str`, *optional*): Name of the metric that sums up the run.
+        primary_metric (`str`, *optional*): Name of the metric that sums up the run.
         selection_split (`str`, *optional*):
             Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
         audio_crop (`str`, *optional*): What the model heard of longer audio, in words; `None`: all of it.
@@ -79,10 +79,10 @@ def write_metrics(
         bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
 
     Raises:
-        ValueError: If a number is not finite, or if `headline` or an interval names no metric.
+        ValueError: If a number is not finite, or if `primary_metric` or an interval names no metric.
     """
     intervals = intervals or {}
-    check_names(metrics, intervals, headline)
+    check_names(metrics, intervals, primary_metric)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise ValueError(f"Metric {name!r} is {value}, which JSON cannot hold. Leave out what was not measured.")
@@ -91,7 +91,7 @@ def write_metrics(
         "selection_split": selection_split,
         "precision": precision,
         "decoder": decoder,
-        "headline": headline,
+        "primary_metric": primary_metric,
         "counts": dict(counts),
         "metrics": dict(metrics),
         "intervals": {name: list(interval) for name, interval in intervals.items()},
@@ -103,8 +103,8 @@ def write_metrics(
     write_whole(path, [json.dumps(content, indent=2, allow_nan=False), "\n"])
 
 
-def check_names(metrics: Mapping[str, float], intervals: Mapping[str, Interval], headline: str | None) -> None:
-    """Refuse a headline or an interval of something that was not measured."""
-    for name in (*intervals, *([headline] if headline is not None else [])):
+def check_names(metrics: Mapping[str, float], intervals: Mapping[str, Interval], primary_metric: str | None) -> None:
+    """Refuse a primary_metric or an interval of something that was not measured."""
+    for name in (*intervals, *([primary_metric] if primary_metric is not None else [])):
         if name not in metrics:
             raise ValueError(f"{name!r} is none of the metrics ({', '.join(metrics) or 'there are none'}).")

@@ -190,7 +190,7 @@ def as_floats(matrix: np.ndarray) -> np.ndarray:
     return matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64)  # unsigned integers cannot be negated
 
 
-def dual_softmax(scores: np.ndarray, *, temperature: float) -> np.ndarray:
+def dual_softmax_scores(scores: np.ndarray, *, temperature: float) -> np.ndarray:
     """
     Multiply each score by a softmax over all queries of its candidate (Cheng et al., 2021, arXiv:2109.04290).
 

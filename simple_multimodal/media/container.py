@@ -52,7 +52,7 @@ PROBE_OPTIONS: dict[str, dict[str, str]] = {
     "far": {"analyzeduration": "60000000", "probesize": str(2**26)},  # microseconds, bytes
     "streams": _ONLY_HEADERS,
     "far_streams": _ONLY_HEADERS | {"analyzeduration": "60000000", "probesize": str(2**26)},
-    "sound": _ONLY_HEADERS | {"analyzeduration": "100000"},
+    "audio": _ONLY_HEADERS | {"analyzeduration": "100000"},
     "nothing": _ONLY_HEADERS | {"analyzeduration": "1"},
 }
 # Containers that list their streams at the start. In others a stream is found when its first packet comes.
@@ -63,7 +63,7 @@ if sys.platform != "win32":  # whose libraries do not look up what they link to
     ctypes.CDLL(av.container.core.__file__).av_max_alloc(ctypes.c_size_t(MAX_ALLOCATION_BYTES))
 
 
-Probe = Literal["everything", "far", "streams", "far_streams", "sound", "nothing"]
+Probe = Literal["everything", "far", "streams", "far_streams", "audio", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def open_media(path: str | os.PathLike[str], *, probe: Probe = "everything") -> 
         path (`str` or `os.PathLike`): The file.
         probe (`str`, *optional*, defaults to `"everything"`): How much of the beginning FFmpeg looks at to find out
             what is in the file, which takes most of the time of opening: `"everything"` about 5 s, frames included;
-            `"far"` up to 60 s or 64 MiB; `"streams"` and `"far_streams"` the same without decoding frames; `"sound"`
+            `"far"` up to 60 s or 64 MiB; `"streams"` and `"far_streams"` the same without decoding frames; `"audio"`
             0.1 s; `"nothing"` only the header. The last four are for readers that know the file by its index.
 
     Yields:
@@ -233,7 +233,7 @@ def choose_tracks(container: InputContainer, path: str | os.PathLike[str]) -> Tr
     video = _best_video(container)
     audio = _best_audio(container, video)
     if audio is not None or name in HEADER_FORMATS:
-        probe: Probe = "sound" if name in HEADER_FORMATS else "streams"
+        probe: Probe = "audio" if name in HEADER_FORMATS else "streams"
         return Tracks(name, kinds, _video_track(video), _audio_track(audio, probe))
     with open_media(path, probe="far") as reopened:
         # FFmpeg passes over a stream whose sampling rate it has not seen yet, although it may be announced.

@@ -34,7 +34,7 @@ from simple_multimodal.models.lora import inject_lora
 from simple_multimodal.models.losses import masked_mean, normalize
 from simple_multimodal.models.outputs import Batch, MultimodalOutput
 from simple_multimodal.models.patches import visible_patches
-from simple_multimodal.models.video.pictures import PictureEncoder
+from simple_multimodal.models.video.images import ImageEncoder
 
 
 class MultimodalPreTrainedModel(TowerModel):
@@ -396,7 +396,7 @@ def check_frame_pooling(config: MultimodalConfig) -> None:
     layers, tower = config.frame_pooling_layers, config.video_config
     if layers == 0:
         return
-    if tower is None or not issubclass(get_encoder_class(tower.model_type, "video"), PictureEncoder):
+    if tower is None or not issubclass(get_encoder_class(tower.model_type, "video"), ImageEncoder):
         found = "there is no video tower" if tower is None else f"{tower.model_type!r} has no embeddings of frames"
         raise ValueError(
             f"frame_pooling_layers is {layers}, but {found}. Set it to 0, or take a tower of pictures such as CLIP's."

@@ -82,7 +82,7 @@ class PEAVEncoder(Encoder):
             )
         pair = pair_config(config, self.compared_with)
         if self.compared_with == "video":
-            prepare_pictures(pair.video_config)
+            prepare_images(pair.video_config)
         with contextlib.redirect_stdout(io.StringIO()):  # the class of pictures prints about its own docstrings
             return load_weights(PAIR_CLASSES[self.compared_with], name_or_path, config=pair, **kwargs)
 
@@ -101,7 +101,7 @@ def require_timm() -> None:
         )
 
 
-def prepare_pictures(config: PreTrainedConfig) -> None:
+def prepare_images(config: PreTrainedConfig) -> None:
     """
     Make a config of the picture tower one that can be built.
 

@@ -24,7 +24,7 @@ from simple_multimodal.media.index_cache import content_hash, index_cache
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.prepare.settings import PackSettings
 
-ROW_COLUMNS = {"index", "epoch", "audio_is_sound_track", "video", "audio", "text", "captions"}
+ROW_COLUMNS = {"index", "epoch", "audio_from_video", "video", "audio", "text", "captions"}
 """Entries of a row that a packed manifest has not, or has anew."""
 
 MIN_CLOCK = 10_000  # ticks in a second
@@ -159,7 +159,7 @@ def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
     """A row of the new manifest: media by their new names, captions in place."""
     kept = {key: value for key, value in row.items() if key not in ROW_COLUMNS and value is not None}
     media = {"video": names.get("video", "")}
-    if not row["audio_is_sound_track"]:
+    if not row["audio_from_video"]:
         media["audio"] = names.get("audio", "")
     return {**kept, **media, "captions": row_captions(row)}
 

@@ -20,7 +20,7 @@ from simple_multimodal.processing.batch_memory import batch_tensor
 
 logger = logging.get_logger(__name__)
 
-Geometry = Literal["short_side_center_crop", "squash", "pad"]
+ResizeMode = Literal["short_side_center_crop", "squash", "pad"]
 ResizeKernel = Literal["fast", "antialias", "bicubic", "decord"]
 
 IN_MEMORY_KERNELS = {"antialias": tvF.InterpolationMode.BILINEAR, "bicubic": tvF.InterpolationMode.BICUBIC}
@@ -73,7 +73,7 @@ class VideoClipProcessor(VideoProcessorMixin):
             Frames per clip.
         size (`dict[str, int]` or `int`, *optional*, defaults to `{"height": 224, "width": 224}`):
             Of the frames that come out.
-        geometry (`str`, *optional*, defaults to `"short_side_center_crop"`):
+        resize_mode (`str`, *optional*, defaults to `"short_side_center_crop"`):
             `"short_side_center_crop"` scales until the frame covers `size` and keeps the middle; `"squash"` scales
             both sides to `size` without keeping the aspect ratio; `"pad"` scales until the frame fits and adds black.
         resize_kernel (`str`, *optional*, defaults to `"fast"`):
@@ -98,7 +98,7 @@ class VideoClipProcessor(VideoProcessorMixin):
         frame_stride (`int`, *optional*, defaults to 4):
             Step of `"dense"`, in frames.
         random_crop (`bool`, *optional*, defaults to `False`):
-            In training, take a random part of random aspect ratio instead of applying `geometry`.
+            In training, take a random part of random aspect ratio instead of applying `resize_mode`.
         random_crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.0)`):
             Share of the area that a random crop keeps.
         random_flip (`bool`, *optional*, defaults to `False`):
@@ -112,7 +112,7 @@ class VideoClipProcessor(VideoProcessorMixin):
         *,
         num_frames: int = 16,
         size: dict[str, int] | int | None = None,
-        geometry: Geometry = "short_side_center_crop",
+        resize_mode: ResizeMode = "short_side_center_crop",
         resize_kernel: ResizeKernel = "fast",
         short_side: int | None = None,
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
@@ -132,8 +132,8 @@ class VideoClipProcessor(VideoProcessorMixin):
         size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
         if set(size) != {"height", "width"} or min(size.values()) < 1:
             raise ValueError(f'`size` must be {{"height": h, "width": w}} in pixels, got {size!r}.')
-        if geometry not in get_args(Geometry):
-            raise ValueError(f"Unknown geometry {geometry!r}; known are {', '.join(get_args(Geometry))}.")
+        if resize_mode not in get_args(ResizeMode):
+            raise ValueError(f"Unknown resize_mode {resize_mode!r}; known are {', '.join(get_args(ResizeMode))}.")
         if resize_kernel not in get_args(ResizeKernel):
             raise ValueError(f"Unknown kernel {resize_kernel!r}; known are {', '.join(get_args(ResizeKernel))}.")
         if frame_sampling == "jittered" or frame_sampling not in SAMPLING_STRATEGIES:  # evaluation never draws
@@ -151,7 +151,7 @@ class VideoClipProcessor(VideoProcessorMixin):
             raise ValueError(f"`random_crop_scale` must be 0 < low <= high <= 1, got {tuple(random_crop_scale)}.")
         self.num_frames = num_frames
         self.size = size
-        self.geometry = geometry
+        self.resize_mode = resize_mode
         self.resize_kernel = resize_kernel
         self.short_side = short_side
         self.image_mean = list(image_mean)
@@ -181,9 +181,10 @@ class VideoClipProcessor(VideoProcessorMixin):
         frames is the model's business there and has to be given.
         """
         values = dict(video_processor_dict)
-        own_type = values.get("video_processor_type") == cls.__name__
-        if not own_type:
+        if values.get("video_processor_type") != cls.__name__:
             values = _from_image_processor(values)
+        elif "geometry" in values:  # the name of `resize_mode` in earlier versions
+            values["resize_mode"] = values.pop("geometry")
         unused = kwargs.pop("return_unused_kwargs", False)
         own_names = inspect.signature(cls.__init__).parameters
         values |= {key: value for key, value in kwargs.items() if key in own_names}
@@ -288,10 +289,10 @@ class VideoClipProcessor(VideoProcessorMixin):
         return clip.contiguous() if out is None else out.copy_(clip)
 
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to which the geometry scales a frame."""
-        if self.geometry == "squash":
+        """Height and width to which the resize_mode scales a frame."""
+        if self.resize_mode == "squash":
             return self.height, self.width
-        if self.geometry == "pad":
+        if self.resize_mode == "pad":
             scale = min(self.height / height, self.width / width)
             return min(max(round(height * scale), 1), self.height), min(max(round(width * scale), 1), self.width)
         if self.short_side is not None:
@@ -435,18 +436,18 @@ def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("do_center_crop", "crop_size" in values) and values.get("crop_size"):
         crop = values["crop_size"]
         result["size"] = crop
-        result["geometry"] = "short_side_center_crop"
+        result["resize_mode"] = "short_side_center_crop"
         longest = crop if isinstance(crop, int) else max(crop.values())
         if size.get("shortest_edge", longest) > longest:
             result["short_side"] = size["shortest_edge"]
     elif {"height", "width"} <= set(size):
         result["size"] = {"height": size["height"], "width": size["width"]}
-        result["geometry"] = "squash"
+        result["resize_mode"] = "squash"
     elif "shortest_edge" in size:
         result["size"] = size["shortest_edge"]
     elif "max_num_patches" in values:  # SigLIP 2 keeps the aspect ratio of each picture; a run's clips have one size
         result["size"] = math.isqrt(values["max_num_patches"]) * values["patch_size"]
-        result["geometry"] = "squash"
+        result["resize_mode"] = "squash"
         result["resize_kernel"] = "antialias"
     if values.get("video_processor_type") == "PeVideoVideoProcessor":
         result["resize_kernel"] = "antialias"

@@ -77,7 +77,7 @@ class Measuring:
         with_losses (`bool`, *optional*, defaults to `False`): measure what training minimises, too.
         is_final (`bool`, *optional*, defaults to `True`): not one of many during training: take the time for what is
             measured once.
-        is_alpro (`bool`, *optional*, defaults to `False`): print the numbers as ALPRO's evaluation counts them.
+        alpro (`bool`, *optional*, defaults to `False`): print the numbers as ALPRO's evaluation counts them.
         train_set ([`RowDataset`], *optional*): rows of training, for baselines that look at nothing else.
         output_dir (`Path`, *optional*): folder for what is finished, from which an interrupted measurement goes on.
     """
@@ -86,7 +86,7 @@ class Measuring:
     protocol: str | None = None
     with_losses: bool = False
     is_final: bool = True
-    is_alpro: bool = False
+    alpro: bool = False
     train_set: RowDataset | None = None
     output_dir: Path | None = None
 

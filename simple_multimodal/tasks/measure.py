@@ -89,7 +89,7 @@ def measure_benchmark(
     split: str = "test",
     video_root: str | os.PathLike[str] | None = None,
     follow_links: bool = False,
-    is_alpro: bool = False,
+    alpro: bool = False,
 ) -> Evaluation:
     """
     Measure a model on manifests that `simple-multimodal prepare` wrote, and write `metrics.json` and `results.json`.
@@ -107,7 +107,7 @@ def measure_benchmark(
         split (`str`, *optional*, defaults to `"test"`): which manifest.
         video_root (`str`, *optional*): folder of the videos.
         follow_links (`bool`, *optional*, defaults to `False`): see [`RowDataset`].
-        is_alpro (`bool`, *optional*, defaults to `False`): see [`Measuring`].
+        alpro (`bool`, *optional*, defaults to `False`): see [`Measuring`].
 
     Raises:
         ValueError: The folder is not as `prepare` writes it, or clips were trained on.
@@ -133,9 +133,9 @@ def measure_benchmark(
     train_file, train_set = folder / "train.jsonl", None
     if task.compares_with_training and train_file.exists():
         train_set = task.open_rows(train_file, **settings)
-    measuring = Measuring(benchmark=protocol, is_alpro=is_alpro, train_set=train_set, output_dir=output_dir)
+    measuring = Measuring(benchmark=protocol, alpro=alpro, train_set=train_set, output_dir=output_dir)
     name = "alpro"
-    if not is_alpro:
+    if not alpro:
         name = protocol_name(
             protocol.name,
             num_missing=len(prepared["splits"][split]["missing"]),
@@ -153,7 +153,7 @@ def measure_benchmark(
             protocol=measured.protocol,
             counts=measured.counts,
             intervals=measured.intervals,
-            headline=measured.primary_metric,
+            primary_metric=measured.primary_metric,
             selection_split=_read(model_folder or "", "run.json").get("selection_split"),
             audio_crop=None if audio is None else audio.crop_rule,
             precision=pipeline.precision,

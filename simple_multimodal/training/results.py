@@ -96,7 +96,7 @@ def _numbers(evaluation: Evaluation | None) -> dict[str, Any]:
         "protocol": evaluation.protocol,
         "counts": evaluation.counts,
         "intervals": evaluation.intervals,
-        "headline": evaluation.primary_metric,
+        "primary_metric": evaluation.primary_metric,
     }
 
 
@@ -199,7 +199,7 @@ def write_card(trainer: Any) -> None:
         metrics=evaluation.metrics if evaluation else {},
         intervals=evaluation.intervals if evaluation else {},
         chance=evaluation.chance if evaluation else {},
-        headline=evaluation.primary_metric if evaluation else None,
+        primary_metric=evaluation.primary_metric if evaluation else None,
         protocol=evaluation.protocol if evaluation else "not evaluated",
         counts=evaluation.counts if evaluation else {},
         training_counts={}

@@ -39,7 +39,7 @@ def test_training_takes_a_random_part_of_long_audio(processor, dataset):
 
 
 def test_audio_of_an_audio_column_must_be_there(processor, dataset, media_dir):
-    row = {**dataset[1], "audio": str(media_dir / "silent.mp4"), "audio_is_sound_track": False}
+    row = {**dataset[1], "audio": str(media_dir / "silent.mp4"), "audio_from_video": False}
     with pytest.raises(MediaError, match="row 1"):
         MultimodalCollator(processor)([row])
 
@@ -71,7 +71,7 @@ def test_a_row_is_kept_if_its_audio_track_ends_before_the_segment(
     batch = MultimodalCollator(processor)([row, {**row, "start_seconds": 0.0}])
     assert batch["video_mask"].tolist() == [True, True] and batch["audio_mask"].tolist() == [False, True]
     with pytest.raises(MediaError, match="no sound from"):  # a column of its own promises sound
-        MultimodalCollator(processor)([{**row, "audio_is_sound_track": False}])
+        MultimodalCollator(processor)([{**row, "audio_from_video": False}])
 
 
 @pytest.mark.parametrize("name", ["empty.mkv", "empty.mov", "empty.avi"])
@@ -80,7 +80,7 @@ def test_a_row_is_kept_if_its_audio_track_is_empty(processor, dataset, tmp_path,
     row = {**dataset[1], "video": str(path), "audio": str(path)}
     assert MultimodalCollator(processor)([row])["audio_mask"].tolist() == [False]
     with pytest.raises(MediaError, match="holds no samples|no sound track"):
-        MultimodalCollator(processor)([{**row, "audio_is_sound_track": False}])
+        MultimodalCollator(processor)([{**row, "audio_from_video": False}])
 
 
 def test_a_row_with_a_damaged_audio_track_is_bad(processor, dataset, tmp_path):

@@ -93,7 +93,7 @@ def test_content_of_a_row(processor, dataset):
 
 def test_a_processor_may_ask_for_the_pixels_of_decord(processor, dataset):
     row = dataset[0]
-    video_processor = VideoClipProcessor(num_frames=4, size=16, geometry="squash", resize_kernel="decord")
+    video_processor = VideoClipProcessor(num_frames=4, size=16, resize_mode="squash", resize_kernel="decord")
     like_decord = MultimodalProcessor(video_processor=video_processor)
     batch = MultimodalCollator(like_decord)([row])
     index = index_video(row["video"])

@@ -44,7 +44,7 @@ def test_a_csv_row_in_full(load, media_dir):
         "epoch": 0,
         "video": str(media_dir / "sound0.mp4"),
         "audio": str(media_dir / "sound0.mp4"),
-        "audio_is_sound_track": True,
+        "audio_from_video": True,
         "text": None,
         "captions": ["a cat purrs"],
         "start_seconds": None,
@@ -77,7 +77,7 @@ def test_empty_cells_mean_absent_modalities(load, media_dir):
     assert (text_only["video"], text_only["audio"]) == (None, None)
     assert text_only["text"] == str(media_dir / "caption.txt") and text_only["group"] == "id=0"
     assert row_captions(text_only) == ["a caption from a file"]
-    assert both["audio"] == str(media_dir / "sound0.mp4") and both["audio_is_sound_track"] is False
+    assert both["audio"] == str(media_dir / "sound0.mp4") and both["audio_from_video"] is False
     assert both["group"] == "video=silent.mp4 audio=sound0.mp4"
     assert no_audio["audio"] is None  # there is an `audio` column, so the sound track is not meant
     assert row_captions(no_audio) == []

@@ -42,11 +42,11 @@ def test_a_recall_over_fewer_candidates_than_its_cutoff_is_certain():
 
 
 def test_levels_of_other_metrics():
-    metrics = {"loss": 2.0, "matching_loss": 1.0, "matching_accuracy": 0.9, "sound_pair_accuracy": 0.9, "R@1": 0.5}
+    metrics = {"loss": 2.0, "matching_loss": 1.0, "matching_accuracy": 0.9, "audio_pair_accuracy": 0.9, "R@1": 0.5}
     assert chance_levels(metrics) == {
         "matching_loss": math.log(2),
         "matching_accuracy": 0.5,
-        "sound_pair_accuracy": 0.5,
+        "audio_pair_accuracy": 0.5,
     }  # nothing is known of a sum of losses, or of a recall without its number of candidates
     answers = {"accuracy": 0.5, "what_accuracy": 0.5, "majority_accuracy": 0.25}
     assert chance_levels(answers) == {"accuracy": 0.25}
@@ -55,7 +55,7 @@ def test_levels_of_other_metrics():
 def test_every_objective_and_metric_has_a_sentence():
     assert LOSSES.keys() >= set(OBJECTIVES)
     for name in (*(f"eval_{name}_loss" for name in OBJECTIVES), "loss", "matching_text_to_video_median_rank",
-                 "what_accuracy", "sound_pair_accuracy", "majority_accuracy", "mlm_accuracy"):  # fmt: skip
+                 "what_accuracy", "audio_pair_accuracy", "majority_accuracy", "mlm_accuracy"):  # fmt: skip
         assert meaning(name).endswith("."), name
     assert "looking up" in meaning("question_only_accuracy") and "looking up" not in meaning("accuracy")
     assert "of this type" in meaning("what_accuracy") and "of this type" not in meaning("accuracy")

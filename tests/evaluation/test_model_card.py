@@ -17,7 +17,7 @@ def write(folder, **changes):
             "text_to_video_R@1": 0.9531,
             "text_to_video_num_candidates": 240,
         },
-        "headline": "text_to_video_R@1",
+        "primary_metric": "text_to_video_R@1",
         "protocol": "toy-heldout",
         "counts": {"queries": 240, "clips": 240},
         "training_counts": {"rows": 12000, "skipped_samples": 2},
@@ -122,7 +122,7 @@ def test_local_base_model_is_named_without_its_path_and_not_in_the_metadata(fold
 
 
 def test_without_metrics_or_base_models_the_card_says_so(folder):
-    card = write(folder, metrics={}, intervals={}, headline=None, base_models=[])
+    card = write(folder, metrics={}, intervals={}, primary_metric=None, base_models=[])
     assert card.data.eval_results is None
     assert card.data.base_model is None
     assert "Nothing was measured." in card.text
@@ -156,9 +156,9 @@ def test_wrong_input_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="`command`.*`versions`.*got \\['seed'\\]"):
         write(folder, run={"seed": 1})
     with pytest.raises(ValueError, match="'loss' is inf"):
-        write(folder, metrics={"loss": float("inf")}, intervals={}, headline=None)
+        write(folder, metrics={"loss": float("inf")}, intervals={}, primary_metric=None)
     with pytest.raises(ValueError, match="'R@1' is none of the metrics"):
-        write(folder, headline="R@1")
+        write(folder, primary_metric="R@1")
     with pytest.raises(ValueError, match="holds no config.json"):
         write(tmp_path)
     (folder / "config.json").write_text("{}")

@@ -70,7 +70,7 @@ def test_get_protocol_takes_names_with_suffixes_and_knows_defaults():
 def test_names_say_what_changes_the_meaning():
     assert protocol_name("msvd") == "msvd"
     assert protocol_name("msvd", rerank_top_k=100) == "msvd+rerank100"
-    name = protocol_name("msrvtt-1ka-9k", uses_dual_softmax=True, rerank_top_k=128, num_missing=3)
+    name = protocol_name("msrvtt-1ka-9k", dual_softmax=True, rerank_top_k=128, num_missing=3)
     assert name == "msrvtt-1ka-9k+missing3+rerank128+dsl"
     with pytest.raises(ValueError, match="'msvd\\+dsl' has a suffix already; pass the plain name 'msvd'"):
         protocol_name("msvd+dsl", rerank_top_k=100)

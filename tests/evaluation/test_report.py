@@ -106,7 +106,7 @@ def write(path, **changes):
         "run": {"command": "train.py --seed 1", "versions": {"torch": "2.11.0"}},
         "data": {"training": {"rows": 12000, "captions": 36000}, "evaluation": {"rows": 240, "bad_samples": 3}},
         "intervals": {"eval_text_to_video_R@1": (0.7583, 0.8583)},
-        "headline": "eval_text_to_video_R@1",
+        "primary_metric": "eval_text_to_video_R@1",
     }
     write_report(path, **(arguments | changes))
     return path.read_text(encoding="utf-8")
@@ -126,11 +126,11 @@ def test_page_states_the_numbers_with_protocol_counts_and_interval(tmp_path):
 def test_few_queries_have_few_decimals_and_are_counted(tmp_path):
     metrics = {"accuracy": 1 / 3, "mlm_accuracy": 1 / 3, "text_to_video_R@1": 1 / 3, "text_to_video_num_queries": 3}
     intervals = {"accuracy": (0.0, 2 / 3)}
-    changes = {"metrics": metrics, "intervals": intervals, "headline": "text_to_video_R@1", "log_history": []}
+    changes = {"metrics": metrics, "intervals": intervals, "primary_metric": "text_to_video_R@1", "log_history": []}
     page = Page(write(tmp_path / "retrieval.html", **changes))
     assert "of 3 queries" in page.text and page.text.count("0.33\n") == 2  # the tile and the table
     assert page.text.count("0.3333") == 2  # how many tokens and questions there were is not known
-    changes |= {"headline": "accuracy", "counts": {"questions": 3}}
+    changes |= {"primary_metric": "accuracy", "counts": {"questions": 3}}
     page = Page(write(tmp_path / "questions.html", **changes))
     assert "of 3 questions" in page.text and "0.00 – 0.67" in page.text
 
@@ -143,7 +143,7 @@ def test_losses_state_what_guessing_costs_in_training_and_in_evaluation(tmp_path
             log_history=history,
             metrics={"contrastive_tv_loss": 2.0},
             intervals={},
-            headline=None,
+            primary_metric=None,
             chance={"contrastive_tv_loss": math.log(7)},
             train_chance={"contrastive_tv_loss": math.log(2)},
         )
@@ -176,7 +176,7 @@ def test_every_text_is_escaped(tmp_path):
         counts={HOSTILE: 1},
         metrics={HOSTILE: 0.5, HOSTILE + "R@1": 0.5},
         intervals={},
-        headline=HOSTILE,
+        primary_metric=HOSTILE,
         log_history=[{"step": 1, HOSTILE + "loss": 1.0}],
         examples=[Example(HOSTILE, HOSTILE, [ExampleResult(HOSTILE, 1, 1.0, True, HOSTILE, frames(), tone())])],
         data={HOSTILE: {HOSTILE: 1}},
@@ -212,7 +212,7 @@ def test_one_chart_per_loss_with_training_and_evaluation(tmp_path):
 def test_page_says_what_guessing_scores_and_what_losses_mean(tmp_path):
     page = Page(write(tmp_path / "report.html"))
     chances = [text for text in page.texts if text.startswith("chance ")]
-    assert chances == ["chance 0.0042"]  # of the headline: one of 240
+    assert chances == ["chance 0.0042"]  # of the primary_metric: one of 240
     table = page.text.split("Metrics")[1].split("Training")[0]
     assert "0.0042" in table and "0.0208" in table and "120.5" in table  # R@1, R@5 and both ranks
     assert "Share of the masked tokens that are predicted exactly." in table and "Weighted sum" in table
@@ -277,7 +277,7 @@ def test_page_without_training_or_examples(tmp_path):
         write(
             tmp_path / "report.html",
             **{"log_history": [], "examples": [], "run": {}, "data": None},
-            **{"metrics": {}, "intervals": {}, "headline": None},
+            **{"metrics": {}, "intervals": {}, "primary_metric": None},
         )
     )
     assert "evaluated without training" in page.text
@@ -287,7 +287,7 @@ def test_page_without_training_or_examples(tmp_path):
 
 def test_unknown_headline_or_interval_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'R@1' is none of the metrics .*eval_text_to_video_R@1"):
-        write(tmp_path / "report.html", headline="R@1")
+        write(tmp_path / "report.html", primary_metric="R@1")
     with pytest.raises(ValueError, match="'other' is none of the metrics"):
         write(tmp_path / "report.html", intervals={"other": (0, 1)})
 

@@ -48,7 +48,7 @@ def test_metrics_file_holds_protocol_counts_numbers_and_intervals(tmp_path):
         protocol="toy",
         counts={"queries": 2},
         intervals={"text_to_video_R@1": (0.25, 0.75)},
-        headline="text_to_video_R@1",
+        primary_metric="text_to_video_R@1",
         selection_split="validation",
     )
     assert json.loads(path.read_text()) == {
@@ -56,7 +56,7 @@ def test_metrics_file_holds_protocol_counts_numbers_and_intervals(tmp_path):
         "selection_split": "validation",
         "precision": None,
         "decoder": None,
-        "headline": "text_to_video_R@1",
+        "primary_metric": "text_to_video_R@1",
         "counts": {"queries": 2},
         "metrics": {"text_to_video_R@1": 0.5},
         "intervals": {"text_to_video_R@1": [0.25, 0.75]},

@@ -4,36 +4,36 @@ import numpy as np
 import pytest
 
 from simple_multimodal.evaluation.ranking import retrieval_ranks
-from simple_multimodal.evaluation.scores import dual_softmax
+from simple_multimodal.evaluation.scores import dual_softmax_scores
 
 
 def test_dual_softmax_by_hand():
     # Weights of the first column: exp(ln 3) to exp(0), of the second: equal.
     scores = np.array([[np.log(3), 0.5], [0.0, 0.5]])
-    np.testing.assert_allclose(dual_softmax(scores, temperature=1.0), [[0.75 * np.log(3), 0.25], [0.0, 0.25]])
+    np.testing.assert_allclose(dual_softmax_scores(scores, temperature=1.0), [[0.75 * np.log(3), 0.25], [0.0, 0.25]])
 
 
 def test_dual_softmax_takes_a_clip_away_from_the_query_that_fits_it_less():
     scores = np.array([[0.9, 0.6], [0.8, 0.75]])
     assert retrieval_ranks(scores, np.eye(2, dtype=bool)).tolist() == [1, 2]
-    assert retrieval_ranks(dual_softmax(scores, temperature=0.05), np.eye(2, dtype=bool)).tolist() == [1, 1]
+    assert retrieval_ranks(dual_softmax_scores(scores, temperature=0.05), np.eye(2, dtype=bool)).tolist() == [1, 1]
     # One query alone has nothing to compare with.
-    np.testing.assert_array_equal(dual_softmax(scores[:1], temperature=0.05), scores[:1])
+    np.testing.assert_array_equal(dual_softmax_scores(scores[:1], temperature=0.05), scores[:1])
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_dual_softmax_follows_the_order_of_queries_and_keeps_what_is_not_positive(seed):
     generator = np.random.default_rng(seed)
     scores = generator.normal(size=(5, 4))
-    weighed = dual_softmax(scores, temperature=0.1)
+    weighed = dual_softmax_scores(scores, temperature=0.1)
     order = generator.permutation(5)
-    np.testing.assert_allclose(dual_softmax(scores[order], temperature=0.1), weighed[order], rtol=1e-12)
+    np.testing.assert_allclose(dual_softmax_scores(scores[order], temperature=0.1), weighed[order], rtol=1e-12)
     np.testing.assert_array_equal(weighed[scores <= 0], scores[scores <= 0])
     assert (weighed[scores > 0] >= 0).all()
 
 
 def test_wrong_dual_softmax_is_refused():
     with pytest.raises(ValueError, match="2 of 3 scores are infinite or NaN"):
-        dual_softmax(np.array([[0.0, -np.inf, np.nan]]), temperature=1.0)
+        dual_softmax_scores(np.array([[0.0, -np.inf, np.nan]]), temperature=1.0)
     with pytest.raises(ValueError, match="above 0, got 0"):
-        dual_softmax(np.zeros((1, 2)), temperature=0)
+        dual_softmax_scores(np.zeros((1, 2)), temperature=0)

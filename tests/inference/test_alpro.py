@@ -43,12 +43,12 @@ def test_encode_search_and_answer(models, work, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(("kind", "task"), [("retrieval", "msrvtt_ret"), ("qa", "msvd_qa")])
-@pytest.mark.parametrize("is_alpro", [False, True])
-def test_infer_over_the_original_layout(models, work, tmp_path, capfd, kind, task, is_alpro):
+@pytest.mark.parametrize("alpro", [False, True])
+def test_infer_over_the_original_layout(models, work, tmp_path, capfd, kind, task, alpro):
     argv = ["infer", models[kind], str(work / "data" / task), "--output_dir", str(tmp_path / "out")]
-    assert main([*argv, *["--alpro"] * is_alpro]) == 0
+    assert main([*argv, *["--alpro"] * alpro]) == 0
     printed = ast.literal_eval(capfd.readouterr().out.strip().splitlines()[-1])
     assert ("text2video" if kind == "retrieval" else "overall_acc") in printed
     written = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert written["selection_split"] is None and written["protocol"].startswith("alpro" if is_alpro else "ms")
+    assert written["selection_split"] is None and written["protocol"].startswith("alpro" if alpro else "ms")
     assert written["counts"]["clips"] == 2

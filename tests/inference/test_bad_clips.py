@@ -11,7 +11,7 @@ import pytest
 from simple_multimodal.cli import main
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.rows import RowDataset
-from simple_multimodal.evaluation.scores import dual_softmax
+from simple_multimodal.evaluation.scores import dual_softmax_scores
 from simple_multimodal.inference import encoded, partial, pipeline
 from simple_multimodal.inference.pipeline import cosine
 from simple_multimodal.media.errors import MediaError
@@ -133,10 +133,12 @@ def test_in_retrieval_a_bad_clip_comes_last(retriever, scores, folder, warnings,
 
 def test_without_matching_and_with_dual_softmax(retriever, scores, folder):
     measured = evaluate_retrieval(
-        retriever, captioned(folder), rerank_top_k=0, uses_dual_softmax=True, num_results=NUM_CLIPS
+        retriever, captioned(folder), rerank_top_k=0, dual_softmax=True, num_results=NUM_CLIPS
     )
     expected = np.full((NUM_CLIPS, NUM_CLIPS), -np.inf)
-    expected[np.ix_(GOOD, GOOD)] = dual_softmax(scores[""][np.ix_(GOOD, GOOD)], temperature=DUAL_SOFTMAX_TEMPERATURE)
+    expected[np.ix_(GOOD, GOOD)] = dual_softmax_scores(
+        scores[""][np.ix_(GOOD, GOOD)], temperature=DUAL_SOFTMAX_TEMPERATURE
+    )
     assert_ranks(measured.metrics, "", expected)
     assert len(list(measured.rows)) == len(GOOD) ** 2
 
@@ -211,7 +213,7 @@ def test_a_measurement_lists_its_bad_clips(models, spoiled_data, tmp_path, capfd
 
 def test_saved_embeddings_keep_the_list(models, spoiled_data, tmp_path, monkeypatch):
     """A second measurement, which reads no clip, counts the same."""
-    flags = ("--matching_top_k", "0")
+    flags = ("--rerank_top_k", "0")
     assert infer(models, spoiled_data, tmp_path / "out", "msrvtt_ret", *flags) == 0
     first = (tmp_path / "out/metrics.json").read_bytes()
     assert b"bad_samples" in first

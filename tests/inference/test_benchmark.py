@@ -36,27 +36,29 @@ def test_retrieval_prints_the_reference_literal_and_writes_results(retrieval_mod
     code, printed = infer(capfd, model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out"))
     assert code == 0 and set(printed["text2video"]) == {"r1", "r5", "r10", "medianR", "meanR"}
     written = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert written["protocol"].startswith("msrvtt-1ka-9k") and written["headline"] == "matching_text_to_video_R@1"
+    assert (
+        written["protocol"].startswith("msrvtt-1ka-9k") and written["primary_metric"] == "matching_text_to_video_R@1"
+    )
     assert written["counts"] == {"captions": NUM_CLIPS, "clips": NUM_CLIPS, "duplicate_captions": 0}
     assert written["audio_crop"] == "of longer audio the middle 3.84 seconds"  # six windows of 64 frames
     assert printed["text2video"]["r1"] == round(100 * written["metrics"]["matching_text_to_video_R@1"], 2)
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert len(rows) == NUM_CLIPS**2 and set(rows[0]) == {"vid_id", "txt_id", "score", "sim"}
     # Without matching the embeddings are kept and used again.
-    again = [model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out"), "--matching_top_k", "0"]
+    again = [model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out"), "--rerank_top_k", "0"]
     infer(capfd, *again)
     saved = tmp_path / "out/embeddings/index.json"
     before = saved.stat().st_mtime_ns
     _, printed = infer(capfd, *again)
     assert saved.stat().st_mtime_ns == before
     embeddings = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert embeddings["headline"] == "text_to_video_R@1"
+    assert embeddings["primary_metric"] == "text_to_video_R@1"
     assert embeddings["metrics"]["text_to_video_R@1"] == written["metrics"]["text_to_video_R@1"]
 
 
 def test_what_changes_the_meaning_stands_in_the_name(retrieval_model, data, tmp_path, capfd):
     model = unseen(retrieval_model, tmp_path)
-    flags = ["--output_dir", str(tmp_path / "out"), "--matching_top_k", "2", "--dsl"]
+    flags = ["--output_dir", str(tmp_path / "out"), "--rerank_top_k", "2", "--dsl"]
     infer(capfd, model, str(data / "msrvtt_ret"), *flags)
     assert "+rerank2+dsl" in json.loads((tmp_path / "out/metrics.json").read_text())["protocol"]
     code, _ = infer(capfd, model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "alpro"), "--alpro")
@@ -79,8 +81,8 @@ def test_only_matching_that_was_better_ranks_by_default(retrieval_model, data, t
     (model / "config.json").write_text(json.dumps(config | saved))
     assert main(["infer", str(model), str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert written["headline"] == f"{prefix}text_to_video_R@1" and "+rerank" not in written["protocol"]
-    assert ("Ranked by cosine" in caplog.text and "--matching_top_k N" in caplog.text) == (prefix == "")
+    assert written["primary_metric"] == f"{prefix}text_to_video_R@1" and "+rerank" not in written["protocol"]
+    assert ("Ranked by cosine" in caplog.text and "--rerank_top_k N" in caplog.text) == (prefix == "")
 
 
 def test_a_test_on_training_clips_is_refused(retrieval_model, data, tmp_path, capfd):
@@ -174,9 +176,9 @@ def test_what_reranking_changes_is_measured(retrieval_model, data, clips, tmp_pa
         assert infer(capfd, model, str(data / "msrvtt_ret"), "--output_dir", str(folder), *flags)[0] == 0
         return json.loads((folder / "metrics.json").read_text())
 
-    every, two = metrics("every", "--matching_top_k", "all"), metrics("two", "--matching_top_k", "2")
+    every, two = metrics("every", "--rerank_top_k", "all"), metrics("two", "--rerank_top_k", "2")
     assert scored[0] == NUM_CLIPS**2 and scored[1] < scored[0]
-    measured = metrics("measured", "--matching_top_k", "2", "--measure_rerank")
+    measured = metrics("measured", "--rerank_top_k", "2", "--compare_rerank")
     assert scored[2:] == [NUM_CLIPS**2]  # each pair once
     changes = {name: value for name, value in measured["metrics"].items() if name.endswith("_change")}
     assert len(changes) == 10 and set(changes) < set(measured["intervals"])
@@ -244,13 +246,13 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
     assert "a model of another task" in error("infer", retrieval_model, str(data / "msvd_qa"))
     absent = error("infer", retrieval_model, str(data / "msrvtt_ret"), "--split", "validation")
     assert "has no validation split" in absent
-    assert "how many candidates are re-ranked" in error(*retrieval, "--measure_rerank")
-    assert "--matching_top_k is -1; give 0 (no re-ranking) or more." in error(*retrieval, "--matching_top_k", "-1")
+    assert "how many candidates are re-ranked" in error(*retrieval, "--compare_rerank")
+    assert "--rerank_top_k is -1; give 0 (no re-ranking) or more." in error(*retrieval, "--rerank_top_k", "-1")
     with pytest.raises(SystemExit):
-        error(*retrieval, "--matching_top_k", "few")
-    assert "--matching_top_k: 'few' is neither a number nor 'all'" in capfd.readouterr().err
-    refused = error(*answering, "--matching_top_k", "3")
-    assert "--matching_top_k cannot be used with --task question_answering" in refused
+        error(*retrieval, "--rerank_top_k", "few")
+    assert "--rerank_top_k: 'few' is neither a number nor 'all'" in capfd.readouterr().err
+    refused = error(*answering, "--rerank_top_k", "3")
+    assert "--rerank_top_k cannot be used with --task question_answering" in refused
     shutil.copytree(data / "msvd_qa", tmp_path / "msvd_qa")
     listed = tmp_path / "msvd_qa/txt/test.jsonl"
     listed.write_text(listed.read_text().replace('"answer_type": "who"', '"answer_type": "whose"'))

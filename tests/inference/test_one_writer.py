@@ -26,7 +26,7 @@ def commands(request, retrieval_model, clips, data, tmp_path):
         "features": (features, out / "video"),
         "pack": (["pack", manifest, str(out), *roots], out),
         "prepare": ([*prepare, "--splits", "test"], out),
-        "toy": ([*toy, "--num_validation_pictures", "2", "--num_validation_sounds", "2"], out),
+        "toy": ([*toy, "--num_validation_videos", "2", "--num_validation_audio", "2"], out),
     }
 
 

@@ -60,7 +60,7 @@ def test_the_precision_stands_in_the_result_and_a_mismatch_in_one_line(bf16_mode
         str(data / "msrvtt_ret"),
         "--output_dir",
         str(tmp_path / "out"),
-        "--matching_top_k",
+        "--rerank_top_k",
         "0",
     ]
     for given, written, is_said in (((), "bf16", False), (("--precision", "fp32"), "fp32", True)):

@@ -293,7 +293,7 @@ def test_a_saved_index_belongs_to_its_model(retriever, clips, tmp_path, capsys):
 def test_a_model_without_matching_is_refused_before_clips_are_read(retriever, clips, monkeypatch):
     config = MultimodalConfig.from_dict(retriever.model.config.to_dict() | {"matching_loss_weight": 0.0})
     monkeypatch.setattr(Retriever, "encode_rows", None)
-    with pytest.raises(ValueError, match="made without matching .* --matching_top_k 0"):
+    with pytest.raises(ValueError, match="made without matching .* --rerank_top_k 0"):
         Retriever(MultimodalForRetrieval(config), retriever.processor).index(clips / "video", for_matching=True)
 
 

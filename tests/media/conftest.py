@@ -14,7 +14,7 @@ def numbered_video(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sounding_video(tmp_path_factory) -> Path:
+def video_with_audio(tmp_path_factory) -> Path:
     """2 seconds of numbered frames with a rising ramp as sound: the sample at `t` seconds is `t / 4`."""
     path = tmp_path_factory.mktemp("media") / "sounding.mkv"
     return write_media(path, num_frames=50, waveform=lambda times: times / 4, audio_seconds=2.0)

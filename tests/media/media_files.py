@@ -10,14 +10,14 @@ import numpy as np
 WIDTH, HEIGHT, CELL = 64, 48, 16
 
 
-def numbered_picture(number: int) -> np.ndarray:
+def numbered_frame(number: int) -> np.ndarray:
     """A picture of 4 x 3 cells of 16 pixels, black or white: the bits of `number`, lowest first, row by row."""
     bits = np.array([number >> bit & 1 for bit in range(12)], dtype=np.uint8).reshape(3, 4) * 255
     return np.repeat(bits.repeat(CELL, axis=0).repeat(CELL, axis=1)[..., None], 3, axis=2)  # (48, 64, 3)
 
 
 def read_number(picture: np.ndarray) -> int:
-    """Reads the number off a decoded picture of `numbered_picture`, `(3, 48, 64)`, from the middle of each cell."""
+    """Reads the number off a decoded picture of `numbered_frame`, `(3, 48, 64)`, from the middle of each cell."""
     assert picture.shape == (3, HEIGHT, WIDTH)
     bits = picture[1, CELL // 2 :: CELL, CELL // 2 :: CELL].ravel() > 127
     return int((bits << np.arange(12)).sum())
@@ -57,7 +57,7 @@ def write_media(
         if waveform:
             audio = output.add_stream(audio_codec, rate=audio_rate, layout=layout, options=audio_options or {})
         for number in range(num_frames):
-            picture = av.VideoFrame.from_ndarray(numbered_picture(first_number + number), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(numbered_frame(first_number + number), format="rgb24")
             picture.pts, picture.time_base = (ticks or range(num_frames))[number], Fraction(1, rate)
             output.mux(video.encode(picture))
         if num_frames:
@@ -93,7 +93,7 @@ def write_two_tracks(path: Path, rates: tuple[int, int], codec: str, seconds: fl
             for number in range(round(rate * seconds))
         ]
         for _, track, number in sorted(times):
-            picture = av.VideoFrame.from_ndarray(numbered_picture(1000 * track + number), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(numbered_frame(1000 * track + number), format="rgb24")
             picture.pts, picture.time_base = number, Fraction(1, rates[track])
             output.mux(streams[track].encode(picture))
         for stream in streams:

@@ -64,7 +64,7 @@ def test_resampling_keeps_time_and_amplitude(tmp_path, audio_rate):
     ("suffix", "codec", "audio_rate"),
     [("flac", "flac", 16000), ("m4a", "aac", 16000), ("mp3", "libmp3lame", 16000), ("ogg", "libopus", 48000)],
 )
-def test_sound_files(tmp_path, suffix, codec, audio_rate):
+def test_audio_files(tmp_path, suffix, codec, audio_rate):
     path = write_media(
         tmp_path / f"sound.{suffix}", waveform=sine, audio_codec=codec, audio_rate=audio_rate, audio_seconds=1.0
     )
@@ -76,9 +76,9 @@ def test_sound_files(tmp_path, suffix, codec, audio_rate):
     assert np.abs(error).max() < (1e-4 if codec == "flac" else 0.05)
 
 
-def test_a_segment_starts_at_its_time(sounding_video):
+def test_a_segment_starts_at_its_time(video_with_audio):
     for start, end in [(0.5, 1.0), (0.3333, 0.7777), (1.999, 2.5)]:
-        waveform = read_audio(sounding_video, 16000, start_seconds=start, end_seconds=end)
+        waveform = read_audio(video_with_audio, 16000, start_seconds=start, end_seconds=end)
         first, stop = round(start * 16000), min(round(end * 16000), 32000)
         assert len(waveform) == stop - first
         np.testing.assert_allclose(waveform, ramp(np.arange(first, stop) / 16000), atol=2**-14)
@@ -94,7 +94,7 @@ def test_neighbouring_segments_make_up_the_whole(tmp_path, audio_rate):
     np.testing.assert_array_equal(np.concatenate(pieces), read_audio(path, 16000))
 
 
-def test_silence_before_a_sound_track_that_starts_late(tmp_path):
+def test_silence_before_an_audio_track_that_starts_late(tmp_path):
     path = write_media(tmp_path / "late.mkv", num_frames=50, waveform=np.ones_like, audio_start=0.5, audio_seconds=1.0)
     waveform = read_audio(path, 16000)
     assert len(waveform) == 24000
@@ -116,7 +116,7 @@ def test_time_runs_from_the_first_video_frame(tmp_path):
     np.testing.assert_allclose(waveform, ramp(0.4 + times_of(waveform)), atol=2**-13)
 
 
-def test_a_gap_in_the_sound_is_silence_of_its_length(tmp_path):
+def test_a_gap_in_the_audio_is_silence_of_its_length(tmp_path):
     path = tmp_path / "gap.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
@@ -130,19 +130,19 @@ def test_a_gap_in_the_sound_is_silence_of_its_length(tmp_path):
     np.testing.assert_array_equal(waveform, expected.astype(np.float32))
 
 
-def test_sound_that_ends_early_is_shorter_than_the_segment(sounding_video):
-    assert len(read_audio(sounding_video, 16000, start_seconds=1.5, end_seconds=9.0)) == 8000
+def test_audio_that_ends_early_is_shorter_than_the_segment(video_with_audio):
+    assert len(read_audio(video_with_audio, 16000, start_seconds=1.5, end_seconds=9.0)) == 8000
     with pytest.raises(MediaError, match="sounding.mkv.*no sound from 2.5 s.*ends at 2.000 s"):
-        read_audio(sounding_video, 16000, start_seconds=2.5, end_seconds=3.0)
+        read_audio(video_with_audio, 16000, start_seconds=2.5, end_seconds=3.0)
 
 
-def test_a_file_without_sound(numbered_video):
+def test_a_file_without_audio(numbered_video):
     assert not has_audio(numbered_video)
     with pytest.raises(MediaError, match="numbered.mp4.*no sound track"):
         read_audio(numbered_video, 16000)
 
 
-def test_a_sound_track_without_samples(tmp_path):
+def test_an_audio_track_without_samples(tmp_path):
     path = tmp_path / "nothing.wav"
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -177,27 +177,27 @@ def test_limits_on_length(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("segment", [(-1.0, None), (0.5, 0.5), (0.50000001, 0.50000002)])
-def test_segments_that_are_not_allowed(sounding_video, segment):
+def test_segments_that_are_not_allowed(video_with_audio, segment):
     with pytest.raises(ValueError, match="segment"):
-        read_audio(sounding_video, 16000, start_seconds=segment[0], end_seconds=segment[1])
+        read_audio(video_with_audio, 16000, start_seconds=segment[0], end_seconds=segment[1])
 
 
-def test_a_sampling_rate_that_is_not_allowed(sounding_video):
+def test_a_sampling_rate_that_is_not_allowed(video_with_audio):
     with pytest.raises(ValueError, match="sampling_rate is 0"):
-        read_audio(sounding_video, 0)
+        read_audio(video_with_audio, 0)
 
 
-def test_threads_read_what_one_thread_reads(sounding_video):
-    alone = read_audio(sounding_video, 16000)
+def test_threads_read_what_one_thread_reads(video_with_audio):
+    alone = read_audio(video_with_audio, 16000)
     with ThreadPoolExecutor(4) as pool:
-        for waveform in pool.map(lambda _: read_audio(sounding_video, 16000), range(12)):
+        for waveform in pool.map(lambda _: read_audio(video_with_audio, 16000), range(12)):
             np.testing.assert_array_equal(waveform, alone)
 
 
 # Real files
 
 
-def test_sound_of_all_real_clips(shared_dir):
+def test_audio_of_all_real_clips(shared_dir):
     paths = sorted((shared_dir / "data" / "clips" / "videos").iterdir())
     sounding = [path for path in paths if has_audio(path)]
     assert len(sounding) == 36
@@ -233,7 +233,7 @@ def test_planes_that_are_none_are_not_read(layout, num_channels):
 
 
 @pytest.mark.parametrize("rate, is_read", [(999, False), (1000, True), (1_000_000, True), (1_000_001, False)])
-def test_sampling_rates_that_no_sound_has_are_refused(tmp_path, rate, is_read):
+def test_sampling_rates_that_no_audio_has_are_refused(tmp_path, rate, is_read):
     path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1, audio_rate=rate)
     if is_read:
         assert len(read_audio(path, 16000)) == 1600
@@ -263,7 +263,7 @@ LATE = {"num_frames": 75, "waveform": sine, "audio_start": 1.0, "audio_seconds":
         ("late.mp4", {"audio_codec": "aac"}),
     ],
 )
-def test_a_sound_track_whose_packets_come_late_is_read(tmp_path, name, settings):
+def test_an_audio_track_whose_packets_come_late_is_read(tmp_path, name, settings):
     path = write_media(tmp_path / name, **LATE, **settings)
     assert has_audio(path)
     waveform = read_audio(path, 16000)
@@ -273,7 +273,7 @@ def test_a_sound_track_whose_packets_come_late_is_read(tmp_path, name, settings)
     assert tracks.audio is not None
 
 
-def test_sound_that_comes_after_the_reach_of_a_probe_is_read(tmp_path):
+def test_audio_that_comes_after_the_reach_of_a_probe_is_read(tmp_path):
     settings = {"codec_options": {"g": "25", "crf": "30"}, "rate": 5, "audio_codec": "aac"}
     path = write_media(
         tmp_path / "late.ts", num_frames=60, waveform=sine, audio_start=9, audio_seconds=2.0, **settings
@@ -397,7 +397,7 @@ def test_late_segments_keep_gaps_and_the_time_of_the_first_frame(tmp_path, monke
         np.testing.assert_array_equal(waveform, whole[round(start * 16000) : stop])
 
 
-def test_the_index_of_a_sound_track_is_kept(tmp_path, monkeypatch, seeks_early):
+def test_the_index_of_an_audio_track_is_kept(tmp_path, monkeypatch, seeks_early):
     path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
     first = read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index")
     assert len(list((tmp_path / "index").rglob("*.audio.safetensors"))) == 1

@@ -19,7 +19,7 @@ from simple_multimodal.media import (
 from simple_multimodal.media import container as container_module
 from simple_multimodal.media.conversion import apply_display_matrix
 from tests.faults.corpus import jpeg, mov, sized_jpeg
-from tests.media.media_files import HEIGHT, WIDTH, numbered_picture, read_number, write_media, write_two_tracks
+from tests.media.media_files import HEIGHT, WIDTH, numbered_frame, read_number, write_media, write_two_tracks
 
 
 @pytest.fixture(params=["pyav", "torchcodec", "decord"])
@@ -108,7 +108,7 @@ def test_display_matrix_turns_and_mirrors():
         assert apply_display_matrix(picture, matrix).tolist() == expected
 
 
-def test_a_stream_that_changes_its_size_is_scaled_to_its_first_picture(tmp_path):
+def test_a_stream_that_changes_its_size_is_scaled_to_its_first_image(tmp_path):
     path = tmp_path / "sizes.ts"
     parts = []
     for number, (width, height) in enumerate([(64, 48), (128, 96)]):
@@ -235,14 +235,14 @@ def test_a_file_without_video_says_what_it_has(tmp_path):
         index_video(path)
 
 
-def test_a_cover_picture_is_no_video(tmp_path):
+def test_a_cover_image_is_no_video(tmp_path):
     path = tmp_path / "song.m4a"
     with av.open(str(path), "w", format="mp4") as container:
         sound = container.add_stream("aac", rate=16000, layout="mono")
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered_picture(1)).reformat(format="yuvj420p")))
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered_frame(1)).reformat(format="yuvj420p")))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono")
         frame.sample_rate = 16000
         container.mux(sound.encode(frame))
@@ -251,7 +251,7 @@ def test_a_cover_picture_is_no_video(tmp_path):
         index_video(path)
 
 
-def test_a_picture_beyond_the_pixel_limit_is_not_decoded(tmp_path):
+def test_an_image_beyond_the_pixel_limit_is_not_decoded(tmp_path):
     picture = jpeg(tmp_path)
     path = tmp_path / "huge.mov"
     path.write_bytes(mov(1, size=len(picture), data=sized_jpeg(picture, 5000, 4000)))

@@ -66,12 +66,12 @@ class Cell:
         return f"{self.task}; {self.adaptation}; {'checkpoints' if self.checkpointing else 'no checkpoints'}"
 
     @property
-    def is_alpro(self) -> bool:
+    def alpro(self) -> bool:
         return self.task.startswith("ALPRO")
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        towers = {"frozen": ("video",), "features": ("video",) if self.is_alpro else ("audio", "video")}
+        towers = {"frozen": ("video",), "features": ("video",) if self.alpro else ("audio", "video")}
         return towers.get(self.adaptation, ())
 
 
@@ -89,7 +89,7 @@ CELLS = tuple(cell for cell in GRID if not (cell.adaptation == "features" and ce
 
 def make_batch(cell: Cell) -> dict[str, torch.Tensor]:
     """All rows, with labels for questions; without features."""
-    batch = {name: values[:4] for name, values in alpro.make_batch().items()} if cell.is_alpro else tiny.make_batch()
+    batch = {name: values[:4] for name, values in alpro.make_batch().items()} if cell.alpro else tiny.make_batch()
     if "question answering" in cell.task:
         batch["labels"] = torch.tensor([0, 1, 1, -1, 2, 0])[: len(batch["row_ids"])]
     return batch
@@ -100,7 +100,7 @@ def build(cell: Cell) -> tuple[TowerModel, dict[str, torch.Tensor]]:
     model_class, form, objectives = TASKS[cell.task]
     off = {f"{name}_loss_weight": 0.0 for name in OBJECTIVES if name not in objectives}
     torch.manual_seed(0)
-    if cell.is_alpro:
+    if cell.alpro:
         off = {name: weight for name, weight in off.items() if name in vars(alpro.tiny_config())}
         model = alpro.build(model_class, num_labels=3, **off)
     else:

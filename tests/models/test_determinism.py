@@ -14,7 +14,7 @@ from simple_multimodal.tasks.question_answering.modeling import MultimodalForQue
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from tests.models.alpro import tiny as alpro
 from tests.models.distributed_worker import CASES, build
-from tests.models.test_host_reads import TEXT_INPUTS, picture_inputs, sound_inputs
+from tests.models.test_host_reads import TEXT_INPUTS, audio_inputs, image_inputs
 from tests.models.tiny import make_batch, tiny_config
 from tests.models.tiny_towers import write_checkpoint
 
@@ -80,17 +80,17 @@ BICUBIC, BILINEAR = {"upsample_bicubic2d_backward"}, {"_upsample_bilinear2d_aa_b
         ("siglip", "text", (30, 0, 1), TEXT_INPUTS, set()),
         ("siglip2", "text", (60, 0, 1), TEXT_INPUTS, set()),
         ("clap", "text", (30, 1, 2), TEXT_INPUTS, set()),
-        ("ast", "audio", (16, 64), sound_inputs(16, 64), set()),
-        ("clip", "video", (3, 16, 16), picture_inputs(3, 16), set()),
-        ("siglip", "video", (3, 16, 16), picture_inputs(3, 16), set()),
-        ("siglip2", "video", (3, 16, 16), picture_inputs(3, 16), set()),
-        ("timesformer", "video", (4, 16, 16), picture_inputs(4, 16), set()),
-        ("pe_audio_video", "video", (3, 16, 16), picture_inputs(3, 16), set()),
+        ("ast", "audio", (16, 64), audio_inputs(16, 64), set()),
+        ("clip", "video", (3, 16, 16), image_inputs(3, 16), set()),
+        ("siglip", "video", (3, 16, 16), image_inputs(3, 16), set()),
+        ("siglip2", "video", (3, 16, 16), image_inputs(3, 16), set()),
+        ("timesformer", "video", (4, 16, 16), image_inputs(4, 16), set()),
+        ("pe_audio_video", "video", (3, 16, 16), image_inputs(3, 16), set()),
         # A trained position table that is stretched, and windows of another length: docs/reliability.md says so.
-        ("clap", "audio", (8, 101), sound_inputs(8, 101), BICUBIC),
-        ("clip", "video", (3, 24, 24), picture_inputs(3, 24), BICUBIC),
-        ("siglip", "video", (3, 24, 24), picture_inputs(3, 24), BICUBIC),
-        ("siglip2", "video", (3, 24, 24), picture_inputs(3, 24), BILINEAR),
+        ("clap", "audio", (8, 101), audio_inputs(8, 101), BICUBIC),
+        ("clip", "video", (3, 24, 24), image_inputs(3, 24), BICUBIC),
+        ("siglip", "video", (3, 24, 24), image_inputs(3, 24), BICUBIC),
+        ("siglip2", "video", (3, 24, 24), image_inputs(3, 24), BILINEAR),
     ],
 )
 def test_towers_of_others(tmp_path, kind, modality, size, inputs, refused):

@@ -113,7 +113,7 @@ def test_text_matches_stock_masked_lm(tmp_path, name, changes):
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_audio_matches_stock_vit_mae_on_a_square_rgb_picture(tmp_path, norm_pix_loss):
+def test_audio_matches_stock_vit_mae_on_a_square_rgb_image(tmp_path, norm_pix_loss):
     config = audio_config(image_size=16, num_channels=3, mask_ratio=0.75, norm_pix_loss=norm_pix_loss)
     stock = randomize(ViTMAEForPreTraining(config))
     stock.save_pretrained(tmp_path)

@@ -67,11 +67,11 @@ def test_alpro(device):
 TEXT_INPUTS = (torch.ones(2, 12, dtype=torch.long), torch.ones(2, 12, dtype=torch.long))
 
 
-def sound_inputs(bins: int, frames: int) -> tuple[torch.Tensor, ...]:
+def audio_inputs(bins: int, frames: int) -> tuple[torch.Tensor, ...]:
     return torch.ones(2, 1, bins, 2 * frames), torch.ones(2, 2 * frames, dtype=torch.bool), torch.ones(2, 2 * frames)
 
 
-def picture_inputs(frames: int, side: int) -> tuple[torch.Tensor, ...]:
+def image_inputs(frames: int, side: int) -> tuple[torch.Tensor, ...]:
     return torch.ones(2, frames, 3, side, side, dtype=torch.uint8), torch.ones(2, frames)
 
 
@@ -82,14 +82,14 @@ def picture_inputs(frames: int, side: int) -> tuple[torch.Tensor, ...]:
         ("siglip", "text", (30, 0, 1), TEXT_INPUTS),
         ("siglip2", "text", (60, 0, 1), TEXT_INPUTS),
         ("clap", "text", (30, 1, 2), TEXT_INPUTS),
-        ("clap", "audio", (8, 101), sound_inputs(8, 101)),
-        ("ast", "audio", (16, 64), sound_inputs(16, 64)),
-        ("clip", "video", (3, 16, 16), picture_inputs(3, 16)),
-        ("clip", "video", (3, 24, 24), picture_inputs(3, 24)),
-        ("siglip", "video", (3, 24, 24), picture_inputs(3, 24)),
-        ("siglip2", "video", (3, 24, 24), picture_inputs(3, 24)),
-        ("timesformer", "video", (4, 16, 16), picture_inputs(4, 16)),
-        ("pe_audio_video", "video", (3, 16, 16), picture_inputs(3, 16)),
+        ("clap", "audio", (8, 101), audio_inputs(8, 101)),
+        ("ast", "audio", (16, 64), audio_inputs(16, 64)),
+        ("clip", "video", (3, 16, 16), image_inputs(3, 16)),
+        ("clip", "video", (3, 24, 24), image_inputs(3, 24)),
+        ("siglip", "video", (3, 24, 24), image_inputs(3, 24)),
+        ("siglip2", "video", (3, 24, 24), image_inputs(3, 24)),
+        ("timesformer", "video", (4, 16, 16), image_inputs(4, 16)),
+        ("pe_audio_video", "video", (3, 16, 16), image_inputs(3, 16)),
     ],
 )
 def test_towers_of_others(tmp_path, kind, modality, size, inputs):

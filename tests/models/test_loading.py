@@ -65,7 +65,7 @@ def test_names_are_folded_only_where_nothing_is_lost():
     assert fold_names(["a.0.b.1.w", "a.0.b.2.w"]) == ["a.0.b.{1-2}.w"]
 
 
-def test_vit_mae_for_pictures_becomes_one_for_sound(tmp_path):
+def test_vit_mae_for_images_becomes_one_for_audio(tmp_path):
     stock = ViTMAEForPreTraining(audio_config(image_size=16, num_channels=3))
     folder = save(stock, tmp_path)
     with torch.no_grad():  # pretrained checkpoints hold these tables; stock leaves them at zero

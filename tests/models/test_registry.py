@@ -278,7 +278,7 @@ def test_time_of_tokens(key):
 
 
 @torch.no_grad()
-def test_a_model_runs_an_audio_tower_on_windows_that_hold_sound(key):
+def test_a_model_runs_an_audio_tower_on_windows_that_hold_audio(key):
     modality, _ = key
     if modality != "audio":
         pytest.skip("of audio towers")
@@ -449,7 +449,7 @@ def test_timm_is_named_where_it_is_missing(monkeypatch):
         ENCODERS["video", "timm_wrapper"].processor_values(config)
 
 
-def test_pictures_are_scaled_as_a_timm_checkpoint_says():
+def test_images_are_scaled_as_a_timm_checkpoint_says():
     values = {"input_size": [3, 20, 20], "mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
     config = CONFIG_MAPPING["timm_wrapper"](**TIMM, pretrained_cfg=values | {"crop_pct": 0.8, "crop_mode": "center"})
     encoder_class = ENCODERS["video", "timm_wrapper"]
@@ -458,7 +458,7 @@ def test_pictures_are_scaled_as_a_timm_checkpoint_says():
     assert found == found | expected | {"image_mean": [0.1] * 3, "image_std": [0.2] * 3}
     config = CONFIG_MAPPING["timm_wrapper"](**TIMM, pretrained_cfg=values | {"crop_mode": "squash"})
     found = encoder_class.processor_values(config)
-    assert found["geometry"] == "squash" and "short_side" not in found
+    assert found["resize_mode"] == "squash" and "short_side" not in found
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])

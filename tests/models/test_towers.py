@@ -47,7 +47,7 @@ from .tiny_towers import (
 )
 
 TEXTS = ["a cat purrs", "two dogs bark at a cat", "rain"]
-PICTURES = ("clip", "siglip", "siglip2")
+IMAGES = ("clip", "siglip", "siglip2")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -79,8 +79,8 @@ def text_inputs(kind: str) -> dict[str, torch.Tensor]:
     return dict(tiny_tokenizer(kind)(TEXTS, **settings))
 
 
-def stock_pictures(model: PreTrainedModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and embeddings of pictures `(num_pictures, 3, height, width)` by a stock model with two towers."""
+def stock_images(model: PreTrainedModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and embeddings of pictures `(num_images, 3, height, width)` by a stock model with two towers."""
     if model.config.model_type == "siglip2":
         patches = torch.stack([convert_image_to_patches(picture, 8) for picture in pixels])
         shape = torch.tensor([[pixels.shape[2] // 8, pixels.shape[3] // 8]]).expand(len(pixels), -1)
@@ -108,15 +108,15 @@ def test_texts_equal_the_stock_models(folders, kind):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 16)])
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", IMAGES)
 @torch.no_grad()
-def test_pictures_equal_the_stock_models(folders, kind, size):
+def test_images_equal_the_stock_models(folders, kind, size):
     encoder = load(folders[kind], "video", 3, *size)
     stock = STOCK_MODELS[kind].from_pretrained(folders[kind]).eval()
     pixels = torch.randn(2, 3, 3, *size, generator=torch.Generator().manual_seed(1))
     seconds = torch.tensor([[0.0, 1.0, 2.0], [0.5, 1.5, 1.5]])
     output = encoder(pixels, seconds)
-    tokens, embeddings = stock_pictures(stock, pixels.flatten(0, 1))
+    tokens, embeddings = stock_images(stock, pixels.flatten(0, 1))
     assert_close(output.tokens, tokens.reshape(2, -1, 24))
     frames = F.normalize(embeddings, dim=-1).view(2, 3, -1)
     assert_close(output.embedding, frames.mean(dim=1))
@@ -137,7 +137,7 @@ def clap_windows(num_windows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 @torch.no_grad()
-def test_sounds_equal_the_stock_clap(folders):
+def test_audio_equal_the_stock_clap(folders):
     encoder = load(folders["clap"], "audio", 8, 101)
     stock = STOCK_MODELS["clap"].from_pretrained(folders["clap"]).eval()
     values, mask, seconds = clap_windows(2)
@@ -172,7 +172,7 @@ def untrained_of(encoder: Encoder, folder: Path) -> set[str]:
 
 
 @torch.no_grad()
-def test_a_clap_that_fuses_parts_takes_windows_as_short_sounds(tmp_path):
+def test_a_clap_that_fuses_parts_takes_windows_as_short_audio(tmp_path):
     config = tiny_config("clap")
     config.audio_config.enable_fusion, config.audio_config.fusion_type = True, "aff_2d"
     stock = randomize(STOCK_MODELS["clap"](config))
@@ -256,7 +256,7 @@ def test_whisper_equals_the_stock_model(folders, frames):
 
 @pytest.mark.parametrize("kind", ["pe_audio", "pe_audio_video"])
 @torch.no_grad()
-def test_sounds_and_texts_equal_the_stock_pe_av(folders, kind, tmp_path):
+def test_audio_and_texts_equal_the_stock_pe_av(folders, kind, tmp_path):
     folder = folders[kind]
     stock = stock_pe_av(folder, "audio")
     encoder = load(folder, "audio", 40, 10)
@@ -334,7 +334,7 @@ def test_checkpoints_of_one_tower_load(tmp_path, kind, modality, stock_class):
 
 @pytest.mark.parametrize("is_alone", [False, True])
 @torch.no_grad()
-def test_pictures_and_texts_equal_the_stock_pe_av(folders, tmp_path, is_alone):
+def test_images_and_texts_equal_the_stock_pe_av(folders, tmp_path, is_alone):
     """Out of a checkpoint with sound, or of pictures and texts alone; also when a model with it was saved."""
     folder = folders["pe_audio_video"]
     stock = stock_pe_av(folder, "video")
@@ -386,8 +386,8 @@ def test_a_checkpoint_of_another_kind_of_pe_av_is_refused(folders):
         load_pretrained_tower(encoder, None, folders["pe_audio"])
 
 
-def test_the_picture_tower_of_pe_av_needs_timm(folders, monkeypatch):
-    assert PeVideoConfig().video_config.vision_config.num_labels == 2  # why there is `prepare_pictures`
+def test_the_image_tower_of_pe_av_needs_timm(folders, monkeypatch):
+    assert PeVideoConfig().video_config.vision_config.num_labels == 2  # why there is `prepare_images`
     monkeypatch.setattr("simple_multimodal.models.pe_av.is_timm_available", lambda: False)
     message = r"need.* the package timm: pip install 'simple-multimodal\[timm\]'"
     config = load_tower_config(folders["pe_audio_video"], "video")
@@ -528,7 +528,7 @@ def test_logits_of_an_untrained_model_equal_the_stock_models(folders, kind, tmp_
         pixels = (batch["pixel_values_videos"] / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
             3, 1, 1
         )
-        frames = stock_pictures(stock, pixels.flatten(0, 1))[1]
+        frames = stock_images(stock, pixels.flatten(0, 1))[1]
         expected_clips = F.normalize(F.normalize(frames, dim=-1).view(2, 2, -1).mean(dim=1), dim=-1)
         scale, bias = stock.logit_scale.exp(), (0.0 if kind == "clip" else stock.logit_bias)
     expected = expected_texts @ expected_clips.T
@@ -582,7 +582,7 @@ def test_a_space_of_another_size_is_projected(folders):
     assert float(model.scale_and_bias("contrastive_tv")[0]) == pytest.approx(1 / 0.07, rel=1e-4)  # another space
 
 
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", IMAGES)
 @torch.no_grad()
 def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path):
     batch = clip_batch(kind)
@@ -601,7 +601,7 @@ def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path)
     generator = torch.Generator().manual_seed(6)
     tower.frame_transformer.gate.normal_(generator=generator)
     pixels = normalize_pixels(batch["pixel_values_videos"], tower.image_mean, tower.image_std)
-    frames = tower.encode_pictures(pixels.flatten(0, 1))[1].unflatten(0, (2, 2))
+    frames = tower.encode_images(pixels.flatten(0, 1))[1].unflatten(0, (2, 2))
     size = frames.shape[-1]
     states = F.normalize(frames, dim=-1) * size**0.5 + time_embedding(batch["video_seconds"], size)
     for layer in tower.frame_transformer.layers:

@@ -74,7 +74,7 @@ CLAP_EXTRACTOR = {
 PE_EXTRACTOR = {"sampling_rate": 8000, "hop_length": 40}
 WHISPER_EXTRACTOR = {"feature_size": 8, "chunk_length": 1}
 AST_EXTRACTOR = {"num_mel_bins": 16, "max_length": 64, "mean": -4.0, "std": 3.0}
-PE_PICTURES = {
+PE_IMAGES = {
     "size": {"height": 16, "width": 16},
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
@@ -204,7 +204,7 @@ def stock_processor(kind: str):
     if kind == "pe_audio":
         return PeAudioProcessor(PeAudioFeatureExtractor(**PE_EXTRACTOR), tokenizer)
     if kind == "pe_audio_video":
-        parts = PeAudioFeatureExtractor(**PE_EXTRACTOR), PeVideoVideoProcessor(**PE_PICTURES)
+        parts = PeAudioFeatureExtractor(**PE_EXTRACTOR), PeVideoVideoProcessor(**PE_IMAGES)
         return PeAudioVideoProcessor(*parts, tokenizer)
     return ClapProcessor(ClapFeatureExtractor(**CLAP_EXTRACTOR), tokenizer)
 

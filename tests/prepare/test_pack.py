@@ -61,7 +61,7 @@ def test_the_copy_has_the_same_frames_at_the_same_times(manifest, tmp_path):
         assert [read_number(frame) for frame in frames] == list(range(copy.num_frames))
 
 
-def test_the_copy_has_the_same_sound_and_rows(manifest, tmp_path):
+def test_the_copy_has_the_same_audio_and_rows(manifest, tmp_path):
     report = pack_manifest(manifest, tmp_path / "packed")
     originals, copies = (RowDataset.from_manifest(path, modalities=()) for path in (manifest, report.manifest))
     for number in (0, 1):
@@ -95,7 +95,7 @@ def test_what_is_there_is_not_made_again(manifest, tmp_path):
     assert hashlib.sha256((tmp_path / "packed" / name).read_bytes()).hexdigest() == digest
 
 
-def test_pictures_are_made_smaller_and_upright(tmp_path, shared_dir):
+def test_images_are_made_smaller_and_upright(tmp_path, shared_dir):
     turned = shared_dir / "data/media/derived/nasa_h264_rot90.mp4"
     (tmp_path / "train.csv").write_text(f"video,caption\n{turned.name},x\n")
     report = pack_manifest(
@@ -183,7 +183,7 @@ def test_frames_at_the_same_time_are_packed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["empty.mkv", "empty.mov"])
-def test_a_clip_whose_sound_track_is_empty_is_packed_without_sound(tmp_path, name):
+def test_a_clip_whose_audio_track_is_empty_is_packed_without_audio(tmp_path, name):
     write_media(tmp_path / name, num_frames=20, waveform=tone, audio_seconds=0.0)
     report = pack_manifest(write_manifest(tmp_path, name), tmp_path / "packed")
     assert report.errors == [] and report.num_rows == 1

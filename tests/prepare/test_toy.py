@@ -28,8 +28,8 @@ from simple_multimodal.prepare.toy.media import (
 
 SIZES = {
     "num_train_clips": 12,
-    "num_validation_pictures": 3,
-    "num_validation_sounds": 4,
+    "num_validation_videos": 3,
+    "num_validation_audio": 4,
     "num_question_clips": 9,
     "num_pairs": 6,
 }
@@ -70,7 +70,7 @@ def test_files_are_the_same_bytes_in_a_second_run_with_more_processes(world, tmp
 def test_folder_holds_what_the_manifests_name(world):
     assert {path.name for path in world.iterdir()} == {
         *("train", "validation", "questions", "toy.json", "clips.jsonl", "train.jsonl", "validation.jsonl"),
-        *("sound_pairs.jsonl", "video_pairs.jsonl", "validation_sound_swapped.jsonl"),
+        *("audio_pairs.jsonl", "video_pairs.jsonl", "validation_audio_swapped.jsonl"),
         *("validation_video_swapped.jsonl", "train_questions.jsonl", "validation_questions.jsonl"),
     }
     clips = read(world / "clips.jsonl")
@@ -126,7 +126,7 @@ def test_validation_twins_share_one_encoded_stream_and_differ_in_the_other(world
 def test_pairs_differ_in_one_modality_and_swapped_rows_exchange_it(world):
     clips = {clip["id"]: clip for clip in read(world / "clips.jsonl")}
     for modality, own, shared in (
-        ("sound", AUDIO_ATTRIBUTES, VIDEO_ATTRIBUTES),
+        ("audio", AUDIO_ATTRIBUTES, VIDEO_ATTRIBUTES),
         ("video", VIDEO_ATTRIBUTES, AUDIO_ATTRIBUTES),
     ):
         pairs = read(world / f"{modality}_pairs.jsonl")
@@ -141,7 +141,7 @@ def test_pairs_differ_in_one_modality_and_swapped_rows_exchange_it(world):
             assert pair["num_different_attributes"] == sum(a[name] != b[name] for name in own) > 0
             exchanged = swapped[pair["a_swapped"]], swapped[pair["b_swapped"]]
             videos, audios = [row["video"] for row in exchanged], [row["audio"] for row in exchanged]
-            if modality == "sound":
+            if modality == "audio":
                 assert videos == [a["video"], b["video"]] and audios == [b["video"], a["video"]]
             else:
                 assert videos == [b["video"], a["video"]] and audios == [a["video"], b["video"]]
@@ -153,7 +153,7 @@ def test_questions_have_the_true_answer(world):
     clips = {clip["id"]: clip for clip in read(world / "clips.jsonl")}
     for name, count in (("train_questions", 12), ("validation_questions", 9)):
         rows = read(world / f"{name}.jsonl")
-        assert Counter(row["answer_type"] for row in rows) == dict.fromkeys(("picture", "sound", "joint"), count)
+        assert Counter(row["answer_type"] for row in rows) == dict.fromkeys(("video", "audio", "joint"), count)
         words = {"colour": "colour", "size": "size|big", "shape": "what shape|which shape", "motion": "way|direction"}
         words |= {"pitch": "pitch|high", "rhythm": "fast|pace", "timbre": "timbre|sound like", "background": "backgr"}
         for row in rows:
@@ -186,7 +186,7 @@ def joint(row: dict) -> bool:
 
 @pytest.mark.parametrize("num_segments", [6, 12, 24])
 def test_timelines_are_balanced_and_asked_beeps_keep_away_from_switches(num_segments, tmp_path):
-    sizes = SIZES | {"num_train_clips": 3, "num_validation_pictures": 2, "num_validation_sounds": 2}
+    sizes = SIZES | {"num_train_clips": 3, "num_validation_videos": 2, "num_validation_audio": 2}
     toy = make_toy_world(tmp_path / "toy", **sizes, num_segments=num_segments, num_processes=1)
     seconds = 0.6 * num_segments
     for clip in read(toy / "clips.jsonl"):
@@ -267,13 +267,13 @@ def test_other_folders_are_refused(world, tmp_path):
         ({"num_train_clips": 0}, "num_train_clips must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"num_processes": 0}, "num_processes must be at least 1, got 0"),
-        ({"num_validation_sounds": 28}, "num_validation_sounds must be from 2 to 27, got 28"),
-        ({"num_validation_pictures": 1}, "num_validation_pictures must be from 2 to 192, got 1"),
+        ({"num_validation_audio": 28}, "num_validation_audio must be from 2 to 27, got 28"),
+        ({"num_validation_videos": 1}, "num_validation_videos must be from 2 to 192, got 1"),
         ({"num_question_clips": 10}, "num_question_clips must be a multiple of 9 from 9 up, got 10"),
         ({"num_segments": 8}, "num_segments must be a multiple of 3 from 6 up, got 8"),
         ({"seconds": 3.5}, "seconds must be a multiple of 0.3 and at least 3.6 for 6 segments, got 3.5"),
         ({"seconds": 3.3}, "seconds must be a multiple of 0.3 and at least 3.6 for 6 segments, got 3.3"),
-        ({"num_validation_pictures": 192, "num_validation_sounds": 27}, "All 5184 combinations of attributes are"),
+        ({"num_validation_videos": 192, "num_validation_audio": 27}, "All 5184 combinations of attributes are"),
     ],
 )
 def test_arguments_out_of_range_are_refused_before_anything_is_written(arguments, message, tmp_path):

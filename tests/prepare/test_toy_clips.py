@@ -13,7 +13,7 @@ from tests.prepare.toy_checks import check_answers, check_held_out
 
 ATTRIBUTES = VIDEO_ATTRIBUTES | AUDIO_ATTRIBUTES
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(make_toy_world).parameters.items()}
-SIZES = ("num_train_clips", "num_validation_pictures", "num_validation_sounds", "num_question_clips")
+SIZES = ("num_train_clips", "num_validation_videos", "num_validation_audio", "num_question_clips")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ SIZES = ("num_train_clips", "num_validation_pictures", "num_validation_sounds", 
         ({}, 6, 1),
         ({}, 12, 2),
         ({"num_train_clips": 3000}, 24, 0),
-        ({"num_train_clips": 4600, "num_validation_pictures": 2, "num_validation_sounds": 27}, 6, 3),
+        ({"num_train_clips": 4600, "num_validation_videos": 2, "num_validation_audio": 27}, 6, 3),
         ({"num_train_clips": 30, "num_question_clips": 9}, 6, 4),
     ],
 )
@@ -33,7 +33,7 @@ def test_no_answer_is_told_by_what_was_not_asked(changes, num_segments, seed):
     clips = draw_clips(**sizes, num_segments=num_segments, num_frames=num_frames, seed=seed)
     assert {split: len(drawn) for split, drawn in clips.items()} == {
         "train": sizes["num_train_clips"],
-        "validation": sizes["num_validation_pictures"] * sizes["num_validation_sounds"],
+        "validation": sizes["num_validation_videos"] * sizes["num_validation_audio"],
         "questions": sizes["num_question_clips"],
     }
     check_held_out(clips["train"], clips["validation"] + clips["questions"])

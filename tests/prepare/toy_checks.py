@@ -45,10 +45,10 @@ def check_answers(clips: Sequence[ToyClip], *, num_frames: int, is_exact: bool) 
     if max(counts.values()) - min(counts[name] for name in BACKGROUNDS) > 1:
         raise ValueError(f"The answers to the joint questions are not balanced: {dict(counts)}.")
     if is_exact:
-        for modality in ("picture", "sound"):
+        for modality in ("video", "audio"):
             tables: dict[str, Counter[str]] = {}
             for clip in clips:
-                name = clip.video.name if modality == "picture" else clip.audio.name
+                name = clip.video.name if modality == "video" else clip.audio.name
                 tables.setdefault(name, Counter())[clip.background_at_beep] += 1
             for name, table in tables.items():
                 if len({table[background] for background in BACKGROUNDS}) > 1:
@@ -61,7 +61,7 @@ def check_answers(clips: Sequence[ToyClip], *, num_frames: int, is_exact: bool) 
             answers.setdefault((kind, attribute), []).append((clip, answer))
     for (kind, attribute), rows in answers.items():
         columns: dict[str, list[str]] = {}
-        if kind in ("sound", "joint"):
+        if kind in ("audio", "joint"):
             columns |= {name: [clip.attributes[name] for clip, _ in rows] for name in VIDEO_ATTRIBUTES}
             for part in range(6):
                 shown = [clip.video.background_at((part + 0.5) / 6 * seconds) for clip, _ in rows]
@@ -69,7 +69,7 @@ def check_answers(clips: Sequence[ToyClip], *, num_frames: int, is_exact: bool) 
             columns["background of the longest segment"] = [
                 clip.video.backgrounds[int(np.diff([*clip.video.switches, num_frames]).argmax())] for clip, _ in rows
             ]
-        if kind in ("picture", "joint"):
+        if kind in ("video", "joint"):
             columns |= {name: [clip.attributes[name] for clip, _ in rows] for name in AUDIO_ATTRIBUTES}
             columns["time of the beep"] = [str(int(12 * clip.audio.beep_seconds / seconds)) for clip, _ in rows]
         given = [answer for _, answer in rows]

@@ -38,7 +38,7 @@ def test_equals_the_audio_spectrogram_transformer():
     np.testing.assert_allclose(values[:98], expected[:98], atol=1e-4)
 
 
-def test_sound_shorter_than_a_window_is_padded_and_masked():
+def test_audio_shorter_than_a_window_is_padded_and_masked():
     extractor = AudioFeatureExtractor(num_frames=50)
     features = extractor.extract(noise(1600))  # (1600 - 400) // 160 + 1 = 8 whole frames
     assert features.values.shape == (1, 128, 50)
@@ -59,7 +59,7 @@ def test_seconds_are_the_frame_centres():
     torch.testing.assert_close(seconds, torch.tensor([0.0125, 0.0225, 0.0325]))
 
 
-def test_longer_sound_is_covered_by_consecutive_windows():
+def test_longer_audio_is_covered_by_consecutive_windows():
     extractor = AudioFeatureExtractor(num_frames=10)
     waveform = noise(400 + 160 * 24)  # 25 frames: three windows, the last with five
     features = extractor.extract(waveform)
@@ -70,7 +70,7 @@ def test_longer_sound_is_covered_by_consecutive_windows():
     torch.testing.assert_close(features.seconds[:25], whole.seconds)
 
 
-def test_a_window_of_exactly_its_sound_needs_no_second():
+def test_a_window_of_exactly_its_audio_needs_no_second():
     extractor = AudioFeatureExtractor(num_frames=10)
     assert extractor.extract(noise(400 + 160 * 9)).values.shape[-1] == 10
     assert extractor.extract(noise(400 + 160 * 10)).values.shape[-1] == 20

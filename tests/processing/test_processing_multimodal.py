@@ -20,7 +20,7 @@ from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProces
 def processor() -> MultimodalProcessor:
     return MultimodalProcessor(
         feature_extractor=AudioFeatureExtractor(num_mel_bins=16, num_frames=20, max_windows=3),
-        video_processor=VideoClipProcessor(num_frames=4, size=16, geometry="squash"),
+        video_processor=VideoClipProcessor(num_frames=4, size=16, resize_mode="squash"),
         tokenizer=train_tokenizer(["a cat purrs", "two dogs bark"], vocab_size=280, model_max_length=32),
     )
 

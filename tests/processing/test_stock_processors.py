@@ -32,7 +32,7 @@ from tests.models.tiny_towers import (
     write_checkpoint,
 )
 
-PICTURES = {
+IMAGES = {
     "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
     "clip_larger": CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
     "siglip": SiglipImageProcessor(size={"height": 32, "width": 32}),
@@ -52,9 +52,9 @@ def smooth_frames(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (90, 51), (32, 32), (21, 64)])
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures_are_within_one_level_of_the_stock_processors(tmp_path, name, shape):
-    stock = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_within_one_level_of_the_stock_processors(tmp_path, name, shape):
+    stock = IMAGES[name]
     stock.save_pretrained(tmp_path)
     processor = VideoClipProcessor.from_pretrained(tmp_path, num_frames=2)
     frames = smooth_frames(*shape)
@@ -91,7 +91,7 @@ def test_frames_are_within_one_level_of_the_stock_pe_av(tmp_path, shape):
     stock = stock_processor("pe_audio_video")
     stock.save_pretrained(tmp_path)
     processor = VideoClipProcessor.from_pretrained(tmp_path, num_frames=2)
-    assert (processor.geometry, processor.resize_kernel) == ("squash", "antialias")
+    assert (processor.resize_mode, processor.resize_kernel) == ("squash", "antialias")
     frames = smooth_frames(*shape)
     expected = stock.video_processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")
     pixels = processor(frames, video_fps=1.0)["pixel_values_videos"]
@@ -99,7 +99,7 @@ def test_frames_are_within_one_level_of_the_stock_pe_av(tmp_path, shape):
     assert (values - expected["pixel_values_videos"]).abs().max() <= ONE_LEVEL / 127.5
 
 
-def test_settings_of_pictures_are_read_from_a_processor_of_pictures_and_text(tmp_path):
+def test_settings_of_images_are_read_from_a_processor_of_images_and_text(tmp_path):
     stock_processor("clip").save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()  # nested in processor_config.json
     processor = VideoClipProcessor.from_pretrained(tmp_path, num_frames=3)
@@ -134,7 +134,7 @@ def test_decibels_equal_those_of_clap(tmp_path, truncation, padding, seconds):
     assert torch.equal(again.extract(waveform).values, features.values)
 
 
-def test_a_long_sound_of_clap_is_cut_into_windows(tmp_path):
+def test_a_long_audio_of_clap_is_cut_into_windows(tmp_path):
     ClapFeatureExtractor(**CLAP_EXTRACTOR).save_pretrained(tmp_path)
     extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
     waveform = sound(2.25, 16000)
@@ -181,7 +181,7 @@ def test_log_mel_equals_that_of_whisper(tmp_path, settings, seconds):
     assert torch.equal(again.extract(waveform).values, features.values)
 
 
-def test_a_long_sound_of_whisper_is_cut_into_windows(tmp_path):
+def test_a_long_audio_of_whisper_is_cut_into_windows(tmp_path):
     """Each is what the stock extractor makes of that part alone; it cuts a long sound off."""
     stock = WhisperFeatureExtractor(**WHISPER_EXTRACTOR)
     stock.save_pretrained(tmp_path)

@@ -25,15 +25,15 @@ def index_of(num_frames: int, fps: float = 10.0) -> FrameIndex:
     return FrameIndex(num_frames, np.arange(num_frames) / fps, 60, 40, num_frames / fps)
 
 
-@pytest.mark.parametrize("geometry", ["short_side_center_crop", "squash", "pad"])
+@pytest.mark.parametrize("resize_mode", ["short_side_center_crop", "squash", "pad"])
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (32, 48), (7, 5), (100, 3)])
-def test_every_geometry_gives_the_size(geometry, shape):
-    clip = fitted(VideoClipProcessor(size={"height": 32, "width": 48}, geometry=geometry), frames(2, *shape))
+def test_every_resize_mode_gives_the_size(resize_mode, shape):
+    clip = fitted(VideoClipProcessor(size={"height": 32, "width": 48}, resize_mode=resize_mode), frames(2, *shape))
     assert clip.shape == (2, 3, 32, 48) and clip.dtype == torch.uint8 and clip.is_contiguous()
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (33, 71), (32, 32), (21, 64)])
-def test_default_geometry_equals_videomae_image_processor(shape):
+def test_the_default_resize_mode_equals_videomae_image_processor(shape):
     from transformers import VideoMAEImageProcessor
 
     reference = VideoMAEImageProcessor(
@@ -60,7 +60,7 @@ def test_short_side_scales_before_the_crop():
 
 
 def test_pad_adds_black_on_both_sides_and_cuts_nothing():
-    clip = fitted(VideoClipProcessor(size=32, geometry="pad"), np.full((1, 10, 20, 3), 200, dtype=np.uint8))
+    clip = fitted(VideoClipProcessor(size=32, resize_mode="pad"), np.full((1, 10, 20, 3), 200, dtype=np.uint8))
     rows = (clip[0, 0] == 200).all(dim=1)
     assert rows.tolist() == [False] * 8 + [True] * 16 + [False] * 8
     assert not clip[0, :, ~rows].any()
@@ -69,7 +69,7 @@ def test_pad_adds_black_on_both_sides_and_cuts_nothing():
 def test_squash_shows_everything():
     video = np.zeros((1, 10, 40, 3), dtype=np.uint8)
     video[:, :, 20:] = 255
-    clip = fitted(VideoClipProcessor(size=16, geometry="squash"), video)
+    clip = fitted(VideoClipProcessor(size=16, resize_mode="squash"), video)
     assert bool((clip[..., :6] == 0).all()) and bool((clip[..., 10:] == 255).all())
 
 
@@ -150,7 +150,7 @@ def test_call_on_frames_in_memory():
     ("arguments", "message"),
     [
         ({"resize_kernel": "lanczos"}, "fast, antialias, bicubic, decord"),
-        ({"geometry": "stretch"}, "short_side_center_crop, squash, pad"),
+        ({"resize_mode": "stretch"}, "short_side_center_crop, squash, pad"),
         ({"frame_sampling": "jittered"}, "uniform, dense or alpro"),
         ({"frame_sampling": "all"}, "uniform, dense or alpro"),
         ({"train_frame_sampling": "all"}, "uniform, jittered, dense, alpro"),
@@ -166,7 +166,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_save_and_load(tmp_path):
-    processor = VideoClipProcessor(num_frames=8, size={"height": 16, "width": 24}, geometry="pad", random_flip=True)
+    processor = VideoClipProcessor(num_frames=8, size={"height": 16, "width": 24}, resize_mode="pad", random_flip=True)
     processor.save_pretrained(tmp_path)
     for loaded in (VideoClipProcessor.from_pretrained(tmp_path), AutoVideoProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, VideoClipProcessor)
@@ -196,5 +196,5 @@ def test_reads_the_configuration_of_videomae(tmp_path, config, expected):
     config |= {"image_processor_type": "VideoMAEImageProcessor", "image_mean": [0.5, 0.4, 0.3], "image_std": [1, 2, 3]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     loaded = VideoClipProcessor.from_pretrained(tmp_path, num_frames=4)
-    assert (loaded.size, loaded.geometry, loaded.short_side) == expected
+    assert (loaded.size, loaded.resize_mode, loaded.short_side) == expected
     assert (loaded.image_mean, loaded.image_std, loaded.num_frames) == ([0.5, 0.4, 0.3], [1, 2, 3], 4)

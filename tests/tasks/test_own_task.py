@@ -63,7 +63,7 @@ def test_it_trains_reports_and_saves_its_name(straight):
     assert metrics["mean_absolute_error"] > 0
     assert json.loads((folder / "config.json").read_text())["task"] == "regression"
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert evaluation["headline"] == "mean_absolute_error" and evaluation["counts"] == {"rows": 6, "clips": 6}
+    assert evaluation["primary_metric"] == "mean_absolute_error" and evaluation["counts"] == {"rows": 6, "clips": 6}
     assert "mean absolute error" in (folder / "report.html").read_text()
     assert "regression" in (folder / "README.md").read_text()
 

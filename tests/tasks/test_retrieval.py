@@ -32,31 +32,31 @@ def write_pairs(path, pairs) -> str:
 
 def test_pairs_count_captions_that_prefer_their_own_clip(tmp_path):
     pairs = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
-    pair_set = PairSet.from_file(write_pairs(tmp_path / "sound_pairs.jsonl", pairs))
-    assert pair_set.name == "sound"
+    pair_set = PairSet.from_file(write_pairs(tmp_path / "audio_pairs.jsonl", pairs))
+    assert pair_set.name == "audio"
     captions = {"1": EAST, "2": NORTH, "3": EAST, "4": NORTH}
     clips = {"1": EAST, "2": NORTH, "3": NORTH, "4": NORTH}  # the twins 3 and 4 are the same to the model
     found, intervals = pair_metrics(pair_set, captions, clips, {})
-    assert found == {"sound_pair_accuracy": 0.5, "sound_num_pairs": 2}  # ties are wrong
-    low, high = intervals["sound_pair_accuracy"]
+    assert found == {"audio_pair_accuracy": 0.5, "audio_num_pairs": 2}  # ties are wrong
+    low, high = intervals["audio_pair_accuracy"]
     assert 0 <= low <= 0.5 <= high <= 1
 
 
 def test_pairs_name_rows_as_a_manifest_does(tmp_path):
     pairs = [{"a": 1, "b": " 2"}, {"a": "3", "b": True}]
-    pair_set = PairSet.from_file(write_pairs(tmp_path / "sound_pairs.jsonl", pairs))
+    pair_set = PairSet.from_file(write_pairs(tmp_path / "audio_pairs.jsonl", pairs))
     assert pair_set.pairs == [{"a": "1", "b": "2"}, {"a": "3", "b": "true"}]
 
 
 def test_choices_flip_when_what_differs_is_exchanged():
     pair = {"a": "1", "b": "2", "a_swapped": "1s", "b_swapped": "2s"}
     captions, clips = {"1": EAST, "2": NORTH}, {"1": EAST, "2": NORTH}
-    flipped, _ = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": NORTH, "2s": EAST})
-    assert flipped["sound_pair_flip_share"] == 1
-    kept, _ = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": EAST, "2s": NORTH})
-    assert kept["sound_pair_flip_share"] == 0
-    half, _ = pair_metrics(PairSet("sound", [pair]), captions, clips, {"1s": WEST, "2s": EAST})
-    assert half["sound_pair_flip_share"] == 0.5  # the first now prefers the other, the second neither
+    flipped, _ = pair_metrics(PairSet("audio", [pair]), captions, clips, {"1s": NORTH, "2s": EAST})
+    assert flipped["audio_pair_flip_share"] == 1
+    kept, _ = pair_metrics(PairSet("audio", [pair]), captions, clips, {"1s": EAST, "2s": NORTH})
+    assert kept["audio_pair_flip_share"] == 0
+    half, _ = pair_metrics(PairSet("audio", [pair]), captions, clips, {"1s": WEST, "2s": EAST})
+    assert half["audio_pair_flip_share"] == 0.5  # the first now prefers the other, the second neither
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_pair_files_that_cannot_be_read(tmp_path, text, message):
 
 
 def test_a_pair_that_names_an_unknown_row():
-    with pytest.raises(ValueError, match="A pair of 'sound' names the row '2', which the evaluation has not"):
-        pair_metrics(PairSet("sound", [{"a": "1", "b": "2"}]), {"1": EAST}, {"1": EAST, "2": EAST}, {})
+    with pytest.raises(ValueError, match="A pair of 'audio' names the row '2', which the evaluation has not"):
+        pair_metrics(PairSet("audio", [{"a": "1", "b": "2"}]), {"1": EAST}, {"1": EAST, "2": EAST}, {})
 
 
 SCORES = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]], dtype=np.float32)

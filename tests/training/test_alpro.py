@@ -186,7 +186,7 @@ def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):
     rows = {"validation_file": "train.jsonl", "output_dir": tmp_path}
     metrics = []
     for size in (1, 3):
-        argv = start("msrvtt_ret", per_device_eval_batch_size=size, matching_top_k=2, **rows)
+        argv = start("msrvtt_ret", per_device_eval_batch_size=size, rerank_top_k=2, **rows)
         root = Path(argv[argv.index("--train_file") + 1]).parent
         metrics.append(run(*argv, "--do_eval", "--data_root", str(root)))
     one, three = ({k: v for k, v in m.items() if not k.endswith(("_runtime", "_per_second"))} for m in metrics)

@@ -53,7 +53,7 @@ def test_a_processor_fits_the_towers_where_nothing_else_is_said():
     assert processor.max_seq_length() == 24  # the text tower has no more positions
 
 
-def test_a_tower_of_pictures_says_nothing_about_sound():
+def test_a_tower_of_images_says_nothing_about_audio():
     audio = build({"audio": ViTMAEConfig()}).feature_extractor  # RGB, 224 x 224
     assert (audio.num_mel_bins, audio.num_frames) == (128, 1024)
 

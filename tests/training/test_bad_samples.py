@@ -144,7 +144,7 @@ def evaluate(common: list[str], model: str, folder: Path, **values) -> tuple[dic
 
 def test_in_retrieval_a_bad_sample_comes_last(spoiled, trained, tmp_path):
     _, whole = evaluate(spoiled(), trained, tmp_path / "whole")
-    pairs = tmp_path / "sound_pairs.jsonl"
+    pairs = tmp_path / "audio_pairs.jsonl"
     pairs.write_text('{"a": "1", "b": "0"}\n{"a": "2", "b": "3"}\n')
     common = spoiled("video/1.mp4", "text/6.txt", data="bad")
     metrics, trainer = evaluate(common, trained, tmp_path / "out", pair_files=pairs, dataloader_num_workers=1)
@@ -157,9 +157,9 @@ def test_in_retrieval_a_bad_sample_comes_last(spoiled, trained, tmp_path):
     assert metrics["eval_text_to_video_mean_rank"] == pytest.approx(sum(ranks) / NUM_ROWS)
     assert metrics["eval_matching_text_to_video_mean_rank"] >= 2 * NUM_ROWS / NUM_ROWS
     assert all(math.isfinite(value) for value in metrics.values())
-    assert metrics["eval_sound_num_pairs"] == 2
+    assert metrics["eval_audio_num_pairs"] == 2
     choice = [float(scores[a, a] > scores[a, b]) for a, b in ((2, 3), (3, 2))]
-    assert metrics["eval_sound_pair_accuracy"] == sum(choice) / 4  # the pair with the bad sample is wrong
+    assert metrics["eval_audio_pair_accuracy"] == sum(choice) / 4  # the pair with the bad sample is wrong
     report = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert report["counts"] == {"rows": 7, "captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 2}
     assert [(sample["id"], Path(sample["file"]).name) for sample in report["bad_samples"]] == [

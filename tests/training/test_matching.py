@@ -65,7 +65,7 @@ def test_a_saved_model_knows_whether_matching_was_better(start, clips, tmp_path,
 
     assert found("better", "--do_eval") == NUM_ROWS - 1  # all candidates: one row has no picture
     assert found("unmeasured") is None
-    assert found("by_loss_alone", "--do_eval", *flags(matching_top_k=0)) is None
+    assert found("by_loss_alone", "--do_eval", *flags(rerank_top_k=0)) is None
     verdicts[:] = [False]
     assert found("worse", "--do_eval") == 0
     # Other weights are another question.
@@ -85,7 +85,7 @@ def test_test_clips_and_dropped_modalities_decide_nothing(start, clips, tmp_path
     common = [*start, *ALONE, *flags(max_steps=1, save_strategy="no")]
     run(*common, *flags(output_dir=tmp_path / "test", validation_file=folder / "validation.csv"))
     masked = flags(mlm_loss_weight=0, mam_loss_weight=0, mvm_loss_weight=0, max_steps=1, save_strategy="no")
-    run(*start, *masked, *flags(output_dir=tmp_path / "drop", drop_modality="audio"))
+    run(*start, *masked, *flags(output_dir=tmp_path / "drop", drop_modalities="audio"))
     for name in ("test", "drop"):
         assert config_of(tmp_path / name).get("rerank_top_k") is None
 

@@ -108,7 +108,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     found = retriever.search(CAPTIONS[0], index, top_k=7)
     assert [match.id for match in found] == [index.ids[n] for n in expected[0].argsort(descending=True)]
 
-    with pytest.raises(ValueError, match="without matching.*--matching_top_k 0"):
+    with pytest.raises(ValueError, match="without matching.*--rerank_top_k 0"):
         retriever.search(CAPTIONS[0], index, rerank=2)
 
     # The clip of row 3 has no sound, that of row 4 no pictures: no queries, no candidates.
@@ -206,14 +206,14 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
 
 
 @torch.no_grad()
-def test_pe_av_without_training_compares_pictures_as_the_stock_model(start, folders, clips, tmp_path):
+def test_pe_av_without_training_compares_images_as_the_stock_model(start, folders, clips, tmp_path):
     folder = folders["pe_audio_video"]
     names = flags(text_model_name_or_path=folder, video_model_name_or_path=folder)
     run(*start, *names, *flags("--do_train", "False", modalities=["text", "video"], num_frames=3))
     retriever = Retriever.from_pretrained(tmp_path / "out", batch_size=3)
     config, video = retriever.model.config, retriever.processor.video_processor
     assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("mean", 16, "sigmoid")
-    assert (video.height, video.geometry, video.resize_kernel, video.image_mean) == (
+    assert (video.height, video.resize_mode, video.resize_kernel, video.image_mean) == (
         16,
         "squash",
         "antialias",
@@ -240,7 +240,7 @@ def test_pe_av_without_training_compares_pictures_as_the_stock_model(start, fold
         run(*start, *names, "--do_train", "False")
 
 
-def test_pe_av_is_trained_on_sound_and_pictures(start, folders, tmp_path):
+def test_pe_av_is_trained_on_audio_and_images(start, folders, tmp_path):
     names = {f"{modality}_model_name_or_path": folders["pe_audio_video"] for modality in ("text", "audio", "video")}
     sizes = flags(num_audio_frames=200, num_frames=2, task="pretraining", learning_rate=1e-3)
     steps = flags("--activation_checkpointing", "True", max_steps=2, per_device_train_batch_size=4, save_strategy="no")

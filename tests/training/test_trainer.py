@@ -163,7 +163,7 @@ def test_metrics_do_not_depend_on_the_batch_size(start, trained, tmp_path):
 
 
 def test_without_reranking_matching_is_measured_by_its_loss(start, trained, tmp_path):
-    every, none = (evaluate(start, trained, tmp_path, matching_top_k=top_k) for top_k in (NUM_ROWS, 0))
+    every, none = (evaluate(start, trained, tmp_path, rerank_top_k=top_k) for top_k in (NUM_ROWS, 0))
     protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
     assert {name for name in every if name not in none} == {
         name for name in every if "_matching_t" in name or "_matching_v" in name
@@ -207,14 +207,14 @@ def test_dropping_a_modality_is_the_same_as_not_having_it(start, clips, trained,
     full.write_text("\n".join(["text,audio,video", *(f"{row}.txt,{row}.wav,{row}.mp4" for row in range(3))]))
     groups = {"output_dir": tmp_path / "out", "per_device_eval_batch_size": 2}
     without = evaluate(start, trained, groups["output_dir"], validation_file=manifest)
-    drop = evaluate(start, trained, groups["output_dir"], validation_file=full, drop_modality=dropped)
+    drop = evaluate(start, trained, groups["output_dir"], validation_file=full, drop_modalities=dropped)
     assert drop == pytest.approx(without, rel=1e-6)
     assert f"eval_{'mam' if dropped == 'audio' else 'mvm'}_loss" not in drop  # of nothing there is no loss
     assert evaluate(start, trained, groups["output_dir"], validation_file=full)["eval_loss"] != drop["eval_loss"]
 
 
 def test_dropping_text_leaves_losses_only(start, trained, tmp_path):
-    metrics = evaluate(start, trained, tmp_path, drop_modality="text")
+    metrics = evaluate(start, trained, tmp_path, drop_modalities="text")
     assert metrics["eval_mvm_loss"] > 0 and metrics["eval_contrastive_av_loss"] > 0
     assert not [name for name in metrics if name.startswith(("eval_mlm", "eval_matching", "eval_contrastive_t"))]
     assert not [name for name in metrics if "R@" in name]

@@ -5,17 +5,17 @@ from torch import nn
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection, PreTrainedConfig
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from simple_multimodal.models.video.pictures import PictureEncoder
+from simple_multimodal.models.video.images import ImageEncoder
 
 
-class CLIPVideoEncoder(PictureEncoder, CLIPVisionModel):
+class CLIPVideoEncoder(ImageEncoder, CLIPVisionModel):
     """
     The ViT of CLIP ([Radford et al., 2021](https://huggingface.co/papers/2103.00020)) over each frame; see
-    [`PictureEncoder`]. A frame's embedding is its class token, projected.
+    [`ImageEncoder`]. A frame's embedding is its class token, projected.
 
     Args:
         config ([`CLIPVisionConfig`]): sizes of the tower and of its embedding.
-        settings: as in [`PictureEncoder`]; mean and deviation default to CLIP's.
+        settings: as in [`ImageEncoder`]; mean and deviation default to CLIP's.
     """
 
     model_type = "clip_vision_model"
@@ -35,7 +35,7 @@ class CLIPVideoEncoder(PictureEncoder, CLIPVisionModel):
         """Size of the common space with text."""
         return config.projection_dim
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See [`PictureEncoder.encode_pictures`]; the class token comes first."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See [`ImageEncoder.encode_images`]; the class token comes first."""
         outputs = CLIPVisionModel.forward(self, pixels, interpolate_pos_encoding=True)  # where the size differs
         return outputs.last_hidden_state, self.visual_projection(outputs.pooler_output)

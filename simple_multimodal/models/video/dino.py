@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import Dinov2Model, Dinov2WithRegistersModel, DINOv3ConvNextModel, DINOv3ViTModel, PreTrainedConfig
 
-from simple_multimodal.models.video.pictures import FrameEncoder
+from simple_multimodal.models.video.images import FrameEncoder
 
 
 class DinoEncoder(FrameEncoder):
@@ -21,14 +21,14 @@ class Dinov2VideoEncoder(DinoEncoder, Dinov2Model):
 
     Args:
         config ([`Dinov2Config`]): sizes of the tower.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
     """
 
     model_type = "dinov2"
     pretrained_class = Dinov2Model
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """See [`PictureEncoder.encode_pictures`]."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """See [`ImageEncoder.encode_images`]."""
         return Dinov2Model.forward(self, pixels).last_hidden_state, None
 
 
@@ -39,14 +39,14 @@ class Dinov2WithRegistersVideoEncoder(DinoEncoder, Dinov2WithRegistersModel):
 
     Args:
         config ([`Dinov2WithRegistersConfig`]): sizes of the tower.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
     """
 
     model_type = "dinov2_with_registers"
     pretrained_class = Dinov2WithRegistersModel
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """See [`PictureEncoder.encode_pictures`]."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """See [`ImageEncoder.encode_images`]."""
         return Dinov2WithRegistersModel.forward(self, pixels).last_hidden_state, None
 
 
@@ -58,7 +58,7 @@ class DINOv3VideoEncoder(DinoEncoder, DINOv3ViTModel):
 
     Args:
         config ([`DINOv3ViTConfig`]): sizes of the tower.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
     """
 
     model_type = "dinov3_vit"
@@ -71,8 +71,8 @@ class DINOv3VideoEncoder(DinoEncoder, DINOv3ViTModel):
         config.pos_embed_shift = config.pos_embed_jitter = config.pos_embed_rescale = None
         return config
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """See [`PictureEncoder.encode_pictures`]."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """See [`ImageEncoder.encode_images`]."""
         return DINOv3ViTModel.forward(self, pixels).last_hidden_state, None
 
 
@@ -83,7 +83,7 @@ class DINOv3ConvNextVideoEncoder(DinoEncoder, DINOv3ConvNextModel):
 
     Args:
         config ([`DINOv3ConvNextConfig`]): sizes of the tower.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
     """
 
     model_type = "dinov3_convnext"
@@ -103,6 +103,6 @@ class DINOv3ConvNextVideoEncoder(DinoEncoder, DINOv3ConvNextModel):
             groups += [[*smaller, *first.parameters()], *(list(layer.parameters()) for layer in others)]
         return groups
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """See [`PictureEncoder.encode_pictures`]."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """See [`ImageEncoder.encode_images`]."""
         return DINOv3ConvNextModel.forward(self, pixels).last_hidden_state, None

@@ -12,7 +12,7 @@ from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDA
 
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.models.patches import normalize_pixels
-from simple_multimodal.models.pe_av import PEAVEncoder, prepare_pictures, require_timm
+from simple_multimodal.models.pe_av import PEAVEncoder, prepare_images, require_timm
 
 DEFAULT_NUM_FRAMES = 16
 """Frames of a clip where nothing else is said."""
@@ -45,7 +45,7 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
         image_mean: Sequence[float] = IMAGENET_STANDARD_MEAN,
         image_std: Sequence[float] = IMAGENET_STANDARD_STD,
     ):
-        prepare_pictures(config)
+        prepare_images(config)
         super().__init__(config)
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         size = self.embedding_size(config)

@@ -3,10 +3,10 @@
 import torch
 from transformers import PreTrainedConfig, SiglipModel, SiglipVisionModel
 
-from simple_multimodal.models.video.pictures import PictureEncoder
+from simple_multimodal.models.video.images import ImageEncoder
 
 
-class HeadedPictureEncoder(PictureEncoder):
+class HeadedImageEncoder(ImageEncoder):
     """Base of the picture towers of both SigLIP families: a frame's embedding is what a head of attention pools."""
 
     pretrained_names = {"vision_model.": "encoder.", "": "encoder."}
@@ -19,20 +19,20 @@ class HeadedPictureEncoder(PictureEncoder):
         return config.hidden_size if config.vision_use_head else None
 
 
-class SiglipVideoEncoder(HeadedPictureEncoder, SiglipVisionModel):
+class SiglipVideoEncoder(HeadedImageEncoder, SiglipVisionModel):
     """
     The ViT of SigLIP ([Zhai et al., 2023](https://huggingface.co/papers/2303.15343)) over each frame.
 
     Args:
         config ([`SiglipVisionConfig`]): sizes of the tower.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
     """
 
     model_type = "siglip_vision_model"
     pretrained_class = SiglipVisionModel
     composite_class = SiglipModel
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See [`PictureEncoder.encode_pictures`]."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See [`ImageEncoder.encode_images`]."""
         outputs = SiglipVisionModel.forward(self, pixels, interpolate_pos_encoding=True)  # where the size differs
         return outputs.last_hidden_state, outputs.pooler_output

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, Siglip2Model, Siglip2VisionModel
 
-from simple_multimodal.models.video.pictures import DEFAULT_NUM_FRAMES
-from simple_multimodal.models.video.siglip import HeadedPictureEncoder
+from simple_multimodal.models.video.images import DEFAULT_NUM_FRAMES
+from simple_multimodal.models.video.siglip import HeadedImageEncoder
 
 
-class Siglip2VideoEncoder(HeadedPictureEncoder, Siglip2VisionModel):
+class Siglip2VideoEncoder(HeadedImageEncoder, Siglip2VisionModel):
     """
     The ViT of SigLIP 2 ([Tschannen et al., 2025](https://huggingface.co/papers/2502.14786)) over each frame. The
     clips of a run have one size, of any aspect ratio, so that no patch is padding, and the
@@ -18,7 +18,7 @@ class Siglip2VideoEncoder(HeadedPictureEncoder, Siglip2VisionModel):
 
     Args:
         config ([`Siglip2VisionConfig`]): sizes of the tower.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
     """
 
     model_type = "siglip2_vision_model"
@@ -30,8 +30,8 @@ class Siglip2VideoEncoder(HeadedPictureEncoder, Siglip2VisionModel):
         """Number of frames, and the square of as many patches as the position table has."""
         return {"num_frames": DEFAULT_NUM_FRAMES, "size": math.isqrt(config.num_patches) * config.patch_size}
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See [`PictureEncoder.encode_pictures`]."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See [`ImageEncoder.encode_images`]."""
         patch = self.config.patch_size
         patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
         _, height, width, *_ = patches.shape  # (pictures, height, width, rows, columns, channels)

@@ -9,12 +9,12 @@ from transformers import PreTrainedConfig, TimmWrapperModel
 from transformers.initialization import meta_device_safe_creation_ops
 from transformers.utils import is_timm_available
 
-from simple_multimodal.models.video.pictures import DEFAULT_NUM_FRAMES, FrameEncoder
+from simple_multimodal.models.video.images import DEFAULT_NUM_FRAMES, FrameEncoder
 
 KERNELS = {"bicubic": "bicubic", "bilinear": "antialias"}
 """Kernels of [`VideoClipProcessor`] by what timm calls them."""
 
-GEOMETRIES = {"center": "short_side_center_crop", "squash": "squash", "border": "pad"}
+RESIZE_MODES = {"center": "short_side_center_crop", "squash": "squash", "border": "pad"}
 """Geometries of [`VideoClipProcessor`] by timm's crop mode."""
 
 
@@ -33,7 +33,7 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
 
     Args:
         config ([`TimmWrapperConfig`]): name of the architecture, and its arguments.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
 
     Raises:
         `ValueError` if `timm` is not installed.
@@ -68,16 +68,16 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
         require_timm()
         values = _pretrained_values(config)
         _, height, width = values["input_size"]
-        geometry = GEOMETRIES[values["crop_mode"]]
+        resize_mode = RESIZE_MODES[values["crop_mode"]]
         result = {
             "num_frames": DEFAULT_NUM_FRAMES,
             "size": {"height": height, "width": width},
-            "geometry": geometry,
+            "resize_mode": resize_mode,
             "resize_kernel": KERNELS.get(values["interpolation"], "bicubic"),
             "image_mean": list(values["mean"]),
             "image_std": list(values["std"]),
         }
-        if geometry == "short_side_center_crop" and height == width:
+        if resize_mode == "short_side_center_crop" and height == width:
             result["short_side"] = math.floor(height / values["crop_pct"])
         return result
 
@@ -105,13 +105,13 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
         parameters = dict(self.timm_model.named_parameters())
         return [[parameters[name] for name in groups[number]] for number in sorted(groups)[1:]]
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """See [`PictureEncoder.encode_pictures`]."""
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """See [`ImageEncoder.encode_images`]."""
         return _as_tokens(self.timm_model.forward_features(pixels), self.timm_model), None
 
 
 def _as_tokens(features: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
-    """`(num_pictures, num_tokens, channels)` of what a backbone gives: tokens already, or a map of places."""
+    """`(num_images, num_tokens, channels)` of what a backbone gives: tokens already, or a map of places."""
     if features.ndim == 3:
         return features
     if getattr(backbone, "output_fmt", "NCHW") == "NCHW":  # as timm itself asks: most backbones do not say

@@ -53,8 +53,8 @@ class ToyClip:
     def answers(self) -> dict[str, tuple[str, str]]:
         """For each kind of question, the attribute that is asked for and the answer."""
         return {
-            "picture": (self.video.asked, self.attributes[self.video.asked]),
-            "sound": (self.audio.asked, self.attributes[self.audio.asked]),
+            "video": (self.video.asked, self.attributes[self.video.asked]),
+            "audio": (self.audio.asked, self.attributes[self.audio.asked]),
             "joint": ("background", self.background_at_beep),
         }
 
@@ -62,8 +62,8 @@ class ToyClip:
 def draw_clips(
     *,
     num_train_clips: int,
-    num_validation_pictures: int,
-    num_validation_sounds: int,
+    num_validation_videos: int,
+    num_validation_audio: int,
     num_question_clips: int,
     num_segments: int,
     num_frames: int,
@@ -74,7 +74,7 @@ def draw_clips(
 
     Args:
         num_frames (`int`): Frames of every clip.
-        num_train_clips, num_validation_pictures, num_validation_sounds, num_question_clips, num_segments and seed:
+        num_train_clips, num_validation_videos, num_validation_audio, num_question_clips, num_segments and seed:
             As in [`make_toy_world`].
 
     Returns:
@@ -83,7 +83,7 @@ def draw_clips(
     Raises:
         ValueError: Every combination of attributes is held out.
     """
-    validation = _validation_clips(num_validation_pictures, num_validation_sounds, num_segments, num_frames, seed)
+    validation = _validation_clips(num_validation_videos, num_validation_audio, num_segments, num_frames, seed)
     questions = _question_clips(num_question_clips, num_segments, num_frames, seed)
     held_out = {clip.combination for clip in validation + questions}
     train = _train_clips(num_train_clips, held_out, num_segments, num_frames, seed)

@@ -42,13 +42,13 @@ CAPTIONS = (
 )
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "size": ("how big is the moving object?", "what size is the shape?"),
-    "colour": ("what colour is the shape?", "which colour has the moving object?"),
-    "shape": ("what shape is moving?", "which shape is to be seen?"),
+    "colour": ("what colour is the shape?", "what colour is the moving object?"),
+    "shape": ("what shape is moving?", "what shape do you see?"),
     "motion": ("which way does the shape move?", "in what direction does the object go?"),
     "pitch": ("how high are the notes?", "what is the pitch of the melody?"),
     "rhythm": ("how fast are the notes?", "what is the pace of the melody?"),
-    "timbre": ("what do the notes sound like?", "which timbre have the tones?"),
-    "background": ("what is the background when the beep sounds?", "which background goes with the beep?"),
+    "timbre": ("what do the notes sound like?", "what timbre do the tones have?"),
+    "background": ("what is the background when the beep sounds?", "which background do you see during the beep?"),
 }
 
 
@@ -66,7 +66,7 @@ def write_manifests(output_dir: Path, clips: dict[str, list[ToyClip]], num_pairs
     _write_rows(output_dir / "train.jsonl", [_row(clip, _captions(clip, 3, seed)) for clip in train])
     captions = {clip.id: _captions(clip, 1, seed) for clip in validation}
     _write_rows(output_dir / "validation.jsonl", [_row(clip, captions[clip.id]) for clip in validation])
-    for modality in ("sound", "video"):
+    for modality in ("audio", "video"):
         pairs = _pairs(validation, modality, num_pairs, seed)
         _write_rows(
             output_dir / f"{modality}_pairs.jsonl",
@@ -124,7 +124,7 @@ def _pairs(clips: list[ToyClip], modality: str, count: int, seed: int) -> list[t
         first, second = divmod(int(n), len(clips))
         if first < second:
             a, b = clips[first], clips[second]
-            if a.video == b.video if modality == "sound" else a.audio == b.audio:
+            if a.video == b.video if modality == "audio" else a.audio == b.audio:
                 pair = (a, b) if generator.random() < 0.5 else (b, a)
                 (near if _num_different(a, b) == 1 else far).append(pair)
     num_near = max(count // 2, count - len(far))
@@ -133,7 +133,7 @@ def _pairs(clips: list[ToyClip], modality: str, count: int, seed: int) -> list[t
 
 def _swapped(clip: ToyClip, other: ToyClip, modality: str) -> dict[str, object]:
     """The manifest row of a clip with the audio (or the video) of another."""
-    seen, heard = (clip, other) if modality == "sound" else (other, clip)
+    seen, heard = (clip, other) if modality == "audio" else (other, clip)
     combination = ToyClip("", "", seen.video, heard.audio).combination
     return {
         "id": f"{clip.id}+{modality}+{other.id}",

@@ -13,8 +13,8 @@ from simple_multimodal.defaults import (
     TOY_PAIRS,
     TOY_QUESTION_CLIPS,
     TOY_TRAIN_CLIPS,
-    TOY_VALIDATION_PICTURES,
-    TOY_VALIDATION_SOUNDS,
+    TOY_VALIDATION_AUDIO,
+    TOY_VALIDATION_VIDEOS,
 )
 from simple_multimodal.output_folder import LOCK_FILE
 from simple_multimodal.prepare.toy.clips import ToyClip, draw_clips, num_combinations
@@ -31,7 +31,7 @@ from simple_multimodal.prepare.toy.media import (
     write_clip,
 )
 
-TOY_VERSION = 2  # raise it whenever the same parameters would write other files
+TOY_VERSION = 3  # raise it whenever the same parameters would write other files
 SECONDS_PER_SEGMENT = 0.6  # mean time that one background stays
 
 
@@ -39,8 +39,8 @@ def make_toy_world(
     output_dir: str | os.PathLike[str],
     *,
     num_train_clips: int = TOY_TRAIN_CLIPS,
-    num_validation_pictures: int = TOY_VALIDATION_PICTURES,
-    num_validation_sounds: int = TOY_VALIDATION_SOUNDS,
+    num_validation_videos: int = TOY_VALIDATION_VIDEOS,
+    num_validation_audio: int = TOY_VALIDATION_AUDIO,
     num_question_clips: int = TOY_QUESTION_CLIPS,
     num_pairs: int = TOY_PAIRS,
     num_segments: int = 6,
@@ -57,8 +57,8 @@ def make_toy_world(
     Args:
         output_dir (`str` or `os.PathLike`): Folder to write; new, empty, or made earlier with the same arguments.
         num_train_clips (`int`, *optional*, defaults to 2000): Number of training clips.
-        num_validation_pictures (`int`, *optional*, defaults to 16): Different videos of validation clips, 2 to 192.
-        num_validation_sounds (`int`, *optional*, defaults to 16): Different audio tracks of validation clips, each of
+        num_validation_videos (`int`, *optional*, defaults to 16): Different videos of validation clips, 2 to 192.
+        num_validation_audio (`int`, *optional*, defaults to 16): Different audio tracks of validation clips, each of
             which occurs with every video, 2 to 27.
         num_question_clips (`int`, *optional*, defaults to 243): Held-out clips for questions, a multiple of 9.
         num_pairs (`int`, *optional*, defaults to 512): Pairs of either kind, or all there are if fewer. Pairs that
@@ -81,8 +81,8 @@ def make_toy_world(
     num_frames = round(seconds * FRAMES_PER_SECOND)
     _check_at_least(1, num_train_clips=num_train_clips, num_pairs=num_pairs, num_processes=num_processes)
     _check_at_least(0, seed=seed)
-    _check_range("num_validation_pictures", num_validation_pictures, 2, num_combinations(VIDEO_ATTRIBUTES))
-    _check_range("num_validation_sounds", num_validation_sounds, 2, num_combinations(AUDIO_ATTRIBUTES))
+    _check_range("num_validation_videos", num_validation_videos, 2, num_combinations(VIDEO_ATTRIBUTES))
+    _check_range("num_validation_audio", num_validation_audio, 2, num_combinations(AUDIO_ATTRIBUTES))
     if num_question_clips < 9 or num_question_clips % 9:
         raise ValueError(f"num_question_clips must be a multiple of 9 from 9 up, got {num_question_clips}.")
     if num_segments < 6 or num_segments % 3:
@@ -94,8 +94,8 @@ def make_toy_world(
         )
     parameters = {
         "num_train_clips": num_train_clips,
-        "num_validation_pictures": num_validation_pictures,
-        "num_validation_sounds": num_validation_sounds,
+        "num_validation_videos": num_validation_videos,
+        "num_validation_audio": num_validation_audio,
         "num_question_clips": num_question_clips,
         "num_pairs": num_pairs,
         "num_segments": num_segments,
@@ -108,8 +108,8 @@ def make_toy_world(
 
     clips = draw_clips(
         num_train_clips=num_train_clips,
-        num_validation_pictures=num_validation_pictures,
-        num_validation_sounds=num_validation_sounds,
+        num_validation_videos=num_validation_videos,
+        num_validation_audio=num_validation_audio,
         num_question_clips=num_question_clips,
         num_segments=num_segments,
         num_frames=num_frames,

@@ -28,7 +28,7 @@ def evaluate_answers(
     protocol: str = "own",
     train_set: RowDataset | None = None,
     with_losses: bool = False,
-    is_alpro: bool = False,
+    alpro: bool = False,
     partial: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """
@@ -43,7 +43,7 @@ def evaluate_answers(
             seeing a clip stand beside.
         with_losses (`bool`, *optional*, defaults to `False`): measure the cross-entropy, too, over the questions whose
             answer the model knows.
-        is_alpro (`bool`, *optional*, defaults to `False`): print the numbers that count the questions twice that
+        alpro (`bool`, *optional*, defaults to `False`): print the numbers that count the questions twice that
             ALPRO's eight processes had twice.
         partial (`str`, *optional*): folder for what is finished, see [`QuestionAnswerer.answer_rows`].
 
@@ -73,8 +73,8 @@ def evaluate_answers(
         counts["bad_samples"] = len(bad_samples)
     types = [row.get("answer_type") or "" for row in rows]
     printed = {"overall_acc": round(100 * result.metrics["accuracy"], 2)}
-    counted = padded_positions(len(rows), ALPRO_PROCESSES) if is_alpro else np.arange(len(rows))
-    if is_alpro or set(types) <= set(ANSWER_TYPES):
+    counted = padded_positions(len(rows), ALPRO_PROCESSES) if alpro else np.arange(len(rows))
+    if alpro or set(types) <= set(ANSWER_TYPES):
         printed = alpro_question_answering_metrics(result.is_correct[counted], [types[n] for n in counted])
     return Evaluation(
         metrics=metrics,

@@ -87,7 +87,7 @@ class QuestionAnswering(Task):
             or "the highest scoring answer of the model's list; right if it is the annotated one, letter by letter",
             train_set=measuring.train_set,
             with_losses=measuring.with_losses,
-            is_alpro=measuring.is_alpro,
+            alpro=measuring.alpro,
             partial=measuring.partial,
         )
 

@@ -21,7 +21,7 @@ from simple_multimodal.evaluation.captions import duplicate_captions
 from simple_multimodal.evaluation.ranking import Ranks, all_pairs, first_pairs, right_pairs, text_clip_ranks
 from simple_multimodal.evaluation.reranking import choose_candidates, rerank, score_candidates
 from simple_multimodal.evaluation.retrieval import text_clip_retrieval
-from simple_multimodal.evaluation.scores import CosineScores, MatrixScores, ScoredPairs, Scores, dual_softmax
+from simple_multimodal.evaluation.scores import CosineScores, MatrixScores, ScoredPairs, Scores, dual_softmax_scores
 from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import CLIP_MODALITIES, MODALITIES, PRESENCE_KEYS
@@ -99,9 +99,9 @@ def evaluate_retrieval(
     protocol: str = "own",
     rerank_top_k: int | None = None,
     with_losses: bool = False,
-    compares_rerank: bool = False,
-    uses_dual_softmax: bool = False,
-    is_alpro: bool = False,
+    compare_rerank: bool = False,
+    dual_softmax: bool = False,
+    alpro: bool = False,
     num_results: int | None = None,
     saved: str | os.PathLike[str] | None = None,
     partial: str | os.PathLike[str] | None = None,
@@ -125,11 +125,11 @@ def evaluate_retrieval(
         with_losses (`bool`, *optional*, defaults to `False`): measure the objectives, too, over all rows. The
             contrastive ones compare every row with every other of the set, so that they depend on neither batch size
             nor number of processes; an objective that no row has the modalities for has no loss.
-        compares_rerank (`bool`, *optional*, defaults to `False`): score all pairs, and say how every metric changes
+        compare_rerank (`bool`, *optional*, defaults to `False`): score all pairs, and say how every metric changes
             where the first `rerank_top_k` alone are re-ranked.
-        uses_dual_softmax (`bool`, *optional*, defaults to `False`): normalise cosines over all queries of the test,
+        dual_softmax (`bool`, *optional*, defaults to `False`): normalise cosines over all queries of the test,
             which a single query has not.
-        is_alpro (`bool`, *optional*, defaults to `False`): print the numbers of rounded scores, as ALPRO does.
+        alpro (`bool`, *optional*, defaults to `False`): print the numbers of rounded scores, as ALPRO does.
         num_results (`int`, *optional*): without matching, how many of the first candidates of each query have a row in
             the results; by default all.
         saved (`str`, *optional*): folder to keep the clips' embeddings in, see [`Retriever.index`].
@@ -139,15 +139,15 @@ def evaluate_retrieval(
         [`Evaluation`]: whose `details` are a [`Ranking`], if there are captions.
 
     Raises:
-        ValueError: No row has a clip and a caption (with losses: nor the modalities of an objective), or `is_alpro`
-            without all pairs, or `compares_rerank` without `rerank_top_k`, or more than the retriever's
+        ValueError: No row has a clip and a caption (with losses: nor the modalities of an objective), or `alpro`
+            without all pairs, or `compare_rerank` without `rerank_top_k`, or more than the retriever's
             `max_bad_fraction` of the clips or of the texts, or all, cannot be read.
     """
-    if is_alpro and rerank_top_k is not None:
+    if alpro and rerank_top_k is not None:
         raise ValueError("ALPRO ranks by the matching scores of all pairs: leave rerank_top_k out.")
     if rerank_top_k is not None and rerank_top_k < 0:
         raise ValueError(f"rerank_top_k must be 0 (no matching) or more, got {rerank_top_k}.")
-    if compares_rerank and not rerank_top_k:
+    if compare_rerank and not rerank_top_k:
         raise ValueError(
             "There is no change to measure: rerank_top_k must say how many candidates are re-ranked, 1 or more."
         )
@@ -170,9 +170,9 @@ def evaluate_retrieval(
             evaluation,
             rerank_top_k=rerank_top_k,
             with_loss=with_losses and "matching" in model.loss_weights,
-            compares_rerank=compares_rerank,
-            uses_dual_softmax=uses_dual_softmax,
-            is_alpro=is_alpro,
+            compare_rerank=compare_rerank,
+            dual_softmax=dual_softmax,
+            alpro=alpro,
             num_results=num_results,
             partial=partial,
         )
@@ -313,9 +313,9 @@ def measure_ranking(
     *,
     rerank_top_k: int | None,
     with_loss: bool = False,
-    compares_rerank: bool = False,
-    uses_dual_softmax: bool = False,
-    is_alpro: bool = False,
+    compare_rerank: bool = False,
+    dual_softmax: bool = False,
+    alpro: bool = False,
     num_results: int | None = None,
     partial: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
@@ -334,10 +334,10 @@ def measure_ranking(
         caption_embeds, clip_embeds, bad_texts=bad_texts, bad_clips=bad_clips, processes=retriever.processes
     )
     scores: Scores = cosines
-    if uses_dual_softmax:
+    if dual_softmax:
         matrix = np.full(cosines.shape, -np.inf)
         good = np.ix_(~bad_texts, ~bad_clips)
-        matrix[good] = dual_softmax(cosines.whole()[good], temperature=DUAL_SOFTMAX_TEMPERATURE)
+        matrix[good] = dual_softmax_scores(cosines.whole()[good], temperature=DUAL_SOFTMAX_TEMPERATURE)
         scores = MatrixScores(matrix)
     ranks = text_clip_ranks(scores, *groups)
     result = text_clip_retrieval(ranks, *groups)
@@ -369,13 +369,13 @@ def measure_ranking(
                 odds.update(zip(map(tuple, pairs.tolist()), values, strict=True))  # type: ignore[arg-type]
             return ranked
 
-        if compares_rerank:
+        if compare_rerank:
             needed = all_pairs(scores.shape)
         candidates = choose_candidates(scores, *groups, rerank_top_k, needed=needed)
         scored = score_candidates(candidates, match)
         if rerank_top_k != 0:
             ranks_by_all: Ranks | None = None
-            if compares_rerank:
+            if compare_rerank:
                 second = MatrixScores(scored.values.reshape(scores.shape), scores.processes)
                 ranks_by_all = text_clip_ranks(second, *groups)
             reranked = rerank(ranks, candidates, scored.values, *groups)
@@ -403,7 +403,7 @@ def measure_ranking(
     prefix = "" if rerank_top_k == 0 else "matching_"
     evaluation.printed = {
         "text2video": alpro_retrieval_metrics(scored.values.reshape(scores.shape), groups[0])["text2video"]
-        if is_alpro
+        if alpro
         else _in_percent(evaluation.metrics, f"{prefix}text_to_video_")
     }
     has_row = ~(bad_texts[scored.pairs[:, 0]] | bad_clips[scored.pairs[:, 1]])

@@ -245,7 +245,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         if "matching" not in self.loss_weights:
             raise ValueError(
                 "This model was made without matching (matching_loss_weight is 0): nothing can be re-ranked. Rank by "
-                "embeddings alone (rerank 0, --matching_top_k 0), or train it."
+                "embeddings alone (rerank 0, --rerank_top_k 0), or train it."
             )
 
     @property

@@ -27,10 +27,10 @@ class RetrievalOptions(TaskOptions):
         audio_mask_ratio (`float`, *optional*, defaults to 0.3): share of a window's audio patches to mask.
         video_mask_ratio (`float`, *optional*, defaults to 0.8): share of a clip's video tubes to mask.
         vt_match_ratio (`float`, *optional*, defaults to 0.5): share of rows that keep their pair for matching.
-        matching_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
+        rerank_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
             none. By default what the protocol of the rows says, else 32; for a model whose training found matching
             no better than the cosine, none.
-        measure_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
+        compare_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
         dsl (`bool`): rank by dual softmax, over all queries.
         pair_files (`list[str]`): files of pairs of rows that differ in one thing; [`Retrieval.open_files`] reads them.
         swapped_files (`list[str]`): for each pair file, the manifest of its swapped rows.
@@ -47,7 +47,7 @@ class RetrievalOptions(TaskOptions):
         "Fraction of rows that keep their pair for matching, 0 to 1; the others get a negative clip.",
         share=True,
     )
-    matching_top_k: int | Literal["all"] | None = flag(
+    rerank_top_k: int | Literal["all"] | None = flag(
         None,
         EVALUATION,
         "Candidates per query that the matching head re-ranks in evaluation, a number or all; 0: none. Default: what "
@@ -59,17 +59,17 @@ class RetrievalOptions(TaskOptions):
         remedy="give 0 (no re-ranking) or more",
         commands=("train", "infer"),
     )
-    measure_rerank: bool = flag(
+    compare_rerank: bool = flag(
         False,
         EVALUATION,
-        "Score all pairs, and report how re-ranking only the first --matching_top_k changes every metric.",
+        "Score all pairs, and report how re-ranking only the first --rerank_top_k changes every metric.",
         commands=("infer",),
     )
     dsl: bool = flag(False, EVALUATION, "Rank by dual softmax over all test queries.", commands=("infer",))
     pair_files: list[str] = flag(
         [],
         EVALUATION,
-        "JSONL of ids a, b of evaluation rows that differ in one respect (sound_pairs.jsonl: in their audio).",
+        "JSONL of ids a, b of evaluation rows that differ in one respect (audio_pairs.jsonl: in their audio).",
         names=Named.MANIFEST,
     )
     swapped_files: list[str] = flag(

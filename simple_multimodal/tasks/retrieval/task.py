@@ -79,18 +79,18 @@ class Retrieval(Task):
         """How many candidates were re-ranked, and whether by dual softmax."""
         assert isinstance(pipeline, Retriever)
         rerank_top_k = self._rerank_top_k(pipeline, measuring) or None
-        return {"rerank_top_k": rerank_top_k, "uses_dual_softmax": self.options.dsl}
+        return {"rerank_top_k": rerank_top_k, "dual_softmax": self.options.dsl}
 
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """See [`evaluate_retrieval`]; pairs are measured in a final evaluation."""
         assert isinstance(pipeline, Retriever)
         saved = None if measuring.output_dir is None else measuring.output_dir / "embeddings"
         rerank_top_k = self._rerank_top_k(pipeline, measuring)
-        is_default = self.options.matching_top_k is None and not measuring.with_losses
+        is_default = self.options.rerank_top_k is None and not measuring.with_losses
         if rerank_top_k == 0 and is_default and pipeline.state.is_main_process:
             logger.warning(
                 "Ranked by cosine: the model was not saved with a matching head that proved better on the validation "
-                "split. --matching_top_k N re-ranks the first N candidates, --matching_top_k all every one."
+                "split. --rerank_top_k N re-ranks the first N candidates, --rerank_top_k all every one."
             )
         evaluation = evaluate_retrieval(
             pipeline,
@@ -98,9 +98,9 @@ class Retrieval(Task):
             protocol=measuring.protocol or PROTOCOL,
             rerank_top_k=rerank_top_k,
             with_losses=measuring.with_losses,
-            compares_rerank=self.options.measure_rerank,
-            uses_dual_softmax=self.options.dsl,
-            is_alpro=measuring.is_alpro,
+            compare_rerank=self.options.compare_rerank,
+            dual_softmax=self.options.dsl,
+            alpro=measuring.alpro,
             num_results=None if measuring.benchmark is None else measuring.benchmark.rerank_top_k,
             saved=saved,
             partial=measuring.partial,
@@ -125,8 +125,8 @@ class Retrieval(Task):
 
     def _rerank_top_k(self, retriever: Retriever, measuring: Measuring) -> int | None:
         """How many candidates are re-ranked; `None`: all."""
-        asked = self.options.matching_top_k
-        if asked == "all" or (asked is None and measuring.is_alpro):
+        asked = self.options.rerank_top_k
+        if asked == "all" or (asked is None and measuring.alpro):
             return None
         if asked is None:
             asked = RERANK_TOP_K if measuring.benchmark is None else measuring.benchmark.rerank_top_k

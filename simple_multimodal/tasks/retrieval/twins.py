@@ -38,7 +38,7 @@ class PairSet:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, swapped: RowDataset | None = None) -> "PairSet":
-        """Read pairs from a JSONL file, which gives the set its name: `sound_pairs.jsonl` is about `sound`."""
+        """Read pairs from a JSONL file, which gives the set its name: `audio_pairs.jsonl` is about `audio`."""
         needed = ("a", "b") if swapped is None else ("a", "b", "a_swapped", "b_swapped")
         pairs = []
         for number, record in read_jsonl(Path(path)):

@@ -262,7 +262,7 @@ def test_the_verb_writes_a_folder_that_loads(tmp_path, tokenizer_dir, checkpoint
     assert MultimodalProcessor.from_pretrained(out).max_seq_length() == 12
     video = MultimodalProcessor.from_pretrained(out).video_processor
     assert (video.num_frames, video.height, video.width) == (5, SIDE, SIDE)
-    assert (video.geometry, video.resize_kernel, video.frame_sampling) == ("squash", "decord", "alpro")
+    assert (video.resize_mode, video.resize_kernel, video.frame_sampling) == ("squash", "decord", "alpro")
     model = AlproForRetrieval.from_pretrained(out)
     assert (video.image_mean, video.image_std) == (list(model.config.image_mean), list(model.config.image_std))
     total = sum(p.double().sum().item() for p in model.parameters())

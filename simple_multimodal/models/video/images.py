@@ -62,10 +62,10 @@ class FrameTransformer(nn.Module):
         return embeddings + self.gate * states
 
 
-class PictureEncoder(Encoder):
+class ImageEncoder(Encoder):
     """
     Base of video encoders that look at one frame at a time. A subclass also inherits from the stock tower and defines
-    `encode_pictures`.
+    `encode_images`.
 
     A clip's embedding is the mean of its frames' embeddings, each scaled to length one before: the parameter-free form
     (`meanP`) of [CLIP4Clip](https://huggingface.co/papers/2104.08860), or with `frame_pooling_layers` after a
@@ -144,16 +144,16 @@ class PictureEncoder(Encoder):
         """Raise a `ValueError` if the tower's patches do not tile frames of `height` by `width` pixels."""
         self.fit_config(self.config, num_frames, height, width)
 
-    def encode_pictures(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Run the tower.
 
         Args:
-            pixels (`torch.FloatTensor` of shape `(num_pictures, 3, height, width)`): normalised.
+            pixels (`torch.FloatTensor` of shape `(num_images, 3, height, width)`): normalised.
 
         Returns:
-            Tokens `(num_pictures, num_tokens, hidden_size)`, as the stock tower's `last_hidden_state`, and embeddings
-            `(num_pictures, embedding_size)`, if it has any.
+            Tokens `(num_images, num_tokens, hidden_size)`, as the stock tower's `last_hidden_state`, and embeddings
+            `(num_images, embedding_size)`, if it has any.
         """
         raise NotImplementedError
 
@@ -170,7 +170,7 @@ class PictureEncoder(Encoder):
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
         self.check_inputs(num_frames, height, width)
         pixels = normalize_pixels(pixel_values_videos, self.image_mean, self.image_std)
-        tokens, embedding = self.encode_pictures(pixels.flatten(0, 1).to(self.dtype))
+        tokens, embedding = self.encode_images(pixels.flatten(0, 1).to(self.dtype))
         seconds = video_seconds.repeat_interleave(tokens.shape[1], dim=1)
         if embedding is not None:
             frames = embedding.unflatten(0, (batch_size, num_frames))
@@ -186,7 +186,7 @@ class PictureEncoder(Encoder):
         )
 
 
-class FrameEncoder(PictureEncoder):
+class FrameEncoder(ImageEncoder):
     """
     Base of frame encoders that give tokens and no embedding, so that the tokens of a frozen one can be kept as
     features ([features.md](docs/features.md)). How many tokens a frame becomes is found by running the tower without
@@ -195,7 +195,7 @@ class FrameEncoder(PictureEncoder):
     Args:
         config (`PreTrainedConfig`): sizes of the tower; besides, `frame_size` (height and width) and
             `tokens_per_frame`, which `fit_config` notes there.
-        settings: as in [`PictureEncoder`].
+        settings: as in [`ImageEncoder`].
     """
 
     tokens_are_all = True
@@ -211,7 +211,7 @@ class FrameEncoder(PictureEncoder):
         config = super().fit_config(config, num_frames, height, width) if cls.has_patches(config) else deepcopy(config)
         try:
             with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights(), torch.no_grad():
-                tokens, _ = cls(config).eval().encode_pictures(torch.empty(1, 3, height, width))
+                tokens, _ = cls(config).eval().encode_images(torch.empty(1, 3, height, width))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"The clips have RGB frames of {height} by {width} pixels, which the video tower {cls.model_type!r} "
