@@ -310,8 +310,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     def _clip_side(self, streams: Clip) -> Clip:
         """Prepare clips for the fusion, encoding them only for the form that needs it."""
-        is_encoded = bool(streams) and self.fusion.form == "cross_attention"
-        return self.fusion.clip_side(streams, self.fusion.encode_clip(streams) if is_encoded else streams)
+        encoded = streams
+        if streams and self.fusion.form == "cross_attention":
+            encoded = self.fusion.encode_clip(streams)
+        return self.fusion.clip_side(streams, encoded)
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
         """Compute all that depends on the texts alone.
