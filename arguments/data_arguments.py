@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simple_multimodal.defaults import DECODE_DEVICE, VIDEO_BACKEND, DecodeDevice, VideoBackendName
+from simple_multimodal.errors import InputError
 from simple_multimodal.flags import AUDIO, DATA, EVALUATION, TEXT, VIDEO, check_bounds, flag, given
 from simple_multimodal.missing import Named
 from simple_multimodal.modalities import MODALITIES
@@ -147,20 +148,20 @@ class DataArguments:
         self._check_dataset()
         if self.video_size is not None:
             if len(self.video_size) > 2 or min(self.video_size) < 1:
-                raise ValueError(
+                raise InputError(
                     f"--video_size is {self.video_size}; give height and width in pixels, or one number for both."
                 )
             self.video_size = [self.video_size[0], self.video_size[-1]]
 
     def _check_dataset(self) -> None:
         if wrong := [pair for pair in self.rename_columns or () if not all(pair.partition("="))]:
-            raise ValueError(f"--rename_columns is {' '.join(wrong)}; give OLD=NEW for each column.")
+            raise InputError(f"--rename_columns is {' '.join(wrong)}; give OLD=NEW for each column.")
         changed = [field.name for field in fields(self) if vars(self)[field.name] != field.default]
         if self.dataset_name is None:
             if unused := [f"--{name}" for name in changed if name in DATASET_FLAGS]:
-                raise ValueError(f"{', '.join(unused)} can have no effect without --dataset_name; give that too.")
+                raise InputError(f"{', '.join(unused)} can have no effect without --dataset_name; give that too.")
         elif both := [f"--{name}" for name in changed if name in MANIFEST_FLAGS]:
-            raise ValueError(f"--dataset_name and {', '.join(both)} both say what is read. Leave one of them out.")
+            raise InputError(f"--dataset_name and {', '.join(both)} both say what is read. Leave one of them out.")
 
     @property
     def renamed_columns(self) -> dict[str, str]:

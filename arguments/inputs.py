@@ -9,6 +9,7 @@ import datasets
 from simple_multimodal.assembly import check_inputs
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
@@ -100,7 +101,7 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
                 source, data_args.dataset_config_name, split=split, cache_dir=model_args.cache_dir
             )
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"--dataset_name {source} cannot be loaded: {error}") from error
+        raise InputError(f"--dataset_name {source} cannot be loaded: {error}") from error
     except ValueError as error:  # of the configuration or the split
         hint = f"--{name}_split is {split!r}, --dataset_config_name {data_args.dataset_config_name!r}."
         if is_one_split:
@@ -108,10 +109,10 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
                 f"A folder of `Dataset.save_to_disk` holds one split, which is read as 'train', and --{name}_split is "
                 f"{split!r}. Give a part of it, such as 'train[90%:]', or save a `DatasetDict`."
             )
-        raise ValueError(f"--dataset_name {source}: {str(error).rstrip('.')}. {hint}") from error
+        raise InputError(f"--dataset_name {source}: {str(error).rstrip('.')}. {hint}") from error
     names = data_args.renamed_columns
     if missing := [column for column in names if column not in dataset.column_names]:
-        raise ValueError(
+        raise InputError(
             f"--rename_columns names {', '.join(missing)}; the columns of {source} are "
             f"{', '.join(dataset.column_names)}."
         )

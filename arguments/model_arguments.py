@@ -7,6 +7,7 @@ from typing import Any, Literal
 from transformers.utils import logging
 
 from simple_multimodal.defaults import DEFAULT_TASK
+from simple_multimodal.errors import InputError
 from simple_multimodal.flags import AUDIO, FUSION, LORA, MODEL, OBJECTIVES, TEXT, VIDEO, check_bounds, flag, given
 from simple_multimodal.missing import Named
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, MODALITIES
@@ -194,7 +195,7 @@ class ModelArguments:
         self.modalities = [name for name in MODALITIES if name in self.modalities]
         further = [name for name in self.modalities if name not in BUILT_IN_MODALITIES]
         if further and self.model_name_or_path is None:
-            raise ValueError(
+            raise InputError(
                 f"--modalities names {', '.join(further)}, but there are no flags for such a tower. Build the model "
                 "in Python (`simple_multimodal.from_towers`), save it, and name its folder in --model_name_or_path."
             )
@@ -223,10 +224,10 @@ class ModelArguments:
             given = {"alpha": self.lora_alpha, "dropout": self.lora_dropout, "towers": self.lora_towers}
             given["target_modules"] = self.lora_target_modules
             if without_rank := [f"--lora_{name}" for name, value in given.items() if value]:
-                raise ValueError(f"{', '.join(without_rank)} can have no effect without --lora_rank; give that too.")
+                raise InputError(f"{', '.join(without_rank)} can have no effect without --lora_rank; give that too.")
             return
         if both := [name for name in self.lora_towers if name in self.freeze]:
-            raise ValueError(
+            raise InputError(
                 f"--freeze and --lora_towers both name {', '.join(both)}. LoRA keeps the weights of a tower, too, and "
                 "trains adapters in it: name each in one of the two; in --freeze, if --features are to stand for it."
             )
@@ -236,7 +237,7 @@ class ModelArguments:
             return
         has_lora = self.lora_rank is not None and "video" in (self.lora_towers or ["video"])
         if has_lora or "video" in self.freeze:
-            raise ValueError(
+            raise InputError(
                 f"--frame_pooling_layers is {self.frame_pooling_layers}, but {'LoRA' if has_lora else '--freeze'} "
                 "keeps the weights of the video tower as they are, and with them those of these new layers. Leave one "
                 "of the two out."

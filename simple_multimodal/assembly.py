@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.errors import InputError
 from simple_multimodal.missing import reading, reading_model
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
@@ -183,7 +184,7 @@ def load_processor(
         processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
-            raise ValueError(
+            raise InputError(
                 f"{source} takes {' and '.join(processor.modalities)}, so settings of {modality} have no use "
                 f"({', '.join(settings)}). Leave these flags out."
             )
@@ -234,7 +235,7 @@ def check_inputs(
         ValueError: If a tower cannot take the inputs, or the model has other settings or lacks a modality.
     """
     if tuple(modalities) != BUILT_IN_MODALITIES and not set(modalities) <= set(model.config.modalities):
-        raise ValueError(
+        raise InputError(
             f"--modalities is {' '.join(modalities)}, but the saved model has {' '.join(model.config.modalities)}. "
             "Leave the flag out, or name some of these."
         )
@@ -245,7 +246,7 @@ def check_inputs(
     for name, value in (config_settings or {}).items():
         if name not in own or own[name] != value:
             has = f"has {own[name]!r}" if name in own else "has no such setting"
-            raise ValueError(
+            raise InputError(
                 f"--{name} is {value!r}, but the saved model {has}. Leave the flag out, or train a new "
                 "model: without --model_name_or_path and in another --output_dir."
             )
@@ -303,7 +304,7 @@ def build_config(
             continue
         weight = f"{MASKED_OBJECTIVE_OF[modality]}_loss_weight"
         if encoder_class.decoder_class is None and settings.setdefault(weight, 0.0) > 0:
-            raise ValueError(
+            raise InputError(
                 f"--{weight} is {settings[weight]}, but the {modality} tower {encoder_class.model_type!r} has no "
                 "decoder for a masked objective. Leave the flag out, or take another tower."
             )
@@ -339,7 +340,7 @@ def _check_zero_shot(
             f"{m}: {config.model_type!r} {f'from {pretrained[m]}' if m in pretrained else 'with random weights'}"
             for m, config in towers.items()
         )
-        raise ValueError(
+        raise InputError(
             "Without training, texts and clips can be compared only if all towers come from one checkpoint with a "
             f"common space, such as CLIP's; these do not ({found}). Name one checkpoint for all, and the modalities "
             "that it compares with each other (--modalities text video; PE-AV compares texts with sound or with "
@@ -348,9 +349,9 @@ def _check_zero_shot(
     own = {"contrastive_dim": shared[1], "contrastive_loss_before_fusion": True, "clip_embedding": "mean"}
     for name, value in own.items():
         if settings.setdefault(name, value) != value:
-            raise ValueError(f"--{name} is {settings[name]}, for which {shared[0]} has no weights. {remedy}")
+            raise InputError(f"--{name} is {settings[name]}, for which {shared[0]} has no weights. {remedy}")
     if settings.setdefault("matching_loss_weight", 0.0) > 0:
-        raise ValueError(f"--matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
+        raise InputError(f"--matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
 
 
 def saved_config(source: str | os.PathLike, *, cache_dir: str | None = None) -> dict:
@@ -386,7 +387,7 @@ def load_model(
     """
     model_type = saved_config(source).get("model_type") or ""
     if model_type not in model_classes:
-        raise ValueError(
+        raise InputError(
             f"{source} holds a model of the type {model_type!r}, and this --task has models of the type "
             f"{' and '.join(map(repr, model_classes))} alone. Name another --task."
         )
@@ -394,13 +395,13 @@ def load_model(
     known = {field.name for field in dataclasses.fields(model_class.config_class)}
     if unknown := [f"--{name}" for name in settings if name.endswith("_loss_weight") and name not in known]:
         weights = ", ".join(sorted(f"--{name}" for name in known if name.endswith("_loss_weight")))
-        raise ValueError(
+        raise InputError(
             f"{source} has no such objective: {', '.join(unknown)}. Leave that out; what it has is {weights}."
         )
     model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
     missing = sorted(loaded["missing_keys"])
     if missing and not is_trained:
-        raise ValueError(
+        raise InputError(
             f"{source} holds no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is a "
             f"model of another task than {model_class.__name__}. Choose its --task, or train it."
         )

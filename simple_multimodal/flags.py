@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from typing import Any, Literal
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.missing import Named
 
 Command = Literal["train", "infer"]
@@ -74,7 +75,7 @@ def check_bounds(arguments: Any) -> None:
         value = vars(arguments).get(item.name)
         bounds = item.metadata.get("bounds", {})
         if isinstance(value, (int, float)) and not all(_HOLDS[kind](value, bound) for kind, bound in bounds.items()):
-            raise ValueError(f"--{item.name} is {value}; {item.metadata['remedy']}.")
+            raise InputError(f"--{item.name} is {value}; {item.metadata['remedy']}.")
 
 
 def given(arguments: Any, *names: str, **renamed: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
 
+from simple_multimodal.errors import InputError
+
 NUM_NAMES = 3
 """That are suggested at most."""
 
@@ -31,7 +33,7 @@ class Named(Enum):
             ValueError: If it does not exist; the message has the nearest names.
         """
         if not Path(name).exists() and (self is not Named.MODEL or _is_path(os.fspath(name))):
-            raise ValueError(f"{flag} {os.fspath(name)}: {no_such_folder(name)}".lstrip())
+            raise InputError(f"{flag} {os.fspath(name)}: {no_such_folder(name)}".lstrip())
 
 
 @contextmanager
@@ -50,14 +52,14 @@ def reading(name_or_path: str | os.PathLike[str], problem: str) -> Iterator[None
     """
     name = os.fspath(name_or_path)
     if _is_path(name) and not Path(name).exists():
-        raise ValueError(f"{problem} {no_such_folder(name)}")
+        raise InputError(f"{problem} {no_such_folder(name)}")
     try:
         yield
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         if not Path(name).exists():
             reason = f"{no_such_folder(name)} As a name on the hub: {reason}"
-        raise ValueError(f"{problem} {reason}") from error
+        raise InputError(f"{problem} {reason}") from error
 
 
 def reading_model(name_or_path: str | os.PathLike[str]) -> AbstractContextManager[None]:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from simple_multimodal.errors import InputError
+
 if sys.platform != "win32":
     import fcntl
 
@@ -83,7 +85,7 @@ class _Lock:
     def take(self) -> None:
         self.is_new = not self.folder.exists()
         if not self.is_new and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file. Give a folder.")
+            raise InputError(f"{self.folder} is a file. Give a folder.")
         if sys.platform == "win32":
             self.folder.mkdir(parents=True, exist_ok=True)
             return
@@ -99,7 +101,7 @@ class _Lock:
             except BlockingIOError as error:
                 holder = os.pread(descriptor, 4096, 0)
                 os.close(descriptor)
-                raise ValueError(self._refusal(holder)) from error
+                raise InputError(self._refusal(holder)) from error
             except OSError as error:
                 os.close(descriptor)
                 logger.warning(

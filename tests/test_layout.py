@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Small modules that import nothing of the package, for all.
-BASICS = {"modalities", "defaults", "flags", "missing", "output_folder", "cores", "__init__"}
+BASICS = {"errors", "modalities", "defaults", "flags", "missing", "output_folder", "cores", "__init__"}
 
 # What each part may import besides itself and the basics. `*` is everything.
 ALLOWED_IMPORTS = {

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from simple_multimodal.alpro.configuration import AlproConfig
 from simple_multimodal.alpro.modeling import AlproForQuestionAnswering, AlproForRetrieval
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.loading import LoadingReport, fold_names
 
 MIN_ANSWERS = 1500
@@ -87,24 +88,24 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         ValueError: If the file holds anything but tensors, or is no regular file.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{os.fspath(path)!r} is a folder, a device or a pipe; a regular file is needed.")
+        raise InputError(f"{os.fspath(path)!r} is a folder, a device or a pipe; a regular file is needed.")
     with open(path, "rb") as file:
         try:
             check_archive(file)
             payload = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises whatever its bytes lead to
             first_line, _, _ = str(error).partition("\n")
-            raise ValueError(
+            raise InputError(
                 f"{os.fspath(path)!r} is not a file of tensors that torch.load reads without running code from it, so "
                 f"it was not loaded ({type(error).__name__}: {first_line})."
             ) from error
     if isinstance(payload, dict) and isinstance(payload.get("model"), dict):
         payload = payload["model"]
     if not isinstance(payload, dict) or not payload:
-        raise ValueError(f"{os.fspath(path)!r} holds no tensors by name, as an ALPRO checkpoint does.")
+        raise InputError(f"{os.fspath(path)!r} holds no tensors by name, as an ALPRO checkpoint does.")
     others = [str(name) for name, value in payload.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise ValueError(f"{os.fspath(path)!r} is no ALPRO checkpoint; these are not tensors: {', '.join(others)}")
+        raise InputError(f"{os.fspath(path)!r} is no ALPRO checkpoint; these are not tensors: {', '.join(others)}")
     return payload
 
 
@@ -113,7 +114,7 @@ def check_archive(file: BinaryIO) -> None:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("its archive is compressed, as torch.save writes none")
+                raise InputError("its archive is compressed, as torch.save writes none")
     file.seek(0)
 
 
@@ -131,12 +132,12 @@ def answer_names(answers: Mapping[str, int] | None, num_labels: int) -> dict[int
     named = {number: answer for answer, number in answers.items()}
     names = {number: f"LABEL_{number}" for number in range(num_labels)}
     if answers and num_labels not in (len(answers), max(len(answers), MIN_ANSWERS)):
-        raise ValueError(
+        raise InputError(
             f"The checkpoint chooses among {num_labels} answers, the answers file has {len(answers)}. Give the file "
             "that the checkpoint was trained with."
         )
     if len(named) < len(answers) or not named.keys() <= names.keys() or set(answers) & set(names.values()):
-        raise ValueError(
+        raise InputError(
             f"The answers file must give each answer its own number from 0 to {num_labels - 1}, as ALPRO's "
             "train_ans2label.json does, and no answer may be called LABEL_<number>."
         )
@@ -172,9 +173,9 @@ def load_alpro(
     source = read_tensors(path)
     is_qa = "classifier.2.weight" in source
     if num_frames is not None and num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}, but a clip has at least 1 frame.")
+        raise InputError(f"num_frames is {num_frames}, but a clip has at least 1 frame.")
     if answers is not None and not is_qa:
-        raise ValueError(f"{where!r} has no answer head, so an answers file has no use. Leave it out.")
+        raise InputError(f"{where!r} has no answer head, so an answers file has no use. Leave it out.")
     config = deepcopy(config) or AlproConfig()
     if is_qa:
         config.id2label = answer_names(answers, source["classifier.2.weight"].shape[0])
@@ -203,7 +204,7 @@ def load_alpro(
     if unknown or missing:
         problems = [f"no place for: {name}" for name in fold_names(unknown)]
         problems += [f"nothing for: {name}" for name in fold_names(missing)]
-        raise ValueError(
+        raise InputError(
             f"{where!r} is no checkpoint of {model_class.__name__}. What does not fit:\n  " + "\n  ".join(problems)
         )
 
@@ -216,7 +217,7 @@ def load_alpro(
         if tensor.shape != expected[name]
     ]
     if wrong:
-        raise ValueError(f"{where!r} is not an ALPRO of the expected sizes:\n  " + "\n  ".join(wrong))
+        raise InputError(f"{where!r} is not an ALPRO of the expected sizes:\n  " + "\n  ".join(wrong))
     config.video_config.num_frames = num_frames or times.shape[1]
     if config.video_config.num_frames != times.shape[1]:
         resized = F.interpolate(times.mT.float(), size=config.video_config.num_frames, mode="nearest")

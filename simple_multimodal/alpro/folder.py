@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from simple_multimodal.alpro.configuration import AlproConfig
 from simple_multimodal.alpro.conversion import load_alpro
 from simple_multimodal.assembly import build_processor, check_inputs
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.loading import LoadingReport
 from simple_multimodal.output_folder import give_umask
@@ -48,7 +49,7 @@ def convert_alpro(
         except json.JSONDecodeError:
             pass
         if not isinstance(answers, dict) or not all(type(number) is int for number in answers.values()):
-            raise ValueError(f"{os.fspath(answers_file)!r} is not a JSON object of answers and their numbers.")
+            raise InputError(f"{os.fspath(answers_file)!r} is not a JSON object of answers and their numbers.")
     model, report = load_alpro(checkpoint, num_frames=num_frames, answers=answers, config=config)
     towers: dict[Modality, PreTrainedConfig] = {
         "text": model.config.text_config,
@@ -68,7 +69,7 @@ def convert_alpro(
         },
     )
     if len(processor.tokenizer) != model.config.text_config.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"The tokenizer {tokenizer_name!r} has {len(processor.tokenizer)} tokens, the checkpoint "
             f"{model.config.text_config.vocab_size}. Give the one that the checkpoint was trained with."
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from simple_multimodal.alpro.folder import convert_alpro
+from simple_multimodal.errors import InputError
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +64,7 @@ def convert_once(
     if made_of.is_file() and json.loads(made_of.read_text(encoding="utf-8")) == source:
         return Path(out)
     if Path(out).exists() and not made_of.is_file():
-        raise ValueError(f"{out} was not made of an ALPRO checkpoint and is not replaced. Give another --output_dir.")
+        raise InputError(f"{out} was not made of an ALPRO checkpoint and is not replaced. Give another --output_dir.")
     logger.warning(f"Converting {checkpoint} into {out}; the next time it is there.")
     staged = Path(out).with_name(f".{Path(out).name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
@@ -91,7 +92,7 @@ def _find_checkpoint(folder: Path) -> Path:
         if (match := re.fullmatch(r"model_step_(\d+)\.pt", path.name))
     }
     if not steps:
-        raise ValueError(
+        raise InputError(
             f"{best}: there is no such checkpoint, nor another model_step_N.pt. Put ALPRO's there, or name the folder "
             "of a model."
         )

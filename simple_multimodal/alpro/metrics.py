@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import ANSWER_TYPES
 from simple_multimodal.evaluation.ranking import retrieval_ranks
 from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
@@ -83,10 +84,10 @@ def alpro_question_answering_metrics(is_correct: np.ndarray, answer_types: Seque
     """
     is_correct, types = np.asarray(is_correct), np.asarray(answer_types)
     if len(is_correct) == 0 or types.shape != is_correct.shape:
-        raise ValueError(f"Every question needs one type: got {len(types)} types for {len(is_correct)} questions.")
+        raise InputError(f"Every question needs one type: got {len(types)} types for {len(is_correct)} questions.")
     unknown = sorted(set(types.tolist()) - set(ANSWER_TYPES))
     if unknown:
-        raise ValueError(f"ALPRO knows the answer types {', '.join(ANSWER_TYPES)}; got {unknown[0]!r}.")
+        raise InputError(f"ALPRO knows the answer types {', '.join(ANSWER_TYPES)}; got {unknown[0]!r}.")
     counts = {kind: int((types == kind).sum()) for kind in ANSWER_TYPES}
     return {
         "ratios": {f"{kind}_ratio": [_percent(count, len(types)), count] for kind, count in counts.items()},
@@ -117,7 +118,7 @@ def padded_positions(num_rows: int, world_size: int) -> np.ndarray:
         ValueError: If one of the two is below 1.
     """
     if num_rows < 1 or world_size < 1:
-        raise ValueError(f"Padding needs at least one row and one process, got {num_rows} and {world_size}.")
+        raise InputError(f"Padding needs at least one row and one process, got {num_rows} and {world_size}.")
     return np.arange(-(-num_rows // world_size) * world_size) % num_rows
 
 
@@ -141,7 +142,7 @@ def retrieval_rows(
         ValueError: If there is not one score and one similarity per pair.
     """
     if not (len(scored.pairs),) == np.shape(scored.values) == np.shape(similarities):
-        raise ValueError(
+        raise InputError(
             f"Every pair needs one score and one similarity: got {len(scored.pairs)} pairs, scores of shape "
             f"{np.shape(scored.values)} and similarities of shape {np.shape(similarities)}."
         )
@@ -182,12 +183,12 @@ def scores_from_rows(rows: Iterable[Mapping], clip_of_caption: Mapping[int, str]
     values: dict[tuple[int, int], float] = {}
     for row in rows:
         if row["txt_id"] not in captions:
-            raise ValueError(f"A row has the caption {row['txt_id']!r}, which the annotation has not.")
+            raise InputError(f"A row has the caption {row['txt_id']!r}, which the annotation has not.")
         pair = captions[row["txt_id"]], clips.setdefault(row["vid_id"], len(clips))
         values.setdefault(pair, row["score"])
     missing = sorted(set(clip_of_caption.values()) - set(clips))
     if missing or len(values) != len(captions) * len(clips):
-        raise ValueError(
+        raise InputError(
             f"{len(values)} pairs are scored of {len(captions)} captions and {len(clips)} clips"
             + (f", none with {missing[0]!r}" if missing else "")
             + "; ranks need a score of every caption with every clip."

@@ -13,6 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertLayer
 
 from simple_multimodal.alpro.configuration import AlproConfig
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, TOKEN_KEYS, Modality
 from simple_multimodal.models.base import EncoderOutput, TowerModel
 from simple_multimodal.models.distributed import sum_over_processes
@@ -59,12 +60,12 @@ class AlproModel(AlproPreTrainedModel):
         super().__init__(config)
         text, video = config.text_config, config.video_config
         if text.hidden_size != video.hidden_size:
-            raise ValueError(
+            raise InputError(
                 "ALPRO's fusion reads text and video tokens as they are, so `hidden_size` must be the same, but it is "
                 f"{text.hidden_size} in text_config and {video.hidden_size} in video_config."
             )
         if not 0 <= config.fusion_layer < text.num_hidden_layers:
-            raise ValueError(
+            raise InputError(
                 f"`fusion_layer` is {config.fusion_layer}, but the BERT has the layers 0 to "
                 f"{text.num_hidden_layers - 1}, of which at least the last one must fuse."
             )
@@ -94,12 +95,12 @@ class AlproModel(AlproPreTrainedModel):
         """
         text, video = self.config.text_config, self.config.video_config
         if modality == "text" and size[0] > text.max_position_embeddings:
-            raise ValueError(
+            raise InputError(
                 f"The texts have {size[0]} tokens, but this ALPRO takes {text.max_position_embeddings}. Set "
                 "max_seq_length to that or less."
             )
         if modality == "video" and size != (video.num_frames, video.image_size, video.image_size):
-            raise ValueError(
+            raise InputError(
                 f"The clips have {size[0]} frames of {size[1]} by {size[2]} pixels, but this ALPRO takes "
                 f"{video.num_frames} frames of {video.image_size} by {video.image_size}. Set num_frames and size of "
                 "the video processor to these, or convert the checkpoint with another --num_frames."

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from simple_multimodal import __version__
 from simple_multimodal.cli.signature import add_flags, call, check_named
+from simple_multimodal.errors import InputError
 
 VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("simple_multimodal.cli.runs:doctor", "report what is installed and what is missing"),
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("simple-multimodal: interrupted; the same command does what is left.", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError) as error:  # ImportError: of an extra, with its pip command
+    except (InputError, OSError) as error:
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
         return 2
 

@@ -27,6 +27,7 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_AUDIO,
     TOY_VALIDATION_VIDEOS,
 )
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
 from simple_multimodal.missing import Named
 from simple_multimodal.prepare.settings import PackSettings
@@ -184,7 +185,7 @@ def show(
     source = files.open_clips(clips)
     dataset = source if isinstance(source, RowDataset) else RowDataset.from_files(source)
     if row is not None and not 0 <= row < len(dataset):
-        raise ValueError(f"--row is {row}; {' '.join(clips)} has the rows 0 to {len(dataset) - 1}")
+        raise InputError(f"--row is {row}; {' '.join(clips)} has the rows 0 to {len(dataset) - 1}")
     has_one = row is not None or source is dataset or is_media_folder(source)
     rows = [row or 0] if has_one else range(len(dataset))
     if model is None:

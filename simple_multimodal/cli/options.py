@@ -18,6 +18,7 @@ from simple_multimodal.defaults import (
     Precision,
     VideoBackendName,
 )
+from simple_multimodal.errors import InputError
 from simple_multimodal.missing import Named
 from simple_multimodal.modalities import MODALITIES, Modality
 
@@ -58,7 +59,7 @@ class FileOptions:
             return self.open(clips[0])
         roots = ("video_root", "audio_root", "text_root")
         if given := [f"--{name}" for name in roots if vars(self)[name] is not None]:
-            raise ValueError(
+            raise InputError(
                 f"{given[0]} is for a manifest; files and folders are found where they are. Leave it out."
             )
         return clips[0] if len(clips) == 1 else list(clips)

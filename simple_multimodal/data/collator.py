@@ -15,6 +15,7 @@ from simple_multimodal.data.readers import READERS, Reader, ReadSettings, TokenR
 from simple_multimodal.data.reading import ModalityReading, ThreadPool
 from simple_multimodal.data.rows import EMPTY_ROW, Row
 from simple_multimodal.data.targets import Targets
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.backend import VideoBackend
 from simple_multimodal.media.video import decoder_name, get_video_backend
 from simple_multimodal.modalities import Modality
@@ -116,7 +117,7 @@ class MultimodalCollator:
         features: Mapping[Modality, FeatureReader] | None = None,
     ):
         if num_threads is not None and num_threads < 1:
-            raise ValueError(f"`num_threads` must be 1 or more, got {num_threads}; use `parallel=False` for none.")
+            raise InputError(f"`num_threads` must be 1 or more, got {num_threads}; use `parallel=False` for none.")
         self.processor = processor
         self.training = training
         self.seed = seed

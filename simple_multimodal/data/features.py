@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from simple_multimodal.data.rows import Row
 from simple_multimodal.data.store import INDEX_FILE, ClipStore, TensorType, Unreadable, describe_difference
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.video import decoder_name
 from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS, TOKEN_KEYS, Modality
@@ -127,7 +128,7 @@ class EarlierFeatures:
             with safe_open(self.folder / name, "pt") as file:
                 return {part: file.get_tensor(f"{row}.{part}") for part in ClipTokens._fields}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.folder / name}: cannot be read: {error}") from error
+            raise InputError(f"{self.folder / name}: cannot be read: {error}") from error
 
     def convert(self) -> None:
         """Make a [`ClipStore`] of the folder, shard by shard; a call that was interrupted goes on."""
@@ -173,7 +174,7 @@ class FeatureReader:
             del self.fingerprint["precision"]
             self.hidden_size: int = self._clips.tensors["tokens"].shape[0]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: holds no features that can be read ({error}). `simple-multimodal features` writes them."
             ) from error
         self._known = {key[:3] for key in self._clips}
@@ -181,7 +182,7 @@ class FeatureReader:
     def check_fingerprint(self, expected: Mapping[str, Any]) -> None:
         """Raise a `ValueError` that says in what these features are not those of a model, if they are not."""
         if difference := describe_difference(self.fingerprint, expected):
-            raise ValueError(
+            raise InputError(
                 f"{self.folder}: these features are of something else: {difference}. Use what they were made with, or "
                 "make others in another folder."
             )
@@ -199,7 +200,7 @@ class FeatureReader:
             except OSError:  # what becomes of it is decided where it is read
                 continue
         if missing:
-            raise ValueError(f"{missing} rows have no features, the first: {first}. {REMEDY}.")
+            raise InputError(f"{missing} rows have no features, the first: {first}. {REMEDY}.")
 
     def read(self, row: Row) -> ClipTokens:
         """Tokens of a row that has a file of the modality.
@@ -247,7 +248,7 @@ class FeatureReader:
             if key in self._clips:
                 return key
         problem = "was changed after its features were made" if keys else "is not among them"
-        raise ValueError(f"{self.folder}: {path!r} {problem}")
+        raise InputError(f"{self.folder}: {path!r} {problem}")
 
 
 def open_features(
@@ -270,7 +271,7 @@ def open_features(
     """
     modalities = [m for m in CLIP_MODALITIES if m in processor.modalities and Path(folder, m).is_dir()]
     if not modalities:
-        raise ValueError(
+        raise InputError(
             f"{os.fspath(folder)}: holds no features of what this model takes, {', '.join(processor.modalities)}; "
             "`simple-multimodal features` writes them."
         )

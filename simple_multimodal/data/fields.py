@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from simple_multimodal.errors import InputError
+
 # "http:", "concat:", "subfile,,start,0,end,9,,:": FFmpeg and URL schemes, with FFmpeg's options after commas. None of
 # them has a space, which titles have after their commas and colons.
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(:(?!\s)|,,|,[^/\s]*:)|subfile,(?!\s)", re.IGNORECASE)
@@ -22,7 +24,7 @@ def read_prose(value: Any, column: str) -> str | None:
         ValueError: If it is something else than a string.
     """
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"`{column}` must be a string, got {_shown(value)}.")
+        raise InputError(f"`{column}` must be a string, got {_shown(value)}.")
     return (value or "").strip() or None
 
 
@@ -35,7 +37,7 @@ def read_name(value: Any, column: str) -> str | None:
         ValueError: If it is a list, an object, or a number that is not finite.
     """
     if isinstance(value, (list, dict)) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"`{column}` must be a string, a number, true or false, got {_shown(value)}.")
+        raise InputError(f"`{column}` must be a string, a number, true or false, got {_shown(value)}.")
     if value is None:
         return None
     return (value if isinstance(value, str) else json.dumps(value)).strip() or None
@@ -56,7 +58,7 @@ def read_captions(value: Any, column: str) -> list[str] | None:
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, list) or not all(isinstance(caption, str) and caption.strip() for caption in value):
-        raise ValueError(
+        raise InputError(
             f'`{column}` must be a JSON list of non-empty strings, such as ["a cat", "a cat purrs"], got '
             f"{_shown(value)}. One caption goes into the column `caption`."
         )
@@ -78,7 +80,7 @@ def read_seconds(value: Any, column: str) -> float | None:
         except (ValueError, OverflowError):
             pass  # refused below
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"`{column}` must be a time in seconds, 0 or more, got {_shown(value)}.")
+        raise InputError(f"`{column}` must be a time in seconds, 0 or more, got {_shown(value)}.")
     return seconds
 
 
@@ -105,7 +107,7 @@ def read_path(value: Any, column: str) -> str | None:
     elif "\0" in path:
         problem = "holds a NUL character"
     if problem:
-        raise ValueError(
+        raise InputError(
             f"the path {_shown(path)} in column {column!r} {problem}. Give a file's path relative to --{column}_root."
         )
     return value
@@ -141,7 +143,7 @@ def read_question(value: Any, column: str) -> str:
     """A question, which must be there; otherwise as [`read_prose`]."""
     question = read_prose(value, column)
     if question is None:
-        raise ValueError(f"`{column}` must be a text, and is empty.")
+        raise InputError(f"`{column}` must be a text, and is empty.")
     return question
 
 

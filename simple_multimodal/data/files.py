@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.index_cache import index_cache
 
@@ -50,7 +51,7 @@ def media_records(
     """
     is_folder = is_media_folder(paths)
     if recursive and not is_folder:
-        raise ValueError(f"--recursive looks into the folders of a folder, and {paths!r} is none. Leave it out.")
+        raise InputError(f"--recursive looks into the folders of a folder, and {paths!r} is none. Leave it out.")
     if isinstance(paths, (str, os.PathLike)):
         folder = Path(paths)
         if not is_folder:
@@ -62,14 +63,14 @@ def media_records(
             besides = f"; passed over: {', '.join(passed_over)}" if passed_over else ""
             if not paths:
                 known = " ".join(sorted(MEDIA_SUFFIXES))
-                raise ValueError(f"{folder}: no media file there (looked for {known}){besides}.")
+                raise InputError(f"{folder}: no media file there (looked for {known}){besides}.")
             if passed_over and os.environ.get("LOCAL_RANK", "0") == "0":
                 logger.warning(f"{folder}: {len(paths)} media files{besides}.")
     else:
         names = [os.fspath(path) for path in paths]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is given twice; every clip needs a name of its own.")
+        raise InputError(f"{twice!r} is given twice; every clip needs a name of its own.")
     records = []
     for name, path in zip(names, paths, strict=True):
         absolute = os.path.abspath(path)

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from simple_multimodal.data.records import SCHEMA, RecordParser, Table
 from simple_multimodal.data.tables import read_jsonl, read_records, read_table, table_format
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 
 MAX_LINK_BYTES = 4096  # of the text of a symbolic link
@@ -85,11 +86,11 @@ def _stored_columns(stored: Path) -> tuple[str, ...]:
 def _hash_content(path: Path) -> str:
     """SHA-256 of a manifest, which is one."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such manifest file.")
+        raise InputError(f"{path}: no such manifest file.")
     with path.open("rb") as file:
         begin = file.read(MAX_LINK_BYTES)
         if b"\n" not in begin.strip() and os.path.isfile(path.parent / os.fsdecode(begin).replace("\0", "").strip()):
-            raise ValueError(
+            raise InputError(
                 f"{path}: holds nothing but the path of a file: it is a symbolic link that was copied or checked out "
                 f"as text (git does so with core.symlinks off). Make it a link, or name {os.fsdecode(begin).strip()}."
             )
@@ -104,5 +105,5 @@ def _columns(path: Path) -> tuple[str, ...]:
         head = [cells for _, cells in itertools.islice(read_table(path), 2)]
         columns = tuple(head[0]) if len(head) == 2 else ()
     if not columns:
-        raise ValueError(f"{path}: the manifest has 0 rows.")
+        raise InputError(f"{path}: the manifest has 0 rows.")
     return columns

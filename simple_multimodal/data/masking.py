@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
+
 
 def masked_count(num_items: int, ratio: float) -> int:
     """How many of `num_items` a ratio masks: the rounded share, but at least one masked and one visible.
@@ -10,9 +12,9 @@ def masked_count(num_items: int, ratio: float) -> int:
         ValueError: If the ratio is not between 0 and 1 **or** there are fewer than two items.
     """
     if not 0 < ratio < 1:
-        raise ValueError(f"A mask ratio must lie between 0 and 1, got {ratio}.")
+        raise InputError(f"A mask ratio must lie between 0 and 1, got {ratio}.")
     if num_items < 2:
-        raise ValueError(f"At least 2 patches are needed to mask some and keep some, got {num_items}.")
+        raise InputError(f"At least 2 patches are needed to mask some and keep some, got {num_items}.")
     return min(max(round(num_items * ratio), 1), num_items - 1)
 
 
@@ -97,7 +99,7 @@ def mlm_mask(
         `(sequence_length,)`.
     """
     if not 0 < probability < 1:
-        raise ValueError(f"The probability of masking a token must lie between 0 and 1, got {probability}.")
+        raise InputError(f"The probability of masking a token must lie between 0 and 1, got {probability}.")
     ids = input_ids.copy()
     labels = np.full_like(input_ids, -100)
     positions = np.flatnonzero(maskable)

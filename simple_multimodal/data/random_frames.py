@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from simple_multimodal.cores import available_cores
 from simple_multimodal.data.randomness import sample_generator
+from simple_multimodal.errors import InputError
 from simple_multimodal.media import get_video_backend, index_video
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.index_cache import with_index
@@ -238,7 +239,7 @@ class RandomFrameDataset(IterableDataset):
         decode_device: str = "cpu",
     ):
         if chunk_size < 1 or buffer_frames < chunk_size:
-            raise ValueError(
+            raise InputError(
                 f"chunk_size is {chunk_size} and buffer_frames {buffer_frames}; give 1 <= chunk_size <= buffer_frames"
             )
         self.paths = list(paths)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from simple_multimodal.data.fields import READERS, read_captions, read_name, read_path, read_prose, read_seconds
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
 
 logger = logging.get_logger(__name__)
@@ -107,9 +108,9 @@ class RecordParser(NamedTuple):
     def check_columns(self, modalities: Sequence[Modality]) -> None:
         """Raise a `ValueError` if a modality has no column, a column occurs twice, or has the name of an own entry."""
         if len(set(self.columns)) != len(self.columns):
-            raise ValueError(f"{self.name}: a column occurs twice in the header: {', '.join(self.columns)}.")
+            raise InputError(f"{self.name}: a column occurs twice in the header: {', '.join(self.columns)}.")
         if reserved := [name for name in self.columns if name in OWN_ENTRIES]:
-            raise ValueError(
+            raise InputError(
                 f"{self.name}: rows have entries {', '.join(reserved)} of their own; rename these columns."
             )
         unknown = [name for name in self.columns if name not in COLUMNS]
@@ -128,7 +129,7 @@ class RecordParser(NamedTuple):
                 f"no column for {name}: {'one of ' * (len(accepted) > 1)}{', '.join(accepted)} is needed"
                 for name, accepted in missing.items()
             )
-            raise ValueError(
+            raise InputError(
                 f"{self.name}: {lacks}. The columns are {', '.join(self.columns)}.{hint} {self._renaming}, or leave "
                 f"{' and '.join(missing)} out of the modalities."
             )
@@ -171,7 +172,7 @@ class RecordParser(NamedTuple):
             yield finished()
         problems += self._repeated(pa.chunked_array(ids, pa.string()), pa.chunked_array(places, pa.int64()))
         if problems:
-            raise ValueError(report(self.name, self.unit, sorted(problems)))
+            raise InputError(report(self.name, self.unit, sorted(problems)))
 
     def _repeated(self, ids: pa.ChunkedArray, places: pa.ChunkedArray) -> list[tuple[int, str]]:
         """Places of ids that occurred before."""
@@ -196,15 +197,15 @@ class RecordParser(NamedTuple):
         caption = read_prose(record.get("caption"), "caption")
         captions = read_captions(record.get("captions"), "captions")
         if sum(value is not None for value in (parsed["text"], caption, captions)) > 1:
-            raise ValueError("a row may have one of `text`, `caption` and `captions`, not several.")
+            raise InputError("a row may have one of `text`, `caption` and `captions`, not several.")
         parsed["captions"] = captions or ([] if caption is None else [caption])
         if not (parsed["captions"] or any(parsed[name] for name in FILE_COLUMNS) or further_values(record)):
-            raise ValueError("the row is empty: it has neither `video` nor `audio` nor a text.")
+            raise InputError("the row is empty: it has neither `video` nor `audio` nor a text.")
         parsed["audio_from_video"] = "audio" not in self.columns and parsed["video"] is not None
 
         start, end = (read_seconds(record.get(name), name) for name in ("start_seconds", "end_seconds"))
         if end is not None and end <= (start or 0.0):
-            raise ValueError(f"`end_seconds` is {end}, which is not after the start, {start or 0.0}.")
+            raise InputError(f"`end_seconds` is {end}, which is not after the start, {start or 0.0}.")
         parsed["start_seconds"], parsed["end_seconds"] = start, end
 
         parsed["id"] = read_name(record.get("id"), "id") or str(index)
@@ -220,7 +221,7 @@ class RecordParser(NamedTuple):
             parsed["further"] = _to_json(further)
         except TypeError:
             name = next(name for name, value in further.items() if not _is_json(value))
-            raise ValueError(
+            raise InputError(
                 f"`{name}` holds a {type(further[name]).__name__}; give numbers, strings, lists or dictionaries."
             ) from None
         return parsed
@@ -234,14 +235,14 @@ def as_records(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         ValueError: If they are something else; the message names what opens that.
     """
     if isinstance(rows, (str, os.PathLike)):
-        raise ValueError(
+        raise InputError(
             f"`rows` is the path {os.fspath(rows)!r}. Open a manifest with smm.Dataset.from_manifest(path), and media "
             "files or a folder of them with smm.Dataset.from_files(path)."
         )
     records = list(rows)
     for number, record in enumerate(records):
         if not isinstance(record, Mapping):
-            raise ValueError(
+            raise InputError(
                 f"Row {number} is of type {type(record).__name__}; give a dictionary for each row. Media files, a "
                 "datasets.Dataset and a pandas table are opened with smm.Dataset.from_files, from_dataset and "
                 "from_dataframe."

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from simple_multimodal.data.fields import climbs, spellings
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
 
 _REPOSITORIES = ("datasets--", "models--", "spaces--")  # how the hub's cache names its folders
@@ -55,7 +56,7 @@ class Roots:
         ):
             if _is_below(path, root) and not climbs(path[len(root) :].strip("/").split("/")):
                 return path[len(root) :].strip("/")
-        raise ValueError(
+        raise InputError(
             f"the path {cell!r} in column {column!r} is absolute and not below {self.given[column]}. Pass a folder "
             f"that it is below as --{column}_root."
         )
@@ -142,7 +143,7 @@ class Roots:
             return target
         if self.allows(target):
             return path
-        raise ValueError(
+        raise InputError(
             f"{cell!r} is a link that leaves its folder for {target}. Pass --follow_links to follow it, or the folder "
             f"that holds the files as --{column}_root."
         )

@@ -18,6 +18,7 @@ from simple_multimodal.data.files import media_records
 from simple_multimodal.data.manifest import read_manifest
 from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, as_records, report
 from simple_multimodal.data.roots import Roots
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 
@@ -139,7 +140,7 @@ class RowDataset:
         typed_columns: Mapping[str, str] | None = None,
     ):
         if max_samples is not None and max_samples < 1:
-            raise ValueError(f"`max_samples` must be 1 or more, got {max_samples}.")
+            raise InputError(f"`max_samples` must be 1 or more, got {max_samples}.")
         if not isinstance(rows, Table):
             rows = as_records(rows)
             columns = tuple(dict.fromkeys(name for row in rows for name in row))
@@ -153,7 +154,7 @@ class RowDataset:
         own_folder = os.getcwd() if self.manifest_file is None else self.manifest_file.parent
         given = roots if isinstance(roots, Mapping) else dict.fromkeys(FILE_COLUMNS, roots)
         if unknown := sorted(given.keys() - set(FILE_COLUMNS)):
-            raise ValueError(f"`roots` names {', '.join(unknown)}; columns of files are {', '.join(FILE_COLUMNS)}.")
+            raise InputError(f"`roots` names {', '.join(unknown)}; columns of files are {', '.join(FILE_COLUMNS)}.")
         self._roots = Roots(
             {name: own_folder if given.get(name) is None else cast(Folder, given[name]) for name in FILE_COLUMNS},
             follow_links=follow_links,
@@ -372,7 +373,7 @@ class RowDataset:
                 self._locate(self._table[indices[0]], indices[0], column)
             except ValueError as error:
                 others = f" {len(indices) - 1} other rows have such links, too." if len(indices) > 1 else ""
-                raise ValueError(f"{error}{others}") from error
+                raise InputError(f"{error}{others}") from error
 
     def _cells(self, column: str) -> pa.ChunkedArray:
         return self._table.data.column(column).slice(0, self._length)
@@ -438,7 +439,7 @@ class RowDataset:
                 except ValueError as error:
                     problems.append((place, str(error)))
         if problems:
-            raise ValueError(report(self.name, self._unit, sorted(problems)))
+            raise InputError(report(self.name, self._unit, sorted(problems)))
 
     def _where(self, record: Mapping[str, Any], index: int, column: str) -> str:
         line = f"line {record['place']}, " if self._unit == "line" else ""
@@ -481,7 +482,7 @@ def _in_memory(records: Iterable[Mapping[str, Any]], parser: RecordParser, modal
         parser.check_columns(modalities)
         batches = list(parser.parse(enumerate(records)))
     if not batches:
-        raise ValueError(f"{parser.name}: there are 0 rows.")
+        raise InputError(f"{parser.name}: there are 0 rows.")
     return _table_of(parser.name, pa.Table.from_batches(batches), parser.columns)
 
 

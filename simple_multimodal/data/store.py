@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.output_folder import give_umask, write_atomically
 
 INDEX_FILE = "index.json"
@@ -105,13 +106,13 @@ class ClipStore(Generic[Key]):
             index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
             store = cls(folder, key_type, index["fingerprint"])
             if difference := store._differ(index):
-                raise ValueError(difference)
+                raise InputError(difference)
             for shard in index["shards"]:
                 store._add(shard["name"], index["tensors"], shard["dropped"])
                 if len(store._shards[-1][1]) != shard["clips"]:
-                    raise ValueError(f"{shard['name']}.parquet does not have {shard['clips']} rows")
+                    raise InputError(f"{shard['name']}.parquet does not have {shard['clips']} rows")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: does not hold a store of clips that can be read: {error}") from error
+            raise InputError(f"{folder}: does not hold a store of clips that can be read: {error}") from error
         return store
 
     @classmethod
@@ -218,7 +219,7 @@ class ClipStore(Generic[Key]):
             found = [TensorType(str(dtype).removeprefix("torch."), list(shape)) for dtype, shape in kinds]
             types[name] = self.tensors.get(name, found[0])
             if found != [types[name]]:
-                raise ValueError(f"{self.folder}: tensors called {name!r} differ: {[types[name], *found]}.")
+                raise InputError(f"{self.folder}: tensors called {name!r} differ: {[types[name], *found]}.")
             lengths = [len(content[name]) if name in content else 0 for content in contents]
             tensors[name] = torch.cat(parts).contiguous()
             tensors[f"{name}.offsets"] = torch.tensor([0, *accumulate(lengths)])
@@ -294,7 +295,7 @@ class ClipStore(Generic[Key]):
                 self._remove(shard)
                 continue
             if difference:
-                raise ValueError(f"{self.folder}: was made of something else: {difference}. Give another folder.")
+                raise InputError(f"{self.folder}: was made of something else: {difference}. Give another folder.")
             self._add(shard, header["tensors"], dropped.get(shard, ()))
 
     def _read_header(self, shard: str) -> dict[str, Any] | None:
@@ -306,7 +307,7 @@ class ClipStore(Generic[Key]):
         except (SafetensorError, FileNotFoundError):
             return None
         if "store" not in metadata:
-            raise ValueError(f"{path} was not written as part of a store of clips. Give another folder.")
+            raise InputError(f"{path} was not written as part of a store of clips. Give another folder.")
         header = json.loads(metadata["store"])
         try:
             num_clips = pq.read_metadata(path.with_suffix(".parquet")).num_rows
@@ -357,7 +358,7 @@ class ClipStore(Generic[Key]):
                         if name in file.keys()  # noqa: SIM118 (the file is not a mapping)
                     }
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: cannot be read: {error}") from error
+                raise InputError(f"{path}: cannot be read: {error}") from error
         return self._mapped[shard]
 
 

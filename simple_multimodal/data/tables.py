@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from simple_multimodal.errors import InputError
+
 FORMATS = {".csv": "comma-separated", ".tsv": "tab-separated", ".jsonl": "one JSON object per line"}
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -25,7 +27,7 @@ def table_format(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix
     if suffix.lower() not in FORMATS:
         known = ", ".join(f"{name} ({what})" for name, what in FORMATS.items())
-        raise ValueError(f"{path}: unknown manifest format {suffix!r}; known are {known}.")
+        raise InputError(f"{path}: unknown manifest format {suffix!r}; known are {known}.")
     return suffix.lower()
 
 
@@ -81,7 +83,7 @@ def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
         if not width:
             width, cells = len(cells), [cell.strip() for cell in cells]
         if len(cells) != width:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number}: {len(cells)} cells, but the header has {width}. A cell that contains the "
                 "separator must be quoted as a whole, and only CSV has cells with line breaks."
             )
@@ -104,11 +106,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, line[error.start]) from error
             except (ValueError, RecursionError) as error:  # among them UnicodeEncodeError and JSONDecodeError
-                raise ValueError(f"{path}, line {number}: is not a JSON object: {error}.") from error
+                raise InputError(f"{path}, line {number}: is not a JSON object: {error}.") from error
             if not text:
                 continue
             if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number}: must be a JSON object, got {text[:40]!r}.")
+                raise InputError(f"{path}, line {number}: must be a JSON object, got {text[:40]!r}.")
             yield number, record
 
 
@@ -170,7 +172,7 @@ def _split_csv(path: Path, number: int, line: str, width: int, lines: Iterator[t
         if rest is None:
             break
         if _OPEN.match(rest) is None:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number}: after a quoted cell the separator must follow, got {rest.strip()[:40]!r}. "
                 "A cell that begins with a quotation mark is quoted as a whole, with those within it written twice."
             )
@@ -182,7 +184,7 @@ def _split_csv(path: Path, number: int, line: str, width: int, lines: Iterator[t
             if following.count('"') % 2:
                 break
         else:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number}: a quotation mark begins a cell, and no other one ends it. Write it twice "
                 "and quote the cell as a whole, or take it out."
             )

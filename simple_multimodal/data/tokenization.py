@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from simple_multimodal.errors import InputError
+
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -39,7 +41,7 @@ def train_tokenizer(
     """
     texts = list(captions)
     if not texts:
-        raise ValueError("There is no caption to train a tokenizer on. Name a tokenizer with --tokenizer_name.")
+        raise InputError("There is no caption to train a tokenizer on. Name a tokenizer with --tokenizer_name.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
+
 # Most elements of one (resamples, values) block of the bootstrap: bounds its memory at about 32 MiB an array.
 MAX_BOOTSTRAP_ELEMENTS = 1 << 22
 
@@ -84,11 +86,11 @@ def bootstrap_interval(
     """
     values = np.asarray(values)
     if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"The bootstrap needs one value per query, at least one, got shape {values.shape}.")
+        raise InputError(f"The bootstrap needs one value per query, at least one, got shape {values.shape}.")
     if groups is not None and np.shape(groups) != values.shape:
-        raise ValueError(f"The bootstrap needs one group per value: got {np.shape(groups)} for {values.shape}.")
+        raise InputError(f"The bootstrap needs one group per value: got {np.shape(groups)} for {values.shape}.")
     if num_resamples < 1:
-        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}.")
+        raise InputError(f"num_resamples must be at least 1, got {num_resamples}.")
 
     members = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     num_groups = int(members.max()) + 1

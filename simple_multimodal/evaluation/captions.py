@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
+
 
 def duplicate_captions(captions: Sequence[str], groups: np.ndarray) -> np.ndarray:
     """
@@ -32,7 +34,7 @@ def duplicate_captions(captions: Sequence[str], groups: np.ndarray) -> np.ndarra
     ```
     """
     if len(captions) != len(groups):
-        raise ValueError(f"Every caption needs one group: got {len(captions)} captions and {len(groups)} groups.")
+        raise InputError(f"Every caption needs one group: got {len(captions)} captions and {len(groups)} groups.")
     texts = [" ".join(caption.casefold().split()) for caption in captions]
     groups_of_text: dict[str, set[object]] = {}
     for text, group in zip(texts, np.asarray(groups).tolist(), strict=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation import glossary
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_interval, format_number, render
@@ -80,13 +81,13 @@ def write_model_card(
     architecture = _architecture(folder)
     command, versions = run.get("command"), run.get("versions")
     if not isinstance(command, str) or not isinstance(versions, Mapping):
-        raise ValueError(
+        raise InputError(
             f"The model card needs the `command` (a string) and the `versions` (a mapping) of the run, got "
             f"{sorted(run)}. Pass what run.json holds."
         )
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"Metric {name!r} is {value}; a model card holds finite numbers. Leave it out.")
+            raise InputError(f"Metric {name!r} is {value}; a model card holds finite numbers. Leave it out.")
     model_name = folder.resolve().name if model_name is None else model_name
     hub_models = [name for name in base_models if HUB_NAME.fullmatch(name) and not Path(name).exists()]
     measured = sorted(
@@ -163,10 +164,10 @@ def _architecture(folder: Path) -> str:
     """Name of the model class in `config.json`."""
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise ValueError(f"{str(folder)!r} holds no config.json. Call save_pretrained on the model before its card.")
+        raise InputError(f"{str(folder)!r} holds no config.json. Call save_pretrained on the model before its card.")
     architectures = json.loads(config_file.read_text(encoding="utf-8")).get("architectures")
     if not architectures:
-        raise ValueError(
+        raise InputError(
             f"{str(config_file)!r} names no model class in `architectures`. Write it with save_pretrained."
         )
     return architectures[0]

@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 
 from simple_multimodal.defaults import Precision
+from simple_multimodal.errors import InputError
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -76,6 +77,6 @@ def choose_precision(given: Precision | None, folder: str | os.PathLike[str] | N
 def check_precision(precision: str, device_type: str) -> None:
     """Raises a `ValueError` for a precision that there is not, or not on this device."""
     if precision not in PRECISIONS:
-        raise ValueError(f"--precision is {precision!r}; allowed are {', '.join(PRECISIONS)}.")
+        raise InputError(f"--precision is {precision!r}; allowed are {', '.join(PRECISIONS)}.")
     if precision == "fp16" and device_type == "cpu":
-        raise ValueError(f"--precision {_FP16_ON_CPU}; on a CPU use bf16 or fp32.")
+        raise InputError(f"--precision {_FP16_ON_CPU}; on a CPU use bf16 or fp32.")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from simple_multimodal.errors import InputError
+
 Task = Literal["retrieval", "question_answering"]
 
 SPLITS = ("train", "validation", "test")
@@ -157,7 +159,7 @@ def register_protocol(protocol: Protocol) -> None:
         ValueError: The name is taken, **or** holds a `+`, which starts the suffixes of [`protocol_name`].
     """
     if protocol.name in PROTOCOLS or "+" in protocol.name:
-        raise ValueError(f"{protocol.name!r} cannot name a protocol: use a name without '+' that is not taken.")
+        raise InputError(f"{protocol.name!r} cannot name a protocol: use a name without '+' that is not taken.")
     PROTOCOLS[protocol.name] = protocol
 
 
@@ -177,14 +179,14 @@ def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Pr
     """
     known = {key: protocol for key, protocol in PROTOCOLS.items() if benchmark in (None, protocol.benchmark)}
     if not known:
-        raise ValueError(f"{benchmark!r} is no known benchmark; known are {', '.join(known_benchmarks())}.")
+        raise InputError(f"{benchmark!r} is no known benchmark; known are {', '.join(known_benchmarks())}.")
     if name is None:
         assert benchmark is not None, "one of name and benchmark is needed"
         return next(iter(known.values()))
     base = name.partition("+")[0]
     if base not in known:
         close = difflib.get_close_matches(base, known, 1)
-        raise ValueError(
+        raise InputError(
             f"{name!r} is no protocol{f' of {benchmark}' if benchmark else ''}; known are {', '.join(known)}."
             + (f" Did you mean {close[0]!r}?" if close else "")
         )
@@ -221,9 +223,9 @@ def protocol_name(
         ValueError: The protocol is unknown, **or** has a suffix already, **or** a number makes no sense.
     """
     if get_protocol(protocol).name != protocol:
-        raise ValueError(f"{protocol!r} has a suffix already; pass the plain name {get_protocol(protocol).name!r}.")
+        raise InputError(f"{protocol!r} has a suffix already; pass the plain name {get_protocol(protocol).name!r}.")
     if num_missing < 0 or (rerank_top_k is not None and rerank_top_k < 1):
-        raise ValueError(
+        raise InputError(
             f"num_missing must be 0 or more and rerank_top_k 1 or more, got {num_missing=}, {rerank_top_k=}."
         )
     suffixes = {
@@ -251,7 +253,7 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
     test = set(test_clips)
     both = sorted(test & set(train_clips))
     if both:
-        raise ValueError(
+        raise InputError(
             f"{len(both)} of the {len(test)} test clips of {protocol} are training or validation clips, too: "
             f"{', '.join(both[:3])}{', ...' * (len(both) > 3)}. Numbers over them would mean nothing: test under the "
             "protocol that the training list belongs to, or train without these clips."

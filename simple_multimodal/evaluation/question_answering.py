@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.bootstrap import Interval, bootstrap_interval, resampled_mean
 
 
@@ -26,10 +27,10 @@ def predicted_labels(logits: np.ndarray) -> np.ndarray:
     """
     logits = np.asarray(logits)
     if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"Logits must have shape (num_questions, num_labels), got {logits.shape}.")
+        raise InputError(f"Logits must have shape (num_questions, num_labels), got {logits.shape}.")
     if np.isnan(logits).any():
         questions = np.flatnonzero(np.isnan(logits).any(axis=1))
-        raise ValueError(
+        raise InputError(
             f"The logits of {len(questions)} of {len(logits)} questions hold NaN (first: question {questions[0]}). "
             "Look for the inputs or the weights that produce it."
         )
@@ -70,9 +71,9 @@ def correct_answers(
     """
     predictions = np.asarray(predictions)
     if predictions.shape != (len(answers),):
-        raise ValueError(f"Every question needs one prediction: got {predictions.shape} for {len(answers)} answers.")
+        raise InputError(f"Every question needs one prediction: got {predictions.shape} for {len(answers)} answers.")
     if len(answers) and predictions.dtype.kind not in ("U" if id2label is None else "iu"):
-        raise ValueError(
+        raise InputError(
             "Predictions must be answers (strings) without id2label, or labels (integers) with it; got "
             f"{predictions.dtype} {'without' if id2label is None else 'with'} id2label."
         )
@@ -195,7 +196,7 @@ def question_only_answers(
     ```
     """
     if len(train_questions) == 0:
-        raise ValueError("There is no training question to look up.")
+        raise InputError("There is no training question to look up.")
     types = first_words(questions) if answer_types is None else answer_types
     train_types = first_words(train_questions) if train_answer_types is None else train_answer_types
     by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -314,7 +315,7 @@ def _by_type(is_correct: np.ndarray, answer_types: Sequence[str] | None) -> dict
     A question whose type is `""` counts in the metrics of all alone.
     """
     if is_correct.ndim != 1 or len(is_correct) == 0 or is_correct.dtype != np.bool_:
-        raise ValueError(
+        raise InputError(
             f"Question answering is measured over one bool per question, at least one, got shape {is_correct.shape} "
             f"of {is_correct.dtype}."
         )
@@ -323,5 +324,5 @@ def _by_type(is_correct: np.ndarray, answer_types: Sequence[str] | None) -> dict
         return everything
     types = np.asarray(answer_types)
     if types.shape != is_correct.shape:
-        raise ValueError(f"Every question needs one type: got {len(types)} types for {len(is_correct)} questions.")
+        raise InputError(f"Every question needs one type: got {len(types)} types for {len(is_correct)} questions.")
     return everything | {f"{kind}_": types == kind for kind in sorted(set(types.tolist()) - {""})}

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.scores import Scores, as_floats, as_scores
 
 
@@ -69,7 +70,7 @@ def retrieval_ranks(
     scores, positives = _check_scores(scores, positives)
     unanswerable = np.flatnonzero(~positives.any(axis=1))
     if unanswerable.size:
-        raise ValueError(
+        raise InputError(
             f"{unanswerable.size} of {len(positives)} queries have no right candidate (first: query "
             f"{unanswerable[0]}). Every query needs at least one: leave these queries out, and count them."
         )
@@ -338,13 +339,13 @@ def _numbered(query_groups: np.ndarray, candidate_groups: np.ndarray) -> tuple[n
     """Return groups as numbers, equal where the groups are, in their order; or refuse them."""
     query_groups, candidate_groups = np.asarray(query_groups), np.asarray(candidate_groups)
     if query_groups.ndim != 1 or candidate_groups.ndim != 1:
-        raise ValueError(
+        raise InputError(
             f"Groups must be one id per query and one per candidate, got shapes {query_groups.shape} and "
             f"{candidate_groups.shape}. Pass two one-dimensional arrays."
         )
     kinds = {groups.dtype.kind for groups in (query_groups, candidate_groups)}
     if len(kinds) > 1 and not kinds <= {"U", "S"}:
-        raise ValueError(
+        raise InputError(
             f"Groups of queries and candidates must be of one kind, got {query_groups.dtype} and "
             f"{candidate_groups.dtype}. Pass integers for both or strings for both."
         )
@@ -356,7 +357,7 @@ def _groups_of(scores: Scores, text_groups: np.ndarray, clip_groups: np.ndarray)
     """Return the groups of both sides of scores as numbers, or refuse them."""
     texts, clips = _numbered(text_groups, clip_groups)
     if (len(texts), len(clips)) != scores.shape:
-        raise ValueError(
+        raise InputError(
             f"Scores of shape {scores.shape} need one group per text and one per clip, got {len(texts)} and "
             f"{len(clips)}."
         )
@@ -367,7 +368,7 @@ def _refuse_nan(is_nan: np.ndarray) -> None:
     """Refuse scores in which some queries hold NaN."""
     queries = np.flatnonzero(is_nan)
     if queries.size:
-        raise ValueError(
+        raise InputError(
             f"The scores of {len(queries)} of {len(is_nan)} queries hold NaN (first: query {queries[0]}). A NaN has "
             "no rank: look for the inputs or the weights that produce it."
         )
@@ -381,7 +382,7 @@ def _check_scores(
     _refuse_nan(np.isnan(scores).any(axis=1))
     matrix = positives_from_groups(*positives) if isinstance(positives, tuple) else np.asarray(positives)
     if matrix.shape != scores.shape or matrix.dtype != np.bool_:
-        raise ValueError(
+        raise InputError(
             f"Positives must be bool of the shape of the scores {scores.shape}, or a tuple (query_groups, "
             f"candidate_groups) of that many ids, got shape {matrix.shape} of {matrix.dtype}."
         )

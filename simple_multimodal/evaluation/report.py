@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation import charts, glossary
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_interval, format_number, render
@@ -77,7 +78,7 @@ class ExampleResult:
             or self.frames.size == 0
             or self.frames.dtype != np.uint8
         ):
-            raise ValueError(
+            raise InputError(
                 f"Frames of {self.name!r} must be uint8 of shape (num_frames, height, width, 3), got "
                 f"{self.frames.dtype} of shape {self.frames.shape}."
             )

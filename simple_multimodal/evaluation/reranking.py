@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.ranking import Ranks, first_keys, keys_of_pairs, pairs_of_keys
 from simple_multimodal.evaluation.scores import ScoredPairs, Scores, as_scores
 
@@ -85,7 +86,7 @@ def score_candidates(candidates: Candidates, match: Callable[[np.ndarray], np.nd
     """
     values = match(candidates.pairs)
     if num_nan := int(np.isnan(values).sum()):
-        raise ValueError(
+        raise InputError(
             f"match returned NaN for {num_nan} of {len(values)} pairs. A NaN has no rank: look for the inputs or the "
             "weights that produce it."
         )

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.output_folder import write_atomically
@@ -85,7 +86,7 @@ def write_metrics(
     check_names(metrics, intervals, primary_metric)
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"Metric {name!r} is {value}, which JSON cannot hold. Leave out what was not measured.")
+            raise InputError(f"Metric {name!r} is {value}, which JSON cannot hold. Leave out what was not measured.")
     content: dict[str, object] = {
         "protocol": protocol,
         "selection_split": selection_split,
@@ -107,4 +108,4 @@ def check_names(metrics: Mapping[str, float], intervals: Mapping[str, Interval],
     """Refuse a primary_metric or an interval of something that was not measured."""
     for name in (*intervals, *([primary_metric] if primary_metric is not None else [])):
         if name not in metrics:
-            raise ValueError(f"{name!r} is none of the metrics ({', '.join(metrics) or 'there are none'}).")
+            raise InputError(f"{name!r} is none of the metrics ({', '.join(metrics) or 'there are none'}).")

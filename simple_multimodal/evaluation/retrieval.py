@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.bootstrap import (
     Interval,
     ResampledStatistic,
@@ -97,7 +98,7 @@ def retrieval_changes(
     """
     before, after = (_resampled_metrics(_check_ranks(ranks)) for ranks in (ranks_before, ranks_after))
     if len(ranks_before) != len(ranks_after):
-        raise ValueError(
+        raise InputError(
             f"ranks_before has {len(ranks_before)} ranks and ranks_after has {len(ranks_after)}; pass the same "
             "queries in the same order."
         )
@@ -140,7 +141,7 @@ def text_clip_retrieval(
         ValueError: If no text belongs to any clip.
     """
     if not is_query(ranks.texts).any():
-        raise ValueError(
+        raise InputError(
             f"None of {len(ranks.texts)} texts belongs to any of {len(ranks.clips)} clips: retrieval cannot be "
             "measured. Check that texts and clips carry the same groups."
         )
@@ -198,7 +199,7 @@ def _check_ranks(ranks: np.ndarray) -> np.ndarray:
     """Return the ranks `(num_queries,)`, or refuse them."""
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or len(ranks) == 0 or ranks.dtype.kind not in "iu" or ranks.min() < 1:
-        raise ValueError(
+        raise InputError(
             f"Ranks must be integers from 1, one per query, got shape {ranks.shape} of {ranks.dtype}"
             + (f" with smallest {ranks.min()}." if ranks.size else ". There is no query to measure.")
         )

@@ -6,6 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.ranking import retrieval_ranks
 from simple_multimodal.evaluation.retrieval import retrieval_metrics, with_prefix
 
@@ -58,7 +59,7 @@ class RetrievalMetric(evaluate.Metric):
     ) -> dict[str, float]:
         lengths = sorted({len(scores) for scores in predictions})
         if len(lengths) > 1:
-            raise ValueError(
+            raise InputError(
                 f"Every query needs the scores of all candidates, got queries with {lengths[0]} and with "
                 f"{lengths[-1]} scores. Score every query against the same candidates."
             )
@@ -67,7 +68,7 @@ class RetrievalMetric(evaluate.Metric):
         for query, positions in enumerate(references):
             outside = [position for position in positions if not 0 <= position < scores.shape[1]]
             if outside:
-                raise ValueError(
+                raise InputError(
                     f"Right candidates are positions from 0 to {scores.shape[1] - 1}, got {outside[0]} for query "
                     f"{query}."
                 )

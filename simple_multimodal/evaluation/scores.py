@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -52,7 +54,7 @@ class Scores(ABC):
 
     def __init__(self, shape: tuple[int, int], dtype: np.dtype, processes: Processes = ALONE):
         if 0 in shape:
-            raise ValueError(f"Scores must have shape (num_texts, num_clips), neither 0, got {shape}.")
+            raise InputError(f"Scores must have shape (num_texts, num_clips), neither 0, got {shape}.")
         self.shape, self.dtype, self.processes = shape, dtype, processes
         num_rows = max(1, MAX_BLOCK_ELEMENTS // shape[1])
         if ROW_MULTIPLE < num_rows < shape[0]:
@@ -183,7 +185,7 @@ def as_floats(matrix: np.ndarray) -> np.ndarray:
     """Return a matrix of real scores in floating point, or refuse it."""
     matrix = np.asarray(matrix)
     if matrix.ndim != 2 or matrix.size == 0 or matrix.dtype.kind not in "fiu":
-        raise ValueError(
+        raise InputError(
             f"Scores must be real numbers of shape (num_queries, num_candidates), neither 0, got shape "
             f"{matrix.shape} of {matrix.dtype}."
         )
@@ -213,12 +215,12 @@ def dual_softmax_scores(scores: np.ndarray, *, temperature: float) -> np.ndarray
     """
     scores = as_floats(scores).astype(np.float64)
     if not np.isfinite(scores).all():
-        raise ValueError(
+        raise InputError(
             f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are infinite or NaN; the dual softmax needs "
             "finite scores. Leave out the queries and candidates that have none."
         )
     if not temperature > 0:
-        raise ValueError(f"The temperature of the dual softmax must be above 0, got {temperature}.")
+        raise InputError(f"The temperature of the dual softmax must be above 0, got {temperature}.")
     weights = np.exp((scores - scores.max(axis=0)) / temperature)  # (num_queries, num_candidates)
     weights /= weights.sum(axis=0)
     return np.where(scores > 0, scores * weights, scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.bootstrap import Interval, bootstrap_interval, resampled_mean
 
 
@@ -23,9 +24,9 @@ def pair_choices(scores: np.ndarray) -> np.ndarray:
     """
     scores = np.asarray(scores)
     if scores.ndim != 3 or scores.shape[1:] != (2, 2) or len(scores) == 0:
-        raise ValueError(f"Pair scores must have shape (num_pairs, 2, 2) with at least one pair, got {scores.shape}.")
+        raise InputError(f"Pair scores must have shape (num_pairs, 2, 2) with at least one pair, got {scores.shape}.")
     if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} pair scores are NaN; a NaN has no order.")
+        raise InputError(f"{int(np.isnan(scores).sum())} of {scores.size} pair scores are NaN; a NaN has no order.")
     second_is_higher = scores[:, :, 1] > scores[:, :, 0]  # (num_pairs, 2)
     return np.where(scores[:, :, 0] == scores[:, :, 1], -1, second_is_higher).astype(np.int64)
 
@@ -65,7 +66,7 @@ def pair_accuracy(scores: np.ndarray, swapped_scores: np.ndarray | None = None) 
     if swapped_scores is not None:
         swapped_choices = pair_choices(swapped_scores)
         if swapped_choices.shape != choices.shape:
-            raise ValueError(
+            raise InputError(
                 f"Got {len(choices)} pairs and {len(swapped_choices)} swapped pairs; pass the same pairs in one order."
             )
         flips = swapped_choices == 1 - choices  # a tie before would have to become 1 - (-1) = 2, which is no choice

@@ -16,6 +16,7 @@ from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.store import ClipStore, Unreadable, describe_difference
 from simple_multimodal.defaults import CLIPS_PER_SHARD
+from simple_multimodal.errors import InputError
 from simple_multimodal.inference.pipeline import Pipeline, from_main
 from simple_multimodal.inference.requests import clips_alone
 from simple_multimodal.media.errors import MediaError
@@ -81,11 +82,11 @@ class TowerFeatures(Pipeline):
                 another tower, that were read in another way, or of another `dtype`.
         """
         if tower not in self.processor.modalities:
-            raise ValueError(f"There is no {tower} tower: this model has {', '.join(self.processor.modalities)}.")
+            raise InputError(f"There is no {tower} tower: this model has {', '.join(self.processor.modalities)}.")
         if tower not in FILE_COLUMNS or tower not in CLIP_MODALITIES:
-            raise ValueError(f"Features are kept of the files of clips, and {tower} has none. Leave this tower out.")
+            raise InputError(f"Features are kept of the files of clips, and {tower} has none. Leave this tower out.")
         if shard_size < 1:
-            raise ValueError(f"A shard has 1 clip or more, got {shard_size}.")
+            raise InputError(f"A shard has 1 clip or more, got {shard_size}.")
         collator = MultimodalCollator(
             MultimodalProcessor(**{PARTS[tower].name: self.processor.part(tower)}),
             video_backend=self.collator.video_backend,
@@ -104,7 +105,7 @@ class TowerFeatures(Pipeline):
         rows, unreadable = from_main(lambda: _different_clips(datasets, tower))
         store = from_main(lambda: _open_store(folder, fingerprint))  # before any process writes
         if not rows:
-            raise ValueError(f"No row of the manifests has {tower} that can be read. {' '.join(unreadable)}".strip())
+            raise InputError(f"No row of the manifests has {tower} that can be read. {' '.join(unreadable)}".strip())
 
         keys = list(rows)
         missing = [number for number, key in enumerate(keys) if key not in store or key in store.unreadable]
@@ -142,7 +143,7 @@ class TowerFeatures(Pipeline):
                 store.append(first_shard + number, kept)
         bad = {key: found for part in gather_object([bad]) for key, found in part.items()}
         if len(bad) == len(rows):
-            raise ValueError(f"None of the clips can be read: {next(iter(bad.values())).reason}")
+            raise InputError(f"None of the clips can be read: {next(iter(bad.values())).reason}")
         if self.state.is_main_process:
             news = {key: found for key, found in bad.items() if store.unreadable.get(key) != found}
             store.append(first_shard + len(shards), news)
@@ -186,6 +187,6 @@ def _open_store(folder: Path, fingerprint: dict[str, Any]) -> ClipStore[ClipKey]
     if EarlierFeatures.are_in(folder):
         earlier = EarlierFeatures(folder)
         if difference := describe_difference(earlier.fingerprint, fingerprint):
-            raise ValueError(f"{folder}: was made of something else: {difference}. Give another folder.")
+            raise InputError(f"{folder}: was made of something else: {difference}. Give another folder.")
         earlier.convert()
     return ClipStore.resume(folder, ClipKey, fingerprint)

@@ -32,6 +32,7 @@ from simple_multimodal.defaults import (
     VIDEO_BACKEND,
     Precision,
 )
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.precision import (
     autocast,
     check_precision,
@@ -134,7 +135,7 @@ class Pipeline:
         on_batch: Callable[[int], None] = lambda num_batches: None,
     ):
         if max_bad_fraction is not None and not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
+            raise InputError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
         self.max_bad_fraction = max_bad_fraction
         self.sample_timeout_seconds = sample_timeout_seconds
         self.loader_memory_gigabytes = loader_memory_gigabytes
@@ -200,14 +201,14 @@ class Pipeline:
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
         saved_class = (config.architectures or ["an unknown class"])[0]
         if cls.model_classes is not None and saved_class not in cls.model_classes:
-            raise ValueError(
+            raise InputError(
                 f"{name_or_path} holds {saved_class}, a model of another task; {cls.__name__} takes "
                 f"{', '.join(cls.model_classes)}."
             )
         model_class = AutoModel if cls.model_classes is None else cls.model_classes[saved_class]
         model, loaded = model_class.from_pretrained(name_or_path, cache_dir=cache_dir, output_loading_info=True)
         if loaded["missing_keys"]:
-            raise ValueError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
+            raise InputError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
         processor = MultimodalProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
         state = process_state()
         precision = choose_precision(precision, name_or_path, state.device.type)
@@ -254,7 +255,7 @@ class Pipeline:
         """
         clips = open_manifest(clips)
         if isinstance(clips, RowDataset) and recursive:
-            raise ValueError("--recursive is for folders, and a manifest names its files. Leave it out.")
+            raise InputError("--recursive is for folders, and a manifest names its files. Leave it out.")
         dataset = clips if isinstance(clips, RowDataset) else RowDataset.from_files(clips, recursive=recursive)
         unique: dict[ClipKey, Row] = {}
         for row in dataset.rows(files="named"):
@@ -337,7 +338,7 @@ class Pipeline:
                 features, where the model is used with some.
         """
         if partial is not None and encode is not encode_batch:
-            raise ValueError(
+            raise InputError(
                 "`partial` keeps encoded clips, not what `encode` makes of batches. Leave one of them out."
             )
         on_bad_sample = on_bad_sample or self.on_bad_sample
@@ -444,7 +445,7 @@ class Pipeline:
             return
         if num_bad == num_samples or num_bad > self.max_bad_fraction * num_samples:
             share = "all" if num_bad == num_samples else f"more than --max_bad_fraction {self.max_bad_fraction:g}"
-            raise ValueError(
+            raise InputError(
                 f"{num_bad} of {num_samples} samples could not be read, {share} of them; the last one: "
                 f"{bad_samples[-1].reason}. Is --video_root, or the folder of the clips, the right one?"
             )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 from simple_multimodal.data.records import further_values
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.tables import is_table
+from simple_multimodal.errors import InputError
 
 Clips = RowDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A data set, or its manifest; or a media file, a folder of them, or a list of files."""
@@ -56,9 +57,9 @@ def as_requests(inputs: Request | Sequence[Request], *, clips: str, text: str | 
     for number, request in enumerate(requests):
         if not isinstance(request, Mapping) or set(request) != set(entries):
             found = ", ".join(map(str, request)) if isinstance(request, Mapping) else type(request).__name__
-            raise ValueError(f"Request {number} must be a dictionary with {' and '.join(entries)}, got {found}.")
+            raise InputError(f"Request {number} must be a dictionary with {' and '.join(entries)}, got {found}.")
         if text is not None and not isinstance(request[text], str):
-            raise ValueError(f"Request {number}: `{text}` must be a string, got {type(request[text]).__name__}.")
+            raise InputError(f"Request {number}: `{text}` must be a string, got {type(request[text]).__name__}.")
     return requests
 
 

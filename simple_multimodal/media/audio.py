@@ -10,6 +10,7 @@ import numpy as np
 from av import AudioFrame, AudioResampler
 from av.audio.plane import AudioPlane
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.audio_index import (
     AudioEntry,
     AudioIndex,
@@ -103,13 +104,13 @@ def read_audio(
         ValueError: The sampling rate or the segment is not allowed.
     """
     if sampling_rate < 1:
-        raise ValueError(f"sampling_rate is {sampling_rate}; give a positive number of Hz, such as 16000")
+        raise InputError(f"sampling_rate is {sampling_rate}; give a positive number of Hz, such as 16000")
     check_segment(start_seconds, end_seconds)
     name = os.fspath(path)
     first = 0 if start_seconds is None else round(start_seconds * sampling_rate)
     stop = None if end_seconds is None else round(end_seconds * sampling_rate)
     if first == stop:
-        raise ValueError(
+        raise InputError(
             f"the segment [{start_seconds}, {end_seconds}) is shorter than a sample at {sampling_rate} Hz; widen it"
         )
     tracks = index_cache.tracks(path, index_dir)

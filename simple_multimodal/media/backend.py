@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from av.video.frame import VideoFrame
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.conversion import FrameConverter
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
@@ -70,10 +71,10 @@ def check_positions(positions: Sequence[int], index: FrameIndex) -> None:
         ValueError: There is no position, or one is outside `[0, index.num_frames)`.
     """
     if len(positions) == 0:
-        raise ValueError(f"{index.path!r}: no frame positions were given; give at least one")
+        raise InputError(f"{index.path!r}: no frame positions were given; give at least one")
     outside = [position for position in positions if not 0 <= position < index.num_frames]
     if outside:
-        raise ValueError(
+        raise InputError(
             f"{index.path!r}: frame positions {outside} are outside the video; allowed are 0 to {index.num_frames - 1}"
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simple_multimodal.errors import MissingPackageError
 from simple_multimodal.media.backend import REMEDY, read_checked, to_planes
 from simple_multimodal.media.container import open_media
 from simple_multimodal.media.errors import MediaError
@@ -27,7 +28,7 @@ class DecordBackend:
         try:
             import decord  # noqa: F401
         except (ImportError, OSError, RuntimeError) as error:
-            raise ImportError(
+            raise MissingPackageError(
                 "the decord video backend needs its package: pip install decord (x86-64 Linux and Windows only)"
             ) from error
 

@@ -1,7 +1,9 @@
 """The errors that media files raise when they cannot be read."""
 
+from simple_multimodal.errors import InputError
 
-class MediaError(ValueError):
+
+class MediaError(InputError):
     """
     A media file cannot be read; the message names the file and the reason.
 

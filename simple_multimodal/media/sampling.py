@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
 
@@ -26,7 +27,7 @@ def check_segment(start_seconds: float | None, end_seconds: float | None) -> Non
     start = 0.0 if start_seconds is None else start_seconds
     end = math.inf if end_seconds is None else end_seconds
     if not 0 <= start < math.inf or not start < end:  # false for NaN as well
-        raise ValueError(
+        raise InputError(
             f"the segment [{start_seconds}, {end_seconds}) is not allowed: give 0 <= start_seconds < end_seconds"
         )
 
@@ -84,11 +85,11 @@ def sample_positions(
     ```
     """
     if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
+        raise InputError(f"num_frames is {num_frames}; a clip has at least 1 frame")
     if stride < 1:
-        raise ValueError(f"stride is {stride}; neighbouring frames are at least 1 apart")
+        raise InputError(f"stride is {stride}; neighbouring frames are at least 1 apart")
     if strategy not in SAMPLING_STRATEGIES:
-        raise ValueError(
+        raise InputError(
             f"there is no frame sampling strategy {strategy!r}; allowed are {', '.join(SAMPLING_STRATEGIES)}"
         )
     first, stop = segment_positions(index, start_seconds, end_seconds)
@@ -99,7 +100,7 @@ def sample_positions(
         return [first + part * (count // num_frames) for part in range(num_frames)]
     if strategy == "jittered":
         if generator is None:
-            raise ValueError("the jittered strategy draws frames at random: give a generator, or use 'uniform'")
+            raise InputError("the jittered strategy draws frames at random: give a generator, or use 'uniform'")
         drawn = (np.arange(num_frames) + generator.random(num_frames)) * count / num_frames
         return [first + min(int(offset), count - 1) for offset in drawn]
     room = max(count - (num_frames - 1) * stride - 1, 0)  # the latest start of a clip that fits

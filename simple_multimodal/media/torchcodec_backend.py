@@ -12,6 +12,7 @@ import av
 import numpy as np
 import torch
 
+from simple_multimodal.errors import InputError, MissingPackageError
 from simple_multimodal.media.backend import read_checked, to_planes
 from simple_multimodal.media.container import open_media
 from simple_multimodal.media.errors import MediaError
@@ -47,9 +48,9 @@ class TorchCodecBackend:
         try:
             import torchcodec.decoders  # noqa: F401
         except ImportError as error:
-            raise ImportError("the torchcodec video backend needs its package: pip install torchcodec") from error
+            raise MissingPackageError("The torchcodec backend needs its package: pip install torchcodec") from error
         except (OSError, RuntimeError) as error:
-            raise ImportError(
+            raise MissingPackageError(
                 "torchcodec is installed but does not load: install FFmpeg's shared libraries (for instance "
                 "`apt-get install ffmpeg`) and the torchcodec release for your torch (pip install torchcodec)"
             ) from error
@@ -140,16 +141,16 @@ def scaled_on_device(frames: torch.Tensor, size: tuple[int, int] | None) -> torc
 def _usable_gpu(device: str) -> str:
     """The GPU of this process by its number, after a look at whether torchcodec can decode on it."""
     if not torch.cuda.is_available():
-        raise ValueError(f"--decode_device {device}: torch finds no CUDA device on this machine; {INSTEAD}")
+        raise InputError(f"--decode_device {device}: torch finds no CUDA device on this machine; {INSTEAD}")
     number = torch.device(device).index
     device = f"cuda:{torch.cuda.current_device() if number is None else number}"
     try:
         reader = _Reader(_sample_video(), 0, 0.0, device)
         reader.read([0])
     except RuntimeError as error:
-        raise ValueError(f"--decode_device {device}: {_why_not(error)}; {INSTEAD}") from error
+        raise InputError(f"--decode_device {device}: {_why_not(error)}; {INSTEAD}") from error
     if reader.decoder.cpu_fallback:
-        raise ValueError(
+        raise InputError(
             f"--decode_device {device}: the driver offers no video decoder ({reader.decoder.cpu_fallback}); in a "
             f"container NVIDIA_DRIVER_CAPABILITIES must name `video`, and some GPUs have no NVDEC; {INSTEAD}"
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.backend import REMEDY, VideoBackend
 from simple_multimodal.media.decord_backend import DecordBackend
 from simple_multimodal.media.index_cache import index_video, with_index
@@ -38,22 +39,22 @@ def get_video_backend(name: str, *, is_like_decord: bool = False, decode_device:
         ImportError: The backend's package is not installed, or does not load.
     """
     if decode_device not in DECODE_DEVICES:
-        raise ValueError(f"--decode_device is {decode_device!r}; allowed are {', '.join(DECODE_DEVICES)}")
+        raise InputError(f"--decode_device is {decode_device!r}; allowed are {', '.join(DECODE_DEVICES)}")
     if decode_device != "cpu" and name != "torchcodec" and name in VIDEO_BACKENDS:
-        raise ValueError(
+        raise InputError(
             f"--decode_device {decode_device} needs --video_backend torchcodec; {name} decodes on the CPU alone"
         )
     if name == "pyav":
         return PyAVBackend(is_like_decord=is_like_decord)
     if is_like_decord and name in VIDEO_BACKENDS:
-        raise ValueError(f"the {name} backend does not give the pixels that decord scales to; {REMEDY}, which does")
+        raise InputError(f"the {name} backend does not give the pixels that decord scales to; {REMEDY}, which does")
     if name == "torchcodec":
         from simple_multimodal.media.torchcodec_backend import TorchCodecBackend  # it imports torch
 
         return TorchCodecBackend(decode_device)
     if name == "decord":
         return DecordBackend()
-    raise ValueError(f"there is no video backend {name!r}; allowed are {', '.join(VIDEO_BACKENDS)}")
+    raise InputError(f"there is no video backend {name!r}; allowed are {', '.join(VIDEO_BACKENDS)}")
 
 
 class Video:

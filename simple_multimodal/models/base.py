@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.configuration import ContrastiveForm
 
@@ -34,7 +35,7 @@ def load_weights(model_class: type[PreTrainedModel], name_or_path: str | os.Path
     try:
         return model_class.from_pretrained(name_or_path, output_loading_info=True, **settings)
     except UnpicklingError as error:  # its message advises to run the code
-        raise ValueError(
+        raise InputError(
             f"{os.fspath(name_or_path)!r}: its pytorch_model.bin is damaged or holds code, so it was not loaded. Get "
             "the weights as model.safetensors, which holds tensors and nothing else."
         ) from error
@@ -313,7 +314,7 @@ class TowerModel(PreTrainedModel):
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True)
         except (SafetensorError, UnpicklingError, RuntimeError) as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
+            raise InputError(f"{pretrained_model_name_or_path}: its weights cannot be loaded: {error}") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_untrained()  # transformers makes every parameter that it loads one that is trained
         model.limit_temperature()
@@ -364,7 +365,7 @@ class TowerModel(PreTrainedModel):
             ValueError: If a model takes more of that tower than tokens, so that features cannot stand for it.
         """
         if not getattr(self.towers[modality], "tokens_are_all", True):
-            raise ValueError(
+            raise InputError(
                 f"There are no features of a {self.towers[modality].config.model_type!r} tower: they would hold its "
                 "tokens and lack its embedding. Use the tower itself, frozen or not."
             )
@@ -397,7 +398,7 @@ class TowerModel(PreTrainedModel):
         """Keep the weights of these towers (`text`, `audio`, `video`, `fusion`) as they are."""
         for name in names:
             if name not in self.towers:
-                raise ValueError(
+                raise InputError(
                     f"Cannot freeze {name!r}: this model has {', '.join(self.towers)}. Name some of these."
                 )
             self.towers[name].requires_grad_(False)
@@ -443,7 +444,7 @@ class TowerModel(PreTrainedModel):
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         unreached = [name for name, parameter in trained.items() if parameter not in reached]
         if len(unreached) == len(trained):
-            raise ValueError(
+            raise InputError(
                 "There is nothing to train: the objectives depend on frozen weights alone. Take a tower out of "
                 "--freeze, or give another objective a weight."
             )
@@ -461,7 +462,7 @@ class TowerModel(PreTrainedModel):
         """
         for name in names:
             if name not in self.towers:
-                raise ValueError(
+                raise InputError(
                     f"Cannot checkpoint activations of {name!r}: this model has {', '.join(self.towers)}. Name some "
                     "of these in --gradient_checkpointing_towers."
                 )

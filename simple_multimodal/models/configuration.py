@@ -5,6 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import MODALITIES, Modality
 
 FusionForm = Literal["merge", "co_attention", "cross_attention"]
@@ -36,7 +37,7 @@ def refuse_kernels(config: PreTrainedConfig) -> None:
     """
     for value in (config._attn_implementation, config._experts_implementation):
         if value is not None and "/" in value:
-            raise ValueError(
+            raise InputError(
                 f"The {config.model_type} configuration names {value!r} as its attention: code from the hub, which is "
                 "not run. Allowed are 'eager', 'sdpa' and other attention of transformers' own; take the entry out."
             )
@@ -149,12 +150,12 @@ class MultimodalConfig(PreTrainedConfig):
             value = kwargs.pop(key) if key in kwargs else getattr(self, key, None)
             if isinstance(value, dict):
                 if "model_type" not in value:
-                    raise ValueError(f"`{key}` has no `model_type`; name the architecture, for example 'videomae'.")
+                    raise InputError(f"`{key}` has no `model_type`; name the architecture, for example 'videomae'.")
                 value = AutoConfig.for_model(**value)
             setattr(self, key, value)
         for key, value in kwargs.items():
             if key.endswith("_config") and isinstance(value, dict) and "model_type" in value:
-                raise ValueError(
+                raise InputError(
                     f"`{key}` is for a tower of an unknown modality; known are {', '.join(MODALITIES)}. Import the "
                     "module that adds it before the model is loaded."
                 )

@@ -1,5 +1,6 @@
 """The registry of encoders. To add one, write its file, import its class here and add it to the list below."""
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.audio.ast import ASTAudioEncoder
 from simple_multimodal.models.audio.clap import CLAPAudioEncoder
@@ -99,7 +100,7 @@ def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
         `ValueError` if there is no such encoder of that modality.
     """
     if (modality, model_type) not in ENCODERS:
-        raise ValueError(
+        raise InputError(
             f"There is no {modality} encoder for model_type {model_type!r}; known are "
             f"{', '.join(map(repr, known_model_types(modality)))}. To add one, write an encoder in "
             f"simple_multimodal/models/{modality}/ and add its class to ENCODERS in "

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.missing import reading
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import Conversion, Encoder, TowerModel
@@ -142,7 +143,7 @@ def read_config(name_or_path: str, what: str) -> dict:
     with reading(name_or_path, problem):
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)
     if "model_type" not in values:
-        raise ValueError(
+        raise InputError(
             f"The {what} config {name_or_path!r} has no model_type. Add the name of its architecture, such as "
             '"model_type": "bert".'
         )
@@ -163,7 +164,7 @@ def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> Pre
     """
     values = read_config(name_or_path, what)
     if values["model_type"] not in model_types:
-        raise ValueError(
+        raise InputError(
             f"The {what} config {name_or_path!r} has model_type {values['model_type']!r}; allowed are "
             f"{', '.join(map(repr, model_types))}. Give a config of one of these architectures."
         )
@@ -237,7 +238,7 @@ def load_pretrained_tower(
     """
     config = load_tower_config(name_or_path, encoder.modality)
     if config.model_type != encoder.model_type:
-        raise ValueError(
+        raise InputError(
             f"{name_or_path!r} holds a {config.model_type!r} model, but the config of the {encoder.modality} tower is "
             f"for {encoder.model_type!r}. Give a checkpoint and a config of one architecture."
         )
@@ -246,7 +247,7 @@ def load_pretrained_tower(
     try:
         model, info = encoder.read_pretrained(name_or_path, dtype=torch.float32, cache_dir=cache_dir)
     except (OSError, SafetensorError, UnpicklingError, RuntimeError) as error:
-        raise ValueError(
+        raise InputError(
             f"Cannot read weights of the {encoder.modality} tower from {name_or_path!r}: {error}"
         ) from error
     finally:
@@ -323,7 +324,7 @@ def _fit_tower(model: TowerModel, fitted: TowerModel, modality: Modality, size: 
         convert=lambda name, tensor, own: encoder.convert_pretrained(name, tensor, own, source_config),
     )
     if report.new:
-        raise ValueError(
+        raise InputError(
             f"The saved {modality} tower {encoder.model_type!r} cannot be fitted to inputs of size {size}: there is "
             f"no rule for {', '.join(report.new)}. Leave the settings of the processor as they were saved."
         )

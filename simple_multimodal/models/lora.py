@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from simple_multimodal.errors import InputError, MissingPackageError
 from simple_multimodal.models.base import Encoder, TowerModel
 from simple_multimodal.models.loading import fold_names
 
@@ -33,7 +34,7 @@ def require_peft() -> ModuleType:
     try:
         return importlib.import_module("peft")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "LoRA needs the package peft: pip install 'simple-multimodal[lora]', or pip install peft."
         ) from error
 
@@ -41,7 +42,7 @@ def require_peft() -> ModuleType:
 def refuse_adapter(name_or_path: str | os.PathLike[str]) -> None:
     """Raise a `ValueError` if a folder that is taken for a model holds adapters alone."""
     if Path(name_or_path, "adapter_config.json").is_file() and not Path(name_or_path, "config.json").is_file():
-        raise ValueError(
+        raise InputError(
             f"{os.fspath(name_or_path)} holds LoRA adapters alone. Give the folder above it, which holds the merged "
             "model, or put them onto the model that the training began with by peft (docs/fine_tuning.md)."
         )
@@ -83,7 +84,7 @@ def add_lora(
         model.config.lora = model.base_model.config.lora = lora
     elif model.config.lora != lora:
         differing = ", ".join(name for name in lora if lora[name] != model.config.lora[name])
-        raise ValueError(
+        raise InputError(
             f"The saved model has LoRA adapters of another {differing}. Give the --lora_… flags that it was trained "
             "with; or none, in another --output_dir, to start from its merged weights."
         )
@@ -97,7 +98,7 @@ def add_lora(
 def find_targets(model: TowerModel, towers: Sequence[str], target_modules: Sequence[str] = ()) -> list[str]:
     """Names, in the base model, of the linear layers that [`add_lora`] means; arguments and errors as there."""
     if lacking := [name for name in towers if name not in model.towers]:
-        raise ValueError(
+        raise InputError(
             f"There can be no LoRA in {', '.join(lacking)}: this model has {', '.join(model.towers)}. Name some of "
             "these in --lora_towers."
         )
@@ -108,13 +109,13 @@ def find_targets(model: TowerModel, towers: Sequence[str], target_modules: Seque
         targets = [name for name in layers if _ends_with(name, target_modules or ATTENTION_PROJECTIONS)]
         known += fold_names(layers)
         if not targets:
-            raise ValueError(
+            raise InputError(
                 f"The {tower} tower has no {', '.join(target_modules) or 'attention projection of a known name'} to "
                 f"put LoRA into. Name others in --lora_target_modules; there are {', '.join(fold_names(layers))}."
             )
         found += targets
     if unknown := [end for end in target_modules if not any(_ends_with(name, [end]) for name in found)]:
-        raise ValueError(
+        raise InputError(
             f"--lora_target_modules {', '.join(unknown)}: no linear layer of {', '.join(towers)} has a name that ends "
             f"so. There are {', '.join(known)}."
         )
@@ -231,14 +232,14 @@ def prepare_trainable(model: TowerModel, freeze: Sequence[str], lora: Mapping | 
     """
     model.freeze(freeze)
     if resumes and (lora is None) != (model.config.lora is None):
-        raise ValueError(
+        raise InputError(
             f"The run in --output_dir {'has no' if lora else 'has'} LoRA adapters. Give the --lora_… flags that it "
             "began with to go on with it, or another --output_dir."
         )
     if lora is not None:
         towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
         if not towers:
-            raise ValueError(
+            raise InputError(
                 f"--lora_rank has no tower to put adapters into: --freeze names {', '.join(freeze)}. Take a tower out "
                 "of it, name the fusion in --lora_towers, or leave --lora_rank out."
             )

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import (
     AUDIO_WINDOW_KEYS,
     CLIP_MODALITIES,
@@ -123,7 +124,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
     def __init__(self, config: MultimodalConfig):
         super().__init__(config)
         if not config.modalities or config.crossformer_config is None:
-            raise ValueError(
+            raise InputError(
                 f"A multimodal model needs at least one of {', '.join(f'`{m}_config`' for m in MODALITIES)}, and a "
                 "`crossformer_config`. Give the missing ones in the configuration."
             )
@@ -348,7 +349,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         if not with_embeds:
             return None, self._clip_side(streams)
         if not streams:
-            raise ValueError(
+            raise InputError(
                 f"Clips have no embedding in a model that has {', '.join(self.config.modalities)} alone. Pass "
                 f"with_embeds=False, or build the model with a tower for {' or '.join(CLIP_MODALITIES)}."
             )
@@ -400,11 +401,11 @@ def check_frame_pooling(config: MultimodalConfig) -> None:
         return
     if tower is None or not issubclass(get_encoder_class(tower.model_type, "video"), ImageEncoder):
         found = "there is no video tower" if tower is None else f"{tower.model_type!r} has no embeddings of frames"
-        raise ValueError(
+        raise InputError(
             f"frame_pooling_layers is {layers}, but {found}. Set it to 0, or take a tower of pictures such as CLIP's."
         )
     if not config.contrastive_loss_before_fusion:
-        raise ValueError(
+        raise InputError(
             f"frame_pooling_layers is {layers}, but contrastive_loss_before_fusion is False: nothing takes the "
             "tower's embedding. Change one of the two."
         )
@@ -431,7 +432,7 @@ def token_steps(
         # Rounded up for a batch of features in which no row has the modality: it has one token, less than a step.
         return encoder.time_steps(num_tokens, device), math.ceil(num_tokens / encoder.tokens_per_step)
     if num_tokens % num_steps:
-        raise ValueError(
+        raise InputError(
             f"The {encoder.modality} tower {encoder.model_type!r} returned {num_tokens} tokens for num_steps="
             f"{num_steps}. Return equally many tokens for each step, or define time_steps and leave num_steps out."
         )

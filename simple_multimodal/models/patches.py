@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from simple_multimodal.errors import InputError
+
 
 def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     """`(height, width)` of a size in a config, where one number means a square."""
@@ -62,7 +64,7 @@ def sinusoidal_grid(height: int, width: int, hidden_size: int) -> torch.Tensor:
         `torch.FloatTensor` of shape `(1 + height * width, hidden_size)`: zeros for the class token, then row by row.
     """
     if hidden_size % 4:
-        raise ValueError(
+        raise InputError(
             f"A two-dimensional sinusoidal table needs a multiple of 4 as hidden size, but got {hidden_size}."
         )
     frequencies = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))

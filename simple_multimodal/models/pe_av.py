@@ -9,6 +9,7 @@ from transformers.models.pe_audio.modeling_pe_audio import PeAudioModel
 from transformers.models.pe_video.modeling_pe_video import PeVideoModel
 from transformers.utils import is_timm_available
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import Encoder, load_weights
 
@@ -70,13 +71,13 @@ class PEAVEncoder(Encoder):
         """
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)
         if values["model_type"] == self.model_type:
-            raise ValueError(
+            raise InputError(
                 f"{name_or_path!r} holds a {self.model_type!r} alone, without the head that embeds. Name a whole "
                 "checkpoint of PE-AV."
             )
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
         if config.model_type not in ("pe_audio_video", f"pe_{self.compared_with}"):
-            raise ValueError(
+            raise InputError(
                 f"{name_or_path!r} is {config.model_type!r}, but this {self.modality} tower is that of comparisons "
                 f"with {self.compared_with}. Give a config and a checkpoint of one kind."
             )
@@ -95,7 +96,7 @@ def pair_config(config: PreTrainedConfig, clip: Modality) -> PreTrainedConfig:
 def require_timm() -> None:
     """Raise a `ValueError` if `timm` is not installed, which the picture tower runs on."""
     if not is_timm_available():
-        raise ValueError(
+        raise InputError(
             "PE-AV's checkpoint of pictures, and of texts for these, needs the package timm: pip install "
             "'simple-multimodal[timm]', or pip install timm."
         )

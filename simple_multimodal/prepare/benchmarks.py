@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from simple_multimodal.data.fields import read_name
 from simple_multimodal.data.tables import is_table, read_records
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import Protocol, register_protocol
 
 SOURCES = {
@@ -123,7 +124,7 @@ class AnnotationFiles:
     def __init__(self, folder: str | Path, benchmark: str):
         self.folder, self.benchmark = Path(folder), benchmark
         if not self.folder.is_dir():
-            raise ValueError(f"{folder}: no such folder of annotations. {SOURCES[benchmark]}")
+            raise InputError(f"{folder}: no such folder of annotations. {SOURCES[benchmark]}")
         self.used: list[Path] = []
         self.duplicates: list[str] = []
 
@@ -134,12 +135,12 @@ class AnnotationFiles:
         """The one file of that name, wherever it is in the folder."""
         found = sorted(self.folder.rglob(name))
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder}: {name} is missing. Splits that are not asked for need no file. "
                 f"{SOURCES[self.benchmark]}"
             )
         if len(found) > 1:
-            raise ValueError(f"{name} is there twice, as {found[0]} and {found[1]}; pass the folder of one of them.")
+            raise InputError(f"{name} is there twice, as {found[0]} and {found[1]}; pass the folder of one of them.")
         return self.use(found[0])
 
     def use(self, path: Path) -> Path:
@@ -155,7 +156,7 @@ class AnnotationFiles:
             content = _load_json(path)
             entries = content.get(key) if key is not None and isinstance(content, dict) else content
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise ValueError(f"{path}: must hold a list of objects{f' under {key!r}' if key else ''}.")
+                raise InputError(f"{path}: must hold a list of objects{f' under {key!r}' if key else ''}.")
             yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
 
     def once(self, items: Iterable[tuple[str, T]], path: Path) -> list[T]:
@@ -180,7 +181,7 @@ class AnnotationFiles:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8 text: {error}.") from error
+            raise InputError(f"{path}: is not UTF-8 text: {error}.") from error
         return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -194,7 +195,7 @@ def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError, which has line and column
-        raise ValueError(f"{path}: is not JSON: {error}.") from error
+        raise InputError(f"{path}: is not JSON: {error}.") from error
 
 
 def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
@@ -203,7 +204,7 @@ def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
     value = content.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = "a string" if kind is str else "a whole number"
-        raise ValueError(
+        raise InputError(
             f"{where}: {name!r} must be {expected}, got {repr(value)[:80]} among {', '.join(content) or 'nothing'}."
         )
     return value.strip() if isinstance(value, str) else value
@@ -215,7 +216,7 @@ def _answer(entry: Entry) -> str:
     try:
         answer = read_name(content.get("answer"), "answer")
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     return answer if answer is not None else _value(entry, "answer")  # which says what is there instead
 
 
@@ -233,7 +234,7 @@ def _caption_rows(clips: Iterable[str], captions: dict[str, list[str]], where: s
     clips = list(clips)
     without = [clip for clip in clips if clip not in captions]
     if without:
-        raise ValueError(
+        raise InputError(
             f"{where}: {len(without)} clips have no caption: {some(without)}. The list and the captions "
             "do not belong together, or a file of captions is incomplete."
         )
@@ -315,7 +316,7 @@ def _read_msvd(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> 
     if not isinstance(content, dict) or not all(
         isinstance(own, list) and all(isinstance(caption, str) for caption in own) for own in content.values()
     ):
-        raise ValueError(f"{path}: must hold an object with a list of captions for each clip.")
+        raise InputError(f"{path}: must hold an object with a list of captions for each clip.")
     captions = _captions_by_clip((clip, caption.strip()) for clip, own in content.items() for caption in own)
     rows = {}
     for split in splits:
@@ -349,12 +350,12 @@ def _read_msvd_qa(files: AnnotationFiles, protocol: str, splits: Sequence[str]) 
     for number, line in files.lines(path):
         words = line.split()
         if len(words) != 2:
-            raise ValueError(f"{path}, line {number}: must be a clip's name and its vidN, got {line[:80]!r}.")
+            raise InputError(f"{path}, line {number}: must be a clip's name and its vidN, got {line[:80]!r}.")
         names[words[1]] = words[0]
 
     def name_of(number: int, where: str) -> str:
         if f"vid{number}" not in names:
-            raise ValueError(f"{where}: {path} has no clip vid{number}.")
+            raise InputError(f"{where}: {path} has no clip vid{number}.")
         return names[f"vid{number}"]
 
     return _read_qa(files, splits, name_of)
@@ -368,7 +369,7 @@ def _read_alpro(files: AnnotationFiles, folder: Path, splits: Sequence[str]) -> 
         if not path.is_file():
             if split == "validation":
                 continue
-            raise ValueError(f"{path} is missing. It is part of ALPRO's data.zip (salesforce/ALPRO on GitHub).")
+            raise InputError(f"{path} is missing. It is part of ALPRO's data.zip (salesforce/ALPRO on GitHub).")
         entries = list(files.entries(files.use(path)))
         if files.benchmark.endswith("_qa"):
             rows[split] = [
@@ -419,7 +420,7 @@ def register_benchmark(protocol: Protocol, *, read: Reader, source: str) -> None
         ValueError: The name of the protocol or of the data set is taken.
     """
     if protocol.benchmark in _OWN_FORMATS:
-        raise ValueError(f"There is a data set {protocol.benchmark!r} already; give this one another `benchmark`.")
+        raise InputError(f"There is a data set {protocol.benchmark!r} already; give this one another `benchmark`.")
     register_protocol(protocol)
 
     def read_listed(files: AnnotationFiles, name: str, splits: Sequence[str]) -> Rows:

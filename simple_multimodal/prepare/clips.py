@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from simple_multimodal.data.tables import read_jsonl
+from simple_multimodal.errors import InputError
 
 SPLITS = {"train": "train", "test": "validation"}
 
@@ -32,7 +33,7 @@ def clips_jsonl_to_manifests(clips_jsonl: str | Path, output_dir: str | Path) ->
             row = {"id": clip["id"], "video": clip["file"]}
             row |= {key: clip[key] for key in ("captions", "label", "question", "answer")}
         except KeyError as error:
-            raise ValueError(
+            raise InputError(
                 f"{clips_jsonl}, line {line_number}: {error} is missing, or is a split other than train and test."
             ) from error
         rows[split].append(json.dumps(row, ensure_ascii=False))

@@ -15,6 +15,7 @@ from typing import Any
 from simple_multimodal.data.files import VIDEO_SUFFIXES
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.defaults import NUM_VALIDATION_CLIPS
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import (
     ANSWER_TYPES,
     PROTOCOLS,
@@ -179,7 +180,7 @@ def prepare_benchmark(
     """
     chosen = get_protocol(protocol, benchmark=benchmark)
     if not splits or set(splits) - set(SPLITS):
-        raise ValueError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(splits) or 'none'}.")
+        raise InputError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(splits) or 'none'}.")
     takes_from_train = "validation" in splits and "validation" not in chosen.sizes
     splits = [split for split in SPLITS if split in splits]
     read_splits = splits if "train" in splits or not takes_from_train else ["train", *splits]
@@ -191,7 +192,7 @@ def prepare_benchmark(
     rows, validation_split = found.rows, None
     if "validation" in splits and "validation" not in rows:
         if "train" not in rows:
-            raise ValueError(
+            raise InputError(
                 f"{annotations}: no list of validation clips, and none of training clips to take them from."
             )
         num_clips = num_validation_clips
@@ -201,7 +202,7 @@ def prepare_benchmark(
         rows = rows | set_aside(rows["train"], num_clips, seed)
         listed["validation"] = _size(rows["validation"])
     elif num_validation_clips is not None:
-        raise ValueError("num_validation_clips has no effect: the validation clips have a list, or are not asked for.")
+        raise InputError("num_validation_clips has no effect: the validation clips have a list, or are not asked for.")
     clips_of = {split: list(dict.fromkeys(row["clip"] for row in rows.get(split, []))) for split in SPLITS}
     check_overlap({*clips_of["train"], *clips_of["validation"]}, clips_of["test"], chosen.name)
     if both := sorted(set(clips_of["train"]) & set(clips_of["validation"])):
@@ -210,7 +211,7 @@ def prepare_benchmark(
     if videos is None and (txt := alpro_folder(annotations, benchmark)) is not None:
         videos = txt.parent / "videos"
     if videos is None or not Path(videos).is_dir():
-        raise ValueError(f"{videos or 'videos'}: no such folder of clips. {SOURCES[benchmark]}")
+        raise InputError(f"{videos or 'videos'}: no such folder of clips. {SOURCES[benchmark]}")
     wanted = {clip for clips in clips_of.values() for clip in clips}
     files, notes = _choose_files(Path(videos), wanted, follow_links=follow_links)
     if opens_files:
@@ -232,7 +233,7 @@ def prepare_benchmark(
             )
     missing = sorted({clip for split in prepared.values() for clip in split.missing})
     if missing and (requires_all_clips or not any(split.num_rows for split in prepared.values())):
-        raise ValueError(
+        raise InputError(
             f"{videos}: {len(missing)} clips have no usable file: {some(missing)}. {''.join(f'{n}. ' for n in notes)}"
             f"{SOURCES[benchmark]}"
         )
@@ -272,12 +273,12 @@ def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
     """
     clips = {row["clip"] for row in rows}
     if len(clips) < 2:
-        raise ValueError(
+        raise InputError(
             f"The training list has {len(clips)} clip, so that none can be set aside for validation. Leave validation "
             "out of `splits`."
         )
     if not 0 < num_clips < len(clips):
-        raise ValueError(
+        raise InputError(
             f"num_validation_clips must be from 1 to {len(clips) - 1}, one less than there are training clips, got "
             f"{num_clips}."
         )
@@ -404,9 +405,9 @@ def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) 
     left_over = [path.name for split, path in paths.items() if split not in splits and path.exists()]
     for path in paths.values():
         if any(path.exists() and path.samefile(source) for source in sources):
-            raise ValueError(f"{path} is an annotation file itself; write the manifests into another folder.")
+            raise InputError(f"{path} is an annotation file itself; write the manifests into another folder.")
     if left_over:
-        raise ValueError(
+        raise InputError(
             f"{folder} has {' and '.join(left_over)} already, of which protocol.json would say nothing; write into "
             "another folder."
         )

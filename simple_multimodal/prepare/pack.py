@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from simple_multimodal.cores import available_cores
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
+from simple_multimodal.errors import InputError
 from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
 from simple_multimodal.media.container import decode_frames, open_media, open_video_stream, tick_seconds
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
@@ -108,7 +109,7 @@ def pack_manifest(
     table.check_links()
     packed_manifest = folder / f"{Path(manifest).stem}.jsonl"
     if packed_manifest.exists() and packed_manifest.samefile(manifest):
-        raise ValueError(f"{packed_manifest} is the manifest itself; pack into another folder")
+        raise InputError(f"{packed_manifest} is the manifest itself; pack into another folder")
     folder.mkdir(parents=True, exist_ok=True)
     errors: dict[int, str] = {}
     rows: dict[int, Row] = {}

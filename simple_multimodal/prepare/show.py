@@ -14,6 +14,7 @@ from transformers.audio_utils import hertz_to_mel
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import Row, row_captions
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.charts import ticks
 from simple_multimodal.media.index_cache import FrameIndex, index_video
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
@@ -94,13 +95,13 @@ def _with_video(
         changes["num_frames"] = num_frames
     if video_size is not None:
         if len(video_size) not in (1, 2):
-            raise ValueError(f"`video_size` is {list(video_size)}; give height and width, or one number for both.")
+            raise InputError(f"`video_size` is {list(video_size)}; give height and width, or one number for both.")
         changes["size"] = {"height": video_size[0], "width": video_size[-1]}
     if not changes:
         return processor
     video = processor.video_processor
     if video is None:
-        raise ValueError("`num_frames` and `video_size` are for models that read video; leave them out.")
+        raise InputError("`num_frames` and `video_size` are for models that read video; leave them out.")
     changed = VideoClipProcessor.from_dict(video.to_dict(), **changes)
     return MultimodalProcessor(processor.feature_extractor, changed, processor.tokenizer, processor.text_padding)
 

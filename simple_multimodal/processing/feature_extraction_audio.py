@@ -19,6 +19,7 @@ from transformers import (
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.processing.audio_windows import AudioCrop, plan_windows
 from simple_multimodal.processing.batch_memory import batch_tensor
 
@@ -145,24 +146,24 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             kwargs.pop(key, None)
         super().__init__(feature_size=num_mel_bins, sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
         if num_frames < 1 or (max_windows is not None and max_windows < 1):
-            raise ValueError(f"`num_frames` and `max_windows` must be 1 or more, got {num_frames} and {max_windows}.")
+            raise InputError(f"`num_frames` and `max_windows` must be 1 or more, got {num_frames} and {max_windows}.")
         if min_window_frames < 1 or crop not in ("start", "random"):
-            raise ValueError(
+            raise InputError(
                 f"`min_window_frames` must be 1 or more and `crop` start or random, got {min_window_frames} and "
                 f"{crop!r}."
             )
         if not 0 <= f_min < (f_max or sampling_rate / 2) <= sampling_rate / 2:
-            raise ValueError(
+            raise InputError(
                 f"Got {f_min=}, {f_max=} at {sampling_rate=}: 0 <= f_min < f_max <= sampling_rate / 2 is needed (Hz)."
             )
         if padding not in PADDINGS.get(front_end, ()) or mel_scale not in ("slaney", "htk"):
             allowed = "; ".join(f"of {name} {' or '.join(values)}" for name, values in PADDINGS.items())
-            raise ValueError(
+            raise InputError(
                 f"Got {front_end=}, {mel_scale=}, {padding=}: front_end must be one of {', '.join(PADDINGS)}, "
                 f"mel_scale slaney or htk, and padding {allowed}."
             )
         if do_normalize and front_end != "waveform":
-            raise ValueError(
+            raise InputError(
                 f"do_normalize is for front_end='waveform', got {front_end=}: leave it out, and set mean and std."
             )
         self.front_end = front_end
@@ -182,7 +183,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         self.crop = crop
         if front_end == "waveform":
             if num_mel_bins != self.hop_length:
-                raise ValueError(
+                raise InputError(
                     f"A frame of the waveform has {self.hop_length} samples ({hop_seconds=} at {sampling_rate} Hz), "
                     f"but num_mel_bins is {num_mel_bins}: it must be the same."
                 )
@@ -291,9 +292,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         """
         samples = torch.as_tensor(np.ascontiguousarray(waveform, dtype=np.float32))
         if samples.ndim != 1:
-            raise ValueError(f"The waveform must be mono, of shape (num_samples,), got shape {tuple(samples.shape)}.")
+            raise InputError(f"The waveform must be mono, of shape (num_samples,), got shape {tuple(samples.shape)}.")
         if not bool(torch.isfinite(samples).all()):
-            raise ValueError("The waveform holds values that are not finite (NaN or infinity).")
+            raise InputError("The waveform holds values that are not finite (NaN or infinity).")
 
         # Frames lie `hop_length` samples apart. The last one of CLAP's windows is centred on the end.
         window_frames = self.num_frames - (self.front_end == "clap")
@@ -451,7 +452,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate is None:
             logger.warning_once(f"`sampling_rate` was not given: {self.sampling_rate} Hz is assumed.")
         elif sampling_rate != self.sampling_rate:
-            raise ValueError(
+            raise InputError(
                 f"Got a waveform of {sampling_rate} Hz, this extractor takes {self.sampling_rate} Hz: resample it."
             )
         is_batch = isinstance(raw_speech, (list, tuple)) and not isinstance(raw_speech[0], (int, float))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.processing.feature_extraction_audio import AudioFeatureExtractor
 from simple_multimodal.processing.video_processing import VideoClipProcessor
@@ -100,9 +101,9 @@ class MultimodalProcessor(ProcessorMixin):
                 raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {type(component).__name__}.")
             setattr(self, name, component)
         if not self.modalities:
-            raise ValueError(f"A processor needs at least one of {', '.join(kinds)}.")
+            raise InputError(f"A processor needs at least one of {', '.join(kinds)}.")
         if tokenizer is not None and tokenizer.pad_token_id is None:
-            raise ValueError("The tokenizer has no padding token; set `tokenizer.pad_token` before.")
+            raise InputError("The tokenizer has no padding token; set `tokenizer.pad_token` before.")
         self.text_padding = text_padding
         self.chat_template = None
 
@@ -207,7 +208,7 @@ class MultimodalProcessor(ProcessorMixin):
         if unknown := sorted(given.keys() - arguments.keys()):
             raise TypeError(f"Got {', '.join(unknown)}; the inputs of a processor are {', '.join(arguments)}.")
         if all(value is None for value in given.values()):
-            raise ValueError(f"Nothing to process: give at least one of {', '.join(f'`{name}`' for name in given)}.")
+            raise InputError(f"Nothing to process: give at least one of {', '.join(f'`{name}`' for name in given)}.")
         settings: dict[Modality, dict[str, Any]] = {
             "audio": {"sampling_rate": sampling_rate},
             "video": {"video_fps": video_fps},
@@ -218,7 +219,7 @@ class MultimodalProcessor(ProcessorMixin):
                 continue
             process = self.part(modality)
             if process is None:
-                raise ValueError(f"Got `{name}`, but this processor reads {', '.join(self.modalities)} only.")
+                raise InputError(f"Got `{name}`, but this processor reads {', '.join(self.modalities)} only.")
             if process is self.tokenizer:
                 values = [values] if isinstance(values, str) else values
                 process = partial(self.tokenize, max_length=max_length, padding=padding, truncation=truncation)
@@ -226,7 +227,7 @@ class MultimodalProcessor(ProcessorMixin):
         sizes = {len(value) for value in batch.values()}
         if len(sizes) > 1:
             rows = {m: len(batch[PRESENCE_KEYS[m]]) for m in self.modalities if PRESENCE_KEYS[m] in batch}
-            raise ValueError(f"Got different numbers of rows: {rows}. Put None where a row lacks a modality.")
+            raise InputError(f"Got different numbers of rows: {rows}. Put None where a row lacks a modality.")
         if return_tensors == "np":
             return BatchFeature({key: value.numpy() for key, value in batch.items()})
         return BatchFeature(batch, tensor_type=return_tensors)
@@ -269,7 +270,7 @@ class MultimodalProcessor(ProcessorMixin):
         """Load the parts that `processor_config.json` names (called by `from_pretrained`)."""
         config = processor_dict or {}
         if config.get("processor_class") != cls.__name__:
-            raise ValueError(
+            raise InputError(
                 f"{str(pretrained_model_name_or_path)!r} holds no {cls.__name__} (its processor is "
                 f"{config.get('processor_class')!r}). Build one from parts: MultimodalProcessor(feature_extractor="
                 "AudioFeatureExtractor.from_pretrained(…), video_processor=…, tokenizer=…)."
@@ -279,7 +280,7 @@ class MultimodalProcessor(ProcessorMixin):
         try:
             return {part.name: part.load(pretrained_model_name_or_path, **kwargs) for part in named}
         except RecursionError as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: a file of it is nested too deeply.") from error
+            raise InputError(f"{pretrained_model_name_or_path}: a file of it is nested too deeply.") from error
 
     @classmethod
     def from_args_and_dict(

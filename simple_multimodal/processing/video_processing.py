@@ -14,6 +14,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
 from simple_multimodal.processing.batch_memory import batch_tensor
@@ -131,24 +132,24 @@ class VideoClipProcessor(VideoProcessorMixin):
         size = 224 if size is None else size
         size = {"height": size, "width": size} if isinstance(size, int) else dict(size)
         if set(size) != {"height", "width"} or min(size.values()) < 1:
-            raise ValueError(f'`size` must be {{"height": h, "width": w}} in pixels, got {size!r}.')
+            raise InputError(f'`size` must be {{"height": h, "width": w}} in pixels, got {size!r}.')
         if resize_mode not in get_args(ResizeMode):
-            raise ValueError(f"Unknown resize_mode {resize_mode!r}; known are {', '.join(get_args(ResizeMode))}.")
+            raise InputError(f"Unknown resize_mode {resize_mode!r}; known are {', '.join(get_args(ResizeMode))}.")
         if resize_kernel not in get_args(ResizeKernel):
-            raise ValueError(f"Unknown kernel {resize_kernel!r}; known are {', '.join(get_args(ResizeKernel))}.")
+            raise InputError(f"Unknown kernel {resize_kernel!r}; known are {', '.join(get_args(ResizeKernel))}.")
         if frame_sampling == "jittered" or frame_sampling not in SAMPLING_STRATEGIES:  # evaluation never draws
-            raise ValueError(f"`frame_sampling` must be uniform, dense or alpro, got {frame_sampling!r}.")
+            raise InputError(f"`frame_sampling` must be uniform, dense or alpro, got {frame_sampling!r}.")
         if train_frame_sampling not in SAMPLING_STRATEGIES:
-            raise ValueError(
+            raise InputError(
                 f"`train_frame_sampling` must be one of {', '.join(SAMPLING_STRATEGIES)}, "
                 f"got {train_frame_sampling!r}."
             )
         if num_frames < 1 or frame_stride < 1:
-            raise ValueError(f"`num_frames` and `frame_stride` must be 1 or more, got {num_frames}, {frame_stride}.")
+            raise InputError(f"`num_frames` and `frame_stride` must be 1 or more, got {num_frames}, {frame_stride}.")
         if short_side is not None and short_side < max(size.values()):
-            raise ValueError(f"`short_side` is {short_side}, less than the crop {size}; leave it out or raise it.")
+            raise InputError(f"`short_side` is {short_side}, less than the crop {size}; leave it out or raise it.")
         if not 0 < random_crop_scale[0] <= random_crop_scale[1] <= 1:
-            raise ValueError(f"`random_crop_scale` must be 0 < low <= high <= 1, got {tuple(random_crop_scale)}.")
+            raise InputError(f"`random_crop_scale` must be 0 < low <= high <= 1, got {tuple(random_crop_scale)}.")
         self.num_frames = num_frames
         self.size = size
         self.resize_mode = resize_mode
@@ -388,7 +389,7 @@ class VideoClipProcessor(VideoProcessorMixin):
         batch = [videos] if is_single else list(videos)
         rates = list(video_fps) if isinstance(video_fps, Sequence) else [video_fps] * len(batch)
         if len(rates) != len(batch):
-            raise ValueError(f"Got {len(batch)} videos and {len(rates)} values of `video_fps`; give one per video.")
+            raise InputError(f"Got {len(batch)} videos and {len(rates)} values of `video_fps`; give one per video.")
         clips = [None if video is None else self._clip(video, fps) for video, fps in zip(batch, rates, strict=True)]
         output = self.collate(clips)
         if return_tensors == "np":
@@ -403,7 +404,7 @@ class VideoClipProcessor(VideoProcessorMixin):
         if frames.ndim == 4 and frames.shape[-1] == 3:
             frames = frames.transpose(0, 3, 1, 2)
         if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
-            raise ValueError(
+            raise InputError(
                 f"A video must be uint8 of shape (n, height, width, 3) or (n, 3, height, width) with n >= 1, "
                 f"got {frames.dtype} of shape {frames.shape}."
             )

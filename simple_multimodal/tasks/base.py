@@ -13,6 +13,7 @@ from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import Targets
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import Protocol
 from simple_multimodal.evaluation.report import Example
@@ -161,7 +162,7 @@ class Task:
         pandas = sys.modules.get("pandas")  # it is loaded if the rows are a table of it
         if isinstance(rows, (str, os.PathLike)) and os.path.isdir(rows):
             if "text" in settings.get("modalities", BUILT_IN_MODALITIES):
-                raise ValueError(
+                raise InputError(
                     f"{rows}: is a folder, and its files have no captions. Give a manifest (CSV, TSV or JSONL), or "
                     "--modalities without text."
                 )

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.flags import Command
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.tasks.question_answering.options import QuestionAnsweringOptions
@@ -34,7 +35,7 @@ def register_options(task: str, options_class: type[TaskOptions]) -> None:
     for field in _flags(options_class):
         known = declared.get(field.name, field)
         if (known.metadata, known.default) != (field.metadata, field.default):
-            raise ValueError(f"Another task has an option {field.name!r} already. Choose another name in {task!r}.")
+            raise InputError(f"Another task has an option {field.name!r} already. Choose another name in {task!r}.")
     OPTIONS[task] = options_class
 
 
@@ -48,7 +49,7 @@ def get_options_class(task: str) -> type[TaskOptions]:
     if task not in OPTIONS:
         nearest = difflib.get_close_matches(task, OPTIONS, 1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"There is no task {task!r}; there is {', '.join(OPTIONS)}.{hint}")
+        raise InputError(f"There is no task {task!r}; there is {', '.join(OPTIONS)}.{hint}")
     return OPTIONS[task]
 
 
@@ -84,7 +85,7 @@ def options_from_flags(task: str, flags: Any) -> TaskOptions:
     defaults = vars(type(flags)())
     given: Mapping[str, Any] = {name: value for name, value in vars(flags).items() if value != defaults[name]}
     if foreign := [f"--{name}" for name in given if name not in names]:
-        raise ValueError(f"{', '.join(foreign)} cannot be used with --task {task}. Leave that out.")
+        raise InputError(f"{', '.join(foreign)} cannot be used with --task {task}. Leave that out.")
     return options_class(**given)
 
 

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import (
     BENCHMARKS,
     get_protocol,
@@ -71,7 +72,7 @@ def evaluate(
         pipeline: Pipeline = task.pipeline_class.from_pretrained(model, **settings)
     else:
         if processor is None:
-            raise ValueError("A model that is no folder needs its `processor`.")
+            raise InputError("A model that is no folder needs its `processor`.")
         task = task or task_of(model.config.task, type(model).__name__)()
         pipeline = task.pipeline_class(model, processor, **settings)
     rows = task.open_rows(data, modalities=pipeline.processor.modalities, roots=roots, follow_links=follow_links)
@@ -116,14 +117,14 @@ def measure_benchmark(
     try:
         prepared = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{folder}: no protocol.json there, as `simple-multimodal prepare` writes it: {error}"
         ) from error
     protocol = get_protocol(prepared["protocol"])
     if protocol.task != task.name:
-        raise ValueError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
+        raise InputError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
     if split not in prepared["splits"]:
-        raise ValueError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
+        raise InputError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
     settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
     settings["roots"] = {"video": video_root}
     rows = task.open_rows(folder / f"{split}.jsonl", **settings)
@@ -184,9 +185,9 @@ def prepared_folder(
     """
     data = Path(data)
     if not data.exists():
-        raise ValueError(f"{data}: {no_such_folder(data)}")
+        raise InputError(f"{data}: {no_such_folder(data)}")
     if data.is_file():
-        raise ValueError(
+        raise InputError(
             f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
             f"python train.py --do_eval --model_name_or_path MODEL --validation_file {data} "
             "--output_dir OUT"
@@ -196,7 +197,7 @@ def prepared_folder(
         folder = Path(output_dir, "manifests")
         benchmark = data.name.removesuffix("_ret")
         if benchmark not in BENCHMARKS or not (data / "txt").is_dir():
-            raise ValueError(
+            raise InputError(
                 f"{data}: neither written by `simple-multimodal prepare` (no protocol.json) nor in ALPRO's layout "
                 f"(a folder such as msrvtt_ret with txt/ and videos/)."
             )

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, ViTConfig
 from simple_multimodal import assembly
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
@@ -78,14 +79,14 @@ def from_towers(
     named = {"text": text, "audio": audio, "video": video, **{m: settings.pop(m) for m in MODALITIES if m in settings}}
     places: dict[str, str] = {modality: place for modality, place in named.items() if place is not None}
     if not places:
-        raise ValueError("A model needs a tower: name one of `text`, `audio` and `video`.")
+        raise InputError("A model needs a tower: name one of `text`, `audio` and `video`.")
     task = get_task(task)() if isinstance(task, str) else task
     if train_dataset is not None:
         train_dataset = task.open_rows(train_dataset, modalities=tuple(places), roots=roots, follow_links=follow_links)
         captions = train_dataset.captions() if captions is None else captions
     trains_tokenizer = text is not None and text.endswith(".json")
     if trains_tokenizer and (captions is None or isinstance(captions, str)):
-        raise ValueError(
+        raise InputError(
             f"`text` is {text!r}, a config without a tokenizer. To train one, pass `train_dataset`, or a list of "
             "texts as `captions`; or name a text tower with weights, which has its own."
         )
@@ -136,7 +137,7 @@ def build(
         task, train_dataset, captions, processor_settings, is_trained, cache_dir, settings: as there.
     """
     if settings.get("frame_pooling_layers") and not task.reads_embeddings:
-        raise ValueError(
+        raise InputError(
             f"--frame_pooling_layers is {settings['frame_pooling_layers']}, but {task.name} reads tokens, not the "
             "embedding that these layers make. Leave it out."
         )

@@ -1,5 +1,6 @@
 """The tasks: a folder for each with its model, its metrics and what uses it, and one line here."""
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.tasks.base import Evaluation, Measuring, Rows, Task
 from simple_multimodal.tasks.flags import get_options_class, register_options
 from simple_multimodal.tasks.options import TaskOptions
@@ -20,7 +21,7 @@ def register_task(task: type[Task]) -> type[Task]:
         ValueError: If there is another task of that name, **or** an option of another task has the name of one of its.
     """
     if TASKS.get(task.name, task) is not task:
-        raise ValueError(f"There is a task {task.name!r} already: {TASKS[task.name].__name__}. Choose another name.")
+        raise InputError(f"There is a task {task.name!r} already: {TASKS[task.name].__name__}. Choose another name.")
     register_options(task.name, task.options_class)
     TASKS[task.name] = task
     return task
@@ -56,7 +57,7 @@ def task_of(name: str | None, model_class: str, *, default: type[Task] | None = 
             return task
     if default is not None:
         return default
-    raise ValueError(f"{model_class} is a model of none of the tasks {', '.join(TASKS)}.")
+    raise InputError(f"{model_class} is a model of none of the tasks {', '.join(TASKS)}.")
 
 
 __all__ = ["TASKS", "Evaluation", "Measuring", "Rows", "Task", "TaskOptions", "get_task", "register_task", "task_of"]

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from simple_multimodal.cores import available_cores
 from simple_multimodal.defaults import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS, Precision
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.precision import effective_precision
 from simple_multimodal.flags import DATA, TRAINER, TRAINING, check_bounds, flag
 from simple_multimodal.modalities import BUILT_IN_MODALITIES
@@ -147,20 +148,20 @@ class MultimodalTrainingArguments(TrainingArguments):
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.remove_unused_columns:
-            raise ValueError("--remove_unused_columns must stay False: the collator reads every column of a row.")
+            raise InputError("--remove_unused_columns must stay False: the collator reads every column of a row.")
         defaults = {
             f.name: f.default if f.default_factory is MISSING else f.default_factory()
             for f in fields(self)
             if f.name in WITHOUT_EFFECT
         }
         if given := [f"--{name}" for name, default in defaults.items() if getattr(self, name) != default]:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(given)} can have no effect: losses and evaluation are those of the models here. Leave "
                 "that out."
             )
         check_bounds(self)
         if self.gradient_checkpointing_towers and self.activation_checkpointing:
-            raise ValueError(
+            raise InputError(
                 "--activation_checkpointing is for the whole model, --gradient_checkpointing_towers for the towers "
                 "that it names. Give one of the two."
             )
@@ -168,7 +169,7 @@ class MultimodalTrainingArguments(TrainingArguments):
             if not torch.accelerator.is_available():
                 self.use_cpu = True  # where bf16 works; `TrainingArguments` would ask for this flag
             elif torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-                raise ValueError(
+                raise InputError(
                     f"--bf16 needs a GPU that computes in bf16 (NVIDIA Ampere or newer), and this is a "
                     f"{torch.cuda.get_device_name()}. Use --fp16 True, or leave both out to compute in fp32."
                 )
@@ -187,17 +188,17 @@ class MultimodalTrainingArguments(TrainingArguments):
             )
             self._n_gpu = 1
         if self.activation_checkpointing_kwargs and not self.activation_checkpointing:
-            raise ValueError(
+            raise InputError(
                 "--activation_checkpointing_kwargs can have no effect without --activation_checkpointing True; give "
                 "that too, or leave both out."
             )
         if self.contrastive_chunk_size is not None and self.torch_compile:
-            raise ValueError(
+            raise InputError(
                 "--contrastive_chunk_size repeats each chunk with the random numbers of its first pass, which "
                 "torch.compile does not follow. Leave one of --contrastive_chunk_size and --torch_compile out."
             )
         if self.contrastive_chunk_size is not None and self.has_reentrant_checkpoints:
-            raise ValueError(
+            raise InputError(
                 "--contrastive_chunk_size needs activation checkpoints that are not reentrant; leave use_reentrant "
                 "out of --activation_checkpointing_kwargs."
             )
@@ -220,7 +221,7 @@ class MultimodalTrainingArguments(TrainingArguments):
         if self.early_stopping_patience is not None and (
             self.metric_for_best_model is None or self.eval_strategy == "no"
         ):
-            raise ValueError(
+            raise InputError(
                 "--early_stopping_patience needs --metric_for_best_model, for example 'text_to_video_R@1', "
                 "and --eval_strategy epoch or steps."
             )
@@ -262,12 +263,12 @@ def load_on_gpu(args: MultimodalTrainingArguments) -> None:
         ValueError: Loader processes are to be forked, or the model is not on a GPU.
     """
     if args.device.type != "cuda":
-        raise ValueError(
+        raise InputError(
             f"--decode_device cuda is for a model on a GPU, and this one is trained on {args.device}; leave out "
             "--decode_device or --use_cpu."
         )
     if args.dataloader_num_workers and args.dataloader_multiprocessing_context == "fork":
-        raise ValueError(
+        raise InputError(
             "--decode_device cuda: CUDA does not work in a process that was forked. Give "
             "--dataloader_multiprocessing_context spawn, or --dataloader_num_workers 0 to decode in the main process."
         )

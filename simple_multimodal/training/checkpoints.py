@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.missing import no_such_folder
 from simple_multimodal.models.distributed import decide_in_first_process
 from simple_multimodal.output_folder import give_umask
@@ -171,11 +172,11 @@ def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | N
     """
     output, resume_from = Path(args.output_dir), args.resume_from_checkpoint
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output_dir {str(output)!r} is a file. Give a folder.")
+        raise InputError(f"--output_dir {str(output)!r} is a file. Give a folder.")
     if resume_from is not None and resume_from.lower() not in ("true", "false"):
         problem = decide_in_first_process(lambda: problem_of(resume_from))
         if problem is not None:
-            raise ValueError(
+            raise InputError(
                 f"--resume_from_checkpoint {resume_from!r} is not a complete checkpoint: {problem.rstrip('.')}. Give "
                 f"a folder such as {output / 'checkpoint-500'}, or leave the flag out to take the newest complete one."
             )
@@ -188,7 +189,7 @@ def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | N
         decide_in_first_process(lambda: logger.warning(f"Going on from {checkpoint}{began}."))
         return checkpoint
     if resume_from is not None and resume_from.lower() == "true":
-        raise ValueError(
+        raise InputError(
             f"--resume_from_checkpoint True, but {str(output)!r} holds no complete checkpoint, or "
             "--overwrite_output_dir starts over. Leave the flag out to start at the beginning."
         )
@@ -196,13 +197,13 @@ def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | N
     if args.overwrite_output_dir or not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
         return None
     if not (output / RUN_FILE).is_file():
-        raise ValueError(
+        raise InputError(
             f"--output_dir {str(output)!r} is not empty, and holds neither a complete checkpoint nor a {RUN_FILE}. "
             "Give another folder, or --overwrite_output_dir to write into this one."
         )
     differences = differences_from(record, output)
     if differences:
-        raise ValueError(
+        raise InputError(
             f"--output_dir {str(output)!r} belongs to a run that differs in {', '.join(differences[:8])}. Give "
             "another folder, or --overwrite_output_dir to start over."
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.missing import no_such_folder
 from simple_multimodal.training.checkpoints import STATE_FILE
 
@@ -47,10 +48,10 @@ def compare_folders(first: str | os.PathLike, second: str | os.PathLike) -> tupl
 def _values(folder: Path) -> dict[str, dict[str, Any]]:
     """Tensors and numbers of the parts of a folder, by name: `weights`, and what it has of `optimizer` and `logs`."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: {no_such_folder(folder)}")
+        raise InputError(f"{folder}: {no_such_folder(folder)}")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{str(folder)!r} holds no weights (*.safetensors). Give a checkpoint or a model folder.")
+        raise InputError(f"{str(folder)!r} holds no weights (*.safetensors). Give a checkpoint or a model folder.")
     parts: dict[str, dict[str, Any]] = {"weights": {}}
     for file in files:
         parts["weights"] |= load_file(file)
@@ -114,11 +115,11 @@ def repeat(
         ValueError: If there are fewer than two runs, or the command fails.
     """
     if num_runs < 2:
-        raise ValueError(f"--runs is {num_runs}; give 2 or more, to have something to compare.")
+        raise InputError(f"--runs is {num_runs}; give 2 or more, to have something to compare.")
     folders = [Path(output_dir, f"run-{number + 1}") for number in range(num_runs)]
     for folder in folders:
         code = subprocess.run([*command, "--output_dir", str(folder)]).returncode
         if code != 0:
-            raise ValueError(f"The command for {folder} ended with exit code {code}; its messages stand above.")
+            raise InputError(f"The command for {folder} ended with exit code {code}; its messages stand above.")
         if folder != folders[0]:
             yield (folder, *compare_folders(folders[0], folder))

@@ -8,6 +8,7 @@ from transformers.utils import logging
 from simple_multimodal.data.features import FeatureReader, open_features
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import DECODE_DEVICE, VIDEO_BACKEND
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES
@@ -46,7 +47,7 @@ def load_features(
         names = [name for name, parameter in model.towers[modality].named_parameters() if parameter.requires_grad]
         if is_trained and names:
             what = "train LoRA adapters in that tower" if ".lora_" in names[0] else "train that tower"
-            raise ValueError(
+            raise InputError(
                 f"--features {folder} holds what the {modality} tower gave, but this run would {what}. Add "
                 f"{modality} to --freeze (and to no --lora_towers), or leave --features out."
             )
@@ -58,7 +59,7 @@ def load_features(
     for modality, reader in readers.items():
         for name in weights:
             if MASKED_OBJECTIVES.get(name) == modality:
-                raise ValueError(
+                raise InputError(
                     f"--features {folder} holds no input of the {modality} tower, which the objective {name} needs. "
                     f"Pass --{name}_loss_weight 0, or leave --features out."
                 )

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Encoder, TowerModel, transformer_layers
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 
@@ -55,7 +56,7 @@ def parameter_rates(
     """
     towers = model.towers
     if lacking := [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
-        raise ValueError(
+        raise InputError(
             f"{', '.join(lacking)} can have no effect: this model has {', '.join(towers)}. Leave that out."
         )
     trained = [name for name, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
@@ -63,7 +64,7 @@ def parameter_rates(
     if args.layer_decay is not None and not set(trained) - {"fusion"}:
         idle.append("--layer_decay")
     if idle:
-        raise ValueError(
+        raise InputError(
             f"{', '.join(idle)} can have no effect: nothing is trained there (--freeze, or no objective reaches it). "
             "Leave that out."
         )

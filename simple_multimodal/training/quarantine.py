@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.errors import InputError
 
 logger = logging.get_logger(__name__)
 
@@ -72,7 +73,7 @@ class Quarantine:
             self.num_bad += len(found)
             self.num_samples += num_samples
             if found and self.num_bad > self.max_bad_fraction * max(self.num_samples, MIN_SAMPLES):
-                raise ValueError(
+                raise InputError(
                     f"{self.num_bad} of {self.num_samples} training samples could not be read, more than "
                     f"--max_bad_fraction {self.max_bad_fraction:g} of them; the last one: {found[-1][1].reason}. "
                     f"{self.path} lists the files."

@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
 
 from simple_multimodal.data.batch_reader import die_with
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
 from simple_multimodal.output_folder import writing_into
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
@@ -40,7 +41,7 @@ def ending_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command goes on from its newest checkpoint, if any.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except (ValueError, ImportError, OSError) as error:  # of the user, or of a file; the message says what to do
+    except (InputError, OSError) as error:  # of the user, or of a file system
         if logging.get_verbosity() <= logging.DEBUG:
             raise
         sys.exit(f"train.py: error: {one_line(error)}")
@@ -176,7 +177,7 @@ class RunControl(TrainerCallback):
         assert self.status is not None
         num_terminated, in_a_row = self.status.read()
         if in_a_row >= self.max_nan_steps:
-            raise ValueError(
+            raise InputError(
                 f"The gradient was NaN or infinite in {in_a_row:.0f} steps in a row, up to step "
                 f"{state.global_step - 1}. None of them changed the weights. Lower --learning_rate, train with --bf16 "
                 "instead of --fp16, look for the cause with --debug underflow_overflow, or allow more with "

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.precision import Precision
 from simple_multimodal.evaluation.protocols import prepared_protocol, prepared_split
 from simple_multimodal.output_folder import write_atomically
@@ -126,13 +127,13 @@ def selection_split(
     if selects and eval_set is not None:
         split = prepared_split(eval_set.manifest_file, eval_set.clip_names()) or "validation"
         if split == "test" and on_test is False:
-            raise ValueError(
+            raise InputError(
                 f"{eval_set.manifest_file} holds test clips, by whose numbers the checkpoint would be chosen "
                 "(--load_best_model_at_end, --early_stopping_patience, or a rate reduced on plateaus). Choose on the "
                 "validation split, or pass --select_on_test True: every result then says so."
             )
     if on_test and split != "test":
-        raise ValueError(
+        raise InputError(
             "--select_on_test has no effect: no test split of a prepared benchmark chooses a checkpoint here. Leave "
             "it out."
         )

@@ -28,6 +28,7 @@ from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.precision import precision_mismatch
 from simple_multimodal.evaluation.protocols import prepared_protocol, prepared_split
 from simple_multimodal.evaluation.result_files import write_whole
@@ -199,7 +200,7 @@ class MultimodalTrainer(Trainer):
             callbacks=callbacks,
         )
         if args.enable_jit_checkpoint:
-            raise ValueError(
+            raise InputError(
                 "--enable_jit_checkpoint would take SIGTERM away from this trainer, which saves a checkpoint on it, "
                 "in all processes at one step. Leave it out."
             )
@@ -211,7 +212,7 @@ class MultimodalTrainer(Trainer):
             parameter_rates(model, args, args.learning_rate)  # what it refuses, before anything is written
             self._check_checkpointed_towers()
         if model.config.lora is not None and args.has_reentrant_checkpoints:
-            raise ValueError(
+            raise InputError(
                 "LoRA needs activation checkpoints that are not reentrant: these give a layer no gradient whose input "
                 "has none. Leave use_reentrant out of --activation_checkpointing_kwargs."
             )
@@ -226,7 +227,7 @@ class MultimodalTrainer(Trainer):
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self.add_callback(RunSummary(self.run_record))
         elif model.config.lora is not None:
-            raise ValueError(
+            raise InputError(
                 "LoRA needs the whole model in every process: without FSDP and DeepSpeed. Leave --lora_rank out, or "
                 "start one process per device with torchrun or accelerate launch (configs/accelerate/multi_gpu.yaml)."
             )
@@ -323,7 +324,7 @@ class MultimodalTrainer(Trainer):
         for name in self.args.gradient_checkpointing_towers:
             is_trained = any(parameter.requires_grad for parameter in self.model.towers[name].parameters())
             if not is_trained and name != "fusion":  # through which gradients go on
-                raise ValueError(
+                raise InputError(
                     f"--gradient_checkpointing_towers {name} can have no effect: nothing of that tower is trained "
                     "(--freeze, or no objective reaches it), so that no activations of it are kept. Leave it out."
                 )
@@ -331,13 +332,13 @@ class MultimodalTrainer(Trainer):
     def _check_chunks(self) -> None:
         """Refuse `contrastive_chunk_size` where it cannot work, or would bring nothing."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
+            raise InputError(
                 "--contrastive_chunk_size needs the whole model in every process: without FSDP and DeepSpeed. Leave "
                 "it out, or start one process per device with torchrun or accelerate launch."
             )
         weights = self.model.loss_weights
         if not weights.keys() & {*CONTRASTIVE_PAIRS, "matching"}:
-            raise ValueError(
+            raise InputError(
                 "--contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
                 f"train (it has {', '.join(weights)}). Use --gradient_accumulation_steps, which "
                 "gives the same gradients here and costs less."
@@ -406,7 +407,7 @@ class MultimodalTrainer(Trainer):
         if resume_from_checkpoint is True:
             newest = newest_checkpoint(self.args.output_dir)
             if newest is None:
-                raise ValueError(f"{self.args.output_dir!r} holds no complete checkpoint to resume from.")
+                raise InputError(f"{self.args.output_dir!r} holds no complete checkpoint to resume from.")
             resume_from_checkpoint = str(newest)
         self.accelerator.wait_for_everyone()  # until all have looked into the folder
         if self.is_world_process_zero():
@@ -471,7 +472,7 @@ class MultimodalTrainer(Trainer):
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
         if not isinstance(eval_dataset, RowDataset):
-            raise ValueError("Evaluation needs an eval_dataset.")
+            raise InputError("Evaluation needs an eval_dataset.")
         return eval_dataset
 
     def evaluation_loop(

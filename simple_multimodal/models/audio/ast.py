@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import ASTForAudioClassification, ASTModel, PreTrainedConfig
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.audio.windows import check_window, column_steps, shortest_remainder, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import interpolate_grid
@@ -49,7 +50,7 @@ class ASTAudioEncoder(Encoder, ASTModel):
             `ValueError` if a window has not one patch.
         """
         if min(num_mel_bins, num_frames) < config.patch_size:
-            raise ValueError(
+            raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but a patch of "
                 f"the audio tower is {config.patch_size} by {config.patch_size}. Raise num_mel_bins or num_frames of "
                 "the processor."

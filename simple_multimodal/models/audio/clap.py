@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import ClapAudioConfig, ClapAudioModel, ClapAudioModelWithProjection, ClapModel, PreTrainedConfig
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.audio.windows import check_window, column_steps, shortest_remainder, split_windows
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
@@ -72,7 +73,7 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
             `ValueError` if the tower does not take them.
         """
         if num_mel_bins != config.num_mel_bins or num_frames > longest_window(config):
-            raise ValueError(
+            raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but CLAP's "
                 f"tower takes {config.num_mel_bins} by at most {longest_window(config)}. Name the checkpoint's own "
                 "settings by --audio_processor_name."

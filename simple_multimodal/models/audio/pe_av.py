@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.models.pe_audio.configuration_pe_audio import PeAudioEncoderConfig
 from transformers.models.pe_audio.modeling_pe_audio import PeAudioContrastiveHead, PeAudioEncoder
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.audio.windows import check_window, shortest_remainder, split_windows
 from simple_multimodal.models.base import EncoderOutput, mean_direction
 from simple_multimodal.models.pe_av import PEAVEncoder
@@ -68,7 +69,7 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
         """
         hop = config.dac_config.hop_length
         if num_mel_bins != hop:
-            raise ValueError(
+            raise InputError(
                 f"PE-AV's sound tower takes waveforms in frames of {hop} samples, but the audio processor makes "
                 f"frames of {num_mel_bins} values. Name the checkpoint's own settings by --audio_processor_name, and "
                 "leave --num_mel_bins out."

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, ViTMAEConfig, ViTMAEForPreTraining, V
 from transformers import initialization as init
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer, ViTMAEPatchEmbeddings
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.audio.windows import column_steps, shortest_remainder, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, take_patches, to_pair, visible_patches
@@ -25,7 +26,7 @@ def audio_grid(config: PreTrainedConfig) -> tuple[int, int]:
     height, width = to_pair(config.image_size)
     patch = config.patch_size
     if not isinstance(patch, int) or height % patch or width % patch or height < patch or width < patch:
-        raise ValueError(
+        raise InputError(
             f"The audio tower has windows of {height} mel bins by {width} frames and patches of {patch}. The patch "
             "size must be one whole number, and bins and frames multiples of it: change num_mel_bins or num_frames of "
             "the audio processor, or image_size or patch_size in the audio config."
@@ -192,7 +193,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         """Raise a `ValueError` if the tower's window is not `num_mel_bins` by `num_frames`."""
         expected = to_pair(self.config.image_size)
         if (num_mel_bins, num_frames) != expected:
-            raise ValueError(
+            raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but the audio "
                 f"tower takes {expected[0]} by {expected[1]}. Set num_mel_bins and num_frames of the processor to "
                 f"these, or image_size in the audio config to [{num_mel_bins}, {num_frames}]."

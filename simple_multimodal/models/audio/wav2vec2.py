@@ -7,6 +7,7 @@ from torch import nn
 from transformers import HubertModel, PreTrainedConfig, Wav2Vec2Model, WavLMModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.audio.waveforms import WaveformEncoder, convolved_length
 
 
@@ -73,7 +74,7 @@ class Wav2Vec2Encoder(WaveformEncoder):
         values = config.to_dict()
         for name in ("add_adapter", "conv_pos_batch_norm"):
             if values.get(name):
-                raise ValueError(
+                raise InputError(
                     f"The config of the audio tower {cls.model_type!r} has {name}, which is not supported. Take a "
                     "checkpoint without it."
                 )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.audio.windows import check_window, shortest_remainder, split_windows
 from simple_multimodal.models.base import Encoder, EncoderOutput
 
@@ -77,7 +78,7 @@ class WaveformEncoder(Encoder):
         hop, (field, _) = config.conv_stride[0], receptive_field(config.conv_kernel, config.conv_stride)
         shortest = -(-field // hop)
         if num_mel_bins != hop or num_frames < shortest:
-            raise ValueError(
+            raise InputError(
                 f"The audio tower {cls.model_type!r} takes waveforms in frames of {hop} samples, at least {shortest} "
                 f"of them, but the audio processor makes windows of {num_frames} frames of {num_mel_bins} values. "
                 "Leave --num_mel_bins out, and name the checkpoint's own settings by --audio_processor_name."

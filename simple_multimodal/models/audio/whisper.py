@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedConfig, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.audio.windows import check_window, shortest_remainder, split_windows
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 
@@ -46,7 +47,7 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
         """
         longest = 2 * config.max_source_positions
         if num_mel_bins != config.num_mel_bins or num_frames > longest or num_frames % 2:
-            raise ValueError(
+            raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but Whisper's "
                 f"encoder takes {config.num_mel_bins} by an even number, at most {longest}. Set "
                 "--num_audio_frames to such a number, or name the checkpoint's own settings by --audio_processor_name."

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
 SHORTEST_REMAINDER_SECONDS = 0.16
@@ -20,7 +21,7 @@ def shortest_remainder(patch_frames: int = 1, *, hop_seconds: float = 0.01) -> i
 def check_window(num_mel_bins: int, num_frames: int, expected: tuple[int, int]) -> None:
     """Raise a `ValueError` if a processor's window is not the tower's: `expected` mel bins and frames."""
     if (num_mel_bins, num_frames) != expected:
-        raise ValueError(
+        raise InputError(
             f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but the audio "
             f"tower takes {expected[0]} by {expected[1]}. Set num_mel_bins and num_frames of the processor to these."
         )
@@ -36,7 +37,7 @@ def split_windows(audio_values: torch.Tensor, channels: int, num_mel_bins: int, 
     """
     batch_size, own_channels, own_bins, length = audio_values.shape
     if own_bins != num_mel_bins or length % num_frames or own_channels != channels:
-        raise ValueError(
+        raise InputError(
             f"audio_values has shape {tuple(audio_values.shape)}, but the audio tower takes (batch_size, {channels}, "
             f"{num_mel_bins}, a multiple of {num_frames}): make the processor's num_mel_bins and num_frames equal to "
             "those in the audio config."
@@ -103,7 +104,7 @@ def encode_windows(encoder: Encoder, inputs: Sequence[torch.Tensor], windows: to
     values, mask, *others = inputs
     batch_size, num_windows = len(values), values.shape[-1] // encoder.window_frames
     if num_windows * encoder.window_frames != values.shape[-1]:
-        raise ValueError(
+        raise InputError(
             f"audio_values has {values.shape[-1]} frames, but a window of the audio tower has {encoder.window_frames}"
             ": make the processor's num_frames equal to those in the audio config."
         )

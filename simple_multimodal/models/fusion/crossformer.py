@@ -11,6 +11,7 @@ from transformers import BertModel, PreTrainedConfig, ViTModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, CLIP_MODALITIES, MODALITIES, Modality
 from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.configuration import FusionForm
@@ -82,7 +83,7 @@ class FusionAttention(nn.Module):
     def __init__(self, hidden_size: int, num_attention_heads: int, dropout: float, bias: bool):
         super().__init__()
         if hidden_size % num_attention_heads:
-            raise ValueError(
+            raise InputError(
                 f"The fusion's hidden_size {hidden_size} is not a multiple of its num_attention_heads "
                 f"{num_attention_heads}; change one of the two in the fusion configuration."
             )
@@ -225,7 +226,7 @@ class Crossformer(nn.Module):
     def __init__(self, config: PreTrainedConfig, *, form: FusionForm, token_sizes: dict[Modality, int]):
         super().__init__()
         if config.model_type not in PRE_NORM:
-            raise ValueError(
+            raise InputError(
                 f"The fusion cannot be built from a {config.model_type!r} configuration; use one of "
                 f"{sorted(PRE_NORM)} (examples are in configs/crossformer/)."
             )
@@ -451,7 +452,7 @@ def load_pretrained_fusion(
     """
     config = load_fusion_config(name_or_path)
     if PRE_NORM[config.model_type] != crossformer.pre_norm:
-        raise ValueError(
+        raise InputError(
             f"{name_or_path!r} holds a {config.model_type!r} model, but the fusion's configuration is for the other "
             "kind; give a checkpoint and a configuration of one architecture."
         )
@@ -464,7 +465,7 @@ def load_pretrained_fusion(
             add_pooling_layer=False,
         )
     except (OSError, SafetensorError, UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"Cannot read weights of the fusion from {name_or_path!r}: {error}") from error
+        raise InputError(f"Cannot read weights of the fusion from {name_or_path!r}: {error}") from error
     source = {name: tensor.detach() for name, tensor in stock.state_dict().items()}
     renamed = fusion_weights(source, crossformer)
     report = transfer_tensors(name_or_path, renamed, crossformer, rename=lambda name: name)

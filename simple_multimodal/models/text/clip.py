@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedConfig
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.models.text.masked_lm import TextEncoder
 
@@ -53,7 +54,7 @@ class CLIPTextEncoder(TextEncoder, CLIPTextModel):
             `ValueError` if the tokenizer does not end texts with a token of its own.
         """
         if end_token_id is None or end_token_id == 2:  # the stock class reads 2 as a mark of older configs
-            raise ValueError(
+            raise InputError(
                 "CLIP's text tower pools the token that ends a text, but the tokenizer puts none there (or number 2). "
                 "Take the tokenizer of the text checkpoint: name it by --tokenizer_name."
             )

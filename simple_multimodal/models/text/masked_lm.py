@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Conversion, Encoder
 
 TextPadding = Literal["longest", "max_length"]
@@ -75,7 +76,7 @@ class TextEncoder(Encoder):
         """Raise a `ValueError` if the tower has no positions for texts of `max_seq_length` tokens."""
         limit = self.max_tokens(self.config)
         if max_seq_length > limit:
-            raise ValueError(
+            raise InputError(
                 f"max_seq_length is {max_seq_length}, but the text tower {self.model_type!r} has positions for "
                 f"{limit} tokens. Set max_seq_length to {limit} or less, or raise max_position_embeddings in the text "
                 "config."

@@ -15,6 +15,7 @@ from transformers import (
     XLMRobertaPreTrainedModel,
 )
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.models.text.masked_lm import TextDecoder, TextEncoder
 from simple_multimodal.models.text.sentences import SentenceEncoder
@@ -50,7 +51,7 @@ class OffsetPositionsEncoder(TextEncoder):
             `ValueError` if the tokenizer's padding has another number than the tower's.
         """
         if pad_token_id != config.pad_token_id:
-            raise ValueError(
+            raise InputError(
                 f"{cls.title} counts positions from its padding token, number {config.pad_token_id}; that of "
                 f"the tokenizer is {pad_token_id}. Take the tokenizer of the text checkpoint: name it by "
                 "--tokenizer_name."

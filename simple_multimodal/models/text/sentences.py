@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.text.masked_lm import TextEncoder
 
 POOLING_MODES = {
@@ -45,7 +46,7 @@ def read_sentence_pooling(name_or_path: str) -> dict[str, Any] | None:
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         unknown = [f"{kind} ({module['path']})" for kind, module in zip(kinds, modules, strict=True)]
-        raise ValueError(
+        raise InputError(
             f"{name_or_path!r} embeds sentences by the modules {', '.join(unknown)} of its modules.json; known are "
             "Transformer and Pooling, which Normalize may follow. Take another checkpoint, or for its tokens alone a "
             "copy without modules.json and 1_Pooling."
@@ -56,7 +57,7 @@ def read_sentence_pooling(name_or_path: str) -> dict[str, Any] | None:
     if isinstance(pooling.get("pooling_mode"), str):
         modes = [pooling["pooling_mode"]]
     if not modes or not set(modes) <= set(POOLING_MODES.values()):
-        raise ValueError(
+        raise InputError(
             f"{name_or_path!r}: {folder}/config.json names {', '.join(modes) or 'no mode'} as pooling; known are "
             f"{', '.join(POOLING_MODES.values())}. Take another checkpoint, or for its tokens alone a copy without "
             "modules.json and 1_Pooling."
@@ -77,7 +78,7 @@ def _read_json(name_or_path: str, file: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}. Get it anew, or delete it.") from error
+        raise InputError(f"{path} cannot be read as JSON: {error}. Get it anew, or delete it.") from error
 
 
 class SentenceEncoder(TextEncoder):

@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedConfig, SiglipModel, SiglipTextModel
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.models.text.masked_lm import TextEncoder
 
@@ -29,7 +30,7 @@ class FixedLengthTextEncoder(TextEncoder):
         """Raise a `ValueError` if texts are not as long as the tower's position table."""
         length = self.config.max_position_embeddings
         if max_seq_length != length:
-            raise ValueError(
+            raise InputError(
                 f"max_seq_length is {max_seq_length}, but the text tower {self.model_type!r} reads texts that are "
                 f"padded to {length} tokens: it pools the last one. Set max_seq_length to {length}."
             )

@@ -13,6 +13,7 @@ from transformers.initialization import meta_device_safe_creation_ops, no_init_w
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.models.times import time_embedding
@@ -103,7 +104,7 @@ class ImageEncoder(Encoder):
         if frame_pooling_layers > 0:
             size = self.embedding_size(config)
             if size is None:
-                raise ValueError(
+                raise InputError(
                     f"frame_pooling_layers is {frame_pooling_layers}, but this {self.model_type!r} has no head that "
                     "pools an embedding of a frame. Set it to 0."
                 )
@@ -131,13 +132,13 @@ class ImageEncoder(Encoder):
         """
         patch = config.patch_size
         if not isinstance(patch, int) or height % patch or width % patch:
-            raise ValueError(
+            raise InputError(
                 f"The clips have frames of {height} by {width} pixels, but the video tower cuts them into patches of "
                 f"{patch}. Height and width must be multiples of one whole number: set size of the video processor "
                 "(--video_size) to such."
             )
         if config.num_channels != 3:
-            raise ValueError(f"The video tower must take RGB frames, but num_channels is {config.num_channels}.")
+            raise InputError(f"The video tower must take RGB frames, but num_channels is {config.num_channels}.")
         return deepcopy(config)
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
@@ -213,7 +214,7 @@ class FrameEncoder(ImageEncoder):
             with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights(), torch.no_grad():
                 tokens, _ = cls(config).eval().encode_images(torch.empty(1, 3, height, width))
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"The clips have RGB frames of {height} by {width} pixels, which the video tower {cls.model_type!r} "
                 f"does not take: {error}. Set size of the video processor (--video_size) to what it takes."
             ) from error
@@ -234,7 +235,7 @@ class FrameEncoder(ImageEncoder):
         """Raise a `ValueError` if the tower's frames are not of `height` by `width` pixels."""
         own = self.config.to_dict().get("frame_size")
         if own is not None and own != [height, width]:
-            raise ValueError(
+            raise InputError(
                 f"The clips have frames of {height} by {width} pixels, but the video tower takes {own[0]} by "
                 f"{own[1]}. Set size of the video processor (--video_size) to that."
             )

@@ -10,6 +10,7 @@ from transformers.models.pe_video.configuration_pe_video import PeVideoEncoderCo
 from transformers.models.pe_video.modeling_pe_video import PeVideoContrastiveHead, PeVideoEncoder
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.models.pe_av import PEAVEncoder, prepare_images, require_timm
@@ -109,7 +110,7 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
 def _check_size(config: PreTrainedConfig, height: int, width: int) -> None:
     own = _frame_size(config)
     if (height, width) != own:
-        raise ValueError(
+        raise InputError(
             f"The clips have frames of {height} by {width} pixels, but PE-AV's picture tower takes {own[0]} by "
             f"{own[1]}. Set size of the video processor (--video_size) to that."
         )

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, TimesformerConfig, TimesformerForVideoClassification, TimesformerModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import normalize_pixels
 
@@ -59,12 +60,12 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
             `ValueError` if the frames are not square or the patches do not tile them, or if nothing looks at time.
         """
         if height != width or not isinstance(config.patch_size, int) or height % config.patch_size:
-            raise ValueError(
+            raise InputError(
                 f"The clips have frames of {height} by {width} pixels, but TimeSformer takes square ones in patches "
                 f"of {config.patch_size}: set size of the video processor (--video_size) to a multiple of that."
             )
         if config.attention_type == "space_only":
-            raise ValueError(
+            raise InputError(
                 "This TimeSformer has attention_type 'space_only', in which frames never meet. Take a checkpoint with "
                 "'divided_space_time' or 'joint_space_time'."
             )
@@ -81,7 +82,7 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
         """Raise a `ValueError` if the tower's clips are not `num_frames` frames of `height` by `width` pixels."""
         expected = (self.config.num_frames, self.config.image_size, self.config.image_size)
         if (num_frames, height, width) != expected:
-            raise ValueError(
+            raise InputError(
                 f"The clips have {num_frames} frames of {height} by {width} pixels, but the video tower takes "
                 f"{expected[0]} frames of {expected[1]} by {expected[2]}. Set num_frames and size of the video "
                 "processor to these."

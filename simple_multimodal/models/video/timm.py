@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, TimmWrapperModel
 from transformers.initialization import meta_device_safe_creation_ops
 from transformers.utils import is_timm_available
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.video.images import DEFAULT_NUM_FRAMES, FrameEncoder
 
 KERNELS = {"bicubic": "bicubic", "bilinear": "antialias"}
@@ -21,7 +22,7 @@ RESIZE_MODES = {"center": "short_side_center_crop", "squash": "squash", "border"
 def require_timm() -> None:
     """Raise a `ValueError` if `timm` is not installed."""
     if not is_timm_available():
-        raise ValueError(
+        raise InputError(
             "A video tower of timm needs the package timm: pip install 'simple-multimodal[timm]', or pip install timm."
         )
 

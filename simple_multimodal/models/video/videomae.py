@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.models.videomae.modeling_videomae import VideoMAEEncoder, VideoMAELayer, VideoMAEPatchEmbeddings
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 from simple_multimodal.models.patches import (
     interpolate_grid,
@@ -33,19 +34,19 @@ def video_grid(config: PreTrainedConfig) -> tuple[int, int, int]:
     height, width = to_pair(config.image_size)
     frames, tubelet, patch = config.num_frames, config.tubelet_size, config.patch_size
     if not isinstance(patch, int) or height % patch or width % patch or height < patch or width < patch:
-        raise ValueError(
+        raise InputError(
             f"The video tower takes frames of {height} by {width} pixels in patches of {patch}. The patch size must "
             "be one whole number, and height and width multiples of it: change the size of the video processor, or "
             "image_size or patch_size in the video config."
         )
     if frames % tubelet or frames < tubelet:
-        raise ValueError(
+        raise InputError(
             f"The video tower takes {frames} frames in groups of {tubelet}. The number of frames must be a multiple "
             f"of tubelet_size: change num_frames of the video processor and the video config, for example to "
             f"{max(frames // tubelet, 1) * tubelet}."
         )
     if config.num_channels != 3:
-        raise ValueError(f"The video tower takes RGB frames, but num_channels is {config.num_channels}. Set it to 3.")
+        raise InputError(f"The video tower takes RGB frames, but num_channels is {config.num_channels}. Set it to 3.")
     return frames // tubelet, height // patch, width // patch
 
 
@@ -198,7 +199,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         """Raise a `ValueError` if the tower's clips are not `num_frames` frames of `height` by `width` pixels."""
         expected = (self.config.num_frames, *to_pair(self.config.image_size))
         if (num_frames, height, width) != expected:
-            raise ValueError(
+            raise InputError(
                 f"The clips have {num_frames} frames of {height} by {width} pixels, but the video tower takes "
                 f"{expected[0]} frames of {expected[1]} by {expected[2]}. Set num_frames and size of the video "
                 "processor to these, or num_frames and image_size in the video config to what the clips have."

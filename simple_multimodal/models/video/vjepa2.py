@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, VJEPA2Config, VJEPA2Model, VJEPA2PreT
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Encoder, EncoderOutput
 from simple_multimodal.models.patches import normalize_pixels
 
@@ -59,7 +60,7 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
         """
         patch, tubelet = config.patch_size, config.tubelet_size
         if height != width or not isinstance(patch, int) or height % patch or num_frames % tubelet:
-            raise ValueError(
+            raise InputError(
                 f"The clips have {num_frames} frames of {height} by {width} pixels, but the video tower takes squares "
                 f"of patches of {patch} and frames in groups of {tubelet}. Set size and num_frames of the video "
                 "processor (--video_size, --num_frames) to such."
@@ -77,7 +78,7 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
         """Raise a `ValueError` if the tower's clips are not `num_frames` frames of `height` by `width` pixels."""
         frames, size = self.config.frames_per_clip, self.config.crop_size
         if (num_frames, height, width) != (frames, size, size):
-            raise ValueError(
+            raise InputError(
                 f"The clips have {num_frames} frames of {height} by {width} pixels, but the video tower takes "
                 f"{frames} frames of {size} by {size}. Set num_frames and size of the video processor to these."
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.prepare.toy.media import (
     AUDIO_ATTRIBUTES,
     BACKGROUNDS,
@@ -155,7 +156,7 @@ def _train_clips(
     combinations = [_combination(number, everything) for number in range(num_combinations(everything))]
     allowed = [chosen for chosen in combinations if tuple(chosen.values()) not in held_out]
     if not allowed:
-        raise ValueError(
+        raise InputError(
             f"All {len(combinations)} combinations of attributes are held out; ask for fewer validation pictures, "
             "validation sounds or question clips."
         )

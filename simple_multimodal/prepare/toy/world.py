@@ -16,6 +16,7 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_AUDIO,
     TOY_VALIDATION_VIDEOS,
 )
+from simple_multimodal.errors import InputError
 from simple_multimodal.output_folder import LOCK_FILE
 from simple_multimodal.prepare.toy.clips import ToyClip, draw_clips, num_combinations
 from simple_multimodal.prepare.toy.manifests import write_manifests
@@ -84,11 +85,11 @@ def make_toy_world(
     _check_range("num_validation_videos", num_validation_videos, 2, num_combinations(VIDEO_ATTRIBUTES))
     _check_range("num_validation_audio", num_validation_audio, 2, num_combinations(AUDIO_ATTRIBUTES))
     if num_question_clips < 9 or num_question_clips % 9:
-        raise ValueError(f"num_question_clips must be a multiple of 9 from 9 up, got {num_question_clips}.")
+        raise InputError(f"num_question_clips must be a multiple of 9 from 9 up, got {num_question_clips}.")
     if num_segments < 6 or num_segments % 3:
-        raise ValueError(f"num_segments must be a multiple of 3 from 6 up, got {num_segments}.")
+        raise InputError(f"num_segments must be a multiple of 3 from 6 up, got {num_segments}.")
     if num_frames % 3 or abs(num_frames - seconds * FRAMES_PER_SECOND) > 1e-6 or num_frames < 6 * num_segments:
-        raise ValueError(
+        raise InputError(
             f"seconds must be a multiple of 0.3 and at least {SECONDS_PER_SEGMENT * num_segments:g} for "
             f"{num_segments} segments, got {seconds}."
         )
@@ -158,12 +159,12 @@ def _render_and_write(task: tuple[Path, ToyVideo, ToyAudio, int, int]) -> int:
 def _check_at_least(smallest: int, **arguments: int) -> None:
     for name, value in arguments.items():
         if value < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {value}.")
+            raise InputError(f"{name} must be at least {smallest}, got {value}.")
 
 
 def _check_range(name: str, value: int, smallest: int, largest: int) -> None:
     if not smallest <= value <= largest:
-        raise ValueError(f"{name} must be from {smallest} to {largest}, got {value}.")
+        raise InputError(f"{name} must be from {smallest} to {largest}, got {value}.")
 
 
 def _check_folder(output_dir: Path, description: str, finished: Path, unfinished: Path) -> bool:
@@ -171,11 +172,11 @@ def _check_folder(output_dir: Path, description: str, finished: Path, unfinished
     for marker in (finished, unfinished):
         if marker.is_file():
             if marker.read_text(encoding="utf-8") != description:
-                raise ValueError(
+                raise InputError(
                     f"{output_dir} holds a toy world made with other arguments or by another version "
                     f"(see {marker.name}). Give the same arguments or another folder, or delete it."
                 )
             return marker == finished
     if output_dir.exists() and (not output_dir.is_dir() or any(p.name != LOCK_FILE for p in output_dir.iterdir())):
-        raise ValueError(f"{output_dir} exists and is not a toy world. Give a new or an empty folder.")
+        raise InputError(f"{output_dir} exists and is not a toy world. Give a new or an empty folder.")
     return False

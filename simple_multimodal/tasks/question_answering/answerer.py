@@ -13,6 +13,7 @@ from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import TOP_K_ANSWERS
+from simple_multimodal.errors import InputError
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_manifest, rows_of_files
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
@@ -155,10 +156,10 @@ class QuestionAnswerer(Pipeline):
     ) -> list[list[Answer]]:
         """The best answers to questions about files; none where the file could not be read."""
         if any(not question.strip() for question in questions):
-            raise ValueError("A question is blank.")
+            raise InputError("A question is blank.")
         for row in rows:
             if not self.has_clip(row):
-                raise ValueError(
+                raise InputError(
                     f"{row['id']}: has no pictures, and this model listens to no sound; pass a video file."
                 )
         scores = self._scores(questions, rows, row_of, on_bad_sample=on_bad_sample)

@@ -11,6 +11,7 @@ from simple_multimodal.alpro import AlproForQuestionAnswering
 from simple_multimodal.assembly import saved_config
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import Targets
+from simple_multimodal.errors import InputError
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
@@ -55,7 +56,7 @@ class QuestionAnswering(Task):
             config = saved_config(source)
             if config.get("architectures") in [[model.__name__] for model in self.model_classes.values()]:
                 if file is not None and label2id != config.get("label2id"):
-                    raise ValueError(
+                    raise InputError(
                         f"{source} answers questions already, with other answers than those of --answers_file {file}. "
                         "It keeps its own: leave the flag out."
                     )
@@ -63,12 +64,12 @@ class QuestionAnswering(Task):
         if label2id is not None:
             is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
             if not is_numbered or len(label2id) < 2:
-                raise ValueError(f"--answers_file {file} must hold an object of answers numbered from 0.")
+                raise InputError(f"--answers_file {file} must hold an object of answers numbered from 0.")
         elif train_set is not None:
             answers = answer_vocabulary(answer for _, answer in question_pairs(train_set))
             label2id = {answer: number for number, answer in enumerate(answers)}
         else:
-            raise ValueError(
+            raise InputError(
                 "A model that answers questions takes its answers from the training questions: train it "
                 "(--do_train), or name one that was trained (--model_name_or_path)."
             )
@@ -112,7 +113,7 @@ def answer_vocabulary(answers: Iterable[str]) -> list[str]:
     """
     counts = Counter(answers)
     if len(counts) < 2:
-        raise ValueError(
+        raise InputError(
             f"The training questions have {len(counts)} different answers; a choice needs two. Is the column `answer` "
             "there?"
         )
@@ -123,4 +124,4 @@ def _read_answers(file: str) -> Any:
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--answers_file {file} cannot be read as JSON: {error}") from error
+        raise InputError(f"--answers_file {file} cannot be read as JSON: {error}") from error

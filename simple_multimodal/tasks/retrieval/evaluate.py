@@ -17,6 +17,7 @@ from simple_multimodal.alpro.metrics import alpro_retrieval_metrics, retrieval_r
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, with_retries
 from simple_multimodal.data.randomness import stable_hash
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.captions import duplicate_captions
 from simple_multimodal.evaluation.ranking import Ranks, all_pairs, first_pairs, right_pairs, text_clip_ranks
 from simple_multimodal.evaluation.reranking import choose_candidates, rerank, score_candidates
@@ -144,11 +145,11 @@ def evaluate_retrieval(
             `max_bad_fraction` of the clips or of the texts, or all, cannot be read.
     """
     if alpro and rerank_top_k is not None:
-        raise ValueError("ALPRO ranks by the matching scores of all pairs: leave rerank_top_k out.")
+        raise InputError("ALPRO ranks by the matching scores of all pairs: leave rerank_top_k out.")
     if rerank_top_k is not None and rerank_top_k < 0:
-        raise ValueError(f"rerank_top_k must be 0 (no matching) or more, got {rerank_top_k}.")
+        raise InputError(f"rerank_top_k must be 0 (no matching) or more, got {rerank_top_k}.")
     if compare_rerank and not rerank_top_k:
-        raise ValueError(
+        raise InputError(
             "There is no change to measure: rerank_top_k must say how many candidates are re-ranked, 1 or more."
         )
     model = retriever.model
@@ -182,7 +183,7 @@ def evaluate_retrieval(
         loss_metrics = {"loss": total, **{f"{name}_loss": value for name, value in losses.items()}}
         evaluation.metrics = loss_metrics | evaluation.metrics
     elif with_losses and not found.bad:
-        raise ValueError(
+        raise InputError(
             f"The evaluation set has no row for any of the model's objectives ({', '.join(model.loss_weights)}): of "
             f"its {len(dataset)} rows none has the modalities of one. Look at the columns of --validation_file, "
             "and whether its clips have what --modalities names."
@@ -211,7 +212,7 @@ def _encode_set(
     captions, bad = _read_captions(shown) if retriever.takes("text") else ([], {})
     if not with_losses:
         if not captions:
-            raise ValueError(f"{dataset.name}: no row has a clip and a caption to search it by.")
+            raise InputError(f"{dataset.name}: no row has a clip and a caption to search it by.")
         retriever.warn_of(list(bad.values()))
         retriever.check_bad_samples(list(bad.values()), len(shown))
         clips = _one_of_each_group(shown, bad)

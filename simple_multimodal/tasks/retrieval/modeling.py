@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, CLIP_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.models.audio.windows import take_windows
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MASKED_OBJECTIVES, OBJECTIVES, MultimodalConfig
@@ -40,7 +41,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
             if name in weights:
                 encoder = self.multimodal.encoder(modality)
                 if encoder.decoder_class is None:
-                    raise ValueError(
+                    raise InputError(
                         f"{name}_loss_weight is {weights[name]}, but the {modality} tower {encoder.model_type!r} has "
                         f"no decoder for a masked objective. Set {name}_loss_weight to 0, or take another tower."
                     )
@@ -243,7 +244,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
     def check_matching(self) -> None:
         """Raise a `ValueError` if the model has no matching head."""
         if "matching" not in self.loss_weights:
-            raise ValueError(
+            raise InputError(
                 "This model was made without matching (matching_loss_weight is 0): nothing can be re-ranked. Rank by "
                 "embeddings alone (rerank 0, --rerank_top_k 0), or train it."
             )

@@ -4,6 +4,7 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from typing import Literal
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.flags import EVALUATION, OBJECTIVES, flag
 from simple_multimodal.missing import Named
 from simple_multimodal.tasks.options import TaskOptions
@@ -82,7 +83,7 @@ class RetrievalOptions(TaskOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.swapped_files and len(self.swapped_files) != len(self.pair_files):
-            raise ValueError(
+            raise InputError(
                 f"--swapped_files names {len(self.swapped_files)} manifests for {len(self.pair_files)} --pair_files; "
                 "give one for each, in the same order, or none."
             )

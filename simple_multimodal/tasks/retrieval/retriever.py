@@ -18,6 +18,7 @@ from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.store import INDEX_FILE, ClipStore, Unreadable, describe_difference
 from simple_multimodal.defaults import TOP_K_CLIPS
+from simple_multimodal.errors import InputError
 from simple_multimodal.inference.encoded import ClipVersion, EncodedRows
 from simple_multimodal.inference.pipeline import Pipeline, cosine, from_main
 from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_manifest
@@ -96,7 +97,7 @@ class ClipIndex:
             with safe_open(path, "pt") as file:
                 index = cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise ValueError(f"{path}: is not an index of clips: {error}") from error
+            raise InputError(f"{path}: is not an index of clips: {error}") from error
         index.bad_samples = [BadSample(*sample) for sample in index.bad_samples]
         return index
 
@@ -315,7 +316,7 @@ class Retriever(Pipeline):
     ) -> ClipIndex:
         """[`index`] of rows of different clips; `on_bad_sample` as in [`encode_rows`]."""
         if not rows:
-            raise ValueError(
+            raise InputError(
                 "There is no clip to index: none has a file of what this model takes, "
                 f"{', '.join(self.processor.modalities)}."
             )
@@ -370,9 +371,9 @@ class Retriever(Pipeline):
         """
         index = ClipIndex.load(path)
         if index.model != hash_weights(self.model):
-            raise ValueError(f"{os.fspath(path)}: holds embeddings of another model; encode the clips with this one.")
+            raise InputError(f"{os.fspath(path)}: holds embeddings of another model; encode the clips with this one.")
         if index.precision != self.precision:
-            raise ValueError(
+            raise InputError(
                 f"{os.fspath(path)}: holds embeddings computed in {index.precision}, and texts would be encoded in "
                 f"{self.precision}; pass --precision {index.precision}, or encode the clips again."
             )
@@ -381,7 +382,7 @@ class Retriever(Pipeline):
     def _open_index(self, clips: Clips, *, for_matching: bool, recursive: bool) -> ClipIndex:
         if is_saved_index(clips):
             if recursive:
-                raise ValueError(
+                raise InputError(
                     f"--recursive looks into the folders of a folder, and {os.fspath(clips)} holds saved embeddings. "  # type: ignore[arg-type]
                     "Leave it out."
                 )
@@ -417,13 +418,13 @@ class Retriever(Pipeline):
         """
         queries = [texts] if isinstance(texts, str) else list(texts)
         if any(not query.strip() for query in queries):
-            raise ValueError("A text to search for is blank.")
+            raise InputError("A text to search for is blank.")
         if not isinstance(index, ClipIndex):
             index = self._open_index(index, for_matching=bool(rerank), recursive=recursive)
         if rerank is None:
             rerank = 0 if index.clips is None else self.rerank_top_k
         if rerank > 0 and index.clips is None:
-            raise ValueError("This index holds embeddings alone, read from a file; make it anew to re-rank.")
+            raise InputError("This index holds embeddings alone, read from a file; make it anew to re-rank.")
         if not queries:
             return []
         encoded = self.encode_texts(queries)

@@ -9,6 +9,7 @@ import torch
 from simple_multimodal.data.masking import mlm_mask, patch_mask, tube_mask
 from simple_multimodal.data.randomness import GeneratorOf, stable_hash
 from simple_multimodal.data.rows import Row
+from simple_multimodal.errors import InputError
 from simple_multimodal.processing import MultimodalProcessor
 
 
@@ -48,11 +49,11 @@ class PretrainingTargets:
         vt_match_ratio: float | None = None,
     ):
         if (audio_mask_ratio is None) != (audio_patches_per_window is None):
-            raise ValueError("`audio_mask_ratio` and `audio_patches_per_window` are given together or not at all.")
+            raise InputError("`audio_mask_ratio` and `audio_patches_per_window` are given together or not at all.")
         if (video_mask_ratio is None) != (video_patch_grid is None):
-            raise ValueError("`video_mask_ratio` and `video_patch_grid` are given together or not at all.")
+            raise InputError("`video_mask_ratio` and `video_patch_grid` are given together or not at all.")
         if vt_match_ratio is not None and not 0 <= vt_match_ratio <= 1:
-            raise ValueError(f"`vt_match_ratio` must lie between 0 and 1, got {vt_match_ratio}.")
+            raise InputError(f"`vt_match_ratio` must lie between 0 and 1, got {vt_match_ratio}.")
         self.mlm_probability = mlm_probability
         self.audio_mask_ratio = audio_mask_ratio
         self.audio_patches_per_window = audio_patches_per_window
@@ -64,7 +65,7 @@ class PretrainingTargets:
         if mlm_probability is not None:
             tokenizer = processor.tokenizer
             if tokenizer is None or tokenizer.mask_token_id is None:
-                raise ValueError("Predicting masked tokens needs a tokenizer with a mask token.")
+                raise InputError("Predicting masked tokens needs a tokenizer with a mask token.")
             specials = set(tokenizer.all_special_ids)
             self._mask_token_id = tokenizer.mask_token_id
             self._replacement_ids = np.array([i for i in range(len(tokenizer)) if i not in specials])

@@ -12,6 +12,7 @@ import torch
 from simple_multimodal.data.fields import read_name
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.tables import read_jsonl
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.retrieval import with_prefix
 from simple_multimodal.evaluation.twins import pair_accuracy, pair_accuracy_interval
@@ -45,13 +46,13 @@ class PairSet:
             try:
                 pair = {key: read_name(record.get(key), key) for key in needed}
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise InputError(f"{path}, line {number}: {error}") from error
             missing = [key for key, name in pair.items() if name is None]
             if missing:
-                raise ValueError(f"{path}, line {number}: has no {missing}; a pair needs {list(needed)}.")
+                raise InputError(f"{path}, line {number}: has no {missing}; a pair needs {list(needed)}.")
             pairs.append(cast(dict[str, str], pair))
         if not pairs:
-            raise ValueError(f"{path} holds no pair.")
+            raise InputError(f"{path} holds no pair.")
         return cls(Path(path).stem.removesuffix("_pairs"), pairs, swapped)
 
 
@@ -79,7 +80,7 @@ def pair_metrics(
                 [torch.stack([clips[pair[f"a{suffix}"]], clips[pair[f"b{suffix}"]]]) for pair in pair_set.pairs]
             )
         except KeyError as error:
-            raise ValueError(
+            raise InputError(
                 f"A pair of {pair_set.name!r} names the row {error}, which the evaluation has not (with "
                 "caption and clip)."
             ) from error
@@ -106,7 +107,7 @@ def evaluate_pairs(retriever: Retriever, evaluation: Evaluation, pair_set: PairS
     """
     ranking: Ranking | None = evaluation.details
     if ranking is None or ranking.found.all_rows is None:
-        raise ValueError("Pairs are compared by captions and clips, of which the evaluation set has none.")
+        raise InputError("Pairs are compared by captions and clips, of which the evaluation set has none.")
     captions: dict[str, torch.Tensor] = {}
     for (row, _), embed in zip(ranking.found.captions, ranking.caption_embeds, strict=True):
         captions.setdefault(row["id"], embed)
