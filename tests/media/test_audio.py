@@ -132,13 +132,13 @@ def test_a_gap_in_the_audio_is_silence_of_its_length(tmp_path):
 
 def test_audio_that_ends_early_is_shorter_than_the_segment(video_with_audio):
     assert len(read_audio(video_with_audio, 16000, start_seconds=1.5, end_seconds=9.0)) == 8000
-    with pytest.raises(MediaError, match="sounding.mkv.*no sound from 2.5 s.*ends at 2.000 s"):
+    with pytest.raises(MediaError, match="sounding.mkv.*no audio after 2.5 s.*ends at 2.000 s"):
         read_audio(video_with_audio, 16000, start_seconds=2.5, end_seconds=3.0)
 
 
 def test_a_file_without_audio(numbered_video):
     assert not has_audio(numbered_video)
-    with pytest.raises(MediaError, match="numbered.mp4.*no sound track"):
+    with pytest.raises(MediaError, match="numbered.mp4.*no audio track"):
         read_audio(numbered_video, 16000)
 
 
@@ -148,7 +148,7 @@ def test_an_audio_track_without_samples(tmp_path):
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16000)
-    with pytest.raises(MediaError, match="nothing.wav.*holds no samples"):
+    with pytest.raises(MediaError, match="nothing.wav.*has no samples"):
         read_audio(path, 16000)
 
 
@@ -171,7 +171,7 @@ def test_limits_on_length(tmp_path, monkeypatch):
         read_audio(path, 16000)
     assert len(read_audio(path, 16000, start_seconds=0.5)) == 8000
     monkeypatch.setattr(audio_index, "MAX_DECODED_AUDIO_SAMPLES", 10000)
-    with pytest.raises(MediaError, match="more than 10000 sound samples"):
+    with pytest.raises(MediaError, match="more than 10000 audio samples"):
         read_audio(path, 16000, start_seconds=0.5)
     assert len(read_audio(path, 16000, end_seconds=0.25)) == 4000
 
@@ -418,18 +418,18 @@ def test_a_packet_that_seeking_does_not_find_has_the_file_decoded_from_the_start
 
     monkeypatch.setattr(audio, "frames_from", lost)
     np.testing.assert_array_equal(read_audio(path, 16000, start_seconds=4.0), expected)
-    assert "seeking does not find its sound" in caplog.text
+    assert "seeking does not find its audio" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["empty.mkv", "empty.mov"])
 def test_a_late_segment_of_a_track_without_packets(tmp_path, seeks_early, name):
     path = write_media(tmp_path / name, num_frames=9, waveform=sine, audio_seconds=0.0)
-    with pytest.raises(NoAudioError, match="no sound"):
+    with pytest.raises(NoAudioError, match="no audio"):
         read_audio(path, 16000, start_seconds=3.0)
 
 
 def test_a_late_segment_behind_the_end(tmp_path, seeks_early):
     path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=4.0)
-    with pytest.raises(NoAudioError, match="no sound from 4.5.* s on; its sound ends at 4.000 s"):
+    with pytest.raises(NoAudioError, match="no audio after 4.5.* s; it ends at 4.000 s"):
         read_audio(path, 16000, start_seconds=4.5)
     assert len(read_audio(path, 16000, start_seconds=3.9999)) == 2

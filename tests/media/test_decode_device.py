@@ -52,7 +52,7 @@ def gpu(monkeypatch):
 def test_a_machine_without_a_gpu_is_named():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="--decode_device cuda: torch finds no CUDA device on this machine; leave"):
+    with pytest.raises(ValueError, match="decode_device='cuda': torch finds no CUDA device on this machine; use"):
         get_video_backend("torchcodec", decode_device="cuda")
 
 
@@ -64,7 +64,7 @@ def test_a_torchcodec_without_cuda_is_named(monkeypatch):
     except ValueError as error:
         message = str(error)
     assert "was built without CUDA" in message or "cannot decode on it" in message  # by the wheel that is installed
-    assert "leave --decode_device out" in message and "\n" not in message
+    assert "use decode_device='cpu'" in message and "\n" not in message
     assert "built without CUDA" in torchcodec_backend._why_not(
         RuntimeError("Unsupported device: cuda (variant: beta)")
     )
@@ -85,9 +85,9 @@ def test_a_driver_without_a_decoder_is_named(gpu, monkeypatch):
 
 @pytest.mark.parametrize("name", ["pyav", "decord"])
 def test_other_backends_decode_on_the_cpu_alone(name):
-    with pytest.raises(ValueError, match=f"--decode_device cuda needs --video_backend torchcodec; {name} decodes"):
+    with pytest.raises(ValueError, match=f"decode_device='cuda' needs video_backend='torchcodec'; {name} only decodes"):
         get_video_backend(name, decode_device="cuda")
-    with pytest.raises(ValueError, match="--decode_device is 'tpu'; allowed are cpu, cuda"):
+    with pytest.raises(ValueError, match="decode_device='tpu' is not allowed; use one of cpu, cuda"):
         get_video_backend("torchcodec", decode_device="tpu")
 
 
@@ -130,8 +130,8 @@ def test_a_forked_process_gets_one_sentence(gpu, clip):
         os._exit(0)
     os.wait()
     message = os.read(read_end, 1000).decode()
-    assert message.startswith("--decode_device cuda:1: CUDA does not work in a process that was forked")
-    assert "--dataloader_multiprocessing_context spawn" in message and "\n" not in message
+    assert message.startswith("decode_device='cuda:1': CUDA does not work in a forked process")
+    assert "dataloader_multiprocessing_context='spawn'" in message and "\n" not in message
     # One that it is sent to, as to a spawned worker, looks at its own GPU.
     gpu.clear()
     assert isinstance(pickle.loads(pickle.dumps(backend)).frames(clip, POSITIONS, index), torch.Tensor)

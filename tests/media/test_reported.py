@@ -37,7 +37,7 @@ def test_joined_recordings_follow_each_other(reported):
 def test_audio_that_ends_early_is_there_before(reported):
     path = reported / "audio_ends_early" / "clip.mp4"
     assert len(read_audio(path, 16000, end_seconds=1)) == 16000
-    with pytest.raises(MediaError, match="no sound from 2"):
+    with pytest.raises(MediaError, match="no audio after 2"):
         read_audio(path, 16000, start_seconds=2, end_seconds=3)
 
 
