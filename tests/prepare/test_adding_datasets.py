@@ -92,7 +92,7 @@ def test_file_of_the_page_prepares_and_measures(folder):
 
 def test_names_are_taken_once():
     protocol = get_protocol("msvd")
-    with pytest.raises(ValueError, match="'msvd' already"):
+    with pytest.raises(ValueError, match="'msvd' is already registered"):
         register_benchmark(protocol, read=lambda files, name, splits: {}, source="")
     for name in ("msvd", "msvd+dsl"):
         with pytest.raises(ValueError, match="cannot name a protocol"):

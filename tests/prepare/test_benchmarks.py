@@ -360,7 +360,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
 def test_a_file_that_is_there_twice_is_not_guessed_at(tmp_path):
     write_msvd(tmp_path / "a")
     write_msvd(tmp_path / "b")
-    with pytest.raises(ValueError, match="captions_msvd.json is there twice, as .*a/captions.* and .*b/captions"):
+    with pytest.raises(ValueError, match="captions_msvd.json exists twice, as .*a/captions.* and .*b/captions"):
         read_annotations(tmp_path, "msvd", "msvd", splits=["test"])
 
 
@@ -470,7 +470,7 @@ def test_a_size_of_another_protocol_is_recognised(make, monkeypatch):
     for name in ("msrvtt-1ka-7k", "msvd"):  # that of another benchmark has nothing to do with it
         monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], sizes={"train": SplitSize(6, 12)}))
     made = make("msrvtt", num_validation_clips=1)
-    assert any(line.endswith("and 180000; this is the size in msrvtt-1ka-7k") for line in made.deviations)
+    assert any(line.endswith("and 180000; this is the size of msrvtt-1ka-7k") for line in made.deviations)
 
 
 def test_validation_clips_come_out_of_the_training_list_where_there_is_none(make, tmp_path):
@@ -481,14 +481,14 @@ def test_validation_clips_come_out_of_the_training_list_where_there_is_none(make
     assert made.validation_split == {"seed": 3, "num_clips": 2}
     assert json.loads((tmp_path / "out/protocol.json").read_text())["validation_split"] == {"seed": 3, "num_clips": 2}
     assert (made.splits["train"].listed, made.splits["validation"].listed) == (SplitSize(6, 12), SplitSize(2, 4))
-    assert "validation: 2 clips of the training list, chosen by seed 3" in made.to_text()
-    with pytest.raises(ValueError, match="must be from 1 to 5, one less than there are training clips, got 6"):
+    assert "validation: 2 clips of the training list, chosen with seed 3" in made.to_text()
+    with pytest.raises(ValueError, match="must be from 1 to 5, one less than the number of training clips, got 6"):
         make("msrvtt", num_validation_clips=6)
 
 
 def test_a_tenth_of_a_small_training_list_is_set_aside_by_default(make):
     assert make("msrvtt").validation_split == {"seed": 0, "num_clips": 1}  # of 6
-    with pytest.raises(ValueError, match="The training list has 1 clip, .* Leave validation out of `splits`"):
+    with pytest.raises(ValueError, match="The training list has 1 clip, .* Remove validation from `splits`"):
         set_aside([{"clip": "video0"}], 1, seed=0)
 
 
@@ -525,9 +525,9 @@ def test_arguments_without_effect_are_errors(make, tmp_path):
         make("msrvtt", protocol="msvd")
     with pytest.raises(ValueError, match="splits must be some of train, validation, test, got val"):
         make("msvd", splits=["val"])
-    with pytest.raises(ValueError, match="no such folder of clips. Captions"):
+    with pytest.raises(ValueError, match="no such folder. Give the folder of the clips. Captions"):
         make("msvd", videos=tmp_path / "absent")
-    with pytest.raises(ValueError, match="no such folder of clips. Captions"):
+    with pytest.raises(ValueError, match="no such folder. Give the folder of the clips. Captions"):
         make("msvd", videos=None)
 
 
@@ -536,11 +536,11 @@ def test_alpros_files_without_validation_take_it_from_training(make, tmp_path):
         rows = [{"caption": "a", "clip_name": f"video{i}"} for i in numbers]
         write_jsonl(tmp_path / f"annotations/{split}.jsonl", rows)
     write(tmp_path / "videos/video9.mp4", "x")
-    with pytest.raises(ValueError, match="no list of validation clips, and none of training clips"):
+    with pytest.raises(ValueError, match="no list of validation clips, and no list of training clips"):
         make("didemo", splits=["validation"], protocol="didemo-paragraph-1000")
     made = make("didemo", num_validation_clips=1, protocol="didemo-paragraph-1000")
     assert made.splits["validation"].listed == SplitSize(1, 1)
-    assert "protocol: says nothing" in made.to_text()
+    assert "protocol: no size given" in made.to_text()
 
 
 def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_named(make, tmp_path, small_msvd):
@@ -560,7 +560,7 @@ def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_named(make,
     ]
     text = made.to_text()
     assert "note: 1 empty files count as missing: -b_1_9.mp4" in text
-    assert "note: 1 files in" in text and "are of no clip of this protocol: other/stranger.avi" in text
+    assert "note: 1 files in" in text and "do not belong to a clip of this protocol: other/stranger.avi" in text
     assert SOURCES["msvd"] in text
 
 
@@ -583,7 +583,7 @@ def test_clips_are_found_in_subfolders_under_any_extension(make, tmp_path, small
         "more/-b_1_9",
         "-c_1_9.avi",
     ]
-    assert made.notes == ["1 clips have several files, of which the first is taken: -c_1_9"]
+    assert made.notes == ["1 clips have several files; the first is used: -c_1_9"]
 
 
 def test_links_that_lead_out_are_named_as_the_loader_would_refuse_them(make, tmp_path, small_msvd):
@@ -651,7 +651,7 @@ def test_training_on_validation_clips_is_reported(make, tmp_path):
 
 def test_manifests_of_an_earlier_call_are_not_mixed_in(make, tmp_path):
     make("msvd")
-    with pytest.raises(ValueError, match="has train.jsonl and validation.jsonl already"):
+    with pytest.raises(ValueError, match="already has train.jsonl and validation.jsonl"):
         make("msvd", splits=["test"])
 
 
@@ -659,7 +659,7 @@ def test_annotations_are_not_overwritten(tmp_path):
     write_alpro(tmp_path, "msrvtt")
     (tmp_path / "videos").mkdir()
     before = (tmp_path / "test.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="train.jsonl is an annotation file itself"):
+    with pytest.raises(ValueError, match="train.jsonl is an annotation file"):
         prepare_benchmark("msrvtt", tmp_path, tmp_path, videos=tmp_path / "videos", protocol="msrvtt-1ka-7k")
     assert (tmp_path / "test.jsonl").read_bytes() == before
 

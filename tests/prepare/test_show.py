@@ -84,7 +84,7 @@ def test_frames_can_be_asked_for_and_the_processor_stays_as_it_is(dataset, said)
         draw_sample(dataset[0], own, num_frames=0)
     with pytest.raises(ValueError, match=r"`video_size` is \[1, 2, 3\]; give height and width"):
         draw_sample(dataset[0], own, video_size=[1, 2, 3])
-    with pytest.raises(ValueError, match="`num_frames` and `video_size` are for models that read video"):
+    with pytest.raises(ValueError, match="`num_frames` and `video_size` need a model that reads video"):
         draw_sample(dataset[0], processor(video_processor=None), num_frames=2)
 
 

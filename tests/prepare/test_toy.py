@@ -255,7 +255,7 @@ def test_other_folders_are_refused(world, tmp_path):
     with pytest.raises(ValueError, match="made with other arguments or by another version"):
         make_toy_world(world, **SIZES, seed=1)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not a toy world. Give a new or an empty folder"):
+    with pytest.raises(ValueError, match="not a toy world. Choose a new or empty folder"):
         make_toy_world(tmp_path, **SIZES)
     with pytest.raises(ValueError, match="not a toy world"):
         make_toy_world(tmp_path / "notes.txt", **SIZES)
