@@ -263,9 +263,7 @@ def _balanced(
         share = len(range(n, count, len(attributes)))
         columns = []
         for values in attributes.values():
-            first = int(
-                generator.integers(len(values))
-            )  # otherwise the remainder would always favour the first values
+            first = int(generator.integers(len(values)))  # otherwise the remainder always favours the first values
             numbers = generator.permutation((first + np.arange(share)) % len(values))
             columns.append([values[number] for number in numbers])
         chosen += [(combination, asked) for combination in zip(*columns, strict=True)]
