@@ -51,7 +51,7 @@ def videodatainfo(splits: dict[int, str]) -> dict:
 
 
 def write_msrvtt(folder: Path) -> None:
-    """Write eight clips: 0 to 3 for training, 4 for validation, 5 to 7 for testing; 6 and 7 are in 1k-A's test list."""
+    """Write eight clips: 0 to 3 for training, 4 for validation, 5 to 7 for testing; 1k-A tests on 6 and 7."""
     train = dict.fromkeys(range(4), "train") | {4: "validate"}
     write(folder / "train_val_annotation/train_val_videodatainfo.json", videodatainfo(train))
     write(folder / "test_videodatainfo.json", videodatainfo(dict.fromkeys((5, 6, 7), "test")))

@@ -212,9 +212,7 @@ def test_decoded_frames_show_the_stated_backgrounds(world):
         with av.open(str(world / clip["video"])) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         for number, pixels in enumerate(frames):
-            edge = np.concatenate(
-                [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
-            )  # the object does not touch the edges
+            edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # without the object
             truth = BACKGROUNDS[background_at(clip, number / 10)]
             assert np.abs(np.median(edge, axis=0) - truth).max() < 12
 

@@ -28,9 +28,9 @@ def check_answers(clips: Sequence[ToyClip], *, num_frames: int, is_exact: bool) 
 
     In all cases: joint answers are equally frequent, to within one clip; the chi-square statistic of each answer
     against uniformity, and against features of the modality that was not asked about (for joint questions, of each
-    modality), stays below its bound at a false alarm rate of 1e-7 per table. Features are the attributes; for the video
-    also the backgrounds at six times of the clip and the background of the longest segment; for the audio the beep's
-    time in twelve bins. Tables with an expected count under 5 are skipped.
+    modality), stays below its bound at a false alarm rate of 1e-7 per table. Features are the attributes; for the
+    video also the backgrounds at six times of the clip and the background of the longest segment; for the audio the
+    beep's time in twelve bins. Tables with an expected count under 5 are skipped.
 
     Args:
         clips (`Sequence[ToyClip]`): Clips with joint questions.
