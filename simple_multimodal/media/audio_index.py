@@ -16,7 +16,7 @@ from simple_multimodal.media.clock import REORDER_FRAMES, ClockRun
 from simple_multimodal.media.container import Tracks, decode_audio, demux_packets
 from simple_multimodal.media.errors import MediaError
 
-MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
+MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: about 12 hours of 48 kHz stereo
 SOURCE_RATES = (1_000, 1_000_000)  # Hz: headers may claim any rate, and the cost of resampling grows with the ratio
 MAX_RUNS = 2**16  # of an index; damaged files may have a gap at every packet
 BLOCK_SECONDS = 0.25  # of audio that is converted and resampled together

@@ -39,12 +39,12 @@ class VideoBackend(Protocol):
         size: tuple[int, int] | None = None,
     ) -> np.ndarray | torch.Tensor:
         """
-        Decode the frames at some positions.
+        Decode the frames at the given positions.
 
         Args:
             path (`str` or `os.PathLike`): The file.
             positions (`Sequence[int]`): Frame numbers in `[0, index.num_frames)`, in any order, repeats allowed.
-            index (`FrameIndex`): What `index_video(path)` returned.
+            index (`FrameIndex`): The index of the video, from `index_video`.
             size (`tuple[int, int]`, *optional*): Height and width to scale to with swscale's bilinear kernel, which
                 averages when it shrinks; by default the video's own.
 

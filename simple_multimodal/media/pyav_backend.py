@@ -52,14 +52,14 @@ class PyAVBackend:
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """
-        Decode the frames at some positions.
+        Decode the frames at the given positions.
 
         If the size changes within the stream, frames are scaled to the size of the first.
 
         Args:
             path (`str` or `os.PathLike`): The file.
             positions (`Sequence[int]`): Frame numbers in `[0, index.num_frames)`, in any order, repeats allowed.
-            index (`FrameIndex`): What `index_video(path)` returned.
+            index (`FrameIndex`): The index of the video, from `index_video`.
             size (`tuple[int, int]`, *optional*): Height and width to scale to, in the step that converts colours
                 (swscale's bilinear kernel, which averages when it shrinks); by default the video's own.
 

@@ -97,7 +97,7 @@ def _with_video(
         changes["num_frames"] = num_frames
     if video_size is not None:
         if len(video_size) not in (1, 2):
-            raise InputError(f"`video_size` is {list(video_size)}; give a height and a width, or one number for both.")
+            raise InputError(f"`video_size` is {list(video_size)}; give height and width, or one number for both.")
         changes["size"] = {"height": video_size[0], "width": video_size[-1]}
     if not changes:
         return processor

@@ -94,7 +94,7 @@ def test_neighbouring_segments_make_up_the_whole(tmp_path, audio_rate):
     np.testing.assert_array_equal(np.concatenate(pieces), read_audio(path, 16000))
 
 
-def test_silence_before_an_audio_track_that_starts_late(tmp_path):
+def test_silence_precedes_an_audio_track_that_starts_late(tmp_path):
     path = write_media(tmp_path / "late.mkv", num_frames=50, waveform=np.ones_like, audio_start=0.5, audio_seconds=1.0)
     waveform = read_audio(path, 16000)
     assert len(waveform) == 24000

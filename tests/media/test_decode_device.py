@@ -1,4 +1,4 @@
-"""Tests of decoding on a GPU that run without one: error messages, and the device of the frames."""
+"""Tests of decoding on a GPU, mostly on a machine without one: error messages, and the device of the frames."""
 
 import os
 import pickle

@@ -357,10 +357,8 @@ def test_unreadable_real_files_are_media_errors(shared_dir, name):
 
 def test_a_rotated_file_is_upright(backend, shared_dir):
     folder = shared_dir / "data" / "media" / "derived"
-    upright, turned = (
-        folder / "nasa_h264_aac.mp4",
-        folder / "nasa_h264_rot90.mp4",
-    )  # the same stream, marked
+    # The same stream, with a display matrix in the second file.
+    upright, turned = folder / "nasa_h264_aac.mp4", folder / "nasa_h264_rot90.mp4"
     index = index_video(turned)
     assert (index.width, index.height) == (270, 480)
     expected = np.rot90(backend.frames(upright, [50], index_video(upright))[0], axes=(1, 2))  # counter-clockwise

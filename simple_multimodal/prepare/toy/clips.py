@@ -104,7 +104,9 @@ def _combination(number: int, attributes: dict[str, tuple[str, ...]]) -> dict[st
     return chosen
 
 
-def _draw_timeline(num_segments: int, num_frames: int, generator: np.random.Generator) -> tuple[list[int], list[int]]:
+def _sample_timeline(
+    num_segments: int, num_frames: int, generator: np.random.Generator
+) -> tuple[list[int], list[int]]:
     """
     Sample a timeline: the number 0, 1 or 2 of each segment's background, and each segment's first frame.
 
@@ -132,7 +134,7 @@ def _draw_timeline(num_segments: int, num_frames: int, generator: np.random.Gene
     return order, [sum(durations[:n]) for n in range(num_segments)]
 
 
-def _draw_beep(
+def _sample_beep(
     order: list[int], switches: list[int], background: int, num_frames: int, generator: np.random.Generator
 ) -> float:
     """Sample the middle of a beep, in seconds on a grid of 10 ms, inside a segment that has the given background."""
@@ -165,8 +167,8 @@ def _train_clips(
     clips = []
     for n in range(count):
         chosen = allowed[order[n]]
-        timeline, switches = _draw_timeline(num_segments, num_frames, generator)
-        beep_seconds = _draw_beep(timeline, switches, int(answers[n]), num_frames, generator)
+        timeline, switches = _sample_timeline(num_segments, num_frames, generator)
+        beep_seconds = _sample_beep(timeline, switches, int(answers[n]), num_frames, generator)
         name = f"train_{n:06d}"
         shown = tuple(backgrounds[number] for number in timeline)
         video_asked, audio_asked = (str(generator.choice(list(a))) for a in (VIDEO_ATTRIBUTES, AUDIO_ATTRIBUTES))
@@ -186,7 +188,7 @@ def _validation_clips(
     backgrounds = list(BACKGROUNDS)
     videos, tracks = [], []
     for n, values in enumerate(_neighbours(VIDEO_ATTRIBUTES, num_videos, generator)):
-        timeline, switches = _draw_timeline(num_segments, num_frames, generator)
+        timeline, switches = _sample_timeline(num_segments, num_frames, generator)
         shown = tuple(backgrounds[number] for number in timeline)
         videos.append(ToyVideo(f"validation_p{n:03d}", values, "", shown, tuple(switches)))
     for n, values in enumerate(_neighbours(AUDIO_ATTRIBUTES, num_tracks, generator)):
@@ -233,13 +235,13 @@ def _question_clips(count: int, num_segments: int, num_frames: int, seed: int) -
     heard = _balanced(AUDIO_ATTRIBUTES, 3 * num_families, generator)
     clips = []
     for family in range(num_families):
-        timeline, switches = _draw_timeline(num_segments, num_frames, generator)
+        timeline, switches = _sample_timeline(num_segments, num_frames, generator)
         videos, tracks = [], []
         for n in range(3):
             shown = tuple(backgrounds[(number + n) % 3] for number in timeline)
             name = f"questions_{family:03d}_p{n}"
             videos.append(ToyVideo(name, *seen[3 * family + n], shown, tuple(switches)))
-            beep_seconds = _draw_beep(timeline, switches, n, num_frames, generator)
+            beep_seconds = _sample_beep(timeline, switches, n, num_frames, generator)
             tracks.append(ToyAudio(f"questions_{family:03d}_s{n}", *heard[3 * family + n], beep_seconds))
         clips += [
             ToyClip(f"questions_{family:03d}_p{p}_s{s}", "questions", video, audio)
