@@ -669,7 +669,7 @@ def test_mean_direction_weighs_unit_vectors():
             lambda f: MultimodalForRetrieval(
                 aligned_config(f, "clip", video_config=VideoMAEConfig(**SIZES), frame_pooling_layers=2)
             ),
-            "frame_pooling_layers is 2, but 'videomae' has no embeddings of frames",
+            "frame_pooling_layers is 2, but 'videomae' has no frame embeddings",
         ),
         (
             lambda f: MultimodalForRetrieval(aligned_config(f, "clap", frame_pooling_layers=2)),
