@@ -464,7 +464,7 @@ class TowerModel(PreTrainedModel):
             if name not in self.towers:
                 raise InputError(
                     f"Cannot checkpoint activations of {name!r}: this model has {', '.join(self.towers)}. Name some "
-                    "of these in --gradient_checkpointing_towers."
+                    "of these in gradient_checkpointing_towers."
                 )
         if not names:
             return

@@ -90,13 +90,13 @@ def test_targets_can_be_named():
 @pytest.mark.parametrize(
     ("towers", "targets", "message"),
     [
-        (["sound"], [], r"no LoRA in sound: this model has text, audio, video, fusion. Name some of these"),
+        (["sound"], [], r"Cannot add LoRA to sound: this model has text, audio, video, fusion. Name some of these"),
         (["text"], ["q_proj"], r"text tower has no q_proj .*; there are text_encoder.encoder.layer.\{0-1\}.attention"),
         (["text"], ["uery"], "text tower has no uery"),
         (
             ["text"],
             ["query", "q_proj"],
-            r"--lora_target_modules q_proj: no linear layer of text .* There are text_enc",
+            r"lora_target_modules q_proj: no linear layer of text .* There are text_enc",
         ),
         (["audio"], ["projection"], "audio tower has no projection"),  # a convolution
     ],
@@ -112,7 +112,7 @@ def test_other_adapters_than_the_saved_ones_are_refused():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     add_lora(model, rank=2, alpha=6, towers=["text", "video"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="has LoRA adapters of another r, target_modules"):
+    with pytest.raises(ValueError, match="has LoRA adapters with a different r, target_modules"):
         add_lora(model, rank=4, alpha=6, towers=["text"])
 
 

@@ -626,7 +626,7 @@ def test_a_text_only_model_predicts_masked_words():
 @every_form
 def test_a_text_only_model_has_no_embedding_of_clips(form):
     base = build(form, audio_config=None, video_config=None).multimodal
-    with pytest.raises(ValueError, match="a model that has text alone. Pass with_embeds=False, or .* audio or video"):
+    with pytest.raises(ValueError, match="a model that only has text. Pass with_embeds=False, or .* audio or video"):
         base.encode_clip(make_batch())
     assert base.encode_clip(make_batch(), with_embeds=False) == (None, {}) == (None, base.embed_all({}, {})[1])
 

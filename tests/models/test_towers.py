@@ -382,7 +382,7 @@ def test_texts_of_pe_av_are_embedded_for_what_they_are_compared_with(folders):
 def test_a_checkpoint_of_another_kind_of_pe_av_is_refused(folders):
     config = load_tower_config(folders["pe_audio_video"], "text", ("text", "video"))
     encoder = get_encoder_class(config.model_type, "text")(config)
-    with pytest.raises(ValueError, match="is 'pe_audio', but this text tower is that of comparisons with video"):
+    with pytest.raises(ValueError, match="is 'pe_audio', but this text tower is for comparisons with video"):
         load_pretrained_tower(encoder, None, folders["pe_audio"])
 
 
@@ -412,7 +412,7 @@ def test_pe_av_trained_on_frames_gives_tokens_alone(tmp_path):
 
 def test_a_tower_of_pe_av_without_its_head_is_refused(tmp_path):
     PeAudioEncoder(tiny_config("pe_audio").audio_config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a 'pe_audio_encoder' alone, without the head"):
+    with pytest.raises(ValueError, match="only holds a 'pe_audio_encoder', without the head"):
         load(str(tmp_path), "audio", 40, 10)
 
 

@@ -96,7 +96,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     assert "matching" not in retriever.model.loss_weights and not any("matching" in name for name in metrics)
 
     folder = clips / ("audio" if kind == "clap" else "video")
-    with pytest.raises(ValueError, match="There are no features of a .* tower: .* lack its embedding"):
+    with pytest.raises(ValueError, match="There are no features of a .* tower: .* not its embedding"):
         retriever.model.tower_hash(CLIP_MODALITY[kind])
     # Pooling heads of SigLIP never call the projection that they have.
     assert not any("head" in name for name in find_targets(retriever.model, [CLIP_MODALITY[kind]], []))
