@@ -97,7 +97,7 @@ def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
         modality (`str`): One of `MODALITIES`.
 
     Raises:
-        `ValueError` if there is no such encoder of that modality.
+        ValueError: If there is no such encoder of that modality.
     """
     if (modality, model_type) not in ENCODERS:
         raise InputError(

@@ -160,7 +160,7 @@ def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> Pre
         what (`str`): Purpose of the config, for error messages, such as `"fusion"`.
 
     Raises:
-        `ValueError` if there is no such config, or it is of another type.
+        ValueError: If there is no such config, or it is of another type.
     """
     values = read_config(name_or_path, what)
     if values["model_type"] not in model_types:
@@ -184,7 +184,7 @@ def load_tower_config(name_or_path: str, modality: Modality, modalities: Sequenc
             PE-AV embeds texts for.
 
     Raises:
-        `ValueError` if there is no such config, or no encoder for its `model_type`.
+        ValueError: If there is no such config, or no encoder for its `model_type`.
     """
     values = read_config(name_or_path, modality)
     encoder_class = get_encoder_class(values["model_type"], modality)
@@ -234,7 +234,7 @@ def load_pretrained_tower(
         cache_dir (`str`, *optional*): Folder where files from the hub are kept.
 
     Raises:
-        `ValueError` if there is no such checkpoint or it is of another architecture.
+        ValueError: If there is no such checkpoint or it is of another architecture.
     """
     config = load_tower_config(name_or_path, encoder.modality)
     if config.model_type != encoder.model_type:

@@ -67,7 +67,7 @@ class PEAVEncoder(Encoder):
         Read a checkpoint; see [`Encoder.read_pretrained`].
 
         Raises:
-            `ValueError` if the checkpoint holds a tower without its head, or is for another modality.
+            ValueError: If the checkpoint holds a tower without its head, or is for another modality.
         """
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)
         if values["model_type"] == self.model_type:
@@ -107,7 +107,7 @@ def prepare_images(config: PreTrainedConfig) -> None:
     Complete a config of the video tower so that it can be built.
 
     Raises:
-        `ValueError` if `timm` is not installed.
+        ValueError: If `timm` is not installed.
     """
     require_timm()
     frames = config.vision_config

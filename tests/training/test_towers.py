@@ -307,7 +307,7 @@ def test_whisper_beside_another_text_tower(start, folders, tmp_path):
     assert np.isfinite(metrics["eval_loss"])
     shorter = MultimodalForRetrieval.from_pretrained(tmp_path / "shorter")
     assert shorter.config.audio_config.max_source_positions == 25
-    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*--num_audio_frames"):
+    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*num_audio_frames"):
         run(*start, *names, *common, *flags(num_audio_frames=51, output_dir=tmp_path / "odd"))
 
 

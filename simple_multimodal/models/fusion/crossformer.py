@@ -296,7 +296,7 @@ class Crossformer(nn.Module):
         return self.output_norms[name](states)
 
     def _co_attend(self, streams: Clip, num_queries: int | None = None) -> Clip:
-        """Run all stacks; with `num_queries`, the last layer only computes the first `num_queries` tokens of the text."""
+        """Run all stacks; with `num_queries`, the last layer only computes that many first tokens of the text."""
         for depth in range(self.num_layers):
             is_cut = num_queries is not None and depth == self.num_layers - 1
             updated: Clip = {}

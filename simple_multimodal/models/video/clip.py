@@ -14,8 +14,8 @@ class CLIPVideoEncoder(ImageEncoder, CLIPVisionModel):
     [`ImageEncoder`]. A frame's embedding is its class token, projected.
 
     Args:
-        config ([`CLIPVisionConfig`]): sizes of the tower and of its embedding.
-        settings: as in [`ImageEncoder`]; mean and deviation default to CLIP's.
+        config ([`CLIPVisionConfig`]): Sizes of the tower and of its embedding.
+        settings: As in [`ImageEncoder`]; mean and deviation default to CLIP's.
     """
 
     model_type = "clip_vision_model"

@@ -20,8 +20,8 @@ class Dinov2VideoEncoder(DinoEncoder, Dinov2Model):
     [`FrameEncoder`].
 
     Args:
-        config ([`Dinov2Config`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`Dinov2Config`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov2"
@@ -38,8 +38,8 @@ class Dinov2WithRegistersVideoEncoder(DinoEncoder, Dinov2WithRegistersModel):
     behind the class token; see [`FrameEncoder`].
 
     Args:
-        config ([`Dinov2WithRegistersConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`Dinov2WithRegistersConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov2_with_registers"
@@ -57,8 +57,8 @@ class DINOv3VideoEncoder(DinoEncoder, DINOv3ViTModel):
     training, because one draw would be that of all frames of a pass.
 
     Args:
-        config ([`DINOv3ViTConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`DINOv3ViTConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov3_vit"
@@ -82,8 +82,8 @@ class DINOv3ConvNextVideoEncoder(DinoEncoder, DINOv3ConvNextModel):
     of the places of its last map, then these; see [`FrameEncoder`].
 
     Args:
-        config ([`DINOv3ConvNextConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`DINOv3ConvNextConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov3_convnext"

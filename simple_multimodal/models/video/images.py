@@ -50,7 +50,7 @@ class FrameTransformer(nn.Module):
         """
         Args:
             embeddings (`torch.FloatTensor` of shape `(batch_size, num_frames, size)`): of frames, of any length.
-            seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+            seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_frames, size)`.
@@ -73,15 +73,15 @@ class ImageEncoder(Encoder):
     [`FrameTransformer`] (`seqTransf`).
 
     Args:
-        config (`PreTrainedConfig`): sizes of the tower. It takes any number of frames, and frames of any size that its
+        config (`PreTrainedConfig`): Sizes of the tower. It takes any number of frames, and frames of any size that its
             patches tile.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
         frame_pooling_layers (`int`, *optional*, defaults to 0): layers of the [`FrameTransformer`]; 0: there is none.
         stock_settings: further arguments of the stock class, such as `add_pooling_layer`.
 
     Raises:
-        `ValueError` if there are such layers, but the tower pools no embedding.
+        ValueError: If there are such layers, but the tower pools no embedding.
     """
 
     modality = "video"
@@ -128,7 +128,7 @@ class ImageEncoder(Encoder):
         A copy of the config, in which nothing has to change: position tables are interpolated in every pass.
 
         Raises:
-            `ValueError` if the patches do not tile the frames, or the pixels are not RGB.
+            ValueError: If the patches do not tile the frames, or the pixels are not RGB.
         """
         patch = config.patch_size
         if not isinstance(patch, int) or height % patch or width % patch:
@@ -162,8 +162,8 @@ class ImageEncoder(Encoder):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
             [`EncoderOutput`]: the tokens of one frame after those of the other; a class token first, if there is one.
@@ -194,9 +194,9 @@ class FrameEncoder(ImageEncoder):
     values, on the meta device; `fit_config` notes it.
 
     Args:
-        config (`PreTrainedConfig`): sizes of the tower; besides, `frame_size` (height and width) and
+        config (`PreTrainedConfig`): Sizes of the tower; besides, `frame_size` (height and width) and
             `tokens_per_frame`, which `fit_config` notes there.
-        settings: as in [`ImageEncoder`].
+        settings: As in [`ImageEncoder`].
     """
 
     tokens_are_all = True
@@ -207,7 +207,7 @@ class FrameEncoder(ImageEncoder):
         A copy of the config for frames of this size.
 
         Raises:
-            `ValueError` if the tower does not take them.
+            ValueError: If the tower does not take them.
         """
         config = super().fit_config(config, num_frames, height, width) if cls.has_patches(config) else deepcopy(config)
         try:

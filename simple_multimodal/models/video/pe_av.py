@@ -25,12 +25,12 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
     frames see each other, any number of them. A frame is one token.
 
     Args:
-        config ([`PeVideoEncoderConfig`]): sizes of the tower; besides, `projection_dim`, the size of its embedding.
+        config ([`PeVideoEncoderConfig`]): Sizes of the tower; besides, `projection_dim`, the size of its embedding.
         image_mean, image_std (`Sequence[float]`, *optional*, default to 0.5):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
 
     Raises:
-        `ValueError` if `timm` is not installed.
+        ValueError: If `timm` is not installed.
     """
 
     modality = "video"
@@ -66,7 +66,7 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
         A copy of the config, in which nothing has to change.
 
         Raises:
-            `ValueError` if the frames have another size than the tower's.
+            ValueError: If the frames have another size than the tower's.
         """
         _check_size(config, height, width)
         return deepcopy(config)
@@ -93,8 +93,8 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
             [`EncoderOutput`]: a token for every frame.

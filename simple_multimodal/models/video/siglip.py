@@ -24,8 +24,8 @@ class SiglipVideoEncoder(HeadedImageEncoder, SiglipVisionModel):
     The ViT of SigLIP ([Zhai et al., 2023](https://huggingface.co/papers/2303.15343)) over each frame.
 
     Args:
-        config ([`SiglipVisionConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`SiglipVisionConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "siglip_vision_model"

@@ -17,8 +17,8 @@ class Siglip2VideoEncoder(HeadedImageEncoder, Siglip2VisionModel):
     position table is interpolated once for all frames.
 
     Args:
-        config ([`Siglip2VisionConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`Siglip2VisionConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "siglip2_vision_model"

@@ -20,10 +20,10 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
     TimeSformer ([Bertasius et al., 2021](https://huggingface.co/papers/2102.05095)), whose attention is eager only.
 
     Args:
-        config ([`TimesformerConfig`]): sizes of the tower; `num_frames` and `image_size` are what it takes, nothing
+        config ([`TimesformerConfig`]): Sizes of the tower; `num_frames` and `image_size` are what it takes, nothing
             else.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
     """
 
     modality = "video"
@@ -57,7 +57,7 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
         A copy of the config for clips of `num_frames` frames of `height` by `width` pixels.
 
         Raises:
-            `ValueError` if the frames are not square or the patches do not tile them, or if nothing looks at time.
+            ValueError: If the frames are not square or the patches do not tile them, or if nothing looks at time.
         """
         if height != width or not isinstance(config.patch_size, int) or height % config.patch_size:
             raise InputError(
@@ -92,8 +92,8 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
             [`EncoderOutput`]: tokens in the order (time, height, width), without the class token, which has no time.

@@ -34,10 +34,10 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
 
     Args:
         config ([`TimmWrapperConfig`]): name of the architecture, and its arguments.
-        settings: as in [`ImageEncoder`].
+        settings: As in [`ImageEncoder`].
 
     Raises:
-        `ValueError` if `timm` is not installed.
+        ValueError: If `timm` is not installed.
     """
 
     model_type = "timm_wrapper"

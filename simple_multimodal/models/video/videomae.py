@@ -29,7 +29,7 @@ def video_grid(config: PreTrainedConfig) -> tuple[int, int, int]:
     Number of patches of a clip over (time, height, width).
 
     Raises:
-        `ValueError` if the patches do not tile the clip, or the pixels are not RGB.
+        ValueError: If the patches do not tile the clip, or the pixels are not RGB.
     """
     height, width = to_pair(config.image_size)
     frames, tubelet, patch = config.num_frames, config.tubelet_size, config.patch_size
@@ -55,7 +55,7 @@ class VideoMAEVideoDecoder(VideoMAEPreTrainedModel):
     The decoder of VideoMAE: visible tokens and mask tokens in, pixels of the masked patches out.
 
     Args:
-        config ([`VideoMAEConfig`]): sizes of the tower and, as `decoder_*`, of this decoder.
+        config ([`VideoMAEConfig`]): Sizes of the tower and, as `decoder_*`, of this decoder.
     """
 
     def __init__(self, config: VideoMAEConfig):
@@ -122,9 +122,9 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
     VideoMAE ([Tong et al., 2022](https://huggingface.co/papers/2203.12602)).
 
     Args:
-        config ([`VideoMAEConfig`]): sizes of the tower; `num_frames` and `image_size` are what it takes, nothing else.
+        config ([`VideoMAEConfig`]): Sizes of the tower; `num_frames` and `image_size` are what it takes, nothing else.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
     """
 
     modality = "video"
@@ -172,7 +172,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         A copy of a VideoMAE config for clips of `num_frames` frames of `height` by `width` pixels.
 
         Raises:
-            `ValueError` if the patches do not tile the clip.
+            ValueError: If the patches do not tile the clip.
         """
         config = deepcopy(config)
         config.num_frames = num_frames
@@ -214,8 +214,8 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
             masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`, *optional*):
                 positions, ascending. Only the other patches are encoded and returned.
 

@@ -20,10 +20,10 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
     Positions are rotations, so any number of frames and any square size will do.
 
     Args:
-        config ([`VJEPA2Config`]): sizes of the tower; `frames_per_clip` and `crop_size` are what it takes, nothing
+        config ([`VJEPA2Config`]): Sizes of the tower; `frames_per_clip` and `crop_size` are what it takes, nothing
             else.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
     """
 
     modality = "video"
@@ -56,7 +56,7 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
         A copy of the config for clips of this size.
 
         Raises:
-            `ValueError` if the frames are not squares of whole patches, or not groups of `tubelet_size`.
+            ValueError: If the frames are not squares of whole patches, or not groups of `tubelet_size`.
         """
         patch, tubelet = config.patch_size, config.tubelet_size
         if height != width or not isinstance(patch, int) or height % patch or num_frames % tubelet:
@@ -87,8 +87,8 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
             [`EncoderOutput`]: tokens in the order (time, height, width).
