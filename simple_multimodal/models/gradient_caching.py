@@ -23,7 +23,7 @@ Output = TypeVar("Output")
 
 class EncodedRows(NamedTuple):
     """
-    What the losses over a batch need from its rows, each computed from its row alone.
+    Outputs that the losses over a batch need, each computed from its row alone.
 
     Args:
         embeds (`dict[str, torch.Tensor]`): Unit-length embeddings `(num_rows, contrastive_dim)` by side.

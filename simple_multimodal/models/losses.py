@@ -92,7 +92,7 @@ def contrastive_loss(
         per_row = (per_row + run(_directional_softmax, second, all_first, logit_scale, positives, all_present)) / 2
         return per_row.masked_fill(~present, 0).sum()
     pairs = present[:, None] & all_present[None]
-    # Each pair stands in the row of its first side; summing one direction over all processes counts every pair once.
+    # Each pair is in the row of its first side; summing one direction over all processes counts every pair once.
     return run(_sigmoid_pairs, first, all_second, logit_scale, logit_bias, positives, pairs)
 
 

@@ -428,7 +428,7 @@ def test_frames_that_a_tower_does_not_take_are_refused_by_size():
         architecture="vit_tiny_patch16_224", model_args={"img_size": 32, "depth": 1}
     )
     with pytest.raises(
-        ValueError, match="frames of 16 by 16 pixels, which the video tower 'timm_wrapper'.*--video_size"
+        ValueError, match="frames of 16 by 16 pixels, which the video tower 'timm_wrapper'.*video_size"
     ):
         encoder_class.fit_config(config, 3, 16, 16)
     fitted = fitted_config("video", "timm_wrapper")

@@ -1,4 +1,4 @@
-"""The picture tower of CLIP as a video encoder."""
+"""The image tower of CLIP as a video encoder."""
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class CLIPVideoEncoder(ImageEncoder, CLIPVisionModel):
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
-        """Size of the common space with text."""
+        """Return the size of the common space with text."""
         return config.projection_dim
 
     def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
