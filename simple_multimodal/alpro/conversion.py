@@ -105,9 +105,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise InputError(f"{os.fspath(path)!r} does not hold tensors by name, as an ALPRO checkpoint does.")
     others = [str(name) for name, value in payload.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise InputError(
-            f"{os.fspath(path)!r} is not an ALPRO checkpoint; these are not tensors: {', '.join(others)}"
-        )
+        raise InputError(f"{os.fspath(path)!r} is not an ALPRO checkpoint; these are not tensors: {', '.join(others)}")
     return payload
 
 

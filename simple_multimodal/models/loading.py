@@ -288,7 +288,7 @@ def fit_towers(
     Copy a model and fit towers of the copy to inputs of other sizes, by the rules that convert a checkpoint.
 
     Args:
-        model ([`TowerModel`]): the saved model, with a `MultimodalConfig`.
+        model ([`TowerModel`]): The saved model, with a `MultimodalConfig`.
         sizes (`Mapping[str, tuple[int, ...]]`): Input sizes that the processor makes for each of these towers.
 
     Returns:
