@@ -163,7 +163,7 @@ def test_a_run_goes_on_with_the_adapters_that_it_began_with(on_base, tuned, base
     with pytest.raises(ValueError, match="has LoRA adapters with a different r"):
         run(*without, *flags(output_dir=tuned, **(LORA | {"lora_rank": 3, "lora_alpha": 4})))
     run(*on_base, "--do_train", *flags(output_dir=tmp_path, max_steps=1))
-    with pytest.raises(ValueError, match="The run in --output_dir has no LoRA adapters"):
+    with pytest.raises(ValueError, match="The run in output_dir has no LoRA adapters"):
         run(*without, *flags(output_dir=tmp_path, **LORA))
 
 
