@@ -39,7 +39,7 @@ def alpro_retrieval_metrics(
         `dict`: `text2video` and `video2text`, each with `r1`, `r5` and `r10` in percent, `medianR` and `meanR`.
 
     Raises:
-        ValueError: If [`retrieval_ranks`] refuses the scores, or a position is not that of a clip.
+        ValueError: If [`retrieval_ranks`] refuses the scores, or there is no clip at a position.
 
     Example:
 

@@ -159,7 +159,7 @@ def host_group() -> dist.ProcessGroup:
     """
     Return the group in which all processes exchange data on the host, without a detour through a device.
 
-    It is created once, next to that of the devices; all processes must take part in that.
+    It is created once, in addition to the devices' group; all processes must take part in creating it.
     """
     everyone = dist.group.WORLD
     assert everyone is not None  # there are several processes

@@ -91,7 +91,7 @@ class _Chunk(torch.autograd.Function):
 
 
 def split_rows(rows: Rows, chunk_size: int) -> list[Rows]:
-    """Split tensors of equally many rows, in dictionaries and tuples, into chunks of `chunk_size` rows."""
+    """Split tensors with the same number of rows, in dictionaries and tuples, into chunks of `chunk_size` rows."""
     leaves, form = tree_flatten(rows)
     return [tree_unflatten(chunk, form) for chunk in zip(*(leaf.split(chunk_size) for leaf in leaves), strict=True)]
 

@@ -314,7 +314,7 @@ def fit_towers(
 
 
 def _fit_tower(model: TowerModel, fitted: TowerModel, modality: Modality, size: tuple[int, ...]) -> LoadingReport:
-    """Transfer one tower of a model to that of another size."""
+    """Transfer one tower of a model to the tower of another size in the fitted model."""
     encoder, source_config = fitted.towers[modality], model.config.tower_config(modality)
     report = transfer_tensors(
         f"the saved {modality} tower",

@@ -14,7 +14,7 @@ from simple_multimodal.models.outputs import Batch
 def take_clips(clip: Clip, rows: torch.Tensor) -> Clip:
     """Take the streams of rows of any process; only these are sent, and gradients flow back to their owners.
 
-    Under autocast, states are rounded to its dtype on the way, in which the fusion multiplies them anyway.
+    Under autocast, states are rounded on the way to its dtype, which the fusion multiplies them in anyway.
 
     Args:
         clip (`dict[Modality, Stream]`): Streams of the rows of this process.

@@ -58,7 +58,7 @@ class MultimodalPreTrainedModel(TowerModel):
     def limit_temperature(self) -> None:
         """Limit the inverse temperature to 100, with the softmax loss only; see [`TowerModel.limit_temperature`].
 
-        With the sigmoid loss there is no limit: that of pretrained SigLIP models is above 100.
+        With the sigmoid loss there is no limit: pretrained SigLIP models exceed 100.
         """
         if self.config.contrastive_form == "softmax":
             self.base_model.logit_scale.clamp_(max=math.log(100))

@@ -121,7 +121,7 @@ def plan_blocks(
     clip_tokens_per_batch: int,
 ) -> Iterator[Block]:
     """
-    Group pairs so that whatever depends on a clip alone is computed for many texts at once, with little padding.
+    Group pairs to compute what depends on a clip alone for many texts at once, with little padding.
 
     Args:
         pairs (`np.ndarray` of shape `(num_pairs, 2)`): Positions of text and clip.

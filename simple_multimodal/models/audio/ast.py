@@ -23,7 +23,7 @@ def ast_grid(config: PreTrainedConfig) -> tuple[int, int]:
 class ASTAudioEncoder(Encoder, ASTModel):
     """
     The Audio Spectrogram Transformer ([Gong et al., 2021](https://huggingface.co/papers/2104.01778)). Audio longer
-    than a window comes as several, which the tower sees one at a time; the stock pipeline truncates it.
+    than a window is split into several, which the tower sees one at a time; the stock pipeline truncates it.
 
     Args:
         config ([`ASTConfig`]): Sizes of the tower; `num_mel_bins` and `max_length` are those of a window.

@@ -22,7 +22,7 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
     """
     The HTSAT of CLAP ([Wu et al., 2022](https://huggingface.co/papers/2211.06687)), whose attention is eager only.
 
-    Audio longer than a window comes as several, each of which the tower takes as a short clip: where the stock
+    Audio longer than a window is split into several, each of which the tower takes as a short clip: where the stock
     pipeline crops one window at random, or shrinks the audio (`enable_fusion`), the embedding here is the mean of the
     windows' embeddings, each scaled to length one first, weighted by their real frames. Batch normalisation keeps the
     statistics of the checkpoint in training, too, so that no row depends on its neighbours.

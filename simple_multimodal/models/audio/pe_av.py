@@ -23,8 +23,8 @@ DEFAULT_NUM_FRAMES = 250
 class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
     """
     The audio tower of PE-AV, which reads waveforms through a frozen codec; see [`PEAVEncoder`]. The stock pipeline
-    takes audio as a whole; here, audio longer than a window comes as several, each encoded as a clip of its own. The
-    embedding is the mean of theirs, each scaled to length one first, weighted by their real frames.
+    takes audio as a whole; here, audio longer than a window is split into several, each encoded as a separate clip.
+    The embedding is the mean of theirs, each scaled to length one first, weighted by their real frames.
 
     Args:
         config ([`PeAudioEncoderConfig`]): Sizes of the tower; also `projection_dim`, the size of its embedding, and

@@ -120,7 +120,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
     ViT-MAE ([He et al., 2021](https://huggingface.co/papers/2111.06377)) over the patches of a log-mel spectrogram, as
     [Audio-MAE](https://huggingface.co/papers/2207.06405) uses it.
 
-    Long audio comes as several windows side by side; the tower sees one window at a time. `config.image_size` is
+    Long audio is several windows side by side; the tower sees one window at a time. `config.image_size` is
     `(num_mel_bins, num_frames)` of a window, any multiples of the patch size. The attention inside a window includes
     padding frames: windows have one fixed length, so that the result does not depend on the rest of the batch.
 

@@ -41,9 +41,9 @@ class WaveformEncoder(Encoder):
     Base of audio encoders that read waveforms through convolutions without padding. A subclass also inherits from the
     stock tower and defines `encode_waveforms`.
 
-    Audio longer than a window comes as several, each of which the tower sees as a clip of its own. The batch has the
-    samples in frames of the first convolution's stride: samples left over at the end never reach that convolution's
-    output, so that cutting them off changes nothing.
+    Audio longer than a window is split into several, each of which the tower sees as a separate clip. The batch has
+    the samples in frames of the first convolution's stride: samples left over at the end never reach that
+    convolution's output, so that cutting them off changes nothing.
 
     Args:
         config (`PreTrainedConfig`): Sizes of the tower, with `conv_kernel` and `conv_stride`; also `num_frames` of a

@@ -124,7 +124,7 @@ class TextDecoder(nn.Module):
 
     Args:
         config (`PreTrainedConfig`): Sizes of the tower.
-        hidden_act (`str`, *optional*), layer_norm_eps (`float`, *optional*): Values that the config names otherwise.
+        hidden_act (`str`, *optional*), layer_norm_eps (`float`, *optional*): Values for configs without these names.
 
     Both layouts of the heads in `transformers` compute this (`cls.predictions` of BERT and older DeBERTa,
     `lm_predictions.lm_head` of newer DeBERTa). The word embeddings are passed in: there is only one copy of them, and
