@@ -12,7 +12,7 @@ SHORTEST_REMAINDER_SECONDS = 0.16
 
 
 def shortest_remainder(patch_frames: int = 1, *, hop_seconds: float = 0.01) -> int:
-    """Return how many frames of audio after the last whole window get a window of their own: at least those of a patch
+    """Return the fewest frames of audio after the last whole window that get a window of their own: those of a patch
     in time, and of `SHORTEST_REMAINDER_SECONDS`. This is the `min_window_frames` of a tower's processor.
     """
     return max(patch_frames, round(SHORTEST_REMAINDER_SECONDS / hop_seconds))
