@@ -96,7 +96,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     assert "matching" not in retriever.model.loss_weights and not any("matching" in name for name in metrics)
 
     folder = clips / ("audio" if kind == "clap" else "video")
-    with pytest.raises(ValueError, match="There are no features of a .* tower: .* lack its embedding"):
+    with pytest.raises(ValueError, match="There are no features of a .* tower: .* not its embedding"):
         retriever.model.tower_hash(CLIP_MODALITY[kind])
     # Pooling heads of SigLIP never call the projection that they have.
     assert not any("head" in name for name in find_targets(retriever.model, [CLIP_MODALITY[kind]], []))
@@ -305,7 +305,7 @@ def test_whisper_beside_another_text_tower(start, folders, tmp_path):
     assert np.isfinite(metrics["eval_loss"])
     shorter = MultimodalForRetrieval.from_pretrained(tmp_path / "shorter")
     assert shorter.config.audio_config.max_source_positions == 25
-    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*--num_audio_frames"):
+    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*num_audio_frames"):
         run(*start, *names, *common, *flags(num_audio_frames=51, output_dir=tmp_path / "odd"))
 
 
