@@ -96,7 +96,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     assert "matching" not in retriever.model.loss_weights and not any("matching" in name for name in metrics)
 
     folder = clips / ("audio" if kind == "clap" else "video")
-    with pytest.raises(ValueError, match="There are no features of a .* tower: .* lack its embedding"):
+    with pytest.raises(ValueError, match="There are no features of a .* tower: .* not its embedding"):
         retriever.model.tower_hash(CLIP_MODALITY[kind])
     # Pooling heads of SigLIP never call the projection that they have.
     assert not any("head" in name for name in find_targets(retriever.model, [CLIP_MODALITY[kind]], []))
@@ -187,8 +187,6 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
     retriever = Retriever.from_pretrained(tmp_path / "out", batch_size=3)
     config = retriever.model.config
     assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("mean", 16, "sigmoid")
-    report = (tmp_path / "out/report.html").read_text()  # what guessing costs depends on the bias
-    assert "contrastive ta loss" in report and ">1.792<" not in report and ">1.946<" not in report
     assert retriever.processor.feature_extractor.sampling_rate == 8000
     with pytest.raises(ValueError, match="There are no features of a 'pe_audio_encoder' tower"):
         retriever.model.tower_hash("audio")
@@ -307,7 +305,7 @@ def test_whisper_beside_another_text_tower(start, folders, tmp_path):
     assert np.isfinite(metrics["eval_loss"])
     shorter = MultimodalForRetrieval.from_pretrained(tmp_path / "shorter")
     assert shorter.config.audio_config.max_source_positions == 25
-    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*--num_audio_frames"):
+    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*num_audio_frames"):
         run(*start, *names, *common, *flags(num_audio_frames=51, output_dir=tmp_path / "odd"))
 
 
