@@ -59,7 +59,7 @@ def ours(path: str, positions: list[int]) -> np.ndarray:
 
 
 def one_by_one(request: tuple[str, int]) -> np.ndarray:
-    """The plain way: open, seek, decode up to the frame, convert it to a PIL picture and resize that."""
+    """The plain way: open, seek, decode up to the frame, convert it to a PIL frame and resize that."""
     import av
     from PIL import Image
 
@@ -69,9 +69,9 @@ def one_by_one(request: tuple[str, int]) -> np.ndarray:
         stream.thread_count = 1
         step = int(1 / (stream.average_rate * stream.time_base))
         container.seek(position * step, stream=stream)
-        for picture in container.decode(stream):
-            if picture.pts >= position * step:
-                return np.asarray(picture.to_image().resize(SIZE[::-1], Image.Resampling.BILINEAR))
+        for frame in container.decode(stream):
+            if frame.pts >= position * step:
+                return np.asarray(frame.to_image().resize(SIZE[::-1], Image.Resampling.BILINEAR))
     raise ValueError(f"{path} has no frame {position}")
 
 

@@ -55,8 +55,8 @@ def opencv(path: str, positions: list[int], *, interpolation: int) -> np.ndarray
         if not capture.grab():
             break
         if number in wanted:
-            _, picture = capture.retrieve()
-            resized = cv2.resize(picture, SIZE[::-1], interpolation=interpolation)
+            _, frame = capture.retrieve()
+            resized = cv2.resize(frame, SIZE[::-1], interpolation=interpolation)
             frames[number] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
     return np.stack([frames[position] for position in positions]).transpose(0, 3, 1, 2)
 
@@ -69,9 +69,9 @@ def pyav(path: str, positions: list[int]) -> np.ndarray:
     with av.open(path, metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        for number, picture in enumerate(container.decode(stream)):
+        for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                frames[number] = picture.to_ndarray(width=SIZE[1], height=SIZE[0], format="rgb24")
+                frames[number] = frame.to_ndarray(width=SIZE[1], height=SIZE[0], format="rgb24")
             if number == positions[-1]:
                 break
     return np.stack([frames[position] for position in positions]).transpose(0, 3, 1, 2)
