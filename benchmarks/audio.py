@@ -148,9 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--slices", action="store_true", help="read slices of long files instead of whole audio tracks"
-    )
+    parser.add_argument("--slices", action="store_true", help="read slices of long files instead of whole tracks")
     options = parser.parse_args()
     if options.slices:
         measure_slices(options.folder, options.repeats)

@@ -80,9 +80,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning_rates", nargs="+", default=["2e-3"])
-    parser.add_argument(
-        "--small", type=int, default=32, help="size of the small batch, and of the chunks of the large one"
-    )
+    parser.add_argument("--small", type=int, default=32, help="small batch size, and chunk size of the large one")
     parser.add_argument("--large", type=int, default=512)
     parser.add_argument("--work", type=Path, default=Path("outputs/big_batches"))
     options = parser.parse_args()

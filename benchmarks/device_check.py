@@ -16,10 +16,10 @@ come first and need torch, transformers and accelerate; those that read files al
 - SDPA against eager attention, on the device, in float32.
 - Two runs with the settings of `--full_determinism True`, dropout on: equal bit for bit.
 - DDP with one process, and contrastive losses in chunks, against the plain step.
-- The memory guide's estimate against the measured peak, at three settings of the base size (on a CPU: of the toy size).
+- The memory guide's estimate against the measured peak, at three settings of the base size (on a CPU: the toy size).
   The guide assumes that a batch fits if its estimate is 0.85 of the memory, so the peak must be at most
   estimate / 0.85.
-- Tokens per second and MFU of each base tower in bf16, relative to the peak that a matrix product of 8192 reaches here,
+- Tokens per second and MFU of each base tower in bf16, relative to the peak of a matrix product of 8192 on this device,
   or to `--peak_teraflops`.
 - The towers' outputs and pairs' scores in inference (`infer`) against the CPU's; also from files through `Retriever`.
 - How long a training step waits for packed clips (stall), and frames decoded by the GPU against PyAV's.
@@ -457,7 +457,7 @@ def check_loader(report: Report, device: torch.device) -> None:
             trainer.train()
             seconds[kind] = marks.step_seconds()
         stall = 1 - seconds["cached"] / seconds["loaded"]
-        note = f"{num_rows} rows per step, {1000 * seconds['loaded']:.0f} ms loaded, {1000 * seconds['cached']:.0f} cached"
+        note = f"{num_rows} rows per step, {1000 * seconds['loaded']:.0f} ms loaded, {1000 * seconds['cached']:.0f} ms cached"
         note += f", {args.dataloader_num_workers} loader processes"
         # On a CPU, model and loader share the cores, so the value means nothing.
         report.add("stall on packed clips", stall, MAX_STALL if on_gpu else None, note=note)
@@ -545,9 +545,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the checks, write the results, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument(
-        "--minutes", type=float, default=8.0, help="no further check begins after this time; default: 8"
-    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="no check begins after this time; default: 8")
     parser.add_argument("--peak_teraflops", type=float, help="peak of the GPU in bf16, for MFU")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS), help="default: all")
     parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/device_check_DEVICE.json")

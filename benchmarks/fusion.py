@@ -257,7 +257,7 @@ def teach_towers(world: World, seed: int, path: Path) -> None:
 
 @torch.no_grad()
 def run_towers(world: World, path: Path) -> dict[str, list[torch.Tensor]]:
-    """Return, for each clip modality, the tokens `(clips, steps, 96)` of all clips, one per moment, masks and times."""
+    """Return, for each clip modality, the tokens `(clips, steps, 96)` of all clips, one per moment, masks, times."""
     towers = MultimodalForRetrieval.from_pretrained(path).eval().multimodal
     result = {}
     for modality in ("audio", "video"):

@@ -1,4 +1,4 @@
-"""Writes many distinct videos, cut from real clips and encoded with x264's defaults, for random frames.
+"""Write many distinct videos, cut from real clips and encoded with x264's defaults, for `random_frames.py`.
 
 python benchmarks/make_videos.py CLIPS_FOLDER OUT [--num_videos 200] [--num_frames 208]
 """
@@ -21,7 +21,7 @@ GROUP_SIZES = (30, 250)
 
 
 def write(path: Path, frames: list[np.ndarray], group_size: int) -> None:
-    """Encodes frames (planes of yuv420p, stacked) with groups of a size."""
+    """Encode frames (stacked yuv420p planes) in groups of `group_size`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"g": str(group_size)})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
