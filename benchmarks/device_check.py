@@ -19,8 +19,8 @@ come first and need torch, transformers and accelerate; those that read files al
 - The memory guide's estimate against the measured peak, at three settings of the base size (on a CPU: the toy size).
   The guide assumes that a batch fits if its estimate is 0.85 of the memory, so the peak must be at most
   estimate / 0.85.
-- Tokens per second and MFU of each base tower in bf16, relative to the peak of a matrix product of 8192 on this device,
-  or to `--peak_teraflops`.
+- Tokens per second and MFU of each base tower in bf16, relative to the peak of a matrix product of 8192 here, or to
+  `--peak_teraflops`.
 - The towers' outputs and pairs' scores in inference (`infer`) against the CPU's; also from files through `Retriever`.
 - How long a training step waits for packed clips (stall), and frames decoded by the GPU against PyAV's.
 
@@ -457,8 +457,8 @@ def check_loader(report: Report, device: torch.device) -> None:
             trainer.train()
             seconds[kind] = marks.step_seconds()
         stall = 1 - seconds["cached"] / seconds["loaded"]
-        note = f"{num_rows} rows per step, {1000 * seconds['loaded']:.0f} ms loaded, {1000 * seconds['cached']:.0f} ms cached"
-        note += f", {args.dataloader_num_workers} loader processes"
+        note = f"{num_rows} rows per step, {1000 * seconds['loaded']:.0f} ms loaded, "
+        note += f"{1000 * seconds['cached']:.0f} ms cached, {args.dataloader_num_workers} loader processes"
         # On a CPU, model and loader share the cores, so the value means nothing.
         report.add("stall on packed clips", stall, MAX_STALL if on_gpu else None, note=note)
 

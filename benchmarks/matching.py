@@ -9,7 +9,7 @@ matching share one run, because training is the same. It also counts how often t
 value of each attribute.
 
 A finished cell stays in the work folder: the same command continues with the next one. Arguments after `--flags` are
-passed to `train.py`, such as `--flags --max_steps 200`; with other flags use another work folder, and another `--name`.
+passed to `train.py`, such as `--flags --max_steps 200`; other flags need another work folder and another `--name`.
 """
 
 import argparse

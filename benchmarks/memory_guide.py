@@ -47,8 +47,8 @@ def build(task: str, size: str, setting: str, mode: FakeTensorMode) -> TowerMode
 
 
 def count_activations(model: TowerModel, precision: str, num_rows: int) -> int:
-    """Count the bytes that a step keeps for its backward pass, in the mode of the model's tensors: those of the forward
-    pass, and of the largest layer that runs again in the backward pass.
+    """Count the bytes that a step keeps for its backward pass, in the mode of the model's tensors: those of the
+    forward pass, and of the largest layer that runs again in the backward pass.
     """
     batch = stand_ins.make_batch(model.config, num_rows, num_words=WORDS)
 

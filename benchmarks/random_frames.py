@@ -1,4 +1,4 @@
-"""Single frames of 200 videos in uniformly random order, 224 x 224, against one seek per frame and other tuned readers.
+"""Single frames of 200 videos in uniformly random order, 224 x 224, against one seek per frame and other readers.
 
 python benchmarks/make_videos.py CLIPS_FOLDER VIDEOS
 python benchmarks/random_frames.py VIDEOS [--buffer_frames 2080] [--without_peers]
