@@ -2,12 +2,12 @@
 
 python benchmarks/transfer.py WEIGHTS CLIPS [--work outputs/transfer] [--seeds 5] [--choose]
 
-WEIGHTS holds the folders all-minilm-l6-v2 (text), whisper-tiny.en (speech) and efficientnet-lite0 (images), which
-were trained separately; CLIPS holds a `clips.jsonl` (file, split, captions, duration) and the files that it names.
-Features of the frozen towers are computed once; then `train.py` learns a space in which the training clips are close
-to their captions, with the same flags and seeds for both sets of weights. Every caption of a test clip is a query, over
-whole clips and over their parts of five seconds. The baseline without training uses the names of the ImageNet classes
-that the image tower predicts, embedded by the text tower (ConSE, Norouzi et al. 2013).
+WEIGHTS holds the folders all-minilm-l6-v2 (text), whisper-tiny.en (speech) and efficientnet-lite0 (images), which were
+trained separately; CLIPS holds a `clips.jsonl` (file, split, captions, duration) and the files that it names. Features
+of the frozen towers are computed once; then `train.py` learns a space in which the training clips are close to their
+captions, with the same flags and seeds for both sets of weights. Every caption of a test clip is a query, over whole
+clips and over their parts of five seconds. The baseline without training uses the names of the ImageNet classes that
+the image tower predicts, embedded by the text tower (ConSE, Norouzi et al. 2013).
 
 `--choose` measures each of `RECIPES` on folds of the training clips instead, without the test clips.
 Existing files are kept.
