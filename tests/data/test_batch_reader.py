@@ -266,12 +266,12 @@ def stream(dataset, processor, num_workers: int, policy="replace", **limits):
         (crash, 1, {}, "its decoder crashed (SIGSEGV)"),
         (crash, 2, {}, "its decoder crashed (SIGSEGV)"),
         (leave, 1, {}, "its decoder exited (7)"),
-        (hang, 1, {"timeout_seconds": 0.8}, "not read within 0.8 seconds (--sample_timeout_seconds)"),
+        (hang, 1, {"timeout_seconds": 0.8}, "not read within 0.8 seconds (`sample_timeout_seconds`)"),
         (
             eat_memory,
             1,
             {"memory_gigabytes": 0.3},
-            "reading it took more than 0.3 GB (--loader_memory_gigabytes)",
+            "reading it took more than 0.3 GB (`loader_memory_gigabytes`)",
         ),
     ],
 )

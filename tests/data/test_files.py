@@ -111,8 +111,8 @@ def test_what_is_passed_over_is_counted(every_kind, tmp_path, said):
         shutil.copy(every_kind / "a.mp4", tmp_path / name / "deeper.mp4")
     assert [row["id"] for row in listed(tmp_path)] == ["a.OPUS", "b.mp4"]
     assert said == [
-        f"{tmp_path}: 2 media files; passed over: 4 of other kinds (.json, .txt, no suffix), 4 hidden, "
-        "2 folders (--recursive looks into them)."
+        f"{tmp_path}: 2 media files; skipped: 4 of other kinds (.json, .txt, no suffix), 4 hidden, "
+        "2 folders (searched with `recursive`)."
     ]
 
 
@@ -124,7 +124,7 @@ def test_folders_in_a_folder_on_request(every_kind, tmp_path, said):
     rows = listed(tmp_path, recursive=True)
     assert [row["id"] for row in rows] == ["a/b/c.mp4", "a/c.mp4", "b.mp4"]
     assert rows[0]["video"] == str(tmp_path / "a/b/c.mp4")
-    assert said == [f"{tmp_path}: 3 media files; passed over: 1 of other kinds (.txt), 2 hidden, 1 linked folders."]
+    assert said == [f"{tmp_path}: 3 media files; skipped: 1 of other kinds (.txt), 2 hidden, 1 linked folders."]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems have names of characters")
@@ -147,13 +147,13 @@ def test_names_that_are_not_utf8_are_read(every_kind, tmp_path, name):
 
 
 def test_bad_input_is_named(every_kind, tmp_path):
-    with pytest.raises(ValueError, match=rf"{tmp_path}: no media file there \(looked for .3g2 .*.wmv\)\.$"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: no media files found \(looked for .3g2 .*.wmv\)\.$"):
         listed(tmp_path)
     (tmp_path / "a.txt").touch()
     (tmp_path / "deeper").mkdir()
-    with pytest.raises(ValueError, match=r"1 of other kinds \(.txt\), 1 folders \(--recursive looks into them\)"):
+    with pytest.raises(ValueError, match=r"1 of other kinds \(.txt\), 1 folders \(searched with `recursive`\)"):
         listed(tmp_path)
-    with pytest.raises(ValueError, match=r"--recursive looks into the folders of a folder, and '\S+a.mp4' is none"):
+    with pytest.raises(ValueError, match=r"`recursive` searches the subfolders of a folder, but '\S+a.mp4' is not"):
         listed(str(every_kind / "a.mp4"), recursive=True)
     (tmp_path / "b.mp4").write_bytes(b"no media")
     assert [row["id"] for row in listed(tmp_path)] == ["b.mp4"]  # who reads it finds out

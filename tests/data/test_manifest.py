@@ -259,7 +259,7 @@ def test_all_rows_that_are_wrong_are_in_one_message(load, name):
 def test_the_text_of_a_link_is_no_manifest(load, tmp_path, name, end):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs/1f0c").write_text("video,caption\na.mp4,b\n")
-    with pytest.raises(ValueError, match=f"{name}: holds nothing but the path of a file.*or name blobs/1f0c"):
+    with pytest.raises(ValueError, match=f"{name}: contains only the path of a file.*or pass blobs/1f0c"):
         load(f"blobs/1f0c{end}", name)
 
 
@@ -594,8 +594,8 @@ def test_names_are_read_alike_in_every_column_and_format(tmp_path, media_dir, va
         ({"id": float("inf")}, "`id` must be .* got inf"),
         ({"group": [1]}, "`group` must be .*"),
         ({"question": 3}, "`question` must be a string, got 3"),
-        ({"question": " "}, "`question` must be a text, and is empty"),
-        ({"question": None}, "`question` must be a text, and is empty"),
+        ({"question": " "}, "`question` must be a text, but is empty"),
+        ({"question": None}, "`question` must be a text, but is empty"),
         ({"caption": 3}, "`caption` must be a string, got 3"),
         ({"captions": ["a", 3]}, "`captions` must be a JSON list of non-empty strings"),
         ({"video": True}, "`video` must be a string, got True"),

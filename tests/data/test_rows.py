@@ -155,7 +155,7 @@ def test_a_column_may_be_the_text(tmp_path, media_dir):
     for dataset in (RowDataset(rows, **settings), of_file):
         assert (dataset[0]["captions"], dataset[0]["question"], dataset[0]["answer"]) == (["why?"], "why?", "2")
         assert list(dataset.captions()) == ["why?"]
-    with pytest.raises(ValueError, match="row 1: `question` must be a text, and is empty"):
+    with pytest.raises(ValueError, match="row 1: `question` must be a text, but is empty"):
         RowDataset([*rows, {"video": "a.mp4"}], **settings)
     with pytest.raises(ValueError, match="no column for text: question is needed"):
         RowDataset([{"video": "a.mp4", "caption": "b"}], **settings)
