@@ -44,8 +44,8 @@ def read_name(value: Any, column: str) -> str | None:
 
 
 def read_captions(value: Any, column: str) -> list[str] | None:
-    """Read several captions of one clip: a list of strings that are not blank, or a cell with that list as JSON; `None`
-    if there is none.
+    """Read several captions of one clip: a list of strings that are not blank, or a cell with that list as JSON;
+    `None` if there is none.
 
     Raises:
         ValueError: If the value is something else.
@@ -108,7 +108,8 @@ def read_path(value: Any, column: str) -> str | None:
         problem = "contains a NUL character"
     if problem:
         raise InputError(
-            f"the path {_shown(path)} in column {column!r} {problem}. Give a file's path relative to --{column}_root."
+            f"the path {_shown(path)} in column {column!r} {problem}. Give a file's path "
+            f"relative to the root of the column (`{column}_root`)."
         )
     return value
 

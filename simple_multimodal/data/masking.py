@@ -75,7 +75,7 @@ def mlm_mask(
     replacement_ids: np.ndarray,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose tokens to predict, as in BERT ([paper](https://huggingface.co/papers/1810.04805)) but with an exact count.
+    """Choose tokens to predict, as in BERT ([paper](https://huggingface.co/papers/1810.04805)), by exact count.
 
     Of the chosen tokens, 80 % become the mask token, 10 % a random token and 10 % stay (chosen per token). Padding
     is ignored, so the choice does not depend on the length to which a batch is padded.

@@ -72,8 +72,8 @@ class FrameOrder:
     The order of an epoch: every frame of every video exactly once.
 
     Each video is cut into chunks of `chunk_size` neighbouring frames. The position of the first cut is random for each
-    video and epoch, and the frames left over at both ends are shorter chunks, so that no frame is lost or favoured. The
-    chunks are in random order. With chunks of one frame, this is a permutation of all frames.
+    video and epoch, and the frames left over at both ends are shorter chunks, so that no frame is lost or favoured.
+    The chunks are in random order. With chunks of one frame, this is a permutation of all frames.
 
     Args:
         num_frames (`Sequence[int]`): Length of each video.
@@ -106,7 +106,8 @@ class FrameOrder:
             places (`range`): Within `[0, num_chunks)`.
 
         Returns:
-            `list[tuple[int, int, int]]`: For each chunk, the number of its video, its first frame and its end (exclusive).
+            `list[tuple[int, int, int]]`: For each chunk, the number of its video, its first frame, and its end
+            (exclusive).
         """
         numbers = shuffled(np.arange(places.start, places.stop, places.step), self.num_chunks, self.key)
         videos = np.searchsorted(self.stops, numbers, side="right")
@@ -190,9 +191,9 @@ class RandomFrameDataset(IterableDataset):
     """
     Frames of many videos, one by one in random order; in an epoch every frame of every video occurs exactly once.
 
-    The order is known in advance, so decoding is planned (see [`plan_visits`]): when a group of pictures is decoded for
-    a frame, other frames of it that are needed soon go into a buffer, which is emptied in random order. The larger the
-    buffer, the less is decoded per frame.
+    The order is known in advance, so decoding is planned (see [`plan_visits`]): when a group of pictures is decoded
+    for a frame, other frames of it that are needed soon go into a buffer, which is emptied in random order. The larger
+    the buffer, the less is decoded per frame.
 
     Several processes and loader workers share the order: with `n` of them in total, each takes every n-th chunk.
 
@@ -242,7 +243,8 @@ class RandomFrameDataset(IterableDataset):
     ):
         if chunk_size < 1 or buffer_frames < chunk_size:
             raise InputError(
-                f"chunk_size is {chunk_size} and buffer_frames is {buffer_frames}; give 1 <= chunk_size <= buffer_frames"
+                f"`chunk_size` is {chunk_size} and `buffer_frames` is {buffer_frames}; give "
+                "1 <= chunk_size <= buffer_frames."
             )
         self.paths = list(paths)
         self.size = size
@@ -345,8 +347,8 @@ class SamplingReport:
         num_frames (`int`): Number of frames in the epoch.
         chunk_size (`int`): Number of frames in a chunk, m.
         correlation (`float`): Intraclass correlation rho of the values of frames in one chunk.
-        design_effect (`float`): `1 + (m - 1) * rho`: ratio of the variance of a batch's mean to that of the same number
-            of independent frames (Kish 1965, "Survey Sampling").
+        design_effect (`float`): `1 + (m - 1) * rho`: ratio of the variance of a batch's mean to that of the same
+            number of independent frames (Kish 1965, "Survey Sampling").
         effective_share (`float`): Number of independent frames that one of these is worth, `1 / design_effect`.
     """
 
@@ -440,9 +442,9 @@ def window_report(values: Sequence[np.ndarray], window: int) -> WindowReport:
     """
     Return the bias of sampling windows of `window` frames that may begin at any frame with equal probability.
 
-    The edges of a video are in fewer windows than its middle: their frames are rarer, and the mean over batches differs
-    from the mean over frames, however large the sample. Chunks that tile a video from a random phase ([`FrameOrder`])
-    have no such bias.
+    The edges of a video are in fewer windows than its middle: their frames are rarer, and the mean over batches
+    differs from the mean over frames, however large the sample. Chunks that tile a video from a random phase
+    ([`FrameOrder`]) have no such bias.
 
     Args:
         values (`Sequence[np.ndarray]` of shape `(num_frames, num_values)`): As for [`sampling_report`].

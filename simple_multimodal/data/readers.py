@@ -72,8 +72,8 @@ class Reader(Protocol):
         return 0
 
     def new_batch(self, num_rows: int) -> Tensors:
-        """Return tensors with one entry per row for [`read`] to fill in place, if sizes are known in advance; otherwise
-        none. Entries of rows that lack the modality are set to zero.
+        """Return tensors with one entry per row for [`read`] to fill in place, if sizes are known in advance;
+        otherwise none. Entries of rows that lack the modality are set to zero.
         """
         return {}
 

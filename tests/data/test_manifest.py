@@ -175,7 +175,7 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
         (
             "video;caption\na.mp4;b\n",
             "a.csv",
-            "no column for text.*The separator seems to be ';': that of .csv is a comma",
+            "no column for text.*The separator seems to be ';'; use a comma in .csv",
         ),
         ("video\tcaption\na.mp4\tb\n", "a.csv", "The separator seems to be '.t'"),
         (
@@ -198,9 +198,9 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
         (
             'video,caption\na.mp4,"b"c\n',
             "a.csv",
-            "line 2: after a quoted cell the separator must follow, got '\"b\"c'",
+            "line 2: a quoted cell must be followed by a separator, got '\"b\"c'",
         ),
-        (b"video,caption\na.mp4,\xff\n", "a.csv", "line 2: is not UTF-8 text, it has the byte 0xff.*iconv"),
+        (b"video,caption\na.mp4,\xff\n", "a.csv", "line 2: is not UTF-8 text: it contains the byte 0xff.*iconv"),
         ("id,video,caption\nx,a.mp4,b\nx,c.mp4,d\n", "a.csv", "line 3: the id 'x' occurred before, in line 2"),
         ("id,video,caption\n1,a.mp4,b\n,c.mp4,d\n", "a.csv", "line 3: the id '1' occurred before"),
         ("video,text,caption\na.mp4,b.txt,c\n", "a.csv", "line 2: a row may have one of `text`, `caption`"),
@@ -328,7 +328,7 @@ def test_paths_that_point_elsewhere_are_refused(load, path, problem, column):
     row = {"video": "sound0.mp4"} | {column: path}
     with pytest.raises(ValueError, match=problem) as error:
         load(jsonl(row), "a.jsonl", modalities=())
-    assert "a.jsonl, line 1" in str(error.value) and f"--{column}_root" in str(error.value)
+    assert "a.jsonl, line 1" in str(error.value) and f"`{column}_root`" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -375,13 +375,13 @@ def test_links_may_not_leave_the_root(load, linked, tmp_path):
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
     dataset = load(content, "a.jsonl", roots=linked_root)
     assert dataset[0]["video"] == str(linked / "inside.mp4")
-    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*--follow_links.*--video_root"):
+    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*`follow_links`.*`video_root`"):
         dataset[1]
     with pytest.raises(MediaError, match="row 2"):
         dataset[2]
     with pytest.raises(ValueError, match="row 3 .*leaves its folder"):
         dataset[3]
-    message = r"row 1 \(line 2.*leaves its folder for .*sound0.mp4.*--follow_links.* 1 other rows"
+    message = r"row 1 \(line 2.*leaves its folder for .*sound0.mp4.*`follow_links`.* 1 other rows"
     with pytest.raises(ValueError, match=message):
         dataset.check_links()
     with pytest.raises(ValueError, match=message):
@@ -420,7 +420,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
     (tmp_path / "data").symlink_to(snapshot)
     dataset = RowDataset.from_manifest(tmp_path / "data" / root / "train.csv", cache_dir=tmp_path / "cache")
     if repository == "mine":
-        with pytest.raises(ValueError, match="leaves its folder.*--follow_links"):
+        with pytest.raises(ValueError, match="leaves its folder.*`follow_links`"):
             dataset.check_links()
         return
     dataset.check_links()
@@ -450,7 +450,7 @@ def test_absolute_paths_below_their_root_are_taken(load, linked, media_dir, tmp_
         f"video,caption\n/x.mp4,a\n{outside['video']},b\n",
     ):
         name = "a.jsonl" if content[0] == "{" else "a.csv"
-        with pytest.raises(ValueError, match="2 rows are wrong. Line .: .*is absolute and not below .*--video_root"):
+        with pytest.raises(ValueError, match="2 rows are wrong. Line .: .*is absolute and not below .*`video_root`"):
             load(content, name)
     link = {"video": f"{linked}/link_outside.mp4", "caption": "a"}
     with pytest.raises(ValueError, match="leaves its folder"):

@@ -53,8 +53,8 @@ def test_rows_in_memory_are_those_of_a_manifest(tmp_path, media_dir):
         ({"video": "/etc/passwd"}, "row 1: the path '/etc/passwd' in column 'video' is absolute and not below"),
         ({"video": "http://example.org/a.mp4"}, "row 1: .* looks like a URL"),
         ({"start_seconds": -1}, "row 1: `start_seconds` must be a time"),
-        ({"label": np.ones(3)}, "row 1: `label` holds a ndarray; give numbers, strings, lists or dictionaries"),
-        ({"is_skipped": True}, "rows have entries is_skipped of their own"),
+        ({"label": np.ones(3)}, "row 1: `label` contains a ndarray; give numbers, strings, lists or dictionaries"),
+        ({"is_skipped": True}, "reserved column names: is_skipped"),
     ],
 )
 def test_values_are_checked_wherever_rows_come_from(media_dir, change, message):

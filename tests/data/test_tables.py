@@ -113,9 +113,9 @@ def test_quotation_marks_swallow_no_record_of_csv(read, content, line, other):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('video,caption\na.mp4,"oh no\nx\n', "line 2: a quotation mark begins a cell, and no other one ends it"),
-        ('video,caption\na.mp4,"oh no" he shouts\n', "line 2: after a quoted cell the separator must follow, got"),
-        ('video,caption\na.mp4,x\nb.mp4, "b" c\n', "line 3: after a quoted cell the separator must follow"),
+        ('video,caption\na.mp4,"oh no\nx\n', "line 2: a quotation mark begins a cell, but none ends it"),
+        ('video,caption\na.mp4,"oh no" he shouts\n', "line 2: a quoted cell must be followed by a separator, got"),
+        ('video,caption\na.mp4,x\nb.mp4, "b" c\n', "line 3: a quoted cell must be followed by a separator"),
         ("video,caption\na.mp4,b, c\n", "line 2: 3 cells, but the header has 2. .*quoted as a whole"),
     ],
 )

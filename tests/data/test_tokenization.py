@@ -63,5 +63,5 @@ def test_save_and_load(tmp_path):
 
 
 def test_no_captions():
-    with pytest.raises(ValueError, match="--tokenizer_name"):
+    with pytest.raises(ValueError, match="`tokenizer_name`"):
         train_tokenizer([])

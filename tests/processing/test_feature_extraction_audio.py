@@ -127,7 +127,7 @@ def test_call_pads_the_batch_and_marks_absent_rows():
 
 def test_bad_input_is_refused():
     extractor = AudioFeatureExtractor(num_frames=10)
-    with pytest.raises(ValueError, match=r"48000 Hz, this extractor takes 16000 Hz"):
+    with pytest.raises(ValueError, match=r"48000 Hz, but this extractor takes 16000 Hz"):
         extractor(noise(800), sampling_rate=48000)
     with pytest.raises(ValueError, match="not finite"):
         extractor.extract(np.array([0.0, np.nan], dtype=np.float32))

@@ -269,9 +269,9 @@ def test_front_ends_that_do_not_exist_are_refused():
         AudioFeatureExtractor(padding="repeat")
     with pytest.raises(ValueError, match="front_end must be one of kaldi, clap, whisper"):
         AudioFeatureExtractor(front_end="wav2vec")
-    with pytest.raises(ValueError, match="A frame of the waveform has 160 samples.*num_mel_bins is 128"):
+    with pytest.raises(ValueError, match="A frame of the waveform has 160 samples.*`num_mel_bins` is 128"):
         AudioFeatureExtractor(front_end="waveform", padding="reflect")
-    with pytest.raises(ValueError, match="do_normalize is for front_end='waveform'"):
+    with pytest.raises(ValueError, match="`do_normalize` is for front_end='waveform'"):
         AudioFeatureExtractor(do_normalize=True)
     with pytest.raises(ValueError, match="padding='mean'.*of whisper pad"):
         AudioFeatureExtractor(front_end="whisper")
