@@ -219,8 +219,7 @@ class ClipStore(Generic[Key]):
             found = [TensorType(str(dtype).removeprefix("torch."), list(shape)) for dtype, shape in kinds]
             types[name] = self.tensors.get(name, found[0])
             if found != [types[name]]:
-                raise
-                InputError(f"{self.folder}: tensors called {name!r} have different types: {[types[name], *found]}.")
+                raise InputError(f"{self.folder}: tensors called {name!r} differ in type: {[types[name], *found]}.")
             lengths = [len(content[name]) if name in content else 0 for content in contents]
             tensors[name] = torch.cat(parts).contiguous()
             tensors[f"{name}.offsets"] = torch.tensor([0, *accumulate(lengths)])

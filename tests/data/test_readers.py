@@ -108,7 +108,7 @@ def test_a_new_part_is_saved_and_called(processor, tmp_path):
 
 
 def test_a_new_modality_needs_a_column(processor):
-    with pytest.raises(ValueError, match="no column for pose: one of poses is needed"):
+    with pytest.raises(ValueError, match="no column for pose: poses is needed"):
         RowDataset([{"video": "a.mp4", "caption": "a"}], modalities=("video", "pose"))
 
 

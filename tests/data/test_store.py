@@ -195,11 +195,11 @@ def test_files_of_other_stores_are_not_touched(written, tmp_path):
 
 def test_tensors_with_one_name_must_have_one_type(tmp_path):
     store = resume(tmp_path)
-    with pytest.raises(ValueError, match="tensors called 'x' have different types"):
+    with pytest.raises(ValueError, match="tensors called 'x' differ in type"):
         store.append(0, {A: {"x": torch.ones(1, 2)}, B: {"x": torch.ones(1, 2).half()}})
     store.append(0, {A: {"x": torch.ones(1, 2)}, B: {"y": torch.ones(1)}})
     assert store.read(B)["x"].shape == (0, 2)
-    with pytest.raises(ValueError, match="tensors called 'x' have different types"):
+    with pytest.raises(ValueError, match="tensors called 'x' differ in type"):
         store.append(1, {C: {"x": torch.ones(1, 3)}})
     store.append(1, {})
     assert not list(tmp_path.glob("00001*"))
