@@ -274,9 +274,7 @@ class SupervisedReader:
         worker = os.getpid()
         self._in_flight = InFlight()
         self.read.collator.in_flight = self._in_flight
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # a fork of the main process inherits the handler of a `DataLoader`
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a fork of the main process has the handler of a `DataLoader`
         self._connection, connection = multiprocessing.Pipe()
         self._child = os.fork()
         if self._child == 0:

@@ -86,9 +86,7 @@ class FrameOrder:
         generator = sample_generator(seed, epoch, "", "frame_order")
         self.chunk_size = chunk_size
         self.lengths = np.asarray(num_frames, dtype=np.int64)
-        self.phases = generator.integers(
-            0, chunk_size, len(self.lengths)
-        )  # length of the shorter first chunk; 0: none
+        self.phases = generator.integers(0, chunk_size, len(self.lengths))  # length of a shorter first chunk, or 0
         num_chunks = (self.phases > 0) + -(-np.maximum(self.lengths - self.phases, 0) // chunk_size)
         self.stops = np.cumsum(num_chunks)  # end of each video's chunk numbers
         self.key = generator.integers(0, 2**64, FEISTEL_ROUNDS, dtype=np.uint64)
@@ -192,8 +190,8 @@ class RandomFrameDataset(IterableDataset):
     Frames of many videos, one by one in random order; in an epoch every frame of every video occurs exactly once.
 
     The order is known in advance, so decoding is planned (see [`plan_visits`]): when a group of pictures is decoded
-    for a frame, other frames of it that are needed soon go into a buffer, which is emptied in random order. The larger
-    the buffer, the less is decoded per frame.
+    for a frame, other frames of it that are needed soon are kept in a buffer until their turn. The larger the buffer,
+    the less is decoded per frame.
 
     Several processes and loader workers share the order: with `n` of them in total, each takes every n-th chunk.
 

@@ -145,8 +145,7 @@ class RecordParser(NamedTuple):
         """Parse records with their places into batches.
 
         Raises:
-            ValueError: After the last batch, if records are wrong or an id occurs twice. The message lists the first
-                ones.
+            ValueError: After the last batch, if records are wrong or an id is repeated; names the first ones.
         """
         problems: list[tuple[int, str]] = []
         batch: list[dict[str, Any]] = []
