@@ -27,6 +27,7 @@ ResizeKernel = Literal["fast", "antialias", "bicubic", "decord"]
 IN_MEMORY_KERNELS = {"antialias": tvF.InterpolationMode.BILINEAR, "bicubic": tvF.InterpolationMode.BICUBIC}
 """Kernels that scale RGB frames in memory, after decoding."""
 
+CONVNEXT_WHOLE_SIZE = 384  # from here on ConvNeXt's image processor squashes frames instead of cropping them
 ASSUMED_FPS = 24.0  # what transformers assumes for frames without metadata
 
 
@@ -448,6 +449,10 @@ def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
         result["resize_mode"] = "squash"
     elif "shortest_edge" in size:
         result["size"] = size["shortest_edge"]
+        if values.get("crop_pct") and size["shortest_edge"] < CONVNEXT_WHOLE_SIZE:
+            result["short_side"] = int(size["shortest_edge"] / values["crop_pct"])
+        elif values.get("crop_pct"):
+            result["resize_mode"] = "squash"
     elif "max_num_patches" in values:  # SigLIP 2 keeps each image's aspect ratio; our clips have one size
         result["size"] = math.isqrt(values["max_num_patches"]) * values["patch_size"]
         result["resize_mode"] = "squash"

@@ -9,6 +9,7 @@ from transformers import (
     ASTFeatureExtractor,
     ClapFeatureExtractor,
     CLIPImageProcessor,
+    ConvNextImageProcessor,
     PeAudioFeatureExtractor,
     Siglip2ImageProcessor,
     SiglipImageProcessor,
@@ -35,6 +36,7 @@ from tests.models.tiny_towers import (
 IMAGES = {
     "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
     "clip_larger": CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+    "convnext": ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.8),
     "siglip": SiglipImageProcessor(size={"height": 32, "width": 32}),
     "siglip_bilinear": SiglipImageProcessor(size={"height": 32, "width": 32}, resample=2, image_mean=[0.1, 0.2, 0.3]),
     "other_scale": SiglipImageProcessor(size={"height": 32, "width": 32}, rescale_factor=1 / 127.5),
@@ -66,6 +68,13 @@ def test_images_are_within_one_level_of_the_stock_processors(tmp_path, name, sha
     differences = (values - expected).abs() / level
     assert differences.max() <= ONE_LEVEL  # both resize bytes; memory layouts may round one level apart
     assert differences.mean() < 0.05
+
+
+def test_large_frames_for_convnext_are_squashed(tmp_path):
+    for size, expected in ((384, ("squash", None)), (383, ("short_side_center_crop", 478))):
+        ConvNextImageProcessor(size={"shortest_edge": size}, crop_pct=0.8).save_pretrained(tmp_path)
+        processor = VideoClipProcessor.from_pretrained(tmp_path)
+        assert (processor.resize_mode, processor.short_side) == expected and processor.width == size
 
 
 def test_frames_give_the_patches_of_siglip_2(tmp_path):
