@@ -22,7 +22,7 @@ def effective_precision(*, bf16: bool, fp16: bool, device_type: str) -> Precisio
     The precision that `--bf16` and `--fp16` of a training run come to.
 
     Args:
-        bf16, fp16 (`bool`): the flags.
+        bf16, fp16 (`bool`): The flags.
         device_type (`str`): `"cuda"`, `"cpu"`, ...: on a CPU accelerate takes `--fp16` as full precision.
     """
     if bf16:
@@ -60,9 +60,9 @@ def choose_precision(given: Precision | None, folder: str | os.PathLike[str] | N
     The precision to use a saved model in.
 
     Args:
-        given (`str`, *optional*): what the user asks for; by default what the model was selected in, else `"fp32"`.
-        folder (`str`, *optional*): the model's.
-        device_type (`str`): of the device that computes.
+        given (`str`, *optional*): What the user asks for; by default what the model was selected in, else `"fp32"`.
+        folder (`str`, *optional*): The model's.
+        device_type (`str`): Of the device that computes.
 
     Raises:
         ValueError: There is no such precision, or `"fp16"` is asked for on a CPU.

@@ -127,7 +127,7 @@ def question_answering_intervals(
             Clip of each question; all questions of a clip are drawn together. See [`bootstrap_interval`].
 
     Returns:
-        `dict[str, tuple[float, float]]`: lower and upper end for `accuracy` and each `{type}_accuracy`. Of a type
+        `dict[str, tuple[float, float]]`: Lower and upper end for `accuracy` and each `{type}_accuracy`. Of a type
         only the clips with such a question are drawn.
 
     Raises:

@@ -244,7 +244,7 @@ def first_keys(
         num_results (`int`, *optional*): How many candidates of each query; `None`: all.
 
     Returns:
-        `tuple`: the pairs chosen for texts, and those chosen for clips, each as ascending numbers
+        `tuple`: The pairs chosen for texts, and those chosen for clips, each as ascending numbers
         `text * num_clips + clip`, int64.
     """
     texts, clips = _groups_of(scores, text_groups, clip_groups)

@@ -213,7 +213,7 @@ def test_rows_without_a_clip_are_left_out_and_one_group_is_one_candidate(retriev
     assert [row["vid_id"] for row in measured.rows] == [name for name in "acd" for _ in range(4)]
     assert measured.metrics["matching_text_to_video_num_candidates"] == 3
     write_lines(manifest, rows[-1:])
-    with pytest.raises(ValueError, match=r"rows\.jsonl: no row has a clip and a caption"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: no row has both a clip and a caption"):
         alone = RowDataset.from_manifest(manifest, roots={"video": clips / "video"}, modalities=("text",))
         evaluate_retrieval(Retriever.from_pretrained(retrieval_model), alone)
 
@@ -241,7 +241,7 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
 
     retrieval = ("infer", unseen(retrieval_model, tmp_path / "retrieval"), str(data / "msrvtt_ret"))
     answering = ("infer", unseen(question_model, tmp_path / "answering"), str(data / "msvd_qa"))
-    assert "neither written by `simple-multimodal prepare`" in error("infer", retrieval_model, str(tmp_path))
+    assert "was not written by `simple-multimodal prepare`" in error("infer", retrieval_model, str(tmp_path))
     assert "a model of another task" in error("infer", question_model, str(data / "msrvtt_ret"))
     assert "a model of another task" in error("infer", retrieval_model, str(data / "msvd_qa"))
     absent = error("infer", retrieval_model, str(data / "msrvtt_ret"), "--split", "validation")

@@ -407,7 +407,7 @@ def test_another_tower_and_other_frames_are_refused(retrieval_model, written, da
 @pytest.mark.parametrize(
     ("tower", "rows", "message"),
     [
-        ("video", "audio\naudio/0.wav\n", "No row of the manifests has video that can be read"),
+        ("video", "audio\naudio/0.wav\n", "No row of the manifests has readable video"),
         ("video", "video\nfeatures.jsonl\n", "None of the clips can be read"),
     ],
 )
@@ -420,9 +420,9 @@ def test_nothing_to_keep_is_an_error(maker, clips, tmp_path, tower, rows, messag
 
 
 def test_a_model_has_no_tower_of_what_it_does_not_take(maker, dataset, tmp_path):
-    with pytest.raises(ValueError, match="There is no smell tower: this model has text, audio, video"):
+    with pytest.raises(ValueError, match="This model has no smell tower; it has text, audio, video"):
         maker.write("smell", [dataset], tmp_path)
-    with pytest.raises(ValueError, match="A shard has 1 clip or more, got 0"):
+    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
         maker.write("video", [dataset], tmp_path, shard_size=0)
     with pytest.raises(ValueError, match="holds no features of what this model takes"):
         read(tmp_path, maker)

@@ -71,7 +71,7 @@ def test_hidden_files_and_folders_in_every_command(retrieval_model, question_mod
         assert main(["encode", retrieval_model, str(folder), "--out", out, *flags]) == 0
         assert ClipIndex.load(out).ids == ids
     assert main(["search", retrieval_model, "a cat", out, "--recursive"]) == 2
-    assert "--recursive looks into the folders of a folder" in capfd.readouterr().err
+    assert "recursive applies to folders of media files" in capfd.readouterr().err
 
 
 def test_names_that_are_not_utf8_are_found_and_left_out_by_name(retrieval_model, clips, tmp_path, capfd):

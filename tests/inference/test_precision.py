@@ -85,9 +85,7 @@ def test_saved_embeddings_and_features_know_their_precision(bf16_model, clips, t
     saved = tmp_path / "embeddings"
     Retriever.from_pretrained(bf16_model).index(clips / "video", saved=saved)
     assert Retriever.from_pretrained(bf16_model).load_index(saved).precision == "bf16"
-    with pytest.raises(
-        ValueError, match="computed in bf16, and texts would be encoded in fp32; pass --precision bf16"
-    ):
+    with pytest.raises(ValueError, match="computed in bf16, but this model computes in fp32. Set precision='bf16'"):
         Retriever.from_pretrained(bf16_model, precision="fp32").load_index(saved)
     rows = manifest(clips)
     TowerFeatures.from_pretrained(bf16_model).write("video", [rows], tmp_path / "features")

@@ -220,5 +220,5 @@ def test_parts_are_written_together_after_a_while(tmp_path):
 def test_what_a_batch_becomes_elsewhere_is_not_kept(retrieval_model, clips, tmp_path):
     retriever = Retriever.from_pretrained(retrieval_model)
     rows = retriever.rows(clips / "video")
-    with pytest.raises(ValueError, match="`partial` keeps encoded clips"):
+    with pytest.raises(ValueError, match="`partial` can only be used with the default `encode`"):
         retriever.encode_rows(rows, partial=tmp_path, key="key", encode=lambda model, batch: None)

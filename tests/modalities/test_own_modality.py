@@ -225,5 +225,5 @@ def test_a_row_may_have_nothing_else_and_an_empty_cell_is_nothing(trained):
 
 
 def test_no_features_are_kept_of_it(trained, dataset, tmp_path):
-    with pytest.raises(ValueError, match="Features are kept of the files of clips, and sensors has none"):
+    with pytest.raises(ValueError, match="Features need the files of clips, and sensors has none"):
         TowerFeatures.from_pretrained(trained).write("sensors", [dataset], tmp_path)

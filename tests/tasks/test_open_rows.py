@@ -36,5 +36,5 @@ def test_rows_of_every_kind(tmp_path, kind):
 
 
 def test_a_folder_has_no_captions(tmp_path):
-    with pytest.raises(ValueError, match="is a folder, and its files have no captions. Give a manifest"):
+    with pytest.raises(ValueError, match="is a folder, whose files have no captions. Pass a manifest"):
         get_task("retrieval").open_rows(tmp_path)

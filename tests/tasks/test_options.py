@@ -21,7 +21,7 @@ def test_two_tasks_may_share_an_option_but_not_a_name(monkeypatch):
     class Other(TaskOptions):
         vt_match_ratio: float = flag(0.5, OBJECTIVES, "Something else.")
 
-    with pytest.raises(ValueError, match="Another task has an option 'vt_match_ratio' already"):
+    with pytest.raises(ValueError, match="Another task already has an option 'vt_match_ratio'"):
         flags.register_options("other", Other)
     assert "other" not in flags.OPTIONS
 

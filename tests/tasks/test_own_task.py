@@ -126,6 +126,6 @@ def test_a_name_is_given_once():
     class Another(Task):
         name = "retrieval"
 
-    with pytest.raises(ValueError, match="There is a task 'retrieval' already: Retrieval"):
+    with pytest.raises(ValueError, match="There already is a task 'retrieval': Retrieval"):
         register_task(Another)
     assert get_task("retrieval") is not Another

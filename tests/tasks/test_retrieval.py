@@ -62,10 +62,10 @@ def test_choices_flip_when_what_differs_is_exchanged():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": "1"}', r"line 1: has no \['b'\]; a pair needs \['a', 'b'\]"),
+        ('{"a": "1"}', r"line 1: \['b'\] is missing; a pair needs \['a', 'b'\]"),
         ('{"a": "1", "b": "2"}\n{"a"', "line 2: is not a JSON object"),
         ('{"a": "1", "b": [2]}', "line 1: `b` must be a string, a number, true or false"),
-        ("", "holds no pair"),
+        ("", "contains no pairs"),
     ],
 )
 def test_pair_files_that_cannot_be_read(tmp_path, text, message):
@@ -75,7 +75,7 @@ def test_pair_files_that_cannot_be_read(tmp_path, text, message):
 
 
 def test_a_pair_that_names_an_unknown_row():
-    with pytest.raises(ValueError, match="A pair of 'audio' names the row '2', which the evaluation has not"):
+    with pytest.raises(ValueError, match="A pair of 'audio' names the row '2', which is not among the evaluated rows"):
         pair_metrics(PairSet("audio", [{"a": "1", "b": "2"}]), {"1": EAST}, {"1": EAST, "2": EAST}, {})
 
 

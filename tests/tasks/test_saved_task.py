@@ -36,5 +36,5 @@ def test_the_task_follows_from_the_saved_model(tmp_path, saved, given, expected)
 
 def test_a_model_of_no_task_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["AlproModel"]}))
-    with pytest.raises(ValueError, match="AlproModel is a model of none of the tasks"):
+    with pytest.raises(ValueError, match="AlproModel is not a model of any task"):
         saved_task(tmp_path)

@@ -49,7 +49,7 @@ def test_other_files_are_not_refused(trained, tmp_path, caplog):
     trained.check(rows(make_file(tmp_path / "test/other.mp4", "clip 2")), "msvd")
     assert not caplog.records
     trained.check(rows(make_file(tmp_path / "test/0.mp4", "clip 3")), "msvd")  # of the same size, too
-    message = "1 test clips have the names of training clips with other contents, and are taken for other clips: "
+    message = "1 test clips have the names of training clips but other contents, and are treated as different clips: "
     assert message + f"0 ({tmp_path}/train/0.mp4)." in caplog.text
     trained.check(rows(make_file(tmp_path / "test/renamed.mp4", "clip 1")), "msvd")
     message = "1 test clips have the same contents as training clips of other names: "
