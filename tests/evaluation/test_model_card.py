@@ -157,10 +157,10 @@ def test_wrong_input_is_refused(folder, tmp_path):
         write(folder, run={"seed": 1})
     with pytest.raises(ValueError, match="'loss' is inf"):
         write(folder, metrics={"loss": float("inf")}, intervals={}, primary_metric=None)
-    with pytest.raises(ValueError, match="'R@1' is none of the metrics"):
+    with pytest.raises(ValueError, match="'R@1' is not one of the metrics"):
         write(folder, primary_metric="R@1")
-    with pytest.raises(ValueError, match="holds no config.json"):
+    with pytest.raises(ValueError, match="has no config.json"):
         write(tmp_path)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="names no model class"):
+    with pytest.raises(ValueError, match="has no model class"):
         write(folder)

@@ -59,11 +59,11 @@ def test_get_protocol_takes_names_with_suffixes_and_knows_defaults():
     assert get_protocol("msrvtt-full+rerank100+dsl").name == "msrvtt-full"
     assert get_protocol(benchmark="msrvtt").name == "msrvtt-1ka-9k"
     assert get_protocol("msrvtt-1ka-7k", benchmark="msrvtt").name == "msrvtt-1ka-7k"
-    with pytest.raises(ValueError, match="'msrvtt-1ka' is no protocol; known are .* Did you mean 'msrvtt-1ka-"):
+    with pytest.raises(ValueError, match="'msrvtt-1ka' is not a protocol; known are .* Did you mean 'msrvtt-1ka-"):
         get_protocol("msrvtt-1ka")
-    with pytest.raises(ValueError, match="'msvd' is no protocol of msvd_qa; known are msvd-qa"):
+    with pytest.raises(ValueError, match="'msvd' is not a protocol of msvd_qa; known are msvd-qa"):
         get_protocol("msvd", benchmark="msvd_qa")
-    with pytest.raises(ValueError, match="'youcook' is no known benchmark; known are msrvtt, didemo"):
+    with pytest.raises(ValueError, match="'youcook' is not a known benchmark; known are msrvtt, didemo"):
         get_protocol(benchmark="youcook")
 
 
@@ -72,9 +72,9 @@ def test_names_say_what_changes_the_meaning():
     assert protocol_name("msvd", rerank_top_k=100) == "msvd+rerank100"
     name = protocol_name("msrvtt-1ka-9k", dual_softmax=True, rerank_top_k=128, num_missing=3)
     assert name == "msrvtt-1ka-9k+missing3+rerank128+dsl"
-    with pytest.raises(ValueError, match="'msvd\\+dsl' has a suffix already; pass the plain name 'msvd'"):
+    with pytest.raises(ValueError, match="'msvd\\+dsl' already has a suffix; pass the plain name 'msvd'"):
         protocol_name("msvd+dsl", rerank_top_k=100)
-    with pytest.raises(ValueError, match="is no protocol"):
+    with pytest.raises(ValueError, match="is not a protocol"):
         protocol_name("mine")
     with pytest.raises(ValueError, match="rerank_top_k=0"):
         protocol_name("msvd", rerank_top_k=0)
@@ -85,7 +85,7 @@ def test_names_say_what_changes_the_meaning():
 def test_check_overlap_names_count_and_examples():
     check_overlap(["a", "b"], ["c"], "msvd")
     check_overlap([], [], "msvd")
-    with pytest.raises(ValueError, match="1 of the 2 test clips of msvd are training or validation clips, too: b\\."):
+    with pytest.raises(ValueError, match="1 of the 2 test clips of msvd are also training or validation clips: b\\."):
         check_overlap(["a", "b", "b"], ["b", "c"], "msvd")
     with pytest.raises(ValueError, match="4 of the 4 .* too: a, b, c, \\.\\.\\."):
         check_overlap("abcd", "dcba", "msvd")
@@ -101,7 +101,7 @@ def msrvtt_lists(shared_dir) -> dict[str, list[str]]:
 
 
 def test_the_9k_list_holds_1990_clips_of_the_official_test_split(msrvtt_lists):
-    with pytest.raises(ValueError, match="1990 of the 2990 test clips of msrvtt-full are training") as error:
+    with pytest.raises(ValueError, match="1990 of the 2990 test clips of msrvtt-full are also training") as error:
         check_overlap(msrvtt_lists["9k"], msrvtt_lists["full"], "msrvtt-full")
     assert "video7010, video7011, video7012, ..." in str(error.value)
     with pytest.raises(ValueError, match="1990 of the 2990 test clips of msrvtt-qa"):  # the same clips
@@ -122,7 +122,7 @@ def test_selecting_by_msvd_qa_spoils_msvd(shared_dir):
     qa = read_annotations(folder / "msvd_qa", "msvd_qa", "msvd-qa", splits=["train", "validation"]).rows
     test = read_annotations(folder / "msvd", "msvd", "msvd", splits=["test"]).rows["test"]
     check_overlap({row["clip"] for row in qa["train"]}, [row["clip"] for row in test], "msvd")
-    with pytest.raises(ValueError, match="147 of the 670 test clips of msvd are training or validation clips"):
+    with pytest.raises(ValueError, match="147 of the 670 test clips of msvd are also training or validation clips"):
         check_overlap({row["clip"] for row in qa["validation"]}, [row["clip"] for row in test], "msvd")
 
 

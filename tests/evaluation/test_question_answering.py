@@ -26,7 +26,7 @@ def test_the_first_of_equal_logits_is_predicted():
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
-        (np.array([[0.0, 1.0], [np.nan, 1.0]]), "1 of 2 questions hold NaN .first: question 1"),
+        (np.array([[0.0, 1.0], [np.nan, 1.0]]), "1 of 2 questions contain NaN .first: question 1"),
         (np.zeros(3), r"shape \(num_questions, num_labels\)"),
         (np.zeros((3, 0)), r"got \(3, 0\)"),
     ],

@@ -129,7 +129,7 @@ def test_unsigned_scores_are_ordered():
 @pytest.mark.parametrize(
     ("scores", "positives", "message"),
     [
-        (np.array([[0.0, np.nan]]), np.ones((1, 2), dtype=bool), "1 of 1 queries hold NaN"),
+        (np.array([[0.0, np.nan]]), np.ones((1, 2), dtype=bool), "1 of 1 queries contain NaN"),
         (np.zeros((2, 2)), np.array([[True, False], [False, False]]), "1 of 2 queries have no right.*query 1"),
         (np.zeros((2, 2)), np.ones((2, 3), dtype=bool), r"shape of the scores \(2, 2\)"),
         (np.zeros((2, 2)), np.ones((2, 2), dtype=int), "must be bool"),
@@ -298,7 +298,7 @@ def test_a_nan_is_refused_by_all_processes(monkeypatch, num_processes):
     scores[3, 1] = np.nan
 
     def measure(own):
-        with pytest.raises(ValueError, match="1 of 5 queries hold NaN .first: query 3"):
+        with pytest.raises(ValueError, match="1 of 5 queries contain NaN .first: query 3"):
             text_clip_ranks(MatrixScores(scores, own), np.zeros(5, int), np.zeros(2, int))
 
     together(num_processes, measure)

@@ -215,7 +215,7 @@ def test_page_says_what_guessing_scores_and_what_losses_mean(tmp_path):
     assert chances == ["chance 0.0042"]  # of the primary_metric: one of 240
     table = page.text.split("Metrics")[1].split("Training")[0]
     assert "0.0042" in table and "0.0208" in table and "120.5" in table  # R@1, R@5 and both ranks
-    assert "Share of the masked tokens that are predicted exactly." in table and "Weighted sum" in table
+    assert "Fraction of masked tokens that are predicted exactly." in table and "Weighted sum" in table
 
 
 @pytest.mark.parametrize("name", ["contrastive_tv_loss", "mlm_loss"])
@@ -286,9 +286,9 @@ def test_page_without_training_or_examples(tmp_path):
 
 
 def test_unknown_headline_or_interval_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'R@1' is none of the metrics .*eval_text_to_video_R@1"):
+    with pytest.raises(ValueError, match="'R@1' is not one of the metrics .*eval_text_to_video_R@1"):
         write(tmp_path / "report.html", primary_metric="R@1")
-    with pytest.raises(ValueError, match="'other' is none of the metrics"):
+    with pytest.raises(ValueError, match="'other' is not one of the metrics"):
         write(tmp_path / "report.html", intervals={"other": (0, 1)})
 
 

@@ -75,7 +75,7 @@ def test_evaluation_alone_says_a_mismatch(bf16_model, clips, tmp_path, caplog):
     common = [*tiny_run.data_flags(clips), "--do_eval", *flags(model_name_or_path=bf16_model, report_to="none")]
     common += flags(max_eval_samples=2, cache_dir=tmp_path / "cache", use_cpu=True, dataloader_num_workers=0)
     tiny_run.run(*common, *flags(output_dir=tmp_path / "fp32"))
-    assert "was evaluated in bf16 while it was trained and is used in fp32" in caplog.text
+    assert "was evaluated in bf16 during training but is used in fp32" in caplog.text
     caplog.clear()
     tiny_run.run(*common, *flags(output_dir=tmp_path / "bf16", bf16=True))
     assert "was evaluated in" not in caplog.text
@@ -105,9 +105,9 @@ def test_fp16_on_a_cpu_is_full_precision_where_it_is_inherited_and_an_error_wher
     (tmp_path / "model/run.json").write_text(json.dumps({**record, "precision": "fp16"}))
     assert Retriever.from_pretrained(tmp_path / "model").precision == "fp32"
     assert "is used in fp32 here (fp16 needs a GPU)" in caplog.text
-    with pytest.raises(ValueError, match="--precision fp16 needs a GPU; on a CPU use bf16 or fp32"):
+    with pytest.raises(ValueError, match="precision: fp16 needs a GPU; on a CPU use bf16 or fp32"):
         Retriever.from_pretrained(retrieval_model, precision="fp16")
-    with pytest.raises(ValueError, match="--precision is 'int8'; allowed are fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="precision='int8' is unknown; choose one of fp32, bf16, fp16"):
         Retriever.from_pretrained(retrieval_model, precision="int8")
     # On a device each precision is that of torch's autocast.
     with autocast("fp16", "cpu"):

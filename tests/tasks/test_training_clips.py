@@ -41,7 +41,7 @@ def test_a_file_is_refused_under_any_name(trained, tmp_path):
     shutil.copy(first, tmp_path / "copy/0.mp4")
     for path in (first, *links.values(), tmp_path / "alias/1.mp4", tmp_path / "copy/0.mp4"):
         if path.stem != "copied":
-            with pytest.raises(ValueError, match=f"1 of the 1 test clips of msvd .*: {path.stem}. Numbers"):
+            with pytest.raises(ValueError, match=f"1 of the 1 test clips of msvd .*: {path.stem}. Results"):
                 trained.check(rows(path), "msvd")
 
 
@@ -76,7 +76,7 @@ def test_folders_of_earlier_versions_hold_names(trained, tmp_path):
     later.mkdir()
     TrainingClips.read(old).with_rows(rows(tmp_path / "train/0.mp4")).write(later)  # trained further
     for folder in (old, later):
-        with pytest.raises(ValueError, match="2 of the 2 test clips of msvd .*: 0, a. Numbers"):
+        with pytest.raises(ValueError, match="2 of the 2 test clips of msvd .*: 0, a. Results"):
             TrainingClips.read(folder).check(test, "msvd")
     assert json.loads((later / "training_clips.json").read_text())["clips"] == ["0", "0", "a"]
     assert TrainingClips.read(None) == TrainingClips.read(tmp_path / "test") == TrainingClips()
