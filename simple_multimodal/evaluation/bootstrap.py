@@ -99,8 +99,8 @@ def bootstrap_interval(
     statistics = []
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
-        draws = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
-        group_counts = np.bincount(draws.ravel(), minlength=size * num_groups).reshape(size, num_groups)
+        sampled = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
+        group_counts = np.bincount(sampled.ravel(), minlength=size * num_groups).reshape(size, num_groups)
         statistics.append(statistic(values, group_counts[:, members]))  # counts: (size, num_values)
     low, high = np.quantile(np.concatenate(statistics), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -160,7 +160,7 @@ def draw_chart(name: str, train: Curve, evaluation: Curve, num_queries: int | No
 
 
 def _thin(points: Curve) -> tuple[Curve, int]:
-    """Average neighbouring points so that at most `MAX_CURVE_POINTS` remain; also return how many are averaged."""
+    """Average neighboring points so that at most `MAX_CURVE_POINTS` remain; also return how many are averaged."""
     size = -(-len(points) // MAX_CURVE_POINTS)
     if size <= 1:
         return points, 1

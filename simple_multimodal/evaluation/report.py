@@ -251,7 +251,7 @@ def _shown(examples: Sequence[Example]) -> list[dict]:
 def _strip(frames: np.ndarray) -> dict:
     """Join up to `MAX_STRIP_FRAMES` evenly spaced frames into one JPEG."""
     num_shown = min(len(frames), MAX_STRIP_FRAMES)
-    frames = frames[(2 * np.arange(num_shown) + 1) * len(frames) // (2 * num_shown)]  # centre of each equal part
+    frames = frames[(2 * np.arange(num_shown) + 1) * len(frames) // (2 * num_shown)]  # center of each equal part
     _, height, width, _ = frames.shape
     frame_width = max(1, round(width * STRIP_HEIGHT / height))
     gap = 2

@@ -22,7 +22,7 @@ from simple_multimodal.models.outputs import Batch, MultimodalOutput
 
 
 class MultimodalForPreTraining(MultimodalPreTrainedModel):
-    """All pre-training objectives over one model: masked language, audio and video modelling, contrast, and matching.
+    """All pre-training objectives over one model: masked language, audio and video modeling, contrast, and matching.
 
     Each loss is a sum over the rows of this process divided by a count over the rows of all processes and accumulated
     batches, so that neither missing modalities nor the number of processes change it. A row without one of the

@@ -83,7 +83,7 @@ class PretrainingTargets:
             `match_uniform` (`float32` in [0, 1)) and `text_ids` (`int64`, 63-bit hashes of the tokens) of shape
             `(batch_size,)`.
         """
-        drawn: dict[str, torch.Tensor] = {}
+        targets: dict[str, torch.Tensor] = {}
         if self.mlm_probability is not None:
             ids, attended = batch["input_ids"].numpy(), batch["attention_mask"].numpy() == 1
             maskable = attended & ~np.isin(ids, self._special_ids)
@@ -98,29 +98,29 @@ class PretrainingTargets:
                 )
                 for number, row in enumerate(rows)
             ]
-            drawn["mlm_input_ids"] = torch.from_numpy(np.stack([ids for ids, _ in pairs]))
-            drawn["mlm_labels"] = torch.from_numpy(np.stack([labels for _, labels in pairs]))
+            targets["mlm_input_ids"] = torch.from_numpy(np.stack([ids for ids, _ in pairs]))
+            targets["mlm_labels"] = torch.from_numpy(np.stack([labels for _, labels in pairs]))
         if self.audio_mask_ratio is not None and self.audio_patches_per_window is not None:
             num_windows = batch["audio_values"].shape[-1] // self._window_frames
             patches, ratio = self.audio_patches_per_window, self.audio_mask_ratio
-            drawn["audio_masked_patches"] = _positions(
+            targets["audio_masked_patches"] = _positions(
                 [patch_mask(num_windows, patches, ratio=ratio, generator=generator_of(r, "audio_mask")) for r in rows]
             )
         if self.video_mask_ratio is not None and self.video_patch_grid is not None:
             grid, ratio = self.video_patch_grid, self.video_mask_ratio
-            drawn["video_masked_patches"] = _positions(
+            targets["video_masked_patches"] = _positions(
                 [tube_mask(*grid, ratio=ratio, generator=generator_of(row, "video_mask")) for row in rows]
             )
         if self.vt_match_ratio is not None:
             # Sampled row by row, so that a row depends neither on its batch nor on the number of processes; the
             # fraction of aligned rows is therefore exact only in expectation.
             uniform = np.array([generator_of(row, "match").random(2) for row in rows])
-            drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < self.vt_match_ratio)
-            drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
+            targets["match_aligned"] = torch.from_numpy(uniform[:, 0] < self.vt_match_ratio)
+            targets["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
             # Hashes of the tokens, not of the captions: texts that the model cannot tell apart are equal.
             texts = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-            drawn["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
-        return drawn
+            targets["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
+        return targets
 
 
 def _positions(masks: Sequence[np.ndarray]) -> torch.Tensor:
