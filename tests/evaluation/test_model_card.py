@@ -80,7 +80,7 @@ def test_chance_of_losses_is_shown_and_few_queries_have_few_decimals(folder):
 
 def test_a_model_trained_in_a_notebook_has_no_command(folder):
     text = write(folder, run={"command": "", "versions": {"torch": "2.11.0"}}).text
-    assert "It was trained in a notebook or an interactive session" in text and "```bash" not in text
+    assert "The model was trained in a notebook or an interactive session" in text and "```bash" not in text
 
 
 def test_usage_comes_before_loading_with_the_name_of_the_model(folder):

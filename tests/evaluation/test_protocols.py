@@ -87,7 +87,7 @@ def test_check_overlap_reports_a_number_and_examples():
     check_overlap([], [], "msvd")
     with pytest.raises(ValueError, match="1 of the 2 test clips of msvd are also training or validation clips: b\\."):
         check_overlap(["a", "b", "b"], ["b", "c"], "msvd")
-    with pytest.raises(ValueError, match="4 of the 4 .* too: a, b, c, \\.\\.\\."):
+    with pytest.raises(ValueError, match="4 of the 4 .* clips: a, b, c, \\.\\.\\."):
         check_overlap("abcd", "dcba", "msvd")
 
 

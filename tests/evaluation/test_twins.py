@@ -41,5 +41,5 @@ def test_invalid_pairs_are_refused():
         pair_accuracy(np.array([[[np.nan, 0], [0, 0]]]))
     with pytest.raises(ValueError, match="at least one pair"):
         pair_accuracy(np.zeros((0, 2, 2)))
-    with pytest.raises(ValueError, match="Got 2 pairs and 1 swapped"):
+    with pytest.raises(ValueError, match="Got 2 pairs but 1 swapped"):
         pair_accuracy(np.zeros((2, 2, 2)), np.zeros((1, 2, 2)))
