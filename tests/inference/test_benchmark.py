@@ -246,7 +246,7 @@ def test_errors_name_invalid_input(retrieval_model, question_model, data, tmp_pa
     assert "a model of another task" in error("infer", retrieval_model, str(data / "msvd_qa"))
     absent = error("infer", retrieval_model, str(data / "msrvtt_ret"), "--split", "validation")
     assert "has no validation split" in absent
-    assert "how many candidates are re-ranked" in error(*retrieval, "--compare_rerank")
+    assert "compare_rerank needs rerank_top_k" in error(*retrieval, "--compare_rerank")
     assert "--rerank_top_k is -1; give 0 (no re-ranking) or more." in error(*retrieval, "--rerank_top_k", "-1")
     with pytest.raises(SystemExit):
         error(*retrieval, "--rerank_top_k", "few")
