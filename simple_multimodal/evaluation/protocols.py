@@ -263,8 +263,8 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
 
 def prepared_protocol(manifest_file: str | os.PathLike[str] | None) -> Protocol | None:
     """
-    Return the protocol of the benchmark that a manifest belongs to, if a `protocol.json` beside it names one. A
-    warning tells if it is not registered.
+    Return the protocol of the benchmark that a manifest belongs to, if a `protocol.json` beside it names one. If that
+    is not registered, a warning is logged.
     """
     path = Path(manifest_file or "").parent / "protocol.json"
     if manifest_file is None or not path.is_file():

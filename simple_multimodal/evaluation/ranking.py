@@ -54,7 +54,7 @@ def retrieval_ranks(
             under any order of equal scores. Do not report it.
 
     Returns:
-        `np.ndarray` of shape `(num_queries,)`, int64: ranks from 1 to `num_candidates`.
+        `np.ndarray` of shape `(num_queries,)`, int64: Ranks from 1 to `num_candidates`.
 
     Raises:
         ValueError: If `scores` is not a matrix of real numbers or contains NaN, `positives` is neither a bool matrix
@@ -91,7 +91,7 @@ def ranking(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.nda
         num_results (`int`): How many candidates to return per query; all of them if there are fewer.
 
     Returns:
-        `np.ndarray` of shape `(num_queries, min(num_results, num_candidates))`, int64: positions of candidates.
+        `np.ndarray` of shape `(num_queries, min(num_results, num_candidates))`, int64: Positions of candidates.
 
     Raises:
         ValueError: For the reasons listed in [`retrieval_ranks`], except that a query without a right candidate is
@@ -187,7 +187,7 @@ def right_pairs(text_groups: np.ndarray, clip_groups: np.ndarray) -> np.ndarray:
         clip_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
 
     Returns:
-        `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip of one group, ascending.
+        `np.ndarray` of shape `(num_pairs, 2)`, int64: Positions of text and clip of one group, ascending.
     """
     texts, clips = _numbered(text_groups, clip_groups)
     order = np.argsort(clips, kind="stable")
@@ -215,7 +215,7 @@ def first_pairs(
         num_results (`int`, *optional*): Number of candidates per query; `None` for all.
 
     Returns:
-        `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip, ascending, no pair twice.
+        `np.ndarray` of shape `(num_pairs, 2)`, int64: Positions of text and clip, ascending, without repeats.
     """
     scores = as_scores(scores)
     keys = np.union1d(*first_keys(scores, text_groups, clip_groups, num_results))

@@ -20,7 +20,7 @@ def process_state() -> PartialState:
 
 
 class PartRow(NamedTuple):
-    """A row of a part of a job."""
+    """Key of a row in a part of a job."""
 
     part: int
     row: int

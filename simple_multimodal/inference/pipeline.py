@@ -191,7 +191,7 @@ class Pipeline:
             name_or_path (`str`): Folder or hub name of a trained model.
             cache_dir (`str`, *optional*): Cache folder for files from the hub.
             precision (`str`, *optional*): As for the class; by default the precision in which the model was evaluated
-                during training, according to the folder's `run.json`, else `"fp32"`. A warning tells if it differs.
+                during training, according to the folder's `run.json`, else `"fp32"`. A different one is logged.
             settings: Other arguments of the class.
 
         Raises:

@@ -132,7 +132,7 @@ class _Saved(NamedTuple):
 
     @classmethod
     def of(cls, saved: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row]) -> "_Saved":
-        """Load saved embeddings; empty if there are none yet, or if model, settings or clips differ.
+        """Load saved embeddings; empty if there are none yet, or if they were made with another model or settings.
 
         Raises:
             ValueError: If the path holds something that embeddings must not overwrite.
