@@ -383,7 +383,7 @@ def test_odd_but_good_rows(start, clips, tmp_path):
     ("values", "message"),
     [
         ({"train_file": "missing.csv"}, "--train_file missing.csv: no such file"),
-        ({"train_file": "."}, "is a folder, and its files have no captions"),
+        ({"train_file": "."}, "is a folder, whose files have no captions"),
         ({"num_frames": 3}, "3"),
         ({"video_size": 30}, "30"),
         ({"num_audio_frames": 70}, "70"),

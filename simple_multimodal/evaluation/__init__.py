@@ -1,1 +1,1 @@
-"""Metrics as pure functions of scores, their intervals, and the report and model card that show them."""
+"""Metrics as pure functions of scores, their confidence intervals, and the report and model card with the results."""

@@ -8,14 +8,14 @@ import numpy as np
 
 from simple_multimodal.errors import InputError
 
-# Most elements of one (resamples, values) block of the bootstrap: bounds its memory at about 32 MiB an array.
+# Maximum number of elements of a (resamples, values) block, which limits memory to about 32 MiB per array.
 MAX_BOOTSTRAP_ELEMENTS = 1 << 22
 
 NUM_RESAMPLES = 1000
 SEED = 0
-"""Of all intervals: the same values always have the same one, and metrics of one set see the same resamples."""
+"""Random seed of all intervals: equal values have equal intervals, and all metrics of a set use the same resamples."""
 LEVEL = 0.95
-"""Share of the resamples inside an interval."""
+"""Fraction of the resamples inside an interval."""
 
 ResampledStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Interval = tuple[float, float]
@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 
 def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
-    Mean of each resample.
+    Compute the mean of each resample.
 
     Args:
         values (`np.ndarray` of shape `(num_values,)`): The values.
@@ -37,7 +37,7 @@ def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def resampled_median(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
-    Median of each resample, the mean of the two middle values where their number is even.
+    Compute the median of each resample, the mean of the two middle values if their number is even.
 
     Args:
         values (`np.ndarray` of shape `(num_values,)`): The values.
@@ -63,25 +63,25 @@ def bootstrap_interval(
     num_resamples: int = NUM_RESAMPLES,
 ) -> Interval:
     """
-    Percentile bootstrap interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+    Compute a percentile bootstrap interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
-    Whole groups are drawn with replacement, as many as there are; a group brings all its values. So captions of one
-    clip, which are not independent, do not make the interval look narrower than it is.
+    Whole groups are sampled with replacement, as many as there are, each with all its values. Captions of one clip,
+    which are not independent, therefore do not make the interval too narrow.
 
     Args:
         values (`np.ndarray` of shape `(num_values,)`): One value per query; bool or numbers.
         statistic (`Callable`):
-            [`resampled_mean`], [`resampled_median`], or a function of `values` and of `counts` of shape
+            [`resampled_mean`], [`resampled_median`], or another function of `values` and `counts` of shape
             `(num_resamples, num_values)`, how often each value is in each resample, that returns `(num_resamples,)`.
         groups (`np.ndarray` of shape `(num_values,)`, *optional*):
-            Group (clip) of each value; without it every value is its own group.
+            Group (clip) of each value; by default every value is its own group.
         num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
 
     Returns:
         `tuple[float, float]`: The 2.5 % and 97.5 % quantiles of the statistic.
 
     Raises:
-        ValueError: If `values` is empty or not one-dimensional, or `groups` is of another length, or
+        ValueError: If `values` is empty or not one-dimensional, `groups` has a different length, **or**
             `num_resamples` is below 1.
     """
     values = np.asarray(values)
@@ -99,8 +99,8 @@ def bootstrap_interval(
     statistics = []
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
-        draws = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
-        group_counts = np.bincount(draws.ravel(), minlength=size * num_groups).reshape(size, num_groups)
+        sampled = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
+        group_counts = np.bincount(sampled.ravel(), minlength=size * num_groups).reshape(size, num_groups)
         statistics.append(statistic(values, group_counts[:, members]))  # counts: (size, num_values)
     low, high = np.quantile(np.concatenate(statistics), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -13,8 +13,8 @@ def duplicate_captions(captions: Sequence[str], groups: np.ndarray) -> np.ndarra
     """
     Mark the captions whose text also occurs with another clip.
 
-    Such a query cannot tell its clip from the other one, whatever the model: report their number with the recalls.
-    Texts that differ only in case and white space count as equal, as for an uncased tokenizer.
+    No model can tell which clip such a query is about: report their number together with the recalls. Texts that
+    differ only in case and white space count as equal, as for an uncased tokenizer.
 
     Args:
         captions (`Sequence[str]` of length `num_texts`): The texts.

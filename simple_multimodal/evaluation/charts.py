@@ -1,4 +1,4 @@
-"""Curves of a run as geometry: what is drawn, where, and what is said about it. Pages turn it into SVG."""
+"""Layout of the charts of a run: curves, axes and notes, which the report turns into SVG."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CHART_WIDTH, CHART_HEIGHT = 340, 190  # of the viewBox of a chart
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 46, 22, 10, 24  # margins around the plot
 
 PACE = ("learning_rate", "samples_per_second", "data_wait_share")
-"""What is logged about the course of training, besides losses."""
+"""Logged values about the course of training, in addition to losses."""
 
 Curve: TypeAlias = list[tuple[float, float]]
 """`(step, value)` points."""
 
 
 class Tick(NamedTuple):
-    """A label of an axis, and where it stands along it."""
+    """A label of an axis and its position."""
 
     place: float
     label: str
@@ -31,15 +31,15 @@ class Tick(NamedTuple):
 
 class Chart(NamedTuple):
     """
-    A chart of the page.
+    A chart of the report.
 
     Args:
         name (`str`): Name of the value, without `eval_`.
-        label (`str`): The whole chart in words, for readers who do not see it.
-        notes (`str`): The last value, and what the drawing leaves out.
+        label (`str`): Description of the chart for screen readers.
+        notes (`str`): The last value, and what the chart leaves out.
         x_ticks, y_ticks (`list[Tick]`): Labels of the axes.
-        train, evaluation (`str`): The two curves as SVG paths; empty where there is none.
-        dots (`list[tuple[float, float]]`): Places of the evaluations.
+        train, evaluation (`str`): The two curves as SVG paths; empty without a curve.
+        dots (`list[tuple[float, float]]`): Positions of the evaluations.
         is_empty (`bool`): Whether no value can be drawn, because none is finite.
     """
 
@@ -63,7 +63,7 @@ def loss_charts(
 
     Args:
         log_history (`Sequence[Mapping]`): `TrainerState.log_history`.
-        num_queries (`Mapping[str, int]`, *optional*): How many queries a fraction is of, by name without `eval_`.
+        num_queries (`Mapping[str, int]`, *optional*): Number of queries behind each fraction, by name without `eval_`.
     """
     curves = _curves(log_history, lambda name: name.endswith(("loss", "R@1", "accuracy")))
     losses = {name: curves[name] for name in sorted(curves, key=lambda name: name != "loss") if name.endswith("loss")}
@@ -77,7 +77,7 @@ def loss_charts(
 def pace_charts(log_history: Sequence[Mapping[str, JSONValue]]) -> list[Chart]:
     """Draw one chart for each of `PACE` that was logged, in that order."""
     curves = _curves(log_history, PACE.__contains__)
-    # Not the speed of evaluations, which is another one.
+    # Leave out evaluations, whose speed cannot be compared with that of training.
     return [draw_chart(name, curves[name][0], []) for name in PACE if name in curves and curves[name][0]]
 
 
@@ -160,7 +160,7 @@ def draw_chart(name: str, train: Curve, evaluation: Curve, num_queries: int | No
 
 
 def _thin(points: Curve) -> tuple[Curve, int]:
-    """Average runs of neighbours so that at most `MAX_CURVE_POINTS` remain; also return how many make one."""
+    """Average neighboring points so that at most `MAX_CURVE_POINTS` remain; also return how many are averaged."""
     size = -(-len(points) // MAX_CURVE_POINTS)
     if size <= 1:
         return points, 1
@@ -169,7 +169,7 @@ def _thin(points: Curve) -> tuple[Curve, int]:
 
 
 def ticks(low: float, high: float, *, is_count: bool = False) -> list[float]:
-    """Return three to eight round values inside `[low, high]`; of a count whole ones, fewer in a short range."""
+    """Return three to eight round values inside `[low, high]`; integers for a count, fewer if the range is short."""
     raw = (high - low) / 3
     if is_count:
         raw = max(raw, 1.0)

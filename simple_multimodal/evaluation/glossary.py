@@ -1,4 +1,4 @@
-"""What each number of an evaluation means, and what guessing would score."""
+"""The meaning and the chance level of each number of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ LOSSES = {
     "contrastive_tv": "Contrast of text and video: find each caption's video among others, and the reverse.",
     "contrastive_ta": "Contrast of text and audio: find each caption's audio among others, and the reverse.",
     "contrastive_av": "Contrast of audio and video: find the audio of each video among others, and the reverse.",
-    "contrastive_tav": "Contrast of text and clip, audio and video as one: the embeddings that a search compares.",
-    "matching": "Tell whether caption and clip belong together, half of the time with a clip that is easily mistaken.",
+    "contrastive_tav": "Contrast of text and clip (audio and video together): the embeddings that a search compares.",
+    "matching": "Tell whether caption and clip belong together; about half of the pairs have a hard negative clip.",
     "answer": "Cross-entropy of the right answer, over the questions whose answer the model knows.",
 }
-"""Sentence about each objective, whose loss is `{name}_loss`."""
+"""Description of each objective, whose loss is `{name}_loss`."""
 
 METRICS = {
-    "R@1": "Share of the queries whose first result is right.",
-    "R@5": "Share of the queries with a right result among the first five.",
-    "R@10": "Share of the queries with a right result among the first ten.",
-    "median_rank": "Half of the queries have a right result at this rank or better; 1 is best.",
-    "mean_rank": "Mean rank of the first right result; 1 is best, and few bad queries weigh heavily.",
-    "mlm_accuracy": "Share of the masked tokens that are predicted exactly.",
-    "matching_accuracy": "Share of right decisions whether caption and clip belong together: each caption with its "
-    "clip and with its hardest wrong one.",
-    "pair_flip_share": "Share of the choices between two clips that turn around when the clips swap the one thing in "
-    "which they differ.",
-    "pair_accuracy": "Of two clips that differ in one thing only, how often a caption scores its own higher.",
-    "majority_accuracy": "What the most frequent training answer scores, given to every question.",
-    "question_only_accuracy": "What looking up the question among those of training scores, without any clip.",
-    "seen_question_share": "Share of the questions that also occur in training.",
-    "seen_answer_share": "Share of the answers that also occur in training: an upper bound of the accuracy.",
-    "answer_entropy_bits": "Entropy of the right answers: how evenly they are spread.",
-    "_accuracy": "Share of the questions of this type with exactly the right answer.",
-    "accuracy": "Share of the questions with exactly the right answer; chance is the most frequent training answer, "
+    "R@1": "Fraction of queries whose first result is correct.",
+    "R@5": "Fraction of queries with a correct result among the first five.",
+    "R@10": "Fraction of queries with a correct result among the first ten.",
+    "median_rank": "Half of the queries have a correct result at this rank or better; 1 is best.",
+    "mean_rank": "Mean rank of the first correct result; 1 is best, and a few bad queries weigh heavily.",
+    "mlm_accuracy": "Fraction of masked tokens that are predicted exactly.",
+    "matching_accuracy": "Fraction of correct decisions on whether caption and clip belong together: each caption "
+    "with its own clip and with its hardest wrong one.",
+    "pair_flip_share": "Fraction of choices between two clips that flip when the clips swap the one thing in which "
+    "they differ.",
+    "pair_accuracy": "How often a caption scores its own clip higher than one that differs in one thing only.",
+    "majority_accuracy": "Accuracy of giving the most frequent training answer to every question.",
+    "question_only_accuracy": "Accuracy of looking up the question among the training questions, without any clip.",
+    "seen_question_share": "Fraction of questions that also occur in training.",
+    "seen_answer_share": "Fraction of answers that also occur in training: an upper bound on the accuracy.",
+    "answer_entropy_bits": "Entropy of the correct answers: how evenly they are distributed.",
+    "_accuracy": "Fraction of questions of this type with exactly the correct answer.",
+    "accuracy": "Fraction of questions with exactly the correct answer; chance is the most frequent training answer, "
     "given to every question.",
 }
-"""Sentence about each metric, by the end of its name; the first that fits counts."""
+"""Description of each metric, by the end of its name; the first match counts."""
 
 CONTRAST = (
-    "Contrastive losses grow with the number of candidates: in training these are the rows of a batch, in evaluation "
-    "those of the whole set. Guessing costs the logarithm of their number (4.2 for 64, 6.9 for 1,000), so the two "
-    "curves lie apart even for a model that generalizes perfectly. Compare evaluations with each other, and over sets "
-    "of equal size."
+    "Contrastive losses grow with the number of candidates: the rows of a batch in training, those of the whole set "
+    "in evaluation. The loss of guessing is the logarithm of their number (4.2 for 64, 6.9 for 1,000), so the two "
+    "curves lie apart even for a model that generalizes perfectly. Compare evaluations with each other, on sets of "
+    "equal size."
 )
-"""Why training and evaluation losses of contrast differ."""
+"""Explanation of why contrastive losses differ between training and evaluation."""
 
 
 def meaning(name: str) -> str:
     """
-    Return one sentence on what a metric or loss is.
+    Return one sentence about the meaning of a metric or loss.
 
     Args:
         name (`str`): Its name, with or without `eval_`.
 
     Returns:
-        `str`: Empty for a name that is not known.
+        `str`: The sentence; empty for an unknown name.
     """
     name = name.removeprefix("eval_")
     if name == "loss":
@@ -74,16 +74,17 @@ def meaning(name: str) -> str:
 
 def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
     """
-    Return what guessing scores, for the metrics of which that follows from the counts beside them.
+    Return the chance levels of metrics, if they follow from the counts among the metrics.
 
-    Ranks are those of a random order of `{prefix}num_candidates`. Captions have one right clip each; where clips look
-    for captions, `num_candidates / num_queries` of them are right for each clip.
+    Ranks are those of a random order of `{prefix}num_candidates` candidates. Each caption has one right clip; each
+    clip has `num_candidates / num_queries` right captions.
 
     Args:
-        metrics (`Mapping[str, float]`): Metrics by name, counts among them.
+        metrics (`Mapping[str, float]`): Metrics and counts by name.
 
     Returns:
-        `dict[str, float]`: By name, in the order of `metrics`. That of `accuracy` is `majority_accuracy`, where known.
+        `dict[str, float]`: Chance levels by name, in the order of `metrics`. That of `accuracy` is
+        `majority_accuracy`, if known.
 
     Example:
 
@@ -114,11 +115,11 @@ def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def numbers_of_queries(metrics: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, int]:
     """
-    Return how many queries each fraction is of, for those of which that is known.
+    Return the number of queries behind each fraction, where it is known.
 
     Args:
         metrics (`Mapping[str, float]`): Metrics by name, with the `num_queries` of each direction of retrieval.
-        counts (`Mapping[str, int]`): What the metrics are over; accuracies are over the `questions`, if any.
+        counts (`Mapping[str, int]`): Counts of the evaluation; `questions` is used for accuracies, if given.
     """
     numbers: dict[str, int] = {}
     for name in metrics:
@@ -135,7 +136,7 @@ RETRIEVAL_COLUMNS = (*(f"R@{cutoff}" for cutoff in RECALL_CUTOFFS), "median_rank
 
 
 def _chance_of_rank(column: str, candidates: int, right: float) -> float:
-    """Recall or rank of the first of `right` right candidates in a random order."""
+    """Return recall or rank of the first of `right` right candidates in a random order."""
     if column.startswith("R@"):
         return 1 - _chance_of_none(int(column.removeprefix("R@")), candidates, right)
     if column == "mean_rank" or right == 1:  # for one right candidate the two are the same
@@ -144,7 +145,7 @@ def _chance_of_rank(column: str, candidates: int, right: float) -> float:
 
 
 def _chance_of_none(first: int, candidates: int, right: float) -> float:
-    """Probability that none of the right candidates is among the first ones of a random order."""
+    """Return the probability that no right candidate is among the first `first` of a random order."""
     chance = 1.0
     for place in range(min(first, candidates)):
         chance *= max(candidates - right - place, 0.0) / (candidates - place)

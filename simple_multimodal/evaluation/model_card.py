@@ -1,4 +1,4 @@
-"""The model card beside a saved model: how to use it, what it is made of, and what was measured."""
+"""The model card of a saved model: how to use it, what it was built from, and how well it performs."""
 
 from __future__ import annotations
 
@@ -47,33 +47,32 @@ def write_model_card(
 
     Args:
         folder (`str` or `os.PathLike`): Folder that `save_pretrained` wrote; its `config.json` names the model class.
-        task (`str`): What the model was trained for; a tag of the card.
-        modalities (`Sequence[str]`): What the model takes, e.g. `("text", "video")`; tags of the card.
+        task (`str`): Task that the model was trained for; a tag of the card.
+        modalities (`Sequence[str]`): Modalities of the model, e.g. `("text", "video")`; tags of the card.
         metrics (`Mapping[str, float]`): Metrics by name; empty if nothing was measured.
         protocol (`str`): Name of the protocol that the numbers follow.
-        counts (`Mapping[str, int]`): What the numbers are over.
-        training_counts (`Mapping[str, int]`): What the model was trained on, e.g. rows, clips, bad samples.
+        counts (`Mapping[str, int]`): Numbers of queries, clips etc. that the metrics are computed over.
+        training_counts (`Mapping[str, int]`): Numbers of rows, clips, bad samples etc. in training.
         run (`Mapping`): Content of `run.json`; `command` and `versions` are shown first. Must not contain secrets.
-        dataset_name (`str`): Name of the data set that was evaluated on, not a path of this machine.
+        dataset_name (`str`): Name of the evaluation data set, not a path on this machine.
         base_models (`Sequence[str]`):
-            What the weights were loaded from, hub names or local folders; empty if from nothing. Of a local folder
-            only its name is written, and not into the metadata, where it would be taken for a hub name.
+            Hub names or local folders that the weights were loaded from; empty if trained from scratch. Only the name
+            of a local folder is written, and not into the metadata, where it would look like a hub name.
         primary_metric (`str`, *optional*): Name of the metric that sums up the run; it is shown first.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals by metric name.
         settings (`Mapping`, *optional*): The settings of the run that matter most, JSON values by name.
-        usage (`str`, *optional*): Python code that uses the model, `{model}` in the place of its name as a string.
+        usage (`str`, *optional*): Python code that uses the model, with `{model}` for its name as a string literal.
         model_name (`str`, *optional*, defaults to the name of `folder`): Name of the model.
-        license (`str`, *optional*): Licence of the weights as the hub abbreviates it, e.g. `apache-2.0`.
-        chance (`Mapping[str, float]`, *optional*): What guessing scores, by metric name, where that does not follow
-            from the metrics.
+        license (`str`, *optional*): License of the weights as abbreviated on the hub, e.g. `apache-2.0`.
+        chance (`Mapping[str, float]`, *optional*): Chance levels by metric name that do not follow from the metrics.
 
     Returns:
         `Path` of the file written.
 
     Raises:
         ValueError: If `folder` has no `config.json` that names a model class, if `run` has no `command` (a string) or
-            no `versions` (a mapping), if `primary_metric` or an interval names no metric, **or** if a metric is not
-            finite.
+            no `versions` (a mapping), `primary_metric` or an interval is not one of the metrics, **or** a metric is
+            not finite.
     """
     folder = Path(folder)
     intervals = intervals or {}
@@ -83,11 +82,11 @@ def write_model_card(
     if not isinstance(command, str) or not isinstance(versions, Mapping):
         raise InputError(
             f"The model card needs the `command` (a string) and the `versions` (a mapping) of the run, got "
-            f"{sorted(run)}. Pass what run.json holds."
+            f"{sorted(run)}. Pass the content of run.json."
         )
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise InputError(f"Metric {name!r} is {value}; a model card holds finite numbers. Leave it out.")
+            raise InputError(f"Metric {name!r} is {value}, but a model card needs finite numbers. Leave it out.")
     model_name = folder.resolve().name if model_name is None else model_name
     hub_models = [name for name in base_models if HUB_NAME.fullmatch(name) and not Path(name).exists()]
     measured = sorted(
@@ -155,26 +154,24 @@ def write_model_card(
         arguments=flatten({name: value for name, value in run.items() if name not in ("command", "versions")}),
     )
     path = folder / "README.md"
-    # A lone surrogate, possible in a name read from JSON, has no UTF-8 form.
+    # A lone surrogate, which a name read from JSON may contain, cannot be encoded in UTF-8.
     write_whole(path, [card.encode("utf-8", errors="backslashreplace").decode("utf-8")])
     return path
 
 
 def _architecture(folder: Path) -> str:
-    """Name of the model class in `config.json`."""
+    """Return the name of the model class in `config.json`."""
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise InputError(f"{str(folder)!r} holds no config.json. Call save_pretrained on the model before its card.")
+        raise InputError(f"{str(folder)!r} has no config.json. Call save_pretrained before writing the model card.")
     architectures = json.loads(config_file.read_text(encoding="utf-8")).get("architectures")
     if not architectures:
-        raise InputError(
-            f"{str(config_file)!r} names no model class in `architectures`. Write it with save_pretrained."
-        )
+        raise InputError(f"{str(config_file)!r} has no model class in `architectures`. Write it with save_pretrained.")
     return architectures[0]
 
 
 def _describe_inputs(folder: Path) -> dict[str, str]:
-    """What the processor beside the model reads of audio and video, in words; empty where there is no processor."""
+    """Describe in words how the saved processor reads audio and video; empty without a processor."""
     path = folder / "processor_config.json"
     processor = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     inputs: dict[str, str] = {}
@@ -189,19 +186,19 @@ def _describe_inputs(folder: Path) -> dict[str, str]:
 
 
 def _plain(text: str) -> Markup:
-    """Keep text from acting as Markdown or HTML, and on one line."""
+    """Escape Markdown and HTML in text, and put it on one line."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return Markup(re.sub(r"([\\`*_\[\]|#~$!])", r"\\\1", text))
 
 
 def _code(text: str) -> Markup:
-    """Inline code; a backtick or bar, which would end it or its table cell, is dropped."""
+    """Format text as inline code without backticks and bars, which would end it or its table cell."""
     return Markup(f"`{' '.join(text.split()).replace('`', '').replace('|', '')}`")
 
 
 def _fence(content: str, language: str) -> Markup:
-    """Code block whose fence is longer than any run of backticks inside it."""
+    """Format a code block with a fence that is longer than any run of backticks inside it."""
     longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markup(f"{fence}{language}\n{content}\n{fence}")

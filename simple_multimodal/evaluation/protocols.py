@@ -1,4 +1,4 @@
-"""The named protocols of the benchmarks: which clips are trained on and tested, and how many there must be."""
+"""The named protocols of the benchmarks: their training and test clips, and how many of them there must be."""
 
 import difflib
 import json
@@ -19,7 +19,7 @@ ANSWER_TYPES = ("what", "who", "how", "where", "when")
 
 
 class SplitSize(NamedTuple):
-    """Clips of a split, and its texts: captions or questions."""
+    """Numbers of clips and of texts (captions or questions) of a split."""
 
     clips: int
     texts: int
@@ -31,17 +31,18 @@ class Protocol:
     A training list, a test list and a way of counting. Numbers of different protocols are not comparable.
 
     Args:
-        name (`str`): As it stands in results.
-        benchmark (`str`): What `simple-multimodal prepare` calls the data set.
+        name (`str`): Name of the protocol in results.
+        benchmark (`str`): Name of the data set for `simple-multimodal prepare`.
         task (`str`): `"retrieval"` or `"question_answering"`.
         primary_metric (`str`): The metric that models are compared by.
-        training_list (`str`): In words.
-        test_list (`str`): In words.
-        sizes (`Mapping[str, SplitSize | None]`): Size of `train`, `validation` and `test` as published; `None` where
-            it is not. A split that is not there has no list.
+        training_list (`str`): Description of the training list.
+        test_list (`str`): Description of the test list.
+        sizes (`Mapping[str, SplitSize | None]`): Published sizes of `train`, `validation` and `test`; `None` for an
+            unpublished size. A missing split has no list.
         has_several_captions (`bool`): Whether a test clip has several captions, each of which is a query.
-        rerank_top_k (`int`, *optional*): Candidates that a matching head re-ranks by default; `None`: all pairs.
-        answer_types (`Mapping[str, int]`): Test questions of each type; empty for retrieval.
+        rerank_top_k (`int`, *optional*): Number of candidates that a matching head re-ranks by default; `None` for
+            all pairs.
+        answer_types (`Mapping[str, int]`): Number of test questions of each type; empty for retrieval.
     """
 
     name: str
@@ -137,10 +138,10 @@ _TABLE = (
 )
 
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _TABLE}
-"""All that are known, by name; [`register_protocol`] adds to them."""
+"""All known protocols by name; [`register_protocol`] adds further ones."""
 
 BENCHMARKS = tuple(dict.fromkeys(protocol.benchmark for protocol in _TABLE))
-"""Those of this package. Each has at least one protocol; its first one is the default."""
+"""Names of the benchmarks of this package. The first protocol of each is its default."""
 
 
 def known_benchmarks() -> tuple[str, ...]:
@@ -150,13 +151,13 @@ def known_benchmarks() -> tuple[str, ...]:
 
 def register_protocol(protocol: Protocol) -> None:
     """
-    Make a protocol known by its name.
+    Register a protocol under its name.
 
     Args:
         protocol ([`Protocol`]): Protocol of a data set outside this package.
 
     Raises:
-        ValueError: The name is taken, **or** holds a `+`, which starts the suffixes of [`protocol_name`].
+        ValueError: If the name is taken, **or** contains a `+`, which starts the suffixes of [`protocol_name`].
     """
     if protocol.name in PROTOCOLS or "+" in protocol.name:
         raise InputError(f"{protocol.name!r} cannot name a protocol: use a name without '+' that is not taken.")
@@ -165,21 +166,21 @@ def register_protocol(protocol: Protocol) -> None:
 
 def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Protocol:
     """
-    A protocol by name, or the default one of a benchmark.
+    Return a protocol by name, or the default one of a benchmark.
 
     Args:
-        name (`str`, *optional*): Name of the protocol; suffixes as made by [`protocol_name`] are ignored.
-        benchmark (`str`, *optional*): What it must be of. One of the two is needed.
+        name (`str`, *optional*): Name of the protocol; suffixes added by [`protocol_name`] are ignored.
+        benchmark (`str`, *optional*): Benchmark that it must belong to. At least one of the two is required.
 
     Returns:
         `Protocol`: The protocol.
 
     Raises:
-        ValueError: There is none of that name (for that benchmark).
+        ValueError: If there is no such protocol, or none for that benchmark.
     """
     known = {key: protocol for key, protocol in PROTOCOLS.items() if benchmark in (None, protocol.benchmark)}
     if not known:
-        raise InputError(f"{benchmark!r} is no known benchmark; known are {', '.join(known_benchmarks())}.")
+        raise InputError(f"{benchmark!r} is not a known benchmark; known are {', '.join(known_benchmarks())}.")
     if name is None:
         assert benchmark is not None, "one of name and benchmark is needed"
         return next(iter(known.values()))
@@ -187,7 +188,7 @@ def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Pr
     if base not in known:
         close = difflib.get_close_matches(base, known, 1)
         raise InputError(
-            f"{name!r} is no protocol{f' of {benchmark}' if benchmark else ''}; known are {', '.join(known)}."
+            f"{name!r} is not a protocol{f' of {benchmark}' if benchmark else ''}; known are {', '.join(known)}."
             + (f" Did you mean {close[0]!r}?" if close else "")
         )
     return known[base]
@@ -203,27 +204,27 @@ def protocol_name(
     decodes_on_gpu: bool = False,
 ) -> str:
     """
-    The name that a result is published under: what changes its meaning is part of it.
+    Return the name to publish a result under, which includes everything that changes its meaning.
 
     Args:
         protocol (`str`): Name of a protocol, without suffix.
-        num_missing (`int`, *optional*, defaults to 0): Test clips that were left out.
-        deviates (`bool`, *optional*, defaults to `False`): Whether the lists are not the protocol's.
-        rerank_top_k (`int`, *optional*): Candidates of each query that the matching head re-ranked; `None`: it saw
-            all pairs, or none.
-        dual_softmax (`bool`, *optional*, defaults to `False`): Whether scores were normalised over all queries
-            of the test set, which a single query has not.
-        decodes_on_gpu (`bool`, *optional*, defaults to `False`): Whether frames have the pixels of a GPU's decoder,
-            which are not bit-equal to those of a CPU's.
+        num_missing (`int`, *optional*, defaults to 0): Number of test clips that were left out.
+        deviates (`bool`, *optional*, defaults to `False`): Whether the lists differ from the protocol's.
+        rerank_top_k (`int`, *optional*): Number of candidates of each query that the matching head re-ranked; `None`
+            if it scored all pairs, or none.
+        dual_softmax (`bool`, *optional*, defaults to `False`): Whether scores were normalized over all queries of the
+            test set, which are not available to a single query.
+        decodes_on_gpu (`bool`, *optional*, defaults to `False`): Whether frames were decoded on a GPU, whose pixels
+            are not bit-identical to those decoded on a CPU.
 
     Returns:
-        `str`: For example `"msrvtt-1ka-9k+rerank100+dsl"`.
+        `str`: Name with suffixes, e.g. `"msrvtt-1ka-9k+rerank100+dsl"`.
 
     Raises:
-        ValueError: The protocol is unknown, **or** has a suffix already, **or** a number makes no sense.
+        ValueError: If the protocol is unknown, already has a suffix, **or** a number is out of range.
     """
     if get_protocol(protocol).name != protocol:
-        raise InputError(f"{protocol!r} has a suffix already; pass the plain name {get_protocol(protocol).name!r}.")
+        raise InputError(f"{protocol!r} already has a suffix; pass the plain name {get_protocol(protocol).name!r}.")
     if num_missing < 0 or (rerank_top_k is not None and rerank_top_k < 1):
         raise InputError(
             f"num_missing must be 0 or more and rerank_top_k 1 or more, got {num_missing=}, {rerank_top_k=}."
@@ -240,7 +241,7 @@ def protocol_name(
 
 def check_overlap(train_clips: Collection[str], test_clips: Collection[str], protocol: str) -> None:
     """
-    Refuses to test a model on clips that it was trained on, or selected by.
+    Refuse to test a model on clips that it was trained or selected on.
 
     Args:
         train_clips (`Collection[str]`): Names of the clips that were trained on, without folder and extension.
@@ -248,50 +249,50 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
         protocol (`str`): Name of the protocol of the test, for the message.
 
     Raises:
-        ValueError: A clip is in both; says how many are, and names some.
+        ValueError: If a clip is in both; the message has their number and some names.
     """
     test = set(test_clips)
     both = sorted(test & set(train_clips))
     if both:
         raise InputError(
-            f"{len(both)} of the {len(test)} test clips of {protocol} are training or validation clips, too: "
-            f"{', '.join(both[:3])}{', ...' * (len(both) > 3)}. Numbers over them would mean nothing: test under the "
+            f"{len(both)} of the {len(test)} test clips of {protocol} are also training or validation clips: "
+            f"{', '.join(both[:3])}{', ...' * (len(both) > 3)}. Results on them would be meaningless: test under the "
             "protocol that the training list belongs to, or train without these clips."
         )
 
 
 def prepared_protocol(manifest_file: str | os.PathLike[str] | None) -> Protocol | None:
     """
-    Return the protocol of the benchmark that a manifest is part of, if a `protocol.json` beside it names one. There is
-    a warning about one that is not registered.
+    Return the protocol of the benchmark that a manifest belongs to, if a `protocol.json` beside it names one. If that
+    is not registered, a warning is logged.
     """
     path = Path(manifest_file or "").parent / "protocol.json"
     if manifest_file is None or not path.is_file():
         return None
     name = json.loads(path.read_text(encoding="utf-8")).get("protocol")
     if name is not None and name not in PROTOCOLS:
-        from transformers.utils import logging  # which takes a second
+        from transformers.utils import logging  # importing it takes a second
 
         logging.get_logger(__name__).warning_once(
-            f"{path}: the protocol {name!r} is not registered, so that its number of re-ranked candidates and the "
-            "check for training clips among test clips are left out. Start the program by a script that first imports "
-            "the file that registers it; see docs/adding_datasets.md."
+            f"{path}: the protocol {name!r} is not registered. Its number of re-ranked candidates is not used, and "
+            "test clips are not checked against training clips. Run a script that first imports the file that "
+            "registers it; see docs/adding_datasets.md."
         )
     return PROTOCOLS.get(name)
 
 
 def prepared_split(manifest_file: str | os.PathLike[str] | None, clips: Iterable[str]) -> str | None:
     """
-    Which split of a benchmark rows are of, by the `protocol.json` beside their manifest.
+    Return the split of a benchmark that rows belong to, according to the `protocol.json` beside their manifest.
 
     Args:
-        manifest_file (`str` or `os.PathLike`, *optional*): The manifest, as it was written or changed since; rows of
-            none are of no prepared benchmark.
+        manifest_file (`str` or `os.PathLike`, *optional*): The manifest, which may have been edited since it was
+            written; rows without one do not belong to a prepared benchmark.
         clips (`Iterable[str]`): Names of the rows' clips.
 
     Returns:
-        `str`, *optional*: `"test"` if a single clip is tested, else `"validation"` or `"train"`; `None` if the clips
-        are of no prepared benchmark.
+        `str`, *optional*: `"test"` if any clip is a test clip, else `"validation"` or `"train"`; `None` if the clips
+        do not belong to a prepared benchmark.
     """
     path = Path(manifest_file or "").parent / "protocol.json"
     if manifest_file is None or not path.is_file():

@@ -14,7 +14,7 @@ from simple_multimodal.evaluation.bootstrap import Interval, bootstrap_interval,
 
 def predicted_labels(logits: np.ndarray) -> np.ndarray:
     """
-    Label with the highest score of each question, the first of equal ones.
+    Return the label with the highest score of each question, the first of equal ones.
 
     Args:
         logits (`np.ndarray` of shape `(num_questions, num_labels)`): Score of each answer; real numbers.
@@ -23,7 +23,7 @@ def predicted_labels(logits: np.ndarray) -> np.ndarray:
         `np.ndarray` of shape `(num_questions,)`, int64.
 
     Raises:
-        ValueError: If `logits` has another number of dimensions, no label, or holds NaN.
+        ValueError: If `logits` is not a matrix, has no label, **or** contains NaN.
     """
     logits = np.asarray(logits)
     if logits.ndim != 2 or logits.shape[1] == 0:
@@ -31,8 +31,8 @@ def predicted_labels(logits: np.ndarray) -> np.ndarray:
     if np.isnan(logits).any():
         questions = np.flatnonzero(np.isnan(logits).any(axis=1))
         raise InputError(
-            f"The logits of {len(questions)} of {len(logits)} questions hold NaN (first: question {questions[0]}). "
-            "Look for the inputs or the weights that produce it."
+            f"The logits of {len(questions)} of {len(logits)} questions contain NaN (first: question {questions[0]}). "
+            "Check the inputs and the weights."
         )
     return logits.argmax(axis=1)
 
@@ -44,22 +44,22 @@ def correct_answers(
     id2label: Mapping[int, str] | None = None,
 ) -> np.ndarray:
     """
-    Whether each predicted answer is, letter for letter, the right one.
+    Return whether each predicted answer equals the right one exactly.
 
-    A question whose answer is not in the list that the model chooses from can only be wrong; it is counted. So is a
-    predicted label that stands for no answer (the head may have more labels than there are answers).
+    A question whose answer is not in the model's list counts as wrong. So does a predicted label without an answer
+    (the head may have more labels than there are answers).
 
     Args:
         predictions (`Sequence[str]` or `Sequence[int]` of length `num_questions`, or `np.ndarray`):
             Predicted answers, or with `id2label` predicted labels.
-        answers (`Sequence[str]` of length `num_questions`): Right answers as they stand in the annotation.
+        answers (`Sequence[str]` of length `num_questions`): Right answers, exactly as annotated.
         id2label (`Mapping[int, str]`, *optional*): Answer of each label, as in the configuration of the model.
 
     Returns:
         `np.ndarray` of shape `(num_questions,)`, bool.
 
     Raises:
-        ValueError: If there are not as many predictions as answers, or if predictions are labels without `id2label`
+        ValueError: If the numbers of predictions and answers differ, **or** predictions are labels without `id2label`
             or strings with it.
 
     Example:
@@ -83,10 +83,10 @@ def correct_answers(
 
 def question_answering_metrics(is_correct: np.ndarray, answer_types: Sequence[str] | None = None) -> dict[str, float]:
     """
-    Accuracy over all questions and over those of each type.
+    Compute the accuracy over all questions and over those of each type.
 
     Args:
-        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): As [`correct_answers`] returns it.
+        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): Result of [`correct_answers`].
         answer_types (`Sequence[str]` of length `num_questions`, *optional*): Type of each question, e.g. `"what"`.
 
     Returns:
@@ -94,7 +94,8 @@ def question_answering_metrics(is_correct: np.ndarray, answer_types: Sequence[st
         `{type}_num_questions` of each type, types in alphabetical order.
 
     Raises:
-        ValueError: If `is_correct` is empty, not one-dimensional or not bool, or `answer_types` has another length.
+        ValueError: If `is_correct` is empty, not one-dimensional or not bool, **or** `answer_types` has a different
+            length.
 
     Example:
 
@@ -118,21 +119,20 @@ def question_answering_intervals(
     groups: np.ndarray | None = None,
 ) -> dict[str, Interval]:
     """
-    Bootstrap intervals of the accuracies of [`question_answering_metrics`].
+    Compute bootstrap intervals of the accuracies of [`question_answering_metrics`].
 
     Args:
-        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): As [`correct_answers`] returns it.
+        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): Result of [`correct_answers`].
         answer_types (`Sequence[str]` of length `num_questions`, *optional*): Type of each question.
         groups (`np.ndarray` of shape `(num_questions,)`, *optional*):
-            Clip of each question; all questions of a clip are drawn together. See [`bootstrap_interval`].
+            Clip of each question; all questions of a clip are resampled together. See [`bootstrap_interval`].
 
     Returns:
-        `dict[str, tuple[float, float]]`: lower and upper end for `accuracy` and each `{type}_accuracy`. Of a type
-        only the clips with such a question are drawn.
+        `dict[str, tuple[float, float]]`: Lower and upper end for `accuracy` and each `{type}_accuracy`. For a type,
+        only the clips with such a question are resampled.
 
     Raises:
-        ValueError: If the questions are refused by [`question_answering_metrics`] or the rest by
-            [`bootstrap_interval`].
+        ValueError: For the reasons listed in [`question_answering_metrics`] and [`bootstrap_interval`].
     """
     is_correct = np.asarray(is_correct)
     return {
@@ -147,13 +147,13 @@ def question_answering_intervals(
 
 def first_words(questions: Sequence[str]) -> list[str]:
     """
-    First word of each question in lower case, which is the answer type of MSR-VTT-QA and MSVD-QA.
+    Return the first word of each question in lower case, which is the answer type of MSR-VTT-QA and MSVD-QA.
 
     Args:
         questions (`Sequence[str]`): Questions.
 
     Returns:
-        `list[str]`: `""` for a question without a word.
+        `list[str]`: First words; `""` for an empty question.
     """
     return [question.casefold().partition(" ")[0] for question in questions]
 
@@ -167,25 +167,25 @@ def question_only_answers(
     train_answer_types: Sequence[str] | None = None,
 ) -> list[str]:
     """
-    Answer by looking the question up among those of training: what can be had without seeing any clip.
+    Answer by looking up the question among the training questions, a baseline that sees no clip.
 
-    The answer is the most frequent one of the identical training questions; if there is none, of the training
-    questions of this type; if there is none of this type either, of all. Of equally frequent answers the one that
-    comes first in training is taken. On the test split of MSVD-QA, from its training split alone and with first words
-    as types, this answers 22.5 % right (other rules for equally frequent answers 22.3 % to 22.7 %).
+    The answer is the most frequent one of the identical training questions; if there are none, of the training
+    questions of this type; if there are none of this type either, of all. Among equally frequent answers, the first in
+    training wins. On the test split of MSVD-QA, using only its training split and first words as types, this answers
+    22.5 % correctly (22.3 % to 22.7 % with other rules for ties).
 
     Args:
         questions (`Sequence[str]`): Questions to answer.
         train_questions (`Sequence[str]` of length `num_train`): Questions of training, in the order of their file.
         train_answers (`Sequence[str]` of length `num_train`): Their answers.
         answer_types (`Sequence[str]`, *optional*, defaults to [`first_words`]): Type of each question.
-        train_answer_types (`Sequence[str]`, *optional*, defaults to [`first_words`]): Of each training question.
+        train_answer_types (`Sequence[str]`, *optional*, defaults to [`first_words`]): Type of each training question.
 
     Returns:
         `list[str]`: One answer per question.
 
     Raises:
-        ValueError: If there is no training question, or if lengths do not agree.
+        ValueError: If there is no training question, **or** lengths differ.
 
     Example:
 
@@ -196,7 +196,7 @@ def question_only_answers(
     ```
     """
     if len(train_questions) == 0:
-        raise InputError("There is no training question to look up.")
+        raise InputError("There are no training questions to look up. Pass at least one.")
     types = first_words(questions) if answer_types is None else answer_types
     train_types = first_words(train_questions) if train_answer_types is None else train_answer_types
     by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -205,7 +205,7 @@ def question_only_answers(
         by_question[question][answer] += 1
         by_type[kind][answer] += 1
     overall = Counter(train_answers)
-    # A counter keeps the order in which answers came, and `most_common` that order among equals.
+    # A counter keeps insertion order, and `most_common` keeps it among ties.
     return [
         (by_question.get(question) or by_type.get(kind) or overall).most_common(1)[0][0]
         for question, kind in zip(questions, types, strict=True)
@@ -222,7 +222,7 @@ def answer_baselines(
     train_answer_types: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """
-    What an accuracy has to be compared with: how far one gets without a clip, and how far one can get.
+    Compute baselines and bounds for an accuracy: what is possible without a clip, and what is possible at all.
 
     Args:
         questions (`Sequence[str]` of length `num_questions`): Questions of the evaluated split.
@@ -234,12 +234,12 @@ def answer_baselines(
 
     Returns:
         `dict[str, float]`: `majority_accuracy` of the most frequent training answer for every question,
-        `question_only_accuracy` of [`question_only_answers`], `seen_question_share` of the questions that are among
-        those of training, `seen_answer_share` of the answers that are (the most that a model with these answers can
-        reach), and `answer_entropy_bits` of the right answers.
+        `question_only_accuracy` of [`question_only_answers`], `seen_question_share`, the fraction of questions that
+        also occur in training, `seen_answer_share`, that of answers (an upper bound for a model with these answers),
+        and `answer_entropy_bits` of the right answers.
 
     Raises:
-        ValueError: If there is no question or no training question, or if lengths do not agree.
+        ValueError: If there is no question or no training question, **or** lengths differ.
     """
     looked_up = question_only_answers(
         questions,
@@ -262,13 +262,13 @@ def answer_baselines(
 
 class AnswerResult(NamedTuple):
     """
-    Question answering, measured.
+    Results of question answering.
 
     Args:
-        metrics (`dict[str, float]`): [`question_answering_metrics`], and [`answer_baselines`] if training questions
-            are known.
-        intervals (`dict[str, tuple[float, float]]`): [`question_answering_intervals`], resampled by clip.
-        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): Of each question.
+        metrics (`dict[str, float]`): The [`question_answering_metrics`], and with training questions the
+            [`answer_baselines`].
+        intervals (`dict[str, tuple[float, float]]`): The [`question_answering_intervals`], resampled by clip.
+        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): Whether each question was answered correctly.
     """
 
     metrics: dict[str, float]
@@ -288,8 +288,8 @@ def answer_result(
 
     Args:
         labels (`np.ndarray` or `Sequence[int]` of length `num_questions`): Predicted labels.
-        rows (`Sequence[Mapping]` of length `num_questions`): With `question`, `answer` (`None`: it has none), `group`
-            (the clip) and, all or none, `answer_type`, all of them strings.
+        rows (`Sequence[Mapping]` of length `num_questions`): Rows with strings `question`, `answer` (`None` if
+            unknown), `group` (the clip) and, either all or none of them, `answer_type`.
         id2label (`Mapping[int, str]`): Answer of each label.
         train_pairs (`Sequence[tuple[str, str]]`, *optional*): Training questions with their answers.
 
@@ -297,7 +297,7 @@ def answer_result(
         [`AnswerResult`].
 
     Raises:
-        ValueError: If lengths do not agree or there is no question.
+        ValueError: If lengths differ **or** there is no question.
     """
     answers = [row.get("answer") or "" for row in rows]
     types = [row["answer_type"] or "" for row in rows] if all("answer_type" in row for row in rows) else None
@@ -311,8 +311,8 @@ def answer_result(
 
 
 def _by_type(is_correct: np.ndarray, answer_types: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Which questions `(num_questions,)`, bool, are behind the metrics of each prefix: `""` all, `"what_"` a type.
-    A question whose type is `""` counts in the metrics of all alone.
+    """Return which questions `(num_questions,)`, bool, belong to each prefix of metrics: `""` for all, e.g. `"what_"`
+    for a type. A question with the type `""` counts only among all.
     """
     if is_correct.ndim != 1 or len(is_correct) == 0 or is_correct.dtype != np.bool_:
         raise InputError(

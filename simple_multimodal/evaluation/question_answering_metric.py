@@ -9,11 +9,11 @@ import evaluate
 
 from simple_multimodal.evaluation.question_answering import correct_answers, question_answering_metrics
 
-_DESCRIPTION = "Accuracy (a fraction) over all questions and over those of each type; letter for letter."
+_DESCRIPTION = "Accuracy (a fraction) over all questions and over those of each type; answers must match exactly."
 _INPUTS = """
 Args:
     predictions (`list[str]`): Predicted answers.
-    references (`list[str]`): Right answers; one that the model cannot give counts as wrong.
+    references (`list[str]`): Right answers; questions whose answer the model does not know count as wrong.
     answer_types (`list[str]`, *optional*): Type of each question, in the order in which they were added.
 Returns:
     `dict[str, float]`: `accuracy` and `num_questions`, then `{type}_accuracy` and `{type}_num_questions`.

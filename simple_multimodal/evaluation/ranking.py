@@ -1,6 +1,6 @@
 """Compute ranks and first candidates of queries, from a matrix or, for whole sets, from blocks of scores.
 
-Among equal scores wrong candidates come first, then the lower position, so that constant scores give the worst ranks.
+Among equal scores, wrong candidates come first, then lower positions, so that constant scores give the worst ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def positives_from_groups(query_groups: np.ndarray, candidate_groups: np.ndarray
         `np.ndarray` of shape `(num_queries, num_candidates)`, bool: `True` where query and candidate share a group.
 
     Raises:
-        ValueError: If one of the two is not one-dimensional, or if one holds strings and the other numbers.
+        ValueError: If one of the two is not one-dimensional, **or** one holds strings and the other numbers.
     """
     queries, candidates = _numbered(query_groups, candidate_groups)
     return queries[:, None] == candidates
@@ -47,18 +47,18 @@ def retrieval_ranks(
         scores (`np.ndarray` of shape `(num_queries, num_candidates)`):
             Real scores, higher is better. Infinite scores are allowed (`-inf`: not considered).
         positives (`np.ndarray` of shape `(num_queries, num_candidates)`, bool, or a pair of group arrays):
-            `True` where the candidate is right for the query, or `(query_groups, candidate_groups)` as taken by
+            `True` where the candidate is right for the query, or `(query_groups, candidate_groups)` for
             [`positives_from_groups`].
         ties (`str`, *optional*, defaults to `"worst"`):
-            `"best"` ranks the right one first among equals instead: with the default it bounds what any order of
-            equal scores would give. It is not a number to report.
+            `"best"` ranks the right candidate first among equal scores: together with the default, it bounds the rank
+            under any order of equal scores. Do not report it.
 
     Returns:
-        `np.ndarray` of shape `(num_queries,)`, int64: ranks from 1 to `num_candidates`.
+        `np.ndarray` of shape `(num_queries,)`, int64: Ranks from 1 to `num_candidates`.
 
     Raises:
-        ValueError: If `scores` is not a matrix of real numbers or holds NaN, or if `positives` is neither a bool
-            matrix of that shape nor a pair of group arrays, or if a query has no right candidate.
+        ValueError: If `scores` is not a matrix of real numbers or contains NaN, `positives` is neither a bool matrix
+            of that shape nor a pair of group arrays, **or** a query has no right candidate.
 
     Example:
 
@@ -72,7 +72,7 @@ def retrieval_ranks(
     if unanswerable.size:
         raise InputError(
             f"{unanswerable.size} of {len(positives)} queries have no right candidate (first: query "
-            f"{unanswerable[0]}). Every query needs at least one: leave these queries out, and count them."
+            f"{unanswerable[0]}). Every query needs at least one: leave these queries out, and report their number."
         )
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)  # (num_queries, 1)
     is_ahead = scores > best if ties == "best" else (scores >= best) & ~positives
@@ -91,22 +91,22 @@ def ranking(scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.nda
         num_results (`int`): How many candidates to return per query; all of them if there are fewer.
 
     Returns:
-        `np.ndarray` of shape `(num_queries, min(num_results, num_candidates))`, int64: positions of candidates.
+        `np.ndarray` of shape `(num_queries, min(num_results, num_candidates))`, int64: Positions of candidates.
 
     Raises:
-        ValueError: If `scores` or `positives` are refused by [`retrieval_ranks`], except that a query without a right
-            candidate is allowed.
+        ValueError: For the reasons listed in [`retrieval_ranks`], except that a query without a right candidate is
+            allowed.
     """
     scores, positives = _check_scores(scores, positives)
     return np.lexsort((positives, -scores), axis=1)[:, :num_results].astype(np.int64)
 
 
 NOT_A_QUERY = 0
-"""In place of the rank of a text or clip without any right candidate, which therefore is not a query."""
+"""Value instead of a rank for a text or clip that is not a query, because it has no right candidate."""
 
 
 def is_query(ranks: np.ndarray) -> np.ndarray:
-    """Return which ranks of [`Ranks`] are ranks of queries, bool: those that have a right candidate."""
+    """Return which ranks of [`Ranks`] belong to queries, that is, texts or clips with a right candidate; bool."""
     return ranks != NOT_A_QUERY
 
 
@@ -120,7 +120,7 @@ class Ranks(NamedTuple):
         clips (`np.ndarray` of shape `(num_clips,)`, int64):
             Rank of the best right text, from 1; `NOT_A_QUERY` for a clip without one.
         first_wrong (`np.ndarray` of shape `(num_texts,)`, int64):
-            Position of the wrong clip with the highest score, the first of equal ones; any where no clip is wrong.
+            Position of the wrong clip with the highest score, the first of equal ones; arbitrary if no clip is wrong.
     """
 
     texts: np.ndarray
@@ -144,7 +144,7 @@ def text_clip_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, clip_g
         [`Ranks`], the same on all processes.
 
     Raises:
-        ValueError: If scores are no real numbers or hold NaN, or if groups are not one per text and per clip.
+        ValueError: If scores are not real numbers or contain NaN, **or** there is not one group per text and per clip.
     """
     scores = as_scores(scores)
     texts, clips = _groups_of(scores, text_groups, clip_groups)
@@ -159,7 +159,7 @@ def text_clip_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, clip_g
         best_of_text[rows] = right.max(axis=1)
         np.maximum(best_of_clip, right.max(axis=0), out=best_of_clip)
         first_wrong[rows] = np.where(is_right, -np.inf, block).argmax(axis=1)
-    # Texts of other processes' blocks still have the lowest value of each.
+    # Texts in other processes' blocks still have the lowest possible values.
     best_of_text, best_of_clip, first_wrong, is_nan = scores.combine(
         np.maximum, best_of_text, best_of_clip, first_wrong, is_nan
     )
@@ -180,14 +180,14 @@ def text_clip_ranks(scores: Scores | np.ndarray, text_groups: np.ndarray, clip_g
 
 def right_pairs(text_groups: np.ndarray, clip_groups: np.ndarray) -> np.ndarray:
     """
-    List the texts with their clips.
+    List the pairs of texts and their clips.
 
     Args:
         text_groups (`np.ndarray` of shape `(num_texts,)`): Group of the clip that each caption describes.
         clip_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
 
     Returns:
-        `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip of one group, ascending.
+        `np.ndarray` of shape `(num_pairs, 2)`, int64: Positions of text and clip of one group, ascending.
     """
     texts, clips = _numbered(text_groups, clip_groups)
     order = np.argsort(clips, kind="stable")
@@ -207,15 +207,15 @@ def first_pairs(
     scores: Scores | np.ndarray, text_groups: np.ndarray, clip_groups: np.ndarray, num_results: int | None
 ) -> np.ndarray:
     """
-    List the pairs in which one is among the first `num_results` candidates of the other.
+    List the pairs in which either side is among the first `num_results` candidates of the other.
 
     Args:
         scores ([`Scores`] or `np.ndarray` of shape `(num_texts, num_clips)`): Score of each caption with each clip.
         text_groups, clip_groups (`np.ndarray`): As for [`text_clip_ranks`].
-        num_results (`int`, *optional*): How many candidates of each query; `None`: all.
+        num_results (`int`, *optional*): Number of candidates per query; `None` for all.
 
     Returns:
-        `np.ndarray` of shape `(num_pairs, 2)`, int64: positions of text and clip, ascending, no pair twice.
+        `np.ndarray` of shape `(num_pairs, 2)`, int64: Positions of text and clip, ascending, without repeats.
     """
     scores = as_scores(scores)
     keys = np.union1d(*first_keys(scores, text_groups, clip_groups, num_results))
@@ -223,12 +223,12 @@ def first_pairs(
 
 
 def pairs_of_keys(keys: np.ndarray, num_clips: int) -> np.ndarray:
-    """Positions `(num_pairs, 2)` of text and clip of pairs that are numbered `text * num_clips + clip`."""
+    """Return positions `(num_pairs, 2)` of text and clip from keys `text * num_clips + clip`."""
     return np.stack(np.divmod(keys, num_clips), axis=1)
 
 
 def keys_of_pairs(pairs: np.ndarray, num_clips: int) -> np.ndarray:
-    """Numbers `text * num_clips + clip` of pairs `(num_pairs, 2)` of text and clip; see [`pairs_of_keys`]."""
+    """Return keys `text * num_clips + clip` of pairs `(num_pairs, 2)` of text and clip; see [`pairs_of_keys`]."""
     return pairs[:, 0] * num_clips + pairs[:, 1]
 
 
@@ -239,12 +239,12 @@ def first_keys(
     Choose the first `num_results` candidates of each query, in one pass over the blocks.
 
     Args:
-        scores ([`Scores`]): Score of each caption with each clip; free of NaN, as [`text_clip_ranks`] has seen.
+        scores ([`Scores`]): Score of each caption with each clip, without NaN, which [`text_clip_ranks`] rejects.
         text_groups, clip_groups (`np.ndarray`): As for [`text_clip_ranks`].
-        num_results (`int`, *optional*): How many candidates of each query; `None`: all.
+        num_results (`int`, *optional*): Number of candidates per query; `None` for all.
 
     Returns:
-        `tuple`: the pairs chosen for texts, and those chosen for clips, each as ascending numbers
+        `tuple`: The pairs chosen for texts, and those chosen for clips, each as ascending keys
         `text * num_clips + clip`, int64.
     """
     texts, clips = _groups_of(scores, text_groups, clip_groups)
@@ -267,7 +267,7 @@ def first_keys(
 
 
 def _is_first(scores: np.ndarray, is_right: np.ndarray, num_results: int) -> np.ndarray:
-    """Mark the first `num_results` of each row of `(num_queries, num_candidates)` scores, without sorting all."""
+    """Mark the first `num_results` of each row of `(num_queries, num_candidates)` scores, without a full sort."""
     if num_results >= scores.shape[1]:
         return np.ones(scores.shape, np.bool_)
     place = scores.shape[1] - num_results
@@ -276,7 +276,7 @@ def _is_first(scores: np.ndarray, is_right: np.ndarray, num_results: int) -> np.
     num_left = num_results - is_first.sum(axis=1, keepdims=True)
     for kind in (is_equal & ~is_right, is_equal & is_right):
         num_kind = kind.sum(axis=1, keepdims=True)
-        cut = np.flatnonzero(num_kind > num_left)  # rows in which not all have room: the lower positions do
+        cut = np.flatnonzero(num_kind > num_left)  # rows in which only the lower positions fit
         kind[cut] &= kind[cut].cumsum(axis=1) <= num_left[cut]
         is_first |= kind
         num_left = np.maximum(num_left - num_kind, 0)
@@ -289,10 +289,10 @@ Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 class _FirstOfColumns:
     """
-    The first `num_results` rows of each column, of blocks that come in ascending order.
+    Collects the first `num_results` rows of each column from blocks in ascending order.
 
-    Once a column has that many, only few rows of a later block can still be among its first. They wait until they are
-    as many as the first themselves, and are then sorted with these.
+    Once a column has that many, only a few rows of a later block can still be among its first. These candidates are
+    collected until there are as many of them as first rows, and then sorted together with the first rows.
     """
 
     def __init__(self, row_groups: np.ndarray, column_groups: np.ndarray, num_results: int):
@@ -309,7 +309,7 @@ class _FirstOfColumns:
             is_candidate = _is_first(block.T, is_right.T, self.num_results).T
         else:
             score, last_is_right = self.last
-            # Among equal scores a later row comes last, except that a wrong one comes before a right one.
+            # Among equal scores, later rows come last, except that wrong ones come before right ones.
             is_candidate = (block > score) | ((block == score) & last_is_right & ~is_right)
         rows, columns = np.nonzero(is_candidate)
         self.waiting.append((columns, rows + begin, block[rows, columns]))
@@ -324,7 +324,7 @@ class _FirstOfColumns:
             self.last = scores[ends], self.row_groups[rows[ends]] == self.column_groups
 
     def best(self) -> Candidates:
-        """The first of each column, column by column, best first."""
+        """Return the first rows of each column, column by column, best first."""
         if not self.waiting:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         columns, rows, scores = (np.concatenate(parts) for parts in zip(*self.waiting, strict=True))
@@ -336,7 +336,7 @@ class _FirstOfColumns:
 
 
 def _numbered(query_groups: np.ndarray, candidate_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return groups as numbers, equal where the groups are, in their order; or refuse them."""
+    """Return groups as numbers in the same order, or raise an error if they are invalid."""
     query_groups, candidate_groups = np.asarray(query_groups), np.asarray(candidate_groups)
     if query_groups.ndim != 1 or candidate_groups.ndim != 1:
         raise InputError(
@@ -354,7 +354,7 @@ def _numbered(query_groups: np.ndarray, candidate_groups: np.ndarray) -> tuple[n
 
 
 def _groups_of(scores: Scores, text_groups: np.ndarray, clip_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the groups of both sides of scores as numbers, or refuse them."""
+    """Return the groups of both sides of scores as numbers, or raise an error if they are invalid."""
     texts, clips = _numbered(text_groups, clip_groups)
     if (len(texts), len(clips)) != scores.shape:
         raise InputError(
@@ -365,19 +365,19 @@ def _groups_of(scores: Scores, text_groups: np.ndarray, clip_groups: np.ndarray)
 
 
 def _refuse_nan(is_nan: np.ndarray) -> None:
-    """Refuse scores in which some queries hold NaN."""
+    """Raise an error if the scores of some queries contain NaN."""
     queries = np.flatnonzero(is_nan)
     if queries.size:
         raise InputError(
-            f"The scores of {len(queries)} of {len(is_nan)} queries hold NaN (first: query {queries[0]}). A NaN has "
-            "no rank: look for the inputs or the weights that produce it."
+            f"The scores of {len(queries)} of {len(is_nan)} queries contain NaN (first: query {queries[0]}), which "
+            "cannot be ranked. Check the inputs and the weights."
         )
 
 
 def _check_scores(
     scores: np.ndarray, positives: np.ndarray | tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and the bool matrix of right candidates, both `(num_queries, num_candidates)`, or refuse them."""
+    """Return scores and the bool matrix of right candidates, both `(num_queries, num_candidates)`, once checked."""
     scores = as_floats(scores)
     _refuse_nan(np.isnan(scores).any(axis=1))
     matrix = positives_from_groups(*positives) if isinstance(positives, tuple) else np.asarray(positives)

@@ -1,4 +1,4 @@
-"""What pages and cards share: their templates, and how names and numbers are written for people."""
+"""Templates of reports and model cards, and the formatting of names and numbers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def render(template: str, /, *, filters: Mapping[str, Any] | None = None, **valu
 
     Args:
         template (`str`): Name of a file in `templates/`.
-        filters (`Mapping[str, Callable]`, *optional*): Filters of this template besides `number`,
-            `words` and `command`.
-        values: What the template names, escaped as HTML unless it is [`~markupsafe.Markup`]. A name without a value
-            is an error.
+        filters (`Mapping[str, Callable]`, *optional*): Filters of this template in addition to `number`, `words` and
+            `command`.
+        values: Values of the names in the template, escaped as HTML unless they are [`~markupsafe.Markup`]. A name
+            without a value is an error.
 
     Returns:
-        `str`: The text.
+        `str`: The rendered text.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("simple_multimodal.evaluation"),
@@ -46,17 +46,16 @@ def render(template: str, /, *, filters: Mapping[str, Any] | None = None, **valu
 
 def format_number(name: str, value: float, num_queries: int | None = None) -> str:
     """
-    Write a metric for people: counts whole, ranks and losses with four digits, fractions with four decimals, or fewer
-    where there are few queries.
+    Format a metric: counts as integers, ranks and losses with four digits, fractions with four decimals, or fewer if
+    there are few queries.
 
     Args:
         name (`str`): Name of the metric.
         value (`float`): Its value.
-        num_queries (`int`, *optional*): How many queries a fraction is of: one tells apart no more decimals than
-            their number has digits.
+        num_queries (`int`, *optional*): Number of queries behind a fraction, which limits its meaningful decimals.
 
     Returns:
-        `str`, e.g. `0.9500` for `R@1`, `0.95` for that of 20 queries, `1.27` for `mean_rank`, `12,000` for a count.
+        `str`, e.g. `0.9500` for `R@1`, `0.95` if it is over 20 queries, `1.27` for `mean_rank`, `12,000` for a count.
     """
     if isinstance(value, int) or abs(value) >= 10_000:
         return f"{value:,.0f}"
@@ -68,7 +67,7 @@ def format_number(name: str, value: float, num_queries: int | None = None) -> st
 
 
 def format_interval(name: str, intervals: Mapping[str, Interval], num_queries: int | None = None) -> str:
-    """Write both ends of the interval of a metric as [`format_number`] does; empty for a metric without one."""
+    """Format both ends of the interval of a metric with [`format_number`]; empty for a metric without one."""
     return " – ".join(format_number(name, end, num_queries) for end in intervals[name]) if name in intervals else ""
 
 
@@ -78,17 +77,17 @@ def words(name: str) -> str:
 
 
 def to_shell(command: str) -> str:
-    """Write the words of a command line so that a shell runs it: a script needs its interpreter before it."""
+    """Make a command line executable in a shell: put `python` before a script."""
     return f"python {command}" if command.partition(" ")[0].endswith(".py") else command
 
 
 def flatten(values: Mapping[str, JSONValue], prefix: str = "") -> dict[str, str]:
     """
-    Write nested mappings as one level: `{"versions": {"torch": "2.11"}}` becomes `{"versions.torch": "2.11"}`.
+    Flatten nested mappings: `{"versions": {"torch": "2.11"}}` becomes `{"versions.torch": "2.11"}`.
 
     Args:
         values (`Mapping`): JSON values by name.
-        prefix (`str`, *optional*, defaults to `""`): Put before every name.
+        prefix (`str`, *optional*, defaults to `""`): Prefix of every name.
 
     Returns:
         `dict[str, str]`: Strings as they are, everything else as JSON.

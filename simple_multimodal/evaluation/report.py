@@ -19,8 +19,8 @@ from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_in
 from simple_multimodal.evaluation.result_files import check_names, write_whole
 
 MAX_STRIP_FRAMES = 6
-STRIP_HEIGHT = 96  # of a frame strip in the file, in pixels
-MAX_AUDIO_BYTES = 4 * 2**20  # of all audio in the page, before base64
+STRIP_HEIGHT = 96  # height of a strip of frames in pixels
+MAX_AUDIO_BYTES = 4 * 2**20  # size of all audio in the page, before base64
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Excerpt:
     A few seconds of audio.
 
     Args:
-        waveform (`np.ndarray` of shape `(num_samples,)`, floats): Mono, full scale at -1 and 1.
-        sampling_rate (`int`): In Hz.
+        waveform (`np.ndarray` of shape `(num_samples,)`, floats): Mono waveform with values in [-1, 1].
+        sampling_rate (`int`): Sampling rate in Hz.
     """
 
     waveform: np.ndarray
     sampling_rate: int
 
     def to_wav(self) -> bytes:
-        """Return a WAV file of 16-bit samples."""
+        """Return the content of a WAV file with 16-bit samples."""
         content = io.BytesIO()
         with wave.open(content, "wb") as file:
             file.setnchannels(1)
@@ -50,17 +50,17 @@ class Excerpt:
 @dataclass(frozen=True)
 class ExampleResult:
     """
-    One thing that the model gave for an example, such as a clip that it found or an answer.
+    One output of the model for an example, such as a clip that it found or an answer.
 
     Args:
-        name (`str`): What it is called.
-        rank (`int`): Its place among all candidates, from 1.
-        score (`float`): What the model scored it.
+        name (`str`): Name of the result.
+        rank (`int`): Its rank among all candidates, from 1.
+        score (`float`): Score that the model gave it.
         is_correct (`bool`): Whether it is right.
-        text (`str`, *optional*): Words about it, such as the clip's own caption.
+        text (`str`, *optional*): Text about it, such as the clip's own caption.
         frames (`np.ndarray` of shape `(num_frames, height, width, 3)`, uint8 RGB, *optional*):
-            Some frames in the order of time; without them only the text is shown.
-        audio ([`Excerpt`], *optional*): What is heard of it.
+            Frames in temporal order; without them only the text is shown.
+        audio ([`Excerpt`], *optional*): Part of its audio.
     """
 
     name: str
@@ -87,12 +87,12 @@ class ExampleResult:
 @dataclass(frozen=True)
 class Example:
     """
-    Something that the model was asked, with what it gave.
+    An input of the model with its outputs.
 
     Args:
-        title (`str`): What it was asked, such as a query or a question.
-        note (`str`): One sentence on how it did, such as the rank of the right result.
-        results (`Sequence[ExampleResult]`): What it gave, best first.
+        title (`str`): The input, such as a query or a question.
+        note (`str`): One sentence about the quality of the results, such as the rank of the right one.
+        results (`Sequence[ExampleResult]`): Outputs of the model, best first.
     """
 
     title: str
@@ -119,34 +119,33 @@ def write_report(
     """
     Write the report of a run as one HTML file that needs no other file and no network.
 
-    The same arguments give the same bytes. All text is escaped and the page forbids scripts, so captions from
-    anywhere may be shown.
+    The same arguments give the same bytes. All text is escaped and the page forbids scripts, so that captions from
+    untrusted sources can be shown.
 
     Args:
         path (`str` or `os.PathLike`): File to write, e.g. `report.html`; it is replaced.
         title (`str`): Heading of the page.
         log_history (`Sequence[Mapping]`):
-            `TrainerState.log_history`. Every key that ends in `loss` is drawn with its `eval_` counterpart over
-            `step`; recalls and accuracies that were evaluated at two steps or more are drawn as well, then learning
+            `TrainerState.log_history`. Every key that ends in `loss` is plotted with its `eval_` counterpart over
+            `step`; recalls and accuracies that were evaluated at two or more steps are plotted as well, then learning
             rate and speed.
         metrics (`Mapping[str, float]`):
             Metrics by name. Names that end in `R@1`, `R@5`, `R@10`, `median_rank` or `mean_rank` form a table with
             one row per prefix, the others a list.
         protocol (`str`): Name of the protocol that the numbers follow.
-        counts (`Mapping[str, int]`): What the numbers are over.
-        examples (`Sequence[Example]`): What the model was asked and gave; may be empty. Audio stops where
-            `MAX_AUDIO_BYTES` are reached.
-        run (`Mapping`): What made the run (command, arguments, versions), shown as a table. Must not contain secrets.
-        data (`Mapping[str, Mapping[str, int]]`, *optional*): Numbers of each data set by its role, e.g.
+        counts (`Mapping[str, int]`): Numbers of queries, clips etc. that the metrics are computed over.
+        examples (`Sequence[Example]`): Inputs of the model with its outputs; may be empty. Audio beyond
+            `MAX_AUDIO_BYTES` is left out.
+        run (`Mapping`): Command, arguments and versions of the run, shown as a table. Must not contain secrets.
+        data (`Mapping[str, Mapping[str, int]]`, *optional*): Counts of each data set by its role, e.g.
             `{"training": {"rows": 12000, "clips": 12000}}`.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals by metric name.
         primary_metric (`str`, *optional*): Name of the metric that is shown large.
-        chance (`Mapping[str, float]`, *optional*): What guessing scores, by metric name, where that does not follow
-            from the metrics.
-        train_chance (`Mapping[str, float]`, *optional*): What guessing scores in training, by name of the loss.
+        chance (`Mapping[str, float]`, *optional*): Chance levels by metric name that do not follow from the metrics.
+        train_chance (`Mapping[str, float]`, *optional*): Chance levels in training by name of the loss.
 
     Raises:
-        ValueError: If `primary_metric` or an interval names no metric.
+        ValueError: If `primary_metric` or an interval is not one of the metrics.
     """
     intervals = intervals or {}
     check_names(metrics, intervals, primary_metric)
@@ -190,12 +189,12 @@ def write_report(
         examples=_shown(examples),
         run=flatten(run),
     )
-    # A lone surrogate, possible in a caption read from JSON, has no UTF-8 form.
+    # A lone surrogate, which a caption read from JSON may contain, cannot be encoded in UTF-8.
     write_whole(path, [page.encode("utf-8", errors="xmlcharrefreplace").decode("utf-8")])
 
 
 def _with_chance(chart: charts.Chart, train: Mapping[str, float], evaluation: Mapping[str, float]) -> charts.Chart:
-    """Add to the notes of a chart what guessing scores in training and in evaluation, where that is known."""
+    """Add the chance levels in training and in evaluation to the notes of a chart, if they are known."""
     levels = {
         "training": train.get(chart.name) if chart.train else None,
         "evaluation": evaluation.get(chart.name) if chart.evaluation else None,
@@ -205,7 +204,7 @@ def _with_chance(chart: charts.Chart, train: Mapping[str, float], evaluation: Ma
 
 
 def _retrieval_rows(metrics: Mapping[str, float]) -> list[dict]:
-    """Rows of the table of retrieval: prefix, the metric's name or `None` in each column, and names of counts."""
+    """Return rows of the retrieval table: prefix, the name of the metric or `None` per column, and names of counts."""
     rows: dict[str, dict[str, str]] = {}
     for name in metrics:
         column = next((column for column in glossary.RETRIEVAL_COLUMNS if name.endswith(column)), None)
@@ -224,7 +223,7 @@ def _retrieval_rows(metrics: Mapping[str, float]) -> list[dict]:
 
 
 def _shown(examples: Sequence[Example]) -> list[dict]:
-    """Examples as the page shows them: frames and audio as data, the latter up to `MAX_AUDIO_BYTES`."""
+    """Return examples for the template: with encoded frames, and audio up to `MAX_AUDIO_BYTES`."""
     num_bytes = 0
     shown = []
     for example in examples:
@@ -250,9 +249,9 @@ def _shown(examples: Sequence[Example]) -> list[dict]:
 
 
 def _strip(frames: np.ndarray) -> dict:
-    """Join up to `MAX_STRIP_FRAMES` frames, evenly spread, into one JPEG."""
+    """Join up to `MAX_STRIP_FRAMES` evenly spaced frames into one JPEG."""
     num_shown = min(len(frames), MAX_STRIP_FRAMES)
-    frames = frames[(2 * np.arange(num_shown) + 1) * len(frames) // (2 * num_shown)]  # centre of each equal part
+    frames = frames[(2 * np.arange(num_shown) + 1) * len(frames) // (2 * num_shown)]  # center of each equal part
     _, height, width, _ = frames.shape
     frame_width = max(1, round(width * STRIP_HEIGHT / height))
     gap = 2

@@ -1,4 +1,4 @@
-"""Re-ranking: let a second, slower model decide the order of the first candidates of each query.
+"""Re-ranking: sort the first candidates of each query with a second, slower model.
 
 Choose the pairs to score ([`choose_candidates`]), score them ([`score_candidates`]), and rank again ([`rerank`]).
 """
@@ -19,7 +19,7 @@ class Candidates(NamedTuple):
     """
     Pairs of text and clip to score with a second model.
 
-    A pair may be a candidate in both directions, in one, or in none if it is scored for another purpose.
+    A pair can be a candidate in both directions, in one, or in none if it is scored for another purpose.
 
     Args:
         pairs (`np.ndarray` of shape `(num_pairs, 2)`, int64): Positions of text and clip, ascending, without repeats.
@@ -45,7 +45,7 @@ def choose_candidates(
     """
     Choose the first candidates of each query, in both directions.
 
-    Where the last chosen candidate of a query has the same score as others, wrong candidates are chosen first.
+    If the last chosen candidate of a query has the same score as others, wrong candidates are chosen first.
 
     Args:
         scores ([`Scores`] or `np.ndarray` of shape `(num_texts, num_clips)`): First scores, e.g. cosines.
@@ -53,7 +53,7 @@ def choose_candidates(
         clip_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
         top_k (`int`, *optional*): Number of candidates per query; all by default.
         needed (`np.ndarray` of shape `(num_pairs, 2)`, int64, *optional*):
-            Further pairs to score, which do not take part in re-ranking.
+            Further pairs to score, which are not re-ranked.
 
     Returns:
         [`Candidates`], the same on all processes.
@@ -78,8 +78,8 @@ def score_candidates(candidates: Candidates, match: Callable[[np.ndarray], np.nd
     Args:
         candidates ([`Candidates`]): What [`choose_candidates`] returned.
         match (`Callable`):
-            Takes pairs `(num_pairs, 2)` of text and clip and returns their scores `(num_pairs,)`, floating. It is
-            called once, in every process with the same pairs, and must return the same scores in each.
+            Function that takes pairs `(num_pairs, 2)` of text and clip and returns their scores `(num_pairs,)`,
+            floating. It is called once, with the same pairs in every process, and must return the same scores.
 
     Raises:
         ValueError: If `match` returns NaN.
@@ -87,8 +87,8 @@ def score_candidates(candidates: Candidates, match: Callable[[np.ndarray], np.nd
     values = match(candidates.pairs)
     if num_nan := int(np.isnan(values).sum()):
         raise InputError(
-            f"match returned NaN for {num_nan} of {len(values)} pairs. A NaN has no rank: look for the inputs or the "
-            "weights that produce it."
+            f"`match` returned NaN for {num_nan} of {len(values)} pairs, which cannot be ranked. Check the inputs and "
+            "the weights."
         )
     return ScoredPairs(candidates.pairs, values)
 
@@ -97,10 +97,10 @@ def rerank(
     ranks: Ranks, candidates: Candidates, values: np.ndarray, text_groups: np.ndarray, clip_groups: np.ndarray
 ) -> Ranks:
     """
-    Rank both directions again, each query's candidates by their second scores.
+    Rank both directions again, with the candidates of each query sorted by their second scores.
 
     The candidates of a query come first, in the order of the second scores; all others follow in the order of the
-    first scores. So a query without a right candidate among them keeps its rank.
+    first scores. A query without a right one among its candidates therefore keeps its rank.
 
     Args:
         ranks ([`Ranks`]): Ranks by the first scores.
@@ -109,7 +109,7 @@ def rerank(
         text_groups, clip_groups (`np.ndarray`): As for [`choose_candidates`].
 
     Returns:
-        [`Ranks`] of texts and clips; `first_wrong` stays that of the first scores.
+        [`Ranks`] of texts and clips; `first_wrong` is still that of the first scores.
     """
     texts, clips = candidates.pairs.T
     is_right = np.asarray(text_groups)[texts] == np.asarray(clip_groups)[clips]
@@ -124,8 +124,8 @@ def _rerank_direction(ranks: np.ndarray, queries: np.ndarray, is_right: np.ndarr
     """
     Rank the queries of one direction again.
 
-    Second scores are compared only with each other: adding an offset to them, so that first and second scores could be
-    sorted together, might round different scores to equal ones.
+    Second scores are compared only with each other: sorting them together with first scores would need an offset,
+    which might round different scores to equal ones.
 
     Args:
         ranks (`np.ndarray` of shape `(num_queries,)`): Ranks by the first scores.
@@ -135,7 +135,7 @@ def _rerank_direction(ranks: np.ndarray, queries: np.ndarray, is_right: np.ndarr
     """
     best_right = np.full(len(ranks), -np.inf, values.dtype)
     np.maximum.at(best_right, queries[is_right], values[is_right])
-    is_ahead = ~is_right & (values >= best_right[queries])  # among equal scores wrong candidates come first
+    is_ahead = ~is_right & (values >= best_right[queries])  # wrong candidates come first among equal scores
     num_ahead = np.bincount(queries[is_ahead], minlength=len(ranks))
     num_right = np.bincount(queries[is_right], minlength=len(ranks))
     return np.where(num_right > 0, 1 + num_ahead, ranks)

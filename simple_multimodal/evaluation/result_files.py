@@ -1,4 +1,4 @@
-"""Files of results, each there whole or not at all: rows, and the metrics file."""
+"""Result files, written atomically: rows and metrics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from simple_multimodal.output_folder import write_atomically
 
 def write_whole(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
     """
-    Write a text file whole or not at all, see [`write_atomically`].
+    Write a text file atomically, see [`write_atomically`].
 
     Args:
         path (`str` or `os.PathLike`): File to write, UTF-8; it is replaced.
-        pieces (`Iterable[str]`): Its text. If making it fails, what was there before stays.
+        pieces (`Iterable[str]`): Its text. If the iterable raises an error, the previous file is kept.
     """
     with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(pieces)
@@ -27,14 +27,14 @@ def write_whole(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping]) -> None:
     """
-    Write rows as one JSON list with a row per line, without holding more than one of them.
+    Write rows as one JSON list with a row per line, holding one row in memory at a time.
 
     Args:
         path (`str` or `os.PathLike`): File to write; it is replaced.
-        rows (`Iterable[Mapping]`): Rows that JSON can hold, e.g. [`retrieval_rows`] or [`question_answering_rows`].
+        rows (`Iterable[Mapping]`): JSON-serializable rows, e.g. [`retrieval_rows`] or [`question_answering_rows`].
 
     Raises:
-        ValueError: If a row holds a number that is not finite.
+        ValueError: If a row contains a number that is not finite.
     """
 
     def pieces() -> Iterable[str]:
@@ -69,24 +69,24 @@ def write_metrics(
         path (`str` or `os.PathLike`): File to write; it is replaced.
         metrics (`Mapping[str, float]`): Metrics by name.
         protocol (`str`): Name of the protocol that the numbers follow.
-        counts (`Mapping[str, int]`): What the numbers are over, e.g. queries, clips, skipped samples.
+        counts (`Mapping[str, int]`): Numbers of queries, clips, skipped samples etc. behind the metrics.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): Bootstrap intervals by metric name.
         primary_metric (`str`, *optional*): Name of the metric that sums up the run.
         selection_split (`str`, *optional*):
-            Split by whose numbers the checkpoint was chosen, e.g. `"validation"`; `null` in the file: by none.
-        audio_crop (`str`, *optional*): What the model heard of longer audio, in words; `None`: all of it.
-        precision (`str`, *optional*): What the model computed in: `"fp32"`, `"bf16"` or `"fp16"`.
-        decoder (`str`, *optional*): What decoded frames, such as `"pyav"` or `"torchcodec on cuda"`.
-        bad_samples (`Sequence[Mapping[str, str]]`, *optional*): What could not be read, and counts as wrong.
+            Split that the checkpoint was selected on, e.g. `"validation"`; without one it is `null` in the file.
+        audio_crop (`str`, *optional*): Description of the part of longer audio that the model used; `None` for all.
+        precision (`str`, *optional*): Precision in which the model computed: `"fp32"`, `"bf16"` or `"fp16"`.
+        decoder (`str`, *optional*): Decoder of the frames, such as `"pyav"` or `"torchcodec on cuda"`.
+        bad_samples (`Sequence[Mapping[str, str]]`, *optional*): Samples that could not be read, which count as wrong.
 
     Raises:
-        ValueError: If a number is not finite, or if `primary_metric` or an interval names no metric.
+        ValueError: If a number is not finite, **or** `primary_metric` or an interval is not one of the metrics.
     """
     intervals = intervals or {}
     check_names(metrics, intervals, primary_metric)
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise InputError(f"Metric {name!r} is {value}, which JSON cannot hold. Leave out what was not measured.")
+            raise InputError(f"Metric {name!r} is {value}, which JSON cannot represent. Leave it out.")
     content: dict[str, object] = {
         "protocol": protocol,
         "selection_split": selection_split,
@@ -105,7 +105,7 @@ def write_metrics(
 
 
 def check_names(metrics: Mapping[str, float], intervals: Mapping[str, Interval], primary_metric: str | None) -> None:
-    """Refuse a primary_metric or an interval of something that was not measured."""
+    """Raise a `ValueError` if the primary metric or an interval is not one of the metrics."""
     for name in (*intervals, *([primary_metric] if primary_metric is not None else [])):
         if name not in metrics:
-            raise InputError(f"{name!r} is none of the metrics ({', '.join(metrics) or 'there are none'}).")
+            raise InputError(f"{name!r} is not one of the metrics ({', '.join(metrics) or 'there are none'}).")

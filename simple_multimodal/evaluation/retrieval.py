@@ -1,7 +1,7 @@
-"""Retrieval metrics of ranks, with bootstrap confidence intervals.
+"""Retrieval metrics from ranks, with bootstrap confidence intervals.
 
-A clip is what is retrieved, whichever of audio and video it has. Names of metrics follow the literature, where the
-directions are called `text_to_video` and `video_to_text`.
+Clips are retrieved, with audio, video or both. Names of metrics follow the literature, in which the directions are
+called `text_to_video` and `video_to_text`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:
 
     Args:
         ranks (`np.ndarray` of shape `(num_queries,)`, integers):
-            Ranks from 1, as [`ranking.retrieval_ranks`] returns them.
+            Ranks from 1, the result of [`ranking.retrieval_ranks`].
 
     Returns:
         `dict[str, float]`: `R@1`, `R@5` and `R@10` as fractions, `median_rank` (mean of the two middle ranks for an
         even number of queries), `mean_rank`, and `num_queries`.
 
     Raises:
-        ValueError: If `ranks` is empty, not one-dimensional, not integers, or holds a rank below 1.
+        ValueError: If `ranks` is empty, not one-dimensional, not integers, or contains a rank below 1.
     """
     ranks = _check_ranks(ranks)
     metrics = {f"R@{cutoff}": float((ranks <= cutoff).mean()) for cutoff in RECALL_CUTOFFS}
@@ -82,7 +82,7 @@ def retrieval_changes(
     """
     Compute how much each metric changes from one ranking of the same queries to another, e.g. by re-ranking.
 
-    The intervals are paired: both rankings see the same resamples, so that what they share cancels out.
+    The intervals are paired: both rankings use the same resamples, so that common variation cancels out.
 
     Args:
         ranks_before, ranks_after (`np.ndarray` of shape `(num_queries,)`, integers):
@@ -94,7 +94,7 @@ def retrieval_changes(
         recalls and lowers ranks.
 
     Raises:
-        ValueError: If ranks are refused by [`retrieval_metrics`], or their numbers differ.
+        ValueError: For the reasons listed in [`retrieval_metrics`], **or** if the numbers of ranks differ.
     """
     before, after = (_resampled_metrics(_check_ranks(ranks)) for ranks in (ranks_before, ranks_after))
     if len(ranks_before) != len(ranks_after):
@@ -126,13 +126,13 @@ def text_clip_retrieval(
     `num_queries` and `num_candidates` of each direction count both.
 
     Args:
-        ranks ([`Ranks`]): What [`ranking.text_clip_ranks`] or [`reranking.rerank`] returned.
+        ranks ([`Ranks`]): Result of [`ranking.text_clip_ranks`] or [`reranking.rerank`].
         text_groups (`np.ndarray` of shape `(num_texts,)`): Group of the clip that each text describes.
         clip_groups (`np.ndarray` of shape `(num_clips,)`): Group of each clip.
         ranks_before ([`Ranks`], *optional*):
-            Another ranking of the same texts and clips: also report how each metric changes from it
+            Another ranking of the same texts and clips, to report how each metric changes from it
             ([`retrieval_changes`]).
-        prefix (`str`, *optional*, defaults to `""`): Put before every name, e.g. `"matching_"`.
+        prefix (`str`, *optional*, defaults to `""`): Prefix of every name, e.g. `"matching_"`.
 
     Returns:
         [`RetrievalResult`] with names such as `text_to_video_R@1` and `video_to_text_median_rank`.
@@ -143,7 +143,7 @@ def text_clip_retrieval(
     if not is_query(ranks.texts).any():
         raise InputError(
             f"None of {len(ranks.texts)} texts belongs to any of {len(ranks.clips)} clips: retrieval cannot be "
-            "measured. Check that texts and clips carry the same groups."
+            "measured. Check that texts and clips have the same groups."
         )
     text_to_clip = _measure_direction(
         ranks.texts,
@@ -191,12 +191,12 @@ def _resampled_metrics(ranks: np.ndarray) -> dict[str, tuple[np.ndarray, Resampl
 
 
 def _change_of(statistic: ResampledStatistic, before: np.ndarray, after: np.ndarray) -> ResampledStatistic:
-    """Return a statistic of positions of queries: that of their values after, minus that of their values before."""
+    """Return a statistic of query positions: the statistic of their values after, minus that of the values before."""
     return lambda queries, counts: statistic(after[queries], counts) - statistic(before[queries], counts)
 
 
 def _check_ranks(ranks: np.ndarray) -> np.ndarray:
-    """Return the ranks `(num_queries,)`, or refuse them."""
+    """Return the ranks `(num_queries,)`, or raise an error if they are invalid."""
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or len(ranks) == 0 or ranks.dtype.kind not in "iu" or ranks.min() < 1:
         raise InputError(

@@ -16,9 +16,9 @@ _DESCRIPTION = (
 )
 _INPUTS = """
 Args:
-    predictions (`list[list[float]]`): Per query the scores of all candidates, the same number for every query.
-    references (`list[list[int]]`): Per query the positions of its right candidates, at least one.
-    prefix (`str`, *optional*, defaults to `""`): Put before every name, e.g. `"text_to_video_"`.
+    predictions (`list[list[float]]`): Scores of all candidates for each query, the same number for every query.
+    references (`list[list[int]]`): Positions of the right candidates of each query, at least one.
+    prefix (`str`, *optional*, defaults to `""`): Prefix of every name, e.g. `"text_to_video_"`.
 Returns:
     `dict[str, float]`: `R@1`, `R@5`, `R@10`, `median_rank`, `mean_rank`, `num_queries`.
 """

@@ -1,4 +1,4 @@
-"""Scores of texts with clips, a block of rows at a time: the whole matrix need never exist."""
+"""Scores of texts with clips, computed in blocks of rows, so that the whole matrix is never needed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     import torch
 
 MAX_BLOCK_ELEMENTS = 1 << 24
-"""Most scores of a block: 64 MiB of float32. 4,096 texts with as many clips are one block."""
+"""Maximum number of scores in a block: 64 MiB of float32. 4,096 texts with as many clips are one block."""
 ROW_MULTIPLE = 64
-"""What the number of rows of a block is a multiple of where there are several blocks; see [`CosineScores`]."""
+"""Divisor of the number of rows of a block if there are several blocks; see [`CosineScores`]."""
 
 
 @dataclass(frozen=True)
 class Processes:
     """
-    The processes that share the work; by default this one alone.
+    The processes that share the work; by default only this one.
 
     Args:
         index (`int`): Number of this process, from 0.
         count (`int`): Number of processes.
-        gather (`Callable`): Returns the values that all processes passed, in their order; all of them call it.
+        gather (`Callable`): Collective function that returns the values of all processes in order.
     """
 
     index: int = 0
@@ -41,10 +41,10 @@ ALONE = Processes()
 
 class Scores(ABC):
     """
-    Score of every text (row) with every clip (column), higher is better.
+    Scores of every text (row) with every clip (column), higher is better.
 
-    Block `n` belongs to process `n % processes.count`. Blocks do not depend on the number of processes, so neither do
-    results.
+    Block `n` belongs to process `n % processes.count`. Blocks, and therefore results, do not depend on the number of
+    processes.
 
     Args:
         shape (`tuple[int, int]`): Numbers of texts and clips, neither 0.
@@ -63,22 +63,22 @@ class Scores(ABC):
 
     @abstractmethod
     def rows(self, begin: int, end: int) -> np.ndarray:
-        """Return scores of texts `begin` to `end`, at most `rows_per_block`, with all clips; not to be changed."""
+        """Return scores of texts `begin` to `end`, at most `rows_per_block`, with all clips; do not modify them."""
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield this process's blocks in ascending order: which rows, and their scores."""
+        """Yield this process's blocks in ascending order: a slice of rows, and their scores."""
         for begin, end in self._spans():
             yield slice(begin, end), self.rows(begin, end)
 
     def at(self, pairs: np.ndarray) -> np.ndarray:
         """
-        Read single scores; all processes call it with the same pairs.
+        Return single scores; all processes must call it with the same pairs.
 
         Args:
             pairs (`np.ndarray` of shape `(num_pairs, 2)`, integers): Positions of text and clip.
 
         Returns:
-            `np.ndarray` of shape `(num_pairs,)`: The same numbers that the blocks hold.
+            `np.ndarray` of shape `(num_pairs,)`: Exactly the scores in the blocks.
         """
         order = np.argsort(pairs[:, 0], kind="stable")
         texts, clips = pairs[order].T
@@ -94,12 +94,12 @@ class Scores(ABC):
         return values
 
     def whole(self) -> np.ndarray:
-        """Make the whole matrix, in every process."""
+        """Compute the whole matrix, in every process."""
         step = self.rows_per_block
         return np.concatenate([self.rows(n, min(n + step, self.shape[0])) for n in range(0, self.shape[0], step)])
 
     def combine(self, how: np.ufunc, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Reduce what all processes made of their blocks, e.g. with `np.maximum`, array by array."""
+        """Reduce arrays over all processes, e.g. with `np.maximum`, array by array."""
         return tuple(how.reduce(parts) for parts in zip(*self.processes.gather(arrays), strict=True))
 
     def _spans(self) -> Iterator[tuple[int, int]]:
@@ -110,7 +110,7 @@ class Scores(ABC):
 
 class MatrixScores(Scores):
     """
-    Scores that a matrix holds.
+    Scores in a matrix.
 
     Args:
         matrix (`np.ndarray` of shape `(num_texts, num_clips)`): Real scores.
@@ -127,16 +127,16 @@ class MatrixScores(Scores):
 
 class CosineScores(Scores):
     """
-    Dot products of embeddings, computed when they are needed and not kept.
+    Dot products of embeddings, computed on demand and not kept.
 
-    All products have the same shape: a matrix product may round differently with another number of rows, and equal
-    texts would get unequal scores. The last block therefore begins early and only its last rows are used.
+    All products have the same shape: a matrix product may round differently with another number of rows, so that equal
+    texts would get different scores. The last block therefore starts early and only its last rows are used.
 
     Args:
         texts (`torch.FloatTensor` of shape `(num_texts, dim)`): Unit-length embeddings, on the CPU.
         clips (`torch.FloatTensor` of shape `(num_clips, dim)`): Unit-length embeddings, on the CPU.
-        bad_texts (`np.ndarray` of shape `(num_texts,)`, bool, *optional*): Texts with the lowest scores there are.
-        bad_clips (`np.ndarray` of shape `(num_clips,)`, bool, *optional*): Such clips.
+        bad_texts (`np.ndarray` of shape `(num_texts,)`, bool, *optional*): Texts that get the lowest possible scores.
+        bad_clips (`np.ndarray` of shape `(num_clips,)`, bool, *optional*): Clips that get the lowest possible scores.
         processes ([`Processes`], *optional*): Processes that share the work; each has all embeddings.
     """
 
@@ -177,12 +177,12 @@ class ScoredPairs(NamedTuple):
 
 
 def as_scores(scores: Scores | np.ndarray) -> Scores:
-    """Return scores as they are, or a matrix as [`MatrixScores`]."""
+    """Return scores unchanged, or a matrix as [`MatrixScores`]."""
     return scores if isinstance(scores, Scores) else MatrixScores(scores)
 
 
 def as_floats(matrix: np.ndarray) -> np.ndarray:
-    """Return a matrix of real scores in floating point, or refuse it."""
+    """Return a matrix of real scores in floating point, or raise an error if it is invalid."""
     matrix = np.asarray(matrix)
     if matrix.ndim != 2 or matrix.size == 0 or matrix.dtype.kind not in "fiu":
         raise InputError(
@@ -197,27 +197,27 @@ def dual_softmax_scores(scores: np.ndarray, *, temperature: float) -> np.ndarray
     Multiply each score by a softmax over all queries of its candidate (Cheng et al., 2021, arXiv:2109.04290).
 
     A candidate that fits many queries counts less for each of them. The result for one query therefore depends on all
-    queries of the test set, which a system that answers one query at a time does not have. Report such numbers under
-    a protocol of their own (`dsl`), never together with numbers without it.
+    queries of the test set, which a system that answers one query at a time does not know. Report such numbers under
+    a separate protocol (`dsl`), never together with numbers without it.
 
-    Scores that are not positive stay unchanged: multiplying them by a small weight would raise them.
+    Scores that are not positive are left unchanged: multiplying them by a small weight would raise them.
 
     Args:
         scores (`np.ndarray` of shape `(num_queries, num_candidates)`):
             Finite scores, e.g. cosines. For the other direction pass the transposed matrix.
-        temperature (`float`): What scores are divided by in the softmax, above 0, e.g. 0.01 for cosines.
+        temperature (`float`): Temperature of the softmax, which scores are divided by; above 0, e.g. 0.01 for cosines.
 
     Returns:
         `np.ndarray` of shape `(num_queries, num_candidates)`, float64.
 
     Raises:
-        ValueError: If scores are not finite real numbers, or `temperature` is not above 0.
+        ValueError: If scores are not finite real numbers, **or** `temperature` is not above 0.
     """
     scores = as_floats(scores).astype(np.float64)
     if not np.isfinite(scores).all():
         raise InputError(
             f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are infinite or NaN; the dual softmax needs "
-            "finite scores. Leave out the queries and candidates that have none."
+            "finite scores. Leave out the queries and candidates without them."
         )
     if not temperature > 0:
         raise InputError(f"The temperature of the dual softmax must be above 0, got {temperature}.")

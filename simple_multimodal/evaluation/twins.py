@@ -1,4 +1,4 @@
-"""Metrics of twins: pairs of clips that differ in one thing, and whether each caption chooses its own."""
+"""Metrics of twins: whether captions choose their own clip from a pair of clips that differ in one thing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from simple_multimodal.evaluation.bootstrap import Interval, bootstrap_interval,
 
 def pair_choices(scores: np.ndarray) -> np.ndarray:
     """
-    Which of the two clips of a pair each of its two captions chooses.
+    Return which of the two clips of a pair each of its two captions chooses.
 
     Args:
         scores (`np.ndarray` of shape `(num_pairs, 2, 2)`):
@@ -20,36 +20,38 @@ def pair_choices(scores: np.ndarray) -> np.ndarray:
         `np.ndarray` of shape `(num_pairs, 2)`, int64: 0 or 1, the clip with the higher score; -1 for a tie.
 
     Raises:
-        ValueError: If `scores` is not of that shape, holds no pair, or holds NaN.
+        ValueError: If `scores` does not have that shape, is empty, or contains NaN.
     """
     scores = np.asarray(scores)
     if scores.ndim != 3 or scores.shape[1:] != (2, 2) or len(scores) == 0:
         raise InputError(f"Pair scores must have shape (num_pairs, 2, 2) with at least one pair, got {scores.shape}.")
     if np.isnan(scores).any():
-        raise InputError(f"{int(np.isnan(scores).sum())} of {scores.size} pair scores are NaN; a NaN has no order.")
+        raise InputError(
+            f"{int(np.isnan(scores).sum())} of {scores.size} pair scores are NaN. Check the inputs and the weights."
+        )
     second_is_higher = scores[:, :, 1] > scores[:, :, 0]  # (num_pairs, 2)
     return np.where(scores[:, :, 0] == scores[:, :, 1], -1, second_is_higher).astype(np.int64)
 
 
 def pair_accuracy(scores: np.ndarray, swapped_scores: np.ndarray | None = None) -> dict[str, float]:
     """
-    How often a caption chooses its own clip of two that differ in one thing, and whether that thing decides.
+    Compute how often a caption chooses its own clip of two that differ in one thing, and whether that thing decides.
 
-    Chance is 0.5; a tie is wrong. A choice flips when swapping that thing between the two clips (their sounds, say)
-    turns it into the other clip; a tie before or after is no flip.
+    Chance is 0.5; a tie counts as wrong. A choice flips if the caption chooses the other clip after that thing (such
+    as the audio) is swapped between the two clips; a tie before or after does not count as a flip.
 
     Args:
         scores (`np.ndarray` of shape `(num_pairs, 2, 2)`):
             `[p, i, j]` is the score of caption `i` of pair `p` with its clip `j`; caption `i` describes clip `i`.
         swapped_scores (`np.ndarray` of shape `(num_pairs, 2, 2)`, *optional*):
-            The same captions with clips `j` that carry the other clip's sound (or picture).
+            Scores of the same captions with clips `j` that have the other clip's audio (or frames).
 
     Returns:
         `dict[str, float]`: `pair_accuracy` over the `2 * num_pairs` choices, `num_pairs`, and, with
         `swapped_scores`, `pair_flip_share`.
 
     Raises:
-        ValueError: If one of the arrays is refused by [`pair_choices`], or if their shapes differ.
+        ValueError: For the reasons listed in [`pair_choices`], **or** if the shapes differ.
 
     Example:
 
@@ -67,15 +69,16 @@ def pair_accuracy(scores: np.ndarray, swapped_scores: np.ndarray | None = None) 
         swapped_choices = pair_choices(swapped_scores)
         if swapped_choices.shape != choices.shape:
             raise InputError(
-                f"Got {len(choices)} pairs and {len(swapped_choices)} swapped pairs; pass the same pairs in one order."
+                f"Got {len(choices)} pairs but {len(swapped_choices)} swapped pairs; pass the same pairs in the same "
+                "order."
             )
-        flips = swapped_choices == 1 - choices  # a tie before would have to become 1 - (-1) = 2, which is no choice
+        flips = swapped_choices == 1 - choices  # never true for a tie before, as 1 - (-1) = 2
         metrics["pair_flip_share"] = float(flips.mean())
     return metrics
 
 
 def pair_accuracy_interval(scores: np.ndarray) -> Interval:
-    """Bootstrap interval of [`pair_accuracy`], resampled by pair."""
+    """Compute the bootstrap interval of [`pair_accuracy`], resampled by pair."""
     is_right = pair_choices(scores) == np.arange(2)  # (num_pairs, 2)
-    # Both choices of a pair are drawn together and every pair has two, so their mean may stand for them.
+    # Every pair has two choices, which are resampled together, so their mean can replace them.
     return bootstrap_interval(is_right.mean(axis=1), resampled_mean)

@@ -1,1 +1,1 @@
-"""A trained model in use: what reads clips for it and runs it."""
+"""Inference with trained models: pipelines that read clips, encode them and compute results."""

@@ -1,4 +1,4 @@
-"""What is kept of rows and batches that ran through a model, on the CPU and in files."""
+"""Rows and batches after a model has encoded them, as kept on the CPU and in files."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from simple_multimodal.models.pairs import Encoded, encode_clips
 
 
 class ClipVersion(NamedTuple):
-    """A row's clip in the state that its files were in: sizes in bytes and times of change in nanoseconds,
-    `None` where there is no file.
+    """A row's clip and the state of its files: sizes in bytes and modification times in nanoseconds, `None` without a
+    file.
     """
 
     id: str
@@ -32,11 +32,11 @@ class ClipVersion(NamedTuple):
     audio_size: int | None
     audio_mtime_ns: int | None
     further: str
-    """JSON of what the row has of the modalities that have columns of their own."""
+    """JSON of the row's values for modalities with their own columns."""
 
     @classmethod
     def of(cls, row: Row) -> Self:
-        """Return that of a row, whose files are looked at."""
+        """Return the version of a row's clip, from the current state of its files."""
         video, audio = row["video"], row["audio"]
         segment = row["start_seconds"], row["end_seconds"]
         video_size, video_mtime_ns = _size_and_time(video)
@@ -57,11 +57,11 @@ def _size_and_time(path: str | None) -> tuple[int, int] | tuple[None, None]:
 
 
 class EncodedBatch(NamedTuple):
-    """What is kept of a batch that ran through a model, on the CPU.
+    """An encoded batch on the CPU.
 
     Args:
-        clips (`list[Encoded]`): one for each row.
-        values (`dict[str, torch.Tensor]`): further tensors by name, whose first axis is that of the rows.
+        clips (`list[Encoded]`): One encoded clip per row.
+        values (`dict[str, torch.Tensor]`): Further tensors by name, of shape `(num_rows, ...)`.
         sums (`dict[str, torch.Tensor]`): `(sum, count)` of losses and metrics over the rows, float64 of shape `(2,)`.
     """
 
@@ -71,13 +71,13 @@ class EncodedBatch(NamedTuple):
 
 
 class EncodedRows(NamedTuple):
-    """Rows after the towers.
+    """Rows encoded by the towers.
 
     Args:
-        rows (`list[Row]`): those that could be read, in their order.
-        clips (`list[Encoded]`): one for each of them.
-        bad_samples (`list[BadSample]`): the others.
-        values, sums (`dict[str, torch.Tensor]`): of [`EncodedBatch`], for the rows that could be read.
+        rows (`list[Row]`): Rows that could be read, in their order.
+        clips (`list[Encoded]`): One encoded clip for each of `rows`.
+        bad_samples (`list[BadSample]`): Rows that could not be read.
+        values, sums (`dict[str, torch.Tensor]`): As in [`EncodedBatch`], for `rows`.
     """
 
     rows: list[Row]
@@ -88,12 +88,12 @@ class EncodedRows(NamedTuple):
 
 
 def encode_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> EncodedBatch:
-    """The clips of a batch after their towers, and nothing else."""
+    """Encode only the clips of a batch."""
     return EncodedBatch(encode_clips(model, batch))
 
 
 def sum_by_name(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Sums of the tensors of each name; a name need not be in all of the parts."""
+    """Return the sum of the tensors of each name; a name need not be in all parts."""
     totals: dict[str, torch.Tensor] = {}
     for part in parts:
         for name, value in part.items():
@@ -104,7 +104,7 @@ def sum_by_name(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
 def pack(
     rows: Iterable[Row], clips: Iterable[Encoded], bad_samples: Iterable[BadSample]
 ) -> list[Tensors | Unreadable]:
-    """Return what a store takes of each row: its clip, of those that could be read, or why there is none."""
+    """Return the contents to store for each row: its encoded clip, or why it could not be read."""
     unread = {sample.row: Unreadable(sample.file, sample.reason) for sample in bad_samples}
     remaining = iter(clips)
     return [unread[row["index"]] if row["index"] in unread else _tensors(next(remaining)) for row in rows]
@@ -116,7 +116,7 @@ def _tensors(clip: Encoded) -> dict[str, torch.Tensor]:
 
 
 def unpack(rows: Iterable[Row], contents: Iterable[Tensors | Unreadable]) -> tuple[EncodedBatch, list[BadSample]]:
-    """Return the clips and bad samples that [`pack`] was given."""
+    """Return the clips and bad samples that were passed to [`pack`]."""
     clips: list[Encoded] = []
     bad_samples: list[BadSample] = []
     for row, content in zip(rows, contents, strict=True):

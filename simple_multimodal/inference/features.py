@@ -1,4 +1,4 @@
-"""Run frozen towers once over every clip of manifests, and keep their tokens in files."""
+"""Run frozen towers once over every clip of manifests, and save their tokens."""
 
 import os
 from collections.abc import Sequence
@@ -28,10 +28,12 @@ from simple_multimodal.processing.processing_multimodal import PARTS
 
 class FeatureReport(NamedTuple):
     """
+    Result of [`TowerFeatures.write`].
+
     Args:
-        num_clips (`int`): different clips of the manifests that have features now.
-        num_made (`int`): those among them that this call made.
-        unreadable (`list[str]`): what is wrong with the others.
+        num_clips (`int`): Number of distinct clips of the manifests that have features now.
+        num_made (`int`): Number of clips whose features this call made.
+        unreadable (`list[str]`): Error messages of the other clips.
     """
 
     num_clips: int
@@ -41,7 +43,7 @@ class FeatureReport(NamedTuple):
 
 class TowerFeatures(Pipeline):
     """
-    Runs one tower of a saved model of any task over clips. Arguments are those of [`Pipeline`].
+    Runs one tower of a saved model of any task over clips. Takes the arguments of [`Pipeline`].
 
     Example:
 
@@ -52,7 +54,7 @@ class TowerFeatures(Pipeline):
     ```
     """
 
-    model_classes = None  # whatever its head is, its towers alone are loaded
+    model_classes = None  # only towers are needed, with any head
 
     def write(
         self,
@@ -64,29 +66,29 @@ class TowerFeatures(Pipeline):
         dtype: torch.dtype = torch.float32,
     ) -> FeatureReport:
         """
-        Write the tokens of every different clip to `{output}/{tower}`, a [`ClipStore`]: frames as evaluation takes
-        them, the tower without dropout. Clips that are there already are not run again, so that an interrupted call
-        goes on where it was, and further manifests can be added. Every process writes shards of its own; the main one
+        Write the tokens of every distinct clip to `{output}/{tower}`, a [`ClipStore`], with frames sampled as in
+        evaluation and without dropout. Clips that are already there are not encoded again, so that an interrupted call
+        resumes where it stopped, and further manifests can be added. Every process writes its own shards; the main one
         writes the index last.
 
         Args:
             tower (`str`): `"audio"` or `"video"`.
-            datasets (`Sequence[RowDataset]`): whose clips.
-            output (`str`): folder.
-            shard_size (`int`, *optional*, defaults to 128): clips in a file; about so many are lost if the process is
-                killed.
-            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the tokens in the files.
+            datasets (`Sequence[RowDataset]`): Data sets with the clips to encode.
+            output (`str`): Folder to write to.
+            shard_size (`int`, *optional*, defaults to 128): Number of clips per file; about that many are lost if the
+                process is killed.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Data type of the tokens in the files.
 
         Raises:
-            ValueError: If the model has no such tower, no row has a clip for it, or the folder holds features of
-                another tower, that were read in another way, or of another `dtype`.
+            ValueError: If the model has no such tower, no row has a clip for it, **or** the folder holds features of
+                another tower, with other settings, or of another `dtype`.
         """
         if tower not in self.processor.modalities:
-            raise InputError(f"There is no {tower} tower: this model has {', '.join(self.processor.modalities)}.")
+            raise InputError(f"This model has no {tower} tower; it has {', '.join(self.processor.modalities)}.")
         if tower not in FILE_COLUMNS or tower not in CLIP_MODALITIES:
-            raise InputError(f"Features are kept of the files of clips, and {tower} has none. Leave this tower out.")
+            raise InputError(f"Features need the files of clips, and {tower} has none. Leave this tower out.")
         if shard_size < 1:
-            raise InputError(f"A shard has 1 clip or more, got {shard_size}.")
+            raise InputError(f"shard_size must be at least 1, got {shard_size}.")
         collator = MultimodalCollator(
             MultimodalProcessor(**{PARTS[tower].name: self.processor.part(tower)}),
             video_backend=self.collator.video_backend,
@@ -105,7 +107,7 @@ class TowerFeatures(Pipeline):
         rows, unreadable = from_main(lambda: _different_clips(datasets, tower))
         store = from_main(lambda: _open_store(folder, fingerprint))  # before any process writes
         if not rows:
-            raise InputError(f"No row of the manifests has {tower} that can be read. {' '.join(unreadable)}".strip())
+            raise InputError(f"No row of the manifests has readable {tower}. {' '.join(unreadable)}".strip())
 
         keys = list(rows)
         missing = [number for number, key in enumerate(keys) if key not in store or key in store.unreadable]
@@ -117,7 +119,7 @@ class TowerFeatures(Pipeline):
             for number in own
             for first in range(0, len(shards[number]), self.batch_size)
         ]
-        # Numbered anew: each manifest counts its own rows.
+        # Renumber the rows: each manifest counts its own.
         listed = [cast(Row, {**row, "index": number}) for number, row in enumerate(rows.values())]
         loader: DataLoader = DataLoader(
             clips_alone(listed),  # type: ignore[arg-type]
@@ -154,12 +156,12 @@ class TowerFeatures(Pipeline):
 
     @torch.no_grad()
     def _encode(self, tower: Modality, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> list[ClipTokens]:
-        """Tokens of each row of a batch, on the CPU."""
+        """Return the tokens of each row of a batch, on the CPU."""
         with self.autocast():
             output: EncoderOutput = self.model.base_model.encode(tower, send_to_device(batch, self.model.device))
         tokens, mask = output.tokens.to(dtype).cpu(), output.mask.cpu()
         seconds = torch.zeros(mask.shape) if output.seconds is None else output.seconds.float().cpu()
-        # Up to the last token that is real: how far a clip is padded is the business of its batch.
+        # Cut padding after the last real token, because it depends on the other clips of the batch.
         lengths = (mask * torch.arange(1, mask.shape[1] + 1)).amax(dim=1).tolist()
         return [
             ClipTokens(*(values[row, :length].clone() for values in (tokens, mask, seconds)))
@@ -168,7 +170,7 @@ class TowerFeatures(Pipeline):
 
 
 def _different_clips(datasets: Sequence[RowDataset], tower: Modality) -> tuple[dict[ClipKey, Row], list[str]]:
-    """A row for each clip, in the order of their first occurrence, and what is wrong with rows that have no file."""
+    """Return a row per distinct clip, in the order of first occurrence, and the errors of rows that cannot be read."""
     rows: dict[ClipKey, Row] = {}
     unreadable = []
     for dataset in datasets:
@@ -183,10 +185,10 @@ def _different_clips(datasets: Sequence[RowDataset], tower: Modality) -> tuple[d
 
 
 def _open_store(folder: Path, fingerprint: dict[str, Any]) -> ClipStore[ClipKey]:
-    """Open what is there for writing; features of an earlier version become a store first."""
+    """Open the folder for writing, after converting features of an earlier version."""
     if EarlierFeatures.are_in(folder):
         earlier = EarlierFeatures(folder)
         if difference := describe_difference(earlier.fingerprint, fingerprint):
-            raise InputError(f"{folder}: was made of something else: {difference}. Give another folder.")
+            raise InputError(f"{folder} was made with other settings: {difference}. Choose another folder.")
         earlier.convert()
     return ClipStore.resume(folder, ClipKey, fingerprint)

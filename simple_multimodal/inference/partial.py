@@ -1,4 +1,4 @@
-"""Finished parts of a long job in files, from which the job goes on when it was interrupted."""
+"""Finished parts of a long job, kept in files from which an interrupted job resumes."""
 
 import time
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from accelerate import PartialState
 from simple_multimodal.data.store import ClipStore, Tensors, Unreadable
 
 SECONDS_BETWEEN_FILES = 30.0
-"""A process that is killed loses about so much work at most."""
+"""Largest amount of work, in seconds, that is lost if a process is killed."""
 
 
 def process_state() -> PartialState:
-    """The processes of a launcher that share the work; on CPUs, too, where accelerate has to be told."""
+    """Return the state of the processes that share the work; on CPUs accelerate has to be told to use them."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 class PartRow(NamedTuple):
-    """A row of a part of a job."""
+    """Key of a row in a part of a job."""
 
     part: int
     row: int
@@ -28,17 +28,19 @@ class PartRow(NamedTuple):
 
 class Partial:
     """
-    The parts of one stage of a job, numbered from 0, in a [`ClipStore`] without an index: whatever is whole counts.
-    All processes make it together; part `n` belongs to process `n % num_processes`, of however many there are now.
+    The parts of one stage of a job, numbered from 0, in a [`ClipStore`] without an index: every complete shard counts.
+    All processes must construct it together; part `n` belongs to process `n % num_processes`, with the current number
+    of processes.
 
     Args:
-        folder (`Path`, *optional*): where stages are kept, each in a folder of its own; `None`: nowhere.
-        stage (`str`): its name.
-        key (`str`): names all that the parts depend on. Those of another key, and damaged ones, are removed.
+        folder (`Path`, *optional*): Folder with one subfolder per stage; with `None` nothing is kept.
+        stage (`str`): Name of the stage.
+        key (`str`): Hash of everything that the parts depend on. Parts with another key, and damaged ones, are
+            removed.
 
     Attributes:
-        finished (`dict[int, list[Tensors | Unreadable]]`): this process's parts that an earlier run has left: what
-            was made of each of their rows.
+        finished (`dict[int, list[Tensors | Unreadable]]`): Contents of each row of this process's parts that an
+            earlier run has finished.
     """
 
     def __init__(self, folder: Path | None, stage: str, key: str):
@@ -50,7 +52,7 @@ class Partial:
         if folder is None:
             return
         state = process_state()
-        # One process of a node removes what is of no use before the others look, and nobody writes before all have.
+        # One process per node removes unusable parts before the others read, and no process writes before all have.
         for is_first in (True, False):
             if state.is_local_main_process == is_first:
                 self._store = ClipStore.resume(folder / stage, PartRow, {"key": key}, replaces=True)
@@ -60,13 +62,13 @@ class Partial:
         for place in self._store:
             if place.part % state.num_processes == state.process_index:
                 content = self._store.unreadable.get(place) or {
-                    name: tensor.clone()  # no view, which would be sent to other processes with its whole file
+                    name: tensor.clone()  # not a view, which would be sent to other processes with its whole file
                     for name, tensor in self._store.read(place).items()
                 }
                 self.finished.setdefault(place.part, []).append(content)
 
     def add(self, number: int, rows: Sequence[Tensors | Unreadable]) -> None:
-        """Keep a part; it reaches its shard within `SECONDS_BETWEEN_FILES`, or with the next part after that."""
+        """Keep a part; it is written after at most `SECONDS_BETWEEN_FILES`, or with the next part after that."""
         if self._store is None:
             return
         self._pending |= {PartRow(number, row): content for row, content in enumerate(rows)}
@@ -74,7 +76,7 @@ class Partial:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not in a shard yet."""
+        """Write the parts that are not in a shard yet."""
         if self._store is not None and self._pending:
             self._store.append(self._number, self._pending)
             self._number += self._step

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-import simple_multimodal.alpro  # noqa: F401  (which makes its configuration known)
+import simple_multimodal.alpro  # noqa: F401  (registers its configuration)
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError
 from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
@@ -73,46 +73,46 @@ TEXTS_PER_BATCH = 64
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """What the main process makes, on all processes: they cannot come to decide otherwise."""
-    process_state()  # of which the decision is
+    """Return the result of `make` in the main process on all processes, so that they cannot disagree."""
+    process_state()  # `decide_in_first_process` needs it
     return decide_in_first_process(make)
 
 
 class Pipeline:
     """
-    A model in use. Several processes of a launcher (`accelerate launch`, `torchrun`) share the work; each returns all
-    results.
+    A trained model with its processor, for inference. Several processes of a launcher (`accelerate launch`,
+    `torchrun`) share the work; each returns all results.
 
     Args:
-        model (`PreTrainedModel`): put on the device of this process and into evaluation mode.
-        processor ([`MultimodalProcessor`]): its processor.
-        batch_size (`int`, *optional*, defaults to 16): clips that run through the towers at once.
-        num_workers (`int`, *optional*, defaults to 0): processes that read clips; none: threads of this one do.
-        drop_modalities (`Sequence[str]`, *optional*): take every clip as lacking these.
-        shows_progress (`bool`, *optional*, defaults to `False`): show bars.
-        video_backend, decode_device, index_dir (`str`, *optional*): see [`MultimodalCollator`].
-        max_bad_fraction (`float`, *optional*, defaults to 0.2): share of the clips that cannot be read above which
-            going on makes no sense; `None`: it always does, and whoever gets the bad samples warns of them.
-        sample_timeout_seconds, loader_memory_gigabytes (`float`, *optional*, defaults to 120.0 and 4.0): with
-            `num_workers`, what one file may take, see [`SupervisedReader`].
-        features (`str`, *optional*): folder that [`TowerFeatures`] wrote. Its towers do not run, and their files are
-            not read; every clip must have features.
-        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"`, `"bf16"` or `"fp16"`, in which the model
-            computes, as `--bf16` and `--fp16` of a training run.
-        on_bad_sample (`str`, *optional*, defaults to `"skip"`): what to do about a clip of a data set or a folder that
-            cannot be read: `"skip"`: warn of it and go on with the others. `"fail"`: raise.
-        collator ([`MultimodalCollator`], *optional*): reads clips, in place of one that is made of other arguments.
-        on_batch (`Callable`, *optional*): called with the number of this process's batches after each of them.
+        model (`PreTrainedModel`): Model, which is moved to the device of this process and set to evaluation mode.
+        processor ([`MultimodalProcessor`]): Its processor.
+        batch_size (`int`, *optional*, defaults to 16): Number of clips that the towers encode at once.
+        num_workers (`int`, *optional*, defaults to 0): Number of processes that read clips; with 0, threads of this
+            process do.
+        drop_modalities (`Sequence[str]`, *optional*): Modalities to treat as missing in every clip.
+        shows_progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
+        video_backend, decode_device, index_dir (`str`, *optional*): See [`MultimodalCollator`].
+        max_bad_fraction (`float`, *optional*, defaults to 0.2): Largest fraction of clips that may be unreadable
+            before an error is raised; with `None` there is no limit, and the caller has to warn of bad samples.
+        sample_timeout_seconds, loader_memory_gigabytes (`float`, *optional*, defaults to 120.0 and 4.0): With
+            `num_workers`, limits for reading one file, see [`SupervisedReader`].
+        features (`str`, *optional*): Folder that [`TowerFeatures`] wrote. The towers whose features it holds are not
+            run, and their files are not read; every clip must have features.
+        precision (`str`, *optional*, defaults to `"fp32"`): Precision in which the model computes: `"fp32"`, `"bf16"`
+            or `"fp16"`, like `--bf16` and `--fp16` of a training run.
+        on_bad_sample (`str`, *optional*, defaults to `"skip"`): What to do if a clip of a data set or a folder cannot
+            be read: `"skip"` warns and continues with the others, `"fail"` raises an error.
+        collator ([`MultimodalCollator`], *optional*): Collator that reads the clips, instead of one that is built from
+            the other arguments.
+        on_batch (`Callable`, *optional*): Function called after each batch with this process's number of batches.
 
     Raises:
-        ValueError: `max_bad_fraction` is no share, the features are not this model's, or there is no such precision
-            here.
+        ValueError: If `max_bad_fraction` is not in [0, 1], the features belong to another model, **or** the precision
+            is not available on this device.
     """
 
     model_classes: Mapping[str, type[PreTrainedModel]] | None
-    """What each kind of checkpoint is loaded as, by the name of the class that was saved; `None`: any, without its
-    head.
-    """
+    """Class to load each kind of checkpoint as, by the name of the saved class; `None` loads any, without its head."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Pipeline:
         on_batch: Callable[[int], None] = lambda num_batches: None,
     ):
         if max_bad_fraction is not None and not 0 <= max_bad_fraction <= 1:
-            raise InputError(f"--max_bad_fraction is {max_bad_fraction}; give a share from 0 to 1.")
+            raise InputError(f"max_bad_fraction={max_bad_fraction} is not a fraction; give a number from 0 to 1.")
         self.max_bad_fraction = max_bad_fraction
         self.sample_timeout_seconds = sample_timeout_seconds
         self.loader_memory_gigabytes = loader_memory_gigabytes
@@ -144,7 +144,7 @@ class Pipeline:
         check_precision(precision, self.state.device.type)
         self.precision: Precision = precision
         device = torch.empty(0, device=self.state.device).device  # accelerate's "cpu:0" is torch's "cpu"
-        if model.device != device:  # `to` would shard a model again that is whole for as long as it is evaluated
+        if model.device != device:  # `to` would shard a model that was gathered for evaluation again
             model.to(device)
         self.model = model.eval()
         self.processor = processor
@@ -186,16 +186,19 @@ class Pipeline:
         **settings,
     ) -> Self:
         """
+        Load a trained model and its processor.
+
         Args:
-            name_or_path (`str`): folder or hub name of a trained model.
-            cache_dir (`str`, *optional*): where files from the hub are kept.
-            precision (`str`, *optional*): as for the class; by default what the folder's `run.json` says that the
-                model was evaluated in while it was trained, else `"fp32"`. In another one a warning says so.
-            settings: other arguments of the class.
+            name_or_path (`str`): Folder or hub name of a trained model.
+            cache_dir (`str`, *optional*): Cache folder for files from the hub.
+            precision (`str`, *optional*): As for the class; by default the precision in which the model was evaluated
+                during training, according to the folder's `run.json`, else `"fp32"`. A different one is logged.
+            settings: Other arguments of the class.
 
         Raises:
-            ValueError: If there is no such model, it was trained for another task, or its weights are damaged.
-            OSError: If it has no weights as safetensors.
+            ValueError: If there is no such model, it was trained for another task, **or** its weights are incomplete
+                or damaged.
+            OSError: If the model has no weights as safetensors.
         """
         refuse_adapter(name_or_path)
         with reading_model(name_or_path):
@@ -220,44 +223,44 @@ class Pipeline:
 
     def __call__(self, inputs: Request | Sequence[Request], **settings: Any) -> list[list[dict[str, Any]]]:
         """
-        Serve requests, with results in the shape that pipelines of transformers have. Requests of one call are
-        batched: a clip that several of them name runs through its towers once.
+        Serve requests, with results in the format of transformers pipelines. The requests of one call are batched: a
+        clip that several of them name is encoded once.
 
         Args:
-            inputs (`dict` or `Sequence[dict]`): One request or several; each pipeline says which entries one has.
-            settings: Of the pipeline, for all requests, such as `top_k`.
+            inputs (`dict` or `Sequence[dict]`): One request or several; the entries depend on the pipeline.
+            settings: Settings of the pipeline for all requests, such as `top_k`.
 
         Returns:
-            `list[list[dict]]`: For each request, in order, its results, the best first; each has a `score` and what it
-            is the score of. A single request gives a list of one list, too.
+            `list[list[dict]]`: Results of each request, in order, the best first; each has a `score` and the item that
+            it belongs to. A single request also returns a list of one list.
 
         Raises:
             MediaError: If a file that a request names cannot be read.
-            ValueError: If a request is wrong.
+            ValueError: If a request is invalid.
         """
-        raise NotImplementedError(f"{type(self).__name__} serves no requests.")
+        raise NotImplementedError(f"{type(self).__name__} does not serve requests.")
 
     @property
     def worker_context(self) -> str | None:
-        """How loader processes begin: spawned where they decode on a GPU, else as is usual."""
+        """Start method of loader processes: `"spawn"` if they decode on a GPU, else the default."""
         return "spawn" if self.num_workers and self.collator.decode_device != "cpu" else None
 
     @property
     def processes(self) -> Processes:
-        """Those that share the work."""
+        """Processes that share the work."""
         return Processes(self.state.process_index, self.state.num_processes, gather_objects)
 
     def autocast(self) -> AbstractContextManager:
-        """A context in which the model computes in `precision`."""
+        """Return a context in which the model computes in `precision`."""
         return autocast(self.precision, self.state.device.type)
 
     def rows(self, clips: Clips, *, recursive: bool = False) -> list[Row]:
-        """One row for each different clip, in the order of their first occurrence; none for a row without a clip.
-        `recursive`: also those of the folders in a folder.
+        """Return one row per distinct clip, in the order of first occurrence, leaving out rows without a clip.
+        `recursive` includes the files in subfolders of a folder.
         """
         clips = open_manifest(clips)
         if isinstance(clips, RowDataset) and recursive:
-            raise InputError("--recursive is for folders, and a manifest names its files. Leave it out.")
+            raise InputError("recursive applies to folders, but a manifest lists its files. Leave it out.")
         dataset = clips if isinstance(clips, RowDataset) else RowDataset.from_files(clips, recursive=recursive)
         unique: dict[ClipKey, Row] = {}
         for row in dataset.rows(files="named"):
@@ -266,15 +269,15 @@ class Pipeline:
         return list(unique.values())
 
     def takes(self, modality: Modality) -> bool:
-        """Whether the model is given a modality."""
+        """Return whether the model uses a modality."""
         return modality in self.processor.modalities and modality not in self.collator.drop_modalities
 
     def has_clip(self, row: Row) -> bool:
-        """Whether a row has anything that this model takes of a clip."""
+        """Return whether a row has a clip modality that this model uses."""
         return any(self.collator.has(row, m) for m in self.processor.modalities if m in CLIP_MODALITIES)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return all that decides what becomes of a clip, as JSON values by name; the same on all processes."""
+        """Return everything that affects how a clip is encoded, as JSON values by name; the same on all processes."""
         return from_main(
             lambda: {
                 "weights": hash_weights(self.model),
@@ -284,14 +287,14 @@ class Pipeline:
                 "decoder": self.collator.decoder,
                 "drop_modalities": list(self.collator.drop_modalities),
                 "feature_dtypes": {modality: reader.dtype for modality, reader in self.collator.features.items()},
-                # Beyond these limits files are bad.
+                # Files that exceed these limits are bad samples.
                 "sample_timeout_seconds": self.sample_timeout_seconds,
                 "loader_memory_gigabytes": self.loader_memory_gigabytes,
             }
         )
 
     def key(self, rows: Sequence[Row], fingerprint: Mapping[str, Any] | None = None) -> str:
-        """Return a hash of the [`fingerprint`] and the clips (by path, segment, size and time of change), the same on
+        """Return a hash of the [`fingerprint`] and the clips (path, segment, size and modification time), the same on
         all processes.
         """
         made_of = self.fingerprint() if fingerprint is None else fingerprint
@@ -317,37 +320,37 @@ class Pipeline:
         num_samples: int | None = None,
     ) -> EncodedRows:
         """
-        Run each row's clip through the towers once. Which clips make a batch does not depend on the number of
-        processes, so that the results do not either.
+        Encode the clip of each row once with the towers. Neither the batches nor the results depend on the number of
+        processes.
 
         Args:
-            rows (`Sequence[Row]`): of different clips, at least one.
-            on_bad_sample (`str`, *optional*): as for the class, whose value is the default.
-            with_tokens (`bool`, *optional*, defaults to `True`): keep what the fusion takes, and not embeddings alone.
-            partial (`Path`, *optional*): folder to keep finished batches in, and to go on from; for the default
-                `encode` alone.
-            key (`str`, *optional*): with `partial`, [`key`] of the rows.
-            encode (`Callable`, *optional*): what to do with a batch; by default its clips run through their towers.
-            with_text (`bool`, *optional*, defaults to `False`): whether the batch has the rows' texts, too.
-            num_samples (`int`, *optional*): what `max_bad_fraction` is a share of, if the rows are only some of them.
+            rows (`Sequence[Row]`): Rows of different clips, at least one.
+            on_bad_sample (`str`, *optional*): As for the class, whose value is the default.
+            with_tokens (`bool`, *optional*, defaults to `True`): Whether to keep the tokens, which the fusion takes,
+                or only the embeddings.
+            partial (`Path`, *optional*): Folder for finished batches, from which the call resumes; only with the
+                default `encode`.
+            key (`str`, *optional*): With `partial`, [`key`] of the rows.
+            encode (`Callable`, *optional*): Function that encodes a batch; by default with the towers.
+            with_text (`bool`, *optional*, defaults to `False`): Whether batches include the rows' texts.
+            num_samples (`int`, *optional*): Number of samples that `max_bad_fraction` refers to, if the rows are only
+                some of them.
 
         Returns:
-            [`EncodedRows`]: the same on all processes.
+            [`EncodedRows`]: Encoded rows, the same on all processes.
 
         Raises:
-            MediaError: A file cannot be read, with `"fail"`; the message names it and its row.
-            ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read; or a clip has no
-                features, where the model is used with some.
+            MediaError: If a file cannot be read, with `"fail"`; the message names it and its row.
+            ValueError: If more than `max_bad_fraction` of the clips, or all of them, cannot be read, **or** `features`
+                are used and a clip has none.
         """
         if partial is not None and encode is not encode_batch:
-            raise InputError(
-                "`partial` keeps encoded clips, not what `encode` makes of batches. Leave one of them out."
-            )
+            raise InputError("`partial` can only be used with the default `encode`. Leave one of them out.")
         on_bad_sample = on_bad_sample or self.on_bad_sample
         num_samples = num_samples or len(rows)
         for reader in self.collator.features.values():
             reader.check_rows(rows)
-        # A wrong folder is found before any file of it is waited for.
+        # Find out about a wrong folder before any of its files is read.
         self.check_bad_samples(self._absent(rows), num_samples, on_bad_sample)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
@@ -401,7 +404,7 @@ class Pipeline:
         )
 
     def _reader(self, collator: MultimodalCollator) -> SupervisedReader:
-        # Without workers a file that takes too long could only be ended with this process, and whoever called it.
+        # Without workers, reading a file that takes too long could only be stopped by ending this process.
         return SupervisedReader(
             BatchReader(None, collator, on_bad_sample="skip"),
             timeout_seconds=self.sample_timeout_seconds if self.num_workers else 0.0,
@@ -409,7 +412,7 @@ class Pipeline:
         )
 
     def _absent(self, rows: Sequence[Row]) -> list[BadSample]:
-        """Rows of which a file that is to be read is not there."""
+        """Return a bad sample for each row with a file that does not exist."""
         read = [m for m in self.processor.modalities if m in FILE_COLUMNS and m != "text" and self.takes(m)]
         found: dict[int, BadSample] = {}
         for row in rows:
@@ -419,7 +422,7 @@ class Pipeline:
         return list(found.values())
 
     def warn_of(self, bad_samples: Sequence[BadSample]) -> None:
-        """One line for each bad sample, from the main process."""
+        """Log a warning for each bad sample, in the main process."""
         for sample in bad_samples if self.state.is_main_process and self.max_bad_fraction is not None else ():
             logger.warning(f"Bad sample: {sample}")
 
@@ -427,16 +430,16 @@ class Pipeline:
         self, bad_samples: Sequence[BadSample], num_samples: int, on_bad_sample: Literal["skip", "fail"] = "skip"
     ) -> None:
         """
-        Stop where going on makes no sense.
+        Raise an error if there are too many bad samples.
 
         Args:
-            bad_samples (`Sequence[BadSample]`): those that could not be read.
-            num_samples (`int`): of so many.
-            on_bad_sample (`str`, *optional*, defaults to `"skip"`): with `"fail"` one is too many.
+            bad_samples (`Sequence[BadSample]`): Samples that could not be read.
+            num_samples (`int`): Number of all samples.
+            on_bad_sample (`str`, *optional*, defaults to `"skip"`): With `"fail"`, one bad sample is too many.
 
         Raises:
-            MediaError: There is one, with `"fail"`.
-            ValueError: They are more than `max_bad_fraction` of the samples, or all of them.
+            MediaError: If there is a bad sample, with `"fail"`.
+            ValueError: If more than `max_bad_fraction` of the samples, or all of them, are bad.
         """
         if not bad_samples:
             return
@@ -446,15 +449,15 @@ class Pipeline:
         if self.max_bad_fraction is None:
             return
         if num_bad == num_samples or num_bad > self.max_bad_fraction * num_samples:
-            share = "all" if num_bad == num_samples else f"more than --max_bad_fraction {self.max_bad_fraction:g}"
+            limit = "" if num_bad == num_samples else f", more than max_bad_fraction={self.max_bad_fraction:g}"
             raise InputError(
-                f"{num_bad} of {num_samples} samples could not be read, {share} of them; the last one: "
-                f"{bad_samples[-1].reason}. Is --video_root, or the folder of the clips, the right one?"
+                f"{num_bad} of {num_samples} samples could not be read{limit}; the last one: "
+                f"{bad_samples[-1].reason}. Check video_root, or the folder of the clips."
             )
 
     def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
-        """Run each different text through its tower once; every process does so, for texts are cheap."""
-        order = sorted(dict.fromkeys(texts), key=len)  # alike lengths: little padding
+        """Encode each distinct text once, in every process, because texts are cheap."""
+        order = sorted(dict.fromkeys(texts), key=len)  # similar lengths: little padding
         encoded: dict[str, Encoded] = {}
         for begin in range(0, len(order), TEXTS_PER_BATCH):
             some = order[begin : begin + TEXTS_PER_BATCH]
@@ -475,15 +478,15 @@ class Pipeline:
         key: str = "",
     ) -> torch.Tensor:
         """
-        Run pairs of text and clip through the fusion layers, shared among the processes.
+        Score pairs of text and clip with the fusion layers; the processes share the work.
 
         Args:
-            score (`Callable`): a method of the model, `matching_logits` or `answer_logits`.
-            texts (`Sequence[str]`), encoded (`Sequence[Encoded]`): the texts, and the same after their tower.
-            clips (`Sequence[Encoded]`): after their towers.
-            pairs (`np.ndarray` of shape `(num_pairs, 2)`): positions of text and clip.
-            partial (`Path`, *optional*): folder to keep finished blocks of pairs in, and to go on from.
-            key (`str`, *optional*): with `partial`, [`key`] of the clips' rows.
+            score (`Callable`): A method of the model, `matching_logits` or `answer_logits`.
+            texts (`Sequence[str]`), encoded (`Sequence[Encoded]`): The texts, and the same texts after encoding.
+            clips (`Sequence[Encoded]`): The encoded clips.
+            pairs (`np.ndarray` of shape `(num_pairs, 2)`): Positions of text and clip.
+            partial (`Path`, *optional*): Folder for finished blocks of pairs, from which the call resumes.
+            key (`str`, *optional*): With `partial`, [`key`] of the clips' rows.
 
         Returns:
             `torch.FloatTensor` of shape `(num_pairs, num_outputs)`, the same on all processes.
@@ -512,5 +515,5 @@ class Pipeline:
 
 
 def cosine(texts: Sequence[Encoded], embeds: torch.Tensor) -> torch.Tensor:
-    """Cosines `(num_texts, num_clips)` of texts with unit-length clip embeddings."""
+    """Return the cosines `(num_texts, num_clips)` of texts with unit-length clip embeddings."""
     return torch.stack([text.embed for text in texts if text.embed is not None]) @ embeds.T

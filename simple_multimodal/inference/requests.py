@@ -1,4 +1,4 @@
-"""What pipelines are asked about: clips, and requests."""
+"""Inputs of pipelines: clips and requests."""
 
 import json
 import os
@@ -14,18 +14,18 @@ Clips = RowDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A data set, or its manifest; or a media file, a folder of them, or a list of files."""
 
 Request = Mapping[str, Any]
-"""What one call of a pipeline asks for, such as `{"text": "a dog barks", "clips": "my_clips/"}`."""
+"""One request to a pipeline, such as `{"text": "a dog barks", "clips": "my_clips/"}`."""
 
 
 class ClipKey(NamedTuple):
-    """What makes two rows show the same clip: their files and segment."""
+    """Files and segment of a row; rows with equal keys show the same clip."""
 
     video: str | None
     audio: str | None
     start_seconds: float | None
     end_seconds: float | None
     further: str = "{}"
-    """JSON of what a row has of the modalities that have columns of their own."""
+    """JSON of the row's values for modalities with their own columns."""
 
     @classmethod
     def of(cls, row: Row) -> Self:
@@ -34,7 +34,7 @@ class ClipKey(NamedTuple):
 
 
 def open_manifest(clips: Clips) -> Clips:
-    """The data set if this is a manifest, else what it is."""
+    """Open a manifest as a data set; return anything else unchanged."""
     if isinstance(clips, (str, os.PathLike)) and is_table(clips):
         return RowDataset.from_manifest(os.fspath(clips), modalities=())
     return clips
@@ -46,11 +46,11 @@ def as_requests(inputs: Request | Sequence[Request], *, clips: str, text: str | 
 
     Args:
         inputs (`dict` or `Sequence[dict]`): One request or several.
-        clips (`str`): The entry of a request that names what it is about.
-        text (`str`, *optional*): The entry that is a text.
+        clips (`str`): Key of the entry with the clips.
+        text (`str`, *optional*): Key of the entry with the text.
 
     Raises:
-        ValueError: If an input is not a request with exactly these entries, **or** the text is not a string.
+        ValueError: If an input is not a dictionary with exactly these entries, **or** the text is not a string.
     """
     entries = [clips] if text is None else [text, clips]
     requests = [inputs] if isinstance(inputs, Mapping) else list(inputs)
@@ -65,10 +65,10 @@ def as_requests(inputs: Request | Sequence[Request], *, clips: str, text: str | 
 
 def rows_of_files(files: Sequence[str | os.PathLike[str]]) -> tuple[list[Row], list[int]]:
     """
-    A row for each different media file, and for each of `files` the number of its row.
+    Return a row for each distinct media file, and for each of `files` the number of its row.
 
     Raises:
-        MediaError: If one cannot be read as media.
+        MediaError: If a file cannot be read as media.
     """
     paths = [os.path.abspath(file) for file in files]
     numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
@@ -76,5 +76,5 @@ def rows_of_files(files: Sequence[str | os.PathLike[str]]) -> tuple[list[Row], l
 
 
 def clips_alone(rows: Sequence[Row]) -> list[Row]:
-    """Rows without their texts, which are not read then."""
+    """Return the rows without their texts, so that these are not read."""
     return [{**row, "text": None, "captions": []} for row in rows]

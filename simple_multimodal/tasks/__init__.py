@@ -1,1 +1,1 @@
-"""The tasks: a folder for each with its model, its metrics and what uses it, and one line in `registry.py`."""
+"""The tasks: one folder each, with model, metrics and pipeline, and one line in `registry.py`."""

@@ -1,4 +1,4 @@
-"""What a task is: the models that do it, the rows that they learn from, and how they are measured."""
+"""The base class of tasks: which models perform a task, which rows they learn from, and how they are measured."""
 
 import os
 import sys
@@ -24,33 +24,31 @@ from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.options import TaskOptions
 
 Rows: TypeAlias = RowDataset | datasets.Dataset | str | os.PathLike[str] | Any
-"""What [`Task.open_rows`] makes rows of."""
+"""Inputs that [`Task.open_rows`] accepts."""
 
 PARTIAL_FOLDER = "partial"
-"""What a measurement keeps finished parts in, beside its results, until these are written."""
+"""Folder beside the results that keeps finished parts of a measurement until the results are written."""
 
 
 @dataclass
 class Evaluation:
     """
-    What a measurement found.
+    Results of a measurement.
 
     Args:
-        metrics (`dict[str, float]`): losses, accuracies and ranks by name, without prefix.
-        intervals (`dict[str, tuple[float, float]]`): bootstrap interval of each metric that has one.
-        counts (`dict[str, int]`): what the numbers are over.
-        protocol (`str`): how the numbers were made: a protocol's name, or one phrase.
-        primary_metric (`str`, *optional*): the metric that models are compared by; `None` where the set does not allow
-            it.
-        num_rows (`int`): rows that were measured, from which the trainer computes its speed.
-        bad_samples (`list[BadSample]`): rows that could not be read, and count as wrong.
-        config_settings (`dict`): what the model's configuration is to remember of it, where the rows are not test
-            clips.
-        chance (`dict[str, float]`): what guessing scores, where that does not follow from the metrics, such as a
-            cross-entropy over a known number of candidates.
-        rows (`Iterable[dict]`): one result for each pair or question, for `results.json`; to be read once.
-        printed (`dict`): the numbers as the benchmark's reference implementation prints them.
-        details (`Any`): whatever else the task keeps, say for the examples of the report.
+        metrics (`dict[str, float]`): Losses, accuracies and ranks by name, without prefix.
+        intervals (`dict[str, tuple[float, float]]`): Bootstrap interval of each metric that has one.
+        counts (`dict[str, int]`): Numbers of rows, queries or clips that the metrics are computed over.
+        protocol (`str`): How the numbers were computed: the name of a protocol, or a short phrase.
+        primary_metric (`str`, *optional*): The metric that models are compared by; `None` if the rows do not allow it.
+        num_rows (`int`): Number of rows that were measured, from which the trainer computes its speed.
+        bad_samples (`list[BadSample]`): Rows that could not be read, which count as wrong.
+        config_settings (`dict`): Settings to save in the model's configuration, if the rows are not test clips.
+        chance (`dict[str, float]`): Chance levels that do not follow from the metrics, such as a cross-entropy over a
+            known number of candidates.
+        rows (`Iterable[dict]`): One result for each pair or question, for `results.json`; can be iterated once.
+        printed (`dict`): The numbers as the benchmark's reference implementation prints them.
+        details (`Any`): Anything else that the task keeps, e.g. for the examples in the report.
     """
 
     metrics: dict[str, float]
@@ -70,17 +68,18 @@ class Evaluation:
 @dataclass(frozen=True)
 class Measuring:
     """
-    The circumstances of a measurement.
+    Settings of a measurement.
 
     Args:
-        benchmark ([`Protocol`], *optional*): of the rows, where they are those of a prepared benchmark.
-        protocol (`str`, *optional*): name to publish the numbers under; by default one phrase that describes them.
-        with_losses (`bool`, *optional*, defaults to `False`): measure what training minimises, too.
-        is_final (`bool`, *optional*, defaults to `True`): not one of many during training: take the time for what is
-            measured once.
-        alpro (`bool`, *optional*, defaults to `False`): print the numbers as ALPRO's evaluation counts them.
-        train_set ([`RowDataset`], *optional*): rows of training, for baselines that look at nothing else.
-        output_dir (`Path`, *optional*): folder for what is finished, from which an interrupted measurement goes on.
+        benchmark ([`Protocol`], *optional*): Protocol of the rows, if they belong to a prepared benchmark.
+        protocol (`str`, *optional*): Name to publish the numbers under; by default a phrase that describes them.
+        with_losses (`bool`, *optional*, defaults to `False`): Whether to measure the training losses, too.
+        is_final (`bool`, *optional*, defaults to `True`): Whether this is a final evaluation, which includes the
+            measurements that are too slow to repeat during training.
+        alpro (`bool`, *optional*, defaults to `False`): Whether to print the numbers as ALPRO's evaluation counts
+            them.
+        train_set ([`RowDataset`], *optional*): Training rows, for baselines that use nothing else.
+        output_dir (`Path`, *optional*): Folder for finished parts, from which an interrupted measurement resumes.
     """
 
     benchmark: Protocol | None = None
@@ -93,50 +92,50 @@ class Measuring:
 
     @property
     def partial(self) -> Path | None:
-        """Folder of finished parts, which is removed when the results are written."""
+        """Folder of finished parts, removed once the results are written."""
         return None if self.output_dir is None else self.output_dir / PARTIAL_FOLDER
 
 
 class Task:
     """
-    One task. Put a subclass into a folder beside this file and into `TASKS`, or hand it to [`register_task`].
+    Base class of tasks. Add a subclass in a folder beside this file and in `TASKS`, or pass it to [`register_task`].
 
-    A task wraps no model: it says which class to build, what a row needs besides clips, and how a model is measured,
-    in training and on its own alike.
+    A task does not wrap a model: it defines which class to build, what a row needs in addition to clips, and how a
+    model is measured, during training and on its own.
 
     Args:
-        options ([`TaskOptions`]): of the class's `options_class`.
+        options ([`TaskOptions`]): An instance of `options_class`.
     """
 
     name: ClassVar[str]
-    """What `--task` and a saved configuration call it."""
+    """Name of the task in `--task` and in saved configurations."""
 
     summary: ClassVar[str]
-    """One phrase for the help of `--task`."""
+    """Short description for the help of `--task`."""
 
     model_classes: ClassVar[Mapping[str, type[TowerModel]]]
-    """The model that is trained, by the `model_type` of its configuration."""
+    """Class of the model to train, by the `model_type` of its configuration."""
 
     options_class: ClassVar[type[TaskOptions]] = TaskOptions
     row_settings: ClassVar[Mapping[str, Any]] = {}
-    """Further arguments of [`RowDataset`]: which column is the text, and which others are read by their type."""
+    """Further arguments of [`RowDataset`]: the text column, and typed columns to read."""
 
     pipeline_class: ClassVar[type[Pipeline]]
     reads_embeddings: ClassVar[bool] = True
-    """Whether anything reads the towers' embeddings, and not their tokens alone."""
+    """Whether the task uses the towers' embeddings and not only their tokens."""
     compares_with_training: ClassVar[bool] = False
-    """Whether a measurement takes the rows of training, for a baseline."""
+    """Whether a measurement needs the training rows, for a baseline."""
 
     def __init__(self, options: TaskOptions | None = None):
         self.options: Any = options or self.options_class()
 
     def open_files(self, find: Callable[[str], Path], open_rows: Callable[[Path], RowDataset]) -> None:
         """
-        Read the files that options name, before a run that evaluates begins; by default there are none.
+        Read the files named in the options before a run that evaluates begins. By default there are none.
 
         Args:
-            find: Returns the path of a file that may lie in `--data_root`.
-            open_rows: Opens a manifest with the settings of the run.
+            find: Function that returns the path of a file, which may lie in `--data_root`.
+            open_rows: Function that opens a manifest with the settings of the run.
 
         Raises:
             ValueError: If a file cannot be read.
@@ -145,26 +144,26 @@ class Task:
     @classmethod
     def open_rows(cls, rows: Rows, **settings) -> RowDataset:
         """
-        The rows of a run. No media file is opened, but where links lead is checked before the run begins.
+        Open the rows of a run. Media files are not opened, but the targets of links are checked.
 
         Args:
-            rows: the path of a manifest or of a folder of media files, a list of dictionaries, a pandas table, a
-                `datasets.Dataset`, or a [`RowDataset`], which is returned as it is.
-            settings: arguments of the constructor of [`RowDataset`] that fits.
+            rows: Path of a manifest or of a folder of media files, a list of dictionaries, a pandas DataFrame, a
+                `datasets.Dataset`, or a [`RowDataset`], which is returned unchanged.
+            settings: Arguments of the matching constructor of [`RowDataset`].
 
         Raises:
-            ValueError: If the manifest or a row is wrong, **or** links lead out of the roots.
+            ValueError: If the manifest or a row is invalid, **or** links lead outside the roots.
         """
         if isinstance(rows, RowDataset):
             return rows
         settings = {**cls.row_settings, **settings}
         cache_dir = settings.pop("cache_dir", None)
-        pandas = sys.modules.get("pandas")  # it is loaded if the rows are a table of it
+        pandas = sys.modules.get("pandas")  # already imported if the rows are a DataFrame
         if isinstance(rows, (str, os.PathLike)) and os.path.isdir(rows):
             if "text" in settings.get("modalities", BUILT_IN_MODALITIES):
                 raise InputError(
-                    f"{rows}: is a folder, and its files have no captions. Give a manifest (CSV, TSV or JSONL), or "
-                    "--modalities without text."
+                    f"{rows} is a folder, whose files have no captions. Pass a manifest (CSV, TSV or JSONL), or "
+                    "modalities without text."
                 )
             dataset = RowDataset.from_files(rows, **settings)
         elif isinstance(rows, (str, os.PathLike)):
@@ -180,46 +179,46 @@ class Task:
 
     def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:
         """
-        Settings of the model's configuration that the task finds out from the data, such as the names of classes.
+        Return settings of the model's configuration that the task derives from the data, such as class names.
 
         Args:
-            source (`str`, *optional*): saved model that the run starts from.
-            train_set ([`RowDataset`], *optional*): rows to train on.
+            source (`str`, *optional*): Saved model that the run starts from.
+            train_set ([`RowDataset`], *optional*): Rows to train on.
         """
         return {}
 
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets | None:
-        """What the collator adds to a batch for the objectives of a model, such as labels; by default nothing."""
+        """Return the targets that the collator adds to a batch, such as labels; by default none."""
         return None
 
     def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
-        """Arguments of [`protocol_name`] for those options that change what the numbers of a benchmark mean."""
+        """Return arguments of [`protocol_name`] for options that change what the numbers of a benchmark mean."""
         return {}
 
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """
-        Measure a model on rows, each of which counts once.
+        Measure a model on rows, counting each row once.
 
         Args:
-            pipeline ([`Pipeline`]): the model in use, of `pipeline_class`; several processes share the work.
-            dataset ([`RowDataset`]): the rows.
-            measuring ([`Measuring`]): under which circumstances.
+            pipeline ([`Pipeline`]): Pipeline of the model, of `pipeline_class`; several processes share the work.
+            dataset ([`RowDataset`]): The rows.
+            measuring ([`Measuring`]): Settings of the measurement.
         """
         raise NotImplementedError
 
     def examples(self, evaluation: Evaluation, collator: MultimodalCollator) -> list[Example]:
-        """Examples for the report, by default none.
+        """Return examples for the report, by default none.
 
         Args:
-            evaluation ([`Evaluation`]): what [`evaluate`] returned.
-            collator ([`MultimodalCollator`]): what reads the rows.
+            evaluation ([`Evaluation`]): Result of [`evaluate`].
+            collator ([`MultimodalCollator`]): Collator that reads the rows.
         """
         return []
 
     def usage(self, modalities: Sequence[Modality]) -> str | None:
-        """Python lines for the model card that use a model of these modalities, `{model}` in the place of its name."""
+        """Return Python code for the model card that uses a model of these modalities, with `{model}` for its name."""
         return None
 
     def next_command(self, modalities: Sequence[Modality]) -> str:
-        """What to type next to use a model of these modalities, `{model}` in the place of its folder."""
+        """Return a command that uses a trained model of these modalities, with `{model}` for its folder."""
         return "python train.py --do_eval --model_name_or_path {model}"

@@ -1,4 +1,4 @@
-"""The options of all tasks as flags of the command lines. No model is imported here, so that `--help` is quick."""
+"""The options of all tasks as command-line flags. This module imports no model, so that `--help` stays fast."""
 
 import copy
 import dataclasses
@@ -17,7 +17,7 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "retrieval": RetrievalOptions,
     "question_answering": QuestionAnsweringOptions,
 }
-"""The options of each task by its name; [`register_task`] adds those of further tasks."""
+"""Options class of each task, by name; [`register_task`] adds further tasks."""
 
 
 def register_options(task: str, options_class: type[TaskOptions]) -> None:
@@ -26,16 +26,16 @@ def register_options(task: str, options_class: type[TaskOptions]) -> None:
 
     Args:
         task (`str`): Name of the task.
-        options_class (`type[TaskOptions]`): Its options.
+        options_class (`type[TaskOptions]`): Class of its options.
 
     Raises:
-        ValueError: If an option has the name of a different option of another task.
+        ValueError: If another task has a different option of the same name.
     """
     declared = {field.name: field for other in OPTIONS.values() for field in _flags(other)}
     for field in _flags(options_class):
         known = declared.get(field.name, field)
         if (known.metadata, known.default) != (field.metadata, field.default):
-            raise InputError(f"Another task has an option {field.name!r} already. Choose another name in {task!r}.")
+            raise InputError(f"Another task already has an option {field.name!r}. Choose another name in {task!r}.")
     OPTIONS[task] = options_class
 
 
@@ -44,18 +44,18 @@ def get_options_class(task: str) -> type[TaskOptions]:
     Return the class of a task's options.
 
     Raises:
-        ValueError: If there is no such task; the message names the nearest.
+        ValueError: If there is no such task; the message suggests the closest name.
     """
     if task not in OPTIONS:
         nearest = difflib.get_close_matches(task, OPTIONS, 1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise InputError(f"There is no task {task!r}; there is {', '.join(OPTIONS)}.{hint}")
+        raise InputError(f"There is no task {task!r}; the tasks are {', '.join(OPTIONS)}.{hint}")
     return OPTIONS[task]
 
 
 def flags_of_tasks(command: Command) -> type:
     """
-    Return a dataclass with a field for each option of a registered task that is a flag of a command.
+    Return a dataclass with one field for each flag of a command that is an option of a registered task.
 
     Args:
         command (`str`): `"train"` or `"infer"`.
@@ -71,14 +71,14 @@ def flags_of_tasks(command: Command) -> type:
 
 def options_from_flags(task: str, flags: Any) -> TaskOptions:
     """
-    Make the options of a task from the flags of all tasks.
+    Build the options of a task from the flags of all tasks.
 
     Args:
         task (`str`): Name of the task.
-        flags: Instance of what [`flags_of_tasks`] returned.
+        flags: Instance of the class that [`flags_of_tasks`] returned.
 
     Raises:
-        ValueError: If there is no such task, a flag belongs to another task, **or** a value is out of bounds.
+        ValueError: If there is no such task, a flag belongs to another task, **or** a value is out of range.
     """
     options_class = get_options_class(task)
     names = {field.name for field in dataclasses.fields(options_class)}
@@ -90,5 +90,5 @@ def options_from_flags(task: str, flags: Any) -> TaskOptions:
 
 
 def _flags(options_class: type[TaskOptions]) -> list[dataclasses.Field]:
-    """The options of a class that are flags."""
+    """Return the options of a class that are flags."""
     return [field for field in dataclasses.fields(options_class) if "commands" in field.metadata]

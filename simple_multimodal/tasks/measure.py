@@ -1,4 +1,4 @@
-"""Measure a trained model: on any rows, or on a split of a benchmark under a named protocol, with result files."""
+"""Measure a trained model on any rows, or on a split of a benchmark under a named protocol with result files."""
 
 import json
 import os
@@ -44,21 +44,22 @@ def evaluate(
     **settings,
 ) -> Evaluation:
     """
-    Measure a model on rows, every one of which counts once. Several processes of a launcher share the work.
+    Measure a model on rows, counting each row once. Several processes of a launcher share the work.
 
     Args:
-        model (`str` or [`TowerModel`]): folder or hub name of a trained model, or a model.
-        data: the path of a manifest or of a folder, a list of dictionaries, a pandas table, a `datasets.Dataset`, or a
+        model (`str` or [`TowerModel`]): Folder or hub name of a trained model, or a model.
+        data: Path of a manifest or of a folder, a list of dictionaries, a pandas DataFrame, a `datasets.Dataset`, or a
             [`RowDataset`].
-        processor ([`MultimodalProcessor`], *optional*): of a model that is no folder.
-        task ([`Task`], *optional*): by default that of the model, without options.
-        train_dataset ([`RowDataset`], *optional*): rows of training, for the baselines of question answering.
-        roots (*optional*): folders of the files of `data` that is not a [`RowDataset`], see there.
-        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
-        settings: arguments of [`Pipeline`], such as `batch_size` and `drop_modalities`.
+        processor ([`MultimodalProcessor`], *optional*): Processor of the model; required if `model` is not a path.
+        task ([`Task`], *optional*): The task; by default that of the model, with default options.
+        train_dataset ([`RowDataset`], *optional*): Training rows, for the baselines of question answering.
+        roots (*optional*): Folders that the files of `data` lie in, see [`RowDataset`]; ignored if `data` is one.
+        follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead outside the roots,
+            see [`RowDataset`]; ignored if `data` is one.
+        settings: Arguments of [`Pipeline`], such as `batch_size` and `drop_modalities`.
 
     Returns:
-        [`Evaluation`]: `metrics`, their `intervals`, and the `counts` that they are over.
+        [`Evaluation`]: The `metrics`, their `intervals`, and the `counts` that they are computed over.
 
     Example:
 
@@ -72,7 +73,7 @@ def evaluate(
         pipeline: Pipeline = task.pipeline_class.from_pretrained(model, **settings)
     else:
         if processor is None:
-            raise InputError("A model that is no folder needs its `processor`.")
+            raise InputError("Pass the `processor` of the model, or the model's folder instead.")
         task = task or task_of(model.config.task, type(model).__name__)()
         pipeline = task.pipeline_class(model, processor, **settings)
     rows = task.open_rows(data, modalities=pipeline.processor.modalities, roots=roots, follow_links=follow_links)
@@ -95,30 +96,30 @@ def measure_benchmark(
     """
     Measure a model on manifests that `simple-multimodal prepare` wrote, and write `metrics.json` and `results.json`.
 
-    What is finished lies in `partial/` of the output folder until these are written: a call that was interrupted goes
-    on from there when it is made again, with any number of processes.
+    Finished parts are kept in `partial/` of the output folder until the results are written: an interrupted call
+    resumes from there when it is repeated, with any number of processes.
 
     Args:
-        task ([`Task`]): that of the protocol, with its options.
-        pipeline ([`Pipeline`]): the model, in use by the task's `pipeline_class`.
-        folder (`str`): with `{split}.jsonl`, `protocol.json` and, if it has a training split, `train.jsonl`.
-        output_dir (`str`): where results go.
-        model_folder (`str`, *optional*): the model's folder, whose `training_clips.json` is compared with the tested
-            clips, and whose `run.json` says by which split it was chosen.
-        split (`str`, *optional*, defaults to `"test"`): which manifest.
-        video_root (`str`, *optional*): folder of the videos.
-        follow_links (`bool`, *optional*, defaults to `False`): see [`RowDataset`].
-        alpro (`bool`, *optional*, defaults to `False`): see [`Measuring`].
+        task ([`Task`]): Task of the protocol, with its options.
+        pipeline ([`Pipeline`]): Pipeline of the model, of the task's `pipeline_class`.
+        folder (`str`): Folder with `{split}.jsonl`, `protocol.json` and, if there is a training split, `train.jsonl`.
+        output_dir (`str`): Folder for the results.
+        model_folder (`str`, *optional*): The model's folder, whose `training_clips.json` is compared with the tested
+            clips, and whose `run.json` names the split that the checkpoint was selected on.
+        split (`str`, *optional*, defaults to `"test"`): Split to measure.
+        video_root (`str`, *optional*): Folder of the videos.
+        follow_links (`bool`, *optional*, defaults to `False`): See [`RowDataset`].
+        alpro (`bool`, *optional*, defaults to `False`): See [`Measuring`].
 
     Raises:
-        ValueError: The folder is not as `prepare` writes it, or clips were trained on.
+        ValueError: If `prepare` did not write the folder, **or** the model was trained on test clips.
     """
     folder, output_dir = Path(folder), Path(output_dir)
     try:
         prepared = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder}: no protocol.json there, as `simple-multimodal prepare` writes it: {error}"
+            f"{folder} has no readable protocol.json, which `simple-multimodal prepare` writes: {error}"
         ) from error
     protocol = get_protocol(prepared["protocol"])
     if protocol.task != task.name:
@@ -170,25 +171,25 @@ def prepared_folder(
     data: str | os.PathLike[str], output_dir: str | os.PathLike[str], *, follow_links: bool = False
 ) -> tuple[Path, Path | None, str]:
     """
-    The folder of a benchmark's manifests; of one in ALPRO's layout (`txt/`, `videos/`) they are written first.
+    Return the folder of a benchmark's manifests; for ALPRO's layout (`txt/`, `videos/`), write them first.
 
     Args:
-        data (`str`): a folder that `simple-multimodal prepare` wrote, or ALPRO's `data/<task>`.
-        output_dir (`str`): where manifests go, into `manifests/`, if they have to be written.
-        follow_links (`bool`, *optional*, defaults to `False`): see [`prepare_benchmark`].
+        data (`str`): A folder that `simple-multimodal prepare` wrote, or ALPRO's `data/<task>`.
+        output_dir (`str`): Folder in which `manifests/` is written if necessary.
+        follow_links (`bool`, *optional*, defaults to `False`): See [`prepare_benchmark`].
 
     Returns:
-        The folder, the folder of the videos if it is known, and the protocol's name.
+        The folder, the folder of the videos if it is known, and the name of the protocol.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: If `data` is neither.
     """
     data = Path(data)
     if not data.exists():
         raise InputError(f"{data}: {no_such_folder(data)}")
     if data.is_file():
         raise InputError(
-            f"{data} is a file; `infer` measures on the folder of a prepared benchmark. On a manifest of your own: "
+            f"{data} is a file; `infer` takes the folder of a prepared benchmark. To measure on your own manifest: "
             f"python train.py --do_eval --model_name_or_path MODEL --validation_file {data} "
             "--output_dir OUT"
         )
@@ -198,8 +199,8 @@ def prepared_folder(
         benchmark = data.name.removesuffix("_ret")
         if benchmark not in BENCHMARKS or not (data / "txt").is_dir():
             raise InputError(
-                f"{data}: neither written by `simple-multimodal prepare` (no protocol.json) nor in ALPRO's layout "
-                f"(a folder such as msrvtt_ret with txt/ and videos/)."
+                f"{data} was not written by `simple-multimodal prepare` (no protocol.json) and is not in ALPRO's "
+                f"layout (a folder such as msrvtt_ret with txt/ and videos/)."
             )
         splits = _listed_splits(data / "txt")
         preparation = from_main(

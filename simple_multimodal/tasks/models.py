@@ -1,4 +1,4 @@
-"""Model and processor of a task: new ones out of towers, or saved ones."""
+"""Build or load the model and processor of a task."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -38,35 +38,37 @@ def from_towers(
     **settings,
 ) -> tuple[TowerModel, MultimodalProcessor]:
     """
-    Build a new model out of pretrained towers, and the processor that fits it. What no checkpoint gives is drawn at
+    Build a new model from pretrained towers, and its processor. Weights that no checkpoint contains are initialized at
     random: call [`~transformers.set_seed`] before.
 
     Args:
-        text, audio, video (`str`, *optional*): hub name or folder of the tower's weights, or the path of a JSON config
-            for a tower with random weights. A modality that is not named is not part of the model.
-        fusion (`str` or `PreTrainedConfig`, *optional*): the same for the crossformer, or a configuration of it; by
+        text, audio, video (`str`, *optional*): Hub name or folder of the tower's weights, or the path of a JSON config
+            for a tower with random weights. The model has only the modalities that are given.
+        fusion (`str` or `PreTrainedConfig`, *optional*): The same for the crossformer, or its configuration; by
             default four ViT layers of width 256.
-        task (`str` or [`Task`], *optional*, defaults to `"pretraining"`): what the model is for.
-        train_dataset (*optional*): rows to train on, as [`Task.open_rows`] takes them, such as the path of a manifest;
-            for what the task finds out from them, such as the answers of question answering.
-        roots (*optional*): folders of the files of a `train_dataset` that is not a [`RowDataset`], see there.
-        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
-        captions (`Iterable[str]`, *optional*): texts to train a tokenizer on. Needed only if `text` is a JSON config,
-            which has no tokenizer, and there is no `train_dataset`, whose captions are the default. A text tower with
-            weights brings its own tokenizer.
-        is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not needs
-            towers of one checkpoint with a common space.
-        processor_settings (`Mapping`, *optional*): arguments of [`build_processor`].
-        cache_dir (`str`, *optional*): where files from the hub are kept.
-        settings: towers of further modalities by their names, and further arguments of [`MultimodalConfig`], such as
+        task (`str` or [`Task`], *optional*, defaults to `"pretraining"`): Task of the model.
+        train_dataset (*optional*): Training rows in any form that [`Task.open_rows`] accepts, such as the path of a
+            manifest. The task derives settings from them, such as the answers of question answering.
+        roots (*optional*): Folders that the files of `train_dataset` lie in, see [`RowDataset`]; ignored if
+            `train_dataset` is one.
+        follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead outside the roots,
+            see [`RowDataset`]; ignored if `train_dataset` is one.
+        captions (`Iterable[str]`, *optional*): Texts to train a tokenizer on; by default the captions of
+            `train_dataset`. Needed only if `text` is a JSON config, which has no tokenizer; a text tower with weights
+            has its own.
+        is_trained (`bool`, *optional*, defaults to `True`): Whether the model will be trained. A model that will not
+            be trained needs towers from one checkpoint with a shared embedding space.
+        processor_settings (`Mapping`, *optional*): Arguments of [`build_processor`].
+        cache_dir (`str`, *optional*): Cache folder for files from the hub.
+        settings: Towers of further modalities by name, and further arguments of [`MultimodalConfig`], such as
             `fusion_form="merge"`.
 
     Returns:
-        `tuple[TowerModel, MultimodalProcessor]`: the model and its processor.
+        `tuple[TowerModel, MultimodalProcessor]`: The model and its processor.
 
     Raises:
-        ValueError: If no tower is named, a tokenizer is to be trained without captions, **or** towers, processor and
-            settings do not fit each other.
+        ValueError: If no tower is given, a tokenizer must be trained without captions, **or** towers, processor and
+            settings do not match.
 
     Example:
 
@@ -79,7 +81,7 @@ def from_towers(
     named = {"text": text, "audio": audio, "video": video, **{m: settings.pop(m) for m in MODALITIES if m in settings}}
     places: dict[str, str] = {modality: place for modality, place in named.items() if place is not None}
     if not places:
-        raise InputError("A model needs a tower: name one of `text`, `audio` and `video`.")
+        raise InputError("A model needs a tower: pass at least one of `text`, `audio` and `video`.")
     task = get_task(task)() if isinstance(task, str) else task
     if train_dataset is not None:
         train_dataset = task.open_rows(train_dataset, modalities=tuple(places), roots=roots, follow_links=follow_links)
@@ -87,8 +89,8 @@ def from_towers(
     trains_tokenizer = text is not None and text.endswith(".json")
     if trains_tokenizer and (captions is None or isinstance(captions, str)):
         raise InputError(
-            f"`text` is {text!r}, a config without a tokenizer. To train one, pass `train_dataset`, or a list of "
-            "texts as `captions`; or name a text tower with weights, which has its own."
+            f"text={text!r} is a config without a tokenizer. To train one, pass `train_dataset`, or a list of texts "
+            "as `captions`; or pass a text tower with weights, which has its own."
         )
     if isinstance(fusion, str):
         places["fusion"] = fusion
@@ -126,20 +128,19 @@ def build(
     **settings,
 ) -> tuple[TowerModel, MultimodalProcessor]:
     """
-    [`from_towers`] with configuration and weights of each tower named apart.
+    Build a model like [`from_towers`], with configurations and weights of the towers given separately.
 
     Args:
-        configs (`Mapping[str, str]`): where the configuration of each tower is read from.
-        fusion (`str` or `PreTrainedConfig`): configuration of the crossformer, or where it is read from.
-        pretrained (`Mapping[str, str]`): hub name or folder of the weights of each tower, and of `fusion`, that has
-            such.
-        processor_names (`Mapping[str, str]`, *optional*): see [`processor_names`].
-        task, train_dataset, captions, processor_settings, is_trained, cache_dir, settings: as there.
+        configs (`Mapping[str, str]`): Hub name, folder or JSON file of the configuration of each tower.
+        fusion (`str` or `PreTrainedConfig`): Configuration of the crossformer, or where to read it from.
+        pretrained (`Mapping[str, str]`): Hub name or folder of the weights of each pretrained tower, and of `fusion`.
+        processor_names (`Mapping[str, str]`, *optional*): See [`processor_names`].
+        task, train_dataset, captions, processor_settings, is_trained, cache_dir, settings: As for [`from_towers`].
     """
     if settings.get("frame_pooling_layers") and not task.reads_embeddings:
         raise InputError(
-            f"--frame_pooling_layers is {settings['frame_pooling_layers']}, but {task.name} reads tokens, not the "
-            "embedding that these layers make. Leave it out."
+            f"frame_pooling_layers is {settings['frame_pooling_layers']}, but {task.name} does not use the embedding "
+            "that these layers compute. Leave it out."
         )
     towers = assembly.load_towers(configs)
     named = {**dict.fromkeys(assembly.PROCESSOR_NAMES.values()), **processor_names}
@@ -175,24 +176,24 @@ def load(
     **settings,
 ) -> tuple[TowerModel, MultimodalProcessor]:
     """
-    A saved model and its processor. Where `processor_settings` change the number of frames or their size, the towers'
-    position tables are converted as those of pretrained towers are.
+    Load a saved model and its processor. If `processor_settings` change the number of frames or their size, the
+    towers' position embeddings are converted as for pretrained towers.
 
     Args:
-        source (`str`): folder or hub name.
-        task (`str` or [`Task`], *optional*): what the model is to be for; by default what it was trained for. One of
-            another task lends its towers and fusion, and the new head is drawn at random.
-        train_dataset ([`RowDataset`], *optional*): as for [`from_towers`].
-        is_trained (`bool`, *optional*, defaults to `True`): whether it will be trained; one that will not must have
-            all of its weights.
-        processor_settings (`Mapping`, *optional*): arguments of [`load_processor`].
-        cache_dir (`str`, *optional*): where files from the hub are kept.
-        settings: arguments of `from_pretrained`, among them changes of the configuration.
+        source (`str`): Folder or hub name.
+        task (`str` or [`Task`], *optional*): Task of the model; by default the one it was trained for. For another
+            task, its towers and fusion are loaded and the new head is initialized at random.
+        train_dataset ([`RowDataset`], *optional*): As for [`from_towers`].
+        is_trained (`bool`, *optional*, defaults to `True`): Whether the model will be trained. A model that will not
+            be trained must have all of its weights.
+        processor_settings (`Mapping`, *optional*): Arguments of [`load_processor`].
+        cache_dir (`str`, *optional*): Cache folder for files from the hub.
+        settings: Arguments of `from_pretrained`, including changes to the configuration.
 
     Raises:
-        ValueError: If there is no such model, it cannot be used for the task, **or** a tower cannot take inputs of the
-            size that `processor_settings` ask for.
-        OSError: If it has no weights as safetensors.
+        ValueError: If there is no such model, it cannot be used for the task, **or** a tower does not accept inputs of
+            the size that `processor_settings` request.
+        OSError: If the model has no weights as safetensors.
 
     Example:
 
@@ -217,15 +218,15 @@ def saved_task(
     source: str | os.PathLike[str], *, default: type[Task] | None = None, cache_dir: str | None = None
 ) -> type[Task]:
     """
-    The task that a saved model was trained for.
+    Return the task that a saved model was trained for.
 
     Args:
-        source (`str`): folder or hub name.
-        default (`type[Task]`, *optional*): what to return if no task has such a model, instead of raising an error.
-        cache_dir (`str`, *optional*): where files from the hub are kept.
+        source (`str`): Folder or hub name.
+        default (`type[Task]`, *optional*): Value to return if no task has such a model, instead of raising an error.
+        cache_dir (`str`, *optional*): Cache folder for files from the hub.
 
     Raises:
-        ValueError: If there is no such model, **or** no task has one of its class and there is no `default`.
+        ValueError: If there is no such model, **or** no task has its class and there is no `default`.
     """
     config = assembly.saved_config(source, cache_dir=cache_dir)
     return task_of(config.get("task"), (config.get("architectures") or [""])[0], default=default)

@@ -1,4 +1,4 @@
-"""What the options of a task are. `flags.py` beside this file makes flags of those of all tasks."""
+"""The base class of task options. `flags.py` turns the options of all tasks into flags."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from simple_multimodal.flags import check_bounds
 @dataclass(frozen=True)
 class TaskOptions:
     """
-    Options of a task. A subclass is a frozen dataclass with a field for each; one that is declared with [`flag`] is a
+    Options of a task. A subclass is a frozen dataclass with one field per option; a field declared with [`flag`] is a
     flag of `train.py`, of `simple-multimodal infer`, or of both.
 
     Raises:
-        ValueError: If an option is out of its bounds.
+        ValueError: If an option is out of range.
 
     Example:
 

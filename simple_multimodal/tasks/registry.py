@@ -1,4 +1,4 @@
-"""The tasks: a folder for each with its model, its metrics and what uses it, and one line here."""
+"""The registry of tasks: one folder each, with model, metrics and pipeline, and one line here."""
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.tasks.base import Evaluation, Measuring, Rows, Task
@@ -12,16 +12,16 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (PreTraining, Retrie
 
 def register_task(task: type[Task]) -> type[Task]:
     """
-    Add a task of your own; usable as a decorator. Its options become flags of `train.py`.
+    Register a task; usable as a decorator. Its options become flags of `train.py`.
 
     Args:
-        task (`type[Task]`): with a name that no other task has.
+        task (`type[Task]`): Class of the task; its name must be unique.
 
     Raises:
-        ValueError: If there is another task of that name, **or** an option of another task has the name of one of its.
+        ValueError: If there is another task of that name, **or** another task has a different option of the same name.
     """
     if TASKS.get(task.name, task) is not task:
-        raise InputError(f"There is a task {task.name!r} already: {TASKS[task.name].__name__}. Choose another name.")
+        raise InputError(f"There already is a task {task.name!r}: {TASKS[task.name].__name__}. Choose another name.")
     register_options(task.name, task.options_class)
     TASKS[task.name] = task
     return task
@@ -29,23 +29,23 @@ def register_task(task: type[Task]) -> type[Task]:
 
 def get_task(name: str) -> type[Task]:
     """
-    The task of a name.
+    Return the task with this name.
 
     Raises:
-        ValueError: If there is none; the message names the nearest.
+        ValueError: If there is none; the message suggests the closest name.
     """
-    get_options_class(name)  # which says what there is
+    get_options_class(name)  # raises the error
     return TASKS[name]
 
 
 def task_of(name: str | None, model_class: str, *, default: type[Task] | None = None) -> type[Task]:
     """
-    The task that a model was trained for.
+    Return the task that a model was trained for.
 
     Args:
-        name (`str`, *optional*): the `task` of its configuration, which older ones lack.
-        model_class (`str`): name of its class.
-        default (`type[Task]`, *optional*): what to return if no task has such a model, instead of raising an error.
+        name (`str`, *optional*): The `task` in its configuration, which older models lack.
+        model_class (`str`): Name of its class.
+        default (`type[Task]`, *optional*): Value to return if no task has such a model, instead of raising an error.
 
     Raises:
         ValueError: If no task has such a model, and there is no `default`.
@@ -57,7 +57,7 @@ def task_of(name: str | None, model_class: str, *, default: type[Task] | None = 
             return task
     if default is not None:
         return default
-    raise InputError(f"{model_class} is a model of none of the tasks {', '.join(TASKS)}.")
+    raise InputError(f"{model_class} is not a model of any task; the tasks are {', '.join(TASKS)}.")
 
 
 __all__ = ["TASKS", "Evaluation", "Measuring", "Rows", "Task", "TaskOptions", "get_task", "register_task", "task_of"]

@@ -1,4 +1,4 @@
-"""The clips that a model has been trained on, kept beside it, and whether rows to test with are among them."""
+"""The clips that a model was trained on, saved beside it, and the check that test rows are not among them."""
 
 import json
 import os
@@ -21,18 +21,18 @@ CLIPS_FILE = "training_clips.json"
 
 class TrainingClips(NamedTuple):
     """
-    Clips that a model has been trained on.
+    Clips that a model was trained on.
 
     Args:
-        clips (`list[ClipFile]`): sorted, each once. Earlier versions kept names alone: the path of such a clip is
-            `""`.
+        clips (`list[ClipFile]`): Clips, sorted and without repeats. Earlier versions saved only names; the path of
+            such a clip is `""`.
     """
 
     clips: list[ClipFile] = []
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str] | None) -> Self:
-        """Read those of a saved model; there are none if its folder does not say, or is not on this machine."""
+        """Read the clips of a saved model; none if its folder has no such file, or is not on this machine."""
         path = Path(folder or "", CLIPS_FILE)
         if folder is None or not path.is_file():
             return cls()
@@ -41,7 +41,7 @@ class TrainingClips(NamedTuple):
         return cls(list(map(ClipFile, names, content.get("files", [""] * len(names)))))
 
     def with_rows(self, rows: RowDataset | None) -> Self:
-        """Return these clips and those of rows to train on."""
+        """Return these clips and those of training rows."""
         return self if rows is None else type(self)(sorted({*self.clips, *rows.clip_files()}))
 
     def write(self, folder: str | os.PathLike[str]) -> None:
@@ -53,13 +53,13 @@ class TrainingClips(NamedTuple):
         """
         Check that a model may be tested on rows.
 
-        A clip is refused if its file is a training clip's, under whatever name, or if it has the name of a training
-        clip and nothing shows that it is another one: a file of the same format on this machine with other contents.
-        A warning names such files, and copies under other names.
+        A clip is rejected if its file is that of a training clip, under any name. It is also rejected if it has the
+        name of a training clip, unless both files are on this machine, in the same format and with different contents.
+        A warning lists such namesakes, and copies under other names.
 
         Args:
-            test_set ([`RowDataset`]): rows to test with.
-            protocol (`str`): name of their protocol, for the message.
+            test_set ([`RowDataset`]): Rows to test on.
+            protocol (`str`): Name of their protocol, for the message.
 
         Raises:
             ValueError: If the model was trained on one of their clips.
@@ -85,11 +85,11 @@ class TrainingClips(NamedTuple):
         check_overlap(seen, test_set.clip_names(), protocol)
         if int(os.environ.get("RANK", "0")) == 0:
             _warn(copies, "have the same contents as training clips of other names")
-            _warn(namesakes, "have the names of training clips with other contents, and are taken for other clips")
+            _warn(namesakes, "have the names of training clips but other contents, and are treated as different clips")
 
 
 def _can_be_compared(first: str, second: str) -> bool:
-    """Whether two files exist and are of one format: a converted clip has other contents, and is the same clip."""
+    """Return whether two files exist in the same format: a converted clip is the same clip with other contents."""
     suffixes = {os.path.splitext(path)[1].lower() for path in (first, second)}
     return len(suffixes) == 1 and os.path.isfile(first) and os.path.isfile(second)
 
@@ -100,7 +100,7 @@ def _warn(clips: list[str], what: str) -> None:
 
 
 class _Files:
-    """Looks up files by what they are; those that are not on this machine are known by their paths alone."""
+    """Looks up files by identity and contents; files that are not on this machine are known only by their paths."""
 
     def __init__(self, paths: Iterable[str]):
         self._paths = {path for path in paths if path}
@@ -115,7 +115,7 @@ class _Files:
             self._by_size[status.st_size].append(path)
 
     def has(self, path: str) -> bool:
-        """Whether a file is one of them, under this name or as a hard link."""
+        """Return whether a file is one of them, under this name or as a hard link."""
         try:
             status = os.stat(path)
         except OSError:
@@ -123,7 +123,7 @@ class _Files:
         return path in self._paths or (status.st_dev, status.st_ino) in self._nodes
 
     def with_contents_of(self, path: str) -> list[str]:
-        """Those of them that have the same contents as a file."""
+        """Return the files that have the same contents as `path`."""
         try:
             candidates = self._by_size.get(os.stat(path).st_size, [])
             contents = content_hash(path) if candidates else None

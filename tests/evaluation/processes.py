@@ -1,4 +1,4 @@
-"""Processes that share work, as threads of the test's own process."""
+"""Processes that share work, simulated by threads of the test's process."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from simple_multimodal.evaluation.scores import Processes
 
 
 def together(count: int, work: Callable[[Processes], Any]) -> list[Any]:
-    """What `work` returns in each of `count` processes."""
+    """Return the results of `work` in each of `count` processes."""
     barrier, values = Barrier(count, timeout=60), [None] * count
 
     def run(index: int) -> Any:
@@ -17,7 +17,7 @@ def together(count: int, work: Callable[[Processes], Any]) -> list[Any]:
             values[index] = value
             barrier.wait()
             gathered = list(values)
-            barrier.wait()  # nobody writes before all have read
+            barrier.wait()  # no process writes before all have read
             return gathered
 
         return work(Processes(index, count, gather))

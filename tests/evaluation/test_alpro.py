@@ -1,4 +1,4 @@
-"""ALPRO's numbers, literals and rows against its own, recorded ones, and by hand."""
+"""ALPRO's metrics, literals and rows against recorded outputs of the original, and cases computed by hand."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ ANSWER_CASES = ("msrvtt_qa_all_types", "msvd_qa_one_type_absent", "ties")
 
 
 def read_case(shared_dir, name: str, task: str) -> dict:
-    """One case of the recorded numbers, its rows as dictionaries."""
+    """Load one recorded case, with its rows as dictionaries."""
     content = json.loads((shared_dir / f"data/alpro/{task}_metrics_golden.json").read_text(encoding="utf-8"))
     (case,) = (case for case in content["cases"] if case["name"] == name)
     case["rows"] = [dict(zip(case["columns"], row, strict=True)) for row in case["rows"]]
@@ -33,7 +33,7 @@ def read_case(shared_dir, name: str, task: str) -> dict:
 
 
 @pytest.mark.parametrize("name", RETRIEVAL_CASES)
-def test_retrieval_equals_the_reference(shared_dir, name):
+def test_retrieval_metrics_equal_the_reference(shared_dir, name):
     case = read_case(shared_dir, name, "retrieval")
     scores, right_clips = scores_from_rows(case["rows"], dict(case["ground_truth"]))
     assert scores.shape == (case["n_texts"], case["n_videos"])
@@ -49,7 +49,7 @@ def test_retrieval_equals_the_reference(shared_dir, name):
 
 
 @pytest.mark.parametrize("name", RETRIEVAL_CASES)
-def test_rows_go_to_a_matrix_and_back(shared_dir, name):
+def test_rows_can_be_converted_to_a_matrix_and_back(shared_dir, name):
     case = read_case(shared_dir, name, "retrieval")
     clip_of_caption = dict(case["ground_truth"])
     scores, right_clips = scores_from_rows(case["rows"], clip_of_caption)
@@ -62,7 +62,7 @@ def test_rows_go_to_a_matrix_and_back(shared_dir, name):
 
 
 @pytest.mark.parametrize("name", ANSWER_CASES)
-def test_answers_equal_the_reference(shared_dir, name):
+def test_answer_metrics_equal_the_reference(shared_dir, name):
     case = read_case(shared_dir, name, "qa")
     labels, answers, types = (
         [row[key] for row in case["rows"]] for key in ("predicted_label", "answer", "answer_type")
@@ -74,8 +74,8 @@ def test_answers_equal_the_reference(shared_dir, name):
     assert metrics == case["expected"]
 
 
-def test_retrieval_by_hand_is_printed_as_a_literal():
-    # Clip 0 has the captions 0 and 2; only the last counts from clip to text.
+def test_retrieval_metrics_computed_by_hand_are_printed_as_a_literal():
+    # Clip 0 has captions 0 and 2; only the last one counts from clip to text.
     scores = np.array([[0.9, 0.1], [0.2, 0.3], [0.4, 0.6]])
     metrics = alpro_retrieval_metrics(scores, np.array([0, 1, 0]))
     assert str(metrics) == (
@@ -86,7 +86,7 @@ def test_retrieval_by_hand_is_printed_as_a_literal():
     assert ast.literal_eval(str(metrics)) == metrics
 
 
-def test_rounding_makes_ties_that_have_two_bounds():
+def test_rounding_makes_ties_with_two_bounds():
     scores = np.array([[0.50004, 0.49996], [0.2, 0.8]], dtype=np.float32)
     assert alpro_retrieval_metrics(scores, np.arange(2))["text2video"]["r1"] == 50.0
     assert alpro_retrieval_metrics(scores, np.arange(2), ties="best")["text2video"]["r1"] == 100.0
@@ -94,7 +94,7 @@ def test_rounding_makes_ties_that_have_two_bounds():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_retrieval_does_not_depend_on_the_order_of_clips(seed):
+def test_retrieval_metrics_do_not_depend_on_the_order_of_clips(seed):
     generator = np.random.default_rng(seed)
     scores, right_clips = generator.integers(0, 4, size=(8, 5)) / 10, generator.integers(5, size=8)
     order = generator.permutation(5)
@@ -108,7 +108,7 @@ def test_a_caption_without_its_clip_is_refused():
         alpro_retrieval_metrics(np.eye(2), np.array([0, 2]))
 
 
-def test_answers_by_hand_are_printed_as_a_literal():
+def test_answer_metrics_computed_by_hand_are_printed_as_a_literal():
     is_correct = np.array([True, False, True])
     assert str(alpro_question_answering_metrics(is_correct, ["who", "what", "who"])) == (
         "{'ratios': {'what_ratio': [33.33, 1], 'who_ratio': [66.67, 2], 'how_ratio': [0.0, 0], "
@@ -117,7 +117,7 @@ def test_answers_by_hand_are_printed_as_a_literal():
     )
 
 
-def test_wrong_answer_types_are_refused():
+def test_invalid_answer_types_are_refused():
     with pytest.raises(ValueError, match="what, who, how, where, when; got 'why'"):
         alpro_question_answering_metrics(np.array([True]), ["why"])
     with pytest.raises(ValueError, match="got 1 types for 2 questions"):
@@ -127,7 +127,7 @@ def test_wrong_answer_types_are_refused():
 
 
 @pytest.mark.parametrize(("num_rows", "world_size"), [(1, 1), (10, 4), (8, 8), (3, 8), (2, 5), (13, 3)])
-def test_padding_is_that_of_the_distributed_sampler(num_rows, world_size):
+def test_padding_equals_that_of_the_distributed_sampler(num_rows, world_size):
     drawn = [
         list(DistributedSampler(torch.arange(num_rows), world_size, rank, shuffle=False)) for rank in range(world_size)
     ]
@@ -135,7 +135,7 @@ def test_padding_is_that_of_the_distributed_sampler(num_rows, world_size):
     assert padded_positions(num_rows, world_size).tolist() == expected
 
 
-def test_padding_by_hand():
+def test_padding_equals_cases_computed_by_hand():
     assert padded_positions(5, 2).tolist() == [0, 1, 2, 3, 4, 0]
     assert (len(padded_positions(72_821, 8)), len(padded_positions(13_157, 8))) == (72_824, 13_160)
     with pytest.raises(ValueError, match="got 0 and 8"):
@@ -156,7 +156,7 @@ def test_padding_explains_the_published_counts(shared_dir):
     }
 
 
-def test_retrieval_rows_by_hand():
+def test_retrieval_rows_equal_a_case_written_by_hand():
     scores = np.array([[0.12344, 0.9], [0.5, 0.00004]], dtype=np.float32)
     pairs = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
     rows = list(retrieval_rows(ScoredPairs(pairs, scores.ravel()), scores.ravel() - 1, [0, 1], ["video7", "video3"]))
@@ -166,7 +166,7 @@ def test_retrieval_rows_by_hand():
         {"vid_id": "video3", "txt_id": 0, "score": 0.9, "sim": -0.1},
         {"vid_id": "video3", "txt_id": 1, "score": 0.0, "sim": -1.0},
     ]
-    some = ScoredPairs(pairs[1:], np.array([0.25, 0.5, 0.00004]))  # the first pair has no score, a third clip none
+    some = ScoredPairs(pairs[1:], np.array([0.25, 0.5, 0.00004]))  # the first pair and a third clip have no scores
     assert [tuple(row.values())[:3] for row in retrieval_rows(some, np.ones(3), [7, 8], ["a", "b", "c"])] == [
         ("a", 8, 0.5),
         ("b", 7, 0.25),
@@ -176,7 +176,7 @@ def test_retrieval_rows_by_hand():
         retrieval_rows(some, np.ones(2), [7, 8], ["a", "b"])
 
 
-def test_scores_are_rounded_as_python_rounds():
+def test_scores_are_rounded_like_in_python():
     halves = np.arange(0.5, 400) / 10_000
     scores = np.concatenate([np.random.default_rng(0).random(2000), halves]).astype(np.float32)[None]
     pairs = np.stack([np.zeros(scores.size, int), np.arange(scores.size)], axis=1)
@@ -185,7 +185,7 @@ def test_scores_are_rounded_as_python_rounds():
     assert rounded == [round(score, 4) for score in scores[0].tolist()]
 
 
-def test_rows_in_any_order_make_the_matrix_and_repeats_count_once():
+def test_rows_can_be_in_any_order_and_repeats_count_once():
     pairs = [("b", 1, 0.1), ("a", 0, 0.2), ("b", 0, 0.3), ("a", 1, 0.4), ("a", 1, 0.9)]
     rows = [{"vid_id": clip, "txt_id": caption, "score": score} for clip, caption, score in pairs]
     scores, right_clips = scores_from_rows(rows, {0: "a", 1: "b"})
@@ -207,7 +207,7 @@ def test_incomplete_rows_are_refused(rows, message):
         scores_from_rows([{"vid_id": v, "txt_id": t, "score": 0.0} for v, t in rows], {0: "a", 1: "b"})
 
 
-def test_answer_rows_by_hand():
+def test_answer_rows_equal_a_case_written_by_hand():
     columns = ["who sings?", "what barks?"], ["video1", "video2"], ["man", "zebra"], ["who", "what"]
     assert list(question_answering_rows(np.array([4, 7]), *columns)) == [
         {

@@ -1,4 +1,4 @@
-"""The bootstrap against naive twins and known widths."""
+"""The bootstrap against naive implementations and known widths."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled
 
 
 def naive_bootstrap(values, statistic, groups, num_resamples, seed, level):
-    """Build every resample as a list of values."""
+    """Compute the interval from resamples built as lists of values."""
     names = sorted(set(groups))
     draws = np.random.default_rng(seed).integers(len(names), size=(num_resamples, len(names)))
     statistics = [
@@ -18,7 +18,7 @@ def naive_bootstrap(values, statistic, groups, num_resamples, seed, level):
     return np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
 
 
-def test_bootstrap_equals_the_naive_twin(monkeypatch):
+def test_bootstrap_equals_a_naive_implementation(monkeypatch):
     monkeypatch.setattr(bootstrap, "SEED", 3)
     monkeypatch.setattr(bootstrap, "LEVEL", 0.9)
     values = np.array([1, 4, 2, 2, 9, 3, 7])
@@ -50,7 +50,7 @@ def test_bootstrap_is_deterministic_and_independent_of_the_block_size(monkeypatc
     np.testing.assert_allclose(bootstrap_interval(values, resampled_mean), interval, rtol=1e-12)
 
 
-def test_bootstrap_width_is_that_of_the_binomial():
+def test_bootstrap_width_equals_that_of_the_binomial():
     values = np.arange(400) < 200
     low, high = bootstrap_interval(values, resampled_mean, num_resamples=4000)
     half_width = 1.96 * np.sqrt(0.25 / 400)
@@ -58,7 +58,7 @@ def test_bootstrap_width_is_that_of_the_binomial():
     assert abs(high - (0.5 + half_width)) < 0.005
 
 
-def test_bootstrap_by_group_is_wider_where_values_of_a_group_agree():
+def test_bootstrap_by_group_is_wider_if_values_of_a_group_agree():
     values = np.repeat(np.arange(20) < 10, 20)
     low, high = bootstrap_interval(values, resampled_mean)
     group_low, group_high = bootstrap_interval(values, resampled_mean, groups=np.repeat(np.arange(20), 20))
@@ -73,6 +73,6 @@ def test_bootstrap_by_group_is_wider_where_values_of_a_group_agree():
         (np.ones(3), {"num_resamples": 0}, "at least 1, got 0"),
     ],
 )
-def test_wrong_bootstrap_arguments_are_refused(values, options, message):
+def test_invalid_bootstrap_arguments_are_refused(values, options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(values, resampled_mean, **options)

@@ -1,4 +1,4 @@
-"""Curves as geometry: points, gaps, averages and ticks."""
+"""The layout of charts: points, gaps, averages and ticks."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import pytest
 from simple_multimodal.evaluation import charts
 
 
-def test_curve_goes_through_the_points():
+def test_a_curve_goes_through_its_points():
     chart = charts.draw_chart("loss", [(0, 1.0), (5, 3.0), (10, 2.0)], [(10, 2.0)])
     points = re.fullmatch(r"M(\S+) (\S+)L(\S+) (\S+)L(\S+) (\S+)", chart.train)
     x0, y0, x1, y1, x2, y2 = map(float, points.groups())
@@ -22,14 +22,14 @@ def test_curve_goes_through_the_points():
     assert chart.dots == [(x2, y2)]
 
 
-def test_values_that_are_not_finite_leave_a_gap_and_are_stated():
+def test_values_that_are_not_finite_leave_a_gap_and_are_counted():
     chart = charts.draw_chart("loss", [(1, 1.0), (2, math.nan), (3, 2.0), (4, math.inf), (5, 1.5)], [])
     assert chart.train.count("M") == 3
     assert "2 values were not finite" in chart.notes
     assert charts.draw_chart("loss", [(1, math.nan)], []).is_empty
 
 
-def test_long_curves_are_averaged_and_say_so():
+def test_long_curves_are_averaged_with_a_note():
     points, size = charts._thin([(float(step), float(step % 2)) for step in range(1000)])
     assert size == 4
     assert len(points) == 250
@@ -52,7 +52,7 @@ def test_ticks_are_round_and_inside(low, high, expected):
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 4, 7, 150, 12_000_000])
-def test_steps_have_whole_numbers(last):
+def test_ticks_of_steps_are_integers(last):
     chart = charts.draw_chart("loss", [(1, 1.0), (last, 3.0)], [])
     labels = [tick.label for tick in chart.x_ticks]
     assert labels and len(set(labels)) == len(labels) and all(label.replace(",", "").isdigit() for label in labels)

@@ -1,4 +1,4 @@
-"""What guessing scores, against random scores; and that everything measured has a sentence."""
+"""Chance levels against random scores, and descriptions of all metrics."""
 
 import math
 
@@ -12,7 +12,7 @@ from simple_multimodal.models.configuration import OBJECTIVES
 
 
 @pytest.mark.parametrize(("num_clips", "captions_per_clip"), [(12, 1), (12, 3), (25, 2)])
-def test_chance_is_what_random_scores_get_on_average(num_clips, captions_per_clip):
+def test_chance_levels_equal_the_average_of_random_scores(num_clips, captions_per_clip):
     generator = np.random.default_rng(0)
     clips = np.arange(num_clips)
     texts = clips.repeat(captions_per_clip)
@@ -20,7 +20,7 @@ def test_chance_is_what_random_scores_get_on_average(num_clips, captions_per_cli
     levels = chance_levels(text_clip_retrieval(ranks, texts, clips).metrics)
     positives = texts[:, None] == clips[None]
     for direction, right in (("text_to_video", positives), ("video_to_text", positives.T)):
-        many = np.tile(right, (3000, 1))  # draws
+        many = np.tile(right, (3000, 1))  # random orders
         ranks = retrieval_ranks(generator.random(many.shape), many)
         for name, value in retrieval_metrics(ranks).items():
             if name == "median_rank":
@@ -29,30 +29,30 @@ def test_chance_is_what_random_scores_get_on_average(num_clips, captions_per_cli
                 assert levels[f"{direction}_{name}"] == pytest.approx(value, rel=0.03)
 
 
-def test_clips_without_a_caption_do_not_make_more_clips_right():
+def test_clips_without_a_caption_do_not_raise_the_chance_level():
     levels = chance_levels(
         {"text_to_video_R@1": 1.0, "text_to_video_num_candidates": 10, "text_to_video_num_queries": 2}
     )
     assert levels == {"text_to_video_R@1": pytest.approx(0.1)}
 
 
-def test_a_recall_over_fewer_candidates_than_its_cutoff_is_certain():
+def test_a_recall_with_fewer_candidates_than_its_cutoff_is_one_by_chance():
     levels = chance_levels({"matching_text_to_video_R@10": 1.0, "matching_text_to_video_num_candidates": 4})
     assert levels == {"matching_text_to_video_R@10": 1.0}
 
 
-def test_levels_of_other_metrics():
+def test_chance_levels_of_other_metrics():
     metrics = {"loss": 2.0, "matching_loss": 1.0, "matching_accuracy": 0.9, "audio_pair_accuracy": 0.9, "R@1": 0.5}
     assert chance_levels(metrics) == {
         "matching_loss": math.log(2),
         "matching_accuracy": 0.5,
         "audio_pair_accuracy": 0.5,
-    }  # nothing is known of a sum of losses, or of a recall without its number of candidates
+    }  # unknown for a sum of losses, and for a recall without its number of candidates
     answers = {"accuracy": 0.5, "what_accuracy": 0.5, "majority_accuracy": 0.25}
     assert chance_levels(answers) == {"accuracy": 0.25}
 
 
-def test_every_objective_and_metric_has_a_sentence():
+def test_every_objective_and_metric_has_a_description():
     assert LOSSES.keys() >= set(OBJECTIVES)
     for name in (*(f"eval_{name}_loss" for name in OBJECTIVES), "loss", "matching_text_to_video_median_rank",
                  "what_accuracy", "audio_pair_accuracy", "majority_accuracy", "mlm_accuracy"):  # fmt: skip

@@ -18,7 +18,7 @@ def load(tmp_path):
     return lambda name: evaluate.load(str(FOLDER / name), cache_dir=str(tmp_path))
 
 
-def test_question_answering_over_batches(load):
+def test_the_question_answering_metric_takes_batches(load):
     metric = load("question_answering_metric.py")
     metric.add_batch(predictions=["man", "dog"], references=["man", "zebra"])
     metric.add_batch(predictions=["two"], references=["two"])
@@ -34,7 +34,7 @@ def test_question_answering_over_batches(load):
     }
 
 
-def test_retrieval_over_batches(load):
+def test_the_retrieval_metric_takes_batches(load):
     scores = np.random.default_rng(0).random((6, 4))
     positives = np.zeros((6, 4), dtype=bool)
     positives[np.arange(6), [0, 3, 1, 2, 2, 0]] = True

@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub reads, measured numbers, and text that cannot break out."""
+"""The model card: metadata for the hub, metrics, and escaped text."""
 
 import json
 
@@ -39,7 +39,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_metadata_holds_the_measured_numbers(folder):
+def test_metadata_contains_the_metrics(folder):
     data = write(folder).data
     assert data.library_name == "transformers"
     assert data.license == "apache-2.0"
@@ -49,13 +49,13 @@ def test_metadata_holds_the_measured_numbers(folder):
     assert [(result.metric_name, result.metric_value) for result in data.eval_results] == [
         ("text_to_video_R@1", 0.9531),
         ("text_to_video_mean_rank", 1.25),
-    ]  # what sums up the run first, and no counts
+    ]  # the primary metric first, and no counts
     assert data.eval_results[0].task_type == "question_answering"
     assert data.eval_results[0].dataset_name == "toy world"
     assert data.eval_results[0].dataset_args == {"protocol": "toy-heldout", "counts": {"queries": 240, "clips": 240}}
 
 
-def test_text_says_how_to_load_what_was_measured_and_how_to_repeat_it(folder):
+def test_text_says_how_to_load_the_model_its_metrics_and_how_to_reproduce_it(folder):
     text = write(folder).text
     assert 'model = MultimodalForRetrieval.from_pretrained("my-model")' in text
     assert "**text to video R@1: 0.9531**, 95 % interval 0.9300 – 0.9700 (chance: 0.0042), on toy world." in text
@@ -70,7 +70,7 @@ def test_text_says_how_to_load_what_was_measured_and_how_to_repeat_it(folder):
     assert "| arguments.seed | 1 |" in text
 
 
-def test_chance_of_losses_and_few_queries(folder):
+def test_chance_of_losses_is_shown_and_few_queries_have_few_decimals(folder):
     metrics = {"text_to_video_R@1": 1 / 3, "text_to_video_num_queries": 3, "answer_loss": 1.0}
     intervals = {"text_to_video_R@1": (0.0, 2 / 3)}
     text = write(folder, metrics=metrics, intervals=intervals, chance={"answer_loss": 0.6931}).text
@@ -78,20 +78,20 @@ def test_chance_of_losses_and_few_queries(folder):
     assert "| `answer_loss` | 1 |  | 0.6931 |" in text
 
 
-def test_a_model_of_a_notebook_has_no_command(folder):
+def test_a_model_trained_in_a_notebook_has_no_command(folder):
     text = write(folder, run={"command": "", "versions": {"torch": "2.11.0"}}).text
-    assert "It was trained in a notebook or an interactive session" in text and "```bash" not in text
+    assert "The model was trained in a notebook or an interactive session" in text and "```bash" not in text
 
 
-def test_use_stands_before_loading_with_the_name_of_the_model(folder):
+def test_usage_comes_before_loading_with_the_name_of_the_model(folder):
     usage = "searcher = load({model})\nsearcher.search('a {thing}')"
     blocks = write(folder, usage=usage, model_name='a "name"').text.split("```python\n")[1:]
     assert blocks[0].startswith('searcher = load("a \\"name\\"")\nsearcher.search(\'a {thing}\')\n```')
     assert "from_pretrained" in blocks[1]
 
 
-def test_inputs_are_those_of_the_processor(folder):
-    assert "read as" not in write(folder).text
+def test_inputs_are_described_from_the_processor(folder):
+    assert "| input | format |" not in write(folder).text
     audio = {"num_frames": 1024, "hop_seconds": 0.01, "max_windows": None, "sampling_rate": 16000}
     video = {"num_frames": 16, "size": {"height": 112, "width": 224}}
     processor = {"feature_extractor": audio, "video_processor": video}
@@ -104,32 +104,32 @@ def test_inputs_are_those_of_the_processor(folder):
     assert "at most 6 windows" in text and "| video |" not in text
 
 
-def test_loading_takes_five_lines_that_compile(folder):
+def test_loading_takes_five_lines_of_valid_code(folder):
     code = write(folder).text.split("```python\n")[1].split("```")[0]
     compile(code, "README.md", "exec")
     assert len([line for line in code.splitlines() if line]) <= 5
 
 
-def test_local_base_model_is_named_without_its_path_and_not_in_the_metadata(folder, tmp_path, monkeypatch):
+def test_a_local_base_model_is_named_without_its_path_and_not_in_the_metadata(folder, tmp_path, monkeypatch):
     tower = tmp_path / "my-tower"
     tower.mkdir()
     monkeypatch.chdir(tmp_path.parent)
-    relative = f"{tmp_path.name}/my-tower"  # reads like a hub name
+    relative = f"{tmp_path.name}/my-tower"  # looks like a hub name
     card = write(folder, base_models=[str(tower), relative, "bert-base-uncased"])
     assert card.data.base_model == ["bert-base-uncased"]
     assert "Built on `my-tower`, `my-tower`, `bert-base-uncased`." in card.text
     assert str(tmp_path) not in card.content
 
 
-def test_without_metrics_or_base_models_the_card_says_so(folder):
+def test_the_card_says_if_there_are_no_metrics_or_base_models(folder):
     card = write(folder, metrics={}, intervals={}, primary_metric=None, base_models=[])
     assert card.data.eval_results is None
     assert card.data.base_model is None
     assert "Nothing was measured." in card.text
-    assert "random start" in card.text
+    assert "trained from scratch" in card.text
 
 
-def test_text_cannot_break_out(folder):
+def test_hostile_text_is_escaped(folder):
     hostile = "<img src=x>|`x`\n---\nlicense: other\n# title"
     card = write(
         folder,
@@ -148,19 +148,19 @@ def test_text_cannot_break_out(folder):
     assert "````bash\necho ```\n# not a title\n````" in card.text
     assert "\n# title" not in card.text
     assert r"\# title" in card.text
-    outside_code = card.text.split("## What was measured")[1]
+    outside_code = card.text.split("## Evaluation")[1]
     assert "<img" not in outside_code.replace("`<img src=x>x --- license: other # title`", "")
 
 
-def test_wrong_input_is_refused(folder, tmp_path):
+def test_invalid_input_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="`command`.*`versions`.*got \\['seed'\\]"):
         write(folder, run={"seed": 1})
     with pytest.raises(ValueError, match="'loss' is inf"):
         write(folder, metrics={"loss": float("inf")}, intervals={}, primary_metric=None)
-    with pytest.raises(ValueError, match="'R@1' is none of the metrics"):
+    with pytest.raises(ValueError, match="'R@1' is not one of the metrics"):
         write(folder, primary_metric="R@1")
-    with pytest.raises(ValueError, match="holds no config.json"):
+    with pytest.raises(ValueError, match="has no config.json"):
         write(tmp_path)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="names no model class"):
+    with pytest.raises(ValueError, match="has no model class"):
         write(folder)

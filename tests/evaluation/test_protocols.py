@@ -1,4 +1,4 @@
-"""Tests of the named protocols: their table, their names, and who may not be tested on what."""
+"""The named protocols: their table, their names, and the check for overlap between training and test clips."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from simple_multimodal.evaluation.protocols import (
 from simple_multimodal.prepare.benchmarks import read_annotations
 
 
-def test_the_named_protocols():
+def test_the_table_contains_the_named_protocols():
     assert list(PROTOCOLS) == [
         "msrvtt-1ka-9k",
         "msrvtt-1ka-7k",
@@ -31,7 +31,7 @@ def test_the_named_protocols():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_the_table_agrees_with_itself(protocol):
+def test_the_table_is_consistent(protocol):
     test = protocol.sizes["test"]
     if protocol.task == "question_answering":
         assert set(protocol.answer_types) == set(ANSWER_TYPES)
@@ -43,7 +43,7 @@ def test_the_table_agrees_with_itself(protocol):
         assert (protocol.rerank_top_k is None) == (test.texts * test.clips < 10_000_000)
 
 
-def test_msr_vtt_is_split_without_rest():
+def test_the_splits_of_msr_vtt_cover_all_clips():
     full = PROTOCOLS["msrvtt-full"].sizes
     assert sum(size.clips for size in full.values()) == 10_000
     assert all(size.texts == 20 * size.clips for size in full.values())
@@ -55,26 +55,26 @@ def test_msr_vtt_is_split_without_rest():
     assert msvd["test"].clips * msvd["test"].texts == 18_601_210
 
 
-def test_get_protocol_takes_names_with_suffixes_and_knows_defaults():
+def test_get_protocol_accepts_names_with_suffixes_and_knows_defaults():
     assert get_protocol("msrvtt-full+rerank100+dsl").name == "msrvtt-full"
     assert get_protocol(benchmark="msrvtt").name == "msrvtt-1ka-9k"
     assert get_protocol("msrvtt-1ka-7k", benchmark="msrvtt").name == "msrvtt-1ka-7k"
-    with pytest.raises(ValueError, match="'msrvtt-1ka' is no protocol; known are .* Did you mean 'msrvtt-1ka-"):
+    with pytest.raises(ValueError, match="'msrvtt-1ka' is not a protocol; known are .* Did you mean 'msrvtt-1ka-"):
         get_protocol("msrvtt-1ka")
-    with pytest.raises(ValueError, match="'msvd' is no protocol of msvd_qa; known are msvd-qa"):
+    with pytest.raises(ValueError, match="'msvd' is not a protocol of msvd_qa; known are msvd-qa"):
         get_protocol("msvd", benchmark="msvd_qa")
-    with pytest.raises(ValueError, match="'youcook' is no known benchmark; known are msrvtt, didemo"):
+    with pytest.raises(ValueError, match="'youcook' is not a known benchmark; known are msrvtt, didemo"):
         get_protocol(benchmark="youcook")
 
 
-def test_names_say_what_changes_the_meaning():
+def test_names_include_everything_that_changes_the_meaning():
     assert protocol_name("msvd") == "msvd"
     assert protocol_name("msvd", rerank_top_k=100) == "msvd+rerank100"
     name = protocol_name("msrvtt-1ka-9k", dual_softmax=True, rerank_top_k=128, num_missing=3)
     assert name == "msrvtt-1ka-9k+missing3+rerank128+dsl"
-    with pytest.raises(ValueError, match="'msvd\\+dsl' has a suffix already; pass the plain name 'msvd'"):
+    with pytest.raises(ValueError, match="'msvd\\+dsl' already has a suffix; pass the plain name 'msvd'"):
         protocol_name("msvd+dsl", rerank_top_k=100)
-    with pytest.raises(ValueError, match="is no protocol"):
+    with pytest.raises(ValueError, match="is not a protocol"):
         protocol_name("mine")
     with pytest.raises(ValueError, match="rerank_top_k=0"):
         protocol_name("msvd", rerank_top_k=0)
@@ -82,26 +82,26 @@ def test_names_say_what_changes_the_meaning():
         protocol_name("msvd", num_missing=-1)
 
 
-def test_check_overlap_names_count_and_examples():
+def test_check_overlap_reports_a_number_and_examples():
     check_overlap(["a", "b"], ["c"], "msvd")
     check_overlap([], [], "msvd")
-    with pytest.raises(ValueError, match="1 of the 2 test clips of msvd are training or validation clips, too: b\\."):
+    with pytest.raises(ValueError, match="1 of the 2 test clips of msvd are also training or validation clips: b\\."):
         check_overlap(["a", "b", "b"], ["b", "c"], "msvd")
-    with pytest.raises(ValueError, match="4 of the 4 .* too: a, b, c, \\.\\.\\."):
+    with pytest.raises(ValueError, match="4 of the 4 .* clips: a, b, c, \\.\\.\\."):
         check_overlap("abcd", "dcba", "msvd")
 
 
 @pytest.fixture(scope="session")
 def msrvtt_lists(shared_dir) -> dict[str, list[str]]:
-    """The published lists, and the official test split: the clips from number 7010 on."""
+    """The published lists, and the official test split, which starts at clip 7010."""
     folder = shared_dir / "data/annotations/msrvtt"
     lists = {name: (folder / f"MSRVTT_train.{name}.csv").read_text().split()[1:] for name in ("9k", "7k")}
     test = read_annotations(folder, "msrvtt", "msrvtt-1ka-9k", splits=["test"]).rows["test"]
     return lists | {"1ka": [row["clip"] for row in test], "full": [f"video{i}" for i in range(7010, 10_000)]}
 
 
-def test_the_9k_list_holds_1990_clips_of_the_official_test_split(msrvtt_lists):
-    with pytest.raises(ValueError, match="1990 of the 2990 test clips of msrvtt-full are training") as error:
+def test_the_9k_list_contains_1990_clips_of_the_official_test_split(msrvtt_lists):
+    with pytest.raises(ValueError, match="1990 of the 2990 test clips of msrvtt-full are also training") as error:
         check_overlap(msrvtt_lists["9k"], msrvtt_lists["full"], "msrvtt-full")
     assert "video7010, video7011, video7012, ..." in str(error.value)
     with pytest.raises(ValueError, match="1990 of the 2990 test clips of msrvtt-qa"):  # the same clips
@@ -116,17 +116,17 @@ def test_the_lists_of_a_protocol_do_not_overlap(msrvtt_lists):
         assert len(set(msrvtt_lists[name])) == PROTOCOLS[protocol].sizes["train"].clips
 
 
-def test_selecting_by_msvd_qa_spoils_msvd(shared_dir):
-    """Clips 1301 to 1450 validate one and test the other."""
+def test_models_selected_on_msvd_qa_cannot_be_tested_on_msvd(shared_dir):
+    """Clips 1301 to 1450 are validation clips of one and test clips of the other."""
     folder = shared_dir / "data/annotations"
     qa = read_annotations(folder / "msvd_qa", "msvd_qa", "msvd-qa", splits=["train", "validation"]).rows
     test = read_annotations(folder / "msvd", "msvd", "msvd", splits=["test"]).rows["test"]
     check_overlap({row["clip"] for row in qa["train"]}, [row["clip"] for row in test], "msvd")
-    with pytest.raises(ValueError, match="147 of the 670 test clips of msvd are training or validation clips"):
+    with pytest.raises(ValueError, match="147 of the 670 test clips of msvd are also training or validation clips"):
         check_overlap({row["clip"] for row in qa["validation"]}, [row["clip"] for row in test], "msvd")
 
 
-def test_the_documentation_has_the_table():
+def test_the_documentation_contains_the_table():
     text = (Path(__file__).resolve().parents[2] / "docs/benchmarks.md").read_text(encoding="utf-8")
     for name, protocol in PROTOCOLS.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))

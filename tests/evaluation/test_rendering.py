@@ -1,4 +1,4 @@
-"""How names, numbers and commands are written for people."""
+"""The formatting of names, numbers and commands."""
 
 import pytest
 from jinja2 import UndefinedError
@@ -17,11 +17,11 @@ from simple_multimodal.evaluation.rendering import flatten, format_number, rende
         ("loss", 0.00012346, "0.0001235"),
     ],
 )
-def test_numbers_are_written_for_people(name, value, expected):
+def test_numbers_are_formatted_by_the_name_of_the_metric(name, value, expected):
     assert format_number(name, value) == expected
 
 
-def test_flatten_names_nested_values():
+def test_flatten_joins_the_names_of_nested_values():
     assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": "x", "f": [1, 2]}) == {
         "a.b": "1",
         "a.c.d": "null",
@@ -34,11 +34,11 @@ def test_names_become_words():
     assert words("eval_text_to_video_") == "text to video"
 
 
-def test_a_script_gets_its_interpreter():
+def test_a_script_is_prefixed_with_its_interpreter():
     assert to_shell("train.py --seed 1") == "python train.py --seed 1"
     assert to_shell("accelerate launch train.py") == "accelerate launch train.py"
 
 
-def test_a_template_without_a_value_is_an_error():
+def test_a_missing_value_of_a_template_is_an_error():
     with pytest.raises(UndefinedError, match="'title' is undefined"):
         render("report.html.jinja", filters={"interval": str, "meaning": str})

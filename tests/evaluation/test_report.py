@@ -1,4 +1,4 @@
-"""The report page: its numbers, curves and pictures, and that hostile text stays text."""
+"""The report page: its metrics, charts and frames, and escaped text."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ HOSTILE = "<script>alert('x')</script> \"><img src=x onerror=alert(1)> & \ud83d"
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text as a browser sees them; complains about elements that do not nest."""
+    """Collects tags, attributes and text like a browser; raises an error if elements are not nested properly."""
 
     VOID = {"meta", "img", "line", "circle", "path"}
 
@@ -112,7 +112,7 @@ def write(path, **changes):
     return path.read_text(encoding="utf-8")
 
 
-def test_page_states_the_numbers_with_protocol_counts_and_interval(tmp_path):
+def test_the_page_shows_metrics_with_protocol_counts_and_interval(tmp_path):
     page = Page(write(tmp_path / "report.html"))
     for text in ("toy-heldout", "0.812", "0.758 – 0.858", "0.946", "2.108", "0.7500", "0.6543", "2.346"):
         assert text in page.text
@@ -129,13 +129,13 @@ def test_few_queries_have_few_decimals_and_are_counted(tmp_path):
     changes = {"metrics": metrics, "intervals": intervals, "primary_metric": "text_to_video_R@1", "log_history": []}
     page = Page(write(tmp_path / "retrieval.html", **changes))
     assert "of 3 queries" in page.text and page.text.count("0.33\n") == 2  # the tile and the table
-    assert page.text.count("0.3333") == 2  # how many tokens and questions there were is not known
+    assert page.text.count("0.3333") == 2  # the numbers of tokens and questions are unknown
     changes |= {"primary_metric": "accuracy", "counts": {"questions": 3}}
     page = Page(write(tmp_path / "questions.html", **changes))
     assert "of 3 questions" in page.text and "0.00 – 0.67" in page.text
 
 
-def test_losses_state_what_guessing_costs_in_training_and_in_evaluation(tmp_path):
+def test_loss_charts_show_chance_levels_of_training_and_evaluation(tmp_path):
     history = [{"step": 1, "contrastive_tv_loss": 1.0, "eval_contrastive_tv_loss": 2.0, "mam_loss": 1.0}]
     page = Page(
         write(
@@ -149,7 +149,7 @@ def test_losses_state_what_guessing_costs_in_training_and_in_evaluation(tmp_path
         )
     )
     assert "last evaluation 2; chance 0.6931 in training, 1.946 in evaluation" in page.text
-    assert "last 1\n" in page.text  # nothing is known of a reconstruction
+    assert "last 1\n" in page.text  # the chance level of a reconstruction is unknown
     assert "2\n1.946" in re.sub(r"\n+", "\n", page.text)  # in the table
 
 
@@ -157,7 +157,7 @@ def test_same_arguments_give_the_same_bytes(tmp_path):
     assert write(tmp_path / "a.html") == write(tmp_path / "b.html")
 
 
-def test_page_needs_nothing_from_outside(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
     text = write(tmp_path / "report.html")
     assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
     page = Page(text)
@@ -168,7 +168,7 @@ def test_page_needs_nothing_from_outside(tmp_path):
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
-def test_every_text_is_escaped(tmp_path):
+def test_all_text_is_escaped(tmp_path):
     text = write(
         tmp_path / "report.html",
         title=HOSTILE,
@@ -186,12 +186,12 @@ def test_every_text_is_escaped(tmp_path):
     assert not page.all("script")
     assert all("onerror" not in attributes for _, attributes in page.tags)
     assert len(page.all("img")) == 1
-    shown = HOSTILE[:-1]  # the lone surrogate at the end has no form in a page
+    shown = HOSTILE[:-1]  # the lone surrogate at the end cannot be encoded
     assert page.text.count(shown.strip()) >= 10
     assert shown.strip() in page.all("img")[0]["alt"] and shown.strip() in page.all("audio")[0]["aria-label"]
 
 
-def test_one_chart_per_loss_with_training_and_evaluation(tmp_path):
+def test_there_is_one_chart_per_loss_with_training_and_evaluation(tmp_path):
     page = Page(write(tmp_path / "report.html"))
     labels = [attributes["aria-label"] for attributes in page.all("svg")]
     assert labels == [
@@ -202,30 +202,30 @@ def test_one_chart_per_loss_with_training_and_evaluation(tmp_path):
         "learning rate: training 0.0001 at step 1 to 0.0001 at step 2",
         "samples per second: training 10 at step 1 to 10 at step 1",
         "data wait share: training 0.5000 at step 2 to 0.5000 at step 2",
-    ]  # neither the summary's train_loss nor an accuracy seen once nor the speed of an evaluation
+    ]  # without the summary's train_loss, an accuracy evaluated once and the speed of an evaluation
     assert [attributes["class"] for attributes in page.all("path")] == [
         "train", "eval", "train", "eval", "train", "eval", "train", "train", "train",
     ]  # fmt: skip
     assert len(page.all("circle")) == 2 + 1 + 2
 
 
-def test_page_says_what_guessing_scores_and_what_losses_mean(tmp_path):
+def test_the_page_shows_chance_levels_and_the_meaning_of_losses(tmp_path):
     page = Page(write(tmp_path / "report.html"))
     chances = [text for text in page.texts if text.startswith("chance ")]
-    assert chances == ["chance 0.0042"]  # of the primary_metric: one of 240
+    assert chances == ["chance 0.0042"]  # of the primary metric: one of 240
     table = page.text.split("Metrics")[1].split("Training")[0]
     assert "0.0042" in table and "0.0208" in table and "120.5" in table  # R@1, R@5 and both ranks
-    assert "Share of the masked tokens that are predicted exactly." in table and "Weighted sum" in table
+    assert "Fraction of masked tokens that are predicted exactly." in table and "Weighted sum" in table
 
 
 @pytest.mark.parametrize("name", ["contrastive_tv_loss", "mlm_loss"])
-def test_page_says_why_contrast_differs_where_both_curves_are(tmp_path, name):
+def test_the_page_explains_contrastive_losses_if_it_has_both_curves(tmp_path, name):
     log = [{"step": 1, name: 1.0}, {"step": 1, f"eval_{name}": 2.0}]
     said = "Contrastive losses grow with the number of candidates" in write(tmp_path / "report.html", log_history=log)
     assert said == name.startswith("contrastive")
 
 
-def test_page_counts_the_data(tmp_path):
+def test_the_page_shows_the_size_of_the_data(tmp_path):
     rows = Page(write(tmp_path / "report.html")).text.split("Data\n")[1].split("Examples")[0]
     assert rows.split() == [
         *"Clips are counted by file. Samples that could not be read are listed in quarantine.jsonl.".split(),
@@ -234,7 +234,7 @@ def test_page_counts_the_data(tmp_path):
     ]  # fmt: skip
 
 
-def test_audio_of_a_result_can_be_played(tmp_path):
+def test_the_audio_of_a_result_can_be_played(tmp_path):
     page = Page(write(tmp_path / "report.html"))
     (player,) = page.all("audio")
     assert player["aria-label"] == "the first 0.5 seconds of wrong.mp4" and "controls" in player
@@ -244,14 +244,14 @@ def test_audio_of_a_result_can_be_played(tmp_path):
     assert abs(samples - tone().waveform).max() < 1e-4
 
 
-def test_audio_stops_where_the_page_would_grow_too_large(tmp_path, monkeypatch):
+def test_audio_is_left_out_if_the_page_would_become_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MAX_AUDIO_BYTES", 3 * len(tone().to_wav()) - 1)
     results = [ExampleResult(f"{number}.mp4", number, 0.5, False, audio=tone()) for number in range(1, 5)]
     page = Page(write(tmp_path / "report.html", examples=[Example("q", "n", results)]))
     assert len(page.all("audio")) == 2 and page.text.count("audio left out") == 2
 
 
-def test_result_strips_hold_the_frames_and_the_right_clip_is_marked(tmp_path):
+def test_strips_contain_the_frames_and_the_right_clip_is_marked(tmp_path):
     page = Page(write(tmp_path / "report.html"))
     first = page.all("img")[0]
     assert first["alt"] == "4 frames of wrong.mp4: a blue square"
@@ -263,7 +263,7 @@ def test_result_strips_hold_the_frames_and_the_right_clip_is_marked(tmp_path):
     assert "The right clip is at rank 2 of 240." in page.text
 
 
-def test_long_clips_show_frames_spread_over_their_length(tmp_path):
+def test_strips_of_long_clips_are_evenly_spaced_frames(tmp_path):
     ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 16 * 16 * 3).reshape(24, 16, 16, 3)
     example = Example("q", "n", [ExampleResult("c", 1, 1.0, True, None, ramp)])
     source = Page(write(tmp_path / "report.html", examples=[example])).all("img")[0]["src"]
@@ -285,14 +285,14 @@ def test_page_without_training_or_examples(tmp_path):
     assert [attributes["id"] for attributes in page.all("h2")] == ["metrics", "training"]
 
 
-def test_unknown_headline_or_interval_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'R@1' is none of the metrics .*eval_text_to_video_R@1"):
+def test_an_unknown_primary_metric_or_interval_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'R@1' is not one of the metrics .*eval_text_to_video_R@1"):
         write(tmp_path / "report.html", primary_metric="R@1")
-    with pytest.raises(ValueError, match="'other' is none of the metrics"):
+    with pytest.raises(ValueError, match="'other' is not one of the metrics"):
         write(tmp_path / "report.html", intervals={"other": (0, 1)})
 
 
 @pytest.mark.parametrize("shape_dtype", [((4, 8, 8), np.uint8), ((4, 8, 8, 3), np.float32), ((0, 8, 8, 3), np.uint8)])
-def test_wrong_frames_are_refused(shape_dtype):
+def test_invalid_frames_are_refused(shape_dtype):
     with pytest.raises(ValueError, match="Frames of 'c' must be uint8"):
         ExampleResult("c", 1, 1.0, True, None, np.zeros(*shape_dtype))

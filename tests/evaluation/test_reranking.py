@@ -1,4 +1,4 @@
-"""Re-ranking against hand-computed cases and a naive twin."""
+"""Re-ranking against cases computed by hand and a naive implementation."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.evaluation.processes import together
 
 
 def rerank_by(second, scores, text_groups, clip_groups, top_k=None, **settings):
-    """Rank by `scores`, then the first candidates by the matrix `second`; the new ranks, and the pairs scored."""
+    """Rank by `scores`, re-rank by the matrix `second`, and return the new ranks and the scored pairs."""
     ranks = text_clip_ranks(scores, text_groups, clip_groups)
     candidates = choose_candidates(scores, text_groups, clip_groups, top_k, **settings)
     scored = score_candidates(candidates, lambda pairs: second[pairs[:, 0], pairs[:, 1]])
@@ -20,7 +20,7 @@ def rerank_by(second, scores, text_groups, clip_groups, top_k=None, **settings):
     return rerank(ranks, candidates, scored.values, text_groups, clip_groups), scored.pairs.tolist()
 
 
-def test_the_first_candidates_and_further_pairs_are_scored_once():
+def test_first_candidates_and_further_pairs_are_scored_once():
     scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]])
     groups = np.array([0, 1]), np.array([0, 1, 2])
     candidates = choose_candidates(scores, *groups, 1)
@@ -31,7 +31,7 @@ def test_the_first_candidates_and_further_pairs_are_scored_once():
     assert candidates.pairs.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 2]]
     assert candidates.is_of_text.tolist() == [True, False, False, False, True]
     assert choose_candidates(scores, *groups, 0, needed=np.array([[0, 1]])).pairs.tolist() == [[0, 1]]
-    # Two candidates of each clip are all texts: all pairs, although a text has three.
+    # With two candidates, each clip has all texts: all pairs are scored, although a text has three clips.
     candidates = choose_candidates(scores, *groups, 2)
     assert candidates.pairs.tolist() == all_pairs(scores.shape).tolist()
     assert candidates.is_of_text.tolist() == [True, True, False, False, True, True] and candidates.is_of_clip.all()
@@ -49,7 +49,7 @@ def test_further_pairs_do_not_change_ranks():
     second = np.array([[-1.0, 2.0, 9.0], [9.0, 5.0, 1.0]])
     groups = np.array([0, 1]), np.array([0, 1, 2])
     ranks, _ = rerank_by(second, scores, *groups, top_k=1)
-    assert ranks.texts.tolist() == [1, 2]  # one candidate each: the order stays
+    assert ranks.texts.tolist() == [1, 2]  # one candidate each: the order does not change
     ranks, _ = rerank_by(second, scores, *groups, top_k=1, needed=all_pairs(scores.shape))
     assert ranks.texts.tolist() == [1, 2]
     ranks, _ = rerank_by(second, scores, *groups, top_k=2)
@@ -59,8 +59,8 @@ def test_further_pairs_do_not_change_ranks():
     assert ranks.texts.tolist() == [3, 2]
 
 
-def test_reranked_ranks_by_hand():
-    # Of the first text, candidates 0 and 1 are scored, and change places; the second finds none of its own among them.
+def test_reranked_ranks_equal_a_case_computed_by_hand():
+    # Candidates 0 and 1 of the first text swap places; the candidates of the second do not include its own clip.
     scores = np.array([[0.6, 0.5, 0.4, 0.3, 0.2], [0.9, 0.8, 0.1, 0.1, 0.1]])
     second = np.array([[-3.0, 9.0, 99.0, 99.0, 99.0], [0.0, 1.0, 99.0, 99.0, 99.0]])
     for right, expected in {0: [2, 2], 1: [1, 1], 2: [3, 5], 4: [5, 5]}.items():
@@ -78,14 +78,14 @@ def naive_reranked_rank(scores, second, positives, top_k):
 @pytest.mark.parametrize("num_processes", [1, 2])
 @pytest.mark.parametrize("rows_per_block", [1, 5, 99])
 @pytest.mark.parametrize("seed", range(8))
-def test_reranking_in_blocks_equals_the_naive_twin(monkeypatch, seed, rows_per_block, num_processes):
+def test_reranking_in_blocks_equals_a_naive_implementation(monkeypatch, seed, rows_per_block, num_processes):
     generator = np.random.default_rng(seed)
     num_texts, num_clips = generator.integers(2, 25, size=2)
     texts, clips = generator.integers(0, 12, size=num_texts), generator.integers(0, 12, size=num_clips)
     texts[0] = clips[0]
     scores = generator.integers(0, 5, size=(num_texts, num_clips)).astype(np.float32)
     second = generator.integers(-3, 3, size=scores.shape).astype(np.float32)
-    second[generator.random(scores.shape) < 0.2] = -np.inf  # what could not be read
+    second[generator.random(scores.shape) < 0.2] = -np.inf  # samples that could not be read
     monkeypatch.setattr(scores_module, "MAX_BLOCK_ELEMENTS", rows_per_block * num_clips)
     monkeypatch.setattr(scores_module, "ROW_MULTIPLE", 1)
     right = texts[:, None] == clips
@@ -99,24 +99,24 @@ def test_reranking_in_blocks_equals_the_naive_twin(monkeypatch, seed, rows_per_b
             lambda own, top_k=top_k: rerank_by(second, MatrixScores(scores, own), texts, clips, top_k=top_k),
         ):
             assert [ranks.texts.tolist(), ranks.clips.tolist()] == expected
-    by_second = text_clip_ranks(second, texts, clips)  # of all candidates the first scores do not matter
+    by_second = text_clip_ranks(second, texts, clips)  # if all are candidates, first scores do not matter
     assert [by_second.texts.tolist(), by_second.clips.tolist()] == expected
 
 
-def test_groups_are_compared_as_texts_too():
+def test_groups_can_be_strings():
     scores, second = np.array([[0.2, 0.1], [0.3, 0.4]]), np.array([[0.0, 1.0], [1.0, 0.0]])
     ranks, _ = rerank_by(second, scores, np.array(["a", "b"]), np.array(["a", "b"]))
     assert ranks.texts.tolist() == ranks.clips.tolist() == [2, 2]
 
 
-def test_without_candidates_the_ranks_stay():
+def test_ranks_do_not_change_without_candidates():
     groups = np.arange(3), np.arange(3)
     ranks = text_clip_ranks(np.eye(3), *groups)._replace(texts=np.array([3, 3, 3]))
     reranked = rerank(ranks, choose_candidates(np.eye(3), *groups, 0), np.empty(0, np.float32), *groups)
     assert reranked.texts.tolist() == [3, 3, 3] and reranked.clips.tolist() == [1, 1, 1]
 
 
-def test_a_second_score_that_is_nan_is_refused():
+def test_nan_in_second_scores_is_refused():
     candidates = choose_candidates(np.eye(2), np.arange(2), np.arange(2))
     with pytest.raises(ValueError, match="NaN for 1 of 4 pairs"):
         score_candidates(candidates, lambda pairs: np.array([0, 0, np.nan, 1]))

@@ -1,4 +1,4 @@
-"""Result files: what they hold, and that a failure leaves the old one."""
+"""Result files: their contents, and that a failure keeps the old file."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 from simple_multimodal.evaluation.result_files import write_metrics, write_rows, write_whole
 
 
-def test_rows_are_one_list_with_a_row_per_line(tmp_path):
+def test_rows_are_written_as_one_list_with_a_row_per_line(tmp_path):
     rows = [{"txt_id": 0, "score": 0.5}, {"txt_id": 1, "vid_id": "ä"}]
     write_rows(tmp_path / "results.json", iter(rows))
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
@@ -18,7 +18,7 @@ def test_rows_are_one_list_with_a_row_per_line(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == []
 
 
-def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
+def test_a_failure_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "results.json"
     write_whole(path, ["old"])
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -27,7 +27,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_reader_sees_a_part(tmp_path):
+def test_readers_never_see_a_partial_file(tmp_path):
     path = tmp_path / "results.json"
     write_whole(path, ["old"])
 
@@ -40,7 +40,7 @@ def test_no_reader_sees_a_part(tmp_path):
     assert path.read_text() == "newer"
 
 
-def test_metrics_file_holds_protocol_counts_numbers_and_intervals(tmp_path):
+def test_the_metrics_file_contains_protocol_counts_metrics_and_intervals(tmp_path):
     path = tmp_path / "metrics.json"
     write_metrics(
         path,

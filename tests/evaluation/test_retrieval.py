@@ -1,4 +1,4 @@
-"""Retrieval metrics and their changes against hand-computed cases."""
+"""Retrieval metrics and their changes against cases computed by hand."""
 
 import numpy as np
 import pytest
@@ -14,12 +14,12 @@ from simple_multimodal.evaluation.retrieval import (
 
 
 def measure(scores, text_groups, clip_groups, **settings):
-    """Rank by a matrix of scores and measure."""
+    """Rank by a matrix of scores and compute the metrics."""
     ranks = text_clip_ranks(scores, text_groups, clip_groups)
     return text_clip_retrieval(ranks, text_groups, clip_groups, **settings)
 
 
-def test_metrics_by_hand():
+def test_metrics_equal_a_case_computed_by_hand():
     assert retrieval_metrics(np.array([1, 1, 2, 6, 11, 3])) == {
         "R@1": 2 / 6,
         "R@5": 4 / 6,
@@ -31,16 +31,16 @@ def test_metrics_by_hand():
 
 
 @pytest.mark.parametrize("ranks", [[], [0, 1], [1.0, 2.0], [[1]]])
-def test_what_is_no_rank_is_refused(ranks):
+def test_invalid_ranks_are_refused(ranks):
     with pytest.raises(ValueError, match="Ranks must be integers from 1"):
         retrieval_metrics(np.array(ranks))
 
 
-def test_with_prefix_names_the_direction():
+def test_with_prefix_adds_the_direction():
     assert with_prefix({"R@1": 0.5}, "text_to_video_") == {"text_to_video_R@1": 0.5}
 
 
-def test_text_clip_retrieval_by_hand():
+def test_text_clip_retrieval_equals_a_case_computed_by_hand():
     # Texts 0 and 1 describe clip 10, text 2 describes clip 20; clip 30 has no text, text 3 no clip.
     scores = np.array([[0.9, 0.1, 0.2], [0.3, 0.1, 0.4], [0.0, 0.7, 0.9], [0.95, 0.8, 0.1]])
     metrics, intervals = measure(scores, np.array([10, 10, 20, 99]), np.array([10, 20, 30]))
@@ -61,7 +61,7 @@ def test_text_clip_retrieval_by_hand():
         "video_to_text_num_candidates": 4,
     }
     assert set(intervals) == {name for name in metrics if "num_" not in name}
-    # Two clips are drawn: both captions of clip 10 come together, so R@1 is 1/2, 1/3 or 0.
+    # Two clips are resampled: both captions of clip 10 stay together, so R@1 is 1/2, 1/3 or 0.
     assert intervals["text_to_video_R@1"] == (0.0, 0.5)
 
 
@@ -85,16 +85,16 @@ def test_intervals_contain_the_metrics():
     assert intervals["R@1"][0] < intervals["R@1"][1]
 
 
-def test_of_several_captions_each_is_a_query_and_the_best_finds_for_its_clip():
+def test_every_caption_of_a_clip_is_a_query_and_the_best_one_counts_for_the_clip():
     scores = np.array([[0.2, 0.9], [0.8, 0.1], [0.7, 0.6]])  # captions 0 and 1 describe clip 0
     metrics, _ = measure(scores, np.array([0, 0, 1]), np.array([0, 1]))
     assert (metrics["text_to_video_num_queries"], metrics["text_to_video_R@1"]) == (3, 1 / 3)
-    # Clip 0 has caption 1 first, the better of its two; clip 1 has caption 0 before its own.
+    # Clip 0 ranks caption 1, the better of its two, first; clip 1 ranks caption 0 above its own.
     assert (metrics["video_to_text_num_queries"], metrics["video_to_text_R@1"]) == (2, 1 / 2)
     assert metrics["video_to_text_mean_rank"] == 1.5
 
 
-def test_changes_by_hand():
+def test_changes_equal_a_case_computed_by_hand():
     metrics, intervals = retrieval_changes(np.array([2, 1, 7, 30]), np.array([1, 1, 3, 12]))
     assert metrics == {
         "R@1_change": 0.25,
@@ -116,7 +116,7 @@ def test_intervals_of_changes_are_paired():
         retrieval_changes(ranks, ranks[1:])
 
 
-def test_intervals_of_changes_are_drawn_by_clip():
+def test_intervals_of_changes_are_resampled_by_clip():
     before = np.full(400, 2)
     after = np.repeat(np.where(np.arange(20) < 10, 1, 2), 20)
     (low, high), (clip_low, clip_high) = (
@@ -134,7 +134,7 @@ def test_changes_from_another_ranking_follow_the_metrics_of_each_direction():
     plain = text_clip_retrieval(after, *groups, prefix="matching_").metrics
     changes = {name: value for name, value in metrics.items() if name.endswith("_change")}
     assert metrics == plain | changes and set(changes) <= set(intervals)
-    # The third text is not a query, whatever its rank.
+    # The third text is not a query, regardless of its rank.
     for name, value in {"R@1": 0.5, "R@5": 0.0, "median_rank": -0.5, "mean_rank": -0.5}.items():
         assert changes[f"matching_text_to_video_{name}_change"] == value
     assert changes["matching_video_to_text_mean_rank_change"] == 1.0

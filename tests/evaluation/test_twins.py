@@ -1,4 +1,4 @@
-"""Metrics of twins against hand-computed cases."""
+"""Metrics of twins against cases computed by hand."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from simple_multimodal.evaluation.twins import pair_accuracy, pair_accuracy_interval, pair_choices
 
 
-def test_pair_accuracy_by_hand():
+def test_pair_accuracy_equals_a_case_computed_by_hand():
     scores = np.array(
         [
             [[0.9, 0.1], [0.2, 0.8]],  # both right
@@ -28,18 +28,18 @@ def test_constant_pair_scores_are_all_wrong_and_never_flip():
     }
 
 
-def test_flips_by_hand():
+def test_flips_equal_a_case_computed_by_hand():
     scores = np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.5, 0.5]]])
     swapped = np.array([[[0.0, 1.0], [0.2, 0.9]], [[0.3, 0.3], [1.0, 0.0]]])
-    # flipped, stayed, became a tie, was a tie
+    # flipped, unchanged, became a tie, was a tie
     assert pair_accuracy(scores, swapped)["pair_flip_share"] == 0.25
     assert pair_accuracy(scores, scores[:, :, ::-1])["pair_flip_share"] == 0.75
 
 
-def test_wrong_pairs_are_refused():
+def test_invalid_pairs_are_refused():
     with pytest.raises(ValueError, match="1 of 4 pair scores are NaN"):
         pair_accuracy(np.array([[[np.nan, 0], [0, 0]]]))
     with pytest.raises(ValueError, match="at least one pair"):
         pair_accuracy(np.zeros((0, 2, 2)))
-    with pytest.raises(ValueError, match="Got 2 pairs and 1 swapped"):
+    with pytest.raises(ValueError, match="Got 2 pairs but 1 swapped"):
         pair_accuracy(np.zeros((2, 2, 2)), np.zeros((1, 2, 2)))

@@ -9,7 +9,7 @@ import pytest
 from tests.training import tiny_run
 from tests.training.tiny_run import CAPTIONS, flags
 
-NUM_CLIPS = 7  # which neither 2 nor 3 divides
+NUM_CLIPS = 7  # not divisible by 2 or 3
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def data(clips, tmp_path_factory) -> Path:
 
 
 def unseen(model: str, folder: Path) -> str:
-    """A copy of a model that does not know what it was trained on, and whose matching is said to beat the cosine."""
+    """Copy a model without its training clips, and set its matching to be better than the cosine."""
     copy = folder / "model"
     shutil.copytree(model, copy, ignore=shutil.ignore_patterns("checkpoint-*", "training_clips.json"))
     config = json.loads((copy / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The command line in small parts that are written at once; with `KILL_AT="pairs 5"`, killed before part 5 is kept."""
+"""The command line with small parts, written at once; `KILL_AT="pairs 5"` kills it before part 5 is kept."""
 
 import os
 import signal

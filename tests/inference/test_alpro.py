@@ -1,4 +1,4 @@
-"""Every command that uses a model takes an ALPRO as `simple-multimodal convert alpro` leaves it."""
+"""Every command that uses a model accepts an ALPRO model from `simple-multimodal convert alpro`."""
 
 import ast
 import json

@@ -22,7 +22,7 @@ TASKS = {"msrvtt_ret": "retrieval", "didemo_ret": "retrieval", "msrvtt_qa": "qa"
 
 @pytest.fixture
 def converted(monkeypatch) -> list[Path]:
-    """The checkpoints that are converted; they are tiny ones."""
+    """The checkpoints that were converted; all of them are tiny."""
     converted = []
     load = folder.load_alpro
 
@@ -46,7 +46,7 @@ def tokenizer(tmp_path_factory) -> str:
 
 
 def write_checkpoint(root: Path, task: str, tokenizer: str, *, name: str = "model_step_best.pt") -> Path:
-    """`output/downstreams/<task>/public/ckpt`, of which the folder above is returned."""
+    """Write `output/downstreams/<task>/public/ckpt`, and return the folder above."""
     folder = root / "output/downstreams" / task / "public"
     (folder / "ckpt").mkdir(parents=True, exist_ok=True)
     size = len(assembly.AutoTokenizer.from_pretrained(tokenizer))
@@ -66,19 +66,19 @@ def test_the_original_layout_is_measured_and_converted_once(converted, tokenizer
         metrics.append((out / "metrics.json").read_bytes())
     assert converted == [folder / "ckpt/model_step_20.pt"] and metrics[0] == metrics[1]
     modes = [(out / "model" / name).stat().st_mode for name in ("model.safetensors", "config.json")]
-    assert modes[0] == modes[1]  # the umask's
+    assert modes[0] == modes[1]  # as set by the umask
     saved = json.loads((out / "model/tokenizer_config.json").read_text())
     assert saved["model_max_length"] == (50 if task == "didemo_ret" else 40)
     if task == "msvd_qa":
         assert json.loads((out / "model/config.json").read_text())["label2id"]["cow"] == 4
-    write_checkpoint(tmp_path, task, tokenizer)  # the one that was chosen comes first
+    write_checkpoint(tmp_path, task, tokenizer)  # the selected checkpoint comes first
     assert main(argv) == 0
     assert converted[1:] == [folder / "ckpt/model_step_best.pt"]
     assert main(argv[:-1] + [str(shutil.copytree(tokenizer, tmp_path / "other"))]) == 0 and len(converted) == 3
     assert not list(out.glob(".*"))
 
 
-def test_bad_folders_are_named(converted, tokenizer, tmp_path, capfd):
+def test_errors_name_invalid_folders(converted, tokenizer, tmp_path, capfd):
     def error(model: Path, *flags: str) -> str:
         assert (
             main(
@@ -107,7 +107,7 @@ def test_bad_folders_are_named(converted, tokenizer, tmp_path, capfd):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_scripts_find_the_layout_from_any_working_directory(tmp_path, task):
-    """Beside the scripts, or in the working directory first; a model that is named is taken."""
+    """The working directory is searched before the folder of the scripts; a given model takes precedence."""
     root, here = tmp_path / "our repository", tmp_path / "work"
     (root / "run_scripts").mkdir(parents=True)
     here.mkdir()

@@ -1,4 +1,4 @@
-"""Tests of answering questions, and of the training that makes a model for it."""
+"""Answering questions, and training a model for it."""
 
 import json
 
@@ -18,7 +18,7 @@ def answerer(question_model) -> QuestionAnswerer:
     return QuestionAnswerer.from_pretrained(question_model)
 
 
-def test_the_answers_are_those_of_training_by_frequency(answerer):
+def test_answers_are_those_of_training_sorted_by_frequency(answerer):
     assert answerer.model.config.id2label == {0: "cat", 1: "0", 2: "1", 3: "2"}
 
 
@@ -34,7 +34,9 @@ def test_answers_come_with_probabilities(answerer, clips):
         answerer.answer("", clips / "video/1.mp4")
 
 
-def test_a_data_set_is_answered_as_one_by_one_and_each_clip_is_read_once(answerer, questions, clips, monkeypatch):
+def test_a_data_set_has_the_same_answers_as_single_questions_and_each_clip_is_read_once(
+    answerer, questions, clips, monkeypatch
+):
     encoded = []
     plain = QuestionAnswerer.encode_rows
     monkeypatch.setattr(
@@ -50,27 +52,27 @@ def test_a_data_set_is_answered_as_one_by_one_and_each_clip_is_read_once(answere
         assert probability == pytest.approx(expected[answerer.model.config.id2label[label]], abs=1e-5)
 
 
-def test_training_reports_accuracy_by_type_and_inference_agrees(question_model, questions, answerer):
+def test_training_and_inference_report_the_same_accuracy_by_type(question_model, questions, answerer):
     results = json.loads(open(f"{question_model}/evaluation.json").read())
     metrics, counts = results["metrics"], results["counts"]
     assert counts["questions"] == 6 and counts["clips"] == 3 and metrics["what_num_questions"] == 3
     mean = (metrics["what_accuracy"] + metrics["who_accuracy"]) / 2
     assert metrics["accuracy"] == pytest.approx(mean)
-    assert metrics["question_only_accuracy"] == pytest.approx(4 / 6)  # the evaluated questions are those of training
+    assert metrics["question_only_accuracy"] == pytest.approx(4 / 6)  # evaluated on the training questions
     dataset = RowDataset.from_manifest(questions, **QUESTION_COLUMNS)
     chosen = answerer.answer_rows(dataset).logits.argmax(dim=1).tolist()
     correct = [answerer.model.config.id2label[c] == row["answer"] for c, row in zip(chosen, dataset, strict=True)]
     assert metrics["accuracy"] == pytest.approx(sum(correct) / 6)
 
 
-def test_a_model_of_the_main_job_learns_to_answer(retrieval_model, questions, start, tmp_path):
-    """Its towers and fusion are taken over, and it learns at least the question whose answer is always the same."""
+def test_a_retrieval_model_learns_to_answer(retrieval_model, questions, start, tmp_path):
+    """Its towers and fusion are reused, and it learns at least the question whose answer is always the same."""
     data = flags(train_file=questions, validation_file=questions, task="question_answering")
     settings = flags(model_name_or_path=retrieval_model, output_dir=tmp_path / "out", learning_rate=3e-3)
     settings += flags("--use_cpu", "--disable_tqdm", max_steps=60, per_device_train_batch_size=6)
     metrics = tiny_run.run(*data, *settings)
     assert metrics["eval_who_accuracy"] == 1.0
-    # Evaluation alone, from the folder.
+    # Evaluate only, from the saved model.
     again = flags(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "eval", do_eval=True, do_train=False)
     evaluated = tiny_run.run(*data, *again, "--use_cpu", "--disable_tqdm")
     assert evaluated["eval_accuracy"] == metrics["eval_accuracy"]
@@ -96,8 +98,8 @@ def test_answers_can_come_from_a_file(retrieval_model, questions, tmp_path):
 @pytest.mark.parametrize(
     "answers", [(0, 2, 3, 2), (True, False, False, None), (0, "0", 1.5, True), ("0", 2, 2, "two")], ids=str
 )
-def test_answers_of_any_kind_are_those_of_a_table(clips, start, tmp_path, answers):
-    """Trained, evaluated and used with numbers and booleans in JSONL, as with the same words in CSV."""
+def test_answers_of_any_type_are_read_like_strings_in_a_table(clips, start, tmp_path, answers):
+    """Numbers and booleans in JSONL give the same results in training, evaluation and use as their strings in CSV."""
     rows = [{"video": f"video/{n}.mp4", "question": "how often?", "answer": a} for n, a in enumerate(answers)]
     (clips / "typed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["" if answer is None else answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
@@ -127,7 +129,7 @@ def test_answers_of_any_kind_are_those_of_a_table(clips, start, tmp_path, answer
     assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
 
 
-def test_bad_input_is_named(retrieval_model, question_model, questions, clips, start, tmp_path):
+def test_errors_name_invalid_input(retrieval_model, question_model, questions, clips, start, tmp_path):
     with pytest.raises(ValueError, match="MultimodalForPreTraining, a model of another task"):
         QuestionAnswerer.from_pretrained(retrieval_model)
     evaluation = flags("--use_cpu", do_eval=True, do_train=False, output_dir=tmp_path / "out")
@@ -187,6 +189,6 @@ def test_requests_of_one_call_read_each_clip_once(answerer, clips, monkeypatch):
         ({"question": "who?", "clip": "no.mp4"}, "no.mp4"),
     ],
 )
-def test_wrong_requests_are_named(answerer, request_, message):
+def test_errors_name_invalid_requests(answerer, request_, message):
     with pytest.raises(ValueError, match=message):
         answerer(request_)

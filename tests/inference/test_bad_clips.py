@@ -1,4 +1,4 @@
-"""Clips that cannot be read: what counts as wrong, what is left out, what is still an error."""
+"""Clips that cannot be read: which count as wrong, which are left out, and which raise an error."""
 
 import ctypes
 import json
@@ -55,7 +55,7 @@ def models(retrieval_model, question_model, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def spoiled_data(data, tmp_path_factory) -> Path:
-    """The benchmarks with a clip that is no media file."""
+    """The benchmarks with a clip that is not a media file."""
     folder = shutil.copytree(data, tmp_path_factory.mktemp("spoiled") / "data")
     for task in TASKS:
         (folder / task / f"videos/{BAD}.mp4").write_bytes(b"x" * 1000)
@@ -86,7 +86,7 @@ def captioned(folder: Path, **roots) -> RowDataset:
 
 @pytest.fixture(scope="module")
 def scores(retriever, clips) -> dict[str, np.ndarray]:
-    """Cosines and matching's scores `(captions, clips)` of the seven clips while all can be read."""
+    """Cosines and matching scores `(captions, clips)` of the seven clips, all of which can be read."""
     index = retriever.index([clips / f"video/{n}.mp4" for n in range(NUM_CLIPS)])
     encoded = retriever.encode_texts(CAPTIONS)
     pairs = np.argwhere(np.ones((NUM_CLIPS, NUM_CLIPS)))
@@ -97,7 +97,7 @@ def scores(retriever, clips) -> dict[str, np.ndarray]:
 
 
 def ranks_by_hand(scores: np.ndarray) -> list[int]:
-    """Of the good ones among the good ones, the last rank for the bad one."""
+    """Return the ranks of the good clips among the good ones, and the last rank for the bad one."""
     return [
         1 + sum(scores[n, other] >= scores[n, n] for other in GOOD if other != n) if n != BAD else NUM_CLIPS
         for n in range(NUM_CLIPS)
@@ -114,7 +114,7 @@ def assert_ranks(metrics: dict, name: str, scores: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "garbage"])
-def test_in_retrieval_a_bad_clip_comes_last(retriever, scores, folder, warnings, kind):
+def test_a_bad_clip_ranks_last_in_retrieval(retriever, scores, folder, warnings, kind):
     file = folder / f"{BAD}.mp4"
     if kind == "missing":
         file.unlink()
@@ -131,7 +131,7 @@ def test_in_retrieval_a_bad_clip_comes_last(retriever, scores, folder, warnings,
     assert {(row["txt_id"], row["vid_id"]) for row in rows} == {(t, str(v)) for t in GOOD for v in GOOD}
 
 
-def test_without_matching_and_with_dual_softmax(retriever, scores, folder):
+def test_a_bad_clip_ranks_last_without_matching_and_with_dual_softmax(retriever, scores, folder):
     measured = evaluate_retrieval(
         retriever, captioned(folder), rerank_top_k=0, dual_softmax=True, num_results=NUM_CLIPS
     )
@@ -143,7 +143,7 @@ def test_without_matching_and_with_dual_softmax(retriever, scores, folder):
     assert len(list(measured.rows)) == len(GOOD) ** 2
 
 
-def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, tmp_path):
+def test_a_row_is_bad_if_its_caption_cannot_be_read(retriever, scores, clips, tmp_path):
     for n, caption in enumerate(CAPTIONS):
         (tmp_path / f"{n}.txt").write_text("" if n == BAD else caption)
     manifest = tmp_path / "texts.jsonl"
@@ -154,7 +154,7 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     assert_ranks(measured.metrics, "matching_", scores["matching_"])
     assert measured.counts == {"captions": 7, "clips": 7, "duplicate_captions": 0, "bad_samples": 1}
     assert [sample.file for sample in measured.bad_samples] == [str(tmp_path / f"{BAD}.txt")]
-    # Another row may stand for its clip, which is a candidate then.
+    # Another row of its group can provide the clip, which is then a candidate.
     write_lines(
         manifest, [*rows, {"video": f"{BAD}.mp4", "caption": "a clip of its own", "group": f"video={BAD}.mp4"}]
     )
@@ -164,7 +164,7 @@ def test_a_caption_that_cannot_be_read_costs_its_row(retriever, scores, clips, t
     assert len(written) == 49 and {text for text, _ in written} == {*GOOD, 7}
 
 
-def test_a_question_about_a_bad_clip_is_answered_wrong(answerer, clips, folder, tmp_path, warnings):
+def test_a_question_about_a_bad_clip_counts_as_wrong(answerer, clips, folder, tmp_path, warnings):
     rows = [
         {"id": f"{n}{kind}", "video": f"{n}.mp4", "question": question, "answer": "cat", "answer_type": kind}
         for n in range(NUM_CLIPS)
@@ -181,7 +181,7 @@ def test_a_question_about_a_bad_clip_is_answered_wrong(answerer, clips, folder, 
         )
 
     labels = answerer.answer_rows(dataset(clips / "video")).logits.argmax(dim=1)
-    # Else nothing could be told: the right answers are those that it gives.
+    # Make the model's own answers the right ones, so that only the bad clip is wrong.
     write_lines(
         tmp_path / "questions.jsonl",
         [row | {"answer": answerer.model.config.id2label[int(n)]} for row, n in zip(rows, labels, strict=True)],
@@ -211,8 +211,8 @@ def test_a_measurement_lists_its_bad_clips(models, spoiled_data, tmp_path, capfd
     assert listed["file"] == file and file in listed["reason"] and set(listed) == {"id", "file", "reason"}
 
 
-def test_saved_embeddings_keep_the_list(models, spoiled_data, tmp_path, monkeypatch):
-    """A second measurement, which reads no clip, counts the same."""
+def test_saved_embeddings_keep_the_list_of_bad_clips(models, spoiled_data, tmp_path, monkeypatch):
+    """A second measurement, which does not read clips, counts the same bad ones."""
     flags = ("--rerank_top_k", "0")
     assert infer(models, spoiled_data, tmp_path / "out", "msrvtt_ret", *flags) == 0
     first = (tmp_path / "out/metrics.json").read_bytes()
@@ -223,8 +223,8 @@ def test_saved_embeddings_keep_the_list(models, spoiled_data, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd, monkeypatch, task):
-    """What was found to be bad before counts on for `--max_bad_fraction`, too."""
+def test_an_interrupted_run_keeps_the_list_of_bad_clips(models, spoiled_data, tmp_path, capfd, monkeypatch, task):
+    """Bad clips found before the interruption still count for `--max_bad_fraction`."""
     monkeypatch.setattr(partial, "SECONDS_BETWEEN_FILES", 0)
     assert infer(models, spoiled_data, tmp_path / "whole", task) == 0
     plain, calls = encoded.encode_clips, []
@@ -241,8 +241,8 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
         assert not (tmp_path / "out/metrics.json").exists()
         capfd.readouterr()
         assert infer(models, spoiled_data, tmp_path / "out", task, "--max_bad_fraction", "0.1") == 2
-        assert "1 of 7 samples could not be read, more than --max_bad_fraction 0.1" in capfd.readouterr().err
-        del calls[:2]  # goes on with the last batch of four
+        assert "1 of 7 samples could not be read, more than max_bad_fraction=0.1" in capfd.readouterr().err
+        del calls[:2]  # resumes with the last batch of four
         assert infer(models, spoiled_data, tmp_path / "out", task) == 0
     assert len(calls) == 2
     for name in ("metrics.json", "results.json"):
@@ -252,8 +252,8 @@ def test_an_interrupted_run_keeps_the_list(models, spoiled_data, tmp_path, capfd
 @pytest.mark.parametrize(
     ("task", "killed_at"), [pytest.param("msrvtt_ret", None, marks=pytest.mark.slow), ("msvd_qa", "pairs 1")]
 )
-def test_several_processes_give_the_same_metrics(models, spoiled_data, tmp_path, monkeypatch, task, killed_at):
-    """Also where they go on from what one has finished."""
+def test_several_processes_compute_the_same_metrics(models, spoiled_data, tmp_path, monkeypatch, task, killed_at):
+    """Also if they resume the work of a single process."""
     monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
     assert infer(models, spoiled_data, tmp_path / "one", task) == 0
     arguments = models[task], str(spoiled_data / task), "--output_dir", str(tmp_path / "two")
@@ -271,22 +271,22 @@ def test_several_processes_give_the_same_metrics(models, spoiled_data, tmp_path,
 def test_too_many_bad_clips_are_an_error(models, spoiled_data, tmp_path, capfd, monkeypatch, task):
     out = tmp_path / "out"
     assert infer(models, spoiled_data, out, task, "--max_bad_fraction", "0.1") == 2
-    assert "1 of 7 samples could not be read, more than --max_bad_fraction 0.1 of them" in capfd.readouterr().err
+    assert "1 of 7 samples could not be read, more than max_bad_fraction=0.1" in capfd.readouterr().err
     assert infer(models, spoiled_data, out, task, "--max_bad_fraction", "2") == 2
-    assert "--max_bad_fraction is 2.0; give a share from 0 to 1" in capfd.readouterr().err
-    # The wrong folder is found without waiting for any file, and never a metric of 0.
+    assert "max_bad_fraction=2.0 is not a fraction; give a number from 0 to 1" in capfd.readouterr().err
+    # A wrong folder is found without reading any file, instead of giving a metric of 0.
     monkeypatch.setattr(bad_samples.time, "sleep", None)
     command = ["infer", models[task], str(out / "manifests"), "--output_dir", str(out)]
     assert main([*command, "--video_root", str(tmp_path), "--max_bad_fraction", "1"]) == 2
     error = capfd.readouterr().err
-    assert "7 of 7 samples could not be read, all of them" in error and "Is --video_root" in error
+    assert "7 of 7 samples could not be read; the last one" in error and "Check video_root" in error
     assert not (out / "metrics.json").exists()
     garbage = tmp_path / "garbage"
     garbage.mkdir()
     for n in range(NUM_CLIPS):
         (garbage / f"{n}.mp4").write_bytes(b"x" * 1000)
-    assert main([*command, "--video_root", str(garbage), "--batch_size", "2"]) == 2  # read no further
-    assert "2 of 7 samples could not be read, more than --max_bad_fraction 0.2" in capfd.readouterr().err
+    assert main([*command, "--video_root", str(garbage), "--batch_size", "2"]) == 2  # stops reading early
+    assert "2 of 7 samples could not be read, more than max_bad_fraction=0.2" in capfd.readouterr().err
 
 
 def test_a_folder_is_indexed_without_its_bad_files(retriever, folder, clips, tmp_path, warnings):
@@ -301,7 +301,7 @@ def test_a_folder_is_indexed_without_its_bad_files(retriever, folder, clips, tmp
     assert [sample.id for sample in loaded.bad_samples] == [f"{BAD}.mp4"]
     found = retriever.search("a cat purrs", retriever.index(folder), top_k=9, rerank=9)
     assert sorted(match.id for match in found) == names
-    # Repaired, it is in the index.
+    # Once repaired, the clip is in the index.
     shutil.copy(clips / f"video/{BAD}.mp4", folder)
     assert len(retriever.index(folder, saved=tmp_path / "embeddings").ids) == NUM_CLIPS
     with pytest.raises(ValueError, match="5 of 7 samples could not be read"):
@@ -311,28 +311,28 @@ def test_a_folder_is_indexed_without_its_bad_files(retriever, folder, clips, tmp
         Retriever(retriever.model, retriever.processor).index(folder)
 
 
-def test_a_file_that_is_given_by_name_is_an_error(retriever, answerer, folder, clips, monkeypatch):
+def test_a_bad_file_that_is_given_by_name_is_an_error(retriever, answerer, folder, clips, monkeypatch):
     bad, good = folder / f"{BAD}.mp4", folder / "0.mp4"
     for clip in (bad, [bad, good]):
         with pytest.raises(MediaError, match="is empty"):
             retriever.index(clip)
     with pytest.raises(MediaError, match="is empty"):
         answerer.answer("who is there?", bad)
-    # One that opens, and cannot be decoded.
+    # A file that can be opened but not decoded.
 
     def refuse(*args):
-        raise MediaError("no picture today")
+        raise MediaError("the frame is broken")
 
     monkeypatch.setattr(PyAVBackend, "frames", refuse)
-    with pytest.raises(MediaError, match=r"row 0 .*: no picture today"):
+    with pytest.raises(MediaError, match=r"row 0 .*: the frame is broken"):
         retriever.index(good)
-    with pytest.raises(MediaError, match=r"row 0 .*: no picture today"):
+    with pytest.raises(MediaError, match=r"row 0 .*: the frame is broken"):
         Retriever(retriever.model, retriever.processor, num_workers=1).index(good)
-    with pytest.raises(MediaError, match=r"row 0 .*: no picture today"):
+    with pytest.raises(MediaError, match=r"row 0 .*: the frame is broken"):
         answerer.answer("who is there?", good)
 
 
-def test_on_the_command_line(retrieval_model, question_model, folder, tmp_path, capfd):
+def test_commands_skip_bad_files_of_a_folder(retrieval_model, question_model, folder, tmp_path, capfd):
     bad, out = str(folder / f"{BAD}.mp4"), str(tmp_path / "out")
     assert main(["encode", retrieval_model, str(folder), "--out", out]) == 0
     assert "6 clips (1 could not be read, left out)" in capfd.readouterr().out
@@ -351,7 +351,7 @@ def test_on_the_command_line(retrieval_model, question_model, folder, tmp_path, 
         assert f"{bad!r}: the file is empty" in error and error.count("\n") == 1
 
 
-def test_a_decoder_that_crashes_costs_its_clip(retriever, clips, monkeypatch, warnings):
+def test_a_clip_that_crashes_the_decoder_is_bad(retriever, clips, monkeypatch, warnings):
     original = PyAVBackend.frames
 
     def frames(self, path, *args, **kwargs):
@@ -366,13 +366,13 @@ def test_a_decoder_that_crashes_costs_its_clip(retriever, clips, monkeypatch, wa
     assert "its decoder crashed (SIGSEGV)" in index.bad_samples[0].reason and len(warnings) == 1
 
 
-def test_a_time_limit_needs_a_process_that_can_be_ended(retriever):
+def test_a_time_limit_needs_worker_processes(retriever):
     for num_workers, seconds in ((0, 0.0), (1, 120.0)):
         pipeline = Retriever(retriever.model, retriever.processor, num_workers=num_workers)
         assert pipeline._reader(pipeline.collator).timeout_seconds == seconds
 
 
-def test_dropped_modalities_are_not_looked_for(retriever, folder):
+def test_files_of_dropped_modalities_need_not_exist(retriever, folder):
     for n in range(NUM_CLIPS):
         (folder / f"{n}.mp4").unlink()
     without = Retriever(retriever.model, retriever.processor, drop_modalities=("audio", "video"))

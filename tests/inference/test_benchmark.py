@@ -1,4 +1,4 @@
-"""Tests of measuring models on prepared benchmarks, by the scripts' command."""
+"""Measuring models on prepared benchmarks with the `infer` command."""
 
 import ast
 import json
@@ -40,11 +40,11 @@ def test_retrieval_prints_the_reference_literal_and_writes_results(retrieval_mod
         written["protocol"].startswith("msrvtt-1ka-9k") and written["primary_metric"] == "matching_text_to_video_R@1"
     )
     assert written["counts"] == {"captions": NUM_CLIPS, "clips": NUM_CLIPS, "duplicate_captions": 0}
-    assert written["audio_crop"] == "of longer audio the middle 3.84 seconds"  # six windows of 64 frames
+    assert written["audio_crop"] == "of longer audio the middle 3.84 seconds"  # six windows of 64 spectrogram frames
     assert printed["text2video"]["r1"] == round(100 * written["metrics"]["matching_text_to_video_R@1"], 2)
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert len(rows) == NUM_CLIPS**2 and set(rows[0]) == {"vid_id", "txt_id", "score", "sim"}
-    # Without matching the embeddings are kept and used again.
+    # Without matching, embeddings are saved and reused.
     again = [model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out"), "--rerank_top_k", "0"]
     infer(capfd, *again)
     saved = tmp_path / "out/embeddings/index.json"
@@ -56,7 +56,7 @@ def test_retrieval_prints_the_reference_literal_and_writes_results(retrieval_mod
     assert embeddings["metrics"]["text_to_video_R@1"] == written["metrics"]["text_to_video_R@1"]
 
 
-def test_what_changes_the_meaning_stands_in_the_name(retrieval_model, data, tmp_path, capfd):
+def test_the_name_of_the_protocol_includes_everything_that_changes_the_meaning(retrieval_model, data, tmp_path, capfd):
     model = unseen(retrieval_model, tmp_path)
     flags = ["--output_dir", str(tmp_path / "out"), "--rerank_top_k", "2", "--dsl"]
     infer(capfd, model, str(data / "msrvtt_ret"), *flags)
@@ -71,10 +71,10 @@ def test_what_changes_the_meaning_stands_in_the_name(retrieval_model, data, tmp_
         ({"rerank_top_k": 3}, "matching_"),  # better on the validation split
         ({"rerank_top_k": 0}, ""),
         ({"rerank_top_k": None}, ""),  # not measured
-        ({"rerank_top_k": None, "matching_residual": False}, "matching_"),  # by an earlier version
+        ({"rerank_top_k": None, "matching_residual": False}, "matching_"),  # saved by an earlier version
     ],
 )
-def test_only_matching_that_was_better_ranks_by_default(retrieval_model, data, tmp_path, caplog, saved, prefix):
+def test_matching_ranks_by_default_only_if_it_was_better(retrieval_model, data, tmp_path, caplog, saved, prefix):
     model = Path(unseen(retrieval_model, tmp_path))
     config = json.loads((model / "config.json").read_text())
     assert config["matching_residual"] and config["rerank_top_k"] is not None  # as `train.py` leaves it
@@ -85,7 +85,7 @@ def test_only_matching_that_was_better_ranks_by_default(retrieval_model, data, t
     assert ("Ranked by cosine" in caplog.text and "--rerank_top_k N" in caplog.text) == (prefix == "")
 
 
-def test_a_test_on_training_clips_is_refused(retrieval_model, data, tmp_path, capfd):
+def test_testing_on_training_clips_is_refused(retrieval_model, data, tmp_path, capfd):
     assert set(json.loads(Path(retrieval_model, "training_clips.json").read_text())["clips"]) >= {"0", "6"}
     code = main(["infer", retrieval_model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out")])
     assert code == 2 and "7 of the 7 test clips" in capfd.readouterr().err
@@ -101,13 +101,13 @@ def test_questions_print_the_reference_literal(question_model, data, tmp_path, c
     assert written["metrics"]["question_only_accuracy"] == (NUM_CLIPS + 1) / (2 * NUM_CLIPS)  # "cat", and "0" once
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert [row["question_id"] for row in rows] == list(range(2 * NUM_CLIPS))
-    # The reference's eight processes had two questions twice.
+    # The reference's eight processes counted two questions twice.
     _, printed = infer(capfd, model, str(data / "msvd_qa"), "--output_dir", str(tmp_path / "alpro"), "--alpro")
     assert sum(count for _, count in printed["ratios"].values()) == 16
 
 
 def launch(num_processes: int, *argv: str, **environment: str) -> subprocess.CompletedProcess:
-    """`infer` in small parts, in processes of a launcher."""
+    """Run `infer` in small parts, in processes of a launcher."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     command += ["-m", "tests.inference.infer_worker", "infer", *argv, "--batch_size", "2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""} | environment
@@ -121,14 +121,14 @@ def launch(num_processes: int, *argv: str, **environment: str) -> subprocess.Com
         pytest.param("msvd_qa", None, 0, 3, marks=pytest.mark.slow),
         pytest.param(
             "msrvtt_ret", "pairs 7", 2, 3, marks=pytest.mark.slow
-        ),  # after all clips, and pairs of either process
+        ),  # after all clips, and pairs of both processes
         ("msvd_qa", "clips 3", 3, 2),  # of the first process, after its clips 0, and some of the others
     ],
 )
-def test_several_processes_give_the_same_metrics(
+def test_several_processes_compute_the_same_metrics(
     request, data, tmp_path, capfd, monkeypatch, task, killed_at, killed_processes, num_processes
 ):
-    """Also where they go on from what another number of them had finished when one was killed."""
+    """Also if they resume after a kill with a different number of processes."""
     model = request.getfixturevalue("retrieval_model" if task == "msrvtt_ret" else "question_model")
     model, arguments = unseen(model, tmp_path), [str(data / task), "--output_dir"]
     monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
@@ -142,7 +142,7 @@ def test_several_processes_give_the_same_metrics(
         assert ("pairs" in left) == (task == "msrvtt_ret")
     done = launch(num_processes, model, *arguments, str(several))
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1  # of one process: else each would be by itself
+    assert len(done.stdout.splitlines()) == 1  # from one process only, so they worked together
     for name in ("metrics.json", "results.json"):
         assert (tmp_path / "one" / name).read_bytes() == (several / name).read_bytes()
     assert not (several / "partial").exists()
@@ -158,14 +158,14 @@ def test_several_captions_of_a_clip_are_all_queries(retrieval_model, clips, tmp_
 
 
 def ranks_of(retriever: Retriever, index: ClipIndex, captions: list[str], first: int) -> np.ndarray:
-    """Rank of clip `n` for caption `n` in a search whose first results are re-ranked; no scores are equal."""
+    """Return the rank of clip `n` for caption `n` in a search with re-ranking; there are no ties."""
     found = retriever.search(captions, index, top_k=len(captions), rerank=first)
     return np.array([1 + [match.id for match in some].index(index.ids[n]) for n, some in enumerate(found)])
 
 
-def test_what_reranking_changes_is_measured(retrieval_model, data, clips, tmp_path, capfd, monkeypatch):
+def test_compare_rerank_reports_changes(retrieval_model, data, clips, tmp_path, capfd, monkeypatch):
     model = unseen(retrieval_model, tmp_path)
-    config = Path(model, "config.json")  # the head of two steps alone, which orders unlike the cosine
+    config = Path(model, "config.json")  # rank by the head alone, which differs from the cosine
     config.write_text(json.dumps(json.loads(config.read_text()) | {"matching_residual": False}))
     scored = []
     plain = Retriever.score
@@ -188,7 +188,7 @@ def test_what_reranking_changes_is_measured(retrieval_model, data, clips, tmp_pa
     assert {name: v for name, v in measured["metrics"].items() if name not in changes} == two["metrics"]
     assert measured["protocol"] == two["protocol"] and "+rerank2" in two["protocol"]
     assert len(json.loads((tmp_path / "measured/results.json").read_text())) == NUM_CLIPS**2
-    # By hand: searches, which re-rank by themselves.
+    # The expected ranks come from searches with re-ranking.
     retriever = Retriever.from_pretrained(model)
     index = retriever.index([clips / f"video/{n}.mp4" for n in range(NUM_CLIPS)])
     before, after = (ranks_of(retriever, index, CAPTIONS, first) for first in (NUM_CLIPS, 2))
@@ -213,13 +213,13 @@ def test_rows_without_a_clip_are_left_out_and_one_group_is_one_candidate(retriev
     assert [row["vid_id"] for row in measured.rows] == [name for name in "acd" for _ in range(4)]
     assert measured.metrics["matching_text_to_video_num_candidates"] == 3
     write_lines(manifest, rows[-1:])
-    with pytest.raises(ValueError, match=r"rows\.jsonl: no row has a clip and a caption"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: no row has both a clip and a caption"):
         alone = RowDataset.from_manifest(manifest, roots={"video": clips / "video"}, modalities=("text",))
         evaluate_retrieval(Retriever.from_pretrained(retrieval_model), alone)
 
 
-def test_without_matching_the_first_candidates_have_rows(retrieval_model, clips, tmp_path):
-    """All pairs of a large benchmark would be a file of many gigabytes."""
+def test_only_first_candidates_have_result_rows_without_matching(retrieval_model, clips, tmp_path):
+    """All pairs of a large benchmark would take many gigabytes."""
     dataset = RowDataset.from_manifest(clips / "train.csv", roots={n: clips / n for n in ("audio", "text", "video")})
     retriever = Retriever.from_pretrained(retrieval_model)
     with pytest.raises(ValueError, match=r"0 \(no matching\) or more, got -1"):
@@ -232,7 +232,7 @@ def test_without_matching_the_first_candidates_have_rows(retrieval_model, clips,
     assert {row["sim"] for row in some.rows} == best
 
 
-def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, capfd):
+def test_errors_name_invalid_input(retrieval_model, question_model, data, tmp_path, capfd):
     outs = (tmp_path / f"out{number}" for number in range(99))
 
     def error(*argv: str) -> str:
@@ -241,12 +241,12 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
 
     retrieval = ("infer", unseen(retrieval_model, tmp_path / "retrieval"), str(data / "msrvtt_ret"))
     answering = ("infer", unseen(question_model, tmp_path / "answering"), str(data / "msvd_qa"))
-    assert "neither written by `simple-multimodal prepare`" in error("infer", retrieval_model, str(tmp_path))
+    assert "was not written by `simple-multimodal prepare`" in error("infer", retrieval_model, str(tmp_path))
     assert "a model of another task" in error("infer", question_model, str(data / "msrvtt_ret"))
     assert "a model of another task" in error("infer", retrieval_model, str(data / "msvd_qa"))
     absent = error("infer", retrieval_model, str(data / "msrvtt_ret"), "--split", "validation")
     assert "has no validation split" in absent
-    assert "how many candidates are re-ranked" in error(*retrieval, "--compare_rerank")
+    assert "compare_rerank needs rerank_top_k" in error(*retrieval, "--compare_rerank")
     assert "--rerank_top_k is -1; give 0 (no re-ranking) or more." in error(*retrieval, "--rerank_top_k", "-1")
     with pytest.raises(SystemExit):
         error(*retrieval, "--rerank_top_k", "few")
@@ -260,14 +260,14 @@ def test_bad_input_is_named(retrieval_model, question_model, data, tmp_path, cap
         *answering[:2], str(tmp_path / "msvd_qa"), "--alpro"
     )
     prepared = tmp_path / "prepared"
-    shutil.copytree(tmp_path / "out1/manifests", prepared)  # of the second call above
+    shutil.copytree(tmp_path / "out1/manifests", prepared)  # from the second call above
     row = (prepared / "test.jsonl").read_text().splitlines()[0]
     (prepared / "test.jsonl").write_text(f"{row}\n{row}\n")
     twice = error(*retrieval[:2], str(prepared), "--video_root", str(data / "msrvtt_ret/videos"))
     assert "test.jsonl, line 2: the id '0' occurred before, in line 1" in twice
 
 
-def test_models_of_another_task_are_refused_by_every_verb(retrieval_model, question_model, clips, tmp_path, capfd):
+def test_every_command_refuses_models_of_another_task(retrieval_model, question_model, clips, tmp_path, capfd):
     clip = str(clips / "video/0.mp4")
     for argv in (
         ["search", question_model, "a cat", clip],
@@ -280,7 +280,7 @@ def test_models_of_another_task_are_refused_by_every_verb(retrieval_model, quest
 
 
 class Malicious:
-    """Its pickle makes a folder when it is read."""
+    """An object whose pickle makes a folder when it is loaded."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -305,7 +305,7 @@ def test_code_in_a_file_of_weights_is_refused_and_not_run(retrieval_model, clips
     assert not trace.exists()
 
 
-def test_clips_are_encoded_searched_and_asked_on_the_command_line(
+def test_commands_encode_clips_search_them_and_answer_questions(
     retrieval_model, question_model, clips, tmp_path, capfd
 ):
     def lines(*argv: str) -> list[dict]:

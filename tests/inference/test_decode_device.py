@@ -1,4 +1,4 @@
-"""Tests of `--decode_device cuda` where it cannot be had: each command ends with one line that says why."""
+"""`--decode_device cuda` on a machine without it: every command ends with one line that says why."""
 
 import sys
 
@@ -27,7 +27,7 @@ def test_commands_say_why_they_cannot_decode_on_a_gpu(retrieval_model, clips, tm
     assert "torch finds no CUDA device on this machine" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_training_says_so_before_it_starts(clips, start, tmp_path):
+def test_training_fails_before_it_starts_if_it_cannot_decode_on_a_gpu(clips, start, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     run = [*tiny_run.data_flags(clips), *start, *flags(output_dir=tmp_path / "out", decode_device="cuda")]

@@ -1,4 +1,4 @@
-"""Tests of running towers once: what is kept, what goes on after a kill, and what is refused."""
+"""Features of frozen towers: what is saved, resuming after a kill, and errors."""
 
 import ctypes
 import json
@@ -34,12 +34,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a process."""
+    """An exception that stands for anything that ends a process."""
 
 
 @pytest.fixture(scope="module")
 def manifest(clips) -> Path:
-    """Row 3 has no sound, row 4 no video, row 1 is a part of its file; the last row shows the clip of the first."""
+    """Row 3 has no audio, row 4 no video, row 1 is a segment of its file; the last row shows the clip of the first."""
     rows = [
         {"id": str(n), "caption": "a cat", "video": f"video/{n}.mp4", "audio": f"audio/{n}.wav"}
         for n in range(NUM_CLIPS)
@@ -76,7 +76,7 @@ def read(folder: Path, pipeline) -> dict:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Tensors, tables and index of one tower."""
+    """Return the bytes of tensors, tables and index of one tower."""
     tensors = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -84,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return tensors | {"index": (folder / "index.json").read_bytes()}
 
 
-def test_tokens_are_what_the_towers_give(maker, written, dataset):
+def test_features_equal_the_tokens_of_the_towers(maker, written, dataset):
     rows = list(dataset)
     batch = MultimodalCollator(maker.processor)(rows)
     kept = MultimodalCollator(maker.processor, features=read(written, maker))(rows)
@@ -101,7 +101,7 @@ def test_tokens_are_what_the_towers_give(maker, written, dataset):
         torch.testing.assert_close(given.seconds * given.mask, live.seconds[:, :length] * given.mask)
 
 
-def test_an_index_names_each_clip_once(written, clips):
+def test_the_index_lists_each_clip_once(written, clips):
     listed = [pq.read_table(written / f"video/0000{n}.parquet").to_pylist() for n in range(2)]
     assert [[clip["path"] for clip in shard] for shard in listed] == [
         [f"video/{n}.mp4" for n in (0, 1, 2, 3)],
@@ -117,7 +117,7 @@ def test_an_index_names_each_clip_once(written, clips):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_takes_half_the_room(maker, written, dataset, tmp_path, dtype):
+def test_half_precision_takes_half_the_space(maker, written, dataset, tmp_path, dtype):
     maker.write("video", [dataset], tmp_path, shard_size=4, dtype=getattr(torch, dtype))
     whole, half = (read(folder, maker)["video"] for folder in (written, tmp_path))
     assert half.read(dataset[0]).tokens.nbytes == whole.read(dataset[0]).tokens.nbytes / 2
@@ -128,7 +128,7 @@ def test_half_precision_takes_half_the_room(maker, written, dataset, tmp_path, d
         maker.write("video", [dataset], tmp_path)
 
 
-def test_nothing_is_run_twice_and_manifests_can_be_added(maker, clips, dataset, tmp_path, monkeypatch):
+def test_clips_are_encoded_once_and_manifests_can_be_added(maker, clips, dataset, tmp_path, monkeypatch):
     first = RowDataset.from_manifest(dataset.manifest_file, max_samples=3)
     assert maker.write("video", [first], tmp_path, shard_size=2) == (3, 3, [])
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("video/*.safetensors")}
@@ -140,7 +140,7 @@ def test_nothing_is_run_twice_and_manifests_can_be_added(maker, clips, dataset, 
     assert maker.write("video", [dataset], tmp_path, shard_size=2) == (6, 0, [])
 
 
-def test_an_interrupted_call_goes_on(maker, written, dataset, tmp_path, monkeypatch):
+def test_an_interrupted_call_resumes(maker, written, dataset, tmp_path, monkeypatch):
     plain, encoded = TowerFeatures._encode, []
 
     def counted(self, *args):
@@ -161,7 +161,7 @@ def test_an_interrupted_call_goes_on(maker, written, dataset, tmp_path, monkeypa
     assert len(encoded) == 3 and contents(tmp_path / "video") == contents(written / "video")
 
 
-def test_a_killed_process_leaves_whole_files(maker, written, retrieval_model, manifest, tmp_path):
+def test_a_killed_process_leaves_complete_files(maker, written, retrieval_model, manifest, tmp_path):
     code = "import os, signal; from simple_multimodal.cli import main\n"
     code += "from simple_multimodal.data.store import ClipStore\n"
     code += "def kill(store, number, clips):\n"
@@ -174,17 +174,17 @@ def test_a_killed_process_leaves_whole_files(maker, written, retrieval_model, ma
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     shard = tmp_path / "video/00000.safetensors"
     left = sorted(path.name for path in shard.parent.iterdir())
-    assert left == [".lock", "00000.parquet", shard.name]  # a lock that nobody holds
+    assert left == [".lock", "00000.parquet", shard.name]  # a lock that no process holds
     (shard.parent / ".lock").unlink()
     (shard.parent / ".00001.safetensors.1.2.tmp").write_bytes(shard.read_bytes()[:-1])
-    (shard.parent / "00007.safetensors").write_bytes(shard.read_bytes()[:-1])  # of a disk that lost power
+    (shard.parent / "00007.safetensors").write_bytes(shard.read_bytes()[:-1])  # truncated, as after a power failure
     assert maker.write("video", [RowDataset.from_manifest(manifest)], tmp_path, shard_size=4) == (6, 2, [])
     assert contents(tmp_path / "video") == contents(written / "video")
     assert sorted(path.stem for path in shard.parent.iterdir()) == ["00000", "00000", "00001", "00001", "index"]
 
 
 def write_as_before(folder: Path, store: Path) -> None:
-    """Write features as versions before the store did."""
+    """Write features in the format of earlier versions."""
     folder.mkdir(parents=True)
     clips = ClipStore.open(store, ClipKey)
     made_of = dict(clips.fingerprint)
@@ -220,7 +220,7 @@ def test_features_of_an_earlier_version_are_read_and_added_to(
     assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}  # reading changes nothing
 
-    with pytest.raises(ValueError, match="something else: dtype 'float32' there and 'float16' here"):
+    with pytest.raises(ValueError, match="dtype 'float32' there and 'float16' here"):
         maker.write("video", [dataset], tmp_path, dtype=torch.float16)
     plain = ClipStore.append
 
@@ -259,7 +259,7 @@ def test_several_processes_share_the_clips(retrieval_model, manifest, written, m
     assert contents(tmp_path / "video") == contents(written / "video")
 
 
-def test_the_verb_says_what_cannot_be_read(retrieval_model, clips, tmp_path, capsys):
+def test_the_command_lists_clips_that_cannot_be_read(retrieval_model, clips, tmp_path, capsys):
     folder = tmp_path / "clips"
     shutil.copytree(clips / "video", folder)
     (folder / "1.mp4").write_bytes(b"no video")
@@ -271,10 +271,10 @@ def test_the_verb_says_what_cannot_be_read(retrieval_model, clips, tmp_path, cap
     assert "video: 2 clips, 2 made now" in said.out
     assert "not readable: '1'" in said.err and "1.mp4" in said.err and "missing.mp4 does not exist" in said.err
     before = sorted((tmp_path / "out/video").iterdir())
-    assert main(words) == 1 and sorted((tmp_path / "out/video").iterdir()) == before  # known, and tried again
+    assert main(words) == 1 and sorted((tmp_path / "out/video").iterdir()) == before  # known to be bad, but retried
     retriever = Retriever.from_pretrained(retrieval_model, features=tmp_path / "out", drop_modalities=["audio"])
     reader, dataset = retriever.collator.features["video"], RowDataset.from_manifest(manifest)
-    reader.check_rows([dataset[n] for n in range(3)])  # a file that cannot be read is no surprise in training
+    reader.check_rows([dataset[n] for n in range(3)])  # training accepts files that cannot be read
     with pytest.raises(ValueError, match=r"1\.mp4"):
         reader.read(dataset[1])
     shutil.copy(clips / "video/1.mp4", folder / "1.mp4")
@@ -282,7 +282,7 @@ def test_the_verb_says_what_cannot_be_read(retrieval_model, clips, tmp_path, cap
     assert main(words) == 0 and "1 clips, 1 made now" in capsys.readouterr().out
 
 
-def test_a_decoder_that_crashes_costs_its_clip(maker, dataset, written, tmp_path, monkeypatch):
+def test_a_clip_that_crashes_the_decoder_is_unreadable(maker, dataset, written, tmp_path, monkeypatch):
     original = PyAVBackend.frames
 
     def frames(self, path, *args, **kwargs):
@@ -299,7 +299,7 @@ def test_a_decoder_that_crashes_costs_its_clip(maker, dataset, written, tmp_path
         assert_close(kept.read(row).tokens, whole.read(row).tokens)
 
 
-def test_limits_of_a_file_can_be_set(retrieval_model, manifest, tmp_path, monkeypatch):
+def test_limits_for_reading_a_file_can_be_set(retrieval_model, manifest, tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(
         TowerFeatures,
@@ -313,7 +313,7 @@ def test_limits_of_a_file_can_be_set(retrieval_model, manifest, tmp_path, monkey
     assert limits == [(120.0, 4.0), (5.0, 1.0)]
 
 
-def test_models_give_the_same_with_features(retrieval_model, maker, written, dataset, monkeypatch):
+def test_models_have_the_same_outputs_with_features(retrieval_model, maker, written, dataset, monkeypatch):
     plain = Retriever.from_pretrained(retrieval_model, batch_size=3)
     kept = Retriever.from_pretrained(retrieval_model, batch_size=3, features=written)
     expected = plain.index(dataset)
@@ -324,7 +324,7 @@ def test_models_give_the_same_with_features(retrieval_model, maker, written, dat
     assert_close(index.embeds, expected.embeds)
 
 
-def test_questions_are_answered_from_features(question_model, questions, clips, tmp_path):
+def test_questions_can_be_answered_from_features(question_model, questions, clips, tmp_path):
     words = ["features", question_model, str(questions), "--tower", "audio", "video", "--output", str(tmp_path)]
     assert main(words) == 0
     for question in ("what is it?", ["what is it?", "who is there?"]):
@@ -338,7 +338,7 @@ def test_questions_are_answered_from_features(question_model, questions, clips, 
             assert [a.probability for a in kept] == pytest.approx([a.probability for a in plain], abs=1e-5)
 
 
-def test_infer_takes_features(retrieval_model, data, tmp_path):
+def test_infer_uses_features(retrieval_model, data, tmp_path):
     from tests.inference.conftest import unseen
 
     model = unseen(retrieval_model, tmp_path)
@@ -354,7 +354,7 @@ def test_infer_takes_features(retrieval_model, data, tmp_path):
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-5)
 
 
-def test_a_moved_folder_is_found_and_a_changed_file_refused(retrieval_model, written, clips, tmp_path):
+def test_a_moved_folder_is_accepted_and_a_changed_file_is_refused(retrieval_model, written, clips, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(clips, moved)  # with times
     retriever = Retriever.from_pretrained(retrieval_model, features=written)
@@ -374,7 +374,7 @@ def test_a_clip_without_features_is_refused(retrieval_model, written, clips, dat
         retriever.index([clips / "video/1.mp4"])
 
 
-def test_another_tower_and_other_frames_are_refused(retrieval_model, written, dataset, tmp_path):
+def test_features_of_another_tower_or_other_frames_are_refused(retrieval_model, written, dataset, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(retrieval_model, other, ignore=shutil.ignore_patterns("checkpoint-*"))
     retriever = Retriever.from_pretrained(other, features=written)
@@ -407,11 +407,11 @@ def test_another_tower_and_other_frames_are_refused(retrieval_model, written, da
 @pytest.mark.parametrize(
     ("tower", "rows", "message"),
     [
-        ("video", "audio\naudio/0.wav\n", "No row of the manifests has video that can be read"),
+        ("video", "audio\naudio/0.wav\n", "No row of the manifests has readable video"),
         ("video", "video\nfeatures.jsonl\n", "None of the clips can be read"),
     ],
 )
-def test_nothing_to_keep_is_an_error(maker, clips, tmp_path, tower, rows, message):
+def test_features_without_readable_clips_are_an_error(maker, clips, tmp_path, tower, rows, message):
     (tmp_path / "rows.csv").write_text(rows)
     dataset = RowDataset.from_manifest(tmp_path / "rows.csv", roots={"video": clips, "audio": clips}, modalities=())
     with pytest.raises(ValueError, match=message):
@@ -419,16 +419,16 @@ def test_nothing_to_keep_is_an_error(maker, clips, tmp_path, tower, rows, messag
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_has_no_tower_of_what_it_does_not_take(maker, dataset, tmp_path):
-    with pytest.raises(ValueError, match="There is no smell tower: this model has text, audio, video"):
+def test_features_of_a_missing_tower_are_refused(maker, dataset, tmp_path):
+    with pytest.raises(ValueError, match="This model has no smell tower; it has text, audio, video"):
         maker.write("smell", [dataset], tmp_path)
-    with pytest.raises(ValueError, match="A shard has 1 clip or more, got 0"):
+    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
         maker.write("video", [dataset], tmp_path, shard_size=0)
     with pytest.raises(ValueError, match="holds no features of this model's modalities"):
         read(tmp_path, maker)
 
 
-def test_every_verb_can_name_the_decoder_that_features_were_made_with(
+def test_every_command_can_choose_the_decoder_that_features_were_made_with(
     retrieval_model, question_model, manifest, clips, tmp_path, capsys
 ):
     pytest.importorskip("decord")

@@ -1,4 +1,4 @@
-"""Commands over folders as people have them: many kinds of media, the hidden files of macOS, folders in folders."""
+"""Commands on real-world folders: many media types, hidden files of macOS, subfolders."""
 
 import json
 import os
@@ -17,14 +17,14 @@ FIVE = ["a.mp4", "b.MTS", "c.opus", "d.gif", "e.vob"]
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    """The lines in which files are counted."""
+    """The log lines that count files."""
     said: list[str] = []
     monkeypatch.setattr(files.logger, "warning", said.append)
     return said
 
 
 def ids_of(capfd, *argv: str) -> list[str]:
-    """Ids of the clips that a command prints."""
+    """Return the ids of the clips that a command prints."""
     capfd.readouterr()
     assert main(list(argv)) == 0
     return sorted(json.loads(line)["id"] for line in capfd.readouterr().out.splitlines())
@@ -32,7 +32,7 @@ def ids_of(capfd, *argv: str) -> list[str]:
 
 @pytest.fixture
 def folder(clips, tmp_path) -> Path:
-    """Two clips, of which one lies deeper, and beside each a hidden file as macOS leaves it on other file systems."""
+    """Two clips, one in a subfolder, each with a hidden file as macOS creates on other file systems."""
     folder = tmp_path / "clips"
     for name, source in (("IMG_1.mp4", 0), ("trip/IMG_2.MOV", 1)):
         path = folder / name
@@ -43,12 +43,12 @@ def folder(clips, tmp_path) -> Path:
     return folder
 
 
-def test_a_folder_of_many_kinds(retrieval_model, shared_dir, said, capfd):
+def test_a_folder_of_many_media_types_is_encoded(retrieval_model, shared_dir, said, capfd):
     folder = str(shared_dir / "data/reported/folder_of_many_kinds")
     assert ids_of(capfd, "search", retrieval_model, "a red circle", folder) == FIVE and said == []
 
 
-def test_a_folder_from_macos(retrieval_model, shared_dir, tmp_path, capfd):
+def test_hidden_files_of_macos_are_skipped(retrieval_model, shared_dir, tmp_path, capfd):
     out = str(tmp_path / "embeddings")
     assert main(["encode", retrieval_model, str(shared_dir / "data/reported/folder_from_macos"), "--out", out]) == 0
     assert capfd.readouterr().out == f"{out}: 1 clips\n"
@@ -56,7 +56,9 @@ def test_a_folder_from_macos(retrieval_model, shared_dir, tmp_path, capfd):
     assert index.ids == ["IMG_0001.mp4"] and index.bad_samples == []
 
 
-def test_hidden_files_and_folders_in_every_command(retrieval_model, question_model, folder, said, tmp_path, capfd):
+def test_every_command_skips_hidden_files_and_can_include_subfolders(
+    retrieval_model, question_model, folder, said, tmp_path, capfd
+):
     out = str(tmp_path / "embeddings")
     shallow = f"{folder}: 1 media files; skipped: 1 of other kinds (.txt), 1 hidden, 1 folders (searched "
     for argv in (["search", retrieval_model, "a cat", str(folder)], ["answer", question_model, "who?", str(folder)]):
@@ -71,10 +73,10 @@ def test_hidden_files_and_folders_in_every_command(retrieval_model, question_mod
         assert main(["encode", retrieval_model, str(folder), "--out", out, *flags]) == 0
         assert ClipIndex.load(out).ids == ids
     assert main(["search", retrieval_model, "a cat", out, "--recursive"]) == 2
-    assert "--recursive looks into the folders of a folder" in capfd.readouterr().err
+    assert "recursive applies to folders of media files" in capfd.readouterr().err
 
 
-def test_names_that_are_not_utf8_are_found_and_left_out_by_name(retrieval_model, clips, tmp_path, capfd):
+def test_files_whose_names_are_not_utf8_are_left_out_and_listed(retrieval_model, clips, tmp_path, capfd):
     folder = os.fsencode(tmp_path / "clips")
     os.mkdir(folder)
     try:

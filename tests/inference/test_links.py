@@ -1,4 +1,4 @@
-"""Links of a manifest and of a benchmark's videos: every command follows them alike, and names its flag."""
+"""Links in the paths of a manifest and of a benchmark: every command follows them on request, and names the flag."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.inference.conftest import unseen
 
 @pytest.fixture
 def linked(clips, tmp_path):
-    """A manifest beside links to the clips."""
+    """A manifest with links to the clips beside it."""
     folder = tmp_path / "linked"
     folder.mkdir()
     rows = []
@@ -43,9 +43,7 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, questio
 
 
 @pytest.mark.parametrize("verb", ["encode", "search", "answer"])
-def test_models_in_use_take_a_manifest_of_absolute_paths(
-    verb, clips, retrieval_model, question_model, tmp_path, capfd
-):
+def test_pipelines_accept_a_manifest_of_absolute_paths(verb, clips, retrieval_model, question_model, tmp_path, capfd):
     manifest = tmp_path / "rows.csv"
     manifest.write_text(f"id,video\na,{clips}/video/0.mp4\nb,{clips}/video/1.mp4\n")
     argv = {
@@ -86,4 +84,4 @@ def test_a_benchmark_follows_links_on_request(question_model, data, tmp_path, ca
         assert main(argv) == 2
         error = capfd.readouterr().err.strip().splitlines()[-1]
         assert message in error and "follow_links" in error
-        assert main([*argv, "--follow_links"]) in (0, 1)  # 1: a benchmark of other sizes is prepared
+        assert main([*argv, "--follow_links"]) in (0, 1)  # 1: the sizes differ from the protocol's

@@ -1,4 +1,4 @@
-"""Commands that write are refused where another process writes, and go on where one was killed."""
+"""Commands that write fail if another process is writing, and resume if one was killed."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.test_output_folder import writer
 
 @pytest.fixture
 def commands(request, retrieval_model, clips, data, tmp_path):
-    """The command lines of the verbs that write, each with the folder that it writes into."""
+    """The command lines of commands that write, each with its output folder."""
     manifest, out = str(clips / "train.csv"), tmp_path / "out"
     roots = [word for n in ("audio", "text", "video") for word in (f"--{n}_root", str(clips / n))]
     infer = ["infer", unseen(retrieval_model, tmp_path), str(data / "msrvtt_ret"), "--output_dir", str(out)]
@@ -42,11 +42,11 @@ def test_a_folder_has_one_writer(commands, capfd, verb):
         assert error.count("\n") == 1
         os.kill(other.pid, signal.SIGKILL)
         other.join()
-        assert main(argv) in (0, 1)  # 1: fewer clips than the protocol has
+        assert main(argv) in (0, 1)  # 1: fewer clips than in the protocol
     assert not list(folder.parent.rglob(".lock"))
 
 
-def test_convert_has_one_writer_too(tmp_path, capfd):
+def test_the_output_folder_of_convert_has_one_writer(tmp_path, capfd):
     (tmp_path / "alpro.pt").touch()
     with writer(tmp_path / "model"):
         assert main(["convert", "alpro", str(tmp_path / "alpro.pt"), str(tmp_path / "model")]) == 2

@@ -1,4 +1,4 @@
-"""Tests of the precision that a model is used in: that of its training's evaluations, unless another is asked for."""
+"""The precision of inference: by default that of the evaluations during training."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def embeds(model: str, clips: Path, **settings) -> torch.Tensor:
     return Retriever.from_pretrained(model, **settings).index(clips / "video/0.mp4").embeds
 
 
-def test_a_model_is_used_in_the_precision_that_it_was_selected_in(bf16_model, retrieval_model, clips):
+def test_the_default_precision_is_that_of_the_selection(bf16_model, retrieval_model, clips):
     assert Retriever.from_pretrained(bf16_model).precision == "bf16"
     assert Retriever.from_pretrained(retrieval_model).precision == "fp32"
     by_default = embeds(bf16_model, clips)
@@ -44,7 +44,7 @@ def test_a_model_is_used_in_the_precision_that_it_was_selected_in(bf16_model, re
     torch.testing.assert_close(by_default, exact, atol=0.05, rtol=0)
 
 
-def test_infer_measures_as_training_evaluates(bf16_model, clips, tmp_path):
+def test_inference_and_training_compute_the_same_metrics(bf16_model, clips, tmp_path):
     trained = json.loads(Path(bf16_model, "evaluation.json").read_text())
     assert trained["precision"] == "bf16"
     measured = evaluate_retrieval(Retriever.from_pretrained(bf16_model), manifest(clips))
@@ -52,7 +52,7 @@ def test_infer_measures_as_training_evaluates(bf16_model, clips, tmp_path):
         assert measured.metrics[name] == trained["metrics"][name], name
 
 
-def test_the_precision_stands_in_the_result_and_a_mismatch_in_one_line(bf16_model, data, tmp_path, caplog):
+def test_the_result_contains_the_precision_and_a_mismatch_is_logged(bf16_model, data, tmp_path, caplog):
     model = unseen(bf16_model, tmp_path)
     command = [
         "infer",
@@ -71,23 +71,21 @@ def test_the_precision_stands_in_the_result_and_a_mismatch_in_one_line(bf16_mode
         assert all("is used in fp32 here" in line and "\n" not in line for line in said)
 
 
-def test_evaluation_alone_says_a_mismatch(bf16_model, clips, tmp_path, caplog):
+def test_a_run_that_only_evaluates_logs_a_mismatch(bf16_model, clips, tmp_path, caplog):
     common = [*tiny_run.data_flags(clips), "--do_eval", *flags(model_name_or_path=bf16_model, report_to="none")]
     common += flags(max_eval_samples=2, cache_dir=tmp_path / "cache", use_cpu=True, dataloader_num_workers=0)
     tiny_run.run(*common, *flags(output_dir=tmp_path / "fp32"))
-    assert "was evaluated in bf16 while it was trained and is used in fp32" in caplog.text
+    assert "was evaluated in bf16 during training but is used in fp32" in caplog.text
     caplog.clear()
     tiny_run.run(*common, *flags(output_dir=tmp_path / "bf16", bf16=True))
     assert "was evaluated in" not in caplog.text
 
 
-def test_saved_embeddings_and_features_know_their_precision(bf16_model, clips, tmp_path):
+def test_saved_embeddings_and_features_record_their_precision(bf16_model, clips, tmp_path):
     saved = tmp_path / "embeddings"
     Retriever.from_pretrained(bf16_model).index(clips / "video", saved=saved)
     assert Retriever.from_pretrained(bf16_model).load_index(saved).precision == "bf16"
-    with pytest.raises(
-        ValueError, match="computed in bf16, and texts would be encoded in fp32; pass --precision bf16"
-    ):
+    with pytest.raises(ValueError, match="computed in bf16, but this model computes in fp32. Set precision='bf16'"):
         Retriever.from_pretrained(bf16_model, precision="fp32").load_index(saved)
     rows = manifest(clips)
     TowerFeatures.from_pretrained(bf16_model).write("video", [rows], tmp_path / "features")
@@ -96,9 +94,7 @@ def test_saved_embeddings_and_features_know_their_precision(bf16_model, clips, t
         TowerFeatures.from_pretrained(bf16_model, precision="fp32").write("video", [rows], tmp_path / "features")
 
 
-def test_fp16_on_a_cpu_is_full_precision_where_it_is_inherited_and_an_error_where_it_is_asked_for(
-    retrieval_model, tmp_path, caplog
-):
+def test_fp16_on_a_cpu_is_fp32_by_default_and_an_error_on_request(retrieval_model, tmp_path, caplog):
     assert effective_precision(bf16=False, fp16=True, device_type="cpu") == "fp32"
     assert effective_precision(bf16=False, fp16=True, device_type="cuda") == "fp16"
     shutil.copytree(retrieval_model, tmp_path / "model")
@@ -107,10 +103,10 @@ def test_fp16_on_a_cpu_is_full_precision_where_it_is_inherited_and_an_error_wher
     (tmp_path / "model/run.json").write_text(json.dumps({**record, "precision": "fp16"}))
     assert Retriever.from_pretrained(tmp_path / "model").precision == "fp32"
     assert "is used in fp32 here (fp16 needs a GPU)" in caplog.text
-    with pytest.raises(ValueError, match="--precision fp16 needs a GPU; on a CPU use bf16 or fp32"):
+    with pytest.raises(ValueError, match="precision: fp16 needs a GPU; on a CPU use bf16 or fp32"):
         Retriever.from_pretrained(retrieval_model, precision="fp16")
-    with pytest.raises(ValueError, match="--precision is 'int8'; allowed are fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="precision='int8' is unknown; choose one of fp32, bf16, fp16"):
         Retriever.from_pretrained(retrieval_model, precision="int8")
-    # On a device each precision is that of torch's autocast.
+    # On a GPU, every precision uses torch's autocast.
     with autocast("fp16", "cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float16

@@ -1,4 +1,4 @@
-"""Tests of going on where inference was interrupted: finished work is not done again, and the files are the same."""
+"""Resuming interrupted inference: finished work is not repeated, and the result files are the same."""
 
 import os
 import shutil
@@ -30,11 +30,11 @@ NUM_BLOCKS = {
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a process."""
+    """An exception that stands for anything that ends a process."""
 
 
 class Work:
-    """Counts batches through the towers and blocks through the fusion, and interrupts at one of them."""
+    """Counts batches of the towers and blocks of the fusion, and interrupts at one of them."""
 
     def __init__(self, monkeypatch):
         self.counts = {"clips": 0, "pairs": 0}
@@ -78,7 +78,7 @@ def models(retrieval_model, question_model, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(models, data, tmp_path_factory) -> dict[str, Path]:
-    """Results of runs that nothing interrupted."""
+    """Results of uninterrupted runs."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
@@ -99,11 +99,11 @@ def assert_same_files(out: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(("stage", "number"), [("clips", 0), ("clips", 3), ("pairs", 0), ("pairs", 2), ("end", 0)])
-def test_an_interrupted_run_goes_on(work, models, data, whole, tmp_path, monkeypatch, task, stage, number):
+def test_an_interrupted_run_resumes(work, models, data, whole, tmp_path, monkeypatch, task, stage, number):
     out = tmp_path / "out"
     with monkeypatch.context() as ended:
         work.ends_at = stage, number
-        if stage == "end":  # when all is computed, and one of the two files is written
+        if stage == "end":  # after everything is computed, when one of the two files is written
             ended.setattr(measure, "write_metrics", lambda *args, **further: (_ for _ in ()).throw(Interrupted))
         with pytest.raises(Interrupted):
             infer(models[task], data / task, out)
@@ -114,8 +114,8 @@ def test_an_interrupted_run_goes_on(work, models, data, whole, tmp_path, monkeyp
     assert_same_files(out, whole[task])
 
 
-def test_a_killed_process_leaves_what_it_has_finished(work, models, data, whole, tmp_path):
-    """And what it was writing when it was killed is not taken for finished."""
+def test_a_killed_process_leaves_its_finished_parts(work, models, data, whole, tmp_path):
+    """A part that it was writing when it was killed does not count as finished."""
     task, out = "msrvtt_ret", tmp_path / "out"
     command = [sys.executable, "-m", "tests.inference.infer_worker", "infer", models[task], str(data / task)]
     command += ["--output_dir", str(out), "--batch_size", "2"]
@@ -139,7 +139,7 @@ def interrupted(work, models, data, tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def test_what_another_model_has_finished_is_not_used(work, interrupted, models, data, whole, tmp_path):
+def test_finished_parts_of_another_model_are_not_used(work, interrupted, models, data, whole, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(models["msrvtt_ret"], other)
     retriever = Retriever.from_pretrained(other)
@@ -153,8 +153,8 @@ def test_what_another_model_has_finished_is_not_used(work, interrupted, models, 
     assert (interrupted / "results.json").read_bytes() != (whole["msrvtt_ret"] / "results.json").read_bytes()
 
 
-def test_only_what_depends_on_a_change_is_done_anew(work, interrupted, models, data, monkeypatch):
-    """Other pairs of the same clips; then other batches of these."""
+def test_only_parts_that_depend_on_a_change_are_computed_again(work, interrupted, models, data, monkeypatch):
+    """First the pairs of the clips change, then their batches."""
     monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 3)
     work.ends_at = "pairs", 2
     with pytest.raises(Interrupted):
@@ -168,7 +168,7 @@ def test_only_what_depends_on_a_change_is_done_anew(work, interrupted, models, d
     assert work.counts["clips"] == 2
 
 
-def test_a_damaged_file_costs_its_part_alone(work, interrupted, models, data, whole):
+def test_only_the_part_of_a_damaged_file_is_computed_again(work, interrupted, models, data, whole):
     path = interrupted / "partial/pairs/00002.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
     (interrupted / "partial/clips/00001.safetensors").write_bytes(b"")
@@ -177,14 +177,14 @@ def test_a_damaged_file_costs_its_part_alone(work, interrupted, models, data, wh
     assert_same_files(interrupted, whole["msrvtt_ret"])
 
 
-def test_the_bars_begin_where_the_run_goes_on(interrupted, models, data, capfd):
+def test_progress_bars_start_where_the_run_resumes(interrupted, models, data, capfd):
     capfd.readouterr()
     infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted)
     bars = capfd.readouterr().err
     assert f"{NUM_CLIPS}/{NUM_CLIPS} [" in bars and "24/49 [" in bars and "49/49 [" in bars and "| 0/" not in bars
 
 
-def test_saved_embeddings_go_on_too(work, models, clips, tmp_path):
+def test_an_interrupted_index_with_saved_embeddings_resumes(work, models, clips, tmp_path):
     argv = ["encode", models["msrvtt_ret"], str(clips / "video"), "--batch_size", "2"]
     assert main([*argv, "--out", str(tmp_path / "expected")]) == 0
     work.ends_at, work.counts["clips"] = ("clips", 3), 0
@@ -198,8 +198,8 @@ def test_saved_embeddings_go_on_too(work, models, clips, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"expected", "out"}
 
 
-def test_parts_are_written_together_after_a_while(tmp_path):
-    """Not a file per part: there are tens of thousands."""
+def test_parts_are_written_together(tmp_path):
+    """A file per part would mean tens of thousands of files."""
     parts = Partial(tmp_path, "pairs", "key")
     values = {number: torch.full((number, 1), float(number)) for number in range(3)}
     for number, value in values.items():
@@ -217,8 +217,8 @@ def test_parts_are_written_together_after_a_while(tmp_path):
     assert Partial(None, "pairs", "key").finished == {}
 
 
-def test_what_a_batch_becomes_elsewhere_is_not_kept(retrieval_model, clips, tmp_path):
+def test_finished_parts_cannot_be_kept_with_a_custom_encode(retrieval_model, clips, tmp_path):
     retriever = Retriever.from_pretrained(retrieval_model)
     rows = retriever.rows(clips / "video")
-    with pytest.raises(ValueError, match="`partial` keeps encoded clips"):
+    with pytest.raises(ValueError, match="`partial` can only be used with the default `encode`"):
         retriever.encode_rows(rows, partial=tmp_path, key="key", encode=lambda model, batch: None)

@@ -1,4 +1,4 @@
-"""Tests of searching clips by text."""
+"""Searching clips by text."""
 
 import json
 import os
@@ -39,12 +39,12 @@ def index(retriever, clips) -> ClipIndex:
     return retriever.index(clips / "video")
 
 
-def test_an_index_holds_the_clips_of_a_folder_by_name(index):
+def test_an_index_lists_the_clips_of_a_folder_by_name(index):
     assert index.ids == [f"{n}.mp4" for n in range(7)]
     torch.testing.assert_close(index.embeds.norm(dim=1), torch.ones(7))
 
 
-def test_embeddings_are_those_of_the_model(retriever, index, clips):
+def test_embeddings_equal_those_of_the_model(retriever, index, clips):
     rows = retriever.rows(clips / "video")
     batch = MultimodalCollator(retriever.processor)(rows)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_embeddings_are_those_of_the_model(retriever, index, clips):
     assert_close(index.embeds, expected.clip_embeds)
 
 
-def test_a_search_returns_clips_by_their_cosine(retriever, index):
+def test_a_search_sorts_clips_by_cosine(retriever, index):
     results = retriever.search("a cat purrs", index, top_k=3)
     text = retriever.encode_texts(["a cat purrs"])[0].embed
     scores = index.embeds @ text
@@ -64,7 +64,7 @@ def test_a_search_returns_clips_by_their_cosine(retriever, index):
     assert len(retriever.search("rain falls", index, top_k=99)) == 7 and retriever.search([], index) == []
 
 
-def test_whatever_can_be_indexed_can_be_searched_as_on_the_command_line(
+def test_search_accepts_the_inputs_of_index_like_the_command_line(
     retrieval_model, retriever, index, clips, tmp_path, capfd
 ):
     save_as_before(index, tmp_path / "of-no-model.safetensors", model="")
@@ -88,55 +88,55 @@ def test_whatever_can_be_indexed_can_be_searched_as_on_the_command_line(
     assert all(match.matching is not None for match in retriever.search("rain", clips / "video", top_k=2, rerank=2))
     deeper = retriever.search("a cat purrs", clips, recursive=True, top_k=99)
     assert {match.id for match in deeper} == {name for n in range(7) for name in (f"video/{n}.mp4", f"audio/{n}.wav")}
-    with pytest.raises(ValueError, match="of another model"):
+    with pytest.raises(ValueError, match="was made with another model"):
         retriever.search("rain", tmp_path / "of-no-model.safetensors")
     with pytest.raises(ValueError, match="blank"):
         retriever.search(" ", clips / "absent")
-    with pytest.raises(ValueError, match="a manifest names its files. Leave it out"):
+    with pytest.raises(ValueError, match="a manifest lists its files. Leave it out"):
         retriever.search("rain", manifest, recursive=True)
     with pytest.raises(ValueError, match="embeddings holds saved embeddings. Leave it out"):
         retriever.search("rain", saved, recursive=True)
 
 
-def test_an_index_is_shown_in_one_line(index):
+def test_the_repr_of_an_index_is_one_line(index):
     assert repr(index) == f"ClipIndex(7 clips, {index.embeds.shape[1]} dimensions)"
     spoiled = ClipIndex(["a"], ["a"], index.embeds[:1], bad_samples=[BadSample(1, 0, "b", "b.mp4", "empty")] * 2)
     assert repr(spoiled) == f"ClipIndex(1 clips, {index.embeds.shape[1]} dimensions, 2 could not be read)"
 
 
-def test_the_first_ones_are_ordered_anew_by_matching(retriever, index):
+def test_first_candidates_are_reranked_by_matching(retriever, index):
     plain = retriever.search("a cat purrs", index)
-    anew = retriever.search("a cat purrs", index, rerank=4)
-    assert {m.id for m in anew[:4]} == {m.id for m in plain[:4]}
+    reranked = retriever.search("a cat purrs", index, rerank=4)
+    assert {m.id for m in reranked[:4]} == {m.id for m in plain[:4]}
     encoded = retriever.encode_texts(["a cat purrs"])
-    pairs = np.array([(0, index.ids.index(m.id)) for m in anew[:4]])
+    pairs = np.array([(0, index.ids.index(m.id)) for m in reranked[:4]])
     logits = retriever.score(retriever.model.matching_logits, ["a cat purrs"], encoded, index.clips, pairs)
-    scores = ranking_scores(retriever.model, logits, torch.tensor([m.score for m in anew[:4]]))
+    scores = ranking_scores(retriever.model, logits, torch.tensor([m.score for m in reranked[:4]]))
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
-    assert [m.matching for m in anew[:4]] == pytest.approx(logits.softmax(dim=1)[:, 1].tolist())
-    assert [m.id for m in anew[4:]] == [m.id for m in plain[4:]] and all(m.matching is None for m in anew[4:])
-    assert retriever.search("a cat purrs", index, top_k=2, rerank=4) == anew[:2]
+    assert [m.matching for m in reranked[:4]] == pytest.approx(logits.softmax(dim=1)[:, 1].tolist())
+    assert [m.id for m in reranked[4:]] == [m.id for m in plain[4:]] and all(m.matching is None for m in reranked[4:])
+    assert retriever.search("a cat purrs", index, top_k=2, rerank=4) == reranked[:2]
 
 
-def test_what_was_better_on_the_validation_split_is_the_default(retriever, index, monkeypatch):
+def test_re_ranking_is_the_default_if_it_was_better_on_the_validation_split(retriever, index, monkeypatch):
     plain = retriever.search("a cat purrs", index, rerank=0)
     for saved, expected in ((None, plain), (0, plain), (4, retriever.search("a cat purrs", index, rerank=4))):
         monkeypatch.setattr(retriever.model.config, "rerank_top_k", saved)
         assert retriever.search("a cat purrs", index) == expected
         assert retriever.search("a cat purrs", index, rerank=0) == plain
-        assert retriever.search("a cat purrs", replace(index, clips=None)) == plain  # which cannot be re-ranked
+        assert retriever.search("a cat purrs", replace(index, clips=None)) == plain  # cannot be re-ranked
 
 
-def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_path, monkeypatch):
+def test_an_index_is_reused_for_the_same_model_and_clips(retriever, clips, tmp_path, monkeypatch):
     saved = tmp_path / "index/embeddings"
     made = retriever.index(clips / "video", saved=saved)
-    monkeypatch.setattr(Retriever, "encode_rows", None)  # not called again
+    monkeypatch.setattr(Retriever, "encode_rows", None)  # must not be called again
     again = retriever.index(clips / "video", saved=saved)
     assert again.ids == made.ids and torch.equal(again.embeds, made.embeds) and again.clips is None
     assert retriever.search("rain falls", again, top_k=1) == retriever.search("rain falls", made, top_k=1)
-    with pytest.raises(ValueError, match="make it anew to re-rank"):
+    with pytest.raises(ValueError, match="Index the clips to re-rank"):
         retriever.search("rain falls", again, rerank=2)
-    with pytest.raises(TypeError):  # other clips: would have to be made
+    with pytest.raises(TypeError):  # other clips would have to be encoded
         retriever.index([clips / "video/0.mp4"], saved=saved)
     monkeypatch.undo()
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_an_index_is_made_once_for_a_model_and_its_clips(retriever, clips, tmp_p
 
 
 def encoded_ids(monkeypatch) -> list[str]:
-    """The clips that run through the towers from now on."""
+    """Record the ids of clips that are encoded from now on."""
     ids, plain = [], Retriever.encode_rows
 
     def counted(self, rows, **settings):
@@ -175,20 +175,20 @@ def test_only_new_and_changed_clips_are_encoded_again(retriever, clips, tmp_path
     assert torch.equal(second.embeds[[1, 3]], first.embeds[[1, 3]])
     assert_close(second.embeds, retriever.index(folder).embeds)
     loaded = retriever.load_index(saved)
-    assert sorted(loaded.ids) == second.ids  # clips that are gone are not found
+    assert sorted(loaded.ids) == second.ids  # removed clips are not found
     assert torch.equal(loaded.embeds, second.embeds[[second.ids.index(name) for name in loaded.ids]])
     before = {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}
     ids.clear()
     again = retriever.index(folder, saved=saved)
     assert ids == [] and again.ids == second.ids and torch.equal(again.embeds, second.embeds)
     assert before == {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}  # nothing is written
-    assert retriever.index(folder, saved=saved, for_matching=True).clips is not None  # which are not saved
+    assert retriever.index(folder, saved=saved, for_matching=True).clips is not None  # tokens are not saved
     assert ids == second.ids
 
 
 @pytest.mark.slow
 def test_several_processes_save_the_same_embeddings(retrieval_model, clips, tmp_path):
-    """At first, and where they encode only what is new."""
+    """Both from scratch and if they encode only new clips."""
     folder = tmp_path / "clips"
     folder.mkdir()
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29719"]
@@ -208,23 +208,23 @@ def test_several_processes_save_the_same_embeddings(retrieval_model, clips, tmp_
     assert names[-1] == "index.json" and len(names) == 5
 
 
-def test_bad_clips_count_among_all_of_them(retriever, clips, tmp_path, monkeypatch):
+def test_the_fraction_of_bad_clips_includes_saved_ones(retriever, clips, tmp_path, monkeypatch):
     folder, saved = tmp_path / "clips", tmp_path / "embeddings"
     shutil.copytree(clips / "video", folder)
     retriever.index(folder, saved=saved)
     (folder / "bad1.mp4").touch()
     ids = encoded_ids(monkeypatch)
-    for _ in range(2):  # it is known to be bad
+    for _ in range(2):  # the second time it is known to be bad
         index = retriever.index(folder, saved=saved)
         assert len(index.ids) == 7 and [sample.id for sample in index.bad_samples] == ["bad1.mp4"]
     assert ids == ["bad1.mp4"]
     (folder / "bad2.mp4").touch()
-    with pytest.raises(ValueError, match="2 of 9 samples could not be read, more than --max_bad_fraction 0.2"):
+    with pytest.raises(ValueError, match="2 of 9 samples could not be read, more than max_bad_fraction=0.2"):
         retriever.index(folder, saved=saved)
 
 
 def save_as_before(index: ClipIndex, path, **values) -> None:
-    """Write an index as earlier versions did."""
+    """Write an index in the format of earlier versions."""
     names = {"ids": index.ids, "groups": index.groups, "key": "k", "precision": "fp32", "bad_samples": []}
     save_file({"embeds": index.embeds}, path, {"index": json.dumps({**names, **values})})
 
@@ -240,21 +240,21 @@ def test_a_file_of_an_earlier_version_is_searched_and_replaced(retriever, index,
     assert path.is_dir() and retriever.search("rain", path) == retriever.search("rain", index, rerank=0)
 
 
-def test_what_holds_something_else_is_not_overwritten(retriever, retrieval_model, clips, tmp_path, monkeypatch):
+def test_files_that_are_not_an_index_are_not_overwritten(retriever, retrieval_model, clips, tmp_path, monkeypatch):
     TowerFeatures.from_pretrained(retrieval_model).write(
         "video",
         [RowDataset.from_manifest(clips / "train.csv", roots={n: clips / n for n in ("audio", "text", "video")})],
         tmp_path,
     )
     (tmp_path / "notes.safetensors").write_text("not an index")
-    monkeypatch.setattr(Retriever, "encode_rows", None)  # it is found out before hours of encoding
+    monkeypatch.setattr(Retriever, "encode_rows", None)  # raises the error before encoding
     for name in ("video", "notes.safetensors"):
-        with pytest.raises(ValueError, match=f"{name}: "):
+        with pytest.raises(ValueError, match=f"{name}"):
             retriever.index(clips / "video", saved=tmp_path / name)
 
 
-def test_the_key_is_of_the_model_the_settings_and_the_clips(retrieval_model, clips, tmp_path):
-    """A copy of the folder is the same model; one whose weights alone are the same is not."""
+def test_the_key_depends_on_the_model_the_settings_and_the_clips(retrieval_model, clips, tmp_path):
+    """A copy of the folder is the same model; a model with only the same weights is not."""
     retriever = Retriever.from_pretrained(retrieval_model)
     rows = retriever.rows(clips / "video")
     shutil.copytree(retrieval_model, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -266,7 +266,7 @@ def test_the_key_is_of_the_model_the_settings_and_the_clips(retrieval_model, cli
     assert Retriever(retriever.model, retriever.processor, drop_modalities=["video"]).key(rows) != retriever.key(rows)
 
 
-def test_each_text_runs_through_its_tower_once(retriever, monkeypatch):
+def test_each_text_is_encoded_once(retriever, monkeypatch):
     seen = []
     plain = retriever.processor.tokenize
     monkeypatch.setattr(retriever.processor, "tokenize", lambda texts: seen.extend(texts) or plain(texts))
@@ -280,24 +280,24 @@ def test_a_saved_index_belongs_to_its_model(retriever, clips, tmp_path, capsys):
     made = retriever.index(clips / "video", saved=saved)
     assert torch.equal(retriever.load_index(saved).embeds, made.embeds)
     other = MultimodalForRetrieval(retriever.model.config)
-    with pytest.raises(ValueError, match="embeddings: holds embeddings of another model; encode the clips"):
+    with pytest.raises(ValueError, match="embeddings was made with another model; encode the clips"):
         Retriever(other, retriever.processor).load_index(saved)
     for folder, model in (("same", retriever.model), ("other", other)):
         model.save_pretrained(tmp_path / folder)
         retriever.processor.save_pretrained(tmp_path / folder)
     assert main(["search", str(tmp_path / "same"), "rain falls", str(saved)]) == 0
     assert main(["search", str(tmp_path / "other"), "rain falls", str(saved)]) == 2
-    assert "holds embeddings of another model" in capsys.readouterr().err
+    assert "was made with another model" in capsys.readouterr().err
 
 
 def test_a_model_without_matching_is_refused_before_clips_are_read(retriever, clips, monkeypatch):
     config = MultimodalConfig.from_dict(retriever.model.config.to_dict() | {"matching_loss_weight": 0.0})
     monkeypatch.setattr(Retriever, "encode_rows", None)
-    with pytest.raises(ValueError, match="made without matching .* --rerank_top_k 0"):
+    with pytest.raises(ValueError, match="no matching head .* rerank_top_k=0"):
         Retriever(MultimodalForRetrieval(config), retriever.processor).index(clips / "video", for_matching=True)
 
 
-def test_saved_embeddings_hold_no_tokens_in_memory(retriever, clips, tmp_path):
+def test_an_index_with_saved_embeddings_holds_no_tokens_in_memory(retriever, clips, tmp_path):
     assert retriever.index(clips / "video", saved=tmp_path / "embeddings").clips is None
     assert retriever.index(clips / "video", saved=tmp_path / "embeddings", for_matching=True).clips is not None
 
@@ -310,7 +310,7 @@ def test_rows_of_one_clip_count_once(retriever, clips):
     assert retriever.index(dataset).ids == [str(n) for n in range(7)]
 
 
-def test_bad_input_is_named(retriever, index, clips, question_model, tmp_path):
+def test_errors_name_invalid_input(retriever, index, clips, question_model, tmp_path):
     with pytest.raises(ValueError, match=r"MultimodalForQuestionAnswering, a model of another task"):
         Retriever.from_pretrained(question_model)
     with pytest.raises(ValueError, match="absent is not a saved model: no such folder"):
@@ -326,11 +326,11 @@ def test_bad_input_is_named(retriever, index, clips, question_model, tmp_path):
     with pytest.raises(ValueError, match="blank"):
         retriever.search("  ", index)
     (tmp_path / "other.safetensors").write_text("no index")
-    with pytest.raises(ValueError, match="is not an index of clips"):
+    with pytest.raises(ValueError, match="is not a clip index"):
         ClipIndex.load(tmp_path / "other.safetensors")
 
 
-def test_a_match_is_plain_data():
+def test_a_match_can_be_converted_to_a_dictionary():
     assert Match("a", 0.5)._asdict() == {"id": "a", "score": 0.5, "matching": None}
     assert np.isscalar(Match("a", 0.5).score)
 
@@ -352,7 +352,7 @@ def test_requests_of_one_call_encode_each_clip_once(retriever, index, clips, tmp
     texts = ["a cat purrs", "rain falls", "a cat purrs", "rain falls", "a bell rings"]
     requests = [{"text": text, "clips": where} for text, where in zip(texts, searched, strict=True)]
     results = retriever(requests, top_k=3)
-    assert encoded == [7 + 2]  # the folder, which has the files, and the manifest's links
+    assert encoded == [7 + 2]  # the folder, which has the single files, and the manifest's links
     for text, where, found in zip(texts, searched, results, strict=True):
         expected = retriever.search(text, where, top_k=3)
         assert [match["clip"] for match in found] == [match.id for match in expected]
@@ -364,7 +364,7 @@ def test_requests_of_one_call_encode_each_clip_once(retriever, index, clips, tmp
     assert json.loads(json.dumps(results)) == results and retriever([]) == []
 
 
-def test_requests_can_be_re_ranked_and_name_files_that_must_be_there(retriever, clips):
+def test_requests_can_be_reranked_and_their_files_must_exist(retriever, clips):
     found = retriever({"text": "rain falls", "clips": str(clips / "video")}, top_k=3, rerank=2)[0]
     assert ["matching" in match for match in found] == [True, True, False]
     with pytest.raises(ValueError, match="Request 1 must be a dictionary with text and clips, got text"):

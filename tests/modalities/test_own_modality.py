@@ -1,4 +1,4 @@
-"""A modality outside the package: training, rows that lack it, saving and loading, search and evaluation."""
+"""A modality defined outside the package: training, rows without it, saving and loading, search and evaluation."""
 
 import json
 import math
@@ -28,7 +28,7 @@ TAKEN = ("text", "video", "sensors")
 
 @pytest.fixture(scope="module", autouse=True)
 def own():
-    """The module that adds the modality, which is gone again after the tests of this file."""
+    """The module that adds the modality, which is removed after the tests of this file."""
     tables = (*TABLES, processing_multimodal.PARTS)
     before = [dict(table) for table in tables]
     sys.path.insert(0, str(SCRIPT.parent))
@@ -77,7 +77,7 @@ def train(model, processor, dataset, output_dir: Path, **settings) -> smm.Traine
 
 
 def run(*argv: str) -> subprocess.CompletedProcess:
-    """`train.py` in a process that has imported the module."""
+    """Run `train.py` in a process that has imported the module."""
     return subprocess.run([sys.executable, SCRIPT, *argv], capture_output=True, text=True, check=False)
 
 
@@ -92,14 +92,14 @@ def trained(folder, dataset, tmp_path_factory) -> Path:
 
 
 def outputs(model, batch) -> dict[str, torch.Tensor]:
-    """Everything that a model says about each row alone."""
+    """Return all outputs of a model that depend on single rows."""
     text = model.multimodal.encode_text({name: batch[name] for name in ("input_ids", "attention_mask")})
     embeds, clip = model.encode_clip(batch)
     return {"text": text[0], "clip": embeds, "matching": model.matching_logits(text[1], clip)}
 
 
 @pytest.mark.parametrize("clip_embedding", ["fusion", "mean"])
-def test_it_is_trained(folder, dataset, tmp_path, clip_embedding):
+def test_training_changes_the_tower_of_a_custom_modality(folder, dataset, tmp_path, clip_embedding):
     model, processor = make(folder, dataset, clip_embedding=clip_embedding)
     assert model.config.modalities == processor.modalities == TAKEN
     before = {name: tensor.clone() for name, tensor in model.multimodal.sensors_encoder.state_dict().items()}
@@ -114,7 +114,7 @@ def test_it_is_trained(folder, dataset, tmp_path, clip_embedding):
 @pytest.mark.parametrize("form", ["merge", "co_attention", "cross_attention"])
 @pytest.mark.parametrize("clip_embedding", ["fusion", "mean"])
 @torch.no_grad()
-def test_what_stands_in_the_place_of_a_missing_row_has_no_effect(folder, dataset, form, clip_embedding):
+def test_values_of_rows_that_lack_the_modality_have_no_effect(folder, dataset, form, clip_embedding):
     model, processor = make(folder, dataset, fusion_form=form, clip_embedding=clip_embedding, fusion_pool="time")
     batch = MultimodalCollator(processor)(list(dataset))
     assert batch["sensors_mask"].tolist() == [True, False, True, False, True, True, True]
@@ -130,7 +130,7 @@ def test_what_stands_in_the_place_of_a_missing_row_has_no_effect(folder, dataset
     assert torch.equal(first["clip"][lacks], other["clip"][lacks])
 
 
-def test_a_batch_in_which_nobody_has_it_reaches_the_same_parameters(folder, dataset):
+def test_a_batch_without_the_modality_reaches_the_same_parameters(folder, dataset):
     model, processor = make(folder, dataset)
     targets = get_task("retrieval")().build_targets(model, processor)
     collator = MultimodalCollator(processor, training=True, targets=targets)
@@ -145,17 +145,17 @@ def test_a_batch_in_which_nobody_has_it_reaches_the_same_parameters(folder, data
     assert {name for name in reached[0] if "sensors" in name} > {"multimodal.fusion.projections.sensors.weight"}
 
 
-def test_it_is_searched(trained, dataset):
+def test_clips_with_the_modality_can_be_searched(trained, dataset):
     retriever = smm.Retriever.from_pretrained(trained)
     index = retriever.index(dataset)
-    assert index.ids == [str(number) for number in range(7)]  # row 4 has numbers alone
+    assert index.ids == [str(number) for number in range(7)]  # row 4 has only numbers
     dropped = smm.Retriever.from_pretrained(trained, drop_modalities=("sensors",)).index(dataset)
     same = [torch.allclose(a, b) for a, b in zip(index.embeds, dropped.embeds, strict=True)]
     assert same == [number in (1, 3) for number in range(7)]
     assert len(retriever.search("a cat purrs", index, top_k=3, rerank=2)) == 3
 
 
-def test_rows_that_differ_in_it_alone_are_different_clips(trained, folder):
+def test_rows_that_differ_only_in_the_modality_are_different_clips(trained, folder):
     rows = [{"video": "0.mp4", "sensors": [n, 0, 0, 0]} for n in (1, 2, 1)]
     dataset = smm.Dataset(rows, roots=folder / "video", modalities=("sensors",))
     retriever = smm.Retriever.from_pretrained(trained)
@@ -165,7 +165,7 @@ def test_rows_that_differ_in_it_alone_are_different_clips(trained, folder):
     assert ClipKey.of({**own[0], "sensors": None}) == ClipKey.of({**own[0], "sensors": ""})  # an empty cell
 
 
-def test_it_is_saved_and_evaluated_in_a_fresh_process(trained, dataset, folder, tmp_path):
+def test_a_saved_model_can_be_evaluated_in_a_new_process(trained, dataset, folder, tmp_path):
     evaluation = smm.evaluate(trained, dataset)
     argv = flags(
         "--do_eval", "--use_cpu", "--disable_tqdm", task="retrieval", modalities=list(TAKEN), output_dir=tmp_path,
@@ -180,22 +180,22 @@ def test_it_is_saved_and_evaluated_in_a_fresh_process(trained, dataset, folder, 
         assert metrics[f"eval_{name}"] == evaluation.metrics[name]
 
 
-def test_unknown_it_is_named(trained, monkeypatch):
+def test_loading_names_a_modality_that_is_not_registered(trained, monkeypatch):
     monkeypatch.delitem(INPUT_KEYS, "sensors")
     assert tuple(MODALITIES) == BUILT_IN_MODALITIES
     with pytest.raises(ValueError, match="`sensors_config` is for a tower of an unknown modality.* Import the module"):
         AutoConfig.from_pretrained(trained)
 
 
-def test_a_row_of_another_length_is_bad(trained, folder):
+def test_a_row_with_the_wrong_number_of_values_is_refused(trained, folder):
     model, processor = smm.load(trained)
     dataset = smm.Dataset([{"caption": "a", "sensors": [1, 2]}], modalities=("text", "sensors"))
     with pytest.raises(ValueError, match="row 0 .*`sensors` has 2 numbers; 4 are expected"):
         MultimodalCollator(processor)([dataset[0]])
 
 
-def test_models_without_it_stay_as_they_are(folder, dataset):
-    """A model has a row of the fusion's embeddings for each built-in modality, and one more for this."""
+def test_models_without_the_modality_do_not_change(folder, dataset):
+    """The fusion has one modality embedding per built-in modality, and one more for this modality."""
     without, _ = make(folder, dataset, "text", "video")
     model, _ = make(folder, dataset)
     assert len(without.multimodal.fusion.modality_embeddings.weight) == 3
@@ -204,7 +204,7 @@ def test_models_without_it_stay_as_they_are(folder, dataset):
     assert all("sensors" in name for name in further) and without.config.modalities == ("text", "video")
 
 
-def test_a_new_tower_has_no_flags(folder, tmp_path):
+def test_a_custom_tower_has_no_flags(folder, tmp_path):
     done = run(
         "--do_train", *flags(modalities=["text", "sensors"], train_file=folder / "rows.jsonl", output_dir=tmp_path)
     )
@@ -213,7 +213,7 @@ def test_a_new_tower_has_no_flags(folder, tmp_path):
     )
 
 
-def test_a_row_may_have_nothing_else_and_an_empty_cell_is_nothing(trained):
+def test_a_row_can_have_only_the_modality_and_empty_cells_are_missing_values(trained):
     rows = [{"sensors": [1, 2, 3, 4]}, {"sensors": "", "caption": "rain falls"}]
     dataset = smm.Dataset(rows, modalities=("sensors",))
     batch = MultimodalCollator(smm.load(trained)[1])(list(dataset))
@@ -224,6 +224,6 @@ def test_a_row_may_have_nothing_else_and_an_empty_cell_is_nothing(trained):
         smm.Dataset([{"sensors": ""}], modalities=("sensors",))
 
 
-def test_no_features_are_kept_of_it(trained, dataset, tmp_path):
-    with pytest.raises(ValueError, match="Features are kept of the files of clips, and sensors has none"):
+def test_features_of_a_modality_without_files_are_refused(trained, dataset, tmp_path):
+    with pytest.raises(ValueError, match="Features need the files of clips, and sensors has none"):
         TowerFeatures.from_pretrained(trained).write("sensors", [dataset], tmp_path)

@@ -522,7 +522,7 @@ def test_the_choice_depends_only_on_seed_and_names():
 def test_arguments_without_effect_are_errors(make, tmp_path):
     with pytest.raises(ValueError, match="num_validation_clips has no effect"):
         make("msvd", num_validation_clips=3)
-    with pytest.raises(ValueError, match="'msvd' is no protocol of msrvtt"):
+    with pytest.raises(ValueError, match="'msvd' is not a protocol of msrvtt"):
         make("msrvtt", protocol="msvd")
     with pytest.raises(ValueError, match="splits must be some of train, validation, test, got val"):
         make("msvd", splits=["val"])
@@ -638,7 +638,7 @@ def test_training_on_test_clips_is_refused(make, tmp_path):
     path = tmp_path / "annotations/lists/MSRVTT_train.9k.csv"
     write(path, path.read_text() + "video6\n")
     (tmp_path / "videos").mkdir()
-    with pytest.raises(ValueError, match="1 of the 2 test clips of msrvtt-1ka-9k are training .* video6"):
+    with pytest.raises(ValueError, match="1 of the 2 test clips of msrvtt-1ka-9k are also training .* video6"):
         make("msrvtt", num_validation_clips=1)
     assert not (tmp_path / "out").exists()
 

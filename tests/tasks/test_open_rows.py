@@ -1,4 +1,4 @@
-"""What a task makes rows of: the same settings for all of them."""
+"""Opening the rows of a task from inputs of every kind."""
 
 import json
 
@@ -13,7 +13,7 @@ NAMES = ["a.mp4", "b.mp4", "c.mp4"]
 
 
 @pytest.mark.parametrize("kind", ["manifest", "dictionaries", "table", "data set", "folder", "rows"])
-def test_rows_of_every_kind(tmp_path, kind):
+def test_open_rows_accepts_every_kind_of_input(tmp_path, kind):
     (tmp_path / "clips").mkdir()
     for name in NAMES:
         write_media(tmp_path / "clips" / name, num_frames=2)
@@ -35,6 +35,6 @@ def test_rows_of_every_kind(tmp_path, kind):
     assert (found is opened) == (kind == "rows")
 
 
-def test_a_folder_has_no_captions(tmp_path):
-    with pytest.raises(ValueError, match="is a folder, and its files have no captions. Give a manifest"):
+def test_a_folder_is_refused_if_the_model_needs_captions(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, whose files have no captions. Pass a manifest"):
         get_task("retrieval").open_rows(tmp_path)

@@ -1,4 +1,4 @@
-"""The options of tasks: one table, and names that do not collide."""
+"""The options of tasks: one table, with unique names."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from simple_multimodal.tasks.registry import TASKS
 from simple_multimodal.tasks.retrieval.options import RetrievalOptions
 
 
-def test_two_tasks_may_share_an_option_but_not_a_name(monkeypatch):
+def test_tasks_can_share_an_option_but_not_only_its_name(monkeypatch):
     monkeypatch.setattr(flags, "OPTIONS", dict(OPTIONS))
     flags.register_options("own", RetrievalOptions)
     flags.register_options("again", RetrievalOptions)
@@ -21,10 +21,10 @@ def test_two_tasks_may_share_an_option_but_not_a_name(monkeypatch):
     class Other(TaskOptions):
         vt_match_ratio: float = flag(0.5, OBJECTIVES, "Something else.")
 
-    with pytest.raises(ValueError, match="Another task has an option 'vt_match_ratio' already"):
+    with pytest.raises(ValueError, match="Another task already has an option 'vt_match_ratio'"):
         flags.register_options("other", Other)
     assert "other" not in flags.OPTIONS
 
 
-def test_the_shipped_tasks_have_the_options_of_the_table():
+def test_the_table_lists_the_options_of_the_built_in_tasks():
     assert {name: task.options_class for name, task in TASKS.items()} == OPTIONS

@@ -45,7 +45,7 @@ def start(tmp_path_factory) -> list[str]:
 
 
 def run(*argv: str, launcher: list[str] = ()) -> dict[str, float]:
-    """Run the script; the numbers of its evaluation."""
+    """Run the script and return the metrics of its evaluation."""
     done = subprocess.run([sys.executable, *launcher, SCRIPT, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads(Path(argv[argv.index("--output_dir") + 1], "eval_results.json").read_text())
@@ -58,7 +58,7 @@ def straight(start, tmp_path_factory) -> tuple[Path, dict[str, float]]:
     return folder, run(*start, *flags(output_dir=folder, max_steps=4))
 
 
-def test_it_trains_reports_and_saves_its_name(straight):
+def test_a_custom_task_trains_reports_and_saves_its_name(straight):
     folder, metrics = straight
     assert metrics["mean_absolute_error"] > 0
     assert json.loads((folder / "config.json").read_text())["task"] == "regression"
@@ -68,14 +68,14 @@ def test_it_trains_reports_and_saves_its_name(straight):
     assert "regression" in (folder / "README.md").read_text()
 
 
-def test_it_resumes_as_if_nothing_had_been(start, straight, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(start, straight, tmp_path):
     run(*start, *flags(output_dir=tmp_path, max_steps=2))
     run(*start, *flags(output_dir=tmp_path, max_steps=4))
     first, second = (load_file(folder / "model.safetensors") for folder in (straight[0], tmp_path))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_measure_the_same(start, straight, tmp_path):
+def test_two_processes_compute_the_same_metrics(start, straight, tmp_path):
     folder, metrics = straight
     again = ["--do_train", "False", *flags(model_name_or_path=folder, output_dir=tmp_path / "out")]
     tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
@@ -84,7 +84,7 @@ def test_two_processes_measure_the_same(start, straight, tmp_path):
         assert measured[name] == pytest.approx(metrics[name], rel=1e-6)
 
 
-def test_a_clip_that_cannot_be_read_counts(start, straight, tmp_path):
+def test_an_unreadable_clip_counts(start, straight, tmp_path):
     values = dict(zip(start, start[1:], strict=False))
     good = Path(values["--train_file"]).read_text()
     (Path(values["--video_root"]) / "bad.mp4").write_bytes(b"no video")
@@ -100,7 +100,7 @@ def test_a_clip_that_cannot_be_read_counts(start, straight, tmp_path):
     assert len(json.loads((tmp_path / "out/evaluation.json").read_text())["bad_samples"]) == 1
 
 
-def test_it_loads_and_is_used(start, straight, monkeypatch):
+def test_the_model_can_be_loaded_and_used(start, straight, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import regression
 
@@ -122,10 +122,10 @@ def test_it_loads_and_is_used(start, straight, monkeypatch):
         OPTIONS.pop("regression", None)
 
 
-def test_a_name_is_given_once():
+def test_a_task_name_can_be_registered_only_once():
     class Another(Task):
         name = "retrieval"
 
-    with pytest.raises(ValueError, match="There is a task 'retrieval' already: Retrieval"):
+    with pytest.raises(ValueError, match="There already is a task 'retrieval': Retrieval"):
         register_task(Another)
     assert get_task("retrieval") is not Another

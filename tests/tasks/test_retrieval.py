@@ -1,4 +1,4 @@
-"""Measuring retrieval: what is scored, what is ranked, and pairs of twins."""
+"""Measuring retrieval: scores, ranks, and pairs of twins."""
 
 import json
 from types import SimpleNamespace
@@ -30,25 +30,25 @@ def write_pairs(path, pairs) -> str:
     return str(path)
 
 
-def test_pairs_count_captions_that_prefer_their_own_clip(tmp_path):
+def test_pair_accuracy_counts_captions_that_prefer_their_own_clip(tmp_path):
     pairs = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
     pair_set = PairSet.from_file(write_pairs(tmp_path / "audio_pairs.jsonl", pairs))
     assert pair_set.name == "audio"
     captions = {"1": EAST, "2": NORTH, "3": EAST, "4": NORTH}
-    clips = {"1": EAST, "2": NORTH, "3": NORTH, "4": NORTH}  # the twins 3 and 4 are the same to the model
+    clips = {"1": EAST, "2": NORTH, "3": NORTH, "4": NORTH}  # the model cannot tell the twins 3 and 4 apart
     found, intervals = pair_metrics(pair_set, captions, clips, {})
     assert found == {"audio_pair_accuracy": 0.5, "audio_num_pairs": 2}  # ties are wrong
     low, high = intervals["audio_pair_accuracy"]
     assert 0 <= low <= 0.5 <= high <= 1
 
 
-def test_pairs_name_rows_as_a_manifest_does(tmp_path):
+def test_ids_in_pair_files_are_parsed_like_those_in_manifests(tmp_path):
     pairs = [{"a": 1, "b": " 2"}, {"a": "3", "b": True}]
     pair_set = PairSet.from_file(write_pairs(tmp_path / "audio_pairs.jsonl", pairs))
     assert pair_set.pairs == [{"a": "1", "b": "2"}, {"a": "3", "b": "true"}]
 
 
-def test_choices_flip_when_what_differs_is_exchanged():
+def test_choices_flip_when_the_difference_is_swapped():
     pair = {"a": "1", "b": "2", "a_swapped": "1s", "b_swapped": "2s"}
     captions, clips = {"1": EAST, "2": NORTH}, {"1": EAST, "2": NORTH}
     flipped, _ = pair_metrics(PairSet("audio", [pair]), captions, clips, {"1s": NORTH, "2s": EAST})
@@ -56,26 +56,26 @@ def test_choices_flip_when_what_differs_is_exchanged():
     kept, _ = pair_metrics(PairSet("audio", [pair]), captions, clips, {"1s": EAST, "2s": NORTH})
     assert kept["audio_pair_flip_share"] == 0
     half, _ = pair_metrics(PairSet("audio", [pair]), captions, clips, {"1s": WEST, "2s": EAST})
-    assert half["audio_pair_flip_share"] == 0.5  # the first now prefers the other, the second neither
+    assert half["audio_pair_flip_share"] == 0.5  # the first now prefers the other clip, the second has a tie
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": "1"}', r"line 1: has no \['b'\]; a pair needs \['a', 'b'\]"),
+        ('{"a": "1"}', r"line 1: \['b'\] is missing; a pair needs \['a', 'b'\]"),
         ('{"a": "1", "b": "2"}\n{"a"', "line 2: is not a JSON object"),
         ('{"a": "1", "b": [2]}', "line 1: `b` must be a string, a number, true or false"),
-        ("", "holds no pair"),
+        ("", "contains no pairs"),
     ],
 )
-def test_pair_files_that_cannot_be_read(tmp_path, text, message):
+def test_invalid_pair_files_are_refused(tmp_path, text, message):
     (tmp_path / "pairs.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         PairSet.from_file(tmp_path / "pairs.jsonl")
 
 
-def test_a_pair_that_names_an_unknown_row():
-    with pytest.raises(ValueError, match="A pair of 'audio' names the row '2', which the evaluation has not"):
+def test_a_pair_with_an_unknown_row_is_refused():
+    with pytest.raises(ValueError, match="A pair of 'audio' names the row '2', which is not among the evaluated rows"):
         pair_metrics(PairSet("audio", [{"a": "1", "b": "2"}]), {"1": EAST}, {"1": EAST, "2": EAST}, {})
 
 
@@ -92,7 +92,7 @@ def test_matching_loss_is_over_the_right_and_the_hardest_wrong_clip():
     assert accuracy == 0.75
 
 
-def test_without_a_wrong_clip_only_the_right_one_counts():
+def test_matching_loss_without_a_wrong_clip_uses_only_the_right_one():
     groups = np.zeros(1, dtype=int), np.zeros(1, dtype=int)
     loss, accuracy = matching_loss({(0, 0): 1.0}, groups, text_clip_ranks(np.array([[0.5]]), *groups))
     assert (loss, accuracy) == (pytest.approx(np.log1p(np.exp(-1))), 1.0)
@@ -107,7 +107,7 @@ def test_rows_without_any_objective_are_an_error(monkeypatch):
         config=SimpleNamespace(modalities=("text", "audio", "video")),
         loss_weights={"contrastive_tv": 1.0, "mvm": 1.0, "matching": 1.0},
     )
-    with pytest.raises(ValueError, match="no row for any of the model's objectives .contrastive_tv, mvm, matching."):
+    with pytest.raises(ValueError, match="any of the model's objectives .contrastive_tv, mvm, matching."):
         evaluate_retrieval(SimpleNamespace(model=model), [0], rerank_top_k=0, with_losses=True)
 
 
@@ -121,7 +121,7 @@ def row(number: int) -> dict:
 
 
 class Judge:
-    """A model of two-dimensional embeddings whose matching head likes some pairs by the first token of their text."""
+    """A model with two-dimensional embeddings and given log odds of pairs, which are identified by their tokens."""
 
     loss_weights = {"matching": 1.0}
     device = torch.device("cpu")
@@ -139,7 +139,7 @@ class Judge:
 
 
 class JudgingRetriever:
-    """What ranks two captions and clips; by cosine the first caption finds its clip, the second one the other's."""
+    """A retriever of two captions and clips; by cosine, only the first caption finds its own clip."""
 
     processes = ALONE
     embeds = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
@@ -169,12 +169,12 @@ def judged(likes: dict[tuple[int, int], float], cosine_weight: float = 0.0, rera
 @pytest.mark.parametrize(
     ("likes", "found", "rerank_top_k"),
     [
-        ({(0, 0): 5.0, (1, 1): 5.0}, 1.0, 2),  # better than the cosine, with all candidates that there are
-        ({(0, 0): 5.0, (1, 0): 5.0}, 0.5, 0),  # as good
+        ({(0, 0): 5.0, (1, 1): 5.0}, 1.0, 2),  # better than the cosine, with all existing candidates
+        ({(0, 0): 5.0, (1, 0): 5.0}, 0.5, 0),  # equally good
         ({(0, 1): 5.0, (1, 0): 5.0}, 0.0, 0),  # worse
     ],
 )
-def test_whether_matching_beats_the_cosine_is_found_and_said(likes, found, rerank_top_k):
+def test_evaluation_reports_whether_matching_beats_the_cosine(likes, found, rerank_top_k):
     evaluation = judged(likes)
     assert evaluation.metrics["text_to_video_R@1"] == 0.5
     assert evaluation.metrics["matching_text_to_video_R@1"] == found
@@ -183,7 +183,7 @@ def test_whether_matching_beats_the_cosine_is_found_and_said(likes, found, reran
     assert judged(likes, rerank_top_k=0).config_settings == {"rerank_top_k": None}
 
 
-def test_a_head_that_starts_at_zero_ranks_as_the_cosine_and_adds_to_it():
+def test_a_zero_head_ranks_like_the_cosine_and_its_log_odds_are_added():
     zero = judged({}, cosine_weight=10.0)
     for name, value in zero.metrics.items():
         if name.startswith("text_to_video") or name.startswith("video_to_text"):

@@ -15,13 +15,13 @@ from tests.training.tiny_run import flags
     [
         ({"task": "question_answering"}, None, "question_answering"),
         ({"task": "retrieval", "architectures": ["MultimodalForRetrieval"]}, "pretraining", "pretraining"),
-        ({"architectures": ["AlproForQuestionAnswering"]}, None, "question_answering"),  # by an earlier version
+        ({"architectures": ["AlproForQuestionAnswering"]}, None, "question_answering"),  # saved by an earlier version
         ({"architectures": ["AlproModel"]}, None, "pretraining"),  # a model of no task
         (None, None, "pretraining"),  # a new model
         (None, "retrieval", "retrieval"),
     ],
 )
-def test_the_task_follows_from_the_saved_model(tmp_path, saved, given, expected):
+def test_the_task_is_inferred_from_the_saved_model(tmp_path, saved, given, expected):
     argv = flags("--do_train", "--use_cpu", output_dir=tmp_path / "out")
     argv += [] if given is None else flags(task=given)
     if saved is not None:
@@ -31,10 +31,10 @@ def test_the_task_follows_from_the_saved_model(tmp_path, saved, given, expected)
     task = make_task(model_args, data_args, options, args)
     assert task.name == expected
     record = describe_run(task, Splits(None, None, None), model_args, data_args, args)
-    assert record["arguments"]["task"] == expected  # what a run that goes on is compared with
+    assert record["arguments"]["task"] == expected  # compared when the run resumes
 
 
-def test_a_model_of_no_task_is_named(tmp_path):
+def test_a_model_of_no_task_raises_an_error_with_its_class(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["AlproModel"]}))
-    with pytest.raises(ValueError, match="AlproModel is a model of none of the tasks"):
+    with pytest.raises(ValueError, match="AlproModel is not a model of any task"):
         saved_task(tmp_path)

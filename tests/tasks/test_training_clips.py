@@ -1,4 +1,4 @@
-"""Whether rows to test with hold clips that a model was trained on: files are compared by what they are."""
+"""The check that test rows are not clips that a model was trained on; files are compared by identity and contents."""
 
 import json
 import os
@@ -41,34 +41,34 @@ def test_a_file_is_refused_under_any_name(trained, tmp_path):
     shutil.copy(first, tmp_path / "copy/0.mp4")
     for path in (first, *links.values(), tmp_path / "alias/1.mp4", tmp_path / "copy/0.mp4"):
         if path.stem != "copied":
-            with pytest.raises(ValueError, match=f"1 of the 1 test clips of msvd .*: {path.stem}. Numbers"):
+            with pytest.raises(ValueError, match=f"1 of the 1 test clips of msvd .*: {path.stem}. Results"):
                 trained.check(rows(path), "msvd")
 
 
-def test_other_files_are_not_refused(trained, tmp_path, caplog):
+def test_different_files_are_accepted_with_a_warning(trained, tmp_path, caplog):
     trained.check(rows(make_file(tmp_path / "test/other.mp4", "clip 2")), "msvd")
     assert not caplog.records
-    trained.check(rows(make_file(tmp_path / "test/0.mp4", "clip 3")), "msvd")  # of the same size, too
-    message = "1 test clips have the names of training clips with other contents, and are taken for other clips: "
+    trained.check(rows(make_file(tmp_path / "test/0.mp4", "clip 3")), "msvd")  # the same size as the training clip
+    message = "1 test clips have the names of training clips but other contents, and are treated as different clips: "
     assert message + f"0 ({tmp_path}/train/0.mp4)." in caplog.text
     trained.check(rows(make_file(tmp_path / "test/renamed.mp4", "clip 1")), "msvd")
     message = "1 test clips have the same contents as training clips of other names: "
     assert message + f"renamed ({tmp_path}/train/1.mp4)." in caplog.text
-    TrainingClips().check(rows(tmp_path / "train/0.mp4"), "msvd")  # nothing is known
+    TrainingClips().check(rows(tmp_path / "train/0.mp4"), "msvd")  # no known training clips
 
 
-def test_names_count_where_there_is_nothing_to_compare(trained, tmp_path):
+def test_equal_names_are_refused_if_files_cannot_be_compared(trained, tmp_path):
     other = rows(make_file(tmp_path / "test/0.mp4", "another release"))
     trained.check(other, "msvd")
     absent = rows(tmp_path / "absent/1.mp4")
     converted = rows(make_file(tmp_path / "test/1.avi", "another format"))
     (tmp_path / "train/0.mp4").unlink()  # as on another machine
     for clips, name in ((other, "0"), (absent, "1"), (converted, "1")):
-        with pytest.raises(ValueError, match=f"1 of the 1 test clips .*: {name}. Numbers"):
+        with pytest.raises(ValueError, match=f"1 of the 1 test clips .*: {name}. Results"):
             trained.check(clips, "msvd")
 
 
-def test_folders_of_earlier_versions_hold_names(trained, tmp_path):
+def test_folders_of_earlier_versions_contain_only_names(trained, tmp_path):
     old = tmp_path / "old"
     make_file(old / "training_clips.json", json.dumps({"clips": ["0", "a"]}))
     test = rows(make_file(tmp_path / "test/0.mp4", "other"), make_file(tmp_path / "test/a.mp4", "a"))
@@ -76,7 +76,7 @@ def test_folders_of_earlier_versions_hold_names(trained, tmp_path):
     later.mkdir()
     TrainingClips.read(old).with_rows(rows(tmp_path / "train/0.mp4")).write(later)  # trained further
     for folder in (old, later):
-        with pytest.raises(ValueError, match="2 of the 2 test clips of msvd .*: 0, a. Numbers"):
+        with pytest.raises(ValueError, match="2 of the 2 test clips of msvd .*: 0, a. Results"):
             TrainingClips.read(folder).check(test, "msvd")
     assert json.loads((later / "training_clips.json").read_text())["clips"] == ["0", "0", "a"]
     assert TrainingClips.read(None) == TrainingClips.read(tmp_path / "test") == TrainingClips()

@@ -140,7 +140,7 @@ def test_a_model_for_questions_keeps_its_answers_or_lends_its_towers(start, ques
         *start("msrvtt_ret", output_dir=tmp_path / "ret", model_name_or_path=question_model, max_steps=1), "--do_train"
     )
     assert trainers[1].before["temperature"] == pytest.approx(0.07)
-    with pytest.raises(ValueError, match="answers questions already, with other answers than those of --answers_file"):
+    with pytest.raises(ValueError, match="already answers questions, with different answers than answers_file="):
         answers = work / "data/msvd_qa/txt/train_ans2label.json"
         run(*start("msvd_qa", output_dir=tmp_path / "no", model_name_or_path=question_model, answers_file=answers))
 

@@ -284,7 +284,7 @@ def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
 def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
     questions = tmp_path / "questions.csv"
     questions.write_text("video,question,answer\n0.mp4,what is it?,a cat\n1.mp4,what is it?,a dog\n")
-    with pytest.raises(ValueError, match="but question_answering reads tokens"):
+    with pytest.raises(ValueError, match="but question_answering does not use the embedding"):
         run(
             *start,
             "--do_train",

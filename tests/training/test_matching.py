@@ -45,7 +45,7 @@ def test_a_head_that_says_nothing_ranks_as_the_cosine(start, tmp_path, trainers,
     assert metrics["eval_matching_loss"] == pytest.approx(math.log(2))
     assert config_of(tmp_path)["rerank_top_k"] == 0  # as good is not better
     protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
-    assert "not better than the cosine's: searches do not re-rank unless asked otherwise" in protocol
+    assert "not better than the cosine's: searches do not re-rank by default" in protocol
     assert "do not re-rank" in (tmp_path / "report.html").read_text()
     assert "do not re-rank" in (tmp_path / "README.md").read_text()
 

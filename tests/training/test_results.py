@@ -64,7 +64,7 @@ def test_the_card_has_the_task_of_the_run_its_headline_and_code_that_uses_it(fin
     assert card.data.eval_results[0].metric_name == "text_to_video_R@1"
     assert card.data.eval_results[0].task_type == "retrieval"
     assert "`MultimodalForRetrieval` over text, audio and video" in card.text and "task: retrieval." in card.text
-    assert "random start" in card.text and "**text to video R@1: " in card.text and "chance: 0.1429" in card.text
+    assert "from scratch" in card.text and "**text to video R@1: " in card.text and "chance: 0.1429" in card.text
     assert 'Retriever.from_pretrained("my run")' in card.text
     assert "| rows | 7 |" in card.text and "| captions | 7 |" in card.text
     assert "| steps | 2 |" in card.text and "| rows per step | 2 |" in card.text and "| parameters | " in card.text
@@ -88,7 +88,7 @@ def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, 
         source.rename(finished)
     card = ModelCard.load(tmp_path / "out/README.md")
     assert card.data.tags[-1] == "question_answering" and card.data.eval_results[0].metric_name == "accuracy"
-    assert "Built on `my_start`." in card.text and str(tmp_path) not in card.text.split("## How to train it again")[0]
+    assert "Built on `my_start`." in card.text and str(tmp_path) not in card.text.split("## How to reproduce it")[0]
     assert 'QuestionAnswerer.from_pretrained("out")' in card.text
     report = (tmp_path / "out/report.html").read_text()
     assert report.count("<td>0.6931</td>") == 2 and "of 3 questions" in report  # two answers; the loss has one part

@@ -107,7 +107,7 @@ def test_every_result_says_which_split_chose(manifests, tmp_path):
     assert written(fine_tune("own", unprepared) / "evaluation.json") == "validation"
     chosen = fine_tune("test", manifests / "test.jsonl", select_on_test=True)
     assert written(chosen / "evaluation.json") == "test" and written(chosen / "checkpoint-1/run.json") == "test"
-    with pytest.raises(ValueError, match="2 of the 2 test clips of msrvtt-1ka-7k are training"):
+    with pytest.raises(ValueError, match="2 of the 2 test clips of msrvtt-1ka-7k are also training"):
         mixed = tmp_path / "mixed.jsonl"
         mixed.write_text((manifests / "train.jsonl").read_text() + (manifests / "test.jsonl").read_text())
         fine_tune("seen", unprepared, do_predict=True, do_train=True, train_file=mixed,

@@ -20,7 +20,7 @@ from simple_multimodal.tasks.question_answering.modeling import MultimodalForQue
 
 
 class Answer(NamedTuple):
-    """An answer and how probable the model finds it among those that it knows."""
+    """An answer, and its probability among the answers that the model knows."""
 
     text: str
     probability: float
@@ -31,8 +31,8 @@ class QuestionScores(NamedTuple):
 
     Args:
         logits (`torch.FloatTensor` of shape `(num_questions, num_labels)`): NaN where the clip could not be read.
-        is_read (`torch.BoolTensor` of shape `(num_questions,)`): whether it could.
-        bad_samples (`list[BadSample]`): the clips that could not be read, each once, by the first row that has it.
+        is_read (`torch.BoolTensor` of shape `(num_questions,)`): Whether the clip could be read.
+        bad_samples (`list[BadSample]`): Clips that could not be read, each once, with the first row that shows it.
     """
 
     logits: torch.Tensor
@@ -42,14 +42,14 @@ class QuestionScores(NamedTuple):
 
 class QuestionAnswerer(Pipeline):
     """
-    Answers questions about clips, choosing among the answers that the model knows. Arguments are those of
+    Answers questions about clips, choosing among the answers that the model knows. Takes the arguments of
     [`Pipeline`].
 
     Example:
 
     ```python
     >>> answerer = QuestionAnswerer.from_pretrained("outputs/toy_questions")
-    >>> answerer.answer("which shape is to be seen?", "clip.mp4", top_k=2)
+    >>> answerer.answer("which shape do you see?", "clip.mp4", top_k=2)
     [Answer(text='circle', probability=0.98), Answer(text='square', probability=0.01)]
     ```
     """
@@ -68,15 +68,15 @@ class QuestionAnswerer(Pipeline):
         Args:
             inputs (`dict` or `Sequence[dict]`): `{"question": str, "clip": str}`, or several such requests; the clip
                 is a media file.
-            top_k (`int`, *optional*, defaults to 1): How many answers to return to each.
+            top_k (`int`, *optional*, defaults to 1): Number of answers per request.
 
         Returns:
-            `list[list[dict]]`: For each request its answers, the most probable first: `{"answer": str, "score":
-            float}`, where the score is the probability.
+            `list[list[dict]]`: Answers to each request, the most probable first: `{"answer": str, "score": float}`,
+            where the score is the probability.
 
         Raises:
             MediaError: If a file cannot be read.
-            ValueError: If a request is wrong, a question is blank, **or** a file has nothing that the model takes.
+            ValueError: If a request is invalid, a question is blank, **or** a file has no modality of the model.
         """
         requests = as_requests(inputs, text="question", clips="clip")
         if not requests:
@@ -92,16 +92,16 @@ class QuestionAnswerer(Pipeline):
         Answer questions about one clip.
 
         Args:
-            questions (`str` or `Sequence[str]`): a question, or several.
-            clip (`str`): media file.
-            top_k (`int`, *optional*, defaults to 1): how many answers to return.
+            questions (`str` or `Sequence[str]`): One question or several.
+            clip (`str`): Media file.
+            top_k (`int`, *optional*, defaults to 1): Number of answers to return.
 
         Returns:
-            `list[Answer]`: the most probable first; for several questions a list of such lists.
+            `list[Answer]`: Answers, the most probable first; for several questions a list of such lists.
 
         Raises:
-            MediaError: The file cannot be read.
-            ValueError: A question is blank, or the file has nothing that the model takes.
+            MediaError: If the file cannot be read.
+            ValueError: If a question is blank, **or** the file has no modality of the model.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
         results = self._answer(
@@ -121,20 +121,21 @@ class QuestionAnswerer(Pipeline):
         Answer one question about each of several clips.
 
         Args:
-            question (`str`): the question.
-            clips: a data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
-                of files. What cannot be read of a data set or a folder is left out, with a warning.
-            top_k (`int`, *optional*, defaults to 1): how many answers to return.
-            recursive (`bool`, *optional*, defaults to `False`): of a folder, also the files of folders in it.
+            question (`str`): The question.
+            clips: A data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
+                of files. Clips of a data set or a folder that cannot be read are left out, with a warning.
+            top_k (`int`, *optional*, defaults to 1): Number of answers to return.
+            recursive (`bool`, *optional*, defaults to `False`): Whether to include the files in subfolders of a
+                folder.
 
         Returns:
-            `dict[str, list[Answer]]`: by the row's id or the clip's name, which for a folder's file is that in the
-            folder; the most probable first.
+            `dict[str, list[Answer]]`: Answers to each clip, the most probable first, by the row's id or the name of
+            the file, which is relative to a folder.
 
         Raises:
-            MediaError: A file that is given by name cannot be read.
-            ValueError: The question is blank, or a file has nothing that the model takes, or more than
-                `max_bad_fraction` of the clips, or all, cannot be read.
+            MediaError: If a file that is given by name cannot be read.
+            ValueError: If the question is blank, a file has no modality of the model, **or** more than
+                `max_bad_fraction` of the clips, or all of them, cannot be read.
         """
         clips = open_manifest(clips)
         if isinstance(clips, RowDataset):
@@ -154,14 +155,12 @@ class QuestionAnswerer(Pipeline):
         top_k: int,
         on_bad_sample: Literal["skip", "fail"],
     ) -> list[list[Answer]]:
-        """The best answers to questions about files; none where the file could not be read."""
+        """Return the best answers to questions about files; an empty list if the file could not be read."""
         if any(not question.strip() for question in questions):
             raise InputError("A question is blank.")
         for row in rows:
             if not self.has_clip(row):
-                raise InputError(
-                    f"{row['id']}: has no pictures, and this model listens to no sound; pass a video file."
-                )
+                raise InputError(f"{row['id']} has no frames, and this model takes no audio; pass a video file.")
         scores = self._scores(questions, rows, row_of, on_bad_sample=on_bad_sample)
         probabilities, chosen = scores.logits.softmax(dim=1).topk(min(top_k, scores.logits.shape[1]))
         id2label = self.model.config.id2label
@@ -177,19 +176,19 @@ class QuestionAnswerer(Pipeline):
         Score all answers to every question of a data set; each clip runs through the towers once.
 
         Args:
-            dataset ([`RowDataset`]): the questions. One whose row has no clip is answered from its text alone;
-                of one whose clip cannot be read there is a warning.
-            partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
-                from there. It stays until it is removed.
+            dataset ([`RowDataset`]): The questions. A question without a clip is answered from its text alone; a
+                warning lists clips that cannot be read.
+            partial (`str`, *optional*): Folder for finished parts, from which the same call resumes if it was
+                interrupted. It is not removed.
 
         Returns:
-            [`QuestionScores`]: the same on all processes.
+            [`QuestionScores`]: Scores, the same on all processes.
 
         Raises:
-            ValueError: More than `max_bad_fraction` of the clips, or all of them, cannot be read.
+            ValueError: If more than `max_bad_fraction` of the clips, or all of them, cannot be read.
         """
         rows = list(dataset.rows(files="named"))
-        clips = list({ClipKey.of(row): row for row in reversed(rows)}.values())[::-1]  # each where it is first
+        clips = list({ClipKey.of(row): row for row in reversed(rows)}.values())[::-1]  # first row of each clip
         place = {ClipKey.of(row): number for number, row in enumerate(clips)}
         clip_of = [place[ClipKey.of(row)] for row in rows]
         return self._scores([row["captions"][0] for row in rows], clips, clip_of, partial=partial)
@@ -211,7 +210,7 @@ class QuestionAnswerer(Pipeline):
         place = {row["index"]: number for number, row in enumerate(encoded.rows)}
         places = [place.get(row["index"]) for row in clips]
         pairs = [(text_of[question], places[clip]) for question, clip in zip(questions, clip_of, strict=True)]
-        # A question may be asked twice of one clip.
+        # The same question may be asked about one clip twice.
         unique = list(dict.fromkeys((text, clip) for text, clip in pairs if clip is not None))
         scores = self.score(
             self.model.answer_logits,

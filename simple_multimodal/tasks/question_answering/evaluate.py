@@ -1,4 +1,4 @@
-"""How question answering is measured, in training and on a benchmark alike: every question once."""
+"""Measure question answering, during training and on a benchmark: every question counts once."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.question_answering.targets import question_pairs
 
 ALPRO_PROCESSES = 8
-"""As many as ALPRO's published numbers were measured with: questions of the first clips count twice there."""
+"""Number of processes behind ALPRO's published numbers, in which questions about the first clips count twice."""
 
 
 def evaluate_answers(
@@ -32,27 +32,27 @@ def evaluate_answers(
     partial: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """
-    Answer every question once; what the model does not know as an answer counts as wrong, and so does a question about
-    a clip that cannot be read.
+    Answer every question once. A question counts as wrong if the model does not know its answer, or if its clip cannot
+    be read.
 
     Args:
-        answerer ([`QuestionAnswerer`]): the model.
-        dataset ([`RowDataset`]): the questions.
-        protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
-        train_set ([`RowDataset`], *optional*): training questions: then the accuracies that can be had without
-            seeing a clip stand beside.
-        with_losses (`bool`, *optional*, defaults to `False`): measure the cross-entropy, too, over the questions whose
-            answer the model knows.
-        alpro (`bool`, *optional*, defaults to `False`): print the numbers that count the questions twice that
-            ALPRO's eight processes had twice.
-        partial (`str`, *optional*): folder for what is finished, see [`QuestionAnswerer.answer_rows`].
+        answerer ([`QuestionAnswerer`]): The model.
+        dataset ([`RowDataset`]): The questions.
+        protocol (`str`, *optional*, defaults to `"own"`): Name to publish the numbers under.
+        train_set ([`RowDataset`], *optional*): Training questions, from which accuracies of answers without any clip
+            are computed as baselines.
+        with_losses (`bool`, *optional*, defaults to `False`): Whether to measure the cross-entropy, too, over the
+            questions whose answer the model knows.
+        alpro (`bool`, *optional*, defaults to `False`): Whether to print the numbers as ALPRO's eight processes count
+            them, some questions twice.
+        partial (`str`, *optional*): Folder for finished parts, see [`QuestionAnswerer.answer_rows`].
 
     Raises:
-        ValueError: More than the answerer's `max_bad_fraction` of the clips, or all, cannot be read.
+        ValueError: If more than the answerer's `max_bad_fraction` of the clips, or all of them, cannot be read.
     """
     rows: list[dict[str, Any]] = [dict(row) for row in dataset.rows(files="named")]
     logits, is_read, bad_samples = answerer.answer_rows(dataset, partial=partial)
-    labels = np.full(len(rows), -1)  # which stands for no answer
+    labels = np.full(len(rows), -1)  # no answer
     labels[is_read.numpy()] = predicted_labels(logits[is_read].numpy())
     id2label = answerer.model.config.id2label
     train_pairs = () if train_set is None else question_pairs(train_set)

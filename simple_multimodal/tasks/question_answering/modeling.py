@@ -35,23 +35,23 @@ class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
         self.post_init()
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
-        """[`MultimodalModel.encode_text`] of questions."""
+        """Encode questions with [`MultimodalModel.encode_text`]."""
         return self.multimodal.encode_text(batch)
 
     def encode_clip(self, batch: Batch) -> tuple[None, Clip]:
-        """[`MultimodalModel.encode_clip`], without embeddings."""
+        """Encode clips with [`MultimodalModel.encode_clip`], without embeddings."""
         return None, self.multimodal.encode_clip(batch, with_embeds=False)[1]
 
     def cache_clip(self, clip: Clip) -> Clip | ClipCache:
-        """[`Crossformer.cache_clip`]."""
+        """Cache a clip for several questions, see [`Crossformer.cache_clip`]."""
         return self.multimodal.fusion.cache_clip(clip)
 
     def answer_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
-        """Logits `(batch_size, num_labels)`, float32, of every answer to questions about clips."""
+        """Return logits `(batch_size, num_labels)`, float32, of every answer to questions about clips."""
         return self.classifier(self.multimodal.fusion.fuse(text, clip, num_queries=1)[:, 0]).float()
 
     def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Questions with a known answer in this batch."""
+        """Count the questions with a known answer in a batch."""
         return {"answer": (batch["labels"] >= 0).sum().float()}
 
     def forward(
@@ -63,11 +63,11 @@ class MultimodalForQuestionAnswering(MultimodalPreTrainedModel):
         """Score every answer.
 
         Args:
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): index of the answer; negative: not in the
-                list, takes no part in the loss.
-            num_items (`dict[str, torch.Tensor]`, *optional*): global count of answered questions, as [`count_items`]
-                sums to.
-            batch: a collator's batch whose text is the question.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Index of the answer; negative if it is
+                not in the list, which leaves the question out of the loss.
+            num_items (`dict[str, torch.Tensor]`, *optional*): Global number of questions with a known answer: the sum
+                of [`count_items`].
+            batch: A collator's batch whose text is the question.
         """
         text, clip = self.encode_text(batch)[1], self.encode_clip(batch)[1]
         logits = self.answer_logits(text, clip)

@@ -11,8 +11,8 @@ from simple_multimodal.tasks.options import TaskOptions
 class QuestionAnsweringOptions(TaskOptions):
     """
     Args:
-        answers_file (`str`, *optional*): JSON object of answers and their numbers, such as ALPRO's
-            `train_ans2label.json`; by default the answers are those of the training questions.
+        answers_file (`str`, *optional*): JSON object that maps answers to numbers, such as ALPRO's
+            `train_ans2label.json`; by default the answers come from the training questions.
     """
 
     answers_file: str | None = flag(

@@ -12,11 +12,11 @@ QUESTION_COLUMNS: dict[str, Any] = {
     "text_column": "question",
     "typed_columns": {"answer": "name", "answer_type": "name"},
 }
-"""Settings of a [`RowDataset`] of questions: a row's text is its `question`, and `answer` is what should come out."""
+"""Settings of a [`RowDataset`] of questions: a row's text is its `question`, and `answer` is the right answer."""
 
 
 def question_pairs(dataset: RowDataset) -> list[tuple[str, str]]:
-    """Return question and answer of each row that has an answer."""
+    """Return the question and answer of each row that has an answer."""
     pairs = zip(dataset.column("question"), dataset.column("answer"), strict=True)
     return [(question, answer) for question, answer in pairs if answer is not None]
 
@@ -35,6 +35,6 @@ class AnswerLabels:
     def __call__(
         self, rows: Sequence[Row], batch: Mapping[str, Any], generator_of: GeneratorOf
     ) -> dict[str, torch.Tensor]:
-        """Return `labels` (`int64`) of shape `(batch_size,)`: -1 for an unknown answer, none, and a skipped row."""
+        """Return `labels` (`int64`) of shape `(batch_size,)`: -1 without a known answer and for a skipped row."""
         answers = [None if row.get("is_skipped") else row.get("answer") for row in rows]
         return {"labels": torch.tensor([self.label2id.get(cast(str, answer), -1) for answer in answers])}

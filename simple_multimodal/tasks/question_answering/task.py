@@ -45,10 +45,10 @@ class QuestionAnswering(Task):
 
     def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:
         """
-        The answers that the model is to know. A saved one that answers questions already keeps its own.
+        Return the answers that the model should know. A saved question answering model keeps its own.
 
         Raises:
-            ValueError: If there is nothing to take answers from, or `answers_file` is something else.
+            ValueError: If there is no source of answers, **or** `answers_file` is invalid.
         """
         file = self.options.answers_file
         label2id = None if file is None else _read_answers(file)
@@ -57,35 +57,37 @@ class QuestionAnswering(Task):
             if config.get("architectures") in [[model.__name__] for model in self.model_classes.values()]:
                 if file is not None and label2id != config.get("label2id"):
                     raise InputError(
-                        f"{source} answers questions already, with other answers than those of --answers_file {file}. "
-                        "It keeps its own: leave the flag out."
+                        f"{source} already answers questions, with different answers than answers_file={file!r}. "
+                        "Leave answers_file out."
                     )
                 return {}
         if label2id is not None:
             is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
             if not is_numbered or len(label2id) < 2:
-                raise InputError(f"--answers_file {file} must hold an object of answers numbered from 0.")
+                raise InputError(
+                    f"answers_file={file!r} must contain a JSON object of two or more answers, numbered from 0."
+                )
         elif train_set is not None:
             answers = answer_vocabulary(answer for _, answer in question_pairs(train_set))
             label2id = {answer: number for number, answer in enumerate(answers)}
         else:
             raise InputError(
-                "A model that answers questions takes its answers from the training questions: train it "
-                "(--do_train), or name one that was trained (--model_name_or_path)."
+                "A question answering model takes its answers from the training questions: train it (--do_train), or "
+                "load a trained one (--model_name_or_path)."
             )
         return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
 
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets:
-        """The number of each row's answer."""
+        """Return the labels of each row's answer."""
         return AnswerLabels(model.config.label2id)
 
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
-        """See [`evaluate_answers`]."""
+        """Measure a model with [`evaluate_answers`]."""
         return evaluate_answers(
             pipeline,  # type: ignore[arg-type]
             dataset,
             protocol=measuring.protocol
-            or "the highest scoring answer of the model's list; right if it is the annotated one, letter by letter",
+            or "the highest scoring answer of the model's list; correct if it equals the annotated one exactly",
             train_set=measuring.train_set,
             with_losses=measuring.with_losses,
             alpro=measuring.alpro,
@@ -93,20 +95,20 @@ class QuestionAnswering(Task):
         )
 
     def usage(self, modalities: Sequence[Modality]) -> str:
-        """A question about a clip."""
+        """Return code that asks a question about a clip."""
         return ANSWER
 
     def next_command(self, modalities: Sequence[Modality]) -> str:
-        """The same as a command."""
+        """Return a command that asks a question about a clip."""
         return "simple-multimodal answer {model} 'what is the dog doing?' my_clips/0001.mp4"
 
 
 def answer_vocabulary(answers: Iterable[str]) -> list[str]:
     """
-    The answers that a model is to know, the most frequent first, equally frequent ones in alphabetical order.
+    Return the answers that a model should know, the most frequent first, ties in alphabetical order.
 
     Args:
-        answers (`Iterable[str]`): of the training questions.
+        answers (`Iterable[str]`): Answers to the training questions.
 
     Raises:
         ValueError: If there are fewer than two different answers.
@@ -114,8 +116,8 @@ def answer_vocabulary(answers: Iterable[str]) -> list[str]:
     counts = Counter(answers)
     if len(counts) < 2:
         raise InputError(
-            f"The training questions have {len(counts)} different answers; a choice needs two. Is the column `answer` "
-            "there?"
+            f"The training questions have {len(counts)} different answers; at least two are needed. Check the column "
+            "`answer`."
         )
     return sorted(counts, key=lambda answer: (-counts[answer], answer))
 
@@ -124,4 +126,4 @@ def _read_answers(file: str) -> Any:
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"--answers_file {file} cannot be read as JSON: {error}") from error
+        raise InputError(f"answers_file={file!r} cannot be read as JSON: {error}") from error

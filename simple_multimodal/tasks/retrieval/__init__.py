@@ -1,1 +1,1 @@
-"""Contrast and matching of texts and clips, alone or beside the masked objectives of pre-training."""
+"""Contrast and matching of texts and clips, alone or together with the masked objectives of pre-training."""

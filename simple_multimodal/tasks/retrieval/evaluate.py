@@ -1,5 +1,5 @@
-"""How pre-training and retrieval are measured, in training and on a benchmark alike: losses over a whole set, and
-retrieval between captions and clips, each sample once.
+"""Measure pre-training and retrieval, during training and on a benchmark: losses over a whole set, and retrieval
+between captions and clips. Every sample counts once.
 """
 
 import functools
@@ -38,23 +38,24 @@ PRIMARY_METRIC = "text_to_video_R@1"
 DUAL_SOFTMAX_TEMPERATURE = 0.01
 
 RetrievalModel = MultimodalForPreTraining | AlproForRetrieval
-"""What finds clips by text."""
+"""Models that find clips by text."""
 
 
 @dataclass
 class EncodedSet:
     """
-    Rows after the towers.
+    Rows encoded by the towers.
 
     Args:
-        captions (`list[tuple[Row, str]]`): the queries, each with its row; of a row whose text cannot be read "".
-        clips (`list[Row]`): the candidates, one row per group.
-        is_read (`np.ndarray` of shape `(num_clips,)`, bool): which of them went through the towers.
-        encoded (`list[Encoded]`), embeds (`torch.FloatTensor` of shape `(num_read, contrastive_dim)`): these.
-        bad (`dict[int, BadSample]`): what could not be read, by row.
-        num_without_clip (`int`): rows that take no part, having no clip.
-        all_rows (`EncodedRows`, *optional*): every row, with what losses are computed from.
-        key (`str`): names model and clips, for what is kept of an interrupted measurement.
+        captions (`list[tuple[Row, str]]`): The queries, each with its row; `""` if the text cannot be read.
+        clips (`list[Row]`): The candidates, one row per group.
+        is_read (`np.ndarray` of shape `(num_clips,)`, bool): Whether each candidate could be read and was encoded.
+        encoded (`list[Encoded]`), embeds (`torch.FloatTensor` of shape `(num_read, contrastive_dim)`): The encoded
+            candidates.
+        bad (`dict[int, BadSample]`): Samples that could not be read, by row.
+        num_without_clip (`int`): Number of rows that are left out because they have no clip.
+        all_rows (`EncodedRows`, *optional*): All rows, with the values that losses are computed from.
+        key (`str`): Hash of model and clips, which identifies finished parts of an interrupted measurement.
     """
 
     captions: list[tuple[Row, str]]
@@ -69,7 +70,7 @@ class EncodedSet:
 
     @property
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """Group of each caption and of each clip, as numbers: millions of comparisons of texts take long."""
+        """Group of each caption and of each clip, as numbers: comparing millions of strings is slow."""
         number = {row["group"]: place for place, row in enumerate(self.clips)}
         return np.array([number[row["group"]] for row, _ in self.captions]), np.arange(len(self.clips))
 
@@ -77,14 +78,14 @@ class EncodedSet:
 @dataclass
 class Ranking:
     """
-    How captions and clips were ranked.
+    Ranking of captions and clips.
 
     Args:
-        scores ([`Scores`] of shape `(num_captions, num_clips)`): what the first ranking is by: cosines, or their
-            dual softmax; `-inf` for what could not be read.
-        ranks ([`Ranks`]): of both directions.
-        found ([`EncodedSet`]): its two axes, captions and clips.
-        caption_embeds (`torch.FloatTensor` of shape `(num_captions, contrastive_dim)`): embeddings of the captions.
+        scores ([`Scores`] of shape `(num_captions, num_clips)`): Scores of the first ranking: cosines, or their dual
+            softmax; `-inf` for samples that could not be read.
+        ranks ([`Ranks`]): Ranks in both directions.
+        found ([`EncodedSet`]): The captions and clips that were ranked.
+        caption_embeds (`torch.FloatTensor` of shape `(num_captions, contrastive_dim)`): Embeddings of the captions.
     """
 
     scores: Scores
@@ -108,49 +109,49 @@ def evaluate_retrieval(
     partial: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """
-    Every caption asks for its clip, and every clip for one of its captions.
+    Measure retrieval of clips by captions and of captions by clips.
 
-    Rows of one `group` show the same clip, which is a candidate once. A row without a clip takes no part in retrieval.
-    A row that could not be read does, with the lowest scores there are: its captions and its clip come last wherever
-    they are looked for, and get the last rank as queries.
+    Rows of one `group` show the same clip, which is a candidate once. A row without a clip is left out of retrieval. A
+    row that could not be read takes part with the lowest possible scores: its captions and its clip rank last as
+    candidates, and get the last rank as queries.
 
-    Matching ranks by the scaled cosine plus its head's log odds, or by these alone, see [`ranking_scores`]; the
-    matching loss and accuracy are the head's own.
+    Matching ranks by the scaled cosine plus its head's log odds, or by the log odds alone, see [`ranking_scores`]; the
+    matching loss and accuracy are computed from the head alone.
 
     Args:
-        retriever ([`Retriever`]): the model.
-        dataset ([`RowDataset`]): rows with captions.
-        protocol (`str`, *optional*, defaults to `"own"`): name to publish the numbers under.
-        rerank_top_k (`int`, *optional*): how many candidates of each query the matching head re-ranks; by default
-            all, with 0 none.
-        with_losses (`bool`, *optional*, defaults to `False`): measure the objectives, too, over all rows. The
-            contrastive ones compare every row with every other of the set, so that they depend on neither batch size
-            nor number of processes; an objective that no row has the modalities for has no loss.
-        compare_rerank (`bool`, *optional*, defaults to `False`): score all pairs, and say how every metric changes
-            where the first `rerank_top_k` alone are re-ranked.
-        dual_softmax (`bool`, *optional*, defaults to `False`): normalise cosines over all queries of the test,
-            which a single query has not.
-        alpro (`bool`, *optional*, defaults to `False`): print the numbers of rounded scores, as ALPRO does.
-        num_results (`int`, *optional*): without matching, how many of the first candidates of each query have a row in
-            the results; by default all.
-        saved (`str`, *optional*): folder to keep the clips' embeddings in, see [`Retriever.index`].
-        partial (`str`, *optional*): folder for what is finished, see [`Retriever.index`].
+        retriever ([`Retriever`]): The model.
+        dataset ([`RowDataset`]): Rows with captions.
+        protocol (`str`, *optional*, defaults to `"own"`): Name to publish the numbers under.
+        rerank_top_k (`int`, *optional*): Number of candidates of each query that the matching head re-ranks; by
+            default all, with 0 none.
+        with_losses (`bool`, *optional*, defaults to `False`): Whether to measure the objectives, too, over all rows.
+            Contrastive losses compare every row with every other row of the set, so that they depend on neither the
+            batch size nor the number of processes. An objective whose modalities no row has gets no loss.
+        compare_rerank (`bool`, *optional*, defaults to `False`): Whether to score all pairs, and report how every
+            metric changes if only the first `rerank_top_k` are re-ranked.
+        dual_softmax (`bool`, *optional*, defaults to `False`): Whether to normalize cosines over all queries of the
+            set, which are not available to a single query.
+        alpro (`bool`, *optional*, defaults to `False`): Whether to print the numbers of rounded scores, as ALPRO does.
+        num_results (`int`, *optional*): Without matching, number of candidates of each query that get a row in the
+            results; by default all.
+        saved (`str`, *optional*): Folder to keep the clips' embeddings in, see [`Retriever.index`].
+        partial (`str`, *optional*): Folder for finished parts, see [`Retriever.index`].
 
     Returns:
-        [`Evaluation`]: whose `details` are a [`Ranking`], if there are captions.
+        [`Evaluation`]: The results; if there are captions, their `details` are a [`Ranking`].
 
     Raises:
-        ValueError: No row has a clip and a caption (with losses: nor the modalities of an objective), or `alpro`
-            without all pairs, or `compare_rerank` without `rerank_top_k`, or more than the retriever's
-            `max_bad_fraction` of the clips or of the texts, or all, cannot be read.
+        ValueError: If no row has a clip and a caption (with losses: nor the modalities of an objective), `alpro` is
+            used without scoring all pairs, `compare_rerank` without `rerank_top_k`, **or** more than the retriever's
+            `max_bad_fraction` of the clips or of the texts, or all of them, cannot be read.
     """
     if alpro and rerank_top_k is not None:
-        raise InputError("ALPRO ranks by the matching scores of all pairs: leave rerank_top_k out.")
+        raise InputError("ALPRO ranks by the matching scores of all pairs. Leave rerank_top_k out.")
     if rerank_top_k is not None and rerank_top_k < 0:
         raise InputError(f"rerank_top_k must be 0 (no matching) or more, got {rerank_top_k}.")
     if compare_rerank and not rerank_top_k:
         raise InputError(
-            "There is no change to measure: rerank_top_k must say how many candidates are re-ranked, 1 or more."
+            "compare_rerank needs rerank_top_k, the number of candidates to re-rank. Set it to 1 or more."
         )
     model = retriever.model
     found = _encode_set(
@@ -184,9 +185,9 @@ def evaluate_retrieval(
         evaluation.metrics = loss_metrics | evaluation.metrics
     elif with_losses and not found.bad:
         raise InputError(
-            f"The evaluation set has no row for any of the model's objectives ({', '.join(model.loss_weights)}): of "
-            f"its {len(dataset)} rows none has the modalities of one. Look at the columns of --validation_file, "
-            "and whether its clips have what --modalities names."
+            f"None of the {len(dataset)} rows of the evaluation set has the modalities of any of the model's "
+            f"objectives ({', '.join(model.loss_weights)}). Check the columns of --validation_file, and whether its "
+            "clips have the --modalities."
         )
     evaluation.bad_samples = [found.bad[row] for row in sorted(found.bad)]
     if found.num_without_clip:
@@ -205,14 +206,14 @@ def _encode_set(
     saved: str | os.PathLike[str] | None,
     partial: str | os.PathLike[str] | None,
 ) -> EncodedSet:
-    """Read the captions, and run the clips through the towers: one of each group, with losses those of all rows."""
+    """Read the captions and encode the clips with the towers: one clip per group, or with losses those of all rows."""
     rows = list(dataset.rows(files="named"))
     shown = [row for row in rows if retriever.has_clip(row)]
     num_without_clip = len(rows) - len(shown)
     captions, bad = _read_captions(shown) if retriever.takes("text") else ([], {})
     if not with_losses:
         if not captions:
-            raise InputError(f"{dataset.name}: no row has a clip and a caption to search it by.")
+            raise InputError(f"{dataset.name}: no row has both a clip and a caption. Check its columns.")
         retriever.warn_of(list(bad.values()))
         retriever.check_bad_samples(list(bad.values()), len(shown))
         clips = _one_of_each_group(shown, bad)
@@ -234,13 +235,13 @@ def _encode_set(
 
 
 def _one_of_each_group(rows: list[Row], bad: dict[int, BadSample]) -> list[Row]:
-    """The first row of each group; another may stand for the clip of a bad one."""
+    """Return the first row of each group, or the first one that is not bad."""
     in_order = sorted(rows, key=lambda row: row["index"] in bad)
     return list({row["group"]: row for row in reversed(in_order)}.values())[::-1]
 
 
 def _read_captions(rows: Iterable[Row]) -> tuple[list[tuple[Row, str]], dict[int, BadSample]]:
-    """Each caption with its row, and the rows of which the text cannot be read, which have an empty one."""
+    """Return each caption with its row, and the rows whose text cannot be read, which get an empty caption."""
     captions: list[tuple[Row, str]] = []
     bad: dict[int, BadSample] = {}
     for row in rows:
@@ -254,7 +255,7 @@ def _read_captions(rows: Iterable[Row]) -> tuple[list[tuple[Row, str]], dict[int
 
 
 def encode_for_losses(model: RetrievalModel, batch: Batch) -> EncodedBatch:
-    """Run a whole batch: the masked objectives, and what contrast and matching of the whole set are computed from."""
+    """Compute the masked objectives of a batch, and the values for contrast and matching over the whole set."""
     masked = [name for name in MASKED_OBJECTIVES if name in model.loss_weights]
     counts = model.count_items(batch)
     output = model(**batch, num_items={name: torch.ones(()) for name in counts}, objectives=masked)
@@ -273,7 +274,7 @@ def encode_for_losses(model: RetrievalModel, batch: Batch) -> EncodedBatch:
 def _measure_losses(
     model: RetrievalModel, encoded: EncodedRows
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Metrics of the masked objectives, the losses of all objectives but matching, and what of these guessing has."""
+    """Return metrics of the masked objectives, losses of all objectives except matching, and their chance levels."""
     shares = {name: float(total / count) for name, (total, count) in encoded.sums.items() if count > 0}
     losses = {name: shares.pop(f"{name}_loss") for name in MASKED_OBJECTIVES if f"{name}_loss" in shares}
     chance = {}
@@ -286,7 +287,7 @@ def _measure_losses(
 
 
 def _contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) -> tuple[float, int] | None:
-    """A contrastive loss over all rows of a set at once, and how many of them have both sides; `None`: none has."""
+    """Return a contrastive loss over all rows of a set and the number of rows with both sides; `None` if none has."""
     has = {m: encoded.values[PRESENCE_KEYS[m]] for m in model.config.modalities}
     has["clip"] = torch.stack([has[m] for m in CLIP_MODALITIES if m in has]).any(dim=0)
     first, second = CONTRASTIVE_PAIRS[name]
@@ -301,7 +302,7 @@ def _contrastive_loss(model: RetrievalModel, name: str, encoded: EncodedRows) ->
         group_ids=groups[kept],
         logit_scale=scale.detach().float().cpu(),
         logit_bias=None if bias is None else bias.detach().float().cpu(),
-        form="softmax" if bias is None else "sigmoid",  # which alone has a bias
+        form="softmax" if bias is None else "sigmoid",  # only the sigmoid loss has a bias
     )
     num_kept = int(kept.sum())
     return float(total) / num_kept, num_kept
@@ -320,8 +321,8 @@ def measure_ranking(
     num_results: int | None = None,
     partial: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
-    """Rank captions and clips, write what comes out into the evaluation, and return the loss of matching, if any; the
-    options are those of [`evaluate_retrieval`].
+    """Rank captions and clips, add the results to the evaluation, and return the matching loss, if any. Options are
+    those of [`evaluate_retrieval`].
     """
     model, groups = retriever.model, found.groups
     texts = [caption for _, caption in found.captions]
@@ -390,14 +391,14 @@ def measure_ranking(
     else:
         pairs = first_pairs(scores, *groups, num_results)
         scored = ScoredPairs(pairs, cosines.at(pairs))
-    chosen = None  # what searches are to re-rank: as many as were better, 0: none; `None`: it was not measured
+    chosen = None  # number of candidates that searches re-rank: 0 if that was not better, `None` if not measured
     if with_loss and rerank_top_k:
         top_k = min(rerank_top_k, len(found.clips))
         chosen = top_k if matching_is_better(evaluation.metrics) else 0
         evaluation.protocol += (
             f"; matching_*: the first {top_k} re-ranked by the matching head, whose R@1 from text to video is "
             f"{'better than' if chosen else 'not better than'} the cosine's: searches "
-            f"{'re-rank' if chosen else 'do not re-rank'} unless asked otherwise"
+            f"{'re-rank' if chosen else 'do not re-rank'} by default"
         )
     is_duplicate = duplicate_captions(texts, groups[0])[[text != "" for text in texts]]
     evaluation.counts["duplicate_captions"] = int(is_duplicate.sum())
@@ -417,12 +418,12 @@ def measure_ranking(
 
 
 def matching_is_better(metrics: dict[str, float]) -> bool:
-    """Whether re-ranking by matching found more clips first than the cosine did; equally many are no reason to."""
+    """Return whether re-ranking by matching has a higher R@1 than the cosine; a tie does not count."""
     return metrics[f"matching_{PRIMARY_METRIC}"] > metrics[PRIMARY_METRIC]
 
 
 def needed_for_loss(groups: tuple[np.ndarray, np.ndarray], ranks: Ranks) -> np.ndarray:
-    """Pairs `(num_pairs, 2)` of every caption with its right clips and with its hardest wrong one."""
+    """Return pairs `(num_pairs, 2)` of every caption with its right clips and with its hardest wrong one."""
     hardest = np.stack([np.arange(len(ranks.texts)), ranks.first_wrong], axis=1)
     return np.concatenate([right_pairs(*groups), hardest])
 
@@ -431,13 +432,13 @@ def matching_loss(
     odds: Mapping[tuple[int, int], float], groups: tuple[np.ndarray, np.ndarray], ranks: Ranks
 ) -> tuple[float, float]:
     """
-    Cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip.
+    Compute cross-entropy and accuracy over each caption with its own clip and with its hardest wrong clip.
 
     Args:
-        odds (`Mapping[tuple[int, int], float]`): log odds of pairs of caption and clip; those that it lacks could not
-            be read.
-        groups (`tuple[np.ndarray, np.ndarray]`): of captions and clips.
-        ranks ([`Ranks`]): for the hardest wrong clips.
+        odds (`Mapping[tuple[int, int], float]`): Log odds of pairs of caption and clip; missing pairs could not be
+            read.
+        groups (`tuple[np.ndarray, np.ndarray]`): Groups of captions and clips.
+        ranks ([`Ranks`]): Ranks, which contain the hardest wrong clip of each caption.
     """
     own = dict(reversed(right_pairs(*groups).tolist()))  # the first right clip of each caption
     right = np.array([odds[pair] for pair in own.items() if pair in odds][::-1])
@@ -449,6 +450,6 @@ def matching_loss(
 
 
 def _in_percent(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Rank metrics under ALPRO's names."""
+    """Return rank metrics under ALPRO's names, recalls in percent."""
     recalls = {f"r{k}": round(100 * metrics[f"{prefix}R@{k}"], 2) for k in (1, 5, 10)}
     return recalls | {"medianR": metrics[f"{prefix}median_rank"], "meanR": metrics[f"{prefix}mean_rank"]}

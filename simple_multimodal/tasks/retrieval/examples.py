@@ -1,4 +1,4 @@
-"""Examples of what a search finds, for the report."""
+"""Examples of search results for the report."""
 
 import numpy as np
 
@@ -15,11 +15,11 @@ NUM_RESULTS = 4
 
 def retrieval_examples(ranked: Ranking, collator: MultimodalCollator) -> list[Example]:
     """
-    Choose the worst ranked query, and others spread evenly over the set, with the clips found for each.
+    Choose the query with the worst rank and others spread evenly over the set, with the clips found for each.
 
     Args:
-        ranked ([`Ranking`]): the details of an evaluation.
-        collator ([`MultimodalCollator`]): what made its batches.
+        ranked ([`Ranking`]): The details of an evaluation.
+        collator ([`MultimodalCollator`]): Collator of the evaluation.
     """
     found, scores, ranks = ranked.found, ranked.scores, ranked.ranks.texts
     text_groups, clip_groups = found.groups

@@ -22,11 +22,11 @@ from simple_multimodal.models.outputs import Batch, MultimodalOutput
 
 
 class MultimodalForPreTraining(MultimodalPreTrainedModel):
-    """All pre-training objectives over one model: masked language, audio and video modelling, contrast, and matching.
+    """All pre-training objectives over one model: masked language, audio and video modeling, contrast, and matching.
 
     Each loss is a sum over the rows of this process divided by a count over the rows of all processes and accumulated
-    batches, so that neither missing modalities nor the number of processes change it. A row takes no part in a loss
-    that needs a modality it lacks.
+    batches, so that neither missing modalities nor the number of processes change it. A row without one of the
+    modalities that a loss needs does not take part in it.
     """
 
     objectives: tuple[str, ...] = OBJECTIVES
@@ -43,7 +43,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
                 if encoder.decoder_class is None:
                     raise InputError(
                         f"{name}_loss_weight is {weights[name]}, but the {modality} tower {encoder.model_type!r} has "
-                        f"no decoder for a masked objective. Set {name}_loss_weight to 0, or take another tower."
+                        f"no decoder for a masked objective. Set {name}_loss_weight to 0, or use another tower."
                     )
                 self.add_module(f"{modality}_decoder", encoder.decoder_class(encoder.config))
         fusion_size = self.multimodal.fusion.hidden_size
@@ -54,17 +54,17 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         self.post_init()
 
     def masked_decoder(self, modality: Modality) -> nn.Module | None:
-        """[`TowerModel.masked_decoder`]."""
+        """Return the decoder of a modality, see [`TowerModel.masked_decoder`]."""
         return self.get_submodule(f"{modality}_decoder") if modality in self.decoded_modalities else None
 
     def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """How many items of this batch each objective averages over: masked tokens, masked patches, or rows.
+        """Count the items of a batch that each objective averages over: masked tokens, masked patches, or rows.
 
         Args:
-            batch (`dict[str, torch.Tensor]`): the collator's batch, on any device.
+            batch (`dict[str, torch.Tensor]`): The collator's batch, on any device.
 
         Returns:
-            `dict[str, torch.Tensor]`: float32 scalars by objective.
+            `dict[str, torch.Tensor]`: Counts by objective, float32 scalars.
         """
         presence = {m: batch[PRESENCE_KEYS[m]] for m in self.config.modalities}
         clip = [presence[m] for m in self.multimodal.clip_modalities]
@@ -82,8 +82,8 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         return counts
 
     def _reconstructed(self, objective: str, batch: Batch) -> torch.Tensor:
-        """Which masked patches count: real ones of a row that has the modality; `bool` of the shape of their
-        positions.
+        """Return which masked patches count (not padding, in a row that has the modality): `bool`, in the shape of
+        their positions.
         """
         modality = MASKED_OBJECTIVES[objective]
         masked = batch[f"{modality}_masked_patches"]
@@ -94,7 +94,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         return counted
 
     def _encode_rows(self, batch: Batch, *, objectives: Container[str], keeps_streams: bool) -> EncodedRows:
-        """Everything that rows do not need each other for: embeddings, streams for matching, and masked objectives."""
+        """Compute all that does not depend on other rows: embeddings, streams for matching, and masked objectives."""
         model = self.multimodal
         share_masked = self.config.share_masked_pass and self.training
         sums: dict[str, torch.Tensor] = {}
@@ -130,17 +130,17 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         chunk_size: int | None = None,
         **batch: torch.Tensor,
     ) -> MultimodalOutput:
-        """Compute the objectives that the configuration gives a weight.
+        """Compute the objectives with a weight in the configuration.
 
         Args:
-            num_items (`dict[str, torch.Tensor]`, *optional*): what to divide each objective's sum by, as
-                [`count_items`] summed over processes and accumulated batches. By default the counts of this batch on
-                all processes. With several processes, `loss` is this process's share of the global loss.
-            objectives (`Sequence[str]`, *optional*): compute only these. Without contrast and matching, and with
-                `num_items` given, processes do not talk to each other.
-            chunk_size (`int`, *optional*): encode so many rows at a time, and so many pairs of matching, and once more
-                in the backward pass, see [`run_in_chunks`]: the same loss and gradients in less memory.
-            batch: a collator's batch with its pre-training draws; rows of all processes must be equally many.
+            num_items (`dict[str, torch.Tensor]`, *optional*): Divisor of each objective's sum: [`count_items`] summed
+                over processes and accumulated batches. By default the counts of this batch on all processes. With
+                several processes, `loss` is this process's share of the global loss.
+            objectives (`Sequence[str]`, *optional*): Objectives to compute; by default all. Without contrast and
+                matching, and with `num_items`, processes do not communicate.
+            chunk_size (`int`, *optional*): Number of rows, and of pairs of matching, to encode at a time, and again in
+                the backward pass, see [`run_in_chunks`]: the same loss and gradients in less memory.
+            batch: A collator's batch with pre-training targets; all processes must have the same number of rows.
         """
         model = self.multimodal
         weights = {name: w for name, w in self.loss_weights.items() if objectives is None or name in objectives}
@@ -208,7 +208,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         return loss, torch.stack([correct.sum(), chosen.sum()]).float()
 
     def _reconstruction_loss(self, objective: str, visible: EncoderOutput, batch: Batch) -> torch.Tensor:
-        """Squared error of the masked patches, averaged over a patch's values, summed over patches (MAE, VideoMAE)."""
+        """Compute the squared error of masked patches, mean over values, sum over patches (MAE, VideoMAE)."""
         modality = MASKED_OBJECTIVES[objective]
         values, masked = batch[INPUT_KEYS[modality][0]], batch[f"{modality}_masked_patches"]
         counted = self._reconstructed(objective, batch)
@@ -226,49 +226,49 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
         return ((predictions - targets) ** 2).mean(dim=-1).masked_fill(~counted, 0).sum()
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
-        """[`MultimodalModel.encode_text`]."""
+        """Encode texts, see [`MultimodalModel.encode_text`]."""
         return self.multimodal.encode_text(batch)
 
     def encode_clip(self, batch: Batch) -> tuple[torch.Tensor | None, Clip]:
-        """[`MultimodalModel.encode_clip`]."""
+        """Encode clips, see [`MultimodalModel.encode_clip`]."""
         return self.multimodal.encode_clip(batch)
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[`MultimodalModel.scale_and_bias`]."""
+        """Return scale and bias of a contrastive objective, see [`MultimodalModel.scale_and_bias`]."""
         return self.multimodal.scale_and_bias(objective)
 
     def cache_clip(self, clip: Clip) -> Clip | ClipCache:
-        """[`Crossformer.cache_clip`]."""
+        """Cache a clip for several texts, see [`Crossformer.cache_clip`]."""
         return self.multimodal.fusion.cache_clip(clip)
 
     def check_matching(self) -> None:
         """Raise a `ValueError` if the model has no matching head."""
         if "matching" not in self.loss_weights:
             raise InputError(
-                "This model was made without matching (matching_loss_weight is 0): nothing can be re-ranked. Rank by "
-                "embeddings alone (rerank 0, --rerank_top_k 0), or train it."
+                "This model has no matching head to re-rank with (matching_loss_weight=0). Set rerank_top_k=0 "
+                "(in a search rerank=0) to rank by embeddings alone, or train the model with matching."
             )
 
     @property
     def cosine_weight(self) -> float:
-        """What the cosine of a pair is multiplied by before it joins the matching head's log odds, in the score that
-        pairs are ranked by: the inverse temperature of `contrastive_tav`; 0 without `matching_residual`.
+        """Weight of the cosine in the score that pairs are ranked by, to which the matching head's log odds are added:
+        the inverse temperature of `contrastive_tav`; 0 without `matching_residual`.
         """
         return self.scale_and_bias("contrastive_tav")[0].item() if self.config.matching_residual else 0.0
 
     def matching_logits(self, text: Stream, clip: Clip | ClipCache) -> torch.Tensor:
-        """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, from embedded streams as
-        [`Crossformer.fuse`] takes them.
+        """Return logits `(batch_size, 2)` of "text of another clip" and "text of this clip", float32, from embedded
+        streams as [`Crossformer.fuse`] takes them.
 
         Raises:
-            ValueError: The model has no matching head.
+            ValueError: If the model has no matching head.
         """
         self.check_matching()
         return self.matching_head(self.multimodal.fusion.fuse(text, clip, num_queries=1)[:, 0]).float()
 
 
 class MultimodalForRetrieval(MultimodalForPreTraining):
-    """Contrast and matching alone, without the decoders of the masked objectives: what retrieval needs."""
+    """Contrast and matching only, without the decoders of the masked objectives, which retrieval does not need."""
 
     objectives = (*CONTRASTIVE_PAIRS, "matching")
     _keys_to_ignore_on_load_unexpected = [r"^(text|audio|video)_decoder\.", r"^fusion_to_text\."]

@@ -24,17 +24,18 @@ def number_or_all(text: str) -> int | Literal["all"]:
 class RetrievalOptions(TaskOptions):
     """
     Args:
-        mlm_probability (`float`, *optional*, defaults to 0.3): share of a caption's tokens to predict.
-        audio_mask_ratio (`float`, *optional*, defaults to 0.3): share of a window's audio patches to mask.
-        video_mask_ratio (`float`, *optional*, defaults to 0.8): share of a clip's video tubes to mask.
-        vt_match_ratio (`float`, *optional*, defaults to 0.5): share of rows that keep their pair for matching.
-        rerank_top_k (`int` or `"all"`, *optional*): candidates of each query that the matching head re-ranks; 0:
-            none. By default what the protocol of the rows says, else 32; for a model whose training found matching
-            no better than the cosine, none.
-        compare_rerank (`bool`): score all pairs, and say how every metric changes by re-ranking the first alone.
-        dsl (`bool`): rank by dual softmax, over all queries.
-        pair_files (`list[str]`): files of pairs of rows that differ in one thing; [`Retrieval.open_files`] reads them.
-        swapped_files (`list[str]`): for each pair file, the manifest of its swapped rows.
+        mlm_probability (`float`, *optional*, defaults to 0.3): Fraction of a caption's tokens to predict.
+        audio_mask_ratio (`float`, *optional*, defaults to 0.3): Fraction of a window's audio patches to mask.
+        video_mask_ratio (`float`, *optional*, defaults to 0.8): Fraction of a clip's video tubes to mask.
+        vt_match_ratio (`float`, *optional*, defaults to 0.5): Fraction of rows that keep their pair for matching.
+        rerank_top_k (`int` or `"all"`, *optional*): Number of candidates of each query that the matching head
+            re-ranks; 0 for none. By default the number of the rows' protocol, else 32; 0 for a model for which
+            matching was not better than the cosine during training.
+        compare_rerank (`bool`): Whether to score all pairs, and report how every metric changes if only the first
+            candidates are re-ranked.
+        dsl (`bool`): Whether to rank by dual softmax over all queries.
+        pair_files (`list[str]`): Files of pairs of rows that differ in one thing, read by [`Retrieval.open_files`].
+        swapped_files (`list[str]`): Manifest of the swapped rows for each pair file.
     """
 
     mlm_probability: float = flag(0.3, OBJECTIVES, "Fraction of a caption's tokens to predict, 0 to 1.", share=True)
@@ -51,8 +52,8 @@ class RetrievalOptions(TaskOptions):
     rerank_top_k: int | Literal["all"] | None = flag(
         None,
         EVALUATION,
-        "Candidates per query that the matching head re-ranks in evaluation, a number or all; 0: none. Default: what "
-        "the protocol of a prepared benchmark says, else 32; in infer none, unless the head beat the cosine on the "
+        "Candidates per query that the matching head re-ranks in evaluation, a number or all; 0: none. Default: the "
+        "number of a prepared benchmark's protocol, else 32; in infer none, unless the head beat the cosine on the "
         "validation split.",
         read=number_or_all,
         metavar="INT",
@@ -70,13 +71,13 @@ class RetrievalOptions(TaskOptions):
     pair_files: list[str] = flag(
         [],
         EVALUATION,
-        "JSONL of ids a, b of evaluation rows that differ in one respect (audio_pairs.jsonl: in their audio).",
+        "JSONL with ids a, b of evaluation rows that differ in one thing (audio_pairs.jsonl: in their audio).",
         names=Named.MANIFEST,
     )
     swapped_files: list[str] = flag(
         [],
         EVALUATION,
-        "For each pair file, the manifest of its rows a_swapped, b_swapped; counts choices that flip.",
+        "Manifest of the rows a_swapped, b_swapped for each pair file; choices that flip are counted.",
         names=Named.MANIFEST,
     )
 

@@ -33,10 +33,10 @@ class Match(NamedTuple):
     """A clip that was found.
 
     Args:
-        id (`str`): of the clip.
-        score (`float`): cosine of the text's and the clip's embedding.
-        matching (`float`, *optional*): the matching head's probability that they belong together, if the clip was
-            re-ranked; the order is that of [`ranking_scores`].
+        id (`str`): Id of the clip.
+        score (`float`): Cosine of the text's and the clip's embedding.
+        matching (`float`, *optional*): The matching head's probability that they belong together, if the clip was
+            re-ranked; re-ranked clips are sorted by [`ranking_scores`].
     """
 
     id: str
@@ -44,7 +44,7 @@ class Match(NamedTuple):
     matching: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As a result of a request, see [`Retriever.__call__`]."""
+        """Return the match as a result of a request, see [`Retriever.__call__`]."""
         result = {"clip": self.id, "score": self.score}
         return result if self.matching is None else {**result, "matching": self.matching}
 
@@ -55,15 +55,14 @@ class ClipIndex:
     Clips to search.
 
     Args:
-        ids (`list[str]`): names of the clips.
-        groups (`list[str]`): clips of one group count as the same.
-        embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): unit-length embeddings.
-        clips (`list[Encoded]`, *optional*): what re-ranking needs besides; not saved.
-        key (`str`, *optional*): hash of the model and the clips that the embeddings were made of, if finished work is
-            kept by it.
-        model (`str`, *optional*): hash of the model's weights, if they were saved.
-        precision (`str`, *optional*): what the model computed in, if they were saved.
-        bad_samples (`list[BadSample]`, *optional*): clips that are not in the index because they could not be read.
+        ids (`list[str]`): Ids of the clips.
+        groups (`list[str]`): Group of each clip; clips of one group count as the same.
+        embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): Unit-length embeddings.
+        clips (`list[Encoded]`, *optional*): Encoded clips, which re-ranking needs; they are not saved.
+        key (`str`, *optional*): Hash of the model and the clips, which identifies finished parts, if these are kept.
+        model (`str`, *optional*): Hash of the model's weights, for saved embeddings.
+        precision (`str`, *optional*): Precision in which the model computed, for saved embeddings.
+        bad_samples (`list[BadSample]`, *optional*): Clips that are not in the index because they could not be read.
     """
 
     ids: list[str]
@@ -82,13 +81,13 @@ class ClipIndex:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ClipIndex":
         """
-        Read the embeddings that [`Retriever.index`] saved.
+        Load the embeddings that [`Retriever.index`] saved.
 
         Args:
-            path (`str`): the folder; or a file `*.safetensors`, in which earlier versions saved them.
+            path (`str`): Folder of the embeddings, or the `*.safetensors` file of an earlier version.
 
         Raises:
-            ValueError: There is something else.
+            ValueError: If `path` is not a clip index.
         """
         path = Path(path)
         try:
@@ -97,7 +96,7 @@ class ClipIndex:
             with safe_open(path, "pt") as file:
                 index = cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise InputError(f"{path}: is not an index of clips: {error}") from error
+            raise InputError(f"{path} is not a clip index: {error}") from error
         index.bad_samples = [BadSample(*sample) for sample in index.bad_samples]
         return index
 
@@ -119,12 +118,12 @@ class ClipIndex:
 
 
 class _Saved(NamedTuple):
-    """What is saved of rows.
+    """Saved embeddings of rows.
 
     Args:
-        places (`dict[int, int]`): of each row's embedding.
-        embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): also those of other rows.
-        bad_samples (`list[BadSample]`): rows that could not be read.
+        places (`dict[int, int]`): Position of each row's embedding in `embeds`.
+        embeds (`torch.FloatTensor` of shape `(num_clips, contrastive_dim)`): Embeddings, which may include other rows.
+        bad_samples (`list[BadSample]`): Rows that could not be read.
     """
 
     places: dict[int, int] = {}
@@ -133,10 +132,10 @@ class _Saved(NamedTuple):
 
     @classmethod
     def of(cls, saved: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row]) -> "_Saved":
-        """Return nothing if there are no embeddings yet, or those were made of something else.
+        """Load saved embeddings; empty if there are none yet, or if they were made with another model or settings.
 
         Raises:
-            ValueError: There is something that embeddings may not replace.
+            ValueError: If the path holds something that embeddings must not overwrite.
         """
         if saved.is_file():
             ClipIndex.load(saved)
@@ -145,7 +144,7 @@ class _Saved(NamedTuple):
             return cls()
         store = ClipStore.open(saved, ClipVersion)
         if difference := describe_difference(store.fingerprint, fingerprint):
-            logger.warning(f"{saved}: was made of something else: {difference}. Its embeddings will be replaced.")
+            logger.warning(f"{saved} was made with other settings: {difference}. Its embeddings will be replaced.")
             return cls()
         place_of = {clip: place for place, clip in enumerate(c for c in store if c not in store.unreadable)}
         places, bad_samples = {}, []
@@ -160,11 +159,11 @@ class _Saved(NamedTuple):
 
 class Retriever(Pipeline):
     """
-    Search clips by text: index them once, then ask as often as you like.
+    Searches clips by text: index them once, then search as often as you like.
 
-    The order is that of the embeddings' cosine; the first ones can be re-ranked by the matching head, which sees text
-    and clip together, and are by default if that was better on the validation split of the model's training
-    ([`rerank_top_k`]). Arguments are those of [`Pipeline`].
+    Clips are sorted by the cosine of the embeddings. The matching head, which sees text and clip together, can re-rank
+    the first ones; it does so by default if that was better on the validation split during training
+    ([`rerank_top_k`]). Takes the arguments of [`Pipeline`].
 
     Example:
 
@@ -186,14 +185,14 @@ class Retriever(Pipeline):
 
     @property
     def rerank_top_k(self) -> int:
-        """How many of the first candidates are re-ranked by default: what proved better on the validation split when
-        the model was trained; 0 where that did not, or was not measured.
+        """Number of candidates that are re-ranked by default; 0 if re-ranking was not better on the validation split
+        during training, or was not measured.
         """
         return self.model.config.rerank_top_k or 0
 
     @property
     def reranks(self) -> bool:
-        """Whether matching is used unless asked otherwise; also in models that were saved before that was measured."""
+        """Whether matching is used by default; true for models saved by versions that did not measure that."""
         is_unknown = self.model.config.rerank_top_k is None and self.model.cosine_weight == 0
         return self.rerank_top_k > 0 or is_unknown
 
@@ -209,17 +208,16 @@ class Retriever(Pipeline):
 
         Args:
             inputs (`dict` or `Sequence[dict]`): `{"text": str, "clips": ...}`, or several such requests; the clips are
-                what [`search`] takes: a [`ClipIndex`], a file that one was saved in, or clips.
+                those that [`search`] accepts: a [`ClipIndex`], a saved one, or clips.
             top_k, rerank (`int`, *optional*): As for [`search`].
 
         Returns:
-            `list[list[dict]]`: For each request its matches, the best first: `{"clip": str, "score": float}` with the
-            id of the clip and the cosine; of clips that were re-ranked also `"matching"`, the matching head's
-            probability.
+            `list[list[dict]]`: Matches of each request, best first: `{"clip": str, "score": float}` with the id of the
+            clip and the cosine; for re-ranked clips also `"matching"`, the matching head's probability.
 
         Raises:
             MediaError: If a file that is given by name cannot be read.
-            ValueError: If a request is wrong, **or** as [`search`] says.
+            ValueError: If a request is invalid, **or** for the reasons listed in [`search`].
         """
         requests = as_requests(inputs, text="text", clips="clips")
         indices = self._index_each([request["clips"] for request in requests], for_matching=bool(rerank))
@@ -232,7 +230,7 @@ class Retriever(Pipeline):
         return results
 
     def _index_each(self, clips_of_all: Sequence[ClipIndex | Clips], *, for_matching: bool) -> list[ClipIndex]:
-        """An index for each of several requests, the same one for the same clips; no clip is encoded twice."""
+        """Return an index for each request, the same one for the same clips; no clip is encoded twice."""
         indices: dict[tuple, ClipIndex] = {}  # by the clips in it
         rows_of: dict[tuple, list[Row]] = {}
         names: list[tuple] = []
@@ -275,25 +273,27 @@ class Retriever(Pipeline):
         recursive: bool = False,
     ) -> ClipIndex:
         """
-        Run clips through the towers. One of a data set or a folder that cannot be read is left out, with a warning.
+        Encode clips with the towers. Clips of a data set or a folder that cannot be read are left out, with a warning.
 
         Args:
-            clips: a data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
+            clips: A data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
                 of files.
-            saved (`str`, *optional*): folder to keep the embeddings in. Clips that it has already, made by the same
-                model of the same files, are not encoded again; clips that are no longer given leave it. Embeddings of
-                another model are replaced, and so is a file that an earlier version saved. Nothing can be re-ranked
-                then: what that needs is hundreds of times as much, and neither saved nor held in memory.
-            for_matching (`bool`, *optional*, defaults to `False`): whether clips will be re-ranked in spite of
-                `saved`: then they are encoded even if their embeddings are there.
-            partial (`str`, *optional*): folder for what is finished; if the call is interrupted, the same call goes on
-                from there. It stays until it is removed.
-            recursive (`bool`, *optional*, defaults to `False`): also the files of folders in the folder.
+            saved (`str`, *optional*): Folder to keep the embeddings in. Clips whose embeddings it already has, from
+                the same model and files, are not encoded again; clips that are no longer given are removed from it.
+                Embeddings of another model are replaced, and so is a file that an earlier version saved. The index
+                cannot be re-ranked then: that takes hundreds of times as much data, which is neither saved nor held in
+                memory.
+            for_matching (`bool`, *optional*, defaults to `False`): Whether clips will be re-ranked in spite of
+                `saved`, which encodes them again even if their embeddings are saved.
+            partial (`str`, *optional*): Folder for finished parts, from which the same call resumes if it was
+                interrupted. It is not removed.
+            recursive (`bool`, *optional*, defaults to `False`): Whether to include the files in subfolders of a
+                folder.
 
         Raises:
-            MediaError: A file that is given by name cannot be read.
-            ValueError: There is no clip, or more than `max_bad_fraction` of them, or all, cannot be read; or the model
-                has no matching head and is to match.
+            MediaError: If a file that is given by name cannot be read.
+            ValueError: If there is no clip, more than `max_bad_fraction` of them, or all of them, cannot be read,
+                **or** `for_matching` is set and the model has no matching head.
         """
         clips = open_manifest(clips)
         is_chosen = not isinstance(clips, RowDataset) and not is_media_folder(clips)
@@ -314,11 +314,11 @@ class Retriever(Pipeline):
         for_matching: bool = False,
         partial: str | os.PathLike[str] | None = None,
     ) -> ClipIndex:
-        """[`index`] of rows of different clips; `on_bad_sample` as in [`encode_rows`]."""
+        """Index rows of different clips, see [`index`]; `on_bad_sample` is as in [`encode_rows`]."""
         if not rows:
             raise InputError(
-                "There is no clip to index: none has a file of what this model takes, "
-                f"{', '.join(self.processor.modalities)}."
+                "There is no clip to index: none has a file for a modality of this model "
+                f"({', '.join(self.processor.modalities)})."
             )
         if for_matching:
             self.model.check_matching()  # before hours of encoding
@@ -364,18 +364,19 @@ class Retriever(Pipeline):
 
     def load_index(self, path: str | os.PathLike[str]) -> ClipIndex:
         """
-        An index that this model has saved, without a look at its clips.
+        Load an index that this model has saved, without reading its clips.
 
         Raises:
-            ValueError: The file is something else, or of another model, whose embeddings no text of this one finds.
+            ValueError: If it is not a clip index, **or** was made with another model or precision, so that its
+                embeddings cannot be compared with those of texts.
         """
         index = ClipIndex.load(path)
         if index.model != hash_weights(self.model):
-            raise InputError(f"{os.fspath(path)}: holds embeddings of another model; encode the clips with this one.")
+            raise InputError(f"{os.fspath(path)} was made with another model; encode the clips again with this one.")
         if index.precision != self.precision:
             raise InputError(
-                f"{os.fspath(path)}: holds embeddings computed in {index.precision}, and texts would be encoded in "
-                f"{self.precision}; pass --precision {index.precision}, or encode the clips again."
+                f"{os.fspath(path)} holds embeddings computed in {index.precision}, but this model computes in "
+                f"{self.precision}. Set precision={index.precision!r}, or encode the clips again."
             )
         return index
 
@@ -383,7 +384,7 @@ class Retriever(Pipeline):
         if is_saved_index(clips):
             if recursive:
                 raise InputError(
-                    f"--recursive looks into the folders of a folder, and {os.fspath(clips)} holds saved embeddings. "  # type: ignore[arg-type]
+                    f"recursive applies to folders of media files, but {os.fspath(clips)} holds saved embeddings. "  # type: ignore[arg-type]
                     "Leave it out."
                 )
             return self.load_index(clips)  # type: ignore[arg-type]
@@ -399,32 +400,34 @@ class Retriever(Pipeline):
         recursive: bool = False,
     ) -> list[Match] | list[list[Match]]:
         """
-        The best clips for a text.
+        Find the best clips for a text.
 
         Args:
-            texts (`str` or `Sequence[str]`): a text, or several.
-            index ([`ClipIndex`] or clips): what to search. Clips, as [`index`] takes them, are indexed for this call
-                alone; a folder in which [`index`] saved embeddings is searched as it is.
-            top_k (`int`, *optional*, defaults to 10): how many to return.
-            rerank (`int`, *optional*): how many of the first ones the matching head orders anew; by default
-                [`rerank_top_k`], or none if the index holds embeddings alone.
-            recursive (`bool`, *optional*, defaults to `False`): of a folder, also the files of folders in it.
+            texts (`str` or `Sequence[str]`): One text or several.
+            index ([`ClipIndex`] or clips): Clips to search. Clips that are not an index, as [`index`] takes them, are
+                indexed for this call only; a folder of embeddings that [`index`] saved is searched directly.
+            top_k (`int`, *optional*, defaults to 10): Number of clips to return.
+            rerank (`int`, *optional*): Number of candidates that the matching head re-ranks; by default
+                [`rerank_top_k`], or 0 if the index holds only embeddings.
+            recursive (`bool`, *optional*, defaults to `False`): Whether to include the files in subfolders of a
+                folder.
 
         Returns:
-            `list[Match]`: best first; for several texts a list of such lists.
+            `list[Match]`: Matches, best first; for several texts a list of such lists.
 
         Raises:
-            ValueError: A text is blank, or `rerank` is asked of an index whose clips were not encoded in this process.
+            ValueError: If a text is blank, **or** `rerank` is set for an index whose clips were not encoded in this
+                process.
         """
         queries = [texts] if isinstance(texts, str) else list(texts)
         if any(not query.strip() for query in queries):
-            raise InputError("A text to search for is blank.")
+            raise InputError("A text to search for is blank. Leave it out.")
         if not isinstance(index, ClipIndex):
             index = self._open_index(index, for_matching=bool(rerank), recursive=recursive)
         if rerank is None:
             rerank = 0 if index.clips is None else self.rerank_top_k
         if rerank > 0 and index.clips is None:
-            raise InputError("This index holds embeddings alone, read from a file; make it anew to re-rank.")
+            raise InputError("This index was loaded from a file of embeddings. Index the clips to re-rank them.")
         if not queries:
             return []
         encoded = self.encode_texts(queries)
@@ -451,7 +454,7 @@ class Retriever(Pipeline):
 
 
 def is_saved_index(clips: object) -> bool:
-    """Whether clips to search are what [`Retriever.index`] saved, or a file as earlier versions did."""
+    """Return whether clips to search are an index that [`Retriever.index`], or an earlier version, saved."""
     if not isinstance(clips, (str, os.PathLike)):
         return False
     path = Path(clips)
@@ -461,7 +464,7 @@ def is_saved_index(clips: object) -> bool:
 
 
 def _part_of(index: ClipIndex, rows: Sequence[Row], place_of: Mapping[ClipKey, int]) -> ClipIndex:
-    """The part of an index that holds these rows, of those that could be read; their places in it are known."""
+    """Return the part of an index that holds these rows, except those that could not be read."""
     read = [row for row in rows if ClipKey.of(row) in place_of]
     places = [place_of[ClipKey.of(row)] for row in read]
     clips = None if index.clips is None else [index.clips[place] for place in places]
@@ -469,8 +472,8 @@ def _part_of(index: ClipIndex, rows: Sequence[Row], place_of: Mapping[ClipKey, i
 
 
 def _save(saved: Path, fingerprint: Mapping[str, Any], rows: Mapping[ClipVersion, Row], encoded: EncodedRows) -> None:
-    """Add what was encoded to the saved embeddings, and leave out all but these rows."""
-    if saved.is_file():  # of an earlier version
+    """Add new embeddings to the saved ones, and remove those of clips that are not in `rows`."""
+    if saved.is_file():  # from an earlier version
         saved.unlink()
     store = ClipStore.resume(saved, ClipVersion, fingerprint, replaces=True)
     made: dict[int, dict[str, torch.Tensor] | Unreadable]

@@ -1,4 +1,4 @@
-"""What is drawn for the objectives of pre-training and retrieval while a batch is made."""
+"""Random targets for the objectives of pre-training and retrieval, sampled while a batch is collated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,27 +14,27 @@ from simple_multimodal.processing import MultimodalProcessor
 
 
 class PretrainingTargets:
-    """Draw what the pre-training objectives need; `None` leaves an objective's entries out.
+    """Samples masks and pairs for the pre-training objectives; `None` leaves an objective's entries out.
 
     Args:
         processor ([`MultimodalProcessor`]):
-            That makes the batches.
+            Processor that makes the batches.
         mlm_probability (`float`, *optional*):
-            Share of the tokens to predict.
+            Fraction of the tokens to predict.
         audio_mask_ratio (`float`, *optional*):
-            Share of the patches of each audio window to mask; with `audio_patches_per_window`.
+            Fraction of the patches of each audio window to mask; requires `audio_patches_per_window`.
         audio_patches_per_window (`int`, *optional*):
-            Patches of a window, as the audio encoder cuts it.
+            Number of patches per window of the audio encoder.
         video_mask_ratio (`float`, *optional*):
-            Share of the places of a clip to mask; with `video_patch_grid`.
+            Fraction of the spatial positions of a clip to mask; requires `video_patch_grid`.
         video_patch_grid (`tuple[int, int, int]`, *optional*):
-            Tubelets of a clip in time, height and width, as the video encoder cuts it.
+            Number of the video encoder's tubelets in time, height and width.
         vt_match_ratio (`float`, *optional*):
             Probability that a row keeps its own text in the matching objective.
 
     Raises:
-        ValueError: If a mask ratio comes without its patches or the reverse, `vt_match_ratio` is not between 0 and 1
-            **or** `mlm_probability` is given and the processor has no tokenizer with a mask token.
+        ValueError: If a mask ratio is given without its patches or vice versa, `vt_match_ratio` is not between 0 and
+            1, **or** `mlm_probability` is given and the processor has no tokenizer with a mask token.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class PretrainingTargets:
         vt_match_ratio: float | None = None,
     ):
         if (audio_mask_ratio is None) != (audio_patches_per_window is None):
-            raise InputError("`audio_mask_ratio` and `audio_patches_per_window` are given together or not at all.")
+            raise InputError("Pass `audio_mask_ratio` and `audio_patches_per_window` together, or neither.")
         if (video_mask_ratio is None) != (video_patch_grid is None):
-            raise InputError("`video_mask_ratio` and `video_patch_grid` are given together or not at all.")
+            raise InputError("Pass `video_mask_ratio` and `video_patch_grid` together, or neither.")
         if vt_match_ratio is not None and not 0 <= vt_match_ratio <= 1:
-            raise InputError(f"`vt_match_ratio` must lie between 0 and 1, got {vt_match_ratio}.")
+            raise InputError(f"`vt_match_ratio` must be between 0 and 1, got {vt_match_ratio}.")
         self.mlm_probability = mlm_probability
         self.audio_mask_ratio = audio_mask_ratio
         self.audio_patches_per_window = audio_patches_per_window
@@ -74,15 +74,16 @@ class PretrainingTargets:
     def __call__(
         self, rows: Sequence[Row], batch: Mapping[str, Any], generator_of: GeneratorOf
     ) -> dict[str, torch.Tensor]:
-        """Draw for each row from its own generators.
+        """Sample the targets of each row from its own generators.
 
         Returns:
-            `dict[str, torch.Tensor]`: What was asked for of `mlm_input_ids` and `mlm_labels` of shape `(batch_size,
-            sequence_length)`; `audio_masked_patches` of shape `(batch_size, num_windows * masked_per_window)`;
-            `video_masked_patches` of shape `(batch_size, num_masked)`; `match_aligned` (`bool`), `match_uniform`
-            (`float32` in [0, 1)) and `text_ids` (`int64`, 63-bit hashes of the tokens) of shape `(batch_size,)`.
+            `dict[str, torch.Tensor]`: The requested entries among `mlm_input_ids` and `mlm_labels` of shape
+            `(batch_size, sequence_length)`; `audio_masked_patches` of shape `(batch_size, num_windows *
+            masked_per_window)`; `video_masked_patches` of shape `(batch_size, num_masked)`; `match_aligned` (`bool`),
+            `match_uniform` (`float32` in [0, 1)) and `text_ids` (`int64`, 63-bit hashes of the tokens) of shape
+            `(batch_size,)`.
         """
-        drawn: dict[str, torch.Tensor] = {}
+        targets: dict[str, torch.Tensor] = {}
         if self.mlm_probability is not None:
             ids, attended = batch["input_ids"].numpy(), batch["attention_mask"].numpy() == 1
             maskable = attended & ~np.isin(ids, self._special_ids)
@@ -97,36 +98,36 @@ class PretrainingTargets:
                 )
                 for number, row in enumerate(rows)
             ]
-            drawn["mlm_input_ids"] = torch.from_numpy(np.stack([ids for ids, _ in pairs]))
-            drawn["mlm_labels"] = torch.from_numpy(np.stack([labels for _, labels in pairs]))
+            targets["mlm_input_ids"] = torch.from_numpy(np.stack([ids for ids, _ in pairs]))
+            targets["mlm_labels"] = torch.from_numpy(np.stack([labels for _, labels in pairs]))
         if self.audio_mask_ratio is not None and self.audio_patches_per_window is not None:
             num_windows = batch["audio_values"].shape[-1] // self._window_frames
             patches, ratio = self.audio_patches_per_window, self.audio_mask_ratio
-            drawn["audio_masked_patches"] = _positions(
+            targets["audio_masked_patches"] = _positions(
                 [patch_mask(num_windows, patches, ratio=ratio, generator=generator_of(r, "audio_mask")) for r in rows]
             )
         if self.video_mask_ratio is not None and self.video_patch_grid is not None:
             grid, ratio = self.video_patch_grid, self.video_mask_ratio
-            drawn["video_masked_patches"] = _positions(
+            targets["video_masked_patches"] = _positions(
                 [tube_mask(*grid, ratio=ratio, generator=generator_of(row, "video_mask")) for row in rows]
             )
         if self.vt_match_ratio is not None:
-            # Row by row, so that a row's draw depends neither on its batch nor on the number of processes; the share
-            # of aligned rows is therefore exact in expectation only.
+            # Sampled row by row, so that a row depends neither on its batch nor on the number of processes; the
+            # fraction of aligned rows is therefore exact only in expectation.
             uniform = np.array([generator_of(row, "match").random(2) for row in rows])
-            drawn["match_aligned"] = torch.from_numpy(uniform[:, 0] < self.vt_match_ratio)
-            drawn["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
-            # Of the tokens, not of the captions: texts that the model cannot tell apart are equal.
+            targets["match_aligned"] = torch.from_numpy(uniform[:, 0] < self.vt_match_ratio)
+            targets["match_uniform"] = torch.from_numpy(_below_one(uniform[:, 1]))
+            # Hashes of the tokens, not of the captions: texts that the model cannot tell apart are equal.
             texts = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-            drawn["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
-        return drawn
+            targets["text_ids"] = torch.tensor([stable_hash(str(ids[real].tolist())) for ids, real in texts])
+        return targets
 
 
 def _positions(masks: Sequence[np.ndarray]) -> torch.Tensor:
-    """Positions of the masked patches of each row."""
+    """Return the positions of the masked patches of each row."""
     return torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in masks]))
 
 
 def _below_one(values: np.ndarray) -> np.ndarray:
-    """To `float32` without rounding up to 1."""
+    """Convert to `float32` without rounding up to 1."""
     return np.minimum(values.astype(np.float32), np.nextafter(np.float32(1), np.float32(0)))

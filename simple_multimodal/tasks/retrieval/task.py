@@ -1,4 +1,4 @@
-"""Contrast and matching of texts and clips, alone or beside the masked objectives of pre-training."""
+"""Contrast and matching of texts and clips, alone or together with the masked objectives of pre-training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ from simple_multimodal.tasks.retrieval.twins import PairSet, evaluate_pairs
 logger = logging.get_logger(__name__)
 
 RERANK_TOP_K = 32
-"""Candidates of each query that the matching head re-ranks where no protocol says another number."""
+"""Number of candidates of each query that the matching head re-ranks, unless a protocol has another number."""
 
 SEARCH = """\
 from simple_multimodal import Retriever
@@ -61,7 +61,7 @@ class Retrieval(Task):
         self.pairs = [PairSet.from_file(find(name), rows) for name, rows in pairs]
 
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets:
-        """Masks and draws of the objectives that the model has."""
+        """Return the targets of the model's objectives."""
         weights, options, settings = model.loss_weights, self.options, dict[str, Any]()
         if "mlm" in weights:
             settings["mlm_probability"] = options.mlm_probability
@@ -76,21 +76,21 @@ class Retrieval(Task):
         return PretrainingTargets(processor, **settings)
 
     def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
-        """How many candidates were re-ranked, and whether by dual softmax."""
+        """Return the number of re-ranked candidates, and whether the dual softmax was used."""
         assert isinstance(pipeline, Retriever)
         rerank_top_k = self._rerank_top_k(pipeline, measuring) or None
         return {"rerank_top_k": rerank_top_k, "dual_softmax": self.options.dsl}
 
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
-        """See [`evaluate_retrieval`]; pairs are measured in a final evaluation."""
+        """Measure a model with [`evaluate_retrieval`], and the pair files in a final evaluation."""
         assert isinstance(pipeline, Retriever)
         saved = None if measuring.output_dir is None else measuring.output_dir / "embeddings"
         rerank_top_k = self._rerank_top_k(pipeline, measuring)
         is_default = self.options.rerank_top_k is None and not measuring.with_losses
         if rerank_top_k == 0 and is_default and pipeline.state.is_main_process:
             logger.warning(
-                "Ranked by cosine: the model was not saved with a matching head that proved better on the validation "
-                "split. --rerank_top_k N re-ranks the first N candidates, --rerank_top_k all every one."
+                "Ranked by cosine: the model has no matching head that was better on the validation split. Pass "
+                "--rerank_top_k N to re-rank the first N candidates, or --rerank_top_k all."
             )
         evaluation = evaluate_retrieval(
             pipeline,
@@ -110,21 +110,21 @@ class Retrieval(Task):
         return evaluation
 
     def examples(self, evaluation: Evaluation, collator: MultimodalCollator) -> list[Example]:
-        """See [`retrieval_examples`]."""
+        """Return examples of search results, see [`retrieval_examples`]."""
         return [] if evaluation.details is None else retrieval_examples(evaluation.details, collator)
 
     def usage(self, modalities: Sequence[Modality]) -> str | None:
-        """A search; without text there is nothing to search by."""
+        """Return code that searches clips; `None` for a model without text."""
         return SEARCH if "text" in modalities else None
 
     def next_command(self, modalities: Sequence[Modality]) -> str:
-        """A search, or without text the embeddings."""
+        """Return a search command, or without text one that encodes clips."""
         if "text" not in modalities:
             return "simple-multimodal encode {model} my_clips/"
         return "simple-multimodal search {model} 'a dog barks at a red ball' my_clips/"
 
     def _rerank_top_k(self, retriever: Retriever, measuring: Measuring) -> int | None:
-        """How many candidates are re-ranked; `None`: all."""
+        """Return the number of candidates to re-rank; `None` for all."""
         asked = self.options.rerank_top_k
         if asked == "all" or (asked is None and measuring.alpro):
             return None
@@ -137,7 +137,7 @@ class Retrieval(Task):
 
 
 class PreTraining(Retrieval):
-    """All objectives, masked ones included; measured as retrieval is."""
+    """All objectives, including the masked ones; measured like retrieval."""
 
     name = "pretraining"
     summary = "all objectives"

@@ -1,4 +1,4 @@
-"""Pairs of clips that differ in one thing: whether a model's choice between them depends on it."""
+"""Pairs of clips that differ in one thing, which show whether a model's choice depends on it."""
 
 import math
 import os
@@ -23,14 +23,14 @@ from simple_multimodal.tasks.retrieval.retriever import Retriever
 
 @dataclass
 class PairSet:
-    """Pairs of evaluation rows whose clips differ in one thing, say in their sound.
+    """Pairs of evaluation rows whose clips differ in one thing, such as their audio.
 
     Args:
-        name (`str`): that thing; metrics are `{name}_pair_accuracy`, `{name}_num_pairs` and, with `swapped`,
+        name (`str`): Name of that thing; metrics are `{name}_pair_accuracy`, `{name}_num_pairs` and, with `swapped`,
             `{name}_pair_flip_share`.
-        pairs (`list[dict[str, str]]`): ids `a` and `b` of two evaluation rows; with `swapped`, also `a_swapped` and
-            `b_swapped`, ids of `swapped`: clip a with that thing of b, and the other way round.
-        swapped (`RowDataset`, *optional*): rows of the swapped clips.
+        pairs (`list[dict[str, str]]`): Ids `a` and `b` of two evaluation rows; with `swapped`, also `a_swapped` and
+            `b_swapped`, ids in `swapped`: clip `a` with that thing taken from `b`, and the other way round.
+        swapped (`RowDataset`, *optional*): Rows of the swapped clips.
     """
 
     name: str
@@ -39,7 +39,7 @@ class PairSet:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, swapped: RowDataset | None = None) -> "PairSet":
-        """Read pairs from a JSONL file, which gives the set its name: `audio_pairs.jsonl` is about `audio`."""
+        """Read pairs from a JSONL file, which the set is named after: `audio_pairs.jsonl` is the set `audio`."""
         needed = ("a", "b") if swapped is None else ("a", "b", "a_swapped", "b_swapped")
         pairs = []
         for number, record in read_jsonl(Path(path)):
@@ -49,10 +49,10 @@ class PairSet:
                 raise InputError(f"{path}, line {number}: {error}") from error
             missing = [key for key, name in pair.items() if name is None]
             if missing:
-                raise InputError(f"{path}, line {number}: has no {missing}; a pair needs {list(needed)}.")
+                raise InputError(f"{path}, line {number}: {missing} is missing; a pair needs {list(needed)}.")
             pairs.append(cast(dict[str, str], pair))
         if not pairs:
-            raise InputError(f"{path} holds no pair.")
+            raise InputError(f"{path} contains no pairs.")
         return cls(Path(path).stem.removesuffix("_pairs"), pairs, swapped)
 
 
@@ -62,12 +62,13 @@ def pair_metrics(
     clips: dict[str, torch.Tensor],
     swapped: dict[str, torch.Tensor],
 ) -> tuple[dict[str, float], dict[str, Interval]]:
-    """How often the caption of a clip prefers it to its twin, and whether the one thing that differs decides.
+    """Measure how often a caption scores its own clip above its twin, and whether the one difference decides that.
 
     Args:
-        captions, clips, swapped (`dict[str, torch.Tensor]`): unit-length embeddings by row id: of the first caption
+        pair_set ([`PairSet`]): The pairs.
+        captions, clips, swapped (`dict[str, torch.Tensor]`): Unit-length embeddings by row id: of the first caption
             and the clip of evaluation rows, and of the swapped clips (empty without any); NaN for a row that could not
-            be read. Such a pair is a tie, which is wrong.
+            be read. Its pair is a tie, which counts as wrong.
 
     Returns:
         The metrics that [`PairSet`] names, and the bootstrap interval of the pair accuracy, resampled by pair.
@@ -81,8 +82,8 @@ def pair_metrics(
             )
         except KeyError as error:
             raise InputError(
-                f"A pair of {pair_set.name!r} names the row {error}, which the evaluation has not (with "
-                "caption and clip)."
+                f"A pair of {pair_set.name!r} names the row {error}, which is not among the evaluated rows with "
+                "caption and clip."
             ) from error
         products = (texts @ twins.transpose(1, 2)).numpy()  # (pairs, captions, clips)
         products[np.isnan(products).any(axis=(1, 2))] = 0.0
@@ -95,19 +96,19 @@ def pair_metrics(
 
 def evaluate_pairs(retriever: Retriever, evaluation: Evaluation, pair_set: PairSet) -> None:
     """
-    Measure pairs of rows that were evaluated, and add what comes out to that evaluation.
+    Measure pairs of evaluated rows, and add the metrics to the evaluation.
 
     Args:
-        retriever ([`Retriever`]): the model.
-        evaluation ([`Evaluation`]): with losses, of the rows that the pairs name.
-        pair_set ([`PairSet`]): the pairs.
+        retriever ([`Retriever`]): The model.
+        evaluation ([`Evaluation`]): Evaluation with losses of the rows that the pairs name.
+        pair_set ([`PairSet`]): The pairs.
 
     Raises:
         ValueError: If the evaluation is not of retrieval, or a pair names a row that it does not have.
     """
     ranking: Ranking | None = evaluation.details
     if ranking is None or ranking.found.all_rows is None:
-        raise InputError("Pairs are compared by captions and clips, of which the evaluation set has none.")
+        raise InputError("Pairs need captions and clips, but the evaluation set has none.")
     captions: dict[str, torch.Tensor] = {}
     for (row, _), embed in zip(ranking.found.captions, ranking.caption_embeds, strict=True):
         captions.setdefault(row["id"], embed)

@@ -1,6 +1,6 @@
-"""A modality outside the package: what sensors measured beside a clip, a list of as many numbers in each row.
+"""A modality outside the package: sensor readings with each clip, a list of the same number of values in every row.
 
-Importing this file adds it. docs/adding_modalities.md goes through the lines below.
+Importing this file registers it. docs/adding_modalities.md explains the code below.
 """
 
 import torch
@@ -18,7 +18,7 @@ from simple_multimodal.processing.processing_multimodal import PARTS, Part
 
 
 class SensorReader(Reader):
-    """Read the numbers of a row; rows without them are left to the processor."""
+    """Reads the numbers of a row; the processor handles rows without them."""
 
     column = "sensors"
 
@@ -33,7 +33,7 @@ class SensorReader(Reader):
 
 
 class SensorProcessor:
-    """Make tensors of `num_values` numbers per row."""
+    """Converts `num_values` numbers per row to tensors."""
 
     def __init__(self, num_values: int):
         self.num_values = num_values
@@ -55,7 +55,7 @@ class SensorProcessor:
         return torch.as_tensor(values, dtype=torch.float32)
 
     def __call__(self, sensors) -> dict[str, torch.Tensor]:
-        """`None` marks a row that has none: zeros, and `False` in the mask."""
+        """Batch the numbers of rows; a row with `None` gets zeros, and `False` in the mask."""
         values = [torch.zeros(self.num_values) if row is None else self.read(row) for row in sensors]
         return {
             "sensor_values": torch.stack(values),
@@ -72,7 +72,7 @@ class SensorConfig(PreTrainedConfig):
 
 
 class SensorEncoder(Encoder, PreTrainedModel):
-    """Two layers that make one token of the numbers of a row."""
+    """Two layers that convert the numbers of a row to one token."""
 
     modality = "sensors"
     model_type = "sensors"

@@ -21,7 +21,7 @@ from simple_multimodal.tasks.registry import Evaluation, Measuring, Task, TaskOp
 
 
 class MultimodalForRegression(MultimodalPreTrainedModel):
-    """One number from the mean of a clip's tokens."""
+    """Predicts a number from the mean of a clip's tokens."""
 
     loss_weights = {"error": 1.0}
 
@@ -35,7 +35,7 @@ class MultimodalForRegression(MultimodalPreTrainedModel):
         return {"error": (~batch["numbers"].isnan()).sum().float()}
 
     def estimate(self, batch) -> torch.Tensor:
-        """Numbers `(batch_size,)`."""
+        """Return the estimates `(batch_size,)`."""
         _, clip = self.multimodal.encode_clip(batch, with_embeds=False)
         means = torch.stack([masked_mean(stream.states, stream.mask) for stream in clip.values()])
         return self.head(means.mean(dim=0))[:, 0].float()
@@ -60,7 +60,7 @@ class RegressionOptions(TaskOptions):
 
 
 class NumberColumn:
-    """The entry `numbers` of a batch; NaN where a row has none."""
+    """Adds `numbers` to a batch; NaN for a row without a number."""
 
     def __init__(self, column: str):
         self.column = column
@@ -71,7 +71,7 @@ class NumberColumn:
 
 
 class Estimator(Pipeline):
-    """Estimate the number of each clip."""
+    """Estimates the number of each clip."""
 
     model_classes = {"MultimodalForRegression": MultimodalForRegression}
 
@@ -84,7 +84,7 @@ class Estimator(Pipeline):
         return [[{"score": estimates[number]}] for number in row_of]
 
     def estimate_rows(self, rows: Sequence[Row]) -> EncodedRows:
-        """`values["estimates"]` has the number of each of the `rows` that could be read."""
+        """Encode rows; `values["estimates"]` has the number of each of the `rows` that could be read."""
         return self.encode_rows(rows, encode=estimate_batch)
 
 
@@ -95,7 +95,7 @@ def estimate_batch(model, batch) -> EncodedBatch:
 
 @register_task
 class Regression(Task):
-    """Least squares."""
+    """Regression with a squared error."""
 
     name = "regression"
     summary = "a number per clip"
