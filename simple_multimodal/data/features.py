@@ -183,7 +183,7 @@ class FeatureReader:
         """Raise a `ValueError` that lists the differences if these features belong to another model."""
         if difference := describe_difference(self.fingerprint, expected):
             raise InputError(
-                f"{self.folder}: these features were made with something else: {difference}. Use the model and "
+                f"{self.folder}: these features were made with other settings: {difference}. Use the model and "
                 "settings that they were made with, or write new ones into another folder."
             )
 

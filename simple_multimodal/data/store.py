@@ -295,7 +295,7 @@ class ClipStore(Generic[Key]):
                 self._remove(shard)
                 continue
             if difference:
-                raise InputError(f"{self.folder}: was made with something else: {difference}. Give another folder.")
+                raise InputError(f"{self.folder}: was made with other settings: {difference}. Give another folder.")
             self._add(shard, header["tensors"], dropped.get(shard, ()))
 
     def _read_header(self, shard: str) -> dict[str, Any] | None:

@@ -124,7 +124,7 @@ def test_half_precision_takes_half_the_space(maker, written, dataset, tmp_path, 
     batches = [reader.collate([reader.read(dataset[0]), None]) for reader in (whole, half)]
     assert batches[1]["video_tokens"].dtype == torch.float32
     torch.testing.assert_close(*(batch["video_tokens"] for batch in batches), atol=0.05, rtol=0.01)
-    with pytest.raises(ValueError, match=f"something else: dtype '{dtype}' there and 'float32' here"):
+    with pytest.raises(ValueError, match=f"other settings: dtype '{dtype}' there and 'float32' here"):
         maker.write("video", [dataset], tmp_path)
 
 
@@ -386,9 +386,9 @@ def test_features_of_another_tower_or_other_frames_are_refused(retrieval_model, 
     with torch.no_grad():
         next(retriever.model.towers["video"].parameters()).add_(0.5)
     retriever.model.save_pretrained(other)
-    with pytest.raises(ValueError, match="something else: other weights or another configuration of the tower"):
+    with pytest.raises(ValueError, match="other settings: other weights or another configuration of the tower"):
         Retriever.from_pretrained(other, features=written)
-    with pytest.raises(ValueError, match="something else: other weights or another configuration of the tower"):
+    with pytest.raises(ValueError, match="other settings: other weights or another configuration of the tower"):
         TowerFeatures.from_pretrained(other).write("video", [dataset], written)
 
     path = Path(retrieval_model, "processor_config.json")
@@ -396,7 +396,7 @@ def test_features_of_another_tower_or_other_frames_are_refused(retrieval_model, 
     settings["video_processor"] |= {"frame_sampling": "dense", "random_flip": True}
     shutil.copytree(retrieval_model, tmp_path / "dense", ignore=shutil.ignore_patterns("checkpoint-*"))
     (tmp_path / "dense/processor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="something else: frame_sampling 'uniform' there and 'dense' here"):
+    with pytest.raises(ValueError, match="other settings: frame_sampling 'uniform' there and 'dense' here"):
         Retriever.from_pretrained(tmp_path / "dense", features=written)
     with pytest.raises(ValueError, match="video_backend 'pyav' there and 'decord' here"):
         open_features(
