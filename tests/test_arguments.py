@@ -177,8 +177,8 @@ def test_empty_yaml_changes_nothing(write_config):
         ("modalities: []\n", "'modalities' is an empty list"),
         ("model:\n  task: retrieval\n", "unknown key 'model'"),
         ("lr_scheduler_kwargs:\n  num_cycles: 2\n", "'lr_scheduler_kwargs' is nested"),
-        ("seed: 1\nseed: 2\n", "'seed' stands there more than once"),
-        ("- seed\n", "must hold `flag: value` lines"),
+        ("seed: 1\nseed: 2\n", "'seed' occurs more than once"),
+        ("- seed\n", "the file must consist of `flag: value` lines"),
         ("seed: [1\n", "is not valid YAML"),
     ],
 )
@@ -195,42 +195,42 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--freez", "video"], "unknown argument '--freez'; did you mean '--freeze'?"),
         (["--learning-rat=1"], "unknown argument '--learning-rat'; did you mean '--learning_rate'?"),
         (["--max_step", "2"], "unknown argument '--max_step'; did you mean '--max_steps'?"),  # no abbreviations
-        (["train.csv"], "'train.csv' belongs to no argument"),
+        (["train.csv"], "unexpected value 'train.csv'"),
         (["--seed", "one"], "--seed: invalid int value: 'one'"),
         (["--fp16", "maybe"], "--fp16: Truthy value expected"),
         (["--config"], "--config: expected one argument"),
         (["--config", "missing.yaml"], "missing.yaml: cannot be read: No such file or directory"),
         (["--config", "tests"], "tests: cannot be read: Is a directory"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is given more than once"),
-        (["--mlm_probability", "30"], "--mlm_probability is 30.0; it is a share: give a number from 0 to 1."),
-        (["--hard_negative_ratio", "2"], "--hard_negative_ratio is 2.0; it is a share: give a number from 0 to 1."),
+        (["--mlm_probability", "30"], "--mlm_probability is 30.0; give a number from 0 to 1."),
+        (["--hard_negative_ratio", "2"], "--hard_negative_ratio is 2.0; give a number from 0 to 1."),
         (["--matching_loss_weight", "-1"], "--matching_loss_weight is -1.0; give a number from 0 (off) upwards."),
         (["--num_frames", "0"], "--num_frames is 0; give a whole number from 1 upwards."),
-        (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more rows, or leave it out"),
-        (["--contrastive_chunk_size", "-8"], "--contrastive_chunk_size is -8; give 1 or more rows, or leave it out"),
+        (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more, or leave it out"),
+        (["--contrastive_chunk_size", "-8"], "--contrastive_chunk_size is -8; give 1 or more, or leave it out"),
         (
             [
                 *("--contrastive_chunk_size=8", "--activation_checkpointing"),
                 '--activation_checkpointing_kwargs={"use_reentrant": true}',
             ],
-            "--contrastive_chunk_size needs activation checkpoints that are not reentrant",
+            "--contrastive_chunk_size needs non-reentrant activation checkpointing",
         ),
         (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),
         (["--layer_decay", "0"], "--layer_decay is 0.0; give a factor above 0, up to 1 (no decay)."),
         (["--layer_decay", "1.1"], "--layer_decay is 1.1; give a factor above 0, up to 1 (no decay)."),
-        (["--lora_rank", "2", "--lora_dropout", "1"], "--lora_dropout is 1.0; give a share from 0 to below 1."),
+        (["--lora_rank", "2", "--lora_dropout", "1"], "--lora_dropout is 1.0; give a number from 0 to below 1."),
         (["--sample_timeout_seconds", "nan"], "--sample_timeout_seconds is nan; give a number above 0, or 0 for no"),
-        (["--max_bad_fraction", "2"], "--max_bad_fraction is 2.0; it is a share: give a number from 0 to 1."),
-        (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a share of all steps"),
+        (["--max_bad_fraction", "2"], "--max_bad_fraction is 2.0; give a number from 0 to 1."),
+        (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a fraction of all steps"),
         (
             ["--label_smoothing_factor=0.1", "--bf16_full_eval", "--average_tokens_across_devices=False"],
-            "--average_tokens_across_devices, --label_smoothing_factor, --bf16_full_eval can have no effect",
+            "--average_tokens_across_devices, --label_smoothing_factor, --bf16_full_eval would have no effect",
         ),
-        (["--do_eval"], "without --do_train a saved model is needed: name its folder with --model_name_or_path."),
+        (["--do_eval"], "a run without --do_train needs a saved model; pass its folder as --model_name_or_path."),
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs --metric_for_best_model"),
         (["--early_stopping_patience", "2", "--metric_for_best_model", "loss"], "and --eval_strategy epoch or steps"),
-        (["--frame_pooling_layers=1", "--freeze", "video"], "--frame_pooling_layers is 1, but --freeze keeps"),
-        (["--frame_pooling_layers=1", "--lora_rank=2"], "--frame_pooling_layers is 1, but LoRA keeps"),
+        (["--frame_pooling_layers=1", "--freeze", "video"], "--frame_pooling_layers is 1, but --freeze freezes"),
+        (["--frame_pooling_layers=1", "--lora_rank=2"], "--frame_pooling_layers is 1, but LoRA freezes"),
         (["--frame_pooling_layers", "-1"], "--frame_pooling_layers is -1; give 0 (the mean) or more."),
         (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
         (
@@ -326,7 +326,7 @@ def test_hints_are_printed_by_the_first_process_only(capsys, monkeypatch):
 def test_fp16_on_a_cpu_says_that_the_run_computes_in_fp32(caplog):
     args = parse_args(["--use_cpu", "--fp16"])[2]
     assert args.precision == "fp32"
-    assert [line for line in caplog.messages if "--fp16 needs a GPU: on the CPU this run computes in fp32" in line]
+    assert [line for line in caplog.messages if "--fp16 needs a GPU; on the CPU this run computes in fp32" in line]
     caplog.clear()
     parse_args(["--use_cpu", "--bf16"])
     assert "needs a GPU" not in caplog.text
@@ -339,7 +339,7 @@ def test_bf16_works_on_a_cpu_and_names_a_gpu_without_it(error_of, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    assert "--bf16 needs a GPU that computes in bf16" in error_of("--bf16")
+    assert "--bf16 needs a GPU that supports bf16" in error_of("--bf16")
 
 
 def test_logging_dir_sets_the_variable_of_tensorboard(monkeypatch):

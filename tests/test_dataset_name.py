@@ -91,8 +91,8 @@ def test_what_does_not_exist_is_named(saved, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--train_split", "train"], "--train_split can have no effect without --dataset_name"),
-        (["--dataset_name", "a/b", "--train_file", "x.csv"], "--dataset_name and --train_file both say what is read"),
+        (["--train_split", "train"], "--train_split would have no effect without --dataset_name"),
+        (["--dataset_name", "a/b", "--train_file", "x.csv"], "--dataset_name cannot be combined with --train_file"),
         (["--dataset_name", "a/b", "--rename_columns", "clip"], "give OLD=NEW for each column"),
     ],
 )

@@ -40,11 +40,11 @@ def test_equal_folders(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"weight": (1.0, 2.5)}, "b: 1 of 2 values differ, most by 0.5 at [1]: 2.0 and 2.5"),
-        ({"weight": (float("nan"), 2.0)}, "b: 1 of 2 values differ, most by nan at [0]: 1.0 and nan"),
+        ({"weight": (1.0, 2.5)}, "b: 1 of 2 values differ, by at most 0.5 at [1]: 2.0 and 2.5"),
+        ({"weight": (float("nan"), 2.0)}, "b: 1 of 2 values differ, by at most nan at [0]: 1.0 and nan"),
         ({"weight": (1.0, 2.0, 3.0)}, "b: torch.float32 (2,) and torch.float32 (3,)"),
-        ({"loss": 0.75}, "step 3.loss: 1 of 1 values differ, most by 0.25 at []: 0.5 and 0.75"),
-        ({"moment": -0.0}, "optimizer.state.0.exp_avg: 0 of 1 values differ, most by 0 at [0]: 0.0 and -0.0"),
+        ({"loss": 0.75}, "step 3.loss: 1 of 1 values differ, by at most 0.25 at []: 0.5 and 0.75"),
+        ({"moment": -0.0}, "optimizer.state.0.exp_avg: 0 of 1 values differ, by at most 0 at [0]: 0.0 and -0.0"),
     ],
 )
 def test_a_difference_is_named(tmp_path, capsys, values, line):
@@ -82,7 +82,7 @@ def test_a_folder_that_is_not_there_is_named_with_the_nearest(tmp_path, capsys):
 
 def test_a_folder_without_weights_is_an_error(tmp_path, capsys):
     assert main(["diff", write(tmp_path / "a"), str(tmp_path)]) == 2
-    assert "holds no weights (*.safetensors)" in capsys.readouterr().err
+    assert "has no weights (*.safetensors)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "code"), [("same", 0), ("other", 1)])
@@ -93,7 +93,7 @@ def test_repeat(tmp_path, capsys, kind, code):
     if kind == "same":
         assert lines == ["run-1 and run-2: equal, all 1", "run-1 and run-3: equal, all 1"]
     else:
-        assert lines[3] == "  weight: 1 of 2 values differ, most by 2 at [1]: 1.0 and 3.0"
+        assert lines[3] == "  weight: 1 of 2 values differ, by at most 2 at [1]: 1.0 and 3.0"
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_draws_that_have_no_effect_are_told(again, kept, tmp_path, monkeypatch):
     run(*again(output_dir=tmp_path / "flip", random_flip=True, **one), "--do_train")
     run(*again(output_dir=tmp_path / "jitter", **(one | {"frame_sampling": "jittered"})), "--do_train")
     told = [message.partition(". --features")[0] for message in said]
-    assert told == ["Without effect: random_flip", "Without effect: frame_sampling jittered"]
+    assert told == ["Ignored: random_flip", "Ignored: frame_sampling jittered"]
 
 
 def test_alpro_trains_on_features_of_its_timesformer(tmp_path, trainers):

@@ -126,16 +126,16 @@ def test_impossible_decays_are_refused(decay):
     ("values", "message"),
     [
         ({"freeze": "video", "video_learning_rate": 1e-3, "layer_decay": 0.5}, "--video_learning_rate can have no"),
-        ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "--layer_decay can have no effect: nothing is"),
-        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "--audio_learning_rate can have no effect: "),
-        ({"freeze": "text", "gradient_checkpointing_towers": "text"}, "_towers text can have no effect: nothing of"),
+        ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "--layer_decay would have no effect: nothing is"),
+        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "--audio_learning_rate would have no effect: "),
+        ({"freeze": "text", "gradient_checkpointing_towers": "text"}, "_towers text would have no effect: the tower is"),
         (
             {
                 "lora_rank": 2,
                 "activation_checkpointing": True,
                 "activation_checkpointing_kwargs": '{"use_reentrant": true}',
             },
-            "LoRA needs activation checkpoints that are not reentrant",
+            "LoRA needs non-reentrant activation checkpointing",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_settings_of_training_do_not_matter_to_an_evaluation(start, tmp_path):
 
 
 def test_arguments_of_checkpoints_need_checkpoints():
-    with pytest.raises(ValueError, match="_kwargs can have no effect without --activation_checkpointing True"):
+    with pytest.raises(ValueError, match="_kwargs would have no effect without --activation_checkpointing True"):
         MultimodalTrainingArguments(
             output_dir="out", use_cpu=True, activation_checkpointing_kwargs={"use_reentrant": False}
         )

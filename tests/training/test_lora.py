@@ -190,10 +190,10 @@ def test_the_best_checkpoint_is_loaded_before_the_merge(on_base, tmp_path, train
     [
         ({"lora_rank": 0}, "--lora_rank is 0; give 1 or more"),
         ({"lora_rank": 2, "lora_alpha": 0}, "--lora_alpha is 0; give 1 or more"),
-        ({"lora_rank": 2, "lora_dropout": 1}, "--lora_dropout is 1.0; give a share from 0 to below 1"),
+        ({"lora_rank": 2, "lora_dropout": 1}, "--lora_dropout is 1.0; give a number from 0 to below 1"),
         (
             {"lora_towers": "text", "lora_alpha": 4},
-            "--lora_alpha, --lora_towers can have no effect without --lora_rank",
+            "--lora_alpha, --lora_towers would have no effect without --lora_rank",
         ),
         ({"lora_rank": 2, "lora_towers": "text", "freeze": "text"}, "--freeze and --lora_towers both name text"),
         ({"lora_rank": 2, "lora_towers": "sound"}, "--lora_towers: invalid choice: 'sound'"),

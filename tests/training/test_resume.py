@@ -44,9 +44,9 @@ def test_a_start_says_where_it_goes_on_and_what_it_removes(tmp_path, monkeypatch
     find(tmp_path, resume_from=str(tmp_path / "checkpoint-2"))
     find(tmp_path, record=make_run_record({"learning_rate": 0.2}, command=["train.py"], data={}))
     assert said == [
-        f"Going on from {tmp_path}/checkpoint-10.",
-        f"Going on from {tmp_path}/checkpoint-2.",
-        f"Going on from {tmp_path}/checkpoint-10, which began with another learning_rate.",
+        f"Resuming from {tmp_path}/checkpoint-10.",
+        f"Resuming from {tmp_path}/checkpoint-2.",
+        f"Resuming from {tmp_path}/checkpoint-10, which was started with another learning_rate.",
     ]
     said.clear()
     begin_run(tmp_path, RECORD, starts_over=False)
@@ -101,8 +101,8 @@ def test_this_runs_own_folder_without_a_checkpoint_starts_at_the_beginning(tmp_p
         ({"notes.txt": ""}, None, "is not empty, and holds neither a complete checkpoint nor a run.json"),
         ({"run.json": '{"arguments": {"learning_rate": 0.5}, "data": {}}'}, None, "differs in learning_rate"),
         ({"run.json": '{"arguments": {"learning_rate": 0.1}, "data": {"training": "a"}}'}, None, "data of training"),
-        ({"run.json": json.dumps(RECORD)}, "True", "holds no complete checkpoint"),
-        ({}, "True", "holds no complete checkpoint"),
+        ({"run.json": json.dumps(RECORD)}, "True", "has no complete checkpoint"),
+        ({}, "True", "has no complete checkpoint"),
         ({}, "checkpoint-7", "'checkpoint-7' is not a complete checkpoint"),
     ],
 )

@@ -246,7 +246,7 @@ def test_resuming_in_a_notebook_skips_an_incomplete_checkpoint(start, tmp_path, 
     assert trainers[0].state.global_step == 2
     for number in (1, 2):
         (tmp_path / f"checkpoint-{number}/trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
         trainers[0].train(resume_from_checkpoint=True)
 
 
@@ -273,5 +273,5 @@ def test_reduced_precision_evaluates_alike_after_training_and_alone(start, tmp_p
 
 
 def test_checkpoints_on_sigterm_are_left_to_this_trainer(start, tmp_path):
-    with pytest.raises(ValueError, match="--enable_jit_checkpoint would take SIGTERM away from this trainer"):
+    with pytest.raises(ValueError, match="--enable_jit_checkpoint is not supported: this trainer handles SIGTERM itself"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, enable_jit_checkpoint=True))
