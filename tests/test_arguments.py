@@ -324,7 +324,7 @@ def test_hints_are_printed_by_the_first_process_only(capsys, monkeypatch):
 
 
 def test_fp16_on_a_cpu_says_that_the_run_computes_in_fp32(caplog):
-    args = parse_args(["--use_cpu", "--fp16"])[2]
+    args = parse_args(["--use_cpu", "--fp16"])[-1]
     assert args.precision == "fp32"
     assert [line for line in caplog.messages if "--fp16 needs a GPU; on the CPU this run computes in fp32" in line]
     caplog.clear()
@@ -334,7 +334,7 @@ def test_fp16_on_a_cpu_says_that_the_run_computes_in_fp32(caplog):
 
 def test_bf16_works_on_a_cpu_and_names_a_gpu_without_it(error_of, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert parse_args(["--bf16"])[2].precision == "bf16"
+    assert parse_args(["--bf16"])[-1].precision == "bf16"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)

@@ -91,7 +91,9 @@ def test_ctrl_c_ends_a_run_as_sigterm_does(command, tmp_path, capfd, step, worke
     assert list(list_checkpoints(tmp_path / "out")) == [step + 1]
     log = (tmp_path / "log").read_text()
     assert capfd.readouterr().err.count("Ctrl-C: the run ends after this step, with a checkpoint") == 1
-    assert log.count(f"Stopped by Ctrl-C after step {step + 1}; run the same command to resume from the checkpoint") == 1
+    assert (
+        log.count(f"Stopped by Ctrl-C after step {step + 1}; run the same command to resume from the checkpoint") == 1
+    )
     assert "Traceback" not in log
     assert finish(argv, tmp_path / "log") == 0
     assert f"Resuming from {tmp_path}/out/checkpoint-{step + 1}." in (tmp_path / "log").read_text()
@@ -282,7 +284,7 @@ def test_too_many_such_steps_in_a_row_end_the_run(command, tmp_path):
     argv = [*command, *flags(output_dir=tmp_path / "out", max_nan_steps=2)]
     assert finish(argv, tmp_path / "log", prepare=with_nan_gradients(1, 3, 4)) == 1
     log = (tmp_path / "log").read_text()
-    assert "was NaN or infinite in 2 consecutive steps, up to step 4. These steps did not change the weights. Lower" in log
+    assert "was NaN or infinite in 2 consecutive steps, up to step 4. These steps did not change the weights" in log
 
 
 def test_a_fused_step_is_left_out_on_the_device():

@@ -127,8 +127,8 @@ def test_impossible_decays_are_refused(decay):
     [
         ({"freeze": "video", "video_learning_rate": 1e-3, "layer_decay": 0.5}, "--video_learning_rate can have no"),
         ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "--layer_decay would have no effect: nothing is"),
-        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "--audio_learning_rate would have no effect: "),
-        ({"freeze": "text", "gradient_checkpointing_towers": "text"}, "_towers text would have no effect: the tower is"),
+        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "--audio_learning_rate would have no effect"),
+        ({"freeze": "text", "gradient_checkpointing_towers": "text"}, "_towers text would have no effect: the tower"),
         (
             {
                 "lora_rank": 2,

@@ -273,5 +273,5 @@ def test_reduced_precision_evaluates_alike_after_training_and_alone(start, tmp_p
 
 
 def test_checkpoints_on_sigterm_are_left_to_this_trainer(start, tmp_path):
-    with pytest.raises(ValueError, match="--enable_jit_checkpoint is not supported: this trainer handles SIGTERM itself"):
+    with pytest.raises(ValueError, match="--enable_jit_checkpoint is not supported: this trainer handles SIGTERM"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, enable_jit_checkpoint=True))
