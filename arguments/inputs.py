@@ -9,8 +9,9 @@ import datasets
 from simple_multimodal.assembly import check_inputs
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
-from simple_multimodal.errors import InputError
+from simple_multimodal.errors import InputError, as_input_errors
 from simple_multimodal.models.base import TowerModel
+from simple_multimodal.models.loading import without_bars
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks import models
@@ -179,10 +180,11 @@ def make_model(
         "is_trained": args.do_train,
         "processor_settings": data_args.processor_settings,
     }
-    if source is None:
-        model, processor = models.build(**shared, **model_args.building_settings, captions=splits.captions)
-    else:
-        model, processor = models.load(source, **shared, **model_args.loading_settings)
+    with without_bars(), as_input_errors():  # transformers refuses some settings of towers
+        if source is None:
+            model, processor = models.build(**shared, **model_args.building_settings, captions=splits.captions)
+        else:
+            model, processor = models.load(source, **shared, **model_args.loading_settings)
     check_inputs(model, processor, data_args.max_seq_length, model_args.changed_config_settings, model_args.modalities)
     prepare_trainable(model, model_args.freeze, model_args.lora, resumes=checkpoint is not None)
     return model, processor

@@ -20,6 +20,7 @@ from transformers.hf_argparser import string_to_bool
 
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.flags import GROUPS, TRAINER
+from simple_multimodal.missing import Named
 from simple_multimodal.tasks.flags import flags_of_tasks, options_from_flags
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.training.arguments import WITHOUT_EFFECT, MultimodalTrainingArguments
@@ -132,11 +133,12 @@ def _default_task(model_args: ModelArguments) -> str:
     """Return the task that the saved model was trained for; without one, the default."""
     if model_args.model_name_or_path is None:
         return DEFAULT_TASK
-    from simple_multimodal.tasks.models import saved_task  # takes seconds, so other runs do not import it
-    from simple_multimodal.tasks.registry import get_task
-
-    default = get_task(DEFAULT_TASK)
     try:
+        Named.MODEL.check(model_args.model_name_or_path)
+        from simple_multimodal.tasks.models import saved_task  # takes seconds, so other runs do not import it
+        from simple_multimodal.tasks.registry import get_task
+
+        default = get_task(DEFAULT_TASK)
         return saved_task(model_args.model_name_or_path, default=default, cache_dir=model_args.cache_dir).name
     except ValueError:  # loading the model will say why it cannot be read
         return DEFAULT_TASK

@@ -1,5 +1,8 @@
 """The errors of users: wrong input, with a message that says what to do."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """
@@ -12,3 +15,14 @@ class InputError(ValueError):
 
 class MissingPackageError(InputError, ImportError):
     """An optional package is needed and not installed; the message has the command that installs it."""
+
+
+@contextlib.contextmanager
+def as_input_errors() -> Iterator[None]:
+    """Raise as [`InputError`] a `ValueError` by which another library refuses what the user chose."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -493,7 +493,7 @@ for argv in (["--help"], ["--no_such_flag"], ["--num_frames", "0"], [], [*named,
 packages = {name.split(".")[0] for name in sys.modules if name not in known and name != "__mp_main__"}
 assert packages - known == {"arguments", "simple_multimodal"}, packages - known
 parts = {name for name in sys.modules if name.startswith("simple_multimodal.") and name.count(".") == 1}
-ours = {"cores", "defaults", "evaluation", "flags", "missing", "modalities", "tasks", "training"}
+ours = {"cores", "defaults", "errors", "evaluation", "flags", "missing", "modalities", "tasks", "training"}
 assert parts == {f"simple_multimodal.{name}" for name in ours}, parts
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_FOLDER, capture_output=True, text=True)

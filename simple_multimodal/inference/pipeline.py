@@ -56,6 +56,7 @@ from simple_multimodal.missing import reading_model
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.distributed import decide_in_first_process, gather_objects
+from simple_multimodal.models.loading import without_bars
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.pairs import (
     CLIP_TOKENS_PER_BATCH,
@@ -206,7 +207,8 @@ class Pipeline:
                 f"{', '.join(cls.model_classes)}."
             )
         model_class = AutoModel if cls.model_classes is None else cls.model_classes[saved_class]
-        model, loaded = model_class.from_pretrained(name_or_path, cache_dir=cache_dir, output_loading_info=True)
+        with without_bars():
+            model, loaded = model_class.from_pretrained(name_or_path, cache_dir=cache_dir, output_loading_info=True)
         if loaded["missing_keys"]:
             raise InputError(f"{name_or_path} lacks the weights {sorted(loaded['missing_keys'])[:3]}.")
         processor = MultimodalProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)

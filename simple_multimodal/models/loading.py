@@ -1,8 +1,9 @@
 """Read configs and pretrained weights of towers, fit saved towers to other inputs, and report on every tensor."""
 
+import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
@@ -329,3 +330,15 @@ def _fit_tower(model: TowerModel, fitted: TowerModel, modality: Modality, size: 
             f"no rule for {', '.join(report.new)}. Leave the settings of the processor as they were saved."
         )
     return report
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers in this context, such as those of reading and writing weights."""
+    is_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_shown:
+            logging.enable_progress_bar()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import ProgressCallback
-from transformers.utils import logging
 
 from simple_multimodal.evaluation import glossary
 from simple_multimodal.evaluation.rendering import format_interval, format_number, words
@@ -173,15 +171,3 @@ def training_line(metrics: Mapping[str, float], num_steps: int) -> str:
         f"Training: {num_steps:,} steps (epoch {metrics['epoch']:.4g}), {duration}, "
         f"{metrics['train_samples_per_second']:,.1f} samples/s, mean loss {metrics['train_loss']:.4g}"
     )
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers inside the context, such as that of writing a model's files."""
-    is_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if is_shown:
-            logging.enable_progress_bar()

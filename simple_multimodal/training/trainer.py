@@ -36,6 +36,7 @@ from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group, sum_over_processes
+from simple_multimodal.models.loading import without_bars
 from simple_multimodal.models.lora import ADAPTER_FOLDER, merge_lora, save_adapter
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor
 from simple_multimodal.tasks.registry import Evaluation, Measuring, Rows, Task, task_of
@@ -54,7 +55,7 @@ from simple_multimodal.training.checkpoints import (
     rotate,
     seal,
 )
-from simple_multimodal.training.console import ConsoleCallback, Speed, results_table, training_line, without_bars
+from simple_multimodal.training.console import ConsoleCallback, Speed, results_table, training_line
 from simple_multimodal.training.features import load_features
 from simple_multimodal.training.learning_rates import parameter_rates, set_learning_rates
 from simple_multimodal.training.quarantine import Quarantine

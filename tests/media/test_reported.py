@@ -35,7 +35,7 @@ def test_joined_recordings_follow_each_other(reported):
 
 
 def test_audio_that_ends_early_is_there_before(reported):
-    path = reported / "audio_ends_early" / "clip.mp4"
+    path = reported / "sound_ends_early" / "clip.mp4"
     assert len(read_audio(path, 16000, end_seconds=1)) == 16000
     with pytest.raises(MediaError, match="no sound from 2"):
         read_audio(path, 16000, start_seconds=2, end_seconds=3)
@@ -47,6 +47,6 @@ def test_a_clip_with_an_edit_list_is_whole(reported, caplog):
 
 
 def test_two_video_tracks_are_read_sparsely(reported, caplog):
-    path = reported / "two_images" / "slides_and_camera.mkv"
+    path = reported / "two_pictures" / "slides_and_camera.mkv"
     frames = with_index(path, lambda index: get_video_backend("pyav").frames(path, [0, index.num_frames - 1], index))
     assert len(frames) == 2 and index_video(path).table is not None and not caplog.text

@@ -174,10 +174,10 @@ def test_it_is_saved_and_evaluated_in_a_fresh_process(trained, dataset, folder, 
     )  # fmt: skip
     done = run(*argv)
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads(done.stdout.splitlines()[-1])
-    assert math.isfinite(metrics["loss"])
+    metrics = json.loads((tmp_path / "all_results.json").read_text())
+    assert math.isfinite(metrics["eval_loss"])
     for name in ("text_to_video_R@1", "text_to_video_mean_rank", "video_to_text_R@5"):
-        assert metrics[name] == evaluation.metrics[name]
+        assert metrics[f"eval_{name}"] == evaluation.metrics[name]
 
 
 def test_unknown_it_is_named(trained, monkeypatch):

@@ -27,10 +27,10 @@ def test_the_task_follows_from_the_saved_model(tmp_path, saved, given, expected)
     if saved is not None:
         (tmp_path / "config.json").write_text(json.dumps(saved))
         argv += flags(model_name_or_path=tmp_path)
-    arguments = parse_args(argv)
-    task = make_task(*arguments)
+    model_args, data_args, options, args = parse_args(argv)
+    task = make_task(model_args, data_args, options, args)
     assert task.name == expected
-    record = describe_run(task, Splits(None, None, None), *arguments)
+    record = describe_run(task, Splits(None, None, None), model_args, data_args, args)
     assert record["arguments"]["task"] == expected  # what a run that goes on is compared with
 
 

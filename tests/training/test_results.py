@@ -224,8 +224,10 @@ def test_several_evaluation_sets_have_results_alone(start, clips, tmp_path):
 
 def test_a_notebook_has_no_command_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    program = sys.modules["__main__"]
+    monkeypatch.setattr(program, "__file__", "ipykernel_launcher.py", raising=False)
     assert make_run_record({}, data={})["command"] == "ipykernel_launcher.py -f kernel.json"
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.delattr(program, "__file__")
     assert make_run_record({}, data={})["command"] == ""
 
 

@@ -187,8 +187,6 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
     retriever = Retriever.from_pretrained(tmp_path / "out", batch_size=3)
     config = retriever.model.config
     assert (config.clip_embedding, config.contrastive_dim, config.contrastive_form) == ("mean", 16, "sigmoid")
-    report = (tmp_path / "out/report.html").read_text()  # what guessing costs depends on the bias
-    assert "contrastive ta loss" in report and ">1.792<" not in report and ">1.946<" not in report
     assert retriever.processor.feature_extractor.sampling_rate == 8000
     with pytest.raises(ValueError, match="There are no features of a 'pe_audio_encoder' tower"):
         retriever.model.tower_hash("audio")
