@@ -70,7 +70,7 @@ def test_a_single_saved_data_set_is_the_training_split(saved, tmp_path):
     named = ["--dataset_name", str(tmp_path / "single")]
     assert load("train", *named)["sentence"][:] == [text for row, text in enumerate(CAPTIONS) if row != 4]
     assert len(load("validation", *named, "--validation_split", "train[50%:]")) == 3
-    message = "one split, which is read as 'train', and --validation_split is 'validation'. Give a part of it, such as"
+    message = "one split, which is called 'train', but --validation_split is 'validation'. Give a part of it, such as"
     with pytest.raises(ValueError, match=message):
         load("validation", *named)
 
@@ -93,7 +93,7 @@ def test_what_does_not_exist_is_named(saved, tmp_path):
     [
         (["--train_split", "train"], "--train_split would have no effect without --dataset_name"),
         (["--dataset_name", "a/b", "--train_file", "x.csv"], "--dataset_name cannot be combined with --train_file"),
-        (["--dataset_name", "a/b", "--rename_columns", "clip"], "give OLD=NEW for each column"),
+        (["--dataset_name", "a/b", "--rename_columns", "clip"], "give each column as OLD=NEW"),
     ],
 )
 def test_flags_that_do_not_fit(argv, message, capsys):

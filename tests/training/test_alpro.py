@@ -200,11 +200,11 @@ def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):
     [
         (
             {"task": "pretraining"},
-            "of the type 'alpro', and this --task has models of the type 'simple_multimodal' alone",
+            "of type 'alpro', but this task only has models of type 'simple_multimodal'",
         ),
         (
             {"mlm_loss_weight": 1},
-            "has no such objective: --mlm_loss_weight. .* is --contrastive_tv_loss_weight, --mat",
+            "has no such objective: --mlm_loss_weight. .* it has --contrastive_tv_loss_weight, --mat",
         ),
         ({"fusion_form": "merge"}, "--fusion_form is 'merge', but the saved model has no such setting"),
         ({"modalities": ["text", "audio"]}, "--modalities is text audio, but the saved model has text video"),

@@ -237,7 +237,7 @@ def test_flags_of_parts_are_named_when_a_whole_model_is_loaded(start, tmp_path, 
     monkeypatch.setattr("arguments.model_arguments.logger.warning", said.append)
     run(*start, "--do_eval", *flags(model_name_or_path=saved, output_dir=tmp_path, num_frames=2, random_flip=True))
     (line,) = said
-    assert "not used: --text_config_name, --audio_config_name, --video_config_name, --fusion_config_name." in line
+    assert "ignored: --text_config_name, --audio_config_name, --video_config_name, --fusion_config_name." in line
 
 
 def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, tmp_path, saved, monkeypatch):
@@ -261,14 +261,14 @@ def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, 
     ("values", "told"),
     [
         ({}, []),
-        ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Without effect: mvm_loss_weight; "]),
-        ({"frame_stride": 2}, ["Without effect: frame_stride, which is for --frame_sampling dense."]),
+        ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Ignored: mvm_loss_weight; "]),
+        ({"frame_stride": 2}, ["frame_stride is ignored: it only applies to frame_sampling='dense'."]),
         ({"frame_stride": 2, "frame_sampling": "dense"}, []),
         (
             {"modalities": ["text", "video"], "audio_model_name_or_path": "nowhere", "num_mel_bins": 16},
             [
-                "Without effect with --modalities text video: --audio_model_name_or_path, --audio_config_name.",
-                "Without effect in a model of text and video: num_mel_bins.",
+                "Ignored with --modalities text video: --audio_model_name_or_path, --audio_config_name.",
+                "Ignored in a model of text and video: num_mel_bins.",
             ],
         ),
     ],

@@ -115,7 +115,7 @@ def test_refused_folders(tmp_path, files, resume_from, message):
 
 def test_a_file_is_no_output_folder(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(ValueError, match="is a file. Give a folder"):
+    with pytest.raises(ValueError, match="is a file; give a folder"):
         find(tmp_path / "out")
 
 

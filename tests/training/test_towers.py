@@ -233,7 +233,7 @@ def test_pe_av_without_training_compares_images_as_the_stock_model(start, folder
 
     names += flags(audio_model_name_or_path=folder, num_audio_frames=200, output_dir=tmp_path / "all")
     with pytest.raises(
-        ValueError, match="(?s)Without training.*common space.*PE-AV compares texts with sound or with pictures"
+        ValueError, match="(?s)Without training.*shared space.*PE-AV compares text with audio or with video"
     ):
         run(*start, *names, "--do_train", "False")
 
@@ -341,7 +341,7 @@ def test_a_transformer_over_frames_without_training_is_the_mean(start, folders, 
         (["--do_train", "False", "--modalities", "text", "audio", "video"], "audio: 'vit_mae' with random weights"),
         (
             ["--mvm_loss_weight", "1"],
-            "--mvm_loss_weight is 1.0, but the video tower 'clip_vision_model' has no decoder",
+            "mvm_loss_weight=1.0, but the video tower 'clip_vision_model' has no decoder",
         ),
         (["--video_size", "20"], "20 by 20 pixels.*patches of 8"),
         (["--max_seq_length", "13"], "max_seq_length is 13.*positions for 12"),
