@@ -1,4 +1,4 @@
-"""The command line: precedence, old flags, errors of one line, and a help text that can be read."""
+"""Command line of `train.py`: precedence, old flags, one-line errors, and `--help`."""
 
 import dataclasses
 import os
@@ -37,7 +37,7 @@ def write_config(tmp_path):
 
 @pytest.fixture
 def error_of(capsys):
-    """Parses and returns the one line on stderr."""
+    """Function that parses arguments and returns the one-line error."""
 
     def error_of(*argv: str) -> str:
         with pytest.raises(SystemExit) as exit_info:
@@ -61,7 +61,7 @@ def test_defaults():
     assert isinstance(training_args, MultimodalTrainingArguments)
 
 
-def test_command_line_wins_over_yaml_and_yaml_over_the_default(write_config):
+def test_command_line_overrides_yaml_and_yaml_overrides_the_default(write_config):
     config = write_config("learning_rate: 5e-5\nnum_frames: 4\nmodalities: [video, text]\nseed: 7\n")
     model_args, data_args, _, training_args = parse_args(["--num_frames", "8", "--config", config])
     assert training_args.learning_rate == 5e-5
@@ -109,8 +109,8 @@ def test_yaml_values_of_every_kind(write_config):
         ),
     ],
 )
-def test_yaml_keeps_the_text_of_words(write_config, text):
-    plain = "a: b" not in text and text not in ("null", "~")  # which YAML reads as something else than a word
+def test_yaml_strings_are_kept_as_written(write_config, text):
+    plain = "a: b" not in text and text not in ("null", "~")  # YAML does not read these as strings
     for written in [f"'{text}'", f'"{text}"', f"|-\n  {text}", *[text] * plain]:
         config = write_config(f"run_name: {written}\nvideo_root: {written}\n")
         _, data_args, _, training_args = parse_args(["--config", config])
@@ -125,7 +125,7 @@ def test_yaml_empty_values_are_defaults(write_config):
 
 
 @pytest.mark.parametrize(("text", "seed"), [("010", 10), ("0010", 10), ("1_0", 10), ("+10", 10), ("'10'", 10)])
-def test_yaml_numbers_are_those_of_the_command_line(write_config, text, seed):
+def test_yaml_numbers_are_read_as_on_the_command_line(write_config, text, seed):
     assert parse_args(["--config", write_config(f"seed: {text}\n")])[-1].seed == seed
 
 
@@ -148,11 +148,11 @@ def test_yaml_booleans(write_config, word, value):
 @pytest.mark.parametrize(
     "text", ["!!python/name:os.system x", "!!binary aGk=", "!mine x", "!!set {a}", "[!!python/object:a.b x]"]
 )
-def test_yaml_tags_are_refused(write_config, error_of, text):
+def test_yaml_tags_are_errors(write_config, error_of, text):
     assert "'run_name'" in error_of("--config", write_config(f"run_name: {text}\n"))
 
 
-def test_the_reported_words_of_a_config(shared_dir):
+def test_the_reported_config_keeps_its_strings(shared_dir):
     config = shared_dir / "data/reported/manifests/retyped.yaml"
     _, data_args, _, training_args = parse_args(["--config", str(config)])
     assert (training_args.output_dir, training_args.run_name) == ("2024-01-01T10:00:00", "12:30:45")
@@ -254,8 +254,8 @@ class OwnOptions(TaskOptions):
     at_least: int | None = flag(None, EVALUATION, "Smallest number.", commands=("infer",))
 
 
-def test_a_registered_task_brings_its_flags(error_of, write_config, monkeypatch):
-    """Those of `infer` are tested in `tests/test_cli.py`."""
+def test_a_registered_task_adds_its_flags(error_of, write_config, monkeypatch):
+    """The flags of `infer` are tested in `tests/test_cli.py`."""
     assert "unknown argument '--unit'" in error_of("--unit", "1")
     monkeypatch.setitem(OPTIONS, "own", OwnOptions)
     config = write_config("task: own\nkinds: [a, b]\nunit: 3\n")
@@ -317,13 +317,13 @@ def test_removed_flags_print_one_hint(capsys, flag, hint):
     assert len(lines) == 1 and hint in lines[0]
 
 
-def test_hints_are_printed_by_the_first_process_only(capsys, monkeypatch):
+def test_only_the_first_process_prints_hints(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     CommandLineParser(*EVERYTHING).parse(["--no_cuda"])
     assert capsys.readouterr().err == ""
 
 
-def test_fp16_on_a_cpu_says_that_the_run_computes_in_fp32(caplog):
+def test_fp16_on_a_cpu_logs_that_the_run_computes_in_fp32(caplog):
     args = parse_args(["--use_cpu", "--fp16"])[-1]
     assert args.precision == "fp32"
     assert [line for line in caplog.messages if "--fp16 needs a GPU; on the CPU this run computes in fp32" in line]
@@ -332,7 +332,7 @@ def test_fp16_on_a_cpu_says_that_the_run_computes_in_fp32(caplog):
     assert "needs a GPU" not in caplog.text
 
 
-def test_bf16_works_on_a_cpu_and_names_a_gpu_without_it(error_of, monkeypatch):
+def test_bf16_works_on_a_cpu_and_is_an_error_on_a_gpu_without_it(error_of, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert parse_args(["--bf16"])[-1].precision == "bf16"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
@@ -342,7 +342,7 @@ def test_bf16_works_on_a_cpu_and_names_a_gpu_without_it(error_of, monkeypatch):
     assert "--bf16 needs a GPU that supports bf16" in error_of("--bf16")
 
 
-def test_logging_dir_sets_the_variable_of_tensorboard(monkeypatch):
+def test_logging_dir_sets_the_environment_variable_of_tensorboard(monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "before")
     parse_args(["--logging_dir", "logs"])
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == "logs"
@@ -383,13 +383,13 @@ def test_manifests_and_roots_follow_data_root(tmp_path, monkeypatch):
     alone = DataArguments(video_root="videos")
     assert alone.find_manifest("train.csv") == Path("train.csv")
     assert alone.roots == {"video": Path("videos"), "audio": None, "text": None}
-    rooted = DataArguments(data_root="data", video_root="videos", audio_root="/sounds")
+    rooted = DataArguments(data_root="data", video_root="videos", audio_root="/audio")
     assert rooted.find_manifest("train.csv") == Path("data/train.csv")
     assert rooted.find_manifest("validation.csv") == Path(
         "validation.csv"
     )  # not in data_root, but in the working directory
     assert rooted.find_manifest("missing.csv") == Path("data/missing.csv")
-    roots = {"video": Path("data/videos"), "audio": Path("/sounds"), "text": Path("data")}
+    roots = {"video": Path("data/videos"), "audio": Path("/audio"), "text": Path("data")}
     assert rooted.roots == roots
 
 
@@ -417,13 +417,13 @@ def test_only_given_preprocessing_values_are_passed_on():
     VideoClipProcessor(**alpro)
 
 
-def test_collator_takes_its_settings():
+def test_collator_settings_are_arguments_of_the_collator():
     processor = MultimodalProcessor(feature_extractor=AudioFeatureExtractor())
     assert MultimodalCollator(processor, **DataArguments().collator_settings).parallel is True
     assert MultimodalCollator(processor, **DataArguments(collator_threads=1).collator_settings).parallel is False
 
 
-def test_model_settings_are_those_of_the_config():
+def test_model_settings_are_settings_of_the_config():
     model_args = ModelArguments(
         mlm_loss_weight=0.5,
         hard_negative_ratio=0.25,
@@ -444,7 +444,7 @@ def test_model_settings_are_those_of_the_config():
     assert model_args.tower_config_name("video") == find_config("configs/video/videomae_config_small.json")
 
 
-def test_help_has_every_flag_once_under_a_heading_in_short_lines():
+def test_help_lists_every_flag_once_in_short_lines():
     command = [sys.executable, "-c", "from arguments import parse_args; parse_args(['--help'])"]
     environment = os.environ | {"COLUMNS": "119"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_FOLDER, env=environment)
@@ -461,7 +461,7 @@ def test_help_has_every_flag_once_under_a_heading_in_short_lines():
     assert max(end - start for start, end in zip(starts[:-1], starts[1:], strict=True)) <= 6
 
 
-def test_short_descriptions_are_of_stock_flags_that_we_leave_as_they_are():
+def test_short_descriptions_are_of_unchanged_stock_flags():
     stock, ours = (
         {field.name: field.metadata for field in dataclasses.fields(dtype)}
         for dtype in (TrainingArguments, MultimodalTrainingArguments)
@@ -469,7 +469,7 @@ def test_short_descriptions_are_of_stock_flags_that_we_leave_as_they_are():
     assert [name for name in SHORT_DESCRIPTIONS if stock.get(name) != ours[name]] == []
 
 
-def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
+def test_every_own_field_has_a_heading_and_a_help_text():
     stock = {field.name for field in dataclasses.fields(TrainingArguments)}
     for dtype in EVERYTHING:
         for field in dataclasses.fields(dtype):
@@ -478,7 +478,7 @@ def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
                 assert field.metadata["help"].endswith((".", ")")), field.name
 
 
-def test_help_and_flag_errors_and_missing_files_import_nothing_beyond_the_arguments_of_transformers():
+def test_help_and_errors_in_flags_only_import_the_arguments_of_transformers():
     code = """
 import runpy, sys
 from transformers import HfArgumentParser, TrainingArguments

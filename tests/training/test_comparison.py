@@ -98,7 +98,7 @@ def test_repeat(tmp_path, capsys, kind, code):
 
 @pytest.mark.parametrize(
     ("runs", "command", "message"),
-    [("1", "true", "--runs is 1; give 2 or more"), ("2", "false", "run-1 ended with exit code 1")],
+    [("1", "true", "--runs is 1; give 2 or more"), ("2", "false", "run-1 failed with exit code 1")],
 )
 def test_repeat_says_what_is_wrong(tmp_path, capsys, runs, command, message):
     assert main(["repeat", "--runs", runs, "--output_dir", str(tmp_path), "--", command]) == 2
