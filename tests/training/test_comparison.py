@@ -1,4 +1,4 @@
-"""Comparing two folders, and repeating a command."""
+"""Comparison of two folders, and repetition of a command."""
 
 import json
 import sys
@@ -47,13 +47,13 @@ def test_equal_folders(tmp_path, capsys):
         ({"moment": -0.0}, "optimizer.state.0.exp_avg: 0 of 1 values differ, by at most 0 at [0]: 0.0 and -0.0"),
     ],
 )
-def test_a_difference_is_named(tmp_path, capsys, values, line):
+def test_differences_are_listed(tmp_path, capsys, values, line):
     assert main(["diff", write(tmp_path / "a"), write(tmp_path / "b", **values)]) == 1
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.endswith("1 of 6 differ") and lines == [f"  {line}"]
 
 
-def test_tensors_that_one_folder_lacks_and_a_model_without_optimizer(tmp_path, capsys):
+def test_tensors_that_only_one_folder_has_are_differences(tmp_path, capsys):
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     save_file({"a": torch.zeros(2, 2)}, tmp_path / "b/model.safetensors")
     (tmp_path / "b/optimizer.pt").unlink()
@@ -62,8 +62,8 @@ def test_tensors_that_one_folder_lacks_and_a_model_without_optimizer(tmp_path, c
 
 
 @pytest.mark.parametrize("lacks", [["trainer_state.json"], ["optimizer.pt"], ["trainer_state.json", "optimizer.pt"]])
-def test_what_one_folder_has_none_of_is_not_compared(tmp_path, capsys, lacks):
-    """Weights of a checkpoint with those of a model folder."""
+def test_parts_that_only_one_folder_has_are_not_compared(tmp_path, capsys, lacks):
+    """For example a checkpoint and a model folder, which only has weights."""
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     for name in lacks:
         (tmp_path / "b" / name).unlink()
@@ -73,7 +73,7 @@ def test_what_one_folder_has_none_of_is_not_compared(tmp_path, capsys, lacks):
         assert capsys.readouterr().out.endswith(f"equal, all {count}\n")
 
 
-def test_a_folder_that_is_not_there_is_named_with_the_nearest(tmp_path, capsys):
+def test_a_missing_folder_is_an_error_with_similar_names(tmp_path, capsys):
     write(tmp_path / "outputs")
     assert main(["diff", str(tmp_path / "outputs"), str(tmp_path / "output")]) == 2
     error = capsys.readouterr().err
@@ -100,6 +100,6 @@ def test_repeat(tmp_path, capsys, kind, code):
     ("runs", "command", "message"),
     [("1", "true", "--runs is 1; give 2 or more"), ("2", "false", "run-1 failed with exit code 1")],
 )
-def test_repeat_says_what_is_wrong(tmp_path, capsys, runs, command, message):
+def test_errors_of_repeat(tmp_path, capsys, runs, command, message):
     assert main(["repeat", "--runs", runs, "--output_dir", str(tmp_path), "--", command]) == 2
     assert message in capsys.readouterr().err
