@@ -54,17 +54,17 @@ def parameter_rates(
             no tower is trained.
     """
     towers = model.towers
-    if lacking := [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
+    if lacking := [f"{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
         raise InputError(
             f"{', '.join(lacking)} would have no effect: this model has {', '.join(towers)}. Leave out what is named."
         )
     trained = [name for name, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
-    idle = [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in trained]
+    idle = [f"{name}_learning_rate" for name in args.tower_learning_rates if name not in trained]
     if args.layer_decay is not None and not set(trained) - {"fusion"}:
-        idle.append("--layer_decay")
+        idle.append("layer_decay")
     if idle:
         raise InputError(
-            f"{', '.join(idle)} would have no effect: nothing is trained there (--freeze, or no objective reaches "
+            f"{', '.join(idle)} would have no effect: nothing is trained there (frozen, or no objective reaches "
             "it). Leave out what is named."
         )
     rates: dict[nn.Parameter, float] = {}

@@ -75,7 +75,7 @@ class Quarantine:
             if found and self.num_bad > self.max_bad_fraction * max(self.num_samples, MIN_SAMPLES):
                 raise InputError(
                     f"{self.num_bad} of {self.num_samples} training samples could not be read, more than "
-                    f"--max_bad_fraction {self.max_bad_fraction:g} of them; the last one: {found[-1][1].reason}. "
+                    f"max_bad_fraction={self.max_bad_fraction:g} of them; the last one: {found[-1][1].reason}. "
                     f"{self.path} lists the files."
                 )
         return [sample for _, sample in found]

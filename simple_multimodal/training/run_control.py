@@ -182,9 +182,8 @@ class RunControl(TrainerCallback):
         if in_a_row >= self.max_nan_steps:
             raise InputError(
                 f"The gradient was NaN or infinite in {in_a_row:.0f} consecutive steps, up to step "
-                f"{state.global_step - 1}. These steps did not change the weights. Lower --learning_rate, train with "
-                "--bf16 instead of --fp16, find the cause with --debug underflow_overflow, or increase "
-                "--max_nan_steps."
+                f"{state.global_step - 1}. These steps did not change the weights. Lower learning_rate, train with "
+                "bf16 instead of fp16, find the cause with debug=underflow_overflow, or increase max_nan_steps."
             )
         if num_terminated:  # in any process
             self.is_stopping = control.should_training_stop = True

@@ -204,7 +204,7 @@ class MultimodalTrainer(Trainer):
         )
         if args.enable_jit_checkpoint:
             raise InputError(
-                "--enable_jit_checkpoint is not supported: this trainer handles SIGTERM itself and saves a checkpoint "
+                "enable_jit_checkpoint is not supported: this trainer handles SIGTERM itself and saves a checkpoint "
                 "after the same step in all processes. Leave it out."
             )
         if args.contrastive_chunk_size is not None:
@@ -217,7 +217,7 @@ class MultimodalTrainer(Trainer):
         if model.config.lora is not None and args.has_reentrant_checkpoints:
             raise InputError(
                 "LoRA needs non-reentrant activation checkpointing: reentrant checkpoints give no gradients to layers "
-                "whose inputs have none. Leave use_reentrant out of --activation_checkpointing_kwargs."
+                "whose inputs have none. Leave use_reentrant out of activation_checkpointing_kwargs."
             )
         if not args.do_train and args.should_log:
             source = self.run_record["arguments"].get("model_name_or_path")
@@ -231,8 +231,8 @@ class MultimodalTrainer(Trainer):
             self.add_callback(RunSummary(self.run_record))
         elif model.config.lora is not None:
             raise InputError(
-                "LoRA does not work with FSDP and DeepSpeed: every process needs all weights. Leave --lora_rank out, "
-                "or start one process per device with torchrun or accelerate launch "
+                "LoRA does not work with FSDP and DeepSpeed: every process needs all weights. Train without LoRA, or "
+                "start one process per device with torchrun or accelerate launch "
                 "(configs/accelerate/multi_gpu.yaml)."
             )
         stock = PrinterCallback if args.disable_tqdm else ProgressCallback  # a notebook has another one
@@ -329,22 +329,22 @@ class MultimodalTrainer(Trainer):
             is_trained = any(parameter.requires_grad for parameter in self.model.towers[name].parameters())
             if not is_trained and name != "fusion":  # gradients pass through it
                 raise InputError(
-                    f"--gradient_checkpointing_towers {name} would have no effect: the tower is not trained "
-                    "(--freeze, or no objective reaches it), so its activations are not kept. Leave it out."
+                    f"gradient_checkpointing_towers would have no effect on {name}: the tower is not trained (it is "
+                    "frozen, or no objective reaches it), so its activations are not kept. Leave it out."
                 )
 
     def _check_chunks(self) -> None:
         """Check that `contrastive_chunk_size` works in this run and has a benefit."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
-                "--contrastive_chunk_size does not work with FSDP and DeepSpeed: every process needs all weights. "
+                "contrastive_chunk_size does not work with FSDP and DeepSpeed: every process needs all weights. "
                 "Leave it out, or start one process per device with torchrun or accelerate launch."
             )
         weights = self.model.loss_weights
         if not weights.keys() & {*CONTRASTIVE_PAIRS, "matching"}:
             raise InputError(
-                "--contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
-                f"train (it has {', '.join(weights)}). Use --gradient_accumulation_steps, which "
+                "contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
+                f"train (it has {', '.join(weights)}). Use gradient_accumulation_steps, which "
                 "computes the same gradients faster."
             )
 

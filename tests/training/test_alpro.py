@@ -212,7 +212,7 @@ def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):
         ({"num_frames": 8}, "8 frames of 12 by 12 pixels, but this ALPRO takes 3 .* convert the checkpoint"),
         ({"max_seq_length": 65}, "65 tokens, but this ALPRO takes 64. Set max_seq_length"),
         ({"freeze": "audio"}, "Cannot freeze 'audio': this model has text, video, fusion"),
-        ({"audio_learning_rate": 0.1}, "--audio_learning_rate would have no effect: this model has text"),
+        ({"audio_learning_rate": 0.1}, "audio_learning_rate would have no effect: this model has text"),
     ],
 )
 def test_unsupported_settings_are_errors(start, tmp_path, changes, message):

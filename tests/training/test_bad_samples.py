@@ -89,7 +89,7 @@ def test_fail_ends_the_run_and_names_the_file(spoiled, tmp_path):
 
 def test_too_many_bad_samples_end_the_run(spoiled, tmp_path):
     common = spoiled(*[f"video/{row}.mp4" for row in range(NUM_ROWS) if row != 4], "audio/4.wav")
-    with pytest.raises(ValueError, match=r"samples could not be read, more than --max_bad_fraction 0\.2 of them"):
+    with pytest.raises(ValueError, match=r"samples could not be read, more than max_bad_fraction=0\.2 of them"):
         run(*common, "--do_train", *flags(output_dir=tmp_path / "out", num_train_epochs=9))
     assert len(quarantine(tmp_path / "out")) == NUM_ROWS
     run(*common, "--do_train", *flags(output_dir=tmp_path / "all", num_train_epochs=1, max_bad_fraction=1))

@@ -125,10 +125,13 @@ def test_invalid_decays_are_errors(decay):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"freeze": "video", "video_learning_rate": 1e-3, "layer_decay": 0.5}, "--video_learning_rate would have no"),
-        ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "--layer_decay would have no effect: nothing is"),
-        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "--audio_learning_rate would have no effect"),
-        ({"freeze": "text", "gradient_checkpointing_towers": "text"}, "_towers text would have no effect: the tower"),
+        ({"freeze": "video", "video_learning_rate": 1e-3, "layer_decay": 0.5}, "video_learning_rate would have no"),
+        ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "layer_decay would have no effect: nothing is"),
+        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "audio_learning_rate would have no effect"),
+        (
+            {"freeze": "text", "gradient_checkpointing_towers": "text"},
+            "_towers would have no effect on text: the tower",
+        ),
         (
             {
                 "lora_rank": 2,

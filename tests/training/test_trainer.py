@@ -275,5 +275,5 @@ def test_evaluation_in_reduced_precision_is_the_same_after_training_and_alone(st
 
 
 def test_jit_checkpoints_are_an_error(start, tmp_path):
-    with pytest.raises(ValueError, match="--enable_jit_checkpoint is not supported: this trainer handles SIGTERM"):
+    with pytest.raises(ValueError, match="enable_jit_checkpoint is not supported: this trainer handles SIGTERM"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, enable_jit_checkpoint=True))
