@@ -315,9 +315,7 @@ def build_config(
         settings.setdefault("clip_embedding", "mean")
         settings.setdefault("contrastive_form", get_encoder_class(towers["text"].model_type, "text").contrastive_form)
     is_one_modality = settings.get("clip_embedding") == "mean" and "text" in towers and len(towers) == 2
-    if (
-        is_one_modality and settings.get("contrastive_tav_loss_weight", 1.0) > 0
-    ):  # the same loss, which must not count twice
+    if is_one_modality and settings.get("contrastive_tav_loss_weight", 1.0) > 0:  # the same loss would count twice
         settings.setdefault("contrastive_tv_loss_weight" if "video" in towers else "contrastive_ta_loss_weight", 0.0)
     # This loss trains the embeddings of clips and their temperature.
     settings.setdefault("matching_residual", settings.get("contrastive_tav_loss_weight", 1.0) > 0)

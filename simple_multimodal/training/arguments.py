@@ -86,8 +86,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     layer_decay: float | None = flag(
         None,
         TRAINING,
-        "Layer-wise learning rate decay: factor from each layer of a tower to the one below it. Default: 1 (no "
-        "decay).",
+        "Layer-wise learning rate decay: factor from each layer of a tower to the one below it. Default: none.",
         above=0,
         at_most=1,
         remedy="give a factor above 0, up to 1 (no decay)",
