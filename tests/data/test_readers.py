@@ -108,7 +108,7 @@ def test_a_further_part_is_saved_and_called(processor, tmp_path):
 
 
 def test_a_column_is_needed_for_a_further_modality(processor):
-    with pytest.raises(ValueError, match="no column for pose: one of poses is needed"):
+    with pytest.raises(ValueError, match="no column for pose: poses is needed"):
         RowDataset([{"video": "a.mp4", "caption": "a"}], modalities=("video", "pose"))
 
 

@@ -92,7 +92,10 @@ def test_bad_folders_are_named(converted, tokenizer, tmp_path, capfd):
     assert f"{tmp_path}/data/msrvtt_ret: no such folder." in error(tmp_path)
     write_benchmark(tmp_path, "msrvtt_ret", is_prepared=False)
     absent = tmp_path / "output/downstreams/msrvtt_ret/public"
+    assert f"{absent}: no such folder." in error(absent)
+    (absent / "log").mkdir(parents=True)
     assert f"{absent}/ckpt/model_step_best.pt: there is no such checkpoint" in error(absent)
+    (absent / "log").rmdir()
     write_checkpoint(tmp_path, "msrvtt_ret", tokenizer)
     assert "Cannot read a tokenizer from 'absent/tokenizer'" in error(absent, "--tokenizer", "absent/tokenizer")
     assert not (tmp_path / "out/model").exists()

@@ -47,6 +47,7 @@ def test_a_folder_has_one_writer(commands, capfd, verb):
 
 
 def test_convert_has_one_writer_too(tmp_path, capfd):
+    (tmp_path / "alpro.pt").touch()
     with writer(tmp_path / "model"):
-        assert main(["convert", "alpro", "absent.pt", str(tmp_path / "model")]) == 2
+        assert main(["convert", "alpro", str(tmp_path / "alpro.pt"), str(tmp_path / "model")]) == 2
     assert "is being written by first" in capfd.readouterr().err

@@ -99,11 +99,11 @@ def test_check_answers_finds_an_unbalanced_answer():
     [
         ({"rotation": lambda n: n % 3}, "background of part 1 of 6 tells the answer to the joint question"),
         ({"rotation": lambda n: 0}, "time of the beep tells the answer to the joint question"),
-        ({"colour": lambda n: COLOUR_NAMES[n % 3]}, "picture question about colour are not uniform"),
-        ({"pitch": lambda n: "low"}, "sound question about pitch are not uniform"),
+        ({"colour": lambda n: COLOUR_NAMES[n % 3]}, "video question about colour are not uniform"),
+        ({"pitch": lambda n: "low"}, "audio question about pitch are not uniform"),
         (
             {"colour": lambda n: COLOUR_NAMES[n // 3 % 6], "pitch": lambda n: PITCH_NAMES[n // 3 % 3]},
-            "pitch tells the answer to the picture question about colour",
+            "pitch tells the answer to the video question about colour",
         ),
     ],
 )
@@ -123,12 +123,12 @@ def test_check_answers_finds_what_tells_the_answer(change, message):
 
 def test_check_answers_finds_a_video_that_tells_the_answer():
     clips = fair_clips()
-    with pytest.raises(ValueError, match="The picture 'p0' tells the answer"):
+    with pytest.raises(ValueError, match="The video 'p0' tells the answer"):
         check_answers(clips, num_frames=36, is_exact=True)
     one_video = [
         dataclasses.replace(clip, video=clips[0].video)
         for clip in clips
         if clip.video.backgrounds == clips[0].video.backgrounds
     ]
-    with pytest.raises(ValueError, match="The sound 's0' tells the answer"):
+    with pytest.raises(ValueError, match="The audio 's0' tells the answer"):
         check_answers(one_video, num_frames=36, is_exact=True)
