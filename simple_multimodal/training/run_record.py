@@ -63,9 +63,7 @@ def make_run_record(
     """
     if command is None:  # a notebook has none
         command = sys.argv if "__file__" in vars(sys.modules["__main__"]) else []
-    shown = re.sub(
-        r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(command)
-    )  # keep the secret out of the file
+    shown = re.sub(r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(command))  # hide the secret
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
