@@ -240,7 +240,9 @@ def test_the_bad_fraction_is_computed_from_at_least_a_hundred_samples(tmp_path):
     list_of_run.add(bad[:10], 10, 1)
     list_of_run.settle()
     list_of_run.add(bad[10:], 10, 2)
-    with pytest.raises(ValueError, match="11 of 20 training samples .* 0.1 of them; the last one: reason 10"):
+    with pytest.raises(
+        ValueError, match="11 of 20 training samples .*max_bad_fraction=0.1 of them; the last one: reason 10"
+    ):
         list_of_run.settle()
     enough = Quarantine(tmp_path, starts_over=True, writes=False, max_bad_fraction=0.1)
     enough.add(bad, 110, 1)
