@@ -55,6 +55,6 @@ def test_a_failure_sets_the_exit_code_and_other_checks_still_run(tmp_path):
     assert [row["status"] for row in rows["infer"]] == ["pass", "FAIL"]
     assert [row["status"] for row in rows["loader"]] == ["pass"]
     assert rows["decoding"][0]["status"] == "left out"
-    assert "--decode_device cuda" in rows["decoding"][0]["note"] or "torchcodec" in rows["decoding"][0]["note"]
+    assert "decode_device='cuda'" in rows["decoding"][0]["note"] or "torchcodec" in rows["decoding"][0]["note"]
     late = json.loads((tmp_path / "out.json.late").read_text())["rows"]
     assert {row["note"] for row in late} == {"no time left of -1 minutes"}

@@ -19,14 +19,14 @@ class AlproConfig(PreTrainedConfig):
         video_config (`dict` or `TimesformerConfig`, *optional*):
             The TimeSformer; ViT-B/16 with divided space-time attention over 8 frames by default.
         fusion_layer (`int`, *optional*, defaults to 6):
-            First layer of the BERT that sees text and video; those below see text alone.
+            First layer of the BERT that sees text and video; those below only see text.
         contrastive_dim (`int`, *optional*, defaults to 256):
             Size of the embeddings that are compared by cosine.
         temperature_init_value (`float`, *optional*, defaults to 0.07):
-            What cosines are divided by, at the start.
+            Initial divisor of the cosines.
         drop_path_rate (`float`, *optional*, defaults to 0.1):
-            Chance in training that the last layer of the TimeSformer leaves out a residual; it grows from 0 over the
-            layers. It stands here because `TimesformerConfig` (transformers 5.23) takes whole numbers only.
+            Probability in training that the last layer of the TimeSformer drops a residual; it grows from 0 over the
+            layers. It is set here because `TimesformerConfig` (transformers 5.23) only takes whole numbers.
         image_mean, image_std (`list[float]`, *optional*, default to those of CLIP):
             Normalisation of `uint8` pixels on the device, per RGB channel, in units of 0 to 1.
         contrastive_tv_loss_weight, matching_loss_weight (`float`, *optional*, default to 1.0):
@@ -71,11 +71,11 @@ class AlproConfig(PreTrainedConfig):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What the model reads."""
+        """Modalities that the model reads."""
         return ("text", "video")
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weights of the objectives of retrieval that are switched on, by name."""
+        """Weights of the retrieval objectives that are enabled, by name."""
         weights = {"contrastive_tv": self.contrastive_tv_loss_weight, "matching": self.matching_loss_weight}
         return {name: weight for name, weight in weights.items() if weight > 0}

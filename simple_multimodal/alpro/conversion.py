@@ -1,4 +1,4 @@
-"""Read an original ALPRO checkpoint into our models, with an account of every tensor."""
+"""Load an original ALPRO checkpoint into our models, with a report on every tensor."""
 
 import os
 import re
@@ -27,7 +27,7 @@ VIDEO_NAMES = {
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
 }
-"""Parts of the original TimeSformer outside its blocks, and what `transformers` calls them."""
+"""Names in `transformers` of the parts of the original TimeSformer outside its blocks."""
 
 BLOCK_NAMES = {
     "temporal_norm1": "temporal_layernorm",
@@ -41,7 +41,7 @@ BLOCK_NAMES = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-"""Parts of a block of the original TimeSformer."""
+"""Names in `transformers` of the parts of a block of the original TimeSformer."""
 
 HEAD_NAMES = {
     "temp": "temperature",
@@ -51,20 +51,20 @@ HEAD_NAMES = {
     "classifier.0": "classifier.0",
     "classifier.2": "classifier.2",
 }
-"""Heads of retrieval and of question answering."""
+"""Our names of the heads of retrieval and of question answering."""
 
 UNUSED_NAMES = {
     r"visual_encoder\.model\.head\..+": "action classes of the video tower",
-    r"text_encoder\.(bert\.)?embeddings\.position_ids": "numbers of positions, which are counted here",
+    r"text_encoder\.(bert\.)?embeddings\.position_ids": "position ids, which are computed here",
     r"text_encoder\.cls\..+": "head of masked language modelling",
-    r"(prompter|mpm_head)\..+": "entity prompts, which pre-training alone uses",
+    r"(prompter|mpm_head)\..+": "entity prompts, which only pre-training uses",
 }
-"""What a checkpoint may hold and no task uses, and why."""
+"""Tensors that a checkpoint may hold but no task uses, and the reason."""
 
 
 def our_name(name: str) -> str | None:
-    """Our name of an original tensor, with the `bert.` of ALPRO's retrieval or without it as in LAVIS and question
-    answering; `None` for what is neither of a tower nor of a head.
+    """Return our name of an original tensor, with the `bert.` of ALPRO's retrieval or without it as in LAVIS and
+    question answering; `None` for tensors that belong neither to a tower nor to a head.
     """
     if match := re.fullmatch(r"text_encoder\.(?:bert\.)?((?:embeddings|encoder)\..+)", name):
         return f"alpro.text_encoder.{match[1]}"
@@ -72,20 +72,20 @@ def our_name(name: str) -> str | None:
         part = BLOCK_NAMES.get(match[2])
         return part and f"alpro.video_encoder.encoder.layer.{match[1]}.{part}.{match[3]}"
     match = re.fullmatch(r"(visual_encoder\.model\.)?(.+?)(\.weight|\.bias)?", name)
-    assert match is not None  # any name is
+    assert match is not None  # any name matches
     part = (VIDEO_NAMES if match[1] else HEAD_NAMES).get(match[2])
     return part and ("alpro.video_encoder." if match[1] else "") + part + (match[3] or "")
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors of a `torch.save` file by name; no code in it is run.
+    """Return the tensors of a `torch.save` file by name; no code in it is run.
 
     Args:
         path (`str` or `os.PathLike`): ALPRO's `model_step_best.pt`, or a file that LAVIS wrote, which holds the same
             under `model`.
 
     Raises:
-        ValueError: If the file holds anything but tensors, or is no regular file.
+        ValueError: If the file holds anything but tensors, or is not a regular file.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{os.fspath(path)!r} is a folder, a device or a pipe; a regular file is needed.")
@@ -93,7 +93,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         try:
             check_archive(file)
             payload = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file raises whatever its bytes lead to
+        except Exception as error:  # a damaged file may raise anything
             first_line, _, _ = str(error).partition("\n")
             raise InputError(
                 f"{os.fspath(path)!r} is not a file of tensors that torch.load reads without running code from it, so "
@@ -102,28 +102,28 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if isinstance(payload, dict) and isinstance(payload.get("model"), dict):
         payload = payload["model"]
     if not isinstance(payload, dict) or not payload:
-        raise InputError(f"{os.fspath(path)!r} holds no tensors by name, as an ALPRO checkpoint does.")
+        raise InputError(f"{os.fspath(path)!r} does not hold tensors by name, as an ALPRO checkpoint does.")
     others = [str(name) for name, value in payload.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise InputError(f"{os.fspath(path)!r} is no ALPRO checkpoint; these are not tensors: {', '.join(others)}")
+        raise InputError(f"{os.fspath(path)!r} is not an ALPRO checkpoint; these are not tensors: {', '.join(others)}")
     return payload
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Refuse an archive that unpacks to more than it holds: `torch.save` does not compress."""
+    """Refuse an archive that unpacks to more than its own size: `torch.save` does not compress."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise InputError("its archive is compressed, as torch.save writes none")
+                raise InputError("its archive is compressed, which torch.save never does")
     file.seek(0)
 
 
 def answer_names(answers: Mapping[str, int] | None, num_labels: int) -> dict[int, str]:
-    """Names of the answers by number; those without one keep Hugging Face's `LABEL_<number>`, which is no answer.
+    """Return the names of the answers by number; the others are Hugging Face's `LABEL_<number>`, not an answer.
 
     Args:
         answers (`Mapping[str, int]`, *optional*): ALPRO's `train_ans2label.json`.
-        num_labels (`int`): size of the answer head.
+        num_labels (`int`): Size of the answer head.
 
     Raises:
         ValueError: If these cannot be the answers of the head.
@@ -133,8 +133,8 @@ def answer_names(answers: Mapping[str, int] | None, num_labels: int) -> dict[int
     names = {number: f"LABEL_{number}" for number in range(num_labels)}
     if answers and num_labels not in (len(answers), max(len(answers), MIN_ANSWERS)):
         raise InputError(
-            f"The checkpoint chooses among {num_labels} answers, the answers file has {len(answers)}. Give the file "
-            "that the checkpoint was trained with."
+            f"The checkpoint chooses among {num_labels} answers, but the answers file has {len(answers)}. Give the "
+            "file that the checkpoint was trained with."
         )
     if len(named) < len(answers) or not named.keys() <= names.keys() or set(answers) & set(names.values()):
         raise InputError(
@@ -152,22 +152,22 @@ def load_alpro(
     config: AlproConfig | None = None,
 ) -> tuple[AlproForRetrieval | AlproForQuestionAnswering, LoadingReport]:
     """
-    Read an original checkpoint: of retrieval or pre-training into [`AlproForRetrieval`], of question answering into
+    Load an original checkpoint: of retrieval or pre-training into [`AlproForRetrieval`], of question answering into
     [`AlproForQuestionAnswering`].
 
     Args:
-        path (`str` or `os.PathLike`): the checkpoint, see [`read_tensors`].
-        num_frames (`int`, *optional*): frames per clip; the table of times is resized by taking the nearest entry, as
+        path (`str` or `os.PathLike`): The checkpoint, see [`read_tensors`].
+        num_frames (`int`, *optional*): Frames per clip; the table of times is resized by taking the nearest entry, as
             the original does. By default the checkpoint's own.
-        answers (`Mapping[str, int]`, *optional*): numbers of the answers, for question answering.
-        config ([`AlproConfig`], *optional*): sizes, where they are not the published ones.
+        answers (`Mapping[str, int]`, *optional*): Numbers of the answers, for question answering.
+        config ([`AlproConfig`], *optional*): Sizes, if they are not the published ones.
 
     Returns:
         The model, in evaluation mode and float32, and a [`LoadingReport`] that names every tensor that was not loaded
-        as it is.
+        unchanged.
 
     Raises:
-        ValueError: If the file is no ALPRO checkpoint: tensors are missing, unknown or of other shapes.
+        ValueError: If the file is not an ALPRO checkpoint: tensors are missing, unknown or of other shapes.
     """
     where = os.fspath(path)
     source = read_tensors(path)
@@ -175,7 +175,7 @@ def load_alpro(
     if num_frames is not None and num_frames < 1:
         raise InputError(f"num_frames is {num_frames}, but a clip has at least 1 frame.")
     if answers is not None and not is_qa:
-        raise InputError(f"{where!r} has no answer head, so an answers file has no use. Leave it out.")
+        raise InputError(f"{where!r} has no answer head, so it cannot use an answers file. Leave it out.")
     config = deepcopy(config) or AlproConfig()
     if is_qa:
         config.id2label = answer_names(answers, source["classifier.2.weight"].shape[0])
@@ -205,7 +205,7 @@ def load_alpro(
         problems = [f"no place for: {name}" for name in fold_names(unknown)]
         problems += [f"nothing for: {name}" for name in fold_names(missing)]
         raise InputError(
-            f"{where!r} is no checkpoint of {model_class.__name__}. What does not fit:\n  " + "\n  ".join(problems)
+            f"{where!r} is not a checkpoint of {model_class.__name__}. What does not fit:\n  " + "\n  ".join(problems)
         )
 
     times = tensors[TIME_TABLE]

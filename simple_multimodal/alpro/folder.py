@@ -1,4 +1,4 @@
-"""An original checkpoint becomes a folder of this library, with the processor that it was trained with."""
+"""Convert an original checkpoint into a folder of this library, with the processor that it was trained with."""
 
 import json
 import os
@@ -30,14 +30,14 @@ def convert_alpro(
 
     Args:
         checkpoint (`str` or `os.PathLike`): ALPRO's `model_step_best.pt`, see [`load_alpro`].
-        out (`str` or `os.PathLike`): the folder; made if it does not exist.
-        tokenizer_name (`str`): hub name or local folder; ALPRO's is `google-bert/bert-base-uncased`.
-        num_frames, config: see [`load_alpro`].
-        max_seq_length (`int`, *optional*): tokens after which texts are cut; ALPRO's are 40, for DiDeMo 50.
+        out (`str` or `os.PathLike`): Output folder, created if it does not exist.
+        tokenizer_name (`str`): Hub name or local folder; ALPRO's is `google-bert/bert-base-uncased`.
+        num_frames, config: See [`load_alpro`].
+        max_seq_length (`int`, *optional*): Tokens after which texts are truncated; ALPRO's are 40, for DiDeMo 50.
         answers_file (`str` or `os.PathLike`, *optional*): ALPRO's `train_ans2label.json`, `{answer: number}`.
 
     Returns:
-        [`LoadingReport`]: what became of every tensor.
+        [`LoadingReport`]: What happened to every tensor.
 
     Raises:
         ValueError: If the checkpoint, the answers or the tokenizer are not ALPRO's, or texts may be too long.
@@ -70,7 +70,7 @@ def convert_alpro(
     )
     if len(processor.tokenizer) != model.config.text_config.vocab_size:
         raise InputError(
-            f"The tokenizer {tokenizer_name!r} has {len(processor.tokenizer)} tokens, the checkpoint "
+            f"The tokenizer {tokenizer_name!r} has {len(processor.tokenizer)} tokens, but the checkpoint has "
             f"{model.config.text_config.vocab_size}. Give the one that the checkpoint was trained with."
         )
     check_inputs(model, processor)

@@ -1,4 +1,4 @@
-"""ALPRO's own folders: the checkpoint in `output/downstreams/<task>/public/ckpt` becomes a model on first use."""
+"""ALPRO's own folders: the checkpoint in `output/downstreams/<task>/public/ckpt` is converted on first use."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from simple_multimodal.errors import InputError
 logger = logging.get_logger(__name__)
 
 SOURCE_FILE = "alpro.json"
-"""File in a converted model's folder that says what it was made of."""
+"""File in a converted model's folder that records its source."""
 
 MAX_SEQ_LENGTHS = {"msrvtt_ret": 40, "didemo_ret": 50, "msrvtt_qa": 40, "msvd_qa": 40}
-"""Tokens after which ALPRO cuts texts, by task."""
+"""Tokens after which ALPRO truncates texts, by task."""
 
 
 def is_alpro_folder(folder: str | os.PathLike[str]) -> bool:
-    """Whether this is the folder of an original checkpoint, with `ckpt/`, or has the name of one:
+    """Return whether this is the folder of an original checkpoint, with `ckpt/`, or has the name of one:
     `.../downstreams/<task>/public`.
     """
     path = Path(folder).absolute()
@@ -33,22 +33,22 @@ def convert_once(
     folder: str | os.PathLike[str], data: str | os.PathLike[str], out: str | os.PathLike[str], *, tokenizer_name: str
 ) -> Path:
     """
-    The model of an original checkpoint, which is converted if that has not been done before.
+    Return the folder of an original checkpoint's model, which is converted if that has not been done before.
 
     Args:
-        folder (`str`): as [`is_alpro_folder`] has it, with `ckpt/model_step_best.pt`, or the `model_step_N.pt` of the
-            largest number.
-        data (`str`): ALPRO's `data/<task>`, which knows the names of answers (`txt/train_ans2label.json`) and how
-            long texts are.
-        out (`str`): folder of the model. It is made again if the checkpoint, the answers or the tokenizer are others
-            than before.
-        tokenizer_name (`str`): hub name or folder of the tokenizer.
+        folder (`str`): Folder as in [`is_alpro_folder`], with `ckpt/model_step_best.pt`, or else the `model_step_N.pt`
+            with the largest number.
+        data (`str`): ALPRO's `data/<task>`, which has the names of answers (`txt/train_ans2label.json`) and whose name
+            decides how long texts are.
+        out (`str`): Folder of the model. It is converted again if the checkpoint, the answers or the tokenizer have
+            changed.
+        tokenizer_name (`str`): Hub name or folder of the tokenizer.
 
     Returns:
         `Path`: `out`.
 
     Raises:
-        ValueError: There is no checkpoint, `out` is something else, **or** it cannot be converted, see
+        ValueError: If there is no checkpoint, `out` is something else, or it cannot be converted, see
             [`convert_alpro`].
     """
     checkpoint = _find_checkpoint(Path(folder))
@@ -64,8 +64,10 @@ def convert_once(
     if made_of.is_file() and json.loads(made_of.read_text(encoding="utf-8")) == source:
         return Path(out)
     if Path(out).exists() and not made_of.is_file():
-        raise InputError(f"{out} was not made of an ALPRO checkpoint and is not replaced. Give another --output_dir.")
-    logger.warning(f"Converting {checkpoint} into {out}; the next time it is there.")
+        raise InputError(
+            f"{out} was not converted from an ALPRO checkpoint and is not replaced. Choose another output_dir."
+        )
+    logger.warning(f"Converting {checkpoint} into {out}; later runs use it.")
     staged = Path(out).with_name(f".{Path(out).name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     convert_alpro(
@@ -82,7 +84,7 @@ def convert_once(
 
 
 def _find_checkpoint(folder: Path) -> Path:
-    """The checkpoint that ALPRO chose, else its last one."""
+    """Return the checkpoint that ALPRO chose, else its last one."""
     best = folder / "ckpt" / "model_step_best.pt"
     if best.is_file():
         return best
@@ -93,7 +95,7 @@ def _find_checkpoint(folder: Path) -> Path:
     }
     if not steps:
         raise InputError(
-            f"{best}: there is no such checkpoint, nor another model_step_N.pt. Put ALPRO's there, or name the folder "
+            f"{best}: there is no such checkpoint, nor another model_step_N.pt. Put ALPRO's there, or give the folder "
             "of a model."
         )
     return steps[max(steps)]

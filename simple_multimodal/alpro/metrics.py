@@ -1,4 +1,4 @@
-"""Numbers and rows as ALPRO (salesforce/ALPRO, commit 4ff6163) prints and writes them, to compare with its own.
+"""Metrics and rows as ALPRO (salesforce/ALPRO, commit 4ff6163) prints and writes them, to compare with its own.
 
 Percentages, rounded scores, and rows counted twice belong to that protocol and stay in this file.
 """
@@ -23,11 +23,11 @@ def alpro_retrieval_metrics(
     scores: np.ndarray, right_clips: np.ndarray, *, ties: Literal["worst", "best"] = "worst"
 ) -> dict[str, dict[str, float]]:
     """
-    Retrieval in both directions as ALPRO measures it; `str` of the result is the literal that it prints.
+    Compute metrics of retrieval in both directions as ALPRO does; `str` of the result is the literal that it prints.
 
-    Scores are rounded to four decimals first, which makes ties. ALPRO's sort breaks these by chance: its own numbers
-    lie between those for `ties="worst"` and `ties="best"`. From clip to text only the **last** caption of a clip
-    counts as right and its others as wrong, so that direction means something with one caption per clip only.
+    Scores are rounded to four decimals first, which creates ties. ALPRO's sort breaks these arbitrarily: its own
+    numbers lie between those for `ties="worst"` and `ties="best"`. From clip to text only the **last** caption of a
+    clip counts as correct and its others as wrong, so that direction is only meaningful with one caption per clip.
 
     Args:
         scores (`np.ndarray` of shape `(num_captions, num_clips)`):
@@ -39,7 +39,7 @@ def alpro_retrieval_metrics(
         `dict`: `text2video` and `video2text`, each with `r1`, `r5` and `r10` in percent, `medianR` and `meanR`.
 
     Raises:
-        ValueError: If scores are refused by [`retrieval_ranks`], or a position is not that of a clip.
+        ValueError: If [`retrieval_ranks`] refuses the scores, or there is no clip at a position.
 
     Example:
 
@@ -62,10 +62,10 @@ def alpro_retrieval_metrics(
 
 def alpro_question_answering_metrics(is_correct: np.ndarray, answer_types: Sequence[str]) -> dict:
     """
-    Accuracies and shares of the answer types as ALPRO prints them; `str` of the result is that literal.
+    Compute accuracies and shares of the answer types as ALPRO prints them; `str` of the result is that literal.
 
     Args:
-        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): As [`correct_answers`] returns it.
+        is_correct (`np.ndarray` of shape `(num_questions,)`, bool): As returned by [`correct_answers`].
         answer_types (`Sequence[str]` of length `num_questions`): Type of each question, one of `ANSWER_TYPES`.
 
     Returns:
@@ -73,7 +73,7 @@ def alpro_question_answering_metrics(is_correct: np.ndarray, answer_types: Seque
         `what_acc`, …, in percent. Percentages have two decimals; a type without a question has accuracy 0.
 
     Raises:
-        ValueError: If there is no question, or not one type per question, or a type is none of `ANSWER_TYPES`.
+        ValueError: If there is no question, or not one type per question, or a type is not one of `ANSWER_TYPES`.
 
     Example:
 
@@ -101,14 +101,14 @@ def alpro_question_answering_metrics(is_correct: np.ndarray, answer_types: Seque
 
 def padded_positions(num_rows: int, world_size: int) -> np.ndarray:
     """
-    Positions of the rows that PyTorch's unshuffled `DistributedSampler` gives to `world_size` processes together.
+    Return the positions of the rows that PyTorch's unshuffled `DistributedSampler` gives to all processes together.
 
-    It repeats the first rows until every process has as many as the others, and ALPRO counts the repeated ones: its
-    13,160 questions of MSVD-QA are 13,157, its 72,824 of MSR-VTT-QA 72,821, for 8 processes. Index with these
-    positions to reproduce published counts; numbers of our own count every row once.
+    It repeats the first rows until every process has the same number, and ALPRO counts the repeated ones: its 13,160
+    questions of MSVD-QA are 13,157, its 72,824 of MSR-VTT-QA 72,821, for 8 processes. Index with these positions to
+    reproduce published counts; our own metrics count every row once.
 
     Args:
-        num_rows (`int`): Rows of the data set in the order of the loader; ALPRO's puts questions of a clip together.
+        num_rows (`int`): Rows of the dataset in the order of the loader; ALPRO's groups the questions of a clip.
         world_size (`int`): Number of processes.
 
     Returns:
@@ -126,17 +126,18 @@ def retrieval_rows(
     scored: ScoredPairs, similarities: np.ndarray, caption_ids: Sequence[int], clip_ids: Sequence[str]
 ) -> Iterator[dict[str, str | int | float]]:
     """
-    Rows of ALPRO's `results.json`, all captions of a clip after another.
+    Yield the rows of ALPRO's `results.json`, grouped by clip.
 
     Args:
-        scored ([`ScoredPairs`]): Pairs of caption and clip that have a row, and what they are ranked by, in ALPRO the
+        scored ([`ScoredPairs`]): Pairs of caption and clip that have a row, and their ranking scores, in ALPRO the
             probability that they match.
-        similarities (`np.ndarray` of shape `(num_pairs,)`): Contrastive score of each.
-        caption_ids (`Sequence[int]` of length `num_captions`): In ALPRO the row of the annotation, from 0.
+        similarities (`np.ndarray` of shape `(num_pairs,)`): Contrastive score of each pair.
+        caption_ids (`Sequence[int]` of length `num_captions`): Ids of the captions, in ALPRO the rows of the
+            annotation, from 0.
         clip_ids (`Sequence[str]` of length `num_clips`): Names of the clips.
 
     Yields:
-        `dict`: `vid_id`, `txt_id`, `score` and `sim`, the two rounded to four decimals.
+        `dict`: `vid_id`, `txt_id`, `score` and `sim`, the last two rounded to four decimals.
 
     Raises:
         ValueError: If there is not one score and one similarity per pair.
@@ -162,11 +163,11 @@ def retrieval_rows(
 
 def scores_from_rows(rows: Iterable[Mapping], clip_of_caption: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray]:
     """
-    Put the rows of a `results.json` in a matrix, to measure them with [`alpro_retrieval_metrics`].
+    Put the rows of a `results.json` into a matrix, to measure them with [`alpro_retrieval_metrics`].
 
     Args:
         rows (`Iterable[Mapping]`):
-            With `vid_id`, `txt_id` and `score`, in any order. Of a repeated pair the first row counts.
+            Rows with `vid_id`, `txt_id` and `score`, in any order. Of a repeated pair the first row counts.
         clip_of_caption (`Mapping[int, str]`): `vid_id` of the clip of each `txt_id`, in the order of the annotation.
 
     Returns:
@@ -175,21 +176,20 @@ def scores_from_rows(rows: Iterable[Mapping], clip_of_caption: Mapping[int, str]
         caption.
 
     Raises:
-        ValueError: If a row has a caption that `clip_of_caption` has not, or a caption lacks a clip's score or its
-            own clip.
+        ValueError: If `clip_of_caption` lacks the caption of a row, or a caption lacks a clip's score or its own clip.
     """
     captions = {caption: position for position, caption in enumerate(clip_of_caption)}
     clips: dict[str, int] = {}
     values: dict[tuple[int, int], float] = {}
     for row in rows:
         if row["txt_id"] not in captions:
-            raise InputError(f"A row has the caption {row['txt_id']!r}, which the annotation has not.")
+            raise InputError(f"A row has the caption {row['txt_id']!r}, which the annotation lacks.")
         pair = captions[row["txt_id"]], clips.setdefault(row["vid_id"], len(clips))
         values.setdefault(pair, row["score"])
     missing = sorted(set(clip_of_caption.values()) - set(clips))
     if missing or len(values) != len(captions) * len(clips):
         raise InputError(
-            f"{len(values)} pairs are scored of {len(captions)} captions and {len(clips)} clips"
+            f"{len(values)} pairs of {len(captions)} captions and {len(clips)} clips are scored"
             + (f", none with {missing[0]!r}" if missing else "")
             + "; ranks need a score of every caption with every clip."
         )
@@ -206,21 +206,21 @@ def question_answering_rows(
     answer_types: Sequence[str],
 ) -> Iterator[dict]:
     """
-    Rows of ALPRO's `results_all.json`; the id of a question is its row in the annotation, from 0.
+    Yield the rows of ALPRO's `results_all.json`; the id of a question is its row in the annotation, from 0.
 
     Args:
         labels (`np.ndarray` of shape `(num_questions,)`, integers): Predicted labels.
         questions (`Sequence[str]` of length `num_questions`): Questions.
         clip_ids (`Sequence[str]` of length `num_questions`): Name of the clip of each question.
-        answers (`Sequence[str]` of length `num_questions`): Right answers.
+        answers (`Sequence[str]` of length `num_questions`): Correct answers.
         answer_types (`Sequence[str]` of length `num_questions`): Types of the questions.
 
     Yields:
         `dict`: `question_id`, `answer` (the predicted label), and `data` with `question`, `vid_id`, `answer` (the
-        right one), `question_id` and `answer_type`.
+        correct one), `question_id` and `answer_type`.
 
     Raises:
-        ValueError: If lengths do not agree.
+        ValueError: If lengths differ.
     """
     columns = zip(np.asarray(labels).tolist(), questions, clip_ids, answers, answer_types, strict=True)
     for number, (label, question, clip, answer, kind) in enumerate(columns):
@@ -240,7 +240,7 @@ def _rank_statistics(ranks: np.ndarray) -> dict[str, float]:
 
 
 def _rounded(scores: np.ndarray) -> np.ndarray:
-    """Scores as they stand in ALPRO's files, float64."""
+    """Return scores as ALPRO's files have them, in float64."""
     # A float32 times 10,000 is exact in float64, so that this is Python's `round` of each, which ALPRO calls.
     return np.asarray(scores, dtype=np.float64).round(SCORE_DECIMALS)
 

@@ -1,4 +1,4 @@
-"""ALPRO (Li et al. 2022, arXiv 2112.09583) out of the TimeSformer and the BERT of `transformers`."""
+"""ALPRO (Li et al. 2022, arXiv 2112.09583), built from the TimeSformer and the BERT of `transformers`."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -42,7 +42,7 @@ class AlproPreTrainedModel(TowerModel):
             init.constant_(module.temperature, self.config.temperature_init_value)
 
     def cache_clip(self, clip: Clip) -> Clip:
-        """The clip itself: from the first fusion layer on, every text changes its states."""
+        """Return the clip itself: from the first fusion layer on, every text changes its states."""
         return clip
 
 
@@ -61,13 +61,13 @@ class AlproModel(AlproPreTrainedModel):
         text, video = config.text_config, config.video_config
         if text.hidden_size != video.hidden_size:
             raise InputError(
-                "ALPRO's fusion reads text and video tokens as they are, so `hidden_size` must be the same, but it is "
+                "ALPRO's fusion does not project text and video tokens, so `hidden_size` must be the same, but it is "
                 f"{text.hidden_size} in text_config and {video.hidden_size} in video_config."
             )
         if not 0 <= config.fusion_layer < text.num_hidden_layers:
             raise InputError(
                 f"`fusion_layer` is {config.fusion_layer}, but the BERT has the layers 0 to "
-                f"{text.num_hidden_layers - 1}, of which at least the last one must fuse."
+                f"{text.num_hidden_layers - 1}, and at least the last one must fuse."
             )
         self.text_encoder = BertModel(text, add_pooling_layer=False)
         self.video_encoder = TimesformerModel(video)
@@ -91,7 +91,7 @@ class AlproModel(AlproPreTrainedModel):
 
         Args:
             modality (`str`): `"text"` or `"video"`.
-            size (`int`): tokens of the longest text; or frames, height and width in pixels.
+            size (`int`): Tokens of the longest text; or frames, height and width in pixels.
         """
         text, video = self.config.text_config, self.config.video_config
         if modality == "text" and size[0] > text.max_position_embeddings:
@@ -103,7 +103,7 @@ class AlproModel(AlproPreTrainedModel):
             raise InputError(
                 f"The clips have {size[0]} frames of {size[1]} by {size[2]} pixels, but this ALPRO takes "
                 f"{video.num_frames} frames of {video.image_size} by {video.image_size}. Set num_frames and size of "
-                "the video processor to these, or convert the checkpoint with another --num_frames."
+                "the video processor to these, or convert the checkpoint with another num_frames."
             )
 
     def encode_text(self, batch: Batch) -> Stream:
@@ -114,7 +114,7 @@ class AlproModel(AlproPreTrainedModel):
                 num_text_tokens)`.
 
         Returns:
-            [`Stream`] of `num_text_tokens` tokens, of which the first is [CLS].
+            [`Stream`] of `num_text_tokens` tokens, starting with [CLS].
         """
         input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         self.check_inputs("text", input_ids.shape[1])
@@ -127,7 +127,7 @@ class AlproModel(AlproPreTrainedModel):
         Args:
             batch (`dict[str, torch.Tensor]`): `pixel_values_videos` of shape `(batch_size, num_frames, 3, height,
                 width)`, `uint8` or already normalised, and optionally `video_mask` of shape `(batch_size,)`; or what
-                this method gave for them before, under `TOKEN_KEYS`.
+                an earlier output of this method for them, under `TOKEN_KEYS`.
 
         Returns:
             [`Stream`] of `1 + num_patches` tokens: [CLS], then the patches row by row. Those of a row without video
@@ -147,20 +147,20 @@ class AlproModel(AlproPreTrainedModel):
         return Stream(states, is_present(batch, "video")[:, None].expand(states.shape[:2]))
 
     def encode(self, modality: Modality, batch: Batch) -> EncoderOutput:
-        """[`encode_video`] under the name that every model with a tower of `modality` has; its tokens have no time."""
+        """Run [`encode_video`] under the name that every model with a tower of `modality` has, without token times."""
         assert modality == "video"
         states, mask = self.encode_video(batch)
         return EncoderOutput(states, mask, None)
 
     def fuse(self, text: Stream, clip: Clip) -> torch.Tensor:
-        """The text's [CLS] after the fusion layers, `(batch_size, hidden_size)`, from what the encoders returned."""
+        """Return the text's [CLS] after the fusion layers, `(batch_size, hidden_size)`, from the encoders' outputs."""
         states, mask = concatenate({"text": text, **clip})
         *layers, last = self.text_encoder.encoder.layer[self.config.fusion_layer :]
         return first_token(last, self._attend(layers, states, mask), mask)
 
     def _attend(self, layers: Iterable[BertLayer], states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run layers of the BERT over `(batch, tokens, hidden)` states with a `(batch, tokens)` mask."""
-        # A mask that may be left out would have to be looked at on the host.
+        # Checking whether the mask may be left out would have to read it on the host.
         attention_mask = create_bidirectional_mask(
             self.text_encoder.config, states, mask, allow_is_bidirectional_skip=False
         )
@@ -169,13 +169,13 @@ class AlproModel(AlproPreTrainedModel):
         return states
 
     def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
-        """Encode and fuse a batch of the collator; `last_hidden_state` holds the text's [CLS] alone."""
+        """Encode and fuse a batch of the collator; `last_hidden_state` only holds the text's [CLS]."""
         clip: Clip = {"video": self.encode_video(batch)}
         return MultimodalOutput(last_hidden_state=self.fuse(self.encode_text(batch), clip)[:, None], clip=clip)
 
 
 def is_present(batch: Batch, modality: Modality) -> torch.Tensor:
-    """Which rows have the modality, `bool` of shape `(batch_size,)`: all of them where the batch does not say."""
+    """Return which rows have the modality, `bool` of shape `(batch_size,)`: all of them if the batch does not say."""
     if PRESENCE_KEYS[modality] in batch:
         return batch[PRESENCE_KEYS[modality]]
     values = batch[INPUT_KEYS[modality][0]]
@@ -183,11 +183,11 @@ def is_present(batch: Batch, modality: Modality) -> torch.Tensor:
 
 
 def first_token(layer: BertLayer, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What a layer makes of the first token, without the work for the others, which nothing reads.
+    """Run a layer for the first token only, because nothing reads the others.
 
     Args:
-        layer (`BertLayer`): the layer.
-        states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): its input.
+        layer (`BertLayer`): The layer.
+        states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): Input of the layer.
         mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` where a token is real.
 
     Returns:
@@ -206,7 +206,7 @@ def first_token(layer: BertLayer, states: torch.Tensor, mask: torch.Tensor) -> t
 
 
 class AlproForRetrieval(AlproPreTrainedModel):
-    """ALPRO with its heads for retrieval: contrast of text and video, and matching."""
+    """ALPRO with its heads for retrieval: contrastive embeddings of text and video, and matching."""
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
 
@@ -223,46 +223,46 @@ class AlproForRetrieval(AlproPreTrainedModel):
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """Inverse temperature; a scalar."""
+        """Inverse temperature, a scalar."""
         return 1 / self.temperature
 
     @torch.no_grad()
     def limit_temperature(self) -> None:
-        """[`TowerModel.limit_temperature`]: between 0.001 and 0.5, as the reference has it."""
+        """Limit the temperature to 0.001 to 0.5, as the reference does; see [`TowerModel.limit_temperature`]."""
         self.temperature.clamp_(0.001, 0.5)
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, None]:
-        """Inverse temperature of the one contrastive objective; it has no bias."""
+        """Return the inverse temperature of the only contrastive objective; it has no bias."""
         return self.logit_scale, None
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
-        """Unit-length embeddings `(batch_size, contrastive_dim)`, and what [`matching_logits`] takes; see
+        """Return unit-length embeddings `(batch_size, contrastive_dim)`, and the input of [`matching_logits`]; see
         [`AlproModel.encode_text`].
         """
         text = self.alpro.encode_text(batch)
         return normalize(self.text_projection(text.states[:, 0])), text
 
     def encode_clip(self, batch: Batch) -> tuple[torch.Tensor, Clip]:
-        """Unit-length embeddings `(batch_size, contrastive_dim)`, and what [`matching_logits`] takes; see
+        """Return unit-length embeddings `(batch_size, contrastive_dim)`, and the input of [`matching_logits`]; see
         [`AlproModel.encode_video`].
         """
         video = self.alpro.encode_video(batch)
         return normalize(self.video_projection(video.states[:, 0])), {"video": video}
 
     def check_matching(self) -> None:
-        """Every ALPRO for retrieval has a matching head."""
+        """Do nothing: every ALPRO for retrieval has a matching head."""
 
     @property
     def cosine_weight(self) -> float:
-        """As in [`MultimodalForPreTraining`]: ALPRO re-ranks by its head alone."""
+        """Weight of the cosine as in [`MultimodalForPreTraining`]: 0, because ALPRO re-ranks by its head alone."""
         return 0.0
 
     def matching_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
-        """Logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, row by row."""
+        """Return logits `(batch_size, 2)` of "is another clip's" and "belongs together", float32, row by row."""
         return self.matching_head(self.alpro.fuse(text, clip)).float()
 
     def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """How many rows of this batch each objective averages over: those with text and video; float32 scalars."""
+        """Count the rows of this batch that each objective averages over: those with text and video, in float32."""
         count = (is_present(batch, "text") & is_present(batch, "video")).sum().float()
         return dict.fromkeys(self.loss_weights, count)
 
@@ -282,12 +282,13 @@ class AlproForRetrieval(AlproPreTrainedModel):
         """Compute the objectives that the configuration gives a weight, as [`MultimodalForRetrieval`] does.
 
         Args:
-            num_items (`dict[str, torch.Tensor]`, *optional*): what to divide each objective's sum by, as
-                [`count_items`] summed over processes and accumulated batches. By default the counts of this batch on
-                all processes. With several processes, `loss` is this process's share of the global loss.
-            objectives (`Sequence[str]`, *optional*): compute only these.
-            chunk_size (`int`, *optional*): rows and pairs at a time, as in [`MultimodalForPreTraining.forward`].
-            batch: a collator's batch with its draws for matching; rows of all processes must be equally many.
+            num_items (`dict[str, torch.Tensor]`, *optional*): Divisor of each objective's sum, as [`count_items`]
+                summed over processes and accumulated batches. By default the counts of this batch on all processes.
+                With several processes, `loss` is this process's share of the global loss.
+            objectives (`Sequence[str]`, *optional*): Objectives to compute; by default, all.
+            chunk_size (`int`, *optional*): Rows and pairs at a time, as in [`MultimodalForPreTraining.forward`].
+            batch: A collator's batch with its random choices for matching, with the same number of rows in all
+                processes.
         """
         weights = {name: w for name, w in self.loss_weights.items() if objectives is None or name in objectives}
         if num_items is None:
@@ -337,7 +338,7 @@ class AlproForRetrieval(AlproPreTrainedModel):
 
 
 class AlproForQuestionAnswering(AlproPreTrainedModel):
-    """ALPRO that chooses an answer from the configuration's `id2label`, from the fused [CLS] of the question."""
+    """ALPRO that chooses an answer from the configuration's `id2label`, by the fused [CLS] of the question."""
 
     loss_weights = {"answer": 1.0}
     _keys_to_ignore_on_load_unexpected = [r"^(text|video)_projection\.", r"^matching_head\.", r"^temperature$"]
@@ -350,19 +351,19 @@ class AlproForQuestionAnswering(AlproPreTrainedModel):
         self.post_init()
 
     def encode_text(self, batch: Batch) -> tuple[None, Stream]:
-        """No embedding, and what [`answer_logits`] takes of the questions; see [`AlproModel.encode_text`]."""
+        """Return no embedding, and the input of [`answer_logits`] from questions; see [`AlproModel.encode_text`]."""
         return None, self.alpro.encode_text(batch)
 
     def encode_clip(self, batch: Batch) -> tuple[None, Clip]:
-        """No embedding, and what [`answer_logits`] takes of the clips; see [`AlproModel.encode_video`]."""
+        """Return no embedding, and the input of [`answer_logits`] from clips; see [`AlproModel.encode_video`]."""
         return None, {"video": self.alpro.encode_video(batch)}
 
     def answer_logits(self, text: Stream, clip: Clip) -> torch.Tensor:
-        """Logits `(batch_size, num_labels)` of the answers, float32, question `i` with clip `i`."""
+        """Return logits `(batch_size, num_labels)` of the answers, float32, question `i` with clip `i`."""
         return self.classifier(self.alpro.fuse(text, clip)).float()
 
     def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Questions with a known answer in this batch."""
+        """Count the questions with a known answer in this batch."""
         return {"answer": (batch["labels"] >= 0).sum().float()}
 
     def forward(
@@ -374,11 +375,11 @@ class AlproForQuestionAnswering(AlproPreTrainedModel):
         """Score every answer.
 
         Args:
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): index of the answer; negative: not in the
-                list, takes no part in the loss.
-            num_items (`dict[str, torch.Tensor]`, *optional*): global count of answered questions, as [`count_items`]
-                sums to.
-            batch: a collator's batch whose text is the question.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Index of the answer; negative if it is
+                not in the list, in which case it takes no part in the loss.
+            num_items (`dict[str, torch.Tensor]`, *optional*): Global count of answered questions, the sum of
+                [`count_items`].
+            batch: A collator's batch whose text is the question.
         """
         _, text = self.encode_text(batch)
         _, clip = self.encode_clip(batch)

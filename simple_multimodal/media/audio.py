@@ -1,4 +1,4 @@
-"""Audio tracks to mono waveforms whose first sample lies at the segment's start on the video's timeline."""
+"""Read audio tracks as mono waveforms whose first sample lies at the segment's start on the video's timeline."""
 
 import logging
 import math
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_AUDIO_SAMPLES = 2**25  # of a returned waveform: 128 MiB, 35 minutes at 16 kHz
 SEEK_SECONDS = 120.0  # a segment that starts later is decoded from an entry shortly before it
-RESAMPLER_SECONDS = 0.1  # that the resampler is given before the segment: more than its filter spans
+RESAMPLER_SECONDS = 0.1  # of audio before the segment that warm up the resampler: more than its filter spans
 
-# Sample formats of FFmpeg: type, value of silence, and value of full scale above it.
+# FFmpeg's sample formats: type, value of silence, and full scale relative to it.
 _SAMPLE_FORMATS = {
     "u8": (np.uint8, 128.0, 2.0**7),
     "s16": (np.int16, 0.0, 2.0**15),
@@ -48,13 +48,13 @@ _SAMPLE_FORMATS = {
 
 def has_audio(path: str | os.PathLike[str]) -> bool:
     """
-    Say whether a file has an audio track that can be decoded (a silent one counts), without decoding it.
+    Check whether a file has an audio track that can be decoded (a silent one counts), without decoding it.
 
     Args:
         path (`str` or `os.PathLike`): The file.
 
     Returns:
-        `bool`: Whether it has.
+        `bool`: Whether the file has such a track.
 
     Raises:
         MediaError: The file cannot be read as media.
@@ -76,16 +76,16 @@ def read_audio(
     Time runs from the first video frame, as `FrameIndex.seconds` does; in a file without video, from the first
     audio sample. Sample `k` of the whole file lies at `k / sampling_rate` seconds, and a segment is the slice
     `[round(start_seconds * sampling_rate), round(end_seconds * sampling_rate))` of the whole: neighbouring segments
-    neither overlap nor leave a gap. Audio before the first video frame is left out; before an audio track that starts
-    late, and in gaps of it, there is silence. Where the audio ends before the segment does, the waveform is shorter
-    than the segment. Where the clock starts again (recordings joined by appending one file to another), the audio of
-    the second recording follows that of the first, in step with its video.
+    neither overlap nor leave a gap. Audio before the first video frame is dropped; silence fills the time before a
+    track that starts late and any gaps in it. If the audio ends before the segment does, the waveform is shorter than
+    the segment. Where the clock restarts (recordings joined by appending one file to another), the audio of the second
+    recording follows that of the first, in sync with its video.
 
     The channels are averaged, then resampled by FFmpeg's swresample. A segment that starts before `SEEK_SECONDS` is
-    decoded from the start of the file. For a later one the track is indexed once, by decoding it; from then on
-    decoding starts shortly before the segment. Of codecs whose frames depend on few others (PCM, FLAC, MP3, AAC
-    without noise substitution) the samples are those of decoding from the start, bit for bit; of others (AAC with it,
-    Opus) they are the same every time.
+    decoded from the start of the file. For a later segment the track is decoded once to index it; from then on
+    decoding starts shortly before the segment. For codecs whose frames depend on few others (PCM, FLAC, MP3, AAC
+    without noise substitution) the samples equal those of decoding from the start, bit for bit; for others (AAC with
+    noise substitution, Opus) they are the same every time.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -98,9 +98,9 @@ def read_audio(
         `np.ndarray` of shape `(num_samples,)`, `float32`: The waveform, full scale at -1 and 1; at least one sample.
 
     Raises:
-        NoAudioError: The file has no audio in the segment: no track that can be decoded, one without packets, or one
-            that ends before the segment starts.
-        MediaError: The file or its audio cannot be read, or there is more of it than the limits allow.
+        NoAudioError: The file has no audio in the segment: no track that can be decoded, a track without packets, or
+            one that ends before the segment starts.
+        MediaError: The file or its audio cannot be read, or the audio exceeds the limits.
         ValueError: The sampling rate or the segment is not allowed.
     """
     if sampling_rate < 1:
@@ -115,17 +115,17 @@ def read_audio(
         )
     tracks = index_cache.tracks(path, index_dir)
     if tracks.audio is None:
-        raise NoAudioError(f"{name!r}: has no sound track that can be decoded")
+        raise NoAudioError(f"{name!r}: has no audio track that can be decoded")
     start, clock_runs = _video_clock(path, tracks, index_dir)
     pieces: list[tuple[int, np.ndarray]] = []
-    audio_stop = 0  # position behind the last sample
+    audio_stop = 0  # position after the last sample
     num_kept = 0  # samples in pieces, which overlap where time stamps go back
     for position, piece in _resampled(path, tracks, sampling_rate, start, clock_runs, first, index_dir):
         audio_stop = max(audio_stop, position + len(piece))
         length = (audio_stop if stop is None else min(audio_stop, stop)) - first
         if max(length, num_kept) > MAX_AUDIO_SAMPLES:
             raise MediaError(
-                f"{name!r}: the sound is longer than {MAX_AUDIO_SAMPLES} samples; choose shorter segments of it"
+                f"{name!r}: the audio is longer than {MAX_AUDIO_SAMPLES} samples; choose a shorter segment"
             )
         begin = max(first - position, 0)
         end = len(piece) if stop is None else min(stop - position, len(piece))
@@ -136,23 +136,23 @@ def read_audio(
             break
     num_samples = (audio_stop if stop is None else min(stop, audio_stop)) - first
     if audio_stop == 0:
-        raise NoAudioError(f"{name!r}: its sound track holds no samples after the first video frame")
+        raise NoAudioError(f"{name!r}: its audio track has no samples after the first video frame")
     if num_samples <= 0:
         raise NoAudioError(
-            f"{name!r}: has no sound from {start_seconds} s on; its sound ends at {audio_stop / sampling_rate:.3f} s"
+            f"{name!r}: has no audio after {start_seconds} s; it ends at {audio_stop / sampling_rate:.3f} s"
         )
     waveform = np.zeros(num_samples, dtype=np.float32)
     for place, piece in pieces:
         waveform[place : place + len(piece)] = piece
     if not np.isfinite(waveform).all():
-        raise MediaError(f"{name!r}: its sound holds samples that are infinite or not a number")
+        raise MediaError(f"{name!r}: its audio contains samples that are infinite or not a number")
     return waveform
 
 
 def _video_clock(
     path: str | os.PathLike[str], tracks: Tracks, index_dir: str | os.PathLike[str] | None
 ) -> tuple[float | None, Sequence[ClockRun]]:
-    """When the first frame is shown on the container's clock (`None`: none can be decoded); where that restarts."""
+    """Return the first frame's time on the container's clock (`None`: no video) and where that clock restarts."""
     if tracks.video is None:
         return None, ()
     try:
@@ -172,10 +172,10 @@ def _resampled(
     index_dir: str | os.PathLike[str] | None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
-    Yield the mono audio of a file in pieces, each with its position in samples from the timeline's zero: from the
-    start of the file, or for a segment whose `first` sample comes late, from shortly before it.
+    Yield the mono audio of a file in pieces, each with its position in samples from the timeline's zero.
 
-    The pieces follow each other without a seam until the time stamps leave the count of samples or the rate changes.
+    Decoding starts at the beginning of the file, or shortly before the `first` sample of a segment that starts late.
+    The pieces are contiguous until the time stamps diverge from the sample count or the rate changes.
     """
     assert tracks.audio is not None
     name, number, probe = os.fspath(path), tracks.audio.stream, tracks.audio.probe
@@ -196,7 +196,7 @@ def _resampled(
                     yield from _resample_runs(_cut(make_blocks(frames, name), index, place, name), sampling_rate)
                 return
             except LostPlaceError:
-                logger.warning("%r: seeking does not find its sound; it is decoded from the start", name)
+                logger.warning("%r: seeking does not find its audio; decoding from the start", name)
     with open_media(path, probe=probe) as container:
         stream = open_audio_stream(container, number, path)
         timed = timed_frames(stream, decode_audio(container, stream), clock_runs)
@@ -205,7 +205,7 @@ def _resampled(
 
 
 class _Place(NamedTuple):
-    """Where to enter a track: a run, a sample of the track in it, and an entry before that."""
+    """Where to enter a track: a run, a sample of the track in that run, and an entry before the sample."""
 
     run: int
     sample: int
@@ -214,16 +214,16 @@ class _Place(NamedTuple):
 
 def _find_place(index: AudioIndex, sampling_rate: int, first: int, name: str) -> _Place | None:
     """
-    Where to start decoding for sample `first` of the result; `None`: at the start of the file.
+    Return where to start decoding for sample `first` of the result; `None` means the start of the file.
 
-    Resampling gives the same bits only from samples that lie on one of the result, counted from the start of the run.
+    Resampling is bit-exact only if it starts at a sample that coincides with one of the result, counted from the start
+    of the run.
     """
     ends = [run.seconds + (stop - run.first_sample) / run.rate for run, stop in _with_stops(index)]
     number = next((number for number, end in enumerate(ends) if end * sampling_rate > first), None)
     if number is None:
         raise NoAudioError(
-            f"{name!r}: has no sound from {first / sampling_rate:.3f} s on; "
-            f"its sound ends at {max(ends, default=0):.3f} s"
+            f"{name!r}: has no audio after {first / sampling_rate:.3f} s; it ends at {max(ends, default=0):.3f} s"
         )
     run = index.runs[number]
     wanted = (first - round(run.seconds * sampling_rate)) * run.rate // sampling_rate
@@ -235,7 +235,7 @@ def _find_place(index: AudioIndex, sampling_rate: int, first: int, name: str) ->
 
 
 def _with_stops(index: AudioIndex) -> Iterator[tuple[AudioRun, int]]:
-    """Each run with the sample of the track behind its last."""
+    """Yield each run with the number of the track's first sample after it."""
     stops = [*(run.first_sample for run in index.runs), index.num_samples][1:]
     return zip(index.runs, stops, strict=True)
 
@@ -243,9 +243,9 @@ def _with_stops(index: AudioIndex) -> Iterator[tuple[AudioRun, int]]:
 def _cut(
     blocks: Iterable[Block], index: AudioIndex, place: _Place, name: str
 ) -> Iterator[tuple[AudioRun, int, np.ndarray]]:
-    """Cut what is decoded from an entry on into the runs of the track, from a place on; see `_resample_runs`."""
+    """Cut the audio decoded from an entry into the runs of the track, starting at a place; see `_resample_runs`."""
     runs = list(_with_stops(index))[place.run :]
-    end = place.entry.sample  # of the present block, in samples of the track
+    end = place.entry.sample  # of the current block, in samples of the track
     for block in blocks:
         mono = _mono(block.frames)
         begin, end = end, end + len(mono)
@@ -255,7 +255,7 @@ def _cut(
             low, high = max(begin, run.first_sample, place.sample), min(end, stop)
             if low < high:
                 if block.rate != run.rate:
-                    raise MediaError(f"{name!r}: its sound is not the one that was indexed; did the file change?")
+                    raise MediaError(f"{name!r}: its audio differs from the indexed audio; did the file change?")
                 yield run, low - run.first_sample, mono[low - begin : high - begin]
             if end <= stop:
                 break
@@ -267,8 +267,8 @@ def _resample_runs(
     """
     Resample mono audio run by run, and yield it with its position in samples from the timeline's zero.
 
-    The parts are samples of a run, behind the run and the number of their first sample in it. Those of one run follow
-    each other; where the first has another number than 0, it lies on a sample of the result.
+    Each part is a run, the number of the part's first sample in it, and the samples. The parts of a run are
+    contiguous; if the first part does not start at sample 0, it starts at a sample of the result.
     """
     resampler: AudioResampler | None = None
     present: AudioRun | None = None
@@ -294,8 +294,8 @@ def _mono(frames: list[AudioFrame]) -> np.ndarray:
     dtype, silence, full_scale = _SAMPLE_FORMATS[frames[0].format.name.removesuffix("p")]
     num_channels = frames[0].layout.nb_channels
     if frames[0].format.is_planar:
-        # PyAV 18.1 looks for a null pointer behind the planes, which eight and more do not have: it gives planes that
-        # are none, and to read one may end the process.
+        # PyAV 18.1 looks for a null pointer after the planes, which is missing with eight or more of them: it returns
+        # planes that do not exist, and reading one may crash the process.
         planes = zip(*(frame.planes[:num_channels] for frame in frames), strict=True)
         samples = np.stack([_joined(channel, frames, dtype, 1) for channel in planes])
     else:
@@ -309,7 +309,7 @@ def _mono(frames: list[AudioFrame]) -> np.ndarray:
 
 
 def _joined(planes: Sequence[AudioPlane], frames: list[AudioFrame], dtype: Any, num_channels: int) -> np.ndarray:
-    """The samples of one plane of each frame."""
+    """Concatenate the samples of one plane of each frame."""
     return np.concatenate(
         [
             np.frombuffer(memoryview(plane), dtype, frame.samples * num_channels)
@@ -319,7 +319,7 @@ def _joined(planes: Sequence[AudioPlane], frames: list[AudioFrame], dtype: Any, 
 
 
 def _resample(resampler: AudioResampler | None, mono: np.ndarray | None, rate: int = 0) -> Iterator[np.ndarray]:
-    """Resample a piece of mono audio; `None` instead of a piece draws out what the resampler still holds."""
+    """Resample a piece of mono audio; `None` flushes the resampler."""
     if resampler is None:
         if mono is not None:
             yield mono

@@ -1,4 +1,4 @@
-"""Where the audio of a file lies: its runs of seamless samples, and packets that decoding can start at."""
+"""The audio index of a file: its runs of contiguous samples, and the packets at which decoding can start."""
 
 import bisect
 from collections import deque
@@ -16,31 +16,30 @@ from simple_multimodal.media.clock import REORDER_FRAMES, ClockRun
 from simple_multimodal.media.container import Tracks, decode_audio, demux_packets
 from simple_multimodal.media.errors import MediaError
 
-MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: some 12 hours of 48 kHz stereo
-SOURCE_RATES = (1_000, 1_000_000)  # Hz: the headers of a few KB may claim any, and resampling grows with the ratio
+MAX_DECODED_AUDIO_SAMPLES = 2**32  # decoded from one file, all channels: about 12 hours of 48 kHz stereo
+SOURCE_RATES = (1_000, 1_000_000)  # Hz: headers may claim any rate, and the cost of resampling grows with the ratio
 MAX_RUNS = 2**16  # of an index; damaged files may have a gap at every packet
 BLOCK_SECONDS = 0.25  # of audio that is converted and resampled together
 MAX_TIME_STAMP_ERROR_SECONDS = 0.05  # time stamps off by less (rounding, jitter) do not count as a gap
 
-PREROLL_PACKETS = (
-    10  # decoded and thrown away where decoding starts in the middle: MP3 and AAC lean on what came before
-)
-ENTRY_SECONDS = 10.0  # between packets that decoding can start at
-SEEK_MARGIN_SECONDS = 0.5  # seeking by time may end a little behind the time that was asked for
-# Containers in which the place of a packet is found by its byte: their time stamps are estimates, or may start again.
+# Decoded and discarded where decoding starts in the middle: MP3 and AAC depend on the packets before.
+PREROLL_PACKETS = 10
+ENTRY_SECONDS = 10.0  # between packets at which decoding can start
+SEEK_MARGIN_SECONDS = 0.5  # seeking by time may land slightly after the requested time
+# Containers in which packets are found by byte position: their time stamps are estimates, or may restart.
 BYTE_SEEK_FORMATS = {"mp3", "aac", "mpegts", "mpeg"}
-# Those that cut samples into packets from wherever they are entered: to be entered at a packet exactly.
+# Containers that split samples into packets from any entry point: they must be entered exactly at a packet.
 RAW_FORMATS = {"wav", "w64", "aiff"}
 
 
 class Block(NamedTuple):
     """
-    Decoded audio frames of one format and sampling rate that follow each other without a gap.
+    Contiguous decoded audio frames of one format and sampling rate.
 
     Args:
-        seconds (`float`, *optional*): Start of the first frame on the container's clock; `None` where it is not said.
+        seconds (`float`, *optional*): Start of the first frame on the container's clock; `None` if unknown.
         frames (`list[av.AudioFrame]`): The frames, each with at least one sample.
-        num_samples (`int`): Of all frames.
+        num_samples (`int`): Number of samples of all frames.
     """
 
     seconds: float | None
@@ -55,12 +54,12 @@ class Block(NamedTuple):
 
 class AudioRun(NamedTuple):
     """
-    Audio without a seam.
+    A run of contiguous audio.
 
     Args:
-        first_sample (`int`): How many samples are decoded from the file before it.
+        first_sample (`int`): Number of samples decoded from the file before the run.
         rate (`int`): Samples per second, as decoded.
-        seconds (`float`): Where it starts on the timeline, which has its zero at the first video frame.
+        seconds (`float`): Start of the run on the timeline, whose zero is the first video frame.
     """
 
     first_sample: int
@@ -70,13 +69,13 @@ class AudioRun(NamedTuple):
 
 class AudioEntry(NamedTuple):
     """
-    A packet that decoding can start at.
+    A packet at which decoding can start.
 
     Args:
-        first_byte (`int`): Place in the file of the packet that is decoded first.
-        time_stamp (`int`): Its time stamp, in ticks of the stream.
-        byte (`int`): Place of a packet some way behind it, from which on what is decoded counts.
-        sample (`int`): How many samples a full decode has put out before that packet.
+        first_byte (`int`): Byte position of the packet that is decoded first.
+        time_stamp (`int`): Time stamp of that packet, in ticks of the stream.
+        byte (`int`): Byte position of a later packet, from which on the decoded samples are used.
+        sample (`int`): Number of samples that a full decode outputs before that later packet.
     """
 
     first_byte: int
@@ -88,13 +87,12 @@ class AudioEntry(NamedTuple):
 @dataclass(frozen=True)
 class AudioIndex:
     """
-    What a full decode of an audio track puts out, and where it can be entered.
+    The output of a full decode of an audio track, and where the track can be entered.
 
     Args:
-        runs (`Sequence[AudioRun]`): In the order of the file.
-        entries (`np.ndarray` of shape `(num_entries, 4)`, `int64`): The values of each [`AudioEntry`], in the order of
-            the file.
-        num_samples (`int`): Of the whole track.
+        runs (`Sequence[AudioRun]`): The runs, in file order.
+        entries (`np.ndarray` of shape `(num_entries, 4)`, `int64`): The values of each [`AudioEntry`], in file order.
+        num_samples (`int`): Number of samples of the whole track.
     """
 
     runs: Sequence[AudioRun]
@@ -102,12 +100,12 @@ class AudioIndex:
     num_samples: int
 
     def entry_before(self, sample: int) -> AudioEntry | None:
-        """The last entry from which on `sample` is decoded; `None` where that is the start of the file."""
+        """Return the last entry from which `sample` can be decoded; `None` means the start of the file."""
         number = int(np.searchsorted(self.entries[:, 3], sample, side="right")) - 1
         return None if number < 0 else AudioEntry(*self.entries[number].tolist())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The index as arrays, to be stored."""
+        """Return the index as arrays, for storage."""
         return {
             "run_seconds": np.array([run.seconds for run in self.runs], np.float64),
             "runs": np.array([run[:2] for run in self.runs], np.int64).reshape(-1, 2),
@@ -117,7 +115,7 @@ class AudioIndex:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "AudioIndex | None":
-        """The index that `to_arrays` has taken apart; `None` where something of it is missing."""
+        """Restore an index from the arrays of `to_arrays`; return `None` if they are incomplete."""
         try:
             runs = zip(arrays["runs"].tolist(), arrays["run_seconds"].tolist(), strict=True)
             return cls(
@@ -130,7 +128,7 @@ class AudioIndex:
 
 
 class LostPlaceError(Exception):
-    """The packet to start at does not come where the index says."""
+    """The packet to start at is not where the index says."""
 
 
 def timed_frames(
@@ -139,17 +137,17 @@ def timed_frames(
     """
     Put the audio of recordings that were appended to each other on one clock.
 
-    Where the video shows no restart but the time stamps go back further than packets can be out of order, the audio
-    follows what came before.
+    If the video shows no restart but the time stamps go back further than packets can be out of order, the audio
+    continues directly after the audio before it.
 
     Args:
         stream (`av.audio.stream.AudioStream`): The stream.
-        frames (`Iterable[tuple[av.Packet, av.AudioFrame]]`): From `decode_audio`.
-        clock_runs (`Sequence[ClockRun]`): Of the video, see [`FrameIndex`].
+        frames (`Iterable[tuple[av.Packet, av.AudioFrame]]`): The frames, from `decode_audio`.
+        clock_runs (`Sequence[ClockRun]`): The clock runs of the video, see [`FrameIndex`].
 
     Yields:
-        `tuple[float | None, av.AudioFrame]`: When a frame starts in seconds on the clock of the first recording,
-        `None` where that is not said; the frame.
+        `tuple[float | None, av.AudioFrame]`: The start of a frame in seconds on the clock of the first recording
+        (`None` if unknown), and the frame.
     """
     time_base = float(stream.time_base or 0)
     first_bytes = [run.first_byte for run in clock_runs]
@@ -161,7 +159,7 @@ def timed_frames(
             new_offset = clock_runs[number - 1].offset_seconds if number else 0.0
             if new_offset != run_offset:
                 offset = run_offset = new_offset
-                follows = None  # in step with the video, even where the audio before it goes on for longer
+                follows = None  # in sync with the video, even if the audio before it lasts longer
         length = frame.samples / max(frame.sample_rate, 1)
         if frame.pts is None:
             follows = None if follows is None else follows + length
@@ -178,13 +176,13 @@ def timed_frames(
 
 def make_blocks(frames: Iterable[tuple[float | None, AudioFrame]], name: str) -> Iterator[Block]:
     """
-    Join audio frames to blocks of `BLOCK_SECONDS` or a little more.
+    Join audio frames into blocks of `BLOCK_SECONDS` or slightly more.
 
-    Frames hold some 20 ms each. To convert and resample every one by itself costs more than decoding it, and two
-    threads that do so hinder each other, as every step is too short to give the interpreter away for.
+    A frame holds about 20 ms. Converting and resampling each one separately costs more than decoding it, and two
+    threads doing so block each other, because each step is too short to release the interpreter lock for.
 
     Args:
-        frames (`Iterable[tuple[float | None, av.AudioFrame]]`): When each starts, in seconds, and the frame.
+        frames (`Iterable[tuple[float | None, av.AudioFrame]]`): The start of each frame in seconds, and the frame.
         name (`str`): The file, for messages.
 
     Yields:
@@ -193,20 +191,20 @@ def make_blocks(frames: Iterable[tuple[float | None, AudioFrame]], name: str) ->
     Raises:
         MediaError: There are more than `MAX_DECODED_AUDIO_SAMPLES`, or their rate is outside `SOURCE_RATES`.
     """
-    block: list[AudioFrame] = []  # of one format and rate, each beginning where the one before ends
+    block: list[AudioFrame] = []  # contiguous frames of one format and rate
     start: float | None = None
     follows = 0.0
     num_samples = num_decoded = 0
     for seconds, frame in frames:
         num_decoded += frame.samples * frame.layout.nb_channels
         if num_decoded > MAX_DECODED_AUDIO_SAMPLES:
-            raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} sound samples")
+            raise MediaError(f"{name!r}: decodes to more than {MAX_DECODED_AUDIO_SAMPLES} audio samples")
         if frame.samples == 0:
             continue
         lowest, highest = SOURCE_RATES
         if not lowest <= frame.sample_rate <= highest:
             raise MediaError(
-                f"{name!r}: its sound has {frame.sample_rate} samples per second; {lowest} to {highest} are read"
+                f"{name!r}: its audio has {frame.sample_rate} samples per second; allowed are {lowest} to {highest}"
             )
         if block and not (
             num_samples < BLOCK_SECONDS * frame.sample_rate
@@ -225,22 +223,22 @@ def make_blocks(frames: Iterable[tuple[float | None, AudioFrame]], name: str) ->
 
 
 def _format_of(frame: AudioFrame) -> tuple[str, int, int]:
-    """What has to be the same in frames that are converted together."""
+    """Return the properties that must agree in frames that are converted together."""
     return frame.format.name, frame.layout.nb_channels, frame.sample_rate
 
 
 def find_seams(blocks: Iterable[Block], start_seconds: float | None) -> Iterator[tuple[AudioRun, Block]]:
     """
-    Find out which blocks follow each other without a seam: until the time stamps leave the count of samples, or the
-    rate changes.
+    Group blocks into contiguous runs; a run ends where the time stamps diverge from the sample count, or the rate
+    changes.
 
     Args:
-        blocks (`Iterable[Block]`): From the start of the file.
-        start_seconds (`float`, *optional*): When the first video frame is shown; `None`: time runs from the first
+        blocks (`Iterable[Block]`): The blocks, from the start of the file.
+        start_seconds (`float`, *optional*): Time of the first video frame; with `None`, time runs from the first
             block.
 
     Yields:
-        `tuple[AudioRun, Block]`: A block, and the run that it belongs to.
+        `tuple[AudioRun, Block]`: The run that a block belongs to, and the block.
     """
     run: AudioRun | None = None
     num_samples = 0
@@ -280,7 +278,7 @@ def build_audio_index(
         `AudioIndex`: The index.
 
     Raises:
-        MediaError: The track is longer than the limits allow.
+        MediaError: The track exceeds the limits.
     """
     entries: list[AudioEntry] = []
     num_samples = rate = 0
@@ -293,7 +291,7 @@ def build_audio_index(
         for number, packet in enumerate(packets):
             stamp = packet.dts if packet.pts is None else packet.pts
             if packet.size and packet.pos is not None and packet.pos > last_byte and stamp is not None:
-                last_byte = packet.pos  # the first packet there: it is known by its place
+                last_byte = packet.pos  # the first packet there, so its position identifies it
                 earlier = [place for place in recent if place[0] <= number - PREROLL_PACKETS]
                 if earlier and num_samples >= next_sample:
                     entries.append(AudioEntry(*earlier[-1][1:], packet.pos, num_samples))
@@ -315,7 +313,7 @@ def build_audio_index(
         if not runs or run is not runs[-1]:
             runs.append(run)
         if len(runs) > MAX_RUNS:
-            raise MediaError(f"{name!r}: its sound has more than {MAX_RUNS} gaps; cut the file into shorter ones")
+            raise MediaError(f"{name!r}: its audio has more than {MAX_RUNS} gaps; split the file into shorter ones")
     return AudioIndex(runs, np.array(entries, np.int64).reshape(-1, 4), num_samples)
 
 
@@ -323,19 +321,19 @@ def frames_from(
     container: InputContainer, stream: AudioStream, tracks: Tracks, entry: AudioEntry
 ) -> Iterator[AudioFrame]:
     """
-    Decode an audio track from an entry on.
+    Decode an audio track, starting at an entry.
 
     Args:
         container (`av.container.InputContainer`): The file, freshly opened.
         stream (`av.audio.stream.AudioStream`): The stream.
-        tracks ([`Tracks`]): Of the file.
-        entry ([`AudioEntry`]): Of its index.
+        tracks ([`Tracks`]): The tracks of the file.
+        entry ([`AudioEntry`]): An entry of its index.
 
     Yields:
-        `av.AudioFrame`: The frames from sample `entry.sample` of the track on.
+        `av.AudioFrame`: The frames, starting at sample `entry.sample` of the track.
 
     Raises:
-        LostPlaceError: The packets do not come where the index says.
+        LostPlaceError: The packets are not where the index says.
     """
     is_behind = False
 

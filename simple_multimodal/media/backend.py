@@ -1,4 +1,4 @@
-"""What a video backend is, and what those on other libraries share."""
+"""The video backend protocol, and code shared by the backends on other libraries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from simple_multimodal.media.conversion import FrameConverter
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
 
-if TYPE_CHECKING:  # commands that decode on the CPU alone do without torch
+if TYPE_CHECKING:  # commands that only decode on the CPU run without torch
     import torch
 
-TOLERANCE_SECONDS = 1e-3  # time stamps are whole ticks; two frames are further apart than this
+TOLERANCE_SECONDS = 1e-3  # time stamps are whole ticks; frames are further apart than this
 REMEDY = "use the pyav backend"
 
 
@@ -26,7 +26,7 @@ class VideoBackend(Protocol):
     Reads chosen frames of a video file; safe to call from several threads and, on a CPU, after a fork.
 
     Attributes:
-        device (`str`): Where the frames are, `"cpu"` or such as `"cuda:0"`.
+        device (`str`): Device of the frames, such as `"cpu"` or `"cuda:0"`.
     """
 
     device: str
@@ -39,21 +39,21 @@ class VideoBackend(Protocol):
         size: tuple[int, int] | None = None,
     ) -> np.ndarray | torch.Tensor:
         """
-        Decode the frames at some positions.
+        Decode the frames at the given positions.
 
         Args:
             path (`str` or `os.PathLike`): The file.
             positions (`Sequence[int]`): Frame numbers in `[0, index.num_frames)`, in any order, repeats allowed.
-            index (`FrameIndex`): What `index_video(path)` returned.
+            index (`FrameIndex`): The index of the video, from `index_video`.
             size (`tuple[int, int]`, *optional*): Height and width to scale to with swscale's bilinear kernel, which
-                averages where it shrinks; by default the video's own.
+                averages when it shrinks; by default the video's own.
 
         Returns:
             `np.ndarray` of shape `(len(positions), 3, height, width)`, `uint8`: RGB, rotation of the file applied.
             A backend that decodes on a device returns a `torch.ByteTensor` there.
 
         Raises:
-            MediaError: The file cannot be read, or yields other frames than those indexed.
+            MediaError: The file cannot be read, or its frames differ from the indexed ones.
             ValueError: A position is outside the file.
         """
         ...
@@ -84,11 +84,11 @@ class PeerReader(Protocol):
 
     @property
     def num_frames(self) -> int:
-        """How many frames it counts."""
+        """Number of frames that the library counts."""
         ...
 
     def read(self, positions: list[int]) -> tuple[np.ndarray, np.ndarray | torch.Tensor]:
-        """Times of frames in seconds from the first one, and the frames, `(len(positions), height, width, 3)`."""
+        """Return times in seconds from the first frame, and the frames, `(len(positions), height, width, 3)`."""
         ...
 
 
@@ -101,27 +101,27 @@ def read_checked(
     errors: tuple[type[Exception], ...],
 ) -> np.ndarray | torch.Tensor:
     """
-    Read frames with another library, and refuse a file of which it would return others than a full decode.
+    Read frames with another library, and refuse a file if the frames would differ from those of a full decode.
 
     Args:
-        open_reader (`Callable`): Opens the file.
+        open_reader (`Callable`): Function that opens the file.
         positions (`Sequence[int]`): Frame numbers.
         index (`FrameIndex`): The index of the video.
-        library (`str`): Its name, for messages.
-        errors (`tuple[type[Exception], ...]`): What the library raises.
+        library (`str`): Name of the library, for messages.
+        errors (`tuple[type[Exception], ...]`): Exceptions that the library raises.
 
     Returns:
         The frames as the library returns them, `uint8` of shape `(len(positions), height, width, 3)`: RGB.
 
     Raises:
-        MediaError: The library fails, or counts, times or orders the frames otherwise than a full decode.
+        MediaError: The library fails, or its number, times or order of frames differ from a full decode.
         ValueError: A position is outside the file.
     """
     check_positions(positions, index)
     chosen = [int(position) for position in positions]
     if not index.is_in_presentation_order:
         raise MediaError(
-            f"{index.path!r}: {library} orders frames by time stamp, which are out of order here; {REMEDY}"
+            f"{index.path!r}: {library} orders frames by time stamp, and those of this file are out of order; {REMEDY}"
         )
     try:
         reader = open_reader()
@@ -132,11 +132,11 @@ def read_checked(
         raise MediaError(f"{index.path!r}: {library} cannot decode it: {error}") from error
     if num_frames != index.num_frames:
         raise MediaError(
-            f"{index.path!r}: {library} counts {num_frames} frames where a full decode puts out {index.num_frames}; "
+            f"{index.path!r}: {library} counts {num_frames} frames but a full decode yields {index.num_frames}; "
             f"{REMEDY}"
         )
     if not np.allclose(seconds, index.seconds[chosen], rtol=1e-6, atol=TOLERANCE_SECONDS):
-        raise MediaError(f"{index.path!r}: {library} times the frames otherwise than a full decode; {REMEDY}")
+        raise MediaError(f"{index.path!r}: {library} gives the frames other times than a full decode; {REMEDY}")
     shape = (index.height, index.width, 3)
     if tuple(frames.shape[1:]) != shape:
         raise MediaError(

@@ -1,4 +1,4 @@
-"""Time stamps to one timeline: the missing are filled in, the wrong left out, clocks that start again lined up."""
+"""Put time stamps on one timeline: fill in missing ones, drop wrong ones, and align clocks that restart."""
 
 import heapq
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-REORDER_FRAMES = 16  # the deepest reordering of frames in H.264 and HEVC: a time stamp is off its place by no more
-MAX_TICKS = 2**62  # of a timeline; damaged files claim any time
+REORDER_FRAMES = 16  # the deepest reordering of frames in H.264 and HEVC: no time stamp is further out of place
+MAX_TICKS = 2**62  # of a timeline; damaged files may claim any time
 
 
 class Timeline(NamedTuple):
@@ -20,7 +20,7 @@ class Timeline(NamedTuple):
             Time of each frame from the earliest one, in ticks; never descending.
         start (`int`): The time stamp of the earliest frame of the first run.
         run_starts (`list[int]`): Number of the first frame of each run; the first is 0.
-        offsets (`list[int]`): What has to be added to the time stamps of each run to continue the clock of the first.
+        offsets (`list[int]`): Offset of the time stamps of each run that makes them continue the clock of the first.
         is_in_order (`bool`): Whether there is one run, whose time stamps do not go back.
     """
 
@@ -33,11 +33,11 @@ class Timeline(NamedTuple):
 
 class ClockRun(NamedTuple):
     """
-    Where the clock of a file starts again: recordings that were appended to each other.
+    A restart of a file's clock, where one recording was appended to another.
 
     Args:
-        first_byte (`int`): Place in the file of the first packet after the restart.
-        offset_seconds (`float`): What has to be added to time stamps from there on to continue the first clock.
+        first_byte (`int`): Byte position of the first packet after the restart.
+        offset_seconds (`float`): Offset of later time stamps that makes them continue the first clock.
     """
 
     first_byte: int
@@ -48,17 +48,17 @@ def make_timeline(time_stamps: Sequence[int | None], step: Fraction) -> Timeline
     """
     Place the frames of a stream in time.
 
-    A recording that was appended to another starts its clock again: where time stamps go back by more than frames can
-    be reordered, and stay there, a new run begins, which follows the end of the one before. Within a run the `i`-th
-    frame has the `i`-th smallest time stamp (some AVI files store those of decoding). A frame without a time stamp, or
-    with one that is further off its place than frames can be reordered, follows the frame before it.
+    A recording that was appended to another restarts the clock: where time stamps go back by more than frames can be
+    reordered, and stay there, a new run begins, which follows the end of the previous one. Within a run the `i`-th
+    frame has the `i`-th smallest time stamp (some AVI files store decoding times). A frame without a time stamp, or
+    with one that is further out of place than frames can be reordered, follows the frame before it.
 
     Args:
         time_stamps (`Sequence[int | None]`): Time stamps in output order, in ticks; at least one.
-        step (`Fraction`): Average length of a frame in ticks; 0 where it is unknown.
+        step (`Fraction`): Average length of a frame in ticks; 0 if unknown.
 
     Returns:
-        `Timeline`: The times.
+        `Timeline`: The timeline.
     """
     stamps = list(time_stamps)
     is_ascending = None not in stamps and bool((np.diff(np.asarray(stamps, dtype=np.float64)) >= 0).all())
@@ -81,11 +81,11 @@ def make_timeline(time_stamps: Sequence[int | None], step: Fraction) -> Timeline
 
 def find_runs(stamps: list[int | None]) -> list[int]:
     """
-    Find where a clock starts again, and take out time stamps that are wrong.
+    Find where a clock restarts, and remove wrong time stamps.
 
     Args:
-        stamps (`list[int | None]`): Time stamps in the order of the stream. Those that are further off their place
-            than frames can be reordered become `None`.
+        stamps (`list[int | None]`): Time stamps in stream order. Those that are further out of place than frames can
+            be reordered become `None`.
 
     Returns:
         `list[int]`: Number of the first entry of each run; the first is 0.
@@ -97,9 +97,7 @@ def find_runs(stamps: list[int | None]) -> list[int]:
     for place, (number, stamp) in enumerate(zip(known, values, strict=True)):
         ahead = values[place + 1 : place + 1 + REORDER_FRAMES]
         if len(latest) > REORDER_FRAMES and stamp < latest[0]:
-            if 2 * sum(value > max(latest) for value in ahead) > len(
-                ahead
-            ):  # the clock goes on as if nothing had been
+            if 2 * sum(value > max(latest) for value in ahead) > len(ahead):  # the clock continues after an outlier
                 stamps[number] = None
                 continue
             run_starts.append(number)
@@ -116,7 +114,7 @@ def find_runs(stamps: list[int | None]) -> list[int]:
 
 def fill_time_stamps(stamps: Sequence[int | None], step: Fraction) -> list[int]:
     """
-    Give every frame a time stamp: one without follows the frame before it, at the start precedes the one after it.
+    Give every frame a time stamp: a missing one follows the frame before it, or at the start precedes the next one.
 
     Args:
         stamps (`Sequence[int | None]`): Time stamps in output order.

@@ -1,4 +1,4 @@
-"""Opens media files with PyAV under limits, and yields what their streams decode to."""
+"""Open media files with PyAV under limits, and decode their streams."""
 
 import ctypes
 import errno
@@ -27,18 +27,18 @@ from simple_multimodal.media.errors import MediaError
 logger = logging.getLogger(__name__)
 
 # Containers that hold their media themselves. Playlists (HLS, DASH, ffconcat, SDP) and image patterns, which make
-# FFmpeg open further files or addresses, are left out.
+# FFmpeg open other files or URLs, are excluded.
 ALLOWED_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,asf,flv,gif,wav,w64,aiff,mp3,flac,aac"  # FFmpeg's names
 )
 MAX_PIXELS = 4096 * 4096  # of one frame; FFmpeg refuses larger ones before it allocates them
-MAX_FRAMES = 2**20  # of one file, some 9 hours at 30 frames per second
-MAX_PACKETS = 2**22  # of one stream, some 24 hours of audio
-MAX_DAMAGED_PACKETS = 2**12  # a header of a few KB may promise millions that the file does not hold
-MAX_FILE_BYTES = 2**36  # 64 GiB; a file of holes may claim any size
-MAX_ALLOCATION_BYTES = 9 * MAX_PIXELS  # that FFmpeg takes at once; frames have up to 8 bytes a pixel
-MAX_STALL_SECONDS = 60.0  # that FFmpeg may search a file for its header or for a next packet
-MAX_PASS_SECONDS = 600.0  # of processor time for one pass through a file, so that no other load counts
+MAX_FRAMES = 2**20  # of one file, about 9 hours at 30 frames per second
+MAX_PACKETS = 2**22  # of one stream, about 24 hours of audio
+MAX_DAMAGED_PACKETS = 2**12  # a header of a few KB may announce millions that the file does not hold
+MAX_FILE_BYTES = 2**36  # 64 GiB; a sparse file may claim any size
+MAX_ALLOCATION_BYTES = 9 * MAX_PIXELS  # of one allocation in FFmpeg; frames have up to 8 bytes per pixel
+MAX_STALL_SECONDS = 60.0  # for which FFmpeg may search a file for its header or the next packet
+MAX_PASS_SECONDS = 600.0  # of CPU time for one pass through a file, so that other load on the machine does not count
 
 OPEN_OPTIONS = {
     "protocol_whitelist": "file",
@@ -46,7 +46,7 @@ OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 _STALLED = f"nothing that can be decoded was found within {MAX_STALL_SECONDS:.0f} seconds"
-_ONLY_HEADERS = {"skip_frame": "all", "fpsprobesize": "0"}  # of frames: none is decoded to find out their rate
+_ONLY_HEADERS = {"skip_frame": "all", "fpsprobesize": "0"}  # no frame is decoded to determine the frame rate
 PROBE_OPTIONS: dict[str, dict[str, str]] = {
     "everything": {},
     "far": {"analyzeduration": "60000000", "probesize": str(2**26)},  # microseconds, bytes
@@ -55,11 +55,11 @@ PROBE_OPTIONS: dict[str, dict[str, str]] = {
     "audio": _ONLY_HEADERS | {"analyzeduration": "100000"},
     "nothing": _ONLY_HEADERS | {"analyzeduration": "1"},
 }
-# Containers that list their streams at the start. In others a stream is found when its first packet comes.
+# Containers that list their streams at the start. In others a stream is only found at its first packet.
 HEADER_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "wav", "w64", "aiff", "mp3", "flac", "aac", "gif"}
 
-if sys.platform != "win32":  # whose libraries do not look up what they link to
-    # FFmpeg's own limit is 2 GiB, and the tables of a file of 2 KB can ask for that. PyAV has no setting for it.
+if sys.platform != "win32":  # on Windows the symbol cannot be looked up through PyAV's library
+    # FFmpeg's own limit is 2 GiB, which the tables of a 2 KB file can request. PyAV has no setting for it.
     ctypes.CDLL(av.container.core.__file__).av_max_alloc(ctypes.c_size_t(MAX_ALLOCATION_BYTES))
 
 
@@ -69,12 +69,12 @@ Probe = Literal["everything", "far", "streams", "far_streams", "audio", "nothing
 @dataclass(frozen=True)
 class VideoTrack:
     """
-    The video stream of a file that is read.
+    The video stream that is read from a file.
 
     Args:
-        stream (`int`): Its number among all streams.
-        codec (`str`): FFmpeg's name of its codec.
-        width, height (`int`): Of its coded frames, in pixels.
+        stream (`int`): Number of the stream among all streams.
+        codec (`str`): FFmpeg's name of the codec.
+        width, height (`int`): Size of the coded frames, in pixels.
     """
 
     stream: int
@@ -86,13 +86,13 @@ class VideoTrack:
 @dataclass(frozen=True)
 class AudioTrack:
     """
-    The audio stream of a file that is read.
+    The audio stream that is read from a file.
 
     Args:
-        stream (`int`): Its number among all streams.
-        codec (`str`): FFmpeg's name of its codec.
-        sampling_rate (`int`): As announced, in Hz; 0 where the stream does not say before its first packet.
-        probe (`str`): How the file has to be opened for the stream to be there, see [`open_media`].
+        stream (`int`): Number of the stream among all streams.
+        codec (`str`): FFmpeg's name of the codec.
+        sampling_rate (`int`): Announced sampling rate in Hz; 0 if unknown before the first packet.
+        probe (`str`): How the file must be opened for the stream to be found, see [`open_media`].
     """
 
     stream: int
@@ -104,13 +104,13 @@ class AudioTrack:
 @dataclass(frozen=True)
 class Tracks:
     """
-    Which streams of a file are read. They are chosen once, so that all readers agree.
+    The streams that are read from a file, chosen once so that all readers agree.
 
     Args:
         container (`str`): FFmpeg's name of the container format.
         kinds (`str`): Kinds of all streams, for messages.
-        video ([`VideoTrack`], *optional*): `None`: no video that can be decoded.
-        audio ([`AudioTrack`], *optional*): `None`: no audio that can be decoded.
+        video ([`VideoTrack`], *optional*): The video track; `None` if no video can be decoded.
+        audio ([`AudioTrack`], *optional*): The audio track; `None` if no audio can be decoded.
     """
 
     container: str
@@ -121,16 +121,16 @@ class Tracks:
 
 def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
     """
-    Check that a path is a regular file with content, of at most `MAX_FILE_BYTES`.
+    Check that a path is a non-empty regular file of at most `MAX_FILE_BYTES`.
 
     Args:
-        path (`str` or `os.PathLike`): The file. It is never read as an address or an FFmpeg protocol.
+        path (`str` or `os.PathLike`): The file. It is never interpreted as a URL or an FFmpeg protocol.
 
     Returns:
-        `os.stat_result`: What the file system says about the file.
+        `os.stat_result`: The status of the file.
 
     Raises:
-        MediaError: The file is absent, empty, too large, or is a folder, a device or a pipe.
+        MediaError: The file is missing, empty or too large, or is a folder, a device or a pipe.
     """
     try:
         status = os.stat(path)
@@ -143,24 +143,24 @@ def check_media_file(path: str | os.PathLike[str]) -> os.stat_result:
     if status.st_size == 0:
         raise MediaError(f"{os.fspath(path)!r}: the file is empty (0 bytes)")
     if status.st_size > MAX_FILE_BYTES:
-        raise MediaError(f"{os.fspath(path)!r}: has {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        raise MediaError(f"{os.fspath(path)!r}: has {status.st_size} bytes; at most {MAX_FILE_BYTES} are allowed")
     return status
 
 
 @contextmanager
 def open_media(path: str | os.PathLike[str], *, probe: Probe = "everything") -> Iterator[InputContainer]:
     """
-    Open a local media file, and turn what FFmpeg raises while it is open into `MediaError`.
+    Open a local media file, and raise FFmpeg's errors as `MediaError` while it is open.
 
-    Only `ALLOWED_FORMATS` are accepted and only the file itself is read: a playlist under a media name, which would
-    make FFmpeg open other files or addresses, is refused.
+    Only `ALLOWED_FORMATS` are accepted and only the file itself is read: a playlist disguised as a media file, which
+    would make FFmpeg open other files or URLs, is refused.
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        probe (`str`, *optional*, defaults to `"everything"`): How much of the beginning FFmpeg looks at to find out
-            what is in the file, which takes most of the time of opening: `"everything"` about 5 s, frames included;
+        probe (`str`, *optional*, defaults to `"everything"`): How much of the beginning FFmpeg examines to detect the
+            contents of the file, which takes most of the time of opening: `"everything"` about 5 s, frames included;
             `"far"` up to 60 s or 64 MiB; `"streams"` and `"far_streams"` the same without decoding frames; `"audio"`
-            0.1 s; `"nothing"` only the header. The last four are for readers that know the file by its index.
+            0.1 s; `"nothing"` only the header. The last four are for readers that have an index of the file.
 
     Yields:
         `av.container.InputContainer`: The open file; closed at the end of the block.
@@ -170,15 +170,15 @@ def open_media(path: str | os.PathLike[str], *, probe: Probe = "everything") -> 
     """
     check_media_file(path)
     try:
-        # "file:" keeps FFmpeg from reading a name such as "concat:a|b" as a protocol. Some files carry names of their
-        # muxer that are not UTF-8.
+        # "file:" keeps FFmpeg from reading a name such as "concat:a|b" as a protocol. Some files contain names of
+        # muxers that are not UTF-8.
         address = f"file:{os.path.abspath(path)}"
         options = OPEN_OPTIONS | PROBE_OPTIONS[probe]
         started = time.monotonic()
         with av.open(
             address, mode="r", options=options, metadata_errors="ignore", timeout=MAX_STALL_SECONDS
         ) as container:
-            # FFmpeg takes an interrupted search of its own for streams as finished: a track would seem to be missing.
+            # FFmpeg treats its interrupted search for streams as finished, so a track would seem to be missing.
             if time.monotonic() - started > MAX_STALL_SECONDS:
                 raise MediaError(f"{os.fspath(path)!r}: cannot be read as media: {_STALLED}")
             yield container
@@ -215,8 +215,8 @@ def choose_tracks(container: InputContainer, path: str | os.PathLike[str]) -> Tr
     """
     Choose the streams that players show and play: FFmpeg's choice among those that can be decoded.
 
-    Cover images are no video. Where no audio was found and the container does not list its streams (transport streams
-    and the like), audio that starts late is looked for in the first minute.
+    A cover image does not count as video. If no audio is found and the container does not list its streams (for
+    example transport streams), the first minute is searched for audio that starts late.
 
     Args:
         container (`av.container.InputContainer`): The file, opened with `probe="everything"`.
@@ -236,7 +236,7 @@ def choose_tracks(container: InputContainer, path: str | os.PathLike[str]) -> Tr
         probe: Probe = "audio" if name in HEADER_FORMATS else "streams"
         return Tracks(name, kinds, _video_track(video), _audio_track(audio, probe))
     with open_media(path, probe="far") as reopened:
-        # FFmpeg passes over a stream whose sampling rate it has not seen yet, although it may be announced.
+        # FFmpeg skips a stream whose sampling rate it has not seen yet, although the stream may be announced.
         announced = (stream for stream in reopened.streams.audio if stream.codec_context is not None)
         audio = _best_audio(reopened, _best_video(reopened)) or next(announced, None)
         return Tracks(name, kinds, _video_track(video), _audio_track(audio, "far_streams"))
@@ -284,8 +284,8 @@ def open_video_stream(container: InputContainer, number: int, path: str | os.Pat
     """
     stream = container.streams[number] if number < len(container.streams) else None
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
-        raise MediaError(f"{os.fspath(path)!r}: stream {number} is no video that can be decoded; did the file change?")
-    stream.codec_context.thread_count = 1  # the callers run side by side already
+        raise MediaError(f"{os.fspath(path)!r}: stream {number} is not a decodable video; did the file change?")
+    stream.codec_context.thread_count = 1  # the callers already run in parallel
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
@@ -307,17 +307,17 @@ def open_audio_stream(container: InputContainer, number: int, path: str | os.Pat
     """
     stream = container.streams[number] if number < len(container.streams) else None
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
-        raise MediaError(f"{os.fspath(path)!r}: stream {number} is no audio that can be decoded; did the file change?")
+        raise MediaError(f"{os.fspath(path)!r}: stream {number} is not decodable audio; did the file change?")
     stream.codec_context.thread_count = 1
     return stream
 
 
 def require_video(tracks: Tracks, path: str | os.PathLike[str]) -> VideoTrack:
     """
-    Return the video track of a file, or say that there is none.
+    Return the video track of a file, or raise an error if there is none.
 
     Args:
-        tracks (`Tracks`): Of the file.
+        tracks (`Tracks`): The tracks of the file.
         path (`str` or `os.PathLike`): The file, for the message.
 
     Returns:
@@ -333,7 +333,7 @@ def require_video(tracks: Tracks, path: str | os.PathLike[str]) -> VideoTrack:
 
 def tick_seconds(stream: VideoStream) -> Fraction:
     """
-    Return the unit of a stream's time stamps.
+    Return the length of a tick, the unit of a stream's time stamps.
 
     Args:
         stream (`av.video.stream.VideoStream`): The stream.
@@ -347,19 +347,19 @@ def tick_seconds(stream: VideoStream) -> Fraction:
 
 def demux_packets(container: InputContainer, *streams: VideoStream | AudioStream) -> Iterator[av.Packet]:
     """
-    Read the packets of streams from where the file stands.
+    Read the packets of streams from the current position of the file.
 
     Args:
         container (`av.container.InputContainer`): The open file.
-        streams (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): Of its streams.
+        streams (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): Streams of the file.
 
     Yields:
         `av.Packet`: The packets; an empty one at the end.
 
     Raises:
         MediaError: There are more than `MAX_PACKETS`, one took more than `MAX_STALL_SECONDS`, or all of them, with
-            what the caller does, more than `MAX_PASS_SECONDS`.
-        av.FFmpegError: The file breaks off.
+            the work of the caller, more than `MAX_PASS_SECONDS`.
+        av.FFmpegError: The file is truncated.
     """
     started = time.thread_time()
     packets = container.demux(*streams)
@@ -368,16 +368,16 @@ def demux_packets(container: InputContainer, *streams: VideoStream | AudioStream
         if time.thread_time() - started > MAX_PASS_SECONDS or number > MAX_PACKETS:
             raise MediaError(
                 f"{_path_of(container)!r}: has more than {MAX_PACKETS} packets, or takes more than "
-                f"{MAX_PASS_SECONDS:.0f} seconds; cut it into shorter files"
+                f"{MAX_PASS_SECONDS:.0f} seconds; split it into shorter files"
             )
         try:
             packet = next(packets)
         except StopIteration:
             return
-        except IndexError:  # of PyAV 18.1, on a packet of a stream that the header did not announce
+        except IndexError:  # PyAV 18.1 raises it for a packet of a stream that the header did not announce
             packets = container.demux(*streams)
             continue
-        except av.ExitError as error:  # not where the file ends: what follows is unknown
+        except av.ExitError as error:  # a timeout, not the end of the file
             raise MediaError(f"{_path_of(container)!r}: {_STALLED}") from error
         number += 1
         yield packet
@@ -389,7 +389,7 @@ def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[Vi
 
     Args:
         container (`av.container.InputContainer`): The file, freshly opened.
-        stream (`av.video.stream.VideoStream`): One of its streams.
+        stream (`av.video.stream.VideoStream`): A stream of the file.
 
     Yields:
         `av.VideoFrame`: The frames.
@@ -403,15 +403,15 @@ def decode_audio(
     container: InputContainer, stream: AudioStream, packets: Iterator[av.Packet] | None = None
 ) -> Iterator[tuple[av.Packet, AudioFrame]]:
     """
-    Decode an audio stream from where the file stands.
+    Decode an audio stream from the current position of the file.
 
     Args:
         container (`av.container.InputContainer`): The open file.
-        stream (`av.audio.stream.AudioStream`): One of its streams.
-        packets (`Iterator[av.Packet]`, *optional*): Of the stream; by default all that follow.
+        stream (`av.audio.stream.AudioStream`): A stream of the file.
+        packets (`Iterator[av.Packet]`, *optional*): Packets of the stream; by default all that follow.
 
     Yields:
-        `tuple[av.Packet, av.AudioFrame]`: A frame, and the packet behind which the decoder put it out.
+        `tuple[av.Packet, av.AudioFrame]`: A frame, and the packet after which the decoder returned it.
 
     Raises:
         MediaError: There are packets, but none of them can be decoded.
@@ -429,25 +429,25 @@ def decode_audio(
         num_frames += 1
         yield packet, frame
     if num_packets > 0 and num_frames == 0:
-        raise MediaError(f"{_path_of(container)!r}: not one of its {num_packets} audio packets can be decoded")
+        raise MediaError(f"{_path_of(container)!r}: none of its {num_packets} audio packets can be decoded")
 
 
 def decode_packets(
     container: InputContainer, stream: VideoStream | AudioStream, packets: Iterator[av.Packet]
 ) -> Iterator[tuple[av.Packet, object]]:
     """
-    Decode packets, leaving out what is damaged.
+    Decode packets, skipping damaged ones.
 
-    A packet that the decoder refuses is left out and decoding goes on behind it, as players do; the log says so once
-    per pass. Where the file itself breaks off, the stream ends.
+    As in players, a packet that the decoder refuses is skipped and decoding continues after it; a warning is logged
+    once per pass. Where the file is truncated, the stream ends.
 
     Args:
         container (`av.container.InputContainer`): The open file, for messages.
-        stream (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): Of the packets.
-        packets (`Iterator[av.Packet]`): In the order of the file.
+        stream (`av.video.stream.VideoStream` or `av.audio.stream.AudioStream`): The stream of the packets.
+        packets (`Iterator[av.Packet]`): The packets, in file order.
 
     Yields:
-        `tuple[av.Packet, av.VideoFrame | av.AudioFrame]`: A frame, and the packet behind which it was put out.
+        `tuple[av.Packet, av.VideoFrame | av.AudioFrame]`: A frame, and the packet after which it was returned.
 
     Raises:
         MediaError: More than `MAX_DAMAGED_PACKETS` are damaged.
@@ -464,7 +464,7 @@ def decode_packets(
             break
         try:
             frames = packet.decode()
-        except av.EOFError:  # the decoder was drained before
+        except av.EOFError:  # the decoder is already drained
             continue
         except av.FFmpegError as error:
             refused, reason = refused + 1, error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Decoded frames to RGB arrays: colours, size and rotation."""
+"""Convert decoded frames to RGB arrays: colours, size and rotation."""
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ Matrix = tuple[int, int, int, int]
 
 def read_display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     """
-    Read how a frame is to be turned or mirrored for display.
+    Read how a frame must be rotated or mirrored for display.
 
     Args:
         frame (`av.VideoFrame`): A decoded frame.
@@ -32,13 +32,13 @@ def read_display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
 
 def is_transposed(matrix: Matrix) -> bool:
     """
-    Say whether a display matrix (nearest multiple of 90 degrees) swaps width and height.
+    Check whether a display matrix (nearest multiple of 90 degrees) swaps width and height.
 
     Args:
-        matrix (`tuple[int, int, int, int]`): From `read_display_matrix`.
+        matrix (`tuple[int, int, int, int]`): The matrix, from `read_display_matrix`.
 
     Returns:
-        `bool`: Whether it does.
+        `bool`: Whether it swaps them.
     """
     a, b, _, _ = matrix
     return abs(b) > abs(a)
@@ -46,11 +46,11 @@ def is_transposed(matrix: Matrix) -> bool:
 
 def apply_display_matrix(frame: np.ndarray, matrix: Matrix) -> np.ndarray:
     """
-    Turn and mirror a frame for display, by multiples of 90 degrees.
+    Rotate and mirror a frame for display, by multiples of 90 degrees.
 
     Args:
         frame (`np.ndarray` of shape `(height, width)`): A channel of the frame as coded.
-        matrix (`tuple[int, int, int, int]`): From `read_display_matrix`.
+        matrix (`tuple[int, int, int, int]`): The matrix, from `read_display_matrix`.
 
     Returns:
         `np.ndarray`: A view of shape `(height, width)`, or `(width, height)` where the matrix transposes.
@@ -70,14 +70,14 @@ def apply_display_matrix(frame: np.ndarray, matrix: Matrix) -> np.ndarray:
 
 class FrameConverter:
     """
-    Converts frames to RGB, scales and turns them, with one set of swscale's tables for all of them.
+    Converts frames to RGB, scales and rotates them, with one set of swscale's tables for all of them.
 
     Args:
         size (`tuple[int, int]`): Height and width of the result.
-        matrix (`tuple[int, int, int, int]`, *optional*): How to turn the frames, from `read_display_matrix`.
-        scales (`bool`, *optional*, defaults to `True`): Whether `size` is another than the frames'. Where it scales,
-            swscale is faster and more exact towards planes of full chroma; where it does not, it has a short way to
-            packed RGB, which other readers take too.
+        matrix (`tuple[int, int, int, int]`, *optional*): How to rotate the frames, from `read_display_matrix`.
+        scales (`bool`, *optional*, defaults to `True`): Whether `size` differs from the frames' own. When it scales,
+            swscale is faster and more exact with planes of full chroma as output; when it does not, it has a fast path
+            to packed RGB, which other readers use too.
     """
 
     def __init__(self, size: tuple[int, int], matrix: Matrix = (1, 0, 0, 1), *, scales: bool = True):
@@ -113,13 +113,13 @@ class FrameConverter:
 
 class DecordConverter:
     """
-    Converts frames to RGB as decord 0.6 does: FFmpeg's filters turn them, then scale them and convert their colours.
+    Converts frames to RGB as decord 0.6 does: FFmpeg's filters rotate them, then scale them and convert their colours.
 
-    The kernel is that of [`FrameConverter`], but the filter places the chroma samples of 4:2:0 as MPEG-2 has them.
+    The kernel is the same as in [`FrameConverter`], but the filter places the chroma samples of 4:2:0 as in MPEG-2.
 
     Args:
         size (`tuple[int, int]`): Height and width of the result.
-        matrix (`tuple[int, int, int, int]`, *optional*): How to turn the frames, from `read_display_matrix`.
+        matrix (`tuple[int, int, int, int]`, *optional*): How to rotate the frames, from `read_display_matrix`.
     """
 
     def __init__(self, size: tuple[int, int], matrix: Matrix = (1, 0, 0, 1)):
@@ -136,7 +136,7 @@ class DecordConverter:
             out (`np.ndarray` of shape `(3, height, width)`, `uint8`): Where its RGB values go.
         """
         kind = frame.width, frame.height, frame.format.name
-        if kind not in self.graphs:  # streams may change it
+        if kind not in self.graphs:  # it may change within a stream
             self.graphs[kind] = self._build_graph(frame)
         self.graphs[kind].vpush(frame)
         out[:] = self.graphs[kind].vpull().to_ndarray(format="rgb24").transpose(2, 0, 1)
@@ -152,9 +152,9 @@ class DecordConverter:
         scaling = f"{width}:{height}:flags=bilinear"
         shown_height = frame.width if turns else frame.height
         if shown_height == height and frame.format.chroma_height(shown_height) < shown_height:
-            # decord's older swscale has a short cut where rows stay: it takes one row of chroma, or the mean of two.
+            # decord's older swscale has a shortcut if the height stays: it uses one row of chroma, or the mean of two.
             scaling += ":in_v_chr_pos=256"
-        time_base = Fraction(1)  # no filter looks at times
+        time_base = Fraction(1)  # no filter uses times
         nodes = [graph.add_buffer(None, frame.width, frame.height, frame.format, time_base=time_base)]
         nodes += [graph.add(*node) for node in (*turning, ("scale", scaling), ("format", "rgb24"), ("buffersink", ""))]
         graph.link_nodes(*nodes).configure()

@@ -16,7 +16,7 @@ UNSEEKABLE_FORMATS = ("mpeg", "mpegts")  # decord 0.6 silently starts these at a
 
 class DecordBackend:
     """
-    Decodes with decord, and refuses a file of which decord would return other frames than a full decode.
+    Decodes with decord, and refuses a file if decord's frames would differ from those of a full decode.
 
     Raises:
         ImportError: decord is not installed, or does not load.
@@ -45,10 +45,10 @@ class DecordBackend:
         with open_media(path) as container:
             if container.format.name in UNSEEKABLE_FORMATS:
                 raise MediaError(
-                    f"{index.path!r}: decord mistakes the frames of {container.format.name} files; {REMEDY}"
+                    f"{index.path!r}: decord returns the wrong frames of {container.format.name} files; {REMEDY}"
                 )
         frames = read_checked(
-            lambda: _Reader(os.path.abspath(path)),  # which is never taken for an address
+            lambda: _Reader(os.path.abspath(path)),  # an absolute path is never taken for a URL
             positions,
             index,
             library="decord",

@@ -7,13 +7,13 @@ class MediaError(InputError):
     """
     A media file cannot be read; the message names the file and the reason.
 
-    It is built from that one message, so that a `DataLoader` worker can hand it to the main process unchanged.
+    The message is its only argument, so that a `DataLoader` worker can pass it to the main process unchanged.
     """
 
 
 class UnsoundIndexError(MediaError):
-    """A file does not decode to what the index that was made from its packets says."""
+    """A file does not decode to the frames of the index that was built from its packets."""
 
 
 class NoAudioError(MediaError):
-    """A file has no audio where it is asked for: no track, an empty one, or one that ends before the segment."""
+    """A file has no audio where it is requested: no track, an empty one, or one that ends before the segment."""

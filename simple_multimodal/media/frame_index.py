@@ -1,4 +1,4 @@
-"""The frame index of a video: which frames a file has, when they are shown, and which packets hold them."""
+"""The frame index of a video: the frames of a file, their times, and the packets that hold them."""
 
 import logging
 import os
@@ -32,18 +32,18 @@ from simple_multimodal.media.packets import MP4_FORMAT, NAL_CODECS, PacketTable,
 
 logger = logging.getLogger(__name__)
 
-MAX_ASPECT_RATIO = 64  # of a frame; scaled until its short side fits, a longer one would fill the memory
+MAX_ASPECT_RATIO = 64  # of a frame; a longer one, scaled until its short side fits, would fill the memory
 SEEKABLE_FORMATS = {MP4_FORMAT, "matroska,webm", "avi"}
-KEY_FRAME_CODECS = {"vp8", "vp9", "av1", "libdav1d", "mjpeg"}  # a key frame of theirs depends on nothing before it
+KEY_FRAME_CODECS = {"vp8", "vp9", "av1", "libdav1d", "mjpeg"}  # codecs whose key frames depend on no earlier frame
 
 
 @dataclass(frozen=True)
 class FrameIndex:
     """
-    What a full decode of a video puts out: how many frames, when, and how large.
+    The frames that a full decode of a video yields: their number, times and size.
 
-    Frame `i` is the `i`-th in the decoder's output order. A file that yields fewer frames than its header
-    promises is indexed as what it yields.
+    Frame `i` is the `i`-th in the decoder's output order. The index counts the frames that a file yields, even if its
+    header promises more.
 
     Args:
         num_frames (`int`):
@@ -51,8 +51,8 @@ class FrameIndex:
         seconds (`np.ndarray` of shape `(num_frames,)`, `float64`):
             Presentation time of each frame, in seconds from the earliest one; never descending. Where a file's time
             stamps contradict the output order (some AVI files store none for frames out of order), the times are
-            sorted: the `i`-th frame has the `i`-th smallest time. Where the clock starts again (recordings joined by
-            appending one file to another), time goes on; see [`make_timeline`]. Read-only.
+            sorted: the `i`-th frame has the `i`-th smallest time. Where the clock restarts (recordings joined by
+            appending one file to another), time continues; see [`make_timeline`]. Read-only.
         width (`int`):
             Width of a frame in pixels, after rotation.
         height (`int`):
@@ -68,15 +68,15 @@ class FrameIndex:
         codec (`str`, *optional*, defaults to `""`):
             FFmpeg's name of the stream's codec.
         num_promised (`int`, *optional*, defaults to 0):
-            Frames that the container promises; 0 where it does not say.
+            Number of frames that the container announces; 0 if it does not.
         display_matrix (`tuple[int, int, int, int]`, *optional*):
-            How the decoded frames are to be turned, see `read_display_matrix`.
+            Rotation to apply to the decoded frames, see `read_display_matrix`.
         table ([`PacketTable`], *optional*):
-            Where the frames lie; `None` where a few can only be had by decoding from the start.
+            The packets of the frames; `None` if frames can only be read by decoding from the start.
         tracks ([`Tracks`], *optional*):
-            The streams of the file that are read.
+            The streams that are read from the file.
         clock_runs (`tuple[ClockRun, ...]`, *optional*):
-            Where the clock starts again.
+            Restarts of the clock.
     """
 
     num_frames: int
@@ -101,13 +101,13 @@ class FrameIndex:
 
     @property
     def coded_size(self) -> tuple[int, int]:
-        """Width and height of the decoded frames, before they are turned for display."""
+        """Width and height of the decoded frames, before rotation."""
         return (self.height, self.width) if is_transposed(self.display_matrix) else (self.width, self.height)
 
 
 def build_index(path: str | os.PathLike[str]) -> FrameIndex:
     """
-    Index a video, whatever is known of it.
+    Index a video without looking for a stored index.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -121,7 +121,7 @@ def build_index(path: str | os.PathLike[str]) -> FrameIndex:
     index = index_from_packets(path) or index_by_decoding(path)
     if index.num_frames < index.num_promised:
         logger.warning(
-            "%r: yields %d frames of the %d that its header promises; it is read as what it yields",
+            "%r: yields %d frames of the %d that its header promises; only those are used",
             index.path,
             index.num_frames,
             index.num_promised,
@@ -130,7 +130,7 @@ def build_index(path: str | os.PathLike[str]) -> FrameIndex:
 
 
 def index_from_packets(path: str | os.PathLike[str]) -> FrameIndex | None:
-    """Index a video from its packets, decoding only the first; `None` where that cannot be trusted."""
+    """Index a video from its packets, decoding only the first; return `None` where that cannot be trusted."""
     with open_media(path) as container:
         tracks = choose_tracks(container, path)
         track = require_video(tracks, path)
@@ -178,14 +178,14 @@ def index_by_decoding(path: str | os.PathLike[str]) -> FrameIndex:
             assert isinstance(frame, VideoFrame)
             first = first or frame
             if len(ticks) == MAX_FRAMES:
-                raise MediaError(f"{name!r}: has more than {MAX_FRAMES} frames; cut the file into shorter ones")
+                raise MediaError(f"{name!r}: has more than {MAX_FRAMES} frames; split the file into shorter ones")
             ticks.append(frame.pts)
             last_ticks = frame.duration or 0
             is_damaged |= frame.is_corrupt
         if first is None:
             raise MediaError(
-                f"{name!r}: not one frame of its {stream.codec_context.name} video can be decoded (damaged, or "
-                f"pictures of more than {MAX_PIXELS} pixels)"
+                f"{name!r}: no frame of its {stream.codec_context.name} video can be decoded (damaged, or "
+                f"frames of more than {MAX_PIXELS} pixels)"
             )
         timeline = make_timeline(ticks, step)
         index = _make_index(path, stream, tracks, timeline, first, last_ticks, num_hidden=num_hidden)
@@ -201,10 +201,10 @@ def index_by_decoding(path: str | os.PathLike[str]) -> FrameIndex:
     if not has_table:
         return index
     with open_media(path) as container:
-        packets = read_packets(container, open_video_stream(container, index.stream, path), is_settled=True)
+        packets = read_packets(container, open_video_stream(container, index.stream, path), is_verified=True)
     if packets is None or packets.table.time_stamps.tolist() != sorted(known):
         return index
-    # The time stamps know the frames also where they contradict the order that these are put out in.
+    # The time stamps identify the frames even if they contradict the output order.
     order = np.searchsorted(packets.table.time_stamps, known)
     table = replace(packets.table, time_stamps=np.array(known), packets=packets.table.packets[order])
     return replace(index, table=table)
@@ -212,13 +212,13 @@ def index_by_decoding(path: str | os.PathLike[str]) -> FrameIndex:
 
 def _find_clock_runs(path: str | os.PathLike[str], index: FrameIndex, timeline: Timeline) -> tuple[ClockRun, ...]:
     """
-    Find the bytes of a file from which its clock has started again; the audio of a run goes with its video.
+    Find the byte positions at which the clock of a file restarts; the audio of a run belongs to its video.
 
-    Nothing where the packets do not show as many restarts as the frames do: then the audio is placed by itself.
+    Return nothing if the packets do not show as many restarts as the frames do: the audio is then placed on its own.
     """
     assert index.tracks is not None
     audio = index.tracks.audio
-    places: dict[int, list[int]] = {}  # of the packets of each stream, in bytes
+    places: dict[int, list[int]] = {}  # byte positions of the packets of each stream
     stamps: dict[int, list[int | None]] = {}
     with open_media(path, probe="everything" if audio is None else audio.probe) as container:
         video_stream = open_video_stream(container, index.stream, path)
@@ -229,10 +229,10 @@ def _find_clock_runs(path: str | os.PathLike[str], index: FrameIndex, timeline: 
             for packet in demux_packets(container, *streams):
                 if packet.size:
                     known = places.setdefault(packet.stream_index, [])
-                    # One without a place of its own shares that of the packet before.
+                    # A packet without a position takes that of the packet before.
                     known.append(packet.pos if packet.pos is not None else known[-1] if known else 0)
                     stamps.setdefault(packet.stream_index, []).append(packet.pts if packet.dts is None else packet.dts)
-        except av.FFmpegError:  # the file breaks off
+        except av.FFmpegError:  # the file is truncated
             pass
         time_base = tick_seconds(video_stream)
     starts = {number: find_runs(stamps[number])[1:] for number in stamps}
@@ -258,7 +258,7 @@ def _make_index(
     num_hidden: int,
     table: PacketTable | None = None,
 ) -> FrameIndex:
-    """Return the index of a stream whose frames lie on this timeline, and whose first one is `first`."""
+    """Return the index of a stream whose frames lie on this timeline, and whose first frame is `first`."""
     time_base = tick_seconds(stream)
     matrix = read_display_matrix(first)
     width, height = (first.height, first.width) if is_transposed(matrix) else (first.width, first.height)
@@ -268,7 +268,7 @@ def _make_index(
             "times as long as the other"
         )
     seconds = timeline.ticks.astype(np.float64) * time_base.numerator / time_base.denominator
-    seconds.setflags(write=False)  # it is shared by every user of the cached index
+    seconds.setflags(write=False)  # shared by all users of the cached index
     last_seconds = float(last_ticks * time_base) or (float(1 / stream.average_rate) if stream.average_rate else 0.0)
     return FrameIndex(
         num_frames=len(seconds),

@@ -27,9 +27,9 @@ from simple_multimodal.output_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 2  # of what is stored; another one is not read
+INDEX_VERSION = 2  # of the stored format; other versions are ignored
 INDEX_DIR_VARIABLE = "SIMPLE_MULTIMODAL_INDEX_DIR"
-HASHED_BYTES = 2**16  # of the head and of the tail of a file, for the key of its index
+HASHED_BYTES = 2**16  # of the head and the tail of a file, for the key of its index
 
 
 def default_index_dir() -> Path:
@@ -44,19 +44,19 @@ Kept = TypeVar("Kept")
 
 class FrameIndexCache:
     """
-    Keeps what is known of media files in memory, and on disk for other processes and later runs.
+    Caches indices of media files in memory, and on disk for other processes and later runs.
 
-    In memory a file is known by path, size and modification time; on disk by size, modification time and a hash of its
-    head and tail, so that a copy of a folder needs no new index and a changed file gets one. One file on disk per
-    video, written whole or not at all: readers and writers on any number of processes do not disturb each other. Two
-    threads that ask for the same new file at once both index it.
+    In memory the key is a file's path, size and modification time; on disk it is its size, modification time and a
+    hash of its head and tail, so that a copy of a folder needs no new index and a changed file gets one. Each index is
+    one file on disk, written atomically, so any number of processes can read and write at the same time. Two threads
+    that request the same new file at once both index it.
 
-    All methods take the `path` of a media file and, where they look on disk, the `index_dir` of stored indices
-    (default `default_index_dir()`). They raise `MediaError` if the file is not a regular file with content, cannot be
-    read, or lacks what is asked for.
+    All methods take the `path` of a media file and, where they use the disk, the `index_dir` of stored indices
+    (default `default_index_dir()`). They raise `MediaError` if the file is not a non-empty regular file, cannot be
+    read, or lacks the requested stream.
 
     Args:
-        max_files (`int`): How many indices are kept in memory; the least recently used goes first.
+        max_files (`int`): Maximum number of indices in memory; the least recently used is dropped first.
     """
 
     def __init__(self, max_files: int):
@@ -67,11 +67,11 @@ class FrameIndexCache:
         self.reset_lock()
 
     def reset_lock(self) -> None:
-        """Make a new lock: in a forked child, the thread that held it does not exist."""
+        """Create a new lock: in a forked child, the thread that held the old one does not exist."""
         self.lock = threading.Lock()
 
     def get(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> FrameIndex:
-        """Return the frame index of a file; build and store it where it is not known yet."""
+        """Return the frame index of a file; build and store it if it is not cached."""
         status = check_media_file(path)
         index = self._recall(self.indices, path, status)
         if index is None:
@@ -84,11 +84,11 @@ class FrameIndexCache:
         return index
 
     def put(self, path: str | os.PathLike[str], index: FrameIndex, status: os.stat_result) -> None:
-        """Keep an index in memory; `status` is what the file system said before the file was indexed."""
+        """Keep an index in memory; `status` is the file's status before it was indexed."""
         self._keep(self.indices, path, status, index)
 
     def tracks(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> Tracks:
-        """Return which streams of a file are read: as its index says, or where there is none yet, by probing it."""
+        """Return the streams that are read from a file: from its index, or by probing it if there is none yet."""
         status = check_media_file(path)
         index = self._recall(self.indices, path, status)
         if index is not None and index.tracks is not None:
@@ -110,13 +110,13 @@ class FrameIndexCache:
         index_dir: str | os.PathLike[str] | None = None,
     ) -> AudioIndex:
         """
-        Return the index of a file's audio track; build and store it where it is not known yet.
+        Return the index of a file's audio track; build and store it if it is not cached.
 
         Args:
             path (`str` or `os.PathLike`): The file.
-            start_seconds (`float`, *optional*): When the first video frame is shown, which the audio is placed by. It
-                may change when frames turn out to be others than their packets promised.
-            build (`Callable`): Builds the index.
+            start_seconds (`float`, *optional*): Time of the first video frame, relative to which the audio is placed.
+                It may change if the frames turn out to differ from what their packets promised.
+            build (`Callable`): Function that builds the index.
             index_dir (`str` or `os.PathLike`, *optional*): Folder of stored indices.
         """
         status = check_media_file(path)
@@ -132,11 +132,11 @@ class FrameIndexCache:
         self._keep(self.audio_indices, path, status, (start_seconds, index))
         return index
 
-    def settle(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> FrameIndex:
+    def rebuild(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> FrameIndex:
         """
-        Replace a file's index by one made by decoding all of it, without a packet table, and return that.
+        Replace a file's index with one built by decoding all of it, without a packet table, and return it.
 
-        For a file whose packets looked sound but do not decode to what they promise.
+        Needed for a file whose packets looked valid but do not decode to the frames that they promise.
         """
         status = check_media_file(path)
         index = replace(index_by_decoding(path), table=None)
@@ -145,12 +145,12 @@ class FrameIndexCache:
         return index
 
     def verify(self, path: str | os.PathLike[str], index_dir: str | os.PathLike[str] | None = None) -> FrameIndex:
-        """Decode all of a file, replace its index if that says otherwise, and return the index that holds."""
+        """Decode all of a file, replace its index if the frames differ, and return the valid index."""
         index = self.get(path, index_dir)
         decoded = index_by_decoding(path)
         if index.table is None or np.array_equal(index.seconds, decoded.seconds):
             return index
-        return self.settle(path, index_dir)
+        return self.rebuild(path, index_dir)
 
     def _recall(
         self, kept: OrderedDict[tuple[str, int, int], Kept], path: str | os.PathLike[str], status: os.stat_result
@@ -184,7 +184,7 @@ def index_video(path: str | os.PathLike[str], *, index_dir: str | os.PathLike[st
     Index a video, or find its index in memory or on disk; all backends share it.
 
     An MP4, MOV, MKV, WebM or AVI file with H.264 or HEVC is indexed from its packets, without decoding, if all of them
-    are sound. Any other file is decoded once.
+    are valid. Any other file is decoded once.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -209,15 +209,15 @@ def with_index(
     index_dir: str | os.PathLike[str] | None = None,
 ) -> Result:
     """
-    Read a video with its index; should the index turn out unsound, decode the file for a new one and read again.
+    Read a video with its index; if the index turns out to be wrong, rebuild it by decoding the file and read again.
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        read (`Callable`): Chooses frames of the video and decodes them.
+        read (`Callable`): Function that chooses frames of the video and decodes them.
         index_dir (`str` or `os.PathLike`, *optional*): Folder of stored indices; default `default_index_dir()`.
 
     Returns:
-        What `read` returns.
+        The result of `read`.
 
     Raises:
         MediaError: The file cannot be read, or holds no frame.
@@ -225,13 +225,13 @@ def with_index(
     try:
         return read(index_cache.get(path, index_dir))
     except UnsoundIndexError as error:
-        logger.warning("%s; it is decoded as a whole to count them", error)
-        return read(index_cache.settle(path, index_dir))
+        logger.warning("%s; decoding all of it to count them", error)
+        return read(index_cache.rebuild(path, index_dir))
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
     """
-    Hash size, head and tail of a file: a copy has the same hash, another file another one.
+    Hash the size, head and tail of a file: copies have the same hash, different files different ones.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -240,7 +240,7 @@ def content_hash(path: str | os.PathLike[str]) -> str:
         `str`: SHA-256 in hexadecimal digits.
 
     Raises:
-        MediaError: The file is not a regular file with content.
+        MediaError: The file is not a non-empty regular file.
     """
     size = check_media_file(path).st_size
     key = hashlib.sha256(f"{size} ".encode())
@@ -257,7 +257,7 @@ def _stored_path(
     index_dir: str | os.PathLike[str] | None,
     suffix: str = "",
 ) -> Path:
-    """Where what is known of a file is stored."""
+    """Return the path of a file's stored index."""
     decoder = av.library_versions["libavcodec"]
     key = f"{INDEX_VERSION} {decoder} {status.st_mtime_ns} {content_hash(path)}"
     name = hashlib.sha256(key.encode()).hexdigest()
@@ -265,7 +265,7 @@ def _stored_path(
 
 
 def _load_index(stored_path: Path, path: str | os.PathLike[str]) -> FrameIndex | None:
-    """Read a stored index; `None` where there is none that can be read."""
+    """Read a stored index; return `None` if it is missing or cannot be read."""
     stored = _load(stored_path)
     if stored is None:
         return None
@@ -294,14 +294,14 @@ def _tracks_from_json(values: dict[str, Any] | None) -> Tracks | None:
 
 
 def _store_index(index: FrameIndex, stored_path: Path) -> None:
-    """Store an index; where that is not possible, say so and go on."""
+    """Store an index; if that fails, log a warning and continue."""
     values = {f.name: getattr(index, f.name) for f in fields(index) if f.name not in ("seconds", "table", "path")}
     values["tracks"] = None if index.tracks is None else asdict(index.tracks)
     _store({"seconds": index.seconds} | (vars(index.table) if index.table else {}), values, stored_path)
 
 
 def _load(stored_path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Read stored arrays and values; `None` where there are none that can be read."""
+    """Read stored arrays and values; return `None` if they are missing or cannot be read."""
     try:
         with safe_open(stored_path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
@@ -311,11 +311,11 @@ def _load(stored_path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | N
 
 
 def _store(arrays: dict[str, np.ndarray], values: dict[str, Any], stored_path: Path) -> None:
-    """Store arrays and values; where that is not possible, say so and go on."""
+    """Store arrays and values; if that fails, log a warning and continue."""
     content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"index": json.dumps(values)})
     try:
         stored_path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(stored_path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        logger.warning("frame indices cannot be kept in %r: %s", os.fspath(stored_path.parents[1]), error)
+        logger.warning("frame indices cannot be stored in %r: %s", os.fspath(stored_path.parents[1]), error)

@@ -1,4 +1,4 @@
-"""Video backend on PyAV, whose wheel carries FFmpeg: the wanted frames of a full decode at the least decoding."""
+"""Video backend on PyAV, whose wheel bundles FFmpeg: the frames of a full decode, decoding as little as needed."""
 
 import bisect
 import os
@@ -23,19 +23,20 @@ from simple_multimodal.media.errors import MediaError, UnsoundIndexError
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.packets import PacketTable
 
-SEEK_PACKETS = 256  # to skip as many packets by seeking is faster than to read over them
+SEEK_PACKETS = 256  # seeking past this many packets is faster than reading them
 
 
 class PyAVBackend:
     """
     Decodes with PyAV: exact on every file that decodes.
 
-    With a packet table it decodes only the groups of pictures that hold wanted frames, only up to the last of them,
-    and of those only what the wanted ones depend on; without one, from the start up to the last wanted frame.
+    With a packet table it decodes only the groups of pictures (GOPs) that hold wanted frames, only up to the last
+    wanted frame, and skips frames on which no wanted frame depends. Without a table it decodes from the start up to
+    the last wanted frame.
 
     Args:
-        is_like_decord (`bool`, *optional*, defaults to `False`): Whether frames that are scaled have the pixels that
-            decord gives them, see [`DecordConverter`].
+        is_like_decord (`bool`, *optional*, defaults to `False`): Whether scaled frames get the same pixels as in
+            decord, see [`DecordConverter`].
     """
 
     device = "cpu"
@@ -51,22 +52,22 @@ class PyAVBackend:
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """
-        Decode the frames at some positions.
+        Decode the frames at the given positions.
 
-        A frame of another size than the first (streams may change it) is scaled to the first one's size.
+        If the size changes within the stream, frames are scaled to the size of the first.
 
         Args:
             path (`str` or `os.PathLike`): The file.
             positions (`Sequence[int]`): Frame numbers in `[0, index.num_frames)`, in any order, repeats allowed.
-            index (`FrameIndex`): What `index_video(path)` returned.
+            index (`FrameIndex`): The index of the video, from `index_video`.
             size (`tuple[int, int]`, *optional*): Height and width to scale to, in the step that converts colours
-                (swscale's bilinear kernel, which averages where it shrinks); by default the video's own.
+                (swscale's bilinear kernel, which averages when it shrinks); by default the video's own.
 
         Returns:
             `np.ndarray` of shape `(len(positions), 3, height, width)`, `uint8`: RGB, rotation of the file applied.
 
         Raises:
-            MediaError: The file cannot be read, or yields fewer frames than those indexed.
+            MediaError: The file cannot be read, or yields fewer frames than were indexed.
             ValueError: A position is outside the file.
         """
         check_positions(positions, index)
@@ -92,7 +93,7 @@ class PyAVBackend:
             raise UnsoundIndexError(f"{index.path!r}: does not yield all frames that its packets promise")
         if missing:
             raise MediaError(
-                f"{os.fspath(path)!r}: yields no frame {min(missing)} though {index.num_frames} were indexed; "
+                f"{os.fspath(path)!r}: has no frame {min(missing)}, although {index.num_frames} were indexed; "
                 "did the file change?"
             )
         return frames
@@ -101,7 +102,7 @@ class PyAVBackend:
 def _decode_from_start(
     container: InputContainer, stream: VideoStream, index: FrameIndex, positions: list[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Yield the frames at ascending positions, counting all that the decoder puts out."""
+    """Yield the frames at ascending positions, counting the decoder's output."""
     wanted = set(positions)
     for number, frame in enumerate(decode_frames(container, stream)):
         if number in wanted:
@@ -113,13 +114,13 @@ def _decode_from_start(
 def _decode_sparsely(
     container: InputContainer, stream: VideoStream, index: FrameIndex, positions: list[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Yield the frames at ascending positions, known by their time stamps; end early where the file is damaged."""
+    """Yield the frames at ascending positions, identified by time stamp; stop early where the file is damaged."""
     table = index.table
     assert table is not None
     wanted = {int(table.time_stamps[position]): position for position in positions}
     codec = stream.codec_context
-    # The decoder is to hold frames back as long as the standard allows: with a guess from those that it has seen, it
-    # drops what comes out of order. Which one it puts out is known by its time stamp.
+    # Make the decoder hold frames back as long as the standard allows: if it guesses the delay from the frames it has
+    # seen, it drops frames that come out of order. The time stamp identifies each frame that it outputs.
     codec.options = codec.options | {"strict": "strict"}
     for packet in _needed_packets(container, stream, table, positions):
         try:
@@ -142,9 +143,9 @@ def _decode_sparsely(
 def _needed_packets(
     container: InputContainer, stream: VideoStream, table: PacketTable, positions: list[int]
 ) -> Iterator[av.Packet | None]:
-    """Yield the packets to decode for some frames, and `None` where the decoder has to put out what it holds back."""
+    """Yield the packets to decode for some frames, and `None` where the decoder must be flushed."""
     packets = demux_packets(container, stream)
-    number = 0  # of the packet that comes next
+    number = 0  # of the next packet
     for run in plan_runs(table, positions):
         if number == 0 and run.first > 0 and len(table.preamble) > 0:
             yield av.Packet(table.preamble.tobytes())
@@ -154,7 +155,7 @@ def _needed_packets(
             packets = demux_packets(container, stream)
             number = run.first
         elif number > 0 and stream.codec_context.name == "hevc":
-            # Frames that lean on others before a random access point are left out only where decoding starts there.
+            # Frames that depend on frames before a random access point are only dropped if decoding starts there.
             yield None
         for packet in packets:
             if number == run.first and packet.pts != run.first_time_stamp:
@@ -168,13 +169,13 @@ def _needed_packets(
 
 
 class Run(NamedTuple):
-    """Packets to decode one after the other.
+    """Consecutive packets to decode.
 
     Args:
-        first (`int`): An entry of the table.
-        first_time_stamp (`int`): Its presentation time stamp, in ticks.
-        last (`int`): Packet of the last wanted frame in file order.
-        skipped (`set[int]`): Packets between them that no wanted frame depends on.
+        first (`int`): Number of the first packet, an entry of the table.
+        first_time_stamp (`int`): Presentation time stamp of the first packet, in ticks.
+        last (`int`): Number of the packet of the last wanted frame, in file order.
+        skipped (`set[int]`): Numbers of packets in between on which no wanted frame depends.
     """
 
     first: int
@@ -185,22 +186,22 @@ class Run(NamedTuple):
 
 def plan_runs(table: PacketTable, positions: list[int]) -> list[Run]:
     """
-    Plan what to decode for some frames: every group of pictures once, up to the last frame wanted of it.
+    Plan which packets to decode for some frames: each group of pictures once, up to its last wanted frame.
 
     Args:
-        table (`PacketTable`): Of the video.
+        table (`PacketTable`): The packet table of the video.
         positions (`list[int]`): Frame numbers, ascending.
 
     Returns:
         `list[Run]`: Runs in file order that do not touch.
     """
     entries, entry_time_stamps = table.entries.tolist(), table.entry_time_stamps.tolist()
-    spans: dict[int, list[int]] = {}  # packets wanted, by the number of the entry that decoding starts from
+    spans: dict[int, list[int]] = {}  # wanted packets, by the number of the entry at which decoding starts
     for packet, time_stamp in zip(
         table.packets[positions].tolist(), table.time_stamps[positions].tolist(), strict=True
     ):
         number = bisect.bisect_right(entries, packet) - 1
-        while entry_time_stamps[number] > time_stamp:  # a frame shown before the entry leans on what precedes it
+        while entry_time_stamps[number] > time_stamp:  # a frame shown before the entry depends on earlier ones
             number -= 1
         spans.setdefault(number, []).append(packet)
     runs: list[Run] = []

@@ -1,4 +1,4 @@
-"""Which frames of a video make up a clip."""
+"""Choose the frames of a video that make up a clip."""
 
 import math
 from typing import Literal, get_args
@@ -45,27 +45,27 @@ def sample_positions(
     """
     Choose the frames of a clip.
 
-    Of the frames of `[start_seconds, end_seconds)` (those that begin in it; if none does, the one on screen at its
-    start):
+    Candidates are the frames that begin in `[start_seconds, end_seconds)`, or, if none does, the frame on screen at
+    its start. The strategies are:
 
-    - `"uniform"`: cut into `num_frames` equal parts, the centre of each;
-    - `"jittered"`: the same parts, one frame of each drawn at random (as in temporal segment networks,
+    - `"uniform"`: the centre of each of `num_frames` equal parts;
+    - `"jittered"`: one random frame of each of the same parts (as in temporal segment networks,
       https://arxiv.org/abs/1608.00859);
     - `"dense"`: `num_frames` frames, `stride` apart; from the centre, or with a `generator` from a random start;
-    - `"alpro"`: every `count // num_frames`-th of the `count` frames, from the first, as ALPRO's evaluation takes them
-      (Li et al. 2022); its step is rounded down, so the end of the segment may never be seen.
+    - `"alpro"`: every `count // num_frames`-th of the `count` frames, starting at the first, as in ALPRO's evaluation
+      (Li et al. 2022); the step is rounded down, so the end of the segment may never be sampled.
 
-    Where the segment is too short, frames are repeated: `"uniform"` and `"jittered"` repeat evenly, `"dense"` repeats
-    the last frame, `"alpro"` gives the first frame alone.
+    If the segment is too short, frames are repeated: `"uniform"` and `"jittered"` repeat evenly, `"dense"` repeats the
+    last frame, `"alpro"` returns only the first frame.
 
     Args:
         index (`FrameIndex`): The index of the video.
-        num_frames (`int`): Frames of the clip, at least 1.
+        num_frames (`int`): Number of frames of the clip, at least 1.
         strategy (`str`, *optional*, defaults to `"uniform"`): `"uniform"`, `"jittered"`, `"dense"` or `"alpro"`.
         start_seconds (`float`, *optional*): Start of the segment, in seconds from the first frame; default 0.
         end_seconds (`float`, *optional*): End of the segment (exclusive), in seconds; default the end of the video.
-        stride (`int`, *optional*, defaults to 1): Distance of neighbouring frames of a `"dense"` clip, in frames.
-        generator (`np.random.Generator`, *optional*): Source of chance: needed by `"jittered"`, optional with
+        stride (`int`, *optional*, defaults to 1): Distance between neighbouring frames of a `"dense"` clip, in frames.
+        generator (`np.random.Generator`, *optional*): Source of randomness: required by `"jittered"`, optional with
             `"dense"`, unused by the others.
 
     Returns:
@@ -85,9 +85,9 @@ def sample_positions(
     ```
     """
     if num_frames < 1:
-        raise InputError(f"num_frames is {num_frames}; a clip has at least 1 frame")
+        raise InputError(f"num_frames is {num_frames}; give at least 1")
     if stride < 1:
-        raise InputError(f"stride is {stride}; neighbouring frames are at least 1 apart")
+        raise InputError(f"stride is {stride}; give at least 1")
     if strategy not in SAMPLING_STRATEGIES:
         raise InputError(
             f"there is no frame sampling strategy {strategy!r}; allowed are {', '.join(SAMPLING_STRATEGIES)}"
@@ -100,9 +100,9 @@ def sample_positions(
         return [first + part * (count // num_frames) for part in range(num_frames)]
     if strategy == "jittered":
         if generator is None:
-            raise InputError("the jittered strategy draws frames at random: give a generator, or use 'uniform'")
-        drawn = (np.arange(num_frames) + generator.random(num_frames)) * count / num_frames
-        return [first + min(int(offset), count - 1) for offset in drawn]
+            raise InputError("the 'jittered' strategy samples frames at random: give a generator, or use 'uniform'")
+        offsets = (np.arange(num_frames) + generator.random(num_frames)) * count / num_frames
+        return [first + min(int(offset), count - 1) for offset in offsets]
     room = max(count - (num_frames - 1) * stride - 1, 0)  # the latest start of a clip that fits
     offset = room // 2 if generator is None else int(generator.integers(room + 1))
     return [first + min(offset + step * stride, count - 1) for step in range(num_frames)]
@@ -120,7 +120,7 @@ def segment_positions(
         end_seconds (`float`, *optional*): End (exclusive) in seconds; default the end of the video.
 
     Returns:
-        `tuple[int, int]`: First frame number, and the number after the last; at least one frame.
+        `tuple[int, int]`: Number of the first frame, and the number after the last; at least one frame.
 
     Raises:
         ValueError: The segment is not allowed.
@@ -134,7 +134,7 @@ def segment_positions(
         )
     first = int(np.searchsorted(index.seconds, start, side="left"))
     stop = index.num_frames if end_seconds is None else int(np.searchsorted(index.seconds, end_seconds, side="left"))
-    if first >= stop:  # no frame begins in the segment: the one on screen at its start
+    if first >= stop:  # no frame begins in the segment: use the one on screen at its start
         first = max(int(np.searchsorted(index.seconds, start, side="right")) - 1, 0)
         stop = first + 1
     return first, stop

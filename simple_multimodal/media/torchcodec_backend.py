@@ -20,21 +20,21 @@ from simple_multimodal.media.frame_index import FrameIndex
 
 logger = logging.getLogger(__name__)
 
-INSTEAD = "leave --decode_device out to decode on the CPU"
+INSTEAD = "use decode_device='cpu' to decode on the CPU"
 SPAWN = (
-    "CUDA does not work in a process that was forked, which a loader process is by default: spawn them "
-    "(--dataloader_multiprocessing_context spawn), or decode in the main process (--dataloader_num_workers 0)"
+    "CUDA does not work in a forked process, and DataLoader workers are forked by default: spawn them "
+    "(dataloader_multiprocessing_context='spawn'), or decode in the main process (dataloader_num_workers=0)"
 )
 
 
 class TorchCodecBackend:
     """
-    Decodes with torchcodec, and refuses a file of which torchcodec would return other frames than a full decode.
+    Decodes with torchcodec, and refuses a file if torchcodec's frames would differ from those of a full decode.
 
-    On a GPU its decoder (NVDEC) is used, and frames are tensors that stay there. They are the same frames as on a CPU,
-    with other pixels: the hardware converts colours with rounding of its own, and frames are scaled with torch's
-    antialiased bilinear kernel in place of swscale's. A file that the hardware cannot decode is decoded on the CPU by
-    torchcodec and copied, with a warning.
+    On a GPU the hardware decoder (NVDEC) is used, and frames are tensors that stay there. They are the same frames as
+    on a CPU, but with slightly different pixels: the hardware rounds differently when it converts colours, and frames
+    are scaled with torch's antialiased bilinear kernel instead of swscale's. A file that the hardware cannot decode is
+    decoded on the CPU by torchcodec and copied to the GPU, with a warning.
 
     Args:
         device (`str`, *optional*, defaults to `"cpu"`): `"cpu"`, or `"cuda"` for the GPU of this process.
@@ -57,7 +57,7 @@ class TorchCodecBackend:
         self.device = device if device == "cpu" else _usable_gpu(device)
         self._process = os.getpid()
 
-    def __reduce__(self) -> tuple[Any, ...]:  # in the process that it is sent to it looks at that one's GPU
+    def __reduce__(self) -> tuple[Any, ...]:  # created again where it is unpickled, to check the GPU of that process
         return TorchCodecBackend, (self.device,)
 
     def frames(
@@ -67,14 +67,14 @@ class TorchCodecBackend:
         index: FrameIndex,
         size: tuple[int, int] | None = None,
     ) -> np.ndarray | torch.Tensor:
-        """See [`VideoBackend.frames`]; on a GPU a `torch.ByteTensor` there, of the same shape."""
+        """See [`VideoBackend.frames`]; on a GPU, return a `torch.ByteTensor` of the same shape there."""
         if self.device != "cpu" and os.getpid() != self._process:
-            raise RuntimeError(f"--decode_device {self.device}: {SPAWN}")
+            raise RuntimeError(f"decode_device={self.device!r}: {SPAWN}")
         with open_media(path, probe="nothing"):  # refuses playlists, which torchcodec would follow
             pass
         try:
             frames = read_checked(
-                # An absolute path is never taken for an address.
+                # An absolute path is never taken for a URL.
                 lambda: _Reader(os.path.abspath(path), index.stream, index.start_seconds, self.device),
                 positions,
                 index,
@@ -83,7 +83,7 @@ class TorchCodecBackend:
             )
         except MediaError as error:
             if isinstance(error.__cause__, (torch.OutOfMemoryError, torch.AcceleratorError)):
-                raise error.__cause__ from None  # of the GPU, not of the file
+                raise error.__cause__ from None  # an error of the GPU, not of the file
             raise
         return to_planes(frames, size) if isinstance(frames, np.ndarray) else scaled_on_device(frames, size)
 
@@ -94,7 +94,7 @@ class _Reader:
     def __init__(self, source: str | bytes, stream: int, start_seconds: float, device: str):
         from torchcodec.decoders import VideoDecoder, set_cuda_backend
 
-        # On a GPU NVDEC without FFmpeg in between, the only way that applies rotation (torchcodec #1235).
+        # On a GPU, NVDEC without FFmpeg in between: only this backend applies rotation (torchcodec #1235).
         with contextlib.nullcontext() if device == "cpu" else set_cuda_backend("beta"):
             self.decoder = VideoDecoder(
                 source,
@@ -115,14 +115,14 @@ class _Reader:
     def read(self, positions: list[int]) -> tuple[np.ndarray, np.ndarray | torch.Tensor]:
         batch = self.decoder.get_frames_at(positions)
         if self.device != "cpu" and self.decoder.cpu_fallback:
-            logger.warning(f"{self.source!r}: torchcodec decodes it on the CPU ({self.decoder.cpu_fallback})")
+            logger.warning(f"{self.source!r}: decoded by torchcodec on the CPU ({self.decoder.cpu_fallback})")
         data = batch.data.numpy() if self.device == "cpu" else batch.data
         return batch.pts_seconds.cpu().numpy() - self.start_seconds, data
 
 
 def scaled_on_device(frames: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
     """
-    Return frames of a decoder on a device as [`VideoBackend.frames`] does.
+    Convert and scale frames of a decoder on a device to the output of [`VideoBackend.frames`].
 
     Args:
         frames (`torch.ByteTensor` of shape `(num_frames, height, width, 3)`): RGB.
@@ -139,26 +139,26 @@ def scaled_on_device(frames: torch.Tensor, size: tuple[int, int] | None) -> torc
 
 
 def _usable_gpu(device: str) -> str:
-    """The GPU of this process by its number, after a look at whether torchcodec can decode on it."""
+    """Return the GPU of this process with its number, after checking that torchcodec can decode on it."""
     if not torch.cuda.is_available():
-        raise InputError(f"--decode_device {device}: torch finds no CUDA device on this machine; {INSTEAD}")
+        raise InputError(f"decode_device={device!r}: torch finds no CUDA device on this machine; {INSTEAD}")
     number = torch.device(device).index
     device = f"cuda:{torch.cuda.current_device() if number is None else number}"
     try:
         reader = _Reader(_sample_video(), 0, 0.0, device)
         reader.read([0])
     except RuntimeError as error:
-        raise InputError(f"--decode_device {device}: {_why_not(error)}; {INSTEAD}") from error
+        raise InputError(f"decode_device={device!r}: {_why_not(error)}; {INSTEAD}") from error
     if reader.decoder.cpu_fallback:
         raise InputError(
-            f"--decode_device {device}: the driver offers no video decoder ({reader.decoder.cpu_fallback}); in a "
-            f"container NVIDIA_DRIVER_CAPABILITIES must name `video`, and some GPUs have no NVDEC; {INSTEAD}"
+            f"decode_device={device!r}: the driver offers no video decoder ({reader.decoder.cpu_fallback}); in a "
+            f"container NVIDIA_DRIVER_CAPABILITIES must include `video`, and some GPUs have no NVDEC; {INSTEAD}"
         )
     return device
 
 
 def _why_not(error: RuntimeError) -> str:
-    """Why torchcodec does not decode on a GPU, by what it raised."""
+    """Return the reason why torchcodec cannot decode on a GPU, from the error that it raised."""
     if "Unsupported device" in str(error):
         return (
             f"this torchcodec ({importlib.metadata.version('torchcodec')}) was built without CUDA; install one that "
@@ -168,7 +168,7 @@ def _why_not(error: RuntimeError) -> str:
 
 
 def _sample_video() -> bytes:
-    """A small H.264 file, as every NVDEC decodes them."""
+    """Return a small H.264 file, which every NVDEC can decode."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10)

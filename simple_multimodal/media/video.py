@@ -1,4 +1,4 @@
-"""The video backends by name, and single files to look at."""
+"""The video backends by name, and a class to look at a single file."""
 
 import os
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ DECODE_DEVICES = ("cpu", "cuda")
 
 
 def decoder_name(video_backend: str, decode_device: str) -> str:
-    """Return what decodes frames, such as `"pyav"` or `"torchcodec on cuda"`; the pixels of others differ."""
+    """Return the name of the decoder, such as `"pyav"` or `"torchcodec on cuda"`; pixels differ between decoders."""
     return video_backend if decode_device == "cpu" else f"{video_backend} on {decode_device}"
 
 
 def get_video_backend(name: str, *, is_like_decord: bool = False, decode_device: str = "cpu") -> VideoBackend:
     """
-    Return the video backend of a name.
+    Return a video backend by name.
 
     Args:
-        name (`str`): `"pyav"` (always there), `"torchcodec"` or `"decord"` (extras).
-        is_like_decord (`bool`, *optional*, defaults to `False`): Whether frames have the pixels that decord's
-            `VideoReader(path, width=..., height=...)` scales to, which `"pyav"` alone can give.
-        decode_device (`str`, *optional*, defaults to `"cpu"`): `"cpu"`, or `"cuda"`, with `"torchcodec"` alone.
+        name (`str`): `"pyav"` (always available), `"torchcodec"` or `"decord"` (extras).
+        is_like_decord (`bool`, *optional*, defaults to `False`): Whether scaled frames get the same pixels as with
+            decord's `VideoReader(path, width=..., height=...)`; only for `"pyav"`.
+        decode_device (`str`, *optional*, defaults to `"cpu"`): `"cpu"`, or `"cuda"`, which needs `"torchcodec"`.
 
     Returns:
         `VideoBackend`: The backend; it keeps no file open and can be pickled.
@@ -39,15 +39,15 @@ def get_video_backend(name: str, *, is_like_decord: bool = False, decode_device:
         ImportError: The backend's package is not installed, or does not load.
     """
     if decode_device not in DECODE_DEVICES:
-        raise InputError(f"--decode_device is {decode_device!r}; allowed are {', '.join(DECODE_DEVICES)}")
+        raise InputError(f"decode_device={decode_device!r} is not allowed; use one of {', '.join(DECODE_DEVICES)}")
     if decode_device != "cpu" and name != "torchcodec" and name in VIDEO_BACKENDS:
         raise InputError(
-            f"--decode_device {decode_device} needs --video_backend torchcodec; {name} decodes on the CPU alone"
+            f"decode_device={decode_device!r} needs video_backend='torchcodec'; {name} only decodes on the CPU"
         )
     if name == "pyav":
         return PyAVBackend(is_like_decord=is_like_decord)
     if is_like_decord and name in VIDEO_BACKENDS:
-        raise InputError(f"the {name} backend does not give the pixels that decord scales to; {REMEDY}, which does")
+        raise InputError(f"the {name} backend cannot scale frames like decord; {REMEDY}")
     if name == "torchcodec":
         from simple_multimodal.media.torchcodec_backend import TorchCodecBackend  # it imports torch
 
@@ -63,11 +63,12 @@ class Video:
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        video_backend (`str`, *optional*, defaults to `"pyav"`): What decodes it, see [`get_video_backend`].
+        video_backend (`str`, *optional*, defaults to `"pyav"`): The backend that decodes it, see
+            [`get_video_backend`].
         index_dir (`str`, *optional*): Folder of stored frame indices; by default one in the user's cache folder.
 
     Attributes:
-        index ([`FrameIndex`]): Its frames: `num_frames`, `seconds` of each, `height` and `width` in pixels.
+        index ([`FrameIndex`]): The frame index: `num_frames`, `seconds` of each frame, `height` and `width` in pixels.
 
     Raises:
         MediaError: The file cannot be read.
@@ -92,7 +93,7 @@ class Video:
         return self.index.num_frames
 
     def frames(self, positions: Sequence[int]) -> np.ndarray:
-        """Return frames by their numbers from 0, `uint8` of shape `(num_positions, 3, height, width)`, RGB."""
+        """Return frames by number, starting at 0: `uint8` RGB of shape `(num_positions, 3, height, width)`."""
         frames = with_index(
             self.path, lambda index: self._backend.frames(self.path, positions, index), index_dir=self.index_dir
         )
@@ -100,5 +101,5 @@ class Video:
 
 
 def open_video(path: str | os.PathLike[str], **settings) -> Video:
-    """Open a video file; arguments are those of [`Video`]."""
+    """Open a video file; the arguments are those of [`Video`]."""
     return Video(path, **settings)

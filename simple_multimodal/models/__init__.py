@@ -1,4 +1,4 @@
-"""Towers, fusion and losses: tensors in, tensors out. The heads lie with their tasks."""
+"""Towers, fusion and losses: tensors in, tensors out. The heads live with their tasks."""
 
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.modeling import MultimodalModel

@@ -30,21 +30,21 @@ CONTRASTIVE_PAIRS: dict[str, tuple[str, str]] = {
 
 def refuse_kernels(config: PreTrainedConfig) -> None:
     """
-    Refuse a configuration whose attention (or experts) is a repository on the hub, of which code would be run.
+    Refuse a configuration whose attention (or experts) is a repository on the hub, whose code would be run.
 
     Raises:
-        ValueError: It is.
+        ValueError: If it is one.
     """
     for value in (config._attn_implementation, config._experts_implementation):
         if value is not None and "/" in value:
             raise InputError(
                 f"The {config.model_type} configuration names {value!r} as its attention: code from the hub, which is "
-                "not run. Allowed are 'eager', 'sdpa' and other attention of transformers' own; take the entry out."
+                "not run. Remove the entry, or use 'eager', 'sdpa' or another attention that is part of transformers."
             )
 
 
 class _SubConfigs:
-    """The names of all sub-configurations, those of modalities that are added later included."""
+    """Names of all sub-configurations, including those of modalities that are added later."""
 
     def __get__(self, config: PreTrainedConfig | None, owner: type) -> dict[str, type[AutoConfig]]:
         # Not `fusion_config`: transformers reads a setting of that name for its fused kernels.
@@ -59,8 +59,8 @@ class MultimodalConfig(PreTrainedConfig):
 
     Args:
         text_config, audio_config, video_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of each tower, of a `model_type` that `simple_multimodal.models.encoders.ENCODERS` knows. The
-            tower of a further modality has its configuration in `{modality}_config`, too.
+            Configuration of each tower, with a `model_type` that `simple_multimodal.models.encoders.ENCODERS` knows. A
+            further modality has its tower's configuration in `{modality}_config`, too.
         crossformer_config (`dict` or `PreTrainedConfig`):
             A ViT configuration (pre-norm layers) or a BERT configuration (post-norm layers) that gives the sizes of
             the crossformer.
@@ -74,30 +74,30 @@ class MultimodalConfig(PreTrainedConfig):
             `softmax` (InfoNCE, as in CLIP) or `sigmoid` (as in SigLIP).
         contrastive_loss_before_fusion (`bool`, *optional*, defaults to `True`):
             Whether text, audio and video embeddings pool the towers' own tokens. If `False`, each modality's tokens go
-            through the fusion layers first, alone. A tower that has an embedding of its own gives that instead of the
-            mean of its tokens; if it is of size `contrastive_dim`, nothing is projected.
+            through the fusion layers first, alone. A tower with its own embedding provides that instead of the mean of
+            its tokens; if its size is `contrastive_dim`, nothing is projected.
         clip_embedding (`str`, *optional*, defaults to `"fusion"`):
-            What a clip is found by: `fusion` pools its tokens after the fusion layers; `mean` is the mean of the
-            embeddings of its sound and its pictures, of those it has.
+            How a clip is embedded: `fusion` pools its tokens after the fusion layers; `mean` is the mean of its audio
+            and video embeddings, of those it has.
         frame_pooling_layers (`int`, *optional*, defaults to 0):
-            Layers of the [`FrameTransformer`] of a video tower that looks at single frames; 0: a clip's embedding is
-            the mean of those of its frames.
+            Layers of the [`FrameTransformer`] of a video tower that encodes single frames; with 0, a clip's embedding
+            is the mean of its frame embeddings.
         share_masked_pass (`bool`, *optional*, defaults to `False`):
             Whether contrastive and matching losses use the masked inputs of the masked objectives (one pass through
             each tower in training) instead of clean ones.
         hard_negative_ratio (`float`, *optional*, defaults to 1.0):
-            Share of the negatives of matching that are drawn by similarity; the others are any clips of the batch.
-            Thousands of steps on few clips need those, too: see `docs/models.md`.
+            Share of the matching negatives that are sampled by similarity; the others are any clips of the batch.
+            Training for thousands of steps on few clips needs those, too: see `docs/models.md`.
         matching_residual (`bool`, *optional*, defaults to `False`):
             Whether pairs are ranked by the scaled cosine plus the log odds of the matching head, instead of by the
-            head alone; see [`ranking_scores`]. `train.py` builds new models so; models saved without this entry keep
-            their numbers.
+            head alone; see [`ranking_scores`]. `train.py` sets it for new models; models saved without this entry keep
+            their scores.
         rerank_top_k (`int`, *optional*):
-            How many of the first candidates are re-ranked by matching unless something else is asked for: as many as
-            gave a better R@1 than the cosine alone on the validation split, else 0; `None`: not measured, like 0.
-            Training's evaluation sets it.
+            Number of first candidates that are re-ranked by matching unless another one is given: the number that gave
+            a better R@1 than the cosine alone on the validation split, else 0; `None`: not measured, treated as 0.
+            Evaluation during training sets it.
         task (`str`, *optional*):
-            Name of the task that the model was trained for; models saved without it are known by their class.
+            Name of the task that the model was trained for; models saved without it are identified by their class.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the initial inverse temperature (1 / 0.07).
         image_mean, image_std (`list[float]`):
@@ -106,10 +106,10 @@ class MultimodalConfig(PreTrainedConfig):
             Weight of each pre-training objective; 0 leaves the objective and its decoder out.
         initializer_range (`float`, *optional*):
             Standard deviation of new projections and heads; by default that of `crossformer_config`. A narrow fusion
-            needs more than the 0.02 of wide ones: see `docs/architecture.md`.
+            needs a larger one than the 0.02 of wide ones: see `docs/architecture.md`.
         lora (`dict`, *optional*):
             Adapters that the model is built with, see [`add_lora`]: arguments of `peft.LoraConfig`, with the names of
-            all layers as `target_modules`.
+            all adapted layers as `target_modules`.
     """
 
     model_type = "simple_multimodal"
@@ -157,7 +157,7 @@ class MultimodalConfig(PreTrainedConfig):
             if key.endswith("_config") and isinstance(value, dict) and "model_type" in value:
                 raise InputError(
                     f"`{key}` is for a tower of an unknown modality; known are {', '.join(MODALITIES)}. Import the "
-                    "module that adds it before the model is loaded."
+                    "module that adds it before loading the model."
                 )
         if self.initializer_range is None and self.crossformer_config is not None:
             self.initializer_range = self.crossformer_config.initializer_range
@@ -171,12 +171,12 @@ class MultimodalConfig(PreTrainedConfig):
         return tuple(m for m in MODALITIES if self.tower_config(m) is not None)
 
     def tower_config(self, modality: Modality) -> PreTrainedConfig | None:
-        """The configuration of one tower, or `None` where the model lacks the modality."""
+        """Return the configuration of one tower, or `None` if the model lacks the modality."""
         return getattr(self, f"{modality}_config")
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weights of the objectives that are switched on and that this model's modalities allow, by name."""
+        """Weights of the objectives that are enabled and that this model's modalities allow, by name."""
         weights = {
             "mlm": (self.mlm_loss_weight, {"text"}),
             "mam": (self.mam_loss_weight, {"audio"}),

@@ -1,4 +1,4 @@
-"""What processes share: rows, with and without gradient, on the device or on the host, sums, and decisions."""
+"""Exchange between processes: rows, with and without gradient, on the device or the host, sums, and decisions."""
 
 import math
 import time
@@ -13,16 +13,16 @@ Result = TypeVar("Result")
 _host_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}  # by the group of all processes
 
 PART_BYTES = 1 << 28
-"""What is sent at once of a tensor on the host; bounds what a process needs besides the result."""
+"""Bytes of a host tensor that are sent at once; bounds the memory that a process needs on top of the result."""
 
 
 def leave_process_group() -> None:
     """
     Leave the other processes at the end of a run.
 
-    gloo's threads drop the tensors of a collective some time after it is over, and need the interpreter for that: one
-    that is being finalized aborts the process (pytorch/pytorch#179291). `DistributedDataParallel` keeps these threads
-    alive beyond `destroy_process_group`, so they are given the time.
+    gloo's threads release the tensors of a collective some time after it is over, and need the interpreter for that:
+    one that is being finalized aborts the process (pytorch/pytorch#179291). `DistributedDataParallel` keeps these
+    threads alive beyond `destroy_process_group`, so they are given time to finish.
     """
     if dist.is_available() and dist.is_initialized():
         if "gloo" in dist.get_backend() or _host_groups:
@@ -32,12 +32,12 @@ def leave_process_group() -> None:
 
 
 def is_distributed() -> bool:
-    """Whether several processes take part in this run."""
+    """Return whether several processes take part in this run."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def first_row(num_rows: int) -> int:
-    """Where this process's rows start in what [`gather_rows`] returns, given that every process has `num_rows`."""
+    """Return where this process's rows start in a result of [`gather_rows`], if every process has `num_rows`."""
     return dist.get_rank() * num_rows if is_distributed() else 0
 
 
@@ -62,10 +62,10 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Concatenate the rows of all processes, in rank order; gradients flow back to the process that owns a row.
 
     Args:
-        rows (`torch.Tensor` of shape `(num_rows, ...)`): the same shape on every process.
+        rows (`torch.Tensor` of shape `(num_rows, ...)`): Rows of this process, of the same shape on every process.
 
     Returns:
-        `torch.Tensor` of shape `(num_processes * num_rows, ...)`; the input itself in a single process.
+        `torch.Tensor` of shape `(num_processes * num_rows, ...)`: Rows of all; the input itself in a single process.
     """
     if not is_distributed():
         return rows
@@ -76,18 +76,18 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 class RowExchange:
     """
-    Hands every process the rows that it wants, wherever they are, and no others.
+    Sends every process the rows that it wants, wherever they are, and no others.
 
-    Each process must know which rows the others want of it, for which the host waits for the device once. In a single
-    process nothing is known or sent.
+    Each process must know which rows the others want from it, for which the host waits for the device once. In a
+    single process nothing is sent.
 
     Args:
-        wanted (`torch.LongTensor` of shape `(num_rows,)`): the rows that this process wants, by their place in what
+        wanted (`torch.LongTensor` of shape `(num_rows,)`): Rows that this process wants, by their position in what
             [`gather_rows`] returns; as many as it has, and as every other process wants.
-        sizes (`Sequence[int]`, *optional*): whatever the processes are to agree on.
+        sizes (`Sequence[int]`, *optional*): Sizes that the processes need to agree on.
 
     Attributes:
-        largest (`list[int]`): of each of `sizes`, the largest of any process.
+        largest (`list[int]`): The largest value in any process, for each of `sizes`.
     """
 
     def __init__(self, wanted: torch.Tensor, sizes: Sequence[int] = ()):
@@ -103,21 +103,22 @@ class RowExchange:
         self._num_given = [len(rows) for rows in given]
         self._num_taken = [owners.count(process) for process in range(len(told))]
         by_owner = sorted(range(num_rows), key=owners.__getitem__)
-        # Of this process, to whom they go; and in which of the wanted rows' places those that come belong.
+        # Own rows, grouped by the process they go to; and the positions among the wanted rows of those that arrive.
         self._given = torch.tensor([row for rows in given for row in rows], dtype=torch.long, device=wanted.device)
         self._places = torch.tensor(by_owner, device=wanted.device)
 
     def take(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """
-        The wanted rows; gradients flow back to the process that owns a row.
+        Return the wanted rows; gradients flow back to the process that owns a row.
 
         Args:
-            rows (`torch.Tensor` of shape `(num_rows, ...)`): this process's, of the same shape on every process.
-            dtype (`torch.dtype`): what rows and their gradients are rounded to on the way, in a single process, too.
-                Gradients of a row that several take are added up as `rows` are, in the order of those who take it.
+            rows (`torch.Tensor` of shape `(num_rows, ...)`): Rows of this process, of the same shape on every process.
+            dtype (`torch.dtype`): Type that rows and their gradients are rounded to on the way, in a single process,
+                too. Gradients of a row that several processes take are added up in the type of `rows`, in the order of
+                these processes.
 
         Returns:
-            `torch.Tensor`: of the shape and type of `rows`.
+            `torch.Tensor`: Rows of the shape and type of `rows`.
         """
         if not is_distributed():
             return rows.index_select(0, self.wanted).to(dtype).to(rows.dtype)
@@ -147,7 +148,7 @@ class _TakeRows(torch.autograd.Function):
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all processes, without gradient; the input itself in a single process."""
+    """Sum a tensor over all processes, without gradient; return the input itself in a single process."""
     if is_distributed():
         values = values.clone()
         dist.all_reduce(values)
@@ -156,9 +157,9 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 def host_group() -> dist.ProcessGroup:
     """
-    Return the group in which all processes exchange what lies on the host, without a detour through a device.
+    Return the group in which all processes exchange data on the host, without a detour through a device.
 
-    It is made once, beside that of the devices; all processes take part in that.
+    It is created once, in addition to the devices' group; all processes must take part in creating it.
     """
     everyone = dist.group.WORLD
     assert everyone is not None  # there are several processes
@@ -170,7 +171,7 @@ def host_group() -> dist.ProcessGroup:
 
 
 def share_of(work: Sequence[Result]) -> Sequence[Result]:
-    """Return what of a list of work, the same in every process, falls to this one."""
+    """Return this process's share of a list of work that is the same in every process."""
     return work[dist.get_rank() :: dist.get_world_size()] if is_distributed() else work
 
 
@@ -178,7 +179,7 @@ def gather_objects(value: Result) -> list[Result]:
     """
     Return the values of all processes, in the order of ranks, through the host's memory.
 
-    For what is small. Of tensors and arrays pass no views: each is sent with all of the memory that it looks at.
+    Use it for small values. Do not pass views of tensors or arrays: each is sent with all of the memory behind it.
     """
     if not is_distributed():
         return [value]
@@ -192,8 +193,8 @@ class Ragged(NamedTuple):
     Rows of different lengths, one after another.
 
     Args:
-        values (`torch.Tensor` of shape `(total_length, ...)`): what they hold.
-        lengths (`torch.LongTensor` of shape `(num_rows,)`): of each row, 0 or more.
+        values (`torch.Tensor` of shape `(total_length, ...)`): Values of the rows.
+        lengths (`torch.LongTensor` of shape `(num_rows,)`): Length of each row, 0 or more.
     """
 
     values: torch.Tensor
@@ -206,16 +207,16 @@ def gather_on_host(
     """
     Bring the rows of all processes together in every process, on the host, in the order of their ids.
 
-    A process needs the memory of the result and [`PART_BYTES`] besides.
+    A process needs the memory of the result and [`PART_BYTES`] on top.
 
     Args:
-        row_ids (`torch.LongTensor` of shape `(num_rows,)`): Of this process's rows, as many as it has. Rows with equal
-            ids must belong to one process, and keep their order.
-        columns (`Mapping[str, torch.Tensor | Ragged]`): What each row has, of shape `(num_rows, ...)` or [`Ragged`],
+        row_ids (`torch.LongTensor` of shape `(num_rows,)`): Ids of this process's rows, as many as it has. Rows with
+            equal ids must belong to one process, and keep their order.
+        columns (`Mapping[str, torch.Tensor | Ragged]`): Values of each row, of shape `(num_rows, ...)` or [`Ragged`],
             on any device. A process without rows may leave out what it does not know.
 
     Returns:
-        `tuple`: the sorted ids of all rows, and the columns in their order, on the CPU.
+        `tuple`: The sorted ids of all rows, and the columns in their order, on the CPU.
     """
     row_ids = row_ids.cpu()
     if not is_distributed() and bool((row_ids[1:] >= row_ids[:-1]).all()):
@@ -235,7 +236,7 @@ def gather_on_host(
         own_values, own_lengths = (None, None) if own is None else own
         lengths = _collect(own_lengths, by_process, torch.int64, ())
         starts = lengths.cumsum(0) - lengths
-        # Of every value of a process's rows, where it belongs.
+        # The position of every value of a process's rows.
         within = [
             torch.repeat_interleave(starts[rows] - lengths[rows].cumsum(0) + lengths[rows], lengths[rows])
             + torch.arange(int(lengths[rows].sum()))
@@ -250,7 +251,7 @@ def _on_host(column: torch.Tensor | Ragged) -> torch.Tensor | Ragged:
 
 
 def _describe(column: torch.Tensor | Ragged) -> tuple[torch.dtype, tuple[int, ...], bool]:
-    """Type and shape of what a row, or one value of a row, holds, and whether rows have several."""
+    """Return dtype and shape of a row, or of one value of a row, and whether rows have several."""
     is_ragged = isinstance(column, Ragged)
     values = column.values if isinstance(column, Ragged) else column
     return values.dtype, tuple(values.shape[1:]), is_ragged
@@ -277,8 +278,8 @@ def _collect(
 
 
 def decide_in_first_process(decide: Callable[[], Result]) -> Result:
-    """What `decide()` returns in process 0, in every process; a `ValueError` or `OSError` is raised in every process,
-    too. For what must not be decided twice, such as which files to go on from.
+    """Return what `decide()` returns in process 0, in every process; a `ValueError` or `OSError` is also raised in
+    every process. For decisions that must not be made twice, such as which files to resume from.
     """
     if not is_distributed():
         return decide()

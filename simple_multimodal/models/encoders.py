@@ -84,20 +84,20 @@ for _encoder in (
 
 
 def known_model_types(modality: Modality) -> list[str]:
-    """Return the `model_type` of all configs that hold an encoder of one modality."""
+    """Return the `model_type` of all configs that contain an encoder of one modality."""
     return [model_type for known, model_type in ENCODERS if known == modality]
 
 
 def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
     """
-    Look up an encoder.
+    Look up the class of an encoder.
 
     Args:
         model_type (`str`): `model_type` of the Hugging Face config, such as `"videomae"` or `"clip"`.
-        modality (`str`): one of `MODALITIES`.
+        modality (`str`): One of `MODALITIES`.
 
     Raises:
-        `ValueError` if there is no such encoder of that modality.
+        ValueError: If there is no such encoder of that modality.
     """
     if (modality, model_type) not in ENCODERS:
         raise InputError(

@@ -1,9 +1,9 @@
-"""Large contrastive batches in little memory: rows are encoded in chunks of which only the outputs are kept.
+"""Large contrastive batches in little memory: rows are encoded in chunks, of which only the outputs are kept.
 
 This is gradient caching (GradCache, Gao et al. 2021, arXiv 2101.06983): encode all chunks without a graph, compute the
 loss over their outputs and its gradient with respect to these, then encode one chunk after the other again, with a
 graph, and go backward through it. To autograd a chunk is one operation, with the parameters among its inputs: one
-forward and one backward pass do all of it, and gradients are synchronised, scaled and accumulated as ever.
+forward and one backward pass do all of it, and gradients are synchronised, scaled and accumulated as usual.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ Output = TypeVar("Output")
 
 class EncodedRows(NamedTuple):
     """
-    What the losses over a batch need of its rows, each computed from its row alone.
+    Outputs that the losses over a batch need, each computed from its row alone.
 
     Args:
-        embeds (`dict[str, torch.Tensor]`): unit-length embeddings `(num_rows, contrastive_dim)` by side.
-        streams (`dict[Modality, Stream]`): what the matching head takes of the rows' texts and clips.
-        sums (`dict[str, torch.Tensor]`): losses of objectives that compare no rows, summed over rows.
+        embeds (`dict[str, torch.Tensor]`): Unit-length embeddings `(num_rows, contrastive_dim)` by side.
+        streams (`dict[Modality, Stream]`): Input of the matching head from the rows' texts and clips.
+        sums (`dict[str, torch.Tensor]`): Losses of objectives that do not compare rows, summed over rows.
         metrics (`dict[str, torch.Tensor]`): `(sum, count)` of their metrics, of shape `(2,)`.
     """
 
@@ -39,11 +39,11 @@ class EncodedRows(NamedTuple):
 
 
 class _Chunk(torch.autograd.Function):
-    """A call whose forward pass keeps the inputs alone; the backward pass repeats it with the same random state.
+    """A call whose forward pass keeps only the inputs; the backward pass repeats it with the same random state.
 
-    Checkpoints of torch do not serve here: those that are reentrant hand the gradient of a parameter over chunk by
-    chunk, which `DistributedDataParallel` refuses; the others keep a graph without its tensors, of 18 MB a chunk of 16
-    rows on the toy world.
+    Checkpoints of torch do not work here: reentrant ones pass on the gradient of a parameter chunk by chunk, which
+    `DistributedDataParallel` refuses; the others keep a graph without its tensors, of 18 MB per chunk of 16 rows on
+    the toy world.
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class _Chunk(torch.autograd.Function):
         ctx.save_for_backward(*leaves)
         ctx.cpu_state, ctx.device_states = torch.get_rng_state(), get_device_states(*leaves)
         device = leaves[0].device.type
-        # Weights that were cast here, where there is no graph, must not be found again where there is one.
+        # Weights that were cast here, without a graph, must not be reused where there is one.
         ctx.autocast = {
             "device_type": device,
             "dtype": torch.get_autocast_dtype(device),
@@ -91,14 +91,14 @@ class _Chunk(torch.autograd.Function):
 
 
 def split_rows(rows: Rows, chunk_size: int) -> list[Rows]:
-    """Tensors of equally many rows, in dictionaries and tuples, `chunk_size` rows at a time."""
+    """Split tensors with the same number of rows, in dictionaries and tuples, into chunks of `chunk_size` rows."""
     leaves, form = tree_flatten(rows)
     return [tree_unflatten(chunk, form) for chunk in zip(*(leaf.split(chunk_size) for leaf in leaves), strict=True)]
 
 
 def split_batch(batch: dict[str, Any], chunk_size: int) -> list[dict[str, torch.Tensor]]:
-    """[`split_rows`] of a collator's batch: each chunk names the windows of audio of its own rows, at least one. How
-    many these are is said on the host, so that nobody waits for the device.
+    """Split a collator's batch by [`split_rows`]; each chunk lists the audio windows of its own rows, at least one.
+    The host knows their number, so that nothing waits for the device.
     """
     chunks = split_rows({name: part for name, part in batch.items() if name not in AUDIO_WINDOW_KEYS}, chunk_size)
     if any(name not in batch for name in AUDIO_WINDOW_KEYS):
@@ -125,21 +125,20 @@ def run_in_chunks(
     split: Callable[[Rows, int], list[Rows]] = split_rows,
 ) -> list[Output]:
     """
-    Call a function with one chunk of rows after the other.
+    Call a function on one chunk of rows after the other.
 
-    If there are several chunks, a call keeps nothing but its outputs. The backward pass calls the function once more
-    for each chunk, with the random state, on the CPU and on the device, that the first call found, and adds up
-    gradients.
+    If there are several chunks, a call only keeps its outputs. The backward pass calls the function once more for each
+    chunk, with the random state of the CPU and the device at the first call, and adds up gradients.
 
     Args:
-        model (`nn.Module`): whose parameters the function may use.
-        function (`Callable`): computes every row without regard to the others; it must not talk to other processes.
-        rows: tensors of equally many rows, in dictionaries and tuples.
-        chunk_size (`int`, *optional*): rows in a chunk, the last may have less; by default, all.
-        split (`Callable`, *optional*, defaults to [`split_rows`]): makes the chunks.
+        model (`nn.Module`): Module whose parameters the function may use.
+        function (`Callable`): Computes every row independently of the others, without talking to other processes.
+        rows: Tensors with the same number of rows, in dictionaries and tuples.
+        chunk_size (`int`, *optional*): Rows in a chunk; the last may have fewer. By default, all rows.
+        split (`Callable`, *optional*, defaults to [`split_rows`]): Makes the chunks.
 
     Returns:
-        `list`: what the calls returned, in order: tensors in dictionaries and tuples. Floating-point ones require a
+        `list`: Outputs of the calls, in order: tensors in dictionaries and tuples. Floating-point ones require a
         gradient.
     """
     if chunk_size is None:
@@ -167,7 +166,7 @@ def encode_in_chunks(
     batch: dict[str, torch.Tensor],
     chunk_size: int | None,
 ) -> EncodedRows:
-    """Encode a batch as [`run_in_chunks`] does, and put the outputs together again."""
+    """Encode a batch as [`run_in_chunks`] does, and join the outputs."""
     chunks = run_in_chunks(model, encode, batch, chunk_size, split=split_batch)
     first = chunks[0]
     if len(chunks) == 1:
@@ -186,5 +185,5 @@ def encode_in_chunks(
 
 
 def score_in_chunks(model: nn.Module, text: Stream, clip: Clip, *, chunk_size: int | None) -> torch.Tensor:
-    """The `matching_logits` of a model for pairs of text and clip, as [`run_in_chunks`] does."""
+    """Return the `matching_logits` of a model for pairs of text and clip, computed by [`run_in_chunks`]."""
     return torch.cat(run_in_chunks(model, lambda pairs: model.matching_logits(*pairs), (text, clip), chunk_size))

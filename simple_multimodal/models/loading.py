@@ -30,15 +30,15 @@ AnyTowerModel = TypeVar("AnyTowerModel", bound=TowerModel)
 @dataclass
 class LoadingReport:
     """
-    What became of every tensor of a checkpoint, and of every tensor of ours.
+    What happened to every tensor of a checkpoint, and to every tensor of ours.
 
     Args:
-        name (`str`): hub name or folder of the checkpoint.
-        loaded (`list[str]`): our tensors that were copied as they are.
-        converted (`dict[str, str]`): our tensors that were made to fit, with the rule.
-        new (`list[str]`): our tensors that the checkpoint gave nothing for; they keep their random or computed values.
-        unused (`dict[str, str]`): tensors of the checkpoint that went nowhere, with the reason.
-        logit_scale, logit_bias (`torch.Tensor`, *optional*): scalars that turn the cosines of the checkpoint's
+        name (`str`): Hub name or folder of the checkpoint.
+        loaded (`list[str]`): Our tensors that were copied unchanged.
+        converted (`dict[str, str]`): Our tensors that were made to fit, with the rule.
+        new (`list[str]`): Our tensors without a source in the checkpoint; they keep their random or computed values.
+        unused (`dict[str, str]`): Tensors of the checkpoint that were not used, with the reason.
+        logit_scale, logit_bias (`torch.Tensor`, *optional*): Scalars that turn the cosines of the checkpoint's
             embeddings into logits; the scale as a logarithm.
     """
 
@@ -51,7 +51,7 @@ class LoadingReport:
     logit_bias: torch.Tensor | None = None
 
     def summary(self) -> str:
-        """A block of text that counts the loaded tensors and names all others; `{0-3}` stands for layers 0 to 3."""
+        """Return a text that counts the loaded tensors and names all others; `{0-3}` stands for layers 0 to 3."""
         lines = [
             f"Weights from {self.name}: {len(self.loaded)} tensors loaded, {len(self.converted)} converted, "
             f"{len(self.new)} new, {len(self.unused)} unused."
@@ -69,7 +69,7 @@ class LoadingReport:
 
 def fold_names(names: Iterable[str]) -> list[str]:
     """
-    Write names that differ in their numbers alone as one: `a.0.w, a.1.w, a.2.w` becomes `a.{0-2}.w`.
+    Fold names that differ only in their numbers into one: `a.0.w, a.1.w, a.2.w` becomes `a.{0-2}.w`.
 
     Only sets of consecutive numbers are folded, so that the result stands for exactly the given names.
     """
@@ -89,7 +89,7 @@ def fold_names(names: Iterable[str]) -> list[str]:
 
 
 def no_conversion(name: str, source: torch.Tensor, target: torch.Tensor) -> Conversion | None:
-    """Load what has our shape, nothing else."""
+    """Convert nothing, so that only tensors of our shape are loaded."""
     return None
 
 
@@ -106,13 +106,13 @@ def transfer_tensors(
     Copy tensors into a module by name.
 
     Args:
-        name (`str`): where the tensors come from, for the report.
-        source (`Mapping[str, torch.Tensor]`): the tensors by their own names.
-        target (`nn.Module`): what they are copied into, in place.
-        rename (`Callable`): turns a name of `source` into one of `target`, or `None` where there is no counterpart.
+        name (`str`): Source of the tensors, for the report.
+        source (`Mapping[str, torch.Tensor]`): Tensors by their own names.
+        target (`nn.Module`): Module that they are copied into, in place.
+        rename (`Callable`): Turns a name of `source` into one of `target`, or `None` where there is no counterpart.
         convert (`Callable`, *optional*):
-            takes (our name, pretrained tensor, our tensor) and returns a [`Conversion`], or `None` to load the tensor
-            as it is if it has our shape. By default nothing is converted.
+            Takes (our name, pretrained tensor, our tensor) and returns a [`Conversion`], or `None` to load the tensor
+            unchanged if it has our shape. By default nothing is converted.
     """
     report = LoadingReport(name)
     own = target.state_dict()
@@ -136,7 +136,7 @@ def transfer_tensors(
 
 
 def read_config(name_or_path: str, what: str) -> dict:
-    """Values of a Hugging Face config, which must name its `model_type`; see [`load_config`]."""
+    """Return the values of a Hugging Face config, which must name its `model_type`; see [`load_config`]."""
     problem = (
         f"Cannot read a {what} config from {name_or_path!r}. Give a JSON file, a folder with a config.json, or a name "
         "on the hub."
@@ -156,18 +156,18 @@ def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> Pre
     Read a Hugging Face config.
 
     Args:
-        name_or_path (`str`): a JSON file, a folder with a `config.json`, or a name on the hub.
-        model_types (`Sequence[str]`): the values of `model_type` that are allowed.
-        what (`str`): what the config is for, for error messages, such as `"fusion"`.
+        name_or_path (`str`): A JSON file, a folder with a `config.json`, or a name on the hub.
+        model_types (`Sequence[str]`): Allowed values of `model_type`.
+        what (`str`): Purpose of the config, for error messages, such as `"fusion"`.
 
     Raises:
-        `ValueError` if there is no such config, or it is of another type.
+        ValueError: If there is no such config, or it is of another type.
     """
     values = read_config(name_or_path, what)
     if values["model_type"] not in model_types:
         raise InputError(
             f"The {what} config {name_or_path!r} has model_type {values['model_type']!r}; allowed are "
-            f"{', '.join(map(repr, model_types))}. Give a config of one of these architectures."
+            f"{', '.join(map(repr, model_types))}. Use a config of one of these architectures."
         )
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     refuse_kernels(config)
@@ -176,16 +176,16 @@ def load_config(name_or_path: str, model_types: Sequence[str], what: str) -> Pre
 
 def load_tower_config(name_or_path: str, modality: Modality, modalities: Sequence[Modality] = ()) -> PreTrainedConfig:
     """
-    Read the config of a tower; of a composite one, the tower's part.
+    Read the config of a tower, or the tower's part of a composite config.
 
     Args:
-        name_or_path (`str`): a JSON file, a folder with a `config.json`, or a name on the hub.
+        name_or_path (`str`): A JSON file, a folder with a `config.json`, or a name on the hub.
         modality (`str`): `"text"`, `"audio"` or `"video"`.
-        modalities (`Sequence[str]`, *optional*): of the model that the tower is for, which decide what PE-AV embeds
-            texts for.
+        modalities (`Sequence[str]`, *optional*): Modalities of the model that the tower is for, which decide what
+            PE-AV embeds texts for.
 
     Raises:
-        `ValueError` if there is no such config, or no encoder for its `model_type`.
+        ValueError: If there is no such config, or no encoder for its `model_type`.
     """
     values = read_config(name_or_path, modality)
     encoder_class = get_encoder_class(values["model_type"], modality)
@@ -198,7 +198,7 @@ def load_tower_config(name_or_path: str, modality: Modality, modalities: Sequenc
 
 
 def pretrained_tensors(model: PreTrainedModel, missing: set[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a stock model that came from its checkpoint; of tied ones, the first name."""
+    """Return the tensors of a stock model that came from its checkpoint; of tied ones, only the first name."""
     first_names: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
@@ -227,21 +227,21 @@ def load_pretrained_tower(
     is named in the report.
 
     Args:
-        encoder ([`Encoder`]): filled in place.
-        decoder (`nn.Module`, *optional*): an `encoder.decoder_class`, filled in place.
-        name_or_path (`str`): a hub name or a local folder.
+        encoder ([`Encoder`]): Filled in place.
+        decoder (`nn.Module`, *optional*): An `encoder.decoder_class`, filled in place.
+        name_or_path (`str`): Hub name or local folder.
         same_vocabulary (`bool`, *optional*, defaults to `True`):
             Whether the tokenizer is the checkpoint's own. If not, word embeddings and the decoder's bias stay new.
-        cache_dir (`str`, *optional*): where files from the hub are kept.
+        cache_dir (`str`, *optional*): Folder where files from the hub are kept.
 
     Raises:
-        `ValueError` if there is no such checkpoint or it is of another architecture.
+        ValueError: If there is no such checkpoint or it is of another architecture.
     """
     config = load_tower_config(name_or_path, encoder.modality)
     if config.model_type != encoder.model_type:
         raise InputError(
             f"{name_or_path!r} holds a {config.model_type!r} model, but the config of the {encoder.modality} tower is "
-            f"for {encoder.model_type!r}. Give a checkpoint and a config of one architecture."
+            f"for {encoder.model_type!r}. Use a checkpoint and a config of the same architecture."
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the stock class reports about itself, not about this tower
@@ -289,14 +289,14 @@ def fit_towers(
     Copy a model and fit towers of the copy to inputs of other sizes, by the rules that convert a checkpoint.
 
     Args:
-        model ([`TowerModel`]): the saved model, with a `MultimodalConfig`.
-        sizes (`Mapping[str, tuple[int, ...]]`): what the processor makes for each of these towers.
+        model ([`TowerModel`]): The saved model, with a `MultimodalConfig`.
+        sizes (`Mapping[str, tuple[int, ...]]`): Input sizes that the processor makes for each of these towers.
 
     Returns:
         The fitted model, and one [`LoadingReport`] per tower.
 
     Raises:
-        ValueError: If a tower does not take inputs of that size, **or** has no rule to convert one of its tensors.
+        ValueError: If a tower does not take inputs of that size, or has no rule to convert one of its tensors.
     """
     config = deepcopy(model.config)
     for modality, size in sizes.items():
@@ -315,7 +315,7 @@ def fit_towers(
 
 
 def _fit_tower(model: TowerModel, fitted: TowerModel, modality: Modality, size: tuple[int, ...]) -> LoadingReport:
-    """Transfer one tower of a model to that of another size."""
+    """Transfer one tower of a model to the tower of another size in the fitted model."""
     encoder, source_config = fitted.towers[modality], model.config.tower_config(modality)
     report = transfer_tensors(
         f"the saved {modality} tower",
@@ -327,7 +327,7 @@ def _fit_tower(model: TowerModel, fitted: TowerModel, modality: Modality, size: 
     if report.new:
         raise InputError(
             f"The saved {modality} tower {encoder.model_type!r} cannot be fitted to inputs of size {size}: there is "
-            f"no rule for {', '.join(report.new)}. Leave the settings of the processor as they were saved."
+            f"no rule for {', '.join(report.new)}. Keep the settings of the processor as they were saved."
         )
     return report
 

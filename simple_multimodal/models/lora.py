@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) in the towers of a model, by `peft`: where they are, how they are merged and saved."""
+"""Low-rank adapters (LoRA) in the towers of a model, with `peft`: placing, merging and saving them."""
 
 import importlib
 import os
@@ -15,21 +15,21 @@ from simple_multimodal.models.base import Encoder, TowerModel
 from simple_multimodal.models.loading import fold_names
 
 ADAPTER_FOLDER = "adapter"
-"""Folder beside a merged model with what `peft` loads onto the model that the training began with."""
+"""Folder next to a merged model, with the adapters that `peft` loads onto the model that training started from."""
 
 ATTENTION_PROJECTIONS = (
     *("query", "key", "value", "qkv", "query_proj", "key_proj", "value_proj", "q_proj", "k_proj", "v_proj"),
     *("o_proj", "out_proj", "attention.output.dense", "temporal_attention.output.dense"),
     *("Wqkv", "attn.Wo", "attn.proj"),
 )
-"""What towers of `transformers` and `timm` call the projections of their attention."""
+"""Names of the attention projections in towers of `transformers` and `timm`."""
 
 
 def require_peft() -> ModuleType:
-    """The package `peft`.
+    """Import the package `peft`.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: If it is not installed.
     """
     try:
         return importlib.import_module("peft")
@@ -40,11 +40,11 @@ def require_peft() -> ModuleType:
 
 
 def refuse_adapter(name_or_path: str | os.PathLike[str]) -> None:
-    """Raise a `ValueError` if a folder that is taken for a model holds adapters alone."""
+    """Raise a `ValueError` if a folder given as a model only holds adapters."""
     if Path(name_or_path, "adapter_config.json").is_file() and not Path(name_or_path, "config.json").is_file():
         raise InputError(
-            f"{os.fspath(name_or_path)} holds LoRA adapters alone. Give the folder above it, which holds the merged "
-            "model, or put them onto the model that the training began with by peft (docs/fine_tuning.md)."
+            f"{os.fspath(name_or_path)} only holds LoRA adapters. Give the folder above it, which holds the merged "
+            "model, or use peft to load them onto the model that training started from (docs/fine_tuning.md)."
         )
 
 
@@ -60,18 +60,18 @@ def add_lora(
     """
     Put low-rank adapters ([Hu et al., 2021](https://huggingface.co/papers/2106.09685)) into linear layers of towers.
 
-    Each such layer adds `alpha / rank * B(A(dropout(x)))` to what it gives; `B` starts at zero, so that the model
-    computes what it did. Of these towers the adapters alone are trained; whatever else is trained stays so. The
-    adapters become part of the configuration, as `lora`, so that a saved model loads with them.
+    Each such layer adds `alpha / rank * B(A(dropout(x)))` to its output; `B` starts at zero, so that the model's
+    outputs do not change at first. In these towers only the adapters are trained; other towers stay as trainable as
+    they were. The adapters become part of the configuration, as `lora`, so that a saved model loads with them.
 
     Args:
-        model ([`TowerModel`]): changed in place; one that has these adapters already keeps their weights.
-        rank (`int`): size of `A(x)`.
-        alpha (`int`): scale of the adapters times `rank`.
-        dropout (`float`, *optional*, defaults to 0.0): share of `x` that is left out in training.
-        towers (`Sequence[str]`): names of towers of the model, `fusion` among them.
-        target_modules (`Sequence[str]`, *optional*): how the names of the layers end, in whole parts; by default the
-            projections of attention, [`ATTENTION_PROJECTIONS`].
+        model ([`TowerModel`]): Changed in place; one that has these adapters already keeps their weights.
+        rank (`int`): Size of `A(x)`.
+        alpha (`int`): Scale of the adapters times `rank`.
+        dropout (`float`, *optional*, defaults to 0.0): Share of `x` that is dropped in training.
+        towers (`Sequence[str]`): Names of towers of the model, including `fusion`.
+        target_modules (`Sequence[str]`, *optional*): Suffixes of the names of the layers, in whole parts; by default
+            the projections of attention, [`ATTENTION_PROJECTIONS`].
 
     Raises:
         ValueError: If the model lacks a tower or layers of that name, or has other adapters.
@@ -85,8 +85,8 @@ def add_lora(
     elif model.config.lora != lora:
         differing = ", ".join(name for name in lora if lora[name] != model.config.lora[name])
         raise InputError(
-            f"The saved model has LoRA adapters of another {differing}. Give the --lora_… flags that it was trained "
-            "with; or none, in another --output_dir, to start from its merged weights."
+            f"The saved model has LoRA adapters with a different {differing}. Use the lora_… settings that it was "
+            "trained with, or none and another output_dir to start from its merged weights."
         )
     for tower in model.towers.values():
         names = dict(tower.named_parameters())
@@ -96,11 +96,11 @@ def add_lora(
 
 
 def find_targets(model: TowerModel, towers: Sequence[str], target_modules: Sequence[str] = ()) -> list[str]:
-    """Names, in the base model, of the linear layers that [`add_lora`] means; arguments and errors as there."""
+    """Return the names, in the base model, of the linear layers that [`add_lora`] adapts, with the same arguments."""
     if lacking := [name for name in towers if name not in model.towers]:
         raise InputError(
-            f"There can be no LoRA in {', '.join(lacking)}: this model has {', '.join(model.towers)}. Name some of "
-            "these in --lora_towers."
+            f"Cannot add LoRA to {', '.join(lacking)}: this model has {', '.join(model.towers)}. Name some of these "
+            "in lora_towers."
         )
     found: list[str] = []
     known: list[str] = []
@@ -111,13 +111,13 @@ def find_targets(model: TowerModel, towers: Sequence[str], target_modules: Seque
         if not targets:
             raise InputError(
                 f"The {tower} tower has no {', '.join(target_modules) or 'attention projection of a known name'} to "
-                f"put LoRA into. Name others in --lora_target_modules; there are {', '.join(fold_names(layers))}."
+                f"put LoRA into. Name others in lora_target_modules; there are {', '.join(fold_names(layers))}."
             )
         found += targets
     if unknown := [end for end in target_modules if not any(_ends_with(name, [end]) for name in found)]:
         raise InputError(
-            f"--lora_target_modules {', '.join(unknown)}: no linear layer of {', '.join(towers)} has a name that ends "
-            f"so. There are {', '.join(known)}."
+            f"lora_target_modules {', '.join(unknown)}: no linear layer of {', '.join(towers)} has a name that ends "
+            f"this way. There are {', '.join(known)}."
         )
     return found
 
@@ -127,7 +127,7 @@ def _ends_with(name: str, ends: Sequence[str]) -> bool:
 
 
 def _linear_layers(model: TowerModel, tower: str) -> list[str]:
-    """Names in the base model of a tower's linear layers, with or without adapters."""
+    """Return the names, in the base model, of a tower's linear layers, with or without adapters."""
     module = model.towers[tower]
     inside, uncalled = set(module.modules()), module.uncalled if isinstance(module, Encoder) else ()
     return [
@@ -136,7 +136,7 @@ def _linear_layers(model: TowerModel, tower: str) -> list[str]:
         if module in inside
         and isinstance(module, nn.Linear)
         and ".lora_" not in name
-        # `nn.MultiheadAttention` reads the weight of this one and never calls it: an adapter would do nothing.
+        # `nn.MultiheadAttention` reads this layer's weight without calling it: an adapter would do nothing.
         and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
         and not _ends_with(name.removesuffix(".base_layer"), uncalled)
     ]
@@ -144,11 +144,11 @@ def _linear_layers(model: TowerModel, tower: str) -> list[str]:
 
 def inject_lora(base_model: PreTrainedModel, lora: Mapping) -> None:
     """
-    Replace layers by ones with adapters, and leave everything else as trainable as it is.
+    Replace layers with adapted ones, and leave everything else as trainable as it is.
 
     Args:
-        base_model (`PreTrainedModel`): with towers, without a head; changed in place.
-        lora (`Mapping`): arguments of `peft.LoraConfig`.
+        base_model (`PreTrainedModel`): Model with towers, without a head; changed in place.
+        lora (`Mapping`): Arguments of `peft.LoraConfig`.
     """
     peft = require_peft()
     trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
@@ -158,7 +158,7 @@ def inject_lora(base_model: PreTrainedModel, lora: Mapping) -> None:
 
 
 def merge_lora(model: TowerModel) -> None:
-    """Add the adapters to the weights that they belong to, in place and for good: an ordinary model is left."""
+    """Add the adapters to the weights that they belong to, in place and for good, leaving an ordinary model."""
     lora_layer = importlib.import_module("peft.tuners.lora").LoraLayer
     base = model.base_model
     for name, layer in list(base.named_modules()):
@@ -172,15 +172,15 @@ def merge_lora(model: TowerModel) -> None:
 def save_adapter(model: TowerModel, folder: str | os.PathLike[str], *, base_model: str | None = None) -> None:
     """
     Write `adapter_config.json` and `adapter_model.safetensors`, which `peft.PeftModel.from_pretrained` loads onto a
-    model of this class with the weights that the training began with.
+    model of this class with the weights that training started from.
 
-    Beside the adapters they hold the modules outside of the adapted towers that were trained, such as heads and the
+    In addition to the adapters, they hold the trained modules outside of the adapted towers, such as heads and the
     fusion (`modules_to_save`), but not the temperature of the contrastive loss, which no prediction depends on.
 
     Args:
-        model ([`TowerModel`]): with adapters.
-        folder (`str` or `os.PathLike`): made if it does not exist.
-        base_model (`str`, *optional*): folder or hub name of that model, for the record.
+        model ([`TowerModel`]): Model with adapters.
+        folder (`str` or `os.PathLike`): Output folder, created if it does not exist.
+        base_model (`str`, *optional*): Folder or hub name of the model that training started from, for the record.
     """
     peft = require_peft()
     lora, base = model.config.lora, model.base_model
@@ -195,7 +195,7 @@ def save_adapter(model: TowerModel, folder: str | os.PathLike[str], *, base_mode
     config = peft.LoraConfig(
         **lora, modules_to_save=trained or None, base_model_name_or_path=base_model, inference_mode=True
     )
-    # Set here, because `LoraConfig` makes a set of what it is given, and a file is to repeat.
+    # Set here because `LoraConfig` turns the names into a set, whose order is not reproducible.
     config.target_modules = [prefix + name for name in lora["target_modules"]]
     config.save_pretrained(os.fspath(folder))
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -203,7 +203,7 @@ def save_adapter(model: TowerModel, folder: str | os.PathLike[str], *, base_mode
 
 
 def _trained_modules(module: nn.Module, prefix: str = "") -> list[str]:
-    """Names of the largest modules without adapters of which every parameter is trained."""
+    """Return the names of the largest modules without adapters whose parameters are all trained."""
     names = []
     for name, child in module.named_children():
         if any(part.startswith("lora_") for part, _ in child.named_children()):
@@ -219,29 +219,29 @@ def _trained_modules(module: nn.Module, prefix: str = "") -> list[str]:
 
 def prepare_trainable(model: TowerModel, freeze: Sequence[str], lora: Mapping | None, *, resumes: bool) -> None:
     """
-    Freeze towers, and add LoRA adapters to others or merge those that a saved model has.
+    Freeze towers, and add LoRA adapters to others or merge those of a saved model.
 
     Args:
-        model (`TowerModel`): changed in place.
-        freeze (`Sequence[str]`): towers whose weights stay as they are.
-        lora (`Mapping`, *optional*): arguments of [`add_lora`]; no `towers`: all but `fusion` and frozen ones.
-        resumes (`bool`): whether the model is a checkpoint of the run that goes on.
+        model (`TowerModel`): Changed in place.
+        freeze (`Sequence[str]`): Towers to freeze.
+        lora (`Mapping`, *optional*): Arguments of [`add_lora`]; without `towers`, all but `fusion` and frozen ones.
+        resumes (`bool`): Whether the model is a checkpoint of the run that is resumed.
 
     Raises:
-        ValueError: If the model lacks a tower or layer that is named, or goes on with other adapters than it has.
+        ValueError: If the model lacks a named tower or layer, or the run is resumed with other adapters.
     """
     model.freeze(freeze)
     if resumes and (lora is None) != (model.config.lora is None):
         raise InputError(
-            f"The run in --output_dir {'has no' if lora else 'has'} LoRA adapters. Give the --lora_… flags that it "
-            "began with to go on with it, or another --output_dir."
+            f"The run in output_dir {'has no' if lora else 'has'} LoRA adapters. Use the lora_… settings that it "
+            "started with to resume it, or choose another output_dir."
         )
     if lora is not None:
         towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
         if not towers:
             raise InputError(
-                f"--lora_rank has no tower to put adapters into: --freeze names {', '.join(freeze)}. Take a tower out "
-                "of it, name the fusion in --lora_towers, or leave --lora_rank out."
+                f"lora_rank has no tower to put adapters into: freeze names {', '.join(freeze)}. Remove a tower from "
+                "freeze, add fusion to lora_towers, or leave lora_rank out."
             )
         add_lora(model, **{**lora, "towers": towers})
     elif model.config.lora is not None:

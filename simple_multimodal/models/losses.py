@@ -1,4 +1,4 @@
-"""Training losses as sums over rows: divided by a global count, they do not depend on how rows are spread."""
+"""Training losses as sums over rows: divided by a global count, they do not depend on how rows are distributed."""
 
 import functools
 
@@ -11,7 +11,7 @@ from simple_multimodal.models.distributed import gather_objects, gather_rows, sh
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `(batch, tokens, size)` states over the tokens whose `(batch, tokens)` mask is `True`, else zeros."""
+    """Return the mean of `(batch, tokens, size)` states over tokens whose `(batch, tokens)` mask is `True`, or 0."""
     weights = mask[..., None].float()  # half precision can neither count nor sum many tokens
     return ((states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(states.dtype)
 
@@ -22,13 +22,13 @@ def normalize(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def compute_dtype(values: torch.Tensor) -> torch.dtype:
-    """What matrix products with a floating-point tensor are computed in: its own type, or that of autocast."""
+    """Return the dtype of matrix products with a floating-point tensor: its own, or that of autocast."""
     device = values.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
 
 
 def similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Cosines `(num_first, num_second)` of unit rows, in float32 under autocast, too: the scale multiplies errors."""
+    """Return the cosines `(num_first, num_second)` of unit rows, always in float32: the scale multiplies errors."""
     with torch.autocast(first.device.type, enabled=False):
         return first.float() @ second.float().T
 
@@ -40,7 +40,7 @@ def _directional_softmax(
     positives: torch.Tensor,
     present: torch.Tensor,
 ) -> torch.Tensor:
-    """Per query, minus the mean log-probability of its positives; shape `(num_queries,)`, 0 without positives."""
+    """Return minus the mean log-probability of each query's positives, `(num_queries,)`; 0 without positives."""
     logits = scale * similarities(queries, candidates)
     logits = logits.masked_fill(~present[None], torch.finfo(logits.dtype).min)
     log_probabilities = logits.log_softmax(dim=1)
@@ -60,26 +60,26 @@ def contrastive_loss(
     gather: bool = True,
     recompute: bool = False,
 ) -> torch.Tensor:
-    """Sum over this process's rows of the symmetric contrastive loss against the rows of all processes.
+    """Sum the symmetric contrastive loss of this process's rows against the rows of all processes.
 
     Rows that share a group are positives of each other: the softmax form averages the log-probability over a row's
     positives (the outer form of SupCon, Khosla et al. 2020; with one positive, InfoNCE as in CLIP, Radford et al.
-    2021), the sigmoid form labels every pair (SigLIP, Zhai et al. 2023). The same row is never its own negative
-    through a duplicate.
+    2021), the sigmoid form labels every pair (SigLIP, Zhai et al. 2023). A row never becomes its own negative through
+    a duplicate.
 
     Args:
-        first, second (`torch.Tensor` of shape `(batch_size, dim)`): unit-length embeddings of the two sides.
-        present (`torch.BoolTensor` of shape `(batch_size,)`): rows that have both sides; others take no part.
-        group_ids (`torch.LongTensor` of shape `(batch_size,)`): rows with equal ids mean the same clip.
-        logit_scale (`torch.Tensor`): inverse temperature (not its logarithm).
-        logit_bias (`torch.Tensor`, *optional*): bias of the sigmoid form.
+        first, second (`torch.Tensor` of shape `(batch_size, dim)`): Unit-length embeddings of the two sides.
+        present (`torch.BoolTensor` of shape `(batch_size,)`): Rows that have both sides; others take no part.
+        group_ids (`torch.LongTensor` of shape `(batch_size,)`): Rows with equal ids mean the same clip.
+        logit_scale (`torch.Tensor`): Inverse temperature (not its logarithm).
+        logit_bias (`torch.Tensor`, *optional*): Bias of the sigmoid form.
         form (`str`): `softmax` or `sigmoid`.
-        gather (`bool`): whether rows of other processes take part.
-        recompute (`bool`): whether to make the matrices of rows by rows anew in the backward pass, one direction at a
-            time, instead of keeping those of all objectives: much memory with thousands of rows.
+        gather (`bool`): Whether rows of other processes take part.
+        recompute (`bool`): Whether to recompute the matrices of rows by rows in the backward pass, one direction at a
+            time, instead of keeping those of all objectives: this saves much memory with thousands of rows.
 
     Returns:
-        `torch.Tensor`, a scalar: the sum over local rows; divide by the global number of present rows.
+        `torch.Tensor`, a scalar: The sum over local rows; divide by the global number of present rows.
     """
     spread = gather_rows if gather else (lambda rows: rows)
     all_first, all_second = spread(first), spread(second)
@@ -92,7 +92,7 @@ def contrastive_loss(
         per_row = (per_row + run(_directional_softmax, second, all_first, logit_scale, positives, all_present)) / 2
         return per_row.masked_fill(~present, 0).sum()
     pairs = present[:, None] & all_present[None]
-    # Each pair stands in the row of its first side; summing one direction over all processes counts every pair once.
+    # Each pair is in the row of its first side; summing one direction over all processes counts every pair once.
     return run(_sigmoid_pairs, first, all_second, logit_scale, logit_bias, positives, pairs)
 
 
@@ -104,14 +104,14 @@ def _sigmoid_pairs(
     positives: torch.Tensor,
     pairs: torch.Tensor,
 ) -> torch.Tensor:
-    """Minus the log-likelihood of all labels, summed."""
+    """Return minus the log-likelihood of all labels, summed."""
     logits = scale * similarities(queries, candidates)
     labels = positives.to(logits.dtype) * 2 - 1
     return -F.logsigmoid(labels * (logits + bias)).masked_fill(~pairs, 0).sum()
 
 
 MAX_BLOCK_ELEMENTS = 1 << 24
-"""Most logits that the loss of a whole set holds at once: 64 MiB of float32, a few times over."""
+"""Most logits that the loss over a whole set holds at once: 64 MiB of float32, a few times over."""
 
 
 @torch.no_grad()
@@ -124,15 +124,15 @@ def whole_set_contrastive_loss(
     logit_bias: torch.Tensor | None,
     form: ContrastiveForm,
 ) -> torch.Tensor:
-    """Sum over all rows of a set of [`contrastive_loss`] against the whole set, a block of rows at a time.
+    """Sum [`contrastive_loss`] over all rows of a set against the whole set, a block of rows at a time.
 
     Every process has the same rows, computes the blocks of its share, and returns the same sum. Blocks do not depend
-    on the number of processes. Each of the two directions is a product of its own, so that a row's softmax sees all of
+    on the number of processes. Each of the two directions is a separate product, so that a row's softmax sees all of
     its candidates at once.
 
     Args:
-        first, second (`torch.Tensor` of shape `(num_rows, dim)`): unit-length embeddings of rows that have both sides.
-        group_ids, logit_scale, logit_bias, form: as for [`contrastive_loss`].
+        first, second (`torch.Tensor` of shape `(num_rows, dim)`): Unit-length embeddings of rows that have both sides.
+        group_ids, logit_scale, logit_bias, form: As for [`contrastive_loss`].
     """
     present = torch.ones_like(group_ids, dtype=torch.bool)
     num_rows = max(1, MAX_BLOCK_ELEMENTS // len(group_ids))
@@ -155,7 +155,7 @@ def whole_set_contrastive_loss(
 
 
 DRAW_STEPS = 2**40
-"""What the weights of a draw are counted in: finer than the 24 bits of the number that decides it."""
+"""Integer units of the sampling weights: finer than the 24 bits of the random number that decides."""
 
 
 @torch.no_grad()
@@ -172,29 +172,30 @@ def draw_hard_negatives(
     hard_ratio: float,
     uniform: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw, per query, one candidate of another group and text: with probability `hard_ratio` in proportion to
-    `exp(scale * similarity)`, else any, all alike.
+    """Sample, per query, one candidate of another group and text: with probability `hard_ratio` in proportion to
+    `exp(scale * similarity)`, else uniformly.
 
-    With `hard_ratio` 1 the distribution is ALBEF's (Li et al. 2021). Once contrast has sharpened, that is the nearest
-    candidate each time, and the head never learns to reject the others, which retrieval ranks as well. A candidate
-    whose own text equals the query's is no negative, however different the clips: the text is true of both.
+    With `hard_ratio` 1 the distribution is ALBEF's (Li et al. 2021). Once the contrastive loss has sharpened it, the
+    nearest candidate is sampled each time, and the head never learns to reject the others, which retrieval ranks as
+    well. A candidate whose own text equals the query's is not a negative, however different the clips: the text is
+    true of both.
 
-    The draw inverts the cumulative distribution at a number that comes with the row, so that it depends on the row and
-    the global batch alone. The distribution is summed up in whole numbers, which is exact in any order; torch has no
-    deterministic sum of that kind for floating-point numbers on CUDA.
+    Sampling inverts the cumulative distribution at a number that comes with the row, so that it depends only on the
+    row and the global batch. The distribution is accumulated in integers, which is exact in any order; torch has no
+    deterministic cumulative sum of floating-point numbers on CUDA.
 
     Args:
-        queries (`torch.Tensor` of shape `(num_queries, dim)`): unit-length text embeddings.
-        candidates (`torch.Tensor` of shape `(num_candidates, dim)`): unit-length clip embeddings of all processes.
-        query_groups, candidate_groups (`torch.LongTensor`): group of each query and candidate.
-        query_texts, candidate_texts (`torch.LongTensor`): equal for rows with equal texts.
-        candidate_present (`torch.BoolTensor` of shape `(num_candidates,)`): candidates that have a clip.
-        logit_scale (`torch.Tensor`): inverse temperature.
-        hard_ratio (`float`): probability of a draw by similarity.
-        uniform (`torch.Tensor` of shape `(num_queries,)`): a number in [0, 1) per query.
+        queries (`torch.Tensor` of shape `(num_queries, dim)`): Unit-length text embeddings.
+        candidates (`torch.Tensor` of shape `(num_candidates, dim)`): Unit-length clip embeddings of all processes.
+        query_groups, candidate_groups (`torch.LongTensor`): Group of each query and candidate.
+        query_texts, candidate_texts (`torch.LongTensor`): Ids that are equal for rows with equal texts.
+        candidate_present (`torch.BoolTensor` of shape `(num_candidates,)`): Candidates that have a clip.
+        logit_scale (`torch.Tensor`): Inverse temperature.
+        hard_ratio (`float`): Probability of sampling by similarity.
+        uniform (`torch.Tensor` of shape `(num_queries,)`): Number in [0, 1) per query.
 
     Returns:
-        `(indices, exists)`: candidate index per query, and whether the query has any negative (`int64` and `bool`,
+        `(indices, exists)`: Candidate index per query, and whether the query has any negative (`int64` and `bool`,
             both of shape `(num_queries,)`); the index is 0 where there is none.
     """
     allowed = (query_groups[:, None] != candidate_groups[None]) & candidate_present[None]
@@ -213,17 +214,17 @@ def draw_hard_negatives(
 def answer_loss(
     logits: torch.Tensor, labels: torch.Tensor, num_items: dict[str, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the answers that the model knows, divided by their number.
+    """Compute the cross-entropy of the answers that the model knows, divided by their number.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_answers)`): one per answer.
-        labels (`torch.LongTensor` of shape `(batch_size,)`): index of the answer; negative: not in the list, takes no
-            part in the loss.
-        num_items (`dict[str, torch.Tensor]`, *optional*): global count of the answered questions, `answer`; by default
+        logits (`torch.FloatTensor` of shape `(batch_size, num_answers)`): One logit per answer.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Index of the answer; negative if it is not in the list,
+            in which case it takes no part in the loss.
+        num_items (`dict[str, torch.Tensor]`, *optional*): Global count of the answered questions, `answer`; by default
             that of this batch on all processes.
 
     Returns:
-        The loss, a scalar, and `(sum, count)` of right answers over all questions.
+        The loss, a scalar, and `(sum, count)` of correct answers over all questions.
     """
     known = labels >= 0
     count = num_items["answer"] if num_items else sum_over_processes(known.sum().float())

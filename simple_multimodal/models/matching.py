@@ -12,16 +12,16 @@ from simple_multimodal.models.outputs import Batch
 
 
 def take_clips(clip: Clip, rows: torch.Tensor) -> Clip:
-    """Streams of rows of any process, which send what is taken and nothing else; gradients flow back to their owners.
+    """Take the streams of rows of any process; only these are sent, and gradients flow back to their owners.
 
-    Under autocast states are rounded to its type on the way, which is what the fusion multiplies them in.
+    Under autocast, states are rounded on the way to its dtype, which the fusion multiplies them in anyway.
 
     Args:
-        clip (`dict[Modality, Stream]`): of the rows of this process.
-        rows (`torch.LongTensor` of shape `(batch_size,)`): places in what [`gather_rows`] would return.
+        clip (`dict[Modality, Stream]`): Streams of the rows of this process.
+        rows (`torch.LongTensor` of shape `(batch_size,)`): Positions in what [`gather_rows`] would return.
 
     Returns:
-        `dict[Modality, Stream]`: padded to the longest of any process.
+        `dict[Modality, Stream]`: Streams padded to the longest of any process.
     """
     exchange = RowExchange(rows, [stream.mask.shape[1] for stream in clip.values()])
     taken: Clip = {}
@@ -46,17 +46,17 @@ def matching_loss(
     hard_negative_ratio: float,
     batch: Batch,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Does the text belong to the clip? Rows not `match_aligned` get a negative clip of any process: one of another
-    group, whose own text is another.
+    """Compute the matching loss: does the text belong to the clip? Rows not `match_aligned` get a negative clip of any
+    process, from another group and with a different text of its own.
 
     Args:
-        score (`Callable`): the model's `matching_logits`.
-        text (`Stream`), clip (`dict[Modality, Stream]`): what `score` takes of the rows of this process.
-        text_embeds, clip_embeds (`torch.Tensor` of shape `(batch_size, dim)`): unit length; hard negatives are drawn
-            by their similarity times `logit_scale`.
-        hard_negative_ratio (`float`): share of the negatives that are hard; see [`draw_hard_negatives`].
-        has_text, has_clip (`torch.BoolTensor` of shape `(batch_size,)`): rows that lack one take no part.
-        batch (`dict[str, torch.Tensor]`): the collator's, for its groups, texts and draws.
+        score (`Callable`): The model's `matching_logits`.
+        text (`Stream`), clip (`dict[Modality, Stream]`): What `score` takes of the rows of this process.
+        text_embeds, clip_embeds (`torch.Tensor` of shape `(batch_size, dim)`): Unit-length embeddings; hard negatives
+            are sampled by their similarity times `logit_scale`.
+        hard_negative_ratio (`float`): Share of the negatives that are hard; see [`draw_hard_negatives`].
+        has_text, has_clip (`torch.BoolTensor` of shape `(batch_size,)`): Rows that have one; others take no part.
+        batch (`dict[str, torch.Tensor]`): The collator's batch, for its groups, texts and random choices.
 
     Returns:
         Sum of the loss over rows, `(sum, count)` of correct rows, and the logits `(batch_size, 2)`.

@@ -56,9 +56,9 @@ class MultimodalPreTrainedModel(TowerModel):
 
     @torch.no_grad()
     def limit_temperature(self) -> None:
-        """[`TowerModel.limit_temperature`]: an inverse temperature of at most 100, with the softmax loss only.
+        """Limit the inverse temperature to 100, with the softmax loss only; see [`TowerModel.limit_temperature`].
 
-        With the sigmoid loss there is no limit: that of pretrained SigLIP models is above 100.
+        With the sigmoid loss there is no limit: pretrained SigLIP models exceed 100.
         """
         if self.config.contrastive_form == "softmax":
             self.base_model.logit_scale.clamp_(max=math.log(100))
@@ -77,12 +77,12 @@ class MultimodalPreTrainedModel(TowerModel):
         What no checkpoint provides is initialised at random: set the seed before the call.
 
         Args:
-            config (`MultimodalConfig`): the model to build.
-            pretrained (`dict[str, str]`): hub name or local folder of the weights of `text`, `audio`, `video` and
+            config (`MultimodalConfig`): Configuration of the model to build.
+            pretrained (`dict[str, str]`): Hub name or local folder of the weights of `text`, `audio`, `video` and
                 `fusion`; the others start from random weights.
-            same_vocabulary (`bool`, *optional*, defaults to `True`): whether the tokenizer is the text checkpoint's
+            same_vocabulary (`bool`, *optional*, defaults to `True`): Whether the tokenizer is the text checkpoint's
                 own.
-            cache_dir (`str`, *optional*): where files from the hub are kept.
+            cache_dir (`str`, *optional*): Folder where files from the hub are kept.
 
         Returns:
             The model, and one [`LoadingReport`] per checkpoint that names every tensor that was not simply loaded.
@@ -107,7 +107,7 @@ class MultimodalPreTrainedModel(TowerModel):
         return model, reports
 
     def fit_inputs(self, sizes: Mapping[Modality, tuple[int, ...]]) -> tuple[Self, list[LoadingReport]]:
-        """[`TowerModel.fit_inputs`]: a copy of the model, with position tables converted as those of a checkpoint."""
+        """Copy the model, with position tables converted like a checkpoint's; see [`TowerModel.fit_inputs`]."""
         return fit_towers(self, sizes)
 
 
@@ -126,11 +126,11 @@ class MultimodalModel(MultimodalPreTrainedModel):
         if not config.modalities or config.crossformer_config is None:
             raise InputError(
                 f"A multimodal model needs at least one of {', '.join(f'`{m}_config`' for m in MODALITIES)}, and a "
-                "`crossformer_config`. Give the missing ones in the configuration."
+                "`crossformer_config`. Add the missing ones to the configuration."
             )
         check_frame_pooling(config)
         # Direct children: `post_init` of transformers collects the settings of submodules, such as tied weights and
-        # modules to keep in float32, from these alone.
+        # modules to keep in float32, only from these.
         for modality in config.modalities:
             self.add_module(f"{modality}_encoder", build_encoder(config, modality))
         sizes: dict[Modality, int] = {m: self.encoder(m).hidden_size for m in config.modalities}
@@ -160,15 +160,15 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     @property
     def clip_modalities(self) -> tuple[Modality, ...]:
-        """The modalities of a clip that the model has."""
+        """The clip modalities that the model has."""
         return tuple(m for m in CLIP_MODALITIES if m in self.config.modalities)
 
     def encoder(self, modality: Modality) -> Encoder:
-        """The encoder of a modality that the model has."""
+        """Return the encoder of a modality that the model has."""
         return self.get_submodule(f"{modality}_encoder")
 
     def is_aligned(self, modality: Modality) -> bool:
-        """Whether a modality's embedding is its tower's own, as pretrained."""
+        """Return whether a modality's embedding is its tower's own, as pretrained."""
         encoder = self.encoder(modality)
         size = encoder.embedding_size(encoder.config)
         return self.config.contrastive_loss_before_fusion and size == self.config.contrastive_dim
@@ -183,7 +183,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         self.encoder(modality).check_inputs(*size)
 
     def scale_and_bias(self, objective: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Inverse temperature and bias of a contrastive objective; scalars."""
+        """Return the inverse temperature and bias of a contrastive objective, as scalars."""
         index = list(CONTRASTIVE_PAIRS).index(objective)
         scale = self.logit_scale[index]
         return scale.exp(), None if self.logit_bias is None else self.logit_bias[index]
@@ -193,7 +193,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """Copy scale and bias of each contrastive objective from the checkpoint, if both sides come from the same one.
 
         Args:
-            reports (`Mapping[Modality, LoadingReport]`): what was loaded into each tower.
+            reports (`Mapping[Modality, LoadingReport]`): Report of what was loaded into each tower.
         """
         for index, sides in enumerate(CONTRASTIVE_PAIRS.values()):
             if "clip" in sides and self.config.clip_embedding == "fusion":
@@ -215,9 +215,9 @@ class MultimodalModel(MultimodalPreTrainedModel):
         in `audio_windows`, or on all windows if it has no such entry.
 
         Args:
-            modality (`str`): the tower to run.
-            batch (`dict[str, torch.Tensor]`): the collator's batch, with the tower's inputs or its tokens.
-            masked_patches (`torch.LongTensor`, *optional*): patches to leave out (audio, video), see the encoder.
+            modality (`str`): Name of the tower to run.
+            batch (`dict[str, torch.Tensor]`): The collator's batch, with the tower's inputs or its tokens.
+            masked_patches (`torch.LongTensor`, *optional*): Patches to leave out (audio, video); see the encoder.
         """
         if masked_patches is None and has_tokens(modality, batch):
             tokens, mask, seconds = (batch[key] for key in TOKEN_KEYS[modality])
@@ -237,9 +237,9 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """Embed an encoder's tokens for the crossformer, averaged per time step where `fusion_pool` is `"time"`.
 
         Args:
-            modality (`str`): the tower that made the tokens.
-            output (`EncoderOutput`): its tokens.
-            masked_patches (`torch.LongTensor`, *optional*): patches that the tower left out.
+            modality (`str`): Name of the tower that made the tokens.
+            output (`EncoderOutput`): Output of the tower.
+            masked_patches (`torch.LongTensor`, *optional*): Patches that the tower left out.
         """
         if self.config.fusion_pool == "time" and output.seconds is not None:
             num_tokens = output.mask.shape[1] + (0 if masked_patches is None else masked_patches.shape[1])
@@ -252,7 +252,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
     def embed_tokens(
         self, modality: Modality, output: EncoderOutput, masked_patches: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Unit-length embedding `(batch_size, contrastive_dim)` of one modality's tokens, or the tower's own."""
+        """Return the unit-length embedding `(batch_size, contrastive_dim)` of one modality's tokens or its tower's."""
         if self.config.contrastive_loss_before_fusion:
             pooled = masked_mean(output.tokens, output.mask) if output.embedding is None else output.embedding
         else:
@@ -264,13 +264,13 @@ class MultimodalModel(MultimodalPreTrainedModel):
         return normalize(self.embedding_projections[modality](pooled))
 
     def embed_clip(self, encoded: Clip) -> torch.Tensor:
-        """Unit-length embedding `(batch_size, contrastive_dim)` of a clip that [`Crossformer.encode_clip`] encoded."""
+        """Return the unit-length embedding `(batch_size, contrastive_dim)` of an output of `fusion.encode_clip`."""
         return normalize(self.embedding_projections["clip"](masked_mean(*concatenate(encoded))))
 
     def mean_embedding(
         self, embeds: Mapping[str, torch.Tensor], outputs: Mapping[Modality, EncoderOutput]
     ) -> torch.Tensor:
-        """Unit-length embedding `(batch_size, contrastive_dim)` of a clip: the mean of its modalities' embeddings."""
+        """Return the unit-length mean `(batch_size, contrastive_dim)` of the embeddings of a clip's modalities."""
         present = [m for m in CLIP_MODALITIES if m in outputs]
         has = torch.stack([outputs[m].mask.any(dim=1) for m in present], dim=1)  # (batch, modalities)
         return normalize((torch.stack([embeds[m] for m in present], dim=1) * has[..., None]).sum(dim=1))
@@ -281,12 +281,12 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """Embed each side that `outputs` allow, and prepare the clip for the fusion.
 
         Args:
-            outputs (`dict[Modality, EncoderOutput]`): what the towers returned.
-            masked_patches (`dict[Modality, torch.LongTensor]`): patches that towers left out, if any.
+            outputs (`dict[Modality, EncoderOutput]`): Outputs of the towers.
+            masked_patches (`dict[Modality, torch.LongTensor]`): Patches that towers left out, if any.
 
         Returns:
-            Unit-length embeddings `(batch_size, contrastive_dim)` of each modality and of `clip`, and what the fusion
-            takes of the clips.
+            Unit-length embeddings `(batch_size, contrastive_dim)` of each modality and of `clip`, and the fusion's
+            input from the clips.
         """
         embeds: dict[str, torch.Tensor] = {
             m: self.embed_tokens(m, output, masked_patches.get(m)) for m, output in outputs.items()
@@ -317,32 +317,32 @@ class MultimodalModel(MultimodalPreTrainedModel):
         return self.fusion.clip_side(streams, encoded)
 
     def encode_text(self, batch: Batch) -> tuple[torch.Tensor, Stream]:
-        """Compute all that depends on the texts alone.
+        """Compute everything that depends on the texts alone.
 
         Args:
             batch (`dict[str, torch.Tensor]`): `input_ids`, `attention_mask` and, where rows may lack a text,
                 `text_mask`.
 
         Returns:
-            Unit-length embeddings `(batch_size, contrastive_dim)`, and what the fusion takes of the texts.
+            Unit-length embeddings `(batch_size, contrastive_dim)`, and the fusion's input from the texts.
         """
         present = torch.ones(len(batch["input_ids"]), dtype=torch.bool, device=batch["input_ids"].device)
         output = self.encode("text", {PRESENCE_KEYS["text"]: present, **batch})
         return self.embed_tokens("text", output), self.enter_fusion("text", output)
 
     def encode_clip(self, batch: Batch, *, with_embeds: bool = True) -> tuple[torch.Tensor | None, Clip]:
-        """Compute all that depends on the clips alone.
+        """Compute everything that depends on the clips alone.
 
         Args:
-            batch (`dict[str, torch.Tensor]`): the audio and video entries of a collator's batch.
-            with_embeds (`bool`, *optional*, defaults to `True`): whether to compute embeddings. Except for the form
+            batch (`dict[str, torch.Tensor]`): The audio and video entries of a collator's batch.
+            with_embeds (`bool`, *optional*, defaults to `True`): Whether to compute embeddings. Except in the form
                 `cross_attention`, they may cost a pass through the fusion layers that nothing else needs.
 
         Returns:
-            Unit-length embeddings `(batch_size, contrastive_dim)`, and what the fusion takes of the clips.
+            Unit-length embeddings `(batch_size, contrastive_dim)`, and the fusion's input from the clips.
 
         Raises:
-            ValueError: If embeddings are asked of a model that has no modality of clips.
+            ValueError: If embeddings are requested from a model without a clip modality.
         """
         outputs: dict[Modality, EncoderOutput] = {m: self.encode(m, batch) for m in self.clip_modalities}
         streams: Clip = {m: self.enter_fusion(m, output) for m, output in outputs.items()}
@@ -350,7 +350,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
             return None, self._clip_side(streams)
         if not streams:
             raise InputError(
-                f"Clips have no embedding in a model that has {', '.join(self.config.modalities)} alone. Pass "
+                f"Clips have no embedding in a model that only has {', '.join(self.config.modalities)}. Pass "
                 f"with_embeds=False, or build the model with a tower for {' or '.join(CLIP_MODALITIES)}."
             )
         averages = self.config.clip_embedding != "fusion"
@@ -358,10 +358,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
         return self._fuse_clip(outputs, streams, embeds)
 
     def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
-        """Encode the modalities that the batch holds.
+        """Encode the modalities that the batch contains.
 
         Args:
-            batch: entries as the collator makes them (see [`MultimodalCollator`]); those of a modality may be left
+            batch: Entries as the collator makes them (see [`MultimodalCollator`]); those of a modality may be left
                 out.
         """
         present = [m for m in self.config.modalities if INPUT_KEYS[m][0] in batch or has_tokens(m, batch)]
@@ -378,12 +378,12 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
 
 def has_tokens(modality: Modality, batch: Batch) -> bool:
-    """Return whether a batch holds precomputed tokens of a modality instead of the tower's inputs."""
+    """Return whether a batch contains precomputed tokens of a modality instead of the tower's inputs."""
     return modality in TOKEN_KEYS and TOKEN_KEYS[modality][0] in batch
 
 
 def build_encoder(config: MultimodalConfig, modality: Modality) -> Encoder:
-    """The encoder of one modality, with random weights."""
+    """Build the encoder of one modality, with random weights."""
     tower_config = config.tower_config(modality)
     encoder_class = get_encoder_class(tower_config.model_type, modality)
     settings: dict[str, Any] = {}
@@ -395,18 +395,18 @@ def build_encoder(config: MultimodalConfig, modality: Modality) -> Encoder:
 
 
 def check_frame_pooling(config: MultimodalConfig) -> None:
-    """Raise a `ValueError` if there are layers over the embeddings of frames, but no use for them."""
+    """Raise a `ValueError` if there are layers over frame embeddings that nothing uses."""
     layers, tower = config.frame_pooling_layers, config.video_config
     if layers == 0:
         return
     if tower is None or not issubclass(get_encoder_class(tower.model_type, "video"), ImageEncoder):
-        found = "there is no video tower" if tower is None else f"{tower.model_type!r} has no embeddings of frames"
+        found = "there is no video tower" if tower is None else f"{tower.model_type!r} has no frame embeddings"
         raise InputError(
-            f"frame_pooling_layers is {layers}, but {found}. Set it to 0, or take a tower of pictures such as CLIP's."
+            f"frame_pooling_layers is {layers}, but {found}. Set it to 0, or use an image tower such as CLIP's."
         )
     if not config.contrastive_loss_before_fusion:
         raise InputError(
-            f"frame_pooling_layers is {layers}, but contrastive_loss_before_fusion is False: nothing takes the "
+            f"frame_pooling_layers is {layers}, but contrastive_loss_before_fusion is False: nothing uses the "
             "tower's embedding. Change one of the two."
         )
 
@@ -417,10 +417,10 @@ def token_steps(
     """Find the time step of each token.
 
     Args:
-        encoder (`Encoder`): the tower that made the tokens.
-        num_tokens (`int`): tokens of a row when nothing is masked.
+        encoder (`Encoder`): Tower that made the tokens.
+        num_tokens (`int`): Number of tokens of a row when nothing is masked.
         num_steps (`int`, *optional*): [`EncoderOutput.num_steps`]; `None` where steps follow from the tower's config.
-        device (`torch.device`): where the result is wanted.
+        device (`torch.device`): Device of the result.
 
     Returns:
         `torch.LongTensor` of shape `(num_tokens,)`, and the number of steps.
@@ -434,23 +434,23 @@ def token_steps(
     if num_tokens % num_steps:
         raise InputError(
             f"The {encoder.modality} tower {encoder.model_type!r} returned {num_tokens} tokens for num_steps="
-            f"{num_steps}. Return equally many tokens for each step, or define time_steps and leave num_steps out."
+            f"{num_steps}. Return the same number of tokens for each step, or define time_steps and omit num_steps."
         )
     return torch.arange(num_tokens, device=device) // (num_tokens // num_steps), num_steps
 
 
 def pool_time_steps(output: EncoderOutput, steps: torch.Tensor, num_steps: int) -> EncoderOutput:
-    """Average the real tokens of each time step, so that one token per step is left.
+    """Average the real tokens of each time step, leaving one token per step.
 
     Args:
-        steps (`torch.LongTensor` of shape `(num_tokens,)` or `(batch_size, num_tokens)`): time step of each token.
-        num_steps (`int`): number of time steps.
+        steps (`torch.LongTensor` of shape `(num_tokens,)` or `(batch_size, num_tokens)`): Time step of each token.
+        num_steps (`int`): Number of time steps.
     """
     is_of_step = steps[..., None] == torch.arange(num_steps, device=steps.device)
     membership = (is_of_step & output.mask[..., None]).float()  # (batch, tokens, steps)
     counts = membership.sum(dim=1)  # (batch, steps)
     mean = (membership / counts.clamp(min=1)[:, None]).transpose(1, 2)  # (batch, steps, tokens)
-    seconds = (mean * output.seconds[:, None]).sum(dim=-1)  # no matrix product: autocast would round the times
+    seconds = (mean * output.seconds[:, None]).sum(dim=-1)  # not a matrix product: autocast would round the times
     return EncoderOutput(mean.to(output.tokens.dtype) @ output.tokens, counts > 0, seconds)
 
 

@@ -1,4 +1,4 @@
-"""What goes into the models and what comes out."""
+"""Inputs and outputs of the models."""
 
 from dataclasses import dataclass
 
@@ -15,18 +15,18 @@ Batch = dict[str, torch.Tensor]
 class MultimodalOutput(ModelOutput):
     """
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum of the objectives.
-        logits (`torch.FloatTensor`, *optional*): the head's prediction: answers `(batch_size, num_answers)` or
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Weighted sum of the objectives.
+        logits (`torch.FloatTensor`, *optional*): Prediction of the head: answers `(batch_size, num_answers)` or
             matching `(batch_size, 2)`.
         text_embeds, audio_embeds, video_embeds, clip_embeds (`torch.FloatTensor`, *optional*):
-            of shape `(batch_size, contrastive_dim)`: unit-length embeddings; meaningless (but finite) for rows that
+            Unit-length embeddings of shape `(batch_size, contrastive_dim)`; meaningless (but finite) for rows that
             lack the modality.
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_text_tokens, hidden_size)`, *optional*):
-            text states that have seen the clip.
-        losses (`dict[str, torch.FloatTensor]`, *optional*): value of each objective, unweighted, detached.
+            Text states that have attended to the clip.
+        losses (`dict[str, torch.FloatTensor]`, *optional*): Value of each objective, unweighted, detached.
         metrics (`dict[str, torch.FloatTensor]`, *optional*): `(sum, count)` of each metric, of shape `(2,)`, detached.
-        clip (`dict[Modality, Stream]`, *optional*): what [`MultimodalForPreTraining.matching_logits`] takes of the
-            clip; empty where rows were encoded in chunks and nothing reads it.
+        clip (`dict[Modality, Stream]`, *optional*): The clip as [`MultimodalForPreTraining.matching_logits`] takes it;
+            empty where rows were encoded in chunks and nothing reads it.
     """
 
     loss: torch.Tensor | None = None

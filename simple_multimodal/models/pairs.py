@@ -1,4 +1,4 @@
-"""Clips and texts after their towers, and scores of pairs of them: every clip and text runs through its tower once."""
+"""Encoded clips and texts, and scores of pairs of them: every clip and text runs through its tower once."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,12 +29,12 @@ Batch = dict[str, torch.Tensor]
 
 
 class Encoded(NamedTuple):
-    """A clip or a text after its towers, on the CPU.
+    """A clip or a text encoded by its towers, on the CPU.
 
     Args:
-        embed (`torch.FloatTensor` of shape `(contrastive_dim,)`, *optional*): unit-length embedding; `None` from a
+        embed (`torch.FloatTensor` of shape `(contrastive_dim,)`, *optional*): Unit-length embedding; `None` from a
             model that has none.
-        tokens (`dict[Modality, torch.Tensor]`): what the fusion takes of it, tensors of shape `(num_tokens,
+        tokens (`dict[Modality, torch.Tensor]`): Tokens that the fusion takes of it, as tensors of shape `(num_tokens,
             hidden_size)` without padding.
     """
 
@@ -43,11 +43,11 @@ class Encoded(NamedTuple):
 
 
 def _rows(embeds: torch.Tensor | None, streams: Clip) -> list[Encoded]:
-    """A batch, row by row."""
+    """Split a batch into rows."""
     num_rows = len(next(iter(streams.values())).mask)
     return [
         Encoded(
-            None if embeds is None else embeds[row].float().cpu().clone(),  # no view, which would be sent whole
+            None if embeds is None else embeds[row].float().cpu().clone(),  # not a view, which would be sent whole
             {m: stream.states[row][stream.mask[row]].cpu() for m, stream in streams.items()},
         )
         for row in range(num_rows)
@@ -56,19 +56,19 @@ def _rows(embeds: torch.Tensor | None, streams: Clip) -> list[Encoded]:
 
 @torch.no_grad()
 def encode_clips(model: PreTrainedModel, batch: Batch) -> list[Encoded]:
-    """The clips of a collator's batch, on the model's device, after their towers."""
+    """Encode the clips of a collator's batch that is on the model's device."""
     return _rows(*model.encode_clip(batch))
 
 
 @torch.no_grad()
 def encode_texts(model: PreTrainedModel, batch: Batch) -> list[Encoded]:
-    """The texts of a batch (`input_ids`, `attention_mask`), on the model's device, after their tower."""
+    """Encode the texts of a batch (`input_ids`, `attention_mask`) that is on the model's device."""
     embeds, stream = model.encode_text(batch)
     return _rows(embeds, {"text": stream})
 
 
 def padded(tokens: Sequence[torch.Tensor], device: torch.device) -> Stream:
-    """A stream out of rows of different lengths, each of shape `(num_tokens, hidden_size)`."""
+    """Pad rows of different lengths, each of shape `(num_tokens, hidden_size)`, to a stream."""
     lengths = torch.tensor([len(row) for row in tokens])
     longest = max(1, int(lengths.max()))
     states = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in tokens])
@@ -77,20 +77,20 @@ def padded(tokens: Sequence[torch.Tensor], device: torch.device) -> Stream:
 
 def ranking_scores(model: PreTrainedModel, logits: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
     """
-    What pairs of text and clip are ranked by, from what the matching head makes of them.
+    Return the scores by which pairs of text and clip are ranked, from the outputs of the matching head.
 
-    With `matching_residual`, the scaled cosine plus the head's log odds. Hard negatives are drawn in proportion to the
-    exponential of the scaled cosine, so what the head learns to tell from them is what the cosine lacks, as in
+    With `matching_residual`, this is the scaled cosine plus the head's log odds. Hard negatives are sampled in
+    proportion to the exponential of the scaled cosine, so the head learns what the cosine lacks, as in
     noise-contrastive estimation against a model (Gutmann & Hyvärinen 2010; residual energy-based models, Deng et al.
-    2020): only the sum of both is a score of the pair. Without, the head's probability, as in ALBEF and ALPRO.
+    2020): only the sum of both is a score of the pair. Otherwise it is the head's probability, as in ALBEF and ALPRO.
 
     Args:
-        model (`PreTrainedModel`): with a matching head.
-        logits (`torch.FloatTensor` of shape `(num_pairs, 2)`): as `matching_logits` returns them.
-        cosines (`torch.FloatTensor` of shape `(num_pairs,)`): of the embeddings of each pair.
+        model (`PreTrainedModel`): Model with a matching head.
+        logits (`torch.FloatTensor` of shape `(num_pairs, 2)`): Outputs of `matching_logits`.
+        cosines (`torch.FloatTensor` of shape `(num_pairs,)`): Cosines of the embeddings of each pair.
 
     Returns:
-        `torch.FloatTensor` of shape `(num_pairs,)`: more is better.
+        `torch.FloatTensor` of shape `(num_pairs,)`: Scores; higher is better.
     """
     if model.cosine_weight == 0:
         return logits.softmax(dim=1)[:, 1]
@@ -98,13 +98,13 @@ def ranking_scores(model: PreTrainedModel, logits: torch.Tensor, cosines: torch.
 
 
 class Block(NamedTuple):
-    """Pairs that are scored together: some clips, and equally many texts for each.
+    """Pairs that are scored together: some clips, with the same number of texts for each.
 
     Args:
-        clips (`np.ndarray` of shape `(num_clips,)`): positions of the clips.
-        texts (`np.ndarray` of shape `(num_clips, num_texts)`): positions of the texts of each clip.
-        places (`np.ndarray` of shape `(num_clips, num_texts)`): where in the list of pairs each stands, -1 for one
-            that fills up.
+        clips (`np.ndarray` of shape `(num_clips,)`): Positions of the clips.
+        texts (`np.ndarray` of shape `(num_clips, num_texts)`): Positions of the texts of each clip.
+        places (`np.ndarray` of shape `(num_clips, num_texts)`): Position of each pair in the list of pairs, -1 for
+            padding.
     """
 
     clips: np.ndarray
@@ -121,20 +121,20 @@ def plan_blocks(
     clip_tokens_per_batch: int,
 ) -> Iterator[Block]:
     """
-    Group pairs so that what depends on a clip alone is computed for many texts at once, with little padding.
+    Group pairs to compute what depends on a clip alone for many texts at once, with little padding.
 
     Args:
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`): positions of text and clip.
-        text_lengths (`Sequence[int]`): tokens of each text; texts of a block are of similar length.
-        clip_lengths (`np.ndarray` of shape `(num_clips, num_modalities)`): tokens of each clip; of clips with equally
-            many texts, those of similar length stand together.
-        pairs_per_batch (`int`): most pairs of a block.
-        clip_tokens_per_batch (`int`): most tokens of a block's clips, each padded to the longest in each modality. A
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Positions of text and clip.
+        text_lengths (`Sequence[int]`): Number of tokens of each text; texts of a block have similar lengths.
+        clip_lengths (`np.ndarray` of shape `(num_clips, num_modalities)`): Number of tokens of each clip; among clips
+            with the same number of texts, those of similar length are grouped.
+        pairs_per_batch (`int`): Most pairs of a block.
+        clip_tokens_per_batch (`int`): Most tokens of a block's clips, each padded to the longest in each modality. A
             clip that has more is alone in its block.
 
     Yields:
-        [`Block`]: together they hold every pair once; they depend on nothing else than the arguments. No Python object
-        is made per pair, of which there may be many millions.
+        [`Block`]: Blocks that together hold every pair once; they depend only on the arguments. No Python object is
+        created per pair, of which there may be many millions.
     """
     order = np.lexsort((np.asarray(text_lengths)[pairs[:, 0]], pairs[:, 1]))  # by clip, then by length
     begins = np.flatnonzero(np.diff(pairs[order, 1], prepend=-1))
@@ -188,23 +188,24 @@ def score_pairs(
     Run pairs of text and clip through the fusion layers; each pair is scored by one process.
 
     Memory is bounded by `pairs_per_batch` fused pairs and by `clip_tokens_per_batch` tokens of clips: in the form
-    `cross_attention` as many have keys and values at once; in the others, which keep nothing of a clip, as many run
-    through the layers at once, those of each pair counted. Only a single clip that has more goes beyond. Which pairs
-    make a block does not depend on the number of processes, so that the scores do not either.
+    `cross_attention` that many have keys and values at once; in the others, which keep nothing of a clip, that many
+    run through the layers at once, counted for each pair. Only a single clip that has more exceeds it. Which pairs
+    form a block does not depend on the number of processes, so neither do the scores.
 
     Args:
-        model (`PreTrainedModel`): in evaluation mode.
-        score (`Callable`): a method of the model, `matching_logits` or `answer_logits`.
-        texts, clips (`Sequence[Encoded]`): after their towers, the same on all processes.
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`): positions of text and clip.
-        process_index, num_processes (`int`, *optional*): whose share to score.
-        autocast (`Callable`, *optional*): under which precision to run.
-        pairs_per_batch (`int`, *optional*, defaults to 256): pairs at once.
-        clip_tokens_per_batch (`int`, *optional*, defaults to 32768): tokens of clips at once.
-        finished (`Mapping[int, torch.Tensor]`, *optional*): blocks of this process's share that an earlier call with
-            the same arguments handed to `on_block`: they are not computed again.
-        on_block (`Callable`, *optional*): called with number and outputs of each block when it is computed.
-        shows_progress (`bool`, *optional*, defaults to `False`): show a bar over this process's share.
+        model (`PreTrainedModel`): Model in evaluation mode.
+        score (`Callable`): Method of the model, `matching_logits` or `answer_logits`.
+        texts, clips (`Sequence[Encoded]`): Encoded texts and clips, the same on all processes.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Positions of text and clip.
+        process_index, num_processes (`int`, *optional*): Index of the process whose share to score, and their number.
+        autocast (`Callable`, *optional*): Context manager of the precision to run in.
+        pairs_per_batch (`int`, *optional*, defaults to 256): Pairs at once.
+        clip_tokens_per_batch (`int`, *optional*, defaults to 32768): Tokens of clips at once.
+        finished (`Mapping[int, torch.Tensor]`, *optional*): Blocks of this process's share that an earlier call with
+            the same arguments passed to `on_block`; they are not computed again.
+        on_block (`Callable`, *optional*): Called with number and outputs of each block once it is computed.
+        shows_progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar over this process's
+            share.
 
     Returns:
         `torch.FloatTensor` of shape `(num_pairs, num_outputs)`, the same on all processes.

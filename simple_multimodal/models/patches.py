@@ -1,4 +1,4 @@
-"""What towers of patches share: normalised pixels, splitting by a mask, position tables and their interpolation."""
+"""Shared parts of towers of patches: normalised pixels, splitting by a mask, position tables and interpolation."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from simple_multimodal.errors import InputError
 
 
 def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """`(height, width)` of a size in a config, where one number means a square."""
+    """Return the `(height, width)` of a size in a config, where one number means a square."""
     if isinstance(size, int):
         return size, size
     height, width = size
@@ -18,11 +18,11 @@ def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
 
 def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """
-    Bring `uint8` pixels to what a tower was trained on; a floating point tensor is taken as normalised already.
+    Normalise `uint8` pixels as a tower was trained on them; a floating-point tensor is taken as normalised already.
 
     Args:
         pixels (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`): RGB.
-        mean, std (`Sequence[float]`): per channel, in units of 0 to 1.
+        mean, std (`Sequence[float]`): Values per channel, in units of 0 to 1.
     """
     if pixels.dtype != torch.uint8:
         return pixels
@@ -31,13 +31,13 @@ def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[
 
 def visible_patches(masked_patches: torch.Tensor, num_patches: int) -> torch.Tensor:
     """
-    Positions of the patches that are not masked, ascending.
+    Return the positions of the patches that are not masked, in ascending order.
 
-    How many there are follows from the shapes, so that nobody has to wait for the device to know.
+    Their number follows from the shapes, so nothing has to wait for the device.
 
     Args:
-        masked_patches (`torch.LongTensor` of shape `(num_rows, num_masked)`): different positions below `num_patches`.
-        num_patches (`int`): of a row.
+        masked_patches (`torch.LongTensor` of shape `(num_rows, num_masked)`): Different positions below `num_patches`.
+        num_patches (`int`): Number of patches of a row.
 
     Returns:
         `torch.LongTensor` of shape `(num_rows, num_patches - num_masked)`.
@@ -49,13 +49,13 @@ def visible_patches(masked_patches: torch.Tensor, num_patches: int) -> torch.Ten
 
 
 def take_patches(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Pick `(num_rows, num_positions, size)` out of `values (num_rows, num_patches, size)`."""
+    """Select `(num_rows, num_positions, size)` from `values (num_rows, num_patches, size)`."""
     return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def sinusoidal_grid(height: int, width: int, hidden_size: int) -> torch.Tensor:
     """
-    Fixed position table of MAE ([He et al., 2021](https://huggingface.co/papers/2111.06377)) for a grid of any shape.
+    Return the fixed position table of MAE ([He et al., 2021](https://huggingface.co/papers/2111.06377)) for any grid.
 
     The original code swaps the two axes, and pretrained weights rely on it: the first half of each vector encodes the
     column, the second half the row.
@@ -65,7 +65,7 @@ def sinusoidal_grid(height: int, width: int, hidden_size: int) -> torch.Tensor:
     """
     if hidden_size % 4:
         raise InputError(
-            f"A two-dimensional sinusoidal table needs a multiple of 4 as hidden size, but got {hidden_size}."
+            f"A two-dimensional sinusoidal table needs a hidden size that is a multiple of 4, but got {hidden_size}."
         )
     frequencies = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
     rows = torch.arange(height, dtype=torch.float64).repeat_interleave(width)[:, None] * frequencies
@@ -76,7 +76,7 @@ def sinusoidal_grid(height: int, width: int, hidden_size: int) -> torch.Tensor:
 
 def sinusoidal_sequence(length: int, hidden_size: int) -> torch.Tensor:
     """
-    Fixed position table of "Attention is all you need", sine and cosine interleaved, as VideoMAE uses it.
+    Return the fixed position table of "Attention is all you need", sine and cosine interleaved, as VideoMAE uses it.
 
     Returns:
         `torch.FloatTensor` of shape `(length, hidden_size)`.
@@ -93,7 +93,7 @@ def interpolate_grid(table: torch.Tensor, source: tuple[int, ...], target: tuple
     Resample a position table: bicubic over space, then linear over time, corners not aligned.
 
     Args:
-        table (`torch.FloatTensor` of shape `(time * height * width, hidden_size)`): rows in that order.
+        table (`torch.FloatTensor` of shape `(time * height * width, hidden_size)`): Rows in that order.
         source, target (`tuple[int, ...]`): `(time, height, width)` of the table and of the result, in patches.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Times as vectors."""
+"""Embeddings of times."""
 
 import math
 
@@ -8,14 +8,14 @@ import torch
 def time_embedding(
     seconds: torch.Tensor, hidden_size: int, shortest: float = 0.5, longest: float = 1024.0
 ) -> torch.Tensor:
-    """Sinusoidal embedding of a time, the same function for what is heard and what is seen.
+    """Return the sinusoidal embedding of a time, the same function for audio and video.
 
     The sines of "Attention Is All You Need" (Vaswani et al. 2017) over seconds instead of positions.
 
     Args:
-        seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`): time in the segment, in seconds.
-        hidden_size (`int`): size of the embedding, even.
-        shortest, longest (`float`): the geometric series of periods, in seconds, starts at `shortest` and ends one
+        seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`): Time in the segment, in seconds.
+        hidden_size (`int`): Size of the embedding, even.
+        shortest, longest (`float`): The geometric series of periods, in seconds, starts at `shortest` and ends one
             step before `longest`.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Data sets that are written or looked at before a run: benchmarks, packed copies, checks and the toy world."""
+"""Tools that write or inspect data sets before a run: benchmarks, packed copies, checks and the toy world."""

@@ -1,4 +1,4 @@
-"""Reads the annotation files of MSR-VTT, DiDeMo, MSVD, MSR-VTT-QA and MSVD-QA as their makers publish them."""
+"""Read the published annotation files of MSR-VTT, DiDeMo, MSVD, MSR-VTT-QA and MSVD-QA."""
 
 import json
 from collections import defaultdict
@@ -22,7 +22,7 @@ SOURCES = {
     ),
     "didemo": (
         "Annotations: data/train_data.json, val_data.json and test_data.json of LisaAnne/LocalizingMoments on "
-        "GitHub, whose README says how to ask for the videos (they are Flickr's, by way of YFCC100M)."
+        "GitHub, whose README says how to request the videos (they are Flickr's, by way of YFCC100M)."
     ),
     "msvd": (
         "Captions and lists: captions_msvd.json, train_list.txt, val_list.txt and test_list.txt of X-Pool "
@@ -38,12 +38,12 @@ SOURCES = {
         "GitHub), and youtube_mapping.txt of MSVD. Videos: those of MSVD."
     ),
 }
-"""Where to get what is missing, by benchmark. Nothing is ever downloaded."""
+"""Where to get the files of each benchmark. Nothing is ever downloaded."""
 
 _NAMES_IN_FILES = {"train": "train", "validation": "val", "test": "test"}
-"""Splits, and what files call them."""
+"""Splits, and their names in files."""
 
-Entry = tuple[str, dict[str, Any]]  # where it stands, for messages, and its content
+Entry = tuple[str, dict[str, Any]]  # location, for messages, and content
 T = TypeVar("T")
 Rows = dict[str, list[dict[str, Any]]]  # by split
 
@@ -51,14 +51,14 @@ Rows = dict[str, list[dict[str, Any]]]  # by split
 @dataclass
 class Annotations:
     """
-    Annotation files as rows, before anything is known of the videos.
+    Annotation files as rows, before the videos are looked for.
 
     Args:
-        rows (`dict[str, list[dict]]`): By split, of those that were asked for and have a list. A row has `id`,
-            `clip` (the name of its video without folder and extension), and `captions`, or `question`, `answer`,
-            `answer_type` and `question_id`.
+        rows (`dict[str, list[dict]]`): Rows of each requested split that has a list. A row has `id`, `clip` (the name
+            of its video without folder and extension), and `captions`, or `question`, `answer`, `answer_type` and
+            `question_id`.
         sources (`list[Path]`): The files that were read.
-        duplicates (`list[str]`): What occurred twice, one line each. The first one is kept.
+        duplicates (`list[str]`): Duplicates, one line per file. The first occurrence is kept.
     """
 
     rows: Rows
@@ -67,8 +67,12 @@ class Annotations:
 
 
 def clip_name(file: str) -> str:
-    """Name of a clip: that of its file up to the first dot. No clip of these benchmarks has one in its name, and
-    extensions differ between releases (DiDeMo names some videos twice, with two of them)."""
+    """
+    Return the name of a clip: its file name up to the first dot.
+
+    No clip of these benchmarks has a dot in its name, and extensions differ between releases (DiDeMo lists some videos
+    twice, with two extensions).
+    """
     return file.rpartition("/")[2].partition(".")[0]
 
 
@@ -77,18 +81,18 @@ def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, split
     Read a benchmark's annotation files, in its own format or in that of ClipBERT and ALPRO.
 
     Args:
-        folder (`str` or `Path`): Holds the files, in whatever sub-folders; **or** `train.jsonl`, `val.jsonl` and
-            `test.jsonl` as in ALPRO's `data/<task>/txt`: that folder or one of the three above it.
+        folder (`str` or `Path`): Folder of the files, which may be in sub-folders; **or** of `train.jsonl`,
+            `val.jsonl` and `test.jsonl` as in ALPRO's `data/<task>/txt`: that folder or one of the three above it.
         benchmark (`str`): A key of `SOURCES`.
-        protocol (`str`): For MSR-VTT, decides which lists are read.
-        splits (`Sequence[str]`): Which of `train`, `validation` and `test` to read: only their files must be there.
+        protocol (`str`): Name of the protocol, which for MSR-VTT decides which lists are read.
+        splits (`Sequence[str]`): Which of `train`, `validation` and `test` to read: only their files must exist.
 
     Returns:
-        `Annotations`: The rows in the order of the files. There is no `validation` where there is no list for it.
+        `Annotations`: The rows, in file order. There is no `validation` if there is no list for it.
 
     Raises:
-        ValueError: A file is missing, **or** an entry of it is not what it should be. Names the file and the line or
-            entry, and says where to get what is missing.
+        ValueError: A file is missing, **or** contains an invalid entry. The message names the file and the line or
+            entry, and says where to get missing files.
     """
     files = AnnotationFiles(folder, benchmark)
     own_reader, own_names = _OWN_FORMATS[benchmark]
@@ -100,7 +104,7 @@ def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, split
 
 
 def alpro_folder(folder: str | Path, benchmark: str) -> Path | None:
-    """The `txt` folder of ALPRO's `data/<task>/{txt,videos}`, seen from it or from above; `None` without one."""
+    """Return the `txt` folder of ALPRO's `data/<task>/{txt,videos}`, given it or a folder above; `None` if absent."""
     task = benchmark if benchmark.endswith("_qa") else f"{benchmark}_ret"
     for place in (Path(), Path("txt"), Path(task, "txt"), Path("data", task, "txt")):
         if any(Path(folder, place, f"{name}.jsonl").is_file() for name in _NAMES_IN_FILES.values()):
@@ -110,11 +114,11 @@ def alpro_folder(folder: str | Path, benchmark: str) -> Path | None:
 
 class AnnotationFiles:
     """
-    The annotation files of a benchmark in a folder, as a reader gets them; remembers what was read, and what occurred
-    twice.
+    The annotation files of a benchmark in a folder, as passed to a reader; records the files that were read, and
+    duplicates.
 
     Args:
-        folder (`str` or `Path`): Holds the files, in any sub-folders.
+        folder (`str` or `Path`): Folder of the files, which may be in sub-folders.
         benchmark (`str`): A key of `SOURCES`.
 
     Raises:
@@ -124,7 +128,7 @@ class AnnotationFiles:
     def __init__(self, folder: str | Path, benchmark: str):
         self.folder, self.benchmark = Path(folder), benchmark
         if not self.folder.is_dir():
-            raise InputError(f"{folder}: no such folder of annotations. {SOURCES[benchmark]}")
+            raise InputError(f"{folder}: no such folder. Give the folder of the annotations. {SOURCES[benchmark]}")
         self.used: list[Path] = []
         self.duplicates: list[str] = []
 
@@ -132,15 +136,15 @@ class AnnotationFiles:
         return any(self.folder.rglob(name))
 
     def find(self, name: str) -> Path:
-        """The one file of that name, wherever it is in the folder."""
+        """Return the only file of that name in the folder or its sub-folders."""
         found = sorted(self.folder.rglob(name))
         if not found:
             raise InputError(
-                f"{self.folder}: {name} is missing. Splits that are not asked for need no file. "
+                f"{self.folder}: {name} is missing. Only the files of requested splits are needed. "
                 f"{SOURCES[self.benchmark]}"
             )
         if len(found) > 1:
-            raise InputError(f"{name} is there twice, as {found[0]} and {found[1]}; pass the folder of one of them.")
+            raise InputError(f"{name} exists twice, as {found[0]} and {found[1]}; give the folder of one of them.")
         return self.use(found[0])
 
     def use(self, path: Path) -> Path:
@@ -149,7 +153,7 @@ class AnnotationFiles:
         return path
 
     def entries(self, path: Path, key: str | None = None) -> Iterator[Entry]:
-        """Objects of a JSONL file, rows of a CSV file, or the list in a JSON file, under `key` if there is one."""
+        """Yield the objects of a JSONL file, rows of a CSV file, or list in a JSON file (under `key`, if given)."""
         if is_table(path):
             yield from ((f"{path}, line {line}", entry) for line, entry in read_records(path))
         else:
@@ -160,7 +164,7 @@ class AnnotationFiles:
             yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
 
     def once(self, items: Iterable[tuple[str, T]], path: Path) -> list[T]:
-        """Of items with a key, the first of each; remembers which keys occurred again."""
+        """Return the first item of each key, and record the keys that occur again."""
         kept: dict[str, T] = {}
         again: dict[str, None] = {}
         for key, item in items:
@@ -173,11 +177,11 @@ class AnnotationFiles:
         return list(kept.values())
 
     def clips(self, names: Iterable[str], path: Path) -> list[str]:
-        """A list of clips, each once."""
+        """Return the names of clips without duplicates."""
         return self.once(((name, name) for name in names), path)
 
     def lines(self, path: Path) -> list[tuple[int, str]]:
-        """Number and content of each line of a text file that is not blank."""
+        """Return number and content of each non-blank line of a text file."""
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
@@ -186,7 +190,7 @@ class AnnotationFiles:
 
 
 def some(names: Iterable[str], num_shown: int = 5) -> str:
-    """The first of some names."""
+    """Return the first few names as text."""
     names = list(names)
     return ", ".join(names[:num_shown]) + ", ..." * (len(names) > num_shown)
 
@@ -199,7 +203,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
-    """A value of an entry, which must be there and of the right type."""
+    """Return a value of an entry, which must exist and have the right type."""
     where, content = entry
     value = content.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -211,17 +215,17 @@ def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
 
 
 def _answer(entry: Entry) -> str:
-    """The answer of an entry, as a manifest's are read."""
+    """Return the answer of an entry, read in the same way as a manifest's."""
     where, content = entry
     try:
         answer = read_name(content.get("answer"), "answer")
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
-    return answer if answer is not None else _value(entry, "answer")  # which says what is there instead
+    return answer if answer is not None else _value(entry, "answer")  # raises an error that shows the value
 
 
 def _captions_by_clip(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Captions of each clip; a blank one is none."""
+    """Return the captions of each clip, without blank ones."""
     captions: dict[str, list[str]] = defaultdict(list)
     for clip, caption in pairs:
         if caption:
@@ -230,19 +234,19 @@ def _captions_by_clip(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _caption_rows(clips: Iterable[str], captions: dict[str, list[str]], where: str) -> list[dict[str, Any]]:
-    """A row for each clip of a list. Every sentence counts, also one that was written twice."""
+    """Return a row for each clip of a list. Every sentence counts, even if it occurs twice."""
     clips = list(clips)
     without = [clip for clip in clips if clip not in captions]
     if without:
         raise InputError(
-            f"{where}: {len(without)} clips have no caption: {some(without)}. The list and the captions "
-            "do not belong together, or a file of captions is incomplete."
+            f"{where}: {len(without)} clips have no caption: {some(without)}. The list does not match the captions, "
+            "or a caption file is incomplete."
         )
     return [{"id": clip, "clip": clip, "captions": captions[clip]} for clip in clips]
 
 
 def _question_row(entry: Entry, clip: str, question_id: int, answer_type: str | None = None) -> dict[str, Any]:
-    """A row for a question; its type is its first word, where the file does not say."""
+    """Return a row for a question; its type defaults to its first word."""
     question = _value(entry, "question")
     return {
         "id": str(question_id),
@@ -255,7 +259,7 @@ def _question_row(entry: Entry, clip: str, question_id: int, answer_type: str | 
 
 
 def _read_msrvtt(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
-    """Captions of the challenge's files; who is in which split is said by lists (1k-A) or by the files themselves."""
+    """Read the captions of the challenge's files; lists (1k-A) or the files themselves define the splits."""
     is_full = protocol == "msrvtt-full"
     rows: Rows = {}
     if not is_full and "test" in splits:
@@ -269,7 +273,7 @@ def _read_msrvtt(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -
 
     if files.has("MSRVTT_data.json"):
         caption_paths = [files.find("MSRVTT_data.json")]
-    else:  # clips of the test split are trained on by the 9k list
+    else:  # the 9k list contains clips of the official test split
         needs_test = "test" in wanted or protocol == "msrvtt-1ka-9k"
         needs_train = wanted != ["test"]
         caption_paths = [files.find("train_val_videodatainfo.json")] if needs_train else []
@@ -295,7 +299,7 @@ def _read_msrvtt(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -
 
 
 def _read_didemo(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
-    """One paragraph per video: its moments' sentences, in the order of the file."""
+    """Read one paragraph per video: the sentences of its moments, in file order."""
     rows = {}
     for split in splits:
         path = files.find(f"{_NAMES_IN_FILES[split]}_data.json")
@@ -310,7 +314,7 @@ def _read_didemo(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -
 
 
 def _read_msvd(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
-    """One file with the captions of all clips, and a list of clips per split."""
+    """Read one file with the captions of all clips, and a list of clips per split."""
     path = files.find("captions_msvd.json")
     content = _load_json(path)
     if not isinstance(content, dict) or not all(
@@ -327,7 +331,7 @@ def _read_msvd(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> 
 
 
 def _read_qa(files: AnnotationFiles, splits: Sequence[str], name_of: Callable[[int, str], str]) -> Rows:
-    """Questions as MSRVTT-QA and MSVD-QA have them, with numbers for clips."""
+    """Read questions in the format of MSRVTT-QA and MSVD-QA, which number their clips."""
     rows = {}
     for split in splits:
         path = files.find(f"{_NAMES_IN_FILES[split]}_qa.json")
@@ -344,7 +348,7 @@ def _read_msrvtt_qa(files: AnnotationFiles, protocol: str, splits: Sequence[str]
 
 
 def _read_msvd_qa(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
-    """Clip N is the one that `youtube_mapping.txt` calls vidN."""
+    """Read MSVD-QA's questions; `youtube_mapping.txt` calls clip N vidN."""
     path = files.find("youtube_mapping.txt")
     names: dict[str, str] = {}
     for number, line in files.lines(path):
@@ -362,7 +366,7 @@ def _read_msvd_qa(files: AnnotationFiles, protocol: str, splits: Sequence[str]) 
 
 
 def _read_alpro(files: AnnotationFiles, folder: Path, splits: Sequence[str]) -> Rows:
-    """One JSON object per caption or per question; a question's number is that of its row, as ALPRO has it."""
+    """Read one JSON object per caption or question; a question's number is its row number, as in ALPRO."""
     rows = {}
     for split in splits:
         path = folder / f"{_NAMES_IN_FILES[split]}.jsonl"
@@ -385,7 +389,7 @@ def _read_alpro(files: AnnotationFiles, folder: Path, splits: Sequence[str]) -> 
 
 
 Reader = Callable[[AnnotationFiles, str, Sequence[str]], Rows]
-"""Takes the files, the protocol's name and the splits to read; returns the rows of each split, see [`Annotations`]."""
+"""Function of the files, the protocol's name and the splits that returns the rows by split, see [`Annotations`]."""
 
 _OWN_FORMATS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "msrvtt": (
@@ -402,29 +406,30 @@ _OWN_FORMATS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "msrvtt_qa": (_read_msrvtt_qa, tuple(f"{name}_qa.json" for name in _NAMES_IN_FILES.values())),
     "msvd_qa": (_read_msvd_qa, (*(f"{name}_qa.json" for name in _NAMES_IN_FILES.values()), "youtube_mapping.txt")),
 }
-"""Reader of each benchmark's own format, and the files that tell it from ALPRO's."""
+"""Reader of each benchmark's own format, and the files that distinguish it from ALPRO's."""
 
 
 def register_benchmark(protocol: Protocol, *, read: Reader, source: str) -> None:
     """
-    Make a data set outside this package known to `simple-multimodal prepare` and `infer`; see
+    Register a data set outside this package for `simple-multimodal prepare` and `infer`; see
     `docs/adding_datasets.md`.
 
     Args:
-        protocol ([`Protocol`]): Its protocol, which also names the data set (`benchmark`).
-        read (`Callable`): `read(files, protocol, splits)` takes the [`AnnotationFiles`], the protocol's name and the
-            splits to read, of those that the protocol has. It returns a list of rows for each, see [`Annotations`].
-        source (`str`): Where to get annotations and videos; part of the messages about missing files.
+        protocol ([`Protocol`]): The protocol, which also names the data set (`benchmark`).
+        read (`Callable`): Function that is called as `read(files, protocol, splits)` with the [`AnnotationFiles`], the
+            protocol's name and the splits to read, of those that the protocol has. It returns a list of rows for each
+            split, see [`Annotations`].
+        source (`str`): Where to get annotations and videos, for messages about missing files.
 
     Raises:
         ValueError: The name of the protocol or of the data set is taken.
     """
     if protocol.benchmark in _OWN_FORMATS:
-        raise InputError(f"There is a data set {protocol.benchmark!r} already; give this one another `benchmark`.")
+        raise InputError(f"The data set {protocol.benchmark!r} is already registered; use another `benchmark`.")
     register_protocol(protocol)
 
     def read_listed(files: AnnotationFiles, name: str, splits: Sequence[str]) -> Rows:
         return read(files, name, [split for split in splits if split in protocol.sizes])
 
     SOURCES[protocol.benchmark] = source
-    _OWN_FORMATS[protocol.benchmark] = read_listed, ("*",)  # whatever is there is in its own format
+    _OWN_FORMATS[protocol.benchmark] = read_listed, ("*",)  # any file is in the data set's own format

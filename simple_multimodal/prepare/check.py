@@ -1,4 +1,4 @@
-"""Indexes the media of manifests and says what is wrong with them."""
+"""Index the media files of manifests and report problems."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,17 +18,17 @@ from simple_multimodal.media.index_cache import content_hash, index_cache
 
 @dataclass
 class FileReport:
-    """What is known of a media file.
+    """The facts about a media file.
 
     Args:
         path (`str`): The file.
         streams (`str`): Its streams, for example `"h264 480x360, aac 44100 Hz"`.
-        num_frames (`int`): Frames that it yields; 0 without video.
-        num_promised (`int`): Frames that its header promises; 0 where it does not say.
-        duration_seconds (`float`): From the first frame to the last one's end; 0 without video.
-        is_sparse (`bool`): Whether a few of its frames can be had without decoding from the start.
-        content (`str`): Hash of size, head and tail: files that are alike have the same.
-        error (`str`): Why it cannot be read; empty if it can.
+        num_frames (`int`): Number of frames that it yields; 0 without video.
+        num_promised (`int`): Number of frames that its header promises; 0 if unknown.
+        duration_seconds (`float`): Time from the first frame to the end of the last one; 0 without video.
+        is_sparse (`bool`): Whether single frames can be read without decoding from the start.
+        content (`str`): Hash of size, head and tail, equal for identical files.
+        error (`str`): Reason why it cannot be read; empty if it can.
     """
 
     path: str
@@ -43,12 +43,13 @@ class FileReport:
 
 @dataclass
 class ManifestReport:
-    """What [`check_manifests`] found.
+    """The findings of [`check_manifests`].
 
     Args:
-        num_rows (`dict[str, int]`): Rows of each manifest.
-        files (`list[FileReport]`): Each media file once, in the order of the manifests.
-        shared (`dict[str, list[str]]`): By pair of manifests, the files of the first whose content the second has too.
+        num_rows (`dict[str, int]`): Number of rows of each manifest.
+        files (`list[FileReport]`): Report of each media file, in the order of the manifests.
+        shared (`dict[str, list[str]]`): For each pair of manifests, files of the first whose content is also in the
+            second.
     """
 
     num_rows: dict[str, int]
@@ -66,11 +67,11 @@ class ManifestReport:
         return [file for file in self.files if file.num_frames < file.num_promised and not file.error]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for JSON."""
+        """Return the report as a dictionary for JSON."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """The report for people: totals, then every file that something is wrong with."""
+        """Return the report as text: totals, then every file with a problem."""
         readable = [file for file in self.files if not file.error]
         hours = sum(file.duration_seconds for file in readable) / 3600
         sparse = sum(file.is_sparse for file in readable)
@@ -103,22 +104,22 @@ def check_manifests(
     num_threads: int | None = None,
 ) -> ManifestReport:
     """
-    Index every video of manifests, and open every audio file, side by side and with a progress bar.
+    Index every video of manifests, and open every audio file, in parallel and with a progress bar.
 
     Args:
         manifests (`Sequence[str | Path]`): The manifests.
         video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
             their columns, and whether links may lead out of them, as in [`RowDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
-        decodes (`bool`, *optional*, defaults to `False`): Decode every frame and all audio to its end, instead of
-            trusting packets that look sound.
-        num_threads (`int`, *optional*): Files that are read at the same time; by default one per core.
+        decodes (`bool`, *optional*, defaults to `False`): Whether to decode every frame and all audio, instead of
+            trusting packets that look valid.
+        num_threads (`int`, *optional*): Number of files to read at the same time; by default one per core.
 
     Returns:
-        `ManifestReport`: What was found; a file that cannot be read is no exception but an entry.
+        `ManifestReport`: The findings; a file that cannot be read raises no exception but is reported.
 
     Raises:
-        ValueError: A manifest is wrong, see [`RowDataset`].
+        ValueError: A manifest is invalid, see [`RowDataset`].
     """
     tables = {
         str(name): RowDataset.from_manifest(
@@ -158,16 +159,16 @@ def examine_files(
     num_threads: int | None = None,
 ) -> list[FileReport]:
     """
-    Index media files side by side, with a progress bar.
+    Index media files in parallel, with a progress bar.
 
     Args:
         paths (`Sequence[str]`): The files.
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
-        decodes (`bool`, *optional*, defaults to `False`): Decode all of them.
-        num_threads (`int`, *optional*): Files that are read at the same time; by default one per core.
+        decodes (`bool`, *optional*, defaults to `False`): Whether to decode the files completely.
+        num_threads (`int`, *optional*): Number of files to read at the same time; by default one per core.
 
     Returns:
-        `list[FileReport]`: What is known of each, in the order of `paths`.
+        `list[FileReport]`: The report of each file, in the order of `paths`.
     """
 
     def examine(path: str) -> FileReport:
@@ -179,15 +180,15 @@ def examine_files(
 
 def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: bool = False) -> FileReport:
     """
-    Index a media file, or find out why that is not possible.
+    Index a media file, or report why that is not possible.
 
     Args:
         path (`str`): The file.
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
-        decodes (`bool`, *optional*, defaults to `False`): Decode all of it.
+        decodes (`bool`, *optional*, defaults to `False`): Whether to decode the file completely.
 
     Returns:
-        `FileReport`: What is known of it.
+        `FileReport`: The report.
     """
     report = FileReport(path)
     try:
@@ -201,7 +202,7 @@ def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: boo
             found.append(f"{audio.codec} {audio.sampling_rate} Hz" if audio.sampling_rate else audio.codec)
         report.streams = ", ".join(found)
         if not found:
-            raise MediaError(f"{path!r}: has neither video nor sound that can be decoded")
+            raise MediaError(f"{path!r}: has neither video nor audio that can be decoded")
         if video is not None:
             index = index_cache.verify(path, index_dir) if decodes else index_video(path, index_dir=index_dir)
             report.num_frames, report.num_promised = index.num_frames, index.num_promised
@@ -210,14 +211,14 @@ def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: boo
             with open_media(path, probe=audio.probe) as container:
                 frames = decode_audio(container, open_audio_stream(container, audio.stream, path))
                 if sum(frame.samples for _, frame in frames) == 0 and video is None:
-                    raise MediaError(f"{path!r}: its sound track holds no samples")
+                    raise MediaError(f"{path!r}: its audio track has no samples")
     except (MediaError, OSError) as error:
         report.error = str(error)
     return report
 
 
 def _media_of(table: RowDataset, absent: list[FileReport]) -> Iterator[str]:
-    """Every media file of a manifest that is there; rows with one that is not go to `absent`."""
+    """Yield every media file of a manifest that exists; add a report for rows with missing files to `absent`."""
     for number in range(len(table)):
         try:
             row = table[number]

@@ -1,4 +1,4 @@
-"""Manifests from a `clips.jsonl`, the annotation of a folder of clips with captions, questions and a split."""
+"""Make manifests from a `clips.jsonl`, which annotates a folder of clips with captions, questions and splits."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,15 @@ SPLITS = {"train": "train", "test": "validation"}
 
 
 def clips_jsonl_to_manifests(clips_jsonl: str | Path, output_dir: str | Path) -> dict[str, Path]:
-    """Write `train.jsonl` and `validation.jsonl` (the test clips).
+    """Write `train.jsonl`, and `validation.jsonl` with the test clips.
 
     Args:
         clips_jsonl (`str` or `Path`):
-            One JSON object per line with `id`, `file`, `split` (`train` or `test`), `captions`, `label`, `question`
-            and `answer`.
+            File with one JSON object per line: `id`, `file`, `split` (`train` or `test`), `captions`, `label`,
+            `question` and `answer`.
         output_dir (`str` or `Path`):
-            Made if it does not exist. The videos stay where they are: pass the folder of `clips_jsonl` as
-            `--video_root`.
+            Folder of the manifests; created if it does not exist. The videos are not copied: pass the folder of
+            `clips_jsonl` as `--video_root`.
 
     Returns:
         `dict[str, Path]`: The manifests, under `"train"` and `"validation"`.
@@ -34,7 +34,7 @@ def clips_jsonl_to_manifests(clips_jsonl: str | Path, output_dir: str | Path) ->
             row |= {key: clip[key] for key in ("captions", "label", "question", "answer")}
         except KeyError as error:
             raise InputError(
-                f"{clips_jsonl}, line {line_number}: {error} is missing, or is a split other than train and test."
+                f"{clips_jsonl}, line {line_number}: {error} is missing, or is not one of the splits train and test."
             ) from error
         rows[split].append(json.dumps(row, ensure_ascii=False))
     paths = {name: Path(output_dir) / f"{name}.jsonl" for name in rows}

@@ -1,6 +1,4 @@
-"""Turns a benchmark's annotations and a folder of its videos into manifests, and says how they differ from its
-protocol.
-"""
+"""Turn a benchmark's annotations and videos into manifests, and report how they deviate from its protocol."""
 
 import hashlib
 import json
@@ -30,7 +28,7 @@ from simple_multimodal.prepare.benchmarks import SOURCES, Rows, alpro_folder, cl
 from simple_multimodal.prepare.check import examine_files
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {""}
-"""Of files that are taken for clips; DiDeMo has some without."""
+"""Suffixes of clips; some of DiDeMo's have none."""
 
 
 @dataclass
@@ -39,14 +37,13 @@ class PreparedSplit:
     A manifest that was written.
 
     Args:
-        num_rows (`int`): Its rows.
-        clips (`list[str]`): Its clips, in order, by name without folder and extension.
-        num_texts (`int`): Its captions or questions.
-        listed (`SplitSize`): What the annotations list, before missing clips were left out and validation clips set
-            aside.
-        missing (`list[str]`): Clips that were left out.
-        num_rows_missing (`int`): Rows that were left out with them.
-        sha256 (`str`): Of the manifest.
+        num_rows (`int`): Number of rows.
+        clips (`list[str]`): Names of its clips in order, without folder and extension.
+        num_texts (`int`): Number of captions or questions.
+        listed (`SplitSize`): Size in the annotations, before missing clips are dropped and validation clips set aside.
+        missing (`list[str]`): Clips that have no usable file.
+        num_rows_missing (`int`): Number of rows that were dropped with them.
+        sha256 (`str`): SHA-256 of the manifest.
     """
 
     num_rows: int
@@ -61,21 +58,20 @@ class PreparedSplit:
 @dataclass
 class Preparation:
     """
-    What [`prepare_benchmark`] did and found.
+    The result of [`prepare_benchmark`].
 
     Args:
-        folder (`Path`): Where the manifests are.
-        video_root (`Path`): Where the videos are.
+        folder (`Path`): Folder of the manifests.
+        video_root (`Path`): Folder of the videos.
         protocol (`str`): Name of the protocol.
-        splits (`dict[str, PreparedSplit]`): By name.
+        splits (`dict[str, PreparedSplit]`): The splits by name.
         sources (`dict[str, str]`): SHA-256 of each annotation file that was read.
         validation_split (`dict[str, int]`, *optional*): Seed and number of the training clips that were set aside for
-            validation, where there is no list.
-        deviations (`list[str]`): In what the manifests are not what the protocol says, one line each; empty if in
-            nothing.
-        notes (`list[str]`): What else is worth knowing.
+            validation because there is no list.
+        deviations (`list[str]`): Deviations of the manifests from the protocol, one line each.
+        notes (`list[str]`): Further remarks.
         follow_links (`bool`, *optional*, defaults to `False`): Whether links out of `video_root` were followed.
-        index_dir (`Path`, *optional*): Folder of the frame indices, if it is not the one in the user's cache.
+        index_dir (`Path`, *optional*): Folder of the frame indices, if not the one in the user's cache.
     """
 
     folder: Path
@@ -91,14 +87,14 @@ class Preparation:
 
     @property
     def flags(self) -> str:
-        """What the commands that use the manifests have to be given, as it is typed."""
+        """Flags to pass to the commands that use the manifests, quoted for a shell."""
         flags = ["--video_root", str(self.video_root)]
         flags += ["--follow_links"] * self.follow_links
         flags += [] if self.index_dir is None else ["--index_dir", str(self.index_dir)]
         return shlex.join(flags)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for JSON: `protocol.json`, which has nothing of the machine in it."""
+        """Return the contents of `protocol.json`, which is independent of the machine."""
         return {
             "protocol": self.protocol,
             "deviations": self.deviations,
@@ -111,7 +107,7 @@ class Preparation:
         }
 
     def to_text(self) -> str:
-        """The report for people: sizes beside the protocol's, then everything that is not as it should be."""
+        """Return the report as text: sizes next to the protocol's, then notes and deviations."""
         lines = [f"{self.protocol} in {self.folder}; pass {self.flags}"]
         texts = "questions" if get_protocol(self.protocol).task == "question_answering" else "captions"
         for name, split in self.splits.items():
@@ -119,11 +115,11 @@ class Preparation:
             lines.append(
                 f"{name + ':':12}{split.num_rows} rows, {len(split.clips)} clips, {split.num_texts} {texts}; listed: "
                 f"{split.listed.clips} clips, {split.listed.texts} {texts}; protocol: "
-                + (f"{expected.clips} clips, {expected.texts} {texts}" if expected else "says nothing")
+                + (f"{expected.clips} clips, {expected.texts} {texts}" if expected else "no size given")
             )
         if self.validation_split is not None:
             lines.append(
-                "validation: {num_clips} clips of the training list, chosen by seed {seed}".format_map(
+                "validation: {num_clips} clips of the training list, chosen with seed {seed}".format_map(
                     self.validation_split
                 )
             )
@@ -149,34 +145,36 @@ def prepare_benchmark(
     num_threads: int | None = None,
 ) -> Preparation:
     """
-    Write `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` beside them.
+    Write `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` next to them.
 
     The same files and arguments give the same manifests, byte for byte. Nothing is downloaded.
 
     Args:
         benchmark (`str`): `"msrvtt"`, `"didemo"`, `"msvd"`, `"msrvtt_qa"` or `"msvd_qa"`.
         annotations (`str` or `Path`): Folder of the annotation files, see [`read_annotations`].
-        output_dir (`str` or `Path`): Made if it does not exist.
-        videos (`str` or `Path`, *optional*): Folder of the clips, in whatever sub-folders; in ALPRO's layout by
-            default the `videos` beside the annotations.
+        output_dir (`str` or `Path`): Folder of the manifests; created if it does not exist.
+        videos (`str` or `Path`, *optional*): Folder of the clips, which may be in sub-folders; in ALPRO's layout
+            defaults to the folder `videos` next to the annotations.
         protocol (`str`, *optional*): Name of a protocol; by default the first one of the benchmark.
-        splits (`Sequence[str]`, *optional*, defaults to all): What to write.
-        num_validation_clips (`int`, *optional*): Training clips that are set aside where there is no validation list;
+        splits (`Sequence[str]`, *optional*, defaults to all): Splits to write.
+        num_validation_clips (`int`, *optional*): Number of training clips to set aside if there is no validation list;
             by default 500, or a tenth of the training clips if that is fewer.
-        seed (`int`, *optional*, defaults to 0): Decides which.
-        requires_all_clips (`bool`, *optional*, defaults to `False`): Refuse to leave clips out.
-        opens_files (`bool`, *optional*, defaults to `False`): Index every video, so that those that cannot be read are
-            left out, too, and not just those that are absent or empty.
-        follow_links (`bool`, *optional*, defaults to `False`): Take videos to which links lead out of their folder.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice of validation clips.
+        requires_all_clips (`bool`, *optional*, defaults to `False`): Whether a missing clip is an error.
+        opens_files (`bool`, *optional*, defaults to `False`): Whether to index every video, so that unreadable ones
+            are dropped in addition to missing and empty ones.
+        follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead out of the folder of
+            the clips.
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
-        num_threads (`int`, *optional*): Files that are opened at the same time; by default one per core.
+        num_threads (`int`, *optional*): Number of files to open at the same time; by default one per core.
 
     Returns:
-        `Preparation`: What was done, and how it deviates from the protocol.
+        `Preparation`: The result, with its deviations from the protocol.
 
     Raises:
-        ValueError: An annotation file is missing or wrong, **or** test clips are trained on, **or** all clips are
-            missing, or some and `requires_all_clips`, **or** an argument can have no effect. Then nothing is written.
+        ValueError: An annotation file is missing or invalid, **or** test clips are also training clips, **or** all
+            clips are missing, or some with `requires_all_clips`, **or** an argument has no effect. Nothing is written
+            in these cases.
     """
     chosen = get_protocol(protocol, benchmark=benchmark)
     if not splits or set(splits) - set(SPLITS):
@@ -193,7 +191,7 @@ def prepare_benchmark(
     if "validation" in splits and "validation" not in rows:
         if "train" not in rows:
             raise InputError(
-                f"{annotations}: no list of validation clips, and none of training clips to take them from."
+                f"{annotations}: no list of validation clips, and no list of training clips to take them from."
             )
         num_clips = num_validation_clips
         if num_clips is None:
@@ -202,7 +200,7 @@ def prepare_benchmark(
         rows = rows | set_aside(rows["train"], num_clips, seed)
         listed["validation"] = _size(rows["validation"])
     elif num_validation_clips is not None:
-        raise InputError("num_validation_clips has no effect: the validation clips have a list, or are not asked for.")
+        raise InputError("num_validation_clips has no effect: the validation clips have a list, or are not requested.")
     clips_of = {split: list(dict.fromkeys(row["clip"] for row in rows.get(split, []))) for split in SPLITS}
     check_overlap({*clips_of["train"], *clips_of["validation"]}, clips_of["test"], chosen.name)
     if both := sorted(set(clips_of["train"]) & set(clips_of["validation"])):
@@ -211,7 +209,7 @@ def prepare_benchmark(
     if videos is None and (txt := alpro_folder(annotations, benchmark)) is not None:
         videos = txt.parent / "videos"
     if videos is None or not Path(videos).is_dir():
-        raise InputError(f"{videos or 'videos'}: no such folder of clips. {SOURCES[benchmark]}")
+        raise InputError(f"{videos or 'videos'}: no such folder. Give the folder of the clips. {SOURCES[benchmark]}")
     wanted = {clip for clips in clips_of.values() for clip in clips}
     files, notes = _choose_files(Path(videos), wanted, follow_links=follow_links)
     if opens_files:
@@ -238,7 +236,7 @@ def prepare_benchmark(
             f"{SOURCES[benchmark]}"
         )
     if missing:
-        notes.append(f"where to get what is missing. {SOURCES[benchmark]}")
+        notes.append(f"where to get the missing files. {SOURCES[benchmark]}")
     preparation = Preparation(
         folder=Path(output_dir),
         video_root=Path(videos),
@@ -261,29 +259,29 @@ def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
 
     Args:
         rows (`list[dict]`): Rows with `clip`.
-        num_clips (`int`): Clips to set aside.
-        seed (`int`): Decides which. So do the clips' names alone, not their order: a clip is chosen in preference to
-            another in every list that has both.
+        num_clips (`int`): Number of clips to set aside.
+        seed (`int`): Seed of the choice. The choice depends on the seed and the clips' names, not on their order: a
+            clip that is preferred to another in one list is preferred to it in every list.
 
     Returns:
         `dict[str, list[dict]]`: `train` and `validation`, each in the order of `rows`.
 
     Raises:
-        ValueError: There are not that many clips and one more.
+        ValueError: `num_clips` is not between 1 and the number of clips minus 1.
     """
     clips = {row["clip"] for row in rows}
     if len(clips) < 2:
         raise InputError(
-            f"The training list has {len(clips)} clip, so that none can be set aside for validation. Leave validation "
-            "out of `splits`."
+            f"The training list has {len(clips)} clip, so none can be set aside for validation. Remove validation "
+            "from `splits`."
         )
     if not 0 < num_clips < len(clips):
         raise InputError(
-            f"num_validation_clips must be from 1 to {len(clips) - 1}, one less than there are training clips, got "
-            f"{num_clips}."
+            f"num_validation_clips must be from 1 to {len(clips) - 1}, one less than the number of training clips, "
+            f"got {num_clips}."
         )
-    by_draw = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed} {clip}".encode()).digest())
-    chosen = set(by_draw[:num_clips])
+    shuffled = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed} {clip}".encode()).digest())
+    chosen = set(shuffled[:num_clips])
     return {
         "train": [row for row in rows if row["clip"] not in chosen],
         "validation": [row for row in rows if row["clip"] in chosen],
@@ -295,7 +293,7 @@ def _size(rows: list[dict[str, Any]]) -> SplitSize:
 
 
 def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize]) -> list[str]:
-    """How annotations differ from what the protocol says of them."""
+    """Return the deviations of annotations from the protocol."""
     texts = "questions" if protocol.task == "question_answering" else "captions"
     deviations = []
     for split, size in listed.items():
@@ -309,7 +307,7 @@ def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize
             deviations.append(
                 f"{split}: the annotations list {size.clips} clips and {size.texts} {texts}, {protocol.name} has "
                 f"{expected.clips} and {expected.texts}"
-                + (f"; this is the size in {' and '.join(others)}" if others else "")
+                + (f"; this is the size of {' and '.join(others)}" if others else "")
             )
         if protocol.task == "question_answering":
             types = Counter(row["answer_type"] for row in rows[split])
@@ -329,18 +327,18 @@ def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize
                         for name in ANSWER_TYPES
                         if name in wrong
                     )
-                    + f"; in brackets, what {protocol.name} has"
+                    + f"; the numbers of {protocol.name} are in brackets"
                 )
     return deviations
 
 
 def _choose_files(folder: Path, wanted: set[str], *, follow_links: bool) -> tuple[dict[str, str], list[str]]:
-    """For each wanted clip that is there its file, relative to the folder; and what is odd about the folder."""
+    """Return the file of each wanted clip that exists, relative to the folder, and notes about the folder."""
     found: dict[str, list[str]] = {}
     empty = []
     outside = []
     roots = Roots({"video": folder}, follow_links=follow_links)
-    walked = {roots.folders["video"]}  # and what links have led to
+    walked = {roots.folders["video"]}  # and the targets of links
     for place, folders, names in os.walk(folder, followlinks=True):
         entries = sorted([*folders, *names])
         linked = {name: os.path.realpath(Path(place, name)) for name in folders if Path(place, name).is_symlink()}
@@ -369,16 +367,16 @@ def _choose_files(folder: Path, wanted: set[str], *, follow_links: bool) -> tupl
             "or the folder that holds the files"
         )
     if unused := [file for clip, files in found.items() if clip not in wanted for file in files]:
-        notes.append(f"{len(unused)} files in {folder} are of no clip of this protocol: {some(unused, 3)}")
+        notes.append(f"{len(unused)} files in {folder} do not belong to a clip of this protocol: {some(unused, 3)}")
     if several := [clip for clip, files in found.items() if clip in wanted and len(files) > 1]:
-        notes.append(f"{len(several)} clips have several files, of which the first is taken: {some(several, 3)}")
+        notes.append(f"{len(several)} clips have several files; the first is used: {some(several, 3)}")
     return {clip: found[clip][0] for clip in sorted(wanted & found.keys())}, notes
 
 
 def _make_manifest(
     rows: list[dict[str, Any]], files: dict[str, str], listed: SplitSize
 ) -> tuple[PreparedSplit, bytes]:
-    """The rows whose clip has a file, as a manifest's content."""
+    """Return a split and the contents of its manifest, limited to the rows whose clip has a file."""
     kept = [row for row in rows if row["clip"] in files]
     lines = []
     for row in kept:
@@ -405,16 +403,16 @@ def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) 
     left_over = [path.name for split, path in paths.items() if split not in splits and path.exists()]
     for path in paths.values():
         if any(path.exists() and path.samefile(source) for source in sources):
-            raise InputError(f"{path} is an annotation file itself; write the manifests into another folder.")
+            raise InputError(f"{path} is an annotation file; write the manifests to another folder.")
     if left_over:
         raise InputError(
-            f"{folder} has {' and '.join(left_over)} already, of which protocol.json would say nothing; write into "
+            f"{folder} already has {' and '.join(left_over)}, which protocol.json would not describe; write to "
             "another folder."
         )
 
 
 def _write(preparation: Preparation, manifests: dict[str, bytes]) -> None:
-    """Write manifests and then `protocol.json`, each whole or not at all."""
+    """Write the manifests and then `protocol.json`, each atomically."""
     folder = preparation.folder
     contents = {f"{split}.jsonl": content for split, content in manifests.items()}
     contents["protocol.json"] = (json.dumps(preparation.to_dict(), indent=1) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Writes a copy of a data set that is fast to read: small frames in short groups, audio at the model's rate."""
+"""Write a copy of a data set that is fast to read: small frames in short groups, audio at the model's rate."""
 
 import hashlib
 import json
@@ -26,23 +26,23 @@ from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.prepare.settings import PackSettings
 
 ROW_COLUMNS = {"index", "epoch", "audio_from_video", "video", "audio", "text", "captions"}
-"""Entries of a row that a packed manifest has not, or has anew."""
+"""Entries of a row that a packed manifest omits or replaces."""
 
-MIN_CLOCK = 10_000  # ticks in a second
-AUDIO_BLOCK = 4608  # samples in a FLAC frame, the most of its streamable subset
+MIN_CLOCK = 10_000  # ticks per second
+AUDIO_BLOCK = 4608  # samples per FLAC frame, the maximum of its streamable subset
 
 
 @dataclass
 class PackReport:
-    """What [`pack_manifest`] did.
+    """The result of [`pack_manifest`].
 
     Args:
         manifest (`Path`): The new manifest.
-        num_rows (`int`): Its rows.
-        num_files (`int`): Media files that it names.
-        num_written (`int`): Of these, written in this call; the others were there.
-        source_bytes, packed_bytes (`int`): Size of the files that were packed, and of what they became.
-        errors (`list[str]`): One line for each row that was left out, because a file of it cannot be read.
+        num_rows (`int`): Number of its rows.
+        num_files (`int`): Number of media files in it.
+        num_written (`int`): Number of these files that were written in this call; the others already existed.
+        source_bytes, packed_bytes (`int`): Total size of the original and of the packed files.
+        errors (`list[str]`): One line for each row that was dropped because one of its files cannot be read.
     """
 
     manifest: Path
@@ -54,7 +54,7 @@ class PackReport:
     errors: list[str]
 
     def to_text(self) -> str:
-        """The report for people."""
+        """Return the report as text."""
         packed, source = self.packed_bytes / 1e6, self.source_bytes / 1e6
         lines = [
             f"{self.manifest}: {self.num_rows} rows, {self.num_files} files ({self.num_written} of them new), "
@@ -78,25 +78,25 @@ def pack_manifest(
     """
     Pack the media of a manifest, and write a manifest of the same name for them.
 
-    The copy has every frame of the original at its time, upright, and the audio from the first frame on. So frames,
-    jitter and segments are sampled from it as from the original. It is made of ordinary MP4 (H.264, FLAC) and FLAC
-    files, in folders by the first two digits of their names, which are hashes of content and settings: files that are
-    alike are stored once, and what is there is not made again. `checksums.sha256` is for `sha256sum -c`.
+    The copy has every frame of the original at its time, upright, and the audio from the first frame on, so frame
+    sampling, jitter and segments work as with the original. It consists of ordinary MP4 (H.264, FLAC) and FLAC files,
+    in folders named after the first two digits of the file names, which are hashes of content and settings: identical
+    files are stored once, and existing files are kept. `checksums.sha256` is for `sha256sum -c`.
 
     Args:
         manifest (`str` or `Path`): The manifest.
-        output_dir (`str` or `Path`): Folder of the copy; several manifests may share one.
+        output_dir (`str` or `Path`): Folder of the copy; several manifests may share it.
         video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
             the manifest's columns, and whether links may lead out of them, as in [`RowDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
-        settings ([`PackSettings`], *optional*): How files are packed.
-        num_threads (`int`, *optional*): Files that are packed at the same time; by default one per core.
+        settings ([`PackSettings`], *optional*): Settings for packing files.
+        num_threads (`int`, *optional*): Number of files to pack at the same time; by default one per core.
 
     Returns:
-        `PackReport`: What was done. Rows with a file that cannot be read are left out and named.
+        `PackReport`: The result. Rows with a file that cannot be read are dropped and reported.
 
     Raises:
-        ValueError: The manifest is wrong, **or** would be overwritten.
+        ValueError: The manifest is invalid, **or** would be overwritten.
     """
     settings = settings or PackSettings()
     folder = Path(output_dir)
@@ -109,7 +109,7 @@ def pack_manifest(
     table.check_links()
     packed_manifest = folder / f"{Path(manifest).stem}.jsonl"
     if packed_manifest.exists() and packed_manifest.samefile(manifest):
-        raise InputError(f"{packed_manifest} is the manifest itself; pack into another folder")
+        raise InputError(f"{packed_manifest} is the manifest itself; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     errors: dict[int, str] = {}
     rows: dict[int, Row] = {}
@@ -129,7 +129,7 @@ def pack_manifest(
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
         packed = dict(zip(sources, tqdm(pool.map(pack, sources), total=len(sources), unit="file"), strict=True))
     lines = []
-    used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written now
+    used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written in this call
     for number, row in rows.items():
         paths = {name: path for name, path in (("video", row["video"]), ("audio", row["audio"])) if path is not None}
         results = {name: packed[path] for name, path in paths.items()}
@@ -157,7 +157,7 @@ def pack_manifest(
 
 
 def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
-    """A row of the new manifest: media by their new names, captions in place."""
+    """Return a row of the new manifest, with the new names of the media and inline captions."""
     kept = {key: value for key, value in row.items() if key not in ROW_COLUMNS and value is not None}
     media = {"video": names.get("video", "")}
     if not row["audio_from_video"]:
@@ -166,7 +166,7 @@ def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
 
 
 def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str | Path | None) -> tuple[Path, bool]:
-    """Pack a file unless it is packed already; its name in the folder, and whether it was written now."""
+    """Pack a file unless it is already packed; return its name in the folder, and whether it was written."""
     key = hashlib.sha256(f"{content_hash(path)} {asdict(settings)}".encode()).hexdigest()[:32]
     has_video = index_cache.tracks(path, index_dir).video is not None
     name = Path(key[:2], f"{key}{'.mp4' if has_video else '.flac'}")
@@ -193,7 +193,7 @@ def _pack_file(
     if index is not None:
         with open_media(path) as source:
             time_base = tick_seconds(open_video_stream(source, index.stream, path))
-        # A multiple of the original's clock, so that times are kept exactly; MP4 wants it finer than that of some AVI.
+        # A multiple of the original's clock keeps times exact; MP4 needs a finer clock than that of some AVI files.
         clock = Fraction(1, time_base.denominator * -(-MIN_CLOCK // time_base.denominator))
     try:
         _write_copy(path, target, settings, index, clock, waveform)
@@ -220,7 +220,7 @@ def _write_copy(
             video = output.add_stream("libx264", options=settings.x264_options)
             video.width, video.height, video.pix_fmt = width, height, "yuv420p"
             video.time_base = video.codec_context.time_base = clock
-            video.codec_context.thread_count = 1  # files are packed side by side
+            video.codec_context.thread_count = 1  # files are packed in parallel
         if waveform is not None:
             audio = output.add_stream(
                 "flac", rate=settings.sampling_rate, layout="mono", options={"frame_size": str(AUDIO_BLOCK)}
@@ -230,7 +230,7 @@ def _write_copy(
             ticks = -1
             frames = _scaled_frames(path, index, height, width)
             for frame, seconds in zip(frames, index.seconds, strict=True):
-                ticks = max(round(Fraction(float(seconds)) / clock), ticks + 1)  # no two at one time, as MP4 wants it
+                ticks = max(round(Fraction(float(seconds)) / clock), ticks + 1)  # strictly ascending, as MP4 requires
                 frame.pts, frame.time_base = ticks, clock
                 output.mux(video.encode(frame))
             output.mux(video.encode(None))
@@ -245,7 +245,7 @@ def _write_copy(
 
 
 def _scaled_frames(path: str, index: FrameIndex, height: int, width: int) -> Iterator[av.VideoFrame]:
-    """Every frame of a file, upright and scaled, as planes of brightness and half-size colour."""
+    """Yield every frame of a file, upright and scaled, in YUV 4:2:0."""
     reformatter = VideoReformatter()
     matrix = index.display_matrix
     coded_height, coded_width = (width, height) if is_transposed(matrix) else (height, width)
@@ -270,7 +270,7 @@ def _scaled_frames(path: str, index: FrameIndex, height: int, width: int) -> Ite
 
 
 def _write_checksums(folder: Path) -> None:
-    """Add the checksum of every media file that has none yet."""
+    """Add the checksums of media files that are not listed yet."""
     path = folder / "checksums.sha256"
     known: dict[str, str] = {}
     if path.exists():

@@ -1,4 +1,4 @@
-"""How a data set is packed: the flags of `simple-multimodal pack`, which imports nothing heavy to show them."""
+"""Settings of `simple-multimodal pack`, in a module without heavy imports so that `--help` is fast."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,16 +6,16 @@ from typing import Annotated
 
 @dataclass(frozen=True, kw_only=True)
 class PackSettings:
-    """How files are packed. Audio is stored losslessly, at 16 bits."""
+    """Settings for packing files. Audio is stored losslessly, at 16 bits."""
 
-    short_side: Annotated[int, "short side of frames in pixels, smaller ones stay; more serves random crops"] = 224
-    group_size: Annotated[int, "frames in a group; 1: each can be decoded alone"] = 1
-    crf: Annotated[int, "quality of x264, 0 (lossless) to 51"] = 18
+    short_side: Annotated[int, "short side of frames in pixels, never enlarged; leave room for random crops"] = 224
+    group_size: Annotated[int, "frames per group of pictures; with 1, each can be decoded alone"] = 1
+    crf: Annotated[int, "quality of x264, from 0 (lossless) to 51"] = 18
     sampling_rate: Annotated[int, "sampling rate of the audio, in Hz"] = 16000
 
     @property
     def x264_options(self) -> dict[str, str]:
-        """Few tools of the codec, so that decoding is cheap."""
+        """Options of x264, with few coding tools so that decoding is cheap."""
         parameters = {
             "keyint": self.group_size,
             "min-keyint": self.group_size,

@@ -1,4 +1,4 @@
-"""Draw what the model sees of a sample as one image: frames, spectrogram and text, over one time axis."""
+"""Draw the model's inputs for a sample as one image: frames, spectrogram and text, on a common time axis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProces
 
 WIDTH = 1280  # of the image, in pixels
 MARGIN = 16
-LEFT, RIGHT = 76, 18  # of the timeline, where its labels stand
+LEFT, RIGHT = 76, 18  # margins of the timeline, for its labels
 FRAMES_PER_LINE = 8
 STRIP_HEIGHT, SPECTROGRAM_HEIGHT = 64, 220  # of the timeline, in pixels
 FREQUENCIES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)  # labels, in Hz
@@ -40,19 +40,21 @@ def draw_sample(
     index_dir: str | None = None,
 ) -> Image.Image:
     """
-    Draw a sample as the collator hands it to the model.
+    Draw a sample as the collator passes it to the model.
 
-    The frames stand in full with their times, then once more at their places on a time axis, above the spectrogram
+    The frames are shown in full with their times, then again at their positions on a time axis, above the spectrogram
     of the audio on the same axis.
 
     Args:
-        row (`Row`): From [`RowDataset`]; its epoch decides what is drawn in training.
-        processor ([`MultimodalProcessor`]): Of the model; a modality that it lacks is not drawn. It is not changed.
-        is_training (`bool`, *optional*, defaults to `False`): Draw frames, crops and caption as in training.
-        seed (`int`, *optional*): Of the run; only training draws at random.
-        num_frames (`int`, *optional*): Frames per clip; those of the processor by default.
-        video_size (`Sequence[int]`, *optional*): Height and width of a frame in pixels, or one number for both; those
-            of the processor by default.
+        row (`Row`): A row of a [`RowDataset`]; its epoch determines the random choices of training.
+        processor ([`MultimodalProcessor`]): The model's processor, which is not modified; modalities that it lacks are
+            not drawn.
+        is_training (`bool`, *optional*, defaults to `False`): Whether to choose frames, crops and caption as in
+            training.
+        seed (`int`, *optional*): Random seed of the run, used only if `is_training`.
+        num_frames (`int`, *optional*): Number of frames per clip; by default that of the processor.
+        video_size (`Sequence[int]`, *optional*): Height and width of a frame in pixels, or one number for both; by
+            default those of the processor.
         index_dir (`str`, *optional*): Folder of stored frame indices.
 
     Returns:
@@ -89,7 +91,7 @@ def draw_sample(
 def _with_video(
     processor: MultimodalProcessor, num_frames: int | None, video_size: Sequence[int] | None
 ) -> MultimodalProcessor:
-    """The processor with other frames, or itself where nothing is given."""
+    """Return a processor with other frame settings, or the same one if none are given."""
     changes: dict[str, Any] = {}
     if num_frames is not None:
         changes["num_frames"] = num_frames
@@ -101,13 +103,13 @@ def _with_video(
         return processor
     video = processor.video_processor
     if video is None:
-        raise InputError("`num_frames` and `video_size` are for models that read video; leave them out.")
+        raise InputError("`num_frames` and `video_size` need a model that reads video; leave them out.")
     changed = VideoClipProcessor.from_dict(video.to_dict(), **changes)
     return MultimodalProcessor(processor.feature_extractor, changed, processor.tokenizer, processor.text_padding)
 
 
 def _titles(row: Row, processor: MultimodalProcessor, index: FrameIndex | None, *, is_training: bool) -> Image.Image:
-    """File with its frame rate and resolution, what the model reads of it, and the captions."""
+    """Draw the file with its frame rate and resolution, the model's settings, and the captions."""
     path = row["video"] or row["audio"]
     facts = [f"row {row['index']}, id {row['id']}" if path is None else Path(path).name]
     if index is not None:
@@ -156,7 +158,7 @@ def _text(text: str, *, size: int = 16, fill: tuple[int, int, int] = INK) -> Ima
 
 
 def _frames(batch: Mapping[str, torch.Tensor]) -> Image.Image:
-    """The frames of the first row, in lines, each with its number and time."""
+    """Draw the frames of the first row in lines, each with its number and time."""
     frames = batch["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()  # (frames, height, width, 3)
     width = (WIDTH - 2 * MARGIN) // FRAMES_PER_LINE
     height = round(width * frames.shape[1] / frames.shape[2])
@@ -178,7 +180,7 @@ def _timeline(
     extractor: AudioFeatureExtractor | None,
     index: FrameIndex | None,
 ) -> Image.Image:
-    """Frames and spectrogram over one axis, seconds from the start of the segment; what is not there stays empty."""
+    """Draw frames and spectrogram over one axis, in seconds from the start of the segment; skip what is missing."""
     start, ends = row["start_seconds"] or 0.0, []
     if index is not None:
         whole = (
@@ -227,7 +229,7 @@ def _timeline(
 
 
 def _paste_strip(part: Image.Image, batch: Mapping[str, torch.Tensor], place: Callable[[float], int]) -> None:
-    """Put each frame over its time, cut where it would cover half the way to the next one."""
+    """Put each frame at its time, cropped to half the distance to its neighbours."""
     frames = batch["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
     centres = [place(float(seconds)) for seconds in batch["video_seconds"][0]]
     full = max(round(STRIP_HEIGHT * frames.shape[2] / frames.shape[1]), 1)
@@ -235,7 +237,7 @@ def _paste_strip(part: Image.Image, batch: Mapping[str, torch.Tensor], place: Ca
         before = (centres[number] - centres[number - 1]) // 2 if number else full
         after = (centres[number + 1] - centres[number]) // 2 if number + 1 < len(frames) else full
         left, right = min(before, full // 2), min(after, full // 2)
-        if left + right < 2:  # frames of one time, or of no distance that can be drawn
+        if left + right < 2:  # frames at the same time, or too close to draw
             continue
         image = Image.fromarray(frame).resize((full, STRIP_HEIGHT))
         image = image.crop((full // 2 - left, 0, full // 2 + right - 1, STRIP_HEIGHT))
@@ -243,7 +245,7 @@ def _paste_strip(part: Image.Image, batch: Mapping[str, torch.Tensor], place: Ca
 
 
 def _audio(batch: Mapping[str, torch.Tensor], extractor: AudioFeatureExtractor, end: float, width: int) -> Image.Image:
-    """The audio of the first row over `[0, end)` seconds: log-mel with low notes at the bottom, or the waveform."""
+    """Draw the audio of the first row over `[0, end)` seconds: waveform, or log-mel with low bins at the bottom."""
     real = batch["audio_attention_mask"][0].numpy()
     values = batch["audio_values"][0, 0].numpy()[:, real]  # (bins, frames)
     seconds = batch["audio_seconds"][0].numpy()[real]
@@ -269,7 +271,7 @@ def _audio(batch: Mapping[str, torch.Tensor], extractor: AudioFeatureExtractor, 
 
 
 def _frequency_labels(extractor: AudioFeatureExtractor) -> list[tuple[int, str]]:
-    """Places from the top of the spectrogram and their frequencies; none for a waveform."""
+    """Return pixel rows from the top of the spectrogram and their frequencies; none for a waveform."""
     if extractor.front_end == "waveform":
         return []
     scale = "kaldi" if extractor.front_end == "kaldi" else extractor.mel_scale
@@ -283,6 +285,6 @@ def _frequency_labels(extractor: AudioFeatureExtractor) -> list[tuple[int, str]]
             position = share * (extractor.num_mel_bins + 1) - 0.5
             height = round((1 - position / extractor.num_mel_bins) * (SPECTROGRAM_HEIGHT - 1))
             height = min(max(height, 0), SPECTROGRAM_HEIGHT - 1)
-            if not labels or labels[-1][0] - height > 13:  # no label over another
+            if not labels or labels[-1][0] - height > 13:  # labels must not overlap
                 labels.append((height, f"{frequency:,}"))
     return labels

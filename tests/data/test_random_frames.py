@@ -190,5 +190,5 @@ def test_frames_of_another_backend_and_of_a_device_come_in_the_same_order(videos
     found = list(dataset)
     assert [(frame.video, frame.position) for frame in found] == expected
     assert all(frame.pixels.device.type == "meta" and frame.pixels.shape == (3, HEIGHT, WIDTH) for frame in found)
-    with pytest.raises(ValueError, match="--decode_device cuda needs --video_backend torchcodec"):
+    with pytest.raises(ValueError, match="decode_device='cuda' needs video_backend='torchcodec'"):
         RandomFrameDataset(videos, decode_device="cuda")

@@ -196,9 +196,9 @@ def test_rows_in_any_order_make_the_matrix_and_repeats_count_once():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a", 0), ("a", 1), ("b", 0)], "3 pairs are scored of 2 captions and 2 clips;"),
-        ([("a", 0), ("a", 1)], "2 pairs are scored of 2 captions and 1 clips, none with 'b'"),
-        ([("a", 0), ("a", 5)], "caption 5, which the annotation has not"),
+        ([("a", 0), ("a", 1), ("b", 0)], "3 pairs of 2 captions and 2 clips are scored;"),
+        ([("a", 0), ("a", 1)], "2 pairs of 2 captions and 1 clips are scored, none with 'b'"),
+        ([("a", 0), ("a", 5)], "caption 5, which the annotation lacks"),
         ([], "0 pairs"),
     ],
 )

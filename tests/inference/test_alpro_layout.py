@@ -101,7 +101,7 @@ def test_bad_folders_are_named(converted, tokenizer, tmp_path, capfd):
     assert not (tmp_path / "out/model").exists()
     (tmp_path / "out/model").mkdir(parents=True)
     (tmp_path / "out/model/mine").touch()
-    assert "out/model was not made of an ALPRO checkpoint and is not replaced" in error(absent)
+    assert "out/model was not converted from an ALPRO checkpoint and is not replaced" in error(absent)
     assert (tmp_path / "out/model/mine").exists() and not (tmp_path / "out/model" / SOURCE_FILE).exists()
 
 

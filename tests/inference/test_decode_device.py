@@ -17,7 +17,7 @@ def test_commands_say_why_they_cannot_decode_on_a_gpu(retrieval_model, clips, tm
         pytest.skip("there is a GPU")
     command = ["encode", retrieval_model, str(clips / "video/0.mp4"), "--out", str(tmp_path / "out")]
     assert main([*command, *GPU[2:]]) == 2
-    assert "--decode_device cuda needs --video_backend torchcodec" in capfd.readouterr().err.splitlines()[-1]
+    assert "decode_device='cuda' needs video_backend='torchcodec'" in capfd.readouterr().err.splitlines()[-1]
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     assert main([*command, *GPU]) == 2
     assert "pip install torchcodec" in capfd.readouterr().err.splitlines()[-1]
@@ -31,6 +31,6 @@ def test_training_says_so_before_it_starts(clips, start, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     run = [*tiny_run.data_flags(clips), *start, *flags(output_dir=tmp_path / "out", decode_device="cuda")]
-    with pytest.raises(ValueError, match="--decode_device cuda needs --video_backend torchcodec; pyav decodes"):
+    with pytest.raises(ValueError, match="decode_device='cuda' needs video_backend='torchcodec'; pyav only decodes"):
         tiny_run.run(*run)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Writes small media files whose content tells which frame or sample one looks at."""
+"""Write small media files whose content identifies each frame and sample."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,15 +11,15 @@ WIDTH, HEIGHT, CELL = 64, 48, 16
 
 
 def numbered_frame(number: int) -> np.ndarray:
-    """A picture of 4 x 3 cells of 16 pixels, black or white: the bits of `number`, lowest first, row by row."""
+    """Return an image of 4 x 3 black or white cells of 16 pixels: the bits of `number`, lowest first, row by row."""
     bits = np.array([number >> bit & 1 for bit in range(12)], dtype=np.uint8).reshape(3, 4) * 255
     return np.repeat(bits.repeat(CELL, axis=0).repeat(CELL, axis=1)[..., None], 3, axis=2)  # (48, 64, 3)
 
 
-def read_number(picture: np.ndarray) -> int:
-    """Reads the number off a decoded picture of `numbered_frame`, `(3, 48, 64)`, from the middle of each cell."""
-    assert picture.shape == (3, HEIGHT, WIDTH)
-    bits = picture[1, CELL // 2 :: CELL, CELL // 2 :: CELL].ravel() > 127
+def read_number(frame: np.ndarray) -> int:
+    """Read the number of a decoded `numbered_frame`, `(3, 48, 64)`, from the middle of each cell."""
+    assert frame.shape == (3, HEIGHT, WIDTH)
+    bits = frame[1, CELL // 2 :: CELL, CELL // 2 :: CELL].ravel() > 127
     return int((bits << np.arange(12)).sum())
 
 
@@ -42,10 +42,10 @@ def write_media(
     container: dict[str, str] | None = None,
 ) -> Path:
     """
-    Writes a file with pictures numbered from `first_number`, at `ticks / rate` seconds, and / or with sound.
+    Write a file with frames numbered from `first_number`, at `ticks / rate` seconds, with audio, or with both.
 
     `waveform` gets the times of the samples, counted from the file's zero, and returns `(samples,)` or
-    `(channels, samples)`; the sound track covers `audio_seconds` from `audio_start` on.
+    `(channels, samples)`; the audio track covers `audio_seconds` from `audio_start` on.
     """
     with av.open(str(path), "w", options=container or {}) as output:
         if num_frames:
@@ -57,9 +57,9 @@ def write_media(
         if waveform:
             audio = output.add_stream(audio_codec, rate=audio_rate, layout=layout, options=audio_options or {})
         for number in range(num_frames):
-            picture = av.VideoFrame.from_ndarray(numbered_frame(first_number + number), format="rgb24")
-            picture.pts, picture.time_base = (ticks or range(num_frames))[number], Fraction(1, rate)
-            output.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(numbered_frame(first_number + number), format="rgb24")
+            image.pts, image.time_base = (ticks or range(num_frames))[number], Fraction(1, rate)
+            output.mux(video.encode(image))
         if num_frames:
             output.mux(video.encode(None))
         if waveform:
@@ -79,7 +79,7 @@ def write_media(
 
 
 def write_two_tracks(path: Path, rates: tuple[int, int], codec: str, seconds: float = 3.0) -> Path:
-    """Two video tracks of these rates; the frames of the second are numbered from 1000."""
+    """Write a file with two video tracks of these rates; the frames of the second are numbered from 1000."""
     with av.open(str(path), "w") as output:
         streams = []
         for rate in rates:
@@ -93,9 +93,9 @@ def write_two_tracks(path: Path, rates: tuple[int, int], codec: str, seconds: fl
             for number in range(round(rate * seconds))
         ]
         for _, track, number in sorted(times):
-            picture = av.VideoFrame.from_ndarray(numbered_frame(1000 * track + number), format="rgb24")
-            picture.pts, picture.time_base = number, Fraction(1, rates[track])
-            output.mux(streams[track].encode(picture))
+            image = av.VideoFrame.from_ndarray(numbered_frame(1000 * track + number), format="rgb24")
+            image.pts, image.time_base = number, Fraction(1, rates[track])
+            output.mux(streams[track].encode(image))
         for stream in streams:
             output.mux(stream.encode(None))
     return path

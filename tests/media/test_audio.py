@@ -1,4 +1,4 @@
-"""Tests of the sound reader: samples, time alignment, segments and limits."""
+"""Tests of reading audio: samples, time alignment, segments and limits."""
 
 import wave
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +56,7 @@ def test_resampling_keeps_time_and_amplitude(tmp_path, audio_rate):
     path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=1.0, audio_rate=audio_rate)
     waveform = read_audio(path, 16000)
     assert abs(len(waveform) - 16000) <= 1
-    inner = slice(200, -200)  # the resampler knows no sound beyond the ends
+    inner = slice(200, -200)  # the resampler has no samples beyond the ends
     np.testing.assert_allclose(waveform[inner], sine(times_of(waveform))[inner], atol=2e-3)
 
 
@@ -64,7 +64,7 @@ def test_resampling_keeps_time_and_amplitude(tmp_path, audio_rate):
     ("suffix", "codec", "audio_rate"),
     [("flac", "flac", 16000), ("m4a", "aac", 16000), ("mp3", "libmp3lame", 16000), ("ogg", "libopus", 48000)],
 )
-def test_audio_files(tmp_path, suffix, codec, audio_rate):
+def test_audio_files_of_common_codecs_are_read(tmp_path, suffix, codec, audio_rate):
     path = write_media(
         tmp_path / f"sound.{suffix}", waveform=sine, audio_codec=codec, audio_rate=audio_rate, audio_seconds=1.0
     )
@@ -94,7 +94,7 @@ def test_neighbouring_segments_make_up_the_whole(tmp_path, audio_rate):
     np.testing.assert_array_equal(np.concatenate(pieces), read_audio(path, 16000))
 
 
-def test_silence_before_an_audio_track_that_starts_late(tmp_path):
+def test_silence_precedes_an_audio_track_that_starts_late(tmp_path):
     path = write_media(tmp_path / "late.mkv", num_frames=50, waveform=np.ones_like, audio_start=0.5, audio_seconds=1.0)
     waveform = read_audio(path, 16000)
     assert len(waveform) == 24000
@@ -106,7 +106,7 @@ def test_time_runs_from_the_first_video_frame(tmp_path):
     path = write_media(
         tmp_path / "late_video.mkv",
         num_frames=25,
-        ticks=list(range(10, 35)),  # the picture starts at 0.4 s
+        ticks=list(range(10, 35)),  # the video starts at 0.4 s
         waveform=ramp,
         audio_seconds=2.0,
     )
@@ -132,27 +132,27 @@ def test_a_gap_in_the_audio_is_silence_of_its_length(tmp_path):
 
 def test_audio_that_ends_early_is_shorter_than_the_segment(video_with_audio):
     assert len(read_audio(video_with_audio, 16000, start_seconds=1.5, end_seconds=9.0)) == 8000
-    with pytest.raises(MediaError, match="sounding.mkv.*no sound from 2.5 s.*ends at 2.000 s"):
+    with pytest.raises(MediaError, match="sounding.mkv.*no audio after 2.5 s.*ends at 2.000 s"):
         read_audio(video_with_audio, 16000, start_seconds=2.5, end_seconds=3.0)
 
 
-def test_a_file_without_audio(numbered_video):
+def test_a_file_without_audio_is_refused(numbered_video):
     assert not has_audio(numbered_video)
-    with pytest.raises(MediaError, match="numbered.mp4.*no sound track"):
+    with pytest.raises(MediaError, match="numbered.mp4.*no audio track"):
         read_audio(numbered_video, 16000)
 
 
-def test_an_audio_track_without_samples(tmp_path):
+def test_an_audio_track_without_samples_is_refused(tmp_path):
     path = tmp_path / "nothing.wav"
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16000)
-    with pytest.raises(MediaError, match="nothing.wav.*holds no samples"):
+    with pytest.raises(MediaError, match="nothing.wav.*has no samples"):
         read_audio(path, 16000)
 
 
-def test_samples_that_are_not_finite(tmp_path):
+def test_non_finite_samples_are_refused(tmp_path):
     path = write_media(
         tmp_path / "nan.wav",
         waveform=lambda times: np.where(times < 0.05, 0.0, np.nan),
@@ -164,30 +164,30 @@ def test_samples_that_are_not_finite(tmp_path):
     assert not read_audio(path, 16000, end_seconds=0.05).any()
 
 
-def test_limits_on_length(tmp_path, monkeypatch):
+def test_audio_beyond_the_length_limits_is_refused(tmp_path, monkeypatch):
     path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=1.0)
     monkeypatch.setattr(audio, "MAX_AUDIO_SAMPLES", 8000)
     with pytest.raises(MediaError, match="sound.wav.*longer than 8000 samples"):
         read_audio(path, 16000)
     assert len(read_audio(path, 16000, start_seconds=0.5)) == 8000
     monkeypatch.setattr(audio_index, "MAX_DECODED_AUDIO_SAMPLES", 10000)
-    with pytest.raises(MediaError, match="more than 10000 sound samples"):
+    with pytest.raises(MediaError, match="more than 10000 audio samples"):
         read_audio(path, 16000, start_seconds=0.5)
     assert len(read_audio(path, 16000, end_seconds=0.25)) == 4000
 
 
 @pytest.mark.parametrize("segment", [(-1.0, None), (0.5, 0.5), (0.50000001, 0.50000002)])
-def test_segments_that_are_not_allowed(video_with_audio, segment):
+def test_invalid_segments_are_refused(video_with_audio, segment):
     with pytest.raises(ValueError, match="segment"):
         read_audio(video_with_audio, 16000, start_seconds=segment[0], end_seconds=segment[1])
 
 
-def test_a_sampling_rate_that_is_not_allowed(video_with_audio):
+def test_an_invalid_sampling_rate_is_refused(video_with_audio):
     with pytest.raises(ValueError, match="sampling_rate is 0"):
         read_audio(video_with_audio, 0)
 
 
-def test_threads_read_what_one_thread_reads(video_with_audio):
+def test_threads_read_the_same_audio_as_a_single_thread(video_with_audio):
     alone = read_audio(video_with_audio, 16000)
     with ThreadPoolExecutor(4) as pool:
         for waveform in pool.map(lambda _: read_audio(video_with_audio, 16000), range(12)):
@@ -197,7 +197,7 @@ def test_threads_read_what_one_thread_reads(video_with_audio):
 # Real files
 
 
-def test_audio_of_all_real_clips(shared_dir):
+def test_audio_of_all_real_clips_is_as_long_as_the_video(shared_dir):
     paths = sorted((shared_dir / "data" / "clips" / "videos").iterdir())
     sounding = [path for path in paths if has_audio(path)]
     assert len(sounding) == 36
@@ -209,7 +209,7 @@ def test_audio_of_all_real_clips(shared_dir):
         assert max(pool.map(difference, sounding)) < 0.15
 
 
-def test_containers_of_one_shot_are_in_step(shared_dir):
+def test_audio_is_in_sync_across_containers_of_one_clip(shared_dir):
     folder = shared_dir / "data" / "media" / "derived"
     reference = read_audio(folder / "nasa_mjpeg_pcm.mov", 16000)[16000:64000]
     for name, tolerance in [
@@ -225,7 +225,7 @@ def test_containers_of_one_shot_are_in_step(shared_dir):
 
 
 @pytest.mark.parametrize("layout, num_channels", [("mono", 1), ("7.1", 8), ("22.2", 24)])
-def test_planes_that_are_none_are_not_read(layout, num_channels):
+def test_nonexistent_planes_are_not_read(layout, num_channels):
     frame = av.AudioFrame("fltp", layout, 64)
     for channel, plane in enumerate(frame.planes[:num_channels]):
         plane.update(np.full(plane.buffer_size // 4, channel, np.float32).tobytes())
@@ -233,7 +233,7 @@ def test_planes_that_are_none_are_not_read(layout, num_channels):
 
 
 @pytest.mark.parametrize("rate, is_read", [(999, False), (1000, True), (1_000_000, True), (1_000_001, False)])
-def test_sampling_rates_that_no_audio_has_are_refused(tmp_path, rate, is_read):
+def test_implausible_sampling_rates_are_refused(tmp_path, rate, is_read):
     path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1, audio_rate=rate)
     if is_read:
         assert len(read_audio(path, 16000)) == 1600
@@ -263,7 +263,7 @@ LATE = {"num_frames": 75, "waveform": sine, "audio_start": 1.0, "audio_seconds":
         ("late.mp4", {"audio_codec": "aac"}),
     ],
 )
-def test_an_audio_track_whose_packets_come_late_is_read(tmp_path, name, settings):
+def test_an_audio_track_with_late_packets_is_read(tmp_path, name, settings):
     path = write_media(tmp_path / name, **LATE, **settings)
     assert has_audio(path)
     waveform = read_audio(path, 16000)
@@ -273,7 +273,7 @@ def test_an_audio_track_whose_packets_come_late_is_read(tmp_path, name, settings
     assert tracks.audio is not None
 
 
-def test_audio_that_comes_after_the_reach_of_a_probe_is_read(tmp_path):
+def test_audio_beyond_the_probed_range_is_read(tmp_path):
     settings = {"codec_options": {"g": "25", "crf": "30"}, "rate": 5, "audio_codec": "aac"}
     path = write_media(
         tmp_path / "late.ts", num_frames=60, waveform=sine, audio_start=9, audio_seconds=2.0, **settings
@@ -287,19 +287,19 @@ def test_audio_that_comes_after_the_reach_of_a_probe_is_read(tmp_path):
 
 @pytest.fixture
 def seeks_early(monkeypatch):
-    """Segments of small files are taken for late ones."""
+    """Lower the limits so that segments of small files count as late."""
     monkeypatch.setattr(audio, "SEEK_SECONDS", 2.0)
     monkeypatch.setattr(audio_index, "ENTRY_SECONDS", 0.5)
 
 
 def music(times: np.ndarray) -> np.ndarray:
-    """Tones that change, and noise that comes and goes."""
+    """Return changing tones with intermittent noise."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, len(times)) * (times % 1.1 > 0.6)
     return (0.3 * np.sin(2 * np.pi * (300 + 40 * np.sin(3 * times)) * times) + noise).astype(np.float32)
 
 
 def by_seeking(path, monkeypatch, sampling_rate=16000, **segment) -> np.ndarray:
-    """Reads a segment of a file that is indexed, and makes sure that it is not decoded from the start."""
+    """Read a segment of an indexed file, and check that it is not decoded from the start."""
     read_audio(path, sampling_rate, start_seconds=2.0, end_seconds=2.1)
     with monkeypatch.context() as patch:
         patch.delattr(audio, "timed_frames")
@@ -330,7 +330,7 @@ SEGMENTS = [(2.0, 2.5), (3.3333, 4.4321), (5.5, None), (7.9, 12.0)]
         ("alac.m4a", "alac", 44100),
     ],
 )
-def test_a_late_segment_is_that_of_decoding_from_the_start(tmp_path, monkeypatch, name, codec, rate):
+def test_a_late_segment_equals_decoding_from_the_start(tmp_path, monkeypatch, name, codec, rate):
     path = write_media(
         tmp_path / name,
         waveform=music,
@@ -376,9 +376,9 @@ def test_late_segments_keep_gaps_and_the_time_of_the_first_frame(tmp_path, monke
         video.width = video.height = 16
         stream = container.add_stream("pcm_s16le", rate=44100, layout="mono")
         for number in range(40):
-            picture = av.VideoFrame(16, 16, "yuv420p")
-            picture.pts, picture.time_base = number + 2, Fraction(1, 5)  # the video starts at 0.4 s
-            container.mux(video.encode(picture))
+            image = av.VideoFrame(16, 16, "yuv420p")
+            image.pts, image.time_base = number + 2, Fraction(1, 5)  # the video starts at 0.4 s
+            container.mux(video.encode(image))
         container.mux(video.encode(None))
         for block in [*range(35), *range(45, 80)]:  # of 0.1 s; one second is missing
             samples = np.random.default_rng(block).integers(-9999, 9999, (1, 4410)).astype(np.int16)
@@ -397,7 +397,7 @@ def test_late_segments_keep_gaps_and_the_time_of_the_first_frame(tmp_path, monke
         np.testing.assert_array_equal(waveform, whole[round(start * 16000) : stop])
 
 
-def test_the_index_of_an_audio_track_is_kept(tmp_path, monkeypatch, seeks_early):
+def test_the_index_of_an_audio_track_is_stored(tmp_path, monkeypatch, seeks_early):
     path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
     first = read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index")
     assert len(list((tmp_path / "index").rglob("*.audio.safetensors"))) == 1
@@ -406,9 +406,7 @@ def test_the_index_of_an_audio_track_is_kept(tmp_path, monkeypatch, seeks_early)
     np.testing.assert_array_equal(read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index"), first)
 
 
-def test_a_packet_that_seeking_does_not_find_has_the_file_decoded_from_the_start(
-    tmp_path, monkeypatch, seeks_early, caplog
-):
+def test_a_file_is_decoded_from_the_start_if_seeking_misses_the_packet(tmp_path, monkeypatch, seeks_early, caplog):
     path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
     expected = read_audio(path, 16000)[64000:]
 
@@ -418,18 +416,18 @@ def test_a_packet_that_seeking_does_not_find_has_the_file_decoded_from_the_start
 
     monkeypatch.setattr(audio, "frames_from", lost)
     np.testing.assert_array_equal(read_audio(path, 16000, start_seconds=4.0), expected)
-    assert "seeking does not find its sound" in caplog.text
+    assert "seeking does not find its audio" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["empty.mkv", "empty.mov"])
-def test_a_late_segment_of_a_track_without_packets(tmp_path, seeks_early, name):
+def test_a_late_segment_of_a_track_without_packets_is_refused(tmp_path, seeks_early, name):
     path = write_media(tmp_path / name, num_frames=9, waveform=sine, audio_seconds=0.0)
-    with pytest.raises(NoAudioError, match="no sound"):
+    with pytest.raises(NoAudioError, match="no audio"):
         read_audio(path, 16000, start_seconds=3.0)
 
 
-def test_a_late_segment_behind_the_end(tmp_path, seeks_early):
+def test_a_late_segment_after_the_end_is_refused(tmp_path, seeks_early):
     path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=4.0)
-    with pytest.raises(NoAudioError, match="no sound from 4.5.* s on; its sound ends at 4.000 s"):
+    with pytest.raises(NoAudioError, match="no audio after 4.5.* s; it ends at 4.000 s"):
         read_audio(path, 16000, start_seconds=4.5)
     assert len(read_audio(path, 16000, start_seconds=3.9999)) == 2

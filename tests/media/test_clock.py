@@ -1,4 +1,4 @@
-"""Tests of the timeline: missing and wrong time stamps, and recordings whose clock starts again."""
+"""Tests of the timeline: missing and wrong time stamps, and recordings whose clock restarts."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -28,20 +28,20 @@ def test_times_are_sorted_and_counted_from_the_earliest():
     ("stamps", "ticks"),
     [
         ([100, None, 180], [0, 40, 80]),
-        ([None, None, 180, 220], [0, 40, 80, 120]),  # before the first one that is known
+        ([None, None, 180, 220], [0, 40, 80, 120]),  # before the first known one
         ([100, 140, None, None], [0, 40, 80, 120]),
         ([None, None, None], [0, 40, 80]),
         ([-80, -40, 0, 40], [0, 40, 80, 120]),
         ([-80, None, 0, 40], [0, 40, 80, 120]),
     ],
 )
-def test_missing_and_negative_time_stamps(stamps, ticks):
+def test_missing_and_negative_time_stamps_are_handled(stamps, ticks):
     assert ticks_of(stamps) == ticks
 
 
 @pytest.mark.parametrize("wrong", [-(10**9), 0, 10**9])
 @pytest.mark.parametrize("place", [20, 31])
-def test_one_wrong_time_stamp_moves_no_other_frame(wrong, place):
+def test_one_wrong_time_stamp_does_not_move_other_frames(wrong, place):
     stamps = list(range(1000, 3000, 40))
     expected = ticks_of(stamps)
     stamps[place] = wrong
@@ -49,7 +49,7 @@ def test_one_wrong_time_stamp_moves_no_other_frame(wrong, place):
 
 
 @pytest.mark.parametrize("first", [-5000, 0, 1000, 2200])
-def test_a_clock_that_starts_again_goes_on(first):
+def test_time_continues_where_a_clock_restarts(first):
     first_recording, second = list(range(1000, 3000, 40)), list(range(first, first + 2000, 40))
     timeline = make_timeline(first_recording + second, STEP)
     assert timeline.ticks.tolist() == list(range(0, 4000, 40))
@@ -57,14 +57,14 @@ def test_a_clock_that_starts_again_goes_on(first):
     assert not timeline.is_in_order
 
 
-def test_reordering_is_no_restart():
-    """The last frame but as many as a codec may reorder comes again, and the one before it."""
+def test_reordering_is_not_a_restart():
+    """Time stamps that go back by as many frames as a codec may reorder, and by one more."""
     for depth in (REORDER_FRAMES + 1, REORDER_FRAMES + 2):
         stamps = [*range(100), *range(100 - depth, 100 - depth + 40)]
         assert len(find_runs(list(stamps))) == (1 if depth == REORDER_FRAMES + 1 else 2)
 
 
-def test_any_number_of_recordings():
+def test_any_number_of_recordings_can_be_joined():
     stamps = [*range(50), *range(7, 40), *range(100)]
     assert ticks_of(stamps, Fraction(1)) == list(range(183))
 
@@ -85,17 +85,17 @@ AAC = {"audio_codec": "aac", "audio_rate": 44100}
 
 
 def write_recording(path: Path, first_number: int, frequency: float, audio_seconds: float = 2.0, **settings) -> bytes:
-    sound = {
+    audio = {
         "waveform": lambda times: np.sin(2 * np.pi * frequency * times) / 2,
         "audio_seconds": audio_seconds,
         **{name: settings.pop(name) for name in ("audio_codec", "audio_rate")},
     }
-    write_media(path, num_frames=50, first_number=first_number, **(sound if audio_seconds else {}), **settings)
+    write_media(path, num_frames=50, first_number=first_number, **(audio if audio_seconds else {}), **settings)
     return path.read_bytes()
 
 
 def join(path: Path, audio_seconds: tuple[float, ...], **settings) -> Path:
-    """Recordings of two seconds, one appended to the other: frames 0 to 49 and 440 Hz, 50 to 99 and 880 Hz, ..."""
+    """Write recordings of two seconds one after the other: frames 0 to 49 with 440 Hz, 50 to 99 with 880 Hz, ..."""
     recordings = [
         write_recording(path, 50 * number, 440 * 2**number, seconds, **settings)
         for number, seconds in enumerate(audio_seconds)
@@ -105,7 +105,7 @@ def join(path: Path, audio_seconds: tuple[float, ...], **settings) -> Path:
 
 
 def frequency_of(waveform: np.ndarray) -> float:
-    """Of the loudest tone of a waveform at 16 kHz; 0 for silence."""
+    """Return the frequency of the loudest tone of a waveform at 16 kHz; 0 for silence."""
     spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
     return float(np.argmax(spectrum) * 16000 / len(waveform)) if np.abs(waveform).max() > 0.1 else 0.0
 
@@ -144,7 +144,7 @@ def test_joined_recordings_follow_each_other(tmp_path, name, settings, audio_sec
     np.testing.assert_array_equal(segment, waveform[40000:56000])
 
 
-def test_a_joined_file_is_known_from_disk(tmp_path):
+def test_the_index_of_a_joined_file_is_read_from_disk(tmp_path):
     path = join(tmp_path / "joined.mpg", (2.0, 2.0), **MPEG2, **MP2)
     built = FrameIndexCache(4).get(path, tmp_path / "index")
     stored = FrameIndexCache(4).get(path, tmp_path / "index")
@@ -152,7 +152,7 @@ def test_a_joined_file_is_known_from_disk(tmp_path):
     assert stored.tracks == built.tracks
 
 
-def test_audio_alone_follows_where_its_clock_starts_again(tmp_path):
+def test_audio_without_video_continues_where_its_clock_restarts(tmp_path):
     recordings = []
     for frequency in (440, 880):
         write_media(

@@ -1,4 +1,4 @@
-"""Tests of decoding on a GPU as far as a machine without one allows: what is refused and why, and where frames go."""
+"""Tests of decoding on a GPU, mostly on a machine without one: error messages, and the device of the frames."""
 
 import os
 import pickle
@@ -33,14 +33,14 @@ def clip(tmp_path_factory) -> str:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A torchcodec that is asked for a GPU and decodes on the CPU, where there is none: all but the hardware."""
+    """Make torchcodec decode on the CPU when a GPU is requested, to test everything but the hardware."""
     from torchcodec.decoders import VideoDecoder, set_cuda_backend
 
     asked = []
 
     def decoder(source, **settings):
         asked.append(settings["device"])
-        with set_cuda_backend("ffmpeg"):  # which says nothing of a CPU, unlike the one that is asked for
+        with set_cuda_backend("ffmpeg"):  # unlike the requested backend, it accepts a CPU
             return VideoDecoder(source, **{**settings, "device": "cpu"})
 
     monkeypatch.setattr("torchcodec.decoders.VideoDecoder", decoder)
@@ -49,28 +49,28 @@ def gpu(monkeypatch):
     return asked
 
 
-def test_a_machine_without_a_gpu_is_named():
+def test_the_error_names_a_missing_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="--decode_device cuda: torch finds no CUDA device on this machine; leave"):
+    with pytest.raises(ValueError, match="decode_device='cuda': torch finds no CUDA device on this machine; use"):
         get_video_backend("torchcodec", decode_device="cuda")
 
 
-def test_a_torchcodec_without_cuda_is_named(monkeypatch):
+def test_the_error_names_a_torchcodec_without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     try:
         get_video_backend("torchcodec", decode_device="cuda")
     except ValueError as error:
         message = str(error)
-    assert "was built without CUDA" in message or "cannot decode on it" in message  # by the wheel that is installed
-    assert "leave --decode_device out" in message and "\n" not in message
+    assert "was built without CUDA" in message or "cannot decode on it" in message  # depends on the installed wheel
+    assert "use decode_device='cpu'" in message and "\n" not in message
     assert "built without CUDA" in torchcodec_backend._why_not(
         RuntimeError("Unsupported device: cuda (variant: beta)")
     )
 
 
-def test_a_driver_without_a_decoder_is_named(gpu, monkeypatch):
+def test_the_error_names_a_driver_without_a_decoder(gpu, monkeypatch):
     reader = torchcodec_backend._Reader
 
     class FallingBack(reader):
@@ -84,14 +84,14 @@ def test_a_driver_without_a_decoder_is_named(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["pyav", "decord"])
-def test_other_backends_decode_on_the_cpu_alone(name):
-    with pytest.raises(ValueError, match=f"--decode_device cuda needs --video_backend torchcodec; {name} decodes"):
+def test_other_backends_only_decode_on_the_cpu(name):
+    with pytest.raises(ValueError, match=f"='cuda' needs video_backend='torchcodec'; {name} only decodes on the CPU"):
         get_video_backend(name, decode_device="cuda")
-    with pytest.raises(ValueError, match="--decode_device is 'tpu'; allowed are cpu, cuda"):
+    with pytest.raises(ValueError, match="decode_device='tpu' is not allowed; use one of cpu, cuda"):
         get_video_backend("torchcodec", decode_device="tpu")
 
 
-def test_frames_are_tensors_of_the_gpu_of_this_process(gpu, clip):
+def test_frames_are_tensors_on_the_gpu_of_this_process(gpu, clip):
     backend = get_video_backend("torchcodec", decode_device="cuda")
     index = index_video(clip)
     frames = backend.frames(clip, POSITIONS, index)
@@ -101,10 +101,10 @@ def test_frames_are_tensors_of_the_gpu_of_this_process(gpu, clip):
     scaled = backend.frames(clip, POSITIONS, index, size)
     assert scaled.dtype == torch.uint8 and scaled.shape == (3, 3, *size)
     on_cpu = get_video_backend("torchcodec").frames(clip, POSITIONS, index, size)
-    assert np.abs(scaled.numpy().astype(int) - on_cpu).mean() < 2  # another kernel
+    assert np.abs(scaled.numpy().astype(int) - on_cpu).mean() < 2  # a different kernel
 
 
-def test_a_fault_of_the_gpu_is_none_of_the_file(gpu, clip, monkeypatch):
+def test_a_gpu_error_is_not_blamed_on_the_file(gpu, clip, monkeypatch):
     backend = get_video_backend("torchcodec", decode_device="cuda")
 
     def read(self, positions):
@@ -118,7 +118,7 @@ def test_a_fault_of_the_gpu_is_none_of_the_file(gpu, clip, monkeypatch):
         backend.frames(clip, POSITIONS, index_video(clip))
 
 
-def test_a_forked_process_gets_one_sentence(gpu, clip):
+def test_a_forked_process_raises_an_error_of_one_line(gpu, clip):
     backend = get_video_backend("torchcodec", decode_device="cuda")
     index = index_video(clip)
     read_end, write_end = os.pipe()
@@ -130,21 +130,21 @@ def test_a_forked_process_gets_one_sentence(gpu, clip):
         os._exit(0)
     os.wait()
     message = os.read(read_end, 1000).decode()
-    assert message.startswith("--decode_device cuda:1: CUDA does not work in a process that was forked")
-    assert "--dataloader_multiprocessing_context spawn" in message and "\n" not in message
-    # One that it is sent to, as to a spawned worker, looks at its own GPU.
+    assert message.startswith("decode_device='cuda:1': CUDA does not work in a forked process")
+    assert "dataloader_multiprocessing_context='spawn'" in message and "\n" not in message
+    # A process that unpickles the backend, such as a spawned worker, uses its own GPU.
     gpu.clear()
     assert isinstance(pickle.loads(pickle.dumps(backend)).frames(clip, POSITIONS, index), torch.Tensor)
     assert gpu == ["cuda:1", "cuda:1"]
 
 
-def test_a_batch_has_its_pixels_where_they_were_decoded(gpu, clip, monkeypatch):
+def test_pixels_of_a_batch_stay_on_the_device_that_decoded_them(gpu, clip, monkeypatch):
     processor = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=32))
     rows = list(RowDataset.from_files([clip]))
     expected = MultimodalCollator(processor, video_backend="torchcodec")(rows)
     collator = MultimodalCollator(processor, video_backend="torchcodec", decode_device="cuda")
     assert collator.decoder == decoder_name("torchcodec", "cuda") == "torchcodec on cuda"
-    monkeypatch.setattr(collator._backend, "device", "meta")  # a device that this machine has
+    monkeypatch.setattr(collator._backend, "device", "meta")  # a device that exists on any machine
     monkeypatch.setattr(collator._backend, "frames", lambda *_: torch.zeros(4, 3, 32, 42, dtype=torch.uint8))
     batch = collator(rows)
     assert batch["pixel_values_videos"].device.type == "meta"
@@ -153,10 +153,10 @@ def test_a_batch_has_its_pixels_where_they_were_decoded(gpu, clip, monkeypatch):
     assert torch.equal(batch["video_seconds"], expected["video_seconds"])
 
 
-def test_a_spawned_worker_reads_itself(gpu, clip, monkeypatch):
+def test_a_spawned_worker_reads_without_a_child_process(gpu, clip, monkeypatch):
     processor = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=32))
     collator = MultimodalCollator(processor, video_backend="torchcodec", decode_device="cuda")
-    monkeypatch.setattr(collator._backend, "device", "cpu")  # for which there is memory here
+    monkeypatch.setattr(collator._backend, "device", "cpu")  # a device with memory on this machine
     reader = SupervisedReader(BatchReader(None, collator))
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: type("Info", (), {"num_workers": 1, "id": 0}))
     monkeypatch.setattr(SupervisedReader, "_start_child", lambda self: pytest.fail("a child would be a fork"))
@@ -181,7 +181,7 @@ def test_training_spawns_its_loader_processes(tmp_path, monkeypatch, workers, gi
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and CUDA_VISIBLE_DEVICES that shows it")
-def test_the_gpu_decodes_nearly_the_frames_of_the_cpu(clip):
+def test_frames_decoded_on_the_gpu_are_close_to_those_of_the_cpu(clip):
     index = index_video(clip)
     backend = get_video_backend("torchcodec", decode_device="cuda")
     frames = backend.frames(clip, POSITIONS, index)

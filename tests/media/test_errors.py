@@ -7,13 +7,13 @@ import pytest
 from simple_multimodal.media import MediaError, index_video
 
 
-def test_a_media_error_leaves_a_worker_process_as_itself():
+def test_a_media_error_keeps_its_type_across_processes():
     with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(MediaError, match="absent.mp4.*No such"):
         pool.apply(index_video, ("absent.mp4",))
 
 
-def test_a_media_error_is_made_of_one_message():
-    # A DataLoader makes the error anew in the main process: type(error)("Caught MediaError in worker ...").
+def test_a_media_error_takes_a_single_message():
+    # A DataLoader re-creates the error in the main process: type(error)("Caught MediaError in worker ...").
     error = MediaError("'clip.mp4': the file is empty (0 bytes)")
     assert isinstance(error, ValueError)
     assert str(type(error)(f"Caught {error}")) == "Caught 'clip.mp4': the file is empty (0 bytes)"

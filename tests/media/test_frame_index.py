@@ -1,4 +1,4 @@
-"""Tests of the frame index: from packets, by decoding, and as it is kept."""
+"""Tests of the frame index: built from packets, built by decoding, and stored."""
 
 import json
 import multiprocessing
@@ -22,7 +22,7 @@ H265 = {"crf": "10", "x265-params": "log-level=none:keyint=12:bframes=3"}
 
 
 def by_decoding(path) -> FrameIndex:
-    """The index that decoding the whole file gives, without a packet table."""
+    """Return the index from decoding the whole file, without a packet table."""
     return replace(index_by_decoding(path), table=None)
 
 
@@ -31,7 +31,7 @@ def assert_same(index: FrameIndex, expected: FrameIndex) -> None:
     assert replace(index, seconds=None, table=None) == replace(expected, seconds=None, table=None)
 
 
-def test_index_of_a_constant_frame_rate(numbered_video):
+def test_a_constant_frame_rate_is_indexed(numbered_video):
     index = index_video(numbered_video)
     assert (index.num_frames, index.width, index.height) == (60, WIDTH, HEIGHT)
     np.testing.assert_array_equal(index.seconds, np.arange(60) / 25)
@@ -40,14 +40,14 @@ def test_index_of_a_constant_frame_rate(numbered_video):
     assert index.is_in_presentation_order
 
 
-def test_index_of_variable_frame_rate_and_late_start(tmp_path):
+def test_a_variable_frame_rate_and_a_late_start_are_indexed(tmp_path):
     ticks = [50, 51, 53, 60, 61, 75]
     index = index_video(write_media(tmp_path / "late.mkv", num_frames=6, ticks=ticks))
     np.testing.assert_allclose(index.seconds, (np.array(ticks) - 50) / 25, atol=1e-9)
     assert index.start_seconds == 2.0
 
 
-def test_a_changed_file_is_indexed_anew(tmp_path):
+def test_a_changed_file_is_indexed_again(tmp_path):
     path = write_media(tmp_path / "clip.mp4", num_frames=5)
     assert index_video(path).num_frames == 5
     write_media(path, num_frames=7)
@@ -98,7 +98,7 @@ def test_a_child_forked_while_the_cache_is_locked_does_not_hang(tmp_path):
         ("plain.avi", "libx264", {"g": "12", "bf": "0", "crf": "10"}),
     ],
 )
-def test_an_index_from_packets_is_that_of_decoding(tmp_path, name, codec, options):
+def test_an_index_from_packets_equals_that_from_decoding(tmp_path, name, codec, options):
     path = write_media(tmp_path / name, num_frames=40, codec=codec, codec_options=options)
     index = index_from_packets(path)
     assert_same(index, by_decoding(path))
@@ -108,7 +108,7 @@ def test_an_index_from_packets_is_that_of_decoding(tmp_path, name, codec, option
 @pytest.mark.parametrize(
     ("name", "codec", "options", "has_table"),
     [
-        ("reordered.avi", "libx264", {"g": "12", "bf": "2", "crf": "10"}, True),  # settled by decoding, in any order
+        ("reordered.avi", "libx264", {"g": "12", "bf": "2", "crf": "10"}, True),  # verified by decoding, in any order
         ("clip.webm", "libvpx-vp9", {"g": "8", "b": "0", "crf": "10", "deadline": "realtime", "cpu-used": "8"}, True),
         ("clip.mov", "mjpeg", {"qscale": "2"}, True),
         ("clip.avi", "mpeg4", {"qscale": "2"}, False),
@@ -116,7 +116,7 @@ def test_an_index_from_packets_is_that_of_decoding(tmp_path, name, codec, option
         ("clip.ts", "libx264", {"bf": "2", "crf": "10"}, False),
     ],
 )
-def test_what_packets_do_not_prove_is_settled_by_decoding(tmp_path, name, codec, options, has_table):
+def test_a_file_is_decoded_if_its_packets_are_not_sufficient(tmp_path, name, codec, options, has_table):
     path = write_media(tmp_path / name, num_frames=30, codec=codec, codec_options=options)
     assert index_from_packets(path) is None
     index = build_index(path)
@@ -125,13 +125,13 @@ def test_what_packets_do_not_prove_is_settled_by_decoding(tmp_path, name, codec,
 
 
 def packets_of(path) -> list[tuple[int, int]]:
-    """Where each video packet lies in a file, and its size."""
+    """Return the byte position and size of each video packet of a file."""
     with av.open(str(path)) as container:
         return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
-@pytest.mark.parametrize("place", [0, 4])  # of the length of a unit, and of its first byte
-def test_a_damaged_packet_has_the_file_decoded(tmp_path, place):
+@pytest.mark.parametrize("place", [0, 4])  # the length of a unit, and its first byte
+def test_a_file_with_a_damaged_packet_is_decoded(tmp_path, place):
     path = write_media(tmp_path / "clip.mp4", num_frames=40)
     content = bytearray(path.read_bytes())
     content[packets_of(path)[20][0] + place] ^= 0xFF
@@ -140,7 +140,7 @@ def test_a_damaged_packet_has_the_file_decoded(tmp_path, place):
     assert_same(build_index(path), by_decoding(path))
 
 
-def test_frames_that_the_header_promises_and_the_stream_lacks_are_reported(tmp_path, caplog):
+def test_frames_that_the_header_promises_but_the_stream_lacks_are_reported(tmp_path, caplog):
     whole = write_media(
         tmp_path / "whole.mp4",
         num_frames=60,
@@ -154,7 +154,7 @@ def test_frames_that_the_header_promises_and_the_stream_lacks_are_reported(tmp_p
     assert f"cut.mp4': yields {index.num_frames} frames of the 60 that its header promises" in caplog.text
 
 
-def test_an_unsound_index_is_replaced_and_the_file_read_again(tmp_path, caplog):
+def test_a_wrong_index_is_replaced_and_the_file_is_read_again(tmp_path, caplog):
     path = write_media(tmp_path / "clip.mp4", num_frames=30)
     index = index_video(path)
     wrong = replace(index, table=replace(index.table, time_stamps=index.table.time_stamps + 1))
@@ -171,7 +171,7 @@ def test_a_file_that_lost_frames_since_it_was_indexed_is_an_error(tmp_path):
     path = write_media(tmp_path / "clip.mpg", num_frames=20, codec="mpeg2video", codec_options={"qscale": "2"})
     index = index_video(path)
     write_media(path, num_frames=5, codec="mpeg2video", codec_options={"qscale": "2"})
-    with pytest.raises(MediaError, match="clip.mpg.*yields no frame 12 though 20"):
+    with pytest.raises(MediaError, match="clip.mpg.*has no frame 12, although 20"):
         get_video_backend("pyav").frames(path, [0, 12], index)
 
 
@@ -186,7 +186,7 @@ def test_too_many_frames_are_refused(tmp_path, monkeypatch, name):
 
 
 def copy_from(path, target, first_shown: int, rate: int = 25):
-    """A copy of the packets whose edit list hides the frames before `first_shown`, as `ffmpeg -ss -c copy` cuts."""
+    """Copy the packets with an edit list that hides the frames before `first_shown`, as `ffmpeg -ss -c copy` does."""
     with (
         av.open(str(path)) as source,
         av.open(str(target), "w", options={"use_editlist": "1", "avoid_negative_ts": "disabled"}) as output,
@@ -210,7 +210,7 @@ def copy_from(path, target, first_shown: int, rate: int = 25):
         ("decoded.mov", "mjpeg", {"qscale": "2"}),
     ],
 )
-def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, caplog, name, codec, options):
+def test_frames_hidden_by_an_edit_list_do_not_count_as_missing(tmp_path, caplog, name, codec, options):
     source = write_media(tmp_path / f"whole_{name}", num_frames=60, codec=codec, codec_options=options)
     path = copy_from(source, tmp_path / name, first_shown=8)
     with av.open(str(path)) as container:
@@ -222,7 +222,7 @@ def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, caplog, name, 
     assert [read_number(frame) for frame in frames] == list(range(8, 60))
 
 
-def test_an_edit_list_does_not_excuse_frames_that_are_missing(tmp_path):
+def test_missing_frames_are_detected_in_a_file_with_an_edit_list(tmp_path):
     source = write_media(tmp_path / "whole.mp4", num_frames=60, codec_options={"g": "12", "crf": "10"})
     content = copy_from(source, tmp_path / "cut.mp4", first_shown=8).read_bytes()
     media, moov = content.index(b"mdat") - 4, content.rindex(b"moov") - 4
@@ -238,7 +238,7 @@ def test_an_edit_list_does_not_excuse_frames_that_are_missing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "codec"), [("two.mkv", "libx264"), ("two.mp4", "libx264"), ("two.ts", "libx264"), ("two.avi", "mpeg4")]
 )
-def test_all_readers_take_the_same_of_two_video_tracks(tmp_path, caplog, name, codec, rates):
+def test_all_readers_choose_the_same_of_two_video_tracks(tmp_path, caplog, name, codec, rates):
     path = write_two_tracks(tmp_path / name, rates, codec)
     index = index_video(path)
     frames = with_index(path, lambda index: get_video_backend("pyav").frames(path, range(index.num_frames), index))
@@ -248,12 +248,12 @@ def test_all_readers_take_the_same_of_two_video_tracks(tmp_path, caplog, name, c
     assert (index.table is not None) == name.endswith((".mkv", ".mp4")) and not caplog.text
 
 
-# Kept on disk
+# Stored on disk
 
 
 @pytest.fixture
 def builds(monkeypatch) -> list[str]:
-    """Names of the files that were indexed anew."""
+    """Names of the files for which an index was built."""
     names = []
     original = build_index
 
@@ -266,7 +266,7 @@ def builds(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mpg"])
-def test_an_index_is_kept_for_later_processes_and_for_copies(tmp_path, builds, name):
+def test_an_index_is_stored_for_later_processes_and_for_copies(tmp_path, builds, name):
     codec = {"codec": "mpeg2video", "codec_options": {"qscale": "2"}} if name == "clip.mpg" else {}
     path = write_media(tmp_path / name, num_frames=20, **codec)
     first = FrameIndexCache(4).get(path, tmp_path / "index")
@@ -283,7 +283,7 @@ def test_an_index_is_kept_for_later_processes_and_for_copies(tmp_path, builds, n
             np.testing.assert_array_equal(getattr(second.table, field), values)
 
 
-def test_a_stored_index_that_cannot_be_read_is_made_again(tmp_path, builds):
+def test_a_stored_index_that_cannot_be_read_is_rebuilt(tmp_path, builds):
     path = write_media(tmp_path / "clip.mp4", num_frames=20)
     FrameIndexCache(4).get(path, tmp_path / "index")
     (stored,) = (file for file in (tmp_path / "index").rglob("*") if file.is_file())
@@ -295,7 +295,7 @@ def test_a_stored_index_that_cannot_be_read_is_made_again(tmp_path, builds):
     assert stored.read_bytes() == content
 
 
-def test_writers_side_by_side_do_not_disturb_each_other(tmp_path):
+def test_concurrent_writers_do_not_interfere(tmp_path):
     path = write_media(tmp_path / "clip.mp4", num_frames=20)
     with ThreadPoolExecutor(8) as pool:
         indices = list(pool.map(lambda _: FrameIndexCache(4).get(path, tmp_path / "index"), range(32)))
@@ -303,8 +303,8 @@ def test_writers_side_by_side_do_not_disturb_each_other(tmp_path):
     assert len([file for file in (tmp_path / "index").rglob("*") if file.is_file()]) == 1
 
 
-def test_without_a_place_to_keep_them_indices_are_made_and_the_log_says_so(tmp_path, caplog):
+def test_a_warning_is_logged_if_an_index_cannot_be_stored(tmp_path, caplog):
     (tmp_path / "index").write_text("a file, not a folder")
     path = write_media(tmp_path / "clip.mp4", num_frames=20)
     assert FrameIndexCache(4).get(path, tmp_path / "index").num_frames == 20
-    assert "frame indices cannot be kept" in caplog.text
+    assert "frame indices cannot be stored" in caplog.text

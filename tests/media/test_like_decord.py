@@ -1,4 +1,4 @@
-"""Frames that are scaled like decord's are decord's, pixel for pixel, without decord."""
+"""Frames that are scaled like decord's equal decord's, pixel for pixel, without decord."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +13,20 @@ from tests.media.media_files import write_media
 SIZE = (224, 224)
 
 LATE_FRAMES = {f"clip0{number}.mpg" for number in (39, 40, 41, 42, 45, 46, 47, 49)}
-"""Clips whose first 12 frames decord does not give: it begins to count at the thirteenth."""
+"""Clips whose first 12 frames decord skips: it begins to count at the thirteenth."""
 
 OTHER_PIXELS = {"clip013.mp4": 8, "clip027.avi": 2, "clip052.mp4": 7, "clip066.avi": 1}
-"""Clips of which a few pixels differ, and by how much at most; docs/alpro.md says why."""
+"""Clips in which a few pixels differ, and the largest difference; docs/alpro.md explains why."""
 
 
 @pytest.fixture
 def decord():
-    """The package, which not every machine can have."""
+    """The decord package, which is not available on every machine."""
     return pytest.importorskip("decord", reason="needs decord, which has no wheels for this machine")
 
 
 def write_noise(path: Path, width: int, height: int, pixel_format: str) -> Path:
-    """Three pictures of coloured noise, fine and coarse, so that every error of sampling shows."""
+    """Write three frames of coloured noise, fine and coarse, so that every sampling error shows."""
     generator = np.random.default_rng(0)
     with av.open(str(path), "w") as output:
         video = output.add_stream("libx264", rate=25, options={"crf": "10", "preset": "ultrafast"})
@@ -34,15 +34,15 @@ def write_noise(path: Path, width: int, height: int, pixel_format: str) -> Path:
         video.codec_context.thread_count = 1
         for _ in range(3):
             coarse = generator.integers(0, 128, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-            picture = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
-            picture = picture + generator.integers(0, 128, (height, width, 3), dtype=np.uint8)
-            output.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+            image = image + generator.integers(0, 128, (height, width, 3), dtype=np.uint8)
+            output.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         output.mux(video.encode(None))
     return path
 
 
 def differences(decord, path: Path, positions: list[int], *, skipped: int = 0) -> np.ndarray:
-    """Ours minus decord's, `(frames, 3, height, width)`; decord's first frame is number `skipped`."""
+    """Return our frames minus decord's, `(frames, 3, height, width)`; decord's first frame is our number `skipped`."""
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1, width=SIZE[1], height=SIZE[0])
     expected = reader.get_batch(positions).asnumpy().transpose(0, 3, 1, 2)
     backend = get_video_backend("pyav", is_like_decord=True)
@@ -65,22 +65,22 @@ def differences(decord, path: Path, positions: list[int], *, skipped: int = 0) -
         (321, 241, "yuv444p"),
     ],
 )
-def test_pixels_of_every_format(decord, tmp_path, width, height, pixel_format):
+def test_pixels_of_every_format_are_equal(decord, tmp_path, width, height, pixel_format):
     path = write_noise(tmp_path / "noise.mp4", width, height, pixel_format)
     assert not differences(decord, path, [0, 1, 2]).any()
 
 
-def test_where_rows_stay_all_but_the_last_are_equal(decord, tmp_path):
+def test_all_rows_but_the_last_are_equal_if_the_height_stays(decord, tmp_path):
     path = write_noise(tmp_path / "noise.mp4", 300, SIZE[0], "yuv420p")
     assert not differences(decord, path, [0, 1, 2])[:, :, :-1].any()
 
 
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
-def test_pixels_of_turned_files(decord, shared_dir, turn):
+def test_pixels_of_rotated_files_are_equal(decord, shared_dir, turn):
     assert not differences(decord, shared_dir / f"data/media/decord/video_{turn}.mov", [0, 2]).any()
 
 
-def test_pixels_of_the_real_clips(decord, shared_dir):
+def test_pixels_of_real_clips_are_equal(decord, shared_dir):
     paths = sorted(shared_dir.glob("data/clips/videos/*"))
     equal = 0
     for path in paths:
@@ -91,7 +91,7 @@ def test_pixels_of_the_real_clips(decord, shared_dir):
     assert len(paths) == 52 and equal >= 40
 
 
-def test_frames_are_those_of_decoding_everything(tmp_path):
+def test_frames_equal_those_of_a_full_decode(tmp_path):
     path = write_media(tmp_path / "numbered.mp4", num_frames=60)
     backend, index = get_video_backend("pyav", is_like_decord=True), index_video(path)
     assert index.table is not None
@@ -100,7 +100,7 @@ def test_frames_are_those_of_decoding_everything(tmp_path):
     np.testing.assert_array_equal(backend.frames(path, positions, index, (32, 40)), whole)
 
 
-def test_frames_that_are_not_scaled_are_the_usual_ones(tmp_path):
+def test_frames_that_are_not_scaled_are_unchanged(tmp_path):
     path = write_media(tmp_path / "numbered.mp4", num_frames=10)
     index = index_video(path)
     usual, like_decord = (get_video_backend("pyav", is_like_decord=choice) for choice in (False, True))
@@ -108,6 +108,6 @@ def test_frames_that_are_not_scaled_are_the_usual_ones(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["torchcodec", "decord"])
-def test_other_backends_cannot(name):
-    with pytest.raises(ValueError, match=f"the {name} backend does not give the pixels .*; use the pyav backend"):
+def test_other_backends_cannot_scale_like_decord(name):
+    with pytest.raises(ValueError, match=f"the {name} backend cannot scale frames like decord; use the pyav backend"):
         get_video_backend(name, is_like_decord=True)

@@ -1,4 +1,4 @@
-"""Media that were reported to be read wrongly, each with what is right."""
+"""Files that were reported to be read wrongly, each with the correct result."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ def reported(shared_dir):
 
 
 def frequencies(waveform: np.ndarray) -> list[int]:
-    """Of the loudest tone of each whole second of a waveform at 16 kHz, in Hz."""
+    """Return the frequency of the loudest tone of each whole second of a waveform at 16 kHz, in Hz."""
     seconds = waveform[: len(waveform) // 16000 * 16000].reshape(-1, 16000)
     return np.abs(np.fft.rfft(seconds * np.hanning(16000))).argmax(axis=1).tolist()
 
 
-def test_a_transport_stream_has_the_audio_of_the_same_clip_in_mp4(reported):
+def test_a_transport_stream_has_the_same_audio_as_the_clip_in_mp4(reported):
     for name in ("camera.ts", "same.mp4"):
         path = reported / "transport_stream" / name
         assert has_audio(path) and index_video(path).tracks.audio.sampling_rate == 44100
@@ -34,14 +34,14 @@ def test_joined_recordings_follow_each_other(reported):
     assert np.abs(frames[0] - frames[1]).mean() > 50  # the test card, and the fractal
 
 
-def test_audio_that_ends_early_is_there_before(reported):
+def test_audio_that_ends_early_is_read_up_to_its_end(reported):
     path = reported / "sound_ends_early" / "clip.mp4"
     assert len(read_audio(path, 16000, end_seconds=1)) == 16000
-    with pytest.raises(MediaError, match="no sound from 2"):
+    with pytest.raises(MediaError, match="no audio after 2"):
         read_audio(path, 16000, start_seconds=2, end_seconds=3)
 
 
-def test_a_clip_with_an_edit_list_is_whole(reported, caplog):
+def test_a_clip_with_an_edit_list_is_complete(reported, caplog):
     index = index_video(reported / "edit_list" / "cut_without_encoding.mp4")
     assert (index.num_frames, index.num_promised) == (67, 67) and not caplog.text
 

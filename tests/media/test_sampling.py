@@ -34,19 +34,19 @@ def test_uniform_takes_the_centre_of_each_part(total, num_frames, expected):
     assert sample_positions(make_index(total), num_frames) == expected
 
 
-def test_jittered_draws_one_frame_of_each_part():
+def test_jittered_samples_one_frame_of_each_part():
     index = make_index(80)
-    drawn = [sample_positions(index, 8, "jittered", generator=np.random.default_rng(seed)) for seed in range(200)]
-    parts = np.array(drawn) // 10
+    samples = [sample_positions(index, 8, "jittered", generator=np.random.default_rng(seed)) for seed in range(200)]
+    parts = np.array(samples) // 10
     assert (parts == np.arange(8)).all()
-    assert set(np.array(drawn)[:, 0]) == set(range(10))  # every frame of a part is drawn at some time
-    assert drawn[3] == sample_positions(index, 8, "jittered", generator=np.random.default_rng(3))
+    assert set(np.array(samples)[:, 0]) == set(range(10))  # every frame of a part is chosen at some point
+    assert samples[3] == sample_positions(index, 8, "jittered", generator=np.random.default_rng(3))
 
 
 @pytest.mark.parametrize("total", [1, 2, 5])
 def test_jittered_repeats_frames_of_a_short_clip(total):
-    drawn = sample_positions(make_index(total), 8, "jittered", generator=np.random.default_rng(0))
-    assert len(drawn) == 8 and drawn == sorted(drawn) and set(drawn) <= set(range(total))
+    positions = sample_positions(make_index(total), 8, "jittered", generator=np.random.default_rng(0))
+    assert len(positions) == 8 and positions == sorted(positions) and set(positions) <= set(range(total))
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_dense_starts_anywhere_with_a_generator():
     index = make_index(10)
     starts = set()
     for seed in range(100):
-        drawn = sample_positions(index, 4, "dense", stride=2, generator=np.random.default_rng(seed))
-        assert np.diff(drawn).tolist() == [2, 2, 2]
-        starts.add(drawn[0])
+        positions = sample_positions(index, 4, "dense", stride=2, generator=np.random.default_rng(seed))
+        assert np.diff(positions).tolist() == [2, 2, 2]
+        starts.add(positions[0])
     assert starts == {0, 1, 2, 3}
 
 
@@ -86,11 +86,11 @@ def test_alpro_rounds_its_step_down(total, num_frames, expected):
     assert sample_positions(make_index(total), num_frames, "alpro") == expected
 
 
-def test_alpro_takes_its_frames_from_the_segment():
+def test_alpro_chooses_frames_of_the_segment():
     assert sample_positions(make_index(100), 4, "alpro", start_seconds=2.0, end_seconds=3.1) == [20, 22, 24, 26]
 
 
-def test_alpro_takes_the_frames_of_the_original(shared_dir):
+def test_alpro_chooses_the_frames_of_the_original(shared_dir):
     cases = json.loads((shared_dir / "data/alpro/frame_sampling_golden.json").read_text())["cases"]
     assert cases
     for case in cases:
@@ -106,24 +106,24 @@ def test_a_segment_is_half_open():
     assert sample_positions(index, 2, start_seconds=1.0, end_seconds=2.0) == [12, 17]
 
 
-def test_a_segment_between_two_frames_shows_the_one_on_screen():
+def test_a_segment_between_two_frames_has_the_frame_on_screen():
     index = make_index(100)
     assert segment_positions(index, 1.02, 1.08) == (10, 11)
     assert segment_positions(index, 9.95) == (99, 100)  # the last frame is shown until 10.0
 
 
-def test_a_segment_behind_the_end_names_the_file():
+def test_the_error_for_a_segment_after_the_end_names_the_file():
     with pytest.raises(MediaError, match="clip.mp4.*10.0 s, after the video's end"):
         sample_positions(make_index(100), 4, start_seconds=10.0, end_seconds=11.0)
 
 
 @pytest.mark.parametrize("segment", [(-1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (float("nan"), 2.0), (0.0, float("nan"))])
-def test_segments_that_are_not_allowed(segment):
+def test_invalid_segments_are_refused(segment):
     with pytest.raises(ValueError, match="not allowed"):
         sample_positions(make_index(100), 4, start_seconds=segment[0], end_seconds=segment[1])
 
 
-def test_arguments_that_are_not_allowed():
+def test_invalid_arguments_are_refused():
     index = make_index(100)
     with pytest.raises(ValueError, match="num_frames is 0"):
         sample_positions(index, 0)

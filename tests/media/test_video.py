@@ -33,14 +33,14 @@ def backend(request):
 # Frames
 
 
-def test_every_frame_is_the_one_asked_for(backend, numbered_video):
+def test_every_frame_is_the_requested_one(backend, numbered_video):
     index = index_video(numbered_video)
     frames = backend.frames(numbered_video, range(60), index)
     assert frames.shape == (60, 3, HEIGHT, WIDTH) and frames.dtype == np.uint8
     assert [read_number(frame) for frame in frames] == list(range(60))
 
 
-def test_positions_in_any_order_and_repeated(backend, numbered_video):
+def test_positions_can_be_unordered_and_repeated(backend, numbered_video):
     positions = [41, 7, 7, 59, 0, np.int64(41)]
     frames = backend.frames(numbered_video, positions, index_video(numbered_video))
     assert [read_number(frame) for frame in frames] == positions
@@ -52,13 +52,13 @@ def test_positions_outside_the_video_are_refused(backend, numbered_video, positi
         backend.frames(numbered_video, positions, index_video(numbered_video))
 
 
-def test_colours_are_rgb_in_that_order(backend, tmp_path):
+def test_channels_are_in_rgb_order(backend, tmp_path):
     path = tmp_path / "orange.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "0"})
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
-        picture = np.broadcast_to(np.array([250, 120, 10], dtype=np.uint8), (64, 64, 3))
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
+        image = np.broadcast_to(np.array([250, 120, 10], dtype=np.uint8), (64, 64, 3))
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
         container.mux(stream.encode(None))
     frame = backend.frames(path, [0], index_video(path))[0]
     assert np.abs(frame.astype(int) - np.reshape([250, 120, 10], (3, 1, 1))).max() <= 3
@@ -88,15 +88,15 @@ def test_pyav_reads_every_frame_of_every_container(tmp_path, suffix, codec, opti
     assert [read_number(frame) for frame in backend.frames(path, range(30), index)] == list(range(30))
 
 
-def test_one_frame(backend, tmp_path):
+def test_a_video_of_one_frame_is_read(backend, tmp_path):
     path = write_media(tmp_path / "one.mp4", num_frames=1)
     index = index_video(path)
     assert (index.num_frames, index.duration_seconds) == (1, pytest.approx(0.04))
     assert read_number(backend.frames(path, [0, 0], index)[1]) == 0
 
 
-def test_display_matrix_turns_and_mirrors():
-    picture = np.arange(6, dtype=np.uint8).reshape(2, 3)  # [[0 1 2], [3 4 5]]
+def test_the_display_matrix_rotates_and_mirrors():
+    image = np.arange(6, dtype=np.uint8).reshape(2, 3)  # [[0 1 2], [3 4 5]]
     turned = {
         (1, 0, 0, 1): [[0, 1, 2], [3, 4, 5]],
         (-1, 0, 0, -1): [[5, 4, 3], [2, 1, 0]],
@@ -105,10 +105,10 @@ def test_display_matrix_turns_and_mirrors():
         (0, -1, 1, 0): [[2, 5], [1, 4], [0, 3]],
     }
     for matrix, expected in turned.items():
-        assert apply_display_matrix(picture, matrix).tolist() == expected
+        assert apply_display_matrix(image, matrix).tolist() == expected
 
 
-def test_a_stream_that_changes_its_size_is_scaled_to_its_first_image(tmp_path):
+def test_frames_are_scaled_to_the_first_if_the_size_changes(tmp_path):
     path = tmp_path / "sizes.ts"
     parts = []
     for number, (width, height) in enumerate([(64, 48), (128, 96)]):
@@ -117,8 +117,8 @@ def test_a_stream_that_changes_its_size_is_scaled_to_its_first_image(tmp_path):
             stream = container.add_stream("mpeg2video", rate=25, options={"qscale": "2"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for _ in range(3):
-                picture = np.full((height, width, 3), 60 + 100 * number, dtype=np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+                image = np.full((height, width, 3), 60 + 100 * number, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
             container.mux(stream.encode(None))
         parts.append(part.read_bytes())
     path.write_bytes(b"".join(parts))
@@ -129,7 +129,7 @@ def test_a_stream_that_changes_its_size_is_scaled_to_its_first_image(tmp_path):
     assert {round(mean / 20) * 20 for mean in frames.mean(axis=(1, 2, 3))} == {60, 160}
 
 
-def test_backends_survive_pickling_and_run_side_by_side(backend, numbered_video):
+def test_backends_can_be_pickled_and_run_in_parallel(backend, numbered_video):
     backend = pickle.loads(pickle.dumps(backend))
     index = index_video(numbered_video)
     with ThreadPoolExecutor(4) as pool:
@@ -143,7 +143,7 @@ def test_an_unknown_backend_is_refused():
 
 
 @pytest.mark.parametrize("name", ["torchcodec", "decord"])
-def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch, name):
+def test_the_error_for_a_missing_package_has_the_install_command(monkeypatch, name):
     monkeypatch.setitem(__import__("sys").modules, name, None)
     with pytest.raises(ImportError, match=f"pip install {name}"):
         get_video_backend(name)
@@ -164,7 +164,7 @@ def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch, name):
         ("call.sdp", b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n", "accepted"),
     ],
 )
-def test_files_that_are_no_media_are_refused(tmp_path, name, content, reason):
+def test_files_that_are_not_media_are_refused(tmp_path, name, content, reason):
     write_media(tmp_path / "numbered.mp4", num_frames=3)
     write_media(tmp_path / "numbered.ts", num_frames=3, codec_options={"crf": "10"})
     path = tmp_path / name
@@ -173,7 +173,7 @@ def test_files_that_are_no_media_are_refused(tmp_path, name, content, reason):
         index_video(path)
 
 
-def test_paths_that_are_no_regular_file_are_refused(tmp_path):
+def test_paths_that_are_not_regular_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for path, reason in [
         (tmp_path, "is a folder"),
@@ -187,7 +187,7 @@ def test_paths_that_are_no_regular_file_are_refused(tmp_path):
             index_video(path)
 
 
-def test_a_name_that_looks_like_a_protocol_is_a_file_name(tmp_path, monkeypatch):
+def test_a_name_that_looks_like_a_protocol_is_read_as_a_file_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_media(tmp_path / "a.mp4", num_frames=3)
     os.rename("a.mp4", "concat:a%d|b.mp4")
@@ -201,7 +201,7 @@ def test_a_file_without_moov_is_refused(tmp_path, numbered_video):
         index_video(path)
 
 
-def test_a_truncated_file_is_read_as_what_it_yields(tmp_path):
+def test_the_remaining_frames_of_a_truncated_file_are_read(tmp_path):
     whole = write_media(tmp_path / "whole.mkv", num_frames=60)
     path = tmp_path / "cut.mkv"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -229,57 +229,57 @@ def test_damage_in_the_middle_does_not_end_the_video(tmp_path, caplog):
     assert "clip.avi" in caplog.text and "1 damaged video packets" in caplog.text
 
 
-def test_a_file_without_video_says_what_it_has(tmp_path):
+def test_the_error_for_a_file_without_video_lists_its_streams(tmp_path):
     path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1)
     with pytest.raises(MediaError, match="sound.wav.*no video stream.*streams: audio"):
         index_video(path)
 
 
-def test_a_cover_image_is_no_video(tmp_path):
+def test_a_cover_image_is_not_a_video(tmp_path):
     path = tmp_path / "song.m4a"
     with av.open(str(path), "w", format="mp4") as container:
-        sound = container.add_stream("aac", rate=16000, layout="mono")
+        audio = container.add_stream("aac", rate=16000, layout="mono")
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
         container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered_frame(1)).reformat(format="yuvj420p")))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), dtype=np.float32), format="fltp", layout="mono")
         frame.sample_rate = 16000
-        container.mux(sound.encode(frame))
-        container.mux(sound.encode(None))
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
     with pytest.raises(MediaError, match="no video stream"):
         index_video(path)
 
 
 def test_an_image_beyond_the_pixel_limit_is_not_decoded(tmp_path):
-    picture = jpeg(tmp_path)
+    image = jpeg(tmp_path)
     path = tmp_path / "huge.mov"
-    path.write_bytes(mov(1, size=len(picture), data=sized_jpeg(picture, 5000, 4000)))
+    path.write_bytes(mov(1, size=len(image), data=sized_jpeg(image, 5000, 4000)))
     with pytest.raises(MediaError, match=f"more than {container_module.MAX_PIXELS} pixels"):
         index_video(path)
 
 
 @pytest.mark.parametrize("limit, value", [("MAX_PACKETS", 5), ("MAX_PASS_SECONDS", -1), ("MAX_FILE_BYTES", 100)])
-def test_a_file_may_not_take_more_than_the_limits(tmp_path, monkeypatch, limit, value):
+def test_a_file_beyond_the_limits_is_refused(tmp_path, monkeypatch, limit, value):
     path = write_media(tmp_path / "clip.mkv", num_frames=20)
     assert index_video(path).num_frames == 20
     os.utime(path, (0, 0))  # so that the index is not taken from memory
     monkeypatch.setattr(container_module, limit, value)
-    with pytest.raises(MediaError, match="cut it into shorter|at most 100 are read"):
+    with pytest.raises(MediaError, match="split it into shorter|at most 100 are allowed"):
         index_video(path)
 
 
-def test_a_search_without_end_is_given_up_and_not_taken_for_the_end(tmp_path, monkeypatch):
+def test_an_endless_search_times_out_and_is_not_taken_for_the_end_of_the_file(tmp_path, monkeypatch):
     path = tmp_path / "holes.mp3"
     with open(path, "wb") as file:
         file.truncate(2**34)
     monkeypatch.setattr(container_module, "MAX_STALL_SECONDS", 0.2)
-    # Which of the two it is depends on whether the limit strikes while the file is opened, as on a loaded machine.
+    # The message depends on whether the limit is hit while the file is opened, as on a busy machine.
     with pytest.raises(MediaError, match="nothing that can be decoded was found|cannot be read as media"):
         read_audio(path, 16000)
 
 
-def test_a_file_of_many_damaged_packets_is_given_up(tmp_path, monkeypatch):
+def test_a_file_with_many_damaged_packets_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "clip.mov"
     with av.open(str(path), "w") as output:
         stream = output.add_stream("mjpeg", rate=25)
@@ -294,7 +294,7 @@ def test_a_file_of_many_damaged_packets_is_given_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(8000, 4), (4, 8000)])
-def test_a_frame_that_is_all_length_is_refused(tmp_path, size):
+def test_a_frame_with_an_extreme_aspect_ratio_is_refused(tmp_path, size):
     path = tmp_path / "clip.mkv"
     with av.open(str(path), "w") as output:
         stream = output.add_stream("ffv1", rate=25)
@@ -312,7 +312,7 @@ def clip_paths(shared_dir):
     return sorted((shared_dir / "data" / "clips" / "videos").iterdir())
 
 
-def test_all_real_clips_deliver_sixteen_frames(shared_dir):
+def test_sixteen_frames_of_all_real_clips_are_read(shared_dir):
     backend = get_video_backend("pyav")
     paths = clip_paths(shared_dir)
     assert len(paths) == 52
@@ -344,7 +344,7 @@ def test_all_real_clips_deliver_sixteen_frames(shared_dir):
         ("media/torchcodec/discard_first_keyframe.mp4", 25, True),
     ],
 )
-def test_frame_counts_of_difficult_files(shared_dir, name, num_frames, is_in_presentation_order):
+def test_difficult_files_have_the_expected_frame_counts(shared_dir, name, num_frames, is_in_presentation_order):
     index = index_video(shared_dir / "data" / name)
     assert (index.num_frames, index.is_in_presentation_order) == (num_frames, is_in_presentation_order)
 
@@ -357,7 +357,8 @@ def test_unreadable_real_files_are_media_errors(shared_dir, name):
 
 def test_a_rotated_file_is_upright(backend, shared_dir):
     folder = shared_dir / "data" / "media" / "derived"
-    upright, turned = folder / "nasa_h264_aac.mp4", folder / "nasa_h264_rot90.mp4"  # the same stream, marked as turned
+    # The same stream, with a display matrix in the second file.
+    upright, turned = folder / "nasa_h264_aac.mp4", folder / "nasa_h264_rot90.mp4"
     index = index_video(turned)
     assert (index.width, index.height) == (270, 480)
     expected = np.rot90(backend.frames(upright, [50], index_video(upright))[0], axes=(1, 2))  # counter-clockwise
@@ -396,7 +397,7 @@ def test_backends_agree_on_real_h264(shared_dir, name, clip):
 
 @pytest.mark.parametrize("name", ["torchcodec", "decord"])
 @pytest.mark.parametrize("clip", ["clip024.avi", "clip034.avi", "clip039.mpg"])
-def test_backends_refuse_files_whose_frames_they_mistake(shared_dir, name, clip):
+def test_backends_refuse_files_whose_frames_they_get_wrong(shared_dir, name, clip):
     try:
         backend = get_video_backend(name)
     except ImportError as error:
@@ -407,13 +408,13 @@ def test_backends_refuse_files_whose_frames_they_mistake(shared_dir, name, clip)
 
 
 @pytest.mark.parametrize("rates", [(5, 25), (25, 5), (25, 24)])
-def test_backends_read_the_indexed_one_of_two_video_tracks_or_refuse(backend, tmp_path, rates):
+def test_backends_read_the_indexed_one_of_two_video_tracks_or_refuse_the_file(backend, tmp_path, rates):
     path = write_two_tracks(tmp_path / "two.mkv", rates, "libx264")
     index = index_video(path)
     try:
         frames = backend.frames(path, [0, 7, 14], index)
     except MediaError:
-        assert type(backend).__name__ == "DecordBackend"  # which cannot be told what to read
+        assert type(backend).__name__ == "DecordBackend"  # which cannot select a stream
     else:
         assert [read_number(frame) % 1000 for frame in frames] == [0, 7, 14]
         assert {read_number(frame) // 1000 for frame in frames} == {index.stream}

@@ -1,4 +1,4 @@
-"""What one of several processes computes for `test_distributed.py`; each starts fresh and imports this file."""
+"""Computations of one of several processes for `test_distributed.py`; each starts fresh and imports this file."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.models.tiny import LACKING, ROWS, Row, make_batch, naming_windows, ra
 
 CHUNKED_CASES = ("co_attention", "pooled")
 CHUNK_SIZES = (1, 3, 8)
-"""Of the six or four rows that a process has of `ROWS + LACKING`; the last makes one chunk of them."""
+"""For the six or four rows that a process has of `ROWS + LACKING`; the last size makes one chunk of them."""
 
 CASES = {
     "merge": {"form": "merge", "fusion": "bert"},
@@ -43,7 +43,7 @@ CASES = {
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of tokens `(batch_size, num_tokens, size)`, with statistics of some data."""
+    """Batch normalisation of tokens `(batch_size, num_tokens, size)`, with random statistics."""
 
     def __init__(self, size: int):
         super().__init__(size)
@@ -55,7 +55,7 @@ class TokenBatchNorm(nn.BatchNorm1d):
 
 
 def build(case: str) -> MultimodalForPreTraining:
-    """The same weights in every process; training mode, without dropout."""
+    """Build a model with the same weights in every process, in training mode, without dropout."""
     torch.manual_seed(0)
     model = MultimodalForPreTraining(tiny_config(**CASES[case]))
     if case == "batch_norm":
@@ -64,12 +64,12 @@ def build(case: str) -> MultimodalForPreTraining:
 
 
 def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gradients by parameter name; there must be one for every parameter."""
+    """Return gradients by parameter name; every parameter must have one."""
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def train_step(case: str, rank: int, world_size: int, rows: tuple[Row, ...] = ROWS) -> dict:
-    """Loss and gradients of this process's share of the rows, alone and under DistributedDataParallel."""
+    """Return loss and gradients of this process's share of the rows, alone and under DistributedDataParallel."""
     share = len(rows) // world_size
     batch = naming_windows(make_batch(rows[rank * share : (rank + 1) * share]))
     model = build(case)
@@ -93,12 +93,12 @@ def train_step(case: str, rank: int, world_size: int, rows: tuple[Row, ...] = RO
 
 
 def chunked_step(case: str, rank: int, world_size: int, chunk_size: int | None) -> dict:
-    """Losses and gradients of chunks under DistributedDataParallel: of one batch, and of two that are accumulated."""
+    """Return losses and gradients of chunks under DistributedDataParallel: of one batch, and of two accumulated."""
     rows = ROWS + LACKING
     share = len(rows) // world_size
     rows = rows[rank * share : (rank + 1) * share]
     model = build(case)
-    wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as the `Trainer` has it
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as in the `Trainer`
     synchronised = []
 
     def note(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -125,13 +125,13 @@ def chunked_step(case: str, rank: int, world_size: int, chunk_size: int | None) 
 
 
 def gathering(rank: int, world_size: int) -> dict:
-    """The helpers alone, on rows whose values tell where they come from."""
+    """Run the helpers alone, on rows whose values tell where they come from."""
     rows = (torch.arange(4.0).view(2, 2) + 10 * rank).requires_grad_()
     bystander = torch.zeros(2 * world_size, 2, requires_grad=True)
     shifted = bystander * 1
     gathered = gather_rows(rows)
     weights = torch.arange(1.0, 2 * world_size + 1)[:, None] * (rank + 1)
-    # The sum hands one and the same gradient to both, and the gathered rows come first on the way back.
+    # The sum passes the same gradient to both, and the gathered rows come first in the backward pass.
     ((gathered + shifted) * weights).sum().backward()
     mask = gather_rows(torch.tensor([rank == 0, True]))
     mine = torch.tensor([1.0, float(rank)])
@@ -148,7 +148,7 @@ def gathering(rank: int, world_size: int) -> dict:
 
 
 def exchanging(rank: int, world_size: int) -> dict:
-    """Each process takes the second row of the next one, its own first row, and the former again."""
+    """Take the second row of the next process, the own first row, and the former again."""
     rows = (torch.arange(6.0).view(3, 2) + 10 * rank).requires_grad_()
     start = 3 * ((rank + 1) % world_size)
     exchange = RowExchange(torch.tensor([start + 1, 3 * rank, start + 1]), [rank, 7 - rank])
@@ -161,7 +161,7 @@ HOST_ROWS = 11
 
 
 def host_columns(ids: list[int]) -> dict[str, torch.Tensor | Ragged]:
-    """What rows of these ids have; equal ids that follow one another are told apart by the column `copy`."""
+    """Return the columns of rows with these ids; successive equal ids are told apart by the column `copy`."""
     numbers = torch.tensor(ids)
     copies = [sum(earlier == number for earlier in ids[:place]) for place, number in enumerate(ids)]
     lengths = numbers % 4  # some are empty
@@ -176,7 +176,7 @@ def host_columns(ids: list[int]) -> dict[str, torch.Tensor | Ragged]:
 
 
 def on_host(rank: int, world_size: int) -> dict:
-    """Rows of all processes brought together on the host, a few bytes at a time; the first process has none."""
+    """Bring rows of all processes together on the host, a few bytes at a time; the first process has none."""
     ids = sorted([*range(HOST_ROWS), 4, 4, 7], key=lambda number: number * 7 % HOST_ROWS)
     own = [number for number in ids if rank and number % (world_size - 1) == rank - 1]
     distributed.PART_BYTES = 20
@@ -199,13 +199,13 @@ def on_host(rank: int, world_size: int) -> dict:
 
 
 def losses_of_set(form: str, max_block_elements: int) -> torch.Tensor:
-    """The contrastive loss of a set with duplicates, in blocks."""
+    """Return the contrastive loss of a set with duplicates, computed in blocks."""
     losses.MAX_BLOCK_ELEMENTS = max_block_elements
     return losses.whole_set_contrastive_loss(**contrastive_set(form), form=form)
 
 
 def contrastive_set(form: str) -> dict:
-    """Rows of a set; some mean the same clip."""
+    """Return the rows of a set; some mean the same clip."""
     generator = torch.Generator().manual_seed(0)
     first, second = normalize(torch.randn(2, 37, 16, generator=generator))
     return {
@@ -221,31 +221,30 @@ LOSSES_OF_SET = {f"{form}, {elements}": (form, elements) for form in ("softmax",
 """Arguments of [`losses_of_set`] by name."""
 
 
-NUM_DRAWN = 12
+NUM_MATCHED = 12
 """Rows of the global batch that [`matched`] spreads over processes."""
 
 
 def matched(rank: int, world_size: int, hard_ratio: float, dtype: torch.dtype, *, num_lengths: int) -> dict:
     """
-    Matching alone, over states of this process's clips that tell which they are: the clips that it takes, the bytes
-    that it sends for them, there and back, and the gradient of its states. Clips have `num_lengths` numbers of tokens.
+    Run matching alone, over states of this process's clips that identify them. Return the clips that it takes, the
+    bytes that it sends for them, there and back, and the gradient of its states. Clips have `num_lengths` different
+    numbers of tokens.
     """
     generator = torch.Generator().manual_seed(0)
-    share = slice(rank * NUM_DRAWN // world_size, (rank + 1) * NUM_DRAWN // world_size)
-    embeds = normalize(torch.randn(2, NUM_DRAWN, 3, generator=generator))
-    weights = torch.randn(NUM_DRAWN, 5, 2, generator=generator)[share]
+    share = slice(rank * NUM_MATCHED // world_size, (rank + 1) * NUM_MATCHED // world_size)
+    embeds = normalize(torch.randn(2, NUM_MATCHED, 3, generator=generator))
+    weights = torch.randn(NUM_MATCHED, 5, 2, generator=generator)[share]
     batch = {
-        "group_ids": torch.arange(NUM_DRAWN) // 2,  # two rows of each clip
-        "text_ids": torch.tensor(
-            [0, 1, 2, 0, 4, 0, 6, 0, 8, 0, 10, 0]
-        ),  # every second clip has a text that is the same
-        "match_aligned": torch.arange(NUM_DRAWN) % 5 == 0,
-        "match_uniform": torch.rand(NUM_DRAWN, generator=generator),
+        "group_ids": torch.arange(NUM_MATCHED) // 2,  # two rows of each clip
+        "text_ids": torch.tensor([0, 1, 2, 0, 4, 0, 6, 0, 8, 0, 10, 0]),  # every second clip has the same text
+        "match_aligned": torch.arange(NUM_MATCHED) % 5 == 0,
+        "match_uniform": torch.rand(NUM_MATCHED, generator=generator),
     }
     batch = {name: values[share] for name, values in batch.items()}
     present = torch.ones(len(weights), dtype=torch.bool)
-    states = (torch.arange(NUM_DRAWN)[share, None, None] + torch.rand(1, 5, 1, generator=generator)).repeat(1, 1, 2)
-    lengths = 5 - (torch.arange(NUM_DRAWN) * num_lengths // NUM_DRAWN)[share]
+    states = (torch.arange(NUM_MATCHED)[share, None, None] + torch.rand(1, 5, 1, generator=generator)).repeat(1, 1, 2)
+    lengths = 5 - (torch.arange(NUM_MATCHED) * num_lengths // NUM_MATCHED)[share]
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     states = states[:, : mask.shape[1]].clone().requires_grad_()
     taken: Clip = {}

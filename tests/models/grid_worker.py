@@ -1,4 +1,4 @@
-"""The grid of what is trained and how, and what one of two processes computes of it for `test_grid.py`."""
+"""The grid of what is trained and how, and the computations of one of two processes for `test_grid.py`."""
 
 import itertools
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class Cell:
 GRID = tuple(Cell(*place) for place in itertools.product(TASKS, ADAPTATIONS, (False, True)))
 
 IMPOSSIBLE = {
-    task: "masked audio or frames are predicted from what the tower reads, which features replace"
+    task: "masked audio or frames are predicted from the tower's input, which features replace"
     for task, values in TASKS.items()
     if values.model_class is MultimodalForPreTraining and {"mam", "mvm"} & set(values.objectives)
 }
@@ -88,7 +88,7 @@ CELLS = tuple(cell for cell in GRID if not (cell.adaptation == "features" and ce
 
 
 def make_batch(cell: Cell) -> dict[str, torch.Tensor]:
-    """All rows, with labels for questions; without features."""
+    """Return all rows, with labels for questions; without features."""
     batch = {name: values[:4] for name, values in alpro.make_batch().items()} if cell.alpro else tiny.make_batch()
     if "question answering" in cell.task:
         batch["labels"] = torch.tensor([0, 1, 1, -1, 2, 0])[: len(batch["row_ids"])]
@@ -96,7 +96,7 @@ def make_batch(cell: Cell) -> dict[str, torch.Tensor]:
 
 
 def build(cell: Cell) -> tuple[TowerModel, dict[str, torch.Tensor]]:
-    """The model of a cell with the same weights in every process, ready to be trained, and all rows of the batch."""
+    """Build the model of a cell with the same weights in every process, ready to train, and all rows of the batch."""
     model_class, form, objectives = TASKS[cell.task]
     off = {f"{name}_loss_weight": 0.0 for name in OBJECTIVES if name not in objectives}
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def build(cell: Cell) -> tuple[TowerModel, dict[str, torch.Tensor]]:
     if cell.adaptation == "lora":
         towers = [name for name in model.towers if name != "fusion"]
         add_lora(model, rank=2, alpha=4, towers=towers)
-        tiny.randomize(model)  # adapters begin with zeros, of which one half has no gradient
+        tiny.randomize(model)  # one half of an adapter starts at zero, so the other has no gradient
     if cell.adaptation == "features":
         for modality in cell.frozen:
             with torch.no_grad():
@@ -130,12 +130,12 @@ def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def two_steps(cell: Cell, rank: int) -> dict[str, torch.Tensor]:
-    """Gradients of the second step of this process's share of the rows."""
+    """Return gradients of the second step of this process's share of the rows."""
     model, batch = build(cell)
     share = len(batch["row_ids"]) // NUM_PROCESSES
     batch = {name: values[rank * share : (rank + 1) * share] for name, values in batch.items()}
     wrapped = DistributedDataParallel(model)
-    for _ in range(2):  # what has no gradient in one step is missed in the next
+    for _ in range(2):  # a parameter without a gradient in one step is missed in the next
         model.zero_grad()
         counts = {name: sum_over_processes(count) for name, count in model.count_items(batch).items()}
         (wrapped(num_items=counts, **batch).loss * NUM_PROCESSES).backward()

@@ -1,4 +1,4 @@
-"""What shows that the host waits for a device, on a machine that has none."""
+"""Detect that the host waits for a device, on a machine that has none."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select
 @contextlib.contextmanager
 def refusing_host_reads(device: str) -> Iterator[None]:
     """
-    A context in which it is an error to read a tensor of a device on the host, or to copy from one to the other.
+    Raise an error when a tensor of a device is read on the host, or copied from one to the other.
 
-    With `"meta"`, whose tensors have no values, all of it shows; `"cpu"` shows what is not hidden from the dispatcher
-    (`tolist`, copies). The backward pass counts, too.
+    With `"meta"`, whose tensors have no values, every read is found; with `"cpu"`, those that the dispatcher sees
+    (`tolist`, copies). This includes the backward pass.
 
     Args:
-        device (`str`): type of the device.
+        device (`str`): Type of the device.
     """
     with _RefuseOperations(device), _RefuseFunctions(device):
         yield
 
 
 class _RefuseFunctions(TorchFunctionMode):
-    """Tensors out of numbers of Python: made on the host and copied, which the dispatcher does not see."""
+    """Refuses tensors made of Python numbers: these are copied from the host, which the dispatcher does not see."""
 
     def __init__(self, device: str):
         super().__init__()

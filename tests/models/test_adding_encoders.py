@@ -1,4 +1,4 @@
-"""The whole examples of docs/adding_encoders.md: what they add passes the tests of every encoder of the registry."""
+"""The complete examples of docs/adding_encoders.md pass the tests of every encoder of the registry."""
 
 import importlib.util
 import inspect
@@ -17,12 +17,12 @@ EXAMPLES = {
     for example in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     if example.startswith('"""') and "OtherModel" not in example
 }
-"""Modules that can be run as they stand, and the class that each of them adds."""
+"""Modules that can be run unchanged, and the class that each of them adds."""
 
 
 @pytest.fixture(scope="module", params=EXAMPLES, ids=EXAMPLES.get)
 def added(request, tmp_path_factory):
-    """Key of an example's encoder, which stands in the registry for these tests."""
+    """Return the key of an example's encoder, which is in the registry for these tests."""
     path = tmp_path_factory.mktemp("guide") / f"{EXAMPLES[request.param]}.py"
     path.write_text(request.param, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -41,16 +41,16 @@ def test_examples_are_found():
 @pytest.mark.parametrize(
     "check",
     [
-        test_registry.test_tokens_equal_the_stock_models_of_each_row_alone,
+        test_registry.test_tokens_equal_those_of_the_stock_model_for_each_row_alone,
         test_registry.test_a_row_does_not_depend_on_its_neighbours,
-        test_registry.test_time_of_tokens,
-        test_registry.test_a_saved_tower_comes_back,
+        test_registry.test_tokens_of_one_step_have_the_same_time,
+        test_registry.test_a_saved_tower_loads_unchanged,
         test_registry.test_every_parameter_is_trained_or_frozen_for_good,
         test_registry.test_recomputed_activations_give_the_same_gradients,
-        test_registry.test_layers_of_a_tower,
-        test_registry.test_adapters_reach_what_the_tower_computes,
+        test_registry.test_each_parameter_belongs_to_one_layer,
+        test_registry.test_adapters_affect_the_output_of_the_tower,
     ],
 )
-def test_an_example_does_what_every_encoder_does(added, check, tmp_path):
+def test_an_example_passes_the_tests_of_every_encoder(added, check, tmp_path):
     given = {"key": added, "tmp_path": tmp_path}
     check(**{name: given[name] for name in inspect.signature(check).parameters})

@@ -1,4 +1,4 @@
-"""Audio towers run on the windows that hold audio, and nothing that comes out of a model depends on that."""
+"""Audio towers run only on windows that hold audio, and no output of a model depends on that."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ BATCHES = {
     "one row": [4],
     "no audio at all": [0, 0],
 }
-"""Windows that hold audio, by row."""
+"""Number of windows that hold audio, by row."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def encoders() -> dict[str, Encoder]:
 
 
 def audio(counts: list[int], bins: int, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows whose last window is half full, padded to the longest."""
+    """Return rows whose last window is half full, padded to the longest."""
     width = max(*counts, 1) * frames
     real = torch.tensor([max(count * frames - frames // 2, 0) for count in counts])
     mask = torch.arange(width) < real[:, None]
@@ -71,7 +71,7 @@ def test_windows_are_encoded_as_in_the_whole_batch(encoders, model_type, counts)
         assert_close(found.embedding, expected.embedding)
 
 
-def test_values_of_another_window_are_refused(encoders):
+def test_values_of_another_window_size_are_refused(encoders):
     values, mask, seconds = audio([2, 1], 8, 20)
     with pytest.raises(ValueError, match="audio_values has 39 frames, but a window of the audio tower has 20"):
         encode_windows(encoders["vit_mae"], (values[..., 1:], mask, seconds), torch.tensor([[0, 0]]))
@@ -89,7 +89,7 @@ def test_windows_are_taken_and_put_back():
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_outputs_do_not_depend_on_windows_of_padding(case):
+def test_outputs_do_not_depend_on_padding_windows(case):
     model = build(case)
     batch = tiny.make_batch(tiny.ROWS + tiny.LACKING, num_windows=4)
     expected, found = model(**batch), model(**tiny.naming_windows(batch))
@@ -97,7 +97,7 @@ def test_outputs_do_not_depend_on_windows_of_padding(case):
         assert_close(found[part], expected[part])
 
 
-def test_a_long_row_does_not_make_others_longer():
+def test_a_long_row_adds_no_windows_to_others():
     """31 tracks of one window and one of six: 37 windows through the tower and the decoder, not 192."""
     model = MultimodalForPreTraining(tiny.tiny_config()).train()
     batch = tiny.make_batch([*(tiny.Row(seed) for seed in range(31)), tiny.Row(31, num_windows=6)])
@@ -111,7 +111,7 @@ def test_a_long_row_does_not_make_others_longer():
     assert seen == [37] * 3
 
 
-def test_without_any_audio_a_tower_still_gets_its_gradients():
+def test_an_audio_tower_gets_gradients_without_any_audio():
     model = MultimodalForPreTraining(tiny.tiny_config()).train()
     batch = tiny.naming_windows(tiny.make_batch([tiny.Row(0, audio=False), tiny.Row(1, audio=False)]))
     assert batch["audio_windows"].tolist() == [[0, 0]] and batch["audio_window_counts"] == (0, 0)

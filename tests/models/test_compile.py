@@ -1,4 +1,4 @@
-"""`torch.compile` makes one graph of a model, and no new one for every length of text."""
+"""`torch.compile` makes one graph of a model, and no new one for every text length."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def step(model, forward, batch: dict[str, torch.Tensor], **settings) -> tuple[to
 
 
 @pytest.mark.parametrize(("case", "text"), [("merge", "deberta"), ("pooled", "bert"), ("shared", "bert")])
-def test_one_graph_with_all_objectives(case, text):
+def test_all_objectives_compile_to_one_graph(case, text):
     torch.manual_seed(0)
     model = MultimodalForPreTraining(tiny_config(**CASES[case], text=text)).train()
     batch = naming_windows(make_batch())
@@ -38,7 +38,7 @@ def test_one_graph_with_all_objectives(case, text):
     assert counter.frame_count == 1
 
 
-def test_lengths_of_texts_and_numbers_of_windows_do_not_compile_anew():
+def test_other_text_lengths_and_window_counts_do_not_recompile():
     model = build("cross_attention")
     counter = CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
@@ -48,11 +48,11 @@ def test_lengths_of_texts_and_numbers_of_windows_do_not_compile_anew():
     assert counter.frame_count <= 3  # one for the first batch, and one for each size that is found to change
 
 
-def test_questions():
+def test_question_answering_compiles_to_one_graph():
     model = MultimodalForQuestionAnswering(tiny_config(num_labels=3)).train()
     batch = {**naming_windows(make_batch()), "labels": torch.tensor([0, 1, -1, 2, 0, 1])}
     torch.compile(model, backend="eager", fullgraph=True)(**batch).loss.backward()
 
 
-def test_alpro():
+def test_alpro_compiles_to_one_graph():
     torch.compile(alpro.build().train(), backend="eager", fullgraph=True)(**alpro.make_batch()).loss.backward()

@@ -1,4 +1,4 @@
-"""The three forms of the fusion: what sees what, against layers written by hand and against stock ViT and BERT."""
+"""The three forms of the fusion: what attends to what, compared with naive layers and with stock ViT and BERT."""
 
 import math
 
@@ -34,7 +34,7 @@ def build(form: str, kind: str, sizes: dict[str, int] | None = None, **changes) 
 
 
 def streams(seed: int = 0, rows: int = 2, size: int = 24) -> dict[str, Stream]:
-    """All tokens real but the last of each modality in row 0."""
+    """Return streams whose tokens are all real but the last of each modality in row 0."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for modality, length in LENGTHS.items():
@@ -50,7 +50,7 @@ def clip_of(all_streams: dict[str, Stream]) -> dict[str, Stream]:
 
 def changed(stream: Stream, row: int, token: int) -> Stream:
     states = stream.states.clone()
-    states[row, token, ::2] += 1  # not all alike: that a norm would undo
+    states[row, token, ::2] += 1  # not all by the same amount, which a norm would undo
     return Stream(states, stream.mask)
 
 
@@ -60,7 +60,7 @@ def fuse(crossformer: Crossformer, all_streams: dict[str, Stream]) -> torch.Tens
 
 
 def naive_attention(attention, states, context, mask):
-    """One row, one head, one query at a time."""
+    """Attend one row, one head, one query at a time."""
     heads, size = attention.num_attention_heads, states.shape[-1] // attention.num_attention_heads
     query, key, value = attention.q_proj(states), attention.k_proj(context), attention.v_proj(context)
     attended = torch.zeros_like(query)
@@ -90,8 +90,8 @@ def naive_layer(layer, pre_norm, states, mask, context=None, context_mask=None):
     return layer.layernorm_after(states + feed_forward(states))
 
 
-def test_gradients_of_rows_taken_several_times_repeat_bit_for_bit():
-    """Also with several threads: as the clips of matching are taken, each with its own text and with others'."""
+def test_gradients_of_rows_taken_several_times_are_reproducible_bit_for_bit():
+    """Also with several threads. Matching takes clips like this, each with its own text and with those of others."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(16, 64, 64, generator=generator)
     rows = torch.randint(0, 16, (512,), generator=generator)
@@ -109,7 +109,7 @@ def test_gradients_of_rows_taken_several_times_repeat_bit_for_bit():
 
 @torch.no_grad()
 @every_kind
-def test_layer_equals_one_written_by_hand(kind):
+def test_layer_equals_a_naive_one(kind):
     layer = randomize(FusionLayer(fusion_config(kind), attends_to_context=True))
     text, audio = streams()["text"], streams()["audio"]
     assert_close(layer(*text), naive_layer(layer, kind == "vit", *text))
@@ -161,7 +161,7 @@ def test_cross_attention_reads_the_encoded_clip(kind):
 
 @every_form
 @every_kind
-def test_the_first_tokens_alone_are_what_they_are_among_all(form, kind):
+def test_first_tokens_computed_alone_equal_those_computed_with_all(form, kind):
     crossformer, given = build(form, kind), streams()
     clip = clip_of(given)
     side = crossformer.clip_side(clip, crossformer.encode_clip(clip))
@@ -260,7 +260,7 @@ def test_a_row_without_audio_is_encoded_as_if_there_were_none(form, kind):
 
 @every_form
 @every_kind
-def test_a_row_without_any_token_is_finite_in_both_directions(form, kind):
+def test_a_row_without_any_token_has_finite_outputs_and_gradients(form, kind):
     crossformer, given = build(form, kind), streams()
     for stream in given.values():
         stream.mask[1] = False
@@ -348,7 +348,7 @@ def test_pretrained_layers_fill_every_stack(tmp_path, form, kind):
 
 
 @every_kind
-def test_layers_that_do_not_exist_here_or_there_are_reported(tmp_path, kind):
+def test_layers_missing_in_the_model_or_the_checkpoint_are_reported(tmp_path, kind):
     stock_model(kind, num_hidden_layers=3).save_pretrained(tmp_path / "deep")
     report = load_pretrained_fusion(build("merge", kind), str(tmp_path / "deep"))
     prefix = "layers.2." if kind == "vit" else "encoder.layer.2."
@@ -387,14 +387,14 @@ def test_unsuitable_configurations_are_refused():
         build("merge", "vit", num_attention_heads=5)
 
 
-def test_a_vit_without_query_bias_has_none_here():
+def test_attention_has_no_query_bias_if_the_vit_has_none():
     attention = build("merge", "vit", qkv_bias=False).stacks["all"][0].attention
     assert attention.q_proj.bias is None and attention.k_proj.bias is None and attention.v_proj.bias is None
     assert attention.o_proj.bias is not None
 
 
 @every_form
-def test_a_model_of_one_modality_has_only_what_it_uses(form):
+def test_a_model_of_one_modality_has_only_the_layers_that_it_uses(form):
     text_only = build(form, "vit", sizes={"text": 16})
     assert not any("cross" in name for name, _ in text_only.named_parameters())
     video_only = build(form, "vit", sizes={"video": 16})

@@ -1,4 +1,4 @@
-"""With `--full_determinism` torch refuses operations on CUDA that have no deterministic form: a step calls none."""
+"""With `--full_determinism` torch refuses operations on CUDA that have no deterministic form: a step uses none."""
 
 from typing import Any
 
@@ -28,11 +28,11 @@ REFUSED = (
     *("_embedding_bag_dense_backward", "put_", "put", "histc", "grid_sampler_2d_backward", "grid_sampler_3d_backward"),
     *("median", "bincount", "cumsum"),
 )
-"""What `torch.use_deterministic_algorithms` (2.11) says it throws for on CUDA; of `cumsum`, for floating point."""
+"""Operations that `torch.use_deterministic_algorithms` (2.11) refuses on CUDA; `cumsum` only for floating point."""
 
 
 class NoteRefused(TorchDispatchMode):
-    """Collects the operations in [`REFUSED`]; the backward pass counts, too."""
+    """Collects the operations in [`REFUSED`], including those of the backward pass."""
 
     def __init__(self):
         super().__init__()
@@ -46,22 +46,22 @@ class NoteRefused(TorchDispatchMode):
 
 
 def refused_in(model: nn.Module, batch: dict[str, torch.Tensor]) -> set[str]:
-    """Operations of one training step that CUDA would refuse."""
+    """Return the operations of one training step that CUDA would refuse."""
     with NoteRefused() as noted:
         model.train()(**batch).loss.backward()
     return noted.names
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_objectives(case):
+def test_a_step_with_all_objectives_is_deterministic(case):
     assert refused_in(build(case), make_batch()) == set()
 
 
-def test_deberta():
+def test_a_step_with_deberta_is_deterministic():
     assert refused_in(MultimodalForPreTraining(tiny_config(text="deberta")), make_batch()) == set()
 
 
-def test_questions_and_alpro():
+def test_steps_of_question_answering_and_alpro_are_deterministic():
     labels = torch.tensor([0, 1, -1, 2, 0, 1])
     model = MultimodalForQuestionAnswering(tiny_config(num_labels=3))
     assert refused_in(model, {**make_batch(), "labels": labels}) == set()
@@ -86,14 +86,14 @@ BICUBIC, BILINEAR = {"upsample_bicubic2d_backward"}, {"_upsample_bilinear2d_aa_b
         ("siglip2", "video", (3, 16, 16), image_inputs(3, 16), set()),
         ("timesformer", "video", (4, 16, 16), image_inputs(4, 16), set()),
         ("pe_audio_video", "video", (3, 16, 16), image_inputs(3, 16), set()),
-        # A trained position table that is stretched, and windows of another length: docs/reliability.md says so.
+        # An interpolated position table, and windows of another length: see docs/reliability.md.
         ("clap", "audio", (8, 101), audio_inputs(8, 101), BICUBIC),
         ("clip", "video", (3, 24, 24), image_inputs(3, 24), BICUBIC),
         ("siglip", "video", (3, 24, 24), image_inputs(3, 24), BICUBIC),
         ("siglip2", "video", (3, 24, 24), image_inputs(3, 24), BILINEAR),
     ],
 )
-def test_towers_of_others(tmp_path, kind, modality, size, inputs, refused):
+def test_other_towers_are_deterministic_except_for_interpolation(tmp_path, kind, modality, size, inputs, refused):
     config = load_tower_config(write_checkpoint(tmp_path, kind), modality)
     encoder_class = get_encoder_class(config.model_type, modality)
     encoder = encoder_class(encoder_class.fit_config(config, *size)).train()

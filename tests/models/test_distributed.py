@@ -22,7 +22,7 @@ from tests.models.distributed_worker import (
     CHUNKED_CASES,
     LOSSES_OF_SET,
     MATCHED,
-    NUM_DRAWN,
+    NUM_MATCHED,
     build,
     contrastive_set,
     gradients_of,
@@ -38,7 +38,7 @@ cases = pytest.mark.parametrize("case", [*CASES, *(f"{case}, lacking" for case i
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[tuple[int, int], dict]:
-    """What each process computed, by (number of processes, rank)."""
+    """Return the results of each process, by (number of processes, rank)."""
     folder = tmp_path_factory.mktemp("processes")
     start_processes(run, args=(folder,), nprocs=3, start_method="spawn")
     return {(size, rank): torch.load(folder / f"{size}_{rank}.pt") for size in (2, 3) for rank in range(size)}
@@ -46,7 +46,7 @@ def results(tmp_path_factory) -> dict[tuple[int, int], dict]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, dict]:
-    """Losses and gradients of one process that has all rows."""
+    """Return losses and gradients of one process that has all rows."""
     found = {}
     for case in CASES:
         for name, rows in ((case, ROWS), (f"{case}, lacking", LACKING)):
@@ -58,7 +58,7 @@ def expected() -> dict[str, dict]:
     return found
 
 
-def test_the_global_batch_has_what_makes_it_hard():
+def test_the_global_batch_covers_the_hard_cases():
     counts = build("merge").count_items(make_batch())
     assert counts["contrastive_av"] < counts["matching"] < len(ROWS)
     assert not make_batch()["match_aligned"].all()
@@ -94,7 +94,7 @@ def test_gradients_add_up(results, expected, world_size, case):
 
 @worlds
 @cases
-def test_gradients_under_distributed_data_parallel(results, expected, world_size, case):
+def test_gradients_under_distributed_data_parallel_equal_those_of_one_process(results, expected, world_size, case):
     for rank in range(world_size):
         assert_close(results[world_size, rank][case]["wrapped_gradients"], expected[case]["gradients"])
 
@@ -110,7 +110,7 @@ def test_batch_normalisation_keeps_its_statistics(results, world_size):
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, dict]:
-    """Losses and gradients of one process that has both sets of rows in one batch."""
+    """Return losses and gradients of one process that has both sets of rows in one batch."""
     found = {}
     for case in CHUNKED_CASES:
         model = build(case)
@@ -131,13 +131,13 @@ def test_chunks_of_every_process_give_the_gradient_of_one_large_batch(results, w
     for rank, found in enumerate(ranks):
         assert_close(found["gradients"], whole[case]["gradients"])
         at_once = results[world_size, rank][f"{case}, chunks of None"]
-        # Once for the batch and once for the two that are accumulated; buckets, of which this model fills one.
+        # Once for the batch and once for the two accumulated ones; this model fills one bucket.
         assert found["synchronised"] == at_once["synchronised"] == [0, 0]
         assert_close(found["accumulated"], at_once["accumulated"])
 
 
 @worlds
-def test_gathered_rows_stand_in_the_order_of_ranks(results, world_size):
+def test_gathered_rows_are_in_the_order_of_ranks(results, world_size):
     for rank in range(world_size):
         found = results[world_size, rank]["gathering"]
         assert found["gathered"].tolist() == [
@@ -175,7 +175,7 @@ def test_every_process_gets_the_rows_that_it_wants(results, world_size):
 @worlds
 @pytest.mark.parametrize("case", MATCHED)
 def test_matching_takes_the_same_clips_in_any_number_of_processes(results, world_size, case):
-    """Bit for bit, and so their gradients: the draws know the texts and groups of all processes."""
+    """Bit for bit, and so are their gradients: sampling uses the texts and groups of all processes."""
     expected = matched(0, 1, *MATCHED[case], num_lengths=world_size)
     ranks = [results[world_size, rank][case] for rank in range(world_size)]
     numbers = torch.cat([found["states"][:, 0, 0] for found in ranks]).int().tolist()
@@ -183,7 +183,7 @@ def test_matching_takes_the_same_clips_in_any_number_of_processes(results, world
         assert (number == row) == (row % 5 == 0)
         if number != row:
             assert number // 2 != row // 2 and not {row, number} <= {0, 3, 5, 7, 9, 11}  # other clips, other texts
-    share = NUM_DRAWN // world_size
+    share = NUM_MATCHED // world_size
     for rank, found in enumerate(ranks):
         own = slice(rank * share, (rank + 1) * share)
         assert torch.equal(found["states"][found["mask"]], expected["states"][own][found["mask"]])
@@ -198,12 +198,12 @@ def test_matching_sends_the_rows_that_are_taken_and_no_others(results, world_siz
     size = 5 * 2 * MATCHED[case][1].itemsize  # of a row's states
     for there, mask, back in ranks:
         assert there % size == mask % 5 == back % size == 0
-        assert there // size == mask // 5 and back // size == NUM_DRAWN // world_size  # one for each row of its own
-    assert sum(there for there, _, _ in ranks) == NUM_DRAWN * size
+        assert there // size == mask // 5 and back // size == NUM_MATCHED // world_size  # one for each row of its own
+    assert sum(there for there, _, _ in ranks) == NUM_MATCHED * size
 
 
 def same_rows(found: tuple, ids: list[int]) -> None:
-    """Whether rows gathered on the host are those of these ids, in ascending order."""
+    """Check that rows gathered on the host are those of these ids, in ascending order."""
     row_ids, columns = found
     assert row_ids.tolist() == sorted(ids)
     expected = host_columns(sorted(ids))
@@ -214,7 +214,7 @@ def same_rows(found: tuple, ids: list[int]) -> None:
 
 
 @worlds
-def test_rows_come_together_on_the_host_in_the_order_of_their_ids(results, world_size):
+def test_rows_are_gathered_on_the_host_in_the_order_of_their_ids(results, world_size):
     for rank in range(world_size):
         found = results[world_size, rank]["on_host"]
         same_rows(found["own"], found["ids"])
@@ -241,7 +241,7 @@ def test_the_loss_of_a_whole_set_does_not_depend_on_processes(results, world_siz
     assert float(sums[0]) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_one_process_gets_back_what_it_gave():
+def test_one_process_gets_its_own_values_back():
     rows, mask = torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
     assert gather_rows(rows) is rows and sum_over_processes(rows) is rows
     assert first_row(5) == 0

@@ -1,4 +1,4 @@
-"""Encoders and decoders compute what their stock models compute, and survive saving inside a composite model."""
+"""Encoders and decoders compute the same as their stock models, and can be saved inside a composite model."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def video_config(**changes) -> VideoMAEConfig:
 
 
 def randomize(model: torch.nn.Module) -> torch.nn.Module:
-    """Give every tensor random values: weights start so small, and biases at zero, that errors would not show."""
+    """Give every tensor random values: initial ones are so small, or zero, that errors would not show."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -84,7 +84,7 @@ def exact_mask(rows: int, patches: int, masked: int) -> torch.Tensor:
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Of what is masked, row by row, equally often in each."""
+    """Return the masked positions row by row, the same number in each."""
     return mask.nonzero()[:, 1].view(len(mask), -1)
 
 
@@ -184,7 +184,7 @@ def test_video_token_times_are_means_of_their_frames():
     assert output.mask.all() and output.mask.shape == (1, 12)
 
 
-def test_audio_windows_masks_and_times():
+def test_audio_tokens_have_the_mask_and_times_of_their_windows():
     encoder = ENCODERS["audio", "vit_mae"](audio_config()).eval()  # windows of 8 bins by 20 frames: 2 x 5 patches
     values = torch.randn(2, 1, 8, 40, generator=torch.Generator().manual_seed(0))
     frames = torch.arange(40).expand(2, 40)
@@ -217,7 +217,7 @@ def test_audio_visible_tokens_follow_the_mask_of_each_window():
     assert visible.mask.equal(full.mask[~patch_mask].view(2, 14))
     masked_only = torch.where(patch_mask.view(2, 2, 2, 5).permute(0, 2, 1, 3).reshape(2, 1, 2, 10), 1.0, 0.0)
     masked_only = masked_only.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    with torch.no_grad():  # what is masked does not reach the encoder
+    with torch.no_grad():  # masked values do not reach the encoder
         changed = encoder(values + masked_only, attention_mask, frames, positions(patch_mask))
     assert changed.tokens.equal(visible.tokens)
     targets = encoder.patch_targets(torch.arange(320.0).view(1, 1, 8, 40), torch.tensor([[6, 16]]))
@@ -248,7 +248,7 @@ def test_interpolation_is_linear_over_time_and_bicubic_over_space():
     torch.testing.assert_close(doubled[:, 4:12], (torch.arange(4.0, 12.0) / 2 - 0.25).expand(4, 8), atol=0.05, rtol=0)
 
 
-def test_visible_patches_are_the_others_in_order():
+def test_visible_patches_are_the_unmasked_ones_in_order():
     masked = torch.tensor([[0, 3, 4], [1, 2, 5]])
     assert visible_patches(masked, 6).tolist() == [[1, 2, 5], [0, 3, 4]]
 
@@ -302,7 +302,7 @@ def test_config_without_a_type_is_refused(tmp_path):
         load_config(str(path), ["vit", "bert"], "fusion")
 
 
-def test_forward_refuses_other_sizes():
+def test_forward_refuses_inputs_of_other_sizes():
     audio, video = ENCODERS["audio", "vit_mae"](audio_config()), ENCODERS["video", "videomae"](video_config())
     with pytest.raises(ValueError, match=r"shape \(1, 1, 8, 30\).*multiple of 20"):
         audio(torch.zeros(1, 1, 8, 30), torch.ones(1, 30, dtype=torch.bool), torch.zeros(1, 30))
@@ -343,7 +343,7 @@ class CompositeModel(PreTrainedModel):
         self.post_init()
 
     def forward(self) -> list[torch.Tensor]:
-        """Tokens and predictions of all towers for one fixed input."""
+        """Return tokens and predictions of all towers for one fixed input."""
         input_ids, ones = torch.tensor([[2, 5, 3]]), torch.ones(1, 20, dtype=torch.bool)
         text = self.text_encoder(input_ids, torch.ones_like(input_ids))
         audio_masked, video_masked = torch.arange(6)[None], torch.arange(9)[None]
@@ -385,7 +385,7 @@ def test_composite_saves_and_loads_identically(tmp_path, text):
 
 
 def test_weights_missing_from_a_checkpoint_are_initialised(tmp_path):
-    """`from_pretrained` builds on the meta device: what its checkpoint lacks must not stay uninitialised memory."""
+    """`from_pretrained` builds on the meta device: tensors that a checkpoint lacks must be initialised."""
     torch.manual_seed(0)
     model = CompositeModel(composite_config(text_config("deberta-v2", **NEWER_DEBERTA)))
     kept = {name: tensor for name, tensor in model.state_dict().items() if "_decoder." not in name}
@@ -439,7 +439,7 @@ def test_attention_is_chosen_per_tower_and_checkpointing_reaches_all_layers():
     for stack in layers:
         stack[0].attention.register_forward_pre_hook(lambda *_: calls.append(1))
     sum(output.square().mean() for output in model()).backward()
-    assert len(calls) == 6  # each once forwards, once more backwards
+    assert len(calls) == 6  # each once forward and once backward
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, gradients[name])
@@ -487,7 +487,7 @@ def test_features_without_any_clip_have_a_time_step():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["bert", "clip"])
 @torch.no_grad()
-def test_masks_hide_what_the_stock_masks_hide(kind, attention):
+def test_masks_hide_the_same_tokens_as_the_stock_masks(kind, attention):
     if kind == "bert":
         config, stock = text_config("bert", attn_implementation=attention), BertModel
     else:

@@ -1,4 +1,4 @@
-"""Batches that are encoded in chunks give the losses and gradients of those that are encoded at once."""
+"""Batches that are encoded in chunks have the same losses and gradients as those that are encoded at once."""
 
 import weakref
 
@@ -30,7 +30,7 @@ def with_dropout(text: str = "bert", **changes) -> MultimodalForPreTraining:
 
 
 def step(model: nn.Module, batch: dict[str, torch.Tensor] = BATCH, *, seed: int = 1, **settings) -> dict:
-    """Losses, metrics, and gradients of one step, and the random numbers after it."""
+    """Return losses, metrics and gradients of one step, and the random numbers after it."""
     model.zero_grad()
     torch.manual_seed(seed)
     output = model(**batch, **settings)
@@ -49,7 +49,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_the_whole_batch(case):
+def test_gradients_equal_those_of_the_whole_batch(case):
     model = build(case)
     expected = step(model)
     assert len(gradients_of(model)) == len(expected["gradients"])
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_the_whole_batch(case):
 
 
 @pytest.mark.parametrize("objective", ["contrastive_tv", "contrastive_ta", "contrastive_av", "contrastive_tav", "mlm"])
-def test_one_objective_alone(objective):
+def test_a_single_objective_can_be_trained_in_chunks(objective):
     model = build("cross_attention")
     found = step(model, objectives=[objective], chunk_size=5)
     assert_same(found, step(model, objectives=[objective]))
@@ -69,7 +69,7 @@ def test_one_objective_alone(objective):
 
 
 @pytest.mark.parametrize("objectives", [None, ["matching"]])
-def test_frozen_towers(objectives):
+def test_frozen_towers_can_run_in_chunks(objectives):
     torch.manual_seed(0)
     model = randomize(MultimodalForRetrieval(tiny_config())).train()
     model.freeze(["text", "audio", "video", "fusion"])
@@ -78,7 +78,7 @@ def test_frozen_towers(objectives):
     assert "matching_head.weight" in found["gradients"]
 
 
-def test_alpro():
+def test_alpro_can_be_trained_in_chunks():
     model, batch = alpro.build().train(), alpro.make_batch()
     assert_same(step(model, batch, chunk_size=2), step(model, batch))
 
@@ -86,8 +86,8 @@ def test_alpro():
 @pytest.mark.parametrize("text", ["bert", "deberta"])
 @pytest.mark.parametrize("contrastive_form", ["softmax", "sigmoid"])
 def test_the_second_pass_repeats_the_dropout_of_the_first(monkeypatch, text, contrastive_form):
-    # What dropout draws depends on how rows are spread over calls, so the measure is a run over the same chunks that
-    # keeps their graphs.
+    # Dropout depends on how rows are spread over calls, so compare with a run over the same chunks that keeps their
+    # graphs.
     model = with_dropout(text, contrastive_form=contrastive_form)
     found, other = step(model, chunk_size=5), step(model, chunk_size=5, seed=2)
     monkeypatch.setattr(_Chunk, "apply", lambda call, num_leaves, *inputs: call(inputs[:num_leaves]))
@@ -98,7 +98,7 @@ def test_the_second_pass_repeats_the_dropout_of_the_first(monkeypatch, text, con
     assert not torch.allclose(other["gradients"][name], found["gradients"][name], rtol=0.01)
 
 
-def test_reduced_precision(monkeypatch):
+def test_chunks_are_as_exact_as_reduced_precision_allows(monkeypatch):
     model = build("co_attention")
 
     def reduced_step(**settings) -> dict:
@@ -122,7 +122,7 @@ def test_reduced_precision(monkeypatch):
         assert error < max(0.02, rounding), name
 
 
-def test_the_gradient_scale_of_half_precision_goes_through_the_chunks():
+def test_the_loss_scale_of_half_precision_passes_through_chunks():
     model = build("merge")
     expected = step(model)["gradients"]
     model.zero_grad()
@@ -158,14 +158,14 @@ def test_gradients_flow_to_inputs():
 
 
 @torch.no_grad()
-def test_chunks_without_gradient():
+def test_chunks_work_without_gradients():
     model = build("cross_attention").eval()
     torch.testing.assert_close(model(**BATCH, chunk_size=5).loss, model(**BATCH).loss)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 5, 12])
-def test_chunks_name_the_windows_of_their_rows(chunk_size):
-    """At least one each: a chunk without audio runs a window of zeros, as a batch without any does."""
+def test_chunks_list_the_windows_of_their_rows(chunk_size):
+    """Each lists at least one: a chunk without audio runs a window of zeros, like a batch without audio."""
     chunks = split_batch(naming_windows(BATCH), chunk_size)
     found = []
     for number, chunk in enumerate(chunks):

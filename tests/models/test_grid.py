@@ -20,13 +20,13 @@ from tests.models.grid_worker import (
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
-    """What each of two processes has after two steps of every cell."""
+    """Return the gradients of each of two processes after two steps of every cell."""
     folder = tmp_path_factory.mktemp("grid")
     start_processes(run, args=(folder,), nprocs=NUM_PROCESSES, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt") for rank in range(NUM_PROCESSES)]
 
 
-def test_impossible_cells():
+def test_only_reconstruction_of_features_is_impossible():
     impossible = {str(cell) for cell in GRID if cell not in CELLS}
     assert impossible == {
         f"{task}; features; {checkpoints}"
@@ -47,7 +47,7 @@ def test_two_processes_have_the_gradients_of_one(results, cell):
         assert not isinstance(found[str(cell)], str), found[str(cell)]
         assert found[str(cell)].keys() == expected.keys()
         for name, gradient in expected.items():
-            # Sums over halves of a batch round otherwise than those over all of it: a few units in the last place.
+            # Sums over halves of a batch round differently than those over all of it, by some units in the last place.
             torch.testing.assert_close(found[str(cell)][name], gradient, rtol=0, atol=1e-5 * largest)
 
 
@@ -62,28 +62,28 @@ def test_two_processes_have_the_gradients_of_one(results, cell):
         ("retrieval, contrast", {"embedding_projections", "audio_encoder", "fusion"}),
     ],
 )
-def test_what_no_gradient_reaches_is_frozen(task, unreached):
+def test_parameters_that_no_gradient_reaches_are_frozen(task, unreached):
     model, _ = build(Cell(task, "plain", checkpointing=False))
     frozen = {name.removeprefix("multimodal.") for name, p in model.named_parameters() if not p.requires_grad}
     assert {name.split(".")[0] for name in frozen} == unreached
-    if task == "question answering":  # whose last layer computes the text alone
+    if task == "question answering":  # its last layer only computes the text
         stacks = {tuple(name.split(".")[1:4]) for name in frozen if name.startswith("fusion.stacks")}
         assert stacks == {("stacks", "audio", "1"), ("stacks", "video", "1")}
 
 
-def test_looking_for_it_changes_nothing_else():
+def test_freezing_unreached_parameters_changes_nothing_else():
     cell = Cell("retrieval, some", "plain", checkpointing=False)
     model, batch = build(cell)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
-    assert model.freeze_unreached(batch) == []  # all was found before
+    assert model.freeze_unreached(batch) == []  # `build` has frozen them
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(module.training for module in model.modules())
 
 
-def test_a_model_of_which_nothing_would_be_trained():
+def test_a_model_without_any_reached_parameter_is_refused():
     model, batch = build(Cell("retrieval, matching", "plain", checkpointing=False))
     model.requires_grad_(False)
     model.multimodal.logit_scale.requires_grad_()

@@ -1,4 +1,4 @@
-"""A training step asks the device for nothing: the host would have to wait, and then the device for the host."""
+"""A training step reads nothing from the device: the host would have to wait, and then the device for the host."""
 
 import pytest
 import torch
@@ -19,16 +19,16 @@ from tests.models.tiny_towers import write_checkpoint
 
 @pytest.fixture(autouse=True)
 def without_autocast(monkeypatch):
-    """Tensors without values know no autocast, not even one that is off."""
+    """Avoid autocast, which does not support tensors without values even when it is off."""
     monkeypatch.setattr(losses, "similarities", lambda first, second: first @ second.T)
     monkeypatch.setattr(matching, "compute_dtype", lambda values: values.dtype)
 
 
 def step(model: nn.Module, batch: dict[str, torch.Tensor], device: str, **settings) -> None:
-    """One training step under [`refusing_host_reads`]."""
+    """Run one training step under [`refusing_host_reads`]."""
     model.train().to(device)
     batch = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-    # The fused step of devices knows no tensors without values; steps are counted on the host there.
+    # The fused step does not support tensors without values; without it, steps are counted on the host.
     optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cpu")
     with refusing_host_reads(device):
         model.count_items(batch)
@@ -40,17 +40,17 @@ def step(model: nn.Module, batch: dict[str, torch.Tensor], device: str, **settin
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("text", ["bert", "deberta"])
 @pytest.mark.parametrize("case", CASES)
-def test_all_objectives(case, text, device):
+def test_a_step_with_all_objectives_reads_nothing(case, text, device):
     model = MultimodalForPreTraining(tiny_config(**CASES[case], text=text))
     step(model, naming_windows(make_batch()), device)
 
 
-def test_chunks():
+def test_a_step_in_chunks_reads_nothing():
     step(MultimodalForPreTraining(tiny_config()), naming_windows(make_batch()), "cpu", chunk_size=4)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_questions(device):
+def test_a_step_of_question_answering_reads_nothing(device):
     answers = {"labels": torch.tensor([0, 1, -1, 2, 0, 1])}
     step(
         MultimodalForQuestionAnswering(tiny_config(num_labels=3)), {**naming_windows(make_batch()), **answers}, device
@@ -58,7 +58,7 @@ def test_questions(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_alpro(device):
+def test_a_step_of_alpro_reads_nothing(device):
     step(alpro.build(), alpro.make_batch(), device)
     batch = {**alpro.make_batch(), "labels": torch.tensor([0, 1, 1, -1, 0])}
     step(alpro.build(AlproForQuestionAnswering, num_labels=2), batch, device)
@@ -92,7 +92,7 @@ def image_inputs(frames: int, side: int) -> tuple[torch.Tensor, ...]:
         ("pe_audio_video", "video", (3, 16, 16), image_inputs(3, 16)),
     ],
 )
-def test_towers_of_others(tmp_path, kind, modality, size, inputs):
+def test_other_towers_read_nothing(tmp_path, kind, modality, size, inputs):
     config = load_tower_config(write_checkpoint(tmp_path, kind), modality)
     encoder_class = get_encoder_class(config.model_type, modality)
     encoder = encoder_class(encoder_class.fit_config(config, *size)).train().to("meta")
@@ -115,6 +115,6 @@ def test_towers_of_others(tmp_path, kind, modality, size, inputs):
         lambda values: torch.arange(2).to(values.device) * values,
     ],
 )
-def test_what_is_refused(read):
+def test_reads_on_the_host_are_refused(read):
     with refusing_host_reads("meta"), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
         read(torch.ones(2, device="meta"))

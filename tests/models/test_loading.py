@@ -94,7 +94,7 @@ def test_vit_mae_for_images_becomes_one_for_audio(tmp_path):
     kernel = source["vit.embeddings.patch_embeddings.projection.weight"]
     own = encoder.embeddings.patch_embeddings
     torch.testing.assert_close(own.projection.weight, kernel[:, 0:1] + kernel[:, 1:2] + kernel[:, 2:3])
-    grey = torch.randn(1, 1, 8, 20)  # as a grey picture would have been embedded
+    grey = torch.randn(1, 1, 8, 20)  # as a grey image would have been embedded
     torch.testing.assert_close(
         own(grey)[0], nn.functional.conv2d(grey.expand(-1, 3, -1, -1), kernel, own.projection.bias, 4)[0].flatten(1).T
     )
@@ -106,7 +106,7 @@ def test_vit_mae_for_images_becomes_one_for_audio(tmp_path):
 
 
 def test_old_tensor_names_of_vit_mae_are_understood(tmp_path):
-    """The names that `facebook/vit-mae-base` has on the hub."""
+    """Use the names that `facebook/vit-mae-base` has on the hub."""
     stock = ViTMAEForPreTraining(audio_config(image_size=16, num_channels=3))
     folder = save(stock, tmp_path)
     renames = {
@@ -147,7 +147,7 @@ def test_video_mae_tables_are_interpolated_from_the_checkpoints_own_grid(tmp_pat
     assert torch.equal(encoder.embeddings.position_embeddings[0], expected)
 
 
-def test_video_mae_tables_of_as_many_patches_but_another_grid_are_converted(tmp_path):
+def test_video_mae_tables_of_another_grid_are_converted_even_with_as_many_patches(tmp_path):
     folder = save(VideoMAEForPreTraining(video_config(num_frames=4, image_size=[8, 12])), tmp_path)
     encoder, decoder = build_pair(video_config(num_frames=6, image_size=8), "video")  # 3 x 2 x 2: 12 patches, too
     report = load_pretrained_tower(encoder, decoder, folder)
@@ -173,7 +173,7 @@ def test_without_a_decoder_its_weights_are_named_unused(tmp_path):
     assert report.new == [] and "mask_token" in report.unused
 
 
-def test_what_bert_has_and_we_do_not_is_named_once(tmp_path, caplog, monkeypatch):
+def test_tensors_that_only_bert_has_are_named_once(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     folder = save(BertForPreTraining(text_config("bert")), tmp_path)
     encoder, decoder = build_pair(text_config("bert"), "text")
@@ -185,7 +185,7 @@ def test_what_bert_has_and_we_do_not_is_named_once(tmp_path, caplog, monkeypatch
         "cls.seq_relationship.weight",
         "cls.seq_relationship.bias",
     }
-    assert "LOAD REPORT" not in caplog.text  # ours is the one summary
+    assert "LOAD REPORT" not in caplog.text  # ours is the only summary
 
 
 def test_bert_without_a_head_leaves_the_decoder_new(tmp_path):
@@ -236,7 +236,7 @@ def test_deberta_head_is_found_whatever_the_config_says(tmp_path, legacy_file):
     assert torch.equal(decoder.dense.weight, head.dense.weight)
 
 
-def test_sizes_that_differ_are_new_here_and_unused_there(tmp_path):
+def test_tensors_of_other_sizes_are_reported_as_new_and_as_unused(tmp_path):
     folder = save(BertForMaskedLM(text_config("bert", intermediate_size=32)), tmp_path)
     encoder, decoder = build_pair(text_config("bert", num_hidden_layers=1), "text")
     report = load_pretrained_tower(encoder, decoder, folder)

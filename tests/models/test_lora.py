@@ -1,4 +1,4 @@
-"""Adapters in towers: where they go, that they alone are trained, and that every way to save them gives one model."""
+"""Adapters in towers: where they go, that only they are trained, and that every way to save them is equivalent."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[Callable[[], TowerModel], Callable[[], dict[str, torch.T
 
 
 def adapted(model: TowerModel, towers=("text", "video"), **changes) -> TowerModel:
-    """The model with adapters whose effect shows, and with other weights in whatever else is trained."""
+    """Return the model with adapters whose effect shows, and with other weights in all other trained parts."""
     add_lora(model, **{"rank": 2, "alpha": 6, "towers": towers, **changes})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_the_default_targets_are_the_projections_of_attention():
     assert [name.rsplit(".", 1)[1] for name in deberta[:4]] == ["query_proj", "key_proj", "value_proj", "dense"]
 
 
-def test_the_default_targets_of_alpro():
+def test_the_default_targets_of_alpro_are_the_projections_of_attention():
     model = tiny_alpro.build()
     names = [".attention.self.query", ".attention.self.key", ".attention.self.value", ".attention.output.dense"]
     assert fold_names(find_targets(model, ["text"])) == [f"text_encoder.encoder.layer.{{0-1}}{n}" for n in names]
@@ -90,13 +90,13 @@ def test_targets_can_be_named():
 @pytest.mark.parametrize(
     ("towers", "targets", "message"),
     [
-        (["sound"], [], r"no LoRA in sound: this model has text, audio, video, fusion. Name some of these"),
+        (["sound"], [], r"Cannot add LoRA to sound: this model has text, audio, video, fusion. Name some of these"),
         (["text"], ["q_proj"], r"text tower has no q_proj .*; there are text_encoder.encoder.layer.\{0-1\}.attention"),
         (["text"], ["uery"], "text tower has no uery"),
         (
             ["text"],
             ["query", "q_proj"],
-            r"--lora_target_modules q_proj: no linear layer of text .* There are text_enc",
+            r"lora_target_modules q_proj: no linear layer of text .* There are text_enc",
         ),
         (["audio"], ["projection"], "audio tower has no projection"),  # a convolution
     ],
@@ -112,18 +112,18 @@ def test_other_adapters_than_the_saved_ones_are_refused():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     add_lora(model, rank=2, alpha=6, towers=["text", "video"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="has LoRA adapters of another r, target_modules"):
+    with pytest.raises(ValueError, match="has LoRA adapters with a different r, target_modules"):
         add_lora(model, rank=4, alpha=6, towers=["text"])
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch):
+def test_the_error_names_peft_if_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ImportError, match=r"pip install 'simple-multimodal\[lora\]'"):
         require_peft()
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_new_adapters_change_nothing_and_are_what_is_trained(kind):
+def test_new_adapters_change_no_output_and_only_they_are_trained(kind):
     build, make_batch = MODELS[kind]
     model = build()
     names = {name for name, _ in model.named_parameters()}
@@ -138,7 +138,7 @@ def test_new_adapters_change_nothing_and_are_what_is_trained(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_saved_with_adapters_merged_or_as_an_adapter_it_is_one_model(kind, tmp_path):
+def test_every_way_to_save_adapters_gives_the_same_model(kind, tmp_path):
     build, make_batch = MODELS[kind]
     model, batch = build(), make_batch()
     model_class = type(model)
@@ -176,7 +176,7 @@ def test_saved_with_adapters_merged_or_as_an_adapter_it_is_one_model(kind, tmp_p
 
 
 def count_attention(model: TowerModel) -> dict[str, int]:
-    """How often the layers of each tower, and of the video decoder, run in one step; leaves gradients behind."""
+    """Count how often the layers of each tower, and of the video decoder, run in one step; leave gradients behind."""
     counts: dict[str, int] = {}
     hooks = []
     stacks = {name: transformer_layers(tower) for name, tower in model.towers.items()}
@@ -207,7 +207,7 @@ def count_attention(model: TowerModel) -> dict[str, int]:
         (tiny_alpro.build, ["video"]),
     ],
 )
-def test_named_towers_alone_are_computed_again_with_the_same_gradients(build, towers):
+def test_only_named_towers_are_recomputed_with_the_same_gradients(build, towers):
     plain, checkpointed = build(), build()
     checkpointed.checkpoint_activations(towers)
     once, again = count_attention(plain), count_attention(checkpointed)
@@ -216,13 +216,13 @@ def test_named_towers_alone_are_computed_again_with_the_same_gradients(build, to
     assert_close(found, expected)
 
 
-def test_a_frozen_tower_gets_no_gradients_by_checkpoints():
+def test_a_frozen_tower_gets_no_gradients_from_checkpointing():
     model = multimodal()
     model.freeze(["text"])
     model.checkpoint_activations(["text"])
     assert count_attention(model)["text"] == count_attention(multimodal())["text"]
 
 
-def test_a_tower_that_is_not_there_cannot_be_checkpointed():
+def test_a_missing_tower_cannot_be_checkpointed():
     with pytest.raises(ValueError, match="activations of 'audio': this model has text, video, fusion"):
         tiny_alpro.build().checkpoint_activations(["audio"])

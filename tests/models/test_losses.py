@@ -1,4 +1,4 @@
-"""Losses equal what a loop over rows computes, and hard negatives follow their distribution."""
+"""Losses equal those of a loop over rows, and hard negatives follow their distribution."""
 
 import math
 
@@ -57,13 +57,13 @@ def loss_of(first, second, present, groups, form, **settings):
     )
 
 
-def test_masked_mean_takes_real_tokens_only():
+def test_masked_mean_only_uses_real_tokens():
     states = torch.tensor([[[1.0, 2.0], [30.0, 40.0], [5.0, 6.0]], [[7.0, 7.0]] * 3])
     mask = torch.tensor([[True, False, True], [False, False, False]])
     assert masked_mean(states, mask).tolist() == [[3.0, 4.0], [0.0, 0.0]]
 
 
-def test_masked_mean_of_many_tokens_in_half_precision():
+def test_masked_mean_of_many_tokens_is_exact_in_half_precision():
     # Their sum, 300000, is beyond float16, and bfloat16 cannot count to 3001.
     ones = torch.full((1, 3001, 1), 100.0)
     mask = torch.ones(1, 3001, dtype=torch.bool)
@@ -97,7 +97,7 @@ def test_contrastive_loss_equals_a_loop(form, naive, present, groups):
     assert float(loss_of(first, second, present, groups, form)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_softmax_with_one_positive_is_the_loss_of_clip():
+def test_softmax_with_one_positive_equals_the_loss_of_clip():
     first, second = unit_rows(4, seed=0), unit_rows(4, seed=1)
     logits, target = SCALE * first @ second.T, torch.arange(4)
     expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -105,7 +105,7 @@ def test_softmax_with_one_positive_is_the_loss_of_clip():
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_absent_rows_get_no_gradient_and_give_none(form):
+def test_absent_rows_neither_get_nor_cause_gradients(form):
     first, second = unit_rows(5, seed=0), unit_rows(5, seed=1)
     present, groups = [True, True, False, True, False], [0, 1, 1, 3, 4]
     first.requires_grad_(), second.requires_grad_()
@@ -120,7 +120,7 @@ def test_absent_rows_get_no_gradient_and_give_none(form):
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_no_present_row_is_a_loss_of_zero(form):
+def test_the_loss_is_zero_without_any_present_row(form):
     first, second = unit_rows(3, seed=0).requires_grad_(), unit_rows(3, seed=1)
     loss = loss_of(first, second, [False] * 3, [0, 1, 2], form)
     loss.backward()
@@ -138,7 +138,7 @@ def test_contrastive_loss_is_computed_in_float32_under_autocast(form):
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_contrastive_loss_that_recomputes_is_the_same_and_keeps_no_matrices(form):
+def test_recomputing_the_contrastive_loss_changes_nothing_and_keeps_no_matrices(form):
     first, second = unit_rows(40, seed=0).requires_grad_(), unit_rows(40, seed=1).requires_grad_()
     results = []
     for recompute in (False, True):
@@ -151,7 +151,7 @@ def test_contrastive_loss_that_recomputes_is_the_same_and_keeps_no_matrices(form
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_the_loss_of_a_whole_set_in_blocks(monkeypatch, form):
+def test_the_loss_of_a_whole_set_is_the_same_in_blocks(monkeypatch, form):
     groups = torch.tensor([0, 1, 1, 2, 3, 4, 1, 5, 6, 7, 7, 8])
     settings = {
         "group_ids": groups,
@@ -161,14 +161,14 @@ def test_the_loss_of_a_whole_set_in_blocks(monkeypatch, form):
     }
     rows = unit_rows(12, seed=1), unit_rows(12, seed=2)
     expected = contrastive_loss(*rows, present=torch.ones(12, dtype=torch.bool), gather=False, **settings)
-    assert torch.equal(whole_set_contrastive_loss(*rows, **settings), expected)  # one block: to the bit
+    assert torch.equal(whole_set_contrastive_loss(*rows, **settings), expected)  # one block: bit for bit
     for elements in (1, 12 * 5, 12 * 11):
         monkeypatch.setattr(losses, "MAX_BLOCK_ELEMENTS", elements)
         found = whole_set_contrastive_loss(*rows, **settings)
         assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
-def draw(
+def sample(
     queries,
     candidates,
     uniform,
@@ -197,14 +197,14 @@ def draw(
 
 
 @pytest.mark.parametrize("hard_ratio", [1.0, 0.5, 0.0])
-def test_negatives_follow_the_softmax_of_similarities_over_other_groups_or_are_any_of_them(hard_ratio):
+def test_negatives_follow_the_softmax_of_similarities_or_are_uniform_over_other_groups(hard_ratio):
     query, candidates = unit_rows(1, seed=0), unit_rows(6, seed=1)
-    num_draws = 20000
-    indices, exists = draw(
-        query.expand(num_draws, -1),
+    num_samples = 20000
+    indices, exists = sample(
+        query.expand(num_samples, -1),
         candidates,
-        (torch.arange(num_draws) + 0.5) / num_draws,  # evenly spaced instead of random: frequencies are exact
-        query_groups=[2] * num_draws,
+        (torch.arange(num_samples) + 0.5) / num_samples,  # evenly spaced instead of random: frequencies are exact
+        query_groups=[2] * num_samples,
         candidate_groups=[0, 1, 2, 3, 2, 5],
         present=[True, True, True, True, True, False],
         hard_ratio=hard_ratio,
@@ -213,16 +213,16 @@ def test_negatives_follow_the_softmax_of_similarities_over_other_groups_or_are_a
     allowed = torch.tensor([1, 1, 0, 1, 0, 0])
     weights = (SCALE * query @ candidates.T)[0].exp() * allowed
     expected = hard_ratio * weights / weights.sum() + (1 - hard_ratio) * allowed / 3
-    frequencies = indices.bincount(minlength=6) / num_draws
-    torch.testing.assert_close(frequencies, expected, atol=2 / num_draws, rtol=0)
+    frequencies = indices.bincount(minlength=6) / num_samples
+    torch.testing.assert_close(frequencies, expected, atol=2 / num_samples, rtol=0)
 
 
 @pytest.mark.parametrize("groups", [[9, 1, 9, 2, 9], [1, 9, 9, 9, 2], [9, 9, 1, 2, 9]])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_hard_negatives_at_the_ends_of_the_interval(groups, scale):
+def test_hard_negatives_are_allowed_candidates_at_the_ends_of_the_interval(groups, scale):
     candidates = unit_rows(5, seed=1)
     uniform = torch.tensor([0.0, 1e-8, 0.5, 0.999999, 1 - 2**-24, 1.0])  # a float64 below 1 may round to 1
-    indices, exists = draw(
+    indices, exists = sample(
         unit_rows(1).expand(6, -1),
         candidates,
         uniform,
@@ -238,8 +238,8 @@ def test_hard_negatives_at_the_ends_of_the_interval(groups, scale):
 
 
 @pytest.mark.parametrize("hard_ratio", [1.0, 0.5, 0.0])
-def test_clips_with_the_text_of_the_query_are_no_negatives(hard_ratio):
-    indices, exists = draw(
+def test_clips_with_the_text_of_the_query_are_not_negatives(hard_ratio):
+    indices, exists = sample(
         unit_rows(1).expand(100, -1),
         unit_rows(5, seed=1),
         torch.arange(100) / 100,
@@ -250,7 +250,7 @@ def test_clips_with_the_text_of_the_query_are_no_negatives(hard_ratio):
     )
     assert exists.all() and set(indices[:99].tolist()) == {2, 3}
     assert indices[99] in (1, 3, 4)
-    _, exists = draw(
+    _, exists = sample(
         unit_rows(2),
         unit_rows(2, seed=1),
         torch.tensor([0.1, 0.9]),
@@ -261,8 +261,8 @@ def test_clips_with_the_text_of_the_query_are_no_negatives(hard_ratio):
     assert not exists.any()
 
 
-def test_a_draw_sums_no_floating_point_numbers_along_candidates():
-    """On CUDA torch refuses such a `cumsum` where deterministic algorithms are asked for."""
+def test_sampling_does_not_accumulate_floating_point_numbers():
+    """On CUDA torch refuses such a `cumsum` if deterministic algorithms are required."""
     summed = []
 
     class NoteSums(TorchDispatchMode):
@@ -272,27 +272,27 @@ def test_a_draw_sums_no_floating_point_numbers_along_candidates():
             return func(*args, **(kwargs or {}))
 
     with NoteSums():
-        draw(unit_rows(3), unit_rows(3, seed=1), torch.rand(3), query_groups=[0, 1, 2], candidate_groups=[0, 1, 2])
+        sample(unit_rows(3), unit_rows(3, seed=1), torch.rand(3), query_groups=[0, 1, 2], candidate_groups=[0, 1, 2])
     assert summed == [torch.int64]
 
 
-def test_the_rarest_candidates_are_drawn_as_often_as_they_should_be():
-    """Of 4,096 candidates alike, one for each stretch of the interval; nothing is lost in rounding."""
-    num_draws = 4096 * 4
-    indices, _ = draw(
-        unit_rows(1).expand(num_draws, -1),
+def test_rare_candidates_are_sampled_with_their_exact_frequency():
+    """Each of 4,096 equal candidates has an equal part of the interval; nothing is lost in rounding."""
+    num_samples = 4096 * 4
+    indices, _ = sample(
+        unit_rows(1).expand(num_samples, -1),
         unit_rows(1, seed=1).expand(4096, -1),
-        (torch.arange(num_draws) + 0.5) / num_draws,
-        query_groups=[-1] * num_draws,
+        (torch.arange(num_samples) + 0.5) / num_samples,
+        query_groups=[-1] * num_samples,
         candidate_groups=list(range(4096)),
     )
     assert torch.equal(indices.bincount(minlength=4096), torch.full((4096,), 4))
 
 
-def test_hard_negatives_take_the_most_similar_at_a_high_scale():
+def test_hard_negatives_are_the_most_similar_candidates_at_a_high_scale():
     candidates = torch.eye(4)
     queries = torch.tensor([[1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 0.8, 1.0]])
-    indices, _ = draw(
+    indices, _ = sample(
         queries,
         candidates,
         torch.tensor([0.3, 0.7]),
@@ -303,8 +303,8 @@ def test_hard_negatives_take_the_most_similar_at_a_high_scale():
     assert indices.tolist() == [1, 2]
 
 
-def test_a_row_without_any_negative_says_so():
-    indices, exists = draw(
+def test_a_row_without_any_negative_is_reported():
+    indices, exists = sample(
         unit_rows(3),
         unit_rows(3, seed=1),
         torch.tensor([0.0, 0.5, 0.999999]),

@@ -42,13 +42,13 @@ def build(*arguments, model_class=MultimodalForPreTraining, **changes):
 
 
 def only(*names: str) -> dict[str, float]:
-    """Configuration entries that switch off all other objectives."""
+    """Return configuration entries that switch off all other objectives."""
     return OFF | {f"{name}_loss_weight": 1.0 for name in names}
 
 
 @torch.no_grad()
 def outputs_by_row(model: MultimodalForPreTraining, batch: dict[str, torch.Tensor], rows: tuple[Row, ...]):
-    """Everything that a row alone decides, cut to its real words."""
+    """Return everything that depends on a row alone, cut to its real words."""
     base = model.multimodal
     output = base(**batch)
     embeds = {"text": output.text_embeds, "audio": output.audio_embeds, "video": output.video_embeds}
@@ -113,7 +113,7 @@ def test_an_absent_modality_of_a_neighbour_does_not_change_a_row(form):
 
 @torch.no_grad()
 @every_form
-def test_what_an_absent_modality_holds_does_not_matter(form):
+def test_values_of_an_absent_modality_do_not_matter(form):
     model, batch = build(form), make_batch()
     noisy = dict(batch)
     noisy["audio_values"] = torch.where(batch["audio_mask"][:, None, None, None], batch["audio_values"], 3.0)
@@ -129,7 +129,7 @@ def test_what_an_absent_modality_holds_does_not_matter(form):
 
 @torch.no_grad()
 @every_form
-def test_a_missing_entry_is_the_same_as_an_absent_modality(form):
+def test_a_missing_entry_equals_an_absent_modality(form):
     model = build(form)
     rows = tuple(replace(row, audio=False) for row in ROWS)
     batch = make_batch(rows)
@@ -149,7 +149,7 @@ def test_embeddings_have_length_one():
 
 
 # ---- Losses ----
-def test_count_items():
+def test_items_are_counted_by_objective():
     counts = build().count_items(make_batch())
     batch = make_batch()
     # Row 1 ends 7 frames into its second window, row 3 after 5: the last of three columns of patches is padding.
@@ -170,7 +170,7 @@ def test_count_items():
 
 
 @torch.no_grad()
-def test_masked_language_loss_by_hand():
+def test_masked_language_loss_equals_one_computed_by_hand():
     model, batch = build(**only("mlm")), make_batch()
     output = model(**batch)
     masked = {**batch, "input_ids": batch["mlm_input_ids"]}
@@ -189,7 +189,7 @@ def test_masked_language_loss_by_hand():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("objective", "modality"), [("mam", "audio"), ("mvm", "video")])
-def test_reconstruction_losses_by_hand(objective, modality):
+def test_reconstruction_losses_equal_ones_computed_by_hand(objective, modality):
     model, batch = build(**only(objective)), make_batch()
     output = model(**batch)
     encoder, decoder = model.multimodal.encoder(modality), model.get_submodule(f"{modality}_decoder")
@@ -253,7 +253,7 @@ def test_temperature_is_limited_after_each_step():
         model.limit_temperature()
         values.append(scale.item())
     assert values[0] < 3 and max(values) == values[440] == pytest.approx(100)
-    assert values[-1] < 80  # at once, and not after as many steps as it went beyond the limit
+    assert values[-1] < 80  # at once, without first undoing the steps beyond the limit
     assert base.logit_scale.tolist()[1:] == [1.0] * 3
 
 
@@ -270,7 +270,7 @@ def test_temperature_of_a_saved_model_is_within_the_limit(tmp_path):
 def test_matching_pairs_rows_with_their_own_clip_or_a_hard_negative(form):
     rows = (*ROWS, Row(6, aligned=True), Row(7, num_windows=2))
     model, batch = build(form, **only("matching"), hard_negative_ratio=0.3), make_batch(rows)
-    model.multimodal.logit_scale.copy_(torch.tensor([0.0, 0.0, 0.0, 4.6]))  # negatives by that of text and clip
+    model.multimodal.logit_scale.copy_(torch.tensor([0.0, 0.0, 0.0, 4.6]))  # negatives use the scale of text and clip
     output = model(**batch)
     scale = model.multimodal.scale_and_bias("contrastive_tav")[0]
     has_clip = batch["audio_mask"] | batch["video_mask"]
@@ -314,7 +314,7 @@ def test_a_row_without_a_possible_negative_counts_as_aligned():
     assert torch.equal(model(**batch).loss, model(**aligned).loss)
 
 
-def test_loss_is_the_weighted_sum_and_a_weight_of_zero_leaves_the_objective_out():
+def test_loss_is_the_weighted_sum_and_a_weight_of_zero_drops_the_objective():
     weights = {f"{name}_loss_weight": 0.5 * index for index, name in enumerate(OBJECTIVES)}  # the first is 0: mlm
     model = build(**weights)
     assert not any(name.startswith(("text_decoder", "fusion_to_text")) for name, _ in model.named_parameters())
@@ -324,7 +324,7 @@ def test_loss_is_the_weighted_sum_and_a_weight_of_zero_leaves_the_objective_out(
     assert_close(output.loss.detach(), expected)
 
 
-def test_some_objectives_alone():
+def test_only_selected_objectives_are_computed():
     model, batch = build(), make_batch()
     every = model(**batch)
     some = model(objectives=("mvm", "contrastive_av"), **batch)
@@ -372,7 +372,7 @@ def test_every_parameter_gets_a_finite_gradient(form, fusion, absent):
             assert {name for name in zero if "k_proj.bias" not in name and "key.bias" not in name} == set()
 
 
-def test_masked_losses_of_halves_add_up_to_that_of_the_whole():
+def test_masked_losses_of_two_halves_add_up_to_the_loss_of_the_whole_batch():
     model = build(**only("mlm", "mam", "mvm"))
     whole, halves = make_batch(), (make_batch(ROWS[:3]), make_batch(ROWS[3:]))
     expected = model(**whole).loss
@@ -439,7 +439,7 @@ def test_shared_masked_pass_pools_visible_patches_by_their_time():
     assert_close(model(**batch).clip_embeds, base.embed_clip(base.fusion.encode_clip(clip)))
 
 
-def test_pooling_averages_what_stands_for_the_same_moment():
+def test_pooling_averages_tokens_of_the_same_moment():
     tokens = torch.tensor([[[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]]])
     mask = torch.tensor([[True, True, True, True, False, False]])
     seconds = torch.tensor([[0.1, 0.3, 0.5, 0.3, 9.0, 9.0]])
@@ -458,13 +458,13 @@ def test_pooling_averages_what_stands_for_the_same_moment():
     assert pooled.seconds.tolist() == [[0.0, 0.0, 0.5]]
 
 
-def test_steps_of_tokens_are_equally_long():
+def test_time_steps_have_equally_many_tokens():
     encoder = build().multimodal.encoder("video")
     steps, num_steps = token_steps(encoder, 6, 3, torch.device("cpu"))
     assert (steps.tolist(), num_steps) == ([0, 0, 1, 1, 2, 2], 3)
     with pytest.raises(ValueError, match="'videomae' returned 7 tokens for num_steps=3"):
         token_steps(encoder, 7, 3, torch.device("cpu"))
-    # Without num_steps the tower knows: here two tubelets of 2 x 2 patches. One token is a batch without any clip.
+    # Without num_steps the tower decides: here two tubelets of 2 x 2 patches. One token is a batch without any clip.
     size = encoder.tokens_per_step
     steps, num_steps = token_steps(encoder, 2 * size, None, torch.device("cpu"))
     assert (steps.tolist(), num_steps) == ([0] * size + [1] * size, 2)
@@ -489,7 +489,7 @@ def test_pooling_leaves_one_token_per_column_of_patches_and_per_tubelet():
     assert 2 * WINDOW_PATCHES == base.encode("audio", batch).tokens.shape[1] and WINDOW_FRAMES == 12
 
 
-def test_autocast_is_finite_and_near():
+def test_losses_under_autocast_are_finite_and_close():
     model = build().train()
     expected = model(**make_batch())
     with torch.autocast("cpu", torch.bfloat16):
@@ -562,7 +562,7 @@ def test_auto_classes_and_the_base_model_load_a_pretraining_checkpoint(tmp_path)
         assert torch.equal(base(**batch).clip_embeds, model.multimodal(**batch).clip_embeds)
 
 
-def test_retrieval_is_contrast_and_matching_without_decoders(tmp_path):
+def test_retrieval_has_contrastive_and_matching_losses_without_decoders(tmp_path):
     model, batch = build(), make_batch()
     model.save_pretrained(tmp_path)
     retrieval = MultimodalForRetrieval.from_pretrained(tmp_path).eval()
@@ -592,7 +592,7 @@ def test_freeze_keeps_weights(frozen):
             assert not torch.equal(parameter, before[name]), name
 
 
-def test_freeze_refuses_what_the_model_lacks():
+def test_freeze_refuses_a_tower_that_the_model_lacks():
     model = build(audio_config=None)
     with pytest.raises(ValueError, match="'audio': this model has text, video, fusion"):
         model.freeze(["audio"])
@@ -600,7 +600,7 @@ def test_freeze_refuses_what_the_model_lacks():
 
 @every_form
 @pytest.mark.parametrize("missing", ["text", "audio", "video"])
-def test_a_model_without_a_modality_trains_what_is_left(form, missing):
+def test_a_model_without_a_modality_trains_the_remaining_objectives(form, missing):
     model = build(form, **{f"{missing}_config": None}).train()
     batch = {key: value for key, value in make_batch().items() if not key.startswith((missing, "nothing"))}
     output = model(**batch)
@@ -624,14 +624,14 @@ def test_a_text_only_model_predicts_masked_words():
 
 @torch.no_grad()
 @every_form
-def test_a_text_only_model_has_no_embedding_of_clips(form):
+def test_a_text_only_model_has_no_clip_embeddings(form):
     base = build(form, audio_config=None, video_config=None).multimodal
-    with pytest.raises(ValueError, match="a model that has text alone. Pass with_embeds=False, or .* audio or video"):
+    with pytest.raises(ValueError, match="a model that only has text. Pass with_embeds=False, or .* audio or video"):
         base.encode_clip(make_batch())
     assert base.encode_clip(make_batch(), with_embeds=False) == (None, {}) == (None, base.embed_all({}, {})[1])
 
 
-def test_a_fitted_model_keeps_weights_decoders_and_what_is_frozen():
+def test_a_fitted_model_keeps_weights_decoders_and_frozen_parameters():
     model = build()
     model.freeze(["audio"])
     model.video_decoder.mask_token.requires_grad_(False)
@@ -656,7 +656,7 @@ def test_a_model_needs_a_tower_and_a_fusion():
         MultimodalConfig(text_config={"hidden_size": 8})
 
 
-def test_new_heads_are_drawn_as_the_fusion_is():
+def test_new_heads_are_initialised_like_the_fusion():
     wide = fusion_config("vit", initializer_range=0.5)
     assert tiny_config(crossformer_config=wide).initializer_range == 0.5
     assert tiny_config(crossformer_config=wide, initializer_range=0.02).initializer_range == 0.02

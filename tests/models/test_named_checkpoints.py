@@ -1,4 +1,4 @@
-"""Sizes of the checkpoints that the documentation names: what is counted for a name is counted of its model."""
+"""Sizes of the checkpoints that the documentation names, counted on models of the same configuration."""
 
 import re
 from pathlib import Path
@@ -35,7 +35,7 @@ LARGE_SIZES = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_head
 
 
 def large(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
-    """The configuration of the large checkpoint of the same family."""
+    """Return the configuration of the large checkpoint of the same family."""
     return type(config).from_dict(config.to_dict() | LARGE_SIZES | changes)
 
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_has_its_published_size(name):
         assert num_parameters(model_class(config)) == expected
 
 
-def test_every_checkpoint_that_is_named_has_a_size_here():
+def test_every_checkpoint_in_the_documentation_has_a_size_here():
     files = [ROOT / "README.md", *(p for d in ("docs", "configs", "benchmarks") for p in (ROOT / d).rglob("*"))]
     texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in (".md", ".yaml", ".json", ".py")]
     named = {name for text in texts for name in re.findall(rf"\b{OWNERS}/[A-Za-z0-9._-]+\w", text)}
@@ -92,15 +92,15 @@ def test_every_checkpoint_that_is_named_has_a_size_here():
 
 
 @pytest.mark.parametrize(("size", "text", "fusion_layers"), [("base", 183_831_552, 12), ("small", 141_304_320, 6)])
-def test_stand_ins_have_the_size_of_what_they_stand_for(size: str, text: int, fusion_layers: int):
-    """Towers have the parameters of `CHECKPOINTS`, but for decoders and pooling."""
+def test_stand_ins_have_the_size_of_the_checkpoints_that_they_replace(size: str, text: int, fusion_layers: int):
+    """Towers have as many parameters as in `CHECKPOINTS`, except for decoders and pooling."""
     with torch.device("meta"):
         model = MultimodalModel(stand_ins.model_config(size))
-        picture = num_parameters(ViTMAEModel(ViTMAEConfig()))
+        image_tower = num_parameters(ViTMAEModel(ViTMAEConfig()))
     assert {name: num_parameters(tower) for name, tower in model.towers.items() if name != "fusion"} == {
         "text": text,
-        # One channel instead of three, and positions that are no parameters.
-        "audio": picture - 2 * 16 * 16 * 768 - (1 + 14 * 14) * 768,
+        # One channel instead of three, and positions that are not parameters.
+        "audio": image_tower - 2 * 16 * 16 * 768 - (1 + 14 * 14) * 768,
         "video": 86_225_664,
     }
     assert model.config.crossformer_config.num_hidden_layers == fusion_layers

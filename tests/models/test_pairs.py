@@ -1,4 +1,4 @@
-"""Tests of how pairs of text and clip are grouped and scored: as if every pair went through the model alone."""
+"""Pairs of text and clip are grouped, and scored as if every pair went through the model alone."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ FORMS = ("merge", "co_attention", "cross_attention")
 
 
 def check_plan(pairs, text_lengths, clip_lengths, *, pairs_per_batch, clip_tokens_per_batch) -> list[int]:
-    """Every pair stands in one block, and no block of several clips is beyond the bounds; returns clips by block."""
+    """Check that every pair is in one block and no block of several clips exceeds a bound; return clips by block."""
     seen: Counter = Counter()
     num_clips = []
     clip_lengths = np.asarray(clip_lengths)
@@ -71,9 +71,9 @@ ONE_TEXT = np.stack([np.arange(100), np.arange(100)], axis=1)  # of each of a hu
         (ONE_TEXT, [[10, 20]] * 100, 10_000, [100]),
         (ONE_TEXT, [[10, 20]] * 100, 750, [25] * 4),  # exactly at the bound
         (ONE_TEXT, [[10, 20]] * 100, 749, [24] * 4 + [4]),
-        (ONE_TEXT, [[10, 20]] * 100, 29, [1] * 100),  # every clip is beyond it
+        (ONE_TEXT, [[10, 20]] * 100, 29, [1] * 100),  # every clip exceeds it
         (ONE_TEXT, [[0, 30], [30, 0]] * 50, 600, [10] * 10),  # padded, each has sixty
-        (ONE_TEXT, [[0, 1000], *[[10, 20]] * 99], 750, [1] + [25] * 3 + [24]),  # one is beyond it
+        (ONE_TEXT, [[0, 1000], *[[10, 20]] * 99], 750, [1] + [25] * 3 + [24]),  # one exceeds it
         (ONE_TEXT, [[0, 0]] * 100, 1, [100]),
         (np.stack([np.arange(100), np.zeros(100, int)], axis=1), [[10, 20]], 29, [1]),  # many texts of one clip
     ],
@@ -124,8 +124,8 @@ def test_pairs_are_scored_as_if_alone(form, has_answers, pairs_per_batch, clip_t
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_more_tokens_of_clips_at_once_than_allowed(form):
-    """As keys and values of clips, or as rows of pairs where nothing of a clip is kept."""
+def test_clip_tokens_held_at_once_stay_within_the_bound(form):
+    """They are keys and values of clips, or rows of pairs where nothing of a clip is kept."""
     model = model_of(form, has_answers=True)
     batch = tiny.make_batch([tiny.Row(seed) for seed in range(6)])
     texts, clips = encode_texts(model, batch), encode_clips(model, batch)
@@ -146,8 +146,8 @@ def test_no_more_tokens_of_clips_at_once_than_allowed(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_matching_of_own_pairs_is_that_of_training(form):
-    """The towers and the head are the same by both ways."""
+def test_matching_of_own_pairs_equals_that_of_training(form):
+    """Both ways use the same towers and head."""
     model = model_of(form, has_answers=False)
     batch = tiny.make_batch([tiny.Row(seed, aligned=True) for seed in range(3)])
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_matching_of_own_pairs_is_that_of_training(form):
     assert_close(scores, expected)
 
 
-def test_no_pairs_no_scores():
+def test_without_pairs_there_are_no_scores():
     model = model_of("merge", has_answers=False)
     batch = tiny.make_batch()
     texts, clips = encode_texts(model, batch), encode_clips(model, batch)
@@ -166,7 +166,7 @@ def test_no_pairs_no_scores():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("clip_embedding", ["fusion", "mean"])
-def test_pairs_are_ranked_by_the_cosine_and_what_matching_adds(form, clip_embedding):
+def test_pairs_are_ranked_by_the_cosine_plus_the_log_odds_of_matching(form, clip_embedding):
     torch.manual_seed(0)
     config = tiny.tiny_config(form, clip_embedding=clip_embedding, matching_residual=True)
     model = MultimodalForRetrieval(config).eval()

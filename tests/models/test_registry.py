@@ -1,7 +1,7 @@
-"""What every encoder of the registry must do; a new adapter is tested by standing there.
+"""Requirements of every encoder in the registry; a new adapter is tested once it is registered.
 
-A tower is built small: common sizes of its config are taken from `SMALL`, others from `CONFIGS`. What it gives is
-compared with `pretrained_class` on the same inputs unless `OWN_TESTS` names the test that does so.
+A tower is built small: common sizes of its config come from `SMALL`, others from `CONFIGS`. Its output is compared
+with `pretrained_class` on the same inputs unless `OWN_TESTS` names the test that does so.
 """
 
 import copy
@@ -49,7 +49,7 @@ SMALL = {
     "num_conv_pos_embeddings": 6,
     "num_conv_pos_embedding_groups": 2,
 }
-"""Sizes that configs of different towers call by the same name."""
+"""Sizes that have the same name in the configs of different towers."""
 
 TIMM = {"architecture": "test_efficientnet", "num_labels": 3}
 CONFIGS = {
@@ -92,11 +92,11 @@ OWN_TESTS = {
 """Towers whose tokens are not the stock model's `last_hidden_state` of the same inputs, one by one."""
 
 WINDOW = 64
-"""Frames of a window of audio, where the config does not say it."""
+"""Frames of a window of audio, unless the config says otherwise."""
 
 
 def small_config(model_type: str, **changes) -> PreTrainedConfig:
-    """A config of small sizes without dropout."""
+    """Return a config of small sizes without dropout."""
     config_class = CONFIG_MAPPING[model_type]
     values = config_class().to_dict()
     small = {name: value for name, value in SMALL.items() if name in values}
@@ -125,7 +125,7 @@ def fitted_config(modality: str, model_type: str) -> PreTrainedConfig:
 
 
 def audio_window(encoder_class: type[Encoder], config: PreTrainedConfig) -> tuple[int, int]:
-    """Bins and frames of a window that the tower takes."""
+    """Return bins and frames of a window that the tower takes."""
     own = {"vit_mae": (8, 20), "clap_audio_model": (8, 101), "whisper": (8, 100), "pe_audio_encoder": (40, 10)}
     if config.model_type in own:
         return own[config.model_type]
@@ -133,7 +133,7 @@ def audio_window(encoder_class: type[Encoder], config: PreTrainedConfig) -> tupl
 
 
 def build_model(modality: str, model_type: str, **changes) -> MultimodalForRetrieval:
-    """A model with this tower and a small text tower, or a video tower where this is a text tower; random weights."""
+    """Build a model with this tower and a small text tower (a video tower for a text tower), with random weights."""
     torch.manual_seed(0)
     towers = {f"{modality}_config": fitted_config(modality, model_type)}
     if modality != "text":
@@ -147,7 +147,7 @@ def build_model(modality: str, model_type: str, **changes) -> MultimodalForRetri
 
 
 def randomize(tower: torch.nn.Module) -> None:
-    """Values that leave no part of a tower without effect: weights start small, biases and gates at zero."""
+    """Give every part of a tower an effect: weights start small, biases and gates at zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in tower.named_parameters():
@@ -159,7 +159,7 @@ def randomize(tower: torch.nn.Module) -> None:
 
 
 def tower_inputs(tower: Encoder) -> list[torch.Tensor]:
-    """Three rows for a tower, of which the second is shorter and the third shorter still where rows have lengths."""
+    """Return three rows for a tower; if rows have lengths, the second is shorter and the third shorter still."""
     generator, config = torch.Generator().manual_seed(2), tower.config
     if tower.modality == "text":
         length = config.max_position_embeddings if tower.padding == "max_length" else 9
@@ -179,7 +179,7 @@ def tower_inputs(tower: Encoder) -> list[torch.Tensor]:
 
 
 def stock_tokens(stock: torch.nn.Module, tower: Encoder, inputs: list[torch.Tensor], row: int) -> torch.Tensor:
-    """Tokens `(num_tokens, hidden_size)` that the stock model makes of one row alone, without its padding."""
+    """Return the stock model's tokens `(num_tokens, hidden_size)` of one row alone, without its padding."""
     if tower.modality == "text":
         ids = inputs[0][row, inputs[1][row].bool()][None]
         return stock.base_model(ids).last_hidden_state[0]  # without the head of its masked objective
@@ -191,21 +191,21 @@ def stock_tokens(stock: torch.nn.Module, tower: Encoder, inputs: list[torch.Tens
         return torch.cat([stock(part[None]).last_hidden_state[0] for part in parts])
     if stock.main_input_name == "pixel_values_videos":
         return stock(inputs[0][row : row + 1]).last_hidden_state[0]
-    states = stock(inputs[0][row]).last_hidden_state  # a frame is a picture
+    states = stock(inputs[0][row]).last_hidden_state  # a frame is an image
     if states.ndim == 4:
         states = states.flatten(2).transpose(1, 2)
     return states.flatten(0, 1)
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
-    """Relative to the largest value: kernels sum in other orders for other shapes, by some units in the last place."""
+    """Compare relative to the largest value: kernels sum in another order for other shapes, off by a few bits."""
     assert actual.shape == expected.shape
     assert float((actual - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 @torch.no_grad()
-def test_tokens_equal_the_stock_models_of_each_row_alone(key, tmp_path):
-    """With all weights of a saved checkpoint; the rows of the batch are padded, those of the stock model are not."""
+def test_tokens_equal_those_of_the_stock_model_for_each_row_alone(key, tmp_path):
+    """Load all weights of a saved checkpoint; the rows of the batch are padded, those of the stock model are not."""
     modality, model_type = key
     if model_type in OWN_TESTS:
         pytest.skip(f"compared in {OWN_TESTS[model_type]}.py")
@@ -230,7 +230,7 @@ def test_tokens_equal_the_stock_models_of_each_row_alone(key, tmp_path):
 
 @torch.no_grad()
 def test_a_row_does_not_depend_on_its_neighbours(key):
-    """Nor on how far the batch is padded, nor on windows that hold nothing; and every value is finite."""
+    """Nor on how far the batch is padded, nor on empty windows; every value is finite."""
     tower = build_model(*key).towers[key[0]].eval()
     inputs = tower_inputs(tower)
     output = tower(*inputs)
@@ -255,8 +255,8 @@ def test_a_row_does_not_depend_on_its_neighbours(key):
 
 
 @torch.no_grad()
-def test_time_of_tokens(key):
-    """Tokens of one step stand for one time, later steps for later ones; of a text there is none."""
+def test_tokens_of_one_step_have_the_same_time(key):
+    """Later steps have later times; tokens of a text have none."""
     modality, _ = key
     tower = build_model(*key).towers[modality].eval()
     inputs = tower_inputs(tower)
@@ -270,7 +270,7 @@ def test_time_of_tokens(key):
     assert output.seconds.shape == output.mask.shape == (3, num_tokens) and output.mask.dtype == torch.bool
     steps = tower.time_steps(num_tokens) if output.num_steps is None else torch.arange(num_tokens) * output.num_steps
     steps = steps if output.num_steps is None else steps // num_tokens
-    if tower.tokens_are_all:  # features know no number of steps
+    if tower.tokens_are_all:  # features do not hold the number of steps
         assert steps.equal(tower.time_steps(num_tokens))
     order = steps.argsort(stable=True)
     seconds, steps = output.seconds[0, order], steps[order]
@@ -281,7 +281,7 @@ def test_time_of_tokens(key):
 def test_a_model_runs_an_audio_tower_on_windows_that_hold_audio(key):
     modality, _ = key
     if modality != "audio":
-        pytest.skip("of audio towers")
+        pytest.skip("for audio towers only")
     model = build_model(*key).eval()
     tower = model.towers["audio"]
     values, mask, seconds = tower_inputs(tower)
@@ -297,7 +297,7 @@ def test_a_model_runs_an_audio_tower_on_windows_that_hold_audio(key):
 
 
 @torch.no_grad()
-def test_a_saved_tower_comes_back(key, tmp_path):
+def test_a_saved_tower_loads_unchanged(key, tmp_path):
     model = build_model(*key).eval()
     inputs = tower_inputs(model.towers[key[0]])
     model.save_pretrained(tmp_path)
@@ -312,7 +312,7 @@ def test_a_saved_tower_comes_back(key, tmp_path):
 
 
 def backward(tower: Encoder) -> dict[str, torch.Tensor]:
-    """Gradients of all that a model takes of a tower."""
+    """Return gradients of all outputs of a tower that a model uses."""
     tower.zero_grad(set_to_none=True)
     torch.manual_seed(0)
     output = tower(*tower_inputs(tower))
@@ -324,7 +324,7 @@ def backward(tower: Encoder) -> dict[str, torch.Tensor]:
 
 
 def test_every_parameter_is_trained_or_frozen_for_good(key):
-    """Several processes would wait for the gradient of one that has none."""
+    """Several processes would wait for the gradient of a parameter that gets none."""
     model = build_model(*key).train()
     tower = model.towers[key[0]]
     trained = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
@@ -346,8 +346,8 @@ def test_recomputed_activations_give_the_same_gradients(key):
         assert_close(gradient, expected[name])
 
 
-def test_layers_of_a_tower(key):
-    """Each parameter is in one layer, below all, or above all; the layers are in their order."""
+def test_each_parameter_belongs_to_one_layer(key):
+    """It is in one layer, below all, or above all; the layers are in order."""
     tower = build_model(*key).towers[key[0]]
     layers, numbers = tower_layers(tower), number_layers(tower)
     assert len(layers) >= 2 and all(layers)
@@ -357,8 +357,8 @@ def test_layers_of_a_tower(key):
     assert set(numbers.values()) <= set(range(len(layers) + 2))
 
 
-def test_adapters_reach_what_the_tower_computes(key):
-    """LoRA in the projections of attention, or in all linear layers where these are called otherwise."""
+def test_adapters_affect_the_output_of_the_tower(key):
+    """LoRA goes into the projections of attention, or into all linear layers if these have other names."""
     pytest.importorskip("peft")
     model: TowerModel = build_model(*key).train()
     linear = [type(module) for module in model.towers[key[0]].modules() if isinstance(module, torch.nn.Linear)]
@@ -370,7 +370,7 @@ def test_adapters_reach_what_the_tower_computes(key):
         find_targets(model, [key[0]])
         targets: list[str] = []
     except ValueError as error:
-        assert "Name others in --lora_target_modules; there are " in str(error)
+        assert "Name others in lora_target_modules; there are " in str(error)
         names = str(error).split("there are ")[1].removesuffix(".").split(", ")
         targets = sorted({name.rsplit(".", 1)[-1] for name in names})
     add_lora(model, rank=2, alpha=4, towers=[key[0]], target_modules=targets)
@@ -393,14 +393,14 @@ SMALL_CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8]}
 @pytest.mark.parametrize(
     ("architecture", "settings", "num_tokens", "unused"),
     [
-        ("test_resnet", {}, 1, set()),  # a map of places
+        ("test_resnet", {}, 1, set()),  # a feature map
         ("test_convnext", {}, 1, {"head.norm.weight", "head.norm.bias"}),  # its norm belongs to the head
-        ("swin_tiny_patch4_window7_224", SMALL_SWIN, 16, set()),  # a map with its channels last
+        ("swin_tiny_patch4_window7_224", SMALL_SWIN, 16, set()),  # a feature map with its channels last
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2, "embed_dim": 24}, 5, set()),  # class token, patches
     ],
 )
 @torch.no_grad()
-def test_backbones_of_timm_of_every_layout(architecture, settings, num_tokens, unused, tmp_path):
+def test_timm_backbones_of_every_output_layout(architecture, settings, num_tokens, unused, tmp_path):
     encoder_class = ENCODERS["video", "timm_wrapper"]
     config = CONFIG_MAPPING["timm_wrapper"](architecture=architecture, num_labels=2, model_args=settings)
     size = 32
@@ -422,13 +422,13 @@ def test_backbones_of_timm_of_every_layout(architecture, settings, num_tokens, u
     assert len(tower.layer_parameters()) >= 2
 
 
-def test_frames_that_a_tower_does_not_take_are_refused_by_size():
+def test_inputs_of_sizes_that_a_tower_does_not_take_are_refused():
     encoder_class = ENCODERS["video", "timm_wrapper"]
     config = CONFIG_MAPPING["timm_wrapper"](
         architecture="vit_tiny_patch16_224", model_args={"img_size": 32, "depth": 1}
     )
     with pytest.raises(
-        ValueError, match="frames of 16 by 16 pixels, which the video tower 'timm_wrapper'.*--video_size"
+        ValueError, match="frames of 16 by 16 pixels, which the video tower 'timm_wrapper'.*video_size"
     ):
         encoder_class.fit_config(config, 3, 16, 16)
     fitted = fitted_config("video", "timm_wrapper")
@@ -442,7 +442,7 @@ def test_frames_that_a_tower_does_not_take_are_refused_by_size():
         ENCODERS["audio", "wav2vec2"].fit_config(small_config("wav2vec2", add_adapter=True), 5, 64)
 
 
-def test_timm_is_named_where_it_is_missing(monkeypatch):
+def test_the_error_names_timm_if_it_is_not_installed(monkeypatch):
     config = CONFIG_MAPPING["timm_wrapper"](**TIMM)
     monkeypatch.setattr("simple_multimodal.models.video.timm.is_timm_available", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'simple-multimodal\[timm\]'"):
@@ -464,8 +464,8 @@ def test_images_are_scaled_as_a_timm_checkpoint_says():
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("stable", [False, True])
 @torch.no_grad()
-def test_waveforms_of_every_kind_of_wav2vec2(norm, stable):
-    """Both normalisations of the convolutions, both orders of norm and layer, and every length of a sound."""
+def test_waveform_tokens_equal_those_of_every_kind_of_wav2vec2(norm, stable):
+    """Cover both normalisations of the convolutions, both orders of norm and layer, and every length of audio."""
     for model_type in ("wav2vec2", "hubert", "wavlm"):
         encoder_class = ENCODERS["audio", model_type]
         config = small_config(model_type, feat_extract_norm=norm, do_stable_layer_norm=stable)
@@ -486,4 +486,4 @@ def test_waveforms_of_every_kind_of_wav2vec2(norm, stable):
                 assert not output.mask.any() and output.tokens.isfinite().all()
                 continue
             assert_close(output.tokens[0, output.mask[0]], stock(waveform).last_hidden_state[0])
-            assert output.seconds[0, :2].tolist() == [17, 37]  # the frames in which the middle of each lies
+            assert output.seconds[0, :2].tolist() == [17, 37]  # the frames that contain the centre of each

@@ -1,4 +1,4 @@
-"""Text towers that were trained for sentence similarity bring their pooling as their embedding."""
+"""Text towers that were trained for sentence similarity embed texts by their own pooling."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ MASK = (IDS > 0).long()
 
 @pytest.fixture(scope="module")
 def plain_folder(tmp_path_factory) -> Path:
-    """BERT as it lies on the hub, without anything about sentences."""
+    """Write BERT as it is on the hub, without anything about sentences."""
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     BertModel(BertConfig(**SIZES, vocab_size=20, initializer_range=0.5)).save_pretrained(folder)
@@ -32,7 +32,7 @@ def plain_folder(tmp_path_factory) -> Path:
 
 
 def write_modules(source: Path, folder: Path, modes: list[str], *further: str) -> str:
-    """A checkpoint in the layout of Sentence Transformers."""
+    """Write a checkpoint in the layout of Sentence Transformers."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
     kinds = ["Transformer", "Pooling", *further]
     paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds[1:], start=1))]
@@ -55,7 +55,7 @@ def load(folder: str):
 
 
 def pool(tokens: torch.Tensor, mode: str) -> torch.Tensor:
-    """One text's embedding, written out; `tokens` has no padding."""
+    """Pool one text's embedding naively; `tokens` has no padding."""
     weights = torch.arange(1.0, len(tokens) + 1)
     return {
         "cls": tokens[0],
@@ -80,8 +80,8 @@ def test_embeddings_are_pooled_as_the_checkpoint_says(plain_folder, tmp_path, mo
 
 
 @torch.no_grad()
-def test_the_embedding_of_a_model_is_that_of_its_text_tower(plain_folder, tmp_path):
-    """At its size nothing is projected, and a saved model says the same."""
+def test_the_embedding_of_a_model_equals_that_of_its_text_tower(plain_folder, tmp_path):
+    """At its size nothing is projected; a saved model gives the same embedding."""
     folder = write_modules(plain_folder, tmp_path / "sentences", ["mean"], "Normalize")
     text = get_encoder_class("bert", "text").fit_config(load_tower_config(folder, "text"), 20)
     video = AutoConfig.for_model("clip_vision_model", **SIZES, image_size=16, patch_size=8)
@@ -108,7 +108,7 @@ def test_without_modules_there_is_no_embedding(plain_folder, tmp_path):
     encoder = load(str(plain_folder))
     assert encoder.embedding_size(encoder.config) is None and encoder(IDS, MASK).embedding is None
     assert load_tower_config(str(plain_folder / "config.json"), "text").to_dict().get("sentence_pooling") is None
-    folder = write_modules(plain_folder, tmp_path, ["max"])  # a folder alone, as older checkpoints have it
+    folder = write_modules(plain_folder, tmp_path, ["max"])  # only the folder, as in older checkpoints
     (tmp_path / "modules.json").unlink()
     assert load_tower_config(folder, "text").sentence_pooling == {"modes": ["max"], "normalize": False}
 

@@ -1,4 +1,4 @@
-"""Times as vectors."""
+"""Embeddings of times."""
 
 import math
 

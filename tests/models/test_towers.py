@@ -1,4 +1,4 @@
-"""Towers of other people: their tokens and embeddings are those of the stock models on the same inputs."""
+"""Published towers: their tokens and embeddings equal those of the stock models on the same inputs."""
 
 from pathlib import Path
 
@@ -53,13 +53,13 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    """A checkpoint of each kind."""
+    """Write a checkpoint of each kind."""
     kinds = (*STOCK_MODELS, "pe_audio", "pe_audio_video", "ast", "whisper", "timesformer")
     return {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
 
 
 def load(folder: str, modality: str, *size: int) -> Encoder:
-    """An encoder with all weights of a checkpoint; `size` is what the processor delivers."""
+    """Load an encoder with all weights of a checkpoint; `size` is the processor's output size."""
     config = load_tower_config(folder, modality)
     encoder_class = get_encoder_class(config.model_type, modality)
     encoder = encoder_class(encoder_class.fit_config(config, *size)).eval()
@@ -80,9 +80,9 @@ def text_inputs(kind: str) -> dict[str, torch.Tensor]:
 
 
 def stock_images(model: PreTrainedModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and embeddings of pictures `(num_images, 3, height, width)` by a stock model with two towers."""
+    """Return tokens and embeddings of images `(num_images, 3, height, width)` by a stock model with two towers."""
     if model.config.model_type == "siglip2":
-        patches = torch.stack([convert_image_to_patches(picture, 8) for picture in pixels])
+        patches = torch.stack([convert_image_to_patches(image, 8) for image in pixels])
         shape = torch.tensor([[pixels.shape[2] // 8, pixels.shape[3] // 8]]).expand(len(pixels), -1)
         outputs = model.get_image_features(patches, torch.ones(patches.shape[:2]), shape)
     else:
@@ -92,16 +92,16 @@ def stock_images(model: PreTrainedModel, pixels: torch.Tensor) -> tuple[torch.Te
 
 @pytest.mark.parametrize("kind", STOCK_MODELS)
 @torch.no_grad()
-def test_texts_equal_the_stock_models(folders, kind):
+def test_text_outputs_equal_those_of_the_stock_model(folders, kind):
     encoder, inputs = load_text(folders[kind], kind), text_inputs(kind)
     stock = STOCK_MODELS[kind].from_pretrained(folders[kind]).eval()
     output = encoder(inputs["input_ids"], inputs["attention_mask"])
     if kind.startswith("siglip"):
-        del inputs["attention_mask"]  # its tokenizers on the hub make none: padding was trained with
+        del inputs["attention_mask"]  # its tokenizers on the hub make none: it was trained with padding
     expected = stock.get_text_features(**inputs)
     mask = output.mask
     assert_close(output.tokens[mask], expected.last_hidden_state[mask])
-    # CLAP's method normalises
+    # CLAP's method normalises.
     close = F.normalize(output.embedding, dim=-1), F.normalize(expected.pooler_output, dim=-1)
     assert_close(*close)
     assert output.embedding.shape[1] == encoder.embedding_size(encoder.config) and output.seconds is None
@@ -110,7 +110,7 @@ def test_texts_equal_the_stock_models(folders, kind):
 @pytest.mark.parametrize("size", [(16, 16), (24, 16)])
 @pytest.mark.parametrize("kind", IMAGES)
 @torch.no_grad()
-def test_images_equal_the_stock_models(folders, kind, size):
+def test_image_outputs_equal_those_of_the_stock_model(folders, kind, size):
     encoder = load(folders[kind], "video", 3, *size)
     stock = STOCK_MODELS[kind].from_pretrained(folders[kind]).eval()
     pixels = torch.randn(2, 3, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -128,7 +128,7 @@ def test_images_equal_the_stock_models(folders, kind, size):
 
 
 def clap_windows(num_windows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Decibels of two sounds: one fills all windows, the other 70 frames of the first."""
+    """Return decibels of two audio clips: one fills all windows, the other 70 frames of the first."""
     values = torch.randn(2, 1, 8, num_windows * 101, generator=torch.Generator().manual_seed(2)) * 20 - 40
     mask = torch.arange(num_windows * 101)[None] < torch.tensor([[num_windows * 101], [70]])
     window, frame = torch.arange(num_windows)[:, None], torch.arange(101)
@@ -137,7 +137,7 @@ def clap_windows(num_windows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 @torch.no_grad()
-def test_audio_equal_the_stock_clap(folders):
+def test_audio_outputs_equal_those_of_the_stock_clap(folders):
     encoder = load(folders["clap"], "audio", 8, 101)
     stock = STOCK_MODELS["clap"].from_pretrained(folders["clap"]).eval()
     values, mask, seconds = clap_windows(2)
@@ -159,7 +159,7 @@ def test_audio_equal_the_stock_clap(folders):
 
 
 def untrained_of(encoder: Encoder, folder: Path) -> set[str]:
-    """What is not trained of an encoder in a new model, which is the same in a saved one."""
+    """Return the untrained parts of an encoder in a new model, after checking that a saved one has the same."""
     values = {f"{encoder.modality}_config": encoder.config, "crossformer_config": ViTConfig(**SIZES)}
     new = MultimodalForRetrieval(MultimodalConfig(**values, fusion_form="merge"))
     new.save_pretrained(folder)
@@ -179,14 +179,14 @@ def test_a_clap_that_fuses_parts_takes_windows_as_short_audio(tmp_path):
     stock.save_pretrained(tmp_path)
     encoder = load(str(tmp_path), "audio", 8, 101)
     values, mask, seconds = clap_windows(1)
-    four = values.transpose(2, 3).expand(-1, 4, -1, -1)  # what the stock extractor makes of a short sound
+    four = values.transpose(2, 3).expand(-1, 4, -1, -1)  # as the stock extractor prepares short audio
     expected = stock.get_audio_features(four, is_longer=torch.zeros(2, 1, dtype=torch.bool)).pooler_output
     embedding = F.normalize(encoder(values, mask, seconds).embedding, dim=-1)
     assert_close(embedding, expected)
     assert untrained_of(encoder, tmp_path / "model") == {"audio_encoder.patch_embed"}
 
 
-def test_batch_normalisation_of_clap_stays_as_it_is(folders):
+def test_clap_keeps_its_batch_normalisation_statistics(folders):
     encoder = load(folders["clap"], "audio", 8, 101).train()
     before = {name: tensor.clone() for name, tensor in encoder.named_buffers()}
     values, mask, seconds = clap_windows(1)
@@ -231,12 +231,12 @@ def test_ast_equals_the_stock_model(folders, bins, frames):
 @pytest.mark.parametrize("frames", [100, 60])
 @torch.no_grad()
 def test_whisper_equals_the_stock_model(folders, frames):
-    """A shorter window takes the first positions."""
+    """A shorter window uses the first positions."""
     config = load_tower_config(folders["whisper"], "audio")
     encoder_class = get_encoder_class("whisper", "audio")
     encoder = encoder_class(encoder_class.fit_config(config, 8, frames)).eval()
     report = load_pretrained_tower(encoder, None, folders["whisper"])
-    assert report.new == [] and report.unused == {}  # the decoder is no business of ours
+    assert report.new == [] and report.unused == {}  # the decoder is not part of the tower
     rule = {} if frames == 100 else {"encoder.embed_positions.weight": "the first 30 of 50 positions"}
     assert report.converted == rule
     stock = WhisperModel.from_pretrained(folders["whisper"]).eval().encoder
@@ -256,7 +256,7 @@ def test_whisper_equals_the_stock_model(folders, frames):
 
 @pytest.mark.parametrize("kind", ["pe_audio", "pe_audio_video"])
 @torch.no_grad()
-def test_audio_and_texts_equal_the_stock_pe_av(folders, kind, tmp_path):
+def test_audio_and_text_outputs_equal_those_of_the_stock_pe_av(folders, kind, tmp_path):
     folder = folders[kind]
     stock = stock_pe_av(folder, "audio")
     encoder = load(folder, "audio", 40, 10)
@@ -271,7 +271,7 @@ def test_audio_and_texts_equal_the_stock_pe_av(folders, kind, tmp_path):
     embeddings = F.normalize(stock.audio_head(expected.pooler_output), dim=-1)
     assert_close(output.embedding[0], embeddings[:2].mean(dim=0))
     assert_close(output.embedding[1], embeddings[2])
-    assert output.tokens.isfinite().all() and not output.embedding[2].any()  # windows of padding alone
+    assert output.tokens.isfinite().all() and not output.embedding[2].any()  # windows of nothing but padding
     assert output.mask.equal(mask) and output.seconds.equal(seconds)
     assert encoder.time_steps(20).tolist() == list(range(20))
     assert untrained_of(encoder, tmp_path) == {"embedder.dac_encoder", "embedder.bottleneck"}
@@ -334,8 +334,8 @@ def test_checkpoints_of_one_tower_load(tmp_path, kind, modality, stock_class):
 
 @pytest.mark.parametrize("is_alone", [False, True])
 @torch.no_grad()
-def test_images_and_texts_equal_the_stock_pe_av(folders, tmp_path, is_alone):
-    """Out of a checkpoint with sound, or of pictures and texts alone; also when a model with it was saved."""
+def test_video_and_text_outputs_equal_those_of_the_stock_pe_av(folders, tmp_path, is_alone):
+    """Load from a checkpoint with audio, or with only video and text; also from a saved model."""
     folder = folders["pe_audio_video"]
     stock = stock_pe_av(folder, "video")
     if is_alone:
@@ -369,7 +369,7 @@ def test_images_and_texts_equal_the_stock_pe_av(folders, tmp_path, is_alone):
     assert torch.equal(again(pixels, seconds).embedding, output.embedding)
 
 
-def test_texts_of_pe_av_are_embedded_for_what_they_are_compared_with(folders):
+def test_pe_av_embeds_texts_for_the_modality_that_they_are_compared_with(folders):
     def compared_with(kind: str, *modalities: str) -> str:
         return load_tower_config(folders[kind], "text", modalities).compared_with
 
@@ -382,24 +382,24 @@ def test_texts_of_pe_av_are_embedded_for_what_they_are_compared_with(folders):
 def test_a_checkpoint_of_another_kind_of_pe_av_is_refused(folders):
     config = load_tower_config(folders["pe_audio_video"], "text", ("text", "video"))
     encoder = get_encoder_class(config.model_type, "text")(config)
-    with pytest.raises(ValueError, match="is 'pe_audio', but this text tower is that of comparisons with video"):
+    with pytest.raises(ValueError, match="is 'pe_audio', but this text tower is for comparisons with video"):
         load_pretrained_tower(encoder, None, folders["pe_audio"])
 
 
-def test_the_image_tower_of_pe_av_needs_timm(folders, monkeypatch):
+def test_the_video_tower_of_pe_av_needs_timm(folders, monkeypatch):
     assert PeVideoConfig().video_config.vision_config.num_labels == 2  # why there is `prepare_images`
     monkeypatch.setattr("simple_multimodal.models.pe_av.is_timm_available", lambda: False)
     message = r"need.* the package timm: pip install 'simple-multimodal\[timm\]'"
     config = load_tower_config(folders["pe_audio_video"], "video")
     encoder_class = get_encoder_class(config.model_type, "video")
     with pytest.raises(ValueError, match=message):
-        encoder_class.processor_values(config)  # the first thing that a run asks
+        encoder_class.processor_values(config)  # the first call of a run
     with pytest.raises(ValueError, match=message):
         encoder_class(config)
     load(folders["pe_audio_video"], "audio", 40, 10)
 
 
-def test_pe_av_trained_on_frames_gives_tokens_alone(tmp_path):
+def test_pe_av_trained_on_frames_only_provides_tokens(tmp_path):
     randomize(PeAudioFrameLevelModel(tiny_config("pe_audio"))).save_pretrained(tmp_path)
     for modality in ("text", "audio"):
         config = load_tower_config(str(tmp_path), modality)
@@ -412,11 +412,11 @@ def test_pe_av_trained_on_frames_gives_tokens_alone(tmp_path):
 
 def test_a_tower_of_pe_av_without_its_head_is_refused(tmp_path):
     PeAudioEncoder(tiny_config("pe_audio").audio_config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a 'pe_audio_encoder' alone, without the head"):
+    with pytest.raises(ValueError, match="only holds a 'pe_audio_encoder', without the head"):
         load(str(tmp_path), "audio", 40, 10)
 
 
-def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_layer(folders):
+def test_attention_equals_that_of_the_stock_class_and_checkpointing_reaches_every_layer(folders):
     stacks = {
         ("clip", "text"): lambda tower: tower.encoder.layers,
         ("clip", "video"): lambda tower: tower.encoder.layers,
@@ -473,7 +473,7 @@ def test_attention_is_that_of_the_stock_class_and_checkpointing_reaches_every_la
 
 
 def aligned_config(folders, kind: str, **changes) -> MultimodalConfig:
-    """A model of the two towers of a checkpoint."""
+    """Return the config of a model with the two towers of a checkpoint."""
     tokenizer = tiny_tokenizer(kind)
     clip = "audio" if kind == "clap" else "video"
     text, other = load_tower_config(folders[kind], "text"), load_tower_config(folders[kind], clip)
@@ -549,14 +549,14 @@ def test_logits_of_an_untrained_model_equal_the_stock_models(folders, kind, tmp_
 
 
 @torch.no_grad()
-def test_a_clips_mean_is_of_what_it_has(folders):
+def test_the_mean_of_a_clip_is_over_the_modalities_that_it_has(folders):
     clap = load_tower_config(folders["clap"], "audio")
     config = aligned_config(folders, "clip", audio_config=get_encoder_class("clap", "audio").fit_config(clap, 8, 101))
     model = MultimodalForRetrieval(config).eval()
     values, mask, seconds = (value[:1].expand(2, *value.shape[1:]) for value in clap_windows(1))
     has = torch.tensor([True, False])
-    sound = {"audio_values": values, "audio_attention_mask": mask & has[:, None], "audio_seconds": seconds}
-    batch = {**clip_batch("clip"), **sound, "audio_mask": has}
+    audio = {"audio_values": values, "audio_attention_mask": mask & has[:, None], "audio_seconds": seconds}
+    batch = {**clip_batch("clip"), **audio, "audio_mask": has}
     texts = {key: value[:2] for key, value in text_inputs("clip").items()}
     output = model.multimodal(**batch, **texts, text_mask=torch.ones(2, dtype=torch.bool))
     both = F.normalize(output.audio_embeds + output.video_embeds, dim=-1)
@@ -573,7 +573,7 @@ def test_tokens_of_a_frame_are_pooled_before_the_fusion(folders):
     assert output.tokens.shape[1] == 2 * 5 and model.multimodal.enter_fusion("video", output).states.shape[1] == 2
 
 
-def test_a_space_of_another_size_is_projected(folders):
+def test_embeddings_are_projected_to_a_space_of_another_size(folders):
     config = aligned_config(folders, "clip", contrastive_dim=7, clip_embedding="fusion")
     model, _ = MultimodalForRetrieval.from_encoders(config, dict.fromkeys(["text", "video"], folders["clip"]))
     model.requires_grad_(False)
@@ -584,7 +584,7 @@ def test_a_space_of_another_size_is_projected(folders):
 
 @pytest.mark.parametrize("kind", IMAGES)
 @torch.no_grad()
-def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path):
+def test_a_frame_transformer_starts_as_the_mean_of_the_frames(folders, kind, tmp_path):
     batch = clip_batch(kind)
     models = []
     for layers in (0, 2):
@@ -597,7 +597,7 @@ def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path)
     tower = sequence.multimodal.encoder("video")
     assert torch.equal(sequence.multimodal.encode("video", batch).embedding, mean.multimodal.encode("video", batch)[4])
 
-    # Trained, it is what its layers make of embeddings and times, on top of the embeddings.
+    # Once trained, it adds the output of its layers over embeddings and times to the embeddings.
     generator = torch.Generator().manual_seed(6)
     tower.frame_transformer.gate.normal_(generator=generator)
     pixels = normalize_pixels(batch["pixel_values_videos"], tower.image_mean, tower.image_std)
@@ -615,7 +615,7 @@ def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path)
     single = {key: value[:, :1] for key, value in batch.items() if key != "video_mask"}  # any number of frames
     assert torch.isfinite(sequence.encode_clip(single | {"video_mask": batch["video_mask"]})[0]).all()
 
-    # A row without pictures changes no other and is finite.
+    # A row without video does not change others and is finite.
     lacking = {key: value.clone() for key, value in batch.items()}
     for value in lacking.values():
         value[1] = 0
@@ -630,8 +630,8 @@ def test_a_transformer_over_frames_starts_as_their_mean(folders, kind, tmp_path)
     assert torch.equal(loaded.encode_clip(batch)[0], sequence.encode_clip(batch)[0])
 
 
-def test_a_transformer_over_frames_learns(folders):
-    """The gate at once, its layers as soon as it is open; with activation checkpointing, too."""
+def test_a_frame_transformer_learns(folders):
+    """The gate learns at once, the layers as soon as it is open; with activation checkpointing, too."""
     model = MultimodalForRetrieval(aligned_config(folders, "siglip", frame_pooling_layers=1)).train()
     frames = model.multimodal.encoder("video").frame_transformer
     assert not frames.gate.any()
@@ -669,7 +669,7 @@ def test_mean_direction_weighs_unit_vectors():
             lambda f: MultimodalForRetrieval(
                 aligned_config(f, "clip", video_config=VideoMAEConfig(**SIZES), frame_pooling_layers=2)
             ),
-            "frame_pooling_layers is 2, but 'videomae' has no embeddings of frames",
+            "frame_pooling_layers is 2, but 'videomae' has no frame embeddings",
         ),
         (
             lambda f: MultimodalForRetrieval(aligned_config(f, "clap", frame_pooling_layers=2)),
@@ -685,7 +685,7 @@ def test_mean_direction_weighs_unit_vectors():
             lambda f: headless(f, frame_pooling_layers=2),
             "frame_pooling_layers is 2, but this 'siglip_vision_model' has no head",
         ),
-        (lambda f: load(f["clip"], "video", 3, 20, 16), "20 by 16 pixels.*patches of 8.*--video_size"),
+        (lambda f: load(f["clip"], "video", 3, 20, 16), "20 by 16 pixels.*patches of 8.*video_size"),
         (lambda f: load(f["timesformer"], "video", 4, 16, 24), "16 by 24 pixels.*square"),
         (lambda f: load(f["clap"], "audio", 16, 101), "16 mel bins by 101 frames.*8 by at most 128"),
         (lambda f: load(f["ast"], "audio", 8, 64), "8 mel bins by 64 frames.*patch of the audio tower is 16"),
@@ -698,11 +698,11 @@ def test_mean_direction_weighs_unit_vectors():
         (lambda f: load(f["whisper"], "audio", 8, 100).check_inputs(8, 50), "8 mel bins by 50.*8 by 100"),
         (
             lambda f: load(f["pe_audio"], "audio", 128, 10),
-            "frames of 40 samples.*frames of 128 values.*--num_mel_bins",
+            "frames of 40 samples.*frames of 128 values.*num_mel_bins",
         ),
         (lambda f: load(f["pe_audio"], "audio", 40, 10).check_inputs(40, 20), "40 mel bins by 20.*40 by 10"),
-        (lambda f: load(f["pe_audio_video"], "video", 3, 24, 24), "24 by 24 pixels.*16 by 16.*--video_size"),
-        (lambda f: load(f["clip"], "text", 20, 0, None), "token that ends a text.*--tokenizer_name"),
+        (lambda f: load(f["pe_audio_video"], "video", 3, 24, 24), "24 by 24 pixels.*16 by 16.*video_size"),
+        (lambda f: load(f["clip"], "text", 20, 0, None), "token that ends a text.*tokenizer_name"),
         (lambda f: load(f["clap"], "text", 20, 0, 2), "padding token, number 1; that of the tokenizer is 0"),
         (lambda f: load_text(f["siglip"], "siglip").check_inputs(5), "max_seq_length is 5.*padded to 12.*Set"),
         (lambda f: load_text(f["clap"], "clap").check_inputs(13), "max_seq_length is 13.*positions for 12"),
@@ -719,7 +719,7 @@ def test_errors_say_what_does_not_fit(folders, build, message):
         build(folders)
 
 
-def test_a_text_tower_of_another_model_goes_with_any_of_them(folders):
+def test_a_text_tower_of_another_model_works_with_any_clip_tower(folders):
     for kind in STOCK_MODELS:
         changes = {"text_config": BertConfig(**SIZES, vocab_size=40), "clip_embedding": "fusion"}
         model = MultimodalForRetrieval(aligned_config(folders, kind, **changes)).eval()
@@ -728,7 +728,7 @@ def test_a_text_tower_of_another_model_goes_with_any_of_them(folders):
         assert (texts @ clips.T).shape == (1, 2)
 
 
-def test_the_tokenizers_of_the_checkpoints_survive_saving(folders):
+def test_tokenizers_of_checkpoints_are_saved_and_loaded_unchanged(folders):
     for kind in STOCK_MODELS:
         assert (
             AutoTokenizer.from_pretrained(folders[kind])("rain")["input_ids"]

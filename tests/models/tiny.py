@@ -1,4 +1,4 @@
-"""A tiny model of every kind and batches whose rows lack different modalities, for tests of the models."""
+"""A tiny model of every kind, and batches whose rows lack different modalities, for tests of the models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ CLIP_STEPS, STEP_PATCHES = FRAMES // TUBELET, (HEIGHT // PATCH) * (WIDTH // PATC
 
 
 def fusion_config(kind: str, **changes) -> PreTrainedConfig:
-    """A ViT or BERT configuration of another hidden size than the towers'."""
+    """Return a ViT or BERT configuration of another hidden size than the towers'."""
     values = SIZES | {"hidden_size": 24} | changes
     return ViTConfig(**values) if kind == "vit" else BertConfig(**values)
 
@@ -41,7 +41,7 @@ def fusion_config(kind: str, **changes) -> PreTrainedConfig:
 def tiny_config(
     form: str = "cross_attention", fusion: str = "vit", *, text: str = "bert", **changes
 ) -> MultimodalConfig:
-    """Three towers and a crossformer of two layers each, without dropout."""
+    """Return a config of three towers and a crossformer of two layers each, without dropout."""
     text_class = BertConfig if text == "bert" else DebertaV2Config
     relative = {} if text == "bert" else {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
     values = {
@@ -66,7 +66,7 @@ def tiny_config(
 
 
 def randomize(model: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
-    """Random values for weights and biases: fresh ones are so small, or zero, that errors would not show."""
+    """Give weights and biases random values: initial ones are so small, or zero, that errors would not show."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -77,7 +77,7 @@ def randomize(model: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class Row:
-    """What a row has; its contents follow from `seed`."""
+    """Sizes and modalities of a row; its contents follow from `seed`."""
 
     seed: int
     num_words: int = 6
@@ -109,18 +109,18 @@ LACKING = (
     Row(14, text=False, audio=False, video=False),
     Row(15, text=False, audio=False, video=False),
 )
-"""Of three processes one has no sound at all, one no picture, and one nothing."""
+"""Of three processes, one has no audio at all, one no video, and one nothing."""
 
 
 def exact_mask(num_rows: int, num_patches: int, num_masked: int, generator: torch.Generator) -> torch.Tensor:
-    """A boolean mask with `num_masked` times `True` in every row."""
+    """Return a boolean mask with `num_masked` times `True` in every row."""
     return torch.rand(num_rows, num_patches, generator=generator).argsort(dim=1).argsort(dim=1) < num_masked
 
 
 def make_batch(
     rows: Sequence[Row] = ROWS, *, num_words: int | None = None, num_windows: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """A batch as the collator makes it, padded to at least `num_words` and `num_windows`."""
+    """Return a batch as the collator makes it, padded to at least `num_words` and `num_windows`."""
     length = max(num_words or 0, *(row.num_words for row in rows))
     windows = max(num_windows or 0, *(row.num_windows for row in rows))
     return {
@@ -130,7 +130,7 @@ def make_batch(
 
 
 def naming_windows(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The batch with the windows that hold audio, as the collator adds them; without, all windows run."""
+    """Return the batch with its windows that hold audio, as the collator lists them; otherwise all windows run."""
     windows = windows_with_audio(batch["audio_attention_mask"], WINDOW_FRAMES)
     return {**batch, **dict(zip(AUDIO_WINDOW_KEYS, windows, strict=True))}
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other people's towers, small, as they lie on the hub: weights, config, tokenizer and processor."""
+"""Small checkpoints of published towers, as on the hub: weights, config, tokenizer and processor."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ SPECIAL_TOKENS = {
     "pe_audio": (["[CLS]", "[PAD]", "[SEP]"], "[CLS] $A [SEP]", "[PAD]"),
 }
 SPECIAL_TOKENS["pe_audio_video"] = SPECIAL_TOKENS["pe_audio"]
-"""Of each kind: special tokens, how a text becomes a sequence, and the token that fills up."""
+"""For each kind: special tokens, how a text becomes a sequence, and the padding token."""
 
 CLAP_EXTRACTOR = {
     "feature_size": 8,
@@ -92,8 +92,8 @@ TIMESFORMER_PROCESSOR = {
 
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """
-    A tokenizer of words (of SigLIP 2: of letters) with the special tokens of a kind of checkpoint; in CLIP's the one
-    that ends a text is the last of all.
+    Return a tokenizer of words (for SigLIP 2, of letters) with the special tokens of a kind of checkpoint; in CLIP's,
+    the token that ends a text is the last of all.
     """
     special, template, pad = SPECIAL_TOKENS[kind]
     if kind == "siglip2":  # `AutoTokenizer` loads this class whatever was saved
@@ -126,7 +126,7 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 def tiny_config(
     kind: str,
 ) -> CLIPConfig | SiglipConfig | Siglip2Config | ClapConfig | PeAudioConfig | PeAudioVideoConfig:
-    """The config of a checkpoint with several towers."""
+    """Return the config of a checkpoint with several towers."""
     tokenizer = tiny_tokenizer(kind)
     text = SIZES | {"vocab_size": len(tokenizer), "hidden_size": 16, "max_position_embeddings": POSITIONS}
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
@@ -171,12 +171,12 @@ def tiny_config(
 
 
 def randomize(model: PreTrainedModel) -> PreTrainedModel:
-    """Random values for all weights, statistics and scales."""
+    """Give random values to all weights, statistics and scales."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.startswith("logit_"):
-                tensor.fill_(4.7 if "scale" in name else -3.0)  # above the limit of CLIP's
+                tensor.fill_(4.7 if "scale" in name else -3.0)  # above CLIP's limit
             elif "dac_encoder" in name:  # a codec with random weights of that size explodes
                 continue
             elif "running_" in name:
@@ -192,7 +192,7 @@ STOCK_MODELS = {"clip": CLIPModel, "siglip": SiglipModel, "siglip2": Siglip2Mode
 
 
 def stock_processor(kind: str):
-    """The processor of a kind of checkpoint."""
+    """Return the processor of a kind of checkpoint."""
     tokenizer = tiny_tokenizer(kind)
     if kind == "clip":
         size = {"size": {"shortest_edge": IMAGE}, "crop_size": {"height": IMAGE, "width": IMAGE}}
@@ -210,7 +210,7 @@ def stock_processor(kind: str):
 
 
 def write_checkpoint(folder: Path, kind: str) -> str:
-    """Write a checkpoint with its processor; returns the folder."""
+    """Write a checkpoint with its processor; return the folder."""
     torch.manual_seed(0)
     if kind == "ast":
         values = SIZES | {"hidden_size": 16, "patch_size": 16, "frequency_stride": 10, "time_stride": 10}
@@ -248,7 +248,7 @@ def write_checkpoint(folder: Path, kind: str) -> str:
 
 
 def stock_pe_av(folder: str, clip: str) -> PreTrainedModel:
-    """What a checkpoint of PE-AV holds of texts and one other modality, by the stock class."""
+    """Load the part of a PE-AV checkpoint for texts and one other modality with the stock class."""
     stock_class = {"audio": PeAudioModel, "video": PeVideoModel}[clip]
     config = AutoConfig.from_pretrained(folder)
     pair = getattr(config, f"{clip}_config") if config.model_type == "pe_audio_video" else config

@@ -1,3 +1,3 @@
-"""The small media files that the tests of the data package have, too."""
+"""The small media files shared with the tests of the data package."""
 
 from tests.data.conftest import media_dir  # noqa: F401

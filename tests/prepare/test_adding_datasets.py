@@ -1,4 +1,4 @@
-"""The data set of docs/adding_datasets.md: its file prepares annotations, and measures a model under its protocol."""
+"""Tests of docs/adding_datasets.md: its code prepares annotations, and evaluates a model under its protocol."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CAPTIONS = {"train": {"a": ["a dog", "a cat"], "b": ["rain"], "c": ["snow"]}, "t
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The page's files, with the sizes of a small data set, and that data set."""
+    """The page's files, with the sizes of a small data set, and the data set itself."""
     code, training = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     (tmp_path / "street_train.py").write_text(training, encoding="utf-8")
     for size in ("clips=3, texts=4", "clips=2, texts=2"):
@@ -47,11 +47,11 @@ def run(folder: Path, *words: str, script: str = "street.py") -> subprocess.Comp
 
 
 def command_of(verb: str) -> list[str]:
-    """The page's command with that verb, as words after `street.py`."""
+    """Return the arguments of the page's `street.py` command with that verb."""
     return re.search(rf"^python street\.py ({verb} .*)$", PAGE, flags=re.MULTILINE)[1].split()
 
 
-def test_file_of_the_page_prepares_and_measures(folder):
+def test_the_code_of_the_page_prepares_and_evaluates(folder):
     prepared = run(folder, *command_of("prepare"), "--num_validation_clips", "1")
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr  # nothing deviates
     protocol = json.loads((folder / "datasets/street/protocol.json").read_text())
@@ -90,9 +90,9 @@ def test_file_of_the_page_prepares_and_measures(folder):
     assert warning not in evaluate("street_train.py") and warning in evaluate(REPOSITORY / "train.py")
 
 
-def test_names_are_taken_once():
+def test_names_can_only_be_registered_once():
     protocol = get_protocol("msvd")
-    with pytest.raises(ValueError, match="'msvd' already"):
+    with pytest.raises(ValueError, match="'msvd' is already registered"):
         register_benchmark(protocol, read=lambda files, name, splits: {}, source="")
     for name in ("msvd", "msvd+dsl"):
         with pytest.raises(ValueError, match="cannot name a protocol"):

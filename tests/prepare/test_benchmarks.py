@@ -1,6 +1,7 @@
-"""Tests of the benchmarks' annotation formats, and of what `prepare` makes and says of them.
+"""Tests of the benchmarks' annotation formats, and of the manifests and reports of `prepare`.
 
-The small annotation files below have the published formats. The published files themselves are read where they are.
+The small annotation files below have the published formats. The published files themselves are tested if they are
+available.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def videodatainfo(splits: dict[int, str]) -> dict:
-    """The challenge's format, two captions a clip."""
+    """Return annotations in the challenge's format, with two captions per clip."""
     return {
         "info": {"year": "2016"},
         "videos": [
@@ -50,7 +51,7 @@ def videodatainfo(splits: dict[int, str]) -> dict:
 
 
 def write_msrvtt(folder: Path) -> None:
-    """Eight clips: 0 to 3 train, 4 validates, 5 to 7 test, of which 6 and 7 are 1k-A's."""
+    """Write eight clips: 0 to 3 for training, 4 for validation, 5 to 7 for testing; 1k-A tests on 6 and 7."""
     train = dict.fromkeys(range(4), "train") | {4: "validate"}
     write(folder / "train_val_annotation/train_val_videodatainfo.json", videodatainfo(train))
     write(folder / "test_videodatainfo.json", videodatainfo(dict.fromkeys((5, 6, 7), "test")))
@@ -82,7 +83,7 @@ def write_msvd(folder: Path) -> None:
 
 
 def write_qa(folder: Path) -> None:
-    """Two questions per split; clips 1, 2 and 3."""
+    """Write two questions per split, about clips 1, 2 and 3."""
     for number, split in enumerate(("train", "val", "test")):
         rows = [
             {"answer": "couch", "id": 2 * number, "question": "What is it?", "video_id": number + 1},
@@ -126,7 +127,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def small_msvd(monkeypatch):
-    """The protocol that fits the small files, so that nothing deviates from it."""
+    """Change the protocol to fit the small files, so that nothing deviates from it."""
     sizes = dict.fromkeys(SPLITS, SplitSize(1, 3))
     monkeypatch.setitem(PROTOCOLS, "msvd", replace(PROTOCOLS["msvd"], sizes=sizes))
 
@@ -142,7 +143,7 @@ def captions(rows: list[dict]) -> dict[str, list[str]]:
 # The formats.
 
 
-def test_msrvtt_1ka(tmp_path):
+def test_msrvtt_1ka_is_read_from_its_lists(tmp_path):
     write_msrvtt(tmp_path)
     found = read_annotations(tmp_path, "msrvtt", "msrvtt-1ka-9k", splits=SPLITS)
     assert captions(found.rows["test"]) == {"video7": ["one for 7"], "video6": ["one, for 6"]}
@@ -155,14 +156,14 @@ def test_msrvtt_1ka(tmp_path):
         "train_val_videodatainfo.json",
         "test_videodatainfo.json",
     }
-    (tmp_path / "test_videodatainfo.json").unlink()  # whose clips the 7k list has none of
+    (tmp_path / "test_videodatainfo.json").unlink()  # the 7k list has none of its clips
     rows = read_annotations(tmp_path, "msrvtt", "msrvtt-1ka-7k", splits=SPLITS).rows
     assert list(captions(rows["train"])) == [f"video{i}" for i in range(5)]
     with pytest.raises(ValueError, match="test_videodatainfo.json is missing"):
         read_annotations(tmp_path, "msrvtt", "msrvtt-1ka-9k", splits=SPLITS)
 
 
-def test_msrvtt_full_is_split_by_the_files_themselves(tmp_path):
+def test_msrvtt_full_takes_its_splits_from_the_files(tmp_path):
     write_msrvtt(tmp_path / "a")
     rows = read_annotations(tmp_path / "a", "msrvtt", "msrvtt-full", splits=SPLITS).rows
     assert {split: len(own) for split, own in rows.items()} == {"train": 4, "validation": 1, "test": 3}
@@ -186,13 +187,13 @@ def test_msvd_counts_every_sentence(tmp_path):
     write_msvd(tmp_path)
     path = tmp_path / "captions_msvd.json"
     write(path, json.loads(path.read_text()) | {"-b_1_9": ["a cat", " ", "a cat", "b "]})
-    write_alpro(tmp_path / "txt", "msvd")  # not read where the makers' own files are
+    write_alpro(tmp_path / "txt", "msvd")  # ignored, because the original files exist
     rows = read_annotations(tmp_path, "msvd", "msvd", splits=SPLITS).rows
     assert captions(rows["validation"]) == {"-b_1_9": ["a cat", "a cat", "b"]}
 
 
 @pytest.mark.parametrize(("benchmark", "clip"), [("msrvtt_qa", "video3"), ("msvd_qa", "-c_1_9")])
-def test_questions(tmp_path, benchmark, clip):
+def test_questions_are_read(tmp_path, benchmark, clip):
     write_qa(tmp_path)
     rows = read_annotations(tmp_path, benchmark, benchmark.replace("_", "-"), splits=SPLITS).rows
     assert rows["test"] == [
@@ -218,7 +219,7 @@ def write_alpro(folder: Path, benchmark: str) -> None:
 
 
 @pytest.mark.parametrize("benchmark", ["msrvtt", "didemo", "msvd"])
-def test_captions_in_alpros_format(tmp_path, benchmark):
+def test_captions_in_alpros_format_are_read(tmp_path, benchmark):
     write_alpro(tmp_path, benchmark)
     rows = read_annotations(tmp_path, benchmark, PROTOCOLS_OF[benchmark], splits=SPLITS).rows
     assert rows["test"] == [{"id": "video2", "clip": "video2", "captions": ["a 2", "b 2"]}]
@@ -261,11 +262,11 @@ def test_alpros_layout_is_found_from_above_with_its_videos(tmp_path, start):
         ("-4wsuPCjDBc_5_15.avi", "-4wsuPCjDBc_5_15"),
     ],
 )
-def test_clip_names(file, name):
+def test_clip_names_are_cut_at_the_first_dot(file, name):
     assert clip_name(file) == name
 
 
-# What is wrong with files is said with the file and its line or entry.
+# Errors name the file and its line or entry.
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_clip_names(file, name):
         ("msvd_qa", "youtube_mapping.txt"),
     ],
 )
-def test_a_missing_file_is_named_with_its_source(make, tmp_path, benchmark, file):
+def test_the_error_for_a_missing_file_names_the_file_and_its_source(make, tmp_path, benchmark, file):
     WRITERS[benchmark](tmp_path / "annotations")
     (tmp_path / "annotations" / file).unlink()
     with pytest.raises(ValueError) as error:
@@ -291,7 +292,7 @@ def test_a_missing_file_is_named_with_its_source(make, tmp_path, benchmark, file
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_no_file_at_all(tmp_path, benchmark):
+def test_the_error_for_an_empty_or_missing_folder_names_the_source(tmp_path, benchmark):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent"):
         with pytest.raises(ValueError, match="is missing|no such folder") as error:
@@ -299,7 +300,7 @@ def test_no_file_at_all(tmp_path, benchmark):
         assert SOURCES[benchmark] in str(error.value)
 
 
-def test_alpros_files_are_missed_by_name(tmp_path):
+def test_the_error_names_a_missing_file_of_alpro(tmp_path):
     write_alpro(tmp_path, "msrvtt")
     (tmp_path / "test.jsonl").unlink()
     with pytest.raises(ValueError, match="test.jsonl is missing. It is part of ALPRO's data.zip"):
@@ -341,7 +342,7 @@ def test_alpros_files_are_missed_by_name(tmp_path):
         ),
     ],
 )
-def test_bad_files_are_named_with_the_place(tmp_path, benchmark, file, content, message):
+def test_the_error_for_an_invalid_file_names_the_place(tmp_path, benchmark, file, content, message):
     if not file.endswith(".jsonl"):
         WRITERS[benchmark](tmp_path)
     path = next(tmp_path.rglob(file), tmp_path / file)
@@ -350,17 +351,17 @@ def test_bad_files_are_named_with_the_place(tmp_path, benchmark, file, content, 
         read_annotations(tmp_path, benchmark, PROTOCOLS_OF[benchmark], splits=["test"])
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path):
+def test_the_error_names_a_file_that_is_not_utf8(tmp_path):
     write_msvd(tmp_path)
     (tmp_path / "test_list.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="test_list.txt: is not UTF-8 text"):
         read_annotations(tmp_path, "msvd", "msvd", splits=["test"])
 
 
-def test_a_file_that_is_there_twice_is_not_guessed_at(tmp_path):
+def test_a_file_that_exists_twice_is_an_error(tmp_path):
     write_msvd(tmp_path / "a")
     write_msvd(tmp_path / "b")
-    with pytest.raises(ValueError, match="captions_msvd.json is there twice, as .*a/captions.* and .*b/captions"):
+    with pytest.raises(ValueError, match="captions_msvd.json exists twice, as .*a/captions.* and .*b/captions"):
         read_annotations(tmp_path, "msvd", "msvd", splits=["test"])
 
 
@@ -388,10 +389,10 @@ def test_duplicates_are_reported_and_the_first_is_kept(make, tmp_path, benchmark
     assert read_annotations(folder, benchmark, PROTOCOLS_OF[benchmark], splits=["test"]).rows["test"] == before
 
 
-# The manifests, and the report.
+# The manifests and the report.
 
 
-def test_manifests_that_are_what_the_protocol_says(make, tmp_path, small_msvd, capsys):
+def test_manifests_that_match_the_protocol_have_no_deviations(make, tmp_path, small_msvd, capsys):
     made = make("msvd")
     assert made.deviations == [] and made.notes == [] and made.validation_split is None
     assert manifest(tmp_path, "test") == [{"id": "-c_1_9", "video": "-c_1_9.mp4", "captions": ["a cat", "a cat", "c"]}]
@@ -432,7 +433,7 @@ def test_manifests_that_are_what_the_protocol_says(make, tmp_path, small_msvd, c
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_wrong_counts_are_named(make, benchmark):
+def test_wrong_counts_are_reported(make, benchmark):
     made = make(benchmark, num_validation_clips=1 if benchmark == "msrvtt" else None)
     expected = PROTOCOLS[made.protocol].sizes["test"]
     assert any(
@@ -450,7 +451,7 @@ def documented_commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("argv", documented_commands(), ids=" ".join)
-def test_commands_of_the_documentation_run(argv, tmp_path, monkeypatch, capsys):
+def test_the_documented_commands_run(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     benchmark, folder = argv[1], Path(argv[argv.index("--annotations") + 1])
     if "--videos" in argv:
@@ -461,19 +462,19 @@ def test_commands_of_the_documentation_run(argv, tmp_path, monkeypatch, capsys):
         videos = folder / benchmark / "videos"
     for clip in (*CLIPS[benchmark], "video2"):
         write(videos / f"{clip}.mp4", "x")
-    assert cli.main(argv) == 1  # such small files are not what the protocol says
+    assert cli.main(argv) == 1  # such small files deviate from the protocol
     assert "DEVIATES: test: the annotations list" in capsys.readouterr().out
     assert Path(argv[argv.index("--output") + 1], "test.jsonl").is_file()
 
 
-def test_a_size_of_another_protocol_is_recognised(make, monkeypatch):
-    for name in ("msrvtt-1ka-7k", "msvd"):  # that of another benchmark has nothing to do with it
+def test_the_size_of_another_protocol_is_recognised(make, monkeypatch):
+    for name in ("msrvtt-1ka-7k", "msvd"):  # the size of another benchmark is not considered
         monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], sizes={"train": SplitSize(6, 12)}))
     made = make("msrvtt", num_validation_clips=1)
-    assert any(line.endswith("and 180000; this is the size in msrvtt-1ka-7k") for line in made.deviations)
+    assert any(line.endswith("and 180000; this is the size of msrvtt-1ka-7k") for line in made.deviations)
 
 
-def test_validation_clips_come_out_of_the_training_list_where_there_is_none(make, tmp_path):
+def test_validation_clips_are_taken_from_the_training_list_if_they_have_no_list(make, tmp_path):
     made = make("msrvtt", num_validation_clips=2, seed=3)
     train, validation = manifest(tmp_path, "train"), manifest(tmp_path, "validation")
     assert {row["id"] for row in train} | {row["id"] for row in validation} == {f"video{i}" for i in range(6)}
@@ -481,14 +482,14 @@ def test_validation_clips_come_out_of_the_training_list_where_there_is_none(make
     assert made.validation_split == {"seed": 3, "num_clips": 2}
     assert json.loads((tmp_path / "out/protocol.json").read_text())["validation_split"] == {"seed": 3, "num_clips": 2}
     assert (made.splits["train"].listed, made.splits["validation"].listed) == (SplitSize(6, 12), SplitSize(2, 4))
-    assert "validation: 2 clips of the training list, chosen by seed 3" in made.to_text()
-    with pytest.raises(ValueError, match="must be from 1 to 5, one less than there are training clips, got 6"):
+    assert "validation: 2 clips of the training list, chosen with seed 3" in made.to_text()
+    with pytest.raises(ValueError, match="must be from 1 to 5, one less than the number of training clips, got 6"):
         make("msrvtt", num_validation_clips=6)
 
 
 def test_a_tenth_of_a_small_training_list_is_set_aside_by_default(make):
     assert make("msrvtt").validation_split == {"seed": 0, "num_clips": 1}  # of 6
-    with pytest.raises(ValueError, match="The training list has 1 clip, .* Leave validation out of `splits`"):
+    with pytest.raises(ValueError, match="The training list has 1 clip, .* Remove validation from `splits`"):
         set_aside([{"clip": "video0"}], 1, seed=0)
 
 
@@ -502,7 +503,7 @@ def test_validation_clips_do_not_need_the_training_manifest(make, tmp_path):
     assert not (tmp_path / "out/train.jsonl").exists()
 
 
-def test_the_choice_depends_on_seed_and_names_alone():
+def test_the_choice_depends_only_on_seed_and_names():
     rows = [{"clip": f"video{i // 2}", "number": i} for i in range(200)]
     chosen = set_aside(rows, 10, seed=0)
     assert chosen["train"] + chosen["validation"] != rows and len(chosen["validation"]) == 20
@@ -513,7 +514,7 @@ def test_the_choice_depends_on_seed_and_names_alone():
 
     assert clips(set_aside(rows[::-1], 10, seed=0)["validation"]) == clips(chosen["validation"])
     assert clips(set_aside(rows, 10, seed=1)["validation"]) != clips(chosen["validation"])
-    # Without another clip, those that were chosen stay chosen.
+    # Removing a clip does not change the choice among the others.
     fewer = [row for row in rows if row["clip"] != chosen["train"][0]["clip"]]
     assert clips(set_aside(fewer, 10, seed=0)["validation"]) == clips(chosen["validation"])
 
@@ -525,25 +526,25 @@ def test_arguments_without_effect_are_errors(make, tmp_path):
         make("msrvtt", protocol="msvd")
     with pytest.raises(ValueError, match="splits must be some of train, validation, test, got val"):
         make("msvd", splits=["val"])
-    with pytest.raises(ValueError, match="no such folder of clips. Captions"):
+    with pytest.raises(ValueError, match="no such folder. Give the folder of the clips. Captions"):
         make("msvd", videos=tmp_path / "absent")
-    with pytest.raises(ValueError, match="no such folder of clips. Captions"):
+    with pytest.raises(ValueError, match="no such folder. Give the folder of the clips. Captions"):
         make("msvd", videos=None)
 
 
-def test_alpros_files_without_validation_take_it_from_training(make, tmp_path):
+def test_validation_clips_are_taken_from_alpros_training_file(make, tmp_path):
     for split, numbers in (("train", range(4)), ("test", [9])):
         rows = [{"caption": "a", "clip_name": f"video{i}"} for i in numbers]
         write_jsonl(tmp_path / f"annotations/{split}.jsonl", rows)
     write(tmp_path / "videos/video9.mp4", "x")
-    with pytest.raises(ValueError, match="no list of validation clips, and none of training clips"):
+    with pytest.raises(ValueError, match="no list of validation clips, and no list of training clips"):
         make("didemo", splits=["validation"], protocol="didemo-paragraph-1000")
     made = make("didemo", num_validation_clips=1, protocol="didemo-paragraph-1000")
     assert made.splits["validation"].listed == SplitSize(1, 1)
-    assert "protocol: says nothing" in made.to_text()
+    assert "protocol: no size given" in made.to_text()
 
 
-def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_named(make, tmp_path, small_msvd):
+def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_reported(make, tmp_path, small_msvd):
     make("msvd")
     (tmp_path / "videos/-a_1_9.mp4").unlink()
     write(tmp_path / "videos/-b_1_9.mp4", "")
@@ -560,18 +561,18 @@ def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_named(make,
     ]
     text = made.to_text()
     assert "note: 1 empty files count as missing: -b_1_9.mp4" in text
-    assert "note: 1 files in" in text and "are of no clip of this protocol: other/stranger.avi" in text
+    assert "note: 1 files in" in text and "do not belong to a clip of this protocol: other/stranger.avi" in text
     assert SOURCES["msvd"] in text
 
 
-def test_a_folder_without_any_of_the_clips_is_an_error(make, tmp_path):
+def test_a_folder_with_none_of_the_clips_is_an_error(make, tmp_path):
     write(tmp_path / "others/video1.mp4", "x")
     with pytest.raises(ValueError, match=r"others: 3 clips have no usable file: -a_1_9, -b_1_9, -c_1_9\. .*video1"):
         make("msvd", videos=tmp_path / "others")
     assert not (tmp_path / "out").exists()
 
 
-def test_clips_are_found_in_subfolders_under_any_extension(make, tmp_path, small_msvd):
+def test_clips_are_found_in_subfolders_with_any_extension(make, tmp_path, small_msvd):
     make("msvd")
     for name, new in (("-a_1_9", "TrainValVideo/-a_1_9.AVI"), ("-b_1_9", "more/-b_1_9"), ("-c_1_9", "-c_1_9.avi")):
         write(tmp_path / "videos" / new, "x")
@@ -583,10 +584,10 @@ def test_clips_are_found_in_subfolders_under_any_extension(make, tmp_path, small
         "more/-b_1_9",
         "-c_1_9.avi",
     ]
-    assert made.notes == ["1 clips have several files, of which the first is taken: -c_1_9"]
+    assert made.notes == ["1 clips have several files; the first is used: -c_1_9"]
 
 
-def test_links_that_lead_out_are_named_as_the_loader_would_refuse_them(make, tmp_path, small_msvd):
+def test_links_that_lead_out_are_reported_because_the_loader_would_refuse_them(make, tmp_path, small_msvd):
     make("msvd")
     outside = tmp_path / "elsewhere"
     write(outside / "-a_1_9.mp4", "x")
@@ -610,7 +611,7 @@ def test_links_that_lead_out_are_named_as_the_loader_would_refuse_them(make, tmp
     assert "folder/-c_1_9.avi" in (followed.folder / "test.jsonl").read_text()
 
 
-def test_opening_the_files_leaves_out_what_cannot_be_read(make, tmp_path, small_msvd, media_dir):
+def test_unreadable_files_are_left_out_if_files_are_opened(make, tmp_path, small_msvd, media_dir):
     make("msvd")
     for clip, source in (("-a_1_9", "sound0.mp4"), ("-b_1_9", "broken.mp4"), ("-c_1_9", "silent.mp4")):
         (tmp_path / f"videos/{clip}.mp4").write_bytes((media_dir / source).read_bytes())
@@ -621,7 +622,7 @@ def test_opening_the_files_leaves_out_what_cannot_be_read(make, tmp_path, small_
     assert "-b_1_9.mp4" in note
 
 
-def test_unknown_types_of_question_are_named(make, tmp_path):
+def test_unknown_types_of_question_are_reported(make, tmp_path):
     write_qa(tmp_path / "annotations")
     path = tmp_path / "annotations/test_qa.json"
     rows = json.loads(path.read_text())
@@ -649,9 +650,9 @@ def test_training_on_validation_clips_is_reported(make, tmp_path):
     assert "1 clips are in both train and validation: -a_1_9" in make("msvd").deviations
 
 
-def test_manifests_of_an_earlier_call_are_not_mixed_in(make, tmp_path):
+def test_manifests_are_not_mixed_with_those_of_an_earlier_call(make, tmp_path):
     make("msvd")
-    with pytest.raises(ValueError, match="has train.jsonl and validation.jsonl already"):
+    with pytest.raises(ValueError, match="already has train.jsonl and validation.jsonl"):
         make("msvd", splits=["test"])
 
 
@@ -659,7 +660,7 @@ def test_annotations_are_not_overwritten(tmp_path):
     write_alpro(tmp_path, "msrvtt")
     (tmp_path / "videos").mkdir()
     before = (tmp_path / "test.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="train.jsonl is an annotation file itself"):
+    with pytest.raises(ValueError, match="train.jsonl is an annotation file"):
         prepare_benchmark("msrvtt", tmp_path, tmp_path, videos=tmp_path / "videos", protocol="msrvtt-1ka-7k")
     assert (tmp_path / "test.jsonl").read_bytes() == before
 
@@ -684,7 +685,7 @@ def test_the_loader_reads_the_manifests(make, tmp_path):
 
 @pytest.fixture
 def prepare_published(shared_dir, tmp_path):
-    """Prepare published annotations with a stand-in for every clip."""
+    """Prepare published annotations with a placeholder file for every clip."""
 
     def prepare_with_stand_ins(benchmark: str, **options):
         folder = shared_dir / "data/annotations" / benchmark
@@ -700,25 +701,25 @@ def prepare_published(shared_dir, tmp_path):
     return prepare_with_stand_ins
 
 
-def test_published_msvd(prepare_published):
+def test_the_published_msvd_files_match_the_protocol(prepare_published):
     made = prepare_published("msvd")
     assert made.deviations == [] and made.notes == []
     assert (made.splits["test"].num_rows, made.splits["test"].num_texts) == (670, 27_763)
 
 
-def test_published_msvd_qa(prepare_published, tmp_path):
+def test_the_published_msvd_qa_files_match_the_protocol(prepare_published, tmp_path):
     made = prepare_published("msvd_qa")
     assert made.deviations == [] and made.notes == []
     types = Counter(row["answer_type"] for row in manifest(tmp_path, "test"))
     assert types == {"what": 8149, "who": 4552, "how": 370, "where": 28, "when": 58}
 
 
-def test_published_didemo(prepare_published):
+def test_the_published_didemo_files_match_the_protocol(prepare_published):
     made = prepare_published("didemo", protocol="didemo-paragraph", splits=["validation", "test"])
     assert made.deviations == [] and made.notes == []
     assert [len(made.splits[split].clips) for split in ("validation", "test")] == [1065, 1004]
 
 
-def test_published_1ka(prepare_published):
+def test_the_published_1ka_test_list_matches_the_protocol(prepare_published):
     made = prepare_published("msrvtt", protocol="msrvtt-1ka-9k", splits=["test"])
     assert made.deviations == [] and made.splits["test"].num_rows == 1000

@@ -1,4 +1,4 @@
-"""Tests of the data check, as command and as function."""
+"""Tests of the data check, as a command and as a function."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from tests.media.media_files import write_media
 
 @pytest.fixture
 def folder(tmp_path):
-    """Clips in two manifests: one is in both under two names, one is damaged, one is absent."""
+    """Clips in two manifests: one is in both under two names, one is damaged, one is missing."""
     write_media(tmp_path / "a.mp4", num_frames=25, waveform=np.sin, audio_seconds=1.0, audio_codec="aac")
     (tmp_path / "copy.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     write_media(tmp_path / "b.mpg", num_frames=50, codec="mpeg2video", codec_options={"qscale": "2"})
@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_check_counts_reports_and_compares(folder, tmp_path):
+def test_rows_are_counted_and_unreadable_and_shared_files_are_reported(folder, tmp_path):
     manifests = [folder / "train.csv", folder / "validation.csv"]
     report = check_manifests(manifests, index_dir=tmp_path / "index")
     assert list(report.num_rows.values()) == [4, 1]
@@ -48,8 +48,8 @@ def test_the_command_prints_json_and_fails_for_unreadable_files(folder, capsys):
     assert "1 files, 0 unreadable" in capsys.readouterr().out
 
 
-def test_decoding_finds_what_packets_hide(tmp_path, monkeypatch):
-    """Damage inside a picture that nothing refers to is not seen before the picture is decoded."""
+def test_decoding_finds_frames_that_the_index_misses(tmp_path, monkeypatch):
+    """Damage inside a frame that no other frame refers to is only found by decoding that frame."""
     path = write_media(tmp_path / "a.mp4", num_frames=30)
     (tmp_path / "train.csv").write_text("video,caption\na.mp4,one\n")
     index = index_video(path)

@@ -1,4 +1,4 @@
-"""Tests of packing: the copy has the frames, times, sound and rows of the original, and is written once."""
+"""Tests of packing: the copy has the frames, times, audio and rows of the original, and is written once."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def tone(times: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Clips of different codecs and clocks: with sound that starts late, without sound, with sound in a file."""
+    """Clips of different codecs and clocks: with audio that starts late, without audio, with audio in a file."""
     folder = tmp_path / "clips"
     folder.mkdir()
     write_media(folder / "a.mp4", num_frames=30, waveform=tone, audio_codec="aac", audio_start=0.2, audio_seconds=1.0)
@@ -65,9 +65,9 @@ def test_the_copy_has_the_same_audio_and_rows(manifest, tmp_path):
     report = pack_manifest(manifest, tmp_path / "packed")
     originals, copies = (RowDataset.from_manifest(path, modalities=()) for path in (manifest, report.manifest))
     for number in (0, 1):
-        expected, sound = (read_audio(table[number]["audio"], 16000) for table in (originals, copies))
-        assert len(sound) == len(expected)
-        np.testing.assert_allclose(sound, expected, atol=2**-15)
+        expected, audio = (read_audio(table[number]["audio"], 16000) for table in (originals, copies))
+        assert len(audio) == len(expected)
+        np.testing.assert_allclose(audio, expected, atol=2**-15)
     assert copies[2]["audio"] is None and not has_audio(copies[2]["video"])
     rows = [copies[number] for number in range(3)]
     assert [row["id"] for row in rows] == ["one", "two", "three"]
@@ -76,7 +76,7 @@ def test_the_copy_has_the_same_audio_and_rows(manifest, tmp_path):
     assert [row["group"] for row in rows] == [originals[number]["group"] for number in range(3)]
 
 
-def test_what_is_there_is_not_made_again(manifest, tmp_path):
+def test_existing_files_are_kept(manifest, tmp_path):
     first = pack_manifest(manifest, tmp_path / "packed")
     victim = next((tmp_path / "packed").glob("??/*.mp4"))
     content = victim.read_bytes()
@@ -85,7 +85,7 @@ def test_what_is_there_is_not_made_again(manifest, tmp_path):
     assert (first.num_written, second.num_written) == (4, 1)
     assert victim.read_bytes() == content  # the same bytes
     assert not list((tmp_path / "packed").rglob("*.tmp"))
-    left_over = victim.with_name(f".{victim.name}.1.2.tmp")  # of a process that was killed
+    left_over = victim.with_name(f".{victim.name}.1.2.tmp")  # from a process that was killed
     left_over.write_bytes(b"half")
     other = pack_manifest(manifest, tmp_path / "packed", settings=PackSettings(short_side=32))
     assert other.num_written == 4  # other settings, other files
@@ -95,7 +95,7 @@ def test_what_is_there_is_not_made_again(manifest, tmp_path):
     assert hashlib.sha256((tmp_path / "packed" / name).read_bytes()).hexdigest() == digest
 
 
-def test_images_are_made_smaller_and_upright(tmp_path, shared_dir):
+def test_frames_are_scaled_down_and_upright(tmp_path, shared_dir):
     turned = shared_dir / "data/media/derived/nasa_h264_rot90.mp4"
     (tmp_path / "train.csv").write_text(f"video,caption\n{turned.name},x\n")
     report = pack_manifest(
@@ -105,24 +105,24 @@ def test_images_are_made_smaller_and_upright(tmp_path, shared_dir):
     original, copy = index_video(turned), index_video(path)
     assert (original.width, original.height, copy.width, copy.height) == (270, 480, 90, 160)
     with av.open(path) as container:
-        assert container.streams.video[0].codec_context.width == 90  # not by a mark
+        assert container.streams.video[0].codec_context.width == 90  # without a display matrix
     backend = get_video_backend("pyav")
     frames = [backend.frames(file, [40], index, (160, 90)) for file, index in ((turned, original), (path, copy))]
     assert ((frames[0].astype(float) - frames[1]) ** 2).mean() < 10**-3 * 255**2  # 30 dB
 
 
 @pytest.mark.parametrize("group_size", [1, 4])
-def test_groups_have_the_size_asked_for(manifest, tmp_path, group_size):
+def test_groups_have_the_requested_size(manifest, tmp_path, group_size):
     report = pack_manifest(manifest, tmp_path / "packed", settings=PackSettings(group_size=group_size, crf=10))
     path = RowDataset.from_manifest(report.manifest, modalities=())[0]["video"]
     index = index_video(path)
     assert np.diff(index.table.entries).tolist() == [group_size] * (len(index.table.entries) - 1)
     frames = get_video_backend("pyav").frames(path, range(30), index)
     assert [read_number(frame) for frame in frames] == list(range(30))
-    assert frames.shape[2:] == (HEIGHT, WIDTH)  # no larger than they were
+    assert frames.shape[2:] == (HEIGHT, WIDTH)  # not enlarged
 
 
-def test_the_command_leaves_out_and_names_what_cannot_be_read(manifest, tmp_path, capsys):
+def test_the_command_leaves_out_and_reports_unreadable_files(manifest, tmp_path, capsys):
     (manifest.parent / "b.avi").write_bytes(b"broken")
     (manifest.parent / "c.mkv").unlink()
     assert cli.main(["pack", str(manifest), str(tmp_path / "packed"), "--crf", "30"]) == 1
@@ -143,7 +143,7 @@ def write_manifest(folder, name: str):
 
 
 @pytest.mark.parametrize("name", ["joined.mpg", "joined.ts", "joined.vob"])
-def test_recordings_joined_to_one_file_are_packed_one_after_the_other(tmp_path, name):
+def test_recordings_joined_into_one_file_are_packed_in_sequence(tmp_path, name):
     settings = {} if name.endswith(".ts") else {"codec": "mpeg2video", "codec_options": {"qscale": "2"}}
     parts = [
         write_media(
@@ -166,13 +166,13 @@ def test_recordings_joined_to_one_file_are_packed_one_after_the_other(tmp_path, 
     np.testing.assert_allclose(index.seconds, np.arange(100) / 25, atol=1e-3)
     frames = get_video_backend("pyav").frames(copy, range(100), index)
     assert [read_number(frame) for frame in frames] == list(range(100))
-    expected, sound = read_audio(tmp_path / name, 16000), read_audio(copy, 16000)
-    assert len(sound) == len(expected) and len(sound) / 16000 == pytest.approx(4, abs=0.1)
-    np.testing.assert_allclose(sound, expected, atol=2**-15)
+    expected, audio = read_audio(tmp_path / name, 16000), read_audio(copy, 16000)
+    assert len(audio) == len(expected) and len(audio) / 16000 == pytest.approx(4, abs=0.1)
+    np.testing.assert_allclose(audio, expected, atol=2**-15)
 
 
 def test_frames_at_the_same_time_are_packed(tmp_path):
-    """Two frames cannot be shown at once in MP4: the second comes a tick later."""
+    """MP4 cannot hold two frames at the same time: the second is placed one tick later."""
     path = write_media(tmp_path / "clip.mkv", num_frames=20, codec="mjpeg", codec_options={"qscale": "2"}, rate=2000)
     assert len(np.unique(index_video(path).seconds)) < 20  # Matroska counts milliseconds
     report = pack_manifest(write_manifest(tmp_path, path.name), tmp_path / "packed")
@@ -183,14 +183,14 @@ def test_frames_at_the_same_time_are_packed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["empty.mkv", "empty.mov"])
-def test_a_clip_whose_audio_track_is_empty_is_packed_without_audio(tmp_path, name):
+def test_a_clip_with_an_empty_audio_track_is_packed_without_audio(tmp_path, name):
     write_media(tmp_path / name, num_frames=20, waveform=tone, audio_seconds=0.0)
     report = pack_manifest(write_manifest(tmp_path, name), tmp_path / "packed")
     assert report.errors == [] and report.num_rows == 1
     assert not has_audio(RowDataset.from_manifest(report.manifest, modalities=())[0]["video"])
 
 
-def test_an_error_of_the_copy_is_not_one_of_the_original(tmp_path, monkeypatch):
+def test_an_error_in_writing_the_copy_is_not_blamed_on_the_original(tmp_path, monkeypatch):
     write_media(tmp_path / "clip.mp4", num_frames=20)
 
     def fail(*_):

@@ -1,4 +1,4 @@
-"""Tests of the image of a sample: what it says, and that times and frequencies stand where they belong."""
+"""Tests of the image of a sample: its text, and the positions of times and frequencies."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ MANIFEST = """{"video": "a.mp4", "audio": "a.mp4", "captions": ["a cat purrs", "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two seconds of video at 25 frames per second; and a tone of 1 kHz that begins after one second."""
+    """Two seconds of video at 25 frames per second, and a tone of 1 kHz that starts after one second."""
     folder = tmp_path_factory.mktemp("show")
     write_media(folder / "a.mp4", num_frames=50, waveform=np.sin, audio_seconds=2.0, audio_codec="aac")
     tone = lambda times: np.where(times < 1, 0.0, 0.5) * np.sin(2000 * np.pi * times)  # noqa: E731
@@ -36,7 +36,7 @@ def dataset(folder):
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    """The lines of text of the next images."""
+    """The text that is drawn in images."""
     texts = []
     plain = show._text
     monkeypatch.setattr(show, "_text", lambda text, **settings: texts.append(text) or plain(text, **settings))
@@ -48,7 +48,7 @@ def processor(**parts) -> MultimodalProcessor:
     return MultimodalProcessor(**(defaults | parts))
 
 
-def test_the_title_names_file_frame_rate_resolution_segment_and_captions(dataset, said):
+def test_the_title_has_file_frame_rate_resolution_segment_and_captions(dataset, said):
     draw_sample(dataset[0], processor())
     assert said == [
         "a.mp4  ·  64x48, 25 frames/s  ·  2.00 s",
@@ -62,7 +62,7 @@ def test_the_title_names_file_frame_rate_resolution_segment_and_captions(dataset
     assert said[1].split("  ·  ")[1:] == ["training, epoch 3", "16 frames of 48x48, jittered", "audio from tone.wav"]
 
 
-def test_what_a_row_lacks_is_said_and_tokens_are_those_of_the_caption(dataset, said):
+def test_missing_modalities_and_the_tokens_of_the_caption_are_shown(dataset, said):
     tokenizer = train_tokenizer(["nothing to see", "a tone"] * 3, vocab_size=300)
     draw_sample(dataset[2], processor(tokenizer=tokenizer))
     assert said[0] == "row 2, id 2" and "This row has no audio and no video." in said
@@ -71,7 +71,7 @@ def test_what_a_row_lacks_is_said_and_tokens_are_those_of_the_caption(dataset, s
     assert "tokens: " in said[-1] and "tone" in said[-1].replace(" | ", "") and "Ġ" not in said[-1]
 
 
-def test_frames_can_be_asked_for_and_the_processor_stays_as_it_is(dataset, said):
+def test_number_and_size_of_frames_can_be_chosen_without_changing_the_processor(dataset, said):
     own = processor()
     draw_sample(dataset[0], own, num_frames=3, video_size=[32, 64])
     draw_sample(dataset[0], own, video_size=[32])
@@ -84,7 +84,7 @@ def test_frames_can_be_asked_for_and_the_processor_stays_as_it_is(dataset, said)
         draw_sample(dataset[0], own, num_frames=0)
     with pytest.raises(ValueError, match=r"`video_size` is \[1, 2, 3\]; give height and width"):
         draw_sample(dataset[0], own, video_size=[1, 2, 3])
-    with pytest.raises(ValueError, match="`num_frames` and `video_size` are for models that read video"):
+    with pytest.raises(ValueError, match="`num_frames` and `video_size` need a model that reads video"):
         draw_sample(dataset[0], processor(video_processor=None), num_frames=2)
 
 
@@ -92,7 +92,7 @@ def brightness(image: np.ndarray) -> np.ndarray:
     return image.astype(float).sum(axis=-1)
 
 
-def test_a_tone_stands_at_its_time_and_its_frequency(dataset, monkeypatch):
+def test_a_tone_is_drawn_at_its_time_and_frequency(dataset, monkeypatch):
     drawn = {}
     plain = show._audio
 
@@ -114,7 +114,7 @@ def test_a_tone_stands_at_its_time_and_its_frequency(dataset, monkeypatch):
     assert loud.min() - 4 <= labels["1,000"] <= loud.max() + 4 and len(loud) < 40
 
 
-def test_frames_stand_at_their_times_on_the_axis_of_the_audio(dataset, monkeypatch):
+def test_frames_are_drawn_at_their_times_on_the_audio_axis(dataset, monkeypatch):
     places = {}
     plain = show._paste_strip
     monkeypatch.setattr(
@@ -127,7 +127,7 @@ def test_frames_stand_at_their_times_on_the_axis_of_the_audio(dataset, monkeypat
         Image.Image, "paste",
         lambda self, image, box, *rest: pasted.append((image.size, box)) or original(self, image, box, *rest),
     )  # fmt: skip
-    draw_sample(dataset[0], processor(), num_frames=2)  # of 2 seconds, those at 0.5 s and 1.5 s
+    draw_sample(dataset[0], processor(), num_frames=2)  # the frames at 0.5 s and 1.5 s of 2 seconds
     strip = [(box[0], size[0]) for size, box in pasted if size[1] == show.STRIP_HEIGHT]
     centres = [left + width // 2 for left, width in strip]
     assert places[0.0] == show.LEFT
@@ -136,7 +136,7 @@ def test_frames_stand_at_their_times_on_the_axis_of_the_audio(dataset, monkeypat
     assert centres == [pytest.approx(places[0.0] + times * second, abs=second * 0.03) for times in (0.5, 1.5)]
 
 
-def test_audio_where_there_is_none_stays_empty(dataset):
+def test_times_without_audio_are_left_empty(dataset):
     batch_image = show._audio(
         {
             "audio_attention_mask": show.torch.tensor([[True, True, False]]),
@@ -151,7 +151,7 @@ def test_audio_where_there_is_none_stays_empty(dataset):
     assert not is_empty[:200].any() and is_empty[290:].all()
 
 
-def test_a_waveform_has_no_frequencies(dataset):
+def test_a_waveform_has_no_frequency_labels(dataset):
     extractor = AudioFeatureExtractor(
         front_end="waveform", num_mel_bins=320, hop_seconds=0.02, num_frames=100, padding="pad"
     )
@@ -159,7 +159,7 @@ def test_a_waveform_has_no_frequencies(dataset):
     assert draw_sample(dataset[3], processor(feature_extractor=extractor)).size[0] == 1280
 
 
-def test_the_command_draws_rows_as_evaluation_and_training_see_them(folder, tmp_path, capsys):
+def test_the_command_draws_rows_as_in_evaluation_and_in_training(folder, tmp_path, capsys):
     out, manifest = tmp_path / "sample.png", str(folder / "rows.jsonl")
     assert cli.main(["show", manifest, "--row", "1", "--out", str(out)]) == 0
     with Image.open(out) as image:

@@ -1,4 +1,4 @@
-"""The toy world: exact files, held-out combinations, twins, pairs, and answers that one modality alone cannot give."""
+"""Tests of the toy world: exact files, held-out combinations, twins, pairs, and answers that need both modalities."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def background_at(clip: dict, seconds: float) -> str:
     return clip["backgrounds"][sum(start <= seconds for start in clip["switch_seconds"]) - 1]
 
 
-def test_files_are_the_same_bytes_in_a_second_run_with_more_processes(world, tmp_path):
+def test_files_are_identical_in_a_second_run_with_more_processes(world, tmp_path):
     again = make_toy_world(tmp_path / "again", **SIZES, num_processes=2)
     assert contents(again) == contents(world)
     other = make_toy_world(tmp_path / "other", **SIZES, seed=1, num_processes=1)
@@ -67,7 +67,7 @@ def test_files_are_the_same_bytes_in_a_second_run_with_more_processes(world, tmp
     assert (other / clip).read_bytes() != (world / clip).read_bytes()
 
 
-def test_folder_holds_what_the_manifests_name(world):
+def test_the_folder_holds_the_files_that_the_manifests_name(world):
     assert {path.name for path in world.iterdir()} == {
         *("train", "validation", "questions", "toy.json", "clips.jsonl", "train.jsonl", "validation.jsonl"),
         *("audio_pairs.jsonl", "video_pairs.jsonl", "validation_audio_swapped.jsonl"),
@@ -92,7 +92,7 @@ def test_clips_are_h264_and_aac_of_the_stated_format(world):
         assert "creation_time" not in container.metadata and "encoder" not in container.metadata
 
 
-def test_captions_name_every_attribute_and_neither_background_nor_beep(world):
+def test_captions_name_every_attribute_but_neither_background_nor_beep(world):
     clips = {clip["id"]: clip for clip in read(world / "clips.jsonl")}
     rows = read(world / "train.jsonl") + read(world / "validation.jsonl")
     for row in rows:
@@ -175,7 +175,7 @@ def test_every_held_out_video_and_audio_track_occurs_with_each_joint_answer_once
         tables.setdefault(f"{family}_{audio}", []).append(answer)
     assert len(tables) == 6
     assert all(sorted(table) == sorted(BACKGROUNDS) for table in tables.values())
-    for name in ("p0", "p1", "p2"):  # the names stand for one video each
+    for name in ("p0", "p1", "p2"):  # each name stands for one video
         streams = [packets(world / f"questions/questions_000_{name}_s{n}.mp4", "video") for n in range(3)]
         assert streams[0] == streams[1] == streams[2]
 
@@ -185,7 +185,7 @@ def joint(row: dict) -> bool:
 
 
 @pytest.mark.parametrize("num_segments", [6, 12, 24])
-def test_timelines_are_balanced_and_asked_beeps_keep_away_from_switches(num_segments, tmp_path):
+def test_timelines_are_balanced_and_beeps_of_questions_are_far_from_switches(num_segments, tmp_path):
     sizes = SIZES | {"num_train_clips": 3, "num_validation_videos": 2, "num_validation_audio": 2}
     toy = make_toy_world(tmp_path / "toy", **sizes, num_segments=num_segments, num_processes=1)
     seconds = 0.6 * num_segments
@@ -212,23 +212,23 @@ def test_decoded_frames_show_the_stated_backgrounds(world):
         with av.open(str(world / clip["video"])) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         for number, pixels in enumerate(frames):
-            edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # the object covers no edge
+            edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # without the object
             truth = BACKGROUNDS[background_at(clip, number / 10)]
             assert np.abs(np.median(edge, axis=0) - truth).max() < 12
 
 
-def test_decoded_beep_is_heard_at_the_stated_time(world):
+def test_the_decoded_beep_is_at_the_stated_time(world):
     for clip in read(world / "clips.jsonl")[:6]:
         with av.open(str(world / clip["video"])) as container:
             waveform = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])[:57600]
-        turned = waveform * np.exp(-2j * np.pi * BEEP_FREQUENCY * np.arange(57600) / 16000)
-        loudness = np.abs(np.convolve(turned, np.ones(320) / 320, mode="same"))  # 20 ms
+        shifted = waveform * np.exp(-2j * np.pi * BEEP_FREQUENCY * np.arange(57600) / 16000)
+        loudness = np.abs(np.convolve(shifted, np.ones(320) / 320, mode="same"))  # 20 ms
         heard = np.flatnonzero(loudness > loudness.max() / 2) / 16000
         assert heard.mean() == pytest.approx(clip["beep_seconds"], abs=0.005)
         assert heard.max() - heard.min() == pytest.approx(0.12, abs=0.02)
 
 
-def test_a_finished_folder_is_left_alone_and_missing_files_come_back(world, tmp_path):
+def test_a_finished_folder_is_left_unchanged_and_missing_files_are_added(world, tmp_path):
     toy = tmp_path / "toy"
     shutil.copytree(world, toy)
     lost = toy / "train/train_000003.mp4"
@@ -255,7 +255,7 @@ def test_other_folders_are_refused(world, tmp_path):
     with pytest.raises(ValueError, match="made with other arguments or by another version"):
         make_toy_world(world, **SIZES, seed=1)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not a toy world. Give a new or an empty folder"):
+    with pytest.raises(ValueError, match="not a toy world. Choose a new or empty folder"):
         make_toy_world(tmp_path, **SIZES)
     with pytest.raises(ValueError, match="not a toy world"):
         make_toy_world(tmp_path / "notes.txt", **SIZES)
@@ -283,7 +283,7 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(arguments
 
 
 @pytest.mark.parametrize(("motion", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)])
-def test_object_crosses_the_frame_in_its_direction_and_stays_inside(motion, axis, sign):
+def test_the_object_crosses_the_frame_in_its_direction_and_stays_inside(motion, axis, sign):
     for size in ("small", "large"):
         backgrounds = ("black",) * 6
         video = ToyVideo("x", (size, "red", "circle", motion), "", backgrounds, (0, 6, 12, 18, 24, 30))
@@ -300,7 +300,7 @@ def test_object_crosses_the_frame_in_its_direction_and_stays_inside(motion, axis
         assert -distances.min() > distances.max() + 5  # the wake is behind the object
 
 
-def test_nuisance_depends_on_name_and_seed_alone():
+def test_nuisance_factors_depend_only_on_name_and_seed():
     audio = ToyAudio("x", ("low", "fast", "noisy"), "pitch", 1.0)
     waveform = render_audio(audio, num_samples=57600, seed=0)
     assert waveform.shape == (57600,) and waveform.dtype == np.float32 and np.abs(waveform).max() < 1

@@ -1,4 +1,4 @@
-"""The clips of the toy world as they are drawn: held out, balanced, and with answers that nothing else tells."""
+"""Tests of the toy world's clips: held out, balanced, and with answers that cannot be guessed from other features."""
 
 import dataclasses
 import inspect
@@ -27,11 +27,11 @@ SIZES = ("num_train_clips", "num_validation_videos", "num_validation_audio", "nu
         ({"num_train_clips": 30, "num_question_clips": 9}, 6, 4),
     ],
 )
-def test_no_answer_is_told_by_what_was_not_asked(changes, num_segments, seed):
+def test_answers_cannot_be_guessed_from_the_other_modality(changes, num_segments, seed):
     sizes = {name: DEFAULTS[name] for name in SIZES} | changes
     num_frames = 6 * num_segments
     clips = draw_clips(**sizes, num_segments=num_segments, num_frames=num_frames, seed=seed)
-    assert {split: len(drawn) for split, drawn in clips.items()} == {
+    assert {split: len(own) for split, own in clips.items()} == {
         "train": sizes["num_train_clips"],
         "validation": sizes["num_validation_videos"] * sizes["num_validation_audio"],
         "questions": sizes["num_question_clips"],
@@ -51,7 +51,7 @@ def test_check_held_out_finds_a_combination_in_both():
 def make_clip(
     number: int, *, answer: str = "black", rotation: int = 0, colour: str = "red", pitch: str = "low"
 ) -> ToyClip:
-    """A clip whose six segments of 0.6 seconds are the three backgrounds twice, with the beep amid the answer's."""
+    """Make a clip that shows the three backgrounds twice for 0.6 seconds each, with the beep amid the answer's."""
     names = list(BACKGROUNDS)[rotation:] + list(BACKGROUNDS)[:rotation]
     seen, heard = ("small", colour, "circle", "left"), (pitch, "slow", "pure")
     video = ToyVideo(f"p{number}", seen, "colour", (*names, *names), tuple(range(0, 36, 6)))
@@ -97,17 +97,17 @@ def test_check_answers_finds_an_unbalanced_answer():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rotation": lambda n: n % 3}, "background of part 1 of 6 tells the answer to the joint question"),
-        ({"rotation": lambda n: 0}, "time of the beep tells the answer to the joint question"),
+        ({"rotation": lambda n: n % 3}, "background of part 1 of 6 reveals the answer to the joint question"),
+        ({"rotation": lambda n: 0}, "time of the beep reveals the answer to the joint question"),
         ({"colour": lambda n: COLOUR_NAMES[n % 3]}, "video question about colour are not uniform"),
         ({"pitch": lambda n: "low"}, "audio question about pitch are not uniform"),
         (
             {"colour": lambda n: COLOUR_NAMES[n // 3 % 6], "pitch": lambda n: PITCH_NAMES[n // 3 % 3]},
-            "pitch tells the answer to the video question about colour",
+            "pitch reveals the answer to the video question about colour",
         ),
     ],
 )
-def test_check_answers_finds_what_tells_the_answer(change, message):
+def test_check_answers_finds_features_that_reveal_the_answer(change, message):
     clips = []
     for n, clip in enumerate(fair_clips()):
         made = {
@@ -121,14 +121,14 @@ def test_check_answers_finds_what_tells_the_answer(change, message):
         check_answers(clips, num_frames=36, is_exact=False)
 
 
-def test_check_answers_finds_a_video_that_tells_the_answer():
+def test_check_answers_finds_a_video_that_reveals_the_answer():
     clips = fair_clips()
-    with pytest.raises(ValueError, match="The video 'p0' tells the answer"):
+    with pytest.raises(ValueError, match="The video 'p0' reveals the answer"):
         check_answers(clips, num_frames=36, is_exact=True)
     one_video = [
         dataclasses.replace(clip, video=clips[0].video)
         for clip in clips
         if clip.video.backgrounds == clips[0].video.backgrounds
     ]
-    with pytest.raises(ValueError, match="The audio 's0' tells the answer"):
+    with pytest.raises(ValueError, match="The audio 's0' reveals the answer"):
         check_answers(one_video, num_frames=36, is_exact=True)

@@ -1,4 +1,4 @@
-"""What has to hold of the toy world's clips: held-out combinations, and answers that nothing else tells."""
+"""Checks of the toy world's clips: held-out combinations, and answers that cannot be guessed from other features."""
 
 import math
 from collections import Counter
@@ -24,22 +24,22 @@ def check_held_out(train: Sequence[ToyClip], held_out: Sequence[ToyClip]) -> Non
 
 def check_answers(clips: Sequence[ToyClip], *, num_frames: int, is_exact: bool) -> None:
     """
-    Check that the answer to no question can be told from the wrong modality, or from the question alone.
+    Check that no question can be answered from the wrong modality, or from the question alone.
 
-    Always: each joint answer is equally frequent, up to one clip; the chi-square statistic of each answer against
-    uniformity, and against features of the modality that was not asked (for joint questions of each modality), stays
-    under its bound at a false alarm rate of 1e-7 per table. Features are the attributes; for the video also the
-    backgrounds at six times of the clip and the background of the longest segment; for the audio the beep's time in
-    twelve bins. Tables with an expected count under 5 carry no such test and are left out.
+    In all cases: joint answers are equally frequent, to within one clip; the chi-square statistic of each answer
+    against uniformity, and against features of the modality that was not asked about (for joint questions, of each
+    modality), stays below its bound at a false alarm rate of 1e-7 per table. Features are the attributes; for the
+    video also the backgrounds at six times of the clip and the background of the longest segment; for the audio the
+    beep's time in twelve bins. Tables with an expected count under 5 are skipped.
 
     Args:
         clips (`Sequence[ToyClip]`): Clips with joint questions.
         num_frames (`int`): Number of frames of every clip.
-        is_exact (`bool`): Also require that each video and each audio track occurs equally often with each joint
-            answer.
+        is_exact (`bool`): Whether to also require that each video and each audio track occurs equally often with each
+            joint answer.
 
     Raises:
-        ValueError: if an answer is not uniform.
+        ValueError: If an answer is not uniform.
     """
     counts = Counter(clip.background_at_beep for clip in clips)
     if max(counts.values()) - min(counts[name] for name in BACKGROUNDS) > 1:
@@ -52,7 +52,7 @@ def check_answers(clips: Sequence[ToyClip], *, num_frames: int, is_exact: bool) 
                 tables.setdefault(name, Counter())[clip.background_at_beep] += 1
             for name, table in tables.items():
                 if len({table[background] for background in BACKGROUNDS}) > 1:
-                    raise ValueError(f"The {modality} {name!r} tells the answer to joint questions: {dict(table)}.")
+                    raise ValueError(f"The {modality} {name!r} reveals the answer to joint questions: {dict(table)}.")
 
     seconds = num_frames / FRAMES_PER_SECOND
     answers: dict[tuple[str, str], list[tuple[ToyClip, str]]] = {}
@@ -83,7 +83,7 @@ def _values_of(attribute: str) -> tuple[str, ...]:
 
 
 def _chi_square_bound(degrees: int) -> float:
-    """What a chi-square variable exceeds once in ten million draws (Wilson and Hilferty's approximation)."""
+    """Return the value that a chi-square variable exceeds once in ten million samples (Wilson and Hilferty)."""
     return degrees * (1 - 2 / (9 * degrees) + 5.2 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
@@ -105,5 +105,5 @@ def _check_independent(answers: Sequence[str], column: Sequence[str], question: 
     bound = _chi_square_bound((len(rows) - 1) * (len(columns) - 1))
     if statistic > bound:
         raise ValueError(
-            f"The {feature} tells the answer to the {question}: chi-square {statistic:.1f}, allowed {bound:.1f}."
+            f"The {feature} reveals the answer to the {question}: chi-square {statistic:.1f}, allowed {bound:.1f}."
         )

@@ -120,9 +120,9 @@ def test_a_run_saves_the_merged_model_and_the_adapter(tuned, base, on_base, clip
 
 
 def test_an_adapter_folder_is_not_a_model(on_base, tuned, tmp_path):
-    with pytest.raises(ValueError, match="adapter holds LoRA adapters alone. Give the folder above it"):
+    with pytest.raises(ValueError, match="adapter only holds LoRA adapters. Give the folder above it"):
         Retriever.from_pretrained(tuned / "adapter")
-    with pytest.raises(ValueError, match="adapter holds LoRA adapters alone. Give the folder above it"):
+    with pytest.raises(ValueError, match="adapter only holds LoRA adapters. Give the folder above it"):
         run(*on_base, "--do_eval", *flags(model_name_or_path=tuned / "adapter", output_dir=tmp_path))
 
 
@@ -158,12 +158,12 @@ def test_a_resumed_run_with_adapters_equals_an_uninterrupted_one(on_base, tmp_pa
 
 def test_a_resumed_run_must_have_the_same_adapters(on_base, tuned, base, tmp_path):
     without = [*on_base, "--do_train", *flags(max_steps=4)]
-    with pytest.raises(ValueError, match="The run in --output_dir has LoRA adapters. Give the --lora_… flags"):
+    with pytest.raises(ValueError, match="The run in output_dir has LoRA adapters. Use the lora_… settings"):
         run(*without, *flags(output_dir=tuned))
-    with pytest.raises(ValueError, match="has LoRA adapters of another r"):
+    with pytest.raises(ValueError, match="has LoRA adapters with a different r"):
         run(*without, *flags(output_dir=tuned, **(LORA | {"lora_rank": 3, "lora_alpha": 4})))
     run(*on_base, "--do_train", *flags(output_dir=tmp_path, max_steps=1))
-    with pytest.raises(ValueError, match="The run in --output_dir has no LoRA adapters"):
+    with pytest.raises(ValueError, match="The run in output_dir has no LoRA adapters"):
         run(*without, *flags(output_dir=tmp_path, **LORA))
 
 
@@ -216,12 +216,12 @@ def test_errors_of_invalid_flags_are_one_line(tmp_path, capsys, values, message)
 def test_missing_towers_and_layers_are_errors(start, tmp_path):
     two = flags(output_dir=tmp_path, modalities=["text", "video"])
     for values, message in [
-        ({"lora_rank": 2, "lora_towers": "audio"}, "no LoRA in audio: this model has text, video, fusion"),
+        ({"lora_rank": 2, "lora_towers": "audio"}, "Cannot add LoRA to audio: this model has text, video, fusion"),
         ({"lora_rank": 2, "lora_target_modules": "q_proj"}, "text tower has no q_proj to put LoRA into"),
-        ({"lora_rank": 2, "freeze": ["text", "video"]}, "--lora_rank has no tower to put adapters into"),
+        ({"lora_rank": 2, "freeze": ["text", "video"]}, "lora_rank has no tower to put adapters into"),
         (
             {"gradient_checkpointing_towers": "audio"},
-            "this model has text, video, fusion. Name some of these in --grad",
+            "this model has text, video, fusion. Name some of these in grad",
         ),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -96,7 +96,7 @@ def test_retrieval_without_training_equals_the_stock_model(start, folders, clips
     assert "matching" not in retriever.model.loss_weights and not any("matching" in name for name in metrics)
 
     folder = clips / ("audio" if kind == "clap" else "video")
-    with pytest.raises(ValueError, match="There are no features of a .* tower: .* lack its embedding"):
+    with pytest.raises(ValueError, match="There are no features of a .* tower: .* not its embedding"):
         retriever.model.tower_hash(CLIP_MODALITY[kind])
     # Pooling heads of SigLIP have a projection that they do not call.
     assert not any("head" in name for name in find_targets(retriever.model, [CLIP_MODALITY[kind]], []))
@@ -305,7 +305,7 @@ def test_whisper_with_another_text_tower(start, folders, tmp_path):
     assert np.isfinite(metrics["eval_loss"])
     shorter = MultimodalForRetrieval.from_pretrained(tmp_path / "shorter")
     assert shorter.config.audio_config.max_source_positions == 25
-    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*--num_audio_frames"):
+    with pytest.raises(ValueError, match="8 mel bins by 51 frames.*even number, at most 100.*num_audio_frames"):
         run(*start, *names, *common, *flags(num_audio_frames=51, output_dir=tmp_path / "odd"))
 
 

@@ -13,7 +13,7 @@ from simple_multimodal.models.patches import interpolate_grid
 
 
 def ast_grid(config: PreTrainedConfig) -> tuple[int, int]:
-    """Number of patches, which may overlap, of one window over (frequency, time)."""
+    """Return the number of patches, which may overlap, of one window over (frequency, time)."""
     return (
         (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1,
         (config.max_length - config.patch_size) // config.time_stride + 1,
@@ -22,11 +22,11 @@ def ast_grid(config: PreTrainedConfig) -> tuple[int, int]:
 
 class ASTAudioEncoder(Encoder, ASTModel):
     """
-    The Audio Spectrogram Transformer ([Gong et al., 2021](https://huggingface.co/papers/2104.01778)). A sound longer
-    than a window comes as several, which the tower sees one at a time; the stock pipeline cuts it off.
+    The Audio Spectrogram Transformer ([Gong et al., 2021](https://huggingface.co/papers/2104.01778)). Audio longer
+    than a window is split into several, which the tower sees one at a time; the stock pipeline truncates it.
 
     Args:
-        config ([`ASTConfig`]): sizes of the tower; `num_mel_bins` and `max_length` are those of a window.
+        config ([`ASTConfig`]): Sizes of the tower; `num_mel_bins` and `max_length` are those of a window.
     """
 
     modality = "audio"
@@ -37,17 +37,17 @@ class ASTAudioEncoder(Encoder, ASTModel):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Size of a window, and how much a further one must hold."""
+        """Return the size of a window, and how much audio a further one must hold."""
         size = {"num_mel_bins": config.num_mel_bins, "num_frames": config.max_length}
         return {"min_window_frames": shortest_remainder(config.patch_size), **size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
-        A copy of the config for windows of this size.
+        Copy the config for windows of this size.
 
         Raises:
-            `ValueError` if a window has not one patch.
+            ValueError: If a window is smaller than a patch.
         """
         if min(num_mel_bins, num_frames) < config.patch_size:
             raise InputError(
@@ -61,11 +61,11 @@ class ASTAudioEncoder(Encoder, ASTModel):
 
     @property
     def tokens_per_step(self) -> int:
-        """Patches of a column."""
+        """Patches per column."""
         return ast_grid(self.config)[0]
 
     def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
-        """Patch columns, counted through all windows; see [`Encoder.time_steps`]."""
+        """Return the patch columns, counted through all windows; see [`Encoder.time_steps`]."""
         return column_steps(num_tokens, *ast_grid(self.config), device=device)
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
@@ -78,13 +78,13 @@ class ASTAudioEncoder(Encoder, ASTModel):
         """
         Args:
             audio_values (`torch.FloatTensor` of shape `(batch_size, 1, num_mel_bins, num_windows * num_frames)`):
-                normalised log-mel.
+                Normalised log-mel.
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
             audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
-                time of each frame's centre in the segment, in seconds.
+                Time of each frame's centre in the segment, in seconds.
 
         Returns:
-            [`EncoderOutput`]: tokens window by window, in a window row by row over (frequency, time), without the
+            [`EncoderOutput`]: Tokens window by window, in a window row by row over (frequency, time), without the
             class and distillation tokens, which have no time.
         """
         config, batch_size = self.config, len(audio_values)
@@ -92,7 +92,7 @@ class ASTAudioEncoder(Encoder, ASTModel):
         states = ASTModel.forward(self, windows[:, 0].transpose(1, 2).to(self.dtype)).last_hidden_state[:, 2:]
 
         def per_token(frames: torch.Tensor) -> torch.Tensor:
-            """Values per frame `(batch_size, frames)` by patch: `(batch_size, num_tokens, frames per patch)`."""
+            """Group values per frame `(batch_size, frames)` by patch: `(batch_size, num_tokens, frames per patch)`."""
             patches = frames.view(batch_size, -1, config.max_length).unfold(2, config.patch_size, config.time_stride)
             return patches[:, :, None].expand(-1, -1, ast_grid(config)[0], -1, -1).flatten(1, 3)
 
@@ -105,7 +105,7 @@ class ASTAudioEncoder(Encoder, ASTModel):
     def convert_pretrained(
         self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
     ) -> Conversion | None:
-        """Position tables of another window: bicubic interpolation over the grid."""
+        """Convert position tables of another window by bicubic interpolation over the grid."""
         if name != "encoder.embeddings.position_embeddings" or source.shape[-1] != target.shape[-1]:
             return None
         grid, own_grid = ast_grid(source_config), ast_grid(self.config)

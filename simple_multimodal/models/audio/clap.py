@@ -1,4 +1,4 @@
-"""The sound tower of CLAP as an audio encoder."""
+"""The audio tower of CLAP as an audio encoder."""
 
 from copy import deepcopy
 from typing import Any
@@ -14,7 +14,7 @@ from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
 
 def longest_window(config: PreTrainedConfig) -> int:
-    """Frames of the longest window that the tower takes; it stretches a shorter one to that."""
+    """Return the number of frames of the longest window that the tower takes; it stretches shorter ones to that."""
     return config.spec_size * (config.spec_size // config.num_mel_bins)
 
 
@@ -22,14 +22,14 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
     """
     The HTSAT of CLAP ([Wu et al., 2022](https://huggingface.co/papers/2211.06687)), whose attention is eager only.
 
-    A sound longer than a window comes as several, each of which the tower takes as a short sound: where the stock
-    pipeline cuts one window out at random, or shrinks the sound (`enable_fusion`), the embedding here is the mean of
-    the windows' embeddings, each scaled to length one before, weighted by their real frames. Batch normalisation keeps
-    the statistics of the checkpoint in training, too, so that no row depends on its neighbours.
+    Audio longer than a window is split into several, each of which the tower takes as a short clip: where the stock
+    pipeline crops one window at random, or shrinks the audio (`enable_fusion`), the embedding here is the mean of the
+    windows' embeddings, each scaled to length one first, weighted by their real frames. Batch normalisation keeps the
+    statistics of the checkpoint in training, too, so that no row depends on its neighbours.
 
     Args:
-        config ([`ClapAudioConfig`]): sizes of the tower and of its embedding, and `num_frames` of a window, which
-            `fit_config` notes there; without it, the longest.
+        config ([`ClapAudioConfig`]): Sizes of the tower and of its embedding, and `num_frames` of a window, which
+            `fit_config` stores there; by default, the longest.
     """
 
     modality = "audio"
@@ -44,7 +44,7 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
     tokens_are_all = False
     uses_own_processor = True
     late_embeddings = ("audio_encoder.batch_norm.",)  # of the log-mel
-    # The fusion of a long sound's parts with the whole: no window is one.
+    # These fuse parts of long audio with the whole, but every window here is short.
     untrained = ("audio_encoder.patch_embed.fusion_model.", "audio_encoder.patch_embed.mel_conv2d.")
 
     def __init__(self, config: ClapAudioConfig):
@@ -55,28 +55,28 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """How much audio a further window must hold; its size is that of the checkpoint's own processor."""
+        """Return how much audio a further window must hold; its size is that of the checkpoint's own processor."""
         frames_per_step = config.patch_stride[-1] * 2 ** (len(config.depths) - 1)
         return {"min_window_frames": shortest_remainder(frames_per_step)}
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
-        """Size of the common space with text."""
+        """Return the size of the common space with text."""
         return config.projection_dim
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
-        A copy of the config for windows of this size.
+        Copy the config for windows of this size.
 
         Raises:
-            `ValueError` if the tower does not take them.
+            ValueError: If the tower does not take them.
         """
         if num_mel_bins != config.num_mel_bins or num_frames > longest_window(config):
             raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but CLAP's "
-                f"tower takes {config.num_mel_bins} by at most {longest_window(config)}. Name the checkpoint's own "
-                "settings by --audio_processor_name."
+                f"tower takes {config.num_mel_bins} by at most {longest_window(config)}. Set audio_processor_name to "
+                "use the checkpoint's own settings."
             )
         config = deepcopy(config)
         config.num_frames = num_frames
@@ -84,23 +84,23 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """Tokens of a window over (frequency, time); the tower lays the window's parts one below the other."""
+        """Tokens of a window over (frequency, time); the tower places the window's parts one below the other."""
         encoder = self.audio_encoder
         height, width = (length // 2 ** (encoder.num_layers - 1) for length in encoder.patch_embed.grid_size)
         return height // encoder.freq_ratio, width * encoder.freq_ratio
 
     @property
     def window_frames(self) -> int:
-        """Frames of a window."""
+        """Number of frames of a window."""
         return self.num_frames
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a column of the grid."""
+        """Tokens per column of the grid."""
         return self.token_grid[0]
 
     def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
-        """Columns of the token grid, counted through all windows; see [`Encoder.time_steps`]."""
+        """Return the columns of the token grid, counted through all windows; see [`Encoder.time_steps`]."""
         return column_steps(num_tokens, *self.token_grid, device=device)
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
@@ -113,13 +113,13 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         """
         Args:
             audio_values (`torch.FloatTensor` of shape `(batch_size, 1, num_mel_bins, num_windows * num_frames)`):
-                log-mel in decibels.
+                Log-mel in decibels.
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
             audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
-                time of each frame's centre in the segment, in seconds.
+                Time of each frame's centre in the segment, in seconds.
 
         Returns:
-            [`EncoderOutput`]: tokens window by window, in a window row by row over (frequency, time).
+            [`EncoderOutput`]: Tokens window by window, in a window row by row over (frequency, time).
         """
         batch_size = len(audio_values)
         windows = split_windows(audio_values, 1, self.config.num_mel_bins, self.num_frames).transpose(2, 3)
@@ -127,7 +127,7 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         outputs = ClapAudioModel.forward(self, windows.to(self.dtype), is_longer=is_longer)
         tokens = outputs.last_hidden_state.flatten(2).transpose(1, 2)  # (windows of the batch, tokens, hidden)
 
-        # The tower stretches a window's frames to `longest` columns, of which each time step has equally many.
+        # The tower stretches a window's frames to `longest` columns, the same number for each time step.
         (height, width), longest = self.token_grid, longest_window(self.config)
         stretch = (longest - 1) / max(self.num_frames - 1, 1)
         frames = torch.arange(self.num_frames, device=windows.device)

@@ -1,4 +1,4 @@
-"""The sound tower of PE-AV as an audio encoder."""
+"""The audio tower of PE-AV as an audio encoder."""
 
 from copy import deepcopy
 from typing import Any
@@ -14,21 +14,21 @@ from simple_multimodal.models.base import EncoderOutput, mean_direction
 from simple_multimodal.models.pe_av import PEAVEncoder
 
 SAMPLING_RATE = 48000
-"""Of the waveforms, in Hz, where no feature extractor says it; the codec's config names another one."""
+"""Sampling rate of the waveforms, in Hz, unless a feature extractor gives it; the codec's config has another one."""
 
 DEFAULT_NUM_FRAMES = 250
-"""Frames of a window where nothing else is said: 10 seconds with the codec of the published checkpoints."""
+"""Default number of frames of a window: 10 seconds with the codec of the published checkpoints."""
 
 
 class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
     """
-    The sound tower of PE-AV, which reads waveforms through a frozen codec; see [`PEAVEncoder`]. Where the stock
-    pipeline takes a sound as a whole, one longer than a window comes as several here, each a sound of its own; the
-    embedding is the mean of theirs, each scaled to length one before, weighted by their real frames.
+    The audio tower of PE-AV, which reads waveforms through a frozen codec; see [`PEAVEncoder`]. The stock pipeline
+    takes audio as a whole; here, audio longer than a window is split into several, each encoded as a separate clip.
+    The embedding is the mean of theirs, each scaled to length one first, weighted by their real frames.
 
     Args:
-        config ([`PeAudioEncoderConfig`]): sizes of the tower; besides, `projection_dim`, the size of its embedding,
-            and `num_frames` of a window, which `fit_config` notes there.
+        config ([`PeAudioEncoderConfig`]): Sizes of the tower; also `projection_dim`, the size of its embedding, and
+            `num_frames` of a window, which `fit_config` stores there.
     """
 
     modality = "audio"
@@ -47,7 +47,7 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Front end, size of a window, and how much a further one must hold."""
+        """Return the front end, the size of a window, and how much audio a further one must hold."""
         hop, rate = config.dac_config.hop_length, SAMPLING_RATE
         size = {"num_mel_bins": hop, "num_frames": DEFAULT_NUM_FRAMES, "hop_seconds": hop / rate}
         shortest = shortest_remainder(hop_seconds=hop / rate)
@@ -62,17 +62,17 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
-        A copy of the config for windows of `num_frames` frames of `num_mel_bins` samples.
+        Copy the config for windows of `num_frames` frames of `num_mel_bins` samples.
 
         Raises:
-            `ValueError` if the codec's frames have another number of samples.
+            ValueError: If the codec's frames have another number of samples.
         """
         hop = config.dac_config.hop_length
         if num_mel_bins != hop:
             raise InputError(
-                f"PE-AV's sound tower takes waveforms in frames of {hop} samples, but the audio processor makes "
-                f"frames of {num_mel_bins} values. Name the checkpoint's own settings by --audio_processor_name, and "
-                "leave --num_mel_bins out."
+                f"PE-AV's audio tower takes waveforms in frames of {hop} samples, but the audio processor makes "
+                f"frames of {num_mel_bins} values. Set audio_processor_name to use the checkpoint's own settings, and "
+                "leave num_mel_bins out."
             )
         config = deepcopy(config)
         config.num_frames = num_frames
@@ -80,7 +80,7 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
 
     @property
     def window_frames(self) -> int:
-        """Frames of a window."""
+        """Number of frames of a window."""
         return self.num_frames
 
     @property
@@ -98,18 +98,18 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
         """
         Args:
             audio_values (`torch.FloatTensor` of shape `(batch_size, 1, hop_length, num_windows * num_frames)`):
-                waveform, frame by frame.
+                Waveform, frame by frame.
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
             audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
-                time of each frame's centre in the segment, in seconds.
+                Time of each frame's centre in the segment, in seconds.
 
         Returns:
-            [`EncoderOutput`]: a token for every frame.
+            [`EncoderOutput`]: One token per frame.
         """
         batch_size, hop = len(audio_values), self.config.dac_config.hop_length
         windows = split_windows(audio_values, 1, hop, self.num_frames)
         real = audio_attention_mask.view(-1, self.num_frames)
-        heard = real | ~real.any(dim=1, keepdim=True)  # a window of padding alone is silence: no mean is of nothing
+        heard = real | ~real.any(dim=1, keepdim=True)  # a window of nothing but padding is silence: no mean is empty
         outputs = PeAudioEncoder.forward(
             self,
             windows.transpose(2, 3).flatten(2).to(self.dtype),

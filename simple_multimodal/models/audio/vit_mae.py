@@ -18,17 +18,17 @@ from simple_multimodal.models.patches import interpolate_grid, sinusoidal_grid, 
 
 def audio_grid(config: PreTrainedConfig) -> tuple[int, int]:
     """
-    Number of patches of one window over (frequency, time).
+    Return the number of patches of one window over (frequency, time).
 
     Raises:
-        `ValueError` if the patches do not tile the window.
+        ValueError: If the patches do not tile the window.
     """
     height, width = to_pair(config.image_size)
     patch = config.patch_size
     if not isinstance(patch, int) or height % patch or width % patch or height < patch or width < patch:
         raise InputError(
             f"The audio tower has windows of {height} mel bins by {width} frames and patches of {patch}. The patch "
-            "size must be one whole number, and bins and frames multiples of it: change num_mel_bins or num_frames of "
+            "size must be an integer, and bins and frames multiples of it: change num_mel_bins or num_frames of "
             "the audio processor, or image_size or patch_size in the audio config."
         )
     return height // patch, width // patch
@@ -39,7 +39,7 @@ class ViTMAEAudioDecoder(ViTMAEPreTrainedModel):
     The decoder of ViT-MAE: visible tokens and mask tokens in, values of the masked patches out.
 
     Args:
-        config ([`ViTMAEConfig`]): sizes of the tower and, as `decoder_*`, of this decoder.
+        config ([`ViTMAEConfig`]): Sizes of the tower and, as `decoder_*`, of this decoder.
     """
 
     def __init__(self, config: ViTMAEConfig):
@@ -70,12 +70,12 @@ class ViTMAEAudioDecoder(ViTMAEPreTrainedModel):
     def forward(self, visible: EncoderOutput, masked_patches: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            visible ([`EncoderOutput`]): what the encoder returned for the same `masked_patches`.
-            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`): their positions, as the encoder
-                takes them.
+            visible ([`EncoderOutput`]): Output of the encoder for the same `masked_patches`.
+            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`): Positions of the masked patches,
+                as the encoder takes them.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_masked, patch_size**2 * num_channels)`: values of the
+            `torch.FloatTensor` of shape `(batch_size, num_masked, patch_size**2 * num_channels)`: Values of the
             masked patches, in order.
         """
         batch_size, num_patches = len(masked_patches), math.prod(self.grid)
@@ -107,7 +107,7 @@ class AudioPatchEmbeddings(nn.Module):
         self.position_embeddings = nn.Buffer(torch.zeros(1, 1 + math.prod(self.grid), config.hidden_size))
 
     def forward(self, windows: torch.Tensor, visible_positions: torch.Tensor | None) -> torch.Tensor:
-        """`(num_windows, channels, bins, frames)` → `(num_windows, 1 + num_visible, hidden_size)`, class first."""
+        """Embed `(num_windows, channels, bins, frames)` as `(num_windows, 1 + num_visible, size)`, class first."""
         states = self.patch_embeddings(windows) + self.position_embeddings[:, 1:]
         if visible_positions is not None:
             states = take_patches(states, visible_positions)
@@ -120,12 +120,12 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
     ViT-MAE ([He et al., 2021](https://huggingface.co/papers/2111.06377)) over the patches of a log-mel spectrogram, as
     [Audio-MAE](https://huggingface.co/papers/2207.06405) uses it.
 
-    A long sound comes as several windows side by side; the tower sees one window at a time. `config.image_size` is
+    Long audio is several windows side by side; the tower sees one window at a time. `config.image_size` is
     `(num_mel_bins, num_frames)` of a window, any multiples of the patch size. The attention inside a window includes
     padding frames: windows have one fixed length, so that the result does not depend on the rest of the batch.
 
     Args:
-        config ([`ViTMAEConfig`]): sizes of the tower.
+        config ([`ViTMAEConfig`]): Sizes of the tower.
     """
 
     modality = "audio"
@@ -146,7 +146,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AudioPatchEmbeddings):
             kernel = module.patch_embeddings.projection.weight
-            bound = math.sqrt(6 / (kernel.shape[0] + kernel[0].numel()))  # Xavier over the flattened patch, as MAE
+            bound = math.sqrt(6 / (kernel.shape[0] + kernel[0].numel()))  # Xavier over the flattened patch, as in MAE
             init.uniform_(kernel, -bound, bound)
             init.normal_(module.cls_token, std=self.config.initializer_range)
             table = sinusoidal_grid(*module.grid, module.position_embeddings.shape[-1])
@@ -154,8 +154,8 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Size of a window, and how much a further one must hold; the size of a square RGB image says nothing of
-        audio.
+        """Return the size of a window, and how much audio a further one must hold; the size of a square RGB image says
+        nothing about audio.
         """
         bins, frames = to_pair(config.image_size)
         size = {"num_mel_bins": bins, "num_frames": frames} if config.num_channels == 1 or bins != frames else {}
@@ -164,10 +164,10 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
-        A copy of a ViT-MAE config, one for pictures included, for log-mel windows of this size.
+        Copy a ViT-MAE config, possibly one for images, for log-mel windows of this size.
 
         Raises:
-            `ValueError` if the patches do not tile the window.
+            ValueError: If the patches do not tile the window.
         """
         config = deepcopy(config)
         config.num_channels = 1
@@ -182,11 +182,11 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
 
     @property
     def tokens_per_step(self) -> int:
-        """Patches of a column."""
+        """Patches per column."""
         return self.embeddings.grid[0]
 
     def time_steps(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
-        """Patch columns, counted through all windows; see [`Encoder.time_steps`]."""
+        """Return the patch columns, counted through all windows; see [`Encoder.time_steps`]."""
         return column_steps(num_tokens, *self.embeddings.grid, device=device)
 
     def check_inputs(self, num_mel_bins: int, num_frames: int) -> None:
@@ -200,7 +200,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
             )
 
     def split_windows(self, audio_values: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, channels, bins, length)` → `(batch_size * num_windows, channels, bins, num_frames)`."""
+        """Split `(batch_size, channels, bins, length)` to `(batch_size * num_windows, channels, bins, num_frames)`."""
         return split_windows(audio_values, self.config.num_channels, *to_pair(self.config.image_size))
 
     def per_token(self, frames: torch.Tensor) -> torch.Tensor:
@@ -211,7 +211,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
 
     def token_mask(self, audio_attention_mask: torch.Tensor) -> torch.Tensor:
         """
-        Which tokens stand for sound: those with at least one real frame.
+        Return which tokens stand for audio: those with at least one real frame.
 
         Args:
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
@@ -231,16 +231,16 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         """
         Args:
             audio_values (`torch.FloatTensor` of shape `(batch_size, 1, num_mel_bins, num_windows * num_frames)`):
-                normalised log-mel.
+                Normalised log-mel.
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
             audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
-                time of each frame's centre in the segment, in seconds.
+                Time of each frame's centre in the segment, in seconds.
             masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`, *optional*):
-                positions among the `num_windows * num_patches` of a row, ascending and equally many per window. Only
+                Positions among the `num_windows * num_patches` of a row, ascending, the same number per window. Only
                 the other patches are encoded and returned.
 
         Returns:
-            [`EncoderOutput`]: tokens window by window, in a window row by row over (frequency, time).
+            [`EncoderOutput`]: Tokens window by window, in a window row by row over (frequency, time).
         """
         batch_size = len(audio_values)
         windows = self.split_windows(audio_values).to(self.embeddings.cls_token.dtype)
@@ -262,7 +262,7 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
 
     def patch_targets(self, audio_values: torch.Tensor, masked_patches: torch.Tensor) -> torch.Tensor:
         """
-        What the decoder must predict: the values of the masked patches, normalised per patch if `norm_pix_loss`.
+        Return the targets of the decoder: the values of the masked patches, normalised per patch if `norm_pix_loss`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_masked, patch_size**2 * num_channels)`.
@@ -281,8 +281,8 @@ class ViTMAEAudioEncoder(Encoder, ViTMAEPreTrainedModel):
         self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
     ) -> Conversion | None:
         """
-        Position tables: bicubic interpolation over the grid. RGB to one channel: the kernel of the patches is summed
-        over the channels and the decoder's prediction averaged, as if the log-mel were a picture in shades of grey.
+        Interpolate position tables bicubically over the grid. From RGB to one channel, sum the kernel of the patches
+        over the channels and average the decoder's prediction, as if the log-mel were a greyscale image.
         """
         if name in ("encoder.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
             grid, own_grid = audio_grid(source_config), self.embeddings.grid

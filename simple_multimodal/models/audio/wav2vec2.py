@@ -13,11 +13,11 @@ from simple_multimodal.models.audio.waveforms import WaveformEncoder, convolved_
 
 class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
     """
-    The first convolution of these towers, with the mean and deviation of each channel taken over the sound alone. The
-    stock layer takes them over what fills a window up, too, so that there a sound's tokens depend on the padding.
+    The first convolution of these towers, with the mean and deviation of each channel taken over real audio only. The
+    stock layer includes the padding of a window, so that its tokens depend on it.
 
     Args:
-        layer (`nn.Module`): the stock layer, whose parts this one keeps.
+        layer (`nn.Module`): The stock layer, whose parts this one keeps.
     """
 
     def __init__(self, layer: nn.Module):
@@ -27,8 +27,8 @@ class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
     def forward(self, waveforms: torch.Tensor, num_real: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            waveforms (`torch.FloatTensor` of shape `(num_windows, 1, num_samples)`): zeros behind the sound.
-            num_real (`torch.LongTensor` of shape `(num_windows,)`): positions of the result that are sound.
+            waveforms (`torch.FloatTensor` of shape `(num_windows, 1, num_samples)`): Waveforms, zero after the audio.
+            num_real (`torch.LongTensor` of shape `(num_windows,)`): Number of positions of the result that are audio.
 
         Returns:
             `torch.FloatTensor` of shape `(num_windows, num_channels, num_positions)`.
@@ -47,8 +47,8 @@ class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
 class Wav2Vec2Encoder(WaveformEncoder):
     """
     Base of the three, and of others whose stock class has `feature_extractor.conv_layers`, `feature_projection` and an
-    `encoder` that takes `attention_mask`. In training there is no SpecAugment, which draws from NumPy's generator, and
-    no layer is left out at random.
+    `encoder` that takes `attention_mask`. In training there is no SpecAugment, which uses NumPy's random generator,
+    and no layer is left out at random.
     """
 
     other_names = ("masked_spec_embed",)
@@ -66,16 +66,16 @@ class Wav2Vec2Encoder(WaveformEncoder):
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
-        See [`WaveformEncoder.fit_config`].
+        Copy the config; see [`WaveformEncoder.fit_config`].
 
         Raises:
-            `ValueError` also if the checkpoint has an adapter of convolutions, or batch normalisation of positions.
+            ValueError: Also if the checkpoint has an adapter of convolutions, or batch normalisation of positions.
         """
         values = config.to_dict()
         for name in ("add_adapter", "conv_pos_batch_norm"):
             if values.get(name):
                 raise InputError(
-                    f"The config of the audio tower {cls.model_type!r} has {name}, which is not supported. Take a "
+                    f"The config of the audio tower {cls.model_type!r} has {name}, which is not supported. Use a "
                     "checkpoint without it."
                 )
         config = super().fit_config(config, num_mel_bins, num_frames)
@@ -83,11 +83,11 @@ class Wav2Vec2Encoder(WaveformEncoder):
         return config
 
     def layer_parameters(self) -> list[list[nn.Parameter]]:
-        """Those of the transformer: the convolutions are layers, too, and may be more of them."""
+        """Return those of the transformer: the convolutions are layers, too, and there may be more of them."""
         return [list(layer.parameters()) for layer in self.encoder.layers]
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
-        """What convolutions gave, `(num_windows, num_tokens, size)`, normalised and projected to `hidden_size`."""
+        """Normalise outputs of convolutions, `(num_windows, num_tokens, size)`, and project them to `hidden_size`."""
         return self.feature_projection(states)[0]
 
     def encode_waveforms(self, waveforms: torch.Tensor, num_samples: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ class Wav2Vec2AudioEncoder(Wav2Vec2Encoder, Wav2Vec2Model):
     wav2vec 2.0 ([Baevski et al., 2020](https://huggingface.co/papers/2006.11477)); see [`WaveformEncoder`].
 
     Args:
-        config ([`Wav2Vec2Config`]): sizes of the tower.
+        config ([`Wav2Vec2Config`]): Sizes of the tower.
     """
 
     model_type = "wav2vec2"
@@ -123,7 +123,7 @@ class HubertAudioEncoder(Wav2Vec2Encoder, HubertModel):
     HuBERT ([Hsu et al., 2021](https://huggingface.co/papers/2106.07447)); see [`WaveformEncoder`].
 
     Args:
-        config ([`HubertConfig`]): sizes of the tower.
+        config ([`HubertConfig`]): Sizes of the tower.
     """
 
     model_type = "hubert"
@@ -141,7 +141,7 @@ class WavLMAudioEncoder(Wav2Vec2Encoder, WavLMModel):
     [`WaveformEncoder`].
 
     Args:
-        config ([`WavLMConfig`]): sizes of the tower.
+        config ([`WavLMConfig`]): Sizes of the tower.
     """
 
     model_type = "wavlm"

@@ -1,4 +1,4 @@
-"""What towers that read waveforms through convolutions share: their windows, and which tokens stand for real sound."""
+"""Shared parts of towers that read waveforms through convolutions: windows, and which tokens stand for real audio."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,15 +12,15 @@ from simple_multimodal.models.audio.windows import check_window, shortest_remain
 from simple_multimodal.models.base import Encoder, EncoderOutput
 
 SAMPLING_RATE = 16000
-"""Of the waveforms, in Hz, where no feature extractor says it; no config does."""
+"""Sampling rate of the waveforms, in Hz, unless a feature extractor gives it; no config does."""
 
 WINDOW_SECONDS = 10
-"""Length of a window where nothing else is said."""
+"""Default length of a window."""
 
 
 def convolved_length(length: Any, kernels: Sequence[int], strides: Sequence[int]) -> Any:
-    """How many positions are left of `length` (a number or a tensor) behind convolutions without padding; 0 or less
-    where there is not one.
+    """Return how many positions are left of `length` (a number or a tensor) after convolutions without padding; 0 or
+    less if there are none.
     """
     for kernel, stride in zip(kernels, strides, strict=True):
         length = (length - kernel) // stride + 1
@@ -28,7 +28,7 @@ def convolved_length(length: Any, kernels: Sequence[int], strides: Sequence[int]
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
-    """Samples that one token sees, and the samples from one token's first to the next one's."""
+    """Return the number of samples that one token sees, and the distance of neighbouring tokens in samples."""
     field, step = 1, 1
     for kernel, stride in zip(kernels, strides, strict=True):
         field += (kernel - 1) * step
@@ -41,13 +41,13 @@ class WaveformEncoder(Encoder):
     Base of audio encoders that read waveforms through convolutions without padding. A subclass also inherits from the
     stock tower and defines `encode_waveforms`.
 
-    A sound longer than a window comes as several, each of which the tower sees as a sound of its own. The batch has
-    the samples in frames of the first convolution's stride: what is left over at a sound's end never reaches that
-    convolution's output, so that cutting it off changes nothing.
+    Audio longer than a window is split into several, each of which the tower sees as a separate clip. The batch has
+    the samples in frames of the first convolution's stride: samples left over at the end never reach that
+    convolution's output, so that cutting them off changes nothing.
 
     Args:
-        config (`PreTrainedConfig`): sizes of the tower, with `conv_kernel` and `conv_stride`; besides, `num_frames` of
-            a window, which `fit_config` notes there.
+        config (`PreTrainedConfig`): Sizes of the tower, with `conv_kernel` and `conv_stride`; also `num_frames` of a
+            window, which `fit_config` stores there.
     """
 
     modality = "audio"
@@ -60,7 +60,7 @@ class WaveformEncoder(Encoder):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Front end, size of a window, and how much a further one must hold."""
+        """Return the front end, the size of a window, and how much audio a further one must hold."""
         hop, (field, _) = config.conv_stride[0], receptive_field(config.conv_kernel, config.conv_stride)
         shortest = shortest_remainder(-(-field // hop), hop_seconds=hop / SAMPLING_RATE)
         size = {"num_mel_bins": hop, "hop_seconds": hop / SAMPLING_RATE, "window_seconds": hop / SAMPLING_RATE}
@@ -70,10 +70,10 @@ class WaveformEncoder(Encoder):
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
-        A copy of the config for windows of `num_frames` frames of `num_mel_bins` samples.
+        Copy the config for windows of `num_frames` frames of `num_mel_bins` samples.
 
         Raises:
-            `ValueError` if the tower does not take them.
+            ValueError: If the tower does not take them.
         """
         hop, (field, _) = config.conv_stride[0], receptive_field(config.conv_kernel, config.conv_stride)
         shortest = -(-field // hop)
@@ -81,7 +81,7 @@ class WaveformEncoder(Encoder):
             raise InputError(
                 f"The audio tower {cls.model_type!r} takes waveforms in frames of {hop} samples, at least {shortest} "
                 f"of them, but the audio processor makes windows of {num_frames} frames of {num_mel_bins} values. "
-                "Leave --num_mel_bins out, and name the checkpoint's own settings by --audio_processor_name."
+                "Leave num_mel_bins out, and set audio_processor_name to use the checkpoint's own settings."
             )
         config = deepcopy(config)
         config.num_frames = num_frames
@@ -89,7 +89,7 @@ class WaveformEncoder(Encoder):
 
     @property
     def window_frames(self) -> int:
-        """Frames of a window."""
+        """Number of frames of a window."""
         return self.num_frames
 
     @property
@@ -106,12 +106,13 @@ class WaveformEncoder(Encoder):
         Run the tower.
 
         Args:
-            waveforms (`torch.FloatTensor` of shape `(num_windows, samples of a window)`): zeros behind the sound.
-            num_samples (`torch.LongTensor` of shape `(num_windows,)`): how many samples of each are sound; enough for
-                one token. What is behind them must not change the tokens of the sound.
+            waveforms (`torch.FloatTensor` of shape `(num_windows, samples of a window)`): Waveforms, zero after the
+                audio.
+            num_samples (`torch.LongTensor` of shape `(num_windows,)`): Number of samples of each that are audio;
+                enough for one token. Samples after them must not change the tokens of the audio.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_windows, num_tokens, hidden_size)`: as the stock tower's
+            `torch.FloatTensor` of shape `(num_windows, num_tokens, hidden_size)`: Output like the stock tower's
             `last_hidden_state`.
         """
         raise NotImplementedError
@@ -122,14 +123,14 @@ class WaveformEncoder(Encoder):
         """
         Args:
             audio_values (`torch.FloatTensor` of shape `(batch_size, 1, hop_length, num_windows * num_frames)`):
-                waveform, frame by frame.
+                Waveform, frame by frame.
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
             audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
-                time of each frame's centre in the segment, in seconds.
+                Time of each frame's centre in the segment, in seconds.
 
         Returns:
-            [`EncoderOutput`]: tokens window by window, at the time of the middle of what each of them sees. A token is
-            real if all that it sees is.
+            [`EncoderOutput`]: Tokens window by window, at the time of the centre of what each of them sees. A token is
+            real if everything that it sees is.
         """
         batch_size, hop = len(audio_values), self.config.conv_stride[0]
         kernels, strides = self.config.conv_kernel, self.config.conv_stride
@@ -137,13 +138,13 @@ class WaveformEncoder(Encoder):
         waveforms = windows[:, 0].transpose(1, 2).flatten(1)  # (windows of the batch, samples)
         num_samples = audio_attention_mask.view(-1, self.num_frames).sum(dim=1) * hop
         num_real = convolved_length(num_samples, kernels, strides)
-        # A window without one real token is silence as a whole: nothing is normalised or attended over no value.
+        # A window without a single real token counts as silence: nothing is normalised or attended over no value.
         num_samples = torch.where(num_real > 0, num_samples, self.num_frames * hop)
         tokens = self.encode_waveforms(waveforms.to(self.dtype), num_samples)
 
         numbers = torch.arange(tokens.shape[1], device=tokens.device)
         field, step = receptive_field(kernels, strides)
-        frames = (numbers * step + field // 2) // hop  # in which the middle of what a token sees lies
+        frames = (numbers * step + field // 2) // hop  # that contain the centre of what a token sees
         seconds = audio_seconds.view(batch_size, -1, self.num_frames)[:, :, frames]
         return EncoderOutput(
             tokens=tokens.reshape(batch_size, -1, tokens.shape[-1]),

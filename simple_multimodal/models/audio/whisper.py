@@ -14,12 +14,12 @@ from simple_multimodal.models.base import Conversion, Encoder, EncoderOutput
 
 class WhisperAudioEncoder(Encoder, WhisperEncoder):
     """
-    The encoder of Whisper ([Radford et al., 2022](https://huggingface.co/papers/2212.04356)), which sees a sound as
-    windows of one length, the last filled up with silence, one at a time. As in the stock class, what fills up takes
-    part in attention; behind the tower it is masked.
+    The encoder of Whisper ([Radford et al., 2022](https://huggingface.co/papers/2212.04356)), which sees audio as
+    windows of one length, one at a time, the last one padded with silence. As in the stock class, the padding takes
+    part in attention; after the tower it is masked.
 
     Args:
-        config ([`WhisperConfig`]): sizes of the tower; a window has two frames per entry of `max_source_positions`.
+        config ([`WhisperConfig`]): Sizes of the tower; a window has two frames per entry of `max_source_positions`.
     """
 
     modality = "audio"
@@ -32,7 +32,7 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Front end, size of a window, and how much a further one must hold."""
+        """Return the front end, the size of a window, and how much audio a further one must hold."""
         size = {"num_mel_bins": config.num_mel_bins, "num_frames": 2 * config.max_source_positions}
         values = {"front_end": "whisper", "padding": "pad", "f_min": 0.0, "f_max": 8000.0}
         return {"min_window_frames": shortest_remainder(), **values, **size}
@@ -40,17 +40,17 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_mel_bins: int, num_frames: int) -> PreTrainedConfig:
         """
-        A copy of the config for windows of this size.
+        Copy the config for windows of this size.
 
         Raises:
-            `ValueError` if the tower does not take them.
+            ValueError: If the tower does not take them.
         """
         longest = 2 * config.max_source_positions
         if num_mel_bins != config.num_mel_bins or num_frames > longest or num_frames % 2:
             raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but Whisper's "
-                f"encoder takes {config.num_mel_bins} by an even number, at most {longest}. Set "
-                "--num_audio_frames to such a number, or name the checkpoint's own settings by --audio_processor_name."
+                f"encoder takes {config.num_mel_bins} by an even number, at most {longest}. Set num_audio_frames to "
+                "such a number, or audio_processor_name to use the checkpoint's own settings."
             )
         config = deepcopy(config)
         config.max_source_positions = num_frames // 2
@@ -71,13 +71,13 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
         """
         Args:
             audio_values (`torch.FloatTensor` of shape `(batch_size, 1, num_mel_bins, num_windows * num_frames)`):
-                log-mel.
+                Log-mel.
             audio_attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * num_frames)`): `True` = real.
             audio_seconds (`torch.FloatTensor` of shape `(batch_size, num_windows * num_frames)`):
-                time of each frame's centre in the segment, in seconds.
+                Time of each frame's centre in the segment, in seconds.
 
         Returns:
-            [`EncoderOutput`]: a token for every second frame, which is its centre.
+            [`EncoderOutput`]: A token for every second frame, which is its centre.
         """
         size = (self.config.num_mel_bins, 2 * self.config.max_source_positions)
         windows = split_windows(audio_values, 1, *size)[:, 0]
@@ -88,7 +88,7 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
     def convert_pretrained(
         self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
     ) -> Conversion | None:
-        """Positions of a shorter window: the first ones."""
+        """Use the first positions for a shorter window."""
         if name != "encoder.embed_positions.weight" or len(source) <= len(target):
             return None
         return Conversion(source[: len(target)], f"the first {len(target)} of {len(source)} positions")

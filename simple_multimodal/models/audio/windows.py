@@ -1,4 +1,4 @@
-"""What audio encoders share: the windows of a batch, and the time of their tokens."""
+"""Shared parts of audio encoders: the windows of a batch, and the time of their tokens."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from simple_multimodal.errors import InputError
 from simple_multimodal.models.base import Encoder, EncoderOutput, mean_direction
 
 SHORTEST_REMAINDER_SECONDS = 0.16
-"""No window opens for less audio: encoders pad a track by some 50 ms, so that many a clip of ten seconds has 10.05."""
+"""No window is opened for less audio: encoders pad a track by some 50 ms, so many clips of ten seconds have 10.05."""
 
 
 def shortest_remainder(patch_frames: int = 1, *, hop_seconds: float = 0.01) -> int:
-    """Frames that audio behind the last whole window needs for a window of its own: those of a patch in time, and of
-    `SHORTEST_REMAINDER_SECONDS`. The `min_window_frames` of a tower's processor.
+    """Return the fewest frames of audio after the last whole window that get a window of their own: those of a patch
+    in time, and of `SHORTEST_REMAINDER_SECONDS`. This is the `min_window_frames` of a tower's processor.
     """
     return max(patch_frames, round(SHORTEST_REMAINDER_SECONDS / hop_seconds))
 
@@ -29,11 +29,11 @@ def check_window(num_mel_bins: int, num_frames: int, expected: tuple[int, int]) 
 
 def split_windows(audio_values: torch.Tensor, channels: int, num_mel_bins: int, num_frames: int) -> torch.Tensor:
     """
-    Windows as rows: `(batch_size, channels, num_mel_bins, length)` → `(batch_size * num_windows, channels,
-    num_mel_bins, num_frames)`.
+    Split a batch into windows as rows: `(batch_size, channels, num_mel_bins, length)` → `(batch_size * num_windows,
+    channels, num_mel_bins, num_frames)`.
 
     Raises:
-        `ValueError` if the values are no windows of this size.
+        ValueError: If the values are not windows of this size.
     """
     batch_size, own_channels, own_bins, length = audio_values.shape
     if own_bins != num_mel_bins or length % num_frames or own_channels != channels:
@@ -47,8 +47,8 @@ def split_windows(audio_values: torch.Tensor, channels: int, num_mel_bins: int, 
 
 
 def column_steps(num_tokens: int, height: int, width: int, *, device: torch.device | None = None) -> torch.Tensor:
-    """The columns of grids of `height` by `width` tokens, row by row in each window, counted through all windows;
-    `torch.LongTensor` of shape `(num_tokens,)`.
+    """Return the columns of grids of `height` by `width` tokens, row by row in each window, counted through all
+    windows; `torch.LongTensor` of shape `(num_tokens,)`.
     """
     numbers = torch.arange(num_tokens, device=device)
     return numbers // (height * width) * width + numbers % width
@@ -56,14 +56,14 @@ def column_steps(num_tokens: int, height: int, width: int, *, device: torch.devi
 
 def take_windows(values: torch.Tensor, windows: torch.Tensor, num_windows: int, *, dim: int = 1) -> torch.Tensor:
     """
-    Some windows of a batch as rows of their own.
+    Select some windows of a batch as rows of their own.
 
     Args:
-        values (`torch.Tensor` of shape `(batch_size, ..., num_windows * n, ...)`): `n` values in each window along
-            `dim`.
-        windows (`torch.LongTensor` of shape `(num_taken, 2)`): row and window of each, all different.
-        num_windows (`int`): of a row.
-        dim (`int`, *optional*, defaults to 1): along which the windows follow each other.
+        values (`torch.Tensor` of shape `(batch_size, ..., num_windows * n, ...)`): Tensor with `n` values in each
+            window along `dim`.
+        windows (`torch.LongTensor` of shape `(num_taken, 2)`): Row and window of each, all different.
+        num_windows (`int`): Number of windows of a row.
+        dim (`int`, *optional*, defaults to 1): Axis along which the windows follow each other.
 
     Returns:
         `torch.Tensor` of shape `(num_taken, ..., n, ...)`.
@@ -73,8 +73,8 @@ def take_windows(values: torch.Tensor, windows: torch.Tensor, num_windows: int, 
 
 
 def put_windows(values: torch.Tensor, windows: torch.Tensor, batch_size: int, num_windows: int) -> torch.Tensor:
-    """The inverse of [`take_windows`] along the second axis: `(num_taken, n, ...)` to `(batch_size, num_windows * n,
-    ...)`, zeros in the windows that were not taken.
+    """Invert [`take_windows`] along the second axis: `(num_taken, n, ...)` to `(batch_size, num_windows * n, ...)`,
+    with zeros in the windows that were not taken.
     """
     rows = values.new_zeros(batch_size * num_windows, *values.shape[1:])
     rows = rows.index_copy(0, _numbers(windows, num_windows), values)
@@ -82,31 +82,31 @@ def put_windows(values: torch.Tensor, windows: torch.Tensor, batch_size: int, nu
 
 
 def _numbers(windows: torch.Tensor, num_windows: int) -> torch.Tensor:
-    """Row and window as one number."""
+    """Return row and window as one number."""
     return windows[:, 0] * num_windows + windows[:, 1]
 
 
 def encode_windows(encoder: Encoder, inputs: Sequence[torch.Tensor], windows: torch.Tensor) -> EncoderOutput:
     """
-    Run an audio encoder on some windows of a batch alone.
+    Run an audio encoder on only some windows of a batch.
 
     Args:
-        encoder ([`Encoder`]): one of audio, which sees each window by itself.
-        inputs (`Sequence[torch.Tensor]`): what it takes, of the whole batch.
-        windows (`torch.LongTensor` of shape `(num_taken, 2)`): row and window of each.
+        encoder ([`Encoder`]): Audio encoder, which sees each window by itself.
+        inputs (`Sequence[torch.Tensor]`): Inputs of the encoder for the whole batch.
+        windows (`torch.LongTensor` of shape `(num_taken, 2)`): Row and window of each.
 
     Returns:
-        [`EncoderOutput`] of the whole batch: zeros, and `False` in the mask, in the other windows.
+        [`EncoderOutput`] of the whole batch: zeros, and `False` in the mask, for the other windows.
 
     Raises:
-        `ValueError` if the values are no windows of the encoder's size.
+        ValueError: If the values are not windows of the encoder's size.
     """
     values, mask, *others = inputs
     batch_size, num_windows = len(values), values.shape[-1] // encoder.window_frames
     if num_windows * encoder.window_frames != values.shape[-1]:
         raise InputError(
             f"audio_values has {values.shape[-1]} frames, but a window of the audio tower has {encoder.window_frames}"
-            ": make the processor's num_frames equal to those in the audio config."
+            ": make the processor's num_frames equal to that in the audio config."
         )
     output = encoder(
         take_windows(values, windows, num_windows, dim=3),

@@ -26,7 +26,7 @@ class Stream(NamedTuple):
     """Tokens of one modality inside the fusion.
 
     Args:
-        states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): token states.
+        states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): Token states.
         mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` where a token is real.
     """
 
@@ -34,8 +34,8 @@ class Stream(NamedTuple):
     mask: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> "Stream":
-        """The given rows, as a new stream."""
-        # Not `states[rows]`: threads of a CPU add the gradients of a row that is taken several times in any order.
+        """Return the given rows, as a new stream."""
+        # Not `states[rows]`: CPU threads add up the gradients of a row that is taken several times in any order.
         return Stream(self.states.index_select(0, rows), self.mask[rows])
 
 
@@ -43,10 +43,10 @@ Clip = dict[Modality, Stream]
 
 
 class ClipCache(NamedTuple):
-    """What a text stack's attention needs of clips.
+    """The part of clips that a text stack's attention needs.
 
     Args:
-        layers (`list[tuple[torch.Tensor, torch.Tensor]]`): for each layer keys and values, of shape `(num_clips,
+        layers (`list[tuple[torch.Tensor, torch.Tensor]]`): Keys and values of each layer, of shape `(num_clips,
             num_heads, num_tokens, head_size)`.
         mask (`torch.BoolTensor` of shape `(num_clips, num_tokens)`): `True` where a token is real.
     """
@@ -56,7 +56,7 @@ class ClipCache(NamedTuple):
 
 
 def concatenate(streams: Clip) -> Stream:
-    """All streams one after the other along the token axis, in canonical modality order."""
+    """Concatenate all streams along the token axis, in canonical modality order."""
     ordered = [streams[m] for m in MODALITIES if m in streams]
     return Stream(torch.cat([s.states for s in ordered], dim=1), torch.cat([s.mask for s in ordered], dim=1))
 
@@ -69,9 +69,9 @@ def split(states: torch.Tensor, like: Clip) -> Clip:
 
 
 def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Attention bias `(batch_size, 1, 1, num_tokens)`: 0 for real tokens, the most negative finite number for others.
+    """Return the attention bias `(batch_size, 1, 1, num_tokens)`: 0 for real tokens, else the lowest finite number.
 
-    Finite, so that a row without any real token yields finite (and unused) states instead of NaN.
+    It is finite so that a row without any real token yields finite (and unused) states instead of NaN.
     """
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
     return bias[:, None, None, :]
@@ -95,18 +95,18 @@ class FusionAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        """`(batch, tokens, hidden)` to `(batch, heads, tokens, head)`."""
+        """Reshape `(batch, tokens, hidden)` to `(batch, heads, tokens, head)`."""
         return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
 
     def keys_and_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What attention to `(batch, keys, hidden)` needs of it: two of shape `(batch, heads, keys, head)`."""
+        """Return keys and values of `(batch, keys, hidden)`, each of shape `(batch, heads, keys, head)`."""
         return self._heads(self.k_proj(context)), self._heads(self.v_proj(context))
 
     def forward(
         self, states: torch.Tensor, keys_and_values: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
         """Attend from `(batch, queries, hidden)` to keys and values with a `(contexts, keys)` mask; `batch` may be a
-        multiple of `contexts`, then equally many neighbouring rows attend to one context.
+        multiple of `contexts`; then the same number of neighbouring rows attends to each context.
         """
         key, value = keys_and_values
         query = self._heads(self.q_proj(states).reshape(len(key), -1, states.shape[-1]))
@@ -158,7 +158,7 @@ class FusionLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def context_keys_and_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What this layer needs of a context `(contexts, tokens, hidden)`, in place of it."""
+        """Return the keys and values of a context `(contexts, tokens, hidden)`, which can be passed in its place."""
         return self.cross_attention.keys_and_values(self.layernorm_context(context))
 
     def forward(
@@ -171,13 +171,13 @@ class FusionLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """
         Args:
-            states (`torch.Tensor` of shape `(batch, tokens, hidden)`): what attends.
+            states (`torch.Tensor` of shape `(batch, tokens, hidden)`): States that attend.
             mask (`torch.BoolTensor` of shape `(batch, tokens)`): `True` where a token is real.
-            context (`torch.Tensor` of shape `(contexts, context_tokens, hidden)`, *optional*): what is attended to, or
-                [`context_keys_and_values`] of it; `batch` is a multiple of `contexts`. Rows without a real context
+            context (`torch.Tensor` of shape `(contexts, context_tokens, hidden)`, *optional*): States to attend to, or
+                [`context_keys_and_values`] of them; `batch` is a multiple of `contexts`. Rows without a real context
                 token skip it.
-            context_mask (`torch.BoolTensor` of shape `(contexts, context_tokens)`, *optional*): of the context.
-            num_queries (`int`, *optional*): compute the first so many tokens only.
+            context_mask (`torch.BoolTensor` of shape `(contexts, context_tokens)`, *optional*): Mask of the context.
+            num_queries (`int`, *optional*): Number of first tokens to compute; by default, all.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_queries, hidden)`.
@@ -194,7 +194,7 @@ class FusionLayer(GradientCheckpointingLayer):
             informed = states + self.dropout(self.cross_attention(normed, context, context_mask))
             if not self.pre_norm:
                 informed = self.layernorm_cross(informed)
-            # Attention without any real key would average padding, and how much of that there is the batch decides.
+            # Attention without any real key would average padding, whose amount depends on the batch.
             has_context = context_mask.any(dim=1).repeat_interleave(len(states) // len(context_mask))
             states = torch.where(has_context[:, None, None], informed, states)
         if self.pre_norm:
@@ -218,9 +218,9 @@ class Crossformer(nn.Module):
     In each form the clip can be encoded without text ([`encode_clip`]), which gives the clip's embedding.
 
     Args:
-        config (`PreTrainedConfig`): a ViT or BERT configuration; `num_hidden_layers` is the depth of every stack.
-        form (`str`): one of the above.
-        token_sizes (`dict[Modality, int]`): hidden size of each encoder's tokens.
+        config (`PreTrainedConfig`): ViT or BERT configuration; `num_hidden_layers` is the depth of every stack.
+        form (`str`): One of the above.
+        token_sizes (`dict[Modality, int]`): Hidden size of each encoder's tokens.
     """
 
     def __init__(self, config: PreTrainedConfig, *, form: FusionForm, token_sizes: dict[Modality, int]):
@@ -235,7 +235,7 @@ class Crossformer(nn.Module):
         self.hidden_size = config.hidden_size
         self.num_layers = config.num_hidden_layers
         self.projections = nn.ModuleDict({m: nn.Linear(size, config.hidden_size) for m, size in token_sizes.items()})
-        # Every model has a row for each of the first ones; the others follow in an order that no table decides.
+        # Every model has a row for each built-in modality; the others follow in alphabetical order.
         further = sorted(token_sizes.keys() - set(BUILT_IN_MODALITIES))
         self.embedded_modalities = (*BUILT_IN_MODALITIES, *further)
         self.modality_embeddings = nn.Embedding(len(self.embedded_modalities), config.hidden_size)
@@ -269,9 +269,9 @@ class Crossformer(nn.Module):
         """Bring an encoder's tokens to the fusion's size and add the modality's and the time's embedding.
 
         Args:
-            tokens (`torch.Tensor` of shape `(batch_size, num_tokens, token_size)`): output of the encoder.
+            tokens (`torch.Tensor` of shape `(batch_size, num_tokens, token_size)`): Output of the encoder.
             mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): `True` for real tokens.
-            seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): time in the segment; `None` for
+            seconds (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): Time in the segment; `None` for
                 text.
         """
         row = self.modality_embeddings.weight[self.embedded_modalities.index(modality)]
@@ -283,7 +283,7 @@ class Crossformer(nn.Module):
     def _run(
         self, name: str, stream: Stream, context: "Stream | ClipCache | None" = None, num_queries: int | None = None
     ) -> torch.Tensor:
-        """One stack; of the last layer only the first `num_queries` tokens, if that is given."""
+        """Run one stack; with `num_queries`, the last layer only computes the first `num_queries` tokens."""
         states = stream.states
         for depth in range(self.num_layers):
             layer = self.stacks[name][depth]
@@ -296,7 +296,7 @@ class Crossformer(nn.Module):
         return self.output_norms[name](states)
 
     def _co_attend(self, streams: Clip, num_queries: int | None = None) -> Clip:
-        """All stacks; with `num_queries`, the last layer computes so many tokens of the text alone."""
+        """Run all stacks; with `num_queries`, the last layer only computes that many first tokens of the text."""
         for depth in range(self.num_layers):
             is_cut = num_queries is not None and depth == self.num_layers - 1
             updated: Clip = {}
@@ -318,7 +318,7 @@ class Crossformer(nn.Module):
         """Fuse audio and video without text.
 
         Args:
-            clip (`dict[Modality, Stream]`): embedded audio and/or video streams.
+            clip (`dict[Modality, Stream]`): Embedded audio and/or video streams.
 
         Returns:
             `dict[Modality, Stream]` of the same shapes.
@@ -329,18 +329,18 @@ class Crossformer(nn.Module):
         return split(self._run(name, concatenate(clip)), clip)
 
     def encode_text(self, text: Stream, num_queries: int | None = None) -> torch.Tensor:
-        """Run the fusion layers over the text alone; states of shape `(batch_size, num_queries, hidden_size)`."""
+        """Run the fusion layers over the text alone; return `(batch_size, num_queries, hidden_size)` states."""
         return self._run("all" if self.form == "merge" else "text", text, num_queries=num_queries)
 
     def clip_side(self, embedded: Clip, encoded: Clip) -> Clip:
-        """What [`fuse`] needs of a clip: its encoded states if they can be reused for every text, else its inputs."""
+        """Return what [`fuse`] needs of a clip: its encoded states if every text can reuse them, else its inputs."""
         return encoded if self.form == "cross_attention" else embedded
 
     def cache_clip(self, clip: Clip) -> "Clip | ClipCache":
-        """Whatever of [`fuse`] depends on the clip alone, once for many texts.
+        """Compute the part of [`fuse`] that depends on the clip alone, once for many texts.
 
         Args:
-            clip (`dict[Modality, Stream]`): what [`clip_side`] returned.
+            clip (`dict[Modality, Stream]`): Output of [`clip_side`].
 
         Returns:
             [`ClipCache`] in the form `cross_attention`; in the others every text changes the clip's states from the
@@ -352,14 +352,14 @@ class Crossformer(nn.Module):
         return ClipCache([layer.context_keys_and_values(states) for layer in self.stacks["text"]], mask)
 
     def fuse(self, text: Stream, clip: "Clip | ClipCache", num_queries: int | None = None) -> torch.Tensor:
-        """Text states that have seen the clip.
+        """Return text states that have attended to the clip.
 
         Args:
-            text (`Stream`): embedded text.
-            clip (`dict[Modality, Stream]` or `ClipCache`): what [`clip_side`] returned for the same rows; may be
-                empty. Or [`cache_clip`] of it, then the text may have a multiple of its rows: the first `n` belong to
-                the first clip, and so on.
-            num_queries (`int`, *optional*): how many of the first tokens' states are wanted. Then the last layer
+            text (`Stream`): Embedded text.
+            clip (`dict[Modality, Stream]` or `ClipCache`): Output of [`clip_side`] for the same rows; may be empty. Or
+                [`cache_clip`] of it, then the text may have a multiple of its rows: the first `n` belong to the first
+                clip, and so on.
+            num_queries (`int`, *optional*): Number of first tokens whose states are wanted. The last layer then
                 computes nothing else: with one, matching and answering cost up to a layer less.
 
         Returns:
@@ -396,11 +396,11 @@ def fusion_weights(source: dict[str, torch.Tensor], crossformer: Crossformer) ->
     as a copy of the same layer's self-attention and its norm.
 
     Args:
-        source (`dict[str, torch.Tensor]`): state of a `ViTModel` (`layers.N.…`) or `BertModel` (`encoder.layer.N.…`).
-        crossformer (`Crossformer`): where the tensors are to go.
+        source (`dict[str, torch.Tensor]`): State of a `ViTModel` (`layers.N.…`) or `BertModel` (`encoder.layer.N.…`).
+        crossformer (`Crossformer`): Module that the tensors are for.
 
     Returns:
-        `dict[str, torch.Tensor]`: tensors by their name in `crossformer`; names that it lacks are left out.
+        `dict[str, torch.Tensor]`: Tensors by their name in `crossformer`; names that it lacks are left out.
     """
     known = crossformer.state_dict().keys()
     renamed: dict[str, torch.Tensor] = {}
@@ -433,7 +433,7 @@ STOCK_MODELS = {"vit": ViTModel, "bert": BertModel}
 
 
 def load_fusion_config(name_or_path: str) -> PreTrainedConfig:
-    """Read a ViT or BERT configuration: a JSON file, a folder or a hub name; a `ValueError` says what is wrong."""
+    """Read a ViT or BERT configuration from a JSON file, a folder or the hub; a `ValueError` says what is wrong."""
     return load_config(name_or_path, sorted(STOCK_MODELS), "fusion")
 
 
@@ -443,9 +443,9 @@ def load_pretrained_fusion(
     """Load the layers of a ViT or BERT checkpoint into every stack of a crossformer, in place.
 
     Args:
-        crossformer (`Crossformer`): filled in place.
-        name_or_path (`str`): a hub name or a local folder.
-        cache_dir (`str`, *optional*): where files from the hub are kept.
+        crossformer (`Crossformer`): Filled in place.
+        name_or_path (`str`): Hub name or local folder.
+        cache_dir (`str`, *optional*): Folder where files from the hub are kept.
 
     Raises:
         ValueError: If there is no such checkpoint or it is neither a ViT nor a BERT.
@@ -454,7 +454,7 @@ def load_pretrained_fusion(
     if PRE_NORM[config.model_type] != crossformer.pre_norm:
         raise InputError(
             f"{name_or_path!r} holds a {config.model_type!r} model, but the fusion's configuration is for the other "
-            "kind; give a checkpoint and a configuration of one architecture."
+            "kind; use a checkpoint and a configuration of the same architecture."
         )
     try:
         stock, _ = load_weights(
@@ -469,7 +469,7 @@ def load_pretrained_fusion(
     source = {name: tensor.detach() for name, tensor in stock.state_dict().items()}
     renamed = fusion_weights(source, crossformer)
     report = transfer_tensors(name_or_path, renamed, crossformer, rename=lambda name: name)
-    # A deeper checkpoint and its embeddings have no place here; name them by their own names.
+    # The other layers of a deeper checkpoint and its embeddings have no place here; report their original names.
     used = {tensor.data_ptr() for tensor in renamed.values()}
     report.unused |= {name: "no such tensor in the fusion" for name, t in source.items() if t.data_ptr() not in used}
     return report

@@ -17,7 +17,7 @@ class BertTextEncoder(SentenceEncoder, BertModel):
     BERT ([Devlin et al., 2018](https://huggingface.co/papers/1810.04805)) without its pooler.
 
     Args:
-        config ([`BertConfig`]): sizes of the tower.
+        config ([`BertConfig`]): Sizes of the tower.
     """
 
     model_type = "bert"
@@ -35,7 +35,7 @@ class BertTextEncoder(SentenceEncoder, BertModel):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

@@ -14,7 +14,7 @@ class CLAPTextEncoder(OffsetPositionsEncoder, ClapTextModel):
     text's embedding is its pooled first token, projected.
 
     Args:
-        config ([`ClapTextConfig`]): sizes of the tower and of its embedding.
+        config ([`ClapTextConfig`]): Sizes of the tower and of its embedding.
     """
 
     title = "CLAP's text tower"
@@ -35,13 +35,13 @@ class CLAPTextEncoder(OffsetPositionsEncoder, ClapTextModel):
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
-        """Size of the common space with sound."""
+        """Return the size of the common space with audio."""
         return config.projection_dim
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

@@ -17,7 +17,7 @@ class CLIPTextEncoder(TextEncoder, CLIPTextModel):
     embedding is the state of the token that ends it, projected.
 
     Args:
-        config ([`CLIPTextConfig`]): sizes of the tower and of its embedding.
+        config ([`CLIPTextConfig`]): Sizes of the tower and of its embedding.
     """
 
     model_type = "clip_text_model"
@@ -36,7 +36,7 @@ class CLIPTextEncoder(TextEncoder, CLIPTextModel):
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
-        """Size of the common space with pictures."""
+        """Return the size of the common space with images."""
         return config.projection_dim
 
     @classmethod
@@ -48,15 +48,15 @@ class CLIPTextEncoder(TextEncoder, CLIPTextModel):
         end_token_id: int | None = None,
     ) -> PreTrainedConfig:
         """
-        See [`TextEncoder.fit_config`].
+        Copy the config for a tokenizer; see [`TextEncoder.fit_config`].
 
         Raises:
-            `ValueError` if the tokenizer does not end texts with a token of its own.
+            ValueError: If the tokenizer does not end texts with a token of its own.
         """
         if end_token_id is None or end_token_id == 2:  # the stock class reads 2 as a mark of older configs
             raise InputError(
-                "CLIP's text tower pools the token that ends a text, but the tokenizer puts none there (or number 2). "
-                "Take the tokenizer of the text checkpoint: name it by --tokenizer_name."
+                "CLIP's text tower pools the token that ends a text, but the tokenizer adds none (or one with id 2). "
+                "Use the tokenizer of the text checkpoint: set tokenizer_name to its name."
             )
         config = deepcopy(config)
         config.vocab_size, config.eos_token_id = vocab_size, end_token_id
@@ -65,7 +65,7 @@ class CLIPTextEncoder(TextEncoder, CLIPTextModel):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

@@ -12,15 +12,15 @@ def relative_positions(
     length: int, num_buckets: int, max_distance: int, *, device: torch.device | None = None
 ) -> torch.Tensor:
     """
-    Distances of queries to keys, those above `num_buckets // 2` on a logarithmic scale.
+    Return the distances of queries to keys, those above `num_buckets // 2` on a logarithmic scale.
 
     The stock function computes the same, but copies a number to the device in each pass, for which the host waits.
 
     Args:
-        length (`int`): tokens of a text.
-        num_buckets (`int`): of distances; 0 or less: no scale.
-        max_distance (`int`): the distance that falls into the last bucket.
-        device (`torch.device`, *optional*): where the result is wanted.
+        length (`int`): Number of tokens of a text.
+        num_buckets (`int`): Number of buckets of distances; 0 or less: no scale.
+        max_distance (`int`): Distance that falls into the last bucket.
+        device (`torch.device`, *optional*): Device of the result.
 
     Returns:
         `torch.LongTensor` of shape `(1, length, length)`.
@@ -31,7 +31,7 @@ def relative_positions(
         return distances
     middle = num_buckets // 2
     far = distances.abs().clamp(min=middle) / middle
-    longest = torch.log(torch.tensor((max_distance - 1) / middle))  # on the CPU: a number to whoever divides by it
+    longest = torch.log(torch.tensor((max_distance - 1) / middle))  # on the CPU: a division takes it as a number
     buckets = (far.log() / longest * (middle - 1)).ceil() + middle
     return torch.where(distances.abs() <= middle, distances, (buckets * distances.sign()).long())
 
@@ -45,7 +45,7 @@ class DebertaV2TextEncoder(SentenceEncoder, DebertaV2Model):
     DeBERTa-v2 and v3 ([He et al., 2020](https://huggingface.co/papers/2006.03654)), whose attention is eager only.
 
     Args:
-        config ([`DebertaV2Config`]): sizes of the tower.
+        config ([`DebertaV2Config`]): Sizes of the tower.
     """
 
     model_type = "deberta-v2"
@@ -75,7 +75,7 @@ class DebertaV2TextEncoder(SentenceEncoder, DebertaV2Model):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

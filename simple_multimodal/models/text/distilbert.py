@@ -12,7 +12,7 @@ class DistilBertTextDecoder(TextDecoder, DistilBertPreTrainedModel):
     """Masked language modelling head of DistilBERT."""
 
     def __init__(self, config: DistilBertConfig):
-        super().__init__(config, hidden_act=config.activation, layer_norm_eps=1e-12)  # the stock head's own
+        super().__init__(config, hidden_act=config.activation, layer_norm_eps=1e-12)  # as in the stock head
 
 
 class DistilBertTextEncoder(SentenceEncoder, DistilBertModel):
@@ -20,7 +20,7 @@ class DistilBertTextEncoder(SentenceEncoder, DistilBertModel):
     DistilBERT ([Sanh et al., 2019](https://huggingface.co/papers/1910.01108)).
 
     Args:
-        config ([`DistilBertConfig`]): sizes of the tower.
+        config ([`DistilBertConfig`]): Sizes of the tower.
     """
 
     model_type = "distilbert"
@@ -37,7 +37,7 @@ class DistilBertTextEncoder(SentenceEncoder, DistilBertModel):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What text encoders share: checks and conversions of a text tower, and the head of masked language modelling."""
+"""Shared parts of text encoders: checks and conversions of a text tower, and the head of masked language modelling."""
 
 from copy import deepcopy
 from typing import ClassVar, Literal
@@ -20,7 +20,7 @@ VOCABULARY_TENSORS = (
     "encoder.embeddings.tok_embeddings.weight",
     "decoder.bias",
 )
-"""Tensors with one row per entry of the vocabulary: worthless with another tokenizer."""
+"""Tensors with one row per entry of the vocabulary: useless with another tokenizer."""
 
 ROW_TENSORS = (
     *VOCABULARY_TENSORS,
@@ -35,7 +35,7 @@ class TextEncoder(Encoder):
     Base of the text encoders: `forward(input_ids, attention_mask)` returns one token per input id.
 
     Class attributes:
-        padding: to what texts are padded: `"longest"` of the batch, or the processor's `"max_length"`.
+        padding: Length that texts are padded to: `"longest"` of the batch, or the processor's `"max_length"`.
     """
 
     modality = "text"
@@ -43,12 +43,12 @@ class TextEncoder(Encoder):
 
     @property
     def word_embeddings(self) -> torch.Tensor:
-        """The table of shape `(vocab_size, hidden_size)` that the decoder reads, too."""
+        """The table of shape `(vocab_size, hidden_size)`, which the decoder reads, too."""
         return self.get_input_embeddings().weight
 
     @classmethod
     def max_tokens(cls, config: PreTrainedConfig) -> int:
-        """Tokens of the longest text that the tower has positions for."""
+        """Return the number of tokens of the longest text that the tower has positions for."""
         return config.max_position_embeddings
 
     @classmethod
@@ -60,13 +60,13 @@ class TextEncoder(Encoder):
         end_token_id: int | None = None,
     ) -> PreTrainedConfig:
         """
-        A copy of `config` for a tokenizer.
+        Copy `config` for a tokenizer.
 
         Args:
-            config ([`PreTrainedConfig`]): of the tower.
-            vocab_size (`int`): entries of the tokenizer.
-            pad_token_id (`int`, *optional*): its padding token.
-            end_token_id (`int`, *optional*): the token that ends every text; `None`: there is none.
+            config ([`PreTrainedConfig`]): Config of the tower.
+            vocab_size (`int`): Number of entries of the tokenizer.
+            pad_token_id (`int`, *optional*): Id of its padding token.
+            end_token_id (`int`, *optional*): Id of the token that ends every text; `None` if there is none.
         """
         config = deepcopy(config)
         config.vocab_size = vocab_size
@@ -84,15 +84,15 @@ class TextEncoder(Encoder):
 
     def stock_mask(self, attention_mask: torch.Tensor, *, is_causal: bool = False) -> torch.Tensor:
         """
-        A mask as the stock tower takes it without reading it on the host.
+        Return a mask that the stock tower takes without reading it on the host.
 
-        `transformers` reads a mask of two axes to leave one out that hides nothing, which waits for the device in
-        every pass; a mask of four axes it takes as it is. Flash and flex attention keep the two axes and must read
-        them.
+        `transformers` reads a mask with two axes in order to omit one that hides nothing, which waits for the device
+        in every pass; it takes a mask with four axes unchanged. Flash and flex attention keep the two axes and must
+        read them.
 
         Args:
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
-            is_causal (`bool`, *optional*, defaults to `False`): whether a token sees itself and earlier ones alone.
+            is_causal (`bool`, *optional*, defaults to `False`): Whether a token only sees itself and earlier ones.
         """
         kind = self.config._attn_implementation
         if kind not in ("sdpa", "eager"):
@@ -108,7 +108,7 @@ class TextEncoder(Encoder):
     def convert_pretrained(
         self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
     ) -> Conversion | None:
-        """Tables with one row per word or position: the rows that both have are copied, further ones stay new."""
+        """Convert tables with one row per word or position: copy the rows that both have; further ones stay new."""
         if name not in ROW_TENSORS or source.shape == target.shape or source.shape[1:] != target.shape[1:]:
             return None
         rows = min(len(source), len(target))
@@ -123,11 +123,11 @@ class TextDecoder(nn.Module):
     embeddings plus one bias per word.
 
     Args:
-        config (`PreTrainedConfig`): sizes of the tower.
-        hidden_act (`str`, *optional*), layer_norm_eps (`float`, *optional*): where the config does not name them so.
+        config (`PreTrainedConfig`): Sizes of the tower.
+        hidden_act (`str`, *optional*), layer_norm_eps (`float`, *optional*): Values for configs without these names.
 
-    That is what both layouts of the heads in `transformers` compute (`cls.predictions` of BERT and older DeBERTa,
-    `lm_predictions.lm_head` of newer DeBERTa). The word embeddings are handed in: there is one copy of them, and
+    Both layouts of the heads in `transformers` compute this (`cls.predictions` of BERT and older DeBERTa,
+    `lm_predictions.lm_head` of newer DeBERTa). The word embeddings are passed in: there is only one copy of them, and
     nothing to tie. A subclass also inherits from the tower's `PreTrainedModel`.
     """
 
@@ -150,12 +150,12 @@ class TextDecoder(nn.Module):
     def forward(self, states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): text states.
-            word_embeddings (`torch.FloatTensor` of shape `(vocab_size, hidden_size)`): the encoder's
+            states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): Text states.
+            word_embeddings (`torch.FloatTensor` of shape `(vocab_size, hidden_size)`): The encoder's
                 `word_embeddings`.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`: logits.
+            `torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`: Logits.
         """
         states = self.LayerNorm(self.activation(self.dense(states)))
         return nn.functional.linear(states, word_embeddings, self.bias)

@@ -1,4 +1,4 @@
-"""ModernBERT as a text encoder, by itself or as the text tower of PE-AV."""
+"""ModernBERT as a text encoder, on its own or as the text tower of PE-AV."""
 
 import torch
 from transformers import ModernBertConfig, ModernBertModel, PreTrainedConfig, PreTrainedModel
@@ -11,13 +11,13 @@ from simple_multimodal.models.text.sentences import SentenceEncoder
 
 class ModernBertTextEncoder(PEAVEncoder, SentenceEncoder, ModernBertModel):
     """
-    ModernBERT ([Warner et al., 2024](https://huggingface.co/papers/2412.13663)), of a checkpoint of its own or of
-    PE-AV, see [`PEAVEncoder`]. In PE-AV a text's embedding is the state of its first token through one of the heads
-    that texts have there: that for comparisons with sound, or that for pictures.
+    ModernBERT ([Warner et al., 2024](https://huggingface.co/papers/2412.13663)), from its own checkpoint or from
+    PE-AV's, see [`PEAVEncoder`]. In PE-AV a text's embedding is the state of its first token, passed through one of
+    the two text heads: one for comparisons with audio, one for comparisons with video.
 
     Args:
-        config ([`ModernBertConfig`]): sizes of the tower; besides, of PE-AV's `projection_dim`, the size of its
-            embedding, and `compared_with`, `"audio"` or `"video"`, the modality that the head is for.
+        config ([`ModernBertConfig`]): Sizes of the tower; for PE-AV also `projection_dim`, the size of its embedding,
+            and `compared_with`, `"audio"` or `"video"`, the modality that the head is for.
     """
 
     model_type = "modernbert"
@@ -38,15 +38,15 @@ class ModernBertTextEncoder(PEAVEncoder, SentenceEncoder, ModernBertModel):
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int | None:
-        """Size of PE-AV's common space, or of the embedding of a sentence; `None`: the tower pools none."""
+        """Return the size of PE-AV's common space, or of a sentence embedding; `None` if the tower pools none."""
         return PEAVEncoder.embedding_size(config) or SentenceEncoder.embedding_size(config)
 
     def read_pretrained(self, name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
         """
-        See [`Encoder.read_pretrained`].
+        Read a checkpoint; see [`Encoder.read_pretrained`].
 
         Raises:
-            `ValueError` if the checkpoint is ModernBERT alone, but the config is that of PE-AV's tower.
+            ValueError: If the checkpoint is ModernBERT alone, but the config is for PE-AV's tower.
         """
         model_type = PreTrainedConfig.get_config_dict(name_or_path)[0]["model_type"]
         if model_type == self.model_type and self.text_head is None:
@@ -56,7 +56,7 @@ class ModernBertTextEncoder(PEAVEncoder, SentenceEncoder, ModernBertModel):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

@@ -20,7 +20,7 @@ class MPNetTextEncoder(OffsetPositionsEncoder, SentenceEncoder, MPNetModel):
     only.
 
     Args:
-        config ([`MPNetConfig`]): sizes of the tower.
+        config ([`MPNetConfig`]): Sizes of the tower.
     """
 
     title = "MPNet's text tower"
@@ -35,13 +35,13 @@ class MPNetTextEncoder(OffsetPositionsEncoder, SentenceEncoder, MPNetModel):
         super().__init__(config, add_pooling_layer=False)
 
     def layer_parameters(self) -> list[list[nn.Parameter]]:
-        """Those of the stack, whose layers the stock class cannot run again in the backward pass."""
+        """Return the parameters of the stack's layers, which the stock class cannot run again in the backward pass."""
         return [list(layer.parameters()) for layer in self.encoder.layer]
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

@@ -23,17 +23,17 @@ from simple_multimodal.models.text.sentences import SentenceEncoder
 
 class OffsetPositionsEncoder(TextEncoder):
     """
-    Base of text towers that count positions from behind their padding token's number, which is how they tell padding.
+    Base of text towers that count positions from after their padding token's id, which is how they recognise padding.
 
     Class attributes:
-        title: what messages call the tower.
+        title: Name of the tower in messages.
     """
 
     title = "RoBERTa's text tower"
 
     @classmethod
     def max_tokens(cls, config: PreTrainedConfig) -> int:
-        """Positions are counted from behind the padding's."""
+        """Return the number of positions after the padding token's."""
         return config.max_position_embeddings - config.pad_token_id - 1
 
     @classmethod
@@ -45,16 +45,16 @@ class OffsetPositionsEncoder(TextEncoder):
         end_token_id: int | None = None,
     ) -> PreTrainedConfig:
         """
-        See [`TextEncoder.fit_config`].
+        Copy the config for a tokenizer; see [`TextEncoder.fit_config`].
 
         Raises:
-            `ValueError` if the tokenizer's padding has another number than the tower's.
+            ValueError: If the tokenizer's padding token has another id than the tower's.
         """
         if pad_token_id != config.pad_token_id:
             raise InputError(
                 f"{cls.title} counts positions from its padding token, number {config.pad_token_id}; that of "
-                f"the tokenizer is {pad_token_id}. Take the tokenizer of the text checkpoint: name it by "
-                "--tokenizer_name."
+                f"the tokenizer is {pad_token_id}. Use the tokenizer of the text checkpoint: set tokenizer_name to "
+                "its name."
             )
         config = deepcopy(config)
         config.vocab_size = vocab_size
@@ -70,7 +70,7 @@ class RobertaTextEncoder(OffsetPositionsEncoder, SentenceEncoder, RobertaModel):
     RoBERTa ([Liu et al., 2019](https://huggingface.co/papers/1907.11692)) without its pooler.
 
     Args:
-        config ([`RobertaConfig`]): sizes of the tower.
+        config ([`RobertaConfig`]): Sizes of the tower.
     """
 
     model_type = "roberta"
@@ -80,7 +80,7 @@ class RobertaTextEncoder(OffsetPositionsEncoder, SentenceEncoder, RobertaModel):
         "lm_head.dense.": "decoder.dense.",
         "lm_head.layer_norm.": "decoder.LayerNorm.",
         "lm_head.bias": "decoder.bias",
-        "lm_head.decoder.bias": "decoder.bias",  # one tensor with the above, which may stand first
+        "lm_head.decoder.bias": "decoder.bias",  # the same tensor as above; either name may come first
         "lm_head.decoder.weight": "encoder.embeddings.word_embeddings.weight",
     }
     decoder_class = RobertaTextDecoder
@@ -92,7 +92,7 @@ class RobertaTextEncoder(OffsetPositionsEncoder, SentenceEncoder, RobertaModel):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:
@@ -114,7 +114,7 @@ class XLMRobertaTextEncoder(OffsetPositionsEncoder, SentenceEncoder, XLMRobertaM
     hundred languages.
 
     Args:
-        config ([`XLMRobertaConfig`]): sizes of the tower.
+        config ([`XLMRobertaConfig`]): Sizes of the tower.
     """
 
     title = "XLM-RoBERTa's text tower"

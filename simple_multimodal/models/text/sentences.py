@@ -1,4 +1,4 @@
-"""Text towers that were trained for sentence similarity: how they pool, read from the files beside their config."""
+"""Text towers trained for sentence similarity: how they pool, read from the files next to their config."""
 
 import json
 from pathlib import Path
@@ -19,18 +19,18 @@ POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Settings of a pooling module and the modes that they stand for, in the order in which several are put together."""
+"""Settings of a pooling module and the modes that they stand for, in the order in which several are concatenated."""
 
 
 def read_sentence_pooling(name_or_path: str) -> dict[str, Any] | None:
     """
-    How a checkpoint in the layout of Sentence Transformers pools the tokens of a text.
+    Return how a checkpoint in the layout of Sentence Transformers pools the tokens of a text.
 
     Args:
-        name_or_path (`str`): hub name or folder of the checkpoint; a file is a config alone and says nothing.
+        name_or_path (`str`): Hub name or folder of the checkpoint; a config file alone says nothing about pooling.
 
     Returns:
-        `{"modes": [...], "normalize": bool}`, or `None` where the checkpoint has neither a `modules.json` nor a
+        `{"modes": [...], "normalize": bool}`, or `None` if the checkpoint has neither a `modules.json` nor a
         `1_Pooling/config.json`.
 
     Raises:
@@ -48,8 +48,8 @@ def read_sentence_pooling(name_or_path: str) -> dict[str, Any] | None:
         unknown = [f"{kind} ({module['path']})" for kind, module in zip(kinds, modules, strict=True)]
         raise InputError(
             f"{name_or_path!r} embeds sentences by the modules {', '.join(unknown)} of its modules.json; known are "
-            "Transformer and Pooling, which Normalize may follow. Take another checkpoint, or for its tokens alone a "
-            "copy without modules.json and 1_Pooling."
+            "Transformer and Pooling, which Normalize may follow. Use another checkpoint, or a copy without "
+            "modules.json and 1_Pooling if only its tokens are needed."
         )
     folder = modules[1]["path"]
     pooling = _read_json(name_or_path, f"{folder}/config.json") or {}
@@ -59,14 +59,14 @@ def read_sentence_pooling(name_or_path: str) -> dict[str, Any] | None:
     if not modes or not set(modes) <= set(POOLING_MODES.values()):
         raise InputError(
             f"{name_or_path!r}: {folder}/config.json names {', '.join(modes) or 'no mode'} as pooling; known are "
-            f"{', '.join(POOLING_MODES.values())}. Take another checkpoint, or for its tokens alone a copy without "
-            "modules.json and 1_Pooling."
+            f"{', '.join(POOLING_MODES.values())}. Use another checkpoint, or a copy without modules.json and "
+            "1_Pooling if only its tokens are needed."
         )
     return {"modes": modes, "normalize": "Normalize" in kinds}
 
 
 def _read_json(name_or_path: str, file: str) -> Any:
-    """Content of a file of a checkpoint, `None` where there is no such file (or the hub cannot be reached)."""
+    """Return the content of a checkpoint's file, or `None` if there is no such file (or the hub is unreachable)."""
     path = cached_file(
         name_or_path,
         file,
@@ -78,15 +78,15 @@ def _read_json(name_or_path: str, file: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}. Get it anew, or delete it.") from error
+        raise InputError(f"{path} cannot be read as JSON: {error}. Download it again, or delete it.") from error
 
 
 class SentenceEncoder(TextEncoder):
     """
     Base of text encoders that pool an embedding of a text if they were trained to do so
-    ([Reimers & Gurevych, 2019](https://huggingface.co/papers/1908.10084)): where `modules.json` or `1_Pooling` lie
-    beside the checkpoint's config, [`load_tower_config`] notes them there as `sentence_pooling`. Without, a text's
-    tokens are all that the tower gives.
+    ([Reimers & Gurevych, 2019](https://huggingface.co/papers/1908.10084)): if `modules.json` or `1_Pooling` is next to
+    the checkpoint's config, [`load_tower_config`] stores the settings there as `sentence_pooling`. Otherwise the tower
+    only provides a text's tokens.
     """
 
     def __init__(self, config: PreTrainedConfig, **settings):
@@ -101,21 +101,21 @@ class SentenceEncoder(TextEncoder):
 
     @classmethod
     def takes_own_processor(cls, config: PreTrainedConfig) -> bool:
-        """See [`Encoder.takes_own_processor`]; what embeds sentences knows the words of its own tokenizer alone."""
+        """See [`Encoder.takes_own_processor`]; a sentence encoder only knows the words of its own tokenizer."""
         return cls.uses_own_processor or "sentence_pooling" in config.to_dict()
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int | None:
-        """Size of the embedding of a sentence; `None`: the tower pools none."""
+        """Return the size of a sentence embedding; `None` if the tower pools none."""
         pooling = config.to_dict().get("sentence_pooling")
         return None if pooling is None else len(pooling["modes"]) * config.hidden_size
 
     def pool_sentence(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
         """
-        Embedding of each text as the checkpoint was trained to pool it.
+        Return the embedding of each text as the checkpoint was trained to pool it.
 
         Args:
-            tokens (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): the tower's.
+            tokens (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`): Output of the tower.
             attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): 1 = token, 0 = padding.
 
         Returns:

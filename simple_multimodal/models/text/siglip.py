@@ -11,7 +11,7 @@ from simple_multimodal.models.text.masked_lm import TextEncoder
 class FixedLengthTextEncoder(TextEncoder):
     """
     Base of the text towers of both SigLIP families: texts are padded to one length, padding takes part in attention,
-    and the embedding is the projected state of the last place, whatever stands there.
+    and the embedding is the projected state of the last position, whatever is there.
     """
 
     sub_config = "text_config"
@@ -23,7 +23,7 @@ class FixedLengthTextEncoder(TextEncoder):
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
-        """Size of the common space with pictures."""
+        """Return the size of the common space with images."""
         return config.projection_size
 
     def check_inputs(self, max_seq_length: int) -> None:
@@ -38,9 +38,9 @@ class FixedLengthTextEncoder(TextEncoder):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, max_position_embeddings)`): token ids.
+            input_ids (`torch.LongTensor` of shape `(batch_size, max_position_embeddings)`): Token ids.
             attention_mask (`torch.LongTensor` of shape `(batch_size, max_position_embeddings)`): 1 = token, 0 =
-                padding, which is left out after the tower.
+                padding, which is masked after the tower.
 
         Returns:
             [`EncoderOutput`] with `max_position_embeddings` tokens.
@@ -55,7 +55,7 @@ class SiglipTextEncoder(FixedLengthTextEncoder, SiglipTextModel):
     The text tower of SigLIP ([Zhai et al., 2023](https://huggingface.co/papers/2303.15343)).
 
     Args:
-        config ([`SiglipTextConfig`]): sizes of the tower and of its embedding.
+        config ([`SiglipTextConfig`]): Sizes of the tower and of its embedding.
     """
 
     model_type = "siglip_text_model"

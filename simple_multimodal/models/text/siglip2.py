@@ -10,7 +10,7 @@ class Siglip2TextEncoder(FixedLengthTextEncoder, Siglip2TextModel):
     The text tower of SigLIP 2 ([Tschannen et al., 2025](https://huggingface.co/papers/2502.14786)).
 
     Args:
-        config ([`Siglip2TextConfig`]): sizes of the tower and of its embedding.
+        config ([`Siglip2TextConfig`]): Sizes of the tower and of its embedding.
     """
 
     model_type = "siglip2_text_model"

@@ -1,4 +1,4 @@
-"""The picture tower of CLIP as a video encoder."""
+"""The image tower of CLIP as a video encoder."""
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ class CLIPVideoEncoder(ImageEncoder, CLIPVisionModel):
     [`ImageEncoder`]. A frame's embedding is its class token, projected.
 
     Args:
-        config ([`CLIPVisionConfig`]): sizes of the tower and of its embedding.
-        settings: as in [`ImageEncoder`]; mean and deviation default to CLIP's.
+        config ([`CLIPVisionConfig`]): Sizes of the tower and of its embedding.
+        settings: As in [`ImageEncoder`]; mean and deviation default to CLIP's.
     """
 
     model_type = "clip_vision_model"
@@ -32,7 +32,7 @@ class CLIPVideoEncoder(ImageEncoder, CLIPVisionModel):
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int:
-        """Size of the common space with text."""
+        """Return the size of the common space with text."""
         return config.projection_dim
 
     def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

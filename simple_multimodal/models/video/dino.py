@@ -1,4 +1,4 @@
-"""DINOv2, with and without registers, and DINOv3, as ViT and as ConvNeXt, over each frame as video encoders."""
+"""DINOv2 (with and without registers) and DINOv3 (ViT and ConvNeXt) over each frame as video encoders."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from simple_multimodal.models.video.images import FrameEncoder
 
 
 class DinoEncoder(FrameEncoder):
-    """Base of these towers: tokens are all that they give, a class token first."""
+    """Base of these towers, which only provide tokens, a class token first."""
 
     pretrained_names = {"": "encoder."}
     untrained = ("embeddings.mask_token",)  # of the objective that they were trained with
@@ -20,8 +20,8 @@ class Dinov2VideoEncoder(DinoEncoder, Dinov2Model):
     [`FrameEncoder`].
 
     Args:
-        config ([`Dinov2Config`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`Dinov2Config`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov2"
@@ -38,8 +38,8 @@ class Dinov2WithRegistersVideoEncoder(DinoEncoder, Dinov2WithRegistersModel):
     behind the class token; see [`FrameEncoder`].
 
     Args:
-        config ([`Dinov2WithRegistersConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`Dinov2WithRegistersConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov2_with_registers"
@@ -54,11 +54,11 @@ class DINOv3VideoEncoder(DinoEncoder, DINOv3ViTModel):
     """
     The ViT of DINOv3 ([Siméoni et al., 2025](https://huggingface.co/papers/2508.10104)) over each frame, with register
     tokens behind the class token; see [`FrameEncoder`]. Its positions are not shifted and scaled at random in
-    training, because one draw would be that of all frames of a pass.
+    training, because one random choice would apply to all frames of a pass.
 
     Args:
-        config ([`DINOv3ViTConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`DINOv3ViTConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov3_vit"
@@ -79,11 +79,11 @@ class DINOv3VideoEncoder(DinoEncoder, DINOv3ViTModel):
 class DINOv3ConvNextVideoEncoder(DinoEncoder, DINOv3ConvNextModel):
     """
     The ConvNeXt of DINOv3 ([Siméoni et al., 2025](https://huggingface.co/papers/2508.10104)) over each frame: the mean
-    of the places of its last map, then these; see [`FrameEncoder`].
+    over its last feature map, then the positions of the map; see [`FrameEncoder`].
 
     Args:
-        config ([`DINOv3ConvNextConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`DINOv3ConvNextConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "dinov3_convnext"
@@ -91,11 +91,11 @@ class DINOv3ConvNextVideoEncoder(DinoEncoder, DINOv3ConvNextModel):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of the last stage."""
+        """Number of channels of the last stage."""
         return self.config.hidden_sizes[-1]
 
     def layer_parameters(self) -> list[list[nn.Parameter]]:
-        """Blocks of all stages, each stage's first one with what makes its map smaller."""
+        """Return the parameters of the blocks of all stages, each stage's first block with its downsampling layers."""
         groups: list[list[nn.Parameter]] = []
         for stage in self.model.stages:
             first, *others = stage.layers

@@ -1,4 +1,4 @@
-"""What towers of single pictures share as video encoders: every frame runs through the tower by itself."""
+"""Shared parts of image towers as video encoders: every frame runs through the tower by itself."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -19,19 +19,19 @@ from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.models.times import time_embedding
 
 DEFAULT_NUM_FRAMES = 12
-"""Frames of a clip where nothing else is said; as CLIP4Clip (Luo et al. 2021) takes them."""
+"""Default number of frames of a clip, as in CLIP4Clip (Luo et al. 2021)."""
 
 
 class FrameTransformer(nn.Module):
     """
-    Lets the frames of a clip look at each other before their embeddings are averaged, as `seqTransf` of
-    [CLIP4Clip](https://huggingface.co/papers/2104.08860): layers of CLIP over the embeddings and their times, added to
-    the embeddings. What is added is multiplied by a gate that starts at zero
+    Lets the frames of a clip attend to each other before their embeddings are averaged, as `seqTransf` of
+    [CLIP4Clip](https://huggingface.co/papers/2104.08860): the output of CLIP layers over the embeddings and their
+    times is added to the embeddings. It is multiplied by a gate that starts at zero
     ([Bachlechner et al., 2020](https://huggingface.co/papers/2003.04887)): untrained, it changes nothing.
 
     Args:
-        size (`int`): of the embeddings, even.
-        num_layers (`int`): layers; CLIP4Clip has 4.
+        size (`int`): Size of the embeddings, even.
+        num_layers (`int`): Number of layers; CLIP4Clip has 4.
     """
 
     def __init__(self, size: int, num_layers: int):
@@ -49,8 +49,8 @@ class FrameTransformer(nn.Module):
     def forward(self, embeddings: torch.Tensor, seconds: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            embeddings (`torch.FloatTensor` of shape `(batch_size, num_frames, size)`): of frames, of any length.
-            seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+            embeddings (`torch.FloatTensor` of shape `(batch_size, num_frames, size)`): Frame embeddings of any length.
+            seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_frames, size)`.
@@ -65,23 +65,23 @@ class FrameTransformer(nn.Module):
 
 class ImageEncoder(Encoder):
     """
-    Base of video encoders that look at one frame at a time. A subclass also inherits from the stock tower and defines
+    Base of video encoders that encode one frame at a time. A subclass also inherits from the stock tower and defines
     `encode_images`.
 
-    A clip's embedding is the mean of its frames' embeddings, each scaled to length one before: the parameter-free form
+    A clip's embedding is the mean of its frame embeddings, each scaled to length one first: the parameter-free form
     (`meanP`) of [CLIP4Clip](https://huggingface.co/papers/2104.08860), or with `frame_pooling_layers` after a
     [`FrameTransformer`] (`seqTransf`).
 
     Args:
-        config (`PreTrainedConfig`): sizes of the tower. It takes any number of frames, and frames of any size that its
+        config (`PreTrainedConfig`): Sizes of the tower. It takes any number of frames, and frames of any size that its
             patches tile.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
-        frame_pooling_layers (`int`, *optional*, defaults to 0): layers of the [`FrameTransformer`]; 0: there is none.
-        stock_settings: further arguments of the stock class, such as `add_pooling_layer`.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+        frame_pooling_layers (`int`, *optional*, defaults to 0): Number of layers of the [`FrameTransformer`], if any.
+        stock_settings: Further arguments of the stock class, such as `add_pooling_layer`.
 
     Raises:
-        `ValueError` if there are such layers, but the tower pools no embedding.
+        ValueError: If there are such layers, but the tower pools no embedding.
     """
 
     modality = "video"
@@ -106,7 +106,7 @@ class ImageEncoder(Encoder):
             if size is None:
                 raise InputError(
                     f"frame_pooling_layers is {frame_pooling_layers}, but this {self.model_type!r} has no head that "
-                    "pools an embedding of a frame. Set it to 0."
+                    "pools a frame embedding. Set it to 0."
                 )
             self.frame_transformer = FrameTransformer(size, frame_pooling_layers)
             self.post_init()
@@ -119,23 +119,23 @@ class ImageEncoder(Encoder):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Number of frames and size."""
+        """Return the number of frames and their size."""
         return {"num_frames": DEFAULT_NUM_FRAMES, "size": config.image_size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:
         """
-        A copy of the config, in which nothing has to change: position tables are interpolated in every pass.
+        Copy the config, in which nothing has to change: position tables are interpolated in every pass.
 
         Raises:
-            `ValueError` if the patches do not tile the frames, or the pixels are not RGB.
+            ValueError: If the patches do not tile the frames, or the pixels are not RGB.
         """
         patch = config.patch_size
         if not isinstance(patch, int) or height % patch or width % patch:
             raise InputError(
                 f"The clips have frames of {height} by {width} pixels, but the video tower cuts them into patches of "
-                f"{patch}. Height and width must be multiples of one whole number: set size of the video processor "
-                "(--video_size) to such."
+                f"{patch}. Height and width must be multiples of an integer patch size: set size of the video "
+                "processor (video_size) accordingly."
             )
         if config.num_channels != 3:
             raise InputError(f"The video tower must take RGB frames, but num_channels is {config.num_channels}.")
@@ -150,7 +150,7 @@ class ImageEncoder(Encoder):
         Run the tower.
 
         Args:
-            pixels (`torch.FloatTensor` of shape `(num_images, 3, height, width)`): normalised.
+            pixels (`torch.FloatTensor` of shape `(num_images, 3, height, width)`): Normalised pixels.
 
         Returns:
             Tokens `(num_images, num_tokens, hidden_size)`, as the stock tower's `last_hidden_state`, and embeddings
@@ -162,11 +162,11 @@ class ImageEncoder(Encoder):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
-            [`EncoderOutput`]: the tokens of one frame after those of the other; a class token first, if there is one.
+            [`EncoderOutput`]: Tokens frame by frame; in each frame a class token first, if there is one.
         """
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
         self.check_inputs(num_frames, height, width)
@@ -189,14 +189,14 @@ class ImageEncoder(Encoder):
 
 class FrameEncoder(ImageEncoder):
     """
-    Base of frame encoders that give tokens and no embedding, so that the tokens of a frozen one can be kept as
-    features ([features.md](docs/features.md)). How many tokens a frame becomes is found by running the tower without
-    values, on the meta device; `fit_config` notes it.
+    Base of frame encoders that provide tokens but no embedding, so that the tokens of a frozen one can be stored as
+    features ([features.md](docs/features.md)). The number of tokens per frame is found by running the tower without
+    values, on the meta device; `fit_config` stores it.
 
     Args:
-        config (`PreTrainedConfig`): sizes of the tower; besides, `frame_size` (height and width) and
-            `tokens_per_frame`, which `fit_config` notes there.
-        settings: as in [`ImageEncoder`].
+        config (`PreTrainedConfig`): Sizes of the tower; also `frame_size` (height and width) and
+            `tokens_per_frame`, which `fit_config` stores there.
+        settings: As in [`ImageEncoder`].
     """
 
     tokens_are_all = True
@@ -204,10 +204,10 @@ class FrameEncoder(ImageEncoder):
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:
         """
-        A copy of the config for frames of this size.
+        Copy the config for frames of this size.
 
         Raises:
-            `ValueError` if the tower does not take them.
+            ValueError: If the tower does not take them.
         """
         config = super().fit_config(config, num_frames, height, width) if cls.has_patches(config) else deepcopy(config)
         try:
@@ -216,19 +216,19 @@ class FrameEncoder(ImageEncoder):
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"The clips have RGB frames of {height} by {width} pixels, which the video tower {cls.model_type!r} "
-                f"does not take: {error}. Set size of the video processor (--video_size) to what it takes."
+                f"does not take: {error}. Set size of the video processor (video_size) to one that it takes."
             ) from error
         config.frame_size, config.tokens_per_frame = [height, width], tokens.shape[1]
         return config
 
     @classmethod
     def has_patches(cls, config: PreTrainedConfig) -> bool:
-        """Whether frames are cut into patches of the config's `patch_size`, which must tile them."""
+        """Return whether frames are cut into patches of the config's `patch_size`, which must tile them."""
         return "patch_size" in config.to_dict()
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a frame."""
+        """Number of tokens of a frame."""
         return self.config.tokens_per_frame
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
@@ -237,5 +237,5 @@ class FrameEncoder(ImageEncoder):
         if own is not None and own != [height, width]:
             raise InputError(
                 f"The clips have frames of {height} by {width} pixels, but the video tower takes {own[0]} by "
-                f"{own[1]}. Set size of the video processor (--video_size) to that."
+                f"{own[1]}. Set size of the video processor (video_size) to that."
             )

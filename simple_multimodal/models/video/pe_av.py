@@ -1,4 +1,4 @@
-"""The picture tower of PE-AV as a video encoder."""
+"""The video tower of PE-AV as a video encoder."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,21 +16,21 @@ from simple_multimodal.models.patches import normalize_pixels
 from simple_multimodal.models.pe_av import PEAVEncoder, prepare_images, require_timm
 
 DEFAULT_NUM_FRAMES = 16
-"""Frames of a clip where nothing else is said."""
+"""Default number of frames of a clip."""
 
 
 class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
     """
-    The picture tower of PE-AV, see [`PEAVEncoder`]: a ViT of `timm` embeds each frame, and a transformer lets the
-    frames see each other, any number of them. A frame is one token.
+    The video tower of PE-AV, see [`PEAVEncoder`]: a ViT of `timm` embeds each frame, and a transformer lets the frames
+    attend to each other, any number of them. A frame is one token.
 
     Args:
-        config ([`PeVideoEncoderConfig`]): sizes of the tower; besides, `projection_dim`, the size of its embedding.
+        config ([`PeVideoEncoderConfig`]): Sizes of the tower; also `projection_dim`, the size of its embedding.
         image_mean, image_std (`Sequence[float]`, *optional*, default to 0.5):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
 
     Raises:
-        `ValueError` if `timm` is not installed.
+        ValueError: If `timm` is not installed.
     """
 
     modality = "video"
@@ -55,7 +55,7 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Number of frames and size, and the normalisation that the tower was trained with."""
+        """Return the number of frames, their size, and the normalisation that the tower was trained with."""
         height, width = _frame_size(config)
         normalisation = {"image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD}
         return {"num_frames": DEFAULT_NUM_FRAMES, "size": {"height": height, "width": width}, **normalisation}
@@ -63,17 +63,17 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:
         """
-        A copy of the config, in which nothing has to change.
+        Copy the config, in which nothing has to change.
 
         Raises:
-            `ValueError` if the frames have another size than the tower's.
+            ValueError: If the frames have another size than the tower's.
         """
         _check_size(config, height, width)
         return deepcopy(config)
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether the layers of `timm` keep their inputs alone; set together with that of all layers."""
+        """Whether the layers of `timm` only keep their inputs; set together with that of all layers."""
         return bool(self.embedder.vision_model.timm_model.grad_checkpointing)
 
     @gradient_checkpointing.setter
@@ -93,11 +93,11 @@ class PEAVVideoEncoder(PEAVEncoder, PeVideoEncoder):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
-            [`EncoderOutput`]: a token for every frame.
+            [`EncoderOutput`]: One token per frame.
         """
         self.check_inputs(*pixel_values_videos.shape[1:2], *pixel_values_videos.shape[3:])
         pixels = normalize_pixels(pixel_values_videos, self.image_mean, self.image_std)
@@ -111,13 +111,13 @@ def _check_size(config: PreTrainedConfig, height: int, width: int) -> None:
     own = _frame_size(config)
     if (height, width) != own:
         raise InputError(
-            f"The clips have frames of {height} by {width} pixels, but PE-AV's picture tower takes {own[0]} by "
-            f"{own[1]}. Set size of the video processor (--video_size) to that."
+            f"The clips have frames of {height} by {width} pixels, but PE-AV's video tower takes {own[0]} by "
+            f"{own[1]}. Set size of the video processor (video_size) to that."
         )
 
 
 def _frame_size(config: PreTrainedConfig) -> tuple[int, int]:
-    """Height and width of the frames that a tower takes, in pixels."""
+    """Return height and width of the frames that a tower takes, in pixels."""
     require_timm()
     from timm.models import get_pretrained_cfg
 

@@ -1,4 +1,4 @@
-"""The picture tower of SigLIP as a video encoder; checkpoints of SigLIP 2 with a fixed resolution are of this type."""
+"""The image tower of SigLIP as a video encoder; checkpoints of SigLIP 2 with a fixed resolution are of this type."""
 
 import torch
 from transformers import PreTrainedConfig, SiglipModel, SiglipVisionModel
@@ -7,7 +7,7 @@ from simple_multimodal.models.video.images import ImageEncoder
 
 
 class HeadedImageEncoder(ImageEncoder):
-    """Base of the picture towers of both SigLIP families: a frame's embedding is what a head of attention pools."""
+    """Base of the image towers of both SigLIP families: a head with attention pools a frame's embedding."""
 
     pretrained_names = {"vision_model.": "encoder.", "": "encoder."}
     other_names = ("text_model.", "logit_")
@@ -15,7 +15,7 @@ class HeadedImageEncoder(ImageEncoder):
 
     @classmethod
     def embedding_size(cls, config: PreTrainedConfig) -> int | None:
-        """Size of the common space with text; `None` without the head."""
+        """Return the size of the common space with text; `None` without the head."""
         return config.hidden_size if config.vision_use_head else None
 
 
@@ -24,8 +24,8 @@ class SiglipVideoEncoder(HeadedImageEncoder, SiglipVisionModel):
     The ViT of SigLIP ([Zhai et al., 2023](https://huggingface.co/papers/2303.15343)) over each frame.
 
     Args:
-        config ([`SiglipVisionConfig`]): sizes of the tower.
-        settings: as in [`ImageEncoder`].
+        config ([`SiglipVisionConfig`]): Sizes of the tower.
+        settings: As in [`ImageEncoder`].
     """
 
     model_type = "siglip_vision_model"

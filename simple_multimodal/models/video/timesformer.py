@@ -20,10 +20,9 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
     TimeSformer ([Bertasius et al., 2021](https://huggingface.co/papers/2102.05095)), whose attention is eager only.
 
     Args:
-        config ([`TimesformerConfig`]): sizes of the tower; `num_frames` and `image_size` are what it takes, nothing
-            else.
+        config ([`TimesformerConfig`]): Sizes of the tower, which takes exactly `num_frames` frames of `image_size`.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
     """
 
     modality = "video"
@@ -43,31 +42,31 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer whose output is one tensor, of which activation checkpointing may want gradients."""
+        """Return the layer whose output is one tensor; activation checkpointing may need its gradients."""
         return self.get_submodule("embeddings.patch_embeddings.projection")
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Number of frames and size."""
+        """Return the number of frames and their size."""
         return {"num_frames": config.num_frames, "size": config.image_size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:
         """
-        A copy of the config for clips of `num_frames` frames of `height` by `width` pixels.
+        Copy the config for clips of `num_frames` frames of `height` by `width` pixels.
 
         Raises:
-            `ValueError` if the frames are not square or the patches do not tile them, or if nothing looks at time.
+            ValueError: If the frames are not square, the patches do not tile them, or no attention is over time.
         """
         if height != width or not isinstance(config.patch_size, int) or height % config.patch_size:
             raise InputError(
                 f"The clips have frames of {height} by {width} pixels, but TimeSformer takes square ones in patches "
-                f"of {config.patch_size}: set size of the video processor (--video_size) to a multiple of that."
+                f"of {config.patch_size}: set size of the video processor (video_size) to a multiple of that."
             )
         if config.attention_type == "space_only":
             raise InputError(
-                "This TimeSformer has attention_type 'space_only', in which frames never meet. Take a checkpoint with "
-                "'divided_space_time' or 'joint_space_time'."
+                "This TimeSformer has attention_type 'space_only', in which frames do not attend to each other. Use a "
+                "checkpoint with 'divided_space_time' or 'joint_space_time'."
             )
         config = deepcopy(config)
         config.num_frames, config.image_size = num_frames, height
@@ -75,7 +74,7 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
 
     @property
     def tokens_per_step(self) -> int:
-        """Patches of a frame."""
+        """Number of patches of a frame."""
         return (self.config.image_size // self.config.patch_size) ** 2
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
@@ -92,11 +91,11 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
-            [`EncoderOutput`]: tokens in the order (time, height, width), without the class token, which has no time.
+            [`EncoderOutput`]: Tokens in the order (time, height, width), without the class token, which has no time.
         """
         _, num_frames, _, height, width = pixel_values_videos.shape
         self.check_inputs(num_frames, height, width)
@@ -109,7 +108,7 @@ class TimesformerVideoEncoder(Encoder, TimesformerModel):
     def convert_pretrained(
         self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
     ) -> Conversion | None:
-        """Position and time tables of another length: the nearest entry, as the stock class has it."""
+        """Convert position and time tables of another length: use the nearest entry, as the stock class does."""
         if source.shape == target.shape or source.shape[-1] != target.shape[-1]:
             return None
         if name == "encoder.embeddings.time_embeddings":

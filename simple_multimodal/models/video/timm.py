@@ -13,10 +13,10 @@ from simple_multimodal.errors import InputError
 from simple_multimodal.models.video.images import DEFAULT_NUM_FRAMES, FrameEncoder
 
 KERNELS = {"bicubic": "bicubic", "bilinear": "antialias"}
-"""Kernels of [`VideoClipProcessor`] by what timm calls them."""
+"""Kernels of [`VideoClipProcessor`] by their names in timm."""
 
 RESIZE_MODES = {"center": "short_side_center_crop", "squash": "squash", "border": "pad"}
-"""Geometries of [`VideoClipProcessor`] by timm's crop mode."""
+"""Resize modes of [`VideoClipProcessor`] by timm's crop modes."""
 
 
 def require_timm() -> None:
@@ -29,21 +29,21 @@ def require_timm() -> None:
 
 class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
     """
-    A backbone of [timm](https://github.com/huggingface/pytorch-image-models), a convolutional one or another, over
-    each frame; see [`FrameEncoder`]. Tokens are what `forward_features` gives: of a map of places, row by row.
+    A backbone of [timm](https://github.com/huggingface/pytorch-image-models), convolutional or not, over each frame;
+    see [`FrameEncoder`]. Its tokens are the output of `forward_features`, a feature map row by row.
 
     Args:
-        config ([`TimmWrapperConfig`]): name of the architecture, and its arguments.
-        settings: as in [`ImageEncoder`].
+        config ([`TimmWrapperConfig`]): Name of the architecture, and its arguments.
+        settings: As in [`ImageEncoder`].
 
     Raises:
-        `ValueError` if `timm` is not installed.
+        ValueError: If `timm` is not installed.
     """
 
     model_type = "timm_wrapper"
     pretrained_class = TimmWrapperModel
     pretrained_names = {"": "encoder."}
-    uses_own_processor = False  # `processor_values` has all that a checkpoint says
+    uses_own_processor = False  # `processor_values` covers all that a checkpoint says
 
     timm_model: Any
     supports_gradient_checkpointing: bool
@@ -56,16 +56,16 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # timm has drawn its weights as each architecture wants them, and the stock class would draw them again as a
-        # transformer's. What it makes of tables that no file has is needed.
-        drawn = {name: parameter.clone() for name, parameter in module.named_parameters(recurse=False)}
+        # timm has initialised its weights as each architecture needs, and the stock class would initialise them again
+        # like a transformer's. It is still needed for the tables that no file holds.
+        initial = {name: parameter.clone() for name, parameter in module.named_parameters(recurse=False)}
         super()._init_weights(module)
         for name, parameter in module.named_parameters(recurse=False):
-            parameter.copy_(drawn[name])
+            parameter.copy_(initial[name])
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Number of frames and size, scaling and normalisation as the checkpoint was trained with them."""
+        """Return the number of frames, and size, scaling and normalisation that the checkpoint was trained with."""
         require_timm()
         values = _pretrained_values(config)
         _, height, width = values["input_size"]
@@ -84,12 +84,12 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of what the backbone gives."""
+        """Number of channels of the backbone's output."""
         return self.timm_model.num_features
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether the backbone keeps the inputs of its layers alone; set together with that of all layers."""
+        """Whether the backbone only keeps the inputs of its layers; set together with that of all layers."""
         return self._is_checkpointing
 
     @gradient_checkpointing.setter
@@ -99,7 +99,7 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
         self._is_checkpointing = enable and self.supports_gradient_checkpointing
 
     def layer_parameters(self) -> list[list[nn.Parameter]]:
-        """Parameters by layer as timm groups them; what lies before the first layer is none."""
+        """Return parameters by layer as timm groups them, without those before the first layer."""
         from timm.models import group_parameters
 
         groups = group_parameters(self.timm_model, self.timm_model.group_matcher(coarse=False))
@@ -112,7 +112,7 @@ class TimmVideoEncoder(FrameEncoder, TimmWrapperModel):
 
 
 def _as_tokens(features: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
-    """`(num_images, num_tokens, channels)` of what a backbone gives: tokens already, or a map of places."""
+    """Return a backbone's output, tokens or a feature map, as `(num_images, num_tokens, channels)`."""
     if features.ndim == 3:
         return features
     if getattr(backbone, "output_fmt", "NCHW") == "NCHW":  # as timm itself asks: most backbones do not say
@@ -121,7 +121,7 @@ def _as_tokens(features: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
 
 
 def _unused_parameters(config: PreTrainedConfig) -> list[str]:
-    """Names of what a backbone has behind its features, such as the norm of a head."""
+    """Return the names of a backbone's parameters behind its features, such as the norm of a head."""
     import timm
 
     with torch.device("meta"), meta_device_safe_creation_ops(), torch.enable_grad():
@@ -132,7 +132,7 @@ def _unused_parameters(config: PreTrainedConfig) -> list[str]:
 
 
 def _pretrained_values(config: PreTrainedConfig) -> dict[str, Any]:
-    """What timm says about the pictures of a checkpoint, with the size that the model was built for."""
+    """Return what timm says about the images of a checkpoint, with the size that the model was built for."""
     from timm.data import resolve_data_config
 
     size = (config.model_args or {}).get("img_size")

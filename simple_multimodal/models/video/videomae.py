@@ -26,17 +26,17 @@ from simple_multimodal.models.patches import (
 
 def video_grid(config: PreTrainedConfig) -> tuple[int, int, int]:
     """
-    Number of patches of a clip over (time, height, width).
+    Return the number of patches of a clip over (time, height, width).
 
     Raises:
-        `ValueError` if the patches do not tile the clip, or the pixels are not RGB.
+        ValueError: If the patches do not tile the clip, or the pixels are not RGB.
     """
     height, width = to_pair(config.image_size)
     frames, tubelet, patch = config.num_frames, config.tubelet_size, config.patch_size
     if not isinstance(patch, int) or height % patch or width % patch or height < patch or width < patch:
         raise InputError(
             f"The video tower takes frames of {height} by {width} pixels in patches of {patch}. The patch size must "
-            "be one whole number, and height and width multiples of it: change the size of the video processor, or "
+            "be an integer, and height and width multiples of it: change the size of the video processor, or "
             "image_size or patch_size in the video config."
         )
     if frames % tubelet or frames < tubelet:
@@ -55,7 +55,7 @@ class VideoMAEVideoDecoder(VideoMAEPreTrainedModel):
     The decoder of VideoMAE: visible tokens and mask tokens in, pixels of the masked patches out.
 
     Args:
-        config ([`VideoMAEConfig`]): sizes of the tower and, as `decoder_*`, of this decoder.
+        config ([`VideoMAEConfig`]): Sizes of the tower and, as `decoder_*`, of this decoder.
     """
 
     def __init__(self, config: VideoMAEConfig):
@@ -85,11 +85,11 @@ class VideoMAEVideoDecoder(VideoMAEPreTrainedModel):
     def forward(self, visible: EncoderOutput, masked_patches: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            visible ([`EncoderOutput`]): what the encoder returned for the same `masked_patches`.
-            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`): their positions, ascending.
+            visible ([`EncoderOutput`]): Output of the encoder for the same `masked_patches`.
+            masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`): Their positions, ascending.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_masked, 3 * tubelet_size * patch_size**2)`: values of the
+            `torch.FloatTensor` of shape `(batch_size, num_masked, 3 * tubelet_size * patch_size**2)`: Values of the
             masked patches, in order.
         """
         table = self.position_embeddings.expand(len(masked_patches), -1, -1)
@@ -112,7 +112,7 @@ class VideoPatchEmbeddings(nn.Module):
         self.position_embeddings = nn.Buffer(torch.zeros(1, math.prod(self.grid), config.hidden_size))
 
     def forward(self, pixels: torch.Tensor, visible_positions: torch.Tensor | None) -> torch.Tensor:
-        """`(batch_size, num_frames, 3, height, width)` → `(batch_size, num_visible, hidden_size)`."""
+        """Embed `(batch_size, num_frames, 3, height, width)` as `(batch_size, num_visible, hidden_size)`."""
         states = self.patch_embeddings(pixels) + self.position_embeddings
         return states if visible_positions is None else take_patches(states, visible_positions)
 
@@ -122,9 +122,9 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
     VideoMAE ([Tong et al., 2022](https://huggingface.co/papers/2203.12602)).
 
     Args:
-        config ([`VideoMAEConfig`]): sizes of the tower; `num_frames` and `image_size` are what it takes, nothing else.
+        config ([`VideoMAEConfig`]): Sizes of the tower, which takes exactly `num_frames` frames of `image_size`.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
     """
 
     modality = "video"
@@ -162,17 +162,17 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Number of frames and size."""
+        """Return the number of frames and their size."""
         height, width = to_pair(config.image_size)
         return {"num_frames": config.num_frames, "size": {"height": height, "width": width}}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:
         """
-        A copy of a VideoMAE config for clips of `num_frames` frames of `height` by `width` pixels.
+        Copy a VideoMAE config for clips of `num_frames` frames of `height` by `width` pixels.
 
         Raises:
-            `ValueError` if the patches do not tile the clip.
+            ValueError: If the patches do not tile the clip.
         """
         config = deepcopy(config)
         config.num_frames = num_frames
@@ -187,12 +187,12 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
 
     @property
     def num_patches(self) -> int:
-        """Number of patches, and so of tokens, of a clip."""
+        """Number of patches, and hence of tokens, of a clip."""
         return math.prod(self.patch_grid)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a tubelet's place in time."""
+        """Number of tokens of one time step, which a tubelet spans."""
         return math.prod(self.patch_grid[1:])
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
@@ -214,13 +214,13 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
             masked_patches (`torch.LongTensor` of shape `(batch_size, num_masked)`, *optional*):
-                positions, ascending. Only the other patches are encoded and returned.
+                Positions, ascending. Only the other patches are encoded and returned.
 
         Returns:
-            [`EncoderOutput`]: tokens in the order (time, height, width).
+            [`EncoderOutput`]: Tokens in the order (time, height, width).
         """
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
         self.check_inputs(num_frames, height, width)
@@ -240,7 +240,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
     @torch.no_grad()
     def patch_targets(self, pixel_values_videos: torch.Tensor, masked_patches: torch.Tensor) -> torch.Tensor:
         """
-        What the decoder must predict: pixels of the masked patches in units of 0 to 1, normalised per patch and
+        Return the targets of the decoder: pixels of the masked patches in units of 0 to 1, normalised per patch and
         channel if `norm_pix_loss`.
 
         Returns:
@@ -263,7 +263,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
 
     @classmethod
     def computed_tensors(cls, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-        """The sinusoidal tables of a stock VideoMAE, which no checkpoint holds."""
+        """Return the sinusoidal tables of a stock VideoMAE, which no checkpoint holds."""
         length = math.prod(video_grid(config))
         return {
             "encoder.embeddings.position_embeddings": sinusoidal_sequence(length, config.hidden_size)[None],
@@ -273,7 +273,7 @@ class VideoMAEVideoEncoder(Encoder, VideoMAEPreTrainedModel):
     def convert_pretrained(
         self, name: str, source: torch.Tensor, target: torch.Tensor, source_config: PreTrainedConfig
     ) -> Conversion | None:
-        """Position tables of another grid: bicubic over space, linear over time."""
+        """Convert position tables of another grid: bicubic over space, linear over time."""
         if name not in ("encoder.embeddings.position_embeddings", "decoder.position_embeddings"):
             return None
         grid, own_grid = video_grid(source_config), self.embeddings.grid

@@ -20,10 +20,9 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
     Positions are rotations, so any number of frames and any square size will do.
 
     Args:
-        config ([`VJEPA2Config`]): sizes of the tower; `frames_per_clip` and `crop_size` are what it takes, nothing
-            else.
+        config ([`VJEPA2Config`]): Sizes of the tower, which takes exactly `frames_per_clip` frames of `crop_size`.
         image_mean, image_std (`Sequence[float]`, *optional*, default to those of ImageNet):
-            normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
+            Normalisation of `uint8` pixels, per RGB channel, in units of 0 to 1.
     """
 
     modality = "video"
@@ -47,23 +46,23 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
 
     @classmethod
     def processor_values(cls, config: PreTrainedConfig) -> dict[str, Any]:
-        """Number of frames and size."""
+        """Return the number of frames and their size."""
         return {"num_frames": config.frames_per_clip, "size": config.crop_size}
 
     @classmethod
     def fit_config(cls, config: PreTrainedConfig, num_frames: int, height: int, width: int) -> PreTrainedConfig:
         """
-        A copy of the config for clips of this size.
+        Copy the config for clips of this size.
 
         Raises:
-            `ValueError` if the frames are not squares of whole patches, or not groups of `tubelet_size`.
+            ValueError: If the frames are not squares of whole patches, or not groups of `tubelet_size`.
         """
         patch, tubelet = config.patch_size, config.tubelet_size
         if height != width or not isinstance(patch, int) or height % patch or num_frames % tubelet:
             raise InputError(
                 f"The clips have {num_frames} frames of {height} by {width} pixels, but the video tower takes squares "
                 f"of patches of {patch} and frames in groups of {tubelet}. Set size and num_frames of the video "
-                "processor (--video_size, --num_frames) to such."
+                "processor (video_size, num_frames) accordingly."
             )
         config = deepcopy(config)
         config.frames_per_clip, config.crop_size = num_frames, height
@@ -71,7 +70,7 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
 
     @property
     def tokens_per_step(self) -> int:
-        """Patches of a group of frames."""
+        """Number of patches of a group of frames."""
         return (self.config.crop_size // self.config.patch_size) ** 2
 
     def check_inputs(self, num_frames: int, height: int, width: int) -> None:
@@ -87,11 +86,11 @@ class VJEPA2VideoEncoder(Encoder, VJEPA2PreTrainedModel):
         """
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, 3, height, width)`):
-                `uint8` pixels, normalised here; a floating point tensor is taken as already normalised.
-            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): time of each frame in the segment.
+                `uint8` pixels, normalised here; a floating-point tensor is taken as already normalised.
+            video_seconds (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Time of each frame in the segment.
 
         Returns:
-            [`EncoderOutput`]: tokens in the order (time, height, width).
+            [`EncoderOutput`]: Tokens in the order (time, height, width).
         """
         batch_size, num_frames, _, height, width = pixel_values_videos.shape
         self.check_inputs(num_frames, height, width)

@@ -1,4 +1,4 @@
-"""The clips of the toy world: which there are, and what each of them shows, plays and is asked for."""
+"""The clips of the toy world: their video, their audio, and the questions about them."""
 
 import math
 from collections import Counter
@@ -17,12 +17,12 @@ from simple_multimodal.prepare.toy.media import (
     toy_generator,
 )
 
-BEEP_MARGIN = 0.25  # seconds from the middle of an asked beep to the nearest switch of the background
+BEEP_MARGIN = 0.25  # seconds between the middle of a beep in a question and the nearest switch of the background
 
 
 @dataclass(frozen=True)
 class ToyClip:
-    """One file: its id, the set it belongs to ("train", "validation" or "questions"), its video and its audio."""
+    """One file: its id, its split ("train", "validation" or "questions"), its video and its audio."""
 
     id: str
     split: str
@@ -47,12 +47,12 @@ class ToyClip:
 
     @property
     def background_at_beep(self) -> str:
-        """The background that is seen in the middle of the beep."""
+        """The background in the middle of the beep."""
         return self.video.background_at(self.audio.beep_seconds)
 
     @property
     def answers(self) -> dict[str, tuple[str, str]]:
-        """For each kind of question, the attribute that is asked for and the answer."""
+        """The attribute asked for and the answer, by kind of question."""
         return {
             "video": (self.video.asked, self.attributes[self.video.asked]),
             "audio": (self.audio.asked, self.attributes[self.audio.asked]),
@@ -71,10 +71,10 @@ def draw_clips(
     seed: int,
 ) -> dict[str, list[ToyClip]]:
     """
-    Draw all clips of a world, without rendering them.
+    Sample all clips of a world, without rendering them.
 
     Args:
-        num_frames (`int`): Frames of every clip.
+        num_frames (`int`): Number of frames of every clip.
         num_train_clips, num_validation_videos, num_validation_audio, num_question_clips, num_segments and seed:
             As in [`make_toy_world`].
 
@@ -96,7 +96,7 @@ def num_combinations(attributes: dict[str, tuple[str, ...]]) -> int:
 
 
 def _combination(number: int, attributes: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """The combination of attribute values with a number, in mixed radix."""
+    """Return the combination of attribute values that a number encodes in mixed radix."""
     chosen = {}
     for name, values in attributes.items():
         number, digit = divmod(number, len(values))
@@ -104,11 +104,13 @@ def _combination(number: int, attributes: dict[str, tuple[str, ...]]) -> dict[st
     return chosen
 
 
-def _draw_timeline(num_segments: int, num_frames: int, generator: np.random.Generator) -> tuple[list[int], list[int]]:
+def _sample_timeline(
+    num_segments: int, num_frames: int, generator: np.random.Generator
+) -> tuple[list[int], list[int]]:
     """
-    Draw a timeline of backgrounds: the number 0, 1 or 2 of each segment's background, and each segment's first frame.
+    Sample a timeline: the number 0, 1 or 2 of each segment's background, and each segment's first frame.
 
-    Neighbours differ; each background has the same number of segments and of frames; the three are exchangeable.
+    Neighbours differ; each background has the same number of segments and frames; the three are exchangeable.
     """
     per_background = num_segments // 3
     order: list[int] = []
@@ -117,7 +119,7 @@ def _draw_timeline(num_segments: int, num_frames: int, generator: np.random.Gene
         if order:
             left[order[-1]] = 0
         if left.sum() == 0:
-            order = []  # a dead end: only the last background is left
+            order = []  # a dead end: only the background of the last segment is left
             continue
         order.append(int(generator.choice(3, p=left / left.sum())))
     shortest = 2 * num_frames // (3 * num_segments)
@@ -132,10 +134,10 @@ def _draw_timeline(num_segments: int, num_frames: int, generator: np.random.Gene
     return order, [sum(durations[:n]) for n in range(num_segments)]
 
 
-def _draw_beep(
+def _sample_beep(
     order: list[int], switches: list[int], background: int, num_frames: int, generator: np.random.Generator
 ) -> float:
-    """Draw the middle of a beep, in seconds on a grid of 10 ms, inside a segment that has the given background."""
+    """Sample the middle of a beep, in seconds on a grid of 10 ms, inside a segment that has the given background."""
     ends = [*switches[1:], num_frames]
     times = [
         round(hundredth / 100, 2)
@@ -149,7 +151,7 @@ def _draw_beep(
 def _train_clips(
     count: int, held_out: set[tuple[str, ...]], num_segments: int, num_frames: int, seed: int
 ) -> list[ToyClip]:
-    """Draw training clips from the combinations that are not held out; joint answers balanced and independent."""
+    """Sample training clips from combinations that are not held out, with balanced, independent joint answers."""
     generator = toy_generator(seed, "train")
     backgrounds = list(BACKGROUNDS)
     everything = VIDEO_ATTRIBUTES | AUDIO_ATTRIBUTES
@@ -157,16 +159,16 @@ def _train_clips(
     allowed = [chosen for chosen in combinations if tuple(chosen.values()) not in held_out]
     if not allowed:
         raise InputError(
-            f"All {len(combinations)} combinations of attributes are held out; ask for fewer validation pictures, "
-            "validation sounds or question clips."
+            f"All {len(combinations)} combinations of attributes are held out; lower `num_validation_videos`, "
+            "`num_validation_audio` or `num_question_clips`."
         )
     order = np.concatenate([generator.permutation(len(allowed)) for _ in range(-(-count // len(allowed)))])
     answers = generator.permutation(np.arange(count) % 3)
     clips = []
     for n in range(count):
         chosen = allowed[order[n]]
-        timeline, switches = _draw_timeline(num_segments, num_frames, generator)
-        beep_seconds = _draw_beep(timeline, switches, int(answers[n]), num_frames, generator)
+        timeline, switches = _sample_timeline(num_segments, num_frames, generator)
+        beep_seconds = _sample_beep(timeline, switches, int(answers[n]), num_frames, generator)
         name = f"train_{n:06d}"
         shown = tuple(backgrounds[number] for number in timeline)
         video_asked, audio_asked = (str(generator.choice(list(a))) for a in (VIDEO_ATTRIBUTES, AUDIO_ATTRIBUTES))
@@ -181,12 +183,12 @@ def _train_clips(
 def _validation_clips(
     num_videos: int, num_tracks: int, num_segments: int, num_frames: int, seed: int
 ) -> list[ToyClip]:
-    """Every video with every audio track; beeps at any time, since no question is asked about these clips."""
+    """Combine every video with every audio track; beeps occur at any time, as these clips have no questions."""
     generator = toy_generator(seed, "validation")
     backgrounds = list(BACKGROUNDS)
     videos, tracks = [], []
     for n, values in enumerate(_neighbours(VIDEO_ATTRIBUTES, num_videos, generator)):
-        timeline, switches = _draw_timeline(num_segments, num_frames, generator)
+        timeline, switches = _sample_timeline(num_segments, num_frames, generator)
         shown = tuple(backgrounds[number] for number in timeline)
         videos.append(ToyVideo(f"validation_p{n:03d}", values, "", shown, tuple(switches)))
     for n, values in enumerate(_neighbours(AUDIO_ATTRIBUTES, num_tracks, generator)):
@@ -203,7 +205,7 @@ def _validation_clips(
 def _neighbours(
     attributes: dict[str, tuple[str, ...]], count: int, generator: np.random.Generator
 ) -> list[tuple[str, ...]]:
-    """Draw different combinations, each one attribute away from an earlier one, with the values spread evenly."""
+    """Sample distinct combinations, each one attribute away from an earlier one, with evenly spread values."""
     names = list(attributes)
     chosen = [tuple(str(generator.choice(attributes[name])) for name in names)]
     while len(chosen) < count:
@@ -225,7 +227,7 @@ def _neighbours(
 
 
 def _question_clips(count: int, num_segments: int, num_frames: int, seed: int) -> list[ToyClip]:
-    """Families of 3 videos x 3 audio tracks whose joint answers form a Latin square, all attribute values balanced."""
+    """Make families of 3 videos x 3 audio tracks with balanced values, whose joint answers form a Latin square."""
     generator = toy_generator(seed, "questions")
     backgrounds = list(BACKGROUNDS)
     num_families = count // 9
@@ -233,13 +235,13 @@ def _question_clips(count: int, num_segments: int, num_frames: int, seed: int) -
     heard = _balanced(AUDIO_ATTRIBUTES, 3 * num_families, generator)
     clips = []
     for family in range(num_families):
-        timeline, switches = _draw_timeline(num_segments, num_frames, generator)
+        timeline, switches = _sample_timeline(num_segments, num_frames, generator)
         videos, tracks = [], []
         for n in range(3):
             shown = tuple(backgrounds[(number + n) % 3] for number in timeline)
             name = f"questions_{family:03d}_p{n}"
             videos.append(ToyVideo(name, *seen[3 * family + n], shown, tuple(switches)))
-            beep_seconds = _draw_beep(timeline, switches, n, num_frames, generator)
+            beep_seconds = _sample_beep(timeline, switches, n, num_frames, generator)
             tracks.append(ToyAudio(f"questions_{family:03d}_s{n}", *heard[3 * family + n], beep_seconds))
         clips += [
             ToyClip(f"questions_{family:03d}_p{p}_s{s}", "questions", video, audio)
@@ -253,18 +255,18 @@ def _balanced(
     attributes: dict[str, tuple[str, ...]], count: int, generator: np.random.Generator
 ) -> list[tuple[tuple[str, ...], str]]:
     """
-    Draw combinations, each with the attribute to ask for.
+    Sample combinations, each with the attribute to ask for.
 
-    Each attribute is asked for equally often, and among the combinations of which the same is asked each value of each
-    attribute occurs equally often, up to one.
+    Each attribute is asked for equally often. Among the combinations with the same attribute to ask for, the values of
+    each attribute occur equally often, to within one.
     """
-    drawn: list[tuple[tuple[str, ...], str]] = []
+    chosen: list[tuple[tuple[str, ...], str]] = []
     for n, asked in enumerate(attributes):
         share = len(range(n, count, len(attributes)))
         columns = []
         for values in attributes.values():
-            first = int(generator.integers(len(values)))  # else the remainder always favours the first values
+            first = int(generator.integers(len(values)))  # otherwise the remainder always favours the first values
             numbers = generator.permutation((first + np.arange(share)) % len(values))
             columns.append([values[number] for number in numbers])
-        drawn += [(combination, asked) for combination in zip(*columns, strict=True)]
-    return [drawn[number] for number in generator.permutation(count)]
+        chosen += [(combination, asked) for combination in zip(*columns, strict=True)]
+    return [chosen[number] for number in generator.permutation(count)]

@@ -1,4 +1,4 @@
-"""The manifests of the toy world: captions, questions, pairs of clips, and the truth about each."""
+"""The manifests of the toy world: captions, questions, pairs of clips, and the ground truth of each clip."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -59,7 +59,7 @@ def write_manifests(output_dir: Path, clips: dict[str, list[ToyClip]], num_pairs
     Args:
         output_dir (`Path`): Folder of the world.
         clips (`dict[str, list[ToyClip]]`): Its clips by split, from [`draw_clips`].
-        num_pairs (`int`): Pairs of validation clips of either kind, at most.
+        num_pairs (`int`): Maximum number of pairs of validation clips, of either kind.
         seed (`int`): Seed of the world.
     """
     train, validation, questions = clips["train"], clips["validation"], clips["questions"]
@@ -84,7 +84,7 @@ def write_manifests(output_dir: Path, clips: dict[str, list[ToyClip]], num_pairs
         both_ways = [clips for a, b in pairs for clips in ((a, b), (b, a))]
         _write_rows(
             output_dir / f"validation_{modality}_swapped.jsonl",
-            # the caption of b is true of a with the audio (video) of b, since the rest is the same in both
+            # The caption of b describes a with the audio (video) of b, since the rest is the same in both.
             [_swapped(a, b, modality) | {"caption": captions[b.id][0]} for a, b in both_ways],
         )
     _write_rows(output_dir / "train_questions.jsonl", _question_rows(train, seed))
@@ -116,7 +116,7 @@ def _num_different(a: ToyClip, b: ToyClip) -> int:
 
 
 def _pairs(clips: list[ToyClip], modality: str, count: int, seed: int) -> list[tuple[ToyClip, ToyClip]]:
-    """Pairs of clips that differ in the audio alone, or in the video alone."""
+    """Sample pairs of clips that differ only in the audio, or only in the video."""
     generator = toy_generator(seed, f"{modality} pairs")
     near: list[tuple[ToyClip, ToyClip]] = []
     far: list[tuple[ToyClip, ToyClip]] = []
@@ -132,7 +132,7 @@ def _pairs(clips: list[ToyClip], modality: str, count: int, seed: int) -> list[t
 
 
 def _swapped(clip: ToyClip, other: ToyClip, modality: str) -> dict[str, object]:
-    """The manifest row of a clip with the audio (or the video) of another."""
+    """Return the manifest row of a clip with the audio (or the video) of another."""
     seen, heard = (clip, other) if modality == "audio" else (other, clip)
     combination = ToyClip("", "", seen.video, heard.audio).combination
     return {

@@ -1,4 +1,4 @@
-"""Video and audio of the toy world: what they can be, how they are drawn and played, and written as files."""
+"""Video and audio of the toy world: their attributes, how they are rendered, and how they are written to files."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from simple_multimodal.output_folder import write_atomically
 FRAME_SIZE = 64  # pixels, height and width
 FRAMES_PER_SECOND = 10
 SAMPLING_RATE = 16000  # Hz
-BEEP_FREQUENCY = 6000.0  # Hz; the melody stays below MELODY_LIMIT, so the beep has its band to itself
+BEEP_FREQUENCY = 6000.0  # Hz; the melody stays below MELODY_LIMIT, so the beep has its own band
 BEEP_SECONDS = 0.12
 MELODY_LIMIT = 4600.0  # Hz
 COLOURS = {
@@ -28,7 +28,7 @@ COLOURS = {
 BACKGROUNDS = {"black": (8, 8, 8), "grey": (88, 88, 88), "brown": (92, 48, 12)}  # all darker than the outline
 DIAMETERS = {"small": 18.0, "large": 30.0}  # pixels of the longer side, without the outline
 OUTLINE = 1.5  # pixels of white around the object
-# Pixels of two strokes behind the object: one frame shows where it goes.
+# Two strokes behind the object, in pixels, so that a single frame shows its direction.
 WAKE_GAP, WAKE_LENGTH, WAKE_WIDTH = 3.0, 9.0, 2.5
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x to the right, y downwards
 PITCHES = {"low": 180.0, "middle": 430.0, "high": 1030.0}  # Hz of the lowest note
@@ -49,13 +49,13 @@ AUDIO_ATTRIBUTES: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True)
 class ToyVideo:
     """
-    What one video stream shows. Two clips with equal ones hold the same encoded video stream, byte for byte.
+    The content of a video stream. Two clips with equal content have the same encoded video stream, byte for byte.
 
     Args:
-        name (`str`): Seeds the nuisance: start, speed, tints, noise.
+        name (`str`): Name that seeds the nuisance factors: start, speed, tints, noise.
         values (`tuple[str, ...]`): Value of each of `VIDEO_ATTRIBUTES`.
         asked (`str`): The attribute that the video question asks for.
-        backgrounds (`tuple[str, ...]`): Background of each segment; neighbours differ, each of the three is seen
+        backgrounds (`tuple[str, ...]`): Background of each segment; neighbours differ, and each of the three is shown
             equally long.
         switches (`tuple[int, ...]`): First frame of each segment, beginning with 0.
     """
@@ -67,7 +67,7 @@ class ToyVideo:
     switches: tuple[int, ...]
 
     def background_at(self, seconds: float) -> str:
-        """Background at a time in seconds; segments are half-open, `[start, end)`."""
+        """Return the background at a time in seconds; segments are half-open, `[start, end)`."""
         frame = math.floor(seconds * FRAMES_PER_SECOND + 1e-6)
         return self.backgrounds[sum(switch <= frame for switch in self.switches) - 1]
 
@@ -75,10 +75,10 @@ class ToyVideo:
 @dataclass(frozen=True)
 class ToyAudio:
     """
-    What one audio track plays. Two clips with equal ones hold the same encoded audio track, byte for byte.
+    The content of an audio track. Two clips with equal content have the same encoded audio track, byte for byte.
 
     Args:
-        name (`str`): Seeds the nuisance: notes, tempo, phase, loudness, noise.
+        name (`str`): Name that seeds the nuisance factors: notes, tempo, phase, loudness, noise.
         values (`tuple[str, ...]`): Value of each of `AUDIO_ATTRIBUTES`.
         asked (`str`): The attribute that the audio question asks for.
         beep_seconds (`float`): Middle of the beep, in seconds.
@@ -95,9 +95,9 @@ def render_video(video: ToyVideo, *, num_frames: int, seed: int) -> np.ndarray:
     Draw the frames of a video.
 
     Args:
-        video (`ToyVideo`): What to draw.
+        video (`ToyVideo`): The content of the video.
         num_frames (`int`): Number of frames, 10 per second.
-        seed (`int`): The seed of the world; with the video's name it decides start, speed, tints and noise.
+        seed (`int`): Seed of the world; with the video's name it determines start, speed, tints and noise.
 
     Returns:
         `np.ndarray` of dtype uint8 and shape `(num_frames, 64, 64, 3)`: RGB frames.
@@ -106,7 +106,7 @@ def render_video(video: ToyVideo, *, num_frames: int, seed: int) -> np.ndarray:
     generator = toy_generator(seed, f"picture {video.name}")
     radius = DIAMETERS[size] / 2 * generator.uniform(0.95, 1.05)
     margin = radius + OUTLINE + 1  # pixels from the centre to the edge of the frame, at least
-    room = FRAME_SIZE - 2 * margin  # pixels that the centre can travel without leaving the frame
+    room = FRAME_SIZE - 2 * margin  # pixels that the centre can travel with the object inside the frame
     travel = room * generator.uniform(0.8, 1.0)
     start = generator.uniform(0, room - travel)
     across = room / 2 + generator.uniform(-4, 4)
@@ -138,9 +138,9 @@ def render_audio(audio: ToyAudio, *, num_samples: int, seed: int) -> np.ndarray:
     Synthesise the waveform of an audio track.
 
     Args:
-        audio (`ToyAudio`): What to play.
+        audio (`ToyAudio`): The content of the audio track.
         num_samples (`int`): Number of samples at 16 kHz.
-        seed (`int`): The seed of the world; with the track's name it decides notes, tempo, phase, loudness and noise.
+        seed (`int`): Seed of the world; with the track's name it determines notes, tempo, phase, loudness and noise.
 
     Returns:
         `np.ndarray` of dtype float32 and shape `(num_samples,)`: Waveform in [-1, 1].
@@ -157,7 +157,7 @@ def render_audio(audio: ToyAudio, *, num_samples: int, seed: int) -> np.ndarray:
 
     phase = 2 * np.pi * np.cumsum(frequency) / SAMPLING_RATE
     tone = np.sin(phase)
-    if timbre == "buzzing":  # a sawtooth without what lies above MELODY_LIMIT
+    if timbre == "buzzing":  # a sawtooth without the harmonics above MELODY_LIMIT
         for harmonic in range(2, int(MELODY_LIMIT / frequency.min()) + 1):
             tone += np.sin(harmonic * phase) / harmonic * (harmonic * frequency < MELODY_LIMIT)
     noise = generator.normal(0, 1, num_samples)
@@ -176,14 +176,14 @@ def render_audio(audio: ToyAudio, *, num_samples: int, seed: int) -> np.ndarray:
 
 def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.ndarray) -> None:
     """
-    Write frames and waveform as an H.264/AAC `.mp4` file; the same arrays give the same bytes.
+    Write frames and waveform to an H.264/AAC `.mp4` file; the same arrays give the same bytes.
 
     Args:
-        path (`str` or `os.PathLike`): File to write. It gets its name when it is complete.
+        path (`str` or `os.PathLike`): File to write, atomically.
         frames (`np.ndarray` of dtype uint8 and shape `(num_frames, height, width, 3)`): RGB frames, 10 per second.
         waveform (`np.ndarray` of dtype float32 and shape `(num_samples,)`): Mono waveform at 16 kHz.
     """
-    # "bitexact" keeps library versions and dates out of the file
+    # "bitexact" omits library versions and dates.
     with (
         write_atomically(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
@@ -201,28 +201,26 @@ def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.nd
         container.mux(video.encode(None))
         samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
         samples.sample_rate = SAMPLING_RATE
-        samples.pts, samples.time_base = (
-            0,
-            Fraction(1, SAMPLING_RATE),
-        )  # without it players hear AAC's 64 ms of priming
+        # Without time stamps players would play AAC's 64 ms of priming.
+        samples.pts, samples.time_base = 0, Fraction(1, SAMPLING_RATE)
         container.mux(audio.encode(samples))
         container.mux(audio.encode(None))
 
 
 def toy_generator(seed: int, purpose: str) -> np.random.Generator:
-    """A generator of its own for each (seed, purpose), whatever the order of the draws elsewhere."""
+    """Return a separate random generator for each (seed, purpose), independent of the use of others."""
     return sample_generator(seed, 0, purpose, "toy world")
 
 
 def _wake_distance(ahead: np.ndarray, aside: np.ndarray, radius: float) -> np.ndarray:
-    """Distance in pixels from the wake: two strokes behind an object, which spread like those behind a boat."""
+    """Return the distance in pixels from the wake: two diverging strokes behind an object, as behind a boat."""
     behind = -ahead - radius - WAKE_GAP
     clamped = np.clip(behind, 0, WAKE_LENGTH)
     return np.hypot(behind - clamped, np.abs(aside) - clamped) - WAKE_WIDTH / 2
 
 
 def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Distance in pixels of each point from the outline of a shape, negative inside (frames, height, width)."""
+    """Return the distance in pixels of each point from a shape's outline, negative inside: (frames, height, width)."""
     if shape == "circle":
         return np.hypot(dx, dy) - radius
     arm = 0.3 * radius

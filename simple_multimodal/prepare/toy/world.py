@@ -1,4 +1,4 @@
-"""Writes the toy world, and takes up one that was interrupted."""
+"""Write the toy world, or complete one that was interrupted."""
 
 import json
 import multiprocessing
@@ -33,7 +33,7 @@ from simple_multimodal.prepare.toy.media import (
 )
 
 TOY_VERSION = 3  # raise it whenever the same parameters would write other files
-SECONDS_PER_SEGMENT = 0.6  # mean time that one background stays
+SECONDS_PER_SEGMENT = 0.6  # mean duration of a background
 
 
 def make_toy_world(
@@ -52,29 +52,32 @@ def make_toy_world(
     """
     Write a toy world: small H.264/AAC clips and their manifests; see `docs/toy_world.md`.
 
-    Files depend on the arguments alone, not on `num_processes`. A finished folder with the same arguments is left as
-    it is, missing files are added, and an interrupted run is completed.
+    Files depend only on the arguments, not on `num_processes`. A finished folder with the same arguments is left
+    unchanged, missing files are added, and an interrupted run is completed.
 
     Args:
         output_dir (`str` or `os.PathLike`): Folder to write; new, empty, or made earlier with the same arguments.
         num_train_clips (`int`, *optional*, defaults to 2000): Number of training clips.
-        num_validation_videos (`int`, *optional*, defaults to 16): Different videos of validation clips, 2 to 192.
-        num_validation_audio (`int`, *optional*, defaults to 16): Different audio tracks of validation clips, each of
-            which occurs with every video, 2 to 27.
-        num_question_clips (`int`, *optional*, defaults to 243): Held-out clips for questions, a multiple of 9.
-        num_pairs (`int`, *optional*, defaults to 512): Pairs of either kind, or all there are if fewer. Pairs that
-            differ in a single attribute come first and make up at most half, as far as the other pairs suffice.
-        num_segments (`int`, *optional*, defaults to 6): Background segments per clip, a multiple of 3 from 6 up.
-        seconds (`float`, *optional*, defaults to 0.6 * `num_segments`): Length of a clip, a multiple of 0.3 seconds,
-            at least 0.6 seconds per segment.
-        seed (`int`, *optional*, defaults to 0): Decides everything that is random.
+        num_validation_videos (`int`, *optional*, defaults to 16): Number of different videos of validation clips, 2 to
+            192.
+        num_validation_audio (`int`, *optional*, defaults to 16): Number of different audio tracks of validation clips,
+            2 to 27; each is combined with every video.
+        num_question_clips (`int`, *optional*, defaults to 243): Number of held-out clips for questions, a multiple of
+            9.
+        num_pairs (`int`, *optional*, defaults to 512): Maximum number of pairs of either kind. Pairs that differ in a
+            single attribute come first and make up at most half, as far as the other pairs suffice.
+        num_segments (`int`, *optional*, defaults to 6): Number of background segments per clip, a multiple of 3 from 6
+            up.
+        seconds (`float`, *optional*, defaults to 0.6 * `num_segments`): Length of a clip in seconds, a multiple of
+            0.3, at least 0.6 per segment.
+        seed (`int`, *optional*, defaults to 0): Random seed of the world.
         num_processes (`int`, *optional*): Number of writing processes, by default one per available core.
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        ValueError: if an argument is out of range, or the folder holds something else.
+        ValueError: If an argument is out of range, or the folder holds something else.
     """
     output_dir = Path(output_dir)
     seconds = SECONDS_PER_SEGMENT * num_segments if seconds is None else seconds
@@ -125,7 +128,7 @@ def make_toy_world(
         unfinished.write_text(description, encoding="utf-8")
     for split in clips:
         (output_dir / split).mkdir(exist_ok=True)
-        for left_over in (output_dir / split).glob("*.tmp"):  # of a run that was killed
+        for left_over in (output_dir / split).glob("*.tmp"):  # from a run that was killed
             left_over.unlink()
     _write_clips(output_dir, missing, num_frames, seed, num_processes)
     if not is_finished:
@@ -168,15 +171,15 @@ def _check_range(name: str, value: int, smallest: int, largest: int) -> None:
 
 
 def _check_folder(output_dir: Path, description: str, finished: Path, unfinished: Path) -> bool:
-    """Whether the folder holds this world already; raises if it holds anything else."""
+    """Return whether the folder already holds this world; raise an error if it holds anything else."""
     for marker in (finished, unfinished):
         if marker.is_file():
             if marker.read_text(encoding="utf-8") != description:
                 raise InputError(
                     f"{output_dir} holds a toy world made with other arguments or by another version "
-                    f"(see {marker.name}). Give the same arguments or another folder, or delete it."
+                    f"(see {marker.name}). Use the same arguments or another folder, or delete it."
                 )
             return marker == finished
     if output_dir.exists() and (not output_dir.is_dir() or any(p.name != LOCK_FILE for p in output_dir.iterdir())):
-        raise InputError(f"{output_dir} exists and is not a toy world. Give a new or an empty folder.")
+        raise InputError(f"{output_dir} exists and is not a toy world. Choose a new or empty folder.")
     return False

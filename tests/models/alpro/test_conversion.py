@@ -1,4 +1,4 @@
-"""Original checkpoints become models and folders: every tensor is accounted for, and nothing in a file is run."""
+"""Original checkpoints become models and folders: every tensor is accounted for, and no code in a file is run."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def words(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.fixture
 def tokenizer_dir(tmp_path) -> str:
-    """A tokenizer in a folder; the tests that use it give the model as many words."""
+    """Save a tokenizer to a folder; tests that use it give the model as many words."""
     tokenizer = train_tokenizer(["a dog runs", "a cat sleeps"], vocab_size=300)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     return str(tmp_path / "tokenizer")
@@ -80,7 +80,7 @@ def test_every_tensor_is_loaded_or_named(tmp_path, kind):
         assert model.temperature.item() == pytest.approx(0.06)
 
 
-def test_other_spellings_of_a_checkpoint_are_the_same(tmp_path):
+def test_other_layouts_of_a_checkpoint_load_to_the_same_weights(tmp_path):
     original = save(original_tensors("retrieval"), tmp_path / "alpro.pt")
     expected = load_alpro(original, config=tiny_config())[0].state_dict()
     renamed = {name.replace("bert.", ""): tensor for name, tensor in original_tensors("retrieval").items()}
@@ -93,12 +93,12 @@ def test_other_spellings_of_a_checkpoint_are_the_same(tmp_path):
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3 if name == "half" else 0, atol=1e-3)
 
 
-def test_times_are_resized_to_the_nearest(tmp_path):
+def test_the_time_table_is_resized_to_the_nearest_entries(tmp_path):
     path = save(original_tensors("retrieval", num_frames=4), tmp_path / "best.pt")
     times = original_tensors("retrieval", num_frames=4)["visual_encoder.model.time_embed"]
     config = tiny_config()
     own, report = load_alpro(path, config=config)
-    assert config.video_config.num_frames == FRAMES  # the caller's own
+    assert config.video_config.num_frames == FRAMES  # the caller's config is unchanged
     assert own.config.video_config.num_frames == 4 and not report.converted
     for num_frames in (8, 6, 2):
         model, report = load_alpro(path, num_frames=num_frames, config=tiny_config())
@@ -112,7 +112,7 @@ def test_times_are_resized_to_the_nearest(tmp_path):
             assert torch.isfinite(model(**{**batch, "pixel_values_videos": clips}).loss)
 
 
-def test_answers_have_names_and_the_rest_has_none_of_them(tmp_path):
+def test_answers_get_their_names_and_other_labels_a_placeholder(tmp_path):
     path = save(original_tensors("qa", prefix=""), tmp_path / "best.pt")
     model, _ = load_alpro(path, answers=ANSWERS, config=tiny_config())
     names = model.config.id2label
@@ -131,7 +131,7 @@ def test_answers_have_names_and_the_rest_has_none_of_them(tmp_path):
         ({"a": 0, "b": 0}, "each answer its own number from 0 to 1499"),
         ({"a": 1500}, "each answer its own number from 0 to 1499"),
         ({"LABEL_7": 0}, "no answer may be called LABEL_"),
-        ({f"answer {number}": number for number in range(1600)}, "among 1500 answers, the answers file has 1600"),
+        ({f"answer {number}": number for number in range(1600)}, "among 1500 answers, but the answers file has 1600"),
     ],
 )
 def test_answers_that_do_not_fit_are_refused(tmp_path, answers, message):
@@ -140,7 +140,7 @@ def test_answers_that_do_not_fit_are_refused(tmp_path, answers, message):
         load_alpro(path, answers=answers, config=tiny_config())
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_tensors_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "best.pt"
 
     def message(changes: dict, **arguments) -> str:
@@ -170,8 +170,8 @@ def test_what_does_not_fit_is_named(tmp_path):
     assert "num_frames is 0" in message({}, num_frames=0)
     for payload, expected in (
         ({"step": 3, "temp": torch.ones(())}, "these are not tensors: step"),
-        ([torch.zeros(2)], "no tensors by name"),
-        ({}, "no tensors by name"),
+        ([torch.zeros(2)], "does not hold tensors by name"),
+        ({}, "does not hold tensors by name"),
     ):
         save(payload, path)
         with pytest.raises(ValueError, match=expected):
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_named(tmp_path):
 
 
 class Malicious:
-    """Its pickle makes a folder when it is read."""
+    """An object whose pickle creates a folder when it is loaded."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -201,12 +201,12 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, capsys, kind):
     assert str(path) in error and "without running code from it, so it was not loaded" in error
     assert error.count("\n") == 1
     assert not trace.exists() and not (tmp_path / "out").exists()
-    if kind != "legacy":  # the payload does what it says where it is read
+    if kind != "legacy":  # the payload does work where it is loaded
         torch.load(path, weights_only=False) if kind == "zip" else pickle.loads(path.read_bytes())
         assert trace.exists()
 
 
-def test_a_damaged_or_missing_file_is_one_line(tmp_path, capsys):
+def test_a_damaged_or_missing_file_gives_a_one_line_error(tmp_path, capsys):
     whole = save(original_tensors("retrieval"), tmp_path / "best.pt").read_bytes()
     damaged = {
         "cut": whole[:-2000],
@@ -226,7 +226,7 @@ def test_a_damaged_or_missing_file_is_one_line(tmp_path, capsys):
 # ---- The folder ----
 @pytest.fixture
 def checkpoint(tmp_path, tokenizer_dir, monkeypatch):
-    """A function that writes a tiny checkpoint, for which the verb does not need to know other sizes."""
+    """Return a function that writes a tiny checkpoint; the command expects its sizes."""
     tokenizer = assembly.AutoTokenizer.from_pretrained(tokenizer_dir)
     config = tiny_config()
     config.text_config.vocab_size = len(tokenizer)
@@ -248,7 +248,7 @@ print(sum(p.double().sum().item() for p in model.parameters()), processor.video_
 """
 
 
-def test_the_verb_writes_a_folder_that_loads(tmp_path, tokenizer_dir, checkpoint, capsys):
+def test_the_command_writes_a_folder_that_loads(tmp_path, tokenizer_dir, checkpoint, capsys):
     out = tmp_path / "out"
     argv = ["convert", "alpro", str(checkpoint("retrieval")), str(out), "--tokenizer", tokenizer_dir]
     assert main([*argv, "--max_seq_length", "17"]) == 2  # of 16 positions
@@ -273,7 +273,7 @@ def test_the_verb_writes_a_folder_that_loads(tmp_path, tokenizer_dir, checkpoint
     assert result.stdout.split() == [str(total), "decord"]
 
 
-def test_the_verb_names_answers_and_refuses_another_tokenizer(tmp_path, tokenizer_dir, checkpoint, capsys):
+def test_the_command_names_answers_and_refuses_another_tokenizer(tmp_path, tokenizer_dir, checkpoint, capsys):
     path, out, answers = checkpoint("qa"), tmp_path / "out", tmp_path / "train_ans2label.json"
     argv = ["convert", "alpro", str(path), str(out), "--answers", str(answers)]
     for content in ("[1]", "{", '{"couch": "0"}'):

@@ -1,4 +1,4 @@
-"""Full-size checkpoints in ALPRO's own format give, after conversion, the numbers of the original implementation."""
+"""Full-size checkpoints in ALPRO's own format reproduce the numbers of the original implementation."""
 
 import importlib.util
 import zlib
@@ -17,11 +17,11 @@ from simple_multimodal.models.patches import normalize_pixels
 
 SALT = 20261120
 TOKENS, EMBEDDINGS = 1e-4, 2e-5  # largest differences: of tokens, logits and scores; of embeddings and probabilities
-VIDEOS = {"retrieval": [0, 2], "qa": [2]}  # of the four, those that the tower is run for: that is what takes time
+VIDEOS = {"retrieval": [0, 2], "qa": [2]}  # the tower, which takes most of the time, only runs on these of the four
 
 
 def load_script(path: Path):
-    """A Python file as a module."""
+    """Load a Python file as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -31,7 +31,7 @@ def load_script(path: Path):
 
 @pytest.fixture
 def two_threads():
-    """These tests are nothing but large matrix products."""
+    """Use two threads, because these tests are mostly large matrix products."""
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def two_threads():
 
 @pytest.fixture
 def convert(shared_dir, tmp_path, capsys) -> Callable[[str], tuple[dict, dict, Path]]:
-    """Makes the checkpoint of a task by its recipe and converts it; returns inputs, golden arrays and the folder."""
+    """Return a function that makes and converts a task's checkpoint and returns inputs, golden arrays and folder."""
     folder = shared_dir / "data/alpro"
 
     def run(task: str) -> tuple[dict, dict, Path]:
@@ -77,7 +77,7 @@ def check(found: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
 
 
 def check_towers(model, batch: dict, golden: dict, text: Stream, video: Stream, videos: list[int]) -> None:
-    """What both tasks have: normalised pixels, tokens of all texts, and tokens of some videos."""
+    """Check what both tasks have: normalised pixels, tokens of all texts, and tokens of some videos."""
     config = model.config
     pixels = normalize_pixels(batch["pixel_values_videos"][videos], config.image_mean, config.image_std)
     check(pixels[:, :, :, 100, 96:112], golden["pixel_values_sample"][videos], 1e-6)
@@ -93,7 +93,7 @@ def check_towers(model, batch: dict, golden: dict, text: Stream, video: Stream, 
 
 @torch.no_grad()
 @pytest.mark.usefixtures("two_threads")
-def test_retrieval(convert):
+def test_retrieval_equals_the_original(convert):
     batch, golden, out = convert("retrieval")
     chosen = VIDEOS["retrieval"]
     model = AlproForRetrieval.from_pretrained(out).eval()
@@ -118,7 +118,7 @@ def test_retrieval(convert):
 
 @torch.no_grad()
 @pytest.mark.usefixtures("two_threads")
-def test_question_answering(convert):
+def test_question_answering_equals_the_original(convert):
     batch, golden, out = convert("qa")
     chosen = VIDEOS["qa"]
     model = AlproForQuestionAnswering.from_pretrained(out).eval()

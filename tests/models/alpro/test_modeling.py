@@ -1,4 +1,4 @@
-"""ALPRO in small: its parts against those of `transformers`, invariances, losses, gradients, saving and errors."""
+"""A tiny ALPRO: its parts compared with `transformers`, invariances, losses, gradients, saving and errors."""
 
 import subprocess
 import sys
@@ -18,13 +18,13 @@ ANSWERS = {"id2label": {0: "red", 1: "green", 2: "blue"}}
 
 
 def rows_of(batch: dict[str, torch.Tensor], rows: list[int]) -> dict[str, torch.Tensor]:
-    """Some rows of a batch, in the given order."""
+    """Return some rows of a batch, in the given order."""
     return {key: value[rows] for key, value in batch.items()}
 
 
 @torch.no_grad()
 def outputs(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Everything that a row alone decides, from both models."""
+    """Return everything that depends on a row alone, from both models."""
     retrieval, answering = build(), build(AlproForQuestionAnswering, **ANSWERS)
     text_embeds, text = retrieval.encode_text(batch)
     clip_embeds, clip = retrieval.encode_clip(batch)
@@ -34,7 +34,7 @@ def outputs(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 # ---- Parts ----
 @torch.no_grad()
-def test_text_layers_are_those_of_a_shorter_bert():
+def test_text_layers_equal_a_shorter_bert():
     model, batch = build().alpro, make_batch()
     config = model.config.text_config.to_dict() | {"num_hidden_layers": 2}
     stock = BertModel(BertConfig(**config), add_pooling_layer=False).eval()
@@ -135,7 +135,7 @@ def test_rows_without_video_or_text_take_no_part_in_losses():
 
 
 @torch.no_grad()
-def test_a_batch_that_does_not_say_what_is_there_has_everything():
+def test_a_batch_without_masks_has_every_modality():
     model, batch = build(), rows_of(make_batch(), [0, 1, 2, 3])
     bare = {key: value for key, value in batch.items() if key not in ("text_mask", "video_mask", "video_seconds")}
     assert_close(model(**bare).loss, model(**batch).loss)
@@ -144,7 +144,7 @@ def test_a_batch_that_does_not_say_what_is_there_has_everything():
 
 # ---- Losses ----
 @torch.no_grad()
-def test_losses_by_hand():
+def test_losses_equal_ones_computed_by_hand():
     model, batch = build(), make_batch()
     output = model(**batch)
     cosines = output.text_embeds[:4] @ output.clip_embeds[:4].T / 0.2
@@ -162,7 +162,7 @@ def test_losses_by_hand():
         candidate_texts=batch["text_ids"],
         candidate_present=batch["video_mask"],
         logit_scale=torch.tensor(5.0),
-        hard_ratio=1.0,  # as ALPRO draws them
+        hard_ratio=1.0,  # as ALPRO samples them
         uniform=batch["match_uniform"],
     )
     chosen = [1 if row == 1 else int(negatives[row]) for row in range(4)]  # row 1 keeps its clip
@@ -184,14 +184,14 @@ def test_losses_by_hand():
 
 
 @torch.no_grad()
-def test_weights_counts_and_switched_off_objectives():
+def test_objectives_are_weighted_counted_and_switched_off():
     batch = make_batch()
     full = build()(**batch)
     weighted = build(contrastive_tv_loss_weight=0.5)(**batch)
     assert_close(weighted.loss, 0.5 * full.losses["contrastive_tv"] + full.losses["matching"])
     model = build(matching_loss_weight=0.0)
-    drawn = ("match_aligned", "match_uniform", "text_ids")
-    alone = model(**{key: value for key, value in batch.items() if key not in drawn})
+    random_entries = ("match_aligned", "match_uniform", "text_ids")
+    alone = model(**{key: value for key, value in batch.items() if key not in random_entries})
     assert alone.losses.keys() == model.count_items(batch).keys() == {"contrastive_tv"} and alone.logits is None
     assert_close(alone.loss, full.losses["contrastive_tv"])
     halved = model(**batch, num_items={"contrastive_tv": torch.tensor(8.0)})
@@ -252,7 +252,7 @@ def test_activation_checkpointing_changes_nothing():
         assert_close(gradients[1][name], gradient)
 
 
-def test_autocast_is_finite_and_near():
+def test_losses_under_autocast_are_finite_and_close():
     model, batch = build(), make_batch()
     expected = model(**batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -264,7 +264,7 @@ def test_autocast_is_finite_and_near():
         assert_close(value, expected.losses[name], 0.05)  # bfloat16 has steps of 0.008 of a value
 
 
-def test_the_video_tower_drops_more_residuals_with_depth_in_training_alone():
+def test_the_video_tower_drops_more_residuals_with_depth_only_in_training():
     video = TimesformerConfig(**SIZES, num_hidden_layers=3, image_size=SIDE, patch_size=PATCH, num_frames=FRAMES)
     model = AlproModel(tiny_config(video_config=video, drop_path_rate=0.4))
     drops = [layer.drop_path for layer in model.video_encoder.encoder.layer]
@@ -326,7 +326,7 @@ def test_the_defaults_are_the_published_sizes():
     assert (video.layer_norm_eps, video.qkv_bias, text.layer_norm_eps) == (1e-6, True, 1e-12)
 
 
-def test_bad_inputs_are_clear_errors():
+def test_bad_inputs_give_clear_errors():
     model, batch = build(), make_batch()
     with pytest.raises(ValueError, match="2 frames of 12 by 12 pixels, but this ALPRO takes 3 frames of 12 by 12"):
         model(**{**batch, "pixel_values_videos": batch["pixel_values_videos"][:, :2]})

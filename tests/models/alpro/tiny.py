@@ -1,4 +1,4 @@
-"""A tiny ALPRO, its batches, a checkpoint of it as the original code would write it, and the same converted."""
+"""A tiny ALPRO, its batches, its checkpoint as the original code would write it, and the converted checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def tiny_config(**changes) -> AlproConfig:
-    """Two text layers, two fusion layers and two video layers, without dropout."""
+    """Return a config of two text layers, two fusion layers and two video layers, without dropout."""
     values = {
         "text_config": BertConfig(
             **SIZES, **NO_DROPOUT, num_hidden_layers=4, vocab_size=VOCAB_SIZE, max_position_embeddings=POSITIONS
@@ -33,7 +33,7 @@ def tiny_config(**changes) -> AlproConfig:
 
 
 def build(model_class=AlproForRetrieval, **changes) -> AlproForRetrieval | AlproForQuestionAnswering:
-    """A model with weights and biases so large that errors show, in evaluation mode."""
+    """Build a model with weights and biases so large that errors show, in evaluation mode."""
     torch.manual_seed(0)
     model = randomize(model_class(tiny_config(**changes)))
     if isinstance(model, AlproForRetrieval):
@@ -42,7 +42,7 @@ def build(model_class=AlproForRetrieval, **changes) -> AlproForRetrieval | Alpro
 
 
 def make_batch(num_words: int = WORDS) -> dict[str, torch.Tensor]:
-    """Five rows, padded to `num_words`: two of one group, one aligned, and the last one without video."""
+    """Return five rows, padded to `num_words`: two of one group, one aligned, and the last one without video."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([7, 4, 5, 3, 6])
     ids = torch.randint(5, VOCAB_SIZE, (5, 16), generator=generator)[:, :num_words]
@@ -72,13 +72,13 @@ def original_tensors(
     vocab_size: int = VOCAB_SIZE,
     num_positions: int = POSITIONS,
 ) -> dict[str, torch.Tensor]:
-    """A checkpoint of `tiny_config` under the original's names.
+    """Return a checkpoint of `tiny_config` under the original's names.
 
     Args:
         kind (`str`): `retrieval`, `qa` or `pretraining`.
-        prefix (`str`): of the BERT's tensors inside `text_encoder.`.
-        num_answers, num_frames, vocab_size, num_positions (`int`): of the answer head and the tables of times, words
-            and positions.
+        prefix (`str`): Prefix of the BERT's tensors inside `text_encoder.`.
+        num_answers, num_frames, vocab_size, num_positions (`int`): Sizes of the answer head and of the tables of
+            times, words and positions.
     """
     hidden, inner, patches = SIZES["hidden_size"], SIZES["intermediate_size"], (SIDE // PATCH) ** 2
     shapes: dict[str, tuple[int, ...]] = {"temp": ()}
@@ -133,20 +133,20 @@ def original_tensors(
     tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
     for name in tensors:
         if "norm" in name.lower() and name.endswith("weight"):
-            tensors[name] += 1  # as in trained models, which else could not learn
+            tensors[name] += 1  # as in trained models, which otherwise could not learn
     tensors[f"{text}embeddings.position_ids"] = torch.arange(num_positions)[None]
     tensors["temp"] = torch.tensor(0.06)
     return tensors
 
 
 def write_folder(folder: Path, kind: str, texts: Sequence[str], *, num_frames: int | None = None, **changes) -> str:
-    """What `simple-multimodal convert alpro` makes of such a checkpoint, with a tokenizer for `texts`.
+    """Write the output of `simple-multimodal convert alpro` for such a checkpoint, with a tokenizer for `texts`.
 
     Args:
-        folder (`Path`): made; the model is in its folder `model`.
-        kind (`str`): see [`original_tensors`]; `qa` chooses among `LABEL_0` to `LABEL_2`.
-        num_frames (`int`, *optional*): to convert to.
-        changes: of the configuration.
+        folder (`Path`): Output folder; the model is in its folder `model`.
+        kind (`str`): See [`original_tensors`]; `qa` chooses among `LABEL_0` to `LABEL_2`.
+        num_frames (`int`, *optional*): Number of frames to convert to.
+        changes: Changes of the configuration.
     """
     tokenizer = train_tokenizer(texts, vocab_size=300)
     tokenizer.save_pretrained(folder / "tokenizer")
