@@ -1,4 +1,4 @@
-"""From the plain way to ours, one technique at a time: CPU seconds for 16 uniform frames of each clip at 224 x 224.
+"""From a naive reader to ours, one technique at a time: CPU seconds for 16 uniform frames of each clip at 224 x 224.
 
 python benchmarks/ablation.py CLIPS_FOLDER [--repeats 5]
 """
@@ -23,36 +23,36 @@ backend = get_video_backend("pyav")
 def _images(path: str, positions: list[int]):
     with open_media(path) as container:
         stream = open_video_stream(container, index_video(path).stream, path)
-        for number, picture in enumerate(decode_frames(container, stream)):
+        for number, frame in enumerate(decode_frames(container, stream)):
             if number in positions:
-                yield picture
+                yield frame
             if number == positions[-1]:
                 return
 
 
 def everything(path: str, positions: list[int]) -> np.ndarray:
-    """Decode all, convert all to RGB, choose, resize with PIL."""
+    """Decode everything, convert everything to RGB, select, resize with PIL."""
     with open_media(path) as container:
         stream = open_video_stream(container, index_video(path).stream, path)
-        frames = [picture.to_ndarray(format="rgb24") for picture in decode_frames(container, stream)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in decode_frames(container, stream)]
     return np.stack(
         [np.asarray(Image.fromarray(frames[n]).resize(SIZE, Image.Resampling.BILINEAR)) for n in positions]
     )
 
 
 def convert_wanted(path: str, positions: list[int]) -> np.ndarray:
-    """Stop at the last wanted frame, convert only wanted ones."""
-    frames = [picture.to_ndarray(format="rgb24") for picture in _images(path, positions)]
+    """Stop at the last wanted frame, and convert only the wanted ones."""
+    frames = [frame.to_ndarray(format="rgb24") for frame in _images(path, positions)]
     return np.stack([np.asarray(Image.fromarray(frame).resize(SIZE, Image.Resampling.BILINEAR)) for frame in frames])
 
 
 def scale_while_converting(path: str, positions: list[int]) -> np.ndarray:
-    """swscale converts and scales in one step, a new context for each frame."""
+    """Let swscale convert and scale in one step, with a new context for each frame."""
     return np.stack([p.to_ndarray(format="rgb24", height=SIZE[0], width=SIZE[1]) for p in _images(path, positions)])
 
 
 def shared_context(path: str, positions: list[int]) -> np.ndarray:
-    """One swscale context for all frames."""
+    """Use one swscale context for all frames."""
     convert = VideoReformatter()
     return np.stack(
         [
@@ -77,19 +77,19 @@ def _with_table(path: str, positions: list[int], **changes) -> np.ndarray:
 
 
 def groups_to_last_wanted(path: str, positions: list[int]) -> np.ndarray:
-    """Of each group of pictures, only what comes before the last wanted frame; the stream is not probed on opening."""
+    """Decode each group of frames only up to the last wanted frame, and open the file without probing the stream."""
     table = index_video(path).table
     nothing = {} if table is None else {"is_unreferenced": np.zeros_like(table.is_unreferenced)}
     return _with_table(path, positions, **nothing)
 
 
 def unreferenced_left_out(path: str, positions: list[int]) -> np.ndarray:
-    """Packets of pictures that nothing refers to do not reach the decoder: our reader."""
+    """Withhold packets of frames that no other frame refers to from the decoder: our reader."""
     return _with_table(path, positions)
 
 
 def always_seek(path: str, positions: list[int]) -> np.ndarray:
-    """Not kept: seek for every group instead of reading over packets that are not decoded."""
+    """Not adopted: seek for every group instead of reading past packets that are not decoded."""
     limit, ours_module.SEEK_PACKETS = ours_module.SEEK_PACKETS, 0
     try:
         return _with_table(path, positions)
@@ -109,7 +109,7 @@ def main() -> None:
     files = sorted(str(path) for path in options.folder.iterdir() if path.is_file())
     positions = {path: sample_positions(index_video(path), 16) for path in files}
     calls = {step.__name__: (lambda path, step=step: step(path, positions[path])) for step in STEPS}
-    # The floor: decode what must be decoded, convert nothing.
+    # The lower bound: the necessary decoding, without conversion.
     calls["floor: decoding alone"] = lambda path: _decode_only(path, positions[path])
     seconds = common.interleaved(files, calls, options.repeats)
     totals = {name: common.total(values, files) for name, values in seconds.items()}
@@ -121,7 +121,7 @@ def main() -> None:
         before = value
     floor = totals["floor: decoding alone"]
     own = totals["unreferenced_left_out"]
-    print(f"{floor:7.2f} s  floor: decoding what must be decoded; ours takes {own / floor:.3f} times as long")
+    print(f"{floor:7.2f} s  lower bound: the necessary decoding; ours takes {own / floor:.3f} times as long")
     common.save("ablation", {"cpu_seconds": totals, "floor": floor})
 
 

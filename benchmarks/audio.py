@@ -1,9 +1,9 @@
-"""Sound to log-mel: whole sound tracks, and the same as AAC, MP3, FLAC and WAV, beside torchcodec and Hugging Face.
+"""Audio to log-mel, compared with torchcodec and Hugging Face: whole tracks, and the same as AAC, MP3, FLAC and WAV.
 
     python benchmarks/audio.py CLIPS_FOLDER [--repeats 5]
 
-With `--slices`, 10 s of files of 101 minutes at minutes 3, 10, 60 and 100: what they cost, and how far they are from
-decoding all that precedes them. The files are made (0.6 GB) in the folder that is given, unless they are there.
+With `--slices`, read 10 s of files of 101 minutes at minutes 3, 10, 60 and 100: their cost, and their difference from
+decoding everything before them. The files (0.6 GB) are made in the given folder, unless they exist.
 
     python benchmarks/audio.py LONG_FOLDER --slices [--repeats 5]
 """
@@ -31,7 +31,7 @@ KINDS = {"aac": ("m4a", "aac"), "mp3": ("mp3", "mp3"), "flac": ("flac", "flac"),
 
 
 def write(path: Path, codec: str, waveform: np.ndarray) -> None:
-    """A mono file at 44.1 kHz."""
+    """Write a mono file at 44.1 kHz."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=44100, layout="mono")
         resampler = av.AudioResampler(stream.format.name, "mono", 44100, frame_size=stream.frame_size or 1024)
@@ -45,9 +45,9 @@ def write(path: Path, codec: str, waveform: np.ndarray) -> None:
 
 MINUTES = (3, 10, 60, 100)
 SLICE_SECONDS = 10
-LONG_RATE = 24000  # which all of the codecs take
-SOURCE_MINUTES = 4  # that are encoded; their packets are repeated
-LONG_KINDS = {  # file, codec and its options
+LONG_RATE = 24000  # supported by all of the codecs
+SOURCE_MINUTES = 4  # encoded once; their packets are repeated
+LONG_KINDS = {  # file, codec and codec options
     "mp3": ("long.mp3", "libmp3lame", {}),
     "aac without noise substitution": ("long.m4a", "aac", {"aac_pns": "0"}),
     "the same in ts": ("long.ts", "aac", {"aac_pns": "0"}),
@@ -59,7 +59,7 @@ LONG_KINDS = {  # file, codec and its options
 
 
 def write_long(path: Path, codec: str, codec_options: dict[str, str]) -> None:
-    """101 minutes of tones and bursts of noise, mono."""
+    """Write 101 minutes of tones and bursts of noise, mono."""
     temporary = path.with_name(f"incomplete_{path.name}")
     times = np.arange(60 * LONG_RATE) / LONG_RATE
     generator = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def write_long(path: Path, codec: str, codec_options: dict[str, str]) -> None:
 
 
 def decoded_slices(path: Path) -> dict[int, np.ndarray]:
-    """The slices as decoding from the start gives them, in one pass."""
+    """Return the slices as decoded from the start, in one pass."""
     slices = {minute: np.zeros(SLICE_SECONDS * RATE, np.float32) for minute in MINUTES}
     tracks = index_cache.tracks(path)
     for position, piece in audio._resampled(path, tracks, RATE, None, (), 0, None):
@@ -103,7 +103,7 @@ def decoded_slices(path: Path) -> dict[int, np.ndarray]:
 
 
 def measure_slices(folder: Path, repeats: int) -> None:
-    """Writes, indexes and reads the long files; prints a line for each kind."""
+    """Write, index and read the long files, and print a line for each kind."""
     folder.mkdir(parents=True, exist_ok=True)
     results = {}
     print(
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--slices", action="store_true", help="slices of long files instead of whole sound tracks")
+    parser.add_argument("--slices", action="store_true", help="read slices of long files instead of whole tracks")
     options = parser.parse_args()
     if options.slices:
         measure_slices(options.folder, options.repeats)
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def measure_whole_tracks(options: argparse.Namespace) -> None:
-    """Reads the sound tracks of the clips with ours and with peers, which have to be installed."""
+    """Read the audio tracks of the clips with our reader and the compared ones, which have to be installed."""
     from torchcodec.decoders import AudioDecoder
     from transformers import ASTFeatureExtractor
 
@@ -183,7 +183,7 @@ def measure_whole_tracks(options: argparse.Namespace) -> None:
             try:
                 waveform = read_audio(clip, 44100)
                 AudioDecoder(str(clip), sample_rate=RATE)
-            except (MediaError, RuntimeError, ValueError):  # no sound, or none that the peer reads
+            except (MediaError, RuntimeError, ValueError):  # no audio, or none that torchcodec can read
                 continue
             seconds += len(waveform) / 44100
             paths["sound tracks of the clips"].append(str(clip))
@@ -191,7 +191,7 @@ def measure_whole_tracks(options: argparse.Namespace) -> None:
                 paths[kind].append(str(Path(folder, f"{clip.stem}.{suffix}")))
                 write(Path(paths[kind][-1]), codec, waveform)
         for kind, files in paths.items():
-            difference = []  # the gate: the same samples, but for the resamplers
+            difference = []  # the check: the same samples, except for the resamplers
             for path in files:
                 ours, peers = torch.from_numpy(read_audio(path, RATE)), torch.from_numpy(decoded(path))
                 length = min(len(ours), len(peers))

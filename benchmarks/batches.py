@@ -1,4 +1,4 @@
-"""A batch of 8: 16 frames, 10 s of sound as log-mel, and text, beside Hugging Face's processors one sample at a time.
+"""Batches of 8: 16 frames, 10 s of audio as log-mel, and text, compared with Hugging Face's processors.
 
 python benchmarks/batches.py CLIPS_FOLDER TRAIN_MANIFEST [--repeats 5]
 """
@@ -25,17 +25,17 @@ WINDOW = 992  # log-mel frames
 
 
 def plain(rows: list, tokenizer, video_processor, audio_processor) -> dict[str, torch.Tensor]:
-    """Each sample by Hugging Face's loaders and processors, one after the other."""
-    videos, sounds = [], []
+    """Read each sample with Hugging Face's loaders and processors, one after the other."""
+    videos, log_mels = [], []
     for row in rows:
         positions = sample_positions(index_video(row["video"]), 16)
         frames, _ = load_video(row["video"], backend="pyav", sample_indices_fn=lambda metadata, p=positions: p)
         videos.append(video_processor(list(frames), return_tensors="pt")["pixel_values"])
         samples = AudioDecoder(row["video"], sample_rate=16000, num_channels=1).get_all_samples().data[0]
         features = audio_processor(samples.numpy(), sampling_rate=16000, return_tensors="pt")["input_values"]
-        sounds.append(features)
+        log_mels.append(features)
     texts = tokenizer([row_captions(row)[0] for row in rows], padding=True, return_tensors="pt")
-    return {"pixels": torch.cat(videos), "log_mel": torch.cat(sounds), **texts}
+    return {"pixels": torch.cat(videos), "log_mel": torch.cat(log_mels), **texts}
 
 
 def main() -> None:
@@ -46,22 +46,22 @@ def main() -> None:
     options = parser.parse_args()
     dataset = RowDataset.from_manifest(options.manifest, roots={"video": options.folder}, modalities=())
     tokenizer = train_tokenizer([c for n in range(len(dataset)) for c in row_captions(dataset[n])], vocab_size=500)
-    sound = AudioFeatureExtractor(num_frames=WINDOW, max_windows=1)
+    audio = AudioFeatureExtractor(num_frames=WINDOW, max_windows=1)
     video_processor = VideoMAEImageProcessor(do_rescale=False, do_normalize=False)
     audio_processor = ASTFeatureExtractor(num_mel_bins=128, max_length=WINDOW)
     rows = []
-    for number in range(len(dataset)):  # clips of which the plain way delivers sound and all frames
+    for number in range(len(dataset)):  # clips for which Hugging Face's loaders deliver audio and all frames
         row = dataset[number]
         sample, _, _ = common.measured(lambda row=row: plain([row], tokenizer, video_processor, audio_processor))
         if sample is not None and sample["pixels"].shape[1] == 16:
             rows.append(row)
-    print(f"{len(rows)} of {len(dataset)} clips can be read the plain way")
+    print(f"{len(rows)} of {len(dataset)} clips can be read with Hugging Face's loaders")
     rows = rows[: len(rows) // BATCH * BATCH]
     groups = [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
 
     def collator(kernel: str, threads: int | None) -> MultimodalCollator:
         video = VideoClipProcessor(num_frames=16, size=224, resize_kernel=kernel)
-        processor = MultimodalProcessor(sound, video, tokenizer)
+        processor = MultimodalProcessor(audio, video, tokenizer)
         return MultimodalCollator(processor, parallel=threads is not None, num_threads=threads)
 
     ways = {
@@ -70,10 +70,10 @@ def main() -> None:
         "ours, antialias, 2 threads": collator("antialias", 2),
         "hugging face": lambda group: plain(group, tokenizer, video_processor, audio_processor),
     }
-    for way in ways.values():  # threads, tables and indices
+    for way in ways.values():  # start threads, build tables and indices
         way(groups[0])
 
-    # The gate: the same tensors.
+    # The check: the same tensors.
     differences = []
     for group in groups:
         theirs = ways["hugging face"](group)
@@ -102,7 +102,7 @@ def main() -> None:
                 ways[name](group)
             walls[name].append(time.perf_counter() - wall)
             cpus[name].append(time.process_time() - cpu)
-    # The least possible: the work shared by all cores, but no batch faster than its longest sample.
+    # The lower bound: the work is divided over all cores, but no batch is faster than its longest sample.
     sequential = collator("fast", None)
     bound = 0.0
     for group in groups:
@@ -117,7 +117,7 @@ def main() -> None:
     for name, value in median.items():
         print(f"  {name:28s}{value:7.2f} s, CPU {statistics.median(cpus[name]):6.2f} s, {value / ours:.2f} times ours")
     print(f"  bound T*                    {bound:7.2f} s: ours takes {ours / bound:.3f} times as long")
-    print(f"  gate: {gate}")
+    print(f"  check: {gate}")
     common.save("batches", {"wall": walls, "cpu": cpus, "bound": bound, "ours_over_bound": ours / bound,
                             "plain_over_ours": median["hugging face"] / ours, "gate": gate})  # fmt: skip
 

@@ -1,13 +1,13 @@
-"""What large contrastive batches bring at the same cost: batch 32 against 512 in chunks of 32, for the same minutes.
+"""Benefit of large contrastive batches at the same cost: batch 32 against 512 in chunks of 32, for the same minutes.
 
 python benchmarks/big_batches.py TOY_WORLD [--minutes 8] [--seeds 0 1 2] [--learning_rates 2e-3] [--small 32]
     [--large 512] [--work FOLDER]
 
-`simple-multimodal toy TOY_WORLD` makes the world. Both batches need much the same memory for a step. A step of each is
-timed first; then each trains, by `train.py --config configs/runs/toy.yaml`, for as many steps as the minutes allow, so
-that the schedule ends when the time does. Retrieval is over the held-out clips. Which learning rate suits a batch
-depends on its size: with several, each batch takes the one that is best with the first seed. Finished runs stay in the
-work folder; run again, it goes on.
+`simple-multimodal toy TOY_WORLD` makes the world. A step takes about the same memory with both batches. A step of each
+is timed first; then each trains, with `train.py --config configs/runs/toy.yaml`, for as many steps as the minutes
+allow, so that the schedule ends when the time does. Retrieval is over the held-out clips. The best learning rate
+depends on the batch size: with several, each batch uses the one that is best with the first seed. Finished runs stay
+in the work folder; the same command continues.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TIMED_STEPS = 3
 
 
 def train(folder: Path, world: Path, *tokens: str, **values: object) -> dict[str, float]:
-    """The metrics of a run of `train.py`, or of the same run that ended before."""
+    """Return the metrics of a run of `train.py`, from its files if it is finished."""
     results = folder / "metrics_of_run.json"
     if not results.exists():
         flags = [token for name, value in values.items() for token in (f"--{name}", str(value))]
@@ -39,7 +39,7 @@ def train(folder: Path, world: Path, *tokens: str, **values: object) -> dict[str
             str(world.resolve()),
         ]
         command += ["--output_dir", str(folder.resolve()), "--save_strategy", "no", "--overwrite_output_dir", "True"]
-        # Training may use all cores, unlike what `common` times.
+        # Training may use all cores, unlike the code that `common` times.
         environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
         subprocess.run([*command, *tokens, *flags], cwd=REPOSITORY, env=environment, check=True)
         metrics = json.loads((folder / "all_results.json").read_text())
@@ -48,7 +48,7 @@ def train(folder: Path, world: Path, *tokens: str, **values: object) -> dict[str
 
 
 def seconds_per_step(work: Path, world: Path, arm: str, sizes: dict[str, int]) -> float:
-    """Of a step alone, without what a run does once."""
+    """Return the seconds of a step alone, without the work that a run does once."""
     runtimes = []
     for steps in (1, 1 + TIMED_STEPS):
         folder = work / f"{arm}, {steps} steps".replace(" ", "_")
@@ -58,7 +58,7 @@ def seconds_per_step(work: Path, world: Path, arm: str, sizes: dict[str, int]) -
 
 
 def train_arm(options: argparse.Namespace, arm: str, steps: int, sizes: dict[str, int]) -> dict[str, Any]:
-    """Every rate with the first seed, and the other seeds at the best of them."""
+    """Train with every learning rate and the first seed, then with the best rate and the other seeds."""
     first, *others = options.seeds
 
     def run(rate: str, seed: int) -> dict[str, float]:
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning_rates", nargs="+", default=["2e-3"])
-    parser.add_argument("--small", type=int, default=32, help="the small batch, and the chunks of the large one")
+    parser.add_argument("--small", type=int, default=32, help="small batch size, and chunk size of the large one")
     parser.add_argument("--large", type=int, default=512)
     parser.add_argument("--work", type=Path, default=Path("outputs/big_batches"))
     options = parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
     results: dict[str, dict] = {}
     for arm, sizes in arms.items():
         steps = max(1, round(options.minutes * 60 / seconds_of[arm]))
-        print(f"{arm}: {seconds_of[arm]:.2f} s a step, {steps} steps in {options.minutes:g} minutes", flush=True)
+        print(f"{arm}: {seconds_of[arm]:.2f} s per step, {steps} steps in {options.minutes:g} minutes", flush=True)
         results[arm] = {"seconds_per_step": seconds_of[arm], "steps": steps, **train_arm(options, arm, steps, sizes)}
     common.save("big_batches", {"minutes": options.minutes, "runs": results})
 

@@ -1,4 +1,4 @@
-"""16 uniform frames of each clip at 224 x 224: exactness first, then CPU seconds beside the peers'.
+"""16 uniform frames of each clip at 224 x 224: exactness first, then CPU seconds compared with other readers.
 
 python benchmarks/clips.py CLIPS_FOLDER [--repeats 5] [--max_clips N] [--name clips]
 """
@@ -13,20 +13,20 @@ import readers
 
 from simple_multimodal.media import index_video, sample_positions
 
-MIN_PSNR = 40.0  # dB against antialiased resizing of full frames, median over clips: below it is another output
+MIN_PSNR = 40.0  # dB against antialiased resizing of full frames, median over clips: below, the output is different
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--max_clips", type=int, help="the first ones only")
-    parser.add_argument("--name", default="clips", help="of the results")
+    parser.add_argument("--max_clips", type=int, help="read only the first clips")
+    parser.add_argument("--name", default="clips", help="name of the results")
     options = parser.parse_args()
     files = sorted(str(path) for path in options.folder.iterdir() if path.is_file())[: options.max_clips]
     positions = {path: sample_positions(index_video(path), 16) for path in files}
 
-    # The gate: which reader delivers, and how near it is to full frames and antialiased resizing.
+    # The check: which readers deliver, and how close they are to full frames with antialiased resizing.
     failed: dict[str, list[str]] = {name: [] for name in readers.READERS}
     psnr: dict[str, list[float]] = {name: [] for name in readers.READERS}
     for path in files:
@@ -60,7 +60,7 @@ def main() -> None:
     print(f"{'ours, seconds':28s}" + "".join(f"{own[label]:20.3f}" for label in classes))
     for name, entry in table.items():
         cells = "".join(f"{'-' if v is None else format(v, '.2f'):>20s}" for v in entry["times_ours"].values())
-        note = "" if entry["is_valid"] else "  (below the gate)"
+        note = "" if entry["is_valid"] else "  (below the limit)"
         print(f"{name:28s}{cells}{len(entry['failed']):9d}{entry['psnr_median']:7.1f}{note}")
     common.save(
         options.name,
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _classes(files: list[str]) -> dict[str, list[str]]:
-    """Clips by what decides the cost of a frame."""
+    """Group the clips by what determines the cost of a frame."""
     classes: dict[str, list[str]] = {}
     for path in files:
         index = index_video(path)
@@ -93,7 +93,7 @@ def _classes(files: list[str]) -> dict[str, list[str]]:
 
 
 def _plot(table: dict, labels: list[str], name: str) -> None:
-    """The table as bars."""
+    """Plot the table as bars."""
     import matplotlib
 
     matplotlib.use("Agg")

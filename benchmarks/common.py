@@ -1,4 +1,4 @@
-"""What all benchmarks share: one thread, interleaved timing in CPU seconds, versions, and results as JSON."""
+"""Shared code of the benchmarks: one thread, interleaved timing in CPU seconds, versions, and results as JSON."""
 
 import json
 import os
@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 torch.set_num_threads(1)
-if importlib.util.find_spec("av") is not None:  # some benchmarks read no file
+if importlib.util.find_spec("av") is not None:  # some benchmarks do not read files
     import av
 
     av.logging.set_level(av.logging.PANIC)
@@ -34,8 +34,8 @@ _reasons: set[str] = set()
 
 
 def measured(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Result, CPU seconds and wall seconds of a call; where it raises (peers fail at some files) the result is `None`,
-    and the reason is printed once."""
+    """Return the result, CPU seconds and wall seconds of a call. If it raises, as other readers do for some files, the
+    result is `None`, and the reason is printed once."""
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         result = call()
@@ -51,7 +51,7 @@ def measured(call: Callable[[], Any]) -> tuple[Any, float, float]:
 def interleaved(
     items: Iterable[Any], readers: dict[str, Callable[[Any], Any]], repeats: int
 ) -> dict[str, dict[Any, list[float]]]:
-    """CPU seconds of each reader for each item, the readers one after the other on every item, in changing order.
+    """Measure CPU seconds of each reader for each item, the readers taking turns on every item, in changing order.
 
     A call that fails counts as NaN.
     """
@@ -67,15 +67,15 @@ def interleaved(
 
 
 def total(seconds: dict[Any, list[float]], items: Iterable[Any]) -> float:
-    """Sum over items of the median over repeats."""
+    """Return the sum over items of the median over repeats."""
     return sum(statistics.median(seconds[item]) for item in items)
 
 
 def operation_counter() -> FlopCounterMode:
-    """A context that counts floating-point operations of matrix products, convolutions and attention, a multiplication
-    and an addition being two; its `get_total_flops()` is their number."""
+    """Return a context that counts floating-point operations of matrix products, convolutions and attention, where a
+    multiplication and an addition are two; its `get_total_flops()` is their number."""
     aten = torch.ops.aten
-    attention_on_cpu = {  # which torch leaves out
+    attention_on_cpu = {  # torch leaves it out
         aten._scaled_dot_product_flash_attention_for_cpu: (
             lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
         ),
@@ -87,7 +87,7 @@ def operation_counter() -> FlopCounterMode:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Return the hardware and the versions that the numbers were measured with."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -102,7 +102,7 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, results: dict[str, Any]) -> None:
-    """Writes `results/NAME.json`, and prints where."""
+    """Write `results/NAME.json`, and print its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **results}, indent=1, default=lambda value: value.item()) + "\n")

@@ -1,12 +1,12 @@
-"""Whether two commits train and measure the same: losses, weights and metric files of short runs, bit for bit.
+"""Compare the training and evaluation of two commits: losses, weights and metric files of short runs, bit for bit.
 
 python benchmarks/compare_commits.py OLD NEW --clips CLIPS [--work outputs/compare] [--jobs toy questions ...]
 
 Each commit is checked out into the work folder, and its own `train.py` and `simple-multimodal` run there, on data and
-models that the old one made: 50 steps of the toy run, of questions and of LoRA on its model, 30 steps on real clips
+models made by the old commit: 50 steps of the toy run, of questions and of LoRA on its model, 30 steps on real clips
 (CLIPS holds `clips.jsonl` and its files), 10 steps of fine-tuning a small ALPRO for retrieval and for questions, and
-what `infer`, `encode`, `search` and `answer` make of the results. A finished job is not run again. Names that a commit
-changed on purpose are given as `--renamed OLD_NAME=NEW_NAME`, and what need not be equal as `--ignore PATTERN`.
+`infer`, `encode`, `search` and `answer` with the results. A finished job is not run again. Pass names that a commit
+changed on purpose as `--renamed OLD_NAME=NEW_NAME`, and values that may differ as `--ignore PATTERN`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("_runtime", "_per_second", "data_wait_share", "total_flos")
-"""How names end of what is never the same twice."""
+"""Suffixes of the names of values that always differ."""
 
 PREPARE = """
 import sys
@@ -37,7 +37,7 @@ for task in ("msrvtt_ret", "msvd_qa"):
     (work / "start" / task).mkdir(parents=True)
     write_folder(work / "start" / task, "retrieval", TEXTS)
 """
-"""Makes two small benchmarks, and the ALPRO models that are fine-tuned on them."""
+"""Code that makes two small benchmarks, and the ALPRO models that are fine-tuned on them."""
 
 STEPS = "--logging_steps 1 --save_strategy no --use_cpu True --disable_tqdm True --report_to none"
 TOY = "train.py --config configs/runs/toy.yaml --data_root DATA/toy"
@@ -46,7 +46,7 @@ TOOL = "-m simple_multimodal"
 
 
 def benchmark(task: str) -> str:
-    """Flags of training on a small benchmark, from the model that was made for it."""
+    """Return the flags for training on a small benchmark, from the model that was made for it."""
     manifests = (
         f"--train_file DATA/datasets/{task}/train.jsonl --validation_file DATA/datasets/{task}/validation.jsonl"
     )
@@ -55,7 +55,7 @@ def benchmark(task: str) -> str:
 
 
 def infer(task: str, name: str, flags: str = "") -> str:
-    """Measures the model that was fine-tuned on a small benchmark."""
+    """Return the command that evaluates the model fine-tuned on a small benchmark."""
     folders = f"OUT/alpro_{task} DATA/datasets/{task} --video_root DATA/data/{task}/videos"
     return f"{TOOL} infer {folders} --output_dir OUT/infer_{task}_{name} {flags}"
 
@@ -65,13 +65,13 @@ JOBS: dict[str, list[str]] = {
     "questions": [
         "train.py --config configs/runs/toy_questions.yaml --data_root DATA/toy --model_name_or_path OUT/toy "
         f"--max_steps 50 --max_eval_samples 400 --output_dir OUT/questions {STEPS}",
-        f"{TOOL} answer OUT/questions 'which shape is it?' DATA/toy/validation.jsonl",
+        f"{TOOL} answer OUT/questions 'what shape do you see?' DATA/toy/validation.jsonl",
     ],
     "lora": [
         f"{TOY} --model_name_or_path OUT/toy --task retrieval --lora_rank 4 --max_steps 50 "
         f"--output_dir OUT/lora {STEPS}"
     ],
-    "processes": [  # the toy model as two of them measure it
+    "processes": [  # the toy model, evaluated by two processes
         f"-m torch.distributed.run --nproc_per_node 2 {TOY} --model_name_or_path OUT/toy --do_train False "
         "--output_dir OUT/processes --use_cpu True --disable_tqdm True"
     ],
@@ -101,18 +101,18 @@ JOBS: dict[str, list[str]] = {
 
 
 def run(tree: Path, command: str, log: Path) -> None:
-    """A command of one tree, with this environment's Python; its output goes to a file."""
+    """Run a command of one tree with this environment's Python, and write its output to a file."""
     words = [sys.executable, *shlex.split(command)]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "2"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(words, cwd=tree, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        sys.exit(f"{tree.name}: {command}\nended with {done.returncode}; see {log}")
+        sys.exit(f"{tree.name}: {command}\nexited with {done.returncode}; see {log}")
 
 
 def flat(name: str, value: Any) -> dict[str, Any]:
-    """Numbers and texts of nested values, by path."""
+    """Return the numbers and strings of nested values, by path."""
     if isinstance(value, dict):
         return {k: v for key, part in value.items() for k, v in flat(f"{name}/{key}", part).items()}
     if isinstance(value, list):
@@ -121,12 +121,12 @@ def flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def is_result(line: str) -> bool:
-    """Whether a printed line is a result that is the same every time; losses of training are in its state."""
+    """Return whether a printed line is a reproducible result; training losses are compared by the trainer's state."""
     return line.startswith("{") and not any(name in line for name in TIMES)
 
 
 def found_in(out: Path) -> dict[str, Any]:
-    """All that is compared of the outputs of a commit."""
+    """Collect everything that is compared of the outputs of a commit."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs/compare")
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
-    parser.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW", help="parts of names")
-    parser.add_argument("--ignore", nargs="*", default=[], metavar="PATTERN", help="of names, as in a shell")
+    parser.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW", help="substrings of names to replace")
+    parser.add_argument("--ignore", nargs="*", default=[], metavar="PATTERN", help="shell patterns of names to ignore")
     options = parser.parse_args()
     work, clips = options.work.resolve(), options.clips.resolve()
     trees = []
@@ -191,7 +191,7 @@ def main() -> None:
             print(f"{tree.name}: {job}", flush=True)
     for tree in trees:
         found = found_in(work / "out" / tree.name)
-        # Paths of the two trees' own outputs and of the trees are no difference.
+        # Paths that contain the names of the two trees do not count as differences.
         results.append({k: v.replace(tree.name, "TREE") if isinstance(v, str) else v for k, v in found.items()})
     old, new = results
     for pair in options.renamed:

@@ -2,12 +2,12 @@
 
 python benchmarks/contrastive_memory.py [--batches 16 32 64 128 256 512 1024] [--chunk_size 16] [--limit_gigabytes 8]
 
-The toy model, on a CPU. Every point is a process of its own, whose peak of resident memory (`ru_maxrss`) is read after
-one forward and backward pass; what it held before that, the libraries, the model and the inputs, is subtracted and
-named beside. Without chunks, batches that would need more than the limit, going by the one before, are left out.
+The toy model, on a CPU. Every point is a separate process, whose peak of resident memory (`ru_maxrss`) is read after
+one forward and backward pass; the memory that it held before (libraries, model and inputs) is subtracted and reported
+separately. Without chunks, batches that would need more than the limit, judged by the previous one, are skipped.
 
 - `contrast`: the four contrastive objectives.
-- `all`: masked objectives and matching, too.
+- `all`: also masked objectives and matching.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def build_model(objectives: str) -> MultimodalForPreTraining:
 
 
 def measure(num_rows: int, chunk_size: int | None, objectives: str) -> dict[str, float]:
-    """One step in this process."""
+    """Measure one step in this process."""
     torch.manual_seed(0)
     model = build_model(objectives).train()
     batch = stand_ins.make_batch(model.config, num_rows, num_words=NUM_WORDS)
@@ -53,7 +53,7 @@ def measure(num_rows: int, chunk_size: int | None, objectives: str) -> dict[str,
 
 
 def plot(results: dict[str, dict[str, dict[int, dict[str, float]]]]) -> None:
-    """Memory of a step and of its inputs against the batch."""
+    """Plot the memory of a step and of its inputs against the batch size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,14 +65,14 @@ def plot(results: dict[str, dict[str, dict[int, dict[str, float]]]]) -> None:
             axis.plot(list(points), [point["step_megabytes"] for point in points.values()], marker="o", label=way)
         longest = max(ways.values(), key=len)
         inputs = [point["input_megabytes"] for point in longest.values()]
-        axis.plot(list(longest), inputs, color="grey", linestyle=":", label="the inputs themselves")
+        axis.plot(list(longest), inputs, color="grey", linestyle=":", label="inputs alone")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(list(longest), [str(batch) for batch in longest])
-        axis.set_xlabel("batch")
+        axis.set_xlabel("batch size")
         axis.set_title({"contrast": "contrastive objectives", "all": "all objectives"}[objectives])
         axis.legend(fontsize=8)
-    axes[0][0].set_ylabel("MB that a step needs at its peak")
+    axes[0][0].set_ylabel("peak memory of a step (MB)")
     figure.tight_layout()
     figure.savefig(common.RESULTS / "contrastive_memory.png", dpi=110)
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--chunk_size", type=int, default=16)
     parser.add_argument("--limit_gigabytes", type=float, default=8)
     parser.add_argument("--objectives", nargs="+", default=["contrast", "all"], choices=["contrast", "all"])
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # the one point, in this process
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # measure one point, in this process
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.batches[0], options.chunk_size or None, options.objectives[0])))
@@ -96,7 +96,7 @@ def main() -> None:
             for num_rows in options.batches:
                 per_row = max((p["step_megabytes"] / rows for rows, p in list(points.items())[-1:]), default=0.0)
                 if not chunk_size and per_row * num_rows > options.limit_gigabytes * 1024:
-                    print(f"{objectives}, {name}, batch {num_rows}: left out, it would need more than the limit")
+                    print(f"{objectives}, {name}, batch {num_rows}: skipped, it would need more than the limit")
                     continue
                 command = [sys.executable, __file__, "--measure", f"--batches={num_rows}"]
                 command += [f"--chunk_size={chunk_size}", f"--objectives={objectives}"]

@@ -1,28 +1,30 @@
-"""Everything that a GPU changes, checked in one go: a table with pass, fail and figure, and a failing exit code.
+"""Check everything that a GPU changes in one run: a table with values and pass or fail, and a failing exit code.
 
 python benchmarks/device_check.py [--device cuda|cpu] [--minutes 8] [--peak_teraflops T] [--checks NAME ...]
     [--output FILE]
 
-For one GPU, at most `--minutes` minutes, and the core dependencies alone; it makes its own models and media. Where the
-package is not installed, `PYTHONPATH=.` before the command, in the repository's folder, does. A check
+It uses one GPU for at most `--minutes` minutes and needs only the core dependencies; it makes its own models and
+media. If the package is not installed, put `PYTHONPATH=.` before the command, in the repository's folder. A check
 whose packages are missing, or for which no time is left, is listed as left out, with the reason. Checks of computation
-come first and need torch, transformers and accelerate; those that read files need `av` and `datasets` besides.
+come first and need torch, transformers and accelerate; those that read files also need `av` and `datasets`.
 
-- A step in float32, bf16 and fp16 against the CPU's in float32: for each task and form of fusion the loss, relative,
-  and all gradients together, relative to their norm. Dropout is off, hard negatives are far from where the draw
-  changes. The limits: float32 rounds to 2^-24 and sums of some thousand terms in another order differ by far less than
-  1e-4; bf16 rounds each product's factors to 2^-9, fp16 to 2^-12, and the errors of a few dozen layers add up.
+- A step in float32, bf16 and fp16 against the CPU's in float32: for each task and form of fusion the relative error of
+  the loss, and of all gradients together, relative to their norm. Dropout is off, and hard negatives do not depend on
+  small errors. The limits: float32 rounds to 2^-24, and sums of some thousand terms in another order differ by far
+  less than 1e-4; bf16 rounds each product's factors to 2^-9, fp16 to 2^-12, and the errors of a few dozen layers add
+  up.
 - SDPA against eager attention, on the device, in float32.
-- Two runs under `--full_determinism True`'s settings, dropout on: equal bit for bit.
-- DDP with one process, and contrast in chunks, against the plain step.
-- The memory guide's count against the measured peak, at three settings of the base size (on a CPU: of the toy size).
-  The guide says that a batch fits which counts for 0.85 of the memory, so the peak must stay within count / 0.85.
-- Tokens a second and use (MFU) of each base tower in bf16, of the peak that a matrix product of 8192 reaches here, or
-  of `--peak_teraflops`.
-- The towers' outputs and pairs' scores in use (`infer`) against the CPU's; from files through `Retriever`, too.
-- What a training step waits for packed clips (stall), and frames decoded by the GPU beside PyAV's.
+- Two runs with the settings of `--full_determinism True`, dropout on: equal bit for bit.
+- DDP with one process, and contrastive losses in chunks, against the plain step.
+- The memory guide's estimate against the measured peak, at three settings of the base size (on a CPU: the toy size).
+  The guide assumes that a batch fits if its estimate is 0.85 of the memory, so the peak must be at most
+  estimate / 0.85.
+- Tokens per second and MFU of each base tower in bf16, relative to the peak of a matrix product of 8192 here, or to
+  `--peak_teraflops`.
+- The towers' outputs and pairs' scores in inference (`infer`) against the CPU's; also from files through `Retriever`.
+- How long a training step waits for packed clips (stall), and frames decoded by the GPU against PyAV's.
 
-`--device cpu` runs all of it on toy models: it checks the script, and that the limits hold for another kernel.
+`--device cpu` runs all of it on toy models: it checks the script, and that the limits hold for other kernels.
 """
 
 import argparse
@@ -67,20 +69,20 @@ NUM_ANSWERS = 5
 WORDS = 16
 LIMITS: dict[Precision, tuple[float, float]] = {"fp32": (1e-4, 1e-3), "bf16": (1e-2, 5e-2), "fp16": (2e-3, 1e-2)}
 """By precision, how far the loss and the gradients may be from float32 on a CPU, relative."""
-LOSS_SCALE = 2.0**10  # of fp16, whose smallest gradients vanish else
+LOSS_SCALE = 2.0**10  # for fp16, whose smallest gradients would vanish otherwise
 MEMORY_SETTINGS: tuple[tuple[str, int, Precision], ...] = (
     ("all weights", 4, "bf16"),
     ("all weights, checkpoints", 8, "bf16"),
     ("frozen towers", 8, "fp32"),
 )
-USABLE = 0.85  # of the memory, as the guide has it
+USABLE = 0.85  # share of the memory, as in the guide
 MAX_STALL = 0.1
-FRAME_ERROR = 2.0  # of 255, on average: two conversions of colours differ by less
+FRAME_ERROR = 2.0  # of 255, on average: two colour conversions differ by less
 
 
 @dataclass
 class Row:
-    """A line of the table: what was measured, what it may be at most (none: a figure alone), and how it went."""
+    """A line of the table: the measured value, its upper limit (`None`: no limit), and the outcome."""
 
     check: str
     case: str
@@ -92,23 +94,23 @@ class Row:
 
 
 class Report:
-    """Collects the rows of a check, each judged and printed as it comes."""
+    """Collects the rows of the checks; each is judged and printed when it is added."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.check = ""
 
     def add(self, case: str, figure: float, limit: float | None = None, *, unit: str = "", note: str = "") -> None:
-        """A figure, which fails if it is above its limit or not a number."""
+        """Add a value, which fails if it is above its limit or not a number."""
         is_good = figure == figure and (limit is None or figure <= limit)
         self._row(Row(self.check, case, figure, limit, unit, "pass" if is_good else "FAIL", note))
 
     def fail(self, note: str) -> None:
-        """A check that could not be carried out to its end."""
+        """Add a check that could not be completed."""
         self._row(Row(self.check, "", None, None, "", "FAIL", note))
 
     def leave_out(self, reason: str) -> None:
-        """A check, or a part of one, that this machine does not allow."""
+        """Add a check, or a part of one, that is not possible on this machine."""
         self._row(Row(self.check, "", None, None, "", "left out", reason))
 
     def _row(self, row: Row) -> None:
@@ -120,7 +122,7 @@ class Report:
 
 # ---- Models and steps ----
 def make_model(task: str, size: str, *, dropout: bool = False, **settings: Any) -> TowerModel:
-    """A model of a task with random weights."""
+    """Build a model of a task with random weights."""
     if task == "questions":
         settings["id2label"] = {number: str(number) for number in range(NUM_ANSWERS)}
     config = stand_ins.model_config(size, **settings)
@@ -130,7 +132,7 @@ def make_model(task: str, size: str, *, dropout: bool = False, **settings: Any) 
             continue
         part.hidden_dropout_prob = part.attention_probs_dropout_prob = 0.1 if dropout else 0.0
     model = TASKS[task](config).train()
-    if task == "questions":  # no hidden unit of the head where ReLU has its edge
+    if task == "questions":  # keep the head's hidden units away from the kink of ReLU
         hidden = model.classifier[0].bias
         torch.nn.init.constant_(hidden[::2], 4.0)
         torch.nn.init.constant_(hidden[1::2], -4.0)
@@ -138,7 +140,7 @@ def make_model(task: str, size: str, *, dropout: bool = False, **settings: Any) 
 
 
 def make_batch(task: str, model: TowerModel, num_rows: int) -> dict[str, torch.Tensor]:
-    """A batch for a task, on the CPU, whose hard negatives do not depend on the last bits of a cosine."""
+    """Make a batch for a task, on the CPU, whose hard negatives do not depend on the last bits of a cosine."""
     batch = stand_ins.make_batch(model.config, num_rows, num_words=WORDS)
     batch["match_uniform"] = torch.full((num_rows,), 0.5)
     if task == "questions":
@@ -155,7 +157,7 @@ def moved(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, tor
 def step(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], precision: Precision = "fp32", **settings: Any
 ) -> tuple[float, torch.Tensor]:
-    """Loss, and all gradients in one vector, float32 on the CPU, of a forward and a backward pass."""
+    """Return the loss and all gradients, as one float32 vector on the CPU, of a forward and a backward pass."""
     device = next(model.parameters()).device
     with autocast(precision, device.type):
         loss = model(**moved(batch, device), **settings).loss
@@ -167,7 +169,7 @@ def step(
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference, relative to the norm of what was expected."""
+    """Return the norm of the difference, relative to the norm of the expected values."""
     return float((found - expected).norm() / expected.norm())
 
 
@@ -177,7 +179,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Seconds of a call, after one that nobody looks at."""
+    """Return the seconds of a call, after a warm-up call."""
     call()
     synchronize(device)
     start = time.perf_counter()
@@ -189,7 +191,7 @@ def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> f
 
 # ---- Checks of computation ----
 def check_steps(report: Report, device: torch.device) -> None:
-    """A step in each precision against the CPU's."""
+    """Compare a step in each precision with the CPU's."""
     for task in CHECKED_TASKS:
         for form in FORMS:
             torch.manual_seed(0)
@@ -206,7 +208,7 @@ def check_steps(report: Report, device: torch.device) -> None:
 
 
 def check_attention(report: Report, device: torch.device) -> None:
-    """SDPA against eager attention, where a part has both."""
+    """Compare SDPA with eager attention, in parts that have both."""
     for task in CHECKED_TASKS:
         torch.manual_seed(0)
         model = make_model(task, "toy").to(device)
@@ -216,7 +218,7 @@ def check_attention(report: Report, device: torch.device) -> None:
             parts = [part for part in model.modules() if _has_sdpa(part)]
             for part in parts:
                 part.config._attn_implementation = kind
-            assert parts, "no part with SDPA"
+            assert parts, "no part supports SDPA"
             gradients[kind] = step(model, batch)[1]
         report.add(f"{task}: gradients, SDPA on and off", distance(gradients["sdpa"], gradients["eager"]), 1e-3)
 
@@ -228,7 +230,7 @@ def _has_sdpa(module: torch.nn.Module) -> bool:
 
 
 def check_determinism(report: Report, device: torch.device) -> None:
-    """Three steps of a run with full determinism, twice."""
+    """Run three steps with full determinism, twice."""
     was_deterministic = torch.backends.cudnn.deterministic
     try:
         for task in CHECKED_TASKS:
@@ -252,7 +254,7 @@ def check_determinism(report: Report, device: torch.device) -> None:
 
 
 def check_ddp(report: Report, device: torch.device) -> None:
-    """DDP with one process against the model alone."""
+    """Compare DDP with one process with the model alone."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -271,7 +273,7 @@ def check_ddp(report: Report, device: torch.device) -> None:
 
 
 def check_chunks(report: Report, device: torch.device) -> None:
-    """A contrastive batch in chunks against the whole one."""
+    """Compare a contrastive batch in chunks with the whole one."""
     for task in [task for task in CHECKED_TASKS if task != "questions"]:
         torch.manual_seed(0)
         model = make_model(task, "toy").to(device)
@@ -283,7 +285,7 @@ def check_chunks(report: Report, device: torch.device) -> None:
 
 
 def check_use(report: Report, device: torch.device) -> None:
-    """Embeddings and matching scores of a model in use against the CPU's."""
+    """Compare embeddings and matching scores in inference with the CPU's."""
     torch.manual_seed(0)
     model = make_model("retrieval", "toy").eval()
     batch = make_batch("retrieval", model, 4)
@@ -306,7 +308,7 @@ def check_use(report: Report, device: torch.device) -> None:
 
 
 def check_memory(report: Report, device: torch.device) -> None:
-    """The guide's count against the measured peak of a step of training."""
+    """Compare the guide's estimate with the measured peak of a training step."""
     import memory_guide
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.profiler import ProfilerActivity, profile
@@ -322,7 +324,7 @@ def check_memory(report: Report, device: torch.device) -> None:
             count = state + memory_guide.count_activations(counted_model, precision, num_rows)
         torch.manual_seed(0)
         before = torch.cuda.memory_allocated(device) if on_gpu else 0
-        with device:  # random weights of the base size are drawn faster there
+        with device:  # random weights of the base size are generated faster there
             model = make_model("pre-training", size, dropout=True).to(device)
         stand_ins.apply_setting(model, setting)
         batch = moved(stand_ins.make_batch(model.config, num_rows, num_words=memory_guide.WORDS), device)
@@ -356,7 +358,7 @@ def check_memory(report: Report, device: torch.device) -> None:
 
 
 def check_towers(report: Report, device: torch.device, peak_teraflops: float | None) -> None:
-    """Tokens a second and use of each tower, forward and backward in bf16."""
+    """Measure tokens per second and MFU of each tower, forward and backward in bf16."""
     on_gpu = device.type == "cuda"
     side, repeats = (8192, 20) if on_gpu else (512, 2)
     factor = torch.randn(side, side, device=device, dtype=torch.bfloat16)
@@ -384,7 +386,7 @@ def check_towers(report: Report, device: torch.device, peak_teraflops: float | N
 
 # ---- Checks that read files ----
 def check_infer(report: Report, device: torch.device) -> None:
-    """Clips from files through `Retriever` against the CPU's towers."""
+    """Compare clips from files through `Retriever` with the CPU's towers."""
     from step_profile import write_rows
 
     from simple_multimodal.data.collator import MultimodalCollator
@@ -417,7 +419,7 @@ def _processor(model: TowerModel) -> Any:
 
 
 def check_loader(report: Report, device: torch.device) -> None:
-    """What a step of the trainer waits for packed clips: 1 - (step on a cached batch) / (step on loaded ones)."""
+    """Measure how long the trainer waits for packed clips: 1 - (step on a cached batch) / (step on loaded ones)."""
     from packed import Cached, Marks
     from step_profile import write_rows
     from torch.utils.data import DataLoader
@@ -430,7 +432,7 @@ def check_loader(report: Report, device: torch.device) -> None:
 
     on_gpu = device.type == "cuda"
     num_rows, num_steps = (32, 24) if on_gpu else (2, 4)
-    with device:  # towers of audio and video, which wait for files
+    with device:  # only towers of audio and video, which read files
         model = make_model("retrieval", "base" if on_gpu else "toy", text_config=None).to(device)
     with tempfile.TemporaryDirectory() as name:
         manifest = write_rows(Path(name), num_rows * num_steps, model.config.video_config.image_size, 10.0)
@@ -455,16 +457,14 @@ def check_loader(report: Report, device: torch.device) -> None:
             trainer.train()
             seconds[kind] = marks.step_seconds()
         stall = 1 - seconds["cached"] / seconds["loaded"]
-        note = (
-            f"{num_rows} rows a step, {1000 * seconds['loaded']:.0f} ms loaded, {1000 * seconds['cached']:.0f} cached"
-        )
-        note += f", {args.dataloader_num_workers} loader processes"
-        # On a CPU model and loader share the cores, so that nothing follows from it.
+        note = f"{num_rows} rows per step, {1000 * seconds['loaded']:.0f} ms loaded, "
+        note += f"{1000 * seconds['cached']:.0f} ms cached, {args.dataloader_num_workers} loader processes"
+        # On a CPU, model and loader share the cores, so the value means nothing.
         report.add("stall on packed clips", stall, MAX_STALL if on_gpu else None, note=note)
 
 
 def check_decoding(report: Report, device: torch.device) -> None:
-    """Frames that the GPU decodes beside PyAV's; on a CPU, that it is refused with the reason."""
+    """Compare frames decoded by the GPU with PyAV's; without a GPU, report the reason."""
     from step_profile import write_rows
 
     from simple_multimodal.media import get_video_backend, index_video, sample_positions
@@ -504,12 +504,12 @@ CHECKS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "decoding": (check_decoding, ("av", "torchcodec")),
     "loader": (check_loader, ("av", "datasets")),
 }
-"""What is checked, in this order, and the packages that it needs besides torch, transformers and accelerate."""
+"""The checks, in this order, and the packages that each needs in addition to torch, transformers and accelerate."""
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Without TF32, whose products round to 2^-11."""
+    """Return a context without TF32, whose products round to 2^-11."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
@@ -517,7 +517,7 @@ def full_precision() -> Iterator[None]:
 
 
 def run_checks(names: Sequence[str], device: torch.device, minutes: float, peak_teraflops: float | None) -> list[Row]:
-    """Checks, one after the other, each on its own: what one raises is its failure."""
+    """Run checks one after the other; an exception in one of them only fails that one."""
     report = Report()
     end = time.monotonic() + 60 * minutes
     for name in names:
@@ -542,16 +542,16 @@ def run_checks(names: Sequence[str], device: torch.device, minutes: float, peak_
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the checks, write what came out, and return the exit code."""
+    """Run the checks, write the results, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which no further check begins; default: 8")
-    parser.add_argument("--peak_teraflops", type=float, help="of the GPU in bf16, for its use")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no check begins after this time; default: 8")
+    parser.add_argument("--peak_teraflops", type=float, help="peak of the GPU in bf16, for MFU")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS), help="default: all")
     parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/device_check_DEVICE.json")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device here; --device cpu checks the script on toy models")
+        parser.error("torch finds no CUDA device; use --device cpu to check the script on toy models")
     device = torch.device(options.device)
     started = time.monotonic()
     rows = run_checks(options.checks, device, options.minutes, options.peak_teraflops)

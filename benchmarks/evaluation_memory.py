@@ -1,15 +1,15 @@
-"""Peak memory and time of evaluating retrieval over a whole set, shared by two processes.
+"""Peak memory and time of evaluating retrieval over a whole set on two processes.
 
 python benchmarks/evaluation_memory.py [--rows 50000] [--processes 2] [--top_k 32]
 
-Each process has made the embeddings of every second row, as after the towers. They come together on the host; then
-follow ranks in both directions, metrics and intervals, re-ranking of the first candidates by a cheap stand-in for the
-matching head, and the contrastive loss of the set. Every tenth clip stands in the set twice, every twentieth caption
-equals another clip's caption, and every twentieth clip another one. The peak is `VmHWM`, from the start of the process
-on; what the libraries take is named beside.
+Each process makes the embeddings of every second row, like the outputs of the towers. They are gathered on the host;
+then follow ranks in both directions, metrics and intervals, re-ranking of the first candidates by a cheap stand-in for
+the matching head, and the contrastive loss of the set. Every tenth clip is in the set twice, every twentieth caption
+equals another clip's caption, and every twentieth clip equals another one. The peak is `VmHWM`, since the start of the
+process; the memory of the libraries is reported separately.
 
-Before that, ranks and re-ranked ranks of 3,000 captions and clips are compared with those of the plain way, from one
-matrix: once for cosines, and once in ten blocks for products of small whole numbers, of which many are equal.
+Before that, ranks and re-ranked ranks of 3,000 captions and clips are compared with those computed from one matrix:
+once for cosines, and once in ten blocks for products of small integers, many of which are equal.
 """
 
 import common  # noqa: I001  # sets the number of threads
@@ -36,13 +36,13 @@ from simple_multimodal.models.losses import normalize, whole_set_contrastive_los
 
 DIM = 512
 NOISE = 5.0
-"""Length of what a caption has besides its clip's embedding: about half of the captions find their clip first."""
+"""Length of the noise added to a caption's embedding: about half of the captions rank their clip first."""
 CHECKED_ROWS = 3000
 GIGABYTE = 1e9
 
 
 def peak_memory() -> int:
-    """Most memory that this process has had so far, in bytes."""
+    """Return the peak memory of this process so far, in bytes."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
@@ -52,31 +52,31 @@ def vector(kind: int, number: int) -> torch.Tensor:
 
 
 def make_rows(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of captions and clips of rows, whichever process makes them."""
+    """Return the embeddings of captions and clips of rows; they do not depend on the process."""
     texts, clips = [], []
     for row in ids:
         told = row - (row % 20 == 5)  # as the caption before
-        seen = row - (row % 10 == 9) - (row % 20 == 15)  # as the clip before, of the same group or of another
+        seen = row - (row % 10 == 9) - (row % 20 == 15)  # as the clip before, of the same group or another one
         texts.append(normalize(normalize(vector(0, told)) + NOISE * normalize(vector(1, told))))
         clips.append(normalize(vector(0, seen)))
     return torch.stack(texts), torch.stack(clips)
 
 
 def groups_of(num_rows: int) -> np.ndarray:
-    """Every tenth row shows the clip of the row before."""
+    """Return the groups of rows: every tenth row shows the clip of the row before."""
     rows = np.arange(num_rows)
     return rows - (rows % 10 == 9)
 
 
 def stand_in(pairs: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """What a matching head might say: the cosine and a number of its own."""
+    """Return scores like those of a matching head: the cosine plus a number that depends on the pair."""
     return cosines + 0.02 * np.sin(pairs @ np.array([12.9898, 78.233])).astype(np.float32)
 
 
 def plain_ranks(
     scores: np.ndarray, right: np.ndarray, second: np.ndarray, top_k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each query by the first scores and after re-ranking, by sorting all candidates, twice."""
+    """Return the rank of each query by the first scores and after re-ranking, by sorting all candidates twice."""
     order = np.lexsort((right, -scores), axis=1)
     ranks = np.take_along_axis(right, order, axis=1).argmax(axis=1) + 1
     first = order[:, :top_k]
@@ -86,7 +86,7 @@ def plain_ranks(
 
 
 def check(processes: Processes, top_k: int) -> dict[str, dict[str, float]]:
-    """Compare with the plain way; raise where a rank differs."""
+    """Compare with ranks from one matrix; raise if a rank differs."""
     groups = groups_of(CHECKED_ROWS)
     right = groups[:, None] == groups
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +120,7 @@ def check(processes: Processes, top_k: int) -> dict[str, dict[str, float]]:
 
 
 def work(index: int, folder: Path, options: argparse.Namespace, part: str) -> None:
-    """One process: `check`, or `measure`, whose peak the other must not raise."""
+    """Run one process, which does `check` or `measure`: the check must not raise the measured peak."""
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/{part}",
@@ -135,7 +135,7 @@ def work(index: int, folder: Path, options: argparse.Namespace, part: str) -> No
 
 
 def measure(processes: Processes, options: argparse.Namespace) -> dict[str, dict]:
-    """Evaluate a set; memory and time after each step, and what came out."""
+    """Evaluate a set, and return memory and time after each step, and the results."""
     points: dict[str, dict[str, float]] = {}
     start = time.perf_counter(), time.process_time()
 

@@ -1,11 +1,11 @@
-"""An epoch of training with frozen towers beside one on their features: seconds, and what making the features takes.
+"""An epoch of training with live frozen towers and one on their features, in seconds; and the cost of the features.
 
 python benchmarks/features.py CLIPS [--epochs 3] [--work outputs/features]
 
-CLIPS is a folder with `clips.jsonl` (file, split, captions) and the files that it names. The towers for sound and
-pictures are the `small` ones (`configs/`), with random weights, which take as long as others; text tower and fusion
-are the toy ones, and are trained for retrieval. All runs are `train.py` as a user types it; an epoch's time is
-`train_runtime` by the number of epochs: without loading the model and without evaluation.
+CLIPS is a folder with `clips.jsonl` (file, split, captions) and the files that it names. The audio and video towers
+are the `small` ones (`configs/`), with random weights, which take as long as others; text tower and fusion are the toy
+ones, and are trained for retrieval. All runs call `train.py` as a user would; the time of an epoch is `train_runtime`
+divided by the number of epochs: without loading the model and without evaluation.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SETTINGS = (
 
 
 def run(*words: str | Path) -> float:
-    """Wall seconds of a command, run in the repository's folder; its output is shown."""
+    """Run a command in the repository's folder, show its output, and return the wall seconds."""
     print("$", *words, flush=True)
     started = time.perf_counter()
     subprocess.run([str(word) for word in words], cwd=ROOT, check=True)
@@ -67,7 +67,7 @@ def main() -> None:
     ratio = results["live"]["epoch_seconds"] / results["features"]["epoch_seconds"]
     num_bytes = sum(path.stat().st_size for path in work.glob("kept/*/*.safetensors"))
     print(
-        f"an epoch: {results['live']['epoch_seconds']:.2f} s with the towers, "
+        f"an epoch: {results['live']['epoch_seconds']:.2f} s with live towers, "
         f"{results['features']['epoch_seconds']:.2f} s on features: {ratio:.1f} times faster; making them took "
         f"{making:.1f} s and {num_bytes / 1e6:.0f} MB"
     )

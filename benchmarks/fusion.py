@@ -2,25 +2,25 @@
 
 python benchmarks/fusion.py [--num_segments 6 12 24] [--seeds 0 1 2] [--work outputs/fusion]
 
-All designs read the same tokens of the same frozen towers, taught once per seed: first text and audio by contrast on
-captions of when the beep sounds (from random weights: a tower that has learned the captions of the toy world has
-learned to leave the beep out), then all three by contrast on those and the world's own captions. Longer worlds go
-through the towers in windows of 3.6 seconds. What a design learns is its fusion, its head, and a copy of the text
-tower: the same steps and batches for all, at the better of two learning rates on held-back training clips, chosen for
-each design with the first seed and number of segments.
+All designs read the same tokens of the same frozen towers, trained once per seed: first text and audio with a
+contrastive loss on captions that say when the beep sounds (from random weights: a tower that was trained on the
+captions of the toy world does not represent the beep), then all three with contrastive losses on those and the world's
+own captions. Longer worlds go through the towers in windows of 3.6 seconds. The fusion of a design, its head, and a
+copy of the text tower are trained: with the same steps and batches for all, at the better of two learning rates on
+held-back training clips, chosen for each design with the first seed and number of segments.
 
-Questions: the toy world's three kinds, and one more to learn from, when the beep sounds. First that one and the joint
-one on parts of clips, which grow to whole clips as training goes on; then the three kinds on whole clips. Every
-picture is shown with sounds of other clips, new ones in every epoch, whose beep lies well inside one background: on
-its own sound alone a design learns the few thousand clips by heart before it learns to bring the two together.
-Retrieval: captions, by contrast and by matching.
+Questions: the toy world's three kinds, and one more for training, when the beep sounds. Training starts with that kind
+and the joint one on parts of clips, which grow to whole clips; then come the three kinds on whole clips. Each video is
+combined with the audio of other clips, new ones in every epoch, whose beep is well inside one background: with the
+clips' own audio alone, a design memorises the few thousand clips before it learns to relate the two modalities.
+Retrieval: captions, by contrastive loss and by matching.
 
 - `merge`, `co_attention`, `cross_attention`: the crossformer, two layers.
-- `late`: audio and video tokens, with the same embedding of time, each through an MLP of its own and averaged; these
-  and the averaged text through an MLP, wide enough for as many parameters as the largest form has.
+- `late`: audio and video tokens, with the same embedding of time, each through a separate MLP and averaged; these
+  and the averaged text through an MLP, wide enough for as many parameters as the largest form.
 - `audio`, `video`: `cross_attention` without the other clip modality.
 
-Finished runs stay in the work folder; run again, it goes on. `--num_processes` runs share the cores.
+Finished runs stay in the work folder; the same command continues. `--num_processes` runs share the cores.
 """
 
 import argparse
@@ -61,8 +61,8 @@ WINDOW_SEGMENTS, WINDOW_FRAMES, WINDOW_MEL_FRAMES, MEL_BINS, SIZE = 6, 8, 368, 6
 WINDOW_SECONDS = WINDOW_SEGMENTS * SECONDS_PER_SEGMENT
 NUM_TRAIN_CLIPS, NUM_HELD_BACK = 3000, 200
 TOWER_BATCH, QUESTION_BATCH, RETRIEVAL_BATCH = 64, 64, 128  # clips
-SOUND_STEPS, CAPTION_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 400, 200
-EVENT_STEPS = {1: 400, 2: 300, 4: 300}  # by the number of windows shown; the last for clips that are that long
+AUDIO_STEPS, CAPTION_STEPS, QUESTION_STEPS, RETRIEVAL_STEPS = 300, 600, 400, 200
+EVENT_STEPS = {1: 400, 2: 300, 4: 300}  # by the number of windows shown; the last only for clips that are long enough
 LEARNING_RATES = (1e-3, 2e-3)
 KINDS = ("video", "audio", "joint")
 DESIGNS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -79,7 +79,7 @@ ORDINALS += [f"{name} of the second half" for name in ORDINALS]
 
 # ---- The worlds ----
 class World(NamedTuple):
-    """A toy world: what is true of each clip, its place by name, and its inputs in windows of `WINDOW_SECONDS`."""
+    """A toy world: the truth about each clip, its index by name, and its inputs in windows of `WINDOW_SECONDS`."""
 
     clips: list[dict]
     number: dict[str, int]
@@ -94,9 +94,9 @@ def make_world(work: Path, num_segments: int) -> Path:
     make_toy_world(folder, num_train_clips=NUM_TRAIN_CLIPS, num_segments=num_segments)
     path = folder / "inputs.pt"
     if not path.exists():
-        sound = AudioFeatureExtractor(num_mel_bins=MEL_BINS, num_frames=WINDOW_MEL_FRAMES, max_windows=1)
-        frames = VideoClipProcessor(num_frames=WINDOW_FRAMES, size={"height": SIZE, "width": SIZE})
-        collator = MultimodalCollator(MultimodalProcessor(sound, frames))
+        audio = AudioFeatureExtractor(num_mel_bins=MEL_BINS, num_frames=WINDOW_MEL_FRAMES, max_windows=1)
+        video = VideoClipProcessor(num_frames=WINDOW_FRAMES, size={"height": SIZE, "width": SIZE})
+        collator = MultimodalCollator(MultimodalProcessor(audio, video))
         dataset = RowDataset.from_manifest(folder / "clips.jsonl", modalities=("audio", "video"))
         num_windows = num_segments // WINDOW_SEGMENTS
         parts = []
@@ -135,16 +135,16 @@ def part_of(seconds: float) -> int:
 
 
 def audio_event(clip: dict) -> tuple[str, str, str]:
-    """The question when the beep sounds, its answer and kind."""
+    """Return the question of when the beep sounds, its answer and its kind."""
     return "in which part does the beep sound?", ORDINALS[part_of(clip["beep_seconds"])], "sound event"
 
 
-def background_at_beep(picture: dict, sound: dict) -> str | None:
-    """What the first clip shows when the second one's beep sounds; None if it changes at about that time."""
-    switches, beep = np.array(picture["switch_seconds"]), sound["beep_seconds"]
+def background_at_beep(video: dict, audio: dict) -> str | None:
+    """Return the background of the first clip when the second one's beep sounds, or None if it changes around then."""
+    switches, beep = np.array(video["switch_seconds"]), audio["beep_seconds"]
     if np.abs(switches[1:] - beep).min() < BEEP_MARGIN:
         return None
-    return picture["backgrounds"][np.searchsorted(switches, beep, side="right") - 1]
+    return video["backgrounds"][np.searchsorted(switches, beep, side="right") - 1]
 
 
 # ---- The towers ----
@@ -194,7 +194,7 @@ class Training:
 
 
 def batches(clips: Sequence[int], num_steps: int, seed: int, size: int):
-    """Clips in batches, each once in an epoch, in an order that `seed` decides."""
+    """Yield batches of clips, each clip once per epoch, in an order determined by `seed`, and the generator."""
     generator, order = np.random.default_rng(seed), []
     for _ in range(num_steps):
         if len(order) < size:
@@ -204,7 +204,8 @@ def batches(clips: Sequence[int], num_steps: int, seed: int, size: int):
 
 
 def teach_towers(world: World, seed: int, path: Path) -> None:
-    """Contrast on captions of sound events, then on those and the world's captions; saved with its tokenizer."""
+    """Train the towers with contrastive losses on captions of sound events, then also on the world's captions, and
+    save them with their tokenizer."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(world)
     model = MultimodalForRetrieval(new_config(tokenizer)).train()
@@ -228,24 +229,24 @@ def teach_towers(world: World, seed: int, path: Path) -> None:
         )
         return loss / len(groups)
 
-    def audio_events(clips: Sequence[int], sounds: torch.Tensor) -> torch.Tensor:
+    def audio_events(clips: Sequence[int], embeds: torch.Tensor) -> torch.Tensor:
         parts = [part_of(world.clips[clip]["beep_seconds"]) for clip in clips]
-        return contrast([f"a beep sounds in part {ORDINALS[n]}" for n in parts], sounds, parts, "contrastive_ta")
+        return contrast([f"a beep sounds in part {ORDINALS[n]}" for n in parts], embeds, parts, "contrastive_ta")
 
     train = [n for n, clip in enumerate(world.clips) if clip["split"] == "train"][NUM_HELD_BACK:]
-    training = Training(model.parameters(), 3e-3, SOUND_STEPS)
-    for clips, _ in batches(train, SOUND_STEPS, seed, TOWER_BATCH):
+    training = Training(model.parameters(), 3e-3, AUDIO_STEPS)
+    for clips, _ in batches(train, AUDIO_STEPS, seed, TOWER_BATCH):
         loss = audio_events(clips, embed("audio", clips))
         training.step(loss)
     print(f"towers {seed}: sound events {loss.item():.3f}", flush=True)
     training = Training(model.parameters(), 2e-3, CAPTION_STEPS)
     for step, (clips, generator) in enumerate(batches(train, CAPTION_STEPS, seed + 1000, TOWER_BATCH)):
-        sounds, pictures = embed("audio", clips), embed("video", clips)
+        audio_embeds, video_embeds = embed("audio", clips), embed("video", clips)
         captions = [world.captions[clip][int(generator.integers(3))] for clip in clips]
         losses = [
-            audio_events(clips, sounds),
-            contrast(captions, sounds, clips, "contrastive_ta"),
-            contrast(captions, pictures, clips, "contrastive_tv"),
+            audio_events(clips, audio_embeds),
+            contrast(captions, audio_embeds, clips, "contrastive_ta"),
+            contrast(captions, video_embeds, clips, "contrastive_tv"),
         ]
         training.step(torch.stack(losses).sum())
         if step % 100 == 99:
@@ -256,7 +257,7 @@ def teach_towers(world: World, seed: int, path: Path) -> None:
 
 @torch.no_grad()
 def run_towers(world: World, path: Path) -> dict[str, list[torch.Tensor]]:
-    """For each clip modality the tokens `(clips, steps, 96)` of all clips, one per moment, their masks and seconds."""
+    """Return, for each clip modality, the tokens `(clips, steps, 96)` of all clips, one per moment, masks, times."""
     towers = MultimodalForRetrieval.from_pretrained(path).eval().multimodal
     result = {}
     for modality in ("audio", "video"):
@@ -279,12 +280,12 @@ def run_towers(world: World, path: Path) -> dict[str, list[torch.Tensor]]:
 
 # ---- The designs ----
 class LateFusion(Crossformer):
-    """Pooled towers and an MLP in the place of a crossformer, with the same inputs.
+    """Pooled towers and an MLP instead of a crossformer, with the same inputs.
 
     Args:
-        config (`PreTrainedConfig`): of the crossformer that it stands for.
-        token_sizes (`dict`): as there.
-        num_parameters (`int`): about how many to have; the MLP over the pooled tokens takes what is left.
+        config (`PreTrainedConfig`): Configuration of the crossformer that it replaces.
+        token_sizes (`dict`): As in [`Crossformer`].
+        num_parameters (`int`): Approximate number of parameters; the MLP over the pooled tokens uses the rest.
     """
 
     def __init__(self, config: Any, *, token_sizes: dict, num_parameters: int):
@@ -316,7 +317,7 @@ class LateFusion(Crossformer):
 
 
 class Data(NamedTuple):
-    """What a design learns from: a world and its clips' tokens."""
+    """The training data of a design: a world and its clips' tokens."""
 
     world: World
     tokens: dict[str, list[torch.Tensor]]
@@ -324,7 +325,7 @@ class Data(NamedTuple):
 
 
 def build(model_class: type, design: str, towers: Path, data: Data, **settings: Any) -> nn.Module:
-    """A model with the taught text tower and a new fusion of the design, its clip towers unused."""
+    """Build a model with the trained text tower and a new fusion of the design, without clip towers."""
     form = DESIGNS[design][0]
     config = new_config(data.tokenizer, fusion_form="merge" if form == "late" else form, **settings)
     model = model_class(config)
@@ -340,7 +341,7 @@ def build(model_class: type, design: str, towers: Path, data: Data, **settings: 
 
 
 class Shown(NamedTuple):
-    """The sound of one clip with the picture of one, in some windows."""
+    """The audio of one clip combined with the video of one, in some windows."""
 
     audio: int
     video: int
@@ -348,7 +349,7 @@ class Shown(NamedTuple):
 
 
 def clip_side(model: nn.Module, design: str, data: Data, shown: Sequence[Shown]) -> tuple[torch.Tensor, Clip]:
-    """Embeddings of what is shown, equally many windows of each, and what the design's fusion takes of it."""
+    """Return embeddings of what is shown, with the same number of windows each, and the inputs of the fusion."""
     base = model.multimodal
     embedded = {}
     for modality in DESIGNS[design][1]:
@@ -361,7 +362,7 @@ def clip_side(model: nn.Module, design: str, data: Data, shown: Sequence[Shown])
 
 
 def text_side(model: nn.Module, data: Data, texts: Sequence[str]) -> tuple[torch.Tensor, Stream]:
-    """Embeddings of texts, and what the fusion takes of them; equal texts run once."""
+    """Return embeddings of texts and the inputs of the fusion; equal texts run once."""
     unique = list(dict.fromkeys(texts))
     place = {text: number for number, text in enumerate(unique)}
     rows = torch.tensor([place[text] for text in texts])
@@ -373,7 +374,7 @@ Question = tuple[Shown, str, str, str]
 
 
 def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_rate: float) -> dict[str, Any]:
-    """Whether each held-back and each held-out question is answered, by kind."""
+    """Train a design on questions, and return whether each held-back and held-out question is answered, by kind."""
     torch.manual_seed(seed)
     world = data.world
     whole = range(world.num_windows)
@@ -393,16 +394,16 @@ def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_r
         MultimodalForQuestionAnswering, design, towers, data, label2id=label, id2label=dict(enumerate(answers))
     )
 
-    def ask(picture: int, num_windows: int, kinds: Sequence[str], generator: np.random.Generator) -> list[Question]:
-        """Questions about a picture with a sound that goes with it, shown in windows of which one holds the beep."""
+    def ask(video: int, num_windows: int, kinds: Sequence[str], generator: np.random.Generator) -> list[Question]:
+        """Return questions about a video with matching audio, shown in windows, one of which contains the beep."""
         background = None
         while background is None:
-            sound = clips[int(generator.integers(len(clips)))]
-            background = background_at_beep(world.clips[picture], world.clips[sound])
-        window = int(world.clips[sound]["beep_seconds"] / WINDOW_SECONDS)
+            audio = clips[int(generator.integers(len(clips)))]
+            background = background_at_beep(world.clips[video], world.clips[audio])
+        window = int(world.clips[audio]["beep_seconds"] / WINDOW_SECONDS)
         first = generator.integers(max(0, window - num_windows + 1), min(window, len(whole) - num_windows) + 1)
-        shown = Shown(sound, picture, range(first, first + num_windows))
-        own = {**train[sound], "video": train[picture]["video"]}
+        shown = Shown(audio, video, range(first, first + num_windows))
+        own = {**train[audio], "video": train[video]["video"]}
         own["joint"] = (own["joint"][0], background, "joint")
         return [(shown, *own[kind]) for kind in kinds]
 
@@ -453,8 +454,8 @@ def learn_questions(design: str, towers: Path, data: Data, seed: int, learning_r
 
 
 def learn_retrieval(design: str, towers: Path, data: Data, seed: int, learning_rate: float) -> dict[str, Any]:
-    """Whether each caption of the 256 validation clips, 16 pictures by 16 sounds, ranks its clip first: by cosine, and
-    by matching among the twenty first."""
+    """Train a design on retrieval, and return whether each caption of the 256 validation clips, 16 videos by 16 audio
+    tracks, ranks its clip first: by cosine, and by matching among the first twenty."""
     torch.manual_seed(seed)
     world = data.world
     model = build(MultimodalForRetrieval, design, towers, data)
@@ -543,7 +544,7 @@ class Run(NamedTuple):
 
 
 def do(run: Run, work: Path) -> dict[str, Any]:
-    """The result of a run, from its file if it is finished."""
+    """Return the result of a run, from its file if it is finished."""
     path = work / "runs" / run.name
     if not path.exists():
         world = load_world(work / f"world_{run.num_segments}")
@@ -570,7 +571,7 @@ def make_towers(seed: int, num_segments: Sequence[int], work: Path) -> None:
 
 
 def best_rates(tuning: dict[Run, dict]) -> dict[tuple[str, str], float]:
-    """For each task and design the learning rate with the best mean over the kinds of held-back questions."""
+    """Return, for each task and design, the learning rate with the best mean over the kinds of held-back questions."""
 
     def quality(run: Run) -> float:
         held_back = tuning[run]["held_back"]
@@ -585,8 +586,8 @@ def best_rates(tuning: dict[Run, dict]) -> dict[tuple[str, str], float]:
 
 
 def summary(results: dict[Run, dict]) -> list[dict[str, Any]]:
-    """Per task, number of segments, kind and design: each seed's share of right ones, and the paired difference from
-    late fusion with its 95 % interval, resampled by family of clips, seeds averaged."""
+    """Return, per task, number of segments, kind and design, each seed's accuracy, and the paired difference from late
+    fusion with its 95 % interval, resampled by family of clips, averaged over seeds."""
     rows = []
     keys = sorted({(run.task, run.num_segments) for run in results})
     for task, num_segments in keys:

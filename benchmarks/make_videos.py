@@ -1,4 +1,4 @@
-"""Writes many distinct videos, cut from real clips and encoded with x264's defaults, for random frames.
+"""Write many distinct videos, cut from real clips and encoded with x264's defaults, for `random_frames.py`.
 
 python benchmarks/make_videos.py CLIPS_FOLDER OUT [--num_videos 200] [--num_frames 208]
 """
@@ -20,16 +20,16 @@ WIDTH, HEIGHT = 480, 360
 GROUP_SIZES = (30, 250)
 
 
-def write(path: Path, pictures: list[np.ndarray], group_size: int) -> None:
-    """Encodes pictures (planes of yuv420p, stacked) with groups of a size."""
+def write(path: Path, frames: list[np.ndarray], group_size: int) -> None:
+    """Encode frames (stacked yuv420p planes) in groups of `group_size`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"g": str(group_size)})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1
-        for number, planes in enumerate(pictures):
-            picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            picture.pts, picture.time_base = number, Fraction(1, 25)
-            container.mux(stream.encode(picture))
+        for number, planes in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
@@ -52,16 +52,16 @@ def main() -> None:
 
     def make(number: int) -> None:
         generator = sample_generator(0, 0, str(number), "cuts")
-        pictures: list[np.ndarray] = []
-        while len(pictures) < options.num_frames:
+        frames: list[np.ndarray] = []
+        while len(frames) < options.num_frames:
             source = sources[generator.integers(len(sources))]
             length = min(int(generator.integers(40, 160)), len(source))
             start = int(generator.integers(len(source) - length + 1))
-            pictures += source[start : start + length]
+            frames += source[start : start + length]
         for group_size in GROUP_SIZES:
             path = options.out / f"groups_of_{group_size}" / f"{number:04}.mp4"
             if not path.exists():
-                write(path.with_suffix(".part.mp4"), pictures[: options.num_frames], group_size)
+                write(path.with_suffix(".part.mp4"), frames[: options.num_frames], group_size)
                 path.with_suffix(".part.mp4").replace(path)
 
     with ThreadPoolExecutor(2) as pool:

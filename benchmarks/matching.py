@@ -1,15 +1,15 @@
-"""Matching against the cosine by step, in each form of fusion, on the toy world and on worlds that no recipe fits.
+"""Matching against the cosine by step, in each form of fusion, on the toy world and on worlds that nobody tuned for.
 
 python benchmarks/matching.py [--worlds toy polygons textures counts] [--forms ...] [--seeds 0 1 2]
 
 Each cell of the table is a run of `train.py` with the quickstart's recipe (`configs/runs/toy.yaml`), evaluated every
-`--eval_steps`. An evaluation ranks the validation clips three ways: by cosine; its first 32 by the matching head
+`--eval_steps`. An evaluation ranks the validation clips in three ways: by cosine; the first 32 by the matching head
 alone, as models without `matching_residual` do; and these by the sum of both, as new models do. The two kinds of
-matching share one run, because training is the same. It also says how often the first clip by cosine has the right
+matching share one run, because training is the same. It also counts how often the top clip by cosine has the correct
 value of each attribute.
 
-A finished cell stays in the work folder: the same command goes on with the next one. What follows `--flags` is handed
-to `train.py`, such as `--flags --max_steps 200`; other flags need another work folder, and `--name` another result.
+A finished cell stays in the work folder: the same command continues with the next one. Arguments after `--flags` are
+passed to `train.py`, such as `--flags --max_steps 200`; other flags need another work folder and another `--name`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "configs/runs/toy.yaml"
 
 
 class RecordingTrainer(MultimodalTrainer):
-    """Evaluates every state of the model by the head alone, too, and keeps what came out."""
+    """Also evaluates every state of the model by the head alone, and records the results."""
 
     records: list[dict[str, Any]]
     attributes: tuple[str, ...]
@@ -63,7 +63,7 @@ class RecordingTrainer(MultimodalTrainer):
 
 
 def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One run; its evaluations by step."""
+    """Do one run, and return its evaluations by step."""
     sizes = {"num_train_clips": options.num_train_clips, "num_validation_clips": options.num_validation_clips}
     folder = options.work / "worlds" / world
     values = worlds.make_world(folder, world, **sizes)
@@ -95,7 +95,7 @@ def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> d
 
 
 def summary(cells: list[dict[str, Any]]) -> str:
-    """The last evaluation of each world and form, means over seeds, and the worst attribute."""
+    """Return the first and last evaluation of each world and form, averaged over seeds, and the worst attribute."""
     lines = []
     for world, form in dict.fromkeys((cell["world"], cell["form"]) for cell in cells):
         last = [c["evaluations"][-1] for c in cells if (c["world"], c["form"]) == (world, form)]
@@ -117,11 +117,11 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num_train_clips", type=int, default=1500)
-    parser.add_argument("--num_validation_clips", type=int, default=256, help="of the worlds but toy")
+    parser.add_argument("--num_validation_clips", type=int, default=256, help="for all worlds but toy")
     parser.add_argument("--eval_steps", type=int, default=48)
     parser.add_argument("--work", type=Path, default=Path("outputs/matching"))
-    parser.add_argument("--name", default="matching", help="of the results file")
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="last: what train.py is given besides")
+    parser.add_argument("--name", default="matching", help="name of the results")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="last: further flags of train.py")
     options = parser.parse_args()
     cells = []
     for seed in options.seeds:  # every world and form once, then the next seed

@@ -19,7 +19,7 @@ from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProces
 
 
 def state() -> dict[str, float]:
-    """Of this process and its workers."""
+    """Return memory, threads and open files of this process and its workers."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return {
         "megabytes": sum(process.memory_full_info().pss for process in processes) / 1e6,
@@ -55,7 +55,7 @@ def main() -> None:
             gc.collect()
             states.append(state())
             print(f"{num_workers} workers, epoch {epoch}: " + ", ".join(f"{v:.0f} {k}" for k, v in states[-1].items()))
-        later = states[2:]  # caches of two epochs are full
+        later = states[2:]  # after two epochs the caches are full
         slopes = {key: float(np.polyfit(range(len(later)), [s[key] for s in later], 1)[0]) for key in later[0]}
         print(f"  slope per epoch from the third on: { ({k: round(v, 3) for k, v in slopes.items()}) }")
         results[f"{num_workers} workers"] = {"epochs": states, "slope_per_epoch": slopes}

@@ -1,13 +1,12 @@
-"""Which batches fit into which memory: the summary's count for the default towers, extended to any batch.
+"""Which batches fit into which memory: the summary's estimate for the default towers, extended to any batch size.
 
 python benchmarks/memory_guide.py [--size base|small]
 
-Weights, gradients and the state of AdamW are counted as [`summarize`] does, and activations of one and of two rows as
-[`SavedActivations`] does, with the largest layer of those that run again in the backward pass; these grow by the same
-with every further row, which a third count checks for the small size. All of it is done
-with tensors that have shapes and no memory, under autocast as it is on a CPU. A batch is said to fit if the count is
-at most `USABLE` of the memory. `training_memory.py` compares such counts with processes on a CPU; on a device nothing
-of this has been run.
+Weights, gradients and the state of AdamW are counted as in [`summarize`], and activations of one and of two rows as
+in [`SavedActivations`], plus the largest of the layers that run again in the backward pass; each further row adds the
+same amount, which a third count checks for the small size. All of this uses tensors that have shapes and no memory,
+under autocast as on a CPU. A batch is assumed to fit if the estimate is at most `USABLE` of the memory.
+`training_memory.py` compares such estimates with processes on a CPU; nothing of this has been run on a device.
 """
 
 import argparse
@@ -33,11 +32,11 @@ CHECKED_ROWS = 8
 
 
 def build(task: str, size: str, setting: str, mode: FakeTensorMode) -> TowerModel:
-    """A model whose tensors have no memory. It cannot be made so at once: `peft` moves tensors, which such refuse."""
+    """Build a model whose tensors have no memory, in two steps: `peft` moves tensors, which fake tensors refuse."""
     with torch.device("meta"):
         model = TASKS[task](stand_ins.model_config(size)).train()
         stand_ins.apply_setting(model, setting)
-    model.to_empty(device="cpu")  # which nobody writes to, so that the system gives it no memory
+    model.to_empty(device="cpu")  # never written to, so the system does not provide the memory
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             fake = mode.from_tensor(parameter.detach())
@@ -48,8 +47,8 @@ def build(task: str, size: str, setting: str, mode: FakeTensorMode) -> TowerMode
 
 
 def count_activations(model: TowerModel, precision: str, num_rows: int) -> int:
-    """Bytes that a step keeps for its backward pass, in the mode of the model's tensors: those of the forward pass,
-    and of the largest layer that runs again in the backward pass.
+    """Count the bytes that a step keeps for its backward pass, in the mode of the model's tensors: those of the
+    forward pass, and of the largest layer that runs again in the backward pass.
     """
     batch = stand_ins.make_batch(model.config, num_rows, num_words=WORDS)
 
@@ -78,13 +77,13 @@ def count_activations(model: TowerModel, precision: str, num_rows: int) -> int:
 
 
 def count_state(model: TowerModel) -> int:
-    """Bytes of weights, gradients and the state of AdamW."""
+    """Count the bytes of weights, gradients and the state of AdamW."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     return sum(summarize(model, optimizer)["memory_bytes"].values())
 
 
 def count(model: TowerModel, precision: str, *, checks: bool) -> dict[str, Any]:
-    """Bytes that do not depend on the batch and bytes of a row, and the largest batch by memory in GiB."""
+    """Return the bytes that do not depend on the batch, the bytes per row, and the largest batch by memory in GiB."""
     state = count_state(model)
     one, two = (count_activations(model, precision, rows) for rows in (1, 2))
     row = two - one

@@ -1,17 +1,17 @@
-"""What reliability costs in a healthy run: `MultimodalTrainer` beside the stock `Trainer`, in turns in one process.
+"""Cost of reliability in a healthy run: `MultimodalTrainer` and the stock `Trainer`, taking turns in one process.
 
 python benchmarks/overhead.py [--rounds 20] [--folder FOLDER]
 
-Both trainers get the same model, rows in the same order, collator and arguments. The stock one is
-`transformers.Trainer` as it is: its loader calls the collator by itself, without what keeps a run alive over a bad
-file. So the ratios hold all of ours: reading by a process that may die, counts over processes, a look at every
-gradient, SIGTERM, the list of bad files.
+Both trainers get the same model, rows in the same order, collator and arguments. The stock one is an unchanged
+`transformers.Trainer`: its loader calls the collator directly, without the protection against bad files. So the ratios
+include all of ours: reading in a process that may die, counts over processes, checking every gradient, SIGTERM, the
+list of bad files.
 
-1. CPU seconds of a step, of all processes together, with 0 and 1 loader processes. Aim: a ratio of at most 1.01.
-2. Seconds for which training stands still when a checkpoint of over 300 MB is saved. Aim: at most 1.3.
-3. Samples per CPU second with 1 % of the files cut in half, beside the same run without them. Aim: at least 0.98.
+1. CPU seconds of a step, of all processes together, with 0 and 1 loader processes. Target: a ratio of at most 1.01.
+2. Seconds for which training pauses when a checkpoint of over 300 MB is saved. Target: at most 1.3.
+3. Samples per CPU second with 1 % of the files cut in half, relative to none. Target: at least 0.98.
 
-Ratios are medians over pairs of neighbouring runs (2: ratios of medians), with 95 % bootstrap intervals over pairs.
+Ratios are medians over pairs of consecutive runs (2: ratios of medians), with 95 % bootstrap intervals over pairs.
 """
 
 import argparse
@@ -48,14 +48,14 @@ from simple_multimodal.training.trainer import MultimodalTrainer
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NUM_ROWS, BATCH = 400, 8
 BAD_ROWS = (107, 203, 305, 391)
-WARM_STEPS, STEPS = 5, 20  # of a block: before the clock starts, and while it runs
-NUM_SAVES = 2  # of a block, with steps between them
+WARM_STEPS, STEPS = 5, 20  # per block: before the clock starts, and while it runs
+NUM_SAVES = 2  # per block, with steps between them
 MIN_MEGABYTES = 300
 
 
 # ---- What is trained ----
 def write_rows(folder: Path) -> Path:
-    """Clips of half a second in 64 x 64 pixels, all alike, and a manifest; its path."""
+    """Write identical clips of half a second in 64 x 64 pixels, and a manifest, and return its path."""
     (folder / "video").mkdir(parents=True)
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
@@ -69,8 +69,8 @@ def write_rows(folder: Path) -> Path:
 
 
 def make_trainer(trainer_class: type[Trainer], manifest: Path, output: Path, size: str, **settings: Any) -> Trainer:
-    """A trainer for a pre-training model with all objectives, of the configs of a size, with the same weights in
-    every call."""
+    """Build a trainer for a pre-training model with all objectives, from the configs of a size, with the same weights
+    in every call."""
     args = MultimodalTrainingArguments(
         output_dir=str(output),
         use_cpu=True,
@@ -102,9 +102,9 @@ def make_trainer(trainer_class: type[Trainer], manifest: Path, output: Path, siz
 
 # ---- Measuring ----
 def cpu_seconds() -> float:
-    """CPU time of this process, of its descendants, and of its children that have ended."""
+    """Return the CPU time of this process, of its descendants, and of its children that have ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # The clock of another process, see clock_getcpuclockid(3): /proc counts in hundredths of seconds.
+    # The clock of another process, see clock_getcpuclockid(3): /proc only counts hundredths of a second.
     living = [time.clock_gettime(~child.pid << 3 | 2) for child in psutil.Process().children(recursive=True)]
     return time.process_time() + sum(living) + ended.ru_utime + ended.ru_stime
 
@@ -126,7 +126,7 @@ def run(trainer: Trainer) -> None:
 
 
 def span(trainer: Trainer) -> float:
-    """CPU seconds of the measured steps of a run."""
+    """Return the CPU seconds of the measured steps of a run."""
     callback = Span()
     trainer.add_callback(callback)
     run(trainer)
@@ -135,7 +135,7 @@ def span(trainer: Trainer) -> float:
 
 
 def alternate(trainers: dict[str, Trainer], measure: Callable[[Trainer], Any], rounds: int) -> dict[str, list]:
-    """What is measured of each trainer in each round, A B B A; a first round does not count."""
+    """Measure the trainers in turns, A B B A; the first round does not count."""
     found: dict[str, list] = {name: [] for name in trainers}
     for number in range(rounds + 1):
         for name in list(trainers) if number % 2 == 0 else list(trainers)[::-1]:
@@ -144,7 +144,7 @@ def alternate(trainers: dict[str, Trainer], measure: Callable[[Trainer], Any], r
 
 
 def ratio(first: list[float], second: list[float], *, of_medians: bool = False) -> dict[str, Any]:
-    """First by second, with a bootstrap interval over the pairs."""
+    """Return the first values divided by the second, with a bootstrap interval over the pairs."""
     a, b = np.array(first), np.array(second)
 
     def of_resamples(numbers: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -173,12 +173,12 @@ def step_cost(manifest: Path, folder: Path, num_workers: int, rounds: int) -> di
     measured = ratio(seconds["ours"], seconds["stock"])
     ms = {name: 1000 * statistics.median(values) / STEPS for name, values in seconds.items()}
     detail = f"{ms['ours']:.2f} and {ms['stock']:.2f} ms"
-    say(f"1. CPU time of a step, {num_workers} loader processes, ours by stock", measured, detail)
+    say(f"1. CPU time of a step, {num_workers} loader processes, ours / stock", measured, detail)
     return {**measured, "ms_per_step": ms, "seconds": seconds}
 
 
 def timed(call: Callable, spans: list[tuple[float, float]]) -> Callable:
-    """The same function, which notes when it began and ended."""
+    """Wrap a function so that its start and end times are recorded."""
 
     def wrapped(*args, **kwargs):
         begin = time.perf_counter()
@@ -212,7 +212,7 @@ def save_cost(manifest: Path, folder: Path, num_saves: int) -> dict[str, Any]:
         megabytes.append(sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e6)
         assert megabytes[-1] > MIN_MEGABYTES, megabytes
         shutil.rmtree(trainer.args.output_dir)
-        os.sync()  # what one left unwritten is no burden to the other
+        os.sync()  # so that unwritten data of one trainer does not slow down the other
 
     rounds = -(-num_saves // NUM_SAVES)
     alternate(trainers, block, rounds)
@@ -223,11 +223,11 @@ def save_cost(manifest: Path, folder: Path, num_saves: int) -> dict[str, Any]:
     measured = ratio(blocked["ours"], blocked["stock"], of_medians=True)
     medians = {name: statistics.median(values) for name, values in blocked.items()}
     detail = (
-        f"{medians['ours']:.2f} and {medians['stock']:.2f} s for {statistics.median(megabytes):.0f} MB; ours has its "
-        f"name after {statistics.median(named[NUM_SAVES:]):.2f} s, of which it blocks the next save for "
-        f"{max(waits[NUM_SAVES:]):.2f} s at most"
+        f"{medians['ours']:.2f} and {medians['stock']:.2f} s for {statistics.median(megabytes):.0f} MB; ours is "
+        f"renamed after {statistics.median(named[NUM_SAVES:]):.2f} s, of which it blocks the next save for at most "
+        f"{max(waits[NUM_SAVES:]):.2f} s"
     )
-    say("2. Training stands still for a checkpoint, ours by stock", measured, detail)
+    say("2. Training pauses for a checkpoint, ours / stock", measured, detail)
     return {
         **measured,
         "megabytes": statistics.median(megabytes),
@@ -255,14 +255,14 @@ def bad_file_cost(manifest: Path, folder: Path, rounds: int) -> dict[str, Any]:
     num_samples = NUM_ROWS - WARM_STEPS * BATCH
     rates = {name: num_samples / statistics.median(values) for name, values in seconds.items()}
     detail = f"{rates['with']:.1f} and {rates['without']:.1f}"
-    say("3. Samples per CPU second, 1 % of the files bad by none", measured, detail)
+    say("3. Samples per CPU second, 1 % bad files / none", measured, detail)
     return {**measured, "samples_per_cpu_second": rates, "seconds": seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="pairs of runs in 1; 2 and 3 take half as many")
-    parser.add_argument("--folder", type=Path, help="where to write clips and checkpoints; default: the system's")
+    parser.add_argument("--folder", type=Path, help="folder for clips and checkpoints; default: the system's")
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,11 +1,11 @@
-"""Packed data beside the originals: clips a second, bytes, fidelity; and how long a training step waits for either.
+"""Packed data against the originals: clips per second, bytes, fidelity; and how long a training step waits for either.
 
 simple-multimodal pack TRAIN_MANIFEST PACKED --video_root CLIPS_FOLDER
 python benchmarks/packed.py CLIPS_FOLDER TRAIN_MANIFEST PACKED/train.jsonl
 
-The step is a stand-in for a device: it sleeps as long as the loader needs for a batch at full speed on both cores.
-Stall: 1 - (step time on one cached batch) / (step time on batches that are loaded). It is what handing batches over
-costs; from which step time on a faster device waits is in `waits.py`.
+The step simulates a device: it sleeps as long as the loader needs for a batch at full speed on both cores.
+Stall: 1 - (step time on one cached batch) / (step time on loaded batches). It is the cost of handing over batches;
+`waits.py` computes the step time below which a faster device waits.
 """
 
 import argparse
@@ -36,7 +36,7 @@ WORKERS = 2
 
 
 class Sleeper(PreTrainedModel):
-    """A model whose step takes a while and no CPU."""
+    """A model whose step takes time but no CPU."""
 
     config_class = PreTrainedConfig
     seconds = 0.0
@@ -58,7 +58,7 @@ class Sleeper(PreTrainedModel):
 
 
 class Cached(IterableDataset):
-    """One batch again and again."""
+    """Yields one batch again and again."""
 
     def __init__(self, batch: dict):
         self.batch = batch
@@ -69,7 +69,7 @@ class Cached(IterableDataset):
 
 
 def repeated(manifest: str, times: int, folder: str, root: str | None) -> RowDataset:
-    """A data set that holds every row several times, so that few epochs end while a loader is measured."""
+    """Return a data set that holds every row several times, so that few epochs end while a loader is measured."""
     rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
     path = Path(folder, f"{len(list(Path(folder).iterdir()))}.jsonl")
     copies = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(times) for row in rows]
@@ -86,7 +86,7 @@ def collator() -> MultimodalCollator:
 
 
 def loader_speed(dataset: RowDataset) -> float:
-    """Seconds for a batch when nothing else is done, without the first batches, for which workers start."""
+    """Return the seconds per batch when nothing else runs, without the first batches, during which workers start."""
     loader = DataLoader(
         dataset, BATCH, sampler=EpochSampler(dataset, seed=0), collate_fn=collator(), num_workers=WORKERS,
         prefetch_factor=4, drop_last=True,
@@ -96,7 +96,7 @@ def loader_speed(dataset: RowDataset) -> float:
 
 
 class Marks:
-    """When each step ended."""
+    """Records the end of each step."""
 
     def __init__(self):
         from transformers import TrainerCallback
@@ -110,13 +110,13 @@ class Marks:
         self.callback = Callback()
 
     def step_seconds(self) -> float:
-        """Mean time of a step, without the first ones, in which workers start."""
+        """Return the mean time of a step, without the first ones, during which workers start."""
         later = self.times[len(self.times) // 4 :]
         return (later[-1] - later[0]) / (len(later) - 1)
 
 
 def trainer_step(dataset: RowDataset, seconds: float, steps: int, batch: dict | None) -> float:
-    """Seconds of a step of the Trainer, on loaded batches or on a cached one."""
+    """Return the seconds per step of the Trainer, on loaded batches or on a cached one."""
     marks = Marks()
     model = Sleeper()
     model.seconds = seconds
@@ -137,7 +137,7 @@ def trainer_step(dataset: RowDataset, seconds: float, steps: int, batch: dict | 
 
 
 def bare_step(seconds: float, steps: int, batch: dict) -> float:
-    """Seconds of a step of a bare loop on the cached batch."""
+    """Return the seconds per step of a bare loop on the cached batch."""
     model = Sleeper()
     model.seconds = seconds
     optimizer = torch.optim.AdamW(model.parameters())

@@ -1,15 +1,15 @@
-"""Single frames of 200 videos in uniformly random order, 224 x 224: beside one seek for each, and beside tuned peers.
+"""Single frames of 200 videos in uniformly random order, 224 x 224, against one seek per frame and other readers.
 
 python benchmarks/make_videos.py CLIPS_FOLDER VIDEOS
 python benchmarks/random_frames.py VIDEOS [--buffer_frames 2080] [--without_peers]
 python benchmarks/random_frames.py VIDEOS --run_model base [--video_backend torchcodec --decode_device cuda]
 
-Besides, two ways that are not uniformly random: reading every video in order, which is the ceiling of what decoding
-can deliver, and windows of neighbouring frames that may begin at any frame. Windows favour the middle of a video over
-its edges: by how much is counted, not estimated.
+For comparison, two orders that are not uniformly random: reading every video in order, which is the upper bound of
+what decoding can deliver, and windows of neighbouring frames that may begin at any frame. Windows favour the middle of
+a video over its edges; the bias is computed exactly, not estimated.
 
-`--run_model` puts a model behind the frames, which it classifies and learns from: a ViT of ViT-B/16's size or a tiny
-one. What it waits for frames is 1 - (step on one cached batch) / (step on loaded batches). That is all it measures.
+`--run_model` trains a model to classify the frames: a ViT of ViT-B/16's size or a tiny one. The share of time that it
+waits for frames is 1 - (step on one cached batch) / (step on loaded batches). Nothing else is measured then.
 """
 
 import argparse
@@ -54,12 +54,12 @@ backend = get_video_backend("pyav")
 
 
 def ours(path: str, positions: list[int]) -> np.ndarray:
-    """Our reader with a warm index."""
+    """Read with our reader and a warm index."""
     return with_index(path, lambda index: backend.frames(path, positions, index, SIZE))
 
 
 def one_by_one(request: tuple[str, int]) -> np.ndarray:
-    """The plain way: open, seek, decode up to the frame, convert it to a PIL picture and resize that."""
+    """Read one frame the naive way: open, seek, decode up to the frame, convert it to a PIL image and resize that."""
     import av
     from PIL import Image
 
@@ -69,14 +69,14 @@ def one_by_one(request: tuple[str, int]) -> np.ndarray:
         stream.thread_count = 1
         step = int(1 / (stream.average_rate * stream.time_base))
         container.seek(position * step, stream=stream)
-        for picture in container.decode(stream):
-            if picture.pts >= position * step:
-                return np.asarray(picture.to_image().resize(SIZE[::-1], Image.Resampling.BILINEAR))
+        for frame in container.decode(stream):
+            if frame.pts >= position * step:
+                return np.asarray(frame.to_image().resize(SIZE[::-1], Image.Resampling.BILINEAR))
     raise ValueError(f"{path} has no frame {position}")
 
 
 def planned(dataset: RandomFrameDataset, chunk_size: int, num_frames: int) -> Plan:
-    """What our data set reads for so many frames in the middle of an epoch: a file, and frames of it, at a time."""
+    """Return what our data set reads for `num_frames` frames in the middle of an epoch: a file and its frames each."""
     order = FrameOrder(dataset.num_frames, chunk_size=chunk_size)
     ahead = max(dataset.buffer_frames // LEAD // chunk_size, 1)
     visits = plan_visits(order, range(order.num_chunks), dataset.group_starts, dataset.buffer_frames, ahead)
@@ -90,7 +90,7 @@ def planned(dataset: RandomFrameDataset, chunk_size: int, num_frames: int) -> Pl
 
 
 def in_order(dataset: RandomFrameDataset, num_frames: int) -> Plan:
-    """Whole videos, from the first frame to the last."""
+    """Return a plan that reads whole videos, from the first frame to the last."""
     plan: Plan = []
     for path, length in zip(dataset.paths, dataset.num_frames, strict=True):
         if num_frames > 0:
@@ -100,7 +100,7 @@ def in_order(dataset: RandomFrameDataset, num_frames: int) -> Plan:
 
 
 def windows(dataset: RandomFrameDataset, window: int, num_frames: int) -> Plan:
-    """Windows that begin anywhere, all equally likely."""
+    """Return a plan of windows that begin anywhere, all equally likely."""
     generator = np.random.default_rng(0)
     num_starts = np.maximum(np.array(dataset.num_frames) - window, 0) + 1
     videos = generator.choice(len(num_starts), max(num_frames // window, 1), p=num_starts / num_starts.sum())
@@ -112,7 +112,7 @@ def windows(dataset: RandomFrameDataset, window: int, num_frames: int) -> Plan:
 
 
 def timed(reader: Callable, plan: Plan) -> tuple[float, float]:
-    """Wall and CPU seconds of reading a plan in two threads."""
+    """Return the wall and CPU seconds of reading a plan in two threads."""
     wall, cpu = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda request: reader(*request), plan))
@@ -120,14 +120,14 @@ def timed(reader: Callable, plan: Plan) -> tuple[float, float]:
 
 
 def rates_of(plan: Plan) -> dict[str, float]:
-    """Frames a second in two threads, and CPU milliseconds of a frame, of our reader."""
+    """Return the frames per second in two threads, and the CPU milliseconds per frame, of our reader."""
     num_frames = sum(len(positions) for _, positions in plan)
     wall, cpu = timed(ours, plan)
     return {"frames_per_second": num_frames / wall, "cpu_ms_per_frame": 1000 * cpu / num_frames}
 
 
 def measure_epoch(dataset: RandomFrameDataset) -> dict[str, Any]:
-    """One epoch, in which every frame comes once."""
+    """Measure one epoch, in which every frame comes once."""
     counts: Counter = Counter()
     wall, cpu = time.perf_counter(), time.process_time()
     for batch in DataLoader(dataset, batch_size=BATCH):
@@ -145,7 +145,7 @@ def measure_epoch(dataset: RandomFrameDataset) -> dict[str, Any]:
 
 
 def measure_readers(dataset: RandomFrameDataset, repeats: int, with_peers: bool) -> dict[str, list[float]]:
-    """Frames a second of the plain way on two processes, and of readers that get the same plan, in turns."""
+    """Measure, in turns, frames per second of the naive way on two processes and of readers that get the same plan."""
     chosen: dict[str, Callable] = {"ours": ours}
     if with_peers:
         import readers
@@ -168,7 +168,7 @@ def measure_readers(dataset: RandomFrameDataset, repeats: int, with_peers: bool)
 
 
 def measure_chunks(dataset: RandomFrameDataset) -> dict[str, Any]:
-    """Chunks, and windows that slide: how much faster, and what they cost in variance and bias."""
+    """Measure the speed of chunks and of sliding windows, and their cost in variance and bias."""
     sample = dataset.paths[:40]
     pixels = [
         backend.frames(path, range(length), index_video(path), (16, 16))
@@ -206,7 +206,7 @@ def measure_chunks(dataset: RandomFrameDataset) -> dict[str, Any]:
 
 
 def gradients(frames: np.ndarray) -> np.ndarray:
-    """The gradient that each frame gives the first layer of a small network."""
+    """Return the gradient that each frame gives the first layer of a small network."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(1)
@@ -224,7 +224,7 @@ def gradients(frames: np.ndarray) -> np.ndarray:
 
 
 def measure_model(dataset: RandomFrameDataset, name: str) -> dict[str, Any]:
-    """Steps of a model on frames as they come, and on one batch again and again."""
+    """Measure steps of a model on loaded frames, and on one cached batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = ViTForImageClassification(ViTConfig(**MODELS[name], num_labels=10)).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -239,7 +239,7 @@ def measure_model(dataset: RandomFrameDataset, name: str) -> dict[str, Any]:
         optimizer.zero_grad()
 
     def seconds_of(batches: Any) -> float:
-        """Seconds of a step, without the first of them."""
+        """Return the seconds per step, without the first steps."""
         start = 0.0
         for number, pixels in enumerate(batches):
             step(pixels)
@@ -271,11 +271,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--buffer_frames", type=int, default=2080)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--without_peers", action="store_true", help="measure our reader and the plain way alone")
-    parser.add_argument("--run_model", choices=MODELS, help="measure decoding with this model behind it, and no more")
+    parser.add_argument("--without_peers", action="store_true", help="measure only our reader and the naive way")
+    parser.add_argument("--run_model", choices=MODELS, help="only measure how long this model waits for frames")
     parser.add_argument("--video_backend", default="pyav", help="with --run_model; default: pyav")
     parser.add_argument("--decode_device", default="cpu", help="with --run_model: cpu or cuda; default: cpu")
-    parser.add_argument("--name", default="random_frames", help="of the file of results")
+    parser.add_argument("--name", default="random_frames", help="name of the results")
     options = parser.parse_args()
     results = {}
     for group_size in GROUP_SIZES:
@@ -304,7 +304,7 @@ def main() -> None:
                 f"{chunk['cpu_ms_per_frame']:.2f} ms, design effect "
                 f"{chunk['design_effect_of_pixels']:.2f} (pixels) "
                 f"{chunk['design_effect_of_gradients']:.2f} (gradients)"
-                f", worth {chunk['effective_frames_per_second']:.0f} independent ones"
+                f", worth {chunk['effective_frames_per_second']:.0f} independent frames/s"
             )
         for window, slid in entry["windows"].items():
             print(

@@ -1,4 +1,4 @@
-"""The readers that are compared: ours and the peers, each at the settings that were fastest for it."""
+"""The readers that are compared, ours and others, each with its fastest settings."""
 
 import cv2
 import decord
@@ -18,23 +18,23 @@ backend = get_video_backend("pyav")
 
 
 def ours(path: str, positions: list[int]) -> np.ndarray:
-    """Our reader with a warm index."""
+    """Read with our reader and a warm index."""
     return with_index(path, lambda index: backend.frames(path, positions, index, SIZE))
 
 
 def ours_without_index(path: str, positions: list[int]) -> np.ndarray:
-    """Our reader, indexing the file first."""
+    """Read with our reader, after indexing the file."""
     return backend.frames(path, positions, build_index(path), SIZE)
 
 
 def reference(path: str, positions: list[int]) -> np.ndarray:
-    """Full frames of a full decode, resized by torchvision's antialiased bilinear kernel."""
+    """Read full frames of a full decode, resized by torchvision's antialiased bilinear kernel."""
     frames = with_index(path, lambda index: backend.frames(path, positions, index))
     return tvF.resize(torch.from_numpy(frames), list(SIZE), antialias=True).numpy()
 
 
 def torchcodec(path: str, positions: list[int], *, seek_mode: str, resizes_inside: bool) -> np.ndarray:
-    """torchcodec in one thread."""
+    """Read with torchcodec in one thread."""
     transforms = [Resize(SIZE)] if resizes_inside else None
     decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode=seek_mode, transforms=transforms)
     frames = decoder.get_frames_at(positions).data
@@ -42,36 +42,36 @@ def torchcodec(path: str, positions: list[int], *, seek_mode: str, resizes_insid
 
 
 def decord_reader(path: str, positions: list[int]) -> np.ndarray:
-    """decord in one thread, scaling while it decodes."""
+    """Read with decord in one thread, which scales while it decodes."""
     reader = decord.VideoReader(path, ctx=decord.cpu(0), height=SIZE[0], width=SIZE[1], num_threads=1)
     return reader.get_batch(positions).asnumpy().transpose(0, 3, 1, 2)
 
 
 def opencv(path: str, positions: list[int], *, interpolation: int) -> np.ndarray:
-    """OpenCV in one thread, grabbing all frames and retrieving the wanted ones."""
+    """Read with OpenCV in one thread, grabbing all frames and retrieving the wanted ones."""
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     wanted, frames = set(positions), {}
     for number in range(positions[-1] + 1):
         if not capture.grab():
             break
         if number in wanted:
-            _, picture = capture.retrieve()
-            resized = cv2.resize(picture, SIZE[::-1], interpolation=interpolation)
+            _, frame = capture.retrieve()
+            resized = cv2.resize(frame, SIZE[::-1], interpolation=interpolation)
             frames[number] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
     return np.stack([frames[position] for position in positions]).transpose(0, 3, 1, 2)
 
 
 def pyav(path: str, positions: list[int]) -> np.ndarray:
-    """PyAV straight through, converting the wanted frames only."""
+    """Read with PyAV from the start, converting only the wanted frames."""
     import av
 
     wanted, frames = set(positions), {}
     with av.open(path, metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        for number, picture in enumerate(container.decode(stream)):
+        for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                frames[number] = picture.to_ndarray(width=SIZE[1], height=SIZE[0], format="rgb24")
+                frames[number] = frame.to_ndarray(width=SIZE[1], height=SIZE[0], format="rgb24")
             if number == positions[-1]:
                 break
     return np.stack([frames[position] for position in positions]).transpose(0, 3, 1, 2)
@@ -91,5 +91,5 @@ READERS = {
 
 
 def num_frames(path: str) -> int:
-    """Frames that a full decode puts out."""
+    """Return the number of frames of a full decode."""
     return index_video(path).num_frames

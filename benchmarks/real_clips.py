@@ -1,13 +1,12 @@
-"""The whole way on a few real clips: prepare, fine-tune a main-job checkpoint, and measure with the `inf_*` scripts.
+"""All steps on a few real clips: prepare, fine-tune a main-job checkpoint, and evaluate with the `inf_*` scripts.
 
 python benchmarks/real_clips.py CLIPS [--model outputs/clips] [--work outputs/real_clips]
 
-CLIPS is a folder with `clips.jsonl` (file, split, captions, question, answer) and the files that it names. Of these,
-data folders are made that are laid out as ALPRO's four, `data/<task>/{txt,videos}`, with names as the benchmarks have
-them; every ninth training clip is set aside for validation. Every model is measured on its own training clips, which
-is an overfit check and no result, and on the test clips. Beside each figure stand the same with the picture removed,
-with every clip exchanged for another one, and with no clip at all: what text alone gives away. What is there already
-is not made again.
+CLIPS is a folder with `clips.jsonl` (file, split, captions, question, answer) and the files that it names. They are
+laid out in data folders like ALPRO's four, `data/<task>/{txt,videos}`, with names as in the benchmarks; every ninth
+training clip is set aside for validation. Every model is evaluated on its own training clips, which is an overfit
+check and not a result, and on the test clips: unchanged, without video, with every clip exchanged for another one, and
+without any clip, which shows what text alone gives away. Existing files are kept.
 """
 
 import argparse
@@ -44,7 +43,7 @@ CONDITIONS: dict[str, tuple[str, list[str]]] = {
 
 
 def clip_name(task: str, number: int, split: str) -> str:
-    """The name that the clip of this number would have in the benchmark."""
+    """Return the name that the clip of this number would have in the benchmark."""
     if task == "msvd_qa":
         return MSVD_NAMES[number] if number < len(MSVD_NAMES) else f"{number:04d}-4wsuPC_{number}_{number + 10}"
     if task == "didemo_ret":
@@ -53,7 +52,7 @@ def clip_name(task: str, number: int, split: str) -> str:
 
 
 def rows_of(task: str, clip: dict, name: str, number: int) -> list[dict]:
-    """ALPRO's rows about a clip."""
+    """Return ALPRO's rows about a clip."""
     if task.endswith("_qa"):
         kind = clip["question"].split()[0]
         question = {key: clip[key] for key in ("question", "answer")}
@@ -67,7 +66,7 @@ def rows_of(task: str, clip: dict, name: str, number: int) -> list[dict]:
 
 
 def lay_out(clips_folder: Path, data: Path, task: str) -> None:
-    """`txt/` and `videos/`; and the same in `exchanged/`, where every clip is the next one of its split."""
+    """Write `txt/` and `videos/`; and the same in `exchanged/`, where every clip is the next one of its split."""
     clips = [json.loads(line) for line in (clips_folder / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
     train = [clip for clip in clips if clip["split"] == "train"]
     splits = {
@@ -93,18 +92,18 @@ def lay_out(clips_folder: Path, data: Path, task: str) -> None:
 
 
 def run(*words: str | Path, accepts: Sequence[int] = (0,), **variables: str) -> None:
-    """A command as a user types it, in the repository's folder, on all cores; its output is shown."""
+    """Run a command as a user would, in the repository's folder, on all cores, and show its output."""
     print("$", *words, flush=True)
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     code = subprocess.run([str(word) for word in words], cwd=ROOT, env=environment | variables, check=False).returncode
     if code not in accepts:
-        sys.exit(f"ended with {code}")
+        sys.exit(f"exited with {code}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path)
-    parser.add_argument("--model", type=Path, default=ROOT / "outputs/clips", help="what the main job trained")
+    parser.add_argument("--model", type=Path, default=ROOT / "outputs/clips", help="model of the main job")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs/real_clips")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     options = parser.parse_args()

@@ -1,13 +1,13 @@
-"""What retrieval costs: counted floating-point operations of every caption with every clip, and of re-ranking.
+"""Cost of retrieval: counted floating-point operations of every caption with every clip, and of re-ranking.
 
 python benchmarks/retrieval_cost.py [--num_clips 1000] [--num_captions 1000]
 
-Three ways to rank all clips for all captions, on models of base size with random weights (which change no count):
+Three ways to rank all clips for all captions, on models of base size with random weights (which do not affect counts):
 
 - ALPRO's architecture as its reference evaluates it: for every clip all captions in chunks of 64; the clip's tower
   once per chunk, the text tower once per pair, captions padded to 40 tokens, all fusion layers for all tokens.
-- The same architecture as we do: each tower once per clip and once per caption, no padding, of the last fusion layer
-  the classification token alone; and with matching for the first 100 clips of a caption only.
+- The same architecture in our implementation: each tower once per clip and once per caption, no padding, the last
+  fusion layer only for the classification token; and with matching only for the first 100 clips of a caption.
 - Our crossformer, a pair of 40 text tokens and 693 clip tokens: `merge` against `cross_attention` with a cached clip.
 """
 
@@ -28,14 +28,14 @@ CAPTION_TOKENS = np.clip(np.random.default_rng(0).poisson(9.3, 1000) + 2, 4, PAD
 
 
 def counted(call: Callable[[], object]) -> float:
-    """Floating-point operations of a call."""
+    """Count the floating-point operations of a call."""
     with torch.no_grad(), common.operation_counter() as counter:
         call()
     return float(counter.get_total_flops())
 
 
 def timed(call: Callable[[], object]) -> float:
-    """CPU seconds of a call, the best of three."""
+    """Return the CPU seconds of a call, the best of three."""
     seconds = []
     for _ in range(3):
         start = time.process_time()
@@ -70,7 +70,7 @@ class Alpro:
             return self.model.encode_text(text_batch(1, num_tokens, num_tokens))[1]
 
     def full_fusion(self) -> object:
-        """All fusion layers for all tokens of a padded caption and a clip, as the reference computes a pair."""
+        """Run all fusion layers for all tokens of a padded caption and a clip, as the reference computes a pair."""
         text, video = self.text(PADDED), self.clip["video"]
         states = torch.cat([text.states, video.states], dim=1)
         layers = self.model.alpro.text_encoder.encoder.layer[self.model.config.fusion_layer :]
@@ -95,7 +95,7 @@ class Alpro:
 
 
 def ways(cost: dict[str, float], num_clips: int, num_captions: int) -> dict[str, float]:
-    """Cost of ranking all clips for all captions."""
+    """Return the cost of ranking all clips for all captions."""
     pairs = num_clips * num_captions
     towers = num_clips * cost["clip"] + num_captions * cost["text"]
     chunks = -(-num_captions // CHUNK)
@@ -108,7 +108,7 @@ def ways(cost: dict[str, float], num_clips: int, num_captions: int) -> dict[str,
 
 
 def crossformer_pairs(measure: Callable[[Callable[[], object]], float]) -> dict[str, float]:
-    """Cost of a pair of 40 text tokens and 693 clip tokens in each form, six layers of base size."""
+    """Return the cost of a pair of 40 text tokens and 693 clip tokens in each form, six layers of base size."""
     num_texts = 16
     results = {}
     texts = Stream(torch.zeros(num_texts, PADDED, 768), torch.ones(num_texts, PADDED, dtype=torch.bool))

@@ -1,9 +1,9 @@
-"""What a run does with its rows alone, by their number: opening, order, resume, checkpoint, memory.
+"""Cost of the rows alone, by their number: opening, order, resume, checkpoint, memory.
 
 python benchmarks/rows_at_scale.py [--rows 10000 100000 1000000]
 
-Rows are those of a JSONL manifest with an id, a path, a caption, times and a label each; no media file is there, and
-none is asked for. Each number of rows is measured in a process of its own.
+The rows are those of a JSONL manifest with an id, a path, a caption, times and a label each, without their media
+files. Each number of rows is measured in a separate process.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def write_manifest(path: Path, num_rows: int) -> None:
 
 
 def measure(num_rows: int) -> dict[str, float]:
-    """CPU seconds of each step, and megabytes that the process has grown by."""
+    """Return the CPU seconds of each step, and the megabytes by which the process has grown."""
     found: dict[str, float] = {}
     process = psutil.Process()
 
@@ -61,7 +61,7 @@ def measure(num_rows: int) -> dict[str, float]:
         step("order", lambda: next(iter(batches)))
         last = len(batches) - 1
         step("resume_at_the_last_batch", lambda: list(SkipBatchSampler(batches, skip_batches=last)))
-        for name in ("first_checkpoint", "checkpoint"):  # the part of it that depends on the rows
+        for name in ("first_checkpoint", "checkpoint"):  # the part that depends on the rows
             step(name, lambda: TrainingClips().with_rows(dataset).write(folder))
         rows = range(0, num_rows, max(num_rows // 1000, 1))
         step("thousand_rows", lambda: [dataset.row(number, files="named") for number in rows])

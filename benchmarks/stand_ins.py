@@ -1,4 +1,4 @@
-"""Models of every size with random weights, and batches for them without files; no value changes what they cost."""
+"""Models of every size with random weights, and batches for them without files; values do not affect the cost."""
 
 import json
 from pathlib import Path
@@ -20,25 +20,25 @@ TOY = {
     "video": "video/videomae_config_toy.json",
     "crossformer": "crossformer/vit_config_toy.json",
 }
-MASK_RATIOS = {"audio": 0.3, "video": 0.8}  # the defaults of `train.py`, of words a third
+MASK_RATIOS = {"audio": 0.3, "video": 0.8}  # the defaults of `train.py`; of words a third is masked
 WINDOW = (128, 1024)
-"""Mel bins and frames of what the default towers hear at once: 10.24 seconds."""
+"""Mel bins and frames of a window of the default audio tower: 10.24 seconds."""
 
 
 def part_configs(size: str) -> dict[str, PreTrainedConfig]:
     """
-    Of `text`, `audio`, `video` and `crossformer`.
+    Return the configurations of `text`, `audio`, `video` and `crossformer`.
 
     Args:
-        size (`str`): `"toy"`, as the quickstart; `"base"`: as DeBERTa-v3-base, ViT-MAE-base, VideoMAE-base and
-            ViT-B/16, 16 frames of 224 by 224 pixels, with their vocabulary of 128,100; `"small"`: the same with
+        size (`str`): `"toy"`: as in the quickstart; `"base"`: DeBERTa-v3-base, ViT-MAE-base, VideoMAE-base and
+            ViT-B/16, 16 frames of 224 by 224 pixels, a vocabulary of 128,100; `"small"`: the same with
             DeBERTa-v3-small, which has 6 layers, and half of the fusion's layers.
     """
     if size == "toy":
         texts = {name: (CONFIGS / path).read_text(encoding="utf-8") for name, path in TOY.items()}
         return {name: AutoConfig.for_model(**json.loads(text)) for name, text in texts.items()}
     layers = {"small": 6, "base": 12}[size]
-    text = DebertaV2Config(  # whose defaults are those of v2-xlarge
+    text = DebertaV2Config(  # the defaults are those of v2-xlarge
         vocab_size=128_100,
         hidden_size=768,
         num_hidden_layers=layers,
@@ -71,8 +71,8 @@ SETTINGS = (
     "frozen towers",
     "frozen towers, checkpoints",
 )
-"""What is trained and kept: adapters of rank 8 in the towers, with the fusion trained or adapted, too; towers of text,
-audio and video that stay as they are; layers that run again in the backward pass.
+"""What is trained and stored: adapters of rank 8 in the towers, with the fusion trained or adapted, too; frozen towers
+of text, audio and video; layers that run again in the backward pass.
 """
 
 
@@ -88,7 +88,7 @@ def apply_setting(model: TowerModel, setting: str) -> None:
 
 
 def model_config(size: str, **settings: Any) -> MultimodalConfig:
-    """A model with all modalities and objectives, unless `settings` say otherwise."""
+    """Return a configuration with all modalities and objectives, unless `settings` say otherwise."""
     own: dict[str, Any] = {"fusion_pool": "time", "contrastive_dim": 128} if size == "toy" else {}
     return MultimodalConfig(
         **{f"{name}_config": config for name, config in part_configs(size).items()} | own | settings
@@ -96,7 +96,7 @@ def model_config(size: str, **settings: Any) -> MultimodalConfig:
 
 
 def make_batch(config: MultimodalConfig, num_rows: int, *, num_words: int) -> dict[str, torch.Tensor]:
-    """As the collator makes it with `MASK_RATIOS`; all rows have all modalities and are of one length."""
+    """Make a batch like the collator's with `MASK_RATIOS`; all rows have all modalities and the same length."""
     audio, video = config.audio_config, config.video_config
     mel_bins, num_frames = audio.image_size
     side = video.image_size

@@ -1,23 +1,23 @@
-"""One training step taken apart: time by part and by operator, tokens per second, operations counted and used.
+"""Profile of a training step: time by part and by operator, tokens per second, operations and utilization.
 
 python benchmarks/step_profile.py [--size toy|small|base] [--batch N] [--precision fp32|bf16|fp16] [--threads N]
     [--setting "LoRA, checkpoints"] [--compile] [--train_file FILE --video_root FOLDER]
     [--device cpu|cuda --peak_teraflops T]
 
-`MultimodalTrainer` trains a model with all objectives and random weights, of the towers that `stand_ins.py` names, on
-clips written for it (moving squares with noise to hear) or on those of a manifest. After some steps that nobody
-looks at come those on the clock, then those in `torch.profiler`, then one in which operations are counted.
+`MultimodalTrainer` trains a model with all objectives and random weights, with the towers of `stand_ins.py`, on clips
+written for it (blocks of noise with noise as audio) or on those of a manifest. Warm-up steps are followed by timed
+steps, steps in `torch.profiler`, and one in which operations are counted.
 
-- Shares of time: on a device of its kernels, on a CPU of operators by the clock on the wall; both, forward and
-  backward, by the part whose forward pass called for them. `data` is what the step waits for its batch. The rest is
-  what the trainer does, and Python between operators.
-- Rates and use are of the steps on the clock, which the profiler does not slow down: CPU seconds on a CPU, seconds on
-  a device.
-- Operations are matrix products, convolutions and attention, a multiplication and an addition being two, with what
-  checkpointed layers compute again. The peak of a CPU is measured with a matrix product; that of a device is what its
-  maker says (`--peak_teraflops`, of this precision, without sparsity: 989 for bf16 on an H100 SXM, for example).
+- Shares of time: on a device, of its kernels; on a CPU, of the wall time of operators; both forward and backward, by
+  the part whose forward pass called them. `data` is the time that the step waits for its batch. The rest is the
+  trainer, and Python between operators.
+- Rates and utilization are measured in the timed steps, which the profiler does not slow down: CPU seconds on a CPU,
+  seconds on a device.
+- Operations are matrix products, convolutions and attention, where a multiplication and an addition are two, including
+  recomputation in checkpointed layers. The peak of a CPU is measured with a matrix product; that of a device is its
+  maker's figure (`--peak_teraflops`, for this precision, without sparsity: 989 for bf16 on an H100 SXM, for example).
 
-The paths for devices use documented settings of torch alone, and have not been run.
+The paths for devices only use documented settings of torch, and have not been run.
 """
 
 import argparse
@@ -59,7 +59,7 @@ HEADS, OPTIMIZER, DATA, SUMS = "losses and heads", "optimizer", "data", "gradien
 
 # ---- What is trained ----
 def write_rows(folder: Path, num_rows: int, side: int, seconds: float) -> Path:
-    """Clips of noise in blocks, and a manifest of `num_rows` rows with them; its path."""
+    """Write clips of noise in blocks, and a manifest of `num_rows` rows with them, and return its path."""
     generator = np.random.default_rng(0)
     (folder / "video").mkdir()
     for clip in range(NUM_CLIPS):
@@ -75,7 +75,7 @@ def write_rows(folder: Path, num_rows: int, side: int, seconds: float) -> Path:
 
 
 class ProfiledTrainer(MultimodalTrainer):
-    """Names what the trainer does for the profiler."""
+    """Labels the trainer's work for the profiler."""
 
     def get_batch_samples(self, *args):
         with record_function(PART + DATA):
@@ -91,7 +91,7 @@ class ProfiledTrainer(MultimodalTrainer):
 
 
 def make_trainer(options: argparse.Namespace, folder: Path, callback: TrainerCallback) -> ProfiledTrainer:
-    """A trainer of the model, over a manifest or over clips that are written into the folder."""
+    """Build a trainer of the model, on a manifest or on clips that are written into the folder."""
     parts = stand_ins.part_configs(options.size)
     towers = {name: parts[name] for name in ("text", "audio", "video")}
     steps = options.warm_steps + 2 * options.steps
@@ -126,7 +126,7 @@ def make_trainer(options: argparse.Namespace, folder: Path, callback: TrainerCal
 
 
 def modules_of(model: MultimodalForPreTraining) -> dict[str, list[torch.nn.Module]]:
-    """Modules by the part whose time theirs is."""
+    """Return the modules of each part whose time is measured."""
     fusion = model.multimodal.fusion
     layers = [layer for stack in fusion.stacks.values() for layer in stack]
     return {
@@ -138,7 +138,7 @@ def modules_of(model: MultimodalForPreTraining) -> dict[str, list[torch.nn.Modul
 
 @contextlib.contextmanager
 def named_parts(model: MultimodalForPreTraining) -> Iterator[None]:
-    """A context in which the profiler sees forward passes under the names of their parts."""
+    """Return a context in which the profiler labels forward passes with the names of their parts."""
     running: list[record_function] = []
 
     def enter(part: str) -> Callable[..., None]:
@@ -163,7 +163,7 @@ def named_parts(model: MultimodalForPreTraining) -> Iterator[None]:
 
 # ---- Measuring ----
 class Clock(TrainerCallback):
-    """Times some steps after the first ones, and profiles as many after these."""
+    """Times some steps after the first ones, and profiles the same number of steps after these."""
 
     def __init__(self, warm_steps: int, steps: int, device: str):
         self.begin, self.middle = warm_steps, warm_steps + steps
@@ -184,7 +184,7 @@ class Clock(TrainerCallback):
         elif state.global_step == self.middle:
             ended, steps = self.now(), self.middle - self.begin
             self.seconds = {name: (ended[name] - self.started[name]) / steps for name in ended}
-            if not args.torch_compile:  # hooks would compile it anew
+            if not args.torch_compile:  # hooks would trigger recompilation
                 self.contexts.enter_context(named_parts(model))
             self.contexts.enter_context(self.profile)
             self.profile_begin = self.now()["wall_seconds"]
@@ -201,10 +201,10 @@ class Clock(TrainerCallback):
 
 def shares_of_parts(events: list[Any], seconds: float, *, on_device: bool) -> dict[str, dict[str, float]]:
     """
-    Shares of `seconds` by part, of the forward and of the backward pass.
+    Return the shares of `seconds` by part, of the forward and of the backward pass.
 
-    The profiler numbers what autograd notes, and a node of the backward pass bears the number of the operator that it
-    belongs to: the last one that was called at that number.
+    The profiler numbers the operators that autograd records, and a node of the backward pass has the number of the
+    operator that it belongs to: the last one called with that number.
     """
     by_number: dict[int, str] = {}
 
@@ -233,7 +233,7 @@ def shares_of_parts(events: list[Any], seconds: float, *, on_device: bool) -> di
 
 
 def count_operations(model: MultimodalForPreTraining, batch: dict[str, torch.Tensor]) -> float:
-    """Floating-point operations of a forward and a backward pass."""
+    """Count the floating-point operations of a forward and a backward pass."""
     with common.operation_counter() as counter:
         model(**batch).loss.backward()
     model.zero_grad()
@@ -241,7 +241,7 @@ def count_operations(model: MultimodalForPreTraining, batch: dict[str, torch.Ten
 
 
 def measured_peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Operations per CPU second of a matrix product, the best of five."""
+    """Measure the operations per CPU second of a matrix product, the best of five."""
     first, second = (torch.randn(size, size).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(5):
@@ -252,13 +252,13 @@ def measured_peak(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def num_tokens(model: MultimodalForPreTraining, batch: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Tokens of a batch that a tower makes of real input, by modality."""
+    """Count the tokens of a batch that stand for real input, by modality."""
     with torch.no_grad():
         return {m: int(model.multimodal.encode(m, batch).mask.sum()) for m in model.config.modalities}
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All numbers of one configuration."""
+    """Measure all numbers of one configuration."""
     clock = Clock(options.warm_steps, options.steps, options.device)
     trainer = make_trainer(options, folder, clock)
     trainer.train()
@@ -305,7 +305,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The rates, and a table of the parts and of the operators."""
+    """Print the rates, and a table of the parts and of the operators."""
     print(json.dumps({name: value for name, value in result.items() if name not in ("shares", "operators")}, indent=1))
     for part, shares in sorted(result["shares"].items(), key=lambda item: -sum(item[1].values())):
         print(f"{part:20} {sum(shares.values()):6.1%}", {name: f"{share:.1%}" for name, share in shares.items()})
@@ -322,10 +322,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--setting", choices=stand_ins.SETTINGS, default="all weights")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile; parts cannot be told then")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile; parts are not reported then")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--peak_teraflops", type=float, help="of the device in this precision")
-    parser.add_argument("--train_file", type=Path, help="a manifest, in place of clips that are written")
+    parser.add_argument("--peak_teraflops", type=float, help="peak of the device in this precision")
+    parser.add_argument("--train_file", type=Path, help="manifest to use instead of written clips")
     parser.add_argument("--video_root", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,10 +1,10 @@
-"""What the summary of a run counts as memory, against what a process really takes: its peak over three steps.
+"""The memory estimate in the summary of a run, against the memory that a process really takes over three steps.
 
 python benchmarks/training_memory.py [--sizes toy small]
 
-Models of `stand_ins.py` with all objectives, one thread, AdamW; every case is a process of its own. `allocated` is the
-most that tensors took at any time of the third step, as `torch.cuda.max_memory_allocated` says of a device; `resident`
-the most that the process took, less what it held before the model was built.
+Models of `stand_ins.py` with all objectives, one thread, AdamW; every case is a separate process. `allocated` is the
+peak memory of tensors during the third step, as `torch.cuda.max_memory_allocated` reports for a device; `resident` is
+the peak memory of the process, minus what it held before the model was built.
 """
 
 import argparse
@@ -40,11 +40,11 @@ CASES = {
         ("frozen towers", 2, "bf16"),
     ],
 }
-"""By size: setting, rows of a batch, precision."""
+"""Setting, rows of a batch and precision of the cases, by size."""
 
 
 def measure(size: str, setting: str, num_rows: int, precision: str) -> dict[str, float]:
-    """Megabytes that the summary counts, and that this process grows by."""
+    """Return the megabytes that the summary estimates, and those by which this process grows."""
     import peft  # noqa: F401  # not counted as memory of the model
 
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def measure(size: str, setting: str, num_rows: int, precision: str) -> dict[str,
     found = summarize(model, optimizer)["memory_bytes"]
 
     def step() -> int:
-        """A step of training; the bytes that its forward pass keeps."""
+        """Do a training step, and return the bytes that its forward pass keeps."""
         activations = SavedActivations(model)
         with activations, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(**batch).loss
@@ -79,7 +79,7 @@ def measure(size: str, setting: str, num_rows: int, precision: str) -> dict[str,
 
 
 def most_allocated(profiled: profile) -> int:
-    """The most bytes that tensors took during a profile, beyond those of before."""
+    """Return the peak bytes of tensors during a profile, beyond those before it."""
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(itertools.accumulate(event.nbytes() for event in events))
@@ -88,7 +88,7 @@ def most_allocated(profiled: profile) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # the one case, in this process
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # measure one case, in this process
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(*json.loads(options.measure))))

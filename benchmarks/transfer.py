@@ -1,16 +1,16 @@
-"""What published weights bring to a few real clips: frozen towers against the same towers with random weights.
+"""Benefit of published weights on a few real clips: frozen towers against the same towers with random weights.
 
 python benchmarks/transfer.py WEIGHTS CLIPS [--work outputs/transfer] [--seeds 5] [--choose]
 
-WEIGHTS holds the folders all-minilm-l6-v2 (text), whisper-tiny.en (speech) and efficientnet-lite0 (images), which
-never saw each other; CLIPS a `clips.jsonl` (file, split, captions, duration) and the files that it names. Features
-of the frozen towers are made once; then `train.py` learns a space in which the training clips lie beside their
-captions, with the same flags and seeds for both sets of weights. Every caption of a test clip is a query, over
-whole clips and over their parts of five seconds. Beside it stands what needs no training: the ImageNet classes
-that the image tower sees, by name, embedded by the text tower (ConSE, Norouzi et al. 2013).
+WEIGHTS holds the folders all-minilm-l6-v2 (text), whisper-tiny.en (speech) and efficientnet-lite0 (images), which were
+trained separately; CLIPS holds a `clips.jsonl` (file, split, captions, duration) and the files that it names. Features
+of the frozen towers are computed once; then `train.py` learns a space in which the training clips are close to their
+captions, with the same flags and seeds for both sets of weights. Every caption of a test clip is a query, over whole
+clips and over their parts of five seconds. The baseline without training uses the names of the ImageNet classes that
+the image tower predicts, embedded by the text tower (ConSE, Norouzi et al. 2013).
 
-`--choose` measures each of `RECIPES` on folds of the training clips instead, which the test clips take no part in.
-What is there already is not made again.
+`--choose` measures each of `RECIPES` on folds of the training clips instead, without the test clips.
+Existing files are kept.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from simple_multimodal.tasks.retrieval.retriever import Retriever
 TOWERS = {"text": "all-minilm-l6-v2", "audio": "whisper-tiny.en", "video": "efficientnet-lite0"}
 SEGMENT_SECONDS = 5.0
 STARTS = (0.0, 5.0)
-"""Where the parts of a clip begin that are candidates, in seconds."""
+"""Start of each part of a clip that is a candidate, in seconds."""
 
 COMMON = (
     "--task retrieval --do_train True --do_eval False --eval_strategy no --freeze text audio video --use_cpu True "
@@ -62,15 +62,15 @@ RECIPES = {
     "fusion and matching": "--learning_rate 1e-3 --num_train_epochs 120 --per_device_train_batch_size 18",
     "mean of modalities": f"{LINEAR} --learning_rate 3e-3 --num_train_epochs 50 --per_device_train_batch_size 36",
 }
-"""What `--choose` compares."""
+"""The recipes that `--choose` compares."""
 
 CHOSEN = "mean of modalities"
 CONDITIONS: dict[str, tuple[str, ...]] = {"all": (), "images alone": ("audio",), "audio alone": ("video",)}
-"""What is left out of the candidates, by name of the condition."""
+"""The modalities left out of the candidates, by name of the condition."""
 
 
 def write_manifests(clips: list[dict], folder: Path) -> dict[str, Path]:
-    """Whole clips and parts of both splits."""
+    """Write manifests of whole clips and of parts, for both splits."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for split, starts in (("train", ()), ("test", STARTS)):
@@ -88,20 +88,20 @@ def write_manifests(clips: list[dict], folder: Path) -> dict[str, Path]:
 
 
 def draw_weights(weights: Path, folder: Path) -> None:
-    """The same towers with random weights, in folders of the same names."""
+    """Write the same towers with random weights, in folders of the same names."""
     set_seed(0)
     for tower, name in TOWERS.items():
         shutil.copytree(weights / name, folder / name, dirs_exist_ok=True)
         (folder / name / "model.safetensors").unlink()
         config = AutoConfig.from_pretrained(weights / name)
         stock = {"text": BertModel, "audio": WhisperModel, "video": TimmWrapperForImageClassification}[tower](config)
-        if tower == "video":  # as timm draws it: the stock class draws convolutions as a transformer's layers
+        if tower == "video":  # initialised as in timm: the stock class treats convolutions like a transformer's layers
             stock.timm_model.load_state_dict(timm.create_model(config.architecture).state_dict())
         stock.save_pretrained(folder / name)
 
 
 def run_training(weights: Path, rows: Path, clips: Path, output: Path, flags: Sequence[str]) -> float:
-    """`train.py` with these flags, in this process; wall seconds."""
+    """Run `train.py` with these flags in this process, and return the wall seconds."""
     names = [word for m, name in TOWERS.items() for word in (f"--{m}_model_name_or_path", str(weights / name))]
     files = ["--train_file", str(rows), "--video_root", str(clips), "--output_dir", str(output)]
     tokenizer = ["--tokenizer_name", str(weights / TOWERS["text"])]
@@ -112,7 +112,7 @@ def run_training(weights: Path, rows: Path, clips: Path, output: Path, flags: Se
 
 
 def make_features(weights: Path, manifests: Sequence[Path], clips: Path, folder: Path) -> Path:
-    """Features of the frozen towers for every clip and part."""
+    """Make features of the frozen towers for every clip and part, and return their folder."""
     start, features = folder / "start", folder / "features"
     if not (start / "config.json").exists():
         run_training(weights, manifests[0], clips, start, ["--max_steps", "1", "--per_device_train_batch_size", "2"])
@@ -123,7 +123,7 @@ def make_features(weights: Path, manifests: Sequence[Path], clips: Path, folder:
 
 
 class Ranks:
-    """Ranks of the right candidate for every caption of the candidates' clips, in the order of the manifest."""
+    """Ranks of the correct candidate for every caption of the candidates' clips, in the order of the manifest."""
 
     def __init__(self, rows: Sequence[Any]):
         self.rows = rows
@@ -133,19 +133,19 @@ class Ranks:
         self.positives = self.groups[:, None] == np.array([row["group"] for row in rows])[None]
 
     def rank(self, scores: torch.Tensor) -> "Ranks":
-        """Take scores `(num_queries, num_candidates)`."""
+        """Compute the ranks from scores `(num_queries, num_candidates)`."""
         self.values = retrieval_ranks(scores.cpu().numpy(), self.positives)
         return self
 
     def chance(self, top: int) -> float:
-        """Share of the queries that a random order answers within `top` places."""
+        """Return the share of queries that a random order answers within the first `top` results."""
         wrong, total = (~self.positives).sum(axis=1), self.positives.shape[1]
         missed = [np.prod([(w - n) / (total - n) for n in range(top)]) for w in wrong]
         return float(1 - np.mean(missed))
 
 
 def measure(model: Path, rows: Sequence[Any], features: Path) -> dict[str, Ranks]:
-    """Ranks by the cosine of embeddings, in each condition; a candidate that cannot be read is left out of all."""
+    """Rank by the cosine of embeddings, in each condition; a candidate that cannot be read is left out of all."""
     result: dict[str, Ranks] = {}
     for name, dropped in CONDITIONS.items():
         retriever = Retriever.from_pretrained(model, features=features, drop_modalities=dropped)
@@ -160,8 +160,8 @@ def measure(model: Path, rows: Sequence[Any], features: Path) -> dict[str, Ranks
 @torch.no_grad()
 def name_classes(weights: Path, start: Path, rows: Sequence[Any], features: Path, top: int = 50) -> Ranks:
     """
-    Ranks without any training: a clip is the mean of the names of its `top` likeliest ImageNet classes as the text
-    tower embeds them, weighted by their probability, which is the mean of those of the frames.
+    Rank without any training: the embedding of a clip is the mean of the text tower's embeddings of the names of its
+    `top` most probable ImageNet classes, weighted by their probability, which is averaged over the frames.
     """
     head = TimmWrapperForImageClassification.from_pretrained(weights / TOWERS["video"]).timm_model.get_classifier()
     retriever = Retriever.from_pretrained(start, features=features)
@@ -182,7 +182,7 @@ def name_classes(weights: Path, start: Path, rows: Sequence[Any], features: Path
 
 
 def summarise(name: str, by_seed: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """R@1 and R@5 of ranks `(num_seeds, num_queries)`: each seed, the mean, and its interval over clips."""
+    """Compute R@1 and R@5 of ranks `(num_seeds, num_queries)`: each seed, the mean, and its interval over clips."""
     result: dict[str, Any] = {"ranks": by_seed.tolist()}
     for top in (1, 5):
         hits = (by_seed <= top).astype(float)
@@ -199,7 +199,7 @@ def summarise(name: str, by_seed: np.ndarray, groups: np.ndarray) -> dict[str, A
 
 
 def compare(name: str, first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Difference of recall, paired by seed and query, with its interval over clips."""
+    """Compute the difference of recall, paired by seed and query, with its interval over clips."""
     result = {}
     for top in (1, 5):
         gains = ((first <= top).astype(float) - (second <= top).astype(float)).mean(axis=0)
@@ -211,7 +211,7 @@ def compare(name: str, first: np.ndarray, second: np.ndarray, groups: np.ndarray
 
 
 def choose(weights: Path, manifests: dict[str, Path], clips: Path, features: Path, work: Path, folds: int) -> dict:
-    """Recall of each recipe on folds of the training clips, each by a model that was trained on the others."""
+    """Measure the recall of each recipe on folds of the training clips, each by a model trained on the other folds."""
     rows = [json.loads(line) for line in manifests["train"].read_text(encoding="utf-8").splitlines()]
     results: dict[str, Any] = {}
     for name, recipe in RECIPES.items():
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("clips", type=Path)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs/transfer")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--folds", type=int, default=6, help="of the training clips, for --choose")
+    parser.add_argument("--folds", type=int, default=6, help="number of folds for --choose")
     parser.add_argument("--choose", action="store_true", help="compare the recipes on folds of the training clips")
     options = parser.parse_args()
     logging.set_verbosity_error()

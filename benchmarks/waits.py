@@ -1,12 +1,12 @@
-"""How many clips a core prepares a second, and the step time below which a device waits for them.
+"""How many clips a core prepares per second, and the step time below which a device waits for them.
 
 python benchmarks/waits.py CLIPS [--max_clips 36] [--batch 32] [--repeats 3]
 
-CLIPS is a folder with `clips.jsonl` and the files that it names, of which the training clips are read: as they are,
-packed, and as features of base-sized towers of audio and video (of random values, which cost the same to read). A
-clip is 16 frames at 224 x 224, 10 s of audio as log-mel and a text, in training. Measured are CPU seconds of one
-thread, so that a busy machine gives the same; how long C cores need for a batch follows by division. That assumes that
-cores add up and share nothing; what handing a batch over costs the training process is in `packed.py`.
+CLIPS is a folder with `clips.jsonl` and the files that it names. Its training clips are read as originals, packed, and
+as features of base-sized towers of audio and video (random values, which cost the same to read). A clip is 16 frames
+at 224 x 224, 10 s of audio as log-mel and a text, in training. CPU seconds of one thread are measured, so that other
+load matters less; the time that C cores need for a batch follows by division. This assumes that cores add up and share
+nothing; `packed.py` measures the cost of handing a batch to the training process.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 
 CORES = (4, 8, 16)
 TOKENS: dict[Modality, tuple[int, int]] = {"audio": (496, 768), "video": (1568, 768)}
-"""Tokens of a clip and their size, of ViT-MAE-base over one window and of VideoMAE-base."""
+"""Number and size of a clip's tokens, for ViT-MAE-base over one window and for VideoMAE-base."""
 
 
 class RandomTokens(TowerFeatures):
-    """Writes random tokens of a size in place of a tower's."""
+    """Writes random tokens instead of a tower's."""
 
     def _encode(self, tower: Modality, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> list[ClipTokens]:
         num_tokens, hidden_size = TOKENS[tower]
@@ -51,7 +51,7 @@ class RandomTokens(TowerFeatures):
 
 
 def write_features(dataset: RowDataset, folder: Path, dtype: torch.dtype) -> dict[Modality, FeatureReader]:
-    """Features of every clip, and their readers."""
+    """Write features of every clip, and return their readers."""
     import stand_ins
 
     pipeline = RandomTokens(MultimodalForRetrieval(stand_ins.model_config("toy")), processor(), num_workers=0)
@@ -61,7 +61,7 @@ def write_features(dataset: RowDataset, folder: Path, dtype: torch.dtype) -> dic
 
 
 def read_all(dataset: RowDataset, collator: MultimodalCollator, batch: int) -> float:
-    """CPU seconds of reading every row once, in batches, in this thread."""
+    """Return the CPU seconds of reading every row once, in batches, in this thread."""
     rows = [dataset[(0, number)] for number in range(len(dataset))]
     start = time.process_time()
     for first in range(0, len(rows), batch):
@@ -101,7 +101,7 @@ def main() -> None:
             for what in list(sources) if repeat % 2 == 0 else list(sources)[::-1]:
                 seconds[what].append(read_all(*sources[what], options.batch))
     results: dict[str, Any] = {"clips": len(lines[: options.max_clips]), "batch": options.batch, "sources": {}}
-    print(f"| | clips/s a core | {' | '.join(f'{cores} cores' for cores in CORES)} |")
+    print(f"| | clips/s per core | {' | '.join(f'{cores} cores' for cores in CORES)} |")
     for what, values in seconds.items():
         rate = results["clips"] / statistics.median(values)
         steps = {cores: 1000 * options.batch / (cores * rate) for cores in CORES}

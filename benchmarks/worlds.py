@@ -1,16 +1,16 @@
-"""Further synthetic worlds, unlike the toy world, to see whether a recipe holds where nobody tuned it.
+"""Further synthetic worlds, unlike the toy world, to test whether a recipe works where nobody tuned it.
 
 python benchmarks/worlds.py WORLD FOLDER [--num_train_clips 1500] [--num_validation_clips 256] [--seed 0]
 
 - `polygons`: one of eight shapes in five colours moves in one of five ways to one of four melodies. 3 seconds.
-- `textures`: a pattern in a colour fills the picture and scrolls at one of three speeds; the sound is a hiss, a rumble
+- `textures`: a pattern in a colour fills the frame and scrolls at one of three speeds; the audio is a hiss, a rumble
   or a hum that pulses and swells. 2 to 8 seconds.
 - `counts`: one to four discs grow, shrink, blink or stay; a drum beats one of four rhythms at two pitches and with two
   timbres. 6 seconds.
 
-What is not named in a caption (place, start, speed, tint, loudness, noise) is drawn per clip. No combination of named
-attributes of a validation clip occurs in training. The manifests have a column for each attribute, by which
-`attribute_scores` says how often the first clip that was found has the right one.
+Properties that captions do not mention (place, start, speed, tint, loudness, noise) are sampled per clip. No
+combination of attributes of a validation clip occurs in training. The manifests have a column for each attribute, from
+which `attribute_scores` computes how often the top result has the correct value.
 """
 
 import argparse
@@ -42,12 +42,14 @@ HUES = {
 
 class World(NamedTuple):
     """
+    A synthetic world.
+
     Args:
-        seconds (`tuple[float, float]`): shortest and longest clip.
-        attributes (`dict[str, dict[str, tuple[str, ...]]]`): words for each value of each attribute.
-        captions (`tuple[str, ...]`): templates that name every attribute.
-        draw (`Callable`): values, number of frames and generator to pixels `(num_frames, size, size, 3)`, float.
-        play (`Callable`): values, times in seconds and generator to a waveform of the shape of the times.
+        seconds (`tuple[float, float]`): Length of the shortest and of the longest clip.
+        attributes (`dict[str, dict[str, tuple[str, ...]]]`): Words for each value of each attribute.
+        captions (`tuple[str, ...]`): Templates that mention every attribute.
+        draw (`Callable`): Maps values, number of frames and generator to float pixels `(num_frames, size, size, 3)`.
+        play (`Callable`): Maps values, times in seconds and generator to a waveform with the shape of the times.
     """
 
     seconds: tuple[float, float]
@@ -57,15 +59,15 @@ class World(NamedTuple):
     play: Callable[[Values, np.ndarray, Generator], np.ndarray]
 
 
-# ---- Pictures ----
+# ---- Frames ----
 def pixel_grid() -> tuple[np.ndarray, np.ndarray]:
-    """Horizontal and vertical coordinates of all pixels, `(1, 1, size)` and `(1, size, 1)`."""
+    """Return horizontal and vertical coordinates of all pixels, `(1, 1, size)` and `(1, size, 1)`."""
     places = np.arange(FRAME_SIZE) + 0.5
     return places[None, None, :], places[None, :, None]
 
 
 def paint(coverage: np.ndarray, colour: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """Colour over a backdrop, by a coverage from 0 to 1 of shape `(frames, size, size)`."""
+    """Blend a colour over a backdrop, with a coverage from 0 to 1 of shape `(frames, size, size)`."""
     return backdrop * (1 - coverage[..., None]) + colour * coverage[..., None]
 
 
@@ -74,12 +76,12 @@ def tint(name: str, generator: Generator) -> np.ndarray:
 
 
 def backdrop(generator: Generator) -> np.ndarray:
-    """A dark colour and grain that stays."""
+    """Make a backdrop of a dark colour with constant grain."""
     return generator.uniform(5, 60, 3) + generator.normal(0, 4, (1, FRAME_SIZE, FRAME_SIZE, 1))
 
 
 def outline(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Distance of points from the outline of a shape in pixels, about; negative inside."""
+    """Return the approximate distance of points from the outline of a shape in pixels, negative inside."""
     r, angle = np.hypot(dx, dy), np.arctan2(dx, -dy)
     if shape == "disc":
         return r - radius
@@ -122,7 +124,7 @@ def draw_texture(values: Values, num_frames: int, generator: Generator) -> np.nd
     speed = {"still": 0.0, "slow": 1.5, "fast": 6.0}[values["scrolling"]] * generator.uniform(0.85, 1.15)
     direction, start = generator.uniform(0, 2 * np.pi), generator.uniform(0, period, 2)
     moved = speed * np.arange(num_frames)[:, None, None] / FRAMES_PER_SECOND
-    if values["pattern"] == "horizontal stripes":  # which show only what moves across them
+    if values["pattern"] == "horizontal stripes":  # only motion across stripes is visible
         direction = np.pi / 2 * generator.choice([-1, 1])
     elif values["pattern"] == "vertical stripes":
         direction = np.pi * generator.choice([0, 1])
@@ -161,9 +163,9 @@ def draw_discs(values: Values, num_frames: int, generator: Generator) -> np.ndar
     return paint(shown, tint(values["colour"], generator), backdrop(generator))
 
 
-# ---- Sounds ----
+# ---- Audio ----
 def notes(pitches: np.ndarray, times: np.ndarray, rate: float, length: float) -> np.ndarray:
-    """Pure tones of the given pitches in hertz, one after the other in a loop, each for a share of its time."""
+    """Return pure tones of the given pitches in Hz, one after the other in a loop, each for a share of its time."""
     beats = times * rate
     within = (beats % 1) / rate
     frequency = pitches[beats.astype(int) % len(pitches)]
@@ -187,17 +189,17 @@ def filtered_noise(times: np.ndarray, low: float, high: float, generator: Genera
 def play_pulses(values: Values, times: np.ndarray, generator: Generator) -> np.ndarray:
     if values["source"] == "hum":
         phase = 2 * np.pi * generator.uniform(90, 180) * times
-        sound = sum(np.sin(n * phase) / n for n in range(1, 6))
+        waveform = sum(np.sin(n * phase) / n for n in range(1, 6))
     else:
         limits = (2000.0, 6000.0) if values["source"] == "hiss" else (40.0, 300.0)
-        sound = filtered_noise(times, *limits, generator)
-    sound = sound / np.sqrt(np.mean(sound**2))
+        waveform = filtered_noise(times, *limits, generator)
+    waveform = waveform / np.sqrt(np.mean(waveform**2))
     rate = {"even": 0.0, "slowly pulsing": 1.5, "quickly pulsing": 6.0}[values["pulse"]] * generator.uniform(0.9, 1.1)
     if rate > 0:
-        sound = sound * np.clip(0.5 + 2 * np.sin(2 * np.pi * (rate * times + generator.uniform(0, 1))), 0, 1)
+        waveform = waveform * np.clip(0.5 + 2 * np.sin(2 * np.pi * (rate * times + generator.uniform(0, 1))), 0, 1)
     progress = times / times[-1]
     decibels = {"swelling": 18 * (progress - 1), "fading": -18 * progress, "constant": -6 + 0 * progress}
-    return sound * 10 ** (decibels[values["loudness"]] / 20)
+    return waveform * 10 ** (decibels[values["loudness"]] / 20)
 
 
 def play_drum(values: Values, times: np.ndarray, generator: Generator) -> np.ndarray:
@@ -332,17 +334,17 @@ def make_world(
     Write a world's clips, `train.jsonl` and `validation.jsonl`, unless the folder holds them already.
 
     Args:
-        folder (`Path`): where to; `toy` is the toy world with its own manifests.
-        name (`str`): a key of `WORLDS`, or `toy`.
-        num_train_clips, num_validation_clips (`int`, *optional*): how many; the toy world's validation clips are every
-            one of 16 pictures with every one of 16 sounds.
-        seed (`int`, *optional*): decides everything that is random.
+        folder (`Path`): Output folder.
+        name (`str`): A key of `WORLDS`, or `toy` for the toy world with its own manifests.
+        num_train_clips, num_validation_clips (`int`, *optional*): Numbers of clips; the toy world's validation clips
+            combine each of 16 videos with each of 16 audio tracks.
+        seed (`int`, *optional*): Seed of all random choices.
 
     Returns:
-        `dict[str, tuple[str, ...]]`: the values of each attribute.
+        `dict[str, tuple[str, ...]]`: The values of each attribute.
 
     Raises:
-        ValueError: There is no such world, or too few combinations for so many validation clips.
+        ValueError: If there is no such world, or too few combinations for `num_validation_clips`.
     """
     if name == "toy":
         make_toy_world(folder, num_train_clips=num_train_clips, seed=seed, num_processes=1)
@@ -393,9 +395,9 @@ def _write(path: Path, world: World, values: Values, generator: Generator) -> No
     num_frames = round(generator.uniform(*world.seconds) * FRAMES_PER_SECOND)
     frames = world.draw(values, num_frames, generator)
     times = np.arange(num_frames * SAMPLING_RATE // FRAMES_PER_SECOND) / SAMPLING_RATE
-    sound = world.play(values, times, generator)
-    sound = sound * 0.12 * generator.uniform(0.8, 1.2) / np.sqrt(np.mean(sound**2))
-    waveform = np.clip(sound + generator.normal(0, 0.002, len(times)), -1, 1).astype(np.float32)
+    waveform = world.play(values, times, generator)
+    waveform = waveform * 0.12 * generator.uniform(0.8, 1.2) / np.sqrt(np.mean(waveform**2))
+    waveform = np.clip(waveform + generator.normal(0, 0.002, len(times)), -1, 1).astype(np.float32)
     write_clip(path, np.clip(np.rint(frames), 0, 255).astype(np.uint8), waveform)
 
 
@@ -413,15 +415,15 @@ def attribute_scores(
     scores: np.ndarray, asked: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> dict[str, float]:
     """
-    How often the best clip for a caption has the right value of each attribute.
+    Compute how often the best clip for a caption has the correct value of each attribute.
 
     Args:
-        scores (`np.ndarray` of shape `(num_captions, num_clips)`): more is better.
-        asked, found (`Sequence[Mapping]`): rows of the captions and of the clips, with a column for each attribute.
-        names (`Sequence[str]`): attributes.
+        scores (`np.ndarray` of shape `(num_captions, num_clips)`): Scores; higher is better.
+        asked, found (`Sequence[Mapping]`): Rows of the captions and of the clips, with a column for each attribute.
+        names (`Sequence[str]`): Names of the attributes.
 
     Returns:
-        `dict[str, float]`: a share for each attribute.
+        `dict[str, float]`: A share for each attribute.
     """
     best = np.asarray(scores).argmax(axis=1)
     return {

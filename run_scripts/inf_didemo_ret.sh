@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures a model on data/didemo_ret: inf_didemo_ret.sh [MODEL] [flags of `simple-multimodal infer`]; without MODEL it is ALPRO's, of
-# output/downstreams/didemo_ret/public/ckpt, converted on first use. Both are looked for here, then beside run_scripts/.
+# Evaluates a model on data/didemo_ret: inf_didemo_ret.sh [MODEL] [flags of `simple-multimodal infer`]. MODEL defaults to ALPRO's, in
+# output/downstreams/didemo_ret/public/ckpt, converted on first use. Both folders are searched here, then next to run_scripts/.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 place() { if [[ -e "$1" ]]; then echo "$1"; else echo "$root/$1"; fi; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained and evaluated model on the toy data; prints the main numbers and where the rest is.
+# Goes from a fresh clone to a model trained and evaluated on the toy data; prints the main metrics and where to find the rest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash run_scripts/setup.sh

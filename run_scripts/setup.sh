@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the exact versions of requirements.lock and this project in it. Once made, it is left as it is.
+# Creates .venv with the exact versions of requirements.lock and this project. An up-to-date .venv is left unchanged.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 stamp=$(cat requirements.lock pyproject.toml | cksum)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and tests, with the environment of quickstart.sh; prints pytest's closing line last.
+# Runs linter, type checker and tests in the environment of setup.sh; pytest's summary line comes last.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash run_scripts/setup.sh

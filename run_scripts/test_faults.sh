@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Kills training runs and compares what they end with, for hours; then the faults beside the stock Trainer:
-#   test_faults.sh [kills anywhere [in saving [of a rank [faults of a kind]]]]
+# Kills training runs and compares their results, for hours; then compares faults with the stock Trainer:
+#   test_faults.sh [NUM_KILLS_ANYWHERE [NUM_KILLS_WHILE_SAVING [NUM_KILLS_OF_A_RANK [NUM_FAULTS_OF_A_KIND]]]]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES="" TOKENIZERS_PARALLELISM=false

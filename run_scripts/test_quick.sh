@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, and the tests of the library that start no other process, in about a minute: for daily work. test.sh runs everything.
+# Runs the linter and the library tests that start no other process, in about a minute, for daily work; test.sh runs everything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 .venv/bin/python -m ruff check .

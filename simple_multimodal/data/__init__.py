@@ -1,1 +1,1 @@
-"""Manifests, the sampler, the collator and what a loader process does about bad samples."""
+"""Manifests, the sampler, the collator, and how a loader process handles bad samples."""

@@ -1,4 +1,4 @@
-"""What is known of a sample that cannot be read, and how often reading is tried."""
+"""Bad samples (samples that cannot be read) and retries."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +8,7 @@ from simple_multimodal.data.rows import Row
 from simple_multimodal.media.errors import MediaError
 
 RETRY_SECONDS = (0.1, 0.4)
-"""How long to wait before each further try, where the file system may have been at fault."""
+"""Delay before each further attempt, for errors that may come from the file system."""
 
 Result = TypeVar("Result")
 
@@ -19,11 +19,11 @@ class BadSample(NamedTuple):
     """A sample that could not be read.
 
     Args:
-        row (`int`): number of its row.
-        epoch (`int`): in which it was to be read.
-        id (`str`): of the row.
-        file (`str`, *optional*): the file at fault, an absolute path; `None` where that could not be told.
-        reason (`str`): what is wrong with it.
+        row (`int`): Number of its row.
+        epoch (`int`): Epoch in which it was needed.
+        id (`str`): Id of the row.
+        file (`str`, *optional*): Absolute path of the file at fault; `None` if unknown.
+        reason (`str`): What is wrong with the file.
     """
 
     row: int
@@ -37,7 +37,7 @@ class BadSample(NamedTuple):
 
 
 def as_json(samples: Iterable[BadSample]) -> list[dict[str, str | None]]:
-    """How a metrics file lists bad samples."""
+    """Return bad samples as a metrics file lists them."""
     return [{"id": sample.id, "file": sample.file, "reason": sample.reason} for sample in samples]
 
 
@@ -48,7 +48,7 @@ class BadSampleError(MediaError):
 
     @classmethod
     def of(cls, row: Row, file: str | None, reason: str) -> "BadSampleError":
-        """The error of a row."""
+        """Make the error of a row."""
         sample = BadSample(row["index"], row["epoch"], row["id"], file, reason)
         error = cls(str(sample))
         error.sample = sample  # survives pickling
@@ -57,12 +57,12 @@ class BadSampleError(MediaError):
 
 def with_retries(read: Callable[[], Result], file: str | None = None) -> Result:
     """
-    Call `read`; where the file system may be at fault (a file that vanished, an error of input or output), call it
-    again, some time later. A process waits for a file once, and from then on only looks.
+    Call `read`, and retry after a delay if the file system may be at fault (a vanished file, an I/O error). Each
+    process waits for a file only once; after that, its errors are raised at once.
 
     Args:
-        read (`Callable`): reads something.
-        file (`str`, *optional*): what it reads, if that is known before.
+        read (`Callable`): Function to call.
+        file (`str`, *optional*): File that it reads, if known in advance.
     """
     for delay in RETRY_SECONDS:
         try:
@@ -82,7 +82,7 @@ def with_retries(read: Callable[[], Result], file: str | None = None) -> Result:
 
 
 def file_of(error: BaseException) -> str | None:
-    """The file that an error, or what caused it, names."""
+    """Return the file named by an error or its causes."""
     return next(
         (str(cause.filename) for cause in _causes(error) if isinstance(cause, OSError) and cause.filename), None
     )

@@ -1,6 +1,4 @@
-"""From the keys of rows to batches, whatever some of the files do: what takes the place of a bad sample, and a process
-that may die over one.
-"""
+"""Turn keys of rows into batches even if files are bad: replace bad samples, and read in a process that may crash."""
 
 import contextlib
 import ctypes
@@ -28,8 +26,8 @@ from simple_multimodal.processing.batch_memory import CAN_SHARE, SharedBatch, fo
 
 OnBadSamplePolicy = Literal["replace", "skip", "fail"]
 
-MAX_REPLACEMENTS = 32  # rows that are tried in place of one before its place stays empty
-POLL_SECONDS = 0.1  # between two looks at a process that reads
+MAX_REPLACEMENTS = 32  # rows tried in place of a bad one before its place stays empty
+POLL_SECONDS = 0.1  # between two checks of the reading process
 KILL_POLLS = 20
 MAX_UNEXPLAINED_DEATHS = 3
 PR_SET_PDEATHSIG = 1
@@ -38,11 +36,11 @@ Key = tuple[int, int]
 
 
 def _renew_thread_pool() -> None:
-    """Have torch replace its thread pool in a forked child, before the child has a second thread.
+    """Make torch replace its thread pool in a forked child, before the child has a second thread.
 
-    The pool of the parent is useless there, and torch (2.11, `caffe2::pthreadpool`) replaces it when a thread first
-    asks for it, without a lock: where several threads ask at once, some find none ("Invalid thread pool!"). To a
-    thread that reads a file this is an error like any other, which would make a sound file a bad sample.
+    The parent's pool does not work there, and torch (2.11, `caffe2::pthreadpool`) replaces it without a lock when a
+    thread first asks for it: if several threads ask at once, some find none ("Invalid thread pool!"). A thread that
+    reads a file would report this as an error of the file, and an intact file would count as a bad sample.
     """
     torch.set_num_threads(torch.get_num_threads())
 
@@ -52,10 +50,10 @@ if sys.platform != "win32":  # Windows cannot fork
 
 
 class RowKeys(torch.utils.data.Dataset[Key]):
-    """Keys `(epoch, index)` of a data set's rows in place of the rows, for a [`BatchReader`] to look them up.
+    """Keys `(epoch, index)` of the rows of a dataset, which a [`BatchReader`] looks up.
 
     Args:
-        dataset ([`RowDataset`]): whose rows they are.
+        dataset ([`RowDataset`]): Dataset with the rows.
     """
 
     def __init__(self, dataset: RowDataset):
@@ -63,11 +61,11 @@ class RowKeys(torch.utils.data.Dataset[Key]):
 
     @property
     def epoch(self) -> int:
-        """That of the data set."""
+        """Epoch of the dataset."""
         return self.dataset.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the data set."""
+        """Set the epoch of the dataset."""
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -78,19 +76,19 @@ class RowKeys(torch.utils.data.Dataset[Key]):
 
 
 class BatchReader:
-    """Looks rows up and collates them; a row that cannot be read costs its place in the batch at most.
+    """Look up rows and collate them; a row that cannot be read does not affect the rest of its batch.
 
-    What takes its place is a function of (seed, epoch, row) and of which files are bad: the first that can be read of
-    the rows drawn from `sample_generator(seed, epoch, id, "replacement")`.
+    The replacement of a bad row depends only on (seed, epoch, row) and on which files are bad: rows are chosen at
+    random with `sample_generator(seed, epoch, id, "replacement")` until one can be read.
 
     Args:
         dataset ([`RowDataset`], *optional*):
-            Whose rows are looked up; without one, batches are given as rows.
+            Dataset in which rows are looked up; without one, batches are given as rows.
         collator ([`MultimodalCollator`]):
-            Makes batches of them.
+            Collator of the rows.
         on_bad_sample (`str`, *optional*, defaults to `"fail"`):
-            `"replace"`: read another row of the data set in its place. `"skip"`: leave its place empty: a row that
-            has no modality and is marked as `is_skipped`. `"fail"`: raise.
+            `"replace"`: read another row of the dataset in its place. `"skip"`: leave its place empty, with a row
+            that has no modality and is marked as `is_skipped`. `"fail"`: raise.
     """
 
     def __init__(
@@ -103,18 +101,18 @@ class BatchReader:
         self.dataset = dataset
         self.collator = collator
         self.on_bad_sample = on_bad_sample
-        self.known: dict[int, tuple[str, str]] = {}  # rows that are not to be read, with file and reason
+        self.known: dict[int, tuple[str, str]] = {}  # rows not to read, with file and reason
 
     def __call__(self, keys: Sequence[Key | Row]) -> dict[str, Any]:
         """Read a batch.
 
         Args:
-            keys (`Sequence[tuple[int, int]]` or `Sequence[Row]`): epoch and index of each row; or the rows, no two of
-                one index.
+            keys (`Sequence[tuple[int, int]]` or `Sequence[Row]`): Epoch and index of each row, or the rows
+                themselves, each with its own index.
 
         Returns:
-            `dict[str, Any]`: the collator's batch; with `bad_samples`, a list of [`BadSample`], if there are any, and
-            with `captions` if asked for.
+            `dict[str, Any]`: The collator's batch; with `bad_samples`, a list of [`BadSample`], if there are any, and
+            with `captions` if requested.
 
         Raises:
             BadSampleError: If a row cannot be read and the policy is `"fail"`.
@@ -123,7 +121,7 @@ class BatchReader:
         spares: dict[int, Iterator[Row | BadSampleError]] = {}
 
         def spare(number: int, error: BadSampleError) -> Row:
-            """A row that could be looked up, for the place of one that could not be, or not read."""
+            """Return a row that could be looked up, to replace one that could not be looked up or read."""
             found: Row | BadSampleError = error
             while isinstance(found, BadSampleError):
                 if self.on_bad_sample == "fail":
@@ -145,7 +143,7 @@ class BatchReader:
         return batch
 
     def _look_up(self, key: Key | Row) -> Row | BadSampleError:
-        """A row, if its files are there."""
+        """Return a row, or an error if its files do not exist."""
         index = key[1] if isinstance(key, tuple) else key["index"]
         if index in self.known:
             return BadSampleError.of(self._bare(key), *self.known[index])
@@ -159,27 +157,27 @@ class BatchReader:
             return BadSampleError.of(self._bare(key), file_of(error), str(error))
 
     def _bare(self, key: Key | Row) -> Row:
-        """What is known of a row that cannot be read."""
+        """Return what is known about a row that cannot be read."""
         return self._rows.row(key[1], key[0], files="none") if isinstance(key, tuple) else without_files(key)
 
     @property
     def _rows(self) -> RowDataset:
-        assert self.dataset is not None, "rows are looked up, and there is no data set"
+        assert self.dataset is not None, "looking up rows requires a dataset"
         return self.dataset
 
     def _spares(self, key: Key | Row) -> Iterator[Row | BadSampleError]:
-        """What may take the place of a row: others, and at last the row as if it had nothing."""
+        """Yield replacements of a row: other rows, and finally the row itself without any modality."""
         bare = self._bare(key)
         if self.on_bad_sample == "replace":
             generator = sample_generator(self.collator.seed, bare["epoch"], bare["id"], "replacement")
             for _ in range(MAX_REPLACEMENTS):
                 yield self._look_up((bare["epoch"], int(generator.integers(len(self._rows)))))
-        nothing = dict.fromkeys(self.collator.columns)  # also of what is not in a file
+        nothing = dict.fromkeys(self.collator.columns)  # including those without files
         yield cast(Row, {**bare, **nothing, "captions": [], "is_skipped": True})
 
 
 class _Death(Exception):
-    """The process that reads is no more; `readings` is what it was reading."""
+    """The reading process died; `readings` lists the files that it was reading."""
 
     def __init__(self, reason: str, readings: Sequence[Reading] = ()):
         super().__init__(reason)
@@ -187,22 +185,21 @@ class _Death(Exception):
 
 
 class SupervisedReader:
-    """Reads batches so that a file which crashes its decoder, hangs it or makes it eat memory costs one sample.
+    """Reader of batches for which a file that crashes or hangs its decoder, or exhausts memory, costs one sample.
 
-    In a worker of a `DataLoader` (on Linux) batches are read by a child process, a fork of the worker, which hands
-    them over in shared memory. If it dies, is not done with a file in time or grows too large, a new child reads the
-    batch again, one file after the other, so that it is known which file is at fault; that is bad from then on. The
-    batch is the one that would come out if the file had been known to be bad before. Without workers, and where frames
-    are decoded on a GPU (whose tensors a child's parent cannot hand on), batches are read in this process, and a
-    watcher beside it names the file that ended it.
+    In a worker of a `DataLoader` (on Linux), batches are read by a child process, a fork of the worker, which passes
+    them on in shared memory. If it dies, takes too long over a file or grows too large, a new child reads the batch
+    again, one file at a time, to find the file at fault, which counts as bad from then on. The batch is the same as
+    if the file had been known to be bad before. Without workers, and if frames are decoded on a GPU (whose tensors
+    the parent cannot pass on), batches are read in this process, and a watcher process names the file that ended it.
 
     Args:
         read ([`BatchReader`]):
-            Reads a batch.
+            Reader of one batch.
         timeout_seconds (`float`, *optional*, defaults to 0.0):
-            For one file; 0: no limit.
+            Time limit for one file; 0: no limit.
         memory_gigabytes (`float`, *optional*, defaults to 0.0):
-            By which the child may grow; 0: no limit.
+            Limit for the growth of the child; 0: no limit.
     """
 
     def __init__(self, read: BatchReader, *, timeout_seconds: float = 0.0, memory_gigabytes: float = 0.0):
@@ -211,7 +208,7 @@ class SupervisedReader:
         self.memory_gigabytes = memory_gigabytes
         self._forget_child()
 
-    def __reduce__(self) -> tuple[Any, ...]:  # for a worker that is spawned: without a child
+    def __reduce__(self) -> tuple[Any, ...]:  # for a spawned worker: without a child
         make = functools.partial(
             SupervisedReader, timeout_seconds=self.timeout_seconds, memory_gigabytes=self.memory_gigabytes
         )
@@ -222,7 +219,7 @@ class SupervisedReader:
 
         Raises:
             BadSampleError: If a row cannot be read and the policy is `"fail"`.
-            RuntimeError: If the child dies again and again while it reads no file.
+            RuntimeError: If the child repeatedly dies while it is not reading a file.
         """
         is_on_gpu = self.read.collator.decode_device != "cpu"
         if torch.utils.data.get_worker_info() is None or not CAN_SHARE or is_on_gpu:
@@ -236,7 +233,7 @@ class SupervisedReader:
                 return self._ask(keys, is_parallel=self.read.collator.parallel and not is_retry)
             except _Death as death:
                 self._end_child()
-                if is_retry:  # of which it read one only
+                if is_retry:  # files were read one at a time
                     for reading in death.readings:
                         self.read.known[reading.row] = reading.path, f"{reading.path!r}: {death}"
                 if not death.readings:
@@ -257,20 +254,20 @@ class SupervisedReader:
             while not self._connection.poll(POLL_SECONDS):
                 self._check_child()
             is_batch, result = self._connection.recv()
-        except (EOFError, OSError) as error:  # of the pipe, or of memory that went with the child
+        except (EOFError, OSError) as error:  # from the pipe, or from memory that the child took with it
             raise _Death(self._cause_of_death(), self._in_flight.readings()) from error
         if not is_batch:
             raise result
         return result
 
     def _check_child(self) -> None:
-        """Raise if the child takes too long or too much."""
+        """Raise an error if the child takes too long or uses too much memory."""
         overdue = self._in_flight.overdue(self.timeout_seconds)
         if overdue:
-            raise _Death(f"not read within {self.timeout_seconds:g} seconds (--sample_timeout_seconds)", overdue)
+            raise _Death(f"not read within {self.timeout_seconds:g} seconds (`sample_timeout_seconds`)", overdue)
         grown = _private_gigabytes(self._child) - self._gigabytes_before
         if self.memory_gigabytes and grown > self.memory_gigabytes:
-            limit = f"more than {self.memory_gigabytes:g} GB (--loader_memory_gigabytes)"
+            limit = f"more than {self.memory_gigabytes:g} GB (`loader_memory_gigabytes`)"
             raise _Death(f"reading it took {limit}", self._in_flight.readings())
 
     def _start_child(self) -> None:
@@ -290,7 +287,7 @@ class SupervisedReader:
         self._gigabytes_before = _private_gigabytes(self._child)
 
     def _cause_of_death(self) -> str:
-        """How the child ended, or is ended here if only what it sent is lost."""
+        """Return how the child ended; if only its message was lost, end the child."""
         os.kill(self._child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
         self._child = -1
@@ -301,7 +298,7 @@ class SupervisedReader:
     def _end_child(self) -> None:
         if self._child > 0:
             os.kill(self._child, signal.SIGKILL)
-            for _ in range(KILL_POLLS):  # not for ever: where a file system hangs, it cannot even die
+            for _ in range(KILL_POLLS):  # with a limit: if a file system hangs, the child cannot even die
                 if os.waitpid(self._child, os.WNOHANG)[0]:
                     break
                 time.sleep(POLL_SECONDS)
@@ -315,12 +312,12 @@ class SupervisedReader:
         self.read.collator.in_flight = None
 
 
-_watchers: list[subprocess.Popen] = []  # their standard input stays open for as long as this process lives
+_watchers: list[subprocess.Popen] = []  # their standard input stays open as long as this process lives
 
 
 @functools.cache
 def _watched(process: int, timeout_seconds: float) -> InFlight:
-    """The record of this process, with a watcher that names a file that ends the process."""
+    """Return the record of this process; start a watcher that names the file if one ends the process."""
     record = InFlight()
     command = [sys.executable, "-I", in_flight.__file__, str(record.file), str(process), str(timeout_seconds)]
     _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[record.file]))
@@ -328,12 +325,12 @@ def _watched(process: int, timeout_seconds: float) -> InFlight:
 
 
 def _serve(read: BatchReader, connection: Connection, worker: int) -> None:
-    """What the child does: read batches until the worker goes."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the worker decides what to do
+    """Read batches in the child until the worker ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the worker handles them
         signal.signal(number, signal.SIG_IGN)
     die_with(worker)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # if memory runs out, this process is the one that can be spared
+        file.write("1000")  # if memory runs out, this process is the most expendable
     forget_blocks()
     while True:
         try:
@@ -344,25 +341,25 @@ def _serve(read: BatchReader, connection: Connection, worker: int) -> None:
             batch = read(keys)
         except (ValueError, OSError) as error:
             connection.send((False, error))
-        except Exception:  # of this program: the process that asked reports it, with where it happened
+        except Exception:  # a bug: the parent reports it with its traceback
             connection.send((False, RuntimeError(f"Reading a batch failed:\n{traceback.format_exc()}")))
         else:
             connection.send((True, SharedBatch(batch)))
-            del batch  # its memory is the receiver's
+            del batch  # its memory belongs to the receiver
 
 
 def die_with(parent: int) -> None:
-    """Have this process killed when its parent ends, however that comes about (Linux)."""
+    """Have this process killed when its parent ends for any reason (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # which ended before
+    if os.getppid() != parent:  # it had already ended
         os._exit(1)
 
 
 def _private_gigabytes(process: int) -> float:
-    """Memory of a process that is not shared with others through files."""
+    """Return the memory of a process that is not shared with others through files, in gigabytes."""
     try:
         with open(f"/proc/{process}/statm") as file:
             _, resident, shared, *_ = map(int, file.read().split())
-    except OSError:  # it ended just now, which the pipe tells
+    except OSError:  # it has just ended; the pipe reports that
         return 0.0
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE") / 1e9

@@ -1,4 +1,4 @@
-"""Tokens of frozen towers kept in files: what they were made of, and how a batch gets them in place of clips."""
+"""Stored tokens of frozen towers: what they were computed from, and how batches use them in place of clips."""
 
 import json
 import os
@@ -18,23 +18,23 @@ from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS, TOKEN_K
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.batch_memory import batch_tensor
 
-REMEDY = "`simple-multimodal features` over their manifest with the same --output adds what is missing"
+REMEDY = "Run `simple-multimodal features` on their manifest with the same --output to add what is missing"
 
-# What of a processor does not change what evaluation sees; the mean and deviation that count are the model's.
+# Settings of a processor that do not affect evaluation; the mean and deviation are taken from the model.
 _INCIDENTAL = {"train_frame_sampling", "random_crop", "random_crop_scale", "random_flip", "image_mean", "image_std"}
 
 _BEFORE: dict[str, Any] = {"min_window_frames": 1, "crop": "start"}
-"""Settings that features written before there were such do not name, and what held then."""
+"""Settings that older features lack, with the values that applied when they were written."""
 
 
 class ClipKey(NamedTuple):
-    """What tokens were made of.
+    """The clip that tokens were computed from.
 
     Args:
-        path (`str`): of the file, relative to its root, with `/`.
-        start_seconds, end_seconds (`float`, *optional*): the segment.
-        size (`int`): of the file, in bytes.
-        mtime_ns (`int`): when the file was changed last, in nanoseconds.
+        path (`str`): Path of the file, relative to its root, with `/`.
+        start_seconds, end_seconds (`float`, *optional*): The segment.
+        size (`int`): Size of the file in bytes.
+        mtime_ns (`int`): Time of the file's last modification in nanoseconds.
     """
 
     path: str
@@ -45,18 +45,18 @@ class ClipKey(NamedTuple):
 
     @classmethod
     def of(cls, row: Row, modality: Modality, path: str) -> Self:
-        """That of a row whose file has the relative path `path`; raises an `OSError` if there is no such file."""
+        """Make the key of a row whose file has the relative path `path`; raise an `OSError` if the file is missing."""
         found = os.stat(cast(str, row[modality]))  # type: ignore[literal-required]
         return cls(path, row["start_seconds"], row["end_seconds"], found.st_size, found.st_mtime_ns)
 
 
 class ClipTokens(NamedTuple):
-    """Tokens of one clip, without padding at the end; none at all if it has nothing of the modality.
+    """Tokens of one clip, without padding at the end; no tokens if the clip lacks the modality.
 
     Args:
-        tokens (`torch.Tensor` of shape `(num_tokens, hidden_size)`): what the tower gave.
-        mask (`torch.BoolTensor` of shape `(num_tokens,)`): `True` = stands for real input.
-        seconds (`torch.FloatTensor` of shape `(num_tokens,)`): time of each token in the segment.
+        tokens (`torch.Tensor` of shape `(num_tokens, hidden_size)`): Output of the tower.
+        mask (`torch.BoolTensor` of shape `(num_tokens,)`): `True` for tokens of real input.
+        seconds (`torch.FloatTensor` of shape `(num_tokens,)`): Time of each token in the segment.
     """
 
     tokens: torch.Tensor
@@ -67,13 +67,13 @@ class ClipTokens(NamedTuple):
 def make_fingerprint(
     modality: Modality, tower_hash: str, processor: MultimodalProcessor, *, video_backend: str
 ) -> dict[str, Any]:
-    """All that decides what a tower makes of a file.
+    """Return everything that determines the output of a tower for a file.
 
     Args:
         modality (`str`): `"audio"` or `"video"`.
-        tower_hash (`str`): of the tower's weights and configuration, as [`TowerModel.tower_hash`] gives it.
-        processor ([`MultimodalProcessor`]): whose evaluation settings count.
-        video_backend (`str`): what decodes frames, see [`decoder_name`].
+        tower_hash (`str`): Hash of the tower's weights and configuration, see [`TowerModel.tower_hash`].
+        processor ([`MultimodalProcessor`]): Processor, of which the evaluation settings are used.
+        video_backend (`str`): Name of the decoder, see [`decoder_name`].
 
     Returns:
         `dict`: JSON values by name.
@@ -81,21 +81,21 @@ def make_fingerprint(
     part = processor.part(modality)
     settings = {name: value for name, value in json.loads(part.to_json_string()).items() if name not in _INCIDENTAL}
     settings = {name: value for name, value in settings.items() if name not in _BEFORE or value != _BEFORE[name]}
-    if "resize_mode" in settings:  # under the name that stored features have had from the start
+    if "resize_mode" in settings:  # the name that stored features use
         settings["geometry"] = settings.pop("resize_mode")
     return {"tower": tower_hash, **settings, **({"video_backend": video_backend} if modality == "video" else {})}
 
 
 class EarlierFeatures:
     """
-    Features that an earlier version wrote: shards with an entry per clip and tensor, and an index that names all
-    clips. Has what [`FeatureReader`] needs of a [`ClipStore`].
+    Features written by an earlier version: shards with an entry per clip and tensor, and an index of all clips. Has
+    the part of [`ClipStore`]'s interface that [`FeatureReader`] uses.
 
     Args:
-        folder (`Path`): The features of one tower.
+        folder (`Path`): Folder with the features of one tower.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: There are none, or the index is damaged.
+        OSError, ValueError, KeyError, TypeError: If there are no features, or the index is damaged.
     """
 
     def __init__(self, folder: Path):
@@ -109,7 +109,7 @@ class EarlierFeatures:
 
     @classmethod
     def are_in(cls, folder: Path) -> bool:
-        """Return whether an earlier version wrote what is in a folder."""
+        """Return whether a folder holds features of an earlier version."""
         try:
             return "clips" in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -131,7 +131,7 @@ class EarlierFeatures:
             raise InputError(f"{self.folder / name}: cannot be read: {error}") from error
 
     def convert(self) -> None:
-        """Make a [`ClipStore`] of the folder, shard by shard; a call that was interrupted goes on."""
+        """Convert the folder to a [`ClipStore`], shard by shard; an interrupted conversion is resumed."""
         store = ClipStore(self.folder, ClipKey, self.fingerprint)
         shards: dict[str, list[ClipKey]] = {}
         for key, (name, _) in self.places.items():
@@ -150,12 +150,12 @@ def _key_of(clip: Mapping[str, Any]) -> ClipKey:
 
 
 class FeatureReader:
-    """Reads the tokens of one tower, which [`TowerFeatures`] wrote. A file that is moved with its root is found again.
+    """Reader of the tokens of one tower, written by [`TowerFeatures`]. Files may be moved together with their root.
 
-    Shards are mapped into memory when they are first needed, in each process for itself.
+    Each process maps a shard into memory when it first needs it.
 
     Args:
-        folder (`Path`): with `index.json` and shards.
+        folder (`Path`): Folder with `index.json` and shards.
         modality (`str`): `"audio"` or `"video"`.
 
     Raises:
@@ -175,20 +175,20 @@ class FeatureReader:
             self.hidden_size: int = self._clips.tensors["tokens"].shape[0]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{folder}: holds no features that can be read ({error}). `simple-multimodal features` writes them."
+                f"{folder}: holds no readable features ({error}). Write them with `simple-multimodal features`."
             ) from error
         self._known = {key[:3] for key in self._clips}
 
     def check_fingerprint(self, expected: Mapping[str, Any]) -> None:
-        """Raise a `ValueError` that says in what these features are not those of a model, if they are not."""
+        """Raise a `ValueError` that lists the differences if these features belong to another model."""
         if difference := describe_difference(self.fingerprint, expected):
             raise InputError(
-                f"{self.folder}: these features are of something else: {difference}. Use what they were made with, or "
-                "make others in another folder."
+                f"{self.folder}: these features were made with something else: {difference}. Use the model and "
+                "settings that they were made with, or write new ones into another folder."
             )
 
     def check_rows(self, rows: Iterable[Row]) -> None:
-        """Raise a `ValueError` if clips of these rows have no features, or others: their files have changed since."""
+        """Raise a `ValueError` if clips of these rows have no features, or their files have changed since."""
         missing, first = 0, ""
         for row in rows:
             try:
@@ -197,17 +197,17 @@ class FeatureReader:
             except ValueError as error:
                 missing += 1
                 first = first or f"row {row['index']} (id {row['id']!r}): {error}"
-            except OSError:  # what becomes of it is decided where it is read
+            except OSError:  # handled when the row is read
                 continue
         if missing:
             raise InputError(f"{missing} rows have no features, the first: {first}. {REMEDY}.")
 
     def read(self, row: Row) -> ClipTokens:
-        """Tokens of a row that has a file of the modality.
+        """Return the tokens of a row that has a file of the modality.
 
         Raises:
             MediaError: If the file could not be read when the features were made.
-            ValueError: If there are no features of it.
+            ValueError: If there are no features of the file.
         """
         key = self._find(row)
         if key in self._clips.unreadable:
@@ -219,12 +219,12 @@ class FeatureReader:
         """Stack the tokens of a batch, padded to its longest.
 
         Args:
-            clips (`Sequence[ClipTokens | None]`): one entry per row; `None` where a row has no file.
+            clips (`Sequence[ClipTokens | None]`): One entry per row; `None` for a row without a file.
 
         Returns:
-            `dict[str, torch.Tensor]`: the modality's `TOKEN_KEYS`: tokens (`float32`) of shape `(batch_size,
+            `dict[str, torch.Tensor]`: The modality's `TOKEN_KEYS`: tokens (`float32`) of shape `(batch_size,
             num_tokens, hidden_size)`, their mask and their times, `(batch_size, num_tokens)`; and whether a row has
-            the modality, `(batch_size,)`. A row without is all zeros and `False`.
+            the modality, `(batch_size,)`. The entries of a row without the modality are zeros and `False`.
         """
         lengths = [0 if clip is None else len(clip.mask) for clip in clips]
         shape = len(clips), max(1, *lengths)
@@ -238,7 +238,7 @@ class FeatureReader:
         return {**batch, PRESENCE_KEYS[self.modality]: torch.tensor(lengths) > 0}
 
     def _find(self, row: Row) -> ClipKey:
-        """The key of a row's clip, whatever folder its root is."""
+        """Return the key of a row's clip, wherever its root is."""
         path = cast(str, row[self.modality])  # type: ignore[literal-required]
         parts = PurePath(path).parts
         names = ("/".join(parts[first:]) for first in range(len(parts)))
@@ -259,21 +259,21 @@ def open_features(
     video_backend: str,
     decode_device: str = "cpu",
 ) -> dict[Modality, FeatureReader]:
-    """The features in a folder that are of modalities of a model, made sure to be of this very model.
+    """Open the features in a folder for a model's modalities, and check that they were made with this model.
 
     Args:
-        folder (`str`): what [`TowerFeatures`] wrote.
+        folder (`str`): Folder written by [`TowerFeatures`].
         tower_hash (`Callable`): [`TowerModel.tower_hash`] of the model.
-        processor ([`MultimodalProcessor`]), video_backend, decode_device (`str`): what would read clips.
+        processor ([`MultimodalProcessor`]), video_backend, decode_device (`str`): How clips would be read.
 
     Raises:
-        ValueError: If there are none, or they were made of another tower, or read in another way.
+        ValueError: If there are no features, or they were made with another tower or with other settings.
     """
     modalities = [m for m in CLIP_MODALITIES if m in processor.modalities and Path(folder, m).is_dir()]
     if not modalities:
         raise InputError(
-            f"{os.fspath(folder)}: holds no features of what this model takes, {', '.join(processor.modalities)}; "
-            "`simple-multimodal features` writes them."
+            f"{os.fspath(folder)}: holds no features of this model's modalities ({', '.join(processor.modalities)}). "
+            "Write them with `simple-multimodal features`."
         )
     readers = {m: FeatureReader(Path(folder, m), m) for m in modalities}
     for modality, reader in readers.items():

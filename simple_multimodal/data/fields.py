@@ -1,4 +1,4 @@
-"""How fields of a manifest are read: one function for each kind, whatever the column and the format."""
+"""Read the fields of a manifest: one function per kind of value, whatever the column and the file format."""
 
 import json
 import math
@@ -10,18 +10,18 @@ from typing import Any
 
 from simple_multimodal.errors import InputError
 
-# "http:", "concat:", "subfile,,start,0,end,9,,:": FFmpeg and URL schemes, with FFmpeg's options after commas. None of
-# them has a space, which titles have after their commas and colons.
+# "http:", "concat:", "subfile,,start,0,end,9,,:": FFmpeg and URL schemes, with FFmpeg's options after commas. They
+# have no spaces; titles have spaces after commas and colons.
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(:(?!\s)|,,|,[^/\s]*:)|subfile,(?!\s)", re.IGNORECASE)
 
-_SUSPECT = re.compile(r"[:,\\\0]|\.\.")  # what every path has that is refused by its looks
+_SUSPECT = re.compile(r"[:,\\\0]|\.\.")  # every path that is refused by its form contains one of these
 
 
 def read_prose(value: Any, column: str) -> str | None:
-    """A caption or a question: a string without the spaces around it; `None` where there is none.
+    """Read a caption or a question: a string, stripped; `None` if there is none.
 
     Raises:
-        ValueError: If it is something else than a string.
+        ValueError: If the value is not a string.
     """
     if value is not None and not isinstance(value, str):
         raise InputError(f"`{column}` must be a string, got {_shown(value)}.")
@@ -30,11 +30,11 @@ def read_prose(value: Any, column: str) -> str | None:
 
 def read_name(value: Any, column: str) -> str | None:
     """
-    A name of something, such as an id, a group or an answer, as the text that a table of cells would have: 3 is `"3"`,
-    true is `"true"`, and the spaces around a string do not count. `None` where there is none.
+    Read a name, such as an id, a group or an answer, as the text that a table cell would have: 3 is `"3"`, true is
+    `"true"`, and strings are stripped. Return `None` if there is none.
 
     Raises:
-        ValueError: If it is a list, an object, or a number that is not finite.
+        ValueError: If the value is a list, an object, or a number that is not finite.
     """
     if isinstance(value, (list, dict)) or (isinstance(value, float) and not math.isfinite(value)):
         raise InputError(f"`{column}` must be a string, a number, true or false, got {_shown(value)}.")
@@ -44,17 +44,17 @@ def read_name(value: Any, column: str) -> str | None:
 
 
 def read_captions(value: Any, column: str) -> list[str] | None:
-    """Several captions of one clip: a list of strings that are not blank, or that list as JSON in a cell; `None` where
-    there is none.
+    """Read several captions of one clip: a list of strings that are not blank, or a cell with that list as JSON;
+    `None` if there is none.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the value is something else.
     """
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            pass  # refused below, with the text as it stands
+            pass  # refused below, with the original text
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, list) or not all(isinstance(caption, str) and caption.strip() for caption in value):
@@ -66,10 +66,10 @@ def read_captions(value: Any, column: str) -> list[str] | None:
 
 
 def read_seconds(value: Any, column: str) -> float | None:
-    """A time in seconds, 0 or more, as a number or a string of one; `None` where there is none.
+    """Read a time in seconds, 0 or more, from a number or a string; `None` if there is none.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the value is something else.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -86,13 +86,13 @@ def read_seconds(value: Any, column: str) -> float | None:
 
 def read_path(value: Any, column: str) -> str | None:
     """
-    A file's path, with the spaces around it, which may be part of its name; `None` where there is none. Refused by its
-    looks alone where it could point out of its root; no file is touched. An absolute path is refused later, where it
-    is not below its root.
+    Read the path of a file, with the spaces around it, which may be part of its name; `None` if there is none. A path
+    that could lead out of its root is refused by its form; no file is touched. An absolute path that is not below its
+    root is refused later.
 
     Raises:
-        ValueError: If it is not a string, looks like a URL or an FFmpeg protocol, has a drive, climbs above its start,
-            or holds a NUL character.
+        ValueError: If the value is not a string, looks like a URL or an FFmpeg protocol, has a drive, leaves its
+            folder by `..`, or contains a NUL character.
     """
     path = read_prose(value, column)
     if path is None or not _SUSPECT.search(path):
@@ -105,17 +105,18 @@ def read_path(value: Any, column: str) -> str | None:
     elif climbs(PurePosixPath(path).parts) or climbs(PureWindowsPath(path).parts):
         problem = "leaves its folder by '..'"
     elif "\0" in path:
-        problem = "holds a NUL character"
+        problem = "contains a NUL character"
     if problem:
         raise InputError(
-            f"the path {_shown(path)} in column {column!r} {problem}. Give a file's path relative to --{column}_root."
+            f"the path {_shown(path)} in column {column!r} {problem}. Give a file's path "
+            f"relative to the root of the column (`{column}_root`)."
         )
     return value
 
 
 def spellings(path: str) -> list[str]:
-    """A path, and other ways in which its file may be named: with composed or decomposed accents, which look alike
-    (keyboards compose, the file systems of macOS decompose), and without the spaces around it."""
+    """Return a path and other spellings of it: with composed or decomposed accents, which look alike (keyboards
+    compose, the file systems of macOS decompose), and without the spaces around it."""
     forms = [
         form
         for spelling in (path, path.strip())
@@ -125,7 +126,7 @@ def spellings(path: str) -> list[str]:
 
 
 def climbs(parts: Sequence[str]) -> bool:
-    """Whether a relative path goes above its start."""
+    """Return whether a relative path leads above its starting folder."""
     depth = 0
     for part in parts:
         depth += -1 if part == ".." else 1
@@ -140,12 +141,12 @@ def _shown(value: Any) -> str:
 
 
 def read_question(value: Any, column: str) -> str:
-    """A question, which must be there; otherwise as [`read_prose`]."""
+    """Read a question, which is required; otherwise like [`read_prose`]."""
     question = read_prose(value, column)
     if question is None:
-        raise InputError(f"`{column}` must be a text, and is empty.")
+        raise InputError(f"`{column}` must be a text, but is empty.")
     return question
 
 
 READERS: dict[str, Callable[[Any, str], str | None]] = {"question": read_question, "name": read_name}
-"""Readers of task columns, by kind."""
+"""Functions that read task columns, by kind."""

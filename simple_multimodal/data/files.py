@@ -23,10 +23,10 @@ AUDIO_SUFFIXES = frozenset(
     ".aac .aif .aifc .aiff .flac .m4a .m4b .mka .mp2 .mp3 .oga .ogg .opus .w64 .wav .weba .wma".split()
 )
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
-"""Files of a folder that are taken for media, in any case: the usual names of the containers that can be read."""
+"""Suffixes of media files in folders (case-insensitive): the usual ones of the containers that can be read."""
 
 NUM_KINDS = 6
-"""Suffixes of other files that are named."""
+"""Maximum number of suffixes of other files in a message."""
 
 
 def media_records(
@@ -36,41 +36,43 @@ def media_records(
     Find media files, and make a record of each as [`RecordParser.parse_record`] does.
 
     Args:
-        paths (`str` or list): A media file, a folder (its media files in alphabetical order, hidden ones excepted), or
-            a list of files. A file without pictures is a sound; one of a folder that cannot be opened is taken for a
-            video: whoever reads its row finds out what is wrong with it. A warning counts what a folder holds besides.
-        recursive (`bool`, *optional*, defaults to `False`): Take the files of folders in the folder, too, except for
-            hidden and linked folders.
+        paths (`str` or list): A media file, a folder (its media files in alphabetical order, without hidden ones), or
+            a list of files. A file without a video track is audio; a file in a folder that cannot be opened is treated
+            as a video, and the error surfaces when its row is read. A warning counts the other files of a folder.
+        recursive (`bool`, *optional*, defaults to `False`): Include the files in subfolders, except for hidden and
+            linked folders.
 
     Returns:
-        `list[dict[str, Any]]`: The `id` is the file's path as given; of a folder's file, its path in the folder.
+        `list[dict[str, Any]]`: One record per file. The `id` is the file's path as given, or within the folder.
 
     Raises:
-        MediaError: A file that is given by name cannot be read as media.
-        ValueError: A folder has no media file, a file occurs twice, **or** `recursive` and this is no folder.
+        MediaError: If a file that is given by name cannot be read as media.
+        ValueError: If a folder has no media file, a file occurs twice, **or** `recursive` is set without a folder.
     """
     is_folder = is_media_folder(paths)
     if recursive and not is_folder:
-        raise InputError(f"--recursive looks into the folders of a folder, and {paths!r} is none. Leave it out.")
+        raise InputError(
+            f"`recursive` searches the subfolders of a folder, but {paths!r} is not a folder. Leave it out."
+        )
     if isinstance(paths, (str, os.PathLike)):
         folder = Path(paths)
         if not is_folder:
             paths = [paths]
             names = [os.fspath(folder)]
         else:
-            names, passed_over = _list_media(folder, recursive=recursive)
+            names, skipped = _list_media(folder, recursive=recursive)
             paths = [folder / name for name in names]
-            besides = f"; passed over: {', '.join(passed_over)}" if passed_over else ""
+            others = f"; skipped: {', '.join(skipped)}" if skipped else ""
             if not paths:
                 known = " ".join(sorted(MEDIA_SUFFIXES))
-                raise InputError(f"{folder}: no media file there (looked for {known}){besides}.")
-            if passed_over and os.environ.get("LOCAL_RANK", "0") == "0":
-                logger.warning(f"{folder}: {len(paths)} media files{besides}.")
+                raise InputError(f"{folder}: no media files found (looked for {known}){others}.")
+            if skipped and os.environ.get("LOCAL_RANK", "0") == "0":
+                logger.warning(f"{folder}: {len(paths)} media files{others}.")
     else:
         names = [os.fspath(path) for path in paths]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{twice!r} is given twice; every clip needs a name of its own.")
+        raise InputError(f"{twice!r} is given twice; every clip needs a unique name.")
     records = []
     for name, path in zip(names, paths, strict=True):
         absolute = os.path.abspath(path)
@@ -81,7 +83,7 @@ def media_records(
                 raise
             has_video = True
         names_of_file = {"id": name, "video" if has_video else "audio": absolute, "group": absolute}
-        # A name that is not UTF-8 cannot stand in a table of strings; JSON escapes it.
+        # A table of strings cannot hold a name that is not UTF-8; JSON escapes it.
         exact = {key: value for key, value in names_of_file.items() if _as_utf8(value) != value}
         records.append(
             {
@@ -99,12 +101,12 @@ def _as_utf8(name: str) -> str:
 
 
 def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]:
-    """Media files of a folder by their paths in it, sorted, and how many of what else is there."""
+    """Return the sorted relative paths of a folder's media files, and counts of everything else in it."""
     names: list[str] = []
     kinds: Counter[str] = Counter()
     num_hidden = num_folders = num_links = 0
 
-    def fail(error: OSError) -> None:  # else a folder that cannot be opened would seem to be empty
+    def fail(error: OSError) -> None:  # otherwise a folder that cannot be opened would seem to be empty
         raise error
 
     for place, folders, files in os.walk(folder, onerror=fail):
@@ -129,12 +131,12 @@ def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]
     counts = {
         f"of other kinds ({some})": kinds.total(),
         "hidden": num_hidden,
-        "folders (--recursive looks into them)": num_folders,
+        "folders (searched with `recursive`)": num_folders,
         "linked folders": num_links,
     }
     return sorted(names), [f"{count} {what}" for what, count in counts.items() if count]
 
 
 def is_media_folder(paths: object) -> bool:
-    """Whether [`media_records`] would take this for a folder, in which files have not been chosen one by one."""
+    """Return whether [`media_records`] treats this as a folder, whose files were not chosen one by one."""
     return isinstance(paths, (str, os.PathLike)) and Path(paths).is_dir()

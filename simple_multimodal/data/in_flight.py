@@ -1,4 +1,4 @@
-"""Which files a process is reading, in memory that another process sees, so that they have a name if it dies."""
+"""Record of the files that a process is reading, in shared memory, so that they can be named if it dies."""
 
 import contextlib
 import mmap
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_READINGS = 64
-HEAD = struct.Struct("dqH")  # begin by the monotonic clock (0: nothing is read), row number, bytes of the path
+HEAD = struct.Struct("dqH")  # start by the monotonic clock (0: unused slot), row number, length of the path in bytes
 SLOT_BYTES = 4096
 POLL_SECONDS = 0.5
 
 
 class Reading(NamedTuple):
-    """A file that is being read: since when (by `time.monotonic`), the number of its row, its path."""
+    """A file that is being read: start time (by `time.monotonic`), number of its row, path."""
 
     started: float
     row: int
@@ -29,7 +29,7 @@ class InFlight:
     """The files that the threads of one process are reading.
 
     Args:
-        file (`int`, *optional*): descriptor of the memory of another process's record; a new one without.
+        file (`int`, *optional*): Descriptor of the memory of another process's record; by default a new one.
     """
 
     def __init__(self, file: int | None = None):
@@ -40,10 +40,10 @@ class InFlight:
 
     @contextlib.contextmanager
     def reading(self, row: int, path: str) -> Iterator[None]:
-        """To be held while a file of a row is read."""
+        """Record that a file of a row is being read while the context is held."""
         try:
             slot = self._free.pop()  # atomic, as is `append`
-        except IndexError:  # more threads than anyone has
+        except IndexError:  # more threads than any machine has
             yield
             return
         name = os.fsencode(path)[: SLOT_BYTES - HEAD.size]
@@ -57,7 +57,7 @@ class InFlight:
             self._free.append(slot)
 
     def readings(self) -> list[Reading]:
-        """What is being read, the longest first."""
+        """Return the files that are being read, the longest-running first."""
         found = []
         for begin in range(0, MAX_READINGS * SLOT_BYTES, SLOT_BYTES):
             started, row, length = HEAD.unpack_from(self._memory, begin)
@@ -67,34 +67,34 @@ class InFlight:
         return sorted(found)
 
     def overdue(self, timeout_seconds: float) -> list[Reading]:
-        """What is being read for longer than that; 0 is no limit."""
+        """Return the files that have been read for longer than the timeout; 0: no limit."""
         limit = time.monotonic() - timeout_seconds
         return [reading for reading in self.readings() if timeout_seconds and reading.started < limit]
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self._memory.close()
         os.close(self.file)
 
 
 def watch(file: int, process: int, timeout_seconds: float) -> None:
     """
-    Names the file that ended the parent process, if one did: that it died over, or was not done with in time.
+    Watch the parent process, and name the file if one crashes it or is not read in time.
 
     Args:
-        file (`int`): descriptor of the parent's record.
-        process (`int`): the parent.
-        timeout_seconds (`float`): when to end it because of a file; 0: never.
+        file (`int`): Descriptor of the parent's record.
+        process (`int`): Process id of the parent.
+        timeout_seconds (`float`): Time after which a file ends the parent; 0: no limit.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the parent decides what to do
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the parent handles them
         signal.signal(number, signal.SIG_IGN)
     in_flight = InFlight(file)
-    remedy = "With --dataloader_num_workers (for inference: --num_workers) 1 or more such a file costs one sample."
+    remedy = "With `dataloader_num_workers` (for inference: `num_workers`) 1 or more, such a file costs one sample."
     while os.getppid() == process and not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
         for reading in in_flight.overdue(timeout_seconds)[:1]:
             print(
                 f"error: row {reading.row}: {reading.path} was not read within {timeout_seconds:g} seconds "
-                f"(--sample_timeout_seconds): process {process} is ended. {remedy}",
+                f"(`sample_timeout_seconds`): process {process} is ended. {remedy}",
                 file=sys.stderr,
             )
             os.kill(process, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Manifests: CSV, TSV and JSONL files of samples, read into tables that later openings map into memory."""
+"""Manifests: CSV, TSV and JSONL files of samples, converted to tables that are memory-mapped when opened again."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from simple_multimodal.data.tables import read_jsonl, read_records, read_table, 
 from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 
-MAX_LINK_BYTES = 4096  # of the text of a symbolic link
+MAX_LINK_BYTES = 4096  # length of the text of a symbolic link
 TABLE_VERSION = 4  # part of the name of a stored table: raise it when its content changes
 
 
@@ -28,22 +28,22 @@ def read_manifest(
     typed_columns: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Table:
-    """Read and check the records of a manifest. They are kept in a file that is named after the manifest's content and
-    these arguments, and are not read line by line again.
+    """Read and check the records of a manifest. They are stored in a file named after the manifest's content and these
+    arguments, so that they are parsed only once.
 
     Args:
         manifest_file (`str` or `Path`):
             `.csv`, `.tsv` or `.jsonl` with the columns in `COLUMNS`, in any order, UTF-8.
         modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
-            What the model takes: each must have a column.
+            Modalities of the model: each must have a column.
         text_column, typed_columns:
             See [`RowDataset`].
         cache_dir (`str` or `Path`, *optional*):
-            Where the table is kept; by default where `datasets` keeps its own.
+            Folder in which the table is stored; by default the cache of `datasets`.
 
     Raises:
-        ValueError: If the file is missing, of another format, without rows or without a column that is needed **or**
-            if records are wrong. The message names file and line.
+        ValueError: If the file is missing, has another format, has no rows or lacks a required column, **or** if
+            records are wrong. The message names file and line.
     """
     path = Path(manifest_file)
     suffix = table_format(path)
@@ -58,14 +58,14 @@ def read_manifest(
     parser.check_columns(modalities)
     if not stored.exists():
         stored.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{stored}.lock"):  # the other processes of a run wait for the one that reads
+        with FileLock(f"{stored}.lock"):  # the other processes of a run wait for the one that parses
             if not stored.exists():
                 _write_table(path, parser, stored)
     return Table(datasets.Dataset.from_file(str(stored)), columns, content_hash, str(path), path)
 
 
 def _write_table(path: Path, parser: RecordParser, stored: Path) -> None:
-    """Write the records of a manifest into a file, which appears when it is complete."""
+    """Write the records of a manifest to a file, which appears when it is complete."""
     schema = SCHEMA.with_metadata({"columns": json.dumps(parser.columns)})
     incomplete = stored.with_suffix(".incomplete")
     try:
@@ -78,21 +78,21 @@ def _write_table(path: Path, parser: RecordParser, stored: Path) -> None:
 
 
 def _stored_columns(stored: Path) -> tuple[str, ...]:
-    """Columns of the manifest that a stored table was made of."""
+    """Return the columns of the manifest that a stored table was made from."""
     with pa.memory_map(str(stored)) as file, pa.ipc.open_stream(file) as reader:
         return tuple(json.loads(reader.schema.metadata[b"columns"]))
 
 
 def _hash_content(path: Path) -> str:
-    """SHA-256 of a manifest, which is one."""
+    """Return the SHA-256 of a manifest, after checking that it exists and is not a link in text form."""
     if not path.is_file():
         raise InputError(f"{path}: no such manifest file.")
     with path.open("rb") as file:
         begin = file.read(MAX_LINK_BYTES)
         if b"\n" not in begin.strip() and os.path.isfile(path.parent / os.fsdecode(begin).replace("\0", "").strip()):
             raise InputError(
-                f"{path}: holds nothing but the path of a file: it is a symbolic link that was copied or checked out "
-                f"as text (git does so with core.symlinks off). Make it a link, or name {os.fsdecode(begin).strip()}."
+                f"{path}: contains only the path of a file: it is a symbolic link that was copied or checked out as "
+                f"text (git does this with core.symlinks off). Make it a link, or pass {os.fsdecode(begin).strip()}."
             )
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a person looks at of a row: some of the frames that a model sees, and the first seconds of its audio."""
+"""Preview of a row for people: some of the frames that a model sees, and the first seconds of its audio."""
 
 import numpy as np
 
@@ -11,16 +11,16 @@ from simple_multimodal.processing import MultimodalProcessor
 
 PREVIEW_FRAMES = 4
 PREVIEW_SECONDS = 3.0
-PREVIEW_SAMPLING_RATE = 12_000  # in Hz; of a preview, not of what a model hears
+PREVIEW_SAMPLING_RATE = 12_000  # in Hz; of the preview, not of the model input
 
 
 class ClipPreview:
     """
-    Reads previews of rows.
+    Reader of row previews.
 
     Args:
-        collator ([`MultimodalCollator`]): Makes evaluation batches for the model; what it does not read, because the
-            model lacks the modality or because it was dropped, has no preview. It is not changed.
+        collator ([`MultimodalCollator`]): Evaluation collator of the model. Modalities that it does not read, because
+            the model lacks them or they are dropped, have no preview. It is not changed.
     """
 
     def __init__(self, collator: MultimodalCollator):
@@ -29,7 +29,7 @@ class ClipPreview:
         self.index_dir = collator.index_dir
         self._collator = None
         if "video" in modalities:
-            # Frames even where the model reads what a tower made of them.
+            # Read frames even if the model reads stored tokens instead.
             self._collator = MultimodalCollator(
                 MultimodalProcessor(video_processor=collator.processor.video_processor),
                 parallel=False,

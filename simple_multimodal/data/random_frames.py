@@ -1,4 +1,4 @@
-"""Single frames of many videos in random order: every frame once in an epoch, near the speed of decoding in order."""
+"""Single frames of many videos in random order: every frame once per epoch, almost as fast as sequential decoding."""
 
 import itertools
 from collections import deque
@@ -19,7 +19,7 @@ from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.index_cache import with_index
 
 FEISTEL_ROUNDS = 8
-LEAD = 32  # the 32nd part of a buffer is for frames that come next, and are decoded meanwhile
+LEAD = 32  # 1/32 of the buffer is for the next frames, which are decoded in advance
 
 
 class Frame(NamedTuple):
@@ -27,8 +27,8 @@ class Frame(NamedTuple):
 
     Args:
         pixels (`np.ndarray` of shape `(3, height, width)`, `uint8`): RGB; a `torch.ByteTensor` if a GPU decodes.
-        video (`int`): Number of the video, as the data set was given them.
-        position (`int`): Number of the frame in it.
+        video (`int`): Number of the video in the order given to the dataset.
+        position (`int`): Number of the frame in the video.
     """
 
     pixels: np.ndarray | torch.Tensor
@@ -38,10 +38,10 @@ class Frame(NamedTuple):
 
 def shuffled(numbers: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     """
-    Where a random permutation of `range(size)` takes some numbers, without making the permutation.
+    Apply a random permutation of `range(size)` to some numbers, without building the permutation.
 
-    A Feistel network over the smallest square of a power of two that holds `size`, walked along its cycles until it is
-    back inside (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+    Uses a Feistel network over the smallest square of a power of two that holds `size`, and walks along its cycles
+    until the result is below `size` (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
 
     Args:
         numbers (`np.ndarray` of `int64`): In `[0, size)`.
@@ -49,7 +49,7 @@ def shuffled(numbers: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
         key (`np.ndarray` of shape `(FEISTEL_ROUNDS,)`, `uint64`): Chooses the permutation.
 
     Returns:
-        `np.ndarray`: As many numbers in `[0, size)`; different ones for different ones.
+        `np.ndarray`: As many numbers in `[0, size)`; different for different inputs.
     """
     half_bits = np.uint64(max(-(-(size - 1).bit_length() // 2), 1))
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
@@ -71,40 +71,41 @@ class FrameOrder:
     """
     The order of an epoch: every frame of every video exactly once.
 
-    Each video is cut into chunks of `chunk_size` neighbouring frames; where the first cut lies is drawn anew for each
-    video and epoch, and what is left over at both ends are shorter chunks, so that no frame is lost or favoured. The
-    chunks follow each other in random order. Chunks of one frame: a permutation of all frames.
+    Each video is cut into chunks of `chunk_size` neighbouring frames. The position of the first cut is random for each
+    video and epoch, and the frames left over at both ends are shorter chunks, so that no frame is lost or favoured.
+    The chunks are in random order. With chunks of one frame, this is a permutation of all frames.
 
     Args:
         num_frames (`Sequence[int]`): Length of each video.
         chunk_size (`int`): Frames in a chunk.
-        seed (`int`): Of the run.
-        epoch (`int`): Counted from 0.
+        seed (`int`): Random seed of the run.
+        epoch (`int`): Number of the epoch, counted from 0.
     """
 
     def __init__(self, num_frames: Sequence[int], *, chunk_size: int = 1, seed: int = 0, epoch: int = 0):
         generator = sample_generator(seed, epoch, "", "frame_order")
         self.chunk_size = chunk_size
         self.lengths = np.asarray(num_frames, dtype=np.int64)
-        self.phases = generator.integers(0, chunk_size, len(self.lengths))  # of the shorter first chunk; 0: none
+        self.phases = generator.integers(0, chunk_size, len(self.lengths))  # length of a shorter first chunk, or 0
         num_chunks = (self.phases > 0) + -(-np.maximum(self.lengths - self.phases, 0) // chunk_size)
-        self.stops = np.cumsum(num_chunks)  # number of the chunk after each video's last
+        self.stops = np.cumsum(num_chunks)  # end of each video's chunk numbers
         self.key = generator.integers(0, 2**64, FEISTEL_ROUNDS, dtype=np.uint64)
 
     @property
     def num_chunks(self) -> int:
-        """Chunks of the epoch."""
+        """Number of chunks in the epoch."""
         return int(self.stops[-1])
 
     def chunks(self, places: range) -> list[tuple[int, int, int]]:
         """
-        The chunks at some places of the order.
+        Return the chunks at some places of the order.
 
         Args:
             places (`range`): Within `[0, num_chunks)`.
 
         Returns:
-            `list[tuple[int, int, int]]`: Number of the video, first frame, and the frame after the last.
+            `list[tuple[int, int, int]]`: For each chunk, the number of its video, its first frame, and its end
+            (exclusive).
         """
         numbers = shuffled(np.arange(places.start, places.stop, places.step), self.num_chunks, self.key)
         videos = np.searchsorted(self.stops, numbers, side="right")
@@ -116,7 +117,7 @@ class FrameOrder:
 
 
 class Chunk(NamedTuple):
-    """Neighbouring frames, `first` to `stop` (exclusive) of a video, which come at a place of the order."""
+    """Neighbouring frames of a video, `first` to `stop` (exclusive), at a place of the order."""
 
     place: int
     video: int
@@ -128,35 +129,35 @@ def plan_visits(
     order: FrameOrder, share: range, group_starts: Sequence[np.ndarray], buffer_frames: int, ahead: int
 ) -> Iterator[list[Chunk]]:
     """
-    Plans which frames to decode together, so that a buffer suffices to hand all of them out in their order.
+    Plan which frames to decode together, so that a buffer suffices to yield all of them in their order.
 
-    When a frame is needed that the buffer does not hold, its group of pictures is decoded, and with it what will be
-    needed of that group before long. How long: with `M` groups, frames that are kept for `a * M` places of the order
-    make visits of `1 + a` frames and fill a buffer of `M * a**2 / (2 * (a + 1))`; `a` is chosen to fill this one.
+    When a frame is needed that the buffer does not hold, its group of pictures is decoded, and with it the frames of
+    the group that are needed soon. With `M` groups, frames that are kept for up to `a * M` places of the order make
+    visits of `1 + a` frames and fill a buffer of `M * a**2 / (2 * (a + 1))`; `a` is chosen to fill this one.
 
     Args:
-        order ([`FrameOrder`]): Of the epoch.
-        share (`range`): The places of the order to hand out; below they are numbered from 0.
+        order ([`FrameOrder`]): Order of the epoch.
+        share (`range`): Places of the order to yield; numbered from 0 below.
         group_starts (`Sequence[np.ndarray]`): For each video, the first frame of each of its groups of pictures,
             ascending; the first is 0.
-        buffer_frames (`int`): Frames that are held at most, those included that are being decoded.
-        ahead (`int`): So many places before a frame is handed out, its visit begins; 1 or more.
+        buffer_frames (`int`): Maximum number of frames held, including those being decoded.
+        ahead (`int`): Number of places by which decoding is ahead; 1 or more.
 
     Yields:
-        `list[Chunk]`: For each place in turn what to decode then: chunks of one group, the first of them that at the
-        place; nothing where that was planned before.
+        `list[Chunk]`: For each place, the chunks to decode then: chunks of one group, starting with the one at the
+        place; an empty list if it was planned before.
     """
     size = order.chunk_size
-    spare = buffer_frames - ahead * size  # the rest serves frames that are needed at once
+    spare = buffer_frames - ahead * size  # the rest is for frames that are needed at once
     first_groups = np.cumsum([0, *map(len, group_starts)])
     num_groups = int(first_groups[-1])
     ratio = spare / size / num_groups
     horizon = int((ratio + (ratio**2 + 2 * ratio) ** 0.5) * num_groups) + 1
-    generator = np.random.default_rng(0)  # what it draws decides about speed only
+    generator = np.random.default_rng(0)  # its random choices affect only the speed
 
-    groups: deque[int] = deque()  # of the places from the next one on, as far as they were looked at
-    lengths: deque[int] = deque()  # of the chunks from the next one to hand out on
-    coming: dict[int, deque[Chunk]] = {}  # by group: what is not planned yet
+    groups: deque[int] = deque()  # groups of the next places, as far as they were read
+    lengths: deque[int] = deque()  # lengths of the chunks from the next one to yield
+    coming: dict[int, deque[Chunk]] = {}  # by group: chunks not planned yet
     visited: set[int] = set()
     num_seen = num_held = 0
     for place in range(len(share)):
@@ -171,7 +172,7 @@ def plan_visits(
             num_held -= lengths.popleft()
         group = groups.popleft()
         wanted = coming.get(group, deque())
-        # What first visits keep is needed within times of different length, so that later visits do not come at once.
+        # First visits keep frames for random times, so that later visits are spread out.
         end = place + horizon * (1 if group in visited else generator.random())
         visit: list[Chunk] = []
         if wanted and wanted[0].place == place:
@@ -186,31 +187,31 @@ def plan_visits(
 
 class RandomFrameDataset(IterableDataset):
     """
-    Frames of many videos, one by one in random order; in an epoch every frame of every video comes exactly once.
+    Frames of many videos, one by one in random order; in an epoch every frame of every video occurs exactly once.
 
-    The order is known in advance, so it plans (see [`plan_visits`]): a group of pictures that has to be decoded for a
-    frame yields the others that are needed before long too, into a buffer that they leave in the order drawn. The
-    larger the buffer, the less is decoded for each.
+    The order is known in advance, so decoding is planned (see [`plan_visits`]): when a group of pictures is decoded
+    for a frame, other frames of it that are needed soon are kept in a buffer until their turn. The larger the buffer,
+    the less is decoded per frame.
 
-    Several processes and loader workers share the order: with `n` of them in all, each takes every n-th chunk.
+    Several processes and loader workers share the order: with `n` of them in total, each takes every n-th chunk.
 
     Args:
-        paths (`Sequence[str]`): The videos.
+        paths (`Sequence[str]`): Paths of the videos.
         size (`tuple[int, int]`, *optional*, defaults to `(224, 224)`): Height and width of the frames.
-        chunk_size (`int`, *optional*, defaults to 1): Neighbouring frames that stay together. Chunks are faster to
-            read; they leave every frame as likely as before, but as neighbours look alike, a batch of them tells less
-            (see `sampling_report`).
-        buffer_frames (`int`, *optional*, defaults to 4096): Frames that are held; 0.15 MB each at the default size.
-        seed (`int`, *optional*, defaults to 0): Decides the order, together with the epoch.
-        rank (`int`, *optional*, defaults to 0): Of this process among those that train together.
-        world_size (`int`, *optional*, defaults to 1): Their number.
-        num_threads (`int`, *optional*): Videos that are decoded at the same time; by default one per core.
+        chunk_size (`int`, *optional*, defaults to 1): Number of neighbouring frames that stay together. Chunks are
+            faster to read, and every frame remains equally likely; but neighbours look alike, so a batch carries less
+            information (see `sampling_report`).
+        buffer_frames (`int`, *optional*, defaults to 4096): Size of the buffer; 0.15 MB per frame at the default size.
+        seed (`int`, *optional*, defaults to 0): Random seed, which determines the order together with the epoch.
+        rank (`int`, *optional*, defaults to 0): Rank of this process.
+        world_size (`int`, *optional*, defaults to 1): Number of processes.
+        num_threads (`int`, *optional*): Number of videos decoded at the same time; by default one per core.
         index_dir (`str`, *optional*): Folder of stored frame indices, see `index_video`.
-        video_backend, decode_device (`str`, *optional*, default to `"pyav"` and `"cpu"`): What decodes, see
-            [`get_video_backend`]; on a GPU the buffer is there, and so are the frames, as tensors.
+        video_backend, decode_device (`str`, *optional*, default to `"pyav"` and `"cpu"`): Decoder, see
+            [`get_video_backend`]; with a GPU, the buffer and the frames are tensors on it.
 
     Raises:
-        MediaError: A video cannot be read.
+        MediaError: If a video cannot be read.
 
     Example:
 
@@ -240,7 +241,8 @@ class RandomFrameDataset(IterableDataset):
     ):
         if chunk_size < 1 or buffer_frames < chunk_size:
             raise InputError(
-                f"chunk_size is {chunk_size} and buffer_frames {buffer_frames}; give 1 <= chunk_size <= buffer_frames"
+                f"`chunk_size` is {chunk_size} and `buffer_frames` is {buffer_frames}; give "
+                "1 <= chunk_size <= buffer_frames."
             )
         self.paths = list(paths)
         self.size = size
@@ -261,11 +263,11 @@ class RandomFrameDataset(IterableDataset):
         self._backend = get_video_backend(video_backend, decode_device=decode_device)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass, counted from 0."""
+        """Set the epoch of the next pass, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Frames of an epoch, over all processes."""
+        """Return the number of frames in an epoch, over all processes."""
         return sum(self.num_frames)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -280,7 +282,7 @@ class RandomFrameDataset(IterableDataset):
         pixels: np.ndarray | torch.Tensor = np.empty(shape, dtype=np.uint8)
         if self._backend.device != "cpu":
             pixels = torch.empty(shape, dtype=torch.uint8, device=self._backend.device)
-        free = list(range(self.buffer_frames))  # of the buffer's slots; the plan never needs more than there are
+        free = list(range(self.buffer_frames))  # free slots of the buffer; the plan never needs more
         planned: dict[int, tuple[Chunk, list[int], Future[None]]] = {}  # by place, with their slots
 
         def start(visit: list[Chunk]) -> None:
@@ -304,10 +306,10 @@ class RandomFrameDataset(IterableDataset):
                     free.append(slot)
                     yield frame
         finally:
-            pool.shutdown(cancel_futures=True)  # an epoch that is left early has decoding under way
+            pool.shutdown(cancel_futures=True)  # if iteration stops early, frames are still being decoded
 
     def _decode(self, visit: list[Chunk], pixels: np.ndarray | torch.Tensor, slots: list[int]) -> None:
-        """Decodes chunks of a video into some slots of the buffer."""
+        """Decode chunks of a video into slots of the buffer."""
         path = self.paths[visit[0].video]
         positions = [position for chunk in visit for position in range(chunk.first, chunk.stop)]
         frames = with_index(
@@ -319,10 +321,10 @@ class RandomFrameDataset(IterableDataset):
 
 def group_starts(index: FrameIndex) -> np.ndarray:
     """
-    Where a video's groups of pictures begin, which can be decoded without what comes before.
+    Return where a video's groups of pictures begin, which can be decoded without the frames before them.
 
     Args:
-        index ([`FrameIndex`]): Of the video.
+        index ([`FrameIndex`]): Index of the video.
 
     Returns:
         `np.ndarray` of `int64`: Frame numbers, ascending; the first is 0.
@@ -336,16 +338,16 @@ def group_starts(index: FrameIndex) -> np.ndarray:
 @dataclass(frozen=True)
 class SamplingReport:
     """
-    What a way to sample frames costs in variance; its bias is zero.
+    Variance of an unbiased way to sample frames.
 
     Args:
-        min_count, max_count (`int`): How often the rarest and the most frequent frame came in an epoch; both are 1.
-        num_frames (`int`): Frames of the epoch.
-        chunk_size (`int`): Frames in a chunk, m.
+        min_count, max_count (`int`): Occurrences of the rarest and the most frequent frame in an epoch; both are 1.
+        num_frames (`int`): Number of frames in the epoch.
+        chunk_size (`int`): Number of frames in a chunk, m.
         correlation (`float`): Intraclass correlation rho of the values of frames in one chunk.
-        design_effect (`float`): `1 + (m - 1) * rho`: by how much the variance of a batch's mean grows over that of as
-            many independent frames (Kish 1965, "Survey Sampling").
-        effective_share (`float`): Independent frames that tell as much as one of these, `1 / design_effect`.
+        design_effect (`float`): `1 + (m - 1) * rho`: ratio of the variance of a batch's mean to that of the same
+            number of independent frames (Kish 1965, "Survey Sampling").
+        effective_share (`float`): Number of independent frames that one of these is worth, `1 / design_effect`.
     """
 
     min_count: int
@@ -359,12 +361,12 @@ class SamplingReport:
 
 def sampling_report(order: FrameOrder, values: Sequence[np.ndarray]) -> SamplingReport:
     """
-    Counts how often each frame comes in an epoch, and measures how alike the frames of a chunk are.
+    Count how often each frame occurs in an epoch, and measure how similar the frames of a chunk are.
 
     Args:
-        order ([`FrameOrder`]): Of the epoch.
-        values (`Sequence[np.ndarray]` of shape `(num_frames, num_values)`): For each video, what of its frames is
-            averaged over batches: pixels, or the gradient that a network has for each.
+        order ([`FrameOrder`]): Order of the epoch.
+        values (`Sequence[np.ndarray]` of shape `(num_frames, num_values)`): For each video, the values of its frames
+            that are averaged over batches: pixels, or the gradients of a network.
 
     Returns:
         [`SamplingReport`]: The inclusion counts, which are exact, and the design effect.
@@ -400,11 +402,11 @@ def sampling_report(order: FrameOrder, values: Sequence[np.ndarray]) -> Sampling
 
 def window_counts(num_frames: int, window: int) -> np.ndarray:
     """
-    In how many of the windows of neighbouring frames that slide over a video each frame is.
+    Return, for each frame, the number of sliding windows that contain it.
 
     Args:
-        num_frames (`int`): Frames of the video.
-        window (`int`): Frames of a window, m; a shorter video is one window.
+        num_frames (`int`): Number of frames in the video.
+        window (`int`): Number of neighbouring frames in a window, m; a shorter video is one window.
 
     Returns:
         `np.ndarray` of shape `(num_frames,)`, `int64`: 1 for the first and the last frame, up to
@@ -412,19 +414,19 @@ def window_counts(num_frames: int, window: int) -> np.ndarray:
     """
     window = min(window, num_frames)
     places = np.arange(num_frames)
-    # Of the starts 0 to num_frames - m, those from place - m + 1 to place.
+    # Of the starts 0 to num_frames - m, the windows from place - m + 1 to place contain the frame.
     return np.minimum(places, num_frames - window) - np.maximum(places - window + 1, 0) + 1
 
 
 @dataclass(frozen=True)
 class WindowReport:
     """
-    How windows that slide over videos favour frames, exactly: every window counts once, nothing is drawn.
+    Exact bias of sliding windows over videos: every window counts once, without sampling.
 
     Args:
-        min_share, max_share (`float`): How often the rarest and the most frequent frame comes, of the average.
-        edge_share (`float`): Share of the frames that come less often than the most frequent of their video.
-        bias (`float`): Distance of the mean that windows have from that of all frames, in standard deviations of a
+        min_share, max_share (`float`): Frequency of the rarest and the most frequent frame, relative to the average.
+        edge_share (`float`): Share of the frames that occur less often than the most frequent one of their video.
+        bias (`float`): Distance between the mean over windows and the mean over frames, in standard deviations of a
             frame.
     """
 
@@ -436,17 +438,18 @@ class WindowReport:
 
 def window_report(values: Sequence[np.ndarray], window: int) -> WindowReport:
     """
-    The bias of sampling windows of `window` frames that may begin at any frame, all of them equally likely.
+    Return the bias of sampling windows of `window` frames that may begin at any frame with equal probability.
 
-    The edges of a video are in fewer windows than its middle: their frames are rarer, and the mean over batches is not
-    that over frames however many are drawn. Chunks that tile a video from a random phase ([`FrameOrder`]) have none.
+    The edges of a video are in fewer windows than its middle: their frames are rarer, and the mean over batches
+    differs from the mean over frames, however large the sample. Chunks that tile a video from a random phase
+    ([`FrameOrder`]) have no such bias.
 
     Args:
         values (`Sequence[np.ndarray]` of shape `(num_frames, num_values)`): As for [`sampling_report`].
-        window (`int`): Frames of a window, m.
+        window (`int`): Number of frames in a window, m.
 
     Returns:
-        [`WindowReport`]: By counting.
+        [`WindowReport`]: The bias, determined by counting.
     """
     counts = [window_counts(len(frames), window) for frames in values]
     weights = np.concatenate(counts) / np.concatenate(counts).mean()

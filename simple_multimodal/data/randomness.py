@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, epoch, sample, purpose) and of nothing else."""
+"""Random numbers that depend only on (seed, epoch, sample, purpose)."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -7,24 +7,24 @@ from typing import Any
 import numpy as np
 
 GeneratorOf = Callable[[Any, str], np.random.Generator]
-"""Return the generator of a row for a purpose; see [`row_generator`]."""
+"""Function that returns the generator of a row for a purpose; see [`row_generator`]."""
 
 
 def sample_generator(seed: int, epoch: int, sample_id: str, purpose: str) -> np.random.Generator:
-    """A generator for one random choice about one sample.
+    """Return a generator for one random choice about one sample.
 
-    Two calls with the same arguments give the same stream, in whichever process, worker or thread they run, and
-    whatever was drawn before; another value of any argument gives an unrelated stream.
+    Calls with the same arguments return the same stream in any process, worker or thread, whatever random numbers were
+    used before; a different value of any argument gives an unrelated stream.
 
     Args:
         seed (`int`):
-            Of the run.
+            Random seed of the run.
         epoch (`int`):
-            Counted from 0.
+            Number of the epoch, counted from 0.
         sample_id (`str`):
-            Unique name of the sample in its data set.
+            Unique name of the sample in its dataset.
         purpose (`str`):
-            What is drawn, for instance `"frames"`: choices that must not influence each other get their own name.
+            Name of the choice, such as `"frames"`: choices that must not influence each other have different names.
 
     Returns:
         `np.random.Generator` (Philox, keyed with a BLAKE2b hash of the arguments).
@@ -39,7 +39,7 @@ def row_generator(seed: int, row: Mapping[str, Any], purpose: str) -> np.random.
 
 
 def stable_hash(text: str) -> int:
-    """Hash of a string in 63 bits, the same in every process: fits a signed 64-bit tensor and is never negative."""
+    """Return a 63-bit hash of a string, the same in every process: it fits an `int64` tensor and is never negative."""
     return (
         int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "little") >> 1
     )

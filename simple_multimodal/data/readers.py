@@ -1,6 +1,6 @@
-"""Readers: what a collator reads of a row, one class per modality, and the entries that it makes of it.
+"""Readers: one class per modality that reads it from rows and collates it into entries of a batch.
 
-A new modality, or another source of one, is a class here and a line in `READERS`.
+To add a modality, or another source for one, add a class here and an entry in `READERS`.
 """
 
 import os
@@ -32,13 +32,13 @@ class ReadSettings:
     """How rows are read; see [`MultimodalCollator`].
 
     Args:
-        processor ([`MultimodalProcessor`]): whose parts make tensors.
-        backend ([`VideoBackend`]): decodes frames.
-        generator_of (`Callable`, *optional*): the generator of a row for a purpose, in training; `None` otherwise, so
-            that nothing is drawn.
-        index_dir (`str`, *optional*): folder of stored frame indices.
-        max_seq_length (`int`, *optional*): longest text in tokens.
-        pad_to_max_length (`bool`): pad texts to that length.
+        processor ([`MultimodalProcessor`]): Processor whose parts make tensors.
+        backend ([`VideoBackend`]): Decoder of frames.
+        generator_of (`Callable`, *optional*): In training, returns the generator of a row for a purpose; otherwise
+            `None`, so that nothing is random.
+        index_dir (`str`, *optional*): Folder of stored frame indices.
+        max_seq_length (`int`, *optional*): Maximum length of a text in tokens.
+        pad_to_max_length (`bool`): Pad texts to that length.
     """
 
     processor: MultimodalProcessor
@@ -50,10 +50,10 @@ class ReadSettings:
 
 
 class Reader(Protocol):
-    """Read one modality of rows.
+    """Reader of one modality.
 
-    For each batch the collator calls [`new_batch`] once, [`read`] for each row that [`has`] the modality, as
-    `schedule` says, and [`collate`] once all of that is done; once more if a row was replaced.
+    For each batch, the collator calls [`new_batch`] once, [`read`] for each row that [`has`] the modality, as
+    `schedule` specifies, and [`collate`] when all rows are read, and again if a row was replaced.
     """
 
     schedule: Schedule = "one by one"
@@ -61,50 +61,50 @@ class Reader(Protocol):
     a thread of the pool, the largest first."""
 
     column: str
-    """Entry of a row that it reads."""
+    """Entry of a row to read."""
 
     def has(self, row: Row) -> bool:
         """Return whether a row has the modality."""
         return row.get(self.column) not in (None, "")  # an empty cell of a table is an empty text
 
     def size(self, row: Row) -> int:
-        """Return a measure of the work that a row makes, by which those that are read side by side are ordered."""
+        """Return a measure of the work for a row, by which rows that are read side by side are ordered."""
         return 0
 
     def new_batch(self, num_rows: int) -> Tensors:
-        """Return memory, one entry per row, that [`read`] fills in place, where sizes are known before; else none.
-        Rows that lack the modality are zero there.
+        """Return tensors with one entry per row for [`read`] to fill in place, if sizes are known in advance;
+        otherwise none. Entries of rows that lack the modality are set to zero.
         """
         return {}
 
     def read(self, row: Row, out: Tensors) -> Any:
-        """Read a row that has the modality. Called from several threads at once, if they are `"side by side"`.
+        """Read a row that has the modality. Called from several threads at once if the schedule is `"side by side"`.
 
         Args:
-            row (`Row`): the row.
-            out (`dict[str, torch.Tensor]`): its place in [`new_batch`].
+            row (`Row`): The row.
+            out (`dict[str, torch.Tensor]`): Its entries of [`new_batch`].
 
         Returns:
-            Its part for [`collate`]; `None` if the row turns out to have nothing of the modality.
+            Its part for [`collate`]; `None` if the row turns out to lack the modality.
 
         Raises:
-            ValueError, OSError: If it cannot be read: a bad sample.
+            ValueError, OSError: If the row cannot be read and is a bad sample.
         """
 
     def collate(self, parts: Sequence[Any], batch: Tensors) -> Mapping[str, Any]:
-        """Make entries of a batch.
+        """Make the entries of a batch.
 
         Args:
-            parts (`Sequence`): what [`read`] gave for each row; `None` where a row has nothing of the modality.
-            batch (`dict[str, torch.Tensor]`): the memory of [`new_batch`].
+            parts (`Sequence`): Result of [`read`] for each row; `None` for a row that lacks the modality.
+            batch (`dict[str, torch.Tensor]`): Tensors of [`new_batch`].
 
         Returns:
-            `dict[str, torch.Tensor]`: By name; one entry per row.
+            `dict[str, torch.Tensor]`: Tensors by name, with one entry per row.
         """
 
 
 class TextReader(Reader):
-    """Read captions: the first one, or in training one that is drawn."""
+    """Reader of captions: the first one of a row, or in training a random one."""
 
     schedule: Schedule = "here"
     column = "text"
@@ -128,10 +128,10 @@ class TextReader(Reader):
 
 
 class AudioReader(Reader):
-    """Read sound.
+    """Reader of audio.
 
-    Rows come one after the other beside the clips: the steps of decoding sound are so short that two threads at it
-    would only take the interpreter from each other.
+    Rows are read one after the other, in parallel to videos: the steps of decoding audio are so short that two threads
+    would only compete for the interpreter.
     """
 
     column = "audio"
@@ -164,7 +164,7 @@ class AudioReader(Reader):
 
 
 class VideoReader(Reader):
-    """Read frames into their place in the batch."""
+    """Reader of video frames, which are written into the batch in place."""
 
     schedule: Schedule = "side by side"
     column = "video"
@@ -174,7 +174,7 @@ class VideoReader(Reader):
         self.processor = settings.processor.video_processor
 
     def size(self, row: Row) -> int:
-        """Return the bytes of the file."""
+        """Return the size of the file in bytes."""
         return os.stat(cast(str, row["video"])).st_size
 
     def new_batch(self, num_rows: int) -> Tensors:
@@ -196,7 +196,7 @@ class VideoReader(Reader):
             size = None if processor.scales_in_memory else (fit.height, fit.width)
             frames = self.settings.backend.frames(path, positions, index, size)
             processor.transform(frames, fit, out=out["pixel_values_videos"])
-            # The first frame may have come on before the segment's start.
+            # The first frame may begin before the segment does.
             seconds = np.maximum(index.seconds[positions] - (row["start_seconds"] or 0.0), 0.0)
             out["video_seconds"].copy_(torch.from_numpy(seconds))
             out["video_mask"].fill_(True)
@@ -209,10 +209,10 @@ class VideoReader(Reader):
 
 
 class TokenReader(Reader):
-    """Read what a frozen tower gave, in place of its input.
+    """Reader of a frozen tower's stored tokens, in place of its input.
 
     Args:
-        features ([`FeatureReader`]): of the tower.
+        features ([`FeatureReader`]): Features of the tower.
     """
 
     def __init__(self, features: FeatureReader):
@@ -232,4 +232,4 @@ READERS: dict[Modality, Callable[[ReadSettings], Reader]] = {
     "audio": AudioReader,
     "video": VideoReader,
 }
-"""What reads each modality, made with [`ReadSettings`]."""
+"""Reader of each modality, constructed with [`ReadSettings`]."""

@@ -1,4 +1,4 @@
-"""Records of a table of samples: what each column means, and the checks of its values, wherever they come from."""
+"""Records of a table of samples: the meaning of each column, and checks of its values for every source."""
 
 import difflib
 import json
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 COLUMNS = {
     "id": "unique name of the row (default: its number)",
     "video": "video file, relative to --video_root",
-    "audio": "sound file, relative to --audio_root (no such column: the video's own sound track)",
+    "audio": "audio file, relative to --audio_root (without this column: the video's own audio track)",
     "text": "text file with one caption, relative to --text_root",
     "caption": "the caption itself",
     "captions": "several captions of one clip, as a JSON list",
@@ -29,24 +29,24 @@ COLUMNS = {
     "end_seconds": "end of the segment, not included",
     "group": "rows with the same group show the same clip (default: files and segment)",
 }
-"""Columns with a meaning to the loader; every further column is handed on untouched."""
+"""Columns that the loader interprets; all further columns are passed on unchanged."""
 
 MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
     "text": ("text", "caption", "captions"),
     "audio": ("audio", "video"),
     "video": ("video",),
 }
-"""Columns of which one must be there for a model that takes the modality."""
+"""Columns of each modality; a model with the modality needs at least one of them."""
 
 FILE_COLUMNS = ("video", "audio", "text")
 """Columns that name files."""
 
 OWN_ENTRIES = ("index", "epoch", "audio_from_video", "is_skipped")
-"""Entries of a row that no column may be called after."""
+"""Reserved entries of a row, which cannot be names of columns."""
 
 SCHEMA = pa.schema(
     {
-        "place": pa.int64(),  # the line of a file, the number of a row in memory
+        "place": pa.int64(),  # line of a file, or number of a row in memory
         "id": pa.string(),
         **dict.fromkeys(FILE_COLUMNS, pa.string()),
         "audio_from_video": pa.bool_(),
@@ -59,19 +59,19 @@ SCHEMA = pa.schema(
 )
 
 BATCH_ROWS = 1000
-_to_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each record
-MAX_PROBLEMS = 5  # that one message tells of
+_to_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would create an encoder for each record
+MAX_PROBLEMS = 5  # listed in one message
 
 
 class Table(NamedTuple):
-    """Checked records in Arrow's memory, or in a file that is mapped into it.
+    """Checked records in Arrow memory or in a memory-mapped file.
 
     Args:
-        data (`datasets.Dataset`): the records, of `SCHEMA`.
-        columns (`tuple[str, ...]`): columns of the source.
-        content_hash (`str`): of the source.
-        name (`str`): of the source, for messages.
-        manifest_file (`Path`, *optional*): the source, if it is a file.
+        data (`datasets.Dataset`): The records, with `SCHEMA`.
+        columns (`tuple[str, ...]`): Columns of the source.
+        content_hash (`str`): Hash of the source.
+        name (`str`): Name of the source, for messages.
+        manifest_file (`Path`, *optional*): The source, if it is a file.
     """
 
     data: datasets.Dataset
@@ -82,20 +82,20 @@ class Table(NamedTuple):
 
     @property
     def unit(self) -> Literal["line", "row"]:
-        """What `place` counts."""
+        """Unit of `place`."""
         return "row" if self.manifest_file is None else "line"
 
 
 class RecordParser(NamedTuple):
-    """Reads and checks records.
+    """Parser that reads and checks records.
 
     Args:
-        name (`str`): of their source, for messages.
-        columns (`tuple[str, ...]`): that records may have.
-        text_column (`str`, *optional*): whose value is the text of a row, in place of captions.
-        typed_columns (`Mapping[str, str]`): further columns that are read by their kind, a key of `READERS`.
-        unit (`str`): what places of records count.
-        is_cells (`bool`): whether values are cells of text.
+        name (`str`): Name of their source, for messages.
+        columns (`tuple[str, ...]`): Columns that records may have.
+        text_column (`str`, *optional*): Column whose value is the text of a row, instead of captions.
+        typed_columns (`Mapping[str, str]`): Further columns with their kind, a key of `READERS`.
+        unit (`str`): Unit of the places of records.
+        is_cells (`bool`): Whether values are text cells.
     """
 
     name: str
@@ -106,20 +106,18 @@ class RecordParser(NamedTuple):
     is_cells: bool = False
 
     def check_columns(self, modalities: Sequence[Modality]) -> None:
-        """Raise a `ValueError` if a modality has no column, a column occurs twice, or has the name of an own entry."""
+        """Raise a `ValueError` if a modality has no column, a column occurs twice, or its name is reserved."""
         if len(set(self.columns)) != len(self.columns):
             raise InputError(f"{self.name}: a column occurs twice in the header: {', '.join(self.columns)}.")
         if reserved := [name for name in self.columns if name in OWN_ENTRIES]:
-            raise InputError(
-                f"{self.name}: rows have entries {', '.join(reserved)} of their own; rename these columns."
-            )
+            raise InputError(f"{self.name}: reserved column names: {', '.join(reserved)}; rename these columns.")
         unknown = [name for name in self.columns if name not in COLUMNS]
         similar = {
             name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
         }
         hint = "".join(f" Did you mean {match!r} instead of {name!r}?" for name, match in similar.items())
         if len(self.columns) == 1 and (other := next((mark for mark in ";\t|," if mark in self.columns[0]), None)):
-            hint = f" The separator seems to be {other!r}: that of .csv is a comma, that of .tsv a tab."
+            hint = f" The separator seems to be {other!r}; use a comma in .csv and a tab in .tsv files."
         needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities}
         if self.text_column is not None and "text" in needed:
             needed["text"] = (self.text_column,)
@@ -134,20 +132,20 @@ class RecordParser(NamedTuple):
                 f"{' and '.join(missing)} out of the modalities."
             )
         if hint:
-            logger.warning(f"{self.name}: further columns are handed on, but not read.{hint}")
+            logger.warning(f"{self.name}: further columns are passed on, but not read.{hint}")
 
     @property
     def _renaming(self) -> str:
-        """How columns get the names that are needed."""
+        """Advice on how to rename columns."""
         if self.unit == "line":
             return f"Rename the columns in the {'first line' if self.is_cells else 'objects'} of the file"
-        return "Rename the columns (`dataset.rename_columns`; with --dataset_name, --rename_columns OLD=NEW)"
+        return "Rename the columns (`dataset.rename_columns`; with `dataset_name`, use `rename_columns` OLD=NEW)"
 
     def parse(self, records: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[pa.RecordBatch]:
-        """Parse records, each with its place, into batches.
+        """Parse records with their places into batches.
 
         Raises:
-            ValueError: After the last batch, if records are wrong or an id occurs twice; names the first ones.
+            ValueError: After the last batch, if records are wrong or an id is repeated; names the first ones.
         """
         problems: list[tuple[int, str]] = []
         batch: list[dict[str, Any]] = []
@@ -175,8 +173,8 @@ class RecordParser(NamedTuple):
             raise InputError(report(self.name, self.unit, sorted(problems)))
 
     def _repeated(self, ids: pa.ChunkedArray, places: pa.ChunkedArray) -> list[tuple[int, str]]:
-        """Places of ids that occurred before."""
-        if pc.count_distinct(ids).as_py() == len(ids):  # without a Python object for each of a million ids
+        """Return the places of repeated ids."""
+        if pc.count_distinct(ids).as_py() == len(ids):  # avoids a Python object for each of a million ids
             return []
         seen: dict[str, int] = {}
         problems = []
@@ -188,7 +186,7 @@ class RecordParser(NamedTuple):
         return problems
 
     def parse_record(self, record: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """One record as the table stores it, but for its place.
+        """Parse a record into the form of the table, without its place.
 
         Raises:
             ValueError: If a value is wrong.
@@ -200,7 +198,7 @@ class RecordParser(NamedTuple):
             raise InputError("a row may have one of `text`, `caption` and `captions`, not several.")
         parsed["captions"] = captions or ([] if caption is None else [caption])
         if not (parsed["captions"] or any(parsed[name] for name in FILE_COLUMNS) or further_values(record)):
-            raise InputError("the row is empty: it has neither `video` nor `audio` nor a text.")
+            raise InputError("the row is empty: it has neither `video` nor `audio` nor text.")
         parsed["audio_from_video"] = "audio" not in self.columns and parsed["video"] is not None
 
         start, end = (read_seconds(record.get(name), name) for name in ("start_seconds", "end_seconds"))
@@ -222,17 +220,17 @@ class RecordParser(NamedTuple):
         except TypeError:
             name = next(name for name, value in further.items() if not _is_json(value))
             raise InputError(
-                f"`{name}` holds a {type(further[name]).__name__}; give numbers, strings, lists or dictionaries."
+                f"`{name}` contains a {type(further[name]).__name__}; give numbers, strings, lists or dictionaries."
             ) from None
         return parsed
 
 
 def as_records(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """
-    Rows as a list of dictionaries.
+    Return rows as a list of dictionaries.
 
     Raises:
-        ValueError: If they are something else; the message names what opens that.
+        ValueError: If they are something else; the message names the method for it.
     """
     if isinstance(rows, (str, os.PathLike)):
         raise InputError(
@@ -243,21 +241,20 @@ def as_records(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for number, record in enumerate(records):
         if not isinstance(record, Mapping):
             raise InputError(
-                f"Row {number} is of type {type(record).__name__}; give a dictionary for each row. Media files, a "
-                "datasets.Dataset and a pandas table are opened with smm.Dataset.from_files, from_dataset and "
-                "from_dataframe."
+                f"Row {number} is of type {type(record).__name__}; give a dictionary for each row. Open media files, "
+                "a datasets.Dataset or a pandas table with smm.Dataset.from_files, from_dataset or from_dataframe."
             )
     return records
 
 
 def further_values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row has in the columns of modalities that are not built in, by column."""
+    """Return the values of a row in the columns of modalities that are not built in, by column."""
     columns = [name for columns in MODALITY_COLUMNS.values() for name in columns if name not in COLUMNS]
     return {name: row[name] for name in columns if row.get(name) not in (None, "")}
 
 
 def report(name: str, unit: str, problems: Sequence[tuple[int, str]]) -> str:
-    """One message about records that are wrong, each with its place."""
+    """Return one message about wrong records, with their places."""
     told = " ".join(f"{name}, {unit} {place}: {problem}" for place, problem in problems[:1])
     if len(problems) > 1:
         told = f"{name}: {len(problems)} rows are wrong. " + " ".join(
@@ -278,7 +275,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _default_group(parsed: Mapping[str, Any]) -> str:
-    """What makes a clip: its files and its segment; a row without media stands alone."""
+    """Return what identifies a clip: its files and segment; a row without media is its own group."""
     clip = {name: parsed[name] for name in ("video", "audio", "start_seconds", "end_seconds")}
     if clip["video"] is None and clip["audio"] is None:
         return f"id={parsed['id']}"

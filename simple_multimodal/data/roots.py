@@ -1,4 +1,4 @@
-"""Folders that the files of a manifest lie in: cells become paths, which lead out only where links may be followed."""
+"""Root folders of the files of a manifest: resolve cells to paths, which leave a root only through allowed links."""
 
 import os
 import unicodedata
@@ -10,21 +10,21 @@ from simple_multimodal.data.fields import climbs, spellings
 from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
 
-_REPOSITORIES = ("datasets--", "models--", "spaces--")  # how the hub's cache names its folders
+_REPOSITORIES = ("datasets--", "models--", "spaces--")  # prefixes of folders in the hub's cache
 
 
 class Roots:
     """
     The root folders of a manifest's columns.
 
-    A path is followed to a file below its own root, below another one, or, where a root lies in a snapshot of the
-    hub's cache, in that snapshot and among the blobs of its repository, to which a snapshot's files are links.
+    A file may be below its own root or another one; if a root is in a snapshot of the hub's cache, also in that
+    snapshot or among the blobs of its repository, which a snapshot's files link to.
 
     Args:
-        folders (`Mapping[str, str | Path]`): Root of each column, by the column's name.
+        folders (`Mapping[str, str | Path]`): Root of each column, by name.
         follow_links (`bool`, *optional*, defaults to `False`): Follow links wherever they lead.
-        anywhere (`bool`, *optional*, defaults to `False`): Take absolute paths and links as they are, because the
-            program that runs has chosen them; the folders are where relative paths begin.
+        anywhere (`bool`, *optional*, defaults to `False`): Accept absolute paths and links as they are, because the
+            calling program has chosen them; relative paths start from the folders.
     """
 
     def __init__(
@@ -42,33 +42,33 @@ class Roots:
         self._allowed = [*roots, *(folder for root in roots for folder in _snapshot_folders(root))]
 
     def relative(self, cell: str, column: str) -> str:
-        """A cell's path relative to its root; for one that is absolute, as seen from there.
+        """Return a cell's path relative to its root, also if the cell is absolute.
 
         Raises:
-            ValueError: If it is absolute and not below its root.
+            ValueError: If the path is absolute and not below its root.
         """
         if self.anywhere or not cell.startswith("/"):
             return cell
         for path, root in (
             (cell, self.given[column]),
             (cell, self.folders[column]),
-            (os.path.realpath(cell), self.folders[column]),  # a root that is reached by a link further up
+            (os.path.realpath(cell), self.folders[column]),  # a root that is reached through a link
         ):
             if _is_below(path, root) and not climbs(path[len(root) :].strip("/").split("/")):
                 return path[len(root) :].strip("/")
         raise InputError(
             f"the path {cell!r} in column {column!r} is absolute and not below {self.given[column]}. Pass a folder "
-            f"that it is below as --{column}_root."
+            f"above it as the root of the column (`{column}_root`)."
         )
 
     def locate(self, cell: str, column: str) -> str:
         """
-        The absolute path of a cell's file, which may be absent. A link within the root becomes the file that it leads
-        to; one that leads out, or of files that may lie `anywhere`, keeps its name, which the file's may not resemble.
+        Return the absolute path of a cell's file, which may not exist. A link within the root is resolved; one that
+        leads out of it, or any link with `anywhere`, keeps its own name, which may be unlike that of its file.
 
         Raises:
-            ValueError: If the path leads out of where it may.
-            MediaError: If it cannot be a path.
+            ValueError: If the path leads out of the allowed folders.
+            MediaError: If the cell cannot be a path.
         """
         for spelling in spellings(cell):
             path = self._locate(spelling, column)
@@ -78,8 +78,8 @@ class Roots:
 
     def links_out(self, cells: Iterable[str], column: str) -> list[str]:
         """
-        Those of many cells that are links, or lie in a folder, which lead out of where they may. Lists each folder
-        once, and opens no file.
+        Return the cells whose files, or the folders of whose files, are links that lead out of the allowed folders.
+        Each folder is listed once, and no file is opened.
 
         Raises:
             ValueError: See [`relative`].
@@ -97,8 +97,8 @@ class Roots:
 
     def targets(self, cells: Iterable[str], column: str) -> Iterator[tuple[str, str]]:
         """
-        Each of many cells with the absolute path of its file, links followed wherever they lead. Lists each folder
-        once, opens no file, and does not ask whether it exists.
+        Yield each cell with the absolute path of its file, with all links followed. Each folder is listed once; no
+        file is opened, or checked for existence.
         """
         for folder, own in self._by_folder(cells, column).items():
             links, target = _links_in(folder), os.path.realpath(folder)
@@ -110,14 +110,14 @@ class Roots:
                 yield cell, path
 
     def _by_folder(self, cells: Iterable[str], column: str) -> dict[str, list[str]]:
-        """Cells by the absolute paths of their folders."""
+        """Group cells by the absolute path of their folder."""
         cells_of: dict[str, list[str]] = defaultdict(list)
         for cell in cells:
             cells_of[os.path.dirname(self.relative(cell.strip(), column))].append(cell)
         return {os.path.join(self.folders[column], folder): own for folder, own in cells_of.items()}
 
     def allows(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a path leads to where it may."""
+        """Return whether a path leads to an allowed folder."""
         target = os.path.realpath(path)
         return self.follow_links or any(_is_below(target, folder) for folder in self._allowed)
 
@@ -144,18 +144,20 @@ class Roots:
         if self.allows(target):
             return path
         raise InputError(
-            f"{cell!r} is a link that leaves its folder for {target}. Pass --follow_links to follow it, or the folder "
-            f"that holds the files as --{column}_root."
+            f"{cell!r} is a link that leaves its folder for {target}. Set `follow_links` to follow it, or pass the "
+            f"folder with the files as the root of the column (`{column}_root`)."
         )
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """Whether an absolute path is a folder or below it, by its letters."""
+    """Return whether an absolute path is a folder or below it, judging by the text alone."""
     return path == folder or path.startswith(folder if folder.endswith(os.sep) else folder + os.sep)
 
 
 def _snapshot_folders(root: str) -> list[str]:
-    """Of a folder in the hub's cache (`datasets--owner--name/snapshots/revision/…`), the snapshot and the blobs."""
+    """Return the snapshot and the blobs of a folder in the hub's cache
+    (`datasets--owner--name/snapshots/revision/…`).
+    """
     parts = Path(root).parts
     for place, name in enumerate(parts[:-2]):
         if name.startswith(_REPOSITORIES) and parts[place + 1] == "snapshots":
@@ -165,7 +167,7 @@ def _snapshot_folders(root: str) -> list[str]:
 
 
 def _links_in(folder: str) -> set[str]:
-    """Plain names of the links in a folder; none in an absent one, which is found out when its files are read."""
+    """Return the plain names of the links in a folder; none if it is missing, which reading its files will report."""
     try:
         with os.scandir(folder) as entries:
             return {_plain(entry.name) for entry in entries if entry.is_symlink()}
@@ -174,5 +176,5 @@ def _links_in(folder: str) -> set[str]:
 
 
 def _plain(path: str) -> str:
-    """A file's name as all of its spellings have it in common."""
+    """Return the form of a file's name that all of its spellings share."""
     return unicodedata.normalize("NFC", path.rpartition("/")[2].strip())

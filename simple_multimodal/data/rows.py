@@ -1,4 +1,4 @@
-"""Rows: one per sample, with paths, captions and times. No media file is opened here; the collator reads them."""
+"""Rows: one per sample, with paths, captions and times. Media files are not opened here; the collator reads them."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-MAX_CAPTION_BYTES = 2**20  # of a text file
+MAX_CAPTION_BYTES = 2**20  # size limit of a text file
 BATCH_ROWS = 1000
 
 Folder = str | os.PathLike[str]
@@ -35,20 +35,20 @@ Files = Literal["resolve", "named", "none"]
 
 
 class Row(TypedDict):
-    """One sample. Further columns are there too, under their own names."""
+    """One sample. Further columns are included under their own names."""
 
     id: str
     index: int  # row number, from 0
-    epoch: int  # for which the sample is loaded
+    epoch: int  # epoch for which the sample is loaded
     video: str | None  # absolute path
-    audio: str | None  # absolute path; the video's where there is no `audio` column
+    audio: str | None  # absolute path; that of the video if there is no `audio` column
     audio_from_video: bool
     text: str | None  # absolute path of a text file
-    captions: list[str]  # as the source gives them; empty where they are in a file
+    captions: list[str]  # as in the source; empty if they are in a file
     start_seconds: float | None
     end_seconds: float | None
     group: str
-    is_skipped: NotRequired[bool]  # nothing of the sample is there: it could not be read
+    is_skipped: NotRequired[bool]  # the sample could not be read and has no modality
 
 
 EMPTY_ROW: Row = {
@@ -70,11 +70,11 @@ EMPTY_ROW: Row = {
 
 class ClipFile(NamedTuple):
     """
-    A clip by its file.
+    The file of a clip.
 
     Args:
-        name (`str`): As the row has it, without folder and extension.
-        path (`str`): Absolute path of the file that links lead to; it may be absent.
+        name (`str`): Name in the row, without folder and extension.
+        path (`str`): Absolute path of the file with links resolved; it may not exist.
     """
 
     name: str
@@ -82,35 +82,36 @@ class ClipFile(NamedTuple):
 
 
 class RowDataset:
-    """Rows of samples. Media are not touched: a row holds paths, and the collator reads them.
+    """Dataset of rows, one per sample. A row holds the paths of media files, which the collator reads.
 
     Args:
         rows (`Iterable[Mapping]` or [`Table`]):
             A dictionary per row with the columns in `COLUMNS`, such as `{"video": "cat.mp4", "caption": "a cat"}`; or
-            what was read before. See also [`from_manifest`], [`from_files`], [`from_dataset`] and [`from_dataframe`].
+            a table that was already read. See also [`from_manifest`], [`from_files`], [`from_dataset`] and
+            [`from_dataframe`].
         roots (`str`, `Path` or `Mapping[str, str | Path]`, *optional*):
-            Folder that the files of all columns are below, or of each column (`"video"`, `"audio"`, `"text"`). By
-            default a manifest's own folder. Files of other rows are by default relative to the working directory, and
-            may lie anywhere.
+            Root folder of the files of all columns, or of each column (`"video"`, `"audio"`, `"text"`). The default
+            for a manifest is its own folder. Files of other rows are by default relative to the working directory and
+            may be anywhere.
         follow_links (`bool`, *optional*, defaults to `False`):
             Follow symbolic links wherever they lead. Otherwise they may lead below one of the roots and, from a
             snapshot of the hub's cache, to its blobs.
         max_samples (`int`, *optional*):
-            Keep the first rows only. Applied before any file of a row is touched.
+            Keep only the first rows. Applied before any file of a row is touched.
         modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
-            What the model takes: each must have a column.
+            Modalities of the model: each must have a column.
         text_column (`str`, *optional*):
-            Column whose value is the text of a row, which each row must have, such as `"question"`; captions are then
-            left out. By default the text is one of `text`, `caption` and `captions`.
+            Column with the text of a row, such as `"question"`, which every row must have; captions are then ignored.
+            By default the text is one of `text`, `caption` and `captions`.
         typed_columns (`Mapping[str, str]`, *optional*):
             Further columns that are read and checked by their kind, such as `{"answer": "name"}`, instead of being
-            handed on as they are.
+            passed on unchanged.
 
     Raises:
-        ValueError: If there are no rows **or** no column for one of `modalities`, **or** if a row has an id that
-            occurred before, both `text` and a caption, neither media nor text, a wrong type or time, **or** a path
-            that is absolute and not below its root, leaves its root or looks like a URL or an FFmpeg protocol. The
-            message names the row or line, and the first of several with their number.
+        ValueError: If there are no rows **or** no column for one of `modalities`, **or** if a row has a repeated id,
+            both `text` and a caption, neither media nor text, a wrong type or time, **or** a path that is absolute and
+            not below its root, leaves its root, or looks like a URL or an FFmpeg protocol. The message names the row
+            or line; if there are several, the first ones and their number.
 
     Example:
 
@@ -178,7 +179,7 @@ class RowDataset:
         cache_dir: Folder | None = None,
         **settings: Any,
     ) -> Self:
-        """Open the rows of a manifest; see [`read_manifest`]. Further `settings` are those of the class."""
+        """Open the rows of a manifest; see [`read_manifest`]. `settings` are further arguments of the class."""
         table = read_manifest(
             manifest_file,
             modalities=modalities,
@@ -190,8 +191,8 @@ class RowDataset:
 
     @classmethod
     def from_files(cls, paths: Folder | Sequence[Folder], *, recursive: bool = False, **settings: Any) -> Self:
-        """Make a row, without text, of each of several media files or of those of a folder; see [`media_records`].
-        Further `settings` are those of the class."""
+        """Make a row without text for each media file, or for each one in a folder; see [`media_records`]. `settings`
+        are further arguments of the class."""
         records = enumerate(media_records(paths, recursive=recursive))
         numbered = [{"place": number, **record} for number, record in records]
         return cls(_table_of("files", pa.Table.from_pylist(numbered, SCHEMA), ("video", "audio")), **settings)
@@ -208,16 +209,16 @@ class RowDataset:
         max_samples: int | None = None,
         **settings: Any,
     ) -> Self:
-        """Make rows of a `datasets.Dataset`. Its `Video` and `Audio` columns are not decoded by that library: their
-        files are taken, and files that are stored in the data set itself are written into the cache.
+        """Make rows from a `datasets.Dataset`. Its `Video` and `Audio` columns are not decoded by that library: their
+        files are used, and files stored in the dataset itself are written to the cache.
 
         Args:
             dataset (`datasets.Dataset`):
-                With the columns in `COLUMNS`; rename others (`dataset.rename_column("sentence", "caption")`).
+                Dataset with the columns in `COLUMNS`; rename others (`dataset.rename_column("sentence", "caption")`).
             cache_dir (`str` or `Path`, *optional*):
-                Where files are written that the data set holds; by default where `datasets` keeps its own.
+                Folder for files stored in the dataset; by default the cache of `datasets`.
             max_samples (`int`, *optional*):
-                Keep the first rows only; of the others nothing is read or written.
+                Keep only the first rows; nothing is read or written for the others.
             modalities, text_column, typed_columns, settings:
                 As for the class.
 
@@ -237,7 +238,7 @@ class RowDataset:
 
     @classmethod
     def from_dataframe(cls, frame: "pandas.DataFrame", **settings: Any) -> Self:
-        """Make rows of a pandas table, in which NaN is an empty cell; `settings` are those of the class."""
+        """Make rows from a pandas table, in which NaN is an empty cell; `settings` are arguments of the class."""
         return cls(frame.astype(object).where(frame.notna(), None).to_dict("records"), **settings)
 
     def set_epoch(self, epoch: int) -> None:
@@ -248,7 +249,7 @@ class RowDataset:
         return self._length
 
     def __getitem__(self, key: int | tuple[int, int]) -> Row:
-        """Row `index`, or row `index` for an epoch if `key` is `(epoch, index)`; see [`row`]."""
+        """Return row `index`, or row `index` for an epoch if `key` is `(epoch, index)`; see [`row`]."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self.row(index, epoch)
 
@@ -260,13 +261,13 @@ class RowDataset:
 
         Args:
             index (`int`):
-                Its number; negative ones count from the end.
+                Number of the row; negative numbers count from the end.
             epoch (`int`, *optional*, defaults to 0):
-                For which it is loaded.
+                Epoch for which it is loaded.
             files (`str`, *optional*, defaults to `"resolve"`):
-                `"resolve"`: absolute paths of files that exist. `"named"`: likewise, of files that may be absent.
-                `"none"`: no files, and none is looked for: what is known of a row that cannot be read. Its captions
-                are those of the source, and an empty one where a file has them.
+                `"resolve"`: absolute paths of files that exist. `"named"`: absolute paths of files that may be
+                missing. `"none"`: no files, without looking for them, as for a row that cannot be read; its captions
+                are those of the source, or an empty one if they are in a file.
 
         Raises:
             MediaError: If a file of the row does not exist or is not a regular file.
@@ -279,7 +280,7 @@ class RowDataset:
         return self._make_row(self._table[index], index, epoch, files)
 
     def rows(self, *, files: Files = "resolve") -> Iterator[Row]:
-        """Go through all rows in their order; arguments and errors as in [`row`].
+        """Iterate over all rows in order; arguments and errors as in [`row`].
 
         Raises:
             ValueError: With `"named"` before the first row, if links lead out of the roots.
@@ -290,19 +291,19 @@ class RowDataset:
             yield self._make_row(record, index, 0, files)
 
     def column(self, name: str) -> list[Any]:
-        """Return the values of a column in the order of the rows, with paths as they were given; `None` where a row
-        has none. Faster than going through the rows.
+        """Return the values of a column in the order of the rows, with paths as given; `None` if a row has no value.
+        Faster than iterating over the rows.
         """
         if name in COLUMNS and name in SCHEMA.names:
             return self._cells(name).to_pylist()
         return [json.loads(further).get(name) for further in self._cells("further").to_pylist()]
 
     def captions(self) -> Iterator[str]:
-        """Go through all captions, also of rows that `max_samples` leaves out; text files are read, and there is a
-        warning about one that cannot be read.
+        """Iterate over all captions, including those of rows beyond `max_samples`. Text files are read; those that
+        cannot be read are skipped with a warning.
 
         Raises:
-            MediaError: If there is no caption but in files that cannot be read.
+            MediaError: If all captions are in files that cannot be read.
         """
         problem, is_empty = None, True
         for index, record in enumerate(self._records(len(self._table))):
@@ -310,8 +311,8 @@ class RowDataset:
             if record["text"] is not None:
                 try:
                     own.append(_read_caption_file(self._resolve(record, index, "text")))
-                except MediaError as error:  # what becomes of its row is decided where the row is used
-                    logger.warning(f"A caption is left out. {error}")
+                except MediaError as error:  # handled when the row is used
+                    logger.warning(f"A caption is skipped. {error}")
                     problem = error
             is_empty = is_empty and not own
             yield from own
@@ -319,30 +320,30 @@ class RowDataset:
             raise problem
 
     def num_captions(self) -> int:
-        """Return the number of captions of all rows; opens no file, a text file counts as one."""
+        """Return the number of captions of all rows without opening files; a text file counts as one."""
         if self._has_one_text:
             return len(self)
         lists, files = (self._cells(name) for name in ("captions", "text"))
         return (pc.sum(pc.list_value_length(lists)).as_py() or 0) + len(files) - files.null_count
 
     def relative_path(self, row: Row, modality: Modality) -> str:
-        """Return the path of a row's file of `modality`, relative to the root that its column has, with `/`; that of a
-        file elsewhere from the root of the file system.
+        """Return the path of a row's file of `modality` with `/`, relative to the root of its column, or to the root
+        of the file system if it is elsewhere.
         """
         column = "video" if modality == "audio" and row["audio_from_video"] else modality
         path, root = Path(cast(str, row[modality])), self._roots.folders[column]  # type: ignore[literal-required]
         return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
 
     def clip_names(self) -> list[str]:
-        """Return the names of all clips, without folder and extension, each once, in alphabetical order."""
-        if self._clip_names is None:  # kept as Arrow keeps it: millions of strings in a fraction of the memory
+        """Return the unique names of all clips, without folder and extension, in alphabetical order."""
+        if self._clip_names is None:  # in Arrow memory: millions of strings take a fraction of the memory
             paths = pc.coalesce(self._cells("video"), self._cells("audio")).unique().drop_null().to_pylist()
             self._clip_names = pa.array(sorted({PurePosixPath(path.strip()).stem for path in paths}), pa.string())
         return self._clip_names.to_pylist()
 
     def clip_files(self) -> list[ClipFile]:
-        """Return the file of each clip, each once, sorted. Lists folders, but opens no file."""
-        if self._clip_files is None:  # in Arrow's memory, as the names are
+        """Return the unique files of all clips, sorted. Lists folders, but opens no file."""
+        if self._clip_files is None:  # in Arrow memory, like the names
             video, audio = (self._cells(name) for name in ("video", "audio"))
             cells = {"video": video, "audio": audio.filter(video.is_null())}
             clips = {
@@ -357,11 +358,11 @@ class RowDataset:
         return list(map(ClipFile, names, map(os.fsdecode, paths)))
 
     def check_links(self) -> None:
-        """Check that no file of a row is a link, or lies in a folder, which leads out of the roots. Lists folders,
-        but opens no file, and does not ask whether files are there.
+        """Check that no file of a row, and no folder of one, is a link that leads out of the roots. Lists folders, but
+        opens no file and does not check that files exist.
 
         Raises:
-            ValueError: If there are some; names the first and how many rows have one.
+            ValueError: If there are such links; the message names the first one and the number of rows with one.
         """
         for column in FILE_COLUMNS:
             cells = self._cells(column)
@@ -379,7 +380,7 @@ class RowDataset:
         return self._table.data.column(column).slice(0, self._length)
 
     def _records(self, num_rows: int) -> Iterator[dict[str, Any]]:
-        """The first records of the table, read many at a time."""
+        """Yield the first records of the table, read in batches."""
         for batch in self._table.data.table.slice(0, num_rows).to_batches(BATCH_ROWS):
             yield from batch.to_pylist()
 
@@ -409,25 +410,25 @@ class RowDataset:
         return (self._locate if files == "named" else self._resolve)(record, index, column)
 
     def _resolve(self, record: Mapping[str, Any], index: int, column: str) -> str:
-        """Absolute path of a cell, an existing file."""
+        """Return the absolute path of a cell's file, which must exist."""
         path = Path(self._locate(record, index, column))
         if not path.is_file():
             problem = "is not a regular file" if path.exists() else "does not exist"
             raise MediaError(
-                f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to --{column}_root "
-                f"{self._roots.folders[column]}."
+                f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to "
+                f"{self._roots.folders[column]} (`{column}_root`)."
             ) from FileNotFoundError(errno.ENOENT, problem, str(path))
         return str(path)
 
     def _locate(self, record: Mapping[str, Any], index: int, column: str) -> str:
-        """Absolute path of a cell, inside the roots."""
+        """Return the absolute path of a cell's file, inside the roots."""
         try:
             return self._roots.locate(record[column], column)
         except ValueError as error:  # or a MediaError, which is one
             raise type(error)(f"{self._where(record, index, column)}: {error}") from error
 
     def _check_absolute(self) -> None:
-        """Refuse absolute paths that are not below their roots, of which the stored table knows nothing."""
+        """Refuse absolute paths that are not below their roots, which the stored table does not know."""
         problems = []
         for column in FILE_COLUMNS:
             cells = self._table.data.column(column)
@@ -453,7 +454,7 @@ def without_files(row: Row) -> Row:
 
 
 def row_captions(row: Row) -> list[str]:
-    """Return all captions of a row, its own or that of its text file; none if the row has no text.
+    """Return all captions of a row, its own or the one in its text file; none if the row has no text.
 
     Raises:
         MediaError: If the text file is not UTF-8 or is blank.
@@ -466,17 +467,17 @@ def _read_caption_file(path: str) -> str:
         with open(path, "rb") as file:
             content = file.read(MAX_CAPTION_BYTES + 1)
         if len(content) > MAX_CAPTION_BYTES:
-            raise MediaError(f"{path!r}: is no caption: it has more than {MAX_CAPTION_BYTES} bytes.")
+            raise MediaError(f"{path!r}: is not a caption: it has more than {MAX_CAPTION_BYTES} bytes.")
         caption = content.decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise MediaError(f"{path!r}: cannot be read as UTF-8 text: {error}") from error
     if not caption:
-        raise MediaError(f"{path!r}: the caption is empty. Leave the cell empty where a row has no text.")
+        raise MediaError(f"{path!r}: the caption is empty. Leave the cell empty if the row has no text.")
     return caption
 
 
 def _in_memory(records: Iterable[Mapping[str, Any]], parser: RecordParser, modalities: Sequence[Modality]) -> Table:
-    """Check and keep records that are at hand."""
+    """Make a table in memory from records, after checking them."""
     batches: list[pa.RecordBatch] = []
     if parser.columns:
         parser.check_columns(modalities)
@@ -494,7 +495,7 @@ def _table_of(name: str, table: pa.Table, columns: tuple[str, ...]) -> Table:
 
 
 def _media_path(cell: Mapping[str, Any] | None, folder: Path) -> str | None:
-    """The file of a `Video` or `Audio` cell; one that is in the cell is written, under the name of its content."""
+    """Return the file of a `Video` or `Audio` cell; content in the cell is written to a file named after its hash."""
     if cell is None:
         return None
     path, content = cell["path"], cell["bytes"]

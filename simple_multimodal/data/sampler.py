@@ -9,7 +9,7 @@ from simple_multimodal.data.randomness import sample_generator
 
 
 class EpochDataset(Protocol):
-    """What the sampler needs of a data set, as [`RowDataset`] has it."""
+    """Interface of a dataset that the sampler uses, such as [`RowDataset`]."""
 
     @property
     def epoch(self) -> int: ...
@@ -20,25 +20,25 @@ class EpochDataset(Protocol):
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Yields `(epoch, index)` pairs, so that whatever is drawn for a sample can depend on the epoch.
+    """Sampler of `(epoch, index)` pairs, so that the random choices for a sample can depend on the epoch.
 
-    The order is a function of `seed` and epoch. All processes go through the same order; `accelerate` deals its
-    batches out to them. The epoch is the data set's, because of the three things that `accelerate` (1.15) may tell the
-    epoch to, the sampler is out of its reach after a resume in the middle of an epoch on several processes
-    (`SkipBatchSampler` around `BatchSamplerShard`), and the data set is called instead.
+    The order depends only on `seed` and the epoch. All processes use the same order; `accelerate` distributes its
+    batches among them. The epoch is stored in the dataset: `accelerate` (1.15) may call `set_epoch` on one of three
+    objects, and after a resume in the middle of an epoch on several processes it cannot reach the sampler
+    (`SkipBatchSampler` around `BatchSamplerShard`) and calls the dataset instead.
 
     Args:
         dataset ([`RowDataset`]):
-            Whose rows are ordered.
+            Dataset with the rows.
         seed (`int`):
-            Of the run.
+            Random seed of the run.
         shuffle (`bool`, *optional*, defaults to `True`):
-            Draw a new order in each epoch; otherwise rows come as they are.
+            Use a new random order in each epoch; otherwise keep the order of the rows.
 
     Example:
 
     ```python
-    >>> list(EpochSampler(dataset, seed=0))  # of four rows
+    >>> list(EpochSampler(dataset, seed=0))  # four rows
     [(0, 2), (0, 0), (0, 3), (0, 1)]
     ```
     """

@@ -1,4 +1,4 @@
-"""Tensors that a model made of clips, kept in a folder: shards that are only ever added, and an index written last."""
+"""Tensors that a model computed from clips, stored in a folder of append-only shards with an index written last."""
 
 import json
 import os
@@ -28,11 +28,11 @@ _IN_WORDS = {
     "config": "another configuration of the model",
     "processor": "another configuration of the processor",
 }
-"""Entries of fingerprints whose values are hashes, or too long to print."""
+"""Descriptions of fingerprint entries whose values are hashes or too long to print."""
 
 
 class Unreadable(NamedTuple):
-    """Why there is nothing of a clip.
+    """Why a clip has no tensors.
 
     Args:
         file (`str`, *optional*): The file at fault, if that is known.
@@ -44,11 +44,11 @@ class Unreadable(NamedTuple):
 
 
 class TensorType(NamedTuple):
-    """What the tensors of one name have in common.
+    """Type of all tensors with one name.
 
     Args:
         dtype (`str`): Name of the dtype, such as `"float32"`.
-        shape (`list[int]`): All dimensions but the first.
+        shape (`list[int]`): All dimensions except the first.
     """
 
     dtype: str
@@ -57,26 +57,26 @@ class TensorType(NamedTuple):
 
 class ClipStore(Generic[Key]):
     """
-    Tensors by clip and name, and what they were made of.
+    Tensors by clip and name, with a fingerprint of what they were computed from.
 
     A shard is two files. `00000.parquet` has one row per clip: the fields of its key, and `file` and `reason` if the
     clip could not be read. `00000.safetensors` has, under each name, the tensors of these clips concatenated along the
     first axis, and where each begins and ends as `{name}.offsets`, int64 of shape `(num_clips + 1,)`. Tensors of one
-    name have one dtype; they may have any length, also zero. `index.json` says what the tensors were made of and
-    which shards belong to the store.
+    name have one dtype; they may have any length, including zero. `index.json` holds the fingerprint and the shards
+    that belong to the store.
 
-    Any number of processes may read. Several may write at the same time if each gives its shards numbers of their own
-    and one of them calls [`commit`] in the end. The Parquet file of a shard is written first and each file is renamed
-    when it is complete, so a shard with a tensor file is whole. If a writer is killed, readers see the store of the
-    last commit, and the next writer adopts the shards that are not in the index yet: they name what they were made of,
-    and are often hours of work. It removes files that are incomplete or damaged, so that their clips are missing.
+    Any number of processes may read. Several may write at the same time if each uses its own shard numbers and one of
+    them calls [`commit`] at the end. The Parquet file of a shard is written first and each file is renamed when it is
+    complete, so a shard with a tensor file is complete. If a writer is killed, readers see the store of the last
+    commit, and the next writer adopts the shards that are not in the index yet: they contain the fingerprint, and are
+    often hours of work. It removes files that are incomplete or damaged, so that their clips are missing.
 
     Use [`open`] to read a store and [`resume`] to write one.
 
     Attributes:
-        fingerprint (`dict`): What the tensors were made of, JSON values by name.
-        tensors (`dict[str, TensorType]`): What the tensors of each name have in common.
-        unreadable (`dict[Key, Unreadable]`): The clips that have no tensors because they could not be read.
+        fingerprint (`dict`): What the tensors were computed from, as JSON values by name.
+        tensors (`dict[str, TensorType]`): Type of the tensors with each name.
+        unreadable (`dict[Key, Unreadable]`): Clips without tensors because they could not be read.
     """
 
     def __init__(self, folder: str | os.PathLike[str], key_type: type[Key], fingerprint: Mapping[str, Any]):
@@ -85,21 +85,21 @@ class ClipStore(Generic[Key]):
         self.tensors: dict[str, TensorType] = {}
         self.unreadable: dict[Key, Unreadable] = {}
         self._key_type = key_type
-        self._shards: list[tuple[str, range]] = []  # names, and the places of each one's clips, which ascend
-        self._places: dict[Key, int] = {}  # ascending; of clips that were replaced or dropped there are none
+        self._shards: list[tuple[str, range]] = []  # names, and the places of their clips, ascending
+        self._places: dict[Key, int] = {}  # ascending; without replaced and dropped clips
         self._mapped: dict[str, dict[str, tuple[torch.Tensor, list[int]]]] = {}
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], key_type: type[Key]) -> Self:
         """
-        Open what the last [`commit`] left, for reading.
+        Open the store as of the last [`commit`], for reading.
 
         Args:
-            folder (`str`): The store.
-            key_type (`type`): Named tuple of strings and numbers (or `None`) that names a clip.
+            folder (`str`): Folder of the store.
+            key_type (`type`): Named tuple of strings and numbers (or `None`) that identifies a clip.
 
         Raises:
-            ValueError: The folder does not hold such a store, or it is damaged.
+            ValueError: If the folder does not hold such a store, or it is damaged.
         """
         folder = Path(folder)
         try:
@@ -112,7 +112,7 @@ class ClipStore(Generic[Key]):
                 if len(store._shards[-1][1]) != shard["clips"]:
                     raise InputError(f"{shard['name']}.parquet does not have {shard['clips']} rows")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder}: does not hold a store of clips that can be read: {error}") from error
+            raise InputError(f"{folder}: does not hold a readable store of clips: {error}") from error
         return store
 
     @classmethod
@@ -125,17 +125,17 @@ class ClipStore(Generic[Key]):
         replaces: bool = False,
     ) -> Self:
         """
-        Open a store for writing, with all whole shards that its folder has; nothing is written yet, and the folder
-        need not exist. Of several processes one calls this before any of them writes.
+        Open a store for writing, with all complete shards in its folder. Nothing is written yet, and the folder need
+        not exist. If several processes write, one of them calls this before any of them writes.
 
         Args:
             folder (`str`), key_type (`type`): As for [`open`].
-            fingerprint (`Mapping`): What the tensors are made of; JSON values by name.
-            replaces (`bool`, *optional*, defaults to `False`): Remove shards that were made of something else.
+            fingerprint (`Mapping`): What the tensors are computed from, as JSON values by name.
+            replaces (`bool`, *optional*, defaults to `False`): Remove shards with another fingerprint.
 
         Raises:
-            ValueError: The folder holds shards of another kind or, without `replaces`, that were made of something
-                else; the message says what differs.
+            ValueError: If the folder holds shards of another kind or, without `replaces`, with another fingerprint;
+                the message says what differs.
         """
         store = cls(folder, key_type, fingerprint)
         store._adopt(replaces=replaces)
@@ -151,15 +151,15 @@ class ClipStore(Generic[Key]):
         return len(self._places)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}  # a process maps files for itself
+        return {**self.__dict__, "_mapped": {}}  # each process maps files itself
 
     @property
     def next_number(self) -> int:
-        """One more than the highest number of a shard."""
+        """Number of the next shard: one more than the highest so far."""
         return 1 + max((int(shard) for shard, _ in self._shards), default=-1)
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
-        """Return the keys of which the store has neither tensors nor a reason why there are none."""
+        """Return the keys for which the store has neither tensors nor a reason why they are missing."""
         return [key for key in keys if key not in self._places]
 
     def read(self, key: Key) -> dict[str, torch.Tensor]:
@@ -167,8 +167,8 @@ class ClipStore(Generic[Key]):
         Return the tensors of a clip by name; they are views of memory-mapped files.
 
         Raises:
-            KeyError: The clip is not in the store.
-            ValueError: Its shard cannot be read.
+            KeyError: If the clip is not in the store.
+            ValueError: If its shard cannot be read.
         """
         place = self._places[key]
         shard, own = self._shards[bisect_right(self._shards, place, key=lambda item: item[1].start) - 1]
@@ -177,14 +177,14 @@ class ClipStore(Generic[Key]):
         return {name: values[offsets[row] : offsets[row + 1]] for name, (values, offsets) in mapped.items()}
 
     def stack(self, name: str) -> torch.Tensor:
-        """Return the tensors of all clips under a name, concatenated along the first axis, in the order of the keys.
+        """Return the tensors of all clips with a name, concatenated along the first axis in the order of the keys.
 
         Raises:
-            ValueError: A shard cannot be read.
+            ValueError: If a shard cannot be read.
         """
         places, parts = torch.tensor(list(self._places.values()), dtype=torch.int64), []
         for shard, own in self._shards:
-            if name not in (mapped := self._map(shard)):  # nothing in this shard could be read
+            if name not in (mapped := self._map(shard)):  # none of this shard's clips could be read
                 continue
             values, offsets = mapped[name]
             kept = torch.zeros(len(own), dtype=torch.bool)
@@ -199,15 +199,15 @@ class ClipStore(Generic[Key]):
 
     def append(self, number: int, clips: Mapping[Key, Tensors | Unreadable]) -> None:
         """
-        Write a shard, if there are any clips. Those that the store has already are replaced.
+        Write a shard, if there are any clips. Clips that are already in the store are replaced.
 
         Args:
-            number (`int`): Of the shard, [`next_number`] or more; no other process may use it.
-            clips (`Mapping[Key, Mapping[str, Tensor] | Unreadable]`): Tensors by name, or why there are none. A name
-                that a clip lacks has length 0 there.
+            number (`int`): Number of the shard, [`next_number`] or more; no other process may use it.
+            clips (`Mapping[Key, Mapping[str, Tensor] | Unreadable]`): Tensors by name, or why there are none. If
+                a clip lacks a name, its tensor has length 0.
 
         Raises:
-            ValueError: Tensors of one name differ in dtype or in a dimension after the first.
+            ValueError: If tensors with one name differ in dtype or in a dimension after the first.
         """
         if not clips:
             return
@@ -219,7 +219,7 @@ class ClipStore(Generic[Key]):
             found = [TensorType(str(dtype).removeprefix("torch."), list(shape)) for dtype, shape in kinds]
             types[name] = self.tensors.get(name, found[0])
             if found != [types[name]]:
-                raise InputError(f"{self.folder}: tensors called {name!r} differ: {[types[name], *found]}.")
+                raise InputError(f"{self.folder}: tensors called {name!r} differ in type: {[types[name], *found]}.")
             lengths = [len(content[name]) if name in content else 0 for content in contents]
             tensors[name] = torch.cat(parts).contiguous()
             tensors[f"{name}.offsets"] = torch.tensor([0, *accumulate(lengths)])
@@ -230,19 +230,19 @@ class ClipStore(Generic[Key]):
             rows = [(*key, *(reason or (None, None))) for key, reason in zip(clips, reasons, strict=True)]
             _write_table(temporary, [*self._columns, *Unreadable._fields], rows)
         with write_atomically(self.folder / f"{shard}.safetensors") as temporary:
-            # In one entry: safetensors writes several in any order, and equal shards would not be equal files.
+            # A single entry: safetensors writes several in arbitrary order, and equal shards would not be equal files.
             save_file(tensors, temporary, {"store": json.dumps(header)})
             give_umask(temporary)
         self._register(shard, types, list(clips), reasons)
 
     def keep_only(self, keys: Iterable[Key]) -> None:
-        """Leave all other clips out of the store from the next [`commit`] on."""
+        """Remove all other clips from the store with the next [`commit`]."""
         for key in self._places.keys() - set(keys):
             del self._places[key]
             self.unreadable.pop(key, None)
 
     def commit(self) -> None:
-        """Write the index, with the shards that other processes have written; they must be done."""
+        """Write the index, including the shards of other processes, which must have finished."""
         self._adopt()
         live = set(self._places.values())
         rows = {shard: [row for row, place in enumerate(own) if place not in live] for shard, own in self._shards}
@@ -260,7 +260,7 @@ class ClipStore(Generic[Key]):
         self.folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(self.folder / INDEX_FILE) as temporary:
             temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        for shard in empty:  # after the index, which named it until now
+        for shard in empty:  # after the index, which listed it until now
             self._remove(shard)
         self._shards = [item for item in self._shards if item[0] not in empty]
 
@@ -269,18 +269,18 @@ class ClipStore(Generic[Key]):
         return list(self._key_type._fields)  # type: ignore[attr-defined]
 
     def _differ(self, there: Mapping[str, Any]) -> str:
-        """Return in words what differs between this store and what a header or an index says."""
+        """Describe how the fingerprint in a header or an index differs from this store's."""
         own = {"columns": self._columns, **self.fingerprint}
         return describe_difference({"columns": there["columns"], **there["fingerprint"]}, own)
 
     def _adopt(self, *, replaces: bool = False) -> None:
-        """Add the whole shards of the folder that are not known yet, and remove what is not whole."""
+        """Add the complete shards of the folder that are not known yet, and remove incomplete ones."""
         try:
             index = json.loads((self.folder / INDEX_FILE).read_text(encoding="utf-8"))
             dropped = {shard["name"]: shard["dropped"] for shard in index["shards"]}
         except (OSError, ValueError, KeyError, TypeError):
             dropped = {}
-        for temporary in self.folder.glob(".*.tmp"):  # what a process was writing when it was killed
+        for temporary in self.folder.glob(".*.tmp"):  # left by a process that was killed
             temporary.unlink(missing_ok=True)
         known = {shard for shard, _ in self._shards}
         found = {path.stem for kind in ("parquet", "safetensors") for path in self.folder.glob(f"*.{kind}")}
@@ -291,15 +291,15 @@ class ClipStore(Generic[Key]):
                 continue
             difference = self._differ(header)
             if difference and replaces and header["columns"] == self._columns:
-                (self.folder / INDEX_FILE).unlink(missing_ok=True)  # first: it may name the shard
+                (self.folder / INDEX_FILE).unlink(missing_ok=True)  # first: it may list the shard
                 self._remove(shard)
                 continue
             if difference:
-                raise InputError(f"{self.folder}: was made of something else: {difference}. Give another folder.")
+                raise InputError(f"{self.folder}: was made with something else: {difference}. Give another folder.")
             self._add(shard, header["tensors"], dropped.get(shard, ()))
 
     def _read_header(self, shard: str) -> dict[str, Any] | None:
-        """Return what a shard says of itself; `None` if it is not whole."""
+        """Return the header of a shard; `None` if the shard is incomplete."""
         path = self.folder / f"{shard}.safetensors"
         try:
             with safe_open(path, "pt") as file:
@@ -316,11 +316,11 @@ class ClipStore(Generic[Key]):
         return header if num_clips == header["clips"] else None
 
     def _remove(self, shard: str) -> None:
-        for kind in ("safetensors", "parquet"):  # in this order, so that half a shard is never taken for a whole one
+        for kind in ("safetensors", "parquet"):  # in this order, so that half a shard never passes for a complete one
             (self.folder / f"{shard}.{kind}").unlink(missing_ok=True)
 
     def _add(self, shard: str, types: Mapping[str, Sequence[Any]], dropped: Iterable[int]) -> None:
-        """Add a shard that is in the folder, without the rows that were dropped."""
+        """Add a shard in the folder, without the dropped rows."""
         rows = _read_table(self.folder / f"{shard}.parquet")
         keys = [self._key_type._make(row[:-2]) for row in rows]  # type: ignore[attr-defined]
         unreadable = [None if row[-1] is None else Unreadable(*row[-2:]) for row in rows]
@@ -347,7 +347,7 @@ class ClipStore(Generic[Key]):
                 self.unreadable[key] = reason
 
     def _map(self, shard: str) -> dict[str, tuple[torch.Tensor, list[int]]]:
-        """Tensors of a shard, which are read when they are looked at, with their offsets."""
+        """Return the tensors of a shard, which are memory-mapped, with their offsets."""
         if shard not in self._mapped:
             path = self.folder / f"{shard}.safetensors"
             try:
@@ -363,7 +363,7 @@ class ClipStore(Generic[Key]):
 
 
 def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return in words what differs between two fingerprints; an empty string if nothing does."""
+    """Describe the differences between two fingerprints; return an empty string if there are none."""
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return ", ".join(
         _IN_WORDS.get(name, f"{name} {there.get(name)!r} there and {here.get(name)!r} here") for name in names
@@ -371,7 +371,7 @@ def describe_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> st
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[tuple]) -> None:
-    """Write a Parquet file. Names of files need not be UTF-8: a column with such names is one of bytes."""
+    """Write a Parquet file. File names that are not UTF-8 are written as a column of bytes."""
     arrays = []
     for values in zip(*rows, strict=True):
         try:

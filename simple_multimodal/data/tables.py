@@ -1,4 +1,4 @@
-"""Reads tables: CSV, TSV and JSONL files as records with their line numbers."""
+"""Read tables: CSV, TSV and JSONL files, as records with line numbers."""
 
 import json
 import os
@@ -19,10 +19,10 @@ _SUFFIX = re.compile(r"\.[A-Za-z]\w{0,4}\Z")
 
 
 def table_format(path: str | os.PathLike[str]) -> str:
-    """The key of `FORMATS` by which a file is read: its own suffix, not that of a file to which it is a link.
+    """Return the format of a file, a key of `FORMATS`: its own suffix, even if it is a link to another file.
 
     Raises:
-        ValueError: If the suffix is none of `FORMATS`.
+        ValueError: If the suffix is not in `FORMATS`.
     """
     suffix = Path(path).suffix
     if suffix.lower() not in FORMATS:
@@ -32,12 +32,12 @@ def table_format(path: str | os.PathLike[str]) -> str:
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has the suffix of a table."""
+    """Return whether a file has the suffix of a table."""
     return Path(path).suffix.lower() in FORMATS
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and content of each record of a table; cells of CSV and TSV are strings with their spaces.
+    """Yield the line number and content of each record of a table; cells of CSV and TSV are unstripped strings.
 
     Raises:
         ValueError: See [`read_table`] and [`read_jsonl`].
@@ -52,21 +52,21 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
     """
-    Line number and cells of each record of a CSV or TSV file, the header first; blank lines left out.
+    Yield the line number and cells of each record of a CSV or TSV file, the header first; blank lines are skipped.
 
-    A cell in quotation marks may hold separators, and quotation marks that are written twice. In CSV it may go on over
-    several lines, and a cell that begins with a quotation mark must be quoted as a whole. In TSV a record is one line,
-    and other quotation marks are text: tables of natural language have cells that begin or end with one.
+    A quoted cell may contain separators, and quotation marks that are written twice. In CSV it may span several lines,
+    and a cell that begins with a quotation mark must be quoted as a whole. In TSV a record is one line, and other
+    quotation marks are text: tables of natural language have cells that begin or end with one.
 
     Args:
         path (`Path`): The file, in UTF-8, with or without a byte order mark.
 
     Yields:
-        `tuple[int, list[str]]`: The record's first line and its cells with their spaces; the header's are stripped.
+        `tuple[int, list[str]]`: The record's first line and its cells, unstripped except for the header's.
 
     Raises:
-        ValueError: If a line is not UTF-8 **or** has another number of cells than the header, **or** if a quoted cell
-            is followed by something else than a separator, is never closed, or takes in lines that look like records.
+        ValueError: If a line is not UTF-8 **or** does not have as many cells as the header, **or** if a quoted cell is
+            not followed by a separator, is never closed, or contains lines that look like records.
             The message names file and line.
     """
     separator = _SEPARATORS[table_format(path)]
@@ -91,7 +91,7 @@ def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line of a JSONL file; blank lines left out.
+    """Yield the line number and object of each line of a JSONL file; blank lines are skipped.
 
     Raises:
         ValueError: If a line is not UTF-8 or not a JSON object. The message names file and line.
@@ -101,11 +101,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 record = json.loads(text) if text else None
-                if "\\u" in text:  # halves of surrogate pairs, which escapes alone can give, are no text
+                if "\\u" in text:  # lone surrogates, which only escapes can produce, are not text
                     json.dumps(record, ensure_ascii=False).encode()
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, line[error.start]) from error
-            except (ValueError, RecursionError) as error:  # among them UnicodeEncodeError and JSONDecodeError
+            except (ValueError, RecursionError) as error:  # including UnicodeEncodeError and JSONDecodeError
                 raise InputError(f"{path}, line {number}: is not a JSON object: {error}.") from error
             if not text:
                 continue
@@ -115,13 +115,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file without their ends."""
+    """Yield the numbered lines of a text file without line ends."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.isascii():
                 try:
                     line.encode()
-                except UnicodeEncodeError as error:  # a byte that is no text, which decoding has put aside
+                except UnicodeEncodeError as error:  # a byte that is not text, escaped by the decoder
                     raise _not_utf8(path, number, ord(line[error.start]) - 0xDC00) from None
             yield number, line.removesuffix("\n")
 
@@ -129,14 +129,14 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
 def _not_utf8(path: Path, number: int, byte: int) -> ValueError:
     encoding = "UTF-16" if number == 1 and byte in b"\xfe\xff" else "WINDOWS-1252"
     return ValueError(
-        f"{path}, line {number}: is not UTF-8 text, it has the byte 0x{byte:02x}. Save the file as UTF-8, for example "
-        f"by `iconv -f {encoding} -t UTF-8`, with the encoding that it has."
+        f"{path}, line {number}: is not UTF-8 text: it contains the byte 0x{byte:02x}. Save the file as UTF-8, for "
+        f"example with `iconv -f {encoding} -t UTF-8` (replace {encoding} if it has another encoding)."
     )
 
 
 def _split_cells(text: str, separator: str) -> tuple[list[str], str | None]:
-    """Cells of a record up to its end, or up to a cell that begins with a quotation mark and is not quoted as a whole;
-    then also the rest from there on."""
+    """Return the cells of a record up to its end, or up to a cell that begins with a quotation mark but is not quoted
+    as a whole; in that case also return the rest of the text."""
     cells: list[str] = []
     place = 0
     while True:
@@ -154,7 +154,7 @@ def _split_cells(text: str, separator: str) -> tuple[list[str], str | None]:
 
 
 def _split_tsv(line: str, width: int) -> list[str]:
-    """Cells of a line; those that are not quoted as a whole are literal."""
+    """Return the cells of a line; cells that are not quoted as a whole are literal."""
     cells, rest = _split_cells(line, "\t")
     while rest is not None:
         cell, found, after = rest.partition("\t")
@@ -165,7 +165,7 @@ def _split_tsv(line: str, width: int) -> list[str]:
 
 
 def _split_csv(path: Path, number: int, line: str, width: int, lines: Iterator[tuple[int, str]]) -> list[str]:
-    """Cells of the record that begins with a line; takes the `lines` over which its quoted cells go on."""
+    """Return the cells of the record that begins with a line; consume the `lines` over which quoted cells continue."""
     text = line
     while True:
         cells, rest = _split_cells(text, ",")
@@ -173,8 +173,8 @@ def _split_csv(path: Path, number: int, line: str, width: int, lines: Iterator[t
             break
         if _OPEN.match(rest) is None:
             raise InputError(
-                f"{path}, line {number}: after a quoted cell the separator must follow, got {rest.strip()[:40]!r}. "
-                "A cell that begins with a quotation mark is quoted as a whole, with those within it written twice."
+                f"{path}, line {number}: a quoted cell must be followed by a separator, got {rest.strip()[:40]!r}. "
+                "Quote a cell that begins with a quotation mark as a whole, and write the marks inside it twice."
             )
         parts = [text]
         for other, following in lines:
@@ -185,11 +185,11 @@ def _split_csv(path: Path, number: int, line: str, width: int, lines: Iterator[t
                 break
         else:
             raise InputError(
-                f"{path}, line {number}: a quotation mark begins a cell, and no other one ends it. Write it twice "
-                "and quote the cell as a whole, or take it out."
+                f"{path}, line {number}: a quotation mark begins a cell, but none ends it. Write it twice and quote "
+                "the cell as a whole, or remove it."
             )
         text = "\n".join(parts)
-    if "\n" in cells[0] and len(cells) == width:  # of the first cell, only what follows it can tell
+    if "\n" in cells[0] and len(cells) == width:  # the first cell can only be checked against what follows it
         for above, before in enumerate(text.split("\n")[:-1], start=1):
             end = before.rsplit(",", width - 1)
             if len(end) == width and _are_alike(end[1:], cells[1:]):
@@ -198,7 +198,7 @@ def _split_csv(path: Path, number: int, line: str, width: int, lines: Iterator[t
 
 
 def _looks_like_record(line: str, cells: Sequence[str], width: int) -> bool:
-    """Whether a line that a quoted cell would take in is a record: it begins as the record with that cell does."""
+    """Return whether a line within a quoted cell looks like a record: it begins like the record with that cell."""
     if not any(cell.strip() for cell in cells):
         return line.count(",") == width - 1
     begin = line.split(",", len(cells))[:-1]
@@ -206,7 +206,7 @@ def _looks_like_record(line: str, cells: Sequence[str], width: int) -> bool:
 
 
 def _are_alike(cells: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether cells of two records may stand in the same columns; where one is empty, nothing is known."""
+    """Return whether cells of two records may belong to the same columns; pairs with an empty cell are ignored."""
     pairs = [
         (_kind(a.strip()), _kind(b.strip())) for a, b in zip(cells, others, strict=True) if a.strip() and b.strip()
     ]
@@ -214,7 +214,7 @@ def _are_alike(cells: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _kind(cell: str) -> str:
-    """What a cell holds, roughly: a file by its suffix, a number, a name with digits, a word, or a text."""
+    """Return the rough kind of a cell: a file suffix, a number, a name with digits, a word, or a text."""
     if suffix := _SUFFIX.search(cell):
         return suffix[0].lower()
     if _NUMBER.fullmatch(cell):
@@ -226,6 +226,6 @@ def _kind(cell: str) -> str:
 
 def _swallowed(path: Path, number: int, other: int) -> ValueError:
     return ValueError(
-        f"{path}, line {number}: a quotation mark begins a cell that would go on over other records, such as line "
-        f"{other}. Where it is text, write it twice and quote the cell as a whole; or use TSV or JSONL."
+        f"{path}, line {number}: a quotation mark begins a cell that would span other records, such as line {other}. "
+        "If the mark is text, write it twice and quote the cell as a whole; or use TSV or JSONL."
     )

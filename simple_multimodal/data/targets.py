@@ -1,4 +1,4 @@
-"""What a task adds to a batch in the loader process: labels, masks and other draws, one entry per row."""
+"""Entries that a task adds to a batch in the loader process: labels, masks and random choices, one per row."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,25 +10,26 @@ from simple_multimodal.data.rows import Row
 
 
 class Targets(Protocol):
-    """Compute a task's entries of a batch. Picklable: the collator calls it last, in the process that loads.
+    """Function that computes a task's entries of a batch. It must be picklable: the collator calls it last, in the
+    loader process.
 
-    A row with `row.get("is_skipped")` stands for a sample that could not be read, or for none at all: it has no
-    modality, and a task's columns may be missing. Return entries for it that count for nothing, such as a label of -1.
+    A row with `row.get("is_skipped")` is a placeholder, for example for a sample that could not be read: it has no
+    modality, and a task's columns may be missing. Return entries for it that are ignored, such as a label of -1.
     """
 
     def __call__(
         self, rows: Sequence[Row], batch: Mapping[str, Any], generator_of: GeneratorOf
     ) -> dict[str, torch.Tensor]:
-        """Compute entries to add.
+        """Compute the entries to add.
 
         Args:
             rows (`Sequence[Row]`):
-                Of the batch, in its order, with their further columns.
+                Rows of the batch in order, with their further columns.
             batch (`Mapping[str, Any]`):
-                What the collator has made of them.
+                Entries that the collator made from them.
             generator_of (`Callable[[Row, str], np.random.Generator]`):
-                Where every random choice about a row comes from, by row and purpose.
+                Returns the generator for a row and a purpose; use it for every random choice about the row.
 
         Returns:
-            `dict[str, torch.Tensor]`: By name; the first dimension of each is the batch.
+            `dict[str, torch.Tensor]`: Tensors by name; the first dimension of each is the batch.
         """

@@ -1,4 +1,4 @@
-"""Train a small tokenizer on captions, for runs that name none."""
+"""Train a small tokenizer on captions, for runs that do not name one."""
 
 from collections.abc import Iterable
 
@@ -21,27 +21,27 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a lower-casing byte-level BPE tokenizer with BERT's special tokens.
 
-    The result depends on the captions alone, not on their order: the trainer counts words, and ties are broken by
+    The result depends only on the captions, not on their order: the trainer counts words, and ties are broken by
     token ids. (The WordPiece trainer of the same library numbers its letters in hash order: three runs gave three
-    vocabularies.) Bytes need no unknown token, whatever the language.
+    vocabularies.) With bytes, no language needs an unknown token.
 
     Args:
         captions (`Iterable[str]`):
             All training captions.
         vocab_size (`int`, *optional*, defaults to 8192):
-            Most tokens that are learnt; few captions give fewer. 261 are there from the start: bytes, special tokens.
+            Maximum size of the vocabulary; a few captions give a smaller one. Bytes and special tokens make up 261.
         model_max_length (`int`, *optional*, defaults to 512):
-            Longest text in tokens.
+            Maximum length of a text in tokens.
 
     Returns:
         [`PreTrainedTokenizerFast`]: Encodes a text as `[CLS] … [SEP]`.
 
     Raises:
-        ValueError: If there is no caption.
+        ValueError: If there are no captions.
     """
     texts = list(captions)
     if not texts:
-        raise InputError("There is no caption to train a tokenizer on. Name a tokenizer with --tokenizer_name.")
+        raise InputError("There are no captions to train a tokenizer on. Name a tokenizer with `tokenizer_name`.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -1,4 +1,4 @@
-"""Arrays to tensors: log-mel, clips of frames, tokens, and the processor that holds all three."""
+"""Convert arrays to tensors: log-mel features, clips of frames, tokens, and the processor that combines them."""
 
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoVideoProcessor, PreTrainedConfig
 
@@ -10,9 +10,9 @@ __all__ = ["AudioFeatureExtractor", "AudioFeatures", "MultimodalProcessor", "Vid
 
 
 class _ProcessingConfig(PreTrainedConfig):
-    """Key for the auto classes, which then find our classes by the name saved in `processor_config.json`.
+    """Key for the auto classes, so that they find our classes by the name saved in `processor_config.json`.
 
-    They want a model's configuration; with this one, loading a processor imports no model.
+    They require a model configuration; with this one, loading a processor does not import a model.
     """
 
     model_type = "simple_multimodal_processing"

@@ -1,4 +1,4 @@
-"""Which windows of fixed length cover the audio of a clip: one rule for every front end."""
+"""Cover the audio of a clip with windows of fixed length: one rule for every front end."""
 
 from typing import Literal, NamedTuple
 
@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 AudioCrop = Literal["start", "random"]
-"""Which part is kept of audio that is longer than a model takes."""
+"""Part to keep of audio that is longer than the model's input."""
 
 
 class WindowPlan(NamedTuple):
     """Consecutive windows over the frames of a clip's audio.
 
     Args:
-        first_frame (`int`): where the first window starts; above 0 only where audio is cropped.
-        num_windows (`int`): how many follow each other, at least one.
+        first_frame (`int`): Start of the first window; above 0 only if audio is cropped.
+        num_windows (`int`): Number of windows, at least one.
     """
 
     first_frame: int
@@ -31,18 +31,19 @@ def plan_windows(
     generator: np.random.Generator | None = None,
 ) -> WindowPlan:
     """
-    Cover audio by windows.
+    Cover audio with windows.
 
     Args:
-        num_frames (`int`): frames of the audio, 0 or more; any unit of time that windows are counted in will do.
-        window_frames (`int`): frames of a window.
-        min_window_frames (`int`, *optional*, defaults to 1): a further window opens only for a remainder of at least
-            this many frames; a shorter one is left out. Audio that is shorter as a whole still has its one window.
-        max_windows (`int`, *optional*): most windows. Longer audio is cropped to as many; by default it is not.
-        crop (`str`, *optional*, defaults to `"start"`): the stretch that is kept then. `"start"`: the first windows;
-            `"random"`: one that `generator` draws, every frame as its start equally likely, or without a generator
-            the one in the middle.
-        generator (`np.random.Generator`, *optional*): of the sample, in training.
+        num_frames (`int`): Number of frames of the audio, 0 or more; in any unit of time.
+        window_frames (`int`): Number of frames in a window.
+        min_window_frames (`int`, *optional*, defaults to 1): Smallest remainder, in frames, that gets a window of its
+            own; a shorter one is dropped. Shorter audio still has one window.
+        max_windows (`int`, *optional*): Maximum number of windows, to which longer audio is cropped. By default audio
+            is not cropped.
+        crop (`str`, *optional*, defaults to `"start"`): Part to keep of cropped audio. `"start"`: the first windows;
+            `"random"`: a random part chosen with `generator`, which starts at any frame with equal probability, or
+            the middle without a generator.
+        generator (`np.random.Generator`, *optional*): Generator of the sample, in training.
 
     Returns:
         [`WindowPlan`].
@@ -59,15 +60,16 @@ def plan_windows(
 
 def windows_with_audio(attention_mask: torch.Tensor, window_frames: int) -> tuple[torch.Tensor, tuple[int, ...]]:
     """
-    Which windows of a batch hold audio, so that a tower need not run on others.
+    Find the windows of a batch that contain audio, so that a tower need not run on the others.
 
     Args:
-        attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * window_frames)`): `True` = real.
-        window_frames (`int`): frames of a window.
+        attention_mask (`torch.BoolTensor` of shape `(batch_size, num_windows * window_frames)`): `True` for real
+            frames.
+        window_frames (`int`): Number of frames in a window.
 
     Returns:
-        The values of `AUDIO_WINDOW_KEYS`. If no window holds audio, the very first is named all the same: a tower
-        that never runs would leave its parameters without gradients, in this process alone.
+        The values of `AUDIO_WINDOW_KEYS`. If no window contains audio, the first one is still included: without it
+        the tower would not run, and its parameters would have no gradients in this process only.
     """
     holds = attention_mask.unflatten(1, (-1, window_frames)).any(dim=2)
     windows = holds.nonzero()

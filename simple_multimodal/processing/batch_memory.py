@@ -1,4 +1,4 @@
-"""Memory for the large tensors of a batch, which a loader process hands over without copying, and gets back."""
+"""Reusable memory for the large tensors of a batch, which a loader process passes on without copying."""
 
 import math
 import mmap
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-IN_USE, FREE = 1, 0  # the last byte of a block
+IN_USE, FREE = 1, 0  # values of the last byte of a block
 CAN_SHARE = hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd")  # Linux
 
 
@@ -20,41 +20,41 @@ class _Loan:
     """The use of a block of memory by this process; once the block is sent, its receiver frees it."""
 
     block: np.ndarray
-    file: int  # its descriptor in this process; -1 where nothing is handed on
+    file: int  # its descriptor in this process; -1 if it is not passed on
     is_sent: bool = False
 
     def end(self) -> None:
-        """Frees the block, unless it was sent."""
+        """Free the block, unless it was sent."""
         if not self.is_sent:
             self.block[-1] = FREE
 
 
 class _Sent(NamedTuple):
-    """A tensor in a block that another process is to map."""
+    """A tensor in a block for another process to map."""
 
     path: str
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
-_loans: dict[int, _Loan] = {}  # the last one of each block that this worker may send, by its address
-_received: dict[int, _Loan] = {}  # those among them that another process made and this one hands on, by inode
+_loans: dict[int, _Loan] = {}  # the latest loan of each block that this worker may send, by address
+_received: dict[int, _Loan] = {}  # those of blocks made by another process, which this one passes on, by inode
 
 
 def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     """
-    A tensor to be filled.
+    Return an uninitialised tensor.
 
-    In a worker of a `DataLoader` (on Linux) it lies in shared memory, to which it would be copied else, and takes the
-    place of one that was handed over before and is not in use any more: new memory would have to be cleared by the
-    system first, which costs more time than all else in handing over a batch.
+    In a worker of a `DataLoader` (on Linux) it is in shared memory, which avoids a copy later, and reuses the memory
+    of a tensor that was passed on before and is no longer in use: the system would have to clear new memory, which
+    takes more time than everything else in passing on a batch.
 
     Args:
-        shape (`int`): Of the tensor, at least one element.
-        dtype (`torch.dtype`): Of the tensor.
+        shape (`int`): Shape of the tensor, with at least one element.
+        dtype (`torch.dtype`): Dtype of the tensor.
 
     Returns:
-        `torch.Tensor`: Of that shape and dtype; its values are arbitrary.
+        `torch.Tensor`: A tensor with arbitrary values.
     """
     if get_worker_info() is None or not CAN_SHARE:
         return torch.empty(shape, dtype=dtype)
@@ -62,7 +62,7 @@ def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     free = [loan for loan in _loans.values() if loan.block[-1] == FREE]
     loan = next((loan for loan in free if num_bytes < len(loan.block) <= 2 * num_bytes + 1), None)
     if loan is None:
-        for other in free:  # of shapes that do not come any more
+        for other in free:  # of shapes that no longer occur
             os.close(other.file)
             del _loans[other.block.ctypes.data]
         file = os.memfd_create("batch")
@@ -74,13 +74,13 @@ def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class SharedBatch(dict[str, Any]):
-    """A batch that arrives in another process as a plain dictionary, with tensors of [`batch_tensor`] uncopied.
+    """A batch that arrives in another process as a plain dictionary, without copies of tensors of [`batch_tensor`].
 
-    A worker that receives one may hand it on: it arrives there as a `SharedBatch`, and lives on without its maker.
+    In a worker it arrives as a `SharedBatch`, which the worker may pass on, and which outlives its sender.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As torch sends a tensor, this busy process would have to answer a call of the receiver for each.
+        # If torch sent the tensors, this busy process would have to answer a call of the receiver for each.
         sent: dict[str, Any] = {}
         for name, tensor in self.items():
             loan = _loans.get(tensor.data_ptr()) if isinstance(tensor, torch.Tensor) else None
@@ -89,12 +89,12 @@ class SharedBatch(dict[str, Any]):
                 sent[name] = _Sent(f"/proc/{os.getpid()}/fd/{loan.file}", tuple(tensor.shape), tensor.dtype)
             else:
                 is_here = isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
-                sent[name] = tensor.numpy() if is_here else tensor  # on a device torch shares it
+                sent[name] = tensor.numpy() if is_here else tensor  # torch shares tensors on a device
         return _receive, (sent,)
 
 
 def forget_blocks() -> None:
-    """To be called in a fork of a worker: the blocks that it has are the worker's."""
+    """Forget all blocks in a fork of a worker, since they belong to the worker."""
     for loan in _loans.values():
         os.close(loan.file)
     _loans.clear()
@@ -118,7 +118,7 @@ def _receive(sent: dict[str, Any]) -> dict[str, Any]:
 
 
 def _held(path: str) -> _Loan:
-    """A loan of a block that this process keeps open until its last receiver frees it."""
+    """Return a loan of a block that this process keeps open until its last receiver frees it."""
     inode = os.stat(path).st_ino
     if inode in _received:
         block, file = _received[inode].block, _received[inode].file
@@ -137,7 +137,7 @@ def _mapped(file: int | str) -> np.ndarray:
 
 
 def _lent(loan: _Loan, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in a block, whose loan ends when neither it nor any view of it is left."""
-    array = loan.block[: math.prod(shape) * dtype.itemsize]  # the tensors hold this array and nothing else does
+    """Return a tensor in a block. The loan ends when the tensor and all its views are gone."""
+    array = loan.block[: math.prod(shape) * dtype.itemsize]  # only the tensors refer to this array
     weakref.finalize(array, loan.end).atexit = False
     return torch.from_numpy(array).view(dtype).view(shape)

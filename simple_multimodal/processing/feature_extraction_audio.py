@@ -30,9 +30,9 @@ FRAME_BLOCK = 256  # frames that are transformed together
 PREEMPHASIS = 0.97
 LOG_FLOOR = 1.1920928955078125e-07
 
-POWER_FLOOR = 1e-10  # of CLAP and Whisper: -100 dB
-VARIANCE_FLOOR = 1e-7  # of wav2vec 2.0, added to the variance of a waveform
-WHISPER_RANGE = 8.0  # powers of ten below a window's loudest value, where it ends
+POWER_FLOOR = 1e-10  # CLAP and Whisper: -100 dB
+VARIANCE_FLOOR = 1e-7  # wav2vec 2.0: added to the variance of a waveform
+WHISPER_RANGE = 8.0  # dynamic range below a window's maximum, in powers of ten
 
 PADDINGS = {
     "kaldi": ("mean", "zero"),
@@ -40,20 +40,20 @@ PADDINGS = {
     "whisper": ("pad",),
     "waveform": ("reflect", "pad"),
 }
-"""What may stand behind the end of a sound, by front end."""
+"""Allowed padding after the end of the audio, by front end."""
 
 
 class AudioFeatures(NamedTuple):
-    """What one sound becomes; `num_windows * num_frames` frames of time.
+    """Features of one waveform, with `num_windows * num_frames` frames in time.
 
     Args:
         values (`torch.FloatTensor` of shape `(1, num_mel_bins, num_windows * num_frames)`):
             Log-mel (natural log), normalised; exactly 0 in frames that are padding.
         attention_mask (`torch.BoolTensor` of shape `(num_windows * num_frames,)`):
-            `True` for frames of the sound, `False` for padding.
+            `True` for frames of the audio, `False` for padding.
         seconds (`torch.FloatTensor` of shape `(num_windows * num_frames,)`):
-            Time of each frame's centre from the first sample of the waveform, cropped or not, in seconds; goes on
-            through the padding.
+            Time of each frame's centre in seconds from the first sample of the uncropped waveform; continues through
+            the padding.
     """
 
     values: torch.Tensor
@@ -62,30 +62,30 @@ class AudioFeatures(NamedTuple):
 
 
 class AudioFeatureExtractor(SequenceFeatureExtractor):
-    """Log-mel feature extractor: fixed windows of frames, as many as the sound needs.
+    """Log-mel feature extractor with windows of fixed length, as many as the audio needs.
 
     The features are the filter banks of Kaldi as the Audio Spectrogram Transformer uses them
     ([paper](https://huggingface.co/papers/2104.01778)), because the default mean and deviation were measured on
-    those: offset removed and pre-emphasis applied per frame, symmetric Hann window, power spectrum, triangular
-    filters in Kaldi's mel scale, natural log with a floor, then `(x - mean) / (2 * std)`. Every frame is computed
-    alone and in blocks of one fixed shape, so a sound's features depend neither on its neighbours in a batch nor on
-    the number of threads.
+    them: offset removed and pre-emphasis applied per frame, symmetric Hann window, power spectrum, triangular
+    filters in Kaldi's mel scale, natural log with a floor, then `(x - mean) / (2 * std)`. Each frame is computed
+    independently and in blocks of one fixed shape, so features depend neither on the rest of the batch nor on the
+    number of threads.
 
-    `front_end="clap"` gives the features of CLAP ([paper](https://huggingface.co/papers/2211.06687)) instead: frames
-    centred on their times over the mirrored sound, periodic Hann window, power spectrum, mel filters, decibels, as
-    they are. `front_end="whisper"` gives those of Whisper ([paper](https://huggingface.co/papers/2212.04356)): the
-    same with powers of ten in place of decibels, `max(x, maximum of the window - 8) / 4 + 1`. `front_end="waveform"`
-    gives the samples themselves, `hop_seconds` of them a frame and `num_mel_bins` their number, for towers that read
-    sound through a codec.
+    `front_end="clap"` gives the features of CLAP ([paper](https://huggingface.co/papers/2211.06687)) instead: centred
+    frames over the mirrored waveform, periodic Hann window, power spectrum, mel filters, and unnormalised decibels.
+    `front_end="whisper"` gives those of Whisper ([paper](https://huggingface.co/papers/2212.04356)): the same with
+    powers of ten instead of decibels, `max(x, maximum of the window - 8) / 4 + 1`. `front_end="waveform"` gives the
+    samples themselves, for towers that read audio through a codec: a frame has the samples of `hop_seconds`, and
+    `num_mel_bins` is their number.
 
     Args:
         sampling_rate (`int`, *optional*, defaults to 16000):
-            Of the waveforms, in Hz.
+            Sampling rate of the waveforms in Hz.
         num_mel_bins (`int`, *optional*, defaults to 128):
             Number of mel filters.
         num_frames (`int`, *optional*, defaults to 1024):
-            Frames per window, as AST and Audio-MAE have them: 10.24 seconds. Audio shorter than a window is padded,
-            longer audio covered by further windows.
+            Number of frames per window; the default of 10.24 seconds is that of AST and Audio-MAE. Shorter audio is
+            padded, longer audio is covered by several windows.
         hop_seconds (`float`, *optional*, defaults to 0.01):
             Time between the starts of two frames, in seconds.
         window_seconds (`float`, *optional*, defaults to 0.025):
@@ -95,28 +95,28 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         f_max (`float`, *optional*):
             Highest frequency of the filters, in Hz; half of the sampling rate by default.
         mean (`float`, *optional*, defaults to -4.2677393):
-            Mean of the log-mel values, the one of AudioSet.
+            Mean of the log-mel values; the default is that of AudioSet.
         std (`float`, *optional*, defaults to 4.5689974):
-            Standard deviation of the log-mel values, the one of AudioSet.
+            Standard deviation of the log-mel values; the default is that of AudioSet.
         max_windows (`int`, *optional*):
-            Crop longer audio to as many windows. By default nothing is cropped.
+            Maximum number of windows, to which longer audio is cropped. By default nothing is cropped.
         min_window_frames (`int`, *optional*, defaults to 1):
-            No further window opens for a remainder of fewer frames, which is left out; see [`plan_windows`].
+            Smallest remainder, in frames, that gets a window of its own; see [`plan_windows`].
         crop (`str`, *optional*, defaults to `"start"`):
-            The stretch that `max_windows` keeps: `"start"`, the first windows, or `"random"`, one drawn in training
-            and the one in the middle elsewhere.
+            Part that `max_windows` keeps: `"start"`, the first windows, or `"random"`, a random part in training and
+            the middle otherwise.
         front_end (`str`, *optional*, defaults to `"kaldi"`):
-            `"kaldi"`, `"clap"`, `"whisper"` or `"waveform"`, see above.
+            Kind of features: `"kaldi"`, `"clap"`, `"whisper"` or `"waveform"`, see above.
         mel_scale (`str`, *optional*, defaults to `"slaney"`):
-            Filters of `"clap"` and `"whisper"`: `"slaney"` (scale and norm) or `"htk"` (without norm).
+            Mel filters of `"clap"` and `"whisper"`: `"slaney"` (scale and norm) or `"htk"` (without norm).
         padding (`str`, *optional*, defaults to `"mean"`):
-            What stands behind the end of the sound in its last window. Of `"kaldi"`: `"mean"`, exactly 0 after
-            normalisation, or `"zero"`, 0 before, as AST has it. Of `"clap"`: the sound again, as often as it fits
-            whole (`"repeatpad"`) or until the window is full (`"repeat"`), or silence (`"pad"`), as with `"whisper"`.
-            With `"waveform"` the sound mirrored up to a whole frame (`"reflect"`) or cut to whole frames (`"pad"`),
-            then silence.
+            Padding after the end of the audio in its last window. With `"kaldi"`: `"mean"`, exactly 0 after
+            normalisation, or `"zero"`, 0 before it, as in AST. With `"clap"`: the audio is repeated as often as it
+            fits completely (`"repeatpad"`) or until the window is full (`"repeat"`), or followed by silence (`"pad"`),
+            as with `"whisper"`. With `"waveform"`: the audio is mirrored up to a whole frame (`"reflect"`) or cut to
+            whole frames (`"pad"`), followed by silence.
         do_normalize (`bool`, *optional*, defaults to `False`):
-            With `"waveform"`, whether a sound's samples are brought to mean 0 and deviation 1, as wav2vec 2.0 has it.
+            With `"waveform"`, normalise the samples to mean 0 and deviation 1, as in wav2vec 2.0.
     """
 
     model_input_names = ["audio_values", "audio_attention_mask", "audio_seconds", "audio_mask"]
@@ -157,14 +157,14 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 f"Got {f_min=}, {f_max=} at {sampling_rate=}: 0 <= f_min < f_max <= sampling_rate / 2 is needed (Hz)."
             )
         if padding not in PADDINGS.get(front_end, ()) or mel_scale not in ("slaney", "htk"):
-            allowed = "; ".join(f"of {name} {' or '.join(values)}" for name, values in PADDINGS.items())
+            allowed = "; ".join(f"for {name} {' or '.join(values)}" for name, values in PADDINGS.items())
             raise InputError(
                 f"Got {front_end=}, {mel_scale=}, {padding=}: front_end must be one of {', '.join(PADDINGS)}, "
                 f"mel_scale slaney or htk, and padding {allowed}."
             )
         if do_normalize and front_end != "waveform":
             raise InputError(
-                f"do_normalize is for front_end='waveform', got {front_end=}: leave it out, and set mean and std."
+                f"`do_normalize` is for front_end='waveform', got {front_end=}; leave it out, set `mean` and `std`."
             )
         self.front_end = front_end
         self.do_normalize = do_normalize
@@ -185,16 +185,16 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             if num_mel_bins != self.hop_length:
                 raise InputError(
                     f"A frame of the waveform has {self.hop_length} samples ({hop_seconds=} at {sampling_rate} Hz), "
-                    f"but num_mel_bins is {num_mel_bins}: it must be the same."
+                    f"but `num_mel_bins` is {num_mel_bins}; it must be the same."
                 )
             return
-        # Built once. transformers leaves attributes of these two names out of the saved JSON.
+        # Computed once. transformers excludes attributes with these two names from the saved JSON.
         is_kaldi = front_end == "kaldi"
         self.window = torch.hann_window(
             self.frame_length, periodic=not is_kaldi, dtype=torch.float32 if is_kaldi else torch.float64
         )
         with warnings.catch_warnings():
-            # 128 filters on a 512-point spectrum leave some of the lowest filters empty: Kaldi's are, too.
+            # With 128 filters on a 512-point spectrum, some of the lowest are empty, in Kaldi too.
             warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
             filters = mel_filter_bank(
                 num_frequency_bins=self.fft_length // 2 + 1,
@@ -210,27 +210,27 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def hop_length(self) -> int:
-        """Samples between the starts of two frames."""
+        """Number of samples between the starts of two frames."""
         return round(self.hop_seconds * self.sampling_rate)
 
     @property
     def frame_length(self) -> int:
-        """Samples in a frame."""
+        """Number of samples in a frame."""
         return round(self.window_seconds * self.sampling_rate)
 
     @property
     def fft_length(self) -> int:
-        """Points of the Fourier transform: of Kaldi the next power of two, else those of the frame."""
+        """Length of the Fourier transform: the next power of two for Kaldi, otherwise the length of a frame."""
         return 1 << (self.frame_length - 1).bit_length() if self.front_end == "kaldi" else self.frame_length
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Mel bins and frames of a window, which the tower must take."""
+        """Mel bins and frames of a window: the input size of the tower."""
         return self.num_mel_bins, self.num_frames
 
     @property
     def crop_rule(self) -> str | None:
-        """What is kept of longer audio where nothing is drawn, in words; `None` if all of it is."""
+        """Description of the part of longer audio that is kept in evaluation; `None` if all of it is."""
         if self.max_windows is None:
             return None
         window_frames = self.num_frames - (self.front_end == "clap")
@@ -239,11 +239,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "AudioFeatureExtractor":
-        """Build from the content of a `preprocessor_config.json`, also of the stock extractors of AST, CLAP and
-        Whisper or of a stock image processor.
+        """Build from the content of a `preprocessor_config.json`, including those of the stock extractors of AST, CLAP
+        and Whisper and of stock image processors.
 
-        An image processor (the one beside ViT-MAE's weights) says nothing about sound: the defaults are taken and a
-        warning names that.
+        An image processor (like the one that comes with ViT-MAE) does not describe audio: the defaults are used, with
+        a warning.
         """
         values = dict(feature_extractor_dict)
         kind = values.pop("feature_extractor_type", None) or values.pop("image_processor_type", None)
@@ -268,39 +268,39 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             if kind == PeAudioFeatureExtractor.__name__:
                 known = _from_pe_av(values)
             if not known:
-                logger.warning_once(f"The configuration of {kind} describes no sound: log-mel defaults are used.")
+                logger.warning_once(f"The configuration of {kind} does not describe audio: log-mel defaults are used.")
             values = known | windows
-        # transformers (5.23) leaves out what was asked for where the file does not name it.
+        # transformers (5.23) ignores arguments that are not in the file.
         own_names = inspect.signature(cls.__init__).parameters
         values |= {key: kwargs.pop(key) for key in own_names if key in kwargs}
         return super().from_dict(values, **kwargs)
 
     def extract(self, waveform: np.ndarray, generator: np.random.Generator | None = None) -> AudioFeatures:
-        """Features of one sound.
+        """Extract the features of one waveform.
 
         Args:
             waveform (`np.ndarray` of shape `(num_samples,)`):
-                Mono, at `sampling_rate`, full scale at ±1. With no samples, one window of padding comes back.
+                Mono waveform at `sampling_rate`, full scale at ±1. If it is empty, one window of padding is returned.
             generator (`np.random.Generator`, *optional*):
-                Of the sample, in training: draws the stretch that is kept of audio longer than `max_windows`.
+                Generator of the sample, in training: chooses the part to keep of audio longer than `max_windows`.
 
         Returns:
             [`AudioFeatures`].
 
         Raises:
-            ValueError: If the waveform is not one-dimensional **or** holds values that are not finite.
+            ValueError: If the waveform is not one-dimensional **or** contains values that are not finite.
         """
         samples = torch.as_tensor(np.ascontiguousarray(waveform, dtype=np.float32))
         if samples.ndim != 1:
             raise InputError(f"The waveform must be mono, of shape (num_samples,), got shape {tuple(samples.shape)}.")
         if not bool(torch.isfinite(samples).all()):
-            raise InputError("The waveform holds values that are not finite (NaN or infinity).")
+            raise InputError("The waveform contains values that are not finite (NaN or infinity).")
 
-        # Frames lie `hop_length` samples apart. The last one of CLAP's windows is centred on the end.
+        # Frames are `hop_length` samples apart. The last one of a CLAP window is centred on its end.
         window_frames = self.num_frames - (self.front_end == "clap")
         if self.front_end != "kaldi":
             num_frames = math.ceil(len(samples) / self.hop_length)
-        elif len(samples) > 0:  # frames that lie wholly in the sound, as Kaldi counts; one for the shortest sound
+        elif len(samples) > 0:  # frames completely inside the audio, as in Kaldi, but at least one
             num_frames = max(1 + (len(samples) - self.frame_length) // self.hop_length, 1)
         else:
             num_frames = 0
@@ -326,9 +326,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     def _extract_kaldi(
         self, samples: torch.Tensor, num_real_frames: int, num_windows: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Values and mask of [`AudioFeatures`], and the centres of frames in samples (`float64`)."""
+        """Return the values and mask of [`AudioFeatures`], and the centres of frames in samples (`float64`)."""
         num_total_frames = num_windows * self.num_frames
-        # Some frames at a time: always the same shapes, and intermediate results that stay in the processor's cache.
+        # Blocks of frames: the shapes are always the same, and intermediate results stay in the CPU's cache.
         padding = 0.0 if self.padding == "mean" else -self.mean / (2 * self.std)
         values = torch.full((self.num_mel_bins, num_total_frames), padding)
         if num_real_frames > 0:
@@ -345,9 +345,9 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     def _extract_centred(
         self, samples: torch.Tensor, num_windows: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[`_extract_kaldi`] with the front end of CLAP or Whisper; every window is a sound of its own."""
-        length = self.num_frames * self.hop_length  # samples of a window
-        if self.front_end == "clap":  # whose last frame is centred on the end
+        """Extract like [`_extract_kaldi`], with the front end of CLAP or Whisper and each window by itself."""
+        length = self.num_frames * self.hop_length  # samples in a window
+        if self.front_end == "clap":  # the last frame is centred on the end
             length -= self.hop_length
         values = torch.zeros(self.num_mel_bins, num_windows, self.num_frames)
         mask = torch.zeros(num_windows, self.num_frames, dtype=torch.bool)
@@ -356,11 +356,11 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
                 break
             mask[number, : math.ceil(len(part) / self.hop_length) + (len(part) == length)] = True
             repeats = {"repeatpad": length // len(part), "repeat": -(-length // len(part)), "pad": 1}[self.padding]
-            sound = part.double().repeat(repeats)[:length]
-            sound = torch.nn.functional.pad(sound, (0, length - len(sound)))
+            signal = part.double().repeat(repeats)[:length]
+            signal = torch.nn.functional.pad(signal, (0, length - len(signal)))
             half = self.frame_length // 2
-            sound = torch.nn.functional.pad(sound[None], (half, half), mode="reflect")[0]
-            frames = sound.unfold(0, self.frame_length, self.hop_length)[: self.num_frames]  # a view
+            signal = torch.nn.functional.pad(signal[None], (half, half), mode="reflect")[0]
+            frames = signal.unfold(0, self.frame_length, self.hop_length)[: self.num_frames]  # a view
             spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, n=self.fft_length))
             power = spectrum[..., 0].square() + spectrum[..., 1].square()
             logarithms = (power @ self.mel_filters).clamp(min=POWER_FLOOR).log10().T
@@ -374,7 +374,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
     def _extract_waveform(
         self, samples: torch.Tensor, num_windows: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[`_extract_kaldi`] without a spectrum: frames of samples, side by side."""
+        """Extract like [`_extract_kaldi`], without a spectrum: consecutive frames of samples."""
         hop = self.hop_length
         if self.do_normalize and len(samples) > 0:
             waveform = samples.numpy()
@@ -391,7 +391,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         return values.T[None], torch.arange(num_total_frames) < num_real_frames, positions
 
     def _log_mel(self, frames: torch.Tensor) -> torch.Tensor:
-        """Log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
+        """Compute the log-mel of overlapping frames, `(num_frames, frame_length)` to `(num_frames, num_mel_bins)`."""
         frames = frames - frames.mean(dim=1, keepdim=True)
         previous = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
         frames = (frames - PREEMPHASIS * previous) * self.window
@@ -404,14 +404,15 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             features (`Sequence[AudioFeatures | None]`):
-                One entry per row; `None` (or features without one real frame) where a row has no sound.
+                One entry per row; `None` (or features without a real frame) for a row without audio.
 
         Returns:
             `dict[str, torch.Tensor]`: `audio_values` of shape `(batch_size, 1, num_mel_bins, num_windows *
             num_frames)`, `audio_attention_mask` and `audio_seconds` of shape `(batch_size, num_windows *
-            num_frames)`, `audio_mask` of shape `(batch_size,)`. A row without sound is all zeros and `False`.
+            num_frames)`, `audio_mask` of shape `(batch_size,)`. The entries of a row without audio are zeros and
+            `False`.
         """
-        lengths = [len(sound.seconds) for sound in features if sound is not None]
+        lengths = [len(audio.seconds) for audio in features if audio is not None]
         num_frames = max(lengths, default=self.num_frames)
         batch = {
             "audio_values": batch_tensor(len(features), 1, self.num_mel_bins, num_frames, dtype=torch.float32),
@@ -419,14 +420,14 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             "audio_seconds": torch.zeros(len(features), num_frames),
             "audio_mask": torch.zeros(len(features), dtype=torch.bool),
         }
-        for row, sound in enumerate(features):
-            if sound is None or not bool(sound.attention_mask.any()):
+        for row, audio in enumerate(features):
+            if audio is None or not bool(audio.attention_mask.any()):
                 batch["audio_values"][row] = 0.0
                 continue
-            batch["audio_values"][row, :, :, : len(sound.seconds)] = sound.values
-            batch["audio_values"][row, :, :, len(sound.seconds) :] = 0.0
-            batch["audio_attention_mask"][row, : len(sound.seconds)] = sound.attention_mask
-            batch["audio_seconds"][row, : len(sound.seconds)] = sound.seconds
+            batch["audio_values"][row, :, :, : len(audio.seconds)] = audio.values
+            batch["audio_values"][row, :, :, len(audio.seconds) :] = 0.0
+            batch["audio_attention_mask"][row, : len(audio.seconds)] = audio.attention_mask
+            batch["audio_seconds"][row, : len(audio.seconds)] = audio.seconds
             batch["audio_mask"][row] = True
         return batch
 
@@ -436,13 +437,13 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: int | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Features of one sound or of a list of sounds.
+        """Extract the features of one waveform or of a list of waveforms.
 
         Args:
-            raw_speech (`np.ndarray` of shape `(num_samples,)`, or a list of such):
-                Mono waveforms. An entry `None` is a row without sound.
+            raw_speech (`np.ndarray` of shape `(num_samples,)`, or a list of them):
+                Mono waveforms; `None` for a row without audio.
             sampling_rate (`int`, *optional*):
-                Of `raw_speech`, in Hz. Pass it, so that a wrong rate is an error instead of a wrong pitch.
+                Sampling rate of `raw_speech` in Hz. Pass it to get an error instead of a wrong pitch if it differs.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
 
@@ -453,12 +454,12 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
             logger.warning_once(f"`sampling_rate` was not given: {self.sampling_rate} Hz is assumed.")
         elif sampling_rate != self.sampling_rate:
             raise InputError(
-                f"Got a waveform of {sampling_rate} Hz, this extractor takes {self.sampling_rate} Hz: resample it."
+                f"Got a waveform of {sampling_rate} Hz, but this extractor takes {self.sampling_rate} Hz; resample it."
             )
         is_batch = isinstance(raw_speech, (list, tuple)) and not isinstance(raw_speech[0], (int, float))
         is_batch = is_batch or (isinstance(raw_speech, (np.ndarray, torch.Tensor)) and raw_speech.ndim == 2)
-        sounds = raw_speech if is_batch else [raw_speech]
-        features = [None if sound is None else self.extract(np.asarray(sound)) for sound in sounds]
+        waveforms = raw_speech if is_batch else [raw_speech]
+        features = [None if waveform is None else self.extract(np.asarray(waveform)) for waveform in waveforms]
         batch = self.collate(features)
         if return_tensors == "np":
             return BatchFeature({key: value.numpy() for key, value in batch.items()})
@@ -466,7 +467,7 @@ class AudioFeatureExtractor(SequenceFeatureExtractor):
 
 
 def _from_clap(values: dict[str, Any]) -> dict[str, Any]:
-    """Our parameters from those of CLAP's feature extractor."""
+    """Convert the parameters of CLAP's feature extractor to ours."""
     values = ClapFeatureExtractor().to_dict() | values
     rate, hop = values["sampling_rate"], values["hop_length"]
     return {
@@ -484,7 +485,7 @@ def _from_clap(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_whisper(values: dict[str, Any]) -> dict[str, Any]:
-    """Our parameters from those of Whisper's feature extractor."""
+    """Convert the parameters of Whisper's feature extractor to ours."""
     values = WhisperFeatureExtractor().to_dict() | values
     rate, hop = values["sampling_rate"], values["hop_length"]
     return {
@@ -495,13 +496,13 @@ def _from_whisper(values: dict[str, Any]) -> dict[str, Any]:
         "hop_seconds": hop / rate,
         "window_seconds": values["n_fft"] / rate,
         "f_min": 0.0,
-        "f_max": 8000.0,  # whatever the rate
+        "f_max": 8000.0,  # at any sampling rate
         "padding": "pad",
     }
 
 
 def _from_pe_av(values: dict[str, Any]) -> dict[str, Any]:
-    """Our parameters from those of PE-AV's feature extractor, which says nothing about windows: 10 seconds each."""
+    """Convert the parameters of PE-AV's feature extractor to ours; it does not define windows, so use 10 seconds."""
     values = PeAudioFeatureExtractor().to_dict() | values
     rate, hop = values["sampling_rate"], values["hop_length"]
     return {
@@ -517,8 +518,8 @@ def _from_pe_av(values: dict[str, Any]) -> dict[str, Any]:
 
 def _from_wav2vec2(values: dict[str, Any]) -> dict[str, Any]:
     """
-    Our parameters from those of wav2vec 2.0's feature extractor, which says nothing about frames and windows: those
-    that the tower's config gave, else frames of 5 samples, the first stride of all published towers, in windows of 10
+    Convert the parameters of wav2vec 2.0's feature extractor to ours. It does not define frames and windows: use those
+    from the tower's config, or else frames of 5 samples (the first stride of all published towers) in windows of 10
     seconds.
     """
     stock = Wav2Vec2FeatureExtractor().to_dict() | values

@@ -1,4 +1,4 @@
-"""One processor for text, audio and video: what a model needs besides its weights to read its inputs."""
+"""One processor for text, audio and video: everything apart from weights that a model needs to read its inputs."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ class Part(NamedTuple):
     """A part of a [`MultimodalProcessor`], which reads one modality.
 
     Args:
-        name (`str`): attribute of the processor, and argument of its constructor.
-        argument (`str`): of a call, for the inputs.
-        kind (`type`): class of the part.
-        load (`Callable`): reads one from the folder of a saved processor, or its hub name.
+        name (`str`): Attribute of the processor, and argument of its constructor.
+        argument (`str`): Argument of a call, for the inputs.
+        kind (`type`): Class of the part.
+        load (`Callable`): Loads the part from the folder of a saved processor, or from its hub name.
     """
 
     name: str
@@ -33,8 +33,8 @@ class Part(NamedTuple):
 
 
 def _load_tokenizer(name_or_path: str | os.PathLike[str], **settings: Any) -> PreTrainedTokenizerBase:
-    # `config.json` beside a saved tokenizer is that of the whole model. Without a configuration, `AutoTokenizer` would
-    # read it, and warn of a type that it does not know while the models are not imported.
+    # `config.json` next to a saved tokenizer belongs to the whole model. `AutoTokenizer` would read it if no
+    # configuration was given, and warn about an unknown model type if the models are not imported.
     return AutoTokenizer.from_pretrained(name_or_path, config=PreTrainedConfig(), **settings)
 
 
@@ -47,24 +47,23 @@ PARTS: dict[Modality, Part] = {
 
 
 class MultimodalProcessor(ProcessorMixin):
-    """Holds the tokenizer, the audio feature extractor and the video processor of a model.
+    """Processor with the tokenizer, the audio feature extractor and the video processor of a model.
 
-    Saves into one folder and loads from it, by itself or through `AutoProcessor` (after `import
-    simple_multimodal.processing`, which registers it). A component that is `None` means that the model does not take
-    that modality.
+    It saves into one folder and loads from it, by itself or through `AutoProcessor` (after `import
+    simple_multimodal.processing`, which registers it). A component is `None` if the model lacks the modality.
 
     Args:
         feature_extractor ([`AudioFeatureExtractor`], *optional*):
-            For sound.
+            Component for audio.
         video_processor ([`VideoClipProcessor`], *optional*):
-            For video.
+            Component for video.
         tokenizer ([`PreTrainedTokenizerBase`], *optional*):
-            For text; must have a padding token.
+            Component for text; must have a padding token.
         text_padding (`str`, *optional*, defaults to `"longest"`):
-            To what texts are padded where a call does not say it: `"longest"` of the batch, or `"max_length"`, which
-            text towers need that pool the last place.
+            Default padding of texts: to the `"longest"` of the batch, or to `"max_length"`, which text towers need
+            that pool the last position.
         parts:
-            Of further modalities, by their names in `PARTS`.
+            Components for further modalities, by their names in `PARTS`.
 
     Example:
 
@@ -78,7 +77,7 @@ class MultimodalProcessor(ProcessorMixin):
     ```
     """
 
-    feature_extractor: Any  # as `ProcessorMixin` declares them; None where the modality is not read
+    feature_extractor: Any  # as `ProcessorMixin` declares them; None if the modality is not read
     video_processor: Any
     tokenizer: Any
 
@@ -90,7 +89,7 @@ class MultimodalProcessor(ProcessorMixin):
         text_padding: Literal["longest", "max_length"] = "longest",
         **parts: Any,
     ):
-        # `ProcessorMixin.__init__` demands every component, so they are set here.
+        # `ProcessorMixin.__init__` requires every component, so they are set here.
         parts |= {"feature_extractor": feature_extractor, "video_processor": video_processor, "tokenizer": tokenizer}
         kinds = {part.name: part.kind for part in PARTS.values()}
         if unknown := sorted(parts.keys() - kinds.keys()):
@@ -103,17 +102,17 @@ class MultimodalProcessor(ProcessorMixin):
         if not self.modalities:
             raise InputError(f"A processor needs at least one of {', '.join(kinds)}.")
         if tokenizer is not None and tokenizer.pad_token_id is None:
-            raise InputError("The tokenizer has no padding token; set `tokenizer.pad_token` before.")
+            raise InputError("The tokenizer has no padding token; set `tokenizer.pad_token` first.")
         self.text_padding = text_padding
         self.chat_template = None
 
     def part(self, modality: Modality) -> Any:
-        """Return what reads a modality; `None` if this processor does not."""
+        """Return the component for a modality; `None` if the processor lacks it."""
         return getattr(self, PARTS[modality].name)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """The modalities that this processor reads, in the order text, audio, video."""
+        """Modalities that this processor reads, in the order text, audio, video."""
         return tuple(modality for modality in PARTS if self.part(modality) is not None)
 
     @property
@@ -122,7 +121,7 @@ class MultimodalProcessor(ProcessorMixin):
         return [name for m in self.modalities for name in (*INPUT_KEYS[m], PRESENCE_KEYS[m])]
 
     def max_seq_length(self, limit: int = 512) -> int:
-        """Tokens that a text may have: the tokenizer's limit, at most `limit`."""
+        """Return the maximum number of tokens of a text: the tokenizer's limit, but at most `limit`."""
         return min(limit, self.tokenizer.model_max_length)
 
     def tokenize(
@@ -133,18 +132,19 @@ class MultimodalProcessor(ProcessorMixin):
         padding: bool | str | None = None,
         truncation: bool = True,
     ) -> dict[str, torch.Tensor]:
-        """Token ids of a batch of texts.
+        """Tokenize a batch of texts.
 
         Args:
             captions (`Sequence[str | None]`):
-                One text per row; `None` where a row has none (its ids are those of an empty text).
+                One text per row; `None` for a row without text (which gets the ids of an empty text).
             max_length (`int`, *optional*):
-                Longest text in tokens, special ones included; [`MultimodalProcessor.max_seq_length`] by default.
+                Maximum length of a text in tokens, including special ones; by default
+                [`MultimodalProcessor.max_seq_length`].
             padding (`bool` or `str`, *optional*):
-                `True` or `"longest"`: to the longest of the batch; `"max_length"`: to `max_length`. By default
+                `True` or `"longest"` pads to the longest text of the batch, `"max_length"` to `max_length`. By default
                 `text_padding` of the processor.
             truncation (`bool`, *optional*, defaults to `True`):
-                Whether longer texts are cut.
+                Whether to truncate longer texts.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`,
@@ -160,7 +160,7 @@ class MultimodalProcessor(ProcessorMixin):
             return_attention_mask=True,
         )
         return {
-            "input_ids": encoded["input_ids"].long(),  # an empty text without special tokens would give floats
+            "input_ids": encoded["input_ids"].long(),  # an empty text without special tokens gives floats
             "attention_mask": encoded["attention_mask"].long(),
             "text_mask": torch.tensor([caption is not None for caption in captions], dtype=torch.bool),
         }
@@ -179,29 +179,28 @@ class MultimodalProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         **further: Any,
     ) -> BatchFeature:
-        """Process inputs that are in memory. To read files, use the collator.
+        """Process inputs in memory. To read files, use the collator.
 
         Args:
             text (`str` or `Sequence[str | None]`, *optional*):
-                One text or one per row.
-            audio (`np.ndarray` of shape `(num_samples,)` or a list of such, *optional*):
+                One text, or one per row.
+            audio (`np.ndarray` of shape `(num_samples,)` or a list of them, *optional*):
                 Mono waveforms at the feature extractor's rate; see [`AudioFeatureExtractor.__call__`].
-            videos (`np.ndarray` of shape `(n, height, width, 3)` or a list of such, *optional*):
+            videos (`np.ndarray` of shape `(n, height, width, 3)` or a list of them, *optional*):
                 Decoded frames; see [`VideoClipProcessor.__call__`].
             sampling_rate (`int`, *optional*):
-                Of `audio`, in Hz; another than the feature extractor's is an error.
+                Sampling rate of `audio` in Hz; it must be that of the feature extractor.
             video_fps (`float` or `Sequence[float]`, *optional*):
-                Frames per second of `videos`.
+                Frame rate of `videos` in frames per second.
             padding, truncation, max_length:
-                Of the text; see [`MultimodalProcessor.tokenize`].
+                Settings for text; see [`MultimodalProcessor.tokenize`].
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
             further:
-                Inputs of further modalities, by their arguments in `PARTS`.
+                Inputs for further modalities, by their arguments in `PARTS`.
 
         Returns:
-            [`BatchFeature`]: Entries of the modalities that were given. In a list, `None` marks a row that lacks the
-            modality.
+            [`BatchFeature`]: Entries of the given modalities. In a list, `None` marks a row that lacks the modality.
         """
         given = {"text": text, "audio": audio, "videos": videos, **further}
         arguments = {part.argument: modality for modality, part in PARTS.items()}
@@ -219,7 +218,7 @@ class MultimodalProcessor(ProcessorMixin):
                 continue
             process = self.part(modality)
             if process is None:
-                raise InputError(f"Got `{name}`, but this processor reads {', '.join(self.modalities)} only.")
+                raise InputError(f"Got `{name}`, but this processor reads only {', '.join(self.modalities)}.")
             if process is self.tokenizer:
                 values = [values] if isinstance(values, str) else values
                 process = partial(self.tokenize, max_length=max_length, padding=padding, truncation=truncation)
@@ -227,16 +226,16 @@ class MultimodalProcessor(ProcessorMixin):
         sizes = {len(value) for value in batch.values()}
         if len(sizes) > 1:
             rows = {m: len(batch[PRESENCE_KEYS[m]]) for m in self.modalities if PRESENCE_KEYS[m] in batch}
-            raise InputError(f"Got different numbers of rows: {rows}. Put None where a row lacks a modality.")
+            raise InputError(f"Got different numbers of rows: {rows}. Use None for a row that lacks a modality.")
         if return_tensors == "np":
             return BatchFeature({key: value.numpy() for key, value in batch.items()})
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Content of `processor_config.json`; a component that the processor lacks is null there."""
+        """Return the content of `processor_config.json`; components that the processor lacks are null."""
         output = super().to_dict()
         output["tokenizer"] = None if self.tokenizer is None else type(self.tokenizer).__name__
-        for modality, part in PARTS.items():  # the mixin knows those alone that its library has
+        for modality, part in PARTS.items():  # the mixin only knows the components of its own library
             if part.name not in output:
                 output[part.name] = None if self.part(modality) is None else self.part(modality).to_dict()
         return output
@@ -244,15 +243,16 @@ class MultimodalProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write `processor_config.json` and, with a tokenizer, its files into a folder.
+        """Save `processor_config.json` and the files of the tokenizer, if there is one, to a folder.
 
         Args:
             save_directory (`str` or `os.PathLike`):
-                Made if it does not exist.
+                Output folder, which is created if it does not exist.
             push_to_hub (`bool`, *optional*, defaults to `False`):
-                Upload as well; `kwargs` go to `push_to_hub` (`repo_id` defaults to the folder's name).
+                Upload to the hub as well; `kwargs` are passed to `push_to_hub` (`repo_id` defaults to the folder's
+                name).
         """
-        # The mixin's own method calls every component, also those that are None.
+        # The mixin's own method calls every component, even those that are None.
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         files: list[str] = []
@@ -267,20 +267,20 @@ class MultimodalProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, processor_dict: dict[str, Any] | None = None, **kwargs
     ) -> dict[str, Any]:
-        """Load the parts that `processor_config.json` names (called by `from_pretrained`)."""
+        """Load the parts listed in `processor_config.json` (called by `from_pretrained`)."""
         config = processor_dict or {}
         if config.get("processor_class") != cls.__name__:
             raise InputError(
-                f"{str(pretrained_model_name_or_path)!r} holds no {cls.__name__} (its processor is "
+                f"{str(pretrained_model_name_or_path)!r} does not contain a {cls.__name__} (its processor is "
                 f"{config.get('processor_class')!r}). Build one from parts: MultimodalProcessor(feature_extractor="
                 "AudioFeatureExtractor.from_pretrained(…), video_processor=…, tokenizer=…)."
             )
-        kwargs = {**kwargs, "trust_remote_code": False}  # else the code that a tokenizer's config names is offered
+        kwargs = {**kwargs, "trust_remote_code": False}  # otherwise transformers offers to run code named in a config
         named = [part for part in PARTS.values() if config.get(part.name) is not None]
         try:
             return {part.name: part.load(pretrained_model_name_or_path, **kwargs) for part in named}
         except RecursionError as error:
-            raise InputError(f"{pretrained_model_name_or_path}: a file of it is nested too deeply.") from error
+            raise InputError(f"{pretrained_model_name_or_path}: one of its files is nested too deeply.") from error
 
     @classmethod
     def from_args_and_dict(

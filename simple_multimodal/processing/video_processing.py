@@ -1,4 +1,4 @@
-"""Turn decoded frames into the fixed clip that the video encoder reads, and say which frames to decode."""
+"""Choose the frames of a video to decode, and turn them into the fixed-size clip that the video encoder reads."""
 
 import inspect
 import math
@@ -25,17 +25,17 @@ ResizeMode = Literal["short_side_center_crop", "squash", "pad"]
 ResizeKernel = Literal["fast", "antialias", "bicubic", "decord"]
 
 IN_MEMORY_KERNELS = {"antialias": tvF.InterpolationMode.BILINEAR, "bicubic": tvF.InterpolationMode.BICUBIC}
-"""Kernels that scale RGB frames, not what comes from the decoder."""
+"""Kernels that scale RGB frames in memory, after decoding."""
 
 ASSUMED_FPS = 24.0  # what transformers assumes for frames without metadata
 
 
 class VideoClip(NamedTuple):
-    """What one video becomes.
+    """The processed frames of one video.
 
     Args:
         pixel_values (`torch.ByteTensor` of shape `(num_frames, 3, height, width)`):
-            RGB, 0 to 255.
+            RGB values, 0 to 255.
         seconds (`torch.FloatTensor` of shape `(num_frames,)`):
             Time of each frame from the start of the segment, in seconds.
     """
@@ -45,15 +45,15 @@ class VideoClip(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How the frames of a clip become `size`: scaled as a whole, cut or filled up with black, and mirrored.
+    """How the frames of a clip are fitted to `size`: scaled, cropped or padded with black, and flipped.
 
     Args:
         height, width (`int`):
-            Of the scaled frame, in pixels.
+            Size of the scaled frame in pixels.
         top, left (`int`):
-            Where the result begins in it; negative where black is put before it.
+            Where the result begins in it; negative if black is added before it.
         is_flipped (`bool`, *optional*, defaults to `False`):
-            Whether it is mirrored.
+            Whether it is flipped horizontally.
     """
 
     height: int
@@ -71,39 +71,39 @@ class VideoClipProcessor(VideoProcessorMixin):
 
     Args:
         num_frames (`int`, *optional*, defaults to 16):
-            Frames per clip.
+            Number of frames per clip.
         size (`dict[str, int]` or `int`, *optional*, defaults to `{"height": 224, "width": 224}`):
-            Of the frames that come out.
+            Size of the output frames.
         resize_mode (`str`, *optional*, defaults to `"short_side_center_crop"`):
-            `"short_side_center_crop"` scales until the frame covers `size` and keeps the middle; `"squash"` scales
+            `"short_side_center_crop"` scales until the frame covers `size` and keeps the centre; `"squash"` scales
             both sides to `size` without keeping the aspect ratio; `"pad"` scales until the frame fits and adds black.
         resize_kernel (`str`, *optional*, defaults to `"fast"`):
-            `"fast"` scales in the step that converts colours (swscale's bilinear kernel, which averages where it
-            shrinks); `"antialias"` scales RGB frames with torchvision's antialiased bilinear kernel, as VideoMAE's
-            image processor does; on real clips they differ by 45 dB (median). `"bicubic"` is likewise torchvision's
+            `"fast"` scales during colour conversion (swscale's bilinear kernel, which averages when shrinking);
+            `"antialias"` scales RGB frames with torchvision's antialiased bilinear kernel, as VideoMAE's image
+            processor does; on real clips the PSNR between the two is 45 dB (median). `"bicubic"` is torchvision's
             antialiased bicubic kernel, which CLIP's and SigLIP's image processors use. `"decord"` scales like
-            `"fast"`, but to the very pixels of decord's `VideoReader(path, width=…, height=…)`, which ALPRO was
-            trained on. Frames that are in memory are scaled as by `"antialias"` where the kernel is not `"bicubic"`.
+            `"fast"`, but to exactly the pixels of decord's `VideoReader(path, width=…, height=…)`, which ALPRO was
+            trained on. Frames in memory are scaled with `"antialias"` unless the kernel is `"bicubic"`.
         short_side (`int`, *optional*):
             Length to which the short side is scaled before the centre crop; by default just enough to cover `size`.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's):
-            Mean per channel, of values between 0 and 1.
+            Mean per channel, for values between 0 and 1.
         image_std (`list[float]`, *optional*, defaults to ImageNet's):
-            Standard deviation per channel.
+            Standard deviation per channel, likewise.
         frame_sampling (`str`, *optional*, defaults to `"uniform"`):
-            In evaluation: `"uniform"`, the centre of each of `num_frames` equal parts of the segment, `"dense"`,
-            every `frame_stride`-th frame from the middle of the segment, or `"alpro"`, the frames that ALPRO takes
-            (see [`sample_positions`]).
+            Strategy in evaluation: `"uniform"`, the centre of each of `num_frames` equal parts of the segment,
+            `"dense"`, every `frame_stride`-th frame in the middle of the segment, or `"alpro"`, the frames that ALPRO
+            uses (see [`sample_positions`]).
         train_frame_sampling (`str`, *optional*, defaults to `"jittered"`):
-            In training: also `"jittered"`, a random frame of each part; `"dense"` starts anywhere.
+            Strategy in training: also `"jittered"`, a random frame of each part; `"dense"` starts at random.
         frame_stride (`int`, *optional*, defaults to 4):
             Step of `"dense"`, in frames.
         random_crop (`bool`, *optional*, defaults to `False`):
-            In training, take a random part of random aspect ratio instead of applying `resize_mode`.
+            In training, crop a random part with a random aspect ratio instead of applying `resize_mode`.
         random_crop_scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.0)`):
             Share of the area that a random crop keeps.
         random_flip (`bool`, *optional*, defaults to `False`):
-            In training, mirror half of the clips.
+            In training, flip half of the clips horizontally.
     """
 
     model_input_names = ["pixel_values_videos", "video_seconds", "video_mask"]
@@ -134,10 +134,12 @@ class VideoClipProcessor(VideoProcessorMixin):
         if set(size) != {"height", "width"} or min(size.values()) < 1:
             raise InputError(f'`size` must be {{"height": h, "width": w}} in pixels, got {size!r}.')
         if resize_mode not in get_args(ResizeMode):
-            raise InputError(f"Unknown resize_mode {resize_mode!r}; known are {', '.join(get_args(ResizeMode))}.")
+            raise InputError(f"Unknown `resize_mode` {resize_mode!r}; known are {', '.join(get_args(ResizeMode))}.")
         if resize_kernel not in get_args(ResizeKernel):
-            raise InputError(f"Unknown kernel {resize_kernel!r}; known are {', '.join(get_args(ResizeKernel))}.")
-        if frame_sampling == "jittered" or frame_sampling not in SAMPLING_STRATEGIES:  # evaluation never draws
+            raise InputError(
+                f"Unknown `resize_kernel` {resize_kernel!r}; known are {', '.join(get_args(ResizeKernel))}."
+            )
+        if frame_sampling == "jittered" or frame_sampling not in SAMPLING_STRATEGIES:  # evaluation is never random
             raise InputError(f"`frame_sampling` must be uniform, dense or alpro, got {frame_sampling!r}.")
         if train_frame_sampling not in SAMPLING_STRATEGIES:
             raise InputError(
@@ -166,20 +168,20 @@ class VideoClipProcessor(VideoProcessorMixin):
 
     @property
     def height(self) -> int:
-        """Of the frames that come out, in pixels."""
+        """Height of the output frames in pixels."""
         return self.size["height"]
 
     @property
     def width(self) -> int:
-        """Of the frames that come out, in pixels."""
+        """Width of the output frames in pixels."""
         return self.size["width"]
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from a saved configuration, also from that of an image processor such as VideoMAE's or CLIP's.
+        """Build from a saved configuration, or from that of an image processor such as VideoMAE's or CLIP's.
 
-        Of a foreign configuration, size, crop, bicubic resampling, scale, mean and deviation are taken; the number of
-        frames is the model's business there and has to be given.
+        The latter provides size, crop, bicubic resampling, scale, mean and deviation, but not the number of frames,
+        which must be given.
         """
         values = dict(video_processor_dict)
         if values.get("video_processor_type") != cls.__name__:
@@ -196,7 +198,7 @@ class VideoClipProcessor(VideoProcessorMixin):
     def get_video_processor_dict(
         cls, pretrained_model_name_or_path, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Content of a saved configuration, also where a processor of pictures and text keeps that of its pictures."""
+        """Return a saved configuration, also from within the processor of an image-text model."""
         try:
             return super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
         except OSError:
@@ -204,12 +206,12 @@ class VideoClipProcessor(VideoProcessorMixin):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Frames of a clip, their height and their width, which the tower must take."""
+        """Number of frames in a clip, their height and their width: the input size of the tower."""
         return self.num_frames, self.height, self.width
 
     @property
     def scales_in_memory(self) -> bool:
-        """Whether frames are scaled after they were decoded at their own size."""
+        """Whether frames are decoded at their original size and scaled afterwards."""
         return self.resize_kernel in IN_MEMORY_KERNELS
 
     def sample(
@@ -220,10 +222,10 @@ class VideoClipProcessor(VideoProcessorMixin):
         end_seconds: float | None = None,
         generator: np.random.Generator | None = None,
     ) -> list[int]:
-        """Choose the frames of a clip: the training strategy with a generator, else the one of evaluation.
+        """Choose the frames of a clip with the training strategy if there is a generator, else that of evaluation.
 
         Returns:
-            `list[int]`: `num_frames` ascending positions in the file's index; repeated where the clip is too short.
+            `list[int]`: `num_frames` ascending positions in the file's index; repeated if the clip is too short.
         """
         return sample_positions(
             index,
@@ -236,26 +238,26 @@ class VideoClipProcessor(VideoProcessorMixin):
         )
 
     def fit(self, height: int, width: int, *, generator: np.random.Generator | None = None) -> Fit:
-        """Say how frames of a video become `size`.
+        """Determine how to fit the frames of a video to `size`.
 
         Args:
             height, width (`int`):
-                Of the video, in pixels.
+                Size of the video in pixels.
             generator (`np.random.Generator`, *optional*):
-                Of the sample, in training: one crop and one flip are drawn for the whole clip, if they are on.
+                Generator of the sample, in training: chooses one crop and one flip for the whole clip, if enabled.
 
         Returns:
-            [`Fit`]: For all frames of the clip.
+            [`Fit`]: The fit of all frames of the clip.
         """
         if generator is not None and self.random_crop:
-            top, left, part_height, part_width = self._draw_crop(height, width, generator)
+            top, left, part_height, part_width = self._sample_crop(height, width, generator)
             vertical, horizontal = self.height / part_height, self.width / part_width
             scaled = max(round(height * vertical), self.height), max(round(width * horizontal), self.width)
             top = min(round(top * vertical), scaled[0] - self.height)
             left = min(round(left * horizontal), scaled[1] - self.width)
         else:
             scaled = self._scaled_size(height, width)
-            # Half a pixel goes as torchvision's centre crop has it; black goes behind rather than before.
+            # Half pixels are rounded as in torchvision's centre crop; an odd black pixel is added at the end.
             top, left = (
                 int(round((length - goal) / 2)) if length > goal else -((goal - length) // 2)
                 for length, goal in zip(scaled, (self.height, self.width), strict=True)
@@ -266,15 +268,15 @@ class VideoClipProcessor(VideoProcessorMixin):
     def transform(
         self, frames: np.ndarray | torch.Tensor, fit: Fit, *, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Scale, cut or fill up, and mirror frames.
+        """Scale, crop or pad, and flip frames.
 
         Args:
             frames (`np.ndarray` or `torch.Tensor` of shape `(num_frames, 3, height, width)`):
-                RGB, `uint8`, on any device; frames that have the scaled size already are not scaled.
+                RGB frames, `uint8`, on any device; frames that already have the scaled size are not scaled.
             fit ([`Fit`]):
-                From [`VideoClipProcessor.fit`].
+                Result of [`VideoClipProcessor.fit`].
             out (`torch.ByteTensor` of shape `(num_frames, 3, height, width)`, *optional*):
-                Where the result goes.
+                Tensor for the result.
 
         Returns:
             `torch.ByteTensor` of shape `(num_frames, 3, height, width)`.
@@ -284,13 +286,13 @@ class VideoClipProcessor(VideoProcessorMixin):
             kernel = IN_MEMORY_KERNELS.get(self.resize_kernel, tvF.InterpolationMode.BILINEAR)
             clip = tvF.resize(clip, [fit.height, fit.width], interpolation=kernel, antialias=True)
         if (fit.height, fit.width) != (self.height, self.width):
-            # Beyond its edges the frame is filled up with black.
+            # Beyond its edges the frame is padded with black.
             clip = tvF.crop(clip, fit.top, fit.left, self.height, self.width)
         clip = tvF.horizontal_flip(clip) if fit.is_flipped else clip
         return clip.contiguous() if out is None else out.copy_(clip)
 
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to which the resize_mode scales a frame."""
+        """Return the height and width to which `resize_mode` scales a frame."""
         if self.resize_mode == "squash":
             return self.height, self.width
         if self.resize_mode == "pad":
@@ -303,8 +305,8 @@ class VideoClipProcessor(VideoProcessorMixin):
         # Rounded down, as torchvision and transformers do for the long side.
         return max(int(height * scale + 1e-6), self.height), max(int(width * scale + 1e-6), self.width)
 
-    def _draw_crop(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a random part, as in Inception's training ("random resized crop")."""
+    def _sample_crop(self, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of a random crop, as in Inception's training ("random resized crop")."""
         for _ in range(10):
             area = height * width * generator.uniform(self.random_crop_scale[0], self.random_crop_scale[1])
             ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -313,20 +315,20 @@ class VideoClipProcessor(VideoProcessorMixin):
                 top = int(generator.integers(height - crop_height + 1))
                 left = int(generator.integers(width - crop_width + 1))
                 return top, left, crop_height, crop_width
-        side = min(height, width)  # a frame so long that no allowed crop fits: the middle
+        side = min(height, width)  # the frame is too long for any allowed crop: use the centre
         return (height - side) // 2, (width - side) // 2, side, side
 
     def new_batch(self, batch_size: int, *, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """The entries of [`VideoClipProcessor.collate`], to be filled in.
+        """Return the entries of [`VideoClipProcessor.collate`] for the caller to fill.
 
         Args:
             batch_size (`int`):
-                Rows.
+                Number of rows.
             device (`str`, *optional*, defaults to `"cpu"`):
-                Where the pixels are; the rest stays on the CPU.
+                Device of the pixels; the rest stays on the CPU.
 
         Returns:
-            `dict[str, torch.Tensor]`: All zero, but for the pixels, which are arbitrary.
+            `dict[str, torch.Tensor]`: Tensors with arbitrary pixels; all other values are zero.
         """
         shape = batch_size, self.num_frames, 3, self.height, self.width
         return {
@@ -344,12 +346,12 @@ class VideoClipProcessor(VideoProcessorMixin):
 
         Args:
             clips (`Sequence[VideoClip | None]`):
-                One entry per row; `None` where a row has no video.
+                One entry per row; `None` for a row without video.
 
         Returns:
             `dict[str, torch.Tensor]`: `pixel_values_videos` (`uint8`) of shape `(batch_size, num_frames, 3, height,
-            width)`, `video_seconds` of shape `(batch_size, num_frames)`, `video_mask` of shape `(batch_size,)`. A
-            row without video is all zeros and `False`.
+            width)`, `video_seconds` of shape `(batch_size, num_frames)`, `video_mask` of shape `(batch_size,)`. The
+            entries of a row without video are zeros and `False`.
         """
         batch = self.new_batch(len(clips))
         for row, clip in enumerate(clips):
@@ -368,14 +370,14 @@ class VideoClipProcessor(VideoProcessorMixin):
         video_fps: float | Sequence[float | None] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Process decoded videos, one or a list.
+        """Process one or several decoded videos.
 
         Args:
             videos (`np.ndarray` or `torch.Tensor` of shape `(n, height, width, 3)` or `(n, 3, height, width)`):
-                `uint8` RGB frames of one video, or a list of such (an entry may be a list of frames or `None`). From a
-                video with another number of frames than `num_frames`, that many are sampled.
+                `uint8` RGB frames of one video, or a list of videos (an entry may be a list of frames or `None`). If a
+                video does not have `num_frames` frames, that many are sampled from it.
             video_fps (`float` or `Sequence[float]`, *optional*):
-                Frames per second of the videos; 24 is assumed, with a warning, where it is not given.
+                Frame rate of the videos in frames per second; if it is not given, 24 is assumed, with a warning.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
 
@@ -399,7 +401,7 @@ class VideoClipProcessor(VideoProcessorMixin):
     preprocess = __call__
 
     def _clip(self, video: np.ndarray | torch.Tensor | Sequence[Any], fps: float | None) -> VideoClip:
-        """One decoded video to a clip."""
+        """Process one decoded video."""
         frames = np.stack([np.asarray(f) for f in video]) if isinstance(video, (list, tuple)) else np.asarray(video)
         if frames.ndim == 4 and frames.shape[-1] == 3:
             frames = frames.transpose(0, 3, 1, 2)
@@ -425,12 +427,12 @@ class VideoClipProcessor(VideoProcessorMixin):
 
 
 def _is_frame(value: object) -> bool:
-    """Whether `value` is one picture: an array of three dimensions or a PIL image."""
+    """Return whether `value` is one image: an array of three dimensions or a PIL image."""
     return value is not None and not isinstance(value, (list, tuple)) and np.asarray(value).ndim == 3
 
 
 def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
-    """Our parameters from a Hugging Face image processor's."""
+    """Convert the configuration of a Hugging Face image processor to our parameters."""
     result = {key: values[key] for key in ("num_frames", "image_mean", "image_std") if values.get(key) is not None}
     size = values.get("size")
     size = {"shortest_edge": size} if isinstance(size, int) else dict(size or {})
@@ -446,7 +448,7 @@ def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
         result["resize_mode"] = "squash"
     elif "shortest_edge" in size:
         result["size"] = size["shortest_edge"]
-    elif "max_num_patches" in values:  # SigLIP 2 keeps the aspect ratio of each picture; a run's clips have one size
+    elif "max_num_patches" in values:  # SigLIP 2 keeps each image's aspect ratio; our clips have one size
         result["size"] = math.isqrt(values["max_num_patches"]) * values["patch_size"]
         result["resize_mode"] = "squash"
         result["resize_kernel"] = "antialias"
@@ -454,7 +456,7 @@ def _from_image_processor(values: dict[str, Any]) -> dict[str, Any]:
         result["resize_kernel"] = "antialias"
     if values.get("resample") == PILImageResampling.BICUBIC:
         result["resize_kernel"] = "bicubic"
-    # Ours are of values between 0 and 1.
+    # Our mean and deviation are for values between 0 and 1.
     factor = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255.0
     if not values.get("do_normalize", True):
         result |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}

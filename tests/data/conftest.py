@@ -1,4 +1,4 @@
-"""Small media files, and a data set of them, for the tests of the data package."""
+"""Small media files and a dataset of them for the tests of the data package."""
 
 import json
 from pathlib import Path
@@ -24,20 +24,20 @@ ROWS = [
 
 
 def write_video(path: Path, *, num_frames: int, seed: int, has_audio: bool, fps: int = 10) -> None:
-    """A video of 48 x 32 pixels of changing grey, with noise as long as the picture if it `has_audio`."""
+    """Write a video of 48 x 32 pixels in changing grey, with noise of the same length if it `has_audio`."""
     generator = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=fps)
         video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
         audio = container.add_stream("aac", rate=16000, layout="mono") if has_audio else None
         for number in range(num_frames):
-            picture = np.full((32, 48, 3), 20 + 200 * number // num_frames, dtype=np.uint8)
-            picture[8:24, 8:24] = generator.integers(0, 256, 3)
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((32, 48, 3), 20 + 200 * number // num_frames, dtype=np.uint8)
+            image[8:24, 8:24] = generator.integers(0, 256, 3)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(video.encode(None))
         if audio is not None:
-            sound = (0.1 * generator.standard_normal((1, 16000 * num_frames // fps))).astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout="mono")
+            waveform = (0.1 * generator.standard_normal((1, 16000 * num_frames // fps))).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(waveform, format="fltp", layout="mono")
             frame.sample_rate = 16000
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
@@ -45,7 +45,7 @@ def write_video(path: Path, *, num_frames: int, seed: int, has_audio: bool, fps:
 
 @pytest.fixture(scope="session")
 def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with `sound{0,1,2}.mp4` (1, 2 and 3 seconds), a silent, a short, a broken and an empty video."""
+    """Make a folder with `sound{0,1,2}.mp4` (1, 2 and 3 seconds), a silent, a short, a broken and an empty video."""
     folder = tmp_path_factory.mktemp("media")
     for number in range(3):
         write_video(folder / f"sound{number}.mp4", num_frames=10 * (number + 1), seed=number, has_audio=True)
@@ -90,7 +90,7 @@ def assert_equal(first: dict, second: dict) -> None:
     """Assert that two batches have the same entries, bit for bit."""
     assert first.keys() == second.keys()
     for key in first:
-        if key == "audio_window_counts":  # for the host alone
+        if key == "audio_window_counts":  # only used on the host
             assert first[key] == second[key]
             continue
         assert first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]), key

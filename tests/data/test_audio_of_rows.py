@@ -1,4 +1,4 @@
-"""Audio of rows: the part that is taken, and tracks that are short, empty, damaged or missing."""
+"""Audio of rows: the part that is used, and tracks that are short, empty, damaged or missing."""
 
 import av
 import numpy as np
@@ -13,7 +13,7 @@ from tests.media.media_files import write_media
 
 
 def test_training_takes_a_random_part_of_long_audio(processor, dataset):
-    """The part depends on seed, epoch and row, and its times count from the start of the segment. Evaluation takes the
+    """The part depends on seed, epoch and row, and times count from the start of the segment. Evaluation uses the
     middle.
     """
     extractor = AudioFeatureExtractor(num_mel_bins=16, num_frames=60, max_windows=2, crop="random")
@@ -32,13 +32,13 @@ def test_training_takes_a_random_part_of_long_audio(processor, dataset):
         torch.testing.assert_close(batch["audio_seconds"][0], whole.seconds[first : first + 120])
         return first
 
-    drawn = [part(True, seed, epoch) for seed in range(3) for epoch in range(3)]
-    assert len(set(drawn)) > 5 and 0 <= min(drawn) and max(drawn) <= spare
-    assert drawn == [part(True, seed, epoch) for seed in range(3) for epoch in range(3)]
+    firsts = [part(True, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert len(set(firsts)) > 5 and 0 <= min(firsts) and max(firsts) <= spare
+    assert firsts == [part(True, seed, epoch) for seed in range(3) for epoch in range(3)]
     assert [part(False, seed, seed) for seed in range(3)] == [spare // 2] * 3
 
 
-def test_audio_of_an_audio_column_must_be_there(processor, dataset, media_dir):
+def test_an_audio_column_requires_audio(processor, dataset, media_dir):
     row = {**dataset[1], "audio": str(media_dir / "silent.mp4"), "audio_from_video": False}
     with pytest.raises(MediaError, match="row 1"):
         MultimodalCollator(processor)([row])
@@ -70,7 +70,7 @@ def test_a_row_is_kept_if_its_audio_track_ends_before_the_segment(
     row = {**dataset[1], "video": str(path), "audio": str(path), "start_seconds": start, "end_seconds": start + 1}
     batch = MultimodalCollator(processor)([row, {**row, "start_seconds": 0.0}])
     assert batch["video_mask"].tolist() == [True, True] and batch["audio_mask"].tolist() == [False, True]
-    with pytest.raises(MediaError, match="no audio after"):  # a column of its own promises sound
+    with pytest.raises(MediaError, match="no audio after"):  # with an `audio` column, audio is required
         MultimodalCollator(processor)([{**row, "audio_from_video": False}])
 
 

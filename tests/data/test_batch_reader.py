@@ -1,4 +1,4 @@
-"""Bad samples: what takes their place, and decoders that crash, hang or eat memory."""
+"""Bad samples: their replacements, and decoders that crash, hang or exhaust memory."""
 
 import ctypes
 import faulthandler
@@ -45,7 +45,7 @@ def processor() -> MultimodalProcessor:
 
 @pytest.fixture
 def folder(media_dir, tmp_path) -> Path:
-    """`0.mp4` to `11.mp4` with captions and answers."""
+    """Write `0.mp4` to `11.mp4` with captions and answers."""
     rows = []
     for row in range(NUM_ROWS):
         shutil.copy(media_dir / f"sound{row % 3}.mp4", tmp_path / f"{row}.mp4")
@@ -61,7 +61,7 @@ def dataset(folder) -> RowDataset:
 
 @pytest.fixture(autouse=True)
 def forget_files(monkeypatch):
-    """Wait for no file, and for each again in every test."""
+    """Retry without delay, and forget in each test which files were waited for."""
     monkeypatch.setattr(bad_samples, "RETRY_SECONDS", (0.0, 0.0))
     bad_samples._given_up.clear()
 
@@ -74,7 +74,7 @@ def make_reader(dataset, processor, policy="replace", **options) -> BatchReader:
 
 
 def spoil(folder: Path, rows=BAD_ROWS) -> None:
-    """The first kind of a bad file is garbage, the second is missing, and so on."""
+    """Make files bad: alternately garbage and missing."""
     for number, row in enumerate(rows):
         (folder / f"{row}.mp4").write_bytes(b"x" * 1000)
         if number % 2:
@@ -84,7 +84,7 @@ def spoil(folder: Path, rows=BAD_ROWS) -> None:
 def assert_equal(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     for key in first:
-        if isinstance(first[key], tuple):  # of numbers, for the host alone
+        if isinstance(first[key], tuple):  # numbers that are only used on the host
             assert first[key] == second[key]
         else:
             assert torch.equal(first[key], second[key]), key
@@ -92,17 +92,17 @@ def assert_equal(first: dict, second: dict) -> None:
 
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("bad", [BAD_ROWS, (0, 1, 2, 3), tuple(range(9))])
-def test_the_next_good_row_of_its_own_sequence_takes_the_place_of_a_bad_one(folder, dataset, processor, parallel, bad):
+def test_a_bad_row_is_replaced_by_the_first_good_row_of_its_random_sequence(folder, dataset, processor, parallel, bad):
     spoil(folder, bad)
     reader = make_reader(dataset, processor, parallel=parallel)
     for epoch in range(2):
         keys = [(epoch, row) for row in range(4)]
         expected, tried = [], []
         for _, row in keys:
-            draws = sample_generator(5, epoch, f"r{row}", "replacement")
+            generator = sample_generator(5, epoch, f"r{row}", "replacement")
             while row in bad:
                 tried.append(row)
-                row = int(draws.integers(NUM_ROWS))
+                row = int(generator.integers(NUM_ROWS))
             expected.append(dataset[epoch, row])
         batch = reader(keys)
         assert sorted(sample.row for sample in batch.pop("bad_samples", [])) == sorted(tried)
@@ -119,7 +119,7 @@ def test_a_bad_sample_has_a_name_and_a_reason(folder, dataset, processor):
 
 
 @pytest.mark.parametrize("keys", [[(0, 3), (0, 1)], [(0, 3), (0, 8)]])
-def test_a_skipped_sample_is_a_row_that_has_nothing(folder, dataset, processor, keys):
+def test_a_skipped_sample_is_a_row_without_modalities(folder, dataset, processor, keys):
     spoil(folder)
     batch = make_reader(dataset, processor, "skip")(keys)
     bad = torch.tensor([row in BAD_ROWS for _, row in keys])
@@ -133,7 +133,7 @@ def test_a_skipped_sample_is_a_row_that_has_nothing(folder, dataset, processor, 
 
 
 def test_targets_see_which_rows_were_skipped(folder, dataset, processor):
-    """What a task's columns hold is known even of such a row; that it counts for nothing is up to the task."""
+    """The columns of a task are known even for a skipped row; the task must ignore it."""
     spoil(folder)
     reader = make_reader(dataset, processor, "skip", targets=AnswerLabels({"cat": 0}))
     assert reader([(0, 3), (0, 1), (0, 8)])["labels"].tolist() == [-1, 0, -1]
@@ -141,9 +141,9 @@ def test_targets_see_which_rows_were_skipped(folder, dataset, processor):
     assert reader.collator.empty_batch(2)["labels"].tolist() == [-1, -1]
 
 
-def test_one_modality_that_cannot_be_read_leaves_nothing_of_the_row(dataset, processor, monkeypatch):
+def test_one_unreadable_modality_makes_the_whole_row_bad(dataset, processor, monkeypatch):
     def refuse(*args, **kwargs):
-        raise ValueError("no sound today")
+        raise ValueError("no audio today")
 
     monkeypatch.setattr("simple_multimodal.data.readers.read_audio", refuse)
     batch = make_reader(dataset, processor, "skip")([(0, 0)])
@@ -151,7 +151,7 @@ def test_one_modality_that_cannot_be_read_leaves_nothing_of_the_row(dataset, pro
     assert not batch["video_seconds"].any() and not batch["text_mask"].any()
 
 
-def test_fail_names_the_row(folder, dataset, processor):
+def test_the_fail_policy_names_the_row(folder, dataset, processor):
     spoil(folder)
     reader = make_reader(dataset, processor, "fail")
     for row in BAD_ROWS:
@@ -159,14 +159,14 @@ def test_fail_names_the_row(folder, dataset, processor):
             reader([(0, 0), (0, row)])
 
 
-def test_where_no_row_can_be_read_places_stay_empty(folder, dataset, processor):
+def test_places_stay_empty_if_no_row_can_be_read(folder, dataset, processor):
     spoil(folder, range(NUM_ROWS))
     batch = make_reader(dataset, processor)([(0, 0), (0, 1)])
     assert len(batch["bad_samples"]) == 2 * (1 + MAX_REPLACEMENTS)
     assert not batch["video_mask"].any() and batch["row_ids"].tolist() == [0, 1]
 
 
-def test_a_file_that_comes_back_is_read(folder, dataset, processor, monkeypatch):
+def test_a_file_that_reappears_is_read(folder, dataset, processor, monkeypatch):
     expected = make_reader(dataset, processor)([(0, 3)])
     (folder / "3.mp4").rename(folder / "away")
     waited = []
@@ -181,17 +181,17 @@ def test_a_file_that_comes_back_is_read(folder, dataset, processor, monkeypatch)
     assert len(waited) == 2
 
 
-def test_a_file_that_stays_away_is_waited_for_once(folder, dataset, processor, monkeypatch):
+def test_a_missing_file_is_waited_for_only_once(folder, dataset, processor, monkeypatch):
     spoil(folder)
     waited = []
     monkeypatch.setattr(bad_samples.time, "sleep", waited.append)
     reader = make_reader(dataset, processor, "skip")
     for epoch in range(3):
         reader([(epoch, row) for row in range(NUM_ROWS)])
-    assert len(waited) == 2  # for the missing one, and not for the damaged one
+    assert len(waited) == 2  # for the missing file, but not for the damaged one
 
 
-def test_the_fault_of_a_file_system_is_tried_again(dataset, processor, monkeypatch):
+def test_a_file_system_error_is_retried(dataset, processor, monkeypatch):
     expected = make_reader(dataset, processor)([(0, 3)])
     original, calls = PyAVBackend.frames, []
 
@@ -206,7 +206,7 @@ def test_the_fault_of_a_file_system_is_tried_again(dataset, processor, monkeypat
     assert len(calls) == 2
 
 
-# ---- Decoders that do not fail, but worse ----
+# ---- Decoders that crash, hang or exhaust memory ----
 def crash() -> None:
     ctypes.string_at(0)
 
@@ -219,15 +219,15 @@ def hang() -> None:
     time.sleep(1000)
 
 
-def eat_memory() -> None:
+def exhaust_memory() -> None:
     eaten = []
     while True:
         eaten.append(bytearray(10**7))
         time.sleep(0.005)
 
 
-def haunt(monkeypatch, fault) -> None:
-    """Let the decoder do something else at the bad rows' files."""
+def break_decoder(monkeypatch, fault) -> None:
+    """Make the decoder misbehave for the files of the bad rows."""
     original = PyAVBackend.frames
 
     def frames(self, path, *args, **kwargs):
@@ -239,7 +239,7 @@ def haunt(monkeypatch, fault) -> None:
 
 
 def stream(dataset, processor, num_workers: int, policy="replace", **limits):
-    """All batches of two epochs, and the bad samples."""
+    """Return all batches of two epochs, and the bad samples."""
     reader = SupervisedReader(make_reader(dataset, processor, policy), **limits)
     keys = RowKeys(dataset)
     loader = DataLoader(
@@ -266,20 +266,20 @@ def stream(dataset, processor, num_workers: int, policy="replace", **limits):
         (crash, 1, {}, "its decoder crashed (SIGSEGV)"),
         (crash, 2, {}, "its decoder crashed (SIGSEGV)"),
         (leave, 1, {}, "its decoder exited (7)"),
-        (hang, 1, {"timeout_seconds": 0.8}, "not read within 0.8 seconds (--sample_timeout_seconds)"),
+        (hang, 1, {"timeout_seconds": 0.8}, "not read within 0.8 seconds (`sample_timeout_seconds`)"),
         (
-            eat_memory,
+            exhaust_memory,
             1,
             {"memory_gigabytes": 0.3},
-            "reading it took more than 0.3 GB (--loader_memory_gigabytes)",
+            "reading it took more than 0.3 GB (`loader_memory_gigabytes`)",
         ),
     ],
 )
-def test_a_decoder_takes_down_no_more_than_a_process(
+def test_a_misbehaving_decoder_costs_only_its_sample(
     folder, dataset, processor, monkeypatch, fault, num_workers, limits, reason
 ):
     with monkeypatch.context() as patch:
-        haunt(patch, fault)
+        break_decoder(patch, fault)
         batches, samples = stream(dataset, processor, num_workers, **limits)
     spoil(folder)  # as if the files had been bad from the start
     expected, expected_samples = stream(dataset, processor, 0)
@@ -291,28 +291,28 @@ def test_a_decoder_takes_down_no_more_than_a_process(
     assert {sample.file for sample in samples} == {str(folder / f"{row}.mp4") for row in BAD_ROWS}
 
 
-def test_a_crash_is_an_error_where_bad_samples_are(dataset, processor, monkeypatch):
-    haunt(monkeypatch, crash)
+def test_a_crash_is_an_error_if_bad_samples_are_errors(dataset, processor, monkeypatch):
+    break_decoder(monkeypatch, crash)
     with pytest.raises(BadSampleError, match=r"its decoder crashed \(SIGSEGV\)"):
         stream(dataset, processor, 1, "fail")
 
 
-def test_a_process_that_dies_without_reading_is_not_replaced_for_ever(dataset, processor, monkeypatch):
+def test_a_process_that_dies_without_reading_is_not_replaced_forever(dataset, processor, monkeypatch):
     monkeypatch.setattr(TextReader, "collate", lambda *args: crash())
     with pytest.raises(RuntimeError, match="ended 3 times without reading a file"):
         stream(dataset, processor, 1)
 
 
-def test_an_error_of_the_program_is_shown_with_its_place(dataset, processor, monkeypatch):
+def test_a_bug_is_reported_with_its_traceback(dataset, processor, monkeypatch):
     def broken(*args):
-        raise KeyError("draws")
+        raise KeyError("labels")
 
     monkeypatch.setattr(PretrainingTargets, "__call__", broken)
-    with pytest.raises(RuntimeError, match=r"(?s)Reading a batch failed:.*in broken.*KeyError: 'draws'"):
+    with pytest.raises(RuntimeError, match=r"(?s)Reading a batch failed:.*in broken.*KeyError: 'labels'"):
         stream(dataset, processor, 1)
 
 
-def test_a_worker_keeps_no_more_files_open_than_batches_are_under_way(dataset, processor):
+def test_a_worker_does_not_accumulate_open_files(dataset, processor):
     keys = RowKeys(dataset)
     loader = DataLoader(
         [keys[epoch, row] for epoch in range(40) for row in range(4)],
@@ -339,16 +339,16 @@ def test_a_worker_keeps_no_more_files_open_than_batches_are_under_way(dataset, p
 def test_without_workers_the_file_that_ends_the_process_is_named(
     folder, dataset, processor, monkeypatch, capfd, fault, status, message
 ):
-    haunt(monkeypatch, fault)
+    break_decoder(monkeypatch, fault)
     process = os.fork()
-    if process == 0:  # a run of its own
-        faulthandler.disable()  # pytest's, which would print a page
+    if process == 0:  # a separate run
+        faulthandler.disable()  # pytest's handler would print a page
         reader = make_reader(dataset, processor, parallel=False)
         SupervisedReader(reader, timeout_seconds=0.5)([(0, 1), (0, BAD_ROWS[0])])
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -status
     said = ""
-    for _ in range(200):  # the watcher outlives what it watches by a moment
+    for _ in range(200):  # the watcher ends slightly later than the process
         said += capfd.readouterr().err
         if "row" in said:
             break
@@ -357,13 +357,13 @@ def test_without_workers_the_file_that_ends_the_process_is_named(
 
 
 def test_threads_of_a_forked_child_find_a_thread_pool():
-    """Eight threads that use torch for the first time at once; without the renewal nearly every child fails."""
+    """Eight threads use torch for the first time at once; without the renewal, nearly every child fails."""
     script = """
 import os, threading
 import torch
 import simple_multimodal.data.batch_reader
 
-torch.set_num_threads(8)  # it takes a while to start so many, and the others ask in the meantime
+torch.set_num_threads(8)  # starting so many takes a while, in which the others ask for the pool
 torch.get_num_threads()
 
 def work():

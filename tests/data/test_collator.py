@@ -1,4 +1,4 @@
-"""What a batch holds, and that it does not depend on threads, workers or neighbours."""
+"""Content of a batch, which does not depend on threads, workers or neighbouring rows."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from simple_multimodal.processing import MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 from tests.data.conftest import assert_equal
 
-NUM_PATCHES = {"audio": 20, "video": 16}  # of an audio window, and of the frames of one time
-NUM_MASKED = {"audio": 6, "video": 13}  # shares of 0.3 and 0.8
+NUM_PATCHES = {"audio": 20, "video": 16}  # per audio window, and per time step of a video
+NUM_MASKED = {"audio": 6, "video": 13}  # 0.3 and 0.8 of them
 
 
 def test_a_batch_has_entries_of_fixed_types_and_shapes(processor, dataset, targets):
@@ -45,7 +45,7 @@ def test_a_batch_has_entries_of_fixed_types_and_shapes(processor, dataset, targe
     }
 
 
-def test_windows_that_hold_audio_are_listed(processor, dataset):
+def test_windows_that_contain_audio_are_listed(processor, dataset):
     batch = MultimodalCollator(processor)(list(dataset))
     assert batch["audio_window_counts"] == (1, 0, 2, 1, 0, 0)  # windows of 1.2 s; row c has 2 s of audio
     assert batch["audio_windows"].tolist() == [[0, 0], [2, 0], [2, 1], [3, 0]]
@@ -62,21 +62,21 @@ def test_a_modality_that_a_row_lacks_is_zero_and_masked(processor, dataset):
         assert not batch[key][~batch["video_mask"]].any()
 
 
-def test_rows_and_groups_have_numbers(processor, dataset):
+def test_batches_have_the_numbers_of_rows_and_groups(processor, dataset):
     batch = MultimodalCollator(processor)(list(dataset))
     assert batch["row_ids"].tolist() == [0, 1, 2, 3, 4, 5]
     assert batch["group_ids"].tolist()[:2] == [stable_hash("cats"), stable_hash("video=silent.mp4")]
 
 
 @pytest.mark.parametrize("name", ["audio", "video"])
-def test_the_same_number_of_patches_is_masked_in_each_window_and_at_each_time(processor, dataset, targets, name):
+def test_each_window_and_time_step_has_the_same_number_of_masked_patches(processor, dataset, targets, name):
     positions = MultimodalCollator(processor, targets=targets)(list(dataset))[f"{name}_masked_patches"]
     windows = (positions // NUM_PATCHES[name]).tolist()
     assert windows == [[0] * NUM_MASKED[name] + [1] * NUM_MASKED[name]] * 6
     assert (positions.diff(dim=1) > 0).all()
 
 
-def test_content_of_a_row(processor, dataset):
+def test_a_row_is_read_completely(processor, dataset):
     row = dataset[3]  # [0.5, 1.5) of a video of two seconds at 10 frames per second
     batch = MultimodalCollator(processor)([row])
     index = index_video(row["video"])
@@ -86,12 +86,12 @@ def test_content_of_a_row(processor, dataset):
     assert torch.equal(batch["pixel_values_videos"][0], processor.video_processor.transform(frames, fit))
     torch.testing.assert_close(batch["video_seconds"][0], torch.tensor([0.1, 0.3, 0.6, 0.8]))
     waveform = read_audio(row["video"], 16000, start_seconds=0.5, end_seconds=1.5)
-    sound = processor.feature_extractor.extract(waveform)
-    assert torch.equal(batch["audio_values"][0], sound.values)
-    assert torch.equal(batch["audio_attention_mask"][0], sound.attention_mask)
+    audio = processor.feature_extractor.extract(waveform)
+    assert torch.equal(batch["audio_values"][0], audio.values)
+    assert torch.equal(batch["audio_attention_mask"][0], audio.attention_mask)
 
 
-def test_a_processor_may_ask_for_the_pixels_of_decord(processor, dataset):
+def test_a_processor_may_request_the_pixels_of_decord(processor, dataset):
     row = dataset[0]
     video_processor = VideoClipProcessor(num_frames=4, size=16, resize_mode="squash", resize_kernel="decord")
     like_decord = MultimodalProcessor(video_processor=video_processor)
@@ -105,7 +105,7 @@ def test_a_processor_may_ask_for_the_pixels_of_decord(processor, dataset):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_parallel_equals_sequential(processor, dataset, training, targets):
+def test_parallel_reading_equals_sequential_reading(processor, dataset, training, targets):
     arguments = {"training": training, "seed": 5, "targets": targets}
     sequential = MultimodalCollator(processor, parallel=False, **arguments)
     for num_threads in (None, 1, 5):
@@ -131,7 +131,7 @@ def test_a_row_does_not_depend_on_its_neighbours(processor, dataset, training, t
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_give_the_batches_of_the_main_process(processor, dataset, workers, targets):
+def test_workers_return_the_batches_of_the_main_process(processor, dataset, workers, targets):
     collator = MultimodalCollator(processor, training=True, targets=targets)
     collator([dataset[0]])  # its pool does not survive the fork
 
@@ -146,7 +146,7 @@ def test_workers_give_the_batches_of_the_main_process(processor, dataset, worker
         assert_equal(first, second)
 
 
-def test_training_draws_depend_on_seed_and_epoch(processor, dataset, targets):
+def test_random_choices_in_training_depend_on_seed_and_epoch(processor, dataset, targets):
     collator = MultimodalCollator(processor, training=True, targets=targets)
     rows = [[dataset[(epoch, index)] for index in range(6)] for epoch in range(2)]
     first, second = collator(rows[0]), collator(rows[1])
@@ -157,7 +157,7 @@ def test_training_draws_depend_on_seed_and_epoch(processor, dataset, targets):
     assert torch.equal(first["audio_values"], second["audio_values"])
 
 
-def test_captions_are_drawn_in_training_only(processor, dataset):
+def test_captions_are_random_in_training_only(processor, dataset):
     def texts(training: bool) -> set[str]:
         collator = MultimodalCollator(MultimodalProcessor(tokenizer=processor.tokenizer), training=training)
         batches = [collator([dataset[(epoch, 0)]]) for epoch in range(20)]
@@ -172,7 +172,7 @@ def test_evaluation_is_the_same_in_every_epoch(processor, dataset):
     assert_equal(collator([dataset[(0, 0)], dataset[(0, 2)]]), collator([dataset[(7, 0)], dataset[(7, 2)]]))
 
 
-def test_entries_follow_the_processor(processor, dataset):
+def test_a_batch_has_the_modalities_of_the_processor(processor, dataset):
     audio_only = MultimodalCollator(MultimodalProcessor(feature_extractor=processor.feature_extractor))
     assert list(audio_only([dataset[1]])) == [
         "audio_values",
@@ -197,7 +197,7 @@ def test_dropped_modalities_are_not_read(processor, dataset, media_dir, targets)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, training, targets):
+def test_an_empty_batch_has_all_entries(processor, dataset, training, targets):
     collator = MultimodalCollator(processor, training=training, targets=targets)
     empty, batch = collator.empty_batch(3), collator([dataset[0], dataset[1], dataset[2]])
     assert empty.pop("audio_windows").tolist() == [[0, 0]] and empty.pop("audio_window_counts") == (0, 0, 0)
@@ -206,7 +206,7 @@ def test_a_batch_of_rows_that_have_nothing_has_all_entries(processor, dataset, t
         name: (3, values.dtype, values.ndim) for name, values in batch.items()
     }
     assert not any(empty[f"{modality}_mask"].any() for modality in ("text", "audio", "video"))
-    assert collator.parallel  # the collator itself is as it was
+    assert collator.parallel  # the collator itself is unchanged
 
 
 def test_padding_of_text(processor, dataset):
@@ -223,13 +223,13 @@ def test_a_bad_file_is_named_with_its_row(processor, dataset, media_dir, paralle
         MultimodalCollator(processor, parallel=parallel)(rows)
 
 
-def test_a_bad_file_is_named_through_a_worker(processor, dataset, media_dir):
+def test_a_bad_file_is_named_in_a_worker(processor, dataset, media_dir):
     bad = {**dataset[1], "video": str(media_dir / "empty.mp4"), "audio": None}
     loader = torch.utils.data.DataLoader([bad], collate_fn=MultimodalCollator(processor), num_workers=1)
     batches = iter(loader)
     with pytest.raises(MediaError, match=r"row 1 \(id 'b'\): .*empty.mp4"):
         next(batches)
-    assert list(batches) == []  # else torch waits five seconds for the worker
+    assert list(batches) == []  # otherwise torch waits five seconds for the worker
 
 
 def test_bad_arguments_are_refused(processor):

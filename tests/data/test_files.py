@@ -1,4 +1,4 @@
-"""Folders of media files: which of their files are taken, under which names, and what is said of the others."""
+"""Folders of media files: which files are used, their names, and the report on other files."""
 
 import os
 import shutil
@@ -48,17 +48,17 @@ MADE_WITH = {
 
 
 def write(path: Path, muxer: str, codec: str) -> None:
-    """Eight frames, or 0.2 s of silence."""
+    """Write eight frames, or 0.2 s of silence."""
     with av.open(str(path), "w", format=muxer) as output:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             stream = output.add_stream(codec, rate=25)
             stream.width = stream.height = 64
             stream.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
             for number in range(8):
-                picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 30 * number, np.uint8))
-                picture = picture.reformat(format=stream.pix_fmt)
-                picture.pts = number
-                output.mux(stream.encode(picture))
+                frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 30 * number, np.uint8))
+                frame = frame.reformat(format=stream.pix_fmt)
+                frame.pts = number
+                output.mux(stream.encode(frame))
         else:
             stream = output.add_stream(codec, rate=48000, layout="mono")
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 9600), np.int16), "s16", "mono")
@@ -71,7 +71,7 @@ def write(path: Path, muxer: str, codec: str) -> None:
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory) -> Path:
-    """A folder with a file of each kind; every other suffix is in capitals, as cameras write them."""
+    """Make a folder with a file of each kind; every other suffix is in capitals, as cameras write them."""
     folder = tmp_path_factory.mktemp("kinds")
     for number, (suffix, how) in enumerate(MADE_WITH.items()):
         write(folder / f"a{suffix.upper() if number % 2 else suffix}", *how)
@@ -89,9 +89,9 @@ def said(monkeypatch) -> list[str]:
     return said
 
 
-def test_every_suffix_is_of_a_container_that_is_read(every_kind, said):
+def test_every_suffix_belongs_to_a_readable_container(every_kind, said):
     assert MADE_WITH.keys() == MEDIA_SUFFIXES and not VIDEO_SUFFIXES & AUDIO_SUFFIXES
-    assert CLIP_SUFFIXES == VIDEO_SUFFIXES | {""}  # of `prepare`
+    assert CLIP_SUFFIXES == VIDEO_SUFFIXES | {""}  # used by `prepare`
     rows = listed(every_kind)
     assert sorted(Path(row["id"]).suffix.lower() for row in rows) == sorted(MEDIA_SUFFIXES) and said == []
     for row in rows:
@@ -102,7 +102,7 @@ def test_every_suffix_is_of_a_container_that_is_read(every_kind, said):
             assert len(read_audio(row["audio"], 16000)) > 3000, row["id"]
 
 
-def test_what_is_passed_over_is_counted(every_kind, tmp_path, said):
+def test_skipped_files_are_counted(every_kind, tmp_path, said):
     names = ["b.mp4", "a.OPUS", "notes.txt", "b.json", "c.json", "LICENSE", "._b.mp4", ".DS_Store", ".hidden.mkv"]
     for name in names:
         shutil.copy(every_kind / "a.mp4", tmp_path / name)
@@ -111,12 +111,12 @@ def test_what_is_passed_over_is_counted(every_kind, tmp_path, said):
         shutil.copy(every_kind / "a.mp4", tmp_path / name / "deeper.mp4")
     assert [row["id"] for row in listed(tmp_path)] == ["a.OPUS", "b.mp4"]
     assert said == [
-        f"{tmp_path}: 2 media files; passed over: 4 of other kinds (.json, .txt, no suffix), 4 hidden, "
-        "2 folders (--recursive looks into them)."
+        f"{tmp_path}: 2 media files; skipped: 4 of other kinds (.json, .txt, no suffix), 4 hidden, "
+        "2 folders (searched with `recursive`)."
     ]
 
 
-def test_folders_in_a_folder_on_request(every_kind, tmp_path, said):
+def test_subfolders_are_searched_on_request(every_kind, tmp_path, said):
     for name in ("b.mp4", "a/c.mp4", "a/b/c.mp4", "a/b/._c.mp4", "a/.git/d.mp4", "z/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(every_kind / "a.mp4", tmp_path / name)
@@ -124,10 +124,10 @@ def test_folders_in_a_folder_on_request(every_kind, tmp_path, said):
     rows = listed(tmp_path, recursive=True)
     assert [row["id"] for row in rows] == ["a/b/c.mp4", "a/c.mp4", "b.mp4"]
     assert rows[0]["video"] == str(tmp_path / "a/b/c.mp4")
-    assert said == [f"{tmp_path}: 3 media files; passed over: 1 of other kinds (.txt), 2 hidden, 1 linked folders."]
+    assert said == [f"{tmp_path}: 3 media files; skipped: 1 of other kinds (.txt), 2 hidden, 1 linked folders."]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="other systems have names of characters")
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX systems only")
 @pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"\xff\xfe.mp4", "über/naïve.mp4".encode("latin-1")])
 def test_names_that_are_not_utf8_are_read(every_kind, tmp_path, name):
     path = os.path.join(os.fsencode(tmp_path), name)
@@ -135,7 +135,7 @@ def test_names_that_are_not_utf8_are_read(every_kind, tmp_path, name):
     try:
         shutil.copy(every_kind / "a.mp4", path)
     except OSError:
-        pytest.skip("this file system takes no such name")
+        pytest.skip("this file system does not accept such names")
     (row,) = listed(tmp_path, recursive=True)
     assert row == RowDataset.from_files(tmp_path, recursive=True)[0] and row["audio"] == row["video"] == row["group"]
     assert os.fsencode(row["id"]) == name and len(index_video(row["video"]).seconds) == 8
@@ -143,17 +143,17 @@ def test_names_that_are_not_utf8_are_read(every_kind, tmp_path, name):
         file.write(b"x" * 100)
     with pytest.raises(MediaError) as error:
         index_video(row["video"])
-    str(error.value).encode()  # which names it so that it can be printed
+    str(error.value).encode()  # the message can be printed
 
 
 def test_bad_input_is_named(every_kind, tmp_path):
-    with pytest.raises(ValueError, match=rf"{tmp_path}: no media file there \(looked for .3g2 .*.wmv\)\.$"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: no media files found \(looked for .3g2 .*.wmv\)\.$"):
         listed(tmp_path)
     (tmp_path / "a.txt").touch()
     (tmp_path / "deeper").mkdir()
-    with pytest.raises(ValueError, match=r"1 of other kinds \(.txt\), 1 folders \(--recursive looks into them\)"):
+    with pytest.raises(ValueError, match=r"1 of other kinds \(.txt\), 1 folders \(searched with `recursive`\)"):
         listed(tmp_path)
-    with pytest.raises(ValueError, match=r"--recursive looks into the folders of a folder, and '\S+a.mp4' is none"):
+    with pytest.raises(ValueError, match=r"`recursive` searches the subfolders of a folder, but '\S+a.mp4' is not"):
         listed(str(every_kind / "a.mp4"), recursive=True)
     (tmp_path / "b.mp4").write_bytes(b"no media")
-    assert [row["id"] for row in listed(tmp_path)] == ["b.mp4"]  # who reads it finds out
+    assert [row["id"] for row in listed(tmp_path)] == ["b.mp4"]  # the error surfaces when it is read

@@ -18,7 +18,7 @@ datasets.disable_progress_bars()
 
 @pytest.fixture
 def load(tmp_path, media_dir):
-    """Write a manifest and read it; media are those of `media_dir`."""
+    """Return a function that writes a manifest and reads it; media are those of `media_dir`."""
 
     def load_manifest(content: str | bytes, name: str = "train.csv", roots=None, **kwargs) -> RowDataset:
         path = tmp_path / name
@@ -69,7 +69,7 @@ def test_csv_tsv_and_jsonl_give_the_same_rows(load):
     assert from_jsonl["group"] == "video=sound0.mp4 start_seconds=0.5 end_seconds=1.0"
 
 
-def test_empty_cells_mean_absent_modalities(load, media_dir):
+def test_empty_cells_mean_missing_modalities(load, media_dir):
     dataset = load(
         "audio,text,video\n,caption.txt,\nsound0.mp4,,silent.mp4\n,,sound1.mp4\n",
     )
@@ -79,7 +79,7 @@ def test_empty_cells_mean_absent_modalities(load, media_dir):
     assert row_captions(text_only) == ["a caption from a file"]
     assert both["audio"] == str(media_dir / "sound0.mp4") and both["audio_from_video"] is False
     assert both["group"] == "video=silent.mp4 audio=sound0.mp4"
-    assert no_audio["audio"] is None  # there is an `audio` column, so the sound track is not meant
+    assert no_audio["audio"] is None  # with an `audio` column, the audio track of the video is not used
     assert row_captions(no_audio) == []
 
 
@@ -94,7 +94,7 @@ def test_further_columns_are_untouched(load):
     assert load("video,caption,label\nsound0.mp4,NA,null\n")[0]["captions"] == ["NA"]
 
 
-def test_byte_order_mark_and_windows_line_ends(load):
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(load):
     assert load(b"\xef\xbb\xbfvideo,caption\r\nsound0.mp4,caf\xc3\xa9\r\n")[0]["captions"] == ["café"]
     assert load(b'\xef\xbb\xbf{"video": "sound0.mp4", "caption": "x"}\r\n', "a.jsonl")[0]["captions"] == ["x"]
 
@@ -103,7 +103,7 @@ def test_a_long_caption_is_read(load):
     assert len(load("video,caption\nsound0.mp4," + "a" * 1_000_000 + "\n")[0]["captions"][0]) == 1_000_000
 
 
-def test_rows_are_named_whether_their_files_are_there_or_not(load):
+def test_rows_can_be_listed_without_their_files(load):
     rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
     dataset = load(jsonl(*rows), "a.jsonl")
     named = list(dataset.rows(files="named"))
@@ -113,28 +113,28 @@ def test_rows_are_named_whether_their_files_are_there_or_not(load):
     assert len(list(load(jsonl(*rows), "a.jsonl", max_samples=1).rows(files="named"))) == 1
 
 
-def test_max_samples_touches_no_file_of_a_row_that_is_left_out(load):
+def test_max_samples_does_not_touch_files_of_other_rows(load):
     rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
     dataset = load(jsonl(*rows), "a.jsonl", max_samples=1)
     assert len(dataset) == len(list(dataset)) == 1
-    assert list(dataset.captions()) == ["one", "two"]  # all, for the tokenizer
+    assert list(dataset.captions()) == ["one", "two"]  # all captions, for the tokenizer
     with pytest.raises(IndexError):
         dataset[1]
     assert len(load(jsonl(*rows), "a.jsonl", max_samples=9)) == 2
 
 
-def test_captions_reads_text_files(load):
+def test_captions_include_those_of_text_files(load):
     assert list(load("text,video\ncaption.txt,sound0.mp4\n,sound1.mp4\n").captions()) == ["a caption from a file"]
 
 
-def test_epoch_travels_with_the_row(load):
+def test_a_row_has_its_epoch(load):
     dataset = load("video,caption\nsound0.mp4,a\nsound1.mp4,b\n")
     row = dataset[(3, 1)]
     assert (row["epoch"], row["index"], row["id"]) == (3, 1, "1")
     assert dataset[-1]["index"] == 1
 
 
-def test_fingerprint_is_of_the_content(load):
+def test_the_fingerprint_depends_on_the_content(load):
     content = "video,caption\nsound0.mp4,a\nsound1.mp4,b\n"
     fingerprint = load(content).fingerprint
     assert load(content, "other_name.csv").fingerprint == fingerprint
@@ -142,7 +142,7 @@ def test_fingerprint_is_of_the_content(load):
     assert load(content, max_samples=1).fingerprint != fingerprint
 
 
-def test_a_changed_manifest_is_read_anew(load):
+def test_a_changed_manifest_is_read_again(load):
     assert load("video,caption\nsound0.mp4,old\n")[0]["captions"] == ["old"]
     assert load("video,caption\nsound0.mp4,new\n")[0]["captions"] == ["new"]
 
@@ -175,7 +175,7 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
         (
             "video;caption\na.mp4;b\n",
             "a.csv",
-            "no column for text.*The separator seems to be ';': that of .csv is a comma",
+            "no column for text.*The separator seems to be ';'; use a comma in .csv",
         ),
         ("video\tcaption\na.mp4\tb\n", "a.csv", "The separator seems to be '.t'"),
         (
@@ -198,9 +198,9 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
         (
             'video,caption\na.mp4,"b"c\n',
             "a.csv",
-            "line 2: after a quoted cell the separator must follow, got '\"b\"c'",
+            "line 2: a quoted cell must be followed by a separator, got '\"b\"c'",
         ),
-        (b"video,caption\na.mp4,\xff\n", "a.csv", "line 2: is not UTF-8 text, it has the byte 0xff.*iconv"),
+        (b"video,caption\na.mp4,\xff\n", "a.csv", "line 2: is not UTF-8 text: it contains the byte 0xff.*iconv"),
         ("id,video,caption\nx,a.mp4,b\nx,c.mp4,d\n", "a.csv", "line 3: the id 'x' occurred before, in line 2"),
         ("id,video,caption\n1,a.mp4,b\n,c.mp4,d\n", "a.csv", "line 3: the id '1' occurred before"),
         ("video,text,caption\na.mp4,b.txt,c\n", "a.csv", "line 2: a row may have one of `text`, `caption`"),
@@ -231,7 +231,7 @@ def test_bad_manifests_are_refused_with_file_and_line(load, content, name, messa
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
-def test_all_rows_that_are_wrong_are_in_one_message(load, name):
+def test_all_wrong_rows_are_in_one_message(load, name):
     cells = [("a.mp4", "5", "2"), ("b.mp4", "0", "1"), ("c.mp4", "x", "1"), ("../d.mp4", "0", "1")]
     cells += [(f"{n}.mp4", "1", "1") for n in range(40)]
     columns = ("video", "start_seconds", "end_seconds")
@@ -256,10 +256,10 @@ def test_all_rows_that_are_wrong_are_in_one_message(load, name):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 @pytest.mark.parametrize("end", ["", "\n"])
-def test_the_text_of_a_link_is_no_manifest(load, tmp_path, name, end):
+def test_the_text_of_a_link_is_not_a_manifest(load, tmp_path, name, end):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs/1f0c").write_text("video,caption\na.mp4,b\n")
-    with pytest.raises(ValueError, match=f"{name}: holds nothing but the path of a file.*or name blobs/1f0c"):
+    with pytest.raises(ValueError, match=f"{name}: contains only the path of a file.*or pass blobs/1f0c"):
         load(f"blobs/1f0c{end}", name)
 
 
@@ -298,7 +298,7 @@ def test_a_missing_manifest_is_named(tmp_path):
         RowDataset.from_manifest(tmp_path / "train.csv")
 
 
-def test_columns_are_needed_for_the_modalities_of_the_model_only(load):
+def test_only_the_modalities_of_the_model_need_columns(load):
     dataset = load("video,label\nsound0.mp4,1\n", modalities=("audio", "video"))
     assert dataset[0]["captions"] == []
     assert len(load("caption\na cat\n", modalities=("text",))) == 1
@@ -324,11 +324,11 @@ def test_columns_are_needed_for_the_modalities_of_the_model_only(load):
     ],
 )
 @pytest.mark.parametrize("column", ["video", "audio", "text"])
-def test_paths_that_point_elsewhere_are_refused(load, path, problem, column):
+def test_paths_that_leave_their_root_are_refused(load, path, problem, column):
     row = {"video": "sound0.mp4"} | {column: path}
     with pytest.raises(ValueError, match=problem) as error:
         load(jsonl(row), "a.jsonl", modalities=())
-    assert "a.jsonl, line 1" in str(error.value) and f"--{column}_root" in str(error.value)
+    assert "a.jsonl, line 1" in str(error.value) and f"`{column}_root`" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -350,14 +350,14 @@ def test_ordinary_names_are_accepted(load, tmp_path, path, name):
     assert len(load(content, name, modalities=())) == 1
 
 
-def test_names_that_look_like_a_protocol_can_be_written_otherwise(load):
+def test_an_error_explains_how_to_write_names_that_look_like_a_protocol(load):
     with pytest.raises(ValueError, match="looks like a URL or an FFmpeg protocol; a file of that name is written './"):
         load("video,caption\nRe:Zero.mp4,a\n")
 
 
 @pytest.fixture
 def linked(tmp_path, media_dir) -> Path:
-    """Folder of a file, and of links to it, to a file and a folder elsewhere, and to themselves."""
+    """Make a folder with a file, and links to it, to a file and a folder elsewhere, and to itself."""
     root = tmp_path / "videos"
     root.mkdir()
     (root / "inside.mp4").write_bytes(b"x")
@@ -375,13 +375,13 @@ def test_links_may_not_leave_the_root(load, linked, tmp_path):
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
     dataset = load(content, "a.jsonl", roots=linked_root)
     assert dataset[0]["video"] == str(linked / "inside.mp4")
-    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*--follow_links.*--video_root"):
+    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*`follow_links`.*`video_root`"):
         dataset[1]
     with pytest.raises(MediaError, match="row 2"):
         dataset[2]
     with pytest.raises(ValueError, match="row 3 .*leaves its folder"):
         dataset[3]
-    message = r"row 1 \(line 2.*leaves its folder for .*sound0.mp4.*--follow_links.* 1 other rows"
+    message = r"row 1 \(line 2.*leaves its folder for .*sound0.mp4.*`follow_links`.* 1 other rows"
     with pytest.raises(ValueError, match=message):
         dataset.check_links()
     with pytest.raises(ValueError, match=message):
@@ -420,7 +420,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
     (tmp_path / "data").symlink_to(snapshot)
     dataset = RowDataset.from_manifest(tmp_path / "data" / root / "train.csv", cache_dir=tmp_path / "cache")
     if repository == "mine":
-        with pytest.raises(ValueError, match="leaves its folder.*--follow_links"):
+        with pytest.raises(ValueError, match="leaves its folder.*`follow_links`"):
             dataset.check_links()
         return
     dataset.check_links()
@@ -431,7 +431,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
         dataset.check_links()
 
 
-def test_absolute_paths_below_their_root_are_taken(load, linked, media_dir, tmp_path):
+def test_absolute_paths_below_their_root_are_accepted(load, linked, media_dir, tmp_path):
     (tmp_path / "alias").symlink_to(media_dir)
     content = jsonl(
         *({"video": f"{folder}/sound0.mp4", "caption": "a"} for folder in (media_dir, tmp_path / "alias", "."))
@@ -450,7 +450,7 @@ def test_absolute_paths_below_their_root_are_taken(load, linked, media_dir, tmp_
         f"video,caption\n/x.mp4,a\n{outside['video']},b\n",
     ):
         name = "a.jsonl" if content[0] == "{" else "a.csv"
-        with pytest.raises(ValueError, match="2 rows are wrong. Line .: .*is absolute and not below .*--video_root"):
+        with pytest.raises(ValueError, match="2 rows are wrong. Line .: .*is absolute and not below .*`video_root`"):
             load(content, name)
     link = {"video": f"{linked}/link_outside.mp4", "caption": "a"}
     with pytest.raises(ValueError, match="leaves its folder"):
@@ -460,7 +460,7 @@ def test_absolute_paths_below_their_root_are_taken(load, linked, media_dir, tmp_
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
 @pytest.mark.parametrize("stored", ["NFC", "NFD"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
-def test_accents_are_found_however_they_are_composed(load, tmp_path, media_dir, written, stored, name):
+def test_files_are_found_whether_their_accents_are_composed_or_not(load, tmp_path, media_dir, written, stored, name):
     folder = tmp_path / unicodedata.normalize(stored, "vidéos")
     folder.mkdir()
     file = folder / unicodedata.normalize(stored, "café.mp4")
@@ -488,7 +488,7 @@ def test_names_may_begin_with_a_space(load, tmp_path, content, name):
     (tmp_path / " a.mp4").write_bytes(b"x")
     dataset = load(content, name, roots={"video": tmp_path})
     assert dataset[0]["video"] == str(tmp_path / " a.mp4")
-    (tmp_path / " a.mp4").rename(tmp_path / "a.mp4")  # and a space may be there for looks
+    (tmp_path / " a.mp4").rename(tmp_path / "a.mp4")  # a space may also be mere formatting
     assert dataset[0]["video"] == str(tmp_path / "a.mp4")
     assert dataset[0]["group"] == "video=a.mp4"
 
@@ -565,7 +565,7 @@ VALUES = [
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 @pytest.mark.parametrize(("value", "text"), VALUES)
-def test_names_are_read_alike_in_every_column_and_format(tmp_path, media_dir, value, text, name):
+def test_names_are_read_the_same_way_in_every_column_and_format(tmp_path, media_dir, value, text, name):
     row = {"video": "sound0.mp4", "question": " q ", **dict.fromkeys(("id", "group", "answer", "answer_type"), value)}
     cells = ["" if cell is None else cell if isinstance(cell, str) else json.dumps(cell) for cell in row.values()]
     separator = "," if name == "a.csv" else "\t"
@@ -594,8 +594,8 @@ def test_names_are_read_alike_in_every_column_and_format(tmp_path, media_dir, va
         ({"id": float("inf")}, "`id` must be .* got inf"),
         ({"group": [1]}, "`group` must be .*"),
         ({"question": 3}, "`question` must be a string, got 3"),
-        ({"question": " "}, "`question` must be a text, and is empty"),
-        ({"question": None}, "`question` must be a text, and is empty"),
+        ({"question": " "}, "`question` must be a text, but is empty"),
+        ({"question": None}, "`question` must be a text, but is empty"),
         ({"caption": 3}, "`caption` must be a string, got 3"),
         ({"captions": ["a", 3]}, "`captions` must be a JSON list of non-empty strings"),
         ({"video": True}, "`video` must be a string, got True"),
@@ -615,7 +615,7 @@ def test_other_values_are_refused_with_their_line(tmp_path, row, message):
         )
 
 
-def test_columns_of_another_task_are_handed_on(load):
+def test_columns_of_another_task_are_passed_on(load):
     for value in (0, ["a", "b"], {"c": 1.5}, None):
         row = {"video": "sound0.mp4", "caption": "a", "answer": value, "answer_type": value}
         read = load(jsonl(row), "a.jsonl")[0]

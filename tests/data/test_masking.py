@@ -19,7 +19,7 @@ def test_masked_count(num_items, ratio, count):
 
 
 @pytest.mark.parametrize(("num_items", "ratio"), [(1, 0.5), (10, 0.0), (10, 1.0), (10, -0.1), (10, 1.5)])
-def test_masked_count_refuses(num_items, ratio):
+def test_masked_count_refuses_bad_arguments(num_items, ratio):
     with pytest.raises(ValueError):
         masked_count(num_items, ratio)
 
@@ -31,7 +31,7 @@ def test_patch_mask_has_the_exact_count_in_every_window():
     assert len({row.tobytes() for row in mask.reshape(5, 40)}) == 5
 
 
-def test_patch_mask_of_a_window_does_not_depend_on_later_windows():
+def test_the_patch_mask_of_a_window_does_not_depend_on_later_windows():
     assert np.array_equal(
         patch_mask(1, 40, ratio=0.3, generator=generator()), patch_mask(3, 40, ratio=0.3, generator=generator())[:40]
     )
@@ -43,7 +43,7 @@ def test_tube_mask_is_the_same_at_all_times():
     assert (mask == mask[0]).all()
 
 
-def test_every_place_is_masked_equally_often():
+def test_every_position_is_masked_equally_often():
     masks = np.stack([tube_mask(1, 4, 4, ratio=0.5, generator=generator(seed)) for seed in range(2000)])
     assert masks.sum(1).tolist() == [8] * 2000
     assert abs(masks.mean(0) - 0.5).max() < 0.06
@@ -98,7 +98,7 @@ def test_mlm_mask_does_not_depend_on_padding():
     assert np.array_equal(padded[0][:20], changed) and np.array_equal(padded[1][:20], labels)
 
 
-def test_mlm_mask_leaves_its_input_alone():
+def test_mlm_mask_does_not_change_its_input():
     ids = np.arange(100, 120)
     mask_tokens(ids, np.ones(20, dtype=bool))
     assert np.array_equal(ids, np.arange(100, 120))

@@ -1,4 +1,4 @@
-"""Tests of the random order of frames, of the data set that reads them, and of the report on both."""
+"""Tests of the random order of frames, of the dataset that reads them, and of the reports on sampling."""
 
 import threading
 import time
@@ -41,7 +41,7 @@ def test_every_place_gets_every_number_equally_often():
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 8, 100])
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_an_epoch_holds_every_frame_once(chunk_size, epoch):
+def test_an_epoch_has_every_frame_once(chunk_size, epoch):
     order = FrameOrder(LENGTHS, chunk_size=chunk_size, seed=3, epoch=epoch)
     chunks = order.chunks(range(order.num_chunks))
     frames = [(video, frame) for video, first, stop in chunks for frame in range(first, stop)]
@@ -51,7 +51,7 @@ def test_an_epoch_holds_every_frame_once(chunk_size, epoch):
     assert order.chunks(range(0, order.num_chunks, 2)) == chunks[::2]
 
 
-def test_where_chunks_begin_differs_by_epoch_and_seed():
+def test_chunks_begin_elsewhere_in_each_epoch_and_seed():
     cuts = set()
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         order = FrameOrder([1000], chunk_size=10, seed=seed, epoch=epoch)
@@ -60,7 +60,7 @@ def test_where_chunks_begin_differs_by_epoch_and_seed():
 
 
 @pytest.mark.parametrize(("chunk_size", "buffer_frames"), [(1, 1), (1, 40), (1, 400), (1, 9000), (7, 7), (7, 150)])
-def test_a_visit_comes_in_time_and_the_buffer_holds_all(chunk_size, buffer_frames):
+def test_frames_are_decoded_in_time_and_fit_into_the_buffer(chunk_size, buffer_frames):
     lengths, ahead = [180, 180, 60, 5], max(buffer_frames // 10 // chunk_size, 1)
     starts = [np.arange(0, length, 30) for length in lengths]
     order = FrameOrder(lengths, chunk_size=chunk_size)
@@ -97,7 +97,7 @@ def read(frame) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("chunk_size", "buffer_frames"), [(1, 30), (1, 5000), (4, 30)])
-def test_frames_come_in_the_order_drawn_and_are_those_asked_for(videos, chunk_size, buffer_frames):
+def test_the_right_frames_come_in_random_order(videos, chunk_size, buffer_frames):
     dataset = RandomFrameDataset(
         videos, size=(HEIGHT, WIDTH), chunk_size=chunk_size, buffer_frames=buffer_frames, seed=5
     )
@@ -122,7 +122,7 @@ def test_workers_and_processes_share_an_epoch(videos, num_workers, world_size):
     assert sorted(seen) == [(video, frame) for video, length in enumerate(LENGTHS) for frame in range(length)]
 
 
-def test_an_epoch_that_is_left_early_leaves_no_thread_behind(videos):
+def test_stopping_an_epoch_early_ends_all_threads(videos):
     before = threading.active_count()
     frames = iter(RandomFrameDataset(videos, size=(HEIGHT, WIDTH), buffer_frames=8))
     next(frames)
@@ -140,7 +140,7 @@ def test_an_unreadable_video_is_named(videos, tmp_path):
         RandomFrameDataset(videos, chunk_size=9, buffer_frames=8)
 
 
-def test_the_report_counts_each_frame_once_and_measures_how_alike_neighbours_are():
+def test_the_report_counts_each_frame_once_and_measures_the_similarity_of_neighbours():
     generator = np.random.default_rng(0)
     lengths = [400, 300]
     order = FrameOrder(lengths, chunk_size=5)
@@ -156,36 +156,36 @@ def test_the_report_counts_each_frame_once_and_measures_how_alike_neighbours_are
 
 
 @pytest.mark.parametrize(("num_frames", "window"), [(1, 1), (5, 1), (5, 5), (5, 9), (10, 3), (10, 7), (40, 8)])
-def test_windows_are_counted_as_by_sliding_them(num_frames, window):
+def test_window_counts_equal_those_of_sliding_windows(num_frames, window):
     counts = np.zeros(num_frames, dtype=int)
     for start in range(max(num_frames - window, 0) + 1):
         counts[start : start + window] += 1
     np.testing.assert_array_equal(window_counts(num_frames, window), counts)
 
 
-def test_the_bias_of_windows_is_exact_and_that_of_single_frames_nothing():
+def test_the_bias_of_windows_is_exact_and_zero_for_single_frames():
     lengths = [40, 7, 90]
     generator = np.random.default_rng(0)
     values = [np.stack([np.abs(np.linspace(-1, 1, n)), generator.normal(size=n)], axis=1) for n in lengths]
     report = window_report(values, 8)
-    # By naming every window, of 33, 1 and 83 frames to begin at.
-    drawn = [frames[start : start + 8] for frames in values for start in range(max(len(frames) - 8, 0) + 1)]
+    # By enumerating every window: 33, 1 and 83 frames to begin at.
+    windows = [frames[start : start + 8] for frames in values for start in range(max(len(frames) - 8, 0) + 1)]
     frames = np.concatenate(values)
-    shift = np.linalg.norm(np.concatenate(drawn).mean(axis=0) - frames.mean(axis=0))
+    shift = np.linalg.norm(np.concatenate(windows).mean(axis=0) - frames.mean(axis=0))
     assert report.bias == pytest.approx(shift / np.sqrt(frames.var(axis=0).sum())) and report.bias > 0.05
-    average = sum(map(len, drawn)) / sum(lengths)
+    average = sum(map(len, windows)) / sum(lengths)
     assert (report.min_share, report.max_share) == pytest.approx((1 / average, 8 / average))
     assert report.edge_share == pytest.approx(2 * 14 / sum(lengths))  # seven at each end of the two long ones
     single = window_report(values, 1)
     assert (single.min_share, single.max_share, single.edge_share) == (1, 1, 0) and single.bias < 1e-12
 
 
-def test_frames_of_another_backend_and_of_a_device_come_in_the_same_order(videos, monkeypatch):
+def test_frames_on_a_device_come_in_the_same_order(videos, monkeypatch):
     settings = {"size": (HEIGHT, WIDTH), "buffer_frames": 30, "seed": 5}
     expected = [(frame.video, frame.position) for frame in RandomFrameDataset(videos, **settings)]
     dataset = RandomFrameDataset(videos, **settings)
     frames = dataset._backend.frames
-    monkeypatch.setattr(dataset._backend, "device", "meta")  # in place of a GPU, with frames that have no values
+    monkeypatch.setattr(dataset._backend, "device", "meta")  # stands in for a GPU; frames have no values
     monkeypatch.setattr(dataset._backend, "frames", lambda *args: torch.from_numpy(frames(*args)).to("meta"))
     found = list(dataset)
     assert [(frame.video, frame.position) for frame in found] == expected

@@ -1,4 +1,4 @@
-"""Readers of modalities: a further one is a line in each of a few tables, and its rows are read as those of others."""
+"""Readers of modalities: a new one is an entry in a few tables, and is read like the others."""
 
 import threading
 
@@ -24,7 +24,7 @@ ROWS = [
 
 
 class PoseProcessor:
-    """Two numbers per row, scaled."""
+    """Processor that scales two numbers per row."""
 
     def __init__(self, scale: float):
         self.scale = scale
@@ -77,7 +77,7 @@ def dataset(media_dir) -> RowDataset:
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-def test_a_further_modality_is_read_with_the_others(processor, dataset, parallel):
+def test_a_new_modality_is_read_with_the_others(processor, dataset, parallel):
     collator = MultimodalCollator(processor, parallel=parallel)
     batch = collator([dataset[0], dataset[1], dataset[2]])
     assert processor.modalities == ("text", "video", "pose")
@@ -88,7 +88,7 @@ def test_a_further_modality_is_read_with_the_others(processor, dataset, parallel
     assert not collator.empty_batch(2)["pose_mask"].any()
 
 
-def test_a_further_modality_that_cannot_be_read_makes_the_row_bad(processor, dataset):
+def test_a_new_modality_that_cannot_be_read_makes_the_row_bad(processor, dataset):
     collator = MultimodalCollator(processor)
     with pytest.raises(MediaError, match=r"row 3 \(id 'd'\): could not convert"):
         collator([dataset[3]])
@@ -98,7 +98,7 @@ def test_a_further_modality_that_cannot_be_read_makes_the_row_bad(processor, dat
         assert batch[name].tolist() == [True, False]
 
 
-def test_a_further_part_is_saved_and_called(processor, tmp_path):
+def test_a_new_part_is_saved_and_called(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = MultimodalProcessor.from_pretrained(tmp_path)
     assert loaded.modalities == processor.modalities and loaded.to_dict() == processor.to_dict()
@@ -107,7 +107,7 @@ def test_a_further_part_is_saved_and_called(processor, tmp_path):
     assert batch["pose_values"].tolist() == [[0.0, 0.0], [1.0, 2.0]]
 
 
-def test_a_column_is_needed_for_a_further_modality(processor):
+def test_a_new_modality_needs_a_column(processor):
     with pytest.raises(ValueError, match="no column for pose: poses is needed"):
         RowDataset([{"video": "a.mp4", "caption": "a"}], modalities=("video", "pose"))
 
@@ -119,8 +119,8 @@ def test_unknown_parts_and_inputs_are_refused():
         MultimodalProcessor(video_processor=VideoClipProcessor())(poses=[[1.0]])
 
 
-def test_the_largest_clips_are_started_first(media_dir, monkeypatch):
-    """Rows keep their places; what lacks the modality is not looked at."""
+def test_the_largest_clips_are_read_first(media_dir, monkeypatch):
+    """Rows keep their places; rows that lack the modality are not read."""
     video = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=16))
     names = ["sound0.mp4", None, "sound2.mp4", "sound1.mp4"]
     rows = [{"video": name, "caption": "x"} for name in names]

@@ -1,4 +1,4 @@
-"""Threads that read, and how many there are."""
+"""Reading threads, and their number."""
 
 import os
 import pickle
@@ -17,10 +17,10 @@ def test_threads_are_kept_between_batches():
     assert pool.submit(name_of_thread)().startswith("collator")
 
 
-def test_a_pickled_pool_starts_threads_of_its_own():
+def test_a_pickled_pool_starts_its_own_threads():
     pool = ThreadPool(2)
     pool.submit(name_of_thread)()
-    copy = pickle.loads(pickle.dumps(pool))  # as for a worker that is spawned
+    copy = pickle.loads(pickle.dumps(pool))  # as for a spawned worker
     assert copy.num_threads == 2 and copy.submit(name_of_thread)().startswith("collator")
 
 

@@ -1,4 +1,4 @@
-"""Rows that do not come from a manifest, and what a data set can be asked."""
+"""Rows that do not come from a manifest, and queries of a dataset."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def collator() -> MultimodalCollator:
     return MultimodalCollator(MultimodalProcessor(audio, video))
 
 
-def test_rows_in_memory_are_those_of_a_manifest(tmp_path, media_dir):
+def test_rows_in_memory_equal_those_of_a_manifest(tmp_path, media_dir):
     path = write(tmp_path / "rows.jsonl", ROWS)
     of_file = RowDataset.from_manifest(path, roots=media_dir, cache_dir=tmp_path)
     for in_memory in (RowDataset(ROWS, roots=media_dir), RowDataset(iter(ROWS), roots=str(media_dir))):
@@ -53,17 +53,17 @@ def test_rows_in_memory_are_those_of_a_manifest(tmp_path, media_dir):
         ({"video": "/etc/passwd"}, "row 1: the path '/etc/passwd' in column 'video' is absolute and not below"),
         ({"video": "http://example.org/a.mp4"}, "row 1: .* looks like a URL"),
         ({"start_seconds": -1}, "row 1: `start_seconds` must be a time"),
-        ({"label": np.ones(3)}, "row 1: `label` holds a ndarray; give numbers, strings, lists or dictionaries"),
-        ({"is_skipped": True}, "rows have entries is_skipped of their own"),
+        ({"label": np.ones(3)}, "row 1: `label` contains a ndarray; give numbers, strings, lists or dictionaries"),
+        ({"is_skipped": True}, "reserved column names: is_skipped"),
     ],
 )
-def test_values_are_checked_wherever_rows_come_from(media_dir, change, message):
+def test_values_are_checked_for_every_source_of_rows(media_dir, change, message):
     rows = [ROWS[0], ROWS[1] | change]
     with pytest.raises(ValueError, match=f"^rows.*{message}"):
         RowDataset(rows, roots=media_dir)
 
 
-def test_rows_need_rows_and_columns():
+def test_missing_rows_and_columns_are_refused():
     with pytest.raises(ValueError, match="^rows: there are 0 rows"):
         RowDataset([])
     with pytest.raises(ValueError, match="no column for text: one of text, caption, captions is needed"):
@@ -79,8 +79,8 @@ def test_several_wrong_rows_are_in_one_message():
         RowDataset(rows)
 
 
-def test_without_roots_files_may_lie_anywhere(tmp_path, media_dir, monkeypatch):
-    """The program that runs has chosen them; the paths stay as they were given."""
+def test_files_may_be_anywhere_without_roots(tmp_path, media_dir, monkeypatch):
+    """The calling program has chosen them; paths are kept as given."""
     (tmp_path / "link.mp4").symlink_to(media_dir / "sound0.mp4")
     monkeypatch.chdir(tmp_path)
     rows = [{"video": "link.mp4"}, {"video": str(media_dir / "silent.mp4")}]
@@ -92,7 +92,7 @@ def test_without_roots_files_may_lie_anywhere(tmp_path, media_dir, monkeypatch):
         RowDataset(rows[:1], modalities=("video",), roots=tmp_path).check_links()
 
 
-def test_a_row_can_be_asked_for_in_three_ways(media_dir):
+def test_a_row_can_be_requested_in_three_ways(media_dir):
     dataset = RowDataset([ROWS[0], ROWS[1] | {"video": "nowhere.mp4"}, ROWS[2]], roots=media_dir)
     assert dataset.row(0, 4) == dataset.row(0, 4, files="named") == dataset[4, 0]
     with pytest.raises(MediaError, match=r"^rows, row 1 \(id 'b'\), column 'video': .*nowhere.mp4 does not exist"):
@@ -100,7 +100,7 @@ def test_a_row_can_be_asked_for_in_three_ways(media_dir):
     assert dataset.row(1, files="named")["audio"] == str(media_dir / "nowhere.mp4")
     bare = dataset.row(1, 2, files="none")
     assert (bare["video"], bare["audio"], bare["captions"], bare["epoch"]) == (None, None, ["two dogs"], 2)
-    assert dataset.row(-1, files="none")["captions"] == [""]  # a file has them
+    assert dataset.row(-1, files="none")["captions"] == [""]  # they are in a file
     for index in (0, 2):
         assert without_files(dataset[index]) == dataset.row(index, files="none")
     with pytest.raises(IndexError):
@@ -119,7 +119,7 @@ def test_clip_names_are_listed_once(media_dir, monkeypatch):
     dataset = RowDataset([*rows, {"audio": " z.b.wav"}], modalities=())
     names = dataset.clip_names()
     assert names == ["a", "b", "z.b"]
-    monkeypatch.setattr(RowDataset, "_cells", lambda *_: pytest.fail("they cannot change"))
+    monkeypatch.setattr(RowDataset, "_cells", lambda *_: pytest.fail("names cannot change"))
     assert dataset.clip_names() == names
 
 
@@ -133,7 +133,7 @@ def test_files_of_clips_follow_links(tmp_path):
         {"video": "x/a.mp4", "audio": "real/b.wav"},
         {"video": " real/a.mp4"},
         {"audio": "x/b.wav"},
-        {"video": "l\u00e9.mp4"},  # composed, and the link's name is not
+        {"video": "l\u00e9.mp4"},  # composed, unlike the link's name
         {"video": "absent/c.mp4"},
         {"caption": "no clip"},
     ]
@@ -147,7 +147,7 @@ def test_files_of_clips_follow_links(tmp_path):
     assert RowDataset(rows[-1:], modalities=()).clip_files() == []
 
 
-def test_a_column_may_be_the_text(tmp_path, media_dir):
+def test_the_text_may_come_from_another_column(tmp_path, media_dir):
     rows = [{"video": "silent.mp4", "caption": "left out", "question": " why? ", "answer": 2}]
     settings = {"text_column": "question", "typed_columns": {"answer": "name"}, "roots": media_dir}
     path = write(tmp_path / "rows.jsonl", rows)
@@ -155,7 +155,7 @@ def test_a_column_may_be_the_text(tmp_path, media_dir):
     for dataset in (RowDataset(rows, **settings), of_file):
         assert (dataset[0]["captions"], dataset[0]["question"], dataset[0]["answer"]) == (["why?"], "why?", "2")
         assert list(dataset.captions()) == ["why?"]
-    with pytest.raises(ValueError, match="row 1: `question` must be a text, and is empty"):
+    with pytest.raises(ValueError, match="row 1: `question` must be a text, but is empty"):
         RowDataset([*rows, {"video": "a.mp4"}], **settings)
     with pytest.raises(ValueError, match="no column for text: question is needed"):
         RowDataset([{"video": "a.mp4", "caption": "b"}], **settings)
@@ -163,7 +163,7 @@ def test_a_column_may_be_the_text(tmp_path, media_dir):
     assert as_captions[0]["captions"] == ["left out"] and as_captions[0]["answer"] == 2
 
 
-def test_fingerprints_are_of_the_rows():
+def test_fingerprints_depend_on_the_rows():
     rows = [{"video": f"{number}.mp4", "caption": "x"} for number in range(3)]
     fingerprint = RowDataset(rows).fingerprint
     assert RowDataset(list(rows)).fingerprint == fingerprint
@@ -171,7 +171,7 @@ def test_fingerprints_are_of_the_rows():
     assert RowDataset([*rows[:2], rows[2] | {"caption": "y"}]).fingerprint != fingerprint
 
 
-def test_a_pandas_table(media_dir):
+def test_rows_from_a_pandas_table(media_dir):
     frame = pandas.DataFrame(
         {
             "video": ["sound0.mp4", None],
@@ -186,7 +186,7 @@ def test_a_pandas_table(media_dir):
 
 
 def media_dataset(media_dir: Path, embedded: bool) -> datasets.Dataset:
-    """A data set of the library with a video and a sound column, by their paths or with what the files hold."""
+    """Make a `datasets.Dataset` with a video and an audio column, as paths or as the content of files."""
     paths = [str(media_dir / name) for name in ("sound0.mp4", "silent.mp4")]
     dataset = datasets.Dataset.from_dict({"video": paths, "audio": [paths[0], None], "caption": ["a cat", "a dog"]})
     for name, feature in {"video": datasets.Video, "audio": datasets.Audio}.items():
@@ -200,7 +200,7 @@ def media_dataset(media_dir: Path, embedded: bool) -> datasets.Dataset:
 
 
 @pytest.mark.parametrize("embedded", [False, True])
-def test_media_columns_of_a_data_set_are_read_by_our_reader(tmp_path, media_dir, collator, embedded):
+def test_media_columns_of_a_dataset_are_read_by_our_reader(tmp_path, media_dir, collator, embedded):
     source = media_dataset(media_dir, embedded)
     dataset = RowDataset.from_dataset(source, cache_dir=tmp_path, modalities=("audio", "video"))
     assert [row["captions"] for row in dataset] == [["a cat"], ["a dog"]]
@@ -222,7 +222,7 @@ def test_media_columns_of_a_data_set_are_read_by_our_reader(tmp_path, media_dir,
         assert batch[name].equal(expected[name]), name
 
 
-def test_rows_of_a_data_set_are_checked_as_others(media_dir):
+def test_rows_of_a_dataset_are_checked_like_others(media_dir):
     source = datasets.Dataset.from_list([{"video": "a.mp4", "caption": "a"}, {"video": "../b.mp4", "caption": "b"}])
     with pytest.raises(ValueError, match=r"^dataset, row 1: the path '../b.mp4'"):
         RowDataset.from_dataset(source)
@@ -230,7 +230,7 @@ def test_rows_of_a_data_set_are_checked_as_others(media_dir):
         RowDataset.from_dataset(source.remove_columns("caption"))
 
 
-def test_rows_at_hand_are_read_without_a_data_set(media_dir, collator):
+def test_given_rows_are_read_without_a_dataset(media_dir, collator):
     rows = list(RowDataset.from_files([str(media_dir / "sound0.mp4"), str(media_dir / "sound1.mp4")]))
     rows.append({**rows[0], "index": 7, "video": str(media_dir / "broken.mp4")})
     batch = BatchReader(None, collator, on_bad_sample="skip")(rows)
@@ -238,12 +238,12 @@ def test_rows_at_hand_are_read_without_a_data_set(media_dir, collator):
     assert batch["video_mask"].tolist() == [True, True, False]
 
 
-def test_a_manifest_is_read_line_by_line_once(tmp_path, monkeypatch):
+def test_a_manifest_is_parsed_only_once(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", ROWS)
     first = RowDataset.from_manifest(path, cache_dir=tmp_path / "cache")
     path.rename(tmp_path / "moved.jsonl")
-    monkeypatch.setattr(manifest, "read_jsonl", lambda *_: pytest.fail("its columns are known"))
-    monkeypatch.setattr(manifest, "read_records", lambda *_: pytest.fail("its rows are known"))
+    monkeypatch.setattr(manifest, "read_jsonl", lambda *_: pytest.fail("columns are already known"))
+    monkeypatch.setattr(manifest, "read_records", lambda *_: pytest.fail("rows are already known"))
     second = RowDataset.from_manifest(tmp_path / "moved.jsonl", cache_dir=tmp_path / "cache")
     assert second.columns == first.columns and second.fingerprint == first.fingerprint
     assert list(second.rows(files="named")) == list(first.rows(files="named"))
@@ -252,7 +252,7 @@ def test_a_manifest_is_read_line_by_line_once(tmp_path, monkeypatch):
         RowDataset.from_manifest(tmp_path / "moved.jsonl", cache_dir=tmp_path / "cache", modalities=("audio",))
 
 
-def test_a_manifest_that_is_wrong_leaves_no_table(tmp_path):
+def test_a_wrong_manifest_leaves_no_table(tmp_path):
     path = write(tmp_path / "rows.jsonl", [*ROWS, {"video": 3}])
     for _ in range(2):
         with pytest.raises(ValueError, match="line 4: `video` must be a string"):
@@ -269,5 +269,5 @@ def test_many_rows_are_read_in_batches(monkeypatch):
         RowDataset([row | ({"id": "x"} if n in (1, 10) else {}) for n, row in enumerate(rows)], modalities=("text",))
 
 
-def test_no_column_may_have_the_name_of_an_own_entry():
+def test_names_of_row_entries_are_reserved():
     assert set(records.OWN_ENTRIES) == set(Row.__annotations__) - set(records.COLUMNS)

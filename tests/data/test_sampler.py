@@ -1,4 +1,4 @@
-"""Tests of the order of rows, alone and dealt out by accelerate."""
+"""Tests of the order of rows, alone and distributed by accelerate."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ NUM_ROWS = 11
 
 
 class Rows(torch.utils.data.Dataset):
-    """Returns the key it is asked for."""
+    """Dataset that returns each key."""
 
     epoch = 0
 
@@ -32,7 +32,7 @@ def test_yields_epoch_and_index():
     assert len(sampler) == NUM_ROWS
 
 
-def test_order_is_a_function_of_seed_and_epoch():
+def test_the_order_depends_on_seed_and_epoch_only():
     sampler = EpochSampler(Rows(), seed=0)
     first = list(sampler)
     assert first == list(sampler)
@@ -43,7 +43,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def loaders(num_processes: int, num_workers: int = 0) -> list:
-    """What `accelerate` makes of a data loader in each of several processes."""
+    """Return the data loader that `accelerate` prepares in each of several processes."""
     prepared = []
     for process_index in range(num_processes):
         dataset = Rows()
@@ -76,14 +76,14 @@ def test_processes_share_the_order(num_processes):
     for epoch in range(3):
         sampler.set_epoch(epoch)
         expected = list(sampler)
-        dealt = [
+        distributed = [
             row
             for step in zip(*(process[epoch] for process in per_process), strict=True)
             for batch in step
             for row in batch
         ]
-        assert dealt[:NUM_ROWS] == expected
-        assert set(dealt) == set(expected)  # the rest is the start again, to make batches even
+        assert distributed[:NUM_ROWS] == expected
+        assert set(distributed) == set(expected)  # the first rows are repeated to make batches even
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""Batches that a worker hands over in shared memory."""
+"""Batches that a worker passes on in shared memory."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.data.conftest import assert_equal
 
 
 class CountingCollator:
-    """Tells how many blocks of shared memory the worker has, and in which the large tensors lie."""
+    """Collator that reports how many blocks of shared memory the worker has, and whether large tensors are in them."""
 
     def __init__(self, collator: MultimodalCollator):
         self.collator = collator

@@ -1,4 +1,4 @@
-"""Tests of the store of what a model made of clips: nothing is lost, mixed up, or taken for something else."""
+"""Tests of the store of tensors by clip: nothing is lost, mixed up or mistaken for something else."""
 
 import json
 import multiprocessing
@@ -52,7 +52,7 @@ def assert_holds(store: ClipStore, clips: dict[Clip, dict[str, torch.Tensor]]) -
 
 @pytest.fixture
 def written(tmp_path) -> Path:
-    """Two shards; the second has a clip that could not be read."""
+    """Write two shards, the second with a clip that could not be read."""
     store = resume(tmp_path / "store")
     store.append(0, {A: CLIPS[A], B: CLIPS[B]})
     store.append(1, {C: CLIPS[C], Clip("bad", None): BAD})
@@ -74,7 +74,7 @@ def test_clips_of_any_length_come_back_as_they_were(written):
 
 
 def test_files_are_plain(written):
-    """Readable with nothing but their own libraries, and by others than their owner."""
+    """They can be read with the libraries of their formats, and by users other than their owner."""
     assert sorted(path.name for path in written.iterdir()) == [
         "00000.parquet", "00000.safetensors", "00001.parquet", "00001.safetensors", "index.json",
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_files_are_plain(written):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
-def test_tensors_are_mapped_and_not_read_as_a_whole(written):
+def test_tensors_are_memory_mapped(written):
     store = ClipStore.open(written, Clip)
     mapped = store.read(A)["tokens"].untyped_storage().data_ptr()
     regions = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
@@ -134,10 +134,10 @@ def test_a_later_shard_replaces_a_clip(written):
         assert_holds(opened, {**CLIPS, A: new, Clip("bad", None): CLIPS[C]})
         assert not opened.unreadable
         assert torch.equal(opened.stack("tokens"), torch.cat([CLIPS[C]["tokens"], new["tokens"], CLIPS[C]["tokens"]]))
-    assert list(ClipStore.open(written, Clip)) == [A, B, C, Clip("bad", None)]  # until the index says so
+    assert list(ClipStore.open(written, Clip)) == [A, B, C, Clip("bad", None)]  # until the index is written
 
 
-def test_dropped_clips_stay_away_and_take_their_shards_with_them(written):
+def test_dropped_clips_and_their_shards_are_removed(written):
     store = resume(written)
     store.keep_only([A, Clip("elsewhere")])
     store.commit()
@@ -153,7 +153,7 @@ def test_dropped_clips_stay_away_and_take_their_shards_with_them(written):
 
 
 def test_several_processes_write_and_one_commits(tmp_path):
-    """Whatever their order, the store is the one that a single process writes."""
+    """In any order, the store is the same as if a single process had written it."""
     for name, order in (("one", [0, 1, 2]), ("three", [1, 2, 0])):
         stores = [resume(tmp_path / name) for _ in order]
         for number in order:
@@ -177,7 +177,7 @@ def test_another_fingerprint_is_named(written, tmp_path):
     assert ClipStore.open(written, Clip).fingerprint == other
 
 
-def test_what_is_not_of_this_store_is_left_alone(written, tmp_path):
+def test_files_of_other_stores_are_not_touched(written, tmp_path):
     class Block(NamedTuple):
         number: int
 
@@ -189,17 +189,17 @@ def test_what_is_not_of_this_store_is_left_alone(written, tmp_path):
     with pytest.raises(ValueError, match=r"00000\.safetensors was not written as part of a store"):
         resume(tmp_path, replaces=True)
     assert (tmp_path / "00000.safetensors").exists() and len(list(written.iterdir())) == 5
-    with pytest.raises(ValueError, match="does not hold a store of clips that can be read"):
+    with pytest.raises(ValueError, match="does not hold a readable store of clips"):
         ClipStore.open(tmp_path, Clip)
 
 
-def test_tensors_of_one_name_are_alike(tmp_path):
+def test_tensors_with_one_name_must_have_one_type(tmp_path):
     store = resume(tmp_path)
-    with pytest.raises(ValueError, match="tensors called 'x' differ"):
+    with pytest.raises(ValueError, match="tensors called 'x' differ in type"):
         store.append(0, {A: {"x": torch.ones(1, 2)}, B: {"x": torch.ones(1, 2).half()}})
     store.append(0, {A: {"x": torch.ones(1, 2)}, B: {"y": torch.ones(1)}})
     assert store.read(B)["x"].shape == (0, 2)
-    with pytest.raises(ValueError, match="tensors called 'x' differ"):
+    with pytest.raises(ValueError, match="tensors called 'x' differ in type"):
         store.append(1, {C: {"x": torch.ones(1, 3)}})
     store.append(1, {})
     assert not list(tmp_path.glob("00001*"))
@@ -207,7 +207,7 @@ def test_tensors_of_one_name_are_alike(tmp_path):
 
 @pytest.mark.parametrize("damaged", ["00001.safetensors", "00001.parquet"])
 @pytest.mark.parametrize("keeps", [None, 0, -3])
-def test_a_damaged_shard_costs_its_clips_alone(written, damaged, keeps):
+def test_a_damaged_shard_costs_only_its_clips(written, damaged, keeps):
     content = (written / damaged).read_bytes()
     (written / damaged).unlink() if keeps is None else (written / damaged).write_bytes(content[:keeps])
     store = resume(written)
@@ -219,7 +219,7 @@ def test_a_damaged_shard_costs_its_clips_alone(written, damaged, keeps):
 
 
 def _write_and_die(folder: Path, step: str) -> None:
-    """Add a shard to a store, and be killed when a file of it is complete beside its place, or just in its place."""
+    """Add a shard to a store, and be killed just before or after one of its files is moved into place."""
     name, _, moment = step.partition(" ")
     plain = Path.replace
 
@@ -249,8 +249,8 @@ def _write_and_die(folder: Path, step: str) -> None:
     ],
 )
 def test_a_writer_may_be_killed_at_any_time(written, step, adopted, indexed):
-    """Readers see what was committed; the next writer has the whole shards, and nothing else is left."""
-    # A forked process lacks the threads of pyarrow's pool, and would wait for them for ever.
+    """Readers see the committed shards; the next writer adopts complete shards and removes the rest."""
+    # A forked process lacks the threads of pyarrow's pool, and would wait for them forever.
     process = multiprocessing.get_context("spawn").Process(target=_write_and_die, args=(written, step))
     process.start()
     process.join()
@@ -277,11 +277,11 @@ def test_a_lost_or_mixed_up_shard_is_named(written):
     index = json.loads((written / "index.json").read_text())
     index["shards"][0]["clips"] = 3
     (written / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"can be read: 00000\.parquet does not have 3 rows"):
+    with pytest.raises(ValueError, match=r"readable store of clips: 00000\.parquet does not have 3 rows"):
         ClipStore.open(written, Clip)
 
 
-def test_differences_are_in_words():
+def test_differences_are_described_in_words():
     assert module.describe_difference(MADE_OF, dict(MADE_OF)) == ""
     assert module.describe_difference({"a": 1, "tower": "x"}, {"b": 2, "tower": "y"}) == (
         "a 1 there and None here, other weights or another configuration of the tower, b None there and 2 here"

@@ -1,4 +1,4 @@
-"""Tests of CSV, TSV and JSONL files: no dialect loses a record without a word."""
+"""Tests of CSV, TSV and JSONL files: no dialect silently loses a record."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from simple_multimodal.data.tables import is_table, read_records, read_table
 
 @pytest.fixture
 def read(tmp_path):
-    """Writes a table and reads it: line and cells of each record, the header left out."""
+    """Return a function that writes a table and reads the line and cells of each record, without the header."""
 
     def read(content: str | bytes, name: str = "a.csv") -> list[tuple[int, list[str]]]:
         path = tmp_path / name
@@ -27,11 +27,15 @@ def read(tmp_path):
     [("\n", csv.QUOTE_MINIMAL), ("\r\n", csv.QUOTE_MINIMAL), ("\n", csv.QUOTE_ALL), ("\r", csv.QUOTE_ALL)],
 )
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-def test_what_the_csv_module_writes_is_read(read, line_end, quoting, bom):
-    draw = random.Random(0)
+def test_the_output_of_the_csv_module_is_read(read, line_end, quoting, bom):
+    generator = random.Random(0)
     pieces = ["a dog", ",", '"', '""', "\n", " ", "é", "|", "barks. ", "\t", "'", "5"]
     rows = [
-        [f"clips/{n}.mp4", *("".join(draw.choices(pieces, k=draw.randrange(6))) for _ in range(2)), str(n / 2)]
+        [
+            f"clips/{n}.mp4",
+            *("".join(generator.choices(pieces, k=generator.randrange(6))) for _ in range(2)),
+            str(n / 2),
+        ]
         for n in range(200)
     ]
     text = io.StringIO(newline="")
@@ -103,7 +107,7 @@ def test_cells_of_csv(read, content, cells):
         ('video,caption\nz.mp4,ok\n\na.mp4,"oh\nc.mp4,wait"\n', 4, 5),
     ],
 )
-def test_quotation_marks_swallow_no_record_of_csv(read, content, line, other):
+def test_quotation_marks_in_csv_do_not_swallow_records(read, content, line, other):
     with pytest.raises(
         ValueError, match=rf"a.csv, line {line}: a quotation mark begins.*such as line {other}\. .*TSV"
     ):
@@ -113,9 +117,9 @@ def test_quotation_marks_swallow_no_record_of_csv(read, content, line, other):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('video,caption\na.mp4,"oh no\nx\n', "line 2: a quotation mark begins a cell, and no other one ends it"),
-        ('video,caption\na.mp4,"oh no" he shouts\n', "line 2: after a quoted cell the separator must follow, got"),
-        ('video,caption\na.mp4,x\nb.mp4, "b" c\n', "line 3: after a quoted cell the separator must follow"),
+        ('video,caption\na.mp4,"oh no\nx\n', "line 2: a quotation mark begins a cell, but none ends it"),
+        ('video,caption\na.mp4,"oh no" he shouts\n', "line 2: a quoted cell must be followed by a separator, got"),
+        ('video,caption\na.mp4,x\nb.mp4, "b" c\n', "line 3: a quoted cell must be followed by a separator"),
         ("video,caption\na.mp4,b, c\n", "line 2: 3 cells, but the header has 2. .*quoted as a whole"),
     ],
 )
@@ -144,7 +148,7 @@ def test_another_encoding_is_named_with_its_line(tmp_path, name, line):
 
 
 @pytest.mark.parametrize("target", ["blob", "blob.txt", "blob.csv", "blob.jsonl"])
-def test_the_format_is_that_of_the_name(tmp_path, target):
+def test_the_name_determines_the_format(tmp_path, target):
     contents = {
         "a.csv": "video,caption\na.mp4,b\tc\n",
         "a.TSV": "video\tcaption\na.mp4\tb,c\n",
@@ -158,7 +162,7 @@ def test_the_format_is_that_of_the_name(tmp_path, target):
         assert record["video"] == "a.mp4" and len(record) == 2 and is_table(tmp_path / name)
 
 
-def test_line_breaks_of_unicode_end_no_line(tmp_path):
+def test_unicode_line_breaks_do_not_end_a_line(tmp_path):
     text = "a\u2028b\u0085c\x0bd"
     (tmp_path / "a.csv").write_text(f"video,caption\na.mp4,{text}\n", encoding="utf-8")
     (tmp_path / "a.jsonl").write_text(json.dumps({"caption": text}, ensure_ascii=False), encoding="utf-8")

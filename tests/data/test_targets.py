@@ -1,4 +1,4 @@
-"""What the targets of pre-training add to a batch."""
+"""Entries that the pre-training targets add to a batch."""
 
 import torch
 
@@ -7,8 +7,8 @@ from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 
 
-def test_equal_texts_have_equal_ids_in_any_batch(processor, dataset):
-    """Texts are equal if their tokens are, and padding does not change their id."""
+def test_equal_texts_have_equal_ids_in_every_batch(processor, dataset):
+    """Texts are equal if their tokens are; padding does not change their id."""
     collator = MultimodalCollator(
         processor, targets=PretrainingTargets(processor, vt_match_ratio=0.5), max_seq_length=8
     )
@@ -32,7 +32,7 @@ def test_special_and_padding_tokens_are_never_masked(processor, dataset):
     assert int(maskable[3]) == 0  # no caption, nothing to predict
 
 
-def test_share_of_aligned_rows(processor, dataset):
+def test_aligned_rows_have_the_requested_share(processor, dataset):
     collator = MultimodalCollator(
         MultimodalProcessor(tokenizer=processor.tokenizer), targets=PretrainingTargets(processor, vt_match_ratio=0.25)
     )

@@ -18,7 +18,7 @@ CAPTIONS = [
 ]
 
 
-def test_special_tokens_as_in_bert():
+def test_special_tokens_are_those_of_bert():
     tokenizer = train_tokenizer(CAPTIONS, vocab_size=300)
     assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     ids = tokenizer("a red circle")["input_ids"]
@@ -33,7 +33,7 @@ def test_lower_case_and_round_trip():
     assert len(tokenizer.tokenize("a red circle")) == 3  # words of the captions are whole tokens
 
 
-def test_no_text_is_unknown():
+def test_no_text_needs_the_unknown_token():
     tokenizer = train_tokenizer(CAPTIONS, vocab_size=300)
     for text in ("日本語", "🐈", "žluťoučký"):
         ids = tokenizer(text)["input_ids"]
@@ -41,7 +41,7 @@ def test_no_text_is_unknown():
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
 
 
-def test_same_captions_in_any_order_and_process_give_the_same_tokenizer(tmp_path):
+def test_the_tokenizer_does_not_depend_on_the_order_of_captions_or_the_process(tmp_path):
     code = f"""
 import sys
 from simple_multimodal.data.tokenization import train_tokenizer
@@ -62,6 +62,6 @@ def test_save_and_load(tmp_path):
     assert loaded.model_max_length == 77 and loaded.mask_token_id == 4
 
 
-def test_no_captions():
-    with pytest.raises(ValueError, match="--tokenizer_name"):
+def test_training_without_captions_is_refused():
+    with pytest.raises(ValueError, match="`tokenizer_name`"):
         train_tokenizer([])

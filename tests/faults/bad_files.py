@@ -1,8 +1,8 @@
-"""Trains with shares of bad files, in one process and two, and checks what the runs promise; takes minutes.
+"""Train with some shares of bad files, in one process and two, and check the guarantees; takes minutes.
 
     python -m tests.faults.bad_files [--rows 200] [--epochs 2] [--workers 0 2] [--shares 0 0.01 0.1] [--processes 1 2]
 
-Bad files are in turn garbage, empty, missing, and cut in half. The share 0 is there for its time.
+Bad files are in turn garbage, empty, missing and truncated to half their size. The share 0 is for comparing times.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BATCH = 4
 
 
 def write_rows(folder: Path, num_rows: int) -> None:
-    """Clips with their own sound and captions, and a manifest."""
+    """Write clips with different audio and captions, and a manifest."""
     (folder / "video").mkdir(parents=True)
     lines = ["id,video,caption"]
     for row in range(num_rows):
@@ -42,7 +42,7 @@ def write_rows(folder: Path, num_rows: int) -> None:
 
 
 def spoil(folder: Path, rows) -> set[str]:
-    """Makes files bad, each in one of four ways; returns their paths."""
+    """Make files bad, each in one of four ways; return their paths."""
     for number, row in enumerate(rows):
         path = folder / f"video/{row}.mp4"
         content = path.read_bytes()
@@ -53,7 +53,7 @@ def spoil(folder: Path, rows) -> set[str]:
 
 
 def start(argv: list[str], rank: int, num_processes: int, port: int) -> int:
-    """Starts one process of a run as a fork of this one, which has loaded everything; returns its number."""
+    """Start one process of a run as a fork of this one, which has loaded everything; return its process id."""
     process = os.fork()
     if process:
         return process
@@ -72,7 +72,7 @@ def start(argv: list[str], rank: int, num_processes: int, port: int) -> int:
 
 
 def train(common: list[str], output: Path, num_processes: int, **values) -> tuple[float, str, list[dict]]:
-    """Seconds of training, hash of the final weights, and the list of bad files of a run."""
+    """Run a training; return its seconds, a hash of the final weights, and the list of bad files."""
     argv = [*common, *flags("--do_train", output_dir=output, **values)]
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

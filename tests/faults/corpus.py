@@ -1,4 +1,4 @@
-"""The corpus of hostile and broken inputs: every case is built by code, and says what must become of it."""
+"""The corpus of hostile and broken inputs: each case is built by code and has an expected outcome."""
 
 import json
 import os
@@ -24,20 +24,20 @@ from tests.media.media_files import write_media
 from tests.models.tiny import FRAMES, HEIGHT, MEL_BINS, VOCAB_SIZE, WIDTH, WINDOW_FRAMES, tiny_config
 
 Outcome = Literal["refused", "reads", "either"]
-"""`either`: damage that may or may not leave something to read; it must neither crash nor take long."""
+"""`either`: the damaged input may or may not be readable; reading must not crash or take long."""
 
 
 @dataclass(frozen=True)
 class Case:
     """
-    An input and what must become of it.
+    An input and its expected outcome.
 
     Args:
-        name (`str`): Unique.
-        kind (`str`): By which path it is read, see `READERS` in `hostile.py`.
-        path (`Path`): The file, folder or manifest.
-        expected (`str`): What must happen.
-        is_quick (`bool`): Whether the ordinary test run has it.
+        name (`str`): Unique name.
+        kind (`str`): How it is read, see `READERS` in `hostile.py`.
+        path (`Path`): Path of the file, folder or manifest.
+        expected (`str`): Expected outcome.
+        is_quick (`bool`): Whether it is in the ordinary test run.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Case:
 
 
 class Payload:
-    """Its pickle makes a folder when it is read."""
+    """Object whose pickle makes a folder when it is loaded."""
 
     def __init__(self, sentinel: Path):
         self.sentinel = sentinel
@@ -62,12 +62,12 @@ def build_corpus(folder: Path, *, port: int, quick: bool = False) -> list[Case]:
     Write the corpus.
 
     Args:
-        folder (`Path`): Where; must be empty.
-        port (`int`): Of the listener on 127.0.0.1 that all addresses in the corpus point to.
-        quick (`bool`): Write only what is quick to make and read.
+        folder (`Path`): Output folder, which must be empty.
+        port (`int`): Port of the listener on 127.0.0.1 that all addresses in the corpus point to.
+        quick (`bool`): Write only cases that are quick to make and read.
 
     Returns:
-        `list[Case]`: The cases. Payloads of theirs would make `folder / "executed"`.
+        `list[Case]`: The cases. Their payloads would make `folder / "executed"`.
     """
     address = f"127.0.0.1:{port}"
     cases = [
@@ -94,20 +94,20 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
     def made(path: Path, expected: Outcome = "reads", is_quick: bool = False) -> Case:
         return Case(f"media/{path.name}", "media", path, expected, is_quick)
 
-    last = sounding(folder / "moov_last.mp4").read_bytes()
-    first = sounding(folder / "moov_first.mp4", container={"movflags": "faststart"}).read_bytes()
-    mkv = sounding(folder / "clip.mkv").read_bytes()
-    wav = write_media(folder / "sound.wav", waveform=ramp, audio_seconds=1.0).read_bytes()
+    last = write_clip(folder / "moov_last.mp4").read_bytes()
+    first = write_clip(folder / "moov_first.mp4", container={"movflags": "faststart"}).read_bytes()
+    mkv = write_clip(folder / "clip.mkv").read_bytes()
+    wav = write_media(folder / "audio.wav", waveform=ramp, audio_seconds=1.0).read_bytes()
     yield from (
-        made(folder / name, is_quick=True) for name in ("moov_last.mp4", "moov_first.mp4", "clip.mkv", "sound.wav")
+        made(folder / name, is_quick=True) for name in ("moov_last.mp4", "moov_first.mp4", "clip.mkv", "audio.wav")
     )
     webm = b""
     if not quick:
-        webm = sounding(folder / "clip.webm", "libvpx-vp9", "libopus", 48000).read_bytes()
+        webm = write_clip(folder / "clip.webm", "libvpx-vp9", "libopus", 48000).read_bytes()
         yield made(folder / "clip.webm")
-        yield made(sounding(folder / "clip.avi", "mpeg4", "pcm_s16le"))
+        yield made(write_clip(folder / "clip.avi", "mpeg4", "pcm_s16le"))
 
-    # No media at all.
+    # Not media.
     zip_path = folder / "archive.zip"
     with zipfile.ZipFile(zip_path, "w") as archive:
         archive.writestr("a.txt", "a")
@@ -128,15 +128,15 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
     }
     yield from (case(f"{name}.mp4", content, "refused", True) for name, content in nothing.items())
     yield case("noise.wav", noise, "refused", True)
-    # Pictures, still or moving, that are no video container.
+    # Images, still or animated, which are not video containers.
     yield case("png_40000.mp4", png(40_000, 40_000), "refused", True)
     yield case("jpeg.mp4", jpeg(folder), "refused", True)
     if not quick:
-        yield made(pictures(folder / "animated.gif", "gif", pix_fmt="rgb8"))
-        yield made(pictures(folder / "apng.apng", "apng", pix_fmt="rgb24"), "refused")
-        yield made(pictures(folder / "animated.webp", "libwebp_anim"), "refused")
+        yield made(write_frames(folder / "animated.gif", "gif", pix_fmt="rgb8"))
+        yield made(write_frames(folder / "apng.apng", "apng", pix_fmt="rgb24"), "refused")
+        yield made(write_frames(folder / "animated.webp", "libwebp_anim"), "refused")
 
-    # Truncated at every k-th byte; what lies in front decides.
+    # Truncated at every k-th byte; the result depends on what comes first.
     for number in range(16):
         cut = len(last) * number // 16
         outcome: Outcome = "refused" if cut <= last.index(b"moov") else "either"
@@ -157,7 +157,7 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
                 f"flipped_payload.{name}", flipped(content, range(len(content) // 2, len(content), 31)), "either"
             )
 
-    # Odd, but sound.
+    # Unusual, but valid.
     yield made(write_media(folder / "one_frame.mp4", num_frames=1), is_quick=True)
     yield made(write_media(folder / "video_only.mp4", num_frames=8), is_quick=True)
     audio_only = write_media(folder / "only.m4a", waveform=ramp, audio_seconds=0.5, audio_codec="aac")
@@ -173,24 +173,24 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
     if not quick:
         formats = {"yuv444p": (63, 47), "yuv420p10le": (64, 48), "gray": (64, 48), "yuv420p": (62, 46)}
         for pix_fmt, size in formats.items():
-            yield made(pictures(folder / f"h264_{pix_fmt}.mp4", "libx264", pix_fmt=pix_fmt, size=size))
-        yield made(pictures(folder / "alpha.webm", "libvpx-vp9", pix_fmt="yuva420p"))
-        yield made(pictures(folder / "hevc.mp4", "libx265", options={"x265-params": "log-level=none"}))
-        yield made(pictures(folder / "av1.mkv", "libsvtav1", options={"preset": "12"}))
-        yield made(pictures(folder / "prores.mov", "prores_ks", pix_fmt="yuv422p10le"))
-        yield made(pictures(folder / "one_pixel.mkv", "ffv1", size=(1, 1)))
-        long = pictures(
+            yield made(write_frames(folder / f"h264_{pix_fmt}.mp4", "libx264", pix_fmt=pix_fmt, size=size))
+        yield made(write_frames(folder / "alpha.webm", "libvpx-vp9", pix_fmt="yuva420p"))
+        yield made(write_frames(folder / "hevc.mp4", "libx265", options={"x265-params": "log-level=none"}))
+        yield made(write_frames(folder / "av1.mkv", "libsvtav1", options={"preset": "12"}))
+        yield made(write_frames(folder / "prores.mov", "prores_ks", pix_fmt="yuv422p10le"))
+        yield made(write_frames(folder / "one_pixel.mkv", "ffv1", size=(1, 1)))
+        long = write_frames(
             folder / "frames_20000.mp4", "libx264", size=(32, 32), count=20_000, options={"preset": "ultrafast"}
         )
         yield made(long)
 
-    # Headers that lie, and bombs.
-    picture = jpeg(folder)
-    yield case("jpeg_12000.mov", mov(1, size=len(picture), data=sized_jpeg(picture, 12_000, 12_000)), "refused", True)
-    yield case("jpeg_65500.mov", mov(1, size=len(picture), data=sized_jpeg(picture, 65_500, 65_500)), "refused", True)
-    yield case("jpeg_audio.mov", mov(4, size=len(picture), data=picture * 4), "reads", True)
-    yield made(pictures(folder / "wide_8000x4.mkv", "ffv1", size=(8000, 4), count=2), "refused", True)
-    yield made(pictures(folder / "high_4x8000.mkv", "ffv1", size=(4, 8000), count=2), "refused")
+    # Forged headers and decompression bombs.
+    image = jpeg(folder)
+    yield case("jpeg_12000.mov", mov(1, size=len(image), data=sized_jpeg(image, 12_000, 12_000)), "refused", True)
+    yield case("jpeg_65500.mov", mov(1, size=len(image), data=sized_jpeg(image, 65_500, 65_500)), "refused", True)
+    yield case("jpeg_intact.mov", mov(4, size=len(image), data=image * 4), "reads", True)
+    yield made(write_frames(folder / "wide_8000x4.mkv", "ffv1", size=(8000, 4), count=2), "refused", True)
+    yield made(write_frames(folder / "high_4x8000.mkv", "ffv1", size=(4, 8000), count=2), "refused")
     yield case("samples_80m.mp4", mov(80_000_000, size=1), "refused", True)
     yield case("fragment_80m.mp4", fragmented(80_000_000), "refused", True)
     for edits in (100, 1000, 20_000):
@@ -211,7 +211,7 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
         deep = box(b"moov", deep)
     yield case("deep_boxes.mp4", box(b"ftyp", b"isom\0\0\0\1isom") + deep, "refused", True)
 
-    # Sound.
+    # Audio.
     yield case("silence_bomb_8_channels.flac", flac(48_000, blocks=2_000, channels=8), "refused")
     yield case("silence_13_minutes_8_channels.flac", flac(48_000, blocks=600, channels=8), "reads")
     yield case("rate_1.flac", flac(1, blocks=4), "refused", True)
@@ -231,7 +231,7 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
     if not quick:
         yield made(repeated_times(folder / "all_at_zero.mkv", folder / "silence_13_minutes_8_channels.flac"), "either")
 
-    # Files that hold names of others.
+    # Files that refer to other files.
     local, absolute = "moov_last.mp4", str(folder / "moov_last.mp4")
     url = f"http://{address}/x.mp4"
     hls = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\n{}\n#EXT-X-ENDLIST\n"
@@ -269,7 +269,7 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
     yield case("reference.mov", mov(1, size=100, reference=url.encode()), "refused", True)
     yield case("file_reference.mov", mov(1, size=100, reference=absolute.encode()), "refused", True)
     if not quick:
-        program = pictures(folder / "program.mpg", "mpeg1video", count=50).read_bytes()
+        program = write_frames(folder / "program.mpg", "mpeg1video", count=50).read_bytes()
         hidden = mpd(url).encode()
         padding = b"\0\0\1\xbe" + struct.pack(">H", len(hidden)) + hidden
         yield case("playlist_in_padding.mpg", program[:12] + padding + program[12:], "either")
@@ -277,7 +277,7 @@ def _media(folder: Path, address: str, quick: bool) -> Iterator[Case]:
         for name in ("hls_http", "ffconcat_local", "dash", "sdp", "noise"):
             yield Case(f"media/{name}.mp4 with {backend}", backend, folder / f"{name}.mp4", "refused")
 
-    # Files of holes.
+    # Sparse files.
     for name, size in (("holes_1tb.mp3", 2**40), ("holes_1gb.mp3", 2**30), ("holes_1gb.ts", 2**30)):
         with open(folder / name, "wb") as file:
             file.write((b"\x47\x1f\xff\x10" + b"\xff" * 184) * 20 if name.endswith("ts") else b"")
@@ -294,8 +294,8 @@ def ramp(times: np.ndarray) -> np.ndarray:
     return np.sin(2000 * times) / 2
 
 
-def sounding(path: Path, codec: str = "libx264", audio_codec: str = "aac", rate: int = 16000, **settings) -> Path:
-    """A second of numbered pictures with a tone."""
+def write_clip(path: Path, codec: str = "libx264", audio_codec: str = "aac", rate: int = 16000, **settings) -> Path:
+    """Write one second of numbered frames with a tone."""
     options = {"crf": "10", "g": "12"} | ({"cpu-used": "8", "deadline": "realtime"} if "vp9" in codec else {})
     return write_media(
         path,
@@ -310,10 +310,10 @@ def sounding(path: Path, codec: str = "libx264", audio_codec: str = "aac", rate:
     )
 
 
-def pictures(
+def write_frames(
     path: Path, codec: str, *, pix_fmt: str = "yuv420p", size: tuple[int, int] = (64, 48), count: int = 8, options=None
 ) -> Path:
-    """Gray pictures that grow brighter, of any format and size (width, height)."""
+    """Write black frames of any format and size (width, height)."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=25, options=options or {})
         (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
@@ -328,7 +328,7 @@ def pictures(
 
 
 def flipped(content: bytes, places: range) -> bytes:
-    """One bit flipped at each place."""
+    """Flip one bit at each place."""
     changed = bytearray(content)
     for place in places:
         if place < len(changed):
@@ -337,13 +337,13 @@ def flipped(content: bytes, places: range) -> bytes:
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
-    """A box of MP4."""
+    """Make an MP4 box."""
     content = b"".join(parts)
     return struct.pack(">I4s", 8 + len(content), kind) + content
 
 
 def full_box(kind: bytes, *parts: bytes, flags: int = 0) -> bytes:
-    """A box with version 0 and flags."""
+    """Make an MP4 box with version 0 and flags."""
     return box(kind, struct.pack(">I", flags), *parts)
 
 
@@ -353,7 +353,7 @@ MATRIX = struct.pack(">9I", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
 def mov(
     count: int, *, size: int, data: bytes = bytes(1000), edits: int = 0, reference: bytes = b"", more: bytes = b""
 ) -> bytes:
-    """A QuickTime file with one JPEG track of `count` samples of `size` bytes, whatever lies in `data`."""
+    """Make a QuickTime file with one JPEG track of `count` samples of `size` bytes, whatever is in `data`."""
     ftyp = box(b"ftyp", b"isom\0\0\0\1isom")
     header = struct.pack(">IIIIIH", 0, 0, 1000, count, 0x10000, 0x100)
     mvhd = full_box(b"mvhd", header, bytes(10), MATRIX, bytes(24), struct.pack(">I", 2))
@@ -402,7 +402,7 @@ def mov(
 
 
 def fragmented(count: int) -> bytes:
-    """A file of one fragment that claims many samples."""
+    """Make a file with one fragment that claims many samples."""
     mvex = box(b"mvex", full_box(b"trex", struct.pack(">IIIII", 1, 1, 1, 1, 0)))
     traf = box(
         b"traf",
@@ -415,22 +415,22 @@ def fragmented(count: int) -> bytes:
 
 
 def jpeg(folder: Path) -> bytes:
-    """One picture of 64 x 48."""
-    path = folder / "picture.mkv"
+    """Make a JPEG image of 64 x 48."""
+    path = folder / "image.mkv"
     if not path.exists():
-        pictures(path, "mjpeg", pix_fmt="yuvj420p", count=1)
+        write_frames(path, "mjpeg", pix_fmt="yuvj420p", count=1)
     with av.open(str(path)) as container:
         return bytes(next(container.demux(video=0)))
 
 
-def sized_jpeg(picture: bytes, width: int, height: int) -> bytes:
-    """A JPEG picture whose header claims another size."""
-    place = picture.index(b"\xff\xc0") + 5
-    return picture[:place] + struct.pack(">HH", height, width) + picture[place + 4 :]
+def sized_jpeg(image: bytes, width: int, height: int) -> bytes:
+    """Change the size in the header of a JPEG image."""
+    place = image.index(b"\xff\xc0") + 5
+    return image[:place] + struct.pack(">HH", height, width) + image[place + 4 :]
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG header of any size, with no rows behind it."""
+    """Make a PNG header of any size, without rows after it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -442,7 +442,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def pcm(rate: int, data: bytes, *, channels: int = 1, code: int = 1, width: int = 2) -> bytes:
-    """A WAV file."""
+    """Make a WAV file."""
     block = channels * width
     form = struct.pack("<HHIIHH", code, channels, rate, rate * block & 0xFFFFFFFF, block & 0xFFFF, 8 * width)
     return (
@@ -458,7 +458,7 @@ def pcm(rate: int, data: bytes, *, channels: int = 1, code: int = 1, width: int 
 
 
 def flac(rate: int, *, blocks: int, channels: int = 1) -> bytes:
-    """Silence in FLAC: 65535 samples of every channel in some ten bytes."""
+    """Make silence in FLAC: 65535 samples of every channel in about ten bytes."""
     size = 65_535
     fields = rate << 44 | (channels - 1) << 41 | 15 << 36 | size * blocks
     info = struct.pack(">HH", size, size) + bytes(6) + fields.to_bytes(8, "big") + bytes(16)
@@ -473,7 +473,7 @@ def flac(rate: int, *, blocks: int, channels: int = 1) -> bytes:
 
 
 def crc(data: bytes, polynomial: int, width: int) -> int:
-    """A cyclic redundancy check, highest bit first."""
+    """Compute a cyclic redundancy check, highest bit first."""
     value = 0
     for byte in data:
         value ^= byte << width - 8
@@ -488,16 +488,16 @@ def mp3(folder: Path) -> bytes:
     return write_media(path, waveform=ramp, audio_seconds=1.0, audio_codec="libmp3lame").read_bytes()
 
 
-def id3_cover(picture: bytes) -> bytes:
-    """An ID3 tag with a cover."""
-    content = b"\0image/png\0\3\0" + picture
+def id3_cover(image: bytes) -> bytes:
+    """Make an ID3 tag with a cover."""
+    content = b"\0image/png\0\3\0" + image
     frame = b"APIC" + struct.pack(">IH", len(content), 0) + content
     size = len(frame)
     return b"ID3\3\0\0" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + frame
 
 
 def repeated_times(path: Path, source: Path) -> Path:
-    """The packets of a sound in Matroska, all at time 0."""
+    """Copy the packets of an audio file to Matroska, all at time 0."""
     with av.open(str(source)) as container, av.open(str(path), "w") as output:
         stream = output.add_stream_from_template(container.streams.audio[0])
         for packet in container.demux(audio=0):
@@ -508,7 +508,7 @@ def repeated_times(path: Path, source: Path) -> Path:
 
 
 def avi_subtitle(text: bytes) -> bytes:
-    """An AVI file whose one stream is a text track (GAB2) that holds a playlist."""
+    """Make an AVI file whose only stream is a text track (GAB2) that contains a playlist."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
@@ -677,33 +677,33 @@ def _manifests(folder: Path) -> Iterator[Case]:
 # ---- Checkpoints ----
 def _checkpoints(folder: Path, sentinel: Path) -> Iterator[Case]:
     folder.mkdir()
-    sound = folder / "base"
-    save_model(sound)
-    weights = (sound / "model.safetensors").read_bytes()
+    intact = folder / "base"
+    save_model(intact)
+    weights = (intact / "model.safetensors").read_bytes()
     length = int.from_bytes(weights[:8], "little")
     payload = {"weight": Payload(sentinel)}
 
     def changed(name: str, expected: Outcome, files: dict[str, bytes | None], kind: str = "model") -> Case:
         target = folder / name
         target.mkdir()
-        for file in sound.iterdir():
+        for file in intact.iterdir():
             (target / file.name).write_bytes(file.read_bytes())
         for file_name, content in files.items():
             (target / file_name).write_bytes(content) if content is not None else (target / file_name).unlink()
         return Case(f"checkpoint/{name}", kind, target, expected, True)
 
     def config(**values) -> dict[str, bytes | None]:
-        return {"config.json": json.dumps(json.loads((sound / "config.json").read_text()) | values).encode()}
+        return {"config.json": json.dumps(json.loads((intact / "config.json").read_text()) | values).encode()}
 
     def tokenizer(**values) -> dict[str, bytes | None]:
         name = "tokenizer_config.json"
-        return {name: json.dumps(json.loads((sound / name).read_text()) | values).encode()}
+        return {name: json.dumps(json.loads((intact / name).read_text()) | values).encode()}
 
     torch.save(payload, folder / "payload.bin")
     pickled = (folder / "payload.bin").read_bytes()
     code = f"import os\nos.mkdir({str(sentinel)!r})\n".encode()
     mapped = {name: "code.Model" for name in ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")}
-    yield changed("audio", "reads", {})
+    yield changed("intact", "reads", {})
     yield changed("pickle", "refused", {"model.safetensors": None, "pytorch_model.bin": pickled})
     yield changed("pickle_plain", "refused", {"model.safetensors": None, "pytorch_model.bin": pickle.dumps(payload)})
     yield changed("pickle_beside", "reads", {"pytorch_model.bin": pickled, "training_args.bin": pickled})
@@ -750,7 +750,7 @@ def _checkpoints(folder: Path, sentinel: Path) -> Iterator[Case]:
     yield changed("kernel_internal", "reads", config(_attn_implementation_internal="evil/kernel"))
     yield changed("kernel", "refused", config(attn_implementation="kernels-community/flash-attn2"))
     yield changed("kernel_underscore", "refused", config(_attn_implementation="evil/kernel"))
-    tower = json.loads((sound / "config.json").read_text())["text_config"]
+    tower = json.loads((intact / "config.json").read_text())["text_config"]
     yield changed("kernel_in_tower", "reads", config(text_config=tower | {"attn_implementation": "evil/kernel"}))
     yield changed("config_not_json", "refused", {"config.json": b"{'model_type': 1}"})
     yield changed("config_deep", "refused", {"config.json": b"[" * 100_000 + b"]" * 100_000})
@@ -765,17 +765,17 @@ def _checkpoints(folder: Path, sentinel: Path) -> Iterator[Case]:
     yield changed("tokenizer_unknown", "either", unknown | {"code.py": code})
     yield changed("tokenizer_noise", "refused", {"tokenizer.json": b"{"})
     yield changed("tokenizer_deep", "refused", {"tokenizer.json": b"[" * 100_000})
-    processor = json.loads((sound / "processor_config.json").read_text())
+    processor = json.loads((intact / "processor_config.json").read_text())
     for change, values in (("auto_map", {"auto_map": mapped}), ("class", {"processor_class": "Evil"})):
         files = {"processor_config.json": json.dumps(processor | values).encode(), "code.py": code}
         yield changed(f"processor_{change}", "either" if change == "auto_map" else "refused", files)  # type: ignore[arg-type]
-    # Towers: of the hub's older files weights alone are read.
+    # Towers: only weights are read from the hub's older files.
     for change, content in (("tower_pickle", pickled), ("tower_pickle_plain", pickle.dumps(payload))):
         files = {"config.json": json.dumps(tower).encode(), "model.safetensors": None, "pytorch_model.bin": content}
         yield changed(change, "refused", files, "tower")
     kernel = json.dumps(tower | {"attn_implementation": "evil/kernel"}).encode()
     yield changed("tower_kernel", "refused", {"config.json": kernel}, "tower")
-    # What the converter is given.
+    # Inputs of the converter.
     torch.save(payload, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     torch.save({"model": [1, 2]}, folder / "list.pt")
     torch.save({"model": {"a": torch.zeros(1)}}, folder / "foreign.pt")
@@ -810,7 +810,7 @@ def _checkpoints(folder: Path, sentinel: Path) -> Iterator[Case]:
 
 
 def save_model(folder: Path) -> None:
-    """A tiny model for retrieval and its processor."""
+    """Save a tiny retrieval model and its processor."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a cat purrs", "two dogs bark"])
     config = tiny_config()

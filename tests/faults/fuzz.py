@@ -1,10 +1,10 @@
-"""Byte mutations of an MP4, a WebM and a WAV through the decoding path, in processes that each read many mutants.
+"""Read byte mutations of an MP4, a WebM and a WAV through the decoding path, in processes that read many mutants each.
 
-    python -m tests.faults.fuzz RESULTS_FOLDER --mutants 10000     # fuzz.json; 10000 of each file
+    python -m tests.faults.fuzz RESULTS_FOLDER --mutants 10000     # writes fuzz.json; 10000 mutants per file
 
-Every mutant is made from the seed, the file and its number alone, and goes through frame index, sparse decoding of
-four frames, sound and log-mel. A process that crashes or exceeds the limit is replaced, and its mutant is counted and
-kept in RESULTS_FOLDER. Ends with 1 if there was one, or an exception that no caller expects. Linux.
+A mutant depends only on the seed, the file and its number, and goes through frame index, sparse decoding of four
+frames, audio and log-mel. A process that crashes or exceeds the limit is replaced, and its mutant is counted and kept
+in RESULTS_FOLDER. Exits with 1 if there was one, or an exception that no caller expects. Linux.
 """
 
 import argparse
@@ -37,7 +37,7 @@ STATES = ("waiting", "running", "refused", "decoded", "error", "crash", "hang")
 
 
 def originals(folder: Path) -> dict[str, bytes]:
-    """Small clips of a second: 20 pictures and a tone."""
+    """Make small clips of one second: 20 frames and a tone."""
     settings = {"rate": 20, "num_frames": 20, "waveform": ramp, "audio_seconds": 1.0}
     vp8 = {"cpu-used": "8", "deadline": "realtime", "b": "100k"}
     files = [
@@ -57,9 +57,9 @@ def originals(folder: Path) -> dict[str, bytes]:
 
 def mutate(content: bytes, kind: str, number: int) -> bytes:
     """
-    A mutant: some bytes overwritten, a number replaced by an extreme one, or a piece cut out, doubled or cut off.
+    Make a mutant: overwrite some bytes, replace a number by an extreme one, or remove, double or truncate a piece.
 
-    Half of them touch only headers: the first or the last kilobyte.
+    Half of the mutants change only headers: the first or the last kilobyte.
     """
     rng = np.random.default_rng([SEED, *kind.encode(), number])
     changed = bytearray(content)
@@ -83,7 +83,7 @@ def mutate(content: bytes, kind: str, number: int) -> bytes:
 
 
 def read(path: Path, index_dir: str, extractor: AudioFeatureExtractor) -> str:
-    """Reads what can be read of a file as the collator does; `"decoded"` if that is anything."""
+    """Read as much of a file as possible, like the collator; return `"decoded"` if anything could be read."""
     results = []
     backend = get_video_backend("pyav")
     try:
@@ -104,7 +104,7 @@ def read(path: Path, index_dir: str, extractor: AudioFeatureExtractor) -> str:
 
 
 def work(kind: str, content: bytes, first: int, last: int, states: mmap.mmap, folder: Path) -> None:
-    """Reads mutants one after the other, and says before and after each how far it is."""
+    """Read mutants one after the other, and record the state before and after each."""
     silence = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(silence, number)
@@ -127,7 +127,7 @@ def work(kind: str, content: bytes, first: int, last: int, states: mmap.mmap, fo
 
 
 def fuzz(kind: str, content: bytes, count: int, folder: Path) -> dict[str, float]:
-    """Runs all mutants of one file."""
+    """Read all mutants of one file."""
     states = mmap.mmap(-1, count)
     started = time.monotonic()
     number, peak, processes = 0, 0.0, 0
@@ -170,8 +170,8 @@ def fuzz(kind: str, content: bytes, count: int, folder: Path) -> dict[str, float
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="Folder of fuzz.json and of mutants that crashed or hung.")
-    parser.add_argument("--mutants", type=int, default=10_000, help="Of each file.")
+    parser.add_argument("results", type=Path, help="Output folder of fuzz.json and of mutants that crashed or hung.")
+    parser.add_argument("--mutants", type=int, default=10_000, help="Number of mutants per file.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.results.mkdir(parents=True, exist_ok=True)

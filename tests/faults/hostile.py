@@ -1,10 +1,10 @@
-"""Reads the corpus of hostile and broken inputs by the paths that users' inputs take, each in a process of its own.
+"""Read the corpus of hostile and broken inputs in the ways that users' inputs are read, each in its own process.
 
-    python -m tests.faults.hostile RESULTS_FOLDER            # all of it: hostile.json and hostile.txt
-    python -m tests.faults.hostile RESULTS_FOLDER --quick    # the part that the ordinary test run has
+    python -m tests.faults.hostile RESULTS_FOLDER            # the whole corpus: hostile.json and hostile.txt
+    python -m tests.faults.hostile RESULTS_FOLDER --quick    # the part in the ordinary test run
 
-Ends with 1 if a case did not end as it must: refused with a reason or read, within the time and the memory, with no
-connection to the listener that all addresses in the corpus name, and with no payload executed. Linux.
+Exits with 1 if a case did not end as expected: refused with a reason or read, within the limits of time and memory,
+without a connection to the listener that all addresses in the corpus point to, and without running a payload. Linux.
 """
 
 import argparse
@@ -46,17 +46,17 @@ LIMIT_MEGABYTES = 512.0
 
 
 def processor() -> MultimodalProcessor:
-    """With the sizes that real models have."""
+    """Make a processor with the sizes of real models."""
     return MultimodalProcessor(feature_extractor=AudioFeatureExtractor(), video_processor=VideoClipProcessor())
 
 
 def read_media(path: Path, backend: str = "pyav") -> None:
-    """A file that is named on the command line, through all of loading."""
+    """Read a file named on the command line, through all of loading."""
     MultimodalCollator(processor(), video_backend=backend)(list(RowDataset.from_files(path)))
 
 
 def read_row(manifest: Path) -> None:
-    """A manifest: its rows, and what they name."""
+    """Read a manifest: its rows, and the files they name."""
     with tempfile.TemporaryDirectory() as cache:
         dataset = RowDataset.from_manifest(manifest, cache_dir=cache, modalities=())
         collator = MultimodalCollator(processor())
@@ -66,7 +66,7 @@ def read_row(manifest: Path) -> None:
 
 
 def read_video_cell(path: Path) -> None:
-    """A file that a manifest names as video."""
+    """Read a file that a manifest names as video."""
     row = RowDataset.from_files(path)[0]
     MultimodalCollator(processor())([{**row, "video": str(path)}])
 
@@ -98,7 +98,7 @@ READERS = {
 
 
 class Listener:
-    """Counts connections to a port of 127.0.0.1."""
+    """Listener that counts connections to a port of 127.0.0.1."""
 
     def __init__(self):
         self.connections = 0
@@ -125,7 +125,7 @@ class Listener:
 
 
 def judge(case: Case, outcome: str, megabytes: float, connections: int, was_executed: bool) -> str:
-    """What is wrong with how a case ended; empty if nothing is."""
+    """Return what is wrong with how a case ended; empty if nothing is."""
     problems = []
     if outcome not in ("reads", "refused") or case.expected not in ("either", outcome):
         problems.append(f"{outcome}, not {case.expected}")
@@ -140,9 +140,9 @@ def judge(case: Case, outcome: str, megabytes: float, connections: int, was_exec
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="Folder of hostile.json and hostile.txt.")
-    parser.add_argument("--quick", action="store_true", help="Only the part of the ordinary test run.")
-    parser.add_argument("--only", default="", help="Only cases whose name has this in it.")
+    parser.add_argument("results", type=Path, help="Output folder of hostile.json and hostile.txt.")
+    parser.add_argument("--quick", action="store_true", help="Read only the part in the ordinary test run.")
+    parser.add_argument("--only", default="", help="Read only cases whose name contains this.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()

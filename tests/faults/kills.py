@@ -1,5 +1,5 @@
 """Long fault runs: python -m tests.faults.kills {anywhere,saving,rank} [--count N]. Prints a line for each kill, and
-the number of runs that ended as an uninterrupted one; exit code 1 if any did not.
+the number of runs with the same result as an uninterrupted one; exit code 1 if any differed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def reference(command: list[str], folder: Path):
 
 
 def anywhere(command: list[str], folder: Path, count: int) -> int:
-    """SIGKILL at random moments, with 0, 2 and 4 loader processes."""
+    """Send SIGKILL at random moments, with 0, 2 and 4 loader processes."""
     expected, seconds = reference(command, folder)
     equal = 0
     for number in range(count):
@@ -68,7 +68,9 @@ def anywhere(command: list[str], folder: Path, count: int) -> int:
 
 
 def while_saving(command: list[str], folder: Path, count: int) -> int:
-    """SIGKILL when the run touches its output folder for the n-th time, or just after, within a write of torch's."""
+    """Send SIGKILL when the run touches its output folder for the n-th time, or just after, during a write by
+    torch.
+    """
     expected, _ = reference(command, folder)
     equal = 0
     for number in range(count):
@@ -78,19 +80,19 @@ def while_saving(command: list[str], folder: Path, count: int) -> int:
         prepare = functools.partial(kill_at_event, event, out, delay)
         killed = finish(argv, folder / f"log-{number}", prepare=prepare)
         found = list_checkpoints(out)
-        whole = [step for step, path in found.items() if problem_of(path) is None]
-        assert len(whole) == len(found), "a folder bears a checkpoint's name and is not whole"
+        complete = [step for step, path in found.items() if problem_of(path) is None]
+        assert len(complete) == len(found), "a folder with the name of a checkpoint is incomplete"
         started = time.perf_counter()
         code = finish(argv, folder / f"log-{number}")
         detail = (
-            f"{'killed' if killed == -signal.SIGKILL else f'exit code {killed}'} at touch {event}, {sorted(whole)}"
+            f"{'killed' if killed == -signal.SIGKILL else f'exit code {killed}'} at touch {event}, {sorted(complete)}"
         )
         equal += report(number, code, out, expected, detail, started)
     return equal
 
 
 def one_rank(command: list[str], folder: Path, count: int) -> int:
-    """SIGKILL of one of two processes under torchrun, which starts both again."""
+    """Send SIGKILL to one of two processes under torchrun, which restarts both."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launch += ["--max_restarts", "1", "-m", "tests.faults.kills"]
     command = [*command, *flags(per_device_train_batch_size=1)]
@@ -111,7 +113,7 @@ def one_rank(command: list[str], folder: Path, count: int) -> int:
 
 
 def work() -> None:
-    """What torchrun starts: the run, in which the second process kills itself after a step, the first time."""
+    """Run as a process of torchrun; in the first attempt, the second process kills itself after a step."""
     from tests.training import tiny_run
 
     step = int(os.environ["KILL_AT_STEP"])

@@ -2,8 +2,8 @@
 
     python -m tests.faults.opens [--opens 10000]     # prints one JSON object
 
-Ends with 1 if resident memory grows by 1 KB per open or more (least-squares slope behind the first fifth), or if there
-are more open files or threads at the end than there were by then. Linux.
+Exits with 1 if resident memory grows by 1 KB per open or more (least-squares slope after the first fifth), or if there
+are more open files or threads at the end than after the first fifth. Linux.
 """
 
 import argparse
@@ -18,14 +18,14 @@ import numpy as np
 
 from simple_multimodal.media import MediaError, get_video_backend, read_audio, sample_positions
 from simple_multimodal.media.frame_index import build_index
-from tests.faults.corpus import fragmented, mov, sounding
+from tests.faults.corpus import fragmented, mov, write_clip
 from tests.faults.supervised import resident_megabytes
 
 
 def write_files(folder: Path) -> list[Path]:
-    """Four that decode, to their end or not, and six that do not."""
-    whole = sounding(folder / "whole.mp4").read_bytes()
-    fast = sounding(folder / "fast.mp4", container={"movflags": "faststart"}).read_bytes()
+    """Write four files that can be decoded, at least in part, and six that cannot."""
+    whole = write_clip(folder / "whole.mp4").read_bytes()
+    fast = write_clip(folder / "fast.mp4", container={"movflags": "faststart"}).read_bytes()
     broken = {
         "cut.mp4": fast[: len(fast) * 2 // 3],
         "no_moov.mp4": whole[: whole.index(b"moov") - 4],
@@ -37,12 +37,12 @@ def write_files(folder: Path) -> list[Path]:
     }
     for name, content in broken.items():
         (folder / name).write_bytes(content)
-    sounding(folder / "whole.mkv")
+    write_clip(folder / "whole.mkv")
     return sorted(path for path in folder.iterdir())
 
 
 def open_once(path: Path) -> bool:
-    """Indexes a file, decodes two frames and its sound; whether that went well."""
+    """Index a file, and decode two frames and its audio; return whether this succeeded."""
     try:
         index = build_index(path)
         get_video_backend("pyav").frames(path, sample_positions(index, 2), index, (32, 32))
@@ -62,7 +62,7 @@ def state() -> dict[str, float]:
 
 
 def measure(num_opens: int) -> dict[str, float]:
-    """Opens the files in turn, and looks at the process twenty times."""
+    """Open the files in turn, and measure the process twenty times."""
     states, places, decoded = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SIMPLE_MULTIMODAL_INDEX_DIR"] = f"{folder}/index"

@@ -1,4 +1,4 @@
-"""Training runs in processes of their own that can be killed, and what is left of them."""
+"""Training runs in separate processes that can be killed, and their results."""
 
 import errno
 import json
@@ -32,25 +32,25 @@ FORK = multiprocessing.get_context("fork")  # starts in no time, with everything
 
 
 def commands(folder: Path) -> list[str]:
-    """Flags of a run on clips that are written to a folder: random frames, masks, and dropout in every tower."""
+    """Return the flags of a run on clips in a folder, with random frames, masks, and dropout in every tower."""
     configs = tiny_run.write_configs(folder, dropout=0.1)
     data = flags(per_device_train_batch_size=2, cache_dir=folder / "cache")
     return ["--do_train", *tiny_run.data_flags(folder / "clips"), *tiny_run.config_flags(configs), *data]
 
 
 def logs(folder: Path) -> list[dict[str, float]]:
-    """What a run logged, without times."""
+    """Return what a run logged, without times."""
     history = json.loads((folder / STATE_FILE).read_text())["log_history"]
     return [{name: value for name, value in log.items() if not name.endswith(TIMES)} for log in history]
 
 
 def outcome(folder: Path) -> tuple[str, list[dict[str, float]]]:
-    """Hash of a run's final weights, and what it logged."""
+    """Return a hash of a run's final weights, and what it logged."""
     return sha256(folder / "model.safetensors"), logs(folder)
 
 
 class AtStep(TrainerCallback):
-    """Does something after a step."""
+    """Callback that acts after a step."""
 
     def __init__(self, step: int, action: Callable[[], None]):
         self.step, self.action = step, action
@@ -61,7 +61,7 @@ class AtStep(TrainerCallback):
 
 
 def with_callback(callback: TrainerCallback) -> Callable[[], None]:
-    """Have all trainers of this process call it."""
+    """Add a callback to all trainers of this process."""
 
     def patch() -> None:
         original = trainer.MultimodalTrainer.__init__
@@ -91,7 +91,7 @@ def with_nan_gradients(*steps: int) -> Callable[[], None]:
 
 
 def full_disk(*, at_steps: tuple[int, ...], name: str) -> Callable[[], None]:
-    """Have writing a part of the checkpoints of some steps fail half way."""
+    """Make writing a part of the checkpoints of some steps fail halfway."""
 
     def patch() -> None:
         if name == "seal":
@@ -129,10 +129,10 @@ def start(
     port: int | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> multiprocessing.Process:
-    """`train.py` in a child process, as one of several if so; its output goes to a file."""
+    """Start `train.py` in a child process, possibly as one of several; its output goes to a file."""
 
     def work() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)  # of what this process has run before
+        AcceleratorState._reset_state(reset_partial_state=True)  # left from earlier runs in this process
         if num_processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
             os.environ |= {
@@ -157,7 +157,7 @@ def start(
 
 
 def finish(argv: Sequence[str], log: Path, **settings) -> int:
-    """The exit code of such a child; minus the signal if one killed it."""
+    """Run `train.py` in a child; return its exit code, or minus the signal that killed it."""
     process = start(argv, log, **settings)
     process.join()
     return process.exitcode
@@ -171,8 +171,8 @@ def finish_together(
     num_processes: int = 2,
     seconds: float | None = None,
 ) -> list[int | None]:
-    """The exit codes of several processes of one run; their output goes to `rank-*.log` in a folder. After so many
-    seconds those that are left are killed, and have none.
+    """Return the exit codes of several processes of one run; their output goes to `rank-*.log` in a folder. Processes
+    that are still running after `seconds` are killed, and have the exit code `None`.
     """
     port = free_port()
     processes = [
@@ -197,8 +197,8 @@ def finish_together(
 
 
 def finish_elastic(argv: Sequence[str], log: Path, prepare: Callable[[], None]) -> int:
-    """The exit code of what `torchrun --nproc_per_node 2 --max_restarts 1` runs, with processes that are forked, in a
-    session of its own; `prepare` is called in each process, whose `RANK` and `TORCHELASTIC_RESTART_COUNT` are set.
+    """Return the exit code of a run as under `torchrun --nproc_per_node 2 --max_restarts 1`, with forked processes in
+    their own session. `prepare` is called in each process, with `RANK` and `TORCHELASTIC_RESTART_COUNT` set.
     """
 
     def work() -> None:
@@ -219,7 +219,7 @@ def finish_elastic(argv: Sequence[str], log: Path, prepare: Callable[[], None]) 
     process.start()
     process.join()
     left = [other for other in psutil.process_iter() if _session_of(other.pid) == process.pid]
-    left = psutil.wait_procs(left, timeout=30)[1]  # a killed process takes a moment to be gone
+    left = psutil.wait_procs(left, timeout=30)[1]  # a killed process takes a moment to disappear
     assert not left, f"processes {left} outlived the run"
     return process.exitcode
 
@@ -227,7 +227,7 @@ def finish_elastic(argv: Sequence[str], log: Path, prepare: Callable[[], None]) 
 def _session_of(pid: int) -> int | None:
     try:
         return os.getsid(pid)
-    except ProcessLookupError:  # it ended just now
+    except ProcessLookupError:  # it has just ended
         return None
 
 
@@ -237,8 +237,8 @@ def send(signum: signal.Signals) -> None:
 
 
 def kill_at_event(number: int, folder: Path, delay: float = 0.0) -> None:
-    """Have this process killed when it opens, renames or removes something in a folder for the `number`-th time, or
-    some seconds later.
+    """Kill this process when it opens, renames or removes something in a folder for the `number`-th time, or `delay`
+    seconds later.
     """
     seen = 0
 

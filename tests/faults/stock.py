@@ -1,10 +1,10 @@
-"""The faults of docs/reliability.md with the stock `Trainer` of transformers in the place of ours, and with ours.
+"""The faults of docs/reliability.md with the stock `Trainer` of transformers, and with ours.
 
-    python -m tests.faults.stock [--count 10] [--only NAME ...]     # prints a table; some minutes
+    python -m tests.faults.stock [--count 10] [--only NAME ...]     # prints a table; takes some minutes
 
-Both train the same model on the same clips with the same arguments through `train.py`. The stock one goes on as the
-example scripts of transformers did: from `get_last_checkpoint`, or at the beginning if there is none; no error is
-caught. "Equal": to the weights and logged losses of a run of the same trainer that nothing disturbed, bit for bit.
+Both train the same model on the same clips with the same arguments through `train.py`. The stock trainer resumes like
+the example scripts of transformers: from `get_last_checkpoint`, or from scratch if there is none; no error is caught.
+"Equal": the weights and logged losses equal those of an undisturbed run of the same trainer, bit for bit.
 """
 
 import argparse
@@ -51,14 +51,14 @@ from tests.training import tiny_run
 from tests.training.tiny_run import flags
 
 STEPS, SAVE_STEPS = 8, 2
-LIMIT_SECONDS = 90  # after which a run counts as hanging
-JIT_STEPS, JIT_STEP_SECONDS = 14, 0.6  # it lets 3 seconds go by after SIGTERM
+LIMIT_SECONDS = 90  # a run that takes longer counts as hanging
+JIT_STEPS, JIT_STEP_SECONDS = 14, 0.6  # it waits 3 seconds after SIGTERM
 Fault = Callable[[], None]
 
 
 # ---- The stock trainer ----
 class StockTrainer(Trainer):
-    """The stock trainer, made where `train.py` makes ours; it finds a checkpoint by itself."""
+    """The stock trainer, constructed where `train.py` constructs ours; it finds a checkpoint by itself."""
 
     def __init__(self, model, args, *, processor, train_dataset, task, collator_settings, **_):
         data_collator = collator.MultimodalCollator(
@@ -79,20 +79,20 @@ class StockTrainer(Trainer):
 
 
 def use_stock() -> None:
-    """Have `train.py` of this process use it, and nothing of ours for going on and for starting again."""
+    """Make `train.py` in this process use the stock trainer, without our code for resuming and restarting."""
     trainer.MultimodalTrainer = StockTrainer
     checkpoints.find_checkpoint = lambda *args, **kwargs: None
     arguments.leave_store_of_launcher = lambda *args: None
 
 
-def draw_as_usual() -> None:
-    """Draw frames, crops and masks from torch's generator of the process that reads, one after the other."""
+def sample_as_usual() -> None:
+    """Choose frames, crops and masks one after the other with torch's generator in the reading process."""
     randomness.sample_generator = lambda *args: np.random.default_rng(torch.randint(2**63 - 1, ()).item())
     reading.default_num_threads = lambda: 1
 
 
 class SlowSteps(TrainerCallback):
-    """Steps that take so many seconds more."""
+    """Callback that makes steps slower by some seconds."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -124,19 +124,19 @@ class Side:
         return prepare
 
     def run(self, out: Path, *faults: Fault, **settings) -> int | None:
-        """Exit code of a run; `None` if it hangs."""
+        """Run; return the exit code, or `None` if it hangs."""
         argv = [*self.command, *flags(output_dir=out, **settings)]
         process = start(argv, out.with_suffix(".log"), prepare=self.with_faults(*faults))
         process.join(LIMIT_SECONDS)
         code = process.exitcode
-        if code is None:  # its loader processes may hang, too
+        if code is None:  # its loader processes may hang too
             for each in (*psutil.Process(process.pid).children(recursive=True), process):
                 each.kill()
             process.join()
         return code
 
     def run_two(self, out: Path, fault: Fault | None = None, **settings) -> list[int | None]:
-        """Exit codes of a run of two processes, with a fault in the second."""
+        """Run in two processes, with a fault in the second; return the exit codes."""
         settings = {"per_device_train_batch_size": 1, **settings}
         prepare = {0: self.with_faults(), 1: self.with_faults(fault) if fault else self.with_faults()}
         argv = [*self.command, *flags(output_dir=out, **settings)]
@@ -145,7 +145,7 @@ class Side:
         return finish_together(argv, logs, prepare=prepare, seconds=LIMIT_SECONDS)
 
     def undisturbed(self, *faults: Fault, num_processes: int = 1, **settings):
-        """What a run ends with; run once."""
+        """Return the outcome of a run without faults, which is run only once."""
         key = (faults, num_processes, *sorted(settings.items()))
         if key not in self.references:
             out = self.new_out()
@@ -158,7 +158,7 @@ class Side:
         return self.references[key]
 
     def verdict(self, code: int | None, out: Path, expected) -> str:
-        """How a run that was started again ended."""
+        """Return how a restarted run ended."""
         if code is None:
             return "hang"
         if code:
@@ -175,7 +175,7 @@ def tally(verdicts: Iterable[str]) -> str:
 
 
 def kill(step: int, delay: float = 0.0) -> Fault:
-    """SIGKILL after a step."""
+    """Make a fault: SIGKILL after a step."""
 
     def action() -> None:
         time.sleep(delay)
@@ -205,11 +205,11 @@ def killed(side: Side, count: int, *faults: Fault) -> str:
     return f"{tally(verdicts[0])}; with 2 loader processes {tally(verdicts[2])}"
 
 
-def killed_with_usual_draws(side: Side, count: int) -> str:
+def killed_with_usual_sampling(side: Side, count: int) -> str:
     again = side.new_out()
-    code = side.run(again, draw_as_usual, dataloader_num_workers=0)
-    assert side.verdict(code, again, side.undisturbed(draw_as_usual, dataloader_num_workers=0)) == "equal"
-    return killed(side, count, draw_as_usual)
+    code = side.run(again, sample_as_usual, dataloader_num_workers=0)
+    assert side.verdict(code, again, side.undisturbed(sample_as_usual, dataloader_num_workers=0)) == "equal"
+    return killed(side, count, sample_as_usual)
 
 
 def killed_while_saving(side: Side, count: int) -> str:
@@ -250,7 +250,7 @@ def killed_while_saving(side: Side, count: int) -> str:
 
 
 def damaged(side: Side, count: int) -> str:
-    """Each file of the newest checkpoint cut in half, and with one bit flipped."""
+    """Truncate each file of the newest checkpoint to half its size, and flip one bit of it."""
     expected, source = side.undisturbed(dataloader_num_workers=0), side.new_out()
     side.run(source, kill(SAVE_STEPS * 2 + 1, delay=1.0))
     newest = max(list_checkpoints(source).items())[1].name
@@ -280,7 +280,7 @@ def disk_full(side: Side, count: int) -> str:
 
 
 def terminated(side: Side, count: int, *, step_seconds: float = 0.0, **settings) -> str:
-    """SIGTERM to one of two processes."""
+    """Send SIGTERM to one of two processes."""
     expected = side.undisturbed(num_processes=2, **settings)
     ends, verdicts = [], []
     for _ in range(max(count // 4, 1)):
@@ -329,7 +329,7 @@ def with_bad_files(side: Side, count: int, *, share: float) -> str:
 
 
 def with_decoder_that(side: Side, count: int, *, hangs: bool) -> str:
-    """One file crashes its decoder or hangs it, in a loader process."""
+    """Let one file crash or hang its decoder in a loader process."""
 
     def fault() -> None:
         original = PyAVBackend.frames
@@ -345,7 +345,7 @@ def with_decoder_that(side: Side, count: int, *, hangs: bool) -> str:
 
 
 def ends_of(side: Side, settings: dict, num_bad: int, *faults: Fault, workers: tuple[int, ...]) -> list[str]:
-    """How runs end that meet bad files."""
+    """Return how runs with bad files end."""
     ends = []
     for number in workers:
         out = side.new_out()
@@ -371,9 +371,9 @@ def with_nan_step(side: Side, count: int) -> str:
 class Row(NamedTuple):
     """
     Args:
-        title (`str`): what happens.
-        fault (`Callable`): makes it happen `count` times or so; says how the runs ended.
-        ours (`str`, *optional*): what did the same with our trainer; it runs here if there is nothing.
+        title (`str`): Description of the fault.
+        fault (`Callable`): Causes the fault about `count` times; returns how the runs ended.
+        ours (`str`, *optional*): Entry for our trainer; by default it is run.
     """
 
     title: str
@@ -383,15 +383,15 @@ class Row(NamedTuple):
 
 ROWS = {
     "again": Row("None: run again without loader processes", repeated),
-    "kill": Row("SIGKILL after a random step; frames and masks a function of the sample", killed),
+    "kill": Row("SIGKILL after a random step; frames and masks depend only on the sample", killed),
     "draws": Row(
-        "The same; frames and masks drawn from torch's generator, as is usual",
-        killed_with_usual_draws,
-        "never drawn so",
+        "The same; frames and masks chosen with torch's generator, as usual",
+        killed_with_usual_sampling,
+        "not applicable",
     ),
-    "saving": Row("SIGKILL within the writing of a checkpoint", killed_while_saving),
-    "damage": Row("Each file of the newest checkpoint cut in half; with one bit flipped", damaged),
-    "disk": Row("A full disk at `optimizer.pt`, `scheduler.pt`, `rng_state.pth`", disk_full),
+    "saving": Row("SIGKILL while a checkpoint is written", killed_while_saving),
+    "damage": Row("Each file of the newest checkpoint truncated to half; with one bit flipped", damaged),
+    "disk": Row("A full disk while writing `optimizer.pt`, `scheduler.pt`, `rng_state.pth`", disk_full),
     "sigterm": Row("SIGTERM to one of two processes", terminated),
     "jit": Row("The same with `--enable_jit_checkpoint`", terminated_with_jit, "not needed"),
     "rank": Row("SIGKILL of one of two processes under torchrun's agent, `--max_restarts 1`", rank_killed),

@@ -1,4 +1,4 @@
-"""Runs Python functions in forked processes: a crash, a hang or a bomb takes down that process at most."""
+"""Run Python functions in forked processes, so that a crash, a hang or a bomb ends only that process."""
 
 import json
 import os
@@ -18,8 +18,8 @@ class Ending(NamedTuple):
         outcome (`str`): `"reads"`, `"refused"`, `"error"` (an exception that no caller expects), `"crash"` or
             `"hang"`.
         reason (`str`): The message, or the signal.
-        seconds (`float`): It took, on the clock.
-        megabytes (`float`): Peak of its resident memory above what the process began with.
+        seconds (`float`): Elapsed time.
+        megabytes (`float`): Peak resident memory in excess of that at the start.
     """
 
     outcome: str
@@ -29,7 +29,7 @@ class Ending(NamedTuple):
 
 
 def resident_megabytes() -> float:
-    """Resident memory of this process now."""
+    """Return the current resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -39,9 +39,9 @@ def supervise(call: Callable[[], object], *, limit_seconds: float) -> Ending:
     Call a function in a child process.
 
     Args:
-        call (`Callable`): What it returns is thrown away. A `ValueError` (`MediaError` is one), `OSError` or
+        call (`Callable`): Function whose result is ignored. A `ValueError` (`MediaError` is one), `OSError` or
             `SystemExit` counts as refused.
-        limit_seconds (`float`): After these the child is killed.
+        limit_seconds (`float`): Time after which the child is killed.
     """
     start = time.monotonic()
     reading, writing = os.pipe()
@@ -65,7 +65,7 @@ def supervise(call: Callable[[], object], *, limit_seconds: float) -> Ending:
 
 
 def _child(call: Callable[[], object], writing: int) -> None:
-    """Does the call, answers and ends, whatever happens."""
+    """Make the call, report its outcome, and exit in any case."""
     silence = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(silence, number)

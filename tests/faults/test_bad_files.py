@@ -1,4 +1,4 @@
-"""The program for bad files, as small as it gets."""
+"""The program for bad files, at its smallest."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_two_processes_stay_in_step_over_a_bad_batch_and_a_bad_share_of_one():
+def test_two_processes_stay_in_step_despite_a_bad_batch_or_half_of_one():
     command = "-m tests.faults.bad_files --rows 12 --epochs 1 --workers 1 --processes 2 --shares".split()
     result = subprocess.run(
         [sys.executable, *command], cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, timeout=600

@@ -1,4 +1,4 @@
-"""A process that is killed while it writes a checkpoint, files that are damaged later, and a disk that is full."""
+"""A process that is killed while it writes a checkpoint, files that are damaged later, and a full disk."""
 
 import json
 import os
@@ -28,7 +28,7 @@ RECORD = make_run_record({"learning_rate": 0.1}, command=["train.py"], data={})
 
 
 def stage(output: Path, step: int) -> Path:
-    """Files of a checkpoint, written aside; one lies deeper."""
+    """Write the files of a checkpoint to the staging folder, one of them in a subfolder."""
     staged = output / STAGING / f"checkpoint-{step}"
     (staged / "shards").mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.pt", "shards/0", "trainer_state.json"):
@@ -55,7 +55,7 @@ def in_child(work) -> int:
     return process.exitcode
 
 
-def test_a_sealed_checkpoint_is_whole_and_leaves_nothing_aside(tmp_path):
+def test_a_sealed_checkpoint_is_complete_and_leaves_no_staged_files(tmp_path):
     final = save(tmp_path, 5)
     assert problem_of(final) is None and newest_checkpoint(tmp_path) == final
     written = json.loads((final / "checkpoint.json").read_text())["files"]
@@ -65,7 +65,7 @@ def test_a_sealed_checkpoint_is_whole_and_leaves_nothing_aside(tmp_path):
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-def test_killed_at_any_point_of_sealing_and_rotating(tmp_path, replaces):
+def test_sealing_and_rotating_may_be_killed_at_any_point(tmp_path, replaces):
     ends = []
     for number in range(1, 60):
         output = tmp_path / str(number)
@@ -82,7 +82,7 @@ def test_killed_at_any_point_of_sealing_and_rotating(tmp_path, replaces):
         found = find(output)
         assert found in (output / "checkpoint-4", output / "checkpoint-5")
         for folder in checkpoints.list_checkpoints(output).values():
-            assert problem_of(folder) is None  # whoever bears the name is whole
+            assert problem_of(folder) is None  # every folder with the name of a checkpoint is complete
         begin_run(output, RECORD, starts_over=False)
         assert not (output / STAGING).exists() and found.is_dir()
         ends.append((code, found.name))
@@ -93,7 +93,7 @@ def test_killed_at_any_point_of_sealing_and_rotating(tmp_path, replaces):
     assert {name for _, name in ends} == {"checkpoint-4", "checkpoint-5"}
 
 
-def test_killed_at_any_point_of_publishing_a_model(tmp_path):
+def test_publishing_a_model_may_be_killed_at_any_point(tmp_path):
     for number in range(1, 40):
         output = tmp_path / str(number)
         staged = output / STAGING / "model"
@@ -108,7 +108,7 @@ def test_killed_at_any_point_of_publishing_a_model(tmp_path):
 
         code = in_child(work)
         texts = {path.name: path.read_text() for path in output.iterdir() if path.is_file()}
-        if "model.safetensors" in texts:  # else nobody can load it
+        if "model.safetensors" in texts:  # otherwise the folder cannot be loaded
             assert set(texts.values()) in ({"old"}, {"new"})
         if code == 0:
             break
@@ -116,7 +116,7 @@ def test_killed_at_any_point_of_publishing_a_model(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "extend", "remove", "empty"])
-def test_each_file_of_the_newest_checkpoint_damaged_in_turn(tmp_path, monkeypatch, damage):
+def test_damage_to_any_file_of_the_newest_checkpoint_is_detected(tmp_path, monkeypatch, damage):
     said = []
     monkeypatch.setattr(
         checkpoints.logger, "warning", lambda text: text.startswith("Skipped checkpoints") and said.append(text)
@@ -157,7 +157,7 @@ def test_a_named_checkpoint_that_is_damaged_is_refused(tmp_path):
     ("limit", "best", "left"),
     [(None, 1, [1, 2, 3, 4]), (2, 3, [3, 4]), (2, 1, [1, 4]), (1, 1, [1, 4]), (3, 4, [2, 3, 4])],
 )
-def test_which_checkpoints_a_limit_leaves(tmp_path, limit, best, left):
+def test_a_limit_keeps_the_newest_and_best_checkpoints(tmp_path, limit, best, left):
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     rotate(tmp_path, limit, keep={tmp_path / "checkpoint-4", tmp_path / f"checkpoint-{best}"})
@@ -167,13 +167,13 @@ def test_which_checkpoints_a_limit_leaves(tmp_path, limit, best, left):
 def test_a_limit_never_leaves_only_a_damaged_checkpoint(tmp_path):
     for step in (4, 6):
         save(tmp_path, step)
-    (tmp_path / "checkpoint-6/optimizer.pt").write_text("")  # passed over: the run went on from 4, and saves 5
+    (tmp_path / "checkpoint-6/optimizer.pt").write_text("")  # skipped: the run resumed from 4, and saves 5
     save(tmp_path, 5)
     rotate(tmp_path, 1, keep={tmp_path / "checkpoint-5"})
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
 
 
-def test_a_run_json_is_whole_or_not_there(tmp_path):
+def test_a_run_json_is_complete_or_missing(tmp_path):
     for number in range(1, 9):
         output = tmp_path / str(number)
 
@@ -182,7 +182,7 @@ def test_a_run_json_is_whole_or_not_there(tmp_path):
             begin_run(output, RECORD, starts_over=True)
 
         code = in_child(work)
-        assert find(output) is None  # its own folder
+        assert find(output) is None  # the folder can be used
         if code == 0:
             break
     assert code == 0 and number > 2
@@ -211,7 +211,7 @@ def test_saved_files_have_the_permissions_of_the_umask(straight):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "seal"])
-def test_a_full_disk_costs_one_checkpoint(command, straight, tmp_path, name):
+def test_a_temporarily_full_disk_costs_only_checkpoints(command, straight, tmp_path, name):
     out = tmp_path / "out"
     argv = [*command, *flags(output_dir=out, save_total_limit=1)]
     assert finish(argv, tmp_path / "log", prepare=full_disk(at_steps=(2, 3), name=name)) == 0
@@ -222,7 +222,7 @@ def test_a_full_disk_costs_one_checkpoint(command, straight, tmp_path, name):
     assert not {"checkpoint-2", "checkpoint-3", "checkpoint-1", STAGING} & set(os.listdir(out))
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_an_error_and_its_last_checkpoint(command, straight, tmp_path):
+def test_a_disk_that_stays_full_ends_the_run_with_an_error(command, straight, tmp_path):
     out = tmp_path / "out"
     argv = [*command, *flags(output_dir=out)]
     assert finish(argv, tmp_path / "log", prepare=full_disk(at_steps=(3, 4), name="scheduler.pt")) == 1
@@ -242,4 +242,4 @@ def test_a_damaged_newest_checkpoint_is_trained_again(command, straight, tmp_pat
     assert finish([*command, *flags(output_dir=out)], tmp_path / "log") == 0
     assert "Skipped checkpoints" in (tmp_path / "log").read_text()
     assert outcome(out) == outcome(straight) and len(logs(out)) == 5
-    assert problem_of(out / "checkpoint-3") is None  # written anew in its place
+    assert problem_of(out / "checkpoint-3") is None  # written again in its place

@@ -1,5 +1,5 @@
-"""SIGTERM and Ctrl-C, to one process or one of two, a process that is killed, steps that come to nothing, and two runs
-in one folder.
+"""SIGTERM and Ctrl-C to one process or one of two, a killed process, steps with NaN gradients, and two runs in one
+folder.
 """
 
 import functools
@@ -53,8 +53,8 @@ def command(tmp_path_factory) -> list[str]:
 
 
 def terminated(*, at_step: int, times: int = 1, by: str = "TERM"):
-    """Send SIGTERM from outside to this process and its loader processes, as a scheduler does, or SIGINT, as a
-    terminal does.
+    """Send SIGTERM to this process and its loader processes from outside, like a scheduler, or SIGINT, like a
+    terminal.
     """
 
     def action():
@@ -63,15 +63,15 @@ def terminated(*, at_step: int, times: int = 1, by: str = "TERM"):
             subprocess.run(["kill", f"-{by}", *(str(process.pid) for process in processes)])
 
     def prepare():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes may ignore it
         with_callback(AtStep(at_step, action))()
 
     return prepare
 
 
-# 4 steps in an epoch: what was sent in step 2 ends the run after step 3, within an epoch, and 3 after 4, at its end.
+# 4 steps per epoch: a signal in step 2 ends the run after step 3, within an epoch, and one in step 3 at its end.
 @pytest.mark.parametrize(("step", "workers"), [(2, 1), (3, 0)])
-def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_exactly(command, tmp_path, step, workers):
+def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_exactly(command, tmp_path, step, workers):
     argv = [*command, *flags(logging_strategy="epoch" if step == 3 else "steps")]
     assert finish([*argv, *flags(output_dir=tmp_path / "straight")], tmp_path / "log") == 0
     argv += flags(output_dir=tmp_path / "out", dataloader_num_workers=workers)
@@ -84,8 +84,8 @@ def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_exactly(command, tmp_
 
 
 @pytest.mark.parametrize(("step", "workers"), [(2, 1), (3, 0)])
-def test_ctrl_c_ends_a_run_as_sigterm_does(command, tmp_path, capfd, step, workers):
-    """It comes twice under a launcher, which passes it on."""
+def test_ctrl_c_ends_a_run_like_sigterm(command, tmp_path, capfd, step, workers):
+    """Under a launcher the signal comes twice, since the launcher passes it on."""
     argv = [*command, *flags(output_dir=tmp_path / "out", dataloader_num_workers=workers)]
     assert finish(argv, tmp_path / "log", prepare=terminated(at_step=step, times=2, by="INT")) == EXIT_REQUEUE
     assert list(list_checkpoints(tmp_path / "out")) == [step + 1]
@@ -108,7 +108,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(command, tmp_path, monkeypatch):
     assert "Traceback" not in log and not list_checkpoints(tmp_path / "out")
 
 
-def test_a_second_run_in_a_folder_is_refused_and_goes_on_once_the_first_is_killed(command, tmp_path):
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(command, tmp_path):
     out = tmp_path / "out"
     straight = [*command, *flags(output_dir=tmp_path / "straight", save_steps=2)]
     assert finish(straight, tmp_path / "log") == 0
@@ -126,7 +126,7 @@ def test_a_second_run_in_a_folder_is_refused_and_goes_on_once_the_first_is_kille
         assert finish(other, tmp_path / f"second{number}.log") == 1
         (line,) = (tmp_path / f"second{number}.log").read_text().splitlines()
         assert line.startswith(f"train.py: error: {out} is being written by train.py (process {first.pid} on")
-    both = finish_together(argv, tmp_path, prepare={})  # of which the first process looks
+    both = finish_together(argv, tmp_path, prepare={})  # the first process checks
     assert both == [1, 1] and f"{first.pid} on" in (tmp_path / "rank-1.log").read_text()
     assert list_checkpoints(out) and problem_of(out / "checkpoint-2") is None
     first.kill()
@@ -137,7 +137,7 @@ def test_a_second_run_in_a_folder_is_refused_and_goes_on_once_the_first_is_kille
 
 
 def recording_rows(file: Path):
-    """Write down which rows each step is over."""
+    """Record the rows of each step."""
 
     def patch():
         original = MultimodalTrainer.compute_loss
@@ -156,8 +156,8 @@ def rows(file: Path) -> list[list[int]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_two_processes(command, tmp_path):
-    """SIGTERM to one of two: both stop after one step and go on as if nothing had been; one can go on for both."""
+def test_sigterm_to_one_of_two_processes_stops_both(command, tmp_path):
+    """After SIGTERM to one of two, both stop after one step and resume exactly; one process can resume for both."""
     argv = [*command, *flags(per_device_train_batch_size=1, save_steps=2)]
     straight = [*argv, *flags(output_dir=tmp_path / "straight")]
     records = {rank: recording_rows(tmp_path / f"rows-{rank}") for rank in range(2)}
@@ -177,14 +177,14 @@ def test_two_processes(command, tmp_path):
     both = [
         first + second for first, second in zip(*(rows(tmp_path / f"rows-{rank}") for rank in range(2)), strict=True)
     ]
-    # The seventh row of an epoch is a batch of one; two processes fill it up with the epoch's first row.
+    # The seventh row of an epoch is a batch of one; two processes complete it with the epoch's first row.
     assert [batch[: len(alone)] for batch, alone in zip(both[3:], rows(tmp_path / "rows"), strict=True)] == rows(
         tmp_path / "rows"
     )
     assert [log["step"] for log in outcome(tmp_path / "one")[1]] == [4, 6]
 
 
-def test_a_loader_process_outlives_the_sigterm_of_others(tmp_path):
+def test_a_loader_process_ignores_sigterm_from_other_processes(tmp_path):
     started = threading.Event()
 
     def work():
@@ -223,10 +223,10 @@ def test_a_loader_process_ends_with_its_training_process(tmp_path):
     loader = psutil.Process(int((tmp_path / "pid").read_text()))
     process.kill()
     process.join()
-    loader.wait(2)  # of what torch allows it, 5 seconds
+    loader.wait(2)  # torch would allow it 5 seconds
 
 
-def test_processes_that_are_started_again_meet_in_a_store_without_the_addresses_of_those_before():
+def test_restarted_processes_meet_in_a_store_without_earlier_addresses():
     launcher = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     launcher.set("address", "of a process that died")
     found = FORK.SimpleQueue()
@@ -249,8 +249,8 @@ def test_processes_that_are_started_again_meet_in_a_store_without_the_addresses_
     assert [found.get() for _ in range(6)] == [("0", True)] * 2 + [("1", False)] * 2 + [("2", False)] * 2
 
 
-def test_a_rank_is_killed_and_all_are_started_again(command, tmp_path):
-    """By torchrun's agent; the first process comes late, so that the second looks for its address before it is new."""
+def test_all_ranks_are_restarted_if_one_is_killed(command, tmp_path):
+    """Torchrun's agent restarts them; the first process is late, so the second looks for its address too early."""
 
     def prepare():
         place = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
@@ -267,7 +267,7 @@ def test_a_rank_is_killed_and_all_are_started_again(command, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"optim": "adamw_torch"}, {"fp16": True}], ids=["fused", "plain", "fp16"])
-def test_a_step_that_is_not_a_number_changes_nothing_and_is_counted(command, tmp_path, settings):
+def test_a_nan_step_changes_nothing_and_is_counted(command, tmp_path, settings):
     argv = [*command, *flags(output_dir=tmp_path / "out", max_steps=3, save_steps=1, logging_steps=1, **settings)]
     assert finish(argv, tmp_path / "log", prepare=with_nan_gradients(2)) == 0
     before, after = (torch.load(tmp_path / f"out/checkpoint-{step}/optimizer.pt")["state"] for step in (1, 2))
@@ -277,17 +277,17 @@ def test_a_step_that_is_not_a_number_changes_nothing_and_is_counted(command, tmp
     assert weights[0] == weights[1] != weights[2]
     first, second, third = [log for log in outcome(tmp_path / "out")[1] if "loss" in log]
     assert "nan_steps" not in first and second["nan_steps"] == third["nan_steps"] == 1
-    assert second["loss"] != second["loss"] and third["loss"] == third["loss"]  # NaN in its own log only
+    assert second["loss"] != second["loss"] and third["loss"] == third["loss"]  # NaN only in its own log
 
 
-def test_too_many_such_steps_in_a_row_end_the_run(command, tmp_path):
+def test_too_many_nan_steps_in_a_row_end_the_run(command, tmp_path):
     argv = [*command, *flags(output_dir=tmp_path / "out", max_nan_steps=2)]
     assert finish(argv, tmp_path / "log", prepare=with_nan_gradients(1, 3, 4)) == 1
     log = (tmp_path / "log").read_text()
     assert "was NaN or infinite in 2 consecutive steps, up to step 4. These steps did not change the weights" in log
 
 
-def test_a_fused_step_is_left_out_on_the_device():
+def test_a_fused_nan_step_is_skipped_on_the_device():
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter], fused=True)
     control = RunControl(2)
@@ -303,12 +303,12 @@ def test_a_fused_step_is_left_out_on_the_device():
     assert optimizer.state[parameter]["step"] == 2
 
 
-def test_a_host_copy_keeps_what_the_values_were():
+def test_a_host_copy_keeps_the_original_values():
     values = torch.tensor([1.0, 2.0])
     assert HostCopy(values.clone()).read() == [1.0, 2.0]
 
 
-def test_early_stopping_counts_on_and_does_not_go_on_where_it_stopped():
+def test_early_stopping_resumes_its_count_and_stays_stopped():
     for counted, stops in ((1, False), (2, True)):
         saved = EarlyStopping(2)
         saved.early_stopping_patience_counter = counted

@@ -1,4 +1,4 @@
-"""The quick part of the corpus, and the programs that read it and the mutants, on what they must notice."""
+"""The quick part of the corpus, and checks of the programs that read it and the mutants."""
 
 import json
 import os
@@ -21,8 +21,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
 
-def test_the_quick_corpus_ends_as_it_must(tmp_path):
-    # A process of its own, which has no threads when it forks.
+def test_the_quick_corpus_ends_as_expected(tmp_path):
+    # In its own process, which has no threads when it forks.
     command = [sys.executable, "-m", "tests.faults.hostile", str(tmp_path), "--quick"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     result = json.loads((tmp_path / "hostile.json").read_text())
@@ -34,7 +34,7 @@ def test_the_quick_corpus_ends_as_it_must(tmp_path):
     assert all(case["reason"] for case in result["cases"] if case["outcome"] == "refused")
 
 
-def test_a_supervised_process_tells_how_it_ended():
+def test_the_ending_of_a_supervised_process_is_reported():
     def refuses():
         raise MediaError("no media")
 
@@ -50,7 +50,7 @@ def test_a_supervised_process_tells_how_it_ended():
     assert 95 < supervise(fills, limit_seconds=60).megabytes < 200
 
 
-def test_the_judge_sees_what_is_wrong(tmp_path):
+def test_the_judge_finds_what_is_wrong(tmp_path):
     case = Case("a", "media", tmp_path, "refused")
     assert judge(case, "refused", 10, 0, False) == ""
     assert judge(case, "reads", 10, 0, False) == "reads, not refused"
@@ -59,14 +59,14 @@ def test_the_judge_sees_what_is_wrong(tmp_path):
     assert judge(Case("b", "media", tmp_path, "either"), "crash", 0, 0, False) == "crash, not either"
 
 
-def test_the_listener_counts_what_ffmpeg_opens():
+def test_the_listener_counts_connections_of_ffmpeg():
     listener = Listener()
     with pytest.raises(av.FFmpegError):
         av.open(f"http://127.0.0.1:{listener.port}/x.mp4")
     assert listener.connections == 1
 
 
-def test_mutants_are_functions_of_their_number():
+def test_mutants_depend_only_on_their_number():
     content = bytes(range(256)) * 20
     mutants = [fuzz.mutate(content, "mp4", number) for number in range(200)]
     assert mutants == [fuzz.mutate(content, "mp4", number) for number in range(200)]
@@ -74,7 +74,7 @@ def test_mutants_are_functions_of_their_number():
     assert sum(mutant != content for mutant in mutants) > 150
 
 
-def test_fuzzing_replaces_what_crashes_and_counts_all(tmp_path, monkeypatch):
+def test_fuzzing_replaces_crashed_processes_and_counts_all_mutants(tmp_path, monkeypatch):
     def read(path, index_dir, extractor):
         content = path.read_bytes()
         if content[0] > 240:
@@ -96,20 +96,20 @@ def test_fuzzing_replaces_what_crashes_and_counts_all(tmp_path, monkeypatch):
     assert result["processes"] == 9 and len(list(tmp_path.glob("crash_*"))) == 9
 
 
-def test_mutants_of_real_files_go_through_the_decoding_path(tmp_path):
+def test_mutants_of_real_files_are_decoded_or_refused(tmp_path):
     results = {kind: fuzz.fuzz(kind, content, 30, tmp_path) for kind, content in fuzz.originals(tmp_path).items()}
     assert [(result["error"], result["crash"], result["hang"]) for result in results.values()] == [(0, 0, 0)] * 3
     assert all(result["decoded"] > 0 for result in results.values())
 
 
-def test_opens_leave_no_files_and_threads_behind():
+def test_opening_files_does_not_leak_files_or_threads():
     result = opens.measure(40)
     assert result["decoded"] == 16
     assert (result["new_files"], result["new_threads"]) == (0, 0)
 
 
 @pytest.mark.parametrize("count", [80_000_000, 2**31])
-def test_a_table_that_asks_for_gigabytes_is_not_made(tmp_path, count):
+def test_a_table_of_gigabytes_is_not_allocated(tmp_path, count):
     path = tmp_path / "bomb.mp4"
     path.write_bytes(mov(count, size=1))
     ending = supervise(lambda: index_video(path), limit_seconds=60)

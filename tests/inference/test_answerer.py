@@ -142,7 +142,7 @@ def test_bad_input_is_named(retrieval_model, question_model, questions, clips, s
         tiny_run.run(*data, *start, *flags(output_dir=tmp_path / "out"))
     blank = tmp_path / "blank.jsonl"
     blank.write_text(json.dumps({"video": "0.mp4", "question": " "}) + "\n")
-    with pytest.raises(ValueError, match=r"blank\.jsonl, line 1: `question` must be a text, and is empty"):
+    with pytest.raises(ValueError, match=r"blank\.jsonl, line 1: `question` must be a text, but is empty"):
         list(
             RowDataset.from_manifest(
                 blank,

@@ -58,13 +58,13 @@ def test_a_folder_from_macos(retrieval_model, shared_dir, tmp_path, capfd):
 
 def test_hidden_files_and_folders_in_every_command(retrieval_model, question_model, folder, said, tmp_path, capfd):
     out = str(tmp_path / "embeddings")
-    shallow = f"{folder}: 1 media files; passed over: 1 of other kinds (.txt), 1 hidden, 1 folders (--recursive looks "
+    shallow = f"{folder}: 1 media files; skipped: 1 of other kinds (.txt), 1 hidden, 1 folders (searched "
     for argv in (["search", retrieval_model, "a cat", str(folder)], ["answer", question_model, "who?", str(folder)]):
         assert ids_of(capfd, *argv) == ["IMG_1.mp4"]
         assert ids_of(capfd, *argv, "--recursive") == ["IMG_1.mp4", "trip/IMG_2.MOV"]
         assert said == [
-            f"{shallow}into them).",
-            f"{folder}: 2 media files; passed over: 1 of other kinds (.txt), 2 hidden.",
+            f"{shallow}with `recursive`).",
+            f"{folder}: 2 media files; skipped: 1 of other kinds (.txt), 2 hidden.",
         ]
         said.clear()
     for flags, ids in (([], ["IMG_1.mp4"]), (["--recursive"], ["IMG_1.mp4", "trip/IMG_2.MOV"])):

@@ -36,7 +36,7 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, questio
     assert main([verb, *argv]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "rows.jsonl, row 0 (line 1, id '0'), column 'video': '0.mp4' is a link that leaves its folder" in error
-    assert "Pass --follow_links" in error and ("1 other rows" in error or verb == "show")
+    assert "Set `follow_links`" in error and ("1 other rows" in error or verb == "show")
     assert main([verb, *argv, "--follow_links"]) == 0
     if verb in ("search", "answer"):
         assert {json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()} == {"0", "1"}
@@ -56,7 +56,7 @@ def test_models_in_use_take_a_manifest_of_absolute_paths(
     assert main([verb, *argv]) == 2
     error = capfd.readouterr().err.strip()
     assert "rows.csv: 2 rows are wrong. Line 2: the path" in error and "is absolute and not below" in error
-    assert "as --video_root" in error and "\n" not in error
+    assert "(`video_root`)" in error and "\n" not in error
     assert main([verb, *argv, "--video_root", str(clips)]) == 0
     capfd.readouterr()
     argv = [str(clips / "video/0.mp4") if word == str(manifest) else word for word in argv]
@@ -85,5 +85,5 @@ def test_a_benchmark_follows_links_on_request(question_model, data, tmp_path, ca
         argv += ["--output_dir", str(tmp_path / message)] * (argv[0] == "infer")
         assert main(argv) == 2
         error = capfd.readouterr().err.strip().splitlines()[-1]
-        assert message in error and "ass --follow_links" in error
+        assert message in error and "follow_links" in error
         assert main([*argv, "--follow_links"]) in (0, 1)  # 1: a benchmark of other sizes is prepared

@@ -319,7 +319,7 @@ def test_bad_input_is_named(retriever, index, clips, question_model, tmp_path):
         retriever.index(clips / "video/absent.mp4")
     with pytest.raises(MediaError, match=r"0\.txt"):
         retriever.index([clips / "text/0.txt"])
-    with pytest.raises(ValueError, match="no media file there"):
+    with pytest.raises(ValueError, match="no media files found"):
         retriever.index(clips / "text")
     with pytest.raises(ValueError, match="given twice"):
         retriever.index([clips / "video/0.mp4"] * 2)

@@ -16,7 +16,7 @@ def noise(num_samples: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("num_mel_bins", [40, 128])
 @pytest.mark.parametrize("gain", [1.0, 1e-3])
-def test_equals_kaldi_filter_banks_of_torchaudio(num_mel_bins, gain):
+def test_features_equal_the_kaldi_filter_banks_of_torchaudio(num_mel_bins, gain):
     kaldi = pytest.importorskip("torchaudio.compliance.kaldi")
     extractor = AudioFeatureExtractor(num_mel_bins=num_mel_bins, num_frames=100)
     waveform = gain * noise(16000 + 77)
@@ -30,7 +30,7 @@ def test_equals_kaldi_filter_banks_of_torchaudio(num_mel_bins, gain):
     torch.testing.assert_close(log_mel, expected, atol=5e-4, rtol=0)
 
 
-def test_equals_the_audio_spectrogram_transformer():
+def test_features_equal_those_of_the_audio_spectrogram_transformer():
     ast = pytest.importorskip("transformers").ASTFeatureExtractor(max_length=120)
     waveform = noise(16000)
     expected = ast(waveform, sampling_rate=16000, return_tensors="np")["input_values"][0]  # (120, 128)
@@ -70,7 +70,7 @@ def test_longer_audio_is_covered_by_consecutive_windows():
     torch.testing.assert_close(features.seconds[:25], whole.seconds)
 
 
-def test_a_window_of_exactly_its_audio_needs_no_second():
+def test_audio_of_exactly_one_window_has_one_window():
     extractor = AudioFeatureExtractor(num_frames=10)
     assert extractor.extract(noise(400 + 160 * 9)).values.shape[-1] == 10
     assert extractor.extract(noise(400 + 160 * 10)).values.shape[-1] == 20
@@ -85,7 +85,7 @@ def test_max_windows_keeps_the_first_windows():
     assert bool(cropped.attention_mask.all())
 
 
-def test_result_does_not_depend_on_threads_or_on_what_follows():
+def test_features_do_not_depend_on_threads_or_on_later_audio():
     extractor = AudioFeatureExtractor()
     waveform = noise(16000 * 11)
     reference = extractor.extract(waveform)
@@ -101,19 +101,19 @@ def test_result_does_not_depend_on_threads_or_on_what_follows():
     assert torch.equal(longer.values[..., :num_whole], reference.values[..., :num_whole])
 
 
-def test_filters_are_built_once_per_instance(monkeypatch):
+def test_filters_are_computed_once_per_instance(monkeypatch):
     extractor = AudioFeatureExtractor(num_frames=10)
     expected = extractor.extract(noise(2000)).values
 
     def fail(*args, **kwargs):
-        raise AssertionError("filters were built again")
+        raise AssertionError("filters were computed again")
 
     monkeypatch.setattr("simple_multimodal.processing.feature_extraction_audio.mel_filter_bank", fail)
     monkeypatch.setattr(torch, "hann_window", fail)
     assert torch.equal(extractor.extract(noise(2000)).values, expected)
 
 
-def test_call_pads_the_batch_and_marks_absent_rows():
+def test_a_call_pads_the_batch_and_masks_missing_rows():
     extractor = AudioFeatureExtractor(num_frames=10)
     long, short = noise(4000), noise(800)
     batch = extractor([long, None, short], sampling_rate=16000)
@@ -127,7 +127,7 @@ def test_call_pads_the_batch_and_marks_absent_rows():
 
 def test_bad_input_is_refused():
     extractor = AudioFeatureExtractor(num_frames=10)
-    with pytest.raises(ValueError, match=r"48000 Hz, this extractor takes 16000 Hz"):
+    with pytest.raises(ValueError, match=r"48000 Hz, but this extractor takes 16000 Hz"):
         extractor(noise(800), sampling_rate=48000)
     with pytest.raises(ValueError, match="not finite"):
         extractor.extract(np.array([0.0, np.nan], dtype=np.float32))
@@ -145,7 +145,7 @@ def test_save_and_load(tmp_path):
         assert torch.equal(loaded.extract(noise(4000)).values, extractor.extract(noise(4000)).values)
 
 
-def test_reads_the_configuration_of_the_audio_spectrogram_transformer(tmp_path):
+def test_the_configuration_of_the_audio_spectrogram_transformer_is_read(tmp_path):
     from transformers import ASTFeatureExtractor
 
     ASTFeatureExtractor(num_mel_bins=64, max_length=512, mean=-6.0, std=4.0).save_pretrained(tmp_path)
@@ -153,7 +153,7 @@ def test_reads_the_configuration_of_the_audio_spectrogram_transformer(tmp_path):
     assert (loaded.num_mel_bins, loaded.num_frames, loaded.mean, loaded.std) == (64, 512, -6.0, 4.0)
 
 
-def test_an_image_processor_beside_audio_weights_means_defaults(tmp_path):
+def test_an_image_processor_next_to_audio_weights_means_defaults(tmp_path):
     from transformers import ViTImageProcessor
 
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)

@@ -33,7 +33,7 @@ def frames() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), dtype=np.uint8)
 
 
-def test_call_gives_the_entries_of_all_modalities(processor):
+def test_a_call_returns_the_entries_of_all_modalities(processor):
     batch = processor(
         text=["a cat purrs", None],
         audio=[waveform(), None],
@@ -51,7 +51,7 @@ def test_call_gives_the_entries_of_all_modalities(processor):
     assert batch["attention_mask"][1].tolist() == [1, 1] + [0] * (batch["input_ids"].shape[1] - 2)
 
 
-def test_one_of_each_needs_no_lists(processor):
+def test_single_inputs_do_not_need_lists(processor):
     batch = processor(text="a cat", audio=waveform(), videos=frames(), sampling_rate=16000, video_fps=25.0)
     assert {len(value) for value in batch.values()} == {1}
     numpy_batch = processor(text="a cat", return_tensors="np")
@@ -72,7 +72,7 @@ def test_bad_calls_are_refused(processor):
     with pytest.raises(ValueError, match="different numbers of rows: {'text': 2, 'audio': 1}"):
         processor(text=["a", "b"], audio=[waveform()], sampling_rate=16000)
     text_only = MultimodalProcessor(tokenizer=processor.tokenizer)
-    with pytest.raises(ValueError, match="Got `audio`, but this processor reads text only"):
+    with pytest.raises(ValueError, match="Got `audio`, but this processor reads only text"):
         text_only(text="a", audio=waveform(), sampling_rate=16000)
     with pytest.raises(ValueError, match="at least one of"):
         MultimodalProcessor()
@@ -97,7 +97,7 @@ def test_save_and_load_with_and_without_every_component(processor, tmp_path, mis
         assert loaded.tokenizer.model_max_length == 32
 
 
-def test_loads_in_a_fresh_process_offline_with_the_same_result(processor, tmp_path):
+def test_a_saved_processor_gives_the_same_result_in_a_new_process_offline(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     np.savez(tmp_path / "inputs.npz", waveform=waveform(), frames=frames())
     code = """
@@ -135,7 +135,7 @@ def test_can_be_pickled(processor):
     )
 
 
-def test_code_that_a_tokenizer_names_is_not_run(processor, tmp_path, monkeypatch):
+def test_code_named_by_a_tokenizer_is_not_run(processor, tmp_path, monkeypatch):
     processor.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "Foreign", "auto_map": {"AutoTokenizer": ["code.Foreign", None]}}
@@ -145,11 +145,11 @@ def test_code_that_a_tokenizer_names_is_not_run(processor, tmp_path, monkeypatch
     try:
         MultimodalProcessor.from_pretrained(tmp_path)
     except ValueError:
-        pass  # a refusal is as good as reading tokenizer.json alone
+        pass  # refusing is as good as reading only tokenizer.json
     assert not (tmp_path / "run").exists()
 
 
-def test_loading_says_nothing_about_the_model_beside_it(processor, tmp_path, caplog):
+def test_loading_does_not_warn_about_the_model_in_the_same_folder(processor, tmp_path, caplog):
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "not_imported"}))
     loaded = MultimodalProcessor.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""What becomes of the same pictures and sounds here and in the stock processors of towers, by their own settings."""
+"""Our processors against the stock processors of towers with the same settings, on the same frames and audio."""
 
 import json
 
@@ -45,7 +45,7 @@ ONE_LEVEL = 1 + 1e-3
 
 
 def smooth_frames(height: int, width: int) -> np.ndarray:
-    """Two frames of blurred noise, `(2, height, width, 3)`, with full blacks and whites."""
+    """Make two frames of blurred noise, `(2, height, width, 3)`, with full blacks and whites."""
     noise = torch.rand(2, 3, height // 6 + 2, width // 6 + 2, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.3
     smooth = torch.nn.functional.interpolate(noise, size=(height, width), mode="bicubic")
     return (smooth.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -68,7 +68,7 @@ def test_images_are_within_one_level_of_the_stock_processors(tmp_path, name, sha
     assert differences.mean() < 0.05
 
 
-def test_frames_of_a_shape_become_the_patches_of_siglip_2(tmp_path):
+def test_frames_give_the_patches_of_siglip_2(tmp_path):
     stock = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     stock.save_pretrained(tmp_path)
     assert VideoClipProcessor.from_pretrained(tmp_path).size == {"height": 32, "width": 32}
@@ -99,7 +99,7 @@ def test_frames_are_within_one_level_of_the_stock_pe_av(tmp_path, shape):
     assert (values - expected["pixel_values_videos"]).abs().max() <= ONE_LEVEL / 127.5
 
 
-def test_settings_of_images_are_read_from_a_processor_of_images_and_text(tmp_path):
+def test_image_settings_are_read_from_an_image_text_processor(tmp_path):
     stock_processor("clip").save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()  # nested in processor_config.json
     processor = VideoClipProcessor.from_pretrained(tmp_path, num_frames=3)
@@ -109,8 +109,8 @@ def test_settings_of_images_are_read_from_a_processor_of_images_and_text(tmp_pat
     assert again.to_dict() == processor.to_dict() and again.scales_in_memory
 
 
-def sound(seconds: float, rate: int) -> np.ndarray:
-    """Two tones and faint noise."""
+def tones(seconds: float, rate: int) -> np.ndarray:
+    """Make two tones with faint noise."""
     times = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(0).normal(size=len(times)) * 0.01
     return (0.4 * np.sin(2 * np.pi * 440 * times) + 0.2 * np.sin(2 * np.pi * 3000 * times) + noise).astype(np.float32)
@@ -123,7 +123,7 @@ def test_decibels_equal_those_of_clap(tmp_path, truncation, padding, seconds):
     stock = ClapFeatureExtractor(**CLAP_EXTRACTOR | {"truncation": truncation, "padding": padding})
     stock.save_pretrained(tmp_path)
     extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
-    waveform = sound(seconds, 16000)
+    waveform = tones(seconds, 16000)
     features = extractor.extract(waveform)
     expected = stock(waveform, sampling_rate=16000, return_tensors="pt")["input_features"]  # (1, 1 or 4, 101, 8)
     torch.testing.assert_close(features.values[0], expected[0, 0].T.float(), atol=1e-3, rtol=0)
@@ -134,10 +134,10 @@ def test_decibels_equal_those_of_clap(tmp_path, truncation, padding, seconds):
     assert torch.equal(again.extract(waveform).values, features.values)
 
 
-def test_a_long_audio_of_clap_is_cut_into_windows(tmp_path):
+def test_long_audio_for_clap_is_split_into_windows(tmp_path):
     ClapFeatureExtractor(**CLAP_EXTRACTOR).save_pretrained(tmp_path)
     extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
-    waveform = sound(2.25, 16000)
+    waveform = tones(2.25, 16000)
     features = extractor.extract(waveform)
     assert features.values.shape == (1, 8, 3 * 101)
     for number in range(3):
@@ -158,7 +158,7 @@ def test_log_mel_equals_that_of_ast(tmp_path, settings, seconds):
     stock = ASTFeatureExtractor(**AST_EXTRACTOR | settings)
     stock.save_pretrained(tmp_path)
     extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
-    waveform = sound(seconds, 16000)
+    waveform = tones(seconds, 16000)
     features = extractor.extract(waveform)
     expected = stock(waveform, sampling_rate=16000, return_tensors="pt")["input_values"]  # (1, 64, 16)
     torch.testing.assert_close(features.values[0], expected[0].T, atol=1e-3, rtol=1e-4)
@@ -170,7 +170,7 @@ def test_log_mel_equals_that_of_whisper(tmp_path, settings, seconds):
     stock = WhisperFeatureExtractor(**settings)
     stock.save_pretrained(tmp_path)
     extractor = AudioFeatureExtractor.from_pretrained(tmp_path)
-    waveform = sound(seconds, 16000)
+    waveform = tones(seconds, 16000)
     features = extractor.extract(waveform)
     expected = stock(waveform, sampling_rate=16000, return_tensors="pt", return_attention_mask=True)
     torch.testing.assert_close(features.values[0], expected["input_features"][0], atol=1e-4, rtol=0)
@@ -181,11 +181,11 @@ def test_log_mel_equals_that_of_whisper(tmp_path, settings, seconds):
     assert torch.equal(again.extract(waveform).values, features.values)
 
 
-def test_a_long_audio_of_whisper_is_cut_into_windows(tmp_path):
-    """Each is what the stock extractor makes of that part alone; it cuts a long sound off."""
+def test_long_audio_for_whisper_is_split_into_windows(tmp_path):
+    """Each window equals the output of the stock extractor for that part alone, since it truncates long audio."""
     stock = WhisperFeatureExtractor(**WHISPER_EXTRACTOR)
     stock.save_pretrained(tmp_path)
-    waveform = sound(2.25, 16000)
+    waveform = tones(2.25, 16000)
     features = AudioFeatureExtractor.from_pretrained(tmp_path).extract(waveform)
     parts = [waveform[:16000], waveform[16000:32000], waveform[32000:]]
     expected = stock(parts, sampling_rate=16000, return_tensors="pt")["input_features"]
@@ -195,12 +195,12 @@ def test_a_long_audio_of_whisper_is_cut_into_windows(tmp_path):
 
 @pytest.mark.parametrize("length", [1, 40, 3999, 8000, 8001])
 def test_waveforms_equal_those_of_pe_av(tmp_path, length):
-    """Mirrored up to a whole frame; then windows of one second, the last filled up with silence."""
+    """Audio is mirrored up to a whole frame, then split into windows of one second, the last padded with silence."""
     stock = PeAudioFeatureExtractor(**PE_EXTRACTOR)
     stock_processor("pe_audio").save_pretrained(tmp_path)
     assert AudioFeatureExtractor.from_pretrained(tmp_path).num_frames == 2000  # 10 seconds
     extractor = AudioFeatureExtractor.from_pretrained(tmp_path, num_frames=200)
-    waveform = sound(2, 8000)[:length]
+    waveform = tones(2, 8000)[:length]
     features = extractor.extract(waveform)
     expected = stock(waveform, sampling_rate=8000, return_tensors="pt")["input_values"].flatten()
     samples = features.values[0].T.flatten()
@@ -225,7 +225,7 @@ def test_a_tower_without_a_checkpoint_has_the_front_end_of_its_kind(tmp_path, ki
     assert (own.front_end, own.padding, own.num_mel_bins) == (stock.front_end, stock.padding, stock.num_mel_bins)
     if kind == "whisper":
         assert own.num_frames == stock.num_frames
-        waveform = sound(0.3, 16000)
+        waveform = tones(0.3, 16000)
         assert torch.equal(own.extract(waveform).values, stock.extract(waveform).values)
     else:
         assert (own.sampling_rate, own.hop_length, own.num_frames) == (48000, 40, 250)
@@ -234,12 +234,12 @@ def test_a_tower_without_a_checkpoint_has_the_front_end_of_its_kind(tmp_path, ki
 @pytest.mark.parametrize("settings", [{}, {"do_normalize": False}, {"sampling_rate": 8000}])
 @pytest.mark.parametrize("seconds", [0.3, 0.50007, 1.0])
 def test_waveforms_equal_those_of_wav2vec2(tmp_path, settings, seconds):
-    """But for the samples behind the last whole stride of the first convolution, which no tower's output knows."""
+    """Except for samples after the last whole stride of the first convolution, which do not affect any tower."""
     stock = Wav2Vec2FeatureExtractor(**settings)
     stock.save_pretrained(tmp_path)
     rate = stock.sampling_rate
     extractor = AudioFeatureExtractor.from_pretrained(tmp_path, num_frames=rate // 10)
-    waveform = sound(seconds, rate) + 0.5
+    waveform = tones(seconds, rate) + 0.5
     features = extractor.extract(waveform)
     expected = stock(waveform, sampling_rate=rate, return_tensors="pt")["input_values"][0]
     whole = len(waveform) // 5
@@ -250,11 +250,11 @@ def test_waveforms_equal_those_of_wav2vec2(tmp_path, settings, seconds):
     extractor.save_pretrained(tmp_path / "own")
     again = AudioFeatureExtractor.from_pretrained(tmp_path / "own")
     assert torch.equal(again.extract(waveform).values, features.values)
-    assert not extractor.extract(waveform[:4]).attention_mask.any()  # less than one stride is no sound
+    assert not extractor.extract(waveform[:4]).attention_mask.any()  # less than one stride does not count as audio
 
 
 def test_frames_of_waveforms_are_those_of_the_tower(tmp_path):
-    """The feature extractor's file knows no stride; the tower's config does."""
+    """The stride is in the config of the tower, not in the file of the feature extractor."""
     config = Wav2Vec2Config(conv_stride=(4, 2, 2, 2, 2, 2, 2))
     values = get_encoder_class("wav2vec2", "audio").processor_values(config)
     own = AudioFeatureExtractor.from_dict(values)
@@ -264,20 +264,20 @@ def test_frames_of_waveforms_are_those_of_the_tower(tmp_path):
     assert (extractor.hop_length, extractor.num_mel_bins, extractor.sampling_rate) == (4, 4, 8000)
 
 
-def test_front_ends_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="padding='repeat'.*of kaldi mean or zero"):
+def test_unknown_front_ends_are_refused():
+    with pytest.raises(ValueError, match="padding='repeat'.*for kaldi mean or zero"):
         AudioFeatureExtractor(padding="repeat")
     with pytest.raises(ValueError, match="front_end must be one of kaldi, clap, whisper"):
         AudioFeatureExtractor(front_end="wav2vec")
-    with pytest.raises(ValueError, match="A frame of the waveform has 160 samples.*num_mel_bins is 128"):
+    with pytest.raises(ValueError, match="A frame of the waveform has 160 samples.*`num_mel_bins` is 128"):
         AudioFeatureExtractor(front_end="waveform", padding="reflect")
-    with pytest.raises(ValueError, match="do_normalize is for front_end='waveform'"):
+    with pytest.raises(ValueError, match="`do_normalize` is for front_end='waveform'"):
         AudioFeatureExtractor(do_normalize=True)
-    with pytest.raises(ValueError, match="padding='mean'.*of whisper pad"):
+    with pytest.raises(ValueError, match="padding='mean'.*for whisper pad"):
         AudioFeatureExtractor(front_end="whisper")
 
 
-def test_texts_are_padded_as_the_text_tower_wants(tmp_path):
+def test_texts_are_padded_as_the_text_tower_requires(tmp_path):
     processor = MultimodalProcessor(tokenizer=tiny_tokenizer("siglip"), text_padding="max_length")
     processor.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "processor_config.json").read_text())["text_padding"] == "max_length"

@@ -16,7 +16,7 @@ def frames(num_frames: int = 4, height: int = 40, width: int = 60, seed: int = 0
 
 
 def fitted(processor: VideoClipProcessor, video: np.ndarray, seed: int | None = None) -> torch.Tensor:
-    """What becomes of frames of shape `(num_frames, height, width, 3)`, in training if there is a seed."""
+    """Fit frames of shape `(num_frames, height, width, 3)`, in training mode if there is a seed."""
     fit = processor.fit(*video.shape[1:3], generator=None if seed is None else np.random.default_rng(seed))
     return processor.transform(np.ascontiguousarray(video.transpose(0, 3, 1, 2)), fit)
 
@@ -27,13 +27,13 @@ def index_of(num_frames: int, fps: float = 10.0) -> FrameIndex:
 
 @pytest.mark.parametrize("resize_mode", ["short_side_center_crop", "squash", "pad"])
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (32, 48), (7, 5), (100, 3)])
-def test_every_resize_mode_gives_the_size(resize_mode, shape):
+def test_every_resize_mode_returns_the_size(resize_mode, shape):
     clip = fitted(VideoClipProcessor(size={"height": 32, "width": 48}, resize_mode=resize_mode), frames(2, *shape))
     assert clip.shape == (2, 3, 32, 48) and clip.dtype == torch.uint8 and clip.is_contiguous()
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (33, 71), (32, 32), (21, 64)])
-def test_the_default_resize_mode_equals_videomae_image_processor(shape):
+def test_the_default_resize_mode_equals_that_of_videomae(shape):
     from transformers import VideoMAEImageProcessor
 
     reference = VideoMAEImageProcessor(
@@ -46,7 +46,7 @@ def test_the_default_resize_mode_equals_videomae_image_processor(shape):
     assert np.abs(clip.astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_crop_keeps_the_middle():
+def test_the_crop_keeps_the_centre():
     video = np.zeros((1, 32, 64, 3), dtype=np.uint8)
     video[:, :, 16:48] = 255
     assert bool((fitted(VideoClipProcessor(size=32), video) == 255).all())
@@ -59,14 +59,14 @@ def test_short_side_scales_before_the_crop():
     assert not bool((fitted(VideoClipProcessor(size=32), video) == 255).all())
 
 
-def test_pad_adds_black_on_both_sides_and_cuts_nothing():
+def test_pad_adds_black_on_both_sides_without_cropping():
     clip = fitted(VideoClipProcessor(size=32, resize_mode="pad"), np.full((1, 10, 20, 3), 200, dtype=np.uint8))
     rows = (clip[0, 0] == 200).all(dim=1)
     assert rows.tolist() == [False] * 8 + [True] * 16 + [False] * 8
     assert not clip[0, :, ~rows].any()
 
 
-def test_squash_shows_everything():
+def test_squash_keeps_the_whole_frame():
     video = np.zeros((1, 10, 40, 3), dtype=np.uint8)
     video[:, :, 20:] = 255
     clip = fitted(VideoClipProcessor(size=16, resize_mode="squash"), video)
@@ -74,7 +74,7 @@ def test_squash_shows_everything():
 
 
 def test_training_crop_and_flip_are_the_same_for_all_frames_of_a_clip():
-    video = np.repeat(frames(1), 5, axis=0)  # one picture five times
+    video = np.repeat(frames(1), 5, axis=0)  # one image five times
     processor = VideoClipProcessor(size=16, random_crop=True, random_flip=True)
     clips = [fitted(processor, video, seed) for seed in range(8)]
     for clip in clips:
@@ -84,7 +84,7 @@ def test_training_crop_and_flip_are_the_same_for_all_frames_of_a_clip():
     assert torch.equal(again, clips[3])
 
 
-def test_flip_mirrors_half_of_the_clips():
+def test_half_of_the_clips_are_flipped():
     video = frames(2, 16, 16)
     processor = VideoClipProcessor(size=16, random_flip=True)
     plain = fitted(processor, video)
@@ -97,13 +97,13 @@ def test_flip_mirrors_half_of_the_clips():
     assert 30 < flipped < 70
 
 
-def test_no_augmentation_unless_asked_for():
+def test_augmentation_is_off_by_default():
     video = frames(2)
     processor = VideoClipProcessor(size=16)
     assert torch.equal(fitted(processor, video, 0), fitted(processor, video))
 
 
-def test_random_crop_of_an_extreme_shape_falls_back_to_the_middle():
+def test_the_random_crop_of_an_extreme_shape_falls_back_to_the_centre():
     processor = VideoClipProcessor(size=16, random_crop=True, random_crop_scale=(1.0, 1.0))
     assert fitted(processor, frames(1, 4, 400), 0).shape == (1, 3, 16, 16)
 
@@ -111,8 +111,8 @@ def test_random_crop_of_an_extreme_shape_falls_back_to_the_middle():
 def test_sampling_uses_the_training_strategy_with_a_generator_only():
     processor = VideoClipProcessor(num_frames=4)
     assert processor.sample(index_of(8)) == [1, 3, 5, 7]
-    drawn = {tuple(processor.sample(index_of(8), generator=np.random.default_rng(seed))) for seed in range(20)}
-    assert len(drawn) > 5
+    samples = {tuple(processor.sample(index_of(8), generator=np.random.default_rng(seed))) for seed in range(20)}
+    assert len(samples) > 5
     dense = VideoClipProcessor(num_frames=3, frame_sampling="dense", train_frame_sampling="dense", frame_stride=2)
     assert np.diff(dense.sample(index_of(50))).tolist() == [2, 2]
     starts = {dense.sample(index_of(50), generator=np.random.default_rng(seed))[0] for seed in range(20)}
@@ -122,14 +122,14 @@ def test_sampling_uses_the_training_strategy_with_a_generator_only():
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 64])
-def test_any_clip_from_one_frame_up(num_frames):
+def test_clips_of_any_length_are_sampled(num_frames):
     processor = VideoClipProcessor(num_frames=16, size=8)
     for generator in (None, np.random.default_rng(0)):
         positions = processor.sample(index_of(num_frames), generator=generator)
         assert len(positions) == 16 and sorted(positions) == positions and positions[-1] < num_frames
 
 
-def test_call_on_frames_in_memory():
+def test_a_call_processes_frames_in_memory():
     processor = VideoClipProcessor(num_frames=4, size=16)
     video = frames(8)
     single = processor(video, video_fps=10.0)
@@ -192,7 +192,7 @@ def test_save_and_load(tmp_path):
         ),
     ],
 )
-def test_reads_the_configuration_of_videomae(tmp_path, config, expected):
+def test_the_configuration_of_videomae_is_read(tmp_path, config, expected):
     config |= {"image_processor_type": "VideoMAEImageProcessor", "image_mean": [0.5, 0.4, 0.3], "image_std": [1, 2, 3]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     loaded = VideoClipProcessor.from_pretrained(tmp_path, num_frames=4)
