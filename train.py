@@ -8,8 +8,8 @@ Every flag: python train.py --help
 
 import os
 
-# Set before torch is imported: idle threads of OpenMP then sleep instead of spinning, so that the cores are free for
-# the processes that load data.
+# Set before torch is imported: idle OpenMP threads then sleep instead of spinning, which leaves the cores to the
+# processes that load data.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, TaskOptions, parse_args
@@ -18,8 +18,8 @@ from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments
 def run(
     model_args: ModelArguments, data_args: DataArguments, options: TaskOptions, args: MultimodalTrainingArguments
 ) -> dict[str, float]:
-    """Open the data, make the model and the trainer; then train, evaluate and test. Return the metrics."""
-    # Imported here, so that --help and wrong flags do not wait for the models.
+    """Open the data, make the model and the trainer, then train, evaluate and test. Return the metrics."""
+    # Imported here so that --help and errors in flags do not wait for the models.
     from transformers import set_seed
 
     from arguments.inputs import describe_run, make_model, make_task, open_splits
@@ -29,7 +29,7 @@ def run(
 
     set_seed(args.seed)  # before the model is made: new layers are initialized randomly
     task = make_task(model_args, data_args, options, args)
-    splits = open_splits(task, model_args, data_args, args)  # rows of paths; no media file is opened yet
+    splits = open_splits(task, model_args, data_args, args)  # no media file is opened yet
     record = describe_run(task, splits, model_args, data_args, args)
     checkpoint = find_checkpoint(args, record) if args.do_train else None
     model, processor = make_model(task, splits, checkpoint, model_args, data_args, args)
@@ -51,7 +51,7 @@ def run(
         metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
         trainer.save_model()
         trainer.save_state()
-        if metrics:  # none if the run was complete already
+        if metrics:  # empty if the run was already complete
             trainer.log_and_save_metrics("train", metrics)
     elif model_args.model_name_or_path is None:  # assembled from pretrained towers
         trainer.save_model()

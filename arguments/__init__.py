@@ -1,4 +1,4 @@
-"""The command line of `train.py`: three dataclasses, the options of the task, and the parser that fills them."""
+"""Command line of `train.py`: three dataclasses, the options of the task, and the parser that fills them."""
 
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.training.arguments import MultimodalTrainingArguments

@@ -1,4 +1,4 @@
-"""Which samples are read, from where, and how a file becomes the model's input."""
+"""Arguments about the data: which samples are read, where they are, and how files are preprocessed."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,8 +17,8 @@ DATASET_FLAGS = ("dataset_config_name", "train_split", "validation_split", "test
 @dataclass
 class DataArguments:
     """
-    Arguments about the data. A preprocessing value that is not given comes from the named processor or from the
-    tower's config, so that nothing has to be said twice.
+    Arguments about the data. Preprocessing values that are not given come from the named processor or the tower's
+    config.
     """
 
     train_file: str = flag(
@@ -33,8 +33,8 @@ class DataArguments:
     dataset_name: str | None = flag(
         None,
         DATA,
-        "Data set of the `datasets` library to read in place of the manifests: hub name or folder. Its columns are "
-        "those of a manifest.",
+        "Dataset of the `datasets` library to read instead of the manifests: hub name or folder. It needs the columns "
+        "of a manifest.",
         names=Named.MODEL,
     )
     dataset_config_name: str | None = flag(None, DATA, "Configuration of --dataset_name.")
@@ -46,27 +46,26 @@ class DataArguments:
     rename_columns: list[str] | None = flag(
         None, DATA, "Columns of --dataset_name to rename, as OLD=NEW: clip=video sentence=caption."
     )
-    data_root: str | None = flag(None, DATA, "Folder of the manifests, and of the three roots below if relative.")
+    data_root: str | None = flag(None, DATA, "Folder that the manifests and the three roots below are relative to.")
     video_root: str | None = flag(None, DATA, "Folder that the manifest's `video` paths are relative to.")
     audio_root: str | None = flag(None, DATA, "Folder that the manifest's `audio` paths are relative to.")
     text_root: str | None = flag(None, DATA, "Folder that the manifest's `text` paths are relative to.")
-    follow_links: bool = flag(
-        False, DATA, "Follow symbolic links wherever they lead, not only within the roots and the hub's cache."
-    )
-    max_train_samples: int | None = flag(None, DATA, "Read only the first N training rows. Default: all.", at_least=1)
-    max_eval_samples: int | None = flag(None, DATA, "Read only the first N evaluation rows. Default: all.", at_least=1)
-    max_predict_samples: int | None = flag(None, DATA, "Read only the first N test rows. Default: all.", at_least=1)
+    follow_links: bool = flag(False, DATA, "Follow symbolic links that lead out of the roots and the hub's cache.")
+    max_train_samples: int | None = flag(None, DATA, "Use only the first N training rows. Default: all.", at_least=1)
+    max_eval_samples: int | None = flag(None, DATA, "Use only the first N evaluation rows. Default: all.", at_least=1)
+    max_predict_samples: int | None = flag(None, DATA, "Use only the first N test rows. Default: all.", at_least=1)
     features: str | None = flag(
         None,
         DATA,
-        "Folder written by `simple-multimodal features`; replaces its towers, which must be in --freeze, and "
-        "decoding.",
+        "Folder of precomputed features, written by `simple-multimodal features`. They replace decoding and the "
+        "towers that computed them, which must be in --freeze.",
         names=Named.PATH,
     )
     collator_threads: int | None = flag(
         None,
         DATA,
-        "Threads that prepare one batch; 1: none. Default: this process's share of the cores, at most 8.",
+        "Number of threads that prepare a batch; 1: no threading. Default: this process's share of the cores, at "
+        "most 8.",
         at_least=1,
     )
 
@@ -78,7 +77,7 @@ class DataArguments:
     )
 
     sampling_rate: int | None = flag(
-        None, AUDIO, "Rate to resample audio to, in Hz. Default: the tower's, else 16000.", at_least=1
+        None, AUDIO, "Sampling rate to resample audio to, in Hz. Default: the tower's, else 16000.", at_least=1
     )
     num_mel_bins: int | None = flag(
         None, AUDIO, "Mel bins of the log-mel spectrogram. Default: the tower's, else 128.", at_least=1
@@ -86,26 +85,26 @@ class DataArguments:
     num_audio_frames: int | None = flag(
         None,
         AUDIO,
-        "Frames per window, 10 ms each (PE-AV: 40 ms; wav2vec 2.0: 5 samples). Default: the tower's, else 1024.",
+        "Frames per audio window, 10 ms each (PE-AV: 40 ms; wav2vec 2.0: 5 samples). Default: the tower's, else 1024.",
         at_least=1,
     )
     max_audio_windows: int | None = flag(
         None,
         AUDIO,
-        "Maximum number of windows per clip; longer audio is cropped, at random in training and to its middle "
-        "elsewhere. 0: no limit. Default: 6 in a new model, else what the model was saved with.",
+        "Maximum number of windows per clip; longer audio is cropped: at random in training, to the middle "
+        "otherwise. 0: no limit. Default: 6 for a new model, else the value saved with the model.",
         at_least=0,
         remedy="give a whole number from 1 upwards, or 0 for no limit",
     )
 
-    video_backend: VideoBackendName = flag(VIDEO_BACKEND, VIDEO, "Video decoder.")
+    video_backend: VideoBackendName = flag(VIDEO_BACKEND, VIDEO, "Library that decodes video.")
     decode_device: DecodeDevice = flag(
         DECODE_DEVICE,
         VIDEO,
-        "cuda: decode on the GPU (NVDEC) with --video_backend torchcodec; frames stay there, and loader processes are "
-        "spawned.",
+        "Device that decodes video. cuda: NVDEC, with --video_backend torchcodec; frames stay on the GPU, and loader "
+        "processes are spawned.",
     )
-    index_dir: str | None = flag(None, VIDEO, "Folder for frame indices. Default: one in the user's cache.")
+    index_dir: str | None = flag(None, VIDEO, "Folder of cached frame indices. Default: one in the user's cache.")
     num_frames: int | None = flag(None, VIDEO, "Frames sampled per clip. Default: from the config.", at_least=1)
     video_size: list[int] | None = flag(
         None, VIDEO, "Height and width in pixels, or one number for both. Default: from the config."
@@ -113,12 +112,12 @@ class DataArguments:
     frame_sampling: Literal["uniform", "jittered", "dense", "alpro"] | None = flag(
         None,
         VIDEO,
-        "How training frames are sampled. uniform: the middle of equal segments; jittered: at random within each "
-        "segment (the default of a new model); dense: consecutive frames, --frame_stride apart; alpro: as ALPRO does. "
+        "How training frames are sampled. uniform: the middle frame of equal segments; jittered: a random frame of "
+        "each segment (the default of a new model); dense: frames that are --frame_stride apart; alpro: as in ALPRO. "
         "Evaluation is deterministic.",
     )
     frame_stride: int | None = flag(
-        None, VIDEO, "Step between the frames of dense sampling, in frames. Default: 4.", at_least=1
+        None, VIDEO, "Distance between the sampled frames of dense sampling, in frames. Default: 4.", at_least=1
     )
     resize_mode: Literal["short_side_center_crop", "squash", "pad"] | None = flag(
         None, VIDEO, "How frames are resized to --video_size. Default: the processor's."
@@ -126,8 +125,9 @@ class DataArguments:
     resize_kernel: Literal["fast", "antialias", "bicubic", "decord"] | None = flag(
         None,
         VIDEO,
-        "fast: resize during colour conversion; antialias: as Hugging Face's image processors do; bicubic: as those "
-        "of CLIP and SigLIP do; decord: as decord does. Default: the processor's, else fast.",
+        "How frames are interpolated. fast: resize during colour conversion; antialias: as in Hugging Face's image "
+        "processors; bicubic: as in those of CLIP and SigLIP; decord: as in decord. Default: the processor's, else "
+        "fast.",
     )
     random_crop: bool = flag(False, VIDEO, "Crop training clips at random.")
     random_flip: bool = flag(False, VIDEO, "Flip training clips horizontally with probability 0.5.")
@@ -155,27 +155,27 @@ class DataArguments:
 
     def _check_dataset(self) -> None:
         if wrong := [pair for pair in self.rename_columns or () if not all(pair.partition("="))]:
-            raise InputError(f"--rename_columns is {' '.join(wrong)}; give OLD=NEW for each column.")
+            raise InputError(f"--rename_columns is {' '.join(wrong)}; give each column as OLD=NEW.")
         changed = [field.name for field in fields(self) if vars(self)[field.name] != field.default]
         if self.dataset_name is None:
             if unused := [f"--{name}" for name in changed if name in DATASET_FLAGS]:
-                raise InputError(f"{', '.join(unused)} can have no effect without --dataset_name; give that too.")
+                raise InputError(f"{', '.join(unused)} would have no effect without --dataset_name; set it too.")
         elif both := [f"--{name}" for name in changed if name in MANIFEST_FLAGS]:
-            raise InputError(f"--dataset_name and {', '.join(both)} both say what is read. Leave one of them out.")
+            raise InputError(f"--dataset_name cannot be combined with {', '.join(both)}; leave one of them out.")
 
     @property
     def renamed_columns(self) -> dict[str, str]:
-        """New names of columns by their names in the data set."""
+        """Maps names of columns in the dataset to their new names."""
         return dict(pair.split("=", 1) for pair in self.rename_columns or ())
 
     def find_manifest(self, name: str) -> Path:
-        """Return where a manifest is: in `data_root` if it exists there, else relative to the working directory."""
+        """Return the path of a manifest: in `data_root` if it exists there, else relative to the working directory."""
         in_data_root = Path(self.data_root or "", name)
         return in_data_root if in_data_root.exists() or not Path(name).exists() else Path(name)
 
     @property
     def processor_settings(self) -> dict[str, Any]:
-        """The settings of the parts of a processor."""
+        """Settings of the processor, by part."""
         settings = {"audio_settings": self.audio_settings, "video_settings": self.video_settings}
         return {"max_seq_length": self.max_seq_length, **settings}
 
@@ -190,12 +190,12 @@ class DataArguments:
 
     @property
     def file_settings(self) -> dict[str, Any]:
-        """How `RowDataset` finds files."""
+        """Arguments of `RowDataset` about where files are found."""
         return {"roots": self.roots, "follow_links": self.follow_links}
 
     @property
     def audio_settings(self) -> dict[str, Any]:
-        """What was given of the arguments of `AudioFeatureExtractor`."""
+        """Arguments of `AudioFeatureExtractor` that were given."""
         settings = given(self, "sampling_rate", "num_mel_bins", num_frames="num_audio_frames")
         if self.max_audio_windows is not None:
             settings |= {"max_windows": self.max_audio_windows or None, "crop": "random"}
@@ -203,7 +203,7 @@ class DataArguments:
 
     @property
     def video_settings(self) -> dict[str, Any]:
-        """What was given of the arguments of `VideoClipProcessor`; where training jitters, evaluation is uniform."""
+        """Arguments of `VideoClipProcessor` that were given; evaluation is uniform if training is jittered."""
         settings = given(self, "num_frames", "resize_mode", "resize_kernel", "frame_stride")
         settings |= {name: True for name in ("random_crop", "random_flip") if vars(self)[name]}
         if self.video_size is not None:
@@ -215,6 +215,6 @@ class DataArguments:
 
     @property
     def collator_settings(self) -> dict[str, Any]:
-        """The arguments of `MultimodalCollator` that training and evaluation share."""
+        """Arguments of `MultimodalCollator` that training and evaluation share."""
         names = ("max_seq_length", "pad_to_max_length", "video_backend", "decode_device", "index_dir")
         return given(self, *names, num_threads="collator_threads") | {"parallel": self.collator_threads != 1}

@@ -1,4 +1,4 @@
-"""Whether what the flags name is there: asked before the models, whose import takes seconds, are imported."""
+"""Check that the named files exist, before the models are imported, which takes seconds."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -18,10 +18,10 @@ def check_files(
     args: MultimodalTrainingArguments,
 ) -> None:
     """
-    Check that the files and folders that a run reads exist. A name that may be one on the hub is left to the hub.
+    Check that the files and folders that a run reads exist. Names that may be on the hub are not checked.
 
     Raises:
-        ValueError: If one does not; the message names the flag, and what has a similar name.
+        ValueError: If one does not exist; the message names the flag and similar names.
     """
     reads_manifests = data_args.dataset_name is None
     is_read = {

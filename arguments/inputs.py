@@ -1,4 +1,4 @@
-"""What the arguments of a run name: its task, its rows, its model. The parser does not import this module."""
+"""Make the task, rows and model of a run from its arguments. The parser does not import this module."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ from .model_arguments import ModelArguments
 
 class Splits(NamedTuple):
     """
-    The rows of a run; a split that the run does not read is `None`.
+    The rows of a run; `None` for a split that the run does not read.
 
     Args:
         training, evaluation, test ([`RowDataset`], *optional*): Rows of the split.
@@ -37,7 +37,7 @@ class Splits(NamedTuple):
 
     @property
     def captions(self) -> Callable[[], Iterable[str]]:
-        """A function that yields the texts to train a tokenizer on: those of the first split there is."""
+        """Function that yields the texts to train a tokenizer on: the captions of the first split that is read."""
         return next(split.captions for split in self if split is not None)
 
 
@@ -45,10 +45,10 @@ def make_task(
     model_args: ModelArguments, data_args: DataArguments, options: TaskOptions, args: MultimodalTrainingArguments
 ) -> Task:
     """
-    Make the task of a run with its options.
+    Make the task of a run from its options.
 
     Raises:
-        ValueError: If there is no such task, **or** a file of an option cannot be read.
+        ValueError: If the task does not exist, **or** a file of an option cannot be read.
     """
     task = get_task(model_args.task or DEFAULT_TASK)(options)
     if args.do_eval:
@@ -63,7 +63,7 @@ def open_splits(
     Open the rows that a run reads. No media file is opened.
 
     Raises:
-        ValueError: If a manifest or data set cannot be read, **or** rows are wrong.
+        ValueError: If a manifest or dataset cannot be read, **or** rows are invalid.
     """
 
     def open_split(name: str, file: str, max_samples: int | None, is_read: bool) -> RowDataset | None:
@@ -82,19 +82,19 @@ def open_splits(
 
 def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) -> datasets.Dataset:
     """
-    Load a split of the data set that `--dataset_name` names, with its columns renamed.
+    Load a split of the dataset that `--dataset_name` names, and rename its columns.
 
     Args:
-        name (`str`): `"train"`, `"validation"` or `"test"`: which of the flags `--*_split` to follow.
+        name (`str`): Which of the flags `--*_split` to follow: `"train"`, `"validation"` or `"test"`.
 
     Raises:
-        ValueError: If the data set, the split or a column does not exist.
+        ValueError: If the dataset, the split or a column does not exist.
     """
     source = str(data_args.dataset_name)
     split = vars(data_args)[f"{name}_split"] or name
     is_one_split = Path(source, datasets.config.DATASET_STATE_JSON_FILENAME).is_file()
     try:
-        if is_one_split or Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # of `save_to_disk`
+        if is_one_split or Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # by `save_to_disk`
             saved = datasets.load_from_disk(source)
             dataset = _select(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
         else:
@@ -103,12 +103,12 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
             )
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"--dataset_name {source} cannot be loaded: {error}") from error
-    except ValueError as error:  # of the configuration or the split
+    except ValueError as error:  # unknown configuration or split
         hint = f"--{name}_split is {split!r}, --dataset_config_name {data_args.dataset_config_name!r}."
         if is_one_split:
             hint = (
-                f"A folder of `Dataset.save_to_disk` holds one split, which is read as 'train', and --{name}_split is "
-                f"{split!r}. Give a part of it, such as 'train[90%:]', or save a `DatasetDict`."
+                "A folder written by `Dataset.save_to_disk` holds one split, which is called 'train', but "
+                f"--{name}_split is {split!r}. Give a part of it, such as 'train[90%:]', or save a `DatasetDict`."
             )
         raise InputError(f"--dataset_name {source}: {str(error).rstrip('.')}. {hint}") from error
     names = data_args.renamed_columns
@@ -121,7 +121,7 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
 
 
 def _select(splits: Mapping[str, datasets.Dataset], instruction: str) -> datasets.Dataset:
-    """Select what `instruction`, such as `train[:1000]`, names among saved splits, as `load_dataset` does."""
+    """Select the rows that `instruction`, such as `train[:1000]`, names in saved splits, as `load_dataset` does."""
     sizes = {name: len(split) for name, split in splits.items()}
     parts = datasets.ReadInstruction.from_spec(instruction).to_absolute(sizes)
     return datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
@@ -138,7 +138,8 @@ def describe_run(
     Describe a run for `run.json`, see [`make_run_record`].
 
     Raises:
-        ValueError: If test clips would select the checkpoint without `--select_on_test`, **or** that is given in vain.
+        ValueError: If the test split would select the checkpoint without `--select_on_test`, **or** `--select_on_test`
+            is given in vain.
     """
     selected_on = selection_split(
         splits.evaluation,
@@ -163,12 +164,12 @@ def make_model(
     args: MultimodalTrainingArguments,
 ) -> tuple[TowerModel, MultimodalProcessor]:
     """
-    Load the model and the processor of a checkpoint or of a saved model, or else make new ones out of pretrained
-    towers and configs; then freeze towers and add adapters.
+    Load the model and the processor of a checkpoint or saved model, or make new ones from pretrained towers and
+    configs. Then freeze towers and add adapters.
 
     Raises:
-        ValueError: If the model cannot be what the arguments ask for, **or** has seen clips of the test split.
-        OSError: If a saved model has no weights as safetensors.
+        ValueError: If the arguments do not fit the model, **or** the model was trained on clips of the test split.
+        OSError: If a saved model has no safetensors weights.
     """
     source = checkpoint or model_args.model_name_or_path
     if splits.test is not None:

@@ -1,4 +1,4 @@
-"""What the model is made of: its towers, where their weights come from, and the objectives that train it."""
+"""Arguments about the model: its towers, where their weights come from, and its training objectives."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +15,7 @@ from simple_multimodal.modalities import BUILT_IN_MODALITIES, MODALITIES
 logger = logging.get_logger("simple_multimodal")
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[1]
-"""The folder of `train.py`; `configs/...` is found there from any working directory."""
+"""Folder of `train.py`, where `configs/...` is found from any working directory."""
 
 TOWERS = (*BUILT_IN_MODALITIES, "fusion")
 
@@ -25,19 +25,19 @@ DEFAULT_CONFIG_NAMES = {
     "video": "configs/video/videomae_config_small.json",
     "fusion": "configs/crossformer/vit_config_small.json",
 }
-"""The config of a tower for which neither a model nor a config is named."""
+"""Configs of towers for which neither a model nor a config is named."""
 
-# The help of flags that every tower has.
+# Help texts of the flags that every tower has.
 WEIGHTS = "Hub name or folder of the tower's weights."
 CONFIG = "Hugging Face config of the tower (JSON file or hub name)."
-ATTENTION = "eager or sdpa. Default: the best that the architecture supports."
+ATTENTION = "Attention implementation of the tower: eager or sdpa. Default: the best that it supports."
 PROCESSOR = "Hub name or folder of the preprocessor config."
 
 
 def loss_weight(objective: str) -> Any:
-    """The flag that weights an objective."""
+    """Return the flag for the weight of an objective."""
     remedy = "give a number from 0 (off) upwards"
-    return flag(None, OBJECTIVES, f"Weight of {objective}; 0: off. Default: 1.", at_least=0, remedy=remedy)
+    return flag(None, OBJECTIVES, f"Weight of {objective}; 0 turns it off. Default: 1.", at_least=0, remedy=remedy)
 
 
 def find_config(name: str) -> str:
@@ -48,8 +48,8 @@ def find_config(name: str) -> str:
         name (`str`): A path such as `configs/runs/toy.yaml`, or a hub name.
 
     Returns:
-        `str`: The absolute path of the file beside `train.py` when only that one exists; otherwise `name` unchanged,
-        so that a hub name, or the name of a file that is missing, reaches whoever opens it.
+        `str`: The absolute path of the file beside `train.py` if only that one exists; otherwise `name` unchanged, as
+        it may be a hub name.
     """
     beside_train_py = PROJECT_FOLDER / name
     if not Path(name).exists() and beside_train_py.exists():
@@ -62,29 +62,29 @@ class ModelArguments:
     """
     Arguments about the model. Towers are named `text`, `audio`, `video` and `fusion`.
 
-    A tower starts from the weights of its `*_model_name_or_path`, else from random weights in the shape of its
-    `*_config_name`, else in the shape of a small config of this repository.
+    A tower starts from the weights of its `*_model_name_or_path`, else from random weights with the config that its
+    `*_config_name` names, else from random weights with a small config of this repository.
     """
 
     model_name_or_path: str | None = flag(
-        None, MODEL, "Folder or hub name of a complete saved model to start from or to evaluate.", names=Named.MODEL
+        None, MODEL, "Hub name or folder of a complete saved model to start from or to evaluate.", names=Named.MODEL
     )
     task: str | None = flag(
         None,
         MODEL,
         "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: choose an answer "
-        f"(columns question and answer). Default: what --model_name_or_path was trained for, else {DEFAULT_TASK}.",
+        f"(columns question and answer). Default: the task of --model_name_or_path, else {DEFAULT_TASK}.",
     )
     modalities: list[str] = flag(
-        list(BUILT_IN_MODALITIES), MODEL, "Modalities of the model.", choices=tuple(MODALITIES)
+        list(BUILT_IN_MODALITIES), MODEL, "Modalities that the model takes.", choices=tuple(MODALITIES)
     )
     freeze: list[str] = flag([], MODEL, "Towers to freeze. Default: none.", choices=TOWERS)
-    cache_dir: str | None = flag(None, MODEL, "Folder for downloads from the hub. Default: the Hugging Face cache.")
+    cache_dir: str | None = flag(None, MODEL, "Folder for files from the hub. Default: the Hugging Face cache.")
 
     lora_rank: int | None = flag(
         None,
         LORA,
-        "Rank of the low-rank adapters (LoRA) trained in place of the towers' weights. Default: no LoRA.",
+        "Rank of the low-rank adapters (LoRA) that are trained instead of the towers' weights. Default: no LoRA.",
         at_least=1,
         remedy="give 1 or more, or leave it out to train all weights",
     )
@@ -98,18 +98,22 @@ class ModelArguments:
     lora_dropout: float = flag(
         0.0,
         LORA,
-        "Dropout of the adapters' inputs, from 0 to below 1.",
+        "Dropout probability of the adapters' inputs, from 0 to below 1.",
         at_least=0,
         below=1,
-        remedy="give a share from 0 to below 1",
+        remedy="give a number from 0 to below 1",
     )
     lora_towers: list[str] = flag(
-        [], LORA, "Towers with adapters. Default: text, audio and video, except those in --freeze.", choices=TOWERS
+        [],
+        LORA,
+        "Towers to add adapters to. Default: text, audio and video, except those in --freeze.",
+        choices=TOWERS,
     )
     lora_target_modules: list[str] = flag(
         [],
         LORA,
-        "Name endings of the linear layers with adapters, such as query fc1. Default: the attention projections.",
+        "Linear layers to add adapters to, by the ends of their names, such as query fc1. Default: the attention "
+        "projections.",
     )
 
     text_model_name_or_path: str | None = flag(None, TEXT, WEIGHTS, names=Named.MODEL)
@@ -134,8 +138,8 @@ class ModelArguments:
     frame_pooling_layers: int = flag(
         0,
         VIDEO,
-        "Transformer layers over the frame embeddings of a clip (CLIP, SigLIP), initialised to their mean; 0: the "
-        "mean itself.",
+        "Number of transformer layers over the frame embeddings of a clip (CLIP, SigLIP), initialised to return their "
+        "mean; 0: only the mean.",
         at_least=0,
         remedy="give 0 (the mean) or more",
     )
@@ -149,29 +153,30 @@ class ModelArguments:
     fusion_form: Literal["merge", "co_attention", "cross_attention"] = flag(
         "cross_attention",
         FUSION,
-        "merge: one sequence of all tokens; co_attention: each stream also attends to the others; cross_attention: "
-        "text attends to audio-video states that never see the text.",
+        "How modalities are fused. merge: one sequence of all tokens; co_attention: each stream also attends to the "
+        "others; cross_attention: text attends to audio and video, which do not attend to text.",
     )
     fusion_pool: Literal["none", "time"] = flag(
         "none", FUSION, "time: average simultaneous audio and video tokens before fusion."
     )
 
     contrastive_dim: int | None = flag(
-        None, OBJECTIVES, "Size of the contrastive embeddings. Default: the towers' own, else 768."
+        None, OBJECTIVES, "Dimension of the contrastive embeddings. Default: that of the towers, else 768."
     )
     contrastive_loss_before_fusion: bool = flag(
-        True, OBJECTIVES, "Contrast the towers' own tokens; False: those after the fusion layers."
+        True, OBJECTIVES, "Compute contrastive losses from tokens before the fusion layers; False: after them."
     )
     clip_embedding: Literal["fusion", "mean"] | None = flag(
         None,
         OBJECTIVES,
-        "What a clip is retrieved by. fusion: its tokens after the fusion layers; mean: the mean of its modalities' "
-        "embeddings, the default where all towers come from one checkpoint with a shared space.",
+        "What a clip's embedding is computed from. fusion: its tokens after the fusion layers; mean: the mean of its "
+        "modalities' embeddings, the default if all towers come from one checkpoint with a shared space.",
     )
     contrastive_form: Literal["softmax", "sigmoid"] | None = flag(
         None,
         OBJECTIVES,
-        "softmax as in CLIP, or sigmoid as in SigLIP. Default: that of the towers' shared checkpoint, else softmax.",
+        "Contrastive loss: softmax as in CLIP, or sigmoid as in SigLIP. Default: that of the towers' shared "
+        "checkpoint, else softmax.",
     )
     mlm_loss_weight: float | None = loss_weight("masked language modelling")
     mam_loss_weight: float | None = loss_weight("masked audio modelling")
@@ -184,11 +189,11 @@ class ModelArguments:
     hard_negative_ratio: float | None = flag(
         None,
         OBJECTIVES,
-        "Fraction of negative clips drawn by similarity instead of uniformly from the batch, 0 to 1. Default: 1.",
+        "Fraction of negative clips sampled from the batch by similarity, not uniformly; 0 to 1. Default: 1.",
         share=True,
     )
     share_masked_pass: bool = flag(
-        False, OBJECTIVES, "One masked pass for all objectives: faster, but contrast is masked too."
+        False, OBJECTIVES, "Use one masked forward pass for all objectives: faster, but contrastive losses see masks."
     )
 
     def __post_init__(self) -> None:
@@ -196,8 +201,9 @@ class ModelArguments:
         further = [name for name in self.modalities if name not in BUILT_IN_MODALITIES]
         if further and self.model_name_or_path is None:
             raise InputError(
-                f"--modalities names {', '.join(further)}, but there are no flags for such a tower. Build the model "
-                "in Python (`simple_multimodal.from_towers`), save it, and name its folder in --model_name_or_path."
+                f"--modalities names {', '.join(further)}, but train.py has no flags for such a tower. Build the "
+                "model in Python (`simple_multimodal.from_towers`), save it, and pass its folder as "
+                "--model_name_or_path."
             )
         self.freeze = [name for name in TOWERS if name in self.freeze]
         check_bounds(self)
@@ -208,11 +214,11 @@ class ModelArguments:
             unused = [f"--{name}" for name in self.part_names if vars(self)[name] is not None]
             if unused:
                 logger.warning(
-                    f"--model_name_or_path names a whole model with its own towers and processor; not used: "
+                    f"--model_name_or_path is a complete model with its own towers and processor; ignored: "
                     f"{', '.join(unused)}."
                 )
         elif unused := [f"--{name}" for name in self.absent_names if vars(self)[name] is not None]:
-            logger.warning(f"Without effect with --modalities {' '.join(self.modalities)}: {', '.join(unused)}.")
+            logger.warning(f"Ignored with --modalities {' '.join(self.modalities)}: {', '.join(unused)}.")
         for tower, default in DEFAULT_CONFIG_NAMES.items():
             named = vars(self)[f"{tower}_config_name"]
             if named is None and self.model_name_or_path is None and vars(self)[f"{tower}_model_name_or_path"] is None:
@@ -224,12 +230,12 @@ class ModelArguments:
             given = {"alpha": self.lora_alpha, "dropout": self.lora_dropout, "towers": self.lora_towers}
             given["target_modules"] = self.lora_target_modules
             if without_rank := [f"--lora_{name}" for name, value in given.items() if value]:
-                raise InputError(f"{', '.join(without_rank)} can have no effect without --lora_rank; give that too.")
+                raise InputError(f"{', '.join(without_rank)} would have no effect without --lora_rank; set it too.")
             return
         if both := [name for name in self.lora_towers if name in self.freeze]:
             raise InputError(
-                f"--freeze and --lora_towers both name {', '.join(both)}. LoRA keeps the weights of a tower, too, and "
-                "trains adapters in it: name each in one of the two; in --freeze, if --features are to stand for it."
+                f"--freeze and --lora_towers both name {', '.join(both)}. LoRA freezes a tower's weights, too, and "
+                "trains adapters in it. Name each tower in one of the two; in --freeze if --features replace it."
             )
 
     def _check_frame_pooling(self) -> None:
@@ -239,13 +245,12 @@ class ModelArguments:
         if has_lora or "video" in self.freeze:
             raise InputError(
                 f"--frame_pooling_layers is {self.frame_pooling_layers}, but {'LoRA' if has_lora else '--freeze'} "
-                "keeps the weights of the video tower as they are, and with them those of these new layers. Leave one "
-                "of the two out."
+                "freezes the weights of the video tower, including these new layers. Leave one of the two out."
             )
 
     @property
     def lora(self) -> dict[str, int | float | list[str]] | None:
-        """The arguments of [`add_lora`] but for the default of `towers`; `None`: no adapters."""
+        """Arguments of [`add_lora`], except the default of `towers`; `None` without adapters."""
         if self.lora_rank is None:
             return None
         return {
@@ -258,7 +263,7 @@ class ModelArguments:
 
     @property
     def part_names(self) -> list[str]:
-        """The arguments that name what a new model is made of."""
+        """Names of the arguments that name the parts of a new model."""
         return [
             *(f"{tower}_model_name_or_path" for tower in TOWERS),
             *(f"{tower}_config_name" for tower in TOWERS),
@@ -267,7 +272,7 @@ class ModelArguments:
 
     @property
     def absent_names(self) -> list[str]:
-        """The arguments that name what modalities would be made of that are not part of the model."""
+        """Names of the arguments that name parts of modalities that the model does not have."""
         parts = {"text": "tokenizer_name", "audio": "audio_processor_name", "video": "video_processor_name"}
         kinds = ("model_name_or_path", "config_name", "attn_implementation")
         absent = [name for name in BUILT_IN_MODALITIES if name not in self.modalities]
@@ -275,24 +280,24 @@ class ModelArguments:
 
     @property
     def changed_config_settings(self) -> dict[str, str | int | float | bool]:
-        """Those of `config_settings` that are not at their defaults: what a saved model must agree with."""
+        """The `config_settings` that differ from their defaults, which a saved model must agree with."""
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in self.config_settings.items() if value != defaults[name]}
 
     @property
     def given_objectives(self) -> dict[str, float]:
-        """What was given of loss weights and negatives, under the names that they have in `MultimodalConfig`."""
+        """Loss weights and `hard_negative_ratio` that were given, under their names in `MultimodalConfig`."""
         return given(self, *(name for name in vars(self) if name.endswith("_loss_weight")), "hard_negative_ratio")
 
     @property
     def loading_settings(self) -> dict[str, Any]:
-        """The arguments of `load`."""
+        """Arguments of `load`."""
         own = {"attn_implementation": self.attn_implementation, "cache_dir": self.cache_dir}
         return own | self.given_objectives
 
     @property
     def config_settings(self) -> dict[str, str | int | float | bool]:
-        """The arguments of `MultimodalConfig` besides those of its towers."""
+        """Arguments of `MultimodalConfig`, except those of its towers."""
         return {
             **given(self, "fusion_form", "fusion_pool", "frame_pooling_layers", "share_masked_pass"),
             **given(self, "contrastive_dim", "contrastive_form", "contrastive_loss_before_fusion", "clip_embedding"),
@@ -301,7 +306,7 @@ class ModelArguments:
 
     @property
     def building_settings(self) -> dict[str, Any]:
-        """The arguments of `build`."""
+        """Arguments of `build`."""
         names = ("tokenizer_name", "audio_processor_name", "video_processor_name")
         return {
             "configs": {modality: self.tower_config_name(modality) for modality in self.modalities},
@@ -315,16 +320,16 @@ class ModelArguments:
 
     @property
     def attn_implementation(self) -> dict[str, str]:
-        """Attention implementations that were given, by sub-configuration, as `from_pretrained` takes them."""
+        """Attention implementations that were given, by sub-config, as `from_pretrained` takes them."""
         named = {f"{m}_config": vars(self)[f"{m}_attn_implementation"] for m in BUILT_IN_MODALITIES}
         return {config: name for config, name in named.items() if name is not None}
 
     @property
     def pretrained_towers(self) -> dict[str, str]:
-        """Hub name or folder of the weights of each tower that starts from pretrained ones."""
+        """Hub name or folder of the weights, by tower that starts from pretrained ones."""
         names = {tower: vars(self)[f"{tower}_model_name_or_path"] for tower in (*self.modalities, "fusion")}
         return {tower: name for tower, name in names.items() if name is not None}
 
     def tower_config_name(self, tower: str) -> str:
-        """Where the config of a tower is read from: the one that is named, else the one beside its weights."""
+        """Return where the config of a tower is read from: the named one, else the one beside its weights."""
         return vars(self)[f"{tower}_config_name"] or vars(self)[f"{tower}_model_name_or_path"]

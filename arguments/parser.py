@@ -1,4 +1,4 @@
-"""The parser: dataclass default < YAML file < command line. Old flag names are mapped here and nowhere else."""
+"""Parser of `train.py`: dataclass default < YAML file < command line. Old flag names are mapped only here."""
 
 import argparse
 import contextlib
@@ -45,41 +45,41 @@ RENAMED_FLAGS = {
     "videomae_feature_extractor_name": "video_processor_name",
     "warmup_ratio": "warmup_steps",
 }
-"""Old flags that mean what another flag means now."""
+"""Old names of flags, and their names now."""
 
 FLAGS_WITH_HINT = ("no_cuda", "per_gpu_eval_batch_size", "per_gpu_train_batch_size")
-"""Old flags that transformers dropped: using one prints a line that names the new one."""
+"""Old flags that transformers removed: using one prints a line that names the new one."""
 
 FLAGS_WITHOUT_EFFECT = ("fp16_backend", "half_precision_backend")
-"""Old flags that chose what there is no longer a choice of."""
+"""Old flags for choices that no longer exist."""
 
-# Stock descriptions whose first sentence does not suffice.
+# Help texts of transformers' flags whose first sentence is not enough.
 SHORT_DESCRIPTIONS = {
     "output_dir": "Folder for checkpoints, the final model and the results.",
     "per_device_train_batch_size": "Training batch size per device.",
     "per_device_eval_batch_size": "Evaluation batch size per device.",
-    "num_train_epochs": "Passes over the training samples.",
-    "max_steps": "Stop after N optimizer steps, overriding --num_train_epochs; -1: no limit.",
-    "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup, polynomial, ... (SchedulerType).",
+    "num_train_epochs": "Number of passes over the training samples.",
+    "max_steps": "Number of optimizer steps; overrides --num_train_epochs. -1: no limit.",
+    "lr_scheduler_type": "Scheduler: linear, cosine, constant, constant_with_warmup, polynomial, ... (SchedulerType).",
     "lr_scheduler_kwargs": "Arguments of the scheduler, as JSON.",
     "warmup_steps": "Linear warm-up: a number of steps if 1 or more, a fraction of all steps if below 1.",
-    "optim": "adamw_torch, adamw_torch_fused, sgd, adafactor, lion_32bit, ... (OptimizerNames).",
+    "optim": "Optimizer: adamw_torch, adamw_torch_fused, sgd, adafactor, lion_32bit, ... (OptimizerNames).",
     "optim_args": "Arguments of the optimizer: key=value,key=value.",
-    "gradient_accumulation_steps": "Batches accumulated before each optimizer step.",
+    "gradient_accumulation_steps": "Number of batches to accumulate before each optimizer step.",
     "activation_checkpointing_kwargs": "Arguments of activation checkpointing, as JSON.",
     "logging_steps": "Log every N optimizer steps; below 1: a fraction of all steps.",
     "eval_steps": "Evaluate every N optimizer steps; below 1: a fraction of all steps. Default: --logging_steps.",
     "eval_delay": "Epochs or steps (the unit of --eval_strategy) before the first evaluation.",
     "save_steps": "Save every N optimizer steps; below 1: a fraction of all steps.",
     "save_total_limit": "Keep at most N checkpoints; the best one is never deleted.",
-    "report_to": "tensorboard, wandb, ..., all, or none.",
-    "debug": "underflow_overflow, tpu_metrics_debug, or both.",
+    "report_to": "Where to report results: tensorboard, wandb, ..., all, or none.",
+    "debug": "Debug features: underflow_overflow, tpu_metrics_debug, or both.",
     "log_level": "Log level of the main process: detail, debug, info, warning, error, critical or passive.",
     "log_level_replica": "Log level of the other processes.",
     "disable_tqdm": "Hide progress bars.",
-    "include_num_input_tokens_seen": "Count input tokens: all, non_padding or no.",
+    "include_num_input_tokens_seen": "Input tokens to count: all, non_padding or no.",
     "train_sampling_strategy": "Order of the training samples.",
-    "dataloader_prefetch_factor": "Batches that each loader process prepares in advance.",
+    "dataloader_prefetch_factor": "Number of batches that each loader process prepares in advance.",
     "resume_from_checkpoint": "Checkpoint folder to resume from.",
     "fsdp_config": "FSDP settings: JSON, or the path of a JSON file.",
     "deepspeed": "DeepSpeed settings: JSON, or the path of a JSON file.",
@@ -99,17 +99,17 @@ def parse_args(
     argv: Sequence[str] | None = None, *, checks_files: bool = False
 ) -> tuple[ModelArguments, DataArguments, TaskOptions, MultimodalTrainingArguments]:
     """
-    Parse the command line of `train.py`. Its flags are those of the three dataclasses, and the options of all
+    Parse the command line of `train.py`, whose flags are the fields of the three dataclasses and the options of all
     registered tasks.
 
-    A user's error ends the process with one line on stderr and exit code 2.
+    A user error ends the process with one line on stderr and exit code 2.
 
     Args:
-        argv (`Sequence[str]`, *optional*): The arguments; those of the process when not given.
-        checks_files (`bool`, *optional*, defaults to `False`): Whether files and folders that do not exist are errors.
+        argv (`Sequence[str]`, *optional*): The arguments; `sys.argv[1:]` by default.
+        checks_files (`bool`, *optional*, defaults to `False`): Whether missing files and folders are errors.
 
     Returns:
-        `tuple[ModelArguments, DataArguments, TaskOptions, MultimodalTrainingArguments]`: The values that apply.
+        `tuple[ModelArguments, DataArguments, TaskOptions, MultimodalTrainingArguments]`: The parsed values.
     """
     task_flags = flags_of_tasks("train")
     parser = CommandLineParser(ModelArguments, DataArguments, task_flags, MultimodalTrainingArguments)
@@ -122,7 +122,7 @@ def parse_args(
     training_args = parser.fill(MultimodalTrainingArguments, namespace)
     has_weights = model_args.model_name_or_path is not None or model_args.pretrained_towers
     if not training_args.do_train and not has_weights:
-        parser.error("without --do_train a saved model is needed: name its folder with --model_name_or_path.")
+        parser.error("a run without --do_train needs a saved model; pass its folder as --model_name_or_path.")
     if checks_files:
         with parser.user_errors():
             check_files(model_args, data_args, task_options, training_args)
@@ -130,12 +130,12 @@ def parse_args(
 
 
 def _default_task(model_args: ModelArguments) -> str:
-    """Return the task that the saved model was trained for, if the run starts from a model that says it."""
+    """Return the task that the saved model was trained for; without one, the default."""
     if model_args.model_name_or_path is None:
         return DEFAULT_TASK
     try:
         Named.MODEL.check(model_args.model_name_or_path)
-        from simple_multimodal.tasks.models import saved_task  # takes seconds, for which other runs do not wait
+        from simple_multimodal.tasks.models import saved_task  # takes seconds, so other runs do not import it
         from simple_multimodal.tasks.registry import get_task
 
         default = get_task(DEFAULT_TASK)
@@ -146,9 +146,9 @@ def _default_task(model_args: ModelArguments) -> str:
 
 class CommandLineParser(HfArgumentParser):
     """
-    An `HfArgumentParser` that reads a flat YAML file before the command line, and refuses what it does not know.
+    An `HfArgumentParser` that reads a flat YAML file before the command line and rejects unknown names.
 
-    The YAML file is turned into command-line tokens, so that both meet the same checks of type and choice.
+    The YAML file is turned into command-line tokens, so that the same checks of type and choice apply.
 
     Args:
         dataclass_types (`type`): The dataclasses whose fields are the flags.
@@ -166,7 +166,7 @@ class CommandLineParser(HfArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """
-        Parse the YAML file that `--config` names, if any, and then the tokens themselves.
+        Parse the YAML file that `--config` names, if any, and then the tokens.
 
         Args:
             argv (`Sequence[str]`): Command-line tokens.
@@ -178,7 +178,7 @@ class CommandLineParser(HfArgumentParser):
         finder.add_argument("--config", action="append", nargs="?", default=[])
         config_files = [name for name in finder.parse_known_args(argv)[0].config if name is not None]
         if len(config_files) > 1:
-            self.error("--config is given more than once; one file describes a run.")
+            self.error("--config is given more than once; give a single file.")
         namespace = argparse.Namespace()
         for name in config_files:
             self._context = f"{name}: "
@@ -188,7 +188,7 @@ class CommandLineParser(HfArgumentParser):
         return namespace
 
     def fill(self, dtype: type[T], namespace: argparse.Namespace) -> T:
-        """Build a dataclass from its fields in `namespace`; a `ValueError` of its checks is the user's error."""
+        """Build a dataclass from its fields in `namespace`; report a `ValueError` of its checks as a user error."""
         values = vars(namespace)
         names = [field.name for field in dataclasses.fields(dtype)]  # type: ignore[arg-type]
         with self.user_errors():
@@ -196,7 +196,7 @@ class CommandLineParser(HfArgumentParser):
 
     @contextlib.contextmanager
     def user_errors(self) -> Iterator[None]:
-        """End the process with the message of a `ValueError`, see [`error`]."""
+        """End the process with the message of a `ValueError` that is raised inside, see [`error`]."""
         try:
             yield
         except ValueError as error:
@@ -219,7 +219,7 @@ class CommandLineParser(HfArgumentParser):
             metadata = {key: field.metadata[key] for key in ("help", "choices", "metavar") if key in field.metadata}
             if field.metadata == stock_metadata.get(field.name):
                 metadata["help"] = SHORT_DESCRIPTIONS.get(field.name, _first_sentence(metadata["help"]))
-            if type_hints[field.name] == bool | None:  # `--do_eval` alone means True, as for every other boolean
+            if type_hints[field.name] == bool | None:  # `--do_eval` alone means True, as for other booleans
                 metadata |= {"nargs": "?", "const": True}
             field = copy.copy(field)
             field.type = field.metadata.get("read", type_hints[field.name])
@@ -235,10 +235,12 @@ class CommandLineParser(HfArgumentParser):
                 type=share if old == "warmup_ratio" else action.type,
                 nargs=action.nargs,
                 const=action.const,
-                hint=f"--{old} is gone from transformers and taken as --{new}." if old in FLAGS_WITH_HINT else None,
+                hint=f"--{old} was removed from transformers; it is taken as --{new}."
+                if old in FLAGS_WITH_HINT
+                else None,
             )
         for old in FLAGS_WITHOUT_EFFECT:
-            hint = f"--{old} is gone from transformers and has no effect; --fp16 or --bf16 choose the precision."
+            hint = f"--{old} was removed from transformers and has no effect; set the precision with --fp16 or --bf16."
             self._add_old_flag(old, effect=lambda namespace, value: None, hint=hint)
         self._add_old_flag("group_by_length", effect=_group_by_length, type=string_to_bool, nargs="?", const=True)
         self._add_old_flag("logging_dir", effect=_set_logging_dir)
@@ -248,16 +250,16 @@ class CommandLineParser(HfArgumentParser):
         self.add_argument(*spellings, action=_OldFlag, **options)
 
     def _parse_tokens(self, tokens: Sequence[str], namespace: argparse.Namespace) -> None:
-        """Parse tokens over the values that `namespace` already holds."""
+        """Parse tokens; their values override those in `namespace`."""
         unknown = self.parse_known_args(list(tokens), namespace)[1]
         if unknown:
             flags = [token.split("=")[0] for token in unknown if token.startswith("--")]
             if flags:
                 self.error(f"unknown argument {flags[0]!r}; {self._nearest_name(flags[0][2:], prefix='--')}")
-            self.error(f"{unknown[0]!r} belongs to no argument; flags start with `--`.")
+            self.error(f"unexpected value {unknown[0]!r}; flags start with `--`.")
 
     def _names(self) -> list[str]:
-        """The names of all flags that take a value, old ones too, in their spelling with underscores."""
+        """Return the names of all flags that take a value, including old ones, spelled with underscores."""
         actions = self._option_string_actions.items()
         return [option[2:] for option, action in actions if action.nargs != 0 and "-" not in option[2:]]
 
@@ -266,24 +268,26 @@ class CommandLineParser(HfArgumentParser):
         return f"did you mean '{prefix}{nearest[0]}'?" if nearest else "`train.py --help` lists all of them."
 
     def _config_to_argv(self, name: str) -> list[str]:
-        """Turn a flat YAML mapping into tokens; what is not flat or not known is an error."""
+        """Turn a flat YAML mapping into tokens; nested values and unknown keys are errors."""
         try:
             with open(find_config(name), encoding="utf-8") as file:
                 root = yaml.compose(file, Loader=yaml.SafeLoader)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
-            self.error(f"cannot be read: {reason}; it is looked for in the working directory and beside train.py.")
+            self.error(
+                f"cannot be read: {reason}; a config is searched for in the working directory and beside train.py."
+            )
         except (yaml.YAMLError, RecursionError) as error:
             self.error(f"is not valid YAML: {error}")
         if root is None or root.tag == f"{_YAML_TAG}null":
             return []
         if not isinstance(root, yaml.MappingNode):
-            self.error("must hold `flag: value` lines.")
+            self.error("the file must consist of `flag: value` lines.")
         keys = [key.value for key, _ in root.value]
         argv: list[str] = []
         for key, (_, node) in zip(keys, root.value, strict=True):
             if keys.count(key) > 1:
-                self.error(f"the key {key!r} stands there more than once.")
+                self.error(f"the key {key!r} occurs more than once.")
             if key == "config" or key not in self._names():
                 self.error(f"unknown key {key!r}; {self._nearest_name(key)}")
             if node.tag == f"{_YAML_TAG}null":
@@ -303,8 +307,11 @@ class CommandLineParser(HfArgumentParser):
 
 
 def _yaml_text(node: yaml.ScalarNode, action: argparse.Action) -> str:
-    """A value as it is written, which its flag reads as on the command line: YAML 1.1 would make numbers of `0123` and
-    `12:30:45`, and a time of `2024-01-01`. Only its words for booleans are translated, where a boolean may stand."""
+    """Return a value as it is written, to be parsed like one on the command line.
+
+    YAML 1.1 would turn `0123` and `12:30:45` into numbers and `2024-01-01` into a date. Only its words for booleans
+    are translated, for flags that take a boolean.
+    """
     if node.tag != f"{_YAML_TAG}bool":
         return node.value
     is_true = node.value.lower() in ("true", "yes", "on")
@@ -316,7 +323,7 @@ def _yaml_text(node: yaml.ScalarNode, action: argparse.Action) -> str:
 
 
 class _OldFlag(argparse.Action):
-    """An old flag: absent from `--help` and from the parsed values, it has an effect on those instead."""
+    """An old flag: it is absent from `--help` and from the parsed values, and changes other values instead."""
 
     def __init__(self, option_strings: Sequence[str], effect: Effect, hint: str | None = None, **options: Any):
         options |= {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
@@ -350,22 +357,22 @@ def _set_logging_dir(namespace: argparse.Namespace, value: str) -> None:
 
 
 def share(value: str) -> float:
-    """Read a share of all steps, from 0 to below 1: above, `warmup_steps` would take it as a number of steps."""
+    """Read a fraction of all steps, from 0 to below 1; `warmup_steps` takes 1 and above as a number of steps."""
     number = float(value)
     if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a share of all steps: give a number from 0 to below 1.")
+        raise argparse.ArgumentTypeError(f"{value} is not a fraction of all steps; give a number from 0 to below 1.")
     return number
 
 
 class _OneLineFormatter(argparse.HelpFormatter):
-    """`--help` with one spelling per flag, the kind of value it takes, a sentence and the default."""
+    """Formats `--help` with one spelling per flag, its type, its description and its default."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=44, width=max(shutil.get_terminal_size((119, 24)).columns, 80))
 
     def add_argument(self, action: argparse.Action) -> None:
         is_negation = action.nargs == 0 and action.option_strings[0].startswith("--no_")
-        is_of_no_use = action.dest in (*WITHOUT_EFFECT, "local_rank")  # this is set by torch.distributed.launch alone
+        is_of_no_use = action.dest in (*WITHOUT_EFFECT, "local_rank")  # only torch.distributed.launch sets this
         if not is_negation and not is_of_no_use:
             super().add_argument(action)
 
@@ -388,7 +395,7 @@ def _fits(choices: Iterable[str]) -> bool:
 
 
 def _placeholder(action: argparse.Action) -> str:
-    """The value that a flag takes, as `--help` shows it."""
+    """Return how `--help` shows the value of a flag."""
     if action.nargs == 0:
         return ""
     if action.metavar is not None:

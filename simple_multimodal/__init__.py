@@ -39,7 +39,7 @@ _PLACES = {
     "register_benchmark": "prepare.benchmarks",
     "register_task": "tasks.registry",
 }
-"""The module of each public name, and after a colon its name there; imported when the name is first used."""
+"""Module of each public name, and its name there after a colon; imported when the name is first used."""
 
 __all__ = ["__version__", *_PLACES]
 

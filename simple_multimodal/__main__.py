@@ -1,4 +1,4 @@
-"""`python -m simple_multimodal VERB`, the same as the console script `simple-multimodal`."""
+"""Run `python -m simple_multimodal VERB`, the same as the console script `simple-multimodal`."""
 
 import sys
 

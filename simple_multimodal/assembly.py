@@ -1,6 +1,4 @@
-"""Puts a model together: which class, the processor out of its parts, the configuration that fits it, and what
-its batches need besides.
-"""
+"""Build or load a model: its processor, a config that fits the processor, and checks of both."""
 
 import dataclasses
 import os
@@ -26,21 +24,21 @@ from simple_multimodal.processing.processing_multimodal import PARTS
 logger = logging.get_logger(__name__)
 
 MASKED_OBJECTIVE_OF: dict[Modality, str] = {modality: name for name, modality in MASKED_OBJECTIVES.items()}
-"""The masked objective of each modality."""
+"""Masked objective of each modality."""
 
 PROCESSOR_NAMES: dict[Modality, str] = {
     "text": "tokenizer_name",
     "audio": "audio_processor_name",
     "video": "video_processor_name",
 }
-"""What names the source of each modality's part of a processor."""
+"""Argument that names the source of each modality's part of a processor."""
 
 MAX_AUDIO_WINDOWS = 6
-"""Most windows of a clip's audio in a new model: a minute. A batch is as long as its longest row."""
+"""Maximum number of audio windows per clip in a new model: a minute. A batch is as long as its longest row."""
 
 
 def load_towers(names: Mapping[Modality, str]) -> dict[Modality, PreTrainedConfig]:
-    """Configurations of the towers of a new model, by where each is read from: see [`load_tower_config`]."""
+    """Load the configs of the towers of a new model, see [`load_tower_config`]."""
     return {modality: load_tower_config(name, modality, tuple(names)) for modality, name in names.items()}
 
 
@@ -48,14 +46,14 @@ def processor_names(
     towers: Mapping[Modality, PreTrainedConfig], named: Mapping[str, str | None], pretrained: Mapping[str, str]
 ) -> dict[str, str | None]:
     """
-    Where the parts of a processor are read from: what is named, else the checkpoint of a tower that
+    Return where the parts of a processor are read from: the named sources, else the checkpoint of a tower that
     `takes_own_processor`.
 
     Args:
-        towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
-        named (`Mapping[str, str]`): `tokenizer_name`, `audio_processor_name` and `video_processor_name`, each of which
-            may be `None`; further entries pass.
-        pretrained (`Mapping[str, str]`): hub name or folder of the weights of each tower that has such.
+        towers (`Mapping[Modality, PreTrainedConfig]`): Config of each tower.
+        named (`Mapping[str, str]`): Values of `tokenizer_name`, `audio_processor_name` and `video_processor_name`,
+            which may be `None`; other entries are kept.
+        pretrained (`Mapping[str, str]`): Hub name or folder of the weights, by pretrained tower.
     """
     names = dict(named)
     for modality, config in towers.items():
@@ -79,21 +77,21 @@ def build_processor(
     cache_dir: str | None = None,
 ) -> MultimodalProcessor:
     """
-    The processor of a new model. Each value comes from the settings, else from the processor that is named, else from
-    the tower's configuration.
+    Build the processor of a new model. Each value comes from the settings, else from the named processor, else from
+    the tower's config.
 
     Args:
-        towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
-        captions (`Callable`): gives the texts that a tokenizer is trained on where none is named.
-        tokenizer_name, audio_processor_name, video_processor_name (`str`, *optional*): hub names or local folders.
-        max_seq_length (`int`, *optional*): longest text in tokens, which is saved with the tokenizer.
-        audio_settings, video_settings (`Mapping`, *optional*): arguments of [`AudioFeatureExtractor`] and
-            [`VideoClipProcessor`] that were asked for.
-        cache_dir (`str`, *optional*): where files from the hub are kept.
+        towers (`Mapping[Modality, PreTrainedConfig]`): Config of each tower.
+        captions (`Callable`): Function that returns the texts to train a tokenizer on if none is named.
+        tokenizer_name, audio_processor_name, video_processor_name (`str`, *optional*): Hub names or local folders.
+        max_seq_length (`int`, *optional*): Maximum text length in tokens, which is saved with the tokenizer.
+        audio_settings, video_settings (`Mapping`, *optional*): Arguments of [`AudioFeatureExtractor`] and
+            [`VideoClipProcessor`] that were given.
+        cache_dir (`str`, *optional*): Folder for files from the hub.
     """
     settings = {"audio": audio_settings, "video": video_settings}
     if unused := [name for m, given in settings.items() if m not in towers for name in given or ()]:
-        logger.warning(f"Without effect in a model of {' and '.join(towers)}: {', '.join(unused)}.")
+        logger.warning(f"Ignored in a model of {' and '.join(towers)}: {', '.join(unused)}.")
     audio = video = tokenizer = None
     encoders = {m: get_encoder_class(config.model_type, m) for m, config in towers.items()}
     if "audio" in towers:
@@ -134,14 +132,14 @@ def build_processor(
 
 
 def input_sizes(processor: MultimodalProcessor) -> dict[Modality, tuple[int, ...]]:
-    """What each part of a processor but the tokenizer makes for its tower, in the order of the modalities."""
+    """Return the size of the inputs that each part of a processor, except the tokenizer, makes for its tower."""
     return {m: processor.part(m).input_size for m in processor.modalities if m != "text"}
 
 
 def _read_settings(
     read: Callable[..., tuple[dict, dict]], name: str, modality: Modality, cache_dir: str | None
 ) -> dict:
-    """Values of a saved audio or video processor."""
+    """Return the values of a saved audio or video processor."""
     problem = (
         f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
         f"processor_config.json. Name another folder or hub name by --{modality}_processor_name."
@@ -153,13 +151,15 @@ def _read_settings(
 def shared_checkpoint(
     towers: Mapping[Modality, PreTrainedConfig], pretrained: Mapping[str, str]
 ) -> tuple[str, int] | None:
-    """The one checkpoint into whose common space all towers embed, text among them, and the size of that space."""
+    """Return the checkpoint into whose shared space all towers, including text, embed, and the size of that space;
+    `None` if there is none.
+    """
     sizes = {get_encoder_class(c.model_type, m).embedding_size(c) for m, c in towers.items()}
     names = {pretrained.get(m) for m in towers}
     (size, *others), name = sizes, next(iter(names))
     if "text" not in towers or len(towers) == 1 or len(names) > 1 or name is None or others or size is None:
         return None
-    compared_with = towers["text"].to_dict().get("compared_with")  # PE-AV embeds texts for each modality anew
+    compared_with = towers["text"].to_dict().get("compared_with")  # PE-AV embeds texts separately for each modality
     return (name, size) if compared_with is None or set(towers) == {"text", compared_with} else None
 
 
@@ -172,12 +172,12 @@ def load_processor(
     cache_dir: str | None = None,
 ) -> MultimodalProcessor:
     """
-    The processor of a saved model, changed where settings say so; [`load_model`] fits the towers to that.
+    Load the processor of a saved model and apply settings to it; [`load_model`] fits the towers to it.
 
     Args:
-        source (`str` or `os.PathLike`): folder or hub name of the saved model.
-        max_seq_length, audio_settings, video_settings (*optional*): as in [`build_processor`].
-        cache_dir (`str`, *optional*): where files from the hub are kept.
+        source (`str` or `os.PathLike`): Hub name or folder of the saved model.
+        max_seq_length, audio_settings, video_settings (*optional*): As in [`build_processor`].
+        cache_dir (`str`, *optional*): Folder for files from the hub.
     """
     refuse_adapter(source)
     with reading_model(source):
@@ -185,8 +185,8 @@ def load_processor(
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
             raise InputError(
-                f"{source} takes {' and '.join(processor.modalities)}, so settings of {modality} have no use "
-                f"({', '.join(settings)}). Leave these flags out."
+                f"{source} takes {' and '.join(processor.modalities)}, so {modality} settings would have no effect: "
+                f"{', '.join(settings)}. Leave them out."
             )
     if max_seq_length is not None and processor.tokenizer is not None:
         processor.tokenizer.model_max_length = max_seq_length
@@ -203,7 +203,7 @@ def load_processor(
 def changed_sizes(
     source: str | os.PathLike, processor: MultimodalProcessor, *, cache_dir: str | None = None
 ) -> dict[Modality, tuple[int, ...]]:
-    """The [`input_sizes`] in which a processor of [`load_processor`] differs from what was saved."""
+    """Return the [`input_sizes`] of a processor of [`load_processor`] that differ from the saved ones."""
     saved = {m: PARTS[m].load(source, cache_dir=cache_dir).input_size for m in processor.modalities if m != "text"}
     return {m: size for m, size in input_sizes(processor).items() if size != saved[m]}
 
@@ -211,7 +211,7 @@ def changed_sizes(
 def _warn_of_unused_stride(video: VideoClipProcessor | None, settings: Mapping | None) -> None:
     if video is not None and "frame_stride" in (settings or {}):
         if "dense" not in (video.frame_sampling, video.train_frame_sampling):
-            logger.warning("Without effect: frame_stride, which is for --frame_sampling dense.")
+            logger.warning("frame_stride is ignored: it only applies to frame_sampling='dense'.")
 
 
 def check_inputs(
@@ -222,14 +222,14 @@ def check_inputs(
     modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
 ) -> None:
     """
-    Check that a model takes what its processor delivers, and that a saved one is what was asked for.
+    Check that a model takes the outputs of its processor, and that a saved model has the given settings.
 
     Args:
-        model (`TowerModel`): saved or new.
-        processor (`MultimodalProcessor`): its processor.
-        max_seq_length (`int`, *optional*): longest text in tokens, if not the processor's own.
-        config_settings (`Mapping`, *optional*): settings of [`MultimodalConfig`] that were asked for.
-        modalities (`Sequence[str]`, *optional*): modalities that were asked for; those that are built in ask for none.
+        model (`TowerModel`): Saved or new model.
+        processor (`MultimodalProcessor`): Processor of the model.
+        max_seq_length (`int`, *optional*): Maximum text length in tokens, if different from the processor's.
+        config_settings (`Mapping`, *optional*): Settings of [`MultimodalConfig`] that were given.
+        modalities (`Sequence[str]`, *optional*): Modalities that the model must have; the default requires none.
 
     Raises:
         ValueError: If a tower cannot take the inputs, or the model has other settings or lacks a modality.
@@ -237,7 +237,7 @@ def check_inputs(
     if tuple(modalities) != BUILT_IN_MODALITIES and not set(modalities) <= set(model.config.modalities):
         raise InputError(
             f"--modalities is {' '.join(modalities)}, but the saved model has {' '.join(model.config.modalities)}. "
-            "Leave the flag out, or name some of these."
+            "Leave the flag out, or give some of the latter."
         )
     text = {} if processor.tokenizer is None else {"text": (max_seq_length or processor.max_seq_length(),)}
     for modality, size in {**text, **input_sizes(processor)}.items():
@@ -248,13 +248,13 @@ def check_inputs(
             has = f"has {own[name]!r}" if name in own else "has no such setting"
             raise InputError(
                 f"--{name} is {value!r}, but the saved model {has}. Leave the flag out, or train a new "
-                "model: without --model_name_or_path and in another --output_dir."
+                "model without --model_name_or_path in another --output_dir."
             )
     trained = model.loss_weights
     weights = {name: value for name, value in (config_settings or {}).items() if name.endswith("_loss_weight")}
     unused = [name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained]
     if unused:
-        logger.warning(f"Without effect: {', '.join(unused)}; this run has {', '.join(trained)} alone.")
+        logger.warning(f"Ignored: {', '.join(unused)}; this run only has {', '.join(trained)}.")
 
 
 def build_config(
@@ -268,27 +268,26 @@ def build_config(
     **settings,
 ) -> MultimodalConfig:
     """
-    The configuration of a new model, its towers made to fit what the processor delivers.
+    Build the config of a new model, whose towers fit the processor.
 
-    What is not set fits the towers: no masked objective without a decoder; `contrastive_dim` is the size of the
-    towers' own embeddings, if they agree; and if all towers come from one checkpoint with a common space, a clip's
-    embedding is the mean of its modalities', and the contrastive loss has the form that the checkpoint was trained
-    with.
+    Defaults depend on the towers: masked objectives need a decoder; `contrastive_dim` is the size of the towers' own
+    embeddings, if they agree; and if all towers come from one checkpoint with a shared space, a clip's embedding is
+    the mean of its modalities' embeddings, and the contrastive loss has the form that the checkpoint was trained with.
 
     Args:
-        towers (`Mapping[Modality, PreTrainedConfig]`): configuration of each tower.
-        crossformer (`PreTrainedConfig`): ViT or BERT configuration of the fusion.
-        processor (`MultimodalProcessor`): of the same modalities.
-        attn_implementation (`Mapping[str, str]`, *optional*): attention of towers, by sub-configuration such as
-            `text_config`; by default the best that the architecture offers.
-        pretrained (`Mapping[str, str]`, *optional*): hub name or folder of the weights of each tower that has such.
-        is_trained (`bool`, *optional*, defaults to `True`): whether the model will be trained; one that will not has
-            no matching head, which no checkpoint gives.
-        settings: further arguments of [`MultimodalConfig`].
+        towers (`Mapping[Modality, PreTrainedConfig]`): Config of each tower.
+        crossformer (`PreTrainedConfig`): ViT or BERT config of the fusion.
+        processor (`MultimodalProcessor`): Processor of the same modalities.
+        attn_implementation (`Mapping[str, str]`, *optional*): Attention of towers, by sub-config such as
+            `text_config`; by default the best that the architecture supports.
+        pretrained (`Mapping[str, str]`, *optional*): Hub name or folder of the weights, by pretrained tower.
+        is_trained (`bool`, *optional*, defaults to `True`): Whether the model will be trained. If not, it has no
+            matching head, as checkpoints of towers have none.
+        settings: Further arguments of [`MultimodalConfig`].
 
     Raises:
-        ValueError: If a tower cannot take what the processor delivers, has no decoder for an objective that was asked
-            for, or the model will not be trained and has no common space.
+        ValueError: If a tower cannot take the outputs of the processor or has no decoder for a given objective, or the
+            model will not be trained and has no shared space.
     """
     sizes: dict[Modality, tuple[int | None, ...]] = {**input_sizes(processor)}
     if processor.tokenizer is not None:
@@ -305,8 +304,8 @@ def build_config(
         weight = f"{MASKED_OBJECTIVE_OF[modality]}_loss_weight"
         if encoder_class.decoder_class is None and settings.setdefault(weight, 0.0) > 0:
             raise InputError(
-                f"--{weight} is {settings[weight]}, but the {modality} tower {encoder_class.model_type!r} has no "
-                "decoder for a masked objective. Leave the flag out, or take another tower."
+                f"{weight}={settings[weight]}, but the {modality} tower {encoder_class.model_type!r} has no decoder "
+                "for a masked objective. Leave it out, or use another tower."
             )
     own = {get_encoder_class(c.model_type, m).embedding_size(c) for m, c in towers.items()} - {None}
     if len(own) == 1:
@@ -316,9 +315,9 @@ def build_config(
         settings.setdefault("clip_embedding", "mean")
         settings.setdefault("contrastive_form", get_encoder_class(towers["text"].model_type, "text").contrastive_form)
     is_one_modality = settings.get("clip_embedding") == "mean" and "text" in towers and len(towers) == 2
-    if is_one_modality and settings.get("contrastive_tav_loss_weight", 1.0) > 0:  # what it is contrasted by, once
+    if is_one_modality and settings.get("contrastive_tav_loss_weight", 1.0) > 0:  # the same loss would count twice
         settings.setdefault("contrastive_tv_loss_weight" if "video" in towers else "contrastive_ta_loss_weight", 0.0)
-    # What teaches the embeddings of clips and their temperature.
+    # This loss trains the embeddings of clips and their temperature.
     settings.setdefault("matching_residual", settings.get("contrastive_tav_loss_weight", 1.0) > 0)
     if not is_trained:
         _check_zero_shot(towers, pretrained, shared, settings)
@@ -333,29 +332,29 @@ def _check_zero_shot(
     shared: tuple[str, int] | None,
     settings: dict,
 ) -> None:
-    """Check that a new model can do without training, and leave its matching head out."""
-    remedy = "Train the model (--do_train), or name one that was trained (--model_name_or_path)."
+    """Check that a new model can be used without training, and leave out its matching head."""
+    remedy = "Train the model, or load a trained one."
     if shared is None:
         found = ", ".join(
             f"{m}: {config.model_type!r} {f'from {pretrained[m]}' if m in pretrained else 'with random weights'}"
             for m, config in towers.items()
         )
         raise InputError(
-            "Without training, texts and clips can be compared only if all towers come from one checkpoint with a "
-            f"common space, such as CLIP's; these do not ({found}). Name one checkpoint for all, and the modalities "
-            "that it compares with each other (--modalities text video; PE-AV compares texts with sound or with "
-            f"pictures). Otherwise: {remedy}"
+            "Without training, texts and clips can only be compared if all towers come from one checkpoint with a "
+            f"shared space, such as CLIP; these do not ({found}). Use one checkpoint for all towers, with modalities "
+            "that it compares with each other (such as text and video; PE-AV compares text with audio or with video). "
+            f"Otherwise: {remedy}"
         )
     own = {"contrastive_dim": shared[1], "contrastive_loss_before_fusion": True, "clip_embedding": "mean"}
     for name, value in own.items():
         if settings.setdefault(name, value) != value:
-            raise InputError(f"--{name} is {settings[name]}, for which {shared[0]} has no weights. {remedy}")
+            raise InputError(f"{name}={settings[name]}, but {shared[0]} has no weights for that. {remedy}")
     if settings.setdefault("matching_loss_weight", 0.0) > 0:
-        raise InputError(f"--matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
+        raise InputError(f"matching_loss_weight is above 0, but there is no trained matching head. {remedy}")
 
 
 def saved_config(source: str | os.PathLike, *, cache_dir: str | None = None) -> dict:
-    """Values of the configuration of a saved model."""
+    """Return the values of the config of a saved model."""
     refuse_adapter(source)
     with reading_model(source):
         return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0]
@@ -370,40 +369,38 @@ def load_model(
     **settings,
 ) -> TowerModel:
     """
-    A saved model; one of another task lends its towers and fusion, and the new head is drawn at random.
+    Load a saved model. If it has another task, its towers and fusion are used with a randomly initialised head.
 
     Args:
-        model_classes (`Mapping[str, type[TowerModel]]`): the task's, by `model_type`.
-        source (`str`): folder or hub name.
-        is_trained (`bool`): whether it will be trained.
-        sizes (`Mapping[str, tuple[int, ...]]`, *optional*): [`changed_sizes`], which its towers are fitted to as
-            pretrained ones are.
-        settings: arguments of `from_pretrained`, among them changes of the configuration.
+        model_classes (`Mapping[str, type[TowerModel]]`): Model classes of the task, by `model_type`.
+        source (`str`): Hub name or folder.
+        is_trained (`bool`): Whether the model will be trained.
+        sizes (`Mapping[str, tuple[int, ...]]`, *optional*): [`changed_sizes`] to fit the towers to, as for pretrained
+            towers.
+        settings: Arguments of `from_pretrained`, including changes of the config.
 
     Raises:
-        ValueError: If its architecture is unknown or has not this task or an objective that a setting weighs, if it
-            lacks weights and will not be trained, or if a tower cannot be fitted to a size.
-        OSError: If it has no weights as safetensors.
+        ValueError: If its architecture does not have this task or an objective with a given weight, if it lacks
+            weights and will not be trained, or if a tower cannot be fitted to a size.
+        OSError: If it has no safetensors weights.
     """
     model_type = saved_config(source).get("model_type") or ""
     if model_type not in model_classes:
         raise InputError(
-            f"{source} holds a model of the type {model_type!r}, and this --task has models of the type "
-            f"{' and '.join(map(repr, model_classes))} alone. Name another --task."
+            f"{source} is a model of type {model_type!r}, but this task only has models of type "
+            f"{' and '.join(map(repr, model_classes))}. Give another task."
         )
     model_class = model_classes[model_type]
     known = {field.name for field in dataclasses.fields(model_class.config_class)}
     if unknown := [f"--{name}" for name in settings if name.endswith("_loss_weight") and name not in known]:
         weights = ", ".join(sorted(f"--{name}" for name in known if name.endswith("_loss_weight")))
-        raise InputError(
-            f"{source} has no such objective: {', '.join(unknown)}. Leave that out; what it has is {weights}."
-        )
+        raise InputError(f"{source} has no such objective: {', '.join(unknown)}. Leave that out; it has {weights}.")
     model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
     missing = sorted(loaded["missing_keys"])
     if missing and not is_trained:
         raise InputError(
-            f"{source} holds no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is a "
-            f"model of another task than {model_class.__name__}. Choose its --task, or train it."
+            f"{source} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it was trained "
+            f"for a different task than {model_class.__name__}. Give its task, or train it."
         )
     if sizes:
         model, reports = model.fit_inputs(sizes)
@@ -412,7 +409,7 @@ def load_model(
 
 
 def warn_of_tensors(reports: Iterable[LoadingReport]) -> None:
-    """Say in the first process what became of the tensors of checkpoints."""
+    """Log in the first process how the tensors of checkpoints were used."""
     if int(os.environ.get("RANK", "0")) == 0:
         for report in reports:
             logger.warning(report.summary())

@@ -1,6 +1,6 @@
-"""Defaults and choices that signatures of the library share with its command lines.
+"""Defaults and choices that the library shares with its command lines.
 
-It imports nothing heavy, so that `--help` can show them at once.
+Imports nothing heavy, so that `--help` is fast.
 """
 
 from typing import Literal
@@ -15,21 +15,21 @@ DEFAULT_TASK = "pretraining"
 VIDEO_BACKEND: VideoBackendName = "pyav"
 DECODE_DEVICE: DecodeDevice = "cpu"
 
-# When training and inference give up on a file, and on a data set.
-MAX_BAD_FRACTION = 0.2  # share of bad samples at which they stop
+# Limits at which training and inference give up on a file or a dataset.
+MAX_BAD_FRACTION = 0.2  # fraction of bad samples above which they stop
 SAMPLE_TIMEOUT_SECONDS = 120.0
 LOADER_MEMORY_GIGABYTES = 4.0
 
-# Models in use.
+# Inference.
 BATCH_SIZE = 16
-TOP_K_CLIPS = 10  # found by a search
+TOP_K_CLIPS = 10  # results of a search
 TOP_K_ANSWERS = 1
-CLIPS_PER_SHARD = 128  # of features
+CLIPS_PER_SHARD = 128  # files of features
 
 # Prepared benchmarks.
-NUM_VALIDATION_CLIPS = 500  # set aside where a benchmark has no validation list
+NUM_VALIDATION_CLIPS = 500  # taken from the training clips if a benchmark has no validation list
 
-# The toy world.
+# The toy dataset.
 TOY_TRAIN_CLIPS = 2000
 TOY_VALIDATION_VIDEOS = 16
 TOY_VALIDATION_AUDIO = 16

@@ -1,4 +1,4 @@
-"""What this machine has and what it lacks: versions, decoders, devices, threads, and the remedy for each gap."""
+"""Report on this machine: versions, decoders, devices, threads, and how to install what is missing."""
 
 import ctypes.util
 import importlib
@@ -18,28 +18,28 @@ DISTRIBUTION = "simple-multimodal"
 EXTRA_PURPOSES = {
     "torchcodec": "--video_backend torchcodec; also needs FFmpeg's shared libraries on the system",
     "decord": "--video_backend decord (wheels for x86-64 Linux and Windows only)",
-    "torchaudio": "a second log-mel front end, the reference of the tests",
-    "deberta": "tokenizers of DeBERTa-v2 repositories that hold only spm.model",
+    "torchaudio": "a second log-mel implementation, the reference of tests",
+    "deberta": "tokenizers of DeBERTa-v2 repositories with only an spm.model",
     "lora": "--lora_rank",
-    "timm": "backbones of timm, the picture tower of PE-AV",
+    "timm": "backbones of timm, such as the image encoder of PE-AV",
     "track": "--report_to tensorboard",
     "dev": "run_scripts/test.sh: lint, types and tests",
 }
 
 MODULES = {"pillow": "PIL", "protobuf": "google.protobuf", "pytest-xdist": "xdist", "pyyaml": "yaml"}
-"""Import names that differ from the name of the distribution."""
+"""Import names of distributions with a different name."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """
-    One thing that was looked at.
+    Result of one check.
 
     Args:
-        name (`str`): What it is.
-        is_ok (`bool`): Whether it works here.
-        detail (`str`): The version, or the reason why it does not work.
-        remedy (`str`): What to type; empty when there is nothing to do.
+        name (`str`): Name of the checked item.
+        is_ok (`bool`): Whether it works on this machine.
+        detail (`str`): Version, or the reason why it does not work.
+        remedy (`str`): Command to run; empty if there is nothing to do.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Finding:
 @dataclass(frozen=True)
 class Report:
     """
-    What [`examine`] found; `core_works` says whether training with the default settings can run.
+    Findings of [`examine`]; `core_works` is whether training with the default settings works.
 
     Args:
-        packages (`list[Finding]`): The packages that everything needs.
+        packages (`list[Finding]`): Required packages.
         video_backends (`list[Finding]`): `pyav`, `torchcodec` and `decord`.
-        extras (`list[Finding]`): The optional dependencies, by the name of the extra.
+        extras (`list[Finding]`): Optional dependencies, by extra.
         machine (`dict[str, str]`): Python, processor cores, memory, devices and FFmpeg.
     """
 
@@ -72,10 +72,10 @@ class Report:
 
 def examine() -> Report:
     """
-    Looks at the packages, decoders and devices of this machine by using them, not only by their presence.
+    Check the packages, decoders and devices of this machine by using them.
 
     Returns:
-        `Report`: The findings. Nothing is changed, downloaded or raised.
+        `Report`: Findings. Nothing is changed or downloaded, and no error is raised.
     """
     core, extras = _requirements()
     packages = [_examine_requirement(requirement) for requirement in core]
@@ -94,7 +94,7 @@ def examine() -> Report:
 
 
 def to_text(report: Report) -> str:
-    """Formats a report for people: one line per finding, then what to do."""
+    """Format a report as text: one line per finding, and the command that fixes it."""
     lines = [f"simple_multimodal {simple_multimodal.__version__}"]
     for title, findings in (
         ("Packages", report.packages),
@@ -113,12 +113,12 @@ def to_text(report: Report) -> str:
 
 
 def to_dict(report: Report) -> dict[str, object]:
-    """The report as plain values, for JSON."""
+    """Return the report as plain values, for JSON."""
     return {"version": simple_multimodal.__version__, "core_works": report.core_works, **asdict(report)}
 
 
 def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """The requirements of the installed project: those of the core, and those of each extra."""
+    """Return the requirements of the installed project: those of the core, and those of each extra."""
     try:
         metadata = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -142,7 +142,7 @@ def _examine_requirement(requirement: Requirement) -> Finding:
         return Finding(requirement.name, False, f"{version} is not supported, needs {requirement.specifier}", install)
     try:
         importlib.import_module(MODULES.get(requirement.name, requirement.name))
-    except Exception as error:  # whatever an import raises is what the user has to know
+    except Exception as error:  # an import may raise anything
         return Finding(requirement.name, False, f"{version} cannot be imported: {_reason(error)}", install)
     return Finding(requirement.name, True, version)
 
@@ -190,7 +190,7 @@ def _use_torchcodec() -> str:
         from torchcodec.decoders import VideoDecoder  # noqa: F401
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
-            f"torchcodec {version} is installed but does not find FFmpeg's shared libraries "
+            f"torchcodec {version} is installed, but does not find FFmpeg's shared libraries "
             "(install FFmpeg 4 to 8 with the system's package manager, or use another backend)"
         ) from error
     return f"torchcodec {version} with the system's FFmpeg"
@@ -236,6 +236,6 @@ def _system_ffmpeg() -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, with its type."""
+    """Return the type and the first line of an error."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}".removeprefix("RuntimeError: ")

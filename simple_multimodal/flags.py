@@ -1,4 +1,4 @@
-"""A flag of `train.py` in one line: its default, its heading, its help and its bounds."""
+"""Dataclass fields that are flags of `train.py`: default, heading, help text and bounds in one call."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ GROUPS = (
     "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Objectives", "Data", "Training", "Evaluation",
     "Trainer (transformers)",
 )  # fmt: skip
-"""The headings of `--help`, in their order."""
+"""Headings of `--help`, in order."""
 
 MODEL, LORA, TEXT, AUDIO, VIDEO, FUSION, OBJECTIVES, DATA, TRAINING, EVALUATION, TRAINER = GROUPS
 
@@ -36,26 +36,26 @@ def flag(
     **bounds: float,
 ) -> Any:
     """
-    A field of a dataclass that is a flag of `train.py`.
+    Return a dataclass field that is a flag of `train.py`.
 
     Args:
-        default: The default value; a list is copied, and a function is called.
-        group (`str`): The heading of `--help` that lists the flag, one of `GROUPS`.
-        help (`str`): One sentence. `--help` adds the default, unless the sentence names it.
-        choices (`tuple[str, ...]`, *optional*): The values that a list may hold.
-        share (`bool`, *optional*, defaults to `False`): Whether the value is from 0 to 1.
-        remedy (`str`, *optional*): What to give instead of a value out of bounds; "give a whole number from N upwards"
-            by default.
-        read (`Callable`, *optional*): Function that reads the value or raises `argparse.ArgumentTypeError`; by default
-            the type of the field.
-        metavar (`str`, *optional*): How `--help` shows the value; by default its type.
-        names ([`Named`], *optional*): What the value names, which has to exist before a run begins.
-        commands (`Sequence[str]`, *optional*, defaults to `("train",)`): For an option of a task: which of `train.py`
-            and `simple-multimodal infer` have the flag.
+        default: Default value; a list is copied, and a function is called.
+        group (`str`): Heading of `--help` that lists the flag, one of `GROUPS`.
+        help (`str`): Help text. `--help` adds the default unless the text contains it.
+        choices (`tuple[str, ...]`, *optional*): Values that a list may contain.
+        share (`bool`, *optional*, defaults to `False`): Whether the value must be from 0 to 1.
+        remedy (`str`, *optional*): End of the message about a value out of bounds; by default "give a whole number
+            from N upwards".
+        read (`Callable`, *optional*): Function that parses the value or raises `argparse.ArgumentTypeError`; by
+            default the type of the field.
+        metavar (`str`, *optional*): Placeholder of the value in `--help`; by default its type.
+        names ([`Named`], *optional*): Kind of file that the value names, which must exist before a run starts.
+        commands (`Sequence[str]`, *optional*, defaults to `("train",)`): For an option of a task: whether
+            `train.py`, `simple-multimodal infer` or both have the flag.
         bounds (`float`): Any of `at_least`, `above`, `at_most` and `below`, see [`check_bounds`].
     """
     if share:
-        bounds, remedy = {"at_least": 0, "at_most": 1}, "it is a share: give a number from 0 to 1"
+        bounds, remedy = {"at_least": 0, "at_most": 1}, "give a number from 0 to 1"
     metadata: dict[str, Any] = {"group": group, "help": help, "commands": commands}
     extras = {"choices": choices, "read": read, "metavar": metavar, "names": names}
     metadata |= {name: value for name, value in extras.items() if value is not None}
@@ -70,7 +70,7 @@ def flag(
 
 
 def check_bounds(arguments: Any) -> None:
-    """Raise a `ValueError` for the first flag of a dataclass whose value is out of bounds, if it is a number."""
+    """Raise a `ValueError` for the first flag of a dataclass whose value is a number out of its bounds."""
     for item in fields(arguments):
         value = vars(arguments).get(item.name)
         bounds = item.metadata.get("bounds", {})
@@ -79,6 +79,6 @@ def check_bounds(arguments: Any) -> None:
 
 
 def given(arguments: Any, *names: str, **renamed: str) -> dict[str, Any]:
-    """The values of some flags that are not `None`; `new_name="flag"` hands a flag on under another name."""
+    """Return the values of flags that are not `None`; `new_name="flag"` returns a flag under another name."""
     flags = {**dict(zip(names, names, strict=True)), **renamed}
     return {name: value for name, item in flags.items() if (value := vars(arguments)[item]) is not None}

@@ -1,4 +1,4 @@
-"""What flags and arguments name: checks that it exists, and what is said if it does not or cannot be read."""
+"""Checks that named files, folders and models exist, and messages with similar names if they do not."""
 
 import difflib
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 from simple_multimodal.errors import InputError
 
 NUM_NAMES = 3
-"""That are suggested at most."""
+"""Maximum number of suggested names."""
 
 
 class Named(Enum):
-    """What a flag or an argument names. It is looked for before anything is imported that takes seconds."""
+    """Kind of file that a flag or argument names. It is checked before imports that take seconds."""
 
     PATH = "a file or a folder"
     MANIFEST = "a file, in --data_root if it is there"
@@ -23,14 +23,14 @@ class Named(Enum):
 
     def check(self, name: str | os.PathLike[str], flag: str = "") -> None:
         """
-        Check that what is named exists, or that it may be a name on the hub.
+        Check that a path exists, or that it may be a name on the hub.
 
         Args:
             name (`str` or `os.PathLike`): Path or name.
-            flag (`str`, *optional*): The flag that names it, for the message.
+            flag (`str`, *optional*): Flag to name in the message.
 
         Raises:
-            ValueError: If it does not exist; the message has the nearest names.
+            ValueError: If it does not exist; the message has similar names.
         """
         if not Path(name).exists() and (self is not Named.MODEL or _is_path(os.fspath(name))):
             raise InputError(f"{flag} {os.fspath(name)}: {no_such_folder(name)}".lstrip())
@@ -39,16 +39,16 @@ class Named(Enum):
 @contextmanager
 def reading(name_or_path: str | os.PathLike[str], problem: str) -> Iterator[None]:
     """
-    A context in which a model or a part of one is read.
+    Report errors of reading a model, or a part of one, inside the context.
 
-    A name that can only be a path is not looked for on the hub, which would take its time to find nothing.
+    A name that can only be a path is not searched for on the hub, which would take time in vain.
 
     Args:
-        name_or_path (`str` or `os.PathLike`): a folder, a file, or a name on the hub.
-        problem (`str`): what to say before the reason if it cannot be read.
+        name_or_path (`str` or `os.PathLike`): Folder, file, or name on the hub.
+        problem (`str`): Start of the message; the reason follows.
 
     Raises:
-        ValueError: If it does not exist or cannot be read; one line, with the nearest names that exist.
+        ValueError: If it does not exist or cannot be read; one line, with similar names that exist.
     """
     name = os.fspath(name_or_path)
     if _is_path(name) and not Path(name).exists():
@@ -63,18 +63,18 @@ def reading(name_or_path: str | os.PathLike[str], problem: str) -> Iterator[None
 
 
 def reading_model(name_or_path: str | os.PathLike[str]) -> AbstractContextManager[None]:
-    """[`reading`], of a saved model."""
+    """Return the context [`reading`] for a saved model."""
     return reading(name_or_path, f"{os.fspath(name_or_path)} is not a saved model:")
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name cannot be one on the hub, which is one or two words, or begins with a folder that exists."""
+    """Return whether a name is a path: not one or two words as on the hub, or starts with an existing folder."""
     first, *rest = name.split("/")
     return not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or (bool(rest) and Path(first).is_dir())
 
 
 def no_such_folder(name_or_path: str | os.PathLike[str]) -> str:
-    """That there is no such folder (or file, if the name has a suffix), and which have a similar name."""
+    """Return a message that a folder (or file, if it has a suffix) does not exist, with similar names."""
     path = Path(os.path.expanduser(name_or_path))
     found = [os.fspath(near) if path.is_absolute() else os.path.relpath(near) for near in _nearest(path.absolute())]
     nearest = f" Did you mean {' or '.join(map(repr, found[:NUM_NAMES]))}?" if found else ""
@@ -82,12 +82,12 @@ def no_such_folder(name_or_path: str | os.PathLike[str]) -> str:
 
 
 def _is_file_name(path: Path) -> bool:
-    """Whether a name ends like that of a file, and not like `outputs/version-1.5`."""
-    return path.suffix[1:2].isalpha()  # `.mp4` as well as `.csv`
+    """Return whether a name ends like that of a file, not like `outputs/version-1.5`."""
+    return path.suffix[1:2].isalpha()  # both `.mp4` and `.csv`
 
 
 def _nearest(path: Path) -> list[Path]:
-    """What exists under the names that are nearest to those of a path, as deep as there is any."""
+    """Return existing paths whose names are similar to those of a path, as deep as possible."""
     if path.exists():
         return [path]
     existing = next(folder for folder in path.parents if folder.is_dir())

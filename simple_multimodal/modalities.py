@@ -1,6 +1,6 @@
-"""The modalities, their one canonical order, and the names of a batch's entries.
+"""Modalities, their canonical order, and the names of their batch entries.
 
-A further modality is a line in each table; `docs/adding_modalities.md` lists all that it needs.
+A new modality is a line in each table; `docs/adding_modalities.md` lists everything that it needs.
 """
 
 from collections.abc import KeysView
@@ -9,7 +9,7 @@ Modality = str
 """Name of a modality."""
 
 BUILT_IN_MODALITIES: tuple[Modality, ...] = ("text", "audio", "video")
-"""The modalities that the package brings, which are the defaults of flags and signatures."""
+"""Modalities of this package, which are the defaults of flags and signatures."""
 
 INPUT_KEYS: dict[Modality, tuple[str, ...]] = {
     "text": ("input_ids", "attention_mask"),
@@ -19,8 +19,8 @@ INPUT_KEYS: dict[Modality, tuple[str, ...]] = {
 """Batch entries that a modality's encoder reads, in the order of its `forward`."""
 
 AUDIO_WINDOW_KEYS = ("audio_windows", "audio_window_counts")
-"""Batch entries that say which windows of `INPUT_KEYS["audio"]` hold audio: row and window of each, `int64` of shape
-`(num_windows, 2)`, at least one; and how many each row has, a tuple of `int`, which no device has to be asked for.
+"""Batch entries with the windows of `INPUT_KEYS["audio"]` that hold audio: row and window of each, `int64` of shape
+`(num_windows, 2)`, at least one; and the number of windows of each row, a tuple of `int`, which is on the host.
 """
 
 TOKEN_KEYS: dict[Modality, tuple[str, str, str]] = {
@@ -28,13 +28,13 @@ TOKEN_KEYS: dict[Modality, tuple[str, str, str]] = {
     for modality in BUILT_IN_MODALITIES
     if modality != "text"
 }
-"""Batch entries that stand in for those of `INPUT_KEYS` where a frozen tower was run before: what it gave."""
+"""Batch entries that replace those of `INPUT_KEYS` if a frozen tower was run before: its outputs."""
 
 PRESENCE_KEYS: dict[Modality, str] = {modality: f"{modality}_mask" for modality in BUILT_IN_MODALITIES}
-"""Batch entries, `bool` of shape `(batch_size,)`, that say which rows have the modality."""
+"""Batch entries, `bool` of shape `(batch_size,)`: whether each row has the modality."""
 
 MODALITIES: KeysView[Modality] = INPUT_KEYS.keys()
 """All modalities. Every concatenation, dictionary and listing of modalities follows this order."""
 
 CLIP_MODALITIES: KeysView[Modality] = TOKEN_KEYS.keys()
-"""What a clip is made of: everything that is not the text about it."""
+"""Modalities of a clip: all except the text about it."""

@@ -1,4 +1,4 @@
-"""What is written: folders of one writer at a time, files that are whole or not there, a full disk that is named."""
+"""Safe writing: one writer per folder, atomic files, and errors that name a full disk."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
-"""File in the folder that is being written: locked by the process that writes, which it names."""
+"""File in a folder that is being written; the writing process locks it and writes its name into it."""
 
 FULL_DISK = frozenset([errno.ENOSPC, errno.EDQUOT])
 FULL_DISK_MESSAGES = tuple(os.strerror(number) for number in FULL_DISK)
@@ -35,21 +35,20 @@ def writing_into(
     folder: str | os.PathLike[str], *, command: str, decide: Callable[[Callable[[], None]], None] = lambda take: take()
 ) -> Iterator[None]:
     """
-    Be the only process that writes into a folder, for as long as the context lasts.
+    Lock a folder inside the context, so that no other process writes into it.
 
-    The operating system holds the lock for this process and releases it however the process ends, so that a killed
-    one is in nobody's way. On Linux this also works over NFS and other shared file systems; where the file system has
-    no locks, a warning says so, and nothing is checked.
+    The operating system releases the lock when the process ends, even if it is killed. On Linux this also works over
+    NFS and other shared file systems; on file systems without locks, a warning is logged and nothing is checked.
 
     Args:
-        folder (`str` or `os.PathLike`): made if it does not exist.
-        command (`str`): what writes, for the message that another process shows.
-        decide (`Callable`, *optional*): calls the function that it is given in one of several processes of a launch,
-            which holds the lock for all of them, and raises in every process what that raises.
+        folder (`str` or `os.PathLike`): Folder to lock; it is created if it does not exist.
+        command (`str`): Name of the writing command, for the message in other processes.
+        decide (`Callable`, *optional*): Function that calls its argument in one of several processes of a launch,
+            which holds the lock for all of them, and raises its errors in every process.
 
     Raises:
-        ValueError: Another process writes into the folder, which the message names, **or** it is a file.
-        OSError: The folder cannot be made, or the disk becomes full meanwhile; the message names the folder.
+        ValueError: If another process, which the message names, writes into the folder, **or** it is a file.
+        OSError: If the folder cannot be created, or the disk becomes full; the message names the folder.
     """
     lock = _Lock(Path(folder), command)
     try:
@@ -64,12 +63,12 @@ def writing_into(
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error of Python, torch or safetensors is that the disk, or the user's share of it, is full."""
+    """Return whether an error of Python, torch or safetensors means that the disk or the user's quota is full."""
     return isinstance(error, OSError) and error.errno in FULL_DISK or any(m in str(error) for m in FULL_DISK_MESSAGES)
 
 
 def _free_space(folder: str | os.PathLike[str]) -> str:
-    """What is free where a folder is: other folders, such as caches, may be the ones that are full."""
+    """Describe the free space of a folder's disk; a full disk may be that of another folder, such as a cache."""
     existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     return f"{os.fspath(folder)} has {shutil.disk_usage(existing).free / 1e9:.2f} GB free"
 
@@ -85,16 +84,16 @@ class _Lock:
     def take(self) -> None:
         self.is_new = not self.folder.exists()
         if not self.is_new and not self.folder.is_dir():
-            raise InputError(f"{self.folder} is a file. Give a folder.")
+            raise InputError(f"{self.folder} is a file; give a folder.")
         if sys.platform == "win32":
             self.folder.mkdir(parents=True, exist_ok=True)
             return
         while self.descriptor is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                # NFS locks exclusively only what is open for writing.
+                # NFS only gives exclusive locks for files that are open for writing.
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # the writer before has just removed the folder
+            except FileNotFoundError:  # the previous writer has just removed the folder
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,13 +104,13 @@ class _Lock:
             except OSError as error:
                 os.close(descriptor)
                 logger.warning(
-                    f"{self.folder}: files cannot be locked there ({error.strerror}), so that nothing keeps another "
-                    "process from writing into this folder at the same time."
+                    f"{self.folder}: files cannot be locked there ({error.strerror}), so other processes could write "
+                    "into this folder at the same time."
                 )
                 return
             if self._is_at(descriptor):
                 self.descriptor = descriptor
-            else:  # the file of a writer that removed it when it was done
+            else:  # a writer that has finished removed this file
                 os.close(descriptor)
         _held.add(self.descriptor)
         since = datetime.now().astimezone().isoformat(" ", "seconds")
@@ -120,8 +119,8 @@ class _Lock:
         os.pwrite(self.descriptor, json.dumps(record).encode(), 0)
 
     def release(self) -> None:
-        """Remove the file while it is still locked; whoever waits for it with this file open looks again."""
-        if self.descriptor in _held:  # in a process that was forked it is not
+        """Remove the file while it is still locked; a process that waits with this file open then opens it again."""
+        if self.descriptor in _held:  # not in a forked process
             if self._is_at(self.descriptor):
                 self.path.unlink(missing_ok=True)
             _held.discard(self.descriptor)
@@ -132,7 +131,7 @@ class _Lock:
                 self.folder.rmdir()
 
     def _is_at(self, descriptor: int) -> bool:
-        """Whether an open file is the one that bears the lock's name."""
+        """Return whether an open file is still the lock file."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(descriptor))
         except FileNotFoundError:
@@ -142,16 +141,16 @@ class _Lock:
         try:
             record = json.loads(holder)
             who = "{command} (process {process} on {host}, since {since})".format_map(record)
-        except (ValueError, KeyError, TypeError):  # it has not said yet
+        except (ValueError, KeyError, TypeError):  # it is not written yet
             who = "another process"
         return (
-            f"{self.folder} is being written by {who}. Wait until that is done, end that process, or give "
-            "another folder."
+            f"{self.folder} is being written by {who}. Wait until it is done, end that process, or give another "
+            "folder."
         )
 
 
 def _forget_locks() -> None:
-    """Close the locks in a process that was forked, so that it does not hold them when its parent is gone."""
+    """Close the locks in a forked process, so that it does not hold them after its parent has ended."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -164,16 +163,16 @@ if sys.platform != "win32":
 @contextmanager
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
-    Write a file beside its place and rename it, so that its name never stands for a part of it.
+    Write a temporary file and rename it, so that `path` is never incomplete.
 
-    Processes and threads that write the same file at the same time do not disturb each other; the last one to finish
-    wins. A killed process leaves a hidden file `.{name}.{process}.{thread}.tmp`.
+    Processes and threads can write the same file at the same time; the last one to finish wins. A killed process
+    leaves a hidden file `.{name}.{process}.{thread}.tmp`.
 
     Args:
-        path (`str` or `os.PathLike`): File to write; it is replaced. Its folder must exist.
+        path (`str` or `os.PathLike`): File to write or replace. Its folder must exist.
 
     Yields:
-        `Path`: Where to write. If the block raises, what is there is removed, and `path` stays as it was.
+        `Path`: Temporary path to write to. If the block raises, it is removed, and `path` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -188,9 +187,9 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def give_umask(path: Path) -> None:
     """
-    Give a file the permissions that a new one gets there (the user's umask, or the folder's access list).
+    Give a file the default permissions of its folder (from the user's umask or the folder's access list).
 
-    safetensors writes files that nobody but their owner can read.
+    safetensors writes files that only their owner can read.
     """
     probe = path.with_name(f".{path.name}.mode")
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666)

@@ -1,27 +1,27 @@
-"""How near two ways of computing the same have to be: relative to the largest value that is compared."""
+"""Tolerance for results that are computed in two ways, relative to the largest compared value."""
 
 from collections.abc import Mapping
 
 import torch
 
 ROUNDING = 1e-5
-"""Of float32, whose steps are 6e-8 of a value: sums of hundreds of terms in another order, through some layers.
-Kernels of other CPUs have differed by up to 3e-6; a fault differs by 1e-3 and more.
+"""Tolerance for float32, whose steps are 6e-8 of a value: sums of hundreds of terms in a different order, through
+several layers. Kernels of other CPUs have differed by up to 3e-6; errors differ by 1e-3 or more.
 """
 
 Tensors = torch.Tensor | Mapping[str, torch.Tensor]
 
 
 def assert_close(actual: Tensors, expected: Tensors, tolerance: float = ROUNDING) -> None:
-    """Differences are at most `tolerance` times the largest expected value; integers are equal.
+    """Check that differences are at most `tolerance` times the largest expected value, and that integers are equal.
 
-    Within a mapping, such as the gradients of a model, that is the largest value of each tensor, but no tensor
-    counts for less than a tenth of the largest of all: one whose gradients cancel (attention does not feel a bias of
-    its keys) holds the rounding errors of the others.
+    In a mapping, such as the gradients of a model, the largest value of each tensor counts, but at least a tenth of
+    the largest value of all tensors: a tensor whose gradients cancel (attention does not depend on a bias of its keys)
+    holds rounding errors of the others.
 
     Args:
-        actual, expected (`torch.Tensor` or `dict[str, torch.Tensor]`): of the same shapes, types and keys.
-        tolerance (`float`, *optional*): relative.
+        actual, expected (`torch.Tensor` or `dict[str, torch.Tensor]`): Values of the same shapes, types and keys.
+        tolerance (`float`, *optional*): Relative tolerance.
     """
     if isinstance(expected, torch.Tensor):
         actual, expected = {"": actual}, {"": expected}

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no accelerator, no network, and the folder of real clips where there is one."""
+"""Setup of all tests: one thread, no accelerator, no network, and the folder of real clips if it exists."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def index_dir(tmp_path_factory) -> Path:
-    """A folder of frame indices of the tests' own, also for the commands that they start."""
+    """Folder of frame indices for the tests and the commands that they start."""
     folder = tmp_path_factory.mktemp("frame_index")
     os.environ["SIMPLE_MULTIMODAL_INDEX_DIR"] = str(folder)
     return folder
@@ -26,7 +26,7 @@ def index_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder with real clips and annotations that lies beside a developer's checkout."""
+    """Folder with real clips and annotations next to a developer's checkout."""
     folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared with real clips, which is not part of the repository")

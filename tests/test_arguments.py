@@ -1,4 +1,4 @@
-"""The command line: precedence, old flags, errors of one line, and a help text that can be read."""
+"""Command line of `train.py`: precedence, old flags, one-line errors, and `--help`."""
 
 import dataclasses
 import os
@@ -37,7 +37,7 @@ def write_config(tmp_path):
 
 @pytest.fixture
 def error_of(capsys):
-    """Parses and returns the one line on stderr."""
+    """Function that parses arguments and returns the one-line error."""
 
     def error_of(*argv: str) -> str:
         with pytest.raises(SystemExit) as exit_info:
@@ -61,7 +61,7 @@ def test_defaults():
     assert isinstance(training_args, MultimodalTrainingArguments)
 
 
-def test_command_line_wins_over_yaml_and_yaml_over_the_default(write_config):
+def test_command_line_overrides_yaml_and_yaml_overrides_the_default(write_config):
     config = write_config("learning_rate: 5e-5\nnum_frames: 4\nmodalities: [video, text]\nseed: 7\n")
     model_args, data_args, _, training_args = parse_args(["--num_frames", "8", "--config", config])
     assert training_args.learning_rate == 5e-5
@@ -109,8 +109,8 @@ def test_yaml_values_of_every_kind(write_config):
         ),
     ],
 )
-def test_yaml_keeps_the_text_of_words(write_config, text):
-    plain = "a: b" not in text and text not in ("null", "~")  # which YAML reads as something else than a word
+def test_yaml_strings_are_kept_as_written(write_config, text):
+    plain = "a: b" not in text and text not in ("null", "~")  # YAML does not read these as strings
     for written in [f"'{text}'", f'"{text}"', f"|-\n  {text}", *[text] * plain]:
         config = write_config(f"run_name: {written}\nvideo_root: {written}\n")
         _, data_args, _, training_args = parse_args(["--config", config])
@@ -125,7 +125,7 @@ def test_yaml_empty_values_are_defaults(write_config):
 
 
 @pytest.mark.parametrize(("text", "seed"), [("010", 10), ("0010", 10), ("1_0", 10), ("+10", 10), ("'10'", 10)])
-def test_yaml_numbers_are_those_of_the_command_line(write_config, text, seed):
+def test_yaml_numbers_are_read_as_on_the_command_line(write_config, text, seed):
     assert parse_args(["--config", write_config(f"seed: {text}\n")])[-1].seed == seed
 
 
@@ -148,11 +148,11 @@ def test_yaml_booleans(write_config, word, value):
 @pytest.mark.parametrize(
     "text", ["!!python/name:os.system x", "!!binary aGk=", "!mine x", "!!set {a}", "[!!python/object:a.b x]"]
 )
-def test_yaml_tags_are_refused(write_config, error_of, text):
+def test_yaml_tags_are_errors(write_config, error_of, text):
     assert "'run_name'" in error_of("--config", write_config(f"run_name: {text}\n"))
 
 
-def test_the_reported_words_of_a_config(shared_dir):
+def test_the_reported_config_keeps_its_strings(shared_dir):
     config = shared_dir / "data/reported/manifests/retyped.yaml"
     _, data_args, _, training_args = parse_args(["--config", str(config)])
     assert (training_args.output_dir, training_args.run_name) == ("2024-01-01T10:00:00", "12:30:45")
@@ -177,8 +177,8 @@ def test_empty_yaml_changes_nothing(write_config):
         ("modalities: []\n", "'modalities' is an empty list"),
         ("model:\n  task: retrieval\n", "unknown key 'model'"),
         ("lr_scheduler_kwargs:\n  num_cycles: 2\n", "'lr_scheduler_kwargs' is nested"),
-        ("seed: 1\nseed: 2\n", "'seed' stands there more than once"),
-        ("- seed\n", "must hold `flag: value` lines"),
+        ("seed: 1\nseed: 2\n", "'seed' occurs more than once"),
+        ("- seed\n", "the file must consist of `flag: value` lines"),
         ("seed: [1\n", "is not valid YAML"),
     ],
 )
@@ -195,42 +195,42 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--freez", "video"], "unknown argument '--freez'; did you mean '--freeze'?"),
         (["--learning-rat=1"], "unknown argument '--learning-rat'; did you mean '--learning_rate'?"),
         (["--max_step", "2"], "unknown argument '--max_step'; did you mean '--max_steps'?"),  # no abbreviations
-        (["train.csv"], "'train.csv' belongs to no argument"),
+        (["train.csv"], "unexpected value 'train.csv'"),
         (["--seed", "one"], "--seed: invalid int value: 'one'"),
         (["--fp16", "maybe"], "--fp16: Truthy value expected"),
         (["--config"], "--config: expected one argument"),
         (["--config", "missing.yaml"], "missing.yaml: cannot be read: No such file or directory"),
         (["--config", "tests"], "tests: cannot be read: Is a directory"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config is given more than once"),
-        (["--mlm_probability", "30"], "--mlm_probability is 30.0; it is a share: give a number from 0 to 1."),
-        (["--hard_negative_ratio", "2"], "--hard_negative_ratio is 2.0; it is a share: give a number from 0 to 1."),
+        (["--mlm_probability", "30"], "--mlm_probability is 30.0; give a number from 0 to 1."),
+        (["--hard_negative_ratio", "2"], "--hard_negative_ratio is 2.0; give a number from 0 to 1."),
         (["--matching_loss_weight", "-1"], "--matching_loss_weight is -1.0; give a number from 0 (off) upwards."),
         (["--num_frames", "0"], "--num_frames is 0; give a whole number from 1 upwards."),
-        (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more rows, or leave it out"),
-        (["--contrastive_chunk_size", "-8"], "--contrastive_chunk_size is -8; give 1 or more rows, or leave it out"),
+        (["--contrastive_chunk_size", "0"], "--contrastive_chunk_size is 0; give 1 or more, or leave it out"),
+        (["--contrastive_chunk_size", "-8"], "--contrastive_chunk_size is -8; give 1 or more, or leave it out"),
         (
             [
                 *("--contrastive_chunk_size=8", "--activation_checkpointing"),
                 '--activation_checkpointing_kwargs={"use_reentrant": true}',
             ],
-            "--contrastive_chunk_size needs activation checkpoints that are not reentrant",
+            "--contrastive_chunk_size needs non-reentrant activation checkpointing",
         ),
         (["--video_size", "1", "2", "3"], "--video_size is [1, 2, 3]"),
         (["--layer_decay", "0"], "--layer_decay is 0.0; give a factor above 0, up to 1 (no decay)."),
         (["--layer_decay", "1.1"], "--layer_decay is 1.1; give a factor above 0, up to 1 (no decay)."),
-        (["--lora_rank", "2", "--lora_dropout", "1"], "--lora_dropout is 1.0; give a share from 0 to below 1."),
+        (["--lora_rank", "2", "--lora_dropout", "1"], "--lora_dropout is 1.0; give a number from 0 to below 1."),
         (["--sample_timeout_seconds", "nan"], "--sample_timeout_seconds is nan; give a number above 0, or 0 for no"),
-        (["--max_bad_fraction", "2"], "--max_bad_fraction is 2.0; it is a share: give a number from 0 to 1."),
-        (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a share of all steps"),
+        (["--max_bad_fraction", "2"], "--max_bad_fraction is 2.0; give a number from 0 to 1."),
+        (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a fraction of all steps"),
         (
             ["--label_smoothing_factor=0.1", "--bf16_full_eval", "--average_tokens_across_devices=False"],
-            "--average_tokens_across_devices, --label_smoothing_factor, --bf16_full_eval can have no effect",
+            "--average_tokens_across_devices, --label_smoothing_factor, --bf16_full_eval would have no effect",
         ),
-        (["--do_eval"], "without --do_train a saved model is needed: name its folder with --model_name_or_path."),
+        (["--do_eval"], "a run without --do_train needs a saved model; pass its folder as --model_name_or_path."),
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs --metric_for_best_model"),
         (["--early_stopping_patience", "2", "--metric_for_best_model", "loss"], "and --eval_strategy epoch or steps"),
-        (["--frame_pooling_layers=1", "--freeze", "video"], "--frame_pooling_layers is 1, but --freeze keeps"),
-        (["--frame_pooling_layers=1", "--lora_rank=2"], "--frame_pooling_layers is 1, but LoRA keeps"),
+        (["--frame_pooling_layers=1", "--freeze", "video"], "--frame_pooling_layers is 1, but --freeze freezes"),
+        (["--frame_pooling_layers=1", "--lora_rank=2"], "--frame_pooling_layers is 1, but LoRA freezes"),
         (["--frame_pooling_layers", "-1"], "--frame_pooling_layers is -1; give 0 (the mean) or more."),
         (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
         (
@@ -254,8 +254,8 @@ class OwnOptions(TaskOptions):
     at_least: int | None = flag(None, EVALUATION, "Smallest number.", commands=("infer",))
 
 
-def test_a_registered_task_brings_its_flags(error_of, write_config, monkeypatch):
-    """Those of `infer` are tested in `tests/test_cli.py`."""
+def test_a_registered_task_adds_its_flags(error_of, write_config, monkeypatch):
+    """The flags of `infer` are tested in `tests/test_cli.py`."""
     assert "unknown argument '--unit'" in error_of("--unit", "1")
     monkeypatch.setitem(OPTIONS, "own", OwnOptions)
     config = write_config("task: own\nkinds: [a, b]\nunit: 3\n")
@@ -317,32 +317,32 @@ def test_removed_flags_print_one_hint(capsys, flag, hint):
     assert len(lines) == 1 and hint in lines[0]
 
 
-def test_hints_are_printed_by_the_first_process_only(capsys, monkeypatch):
+def test_only_the_first_process_prints_hints(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     CommandLineParser(*EVERYTHING).parse(["--no_cuda"])
     assert capsys.readouterr().err == ""
 
 
-def test_fp16_on_a_cpu_says_that_the_run_computes_in_fp32(caplog):
+def test_fp16_on_a_cpu_logs_that_the_run_computes_in_fp32(caplog):
     args = parse_args(["--use_cpu", "--fp16"])[-1]
     assert args.precision == "fp32"
-    assert [line for line in caplog.messages if "--fp16 needs a GPU: on the CPU this run computes in fp32" in line]
+    assert [line for line in caplog.messages if "--fp16 needs a GPU; on the CPU this run computes in fp32" in line]
     caplog.clear()
     parse_args(["--use_cpu", "--bf16"])
     assert "needs a GPU" not in caplog.text
 
 
-def test_bf16_works_on_a_cpu_and_names_a_gpu_without_it(error_of, monkeypatch):
+def test_bf16_works_on_a_cpu_and_is_an_error_on_a_gpu_without_it(error_of, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert parse_args(["--bf16"])[-1].precision == "bf16"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    assert "--bf16 needs a GPU that computes in bf16" in error_of("--bf16")
+    assert "--bf16 needs a GPU that supports bf16" in error_of("--bf16")
 
 
-def test_logging_dir_sets_the_variable_of_tensorboard(monkeypatch):
+def test_logging_dir_sets_the_environment_variable_of_tensorboard(monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "before")
     parse_args(["--logging_dir", "logs"])
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == "logs"
@@ -383,13 +383,13 @@ def test_manifests_and_roots_follow_data_root(tmp_path, monkeypatch):
     alone = DataArguments(video_root="videos")
     assert alone.find_manifest("train.csv") == Path("train.csv")
     assert alone.roots == {"video": Path("videos"), "audio": None, "text": None}
-    rooted = DataArguments(data_root="data", video_root="videos", audio_root="/sounds")
+    rooted = DataArguments(data_root="data", video_root="videos", audio_root="/audio")
     assert rooted.find_manifest("train.csv") == Path("data/train.csv")
     assert rooted.find_manifest("validation.csv") == Path(
         "validation.csv"
     )  # not in data_root, but in the working directory
     assert rooted.find_manifest("missing.csv") == Path("data/missing.csv")
-    roots = {"video": Path("data/videos"), "audio": Path("/sounds"), "text": Path("data")}
+    roots = {"video": Path("data/videos"), "audio": Path("/audio"), "text": Path("data")}
     assert rooted.roots == roots
 
 
@@ -417,13 +417,13 @@ def test_only_given_preprocessing_values_are_passed_on():
     VideoClipProcessor(**alpro)
 
 
-def test_collator_takes_its_settings():
+def test_collator_settings_are_arguments_of_the_collator():
     processor = MultimodalProcessor(feature_extractor=AudioFeatureExtractor())
     assert MultimodalCollator(processor, **DataArguments().collator_settings).parallel is True
     assert MultimodalCollator(processor, **DataArguments(collator_threads=1).collator_settings).parallel is False
 
 
-def test_model_settings_are_those_of_the_config():
+def test_model_settings_are_settings_of_the_config():
     model_args = ModelArguments(
         mlm_loss_weight=0.5,
         hard_negative_ratio=0.25,
@@ -444,7 +444,7 @@ def test_model_settings_are_those_of_the_config():
     assert model_args.tower_config_name("video") == find_config("configs/video/videomae_config_small.json")
 
 
-def test_help_has_every_flag_once_under_a_heading_in_short_lines():
+def test_help_lists_every_flag_once_in_short_lines():
     command = [sys.executable, "-c", "from arguments import parse_args; parse_args(['--help'])"]
     environment = os.environ | {"COLUMNS": "119"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_FOLDER, env=environment)
@@ -461,7 +461,7 @@ def test_help_has_every_flag_once_under_a_heading_in_short_lines():
     assert max(end - start for start, end in zip(starts[:-1], starts[1:], strict=True)) <= 6
 
 
-def test_short_descriptions_are_of_stock_flags_that_we_leave_as_they_are():
+def test_short_descriptions_are_of_unchanged_stock_flags():
     stock, ours = (
         {field.name: field.metadata for field in dataclasses.fields(dtype)}
         for dtype in (TrainingArguments, MultimodalTrainingArguments)
@@ -469,7 +469,7 @@ def test_short_descriptions_are_of_stock_flags_that_we_leave_as_they_are():
     assert [name for name in SHORT_DESCRIPTIONS if stock.get(name) != ours[name]] == []
 
 
-def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
+def test_every_own_field_has_a_heading_and_a_help_text():
     stock = {field.name for field in dataclasses.fields(TrainingArguments)}
     for dtype in EVERYTHING:
         for field in dataclasses.fields(dtype):
@@ -478,7 +478,7 @@ def test_every_field_of_ours_says_where_it_belongs_and_what_it_is():
                 assert field.metadata["help"].endswith((".", ")")), field.name
 
 
-def test_help_and_flag_errors_and_missing_files_import_nothing_beyond_the_arguments_of_transformers():
+def test_help_and_errors_in_flags_only_import_the_arguments_of_transformers():
     code = """
 import runpy, sys
 from transformers import HfArgumentParser, TrainingArguments

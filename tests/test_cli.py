@@ -1,4 +1,4 @@
-"""The console script: each verb does its work, and a user's error is one line with exit code 2."""
+"""Console script: its verbs, and user errors in one line with exit code 2."""
 
 import functools
 import inspect
@@ -35,7 +35,7 @@ def project() -> dict:
     return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
-def test_doctor_prints_json_for_programs(capsys, project):
+def test_doctor_prints_json(capsys, project):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["core_works"] is True
@@ -48,7 +48,7 @@ def test_doctor_prints_json_for_programs(capsys, project):
     assert report["machine"]["devices"].startswith("cpu")
 
 
-def test_doctor_prints_lines_for_people(capsys):
+def test_doctor_prints_a_line_per_check(capsys):
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "The core works."
@@ -63,7 +63,7 @@ def test_doctor_prints_lines_for_people(capsys):
         ("numpy<1", "is not supported, needs <1", "pip install 'numpy<1'"),
     ],
 )
-def test_doctor_fails_where_the_core_does_not_work(capsys, monkeypatch, requirement, detail, remedy):
+def test_doctor_fails_if_the_core_does_not_work(capsys, monkeypatch, requirement, detail, remedy):
     monkeypatch.setattr(doctor, "_requirements", lambda: ([Requirement(requirement)], {}))
     assert main(["doctor"]) == 1
     output = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_the_lock_pins_every_requirement_to_a_version_it_allows(project):
     assert any(line.startswith("decord==") and "x86_64" in line for line in lines)
 
 
-def test_the_wheel_holds_the_library_alone():
+def test_the_wheel_only_contains_the_library():
     setuptools = pytest.importorskip("setuptools")
     include = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
     files = REPOSITORY.glob("simple_multimodal/**/__init__.py")
@@ -124,7 +124,7 @@ def test_the_wheel_holds_the_library_alone():
     assert set(setuptools.find_packages(str(REPOSITORY), **include)) == own
 
 
-def test_transformers_is_of_the_major_release_whose_trainer_ours_overrides(project):
+def test_transformers_is_limited_to_the_major_release_whose_trainer_is_extended(project):
     (transformers,) = (line for line in project["dependencies"] if line.startswith("transformers"))
     assert Requirement(transformers).specifier.contains("5.99") and "6" not in Requirement(transformers).specifier
 
@@ -134,7 +134,7 @@ TOY_SIZE = (
 )
 
 
-def test_toy_writes_the_data_set_and_leaves_a_finished_one(tmp_path, capsys):
+def test_toy_writes_the_dataset_and_does_not_change_a_complete_one(tmp_path, capsys):
     argv = ["toy", str(tmp_path / "toy"), *TOY_SIZE.split(), "--num_processes", "1"]
     assert main(argv) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'toy'}\n"
@@ -198,7 +198,7 @@ def test_wrong_arguments_are_one_line(capsys, argv, message):
     assert error.startswith("simple-multimodal") and error.count("\n") == 1 and message in error
 
 
-def test_without_a_verb_it_prints_its_help(capsys):
+def test_help_is_printed_without_a_verb(capsys):
     assert main([]) == 0
     output = capsys.readouterr().out
     assert output.startswith("usage: simple-multimodal")
@@ -206,7 +206,7 @@ def test_without_a_verb_it_prints_its_help(capsys):
         assert re.search(rf"^ +{name} +{re.escape(line)}$", output, re.MULTILINE)
 
 
-def test_it_prints_its_version(capsys):
+def test_version_is_printed(capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["--version"])
     assert exit_info.value.code == 0
@@ -244,7 +244,7 @@ def draw(
 """
 
 
-def test_a_verb_is_a_function_and_an_entry(tmp_path, monkeypatch, capsys):
+def test_a_verb_is_a_function_with_an_entry_in_the_table(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_verbs.py").write_text(MY_VERBS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(VERBS, "draw", ("my_verbs:draw", "draw something"))
@@ -272,7 +272,7 @@ class OwnOptions(TaskOptions):
     share: float = flag(0.5, EVALUATION, "For training.")
 
 
-def test_infer_takes_the_options_of_registered_tasks(monkeypatch, tmp_path, capsys):
+def test_infer_has_the_options_of_registered_tasks(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(OPTIONS, "own", OwnOptions)
     with pytest.raises(SystemExit):
         main(["infer", "--help"])
@@ -292,7 +292,7 @@ def test_infer_takes_the_options_of_registered_tasks(monkeypatch, tmp_path, caps
 HEAVY = ("torch", "transformers", "datasets", "numpy", "av", "PIL", "accelerate", "yaml")
 
 
-def test_help_and_wrong_flags_and_missing_files_import_nothing_heavy(tmp_path):
+def test_help_and_errors_in_flags_import_nothing_heavy(tmp_path):
     code = f"""
 import sys
 import simple_multimodal
@@ -316,7 +316,7 @@ for argv in (*without_verb, *named, *([verb, flag] for verb in VERBS for flag in
     assert result.returncode == 0, result.stderr
 
 
-def test_python_m_reaches_the_verbs(tmp_path):
+def test_python_m_runs_the_console_script(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "simple_multimodal", "--help"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -343,15 +343,15 @@ def test_python_m_reaches_the_verbs(tmp_path):
         ),
     ],
 )
-def test_defaults_are_those_of_the_library(verb, function):
+def test_defaults_are_the_same_as_in_the_library(verb, function):
     own, library = (inspect.signature(pkgutil.resolve_name(name)).parameters for name in (verb, function))
     shared = [name for name, item in own.items() if name in library and item.default is not item.empty]
     assert shared
     for name in shared:
-        if name not in ("dtype", "precision"):  # a name of a type; `from_pretrained` finds out what it was selected in
+        if name not in ("dtype", "precision"):  # the name of a type; `from_pretrained` finds the precision of training
             assert own[name].default == library[name].default, name
 
 
-def test_the_decoders_and_precisions_are_those_of_the_library():
+def test_decoders_and_precisions_are_the_same_as_in_the_library():
     assert get_args(VideoBackendName) == VIDEO_BACKENDS
     assert get_args(Precision) == PRECISIONS

@@ -1,4 +1,4 @@
-"""Every shipped run starts, trains two steps and evaluates."""
+"""Every shipped run config trains two steps and evaluates."""
 
 import json
 import re
@@ -23,7 +23,7 @@ BENCHMARKS = ("msrvtt_ret", "didemo_ret", "msrvtt_qa", "msvd_qa")
 
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory) -> list[str]:
-    """Flags for a toy world of the smallest size."""
+    """Flags for a toy dataset of the smallest size."""
     sizes = {"num_train_clips": 4, "num_validation_videos": 2, "num_validation_audio": 2, "num_question_clips": 9}
     folder = make_toy_world(tmp_path_factory.mktemp("toy") / "toy", num_pairs=2, num_processes=1, **sizes)
     return ["--data_root", str(folder)]
@@ -38,7 +38,7 @@ def clips_data(tmp_path_factory, shared_dir) -> list[str]:
 
 
 def short(path: Path, *argv: str, **values) -> dict[str, float]:
-    """Two steps of a run in the working directory."""
+    """Train two steps of a run in the working directory."""
     values |= {"max_train_samples": 4, "max_eval_samples": 4, "max_steps": 2, "per_device_train_batch_size": 2}
     values |= {"dataloader_num_workers": 0, "cache_dir": "cache"}
     return run("--config", f"configs/runs/{path.name}", *argv, "--use_cpu", "--disable_tqdm", *flags(**values))
@@ -57,7 +57,7 @@ def test_shipped_run(path, request, tmp_path, monkeypatch):
 
 
 def test_shipped_questions(toy_data, tmp_path, monkeypatch):
-    """From the model of the run that its head names."""
+    """Starts from the model of the run that the header of the config names."""
     monkeypatch.chdir(tmp_path)
     short(REPOSITORY / "configs/runs/toy.yaml", *toy_data, output_dir="out")
     path = REPOSITORY / "configs/runs/toy_questions.yaml"
@@ -67,13 +67,13 @@ def test_shipped_questions(toy_data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_shipped_fine_tuning(name, tmp_path, monkeypatch):
-    """The commands of the file's head, from a tiny ALPRO and on a tiny benchmark in the folders that they name."""
+    """Runs the commands in the header of the config, with a tiny ALPRO and benchmark in the folders they name."""
     monkeypatch.chdir(tmp_path)
     path = REPOSITORY / f"configs/runs/{name}.yaml"
     settings = yaml.safe_load(path.read_text())
     head = dict(re.findall(r"^#   .*\b(convert|prepare|train\.py|infer) (.+)$", path.read_text(), flags=re.MULTILINE))
     write_benchmark(tmp_path, name, is_prepared=False)
-    assert main(["prepare", *shlex.split(head["prepare"])]) == 1  # of another size than the protocol's
+    assert main(["prepare", *shlex.split(head["prepare"])]) == 1  # the size differs from the protocol's
 
     converted = write_folder(tmp_path / "alpro", "pretraining", TEXTS, num_frames=settings["num_frames"])
     _, model, *num_frames = shlex.split(head["convert"])[1:]
@@ -95,7 +95,7 @@ def test_shipped_fine_tuning(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/accelerate/*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_reads_the_ways_to_launch(path):
+def test_accelerate_reads_the_launch_configs(path):
     config = load_config_from_file(str(path))
     assert config.distributed_type == ("FSDP" if path.stem == "fsdp2" else "MULTI_GPU")
     assert config.num_processes % config.num_machines == 0

@@ -1,4 +1,4 @@
-"""`--dataset_name`: training on a data set of the `datasets` library."""
+"""`--dataset_name`: training on a dataset of the `datasets` library."""
 
 import json
 
@@ -18,7 +18,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(clips, tmp_path_factory):
-    """A data set of two splits whose columns have names of their own, as `save_to_disk` writes it."""
+    """Dataset with two splits and other column names, written by `save_to_disk`."""
     rows = [
         {"clip": str(clips / f"video/{row}.mp4"), "sentence": text} for row, text in enumerate(CAPTIONS) if row != 4
     ]
@@ -34,7 +34,7 @@ def saved(clips, tmp_path_factory):
 RENAMED = ["--rename_columns", "clip=video", "sentence=caption", "--validation_split", "held_out"]
 
 
-def test_a_run_on_a_data_set(saved, tmp_path):
+def test_a_run_on_a_dataset(saved, tmp_path):
     configs = tiny_run.config_flags(tiny_run.write_configs(tmp_path))
     settings = flags(per_device_train_batch_size=2, cache_dir=tmp_path / "cache", output_dir=tmp_path / "out")
     metrics = run(
@@ -65,17 +65,17 @@ def test_parts_of_saved_splits(saved):
     assert found["sentence"][:] == [*CAPTIONS[:2], CAPTIONS[3]]
 
 
-def test_a_single_saved_data_set_is_the_training_split(saved, tmp_path):
+def test_a_single_saved_dataset_is_the_training_split(saved, tmp_path):
     datasets.load_from_disk(saved)["train"].save_to_disk(tmp_path / "single")
     named = ["--dataset_name", str(tmp_path / "single")]
     assert load("train", *named)["sentence"][:] == [text for row, text in enumerate(CAPTIONS) if row != 4]
     assert len(load("validation", *named, "--validation_split", "train[50%:]")) == 3
-    message = "one split, which is read as 'train', and --validation_split is 'validation'. Give a part of it, such as"
+    message = "one split, which is called 'train', but --validation_split is 'validation'. Give a part of it, such as"
     with pytest.raises(ValueError, match=message):
         load("validation", *named)
 
 
-def test_what_does_not_exist_is_named(saved, tmp_path):
+def test_errors_name_missing_splits_columns_and_folders(saved, tmp_path):
     named = ["--dataset_name", str(saved)]
     with pytest.raises(ValueError, match=r"one of \['train', 'held_out'\]. --validation_split is 'validation'"):
         load("validation", *named)
@@ -91,12 +91,12 @@ def test_what_does_not_exist_is_named(saved, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--train_split", "train"], "--train_split can have no effect without --dataset_name"),
-        (["--dataset_name", "a/b", "--train_file", "x.csv"], "--dataset_name and --train_file both say what is read"),
-        (["--dataset_name", "a/b", "--rename_columns", "clip"], "give OLD=NEW for each column"),
+        (["--train_split", "train"], "--train_split would have no effect without --dataset_name"),
+        (["--dataset_name", "a/b", "--train_file", "x.csv"], "--dataset_name cannot be combined with --train_file"),
+        (["--dataset_name", "a/b", "--rename_columns", "clip"], "give each column as OLD=NEW"),
     ],
 )
-def test_flags_that_do_not_fit(argv, message, capsys):
+def test_incompatible_flags_are_errors(argv, message, capsys):
     with pytest.raises(SystemExit):
         parse_args(["--output_dir", "unused", *argv])
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tests of `benchmarks/device_check.py` on a CPU: what it says with the core dependencies alone, and of a failure."""
+"""`benchmarks/device_check.py` on a CPU: its report with only the core dependencies, and its report of a failure."""
 
 import json
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# One form of fusion and one task: all of them take a minute, and are run by the script itself.
+# One form of fusion and one task: all of them take a minute, and the script itself runs them.
 SMALL = "import sys; sys.path.insert(0, 'benchmarks')\n"
 SMALL += "import device_check; device_check.FORMS = ('merge',)\n"
 SMALL += "device_check.CHECKED_TASKS = ('retrieval',)\n"
 
 
 def check(code: str, *argv: str, output: Path) -> tuple[int, dict[str, list[dict]], str]:
-    """Exit code, rows by check, and what was printed."""
+    """Run the script, and return its exit code, its rows by check, and its output."""
     command = [sys.executable, "-c", code, "--device", "cpu", "--output", str(output), *argv]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert output.exists(), done.stderr
@@ -24,7 +24,7 @@ def check(code: str, *argv: str, output: Path) -> tuple[int, dict[str, list[dict
     return done.returncode, rows, done.stdout
 
 
-def test_computation_needs_the_core_dependencies_alone(tmp_path):
+def test_computation_only_needs_the_core_dependencies(tmp_path):
     missing = "av", "datasets", "evaluate", "dill", "multiprocess", "torchcodec", "peft"
     code = f"import sys\nfor name in {missing}:\n    sys.modules[name] = None\n{SMALL}"
     code += "device_check.MEMORY_SETTINGS = device_check.MEMORY_SETTINGS[:1]\n"
@@ -42,7 +42,7 @@ def test_computation_needs_the_core_dependencies_alone(tmp_path):
     assert {row["case"] for row in rows["steps"]} >= {f"retrieval, merge, {p}: loss" for p in ("fp32", "bf16", "fp16")}
 
 
-def test_a_failure_is_an_exit_code_and_stops_no_other_check(tmp_path):
+def test_a_failure_sets_the_exit_code_and_other_checks_still_run(tmp_path):
     code = SMALL + "device_check.LIMITS['bf16'] = (0.0, 0.0)\n"
     code += "device_check.CHECKS['ddp'] = (lambda report, device: 1 / 0, ())\n"
     code += "late = ['--device', 'cpu', '--minutes', '-1', '--output', sys.argv[4] + '.late']\n"

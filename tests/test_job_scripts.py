@@ -1,4 +1,4 @@
-"""The job scripts of SLURM, with stand-ins for what SLURM has: who is started, and what happens on which exit code."""
+"""SLURM job scripts with stand-ins for SLURM's programs: what they start, and how they handle exit codes."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def write_program(path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("exit_code", [0, 1, 75])
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_job_starts_training_and_is_queued_again_on_75_alone(script, exit_code, tmp_path):
+def test_job_starts_training_and_is_only_requeued_on_exit_code_75(script, exit_code, tmp_path):
     write_program(tmp_path / "bin/srun", SRUN)
     write_program(tmp_path / "bin/scontrol", SCONTROL)
     write_program(tmp_path / ".venv/bin/python", PYTHON)

@@ -1,4 +1,4 @@
-"""The rules of docs/architecture.md that can be read off the files: who imports whom, and what lies where."""
+"""Rules of docs/architecture.md that the files can be checked for: imports between parts, and the place of files."""
 
 import ast
 import subprocess
@@ -10,10 +10,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Small modules for all, which import nothing of the package but its errors.
+# Small modules for all parts, which only import the errors of the package.
 BASICS = {"errors", "modalities", "defaults", "flags", "missing", "output_folder", "cores", "__init__"}
 
-# What each part may import besides itself and the basics. `*` is everything.
+# Parts that each part may import, in addition to itself and the basics. `*` allows all.
 ALLOWED_IMPORTS = {
     **{name: set() for name in BASICS},
     "flags": {"missing"},
@@ -31,7 +31,7 @@ ALLOWED_IMPORTS = {
     "doctor": set(),
     "cli": {"*"},
     "__main__": {"cli"},
-    "arguments": {"training", "tasks"},  # of `tasks`, what imports no model
+    "arguments": {"training", "tasks"},  # only the modules of `tasks` that do not import models
     "arguments.inputs": {"training", "tasks", "assembly", "models", "data", "processing"},
 }
 
@@ -41,7 +41,7 @@ def _python_files() -> list[Path]:
 
 
 def _part_of(module: str) -> str:
-    """The part that a module such as `simple_multimodal.prepare.toy` or `arguments.parser` belongs to."""
+    """Return the part that a module such as `simple_multimodal.prepare.toy` or `arguments.parser` belongs to."""
     names = module.split(".")
     if names[0] != "simple_multimodal":
         return ".".join(names[:2]) if ".".join(names[:2]) in ALLOWED_IMPORTS else names[0]
@@ -51,7 +51,7 @@ def _part_of(module: str) -> str:
 
 
 def _imported_modules(path: Path) -> set[str]:
-    """The modules of this repository that a file imports, absolute names, wherever in the file."""
+    """Return the absolute names of the modules of this repository that a file imports anywhere."""
     package = path.relative_to(REPOSITORY).with_suffix("").parts[:-1]
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -80,7 +80,7 @@ def test_imports_point_one_way(path):
 
 
 def _imports_between_modules() -> dict[str, set[str]]:
-    """For each module of this repository, those that it imports, wherever in the file."""
+    """Return for each module of this repository the ones that it imports anywhere in the file."""
     modules = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
         for path in _python_files()
@@ -91,11 +91,11 @@ def _imports_between_modules() -> dict[str, set[str]]:
     }
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    TopologicalSorter(_imports_between_modules()).prepare()  # raises CycleError, which names the modules of a circle
+def test_there_are_no_import_cycles():
+    TopologicalSorter(_imports_between_modules()).prepare()  # raises CycleError, which names the modules of a cycle
 
 
-def test_circles_of_modules_are_found_at_both_levels(tmp_path, monkeypatch):
+def test_import_cycles_are_found_at_both_levels(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
     folder = tmp_path / "simple_multimodal/media"
     folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ def test_circles_of_modules_are_found_at_both_levels(tmp_path, monkeypatch):
     TopologicalSorter(_imports_between_modules()).prepare()
 
 
-def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):
+def test_relative_and_local_imports_are_found(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
     folder = tmp_path / "simple_multimodal/media"
     folder.mkdir(parents=True)
@@ -132,7 +132,7 @@ def test_the_import_rule_sees_relative_and_local_imports(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("module", ["media", "prepare.toy"])
-def test_reading_and_making_clips_does_without_torch(module):
+def test_reading_and_making_clips_does_not_import_torch(module):
     code = f"import sys, simple_multimodal.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
@@ -142,7 +142,7 @@ def test_cores_are_counted_in_one_place():
     assert counting == ["cores.py"]
 
 
-def test_every_module_opens_with_a_sentence():
+def test_every_module_starts_with_a_sentence():
     for path in _python_files():
         text = path.read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text))
@@ -159,14 +159,14 @@ def test_the_datasets_folder_does_not_hide_the_library():
 def test_scripts_are_short():
     for path in REPOSITORY.glob("run_scripts/*"):
         lines = path.read_text().splitlines()
-        if path.suffix == ".sbatch":  # where the header is what the scheduler reads
+        if path.suffix == ".sbatch":  # its header is for the scheduler
             lines = [line for line in lines if not line.startswith("#")]
         assert path.suffix in (".sh", ".sbatch") and len(lines) <= 10, path
     assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 80
 
 
 def test_only_tasks_know_tasks():
-    """Outside of these places no text is the name of a task, and none but `training` and `cli` import the folder."""
+    """Other modules contain no string that is the name of a task."""
     names = {"pretraining", "retrieval", "question_answering"}
     may_name = ("tasks/", "prepare/", "evaluation/protocols.py", "defaults.py", "__init__.py")
     for path in [*_python_files(), REPOSITORY / "train.py"]:
@@ -179,7 +179,7 @@ def test_only_tasks_know_tasks():
 
 
 def _imports_of_other_tasks() -> dict[str, set[str]]:
-    """For each file in a task's folder, the modules in the folders of other tasks that it imports."""
+    """Return for each file in a task's folder the modules in the folders of other tasks that it imports."""
     tasks = REPOSITORY / "simple_multimodal/tasks"
     folders = {path.name for path in tasks.iterdir() if path.is_dir()}
     found = {}
@@ -196,11 +196,11 @@ def _imports_of_other_tasks() -> dict[str, set[str]]:
 
 
 def test_folders_of_tasks_do_not_import_each_other():
-    """What they share stands beside them, in `tasks/`."""
+    """Shared code is in `tasks/` itself."""
     assert _imports_of_other_tasks() == {}
 
 
-def test_the_rule_of_tasks_sees_all_imports(tmp_path, monkeypatch):
+def test_imports_between_tasks_are_found(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "REPOSITORY", tmp_path)
     tasks = tmp_path / "simple_multimodal/tasks"
     for folder in ("search", "answers"):

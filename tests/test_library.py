@@ -1,4 +1,4 @@
-"""The blocks of docs/library.md do what they say, on small stand-ins."""
+"""Code blocks of docs/library.md, on small stand-ins."""
 
 import os
 import re
@@ -24,7 +24,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where the blocks run: clips, manifests, and checkpoints of the names that they use."""
+    """Folder that the code blocks run in, with the clips, manifests and checkpoints that they name."""
     folder = tmp_path_factory.mktemp("library")
     (folder / "my_clips").mkdir()
     for row in range(len(CAPTIONS)):
@@ -126,7 +126,7 @@ def test_a_manifest_of_links_is_followed_on_request(trained, tmp_path):
         assert opens(**found) is not None
 
 
-def test_what_is_no_rows_is_answered_with_what_opens_it(tmp_path):
+def test_errors_for_invalid_rows_name_the_function_that_opens_them(tmp_path):
     for path in ("train.csv", tmp_path):
         with pytest.raises(
             ValueError, match=r"is the path .*smm\.Dataset\.from_manifest\(path\), and media files or a"
@@ -141,7 +141,7 @@ def test_frames_and_audio(folder):
     assert values["frames"].shape[0] == 3 and len(values["waveform"]) > 0
 
 
-def test_every_public_name_is_there_and_nothing_is_imported_before_it_is_used():
+def test_every_public_name_exists_and_is_imported_lazily():
     assert all(getattr(smm, name) is not None for name in smm.__all__)
     code = (
         "import sys, simple_multimodal; assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"

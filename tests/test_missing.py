@@ -1,4 +1,4 @@
-"""What every command that takes a model says of a folder that does not exist, without asking the hub for it."""
+"""Errors of all commands that take a model, for folders that do not exist; the hub is not asked."""
 
 import sys
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from tests.training.tiny_run import flags
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-    """No test may ask the hub, which tries for half a minute where there is no connection."""
+    """Fail tests that ask the hub, which would take half a minute without a connection."""
     monkeypatch.setattr("transformers.utils.hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
     monkeypatch.setattr("transformers.utils.hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """The working directory: `outputs/toy`, `outputs/toy_questions`, `outputs/other`, and files."""
+    """Working directory with `outputs/toy`, `outputs/toy_questions`, `outputs/other`, and files."""
     for name in ("toy", "toy_questions", "other", ".hidden"):
         (tmp_path / "outputs" / name).mkdir(parents=True)
     (tmp_path / "outputs/toyy.txt").touch()
@@ -39,17 +39,17 @@ def here(tmp_path, monkeypatch) -> Path:
     [
         ("outputs/toyy", ["outputs/toy"]),
         ("./outputs/toy_question", ["outputs/toy_questions"]),
-        ("output/toy", ["outputs/toy"]),  # the part above is wrong
+        ("output/toy", ["outputs/toy"]),  # the parent folder is wrong
         ("output/toyy", ["outputs/toy"]),
-        ("outputs/toy/config.jso", ["outputs/toy/config.json"]),  # with a suffix it is a file
-        ("outptus/nothing/alike", ["outputs"]),  # as deep as there is any
+        ("outputs/toy/config.jso", ["outputs/toy/config.json"]),  # a name with a suffix is a file
+        ("outptus/nothing/alike", ["outputs"]),  # the deepest similar folder
         ("outputs/toy-1.5", ["outputs/toy"]),
         ("outputs/toy/checkpoint-5", []),
         ("elsewhere", []),
         ("../outputs/../nowhere/at/all", []),
     ],
 )
-def test_the_nearest_names(here, name, nearest):
+def test_similar_names_are_suggested(here, name, nearest):
     said = no_such_folder(name)
     assert said.startswith(f"no such {'file' if name.endswith('jso') else 'folder'}.")
     assert ("Did you mean" in said) == bool(nearest) and all(repr(near) in said for near in nearest)
@@ -57,7 +57,7 @@ def test_the_nearest_names(here, name, nearest):
     assert all(f"'{here}/{near}'" in absolute for near in nearest)
 
 
-def test_what_a_suffix_names_is_a_file(here):
+def test_names_with_a_suffix_are_files(here):
     for name, kind in (("clip.mp4", "file"), ("clips.tsv", "file"), ("outputs/version-1.5", "folder")):
         assert no_such_folder(name).startswith(f"no such {kind}.")
 
@@ -72,7 +72,7 @@ def no_connection() -> None:
     raise OSError("no connection\n to the hub")
 
 
-def test_the_hub_is_asked_where_it_can_be_meant(here, monkeypatch):
+def test_the_hub_is_only_asked_for_possible_names(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
     for name in ("outputs/toyy", "./toyy", "/toyy", "a/b/c", "~/toy", "outputs/toy/x"):
         assert said_of(name, lambda: pytest.fail("looked for on the hub")).startswith("PROBLEM: no such folder.")
@@ -80,7 +80,7 @@ def test_the_hub_is_asked_where_it_can_be_meant(here, monkeypatch):
     for name in ("google/vit", "gpt2", "toyy"):
         said = said_of(name, no_connection)
         assert said == "PROBLEM: no such folder. As a name on the hub: no connection to the hub"
-    assert said_of("outputs/toy", no_connection) == "PROBLEM: no connection to the hub"  # it is there
+    assert said_of("outputs/toy", no_connection) == "PROBLEM: no connection to the hub"  # it exists
 
 
 def error_of(capsys, run) -> str:
@@ -108,10 +108,10 @@ def error_of(capsys, run) -> str:
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )
-def test_every_verb_names_it_in_one_line(here, capsys, argv):
+def test_every_verb_names_the_missing_folder_in_one_line(here, capsys, argv):
     error = error_of(capsys, lambda: main(argv))
     assert "outputs/toyy" in error and "no such folder. Did you mean 'outputs/toy'" in error
-    assert sorted(path.name for path in here.iterdir()) == ["clips.csv", "outputs", "prepared"]  # nothing was made
+    assert sorted(path.name for path in here.iterdir()) == ["clips.csv", "outputs", "prepared"]  # nothing was written
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_every_verb_names_it_in_one_line(here, capsys, argv):
         lambda: smm.QuestionAnswerer.from_pretrained(Path("outputs/toyy")),
     ],
 )
-def test_every_function_of_the_library_names_it(here, call):
+def test_every_library_function_names_the_missing_folder(here, call):
     with pytest.raises(ValueError, match=r"outputs/toyy.*no such folder\. Did you mean 'outputs/toy'"):
         call()
 
@@ -146,7 +146,7 @@ def test_every_function_of_the_library_names_it(here, call):
     ],
     ids=lambda given: " ".join(given),
 )
-def test_every_flag_of_train_names_it_in_one_line(here, capsys, monkeypatch, given):
+def test_every_flag_of_train_names_the_missing_folder_in_one_line(here, capsys, monkeypatch, given):
     argv = flags("--use_cpu", train_file="clips.csv", validation_file="clips.csv", output_dir="out", **given)
     monkeypatch.setattr(sys, "argv", ["train.py", *argv, "--cache_dir", str(here / "cache")])
     error = error_of(capsys, train.main)
@@ -154,7 +154,7 @@ def test_every_flag_of_train_names_it_in_one_line(here, capsys, monkeypatch, giv
     assert not (here / "out").exists()
 
 
-def test_infer_on_a_manifest_names_the_command_that_measures_on_it(here, capsys):
+def test_infer_on_a_manifest_names_the_command_that_evaluates_on_it(here, capsys):
     error = error_of(capsys, lambda: main(["infer", "outputs/toy", "clips.csv", "--output_dir", "out"]))
     assert "clips.csv is a file" in error and "train.py --do_eval --model_name_or_path MODEL" in error
     assert "--validation_file clips.csv" in error

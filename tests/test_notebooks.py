@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, with small settings, and are committed without outputs."""
+"""Notebooks run from top to bottom with small settings, and are committed without outputs."""
 
 import json
 import os
@@ -36,11 +36,11 @@ def test_notebook_runs(notebook, tmp_path):
     for name, value in SMALL_SETTINGS.items():
         settings, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", settings, flags=re.MULTILINE)
         assert count == 1, f"{name} is not set in the first cell"
-    folder = tmp_path / "docs/notebooks"  # where Jupyter would run it, in a repository that it may write to
+    folder = tmp_path / "docs/notebooks"  # as Jupyter would run it, in a writable copy of the repository
     folder.mkdir(parents=True)
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    # `-c`, so that the main module has no file, as in Jupyter: processes that are spawned do not run it again.
+    # With `-c` the main module has no file, as in Jupyter: spawned processes do not run it again.
     command = [sys.executable, "-c", "\n".join([settings, *others])]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -49,7 +49,7 @@ def test_notebook_runs(notebook, tmp_path):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
-def test_links_of_notebook_lead_somewhere(notebook):
+def test_links_of_notebook_exist(notebook):
     text = "\n".join("".join(cell["source"]) for cell in cells(notebook) if cell["cell_type"] == "markdown")
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
     assert links and all((notebook.parent / link).exists() for link in links)

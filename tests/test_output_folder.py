@@ -1,4 +1,4 @@
-"""One writer at a time: who is refused, what a killed one leaves, a full disk, and permissions."""
+"""Output folders: one writer at a time, killed writers, full disks, and permissions."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ FORK = multiprocessing.get_context("fork")
 
 @contextlib.contextmanager
 def writer(folder: Path, *, forks: bool = False):
-    """A process that writes into a folder until the context ends; it may have a child, whose number is yielded."""
+    """Run a process that writes into a folder until the context ends. Its `child` is the id of its child, if any."""
     ready = FORK.SimpleQueue()
     over, ends = os.pipe()
 
@@ -30,7 +30,7 @@ def writer(folder: Path, *, forks: bool = False):
         os.close(ends)
         with writing_into(folder, command="first"):
             is_child = forks and os.fork() == 0
-            if is_child or not forks:  # the child says itself that it has been forked
+            if is_child or not forks:  # a forked child reports its own id
                 ready.put(os.getpid())
             os.read(over, 1)
             if is_child:
@@ -47,17 +47,17 @@ def writer(folder: Path, *, forks: bool = False):
         os.close(over)
 
 
-def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path):
+def test_a_second_writer_gets_a_one_line_error_that_names_the_first(tmp_path):
     folder = tmp_path / "out"
     with writer(folder) as first:
         with pytest.raises(ValueError) as refused, writing_into(folder, command="second"):
             raise AssertionError("not reached")
         assert re.fullmatch(
             rf"{folder} is being written by first \(process {first.pid} on \S+, since \d{{4}}-\d\d-\d\d "
-            r"\d\d:\d\d:\d\d\S+\)\. Wait until that is done, end that process, or give another folder\.",
+            r"\d\d:\d\d:\d\d\S+\)\. Wait until it is done, end that process, or give another folder\.",
             str(refused.value),
         )
-        with writing_into(tmp_path, command="second"):  # the folder above is another one
+        with writing_into(tmp_path, command="second"):  # the parent folder has its own lock
             pass
     assert not folder.exists()  # nothing was written
     with writing_into(folder, command="second"):
@@ -65,7 +65,7 @@ def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["result"]
 
 
-def test_the_same_process_is_refused_too_and_nothing_is_held_after_an_error(tmp_path):
+def test_a_second_lock_of_the_same_process_is_an_error_and_errors_release_the_lock(tmp_path):
     with writing_into(tmp_path, command="first"), pytest.raises(ValueError, match="being written by first"):
         with writing_into(tmp_path, command="second"):
             pass
@@ -76,20 +76,20 @@ def test_the_same_process_is_refused_too_and_nothing_is_held_after_an_error(tmp_
 
 
 @pytest.mark.parametrize("forks", [False, True])
-def test_a_killed_writer_is_in_nobodys_way_even_if_a_child_of_it_lives_on(tmp_path, forks):
+def test_a_killed_writer_releases_the_lock_even_if_its_child_is_alive(tmp_path, forks):
     with writer(tmp_path, forks=forks) as first:
         os.kill(first.pid, signal.SIGKILL)
         first.join()
         assert (tmp_path / LOCK_FILE).exists()
         if forks:
-            os.kill(first.child, 0)  # it is there
+            os.kill(first.child, 0)  # it is alive
         with writing_into(tmp_path, command="second"):
             assert f'"process": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-def test_a_lock_is_not_that_of_a_file_that_was_removed(tmp_path):
-    """Whoever opened the file of a writer before it was removed does not share the folder with the next one."""
+def test_a_removed_lock_file_does_not_lock_the_folder(tmp_path):
+    """A process that opened the lock file before it was removed does not share the folder with the next writer."""
     entered = []
 
     def take_turns() -> None:
@@ -106,7 +106,7 @@ def test_a_lock_is_not_that_of_a_file_that_was_removed(tmp_path):
     assert [process.exitcode for process in entered] == [0, 0, 0]
 
 
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(output_folder.logger, "warning", said.append)
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
@@ -120,10 +120,10 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
     assert len(said) == 6 and all(str(tmp_path) in text and "cannot be locked" in text for text in said)
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path):
+def test_a_file_instead_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "out").touch()
     with (
-        pytest.raises(ValueError, match="out is a file. Give a folder"),
+        pytest.raises(ValueError, match="out is a file; give a folder"),
         writing_into(tmp_path / "out", command="first"),
     ):
         pass
@@ -132,12 +132,12 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, "No space left on device"),  # of a write, which knows no file
+        OSError(errno.ENOSPC, "No space left on device"),  # from a write, which does not name a file
         OSError(errno.EDQUOT, "Disk quota exceeded", "/some/file"),
-        RuntimeError("I/O error: No space left on device (os error 28)"),  # as safetensors says it
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # as safetensors reports it
     ],
 )
-def test_a_full_disk_names_its_folder(tmp_path, error):
+def test_the_error_of_a_full_disk_names_the_folder(tmp_path, error):
     with pytest.raises(OSError, match=rf"{re.escape(str(error))} \({tmp_path}/out has [\d.]+ GB free\)"):
         with writing_into(tmp_path / "out", command="first"):
             raise error
@@ -145,13 +145,13 @@ def test_a_full_disk_names_its_folder(tmp_path, error):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
+def test_a_file_is_renamed_when_it_is_complete(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("earlier")
     with write_atomically(str(path)) as temporary:
         temporary.write_text("whole")
         assert path.read_text() == "earlier" and temporary.parent == tmp_path
-        assert temporary.name.startswith(".")  # a folder in which a run was killed at once counts as empty
+        assert temporary.name.startswith(".")  # a folder with only hidden files counts as empty
     assert path.read_text() == "whole"
     with pytest.raises(KeyboardInterrupt), write_atomically(path) as temporary:
         temporary.write_text("half")
@@ -161,7 +161,7 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
     assert path.read_text() == "whole" and [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_threads_that_write_the_same_file_do_not_mix_it_up(tmp_path):
+def test_threads_that_write_the_same_file_do_not_interfere(tmp_path):
     def write(number: int) -> None:
         with write_atomically(tmp_path / "same") as temporary, open(temporary, "w") as file:
             for _ in range(200):

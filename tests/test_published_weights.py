@@ -1,5 +1,6 @@
-"""Towers with published weights: what they make of real input. Run with `SIMPLE_MULTIMODAL_WEIGHTS=FOLDER`, see
-docs/adding_encoders.md.
+"""Towers with published weights on real input.
+
+Run with `SIMPLE_MULTIMODAL_WEIGHTS=FOLDER`, see docs/adding_encoders.md.
 """
 
 import os
@@ -24,7 +25,7 @@ NAMES = {"text": "all-minilm-l6-v2", "audio": "whisper-tiny.en", "video": "effic
 def weights() -> dict[str, str]:
     folder = os.environ.get("SIMPLE_MULTIMODAL_WEIGHTS")
     if folder is None:
-        pytest.skip("published weights: name their folder by SIMPLE_MULTIMODAL_WEIGHTS")
+        pytest.skip("needs published weights; set SIMPLE_MULTIMODAL_WEIGHTS to their folder")
     found = {modality: Path(folder, name) for modality, name in NAMES.items()}
     if missing := [str(path) for path in found.values() if not (path / "config.json").is_file()]:
         pytest.fail(f"SIMPLE_MULTIMODAL_WEIGHTS lacks {', '.join(missing)}")
@@ -32,7 +33,7 @@ def weights() -> dict[str, str]:
 
 
 def load(name: str, modality: str, *size: int):
-    """An encoder with all of a checkpoint's weights."""
+    """Load an encoder with all weights of a checkpoint."""
     config = load_tower_config(name, modality)
     encoder_class = get_encoder_class(config.model_type, modality)
     encoder = encoder_class(encoder_class.fit_config(config, *size)).eval()
@@ -42,20 +43,20 @@ def load(name: str, modality: str, *size: int):
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Relative to the largest value: kernels sum in other orders for other shapes."""
+    """Compare relative to the largest value, as the order of sums in kernels depends on shapes."""
     assert actual.shape == expected.shape
     assert float((actual - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
 @torch.no_grad()
-def test_sentences_that_mean_the_same_are_near(weights):
+def test_sentences_with_similar_meanings_have_similar_embeddings(weights):
     tokenizer = AutoTokenizer.from_pretrained(weights["text"])
     encoder = load(weights["text"], "text", len(tokenizer), tokenizer.pad_token_id)
     texts = ["a dog barks in the garden", "the puppy is barking outside", "stock prices fell sharply on Monday"]
     inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
     output = encoder(**inputs)
     stock = BertModel.from_pretrained(weights["text"], add_pooling_layer=False).eval()
-    for row, text in enumerate(texts):  # each alone, without padding
+    for row, text in enumerate(texts):  # one at a time, without padding
         tokens = stock(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
         assert_close(output.tokens[row, output.mask[row]], tokens)
         assert_close(output.embedding[row], F.normalize(tokens.mean(dim=0), dim=-1))
@@ -76,7 +77,7 @@ def test_speech_tower_equals_the_stock_model(weights):
 
 
 @torch.no_grad()
-def test_image_tower_sees_a_harp(weights, shared_dir):
+def test_image_tower_recognises_a_harp(weights, shared_dir):
     config = load_tower_config(weights["video"], "video")
     values = get_encoder_class(config.model_type, "video").processor_values(config) | {"num_frames": 3}
     processor = VideoClipProcessor(**values)

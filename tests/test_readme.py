@@ -1,4 +1,4 @@
-"""What the README shows works: its commands parse, its files exist, its Python runs."""
+"""README and docs: commands parse, files exist, Python code runs."""
 
 import inspect
 import re
@@ -28,8 +28,8 @@ PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def commands() -> list[list[str]]:
     """
-    Every complete command of the README and of docs/ that runs `train.py`, itself or in a job script, as words after
-    that. Left out: `--help`, and those with `...`, which is for the reader to fill in.
+    Return the arguments of every complete command of the README and docs/ that runs `train.py`, directly or in a job
+    script. Commands with `--help`, or with `...` for the reader to fill in, are left out.
     """
     found = []
     for page in (REPOSITORY / "README.md", *PAGES):
@@ -46,20 +46,20 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("page, words", commands(), ids=lambda value: str(value)[:60])
 def test_commands_parse(page, words, tmp_path, monkeypatch):
-    for name in ("mine", "NAME"):  # configs of the reader's own
+    for name in ("mine", "NAME"):  # the reader's own configs
         words = [str(tmp_path / "own.yaml") if word == f"configs/runs/{name}.yaml" else word for word in words]
     (tmp_path / "own.yaml").write_text("train_file: train.csv\nvalidation_file: validation.csv\n")
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which `--logging_dir` sets
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # `--logging_dir` sets it
     parse_args([*words, "--use_cpu", "--output_dir", str(tmp_path)])
 
 
-def test_pages_have_their_commands():
+def test_commands_are_found():
     pages = [page for page, _ in commands()]
     assert pages.count("README.md") >= 3 and pages.count("tracking.md") >= 6
 
 
 @pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_exist(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [x for x in links if not (x.startswith("https://") or (page.parent / x).exists())] == []
 
@@ -71,13 +71,13 @@ def test_index_names_every_page():
 
 
 def test_glossary_has_every_metric_of_the_report():
-    """As a word by itself: `accuracy` is not explained by `mlm_accuracy`."""
+    """As a separate word: `mlm_accuracy` does not count for `accuracy`."""
     index = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
     names = ["{type}_accuracy" if name == "_accuracy" else name for name in METRICS]
     assert [name for name in (*names, *LOSSES) if f"`{name}`" not in index] == []
 
 
-def test_scripts_that_are_named_exist():
+def test_named_scripts_exist():
     for page in (REPOSITORY / "README.md", *PAGES):
         for script in re.findall(
             r"bash (run_scripts/[\w.]+)|sbatch (run_scripts/[\w.]+)", page.read_text(encoding="utf-8")
@@ -100,8 +100,8 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert float(values["embedding"].norm()) == pytest.approx(1, abs=1e-5)
 
 
-def test_inference_of_the_readme_uses_what_is_there(monkeypatch):
-    """Names and arguments; what they do is tested in `tests/inference`."""
+def test_inference_of_the_readme_matches_the_api(monkeypatch):
+    """Names and arguments only; their behaviour is tested in `tests/inference`."""
     code = next(block for block in PYTHON_BLOCKS if "Retriever" in block)
     calls = []
     for kind in (Retriever, QuestionAnswerer):
@@ -119,7 +119,7 @@ def test_inference_of_the_readme_uses_what_is_there(monkeypatch):
     assert calls == ["index", "search", "answer"]
 
 
-def test_worked_example_of_an_encoder_loads_a_checkpoint(tmp_path, monkeypatch):
+def test_example_encoder_loads_a_checkpoint(tmp_path, monkeypatch):
     code = next(block for block in PYTHON_BLOCKS if "RobertaTextEncoder" in block)
     values: dict = {"__name__": "simple_multimodal.models.text.roberta"}
     exec(compile(code, "README.md", "exec"), values)

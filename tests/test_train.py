@@ -1,4 +1,4 @@
-"""The documented commands of `train.py` as a user types them, on small clips, and what bad input is answered with."""
+"""Documented commands of `train.py` on small clips, and errors for bad input."""
 
 import json
 import math
@@ -24,7 +24,7 @@ MODEL = {"config.json", "model.safetensors", "processor_config.json", "tokenizer
 
 ACCELERATE = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "configs/accelerate/cpu.yaml")]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-LAUNCHERS = [  # number of processes, and how they are started
+LAUNCHERS = [  # number of processes, and launch command
     pytest.param(2, ACCELERATE, id="accelerate"),
     pytest.param(3, [*ACCELERATE, "--num_processes", "3"], id="accelerate-3", marks=pytest.mark.slow),
     pytest.param(2, TORCHRUN, id="torchrun"),
@@ -46,7 +46,7 @@ def configs(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def start(clips, configs, tmp_path_factory) -> list[str]:
-    """Flags of a run on the clips with tiny towers; two rows in a batch."""
+    """Flags of a run on the clips with tiny towers and two rows per batch."""
     settings = flags(per_device_train_batch_size=2, cache_dir=tmp_path_factory.mktemp("cache"))
     return [*tiny_run.data_flags(clips), *tiny_run.config_flags(configs), *settings]
 
@@ -58,7 +58,7 @@ def hub(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def full_run(clips, configs, hub) -> list[str]:
-    """The full run of the documentation as it stands there, with folders for hub names and fewer steps."""
+    """The documented full run, with folders instead of hub names and fewer steps."""
     command = f"""
         --fusion_model_name_or_path {hub["fusion"]} --fusion_config_name {configs["fusion"]}
         --text_model_name_or_path {hub["text"]} --text_config_name {hub["text"]}/config.json
@@ -86,14 +86,14 @@ def results(folder: Path, name: str) -> dict[str, float]:
 
 
 def test_smoke_run_as_documented(clips, tmp_path, configs):
-    """`train.csv` and `validation.csv` of the working directory, four rows, both training and evaluation."""
+    """Trains and evaluates on four rows of `train.csv` and `validation.csv` in the working directory."""
     for folder in ("audio", "text", "video"):
         shutil.copytree(clips / folder, tmp_path / folder)
     for name in ("train", "validation"):
         lines = (clips / f"{name}.csv").read_text().splitlines()
         cells = [",".join(c and f"{folder}/{c}" for folder, c in zip(("audio", "text", "video"), line.split(","),
                  strict=True)) for line in lines[1:5]]  # fmt: skip
-        # Rows behind the first four name files that are not there: none of them is touched.
+        # Rows after the first four name missing files, which are not opened.
         (tmp_path / f"{name}.csv").write_text("\n".join([lines[0], *cells, "no.wav,text/0.txt,no.mp4"]))
     smoke = """--max_train_samples 4 --max_eval_samples 4 --cache_dir cache_dir --output_dir output_dir
         --num_train_epochs 2.0 --per_device_train_batch_size 2 --per_device_eval_batch_size 2 --logging_steps 1
@@ -103,7 +103,7 @@ def test_smoke_run_as_documented(clips, tmp_path, configs):
     metrics = results(tmp_path / "output_dir", "all")
     assert metrics["epoch"] == 2 and math.isfinite(metrics["train_loss"])
     assert metrics["eval_text_to_video_num_queries"] == 4
-    assert "text to video R@1" in result.stdout and "matching_accuracy" not in result.stdout  # the main numbers alone
+    assert "text to video R@1" in result.stdout and "matching_accuracy" not in result.stdout  # only the main metrics
     written = {path.name for path in (tmp_path / "output_dir").iterdir()}
     assert written >= RESULTS | MODEL | {"checkpoint-4", "evaluation.json"}
     for noise in ("Traceback", "Warning", "has been deprecated", "Generating train split"):
@@ -116,9 +116,9 @@ def test_smoke_run_as_documented(clips, tmp_path, configs):
 
 @pytest.fixture(scope="module")
 def one_process(full_run, tmp_path_factory) -> Path:
-    """Working directory of the full run in one process, after it."""
+    """Working directory after the full run in one process."""
     folder = tmp_path_factory.mktemp("one")
-    # Six rows, so that all have the same batches: an incomplete one is filled up for several processes.
+    # Six rows, so that batches are the same: several processes fill up incomplete batches.
     whole = flags("--use_cpu", logging_steps=1, max_train_samples=6, per_device_train_batch_size=6)
     result = shell([sys.executable, TRAIN, *full_run, *whole], folder)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -130,18 +130,18 @@ def test_full_run_names_every_pretrained_tensor(one_process, hub):
     said = (one_process / "stderr.txt").read_text()
     for folder in hub.values():
         assert said.count(f"Weights from {folder}: ") == 1
-    assert "multimodal.video_encoder" not in said  # names are those within the tower
+    assert "multimodal.video_encoder" not in said  # names are relative to the tower
     weights = load_file(one_process / "output_dir/model.safetensors")
     table = load_file(Path(hub["text"]) / "model.safetensors")["deberta.embeddings.word_embeddings.weight"]
     own = weights["multimodal.text_encoder.embeddings.word_embeddings.weight"]
-    # Two steps at a rate of 2e-5 change little; the checkpoint's table is longer than the tokenizer's vocabulary.
+    # Two steps with a rate of 2e-5 change little; the checkpoint has more rows than the tokenizer's vocabulary.
     torch.testing.assert_close(own, table[: len(own)], rtol=0, atol=1e-4)
     kernel = load_file(Path(hub["audio"]) / "model.safetensors")["vit.embeddings.patch_embeddings.projection.weight"]
     own = weights["multimodal.audio_encoder.embeddings.patch_embeddings.projection.weight"]
     torch.testing.assert_close(own, kernel.sum(dim=1, keepdim=True), rtol=0, atol=1e-4)
 
 
-def test_full_run_takes_each_value_from_the_named_parts(one_process):
+def test_full_run_takes_settings_from_the_named_parts(one_process):
     folder = one_process / "output_dir"
     processor = json.loads((folder / "processor_config.json").read_text())
     assert processor["video_processor"]["image_mean"] == [0.4] * 3
@@ -152,7 +152,7 @@ def test_full_run_takes_each_value_from_the_named_parts(one_process):
     assert (arguments["warmup_steps"], arguments["lr_scheduler_type"]) == (0.1, "cosine")
 
 
-def test_full_run_writes_the_measured_numbers_into_the_model_card(one_process):
+def test_full_run_writes_its_metrics_into_the_model_card(one_process):
     folder = one_process / "output_dir"
     assert {path.name for path in folder.iterdir()} >= RESULTS | MODEL
     evaluated = results(folder, "eval")
@@ -164,19 +164,19 @@ def test_full_run_writes_the_measured_numbers_into_the_model_card(one_process):
 
 
 @pytest.mark.parametrize(("num_processes", "launcher"), LAUNCHERS)
-def test_launchers_train_as_one_process_does(num_processes, launcher, full_run, one_process, tmp_path):
-    """Two processes of three rows are one process of six: same losses, and evaluation over every row once."""
+def test_launchers_train_like_one_process(num_processes, launcher, full_run, one_process, tmp_path):
+    """Two processes with three rows each have the same losses as one with six, and evaluate every row once."""
     share = flags("--use_cpu", logging_steps=1, max_train_samples=6, per_device_train_batch_size=6 // num_processes)
     script = tmp_path / "train_and_end.py"
     script.write_text(f"""import runpy
 import torch.distributed as dist
 runpy.run_path({TRAIN!r}, run_name="__main__")
-assert not dist.is_initialized()  # or threads that outlive the interpreter abort one process in hundreds
+assert not dist.is_initialized()  # otherwise threads that outlive the interpreter abort one process in hundreds
 """)
     result = shell([sys.executable, "-m", *launcher, str(script), *full_run, *share], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     folder = tmp_path / "output_dir"
-    assert result.stdout.count("Evaluation: ") == 1  # the first process alone prints
+    assert result.stdout.count("Evaluation: ") == 1  # only the first process prints
     assert result.stderr.count("Weights from") == 4
     states = [json.loads((f / "trainer_state.json").read_text()) for f in (folder, one_process / "output_dir")]
     logs = [[log for log in state["log_history"] if "loss" in log] for state in states]
@@ -190,7 +190,7 @@ assert not dist.is_initialized()  # or threads that outlive the interpreter abor
                 assert own[key] == pytest.approx(known[key], rel=1e-4), key
 
 
-def test_two_processes_go_on_within_an_epoch_that_one_began(full_run, tmp_path, monkeypatch):
+def test_two_processes_resume_within_an_epoch_that_one_started(full_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = [*full_run, *flags("--use_cpu", "--do_train", logging_steps=1, max_train_samples=4, max_steps=4)]
     tiny_run.run(*common, *flags(per_device_train_batch_size=2, save_steps=1, output_dir="straight"))
@@ -207,7 +207,7 @@ def test_two_processes_go_on_within_an_epoch_that_one_began(full_run, tmp_path, 
             assert again[key] == pytest.approx(straight[key], rel=1e-4), (straight["step"], key)
 
 
-def test_accelerate_on_a_cpu_tells_that_it_starts_one_process(full_run, tmp_path):
+def test_accelerate_on_a_cpu_warns_that_it_starts_one_process(full_run, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", TRAIN]
     result = shell([*command, *full_run, *flags("--use_cpu", "--do_train")], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -226,7 +226,7 @@ def test_bf16_tensorboard_and_accumulation_in_one_run(start, tmp_path, monkeypat
     assert names >= {"train/loss", "train/matching_loss", "train/data_wait_share", "eval/text_to_video_R@1"}
 
 
-def test_evaluation_alone_gives_the_numbers_of_the_run(start, clips, tmp_path):
+def test_evaluation_alone_gives_the_metrics_of_the_run(start, clips, tmp_path):
     trained = tiny_run.run(*start, *flags(output_dir=tmp_path / "out", max_steps=2, save_steps=2))
     folder, cache = tmp_path / "alone", tmp_path / "cache"
     for model in (tmp_path / "out", tmp_path / "out/checkpoint-2"):
@@ -242,14 +242,14 @@ def test_evaluation_alone_gives_the_numbers_of_the_run(start, clips, tmp_path):
     }  # fmt: skip
 
 
-def test_a_test_set_is_measured_at_the_very_end(start, clips, tmp_path):
-    """Of the weights that the run ends with; its numbers stand beside those of the evaluation, and change nothing."""
+def test_a_test_set_is_evaluated_at_the_end(start, clips, tmp_path):
+    """Evaluates the final weights on it, in addition to the evaluation set, without side effects."""
     test_file = clips / "test.csv"
     test_file.write_text("".join((clips / "validation.csv").read_text().splitlines(keepends=True)[:4]))
     settings = flags(output_dir=tmp_path / "out", max_steps=2, save_steps=1)
     plain = tiny_run.run(*start, *settings)
     predicts = flags("--do_predict", test_file=test_file)
-    # The run is complete: that a test set was added does not make another run of it.
+    # The run is complete; adding a test set does not make it a different run.
     both = tiny_run.run(*start, *settings, *predicts, "--do_train", "--do_eval")
     assert both["eval_loss"] == plain["eval_loss"] and both["test_loss"] != both["eval_loss"]
     assert (both["eval_text_to_video_num_queries"], both["test_text_to_video_num_queries"]) == (7, 3)
@@ -264,7 +264,7 @@ def test_a_test_set_is_measured_at_the_very_end(start, clips, tmp_path):
     assert few["test_loss"] != alone["test_loss"]
 
 
-def test_retrieval_alone_has_no_decoders(start, tmp_path):
+def test_retrieval_has_no_decoders(start, tmp_path):
     metrics = tiny_run.run(*start, *flags(task="retrieval", output_dir=tmp_path, max_steps=1))
     assert "eval_matching_loss" in metrics and "eval_mlm_loss" not in metrics
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "decoder" in name]
@@ -280,7 +280,7 @@ def test_two_modalities(start, tmp_path, modalities):
 # ---- Bad input ----
 @pytest.fixture
 def error_of(monkeypatch, capsys):
-    """Runs `main` with a command line and returns the one line that it ends with."""
+    """Function that runs `main` with a command line and returns its one-line error."""
 
     def error_of(*argv: str) -> str:
         monkeypatch.setattr(sys, "argv", ["train.py", *argv])
@@ -296,7 +296,7 @@ def error_of(monkeypatch, capsys):
 
 @pytest.fixture
 def bad_clip(clips, tmp_path):
-    """Call with the name of a video and its content to get the flags of a run whose second row names it."""
+    """Function that takes the name and content of a video and returns the flags of a run whose second row names it."""
 
     def bad_clip(name: str, content: bytes | None) -> list[str]:
         folder = tmp_path / f"with {name}"
@@ -318,7 +318,7 @@ def test_bad_videos_are_named(bad_clip, clips, start, error_of, subtests):
         "empty.mp4": (b"", "the file is empty (0 bytes)"),
         "cut.mp4": (whole[: len(whole) // 2], "cannot be read as media"),
         "noise.mp4": (bytes(range(256)) * 8, "cannot be read as media"),
-        "sound.wav": ((clips / "audio/1.wav").read_bytes(), "sound.wav"),
+        "audio.wav": ((clips / "audio/1.wav").read_bytes(), "audio.wav"),
     }
     for name, (content, reason) in cases.items():
         with subtests.test(name):
@@ -327,7 +327,7 @@ def test_bad_videos_are_named(bad_clip, clips, start, error_of, subtests):
             assert name in error and reason in error
 
 
-def test_errors_of_loader_processes_are_one_line_too(bad_clip, start, error_of):
+def test_errors_of_loader_processes_are_one_line(bad_clip, start, error_of):
     values = flags("--do_train", dataloader_num_workers=1, on_bad_sample="fail")
     error = error_of(*start, *bad_clip("empty.mp4", b""), *values)
     assert error.startswith("train.py: error: row 1 (id '1'): '") and "empty.mp4': the file is empty" in error
@@ -368,8 +368,8 @@ def test_links_are_checked_before_training(start, clips, tmp_path, error_of):
     assert math.isfinite(metrics["train_loss"])
 
 
-def test_odd_but_good_rows(start, clips, tmp_path):
-    """One frame, a sound shorter than a window, an empty caption cell, and a caption of punctuation alone."""
+def test_unusual_but_valid_rows(start, clips, tmp_path):
+    """One frame, audio shorter than a window, an empty caption, and a caption with only punctuation."""
     tiny_run.write_media(tmp_path / "one.mp4", num_frames=1)
     tiny_run.write_media(tmp_path / "short.wav", waveform=lambda times: times, audio_seconds=0.01)
     text = "video,audio,caption\none.mp4,short.wav,a frame\none.mp4,,\n,short.wav,...\n"
@@ -422,7 +422,7 @@ def test_unknown_encoders(start, tmp_path, error_of, tower, model_type, message)
     assert message in error_of(*start, *config, *flags(output_dir=tmp_path / "out"))
 
 
-def test_an_output_folder_that_is_not_ours(start, tmp_path, error_of):
+def test_an_output_folder_with_other_files_is_an_error(start, tmp_path, error_of):
     (tmp_path / "notes.txt").write_text("mine")
     error = error_of(*start, *flags(output_dir=tmp_path))
     assert "is not empty" in error and "--overwrite_output_dir" in error

@@ -1,4 +1,4 @@
-"""Tests of the further synthetic worlds of the benchmarks: what is named can be seen or heard, and is held out."""
+"""Synthetic worlds of the benchmarks: attributes change the video or the audio, and validation clips are held out."""
 
 import json
 
@@ -15,7 +15,7 @@ TIMES = np.arange(2 * SAMPLING_RATE) / SAMPLING_RATE
 
 
 @every_world
-def test_every_value_of_an_attribute_can_be_seen_or_heard(name):
+def test_every_value_of_an_attribute_changes_either_the_video_or_the_audio(name):
     world = worlds.WORLDS[name]
     usual = {attribute: next(iter(words)) for attribute, words in world.attributes.items()}
 
@@ -27,11 +27,11 @@ def test_every_value_of_an_attribute_can_be_seen_or_heard(name):
 
     for attribute, words in world.attributes.items():
         shown = [render(usual | {attribute: value}) for value in words]
-        for n, (picture, sound) in enumerate(shown):
-            assert picture.shape == (20, 64, 64, 3) and sound.shape == TIMES.shape and np.isfinite(sound).all()
+        for n, (image, audio) in enumerate(shown):
+            assert image.shape == (20, 64, 64, 3) and audio.shape == TIMES.shape and np.isfinite(audio).all()
             for other_image, other_audio in shown[:n]:
-                is_same = np.array_equal(picture, other_image), np.array_equal(sound, other_audio)
-                assert sorted(is_same) == [False, True], attribute  # the one and not the other
+                is_same = np.array_equal(image, other_image), np.array_equal(audio, other_audio)
+                assert sorted(is_same) == [False, True], attribute  # only one of them changes
 
 
 @every_world
@@ -58,7 +58,7 @@ def test_captions_name_every_attribute_and_validation_is_held_out(name, tmp_path
     assert (tmp_path / "train/train_00000.mp4").read_bytes() == before
 
 
-def test_unknown_worlds_and_too_many_held_out_clips_are_refused(tmp_path):
+def test_unknown_worlds_and_too_many_held_out_clips_are_errors(tmp_path):
     with pytest.raises(ValueError, match="no world 'moon'; there are toy, polygons, textures, counts"):
         worlds.make_world(tmp_path, "moon")
     with pytest.raises(ValueError, match="polygons has 800 combinations"):

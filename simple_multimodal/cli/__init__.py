@@ -1,4 +1,4 @@
-"""The console script `simple-multimodal VERB`: a table of verbs, each of which is imported when it is used."""
+"""Console script `simple-multimodal VERB`: a table of verbs, which are imported when they are used."""
 
 import argparse
 import importlib
@@ -13,14 +13,14 @@ from simple_multimodal.errors import InputError
 
 VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("simple_multimodal.cli.runs:doctor", "report what is installed and what is missing"),
-    "toy": ("simple_multimodal.cli.data:toy", "write the toy data set"),
+    "toy": ("simple_multimodal.cli.data:toy", "write the toy dataset"),
     "clips": ("simple_multimodal.cli.data:clips", "turn a clips.jsonl into manifests"),
-    "index": ("simple_multimodal.cli.data:index", "index the media of manifests and report what is wrong"),
+    "index": ("simple_multimodal.cli.data:index", "index the media of manifests and report problems"),
     "prepare": ("simple_multimodal.cli.data:prepare", "turn a benchmark's annotations into manifests"),
-    "pack": ("simple_multimodal.cli.data:pack", "write a copy of a data set that is fast to read"),
-    "show": ("simple_multimodal.cli.data:show", "draw what the model sees of clips"),
-    "encode": ("simple_multimodal.cli.models:encode", "save embeddings of clips, to search them"),
-    "features": ("simple_multimodal.cli.models:features", "run frozen towers once and keep their tokens"),
+    "pack": ("simple_multimodal.cli.data:pack", "write a copy of a dataset that is fast to read"),
+    "show": ("simple_multimodal.cli.data:show", "draw clips as the model sees them"),
+    "encode": ("simple_multimodal.cli.models:encode", "save embeddings of clips for search"),
+    "features": ("simple_multimodal.cli.models:features", "run frozen towers once and save their tokens"),
     "search": ("simple_multimodal.cli.models:search", "find clips by text"),
     "answer": ("simple_multimodal.cli.models:answer", "answer questions about clips"),
     "infer": ("simple_multimodal.cli.models:infer", "evaluate a model on a prepared benchmark"),
@@ -28,8 +28,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "diff": ("simple_multimodal.cli.runs:diff", "compare two checkpoints or model folders bit for bit"),
     "repeat": ("simple_multimodal.cli.runs:repeat", "train several times and compare the results"),
 }
-"""Each verb with its function and its line in `--help`. The function's parameters are the verb's flags, see
-[`add_flags`]; it returns the exit code. A verb of another package is one more entry.
+"""Function and `--help` line of each verb. Its parameters are the verb's flags, see [`add_flags`]; it returns the
+exit code. Other packages add verbs as entries.
 """
 
 RENAMED_FLAGS = {
@@ -39,7 +39,7 @@ RENAMED_FLAGS = {
     "--num_validation_pictures": "--num_validation_videos",
     "--num_validation_sounds": "--num_validation_audio",
 }
-"""Old flags of verbs that mean what another flag means now."""
+"""Old names of flags of verbs, and their names now."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run one verb.
 
     Args:
-        argv (`Sequence[str]`, *optional*): The arguments; those of the process when not given.
+        argv (`Sequence[str]`, *optional*): Arguments; `sys.argv[1:]` by default.
 
     Returns:
-        `int`: The exit code: 0, what the verb says about its result, 2 for a user's error, or 130 after Ctrl-C.
+        `int`: Exit code: that of the verb, 2 for a user error, or 130 after Ctrl-C.
     """
     argv = [_renamed(token) for token in (sys.argv[1:] if argv is None else argv)]
     parser = _Parser(prog="simple-multimodal", description="Tools around train.py.", allow_abbrev=False)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_named(values["run"], values)
         return call(values["run"], values)
     except KeyboardInterrupt:
-        print("simple-multimodal: interrupted; the same command does what is left.", file=sys.stderr)
+        print("simple-multimodal: interrupted; run the same command to continue.", file=sys.stderr)
         return 130
     except (InputError, OSError) as error:
         print(f"simple-multimodal: error: {error}", file=sys.stderr)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _renamed(token: str) -> str:
-    """Return a token of the command line with the present name of an old flag."""
+    """Return a command-line token, with the name of an old flag replaced by its new one."""
     flag, equals, value = token.partition("=")
     return RENAMED_FLAGS.get(flag, flag) + equals + value
 

@@ -1,4 +1,4 @@
-"""Verbs about data sets: `toy`, `clips`, `index`, `prepare`, `pack` and `show`."""
+"""Verbs about datasets: `toy`, `clips`, `index`, `prepare`, `pack` and `show`."""
 
 import os
 import shlex
@@ -35,19 +35,23 @@ from simple_multimodal.prepare.settings import PackSettings
 
 @dataclass(frozen=True, kw_only=True)
 class ToyOptions:
-    """How large the toy data set is."""
+    """Size of the toy dataset."""
 
-    num_train_clips: Annotated[int, "training clips"] = TOY_TRAIN_CLIPS
-    num_validation_videos: Annotated[int, "different videos in the held-out clips"] = TOY_VALIDATION_VIDEOS
-    num_validation_audio: Annotated[int, "different audio tracks in the held-out clips"] = TOY_VALIDATION_AUDIO
-    num_question_clips: Annotated[int, "held-out clips with questions, a multiple of 9"] = TOY_QUESTION_CLIPS
-    num_pairs: Annotated[int, "pairs that differ in audio only, and as many in video only"] = TOY_PAIRS
+    num_train_clips: Annotated[int, "number of training clips"] = TOY_TRAIN_CLIPS
+    num_validation_videos: Annotated[int, "number of different videos in the held-out clips"] = TOY_VALIDATION_VIDEOS
+    num_validation_audio: Annotated[int, "number of different audio tracks in the held-out clips"] = (
+        TOY_VALIDATION_AUDIO
+    )
+    num_question_clips: Annotated[int, "number of held-out clips with questions, a multiple of 9"] = TOY_QUESTION_CLIPS
+    num_pairs: Annotated[int, "number of pairs that differ only in audio, and of pairs that differ only in video"] = (
+        TOY_PAIRS
+    )
     seed: Annotated[int, "random seed"] = 0
-    num_processes: Annotated[int | None, "processes that write; default: one per core"] = None
+    num_processes: Annotated[int | None, "number of writing processes; default: one per core"] = None
 
 
-def toy(out: Annotated[str, "folder to write; a finished one is left as it is"], *, options: ToyOptions) -> int:
-    """Write the toy data set."""
+def toy(out: Annotated[str, "output folder; a complete one is not changed"], *, options: ToyOptions) -> int:
+    """Write the toy dataset."""
     from simple_multimodal.prepare.toy import make_toy_world
 
     with only_writer(out, "toy"):
@@ -56,8 +60,8 @@ def toy(out: Annotated[str, "folder to write; a finished one is left as it is"],
 
 
 def clips(
-    clips_jsonl: Annotated[str, "one clip per line: file, split, captions, ...", Named.PATH],
-    out: Annotated[str, "folder for one manifest per split"],
+    clips_jsonl: Annotated[str, "JSONL with one clip per line: file, split, captions, ...", Named.PATH],
+    out: Annotated[str, "output folder for one manifest per split"],
 ) -> int:
     """Turn a `clips.jsonl` into one manifest per split."""
     from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
@@ -73,11 +77,11 @@ def index(
     *,
     files: FileOptions,
     index_dir: IndexDir = None,
-    decodes: Annotated[bool, "decode every file to its end instead of trusting its packets"] = False,
+    decodes: Annotated[bool, "decode every file completely instead of only reading its packets"] = False,
     num_threads: NumThreads = None,
     json: Json = False,
 ) -> int:
-    """Index the media of manifests and report what is wrong with them. Exit code 1 if files cannot be read."""
+    """Index the media of manifests and report problems. Exit code 1 if files cannot be read."""
     from simple_multimodal.prepare.check import check_manifests
 
     report = check_manifests(manifests, **vars(files), index_dir=index_dir, decodes=decodes, num_threads=num_threads)
@@ -87,7 +91,7 @@ def index(
 
 def prepare(
     benchmark: Annotated[
-        str, f"what the annotations are of: {', '.join(known_benchmarks())}", "NAME", known_benchmarks()
+        str, f"benchmark of the annotations: {', '.join(known_benchmarks())}", "NAME", known_benchmarks()
     ],
     *,
     annotations: Annotated[str, "folder of the annotation files", "DIR", Named.PATH],
@@ -95,17 +99,19 @@ def prepare(
         str | None, "folder of the clips; default: `videos` of ALPRO's data/<task>/{txt,videos}", "DIR", Named.PATH
     ] = None,
     output: Annotated[str, "folder for train.jsonl, validation.jsonl and test.jsonl", "DIR"],
-    protocol: Annotated[str | None, f"default: the benchmark's first of {', '.join(PROTOCOLS)}", "NAME"] = None,
+    protocol: Annotated[
+        str | None, f"evaluation protocol; default: the benchmark's first of {', '.join(PROTOCOLS)}", "NAME"
+    ] = None,
     splits: Annotated[Sequence[str], "splits to write; only their files are needed", SPLITS] = SPLITS,
     num_validation_clips: Annotated[
         int | None,
-        f"training clips to set aside where a benchmark has no validation list; default: {NUM_VALIDATION_CLIPS}, or a "
-        "tenth of the training clips if that is fewer",
+        f"number of training clips to use for validation if the benchmark has no validation list; default: "
+        f"{NUM_VALIDATION_CLIPS}, but at most a tenth of the training clips",
     ] = None,
-    seed: Annotated[int, "random seed that selects them"] = 0,
+    seed: Annotated[int, "random seed of that choice"] = 0,
     follow_links: FollowLinks = False,
     require_all_clips: Annotated[bool, "write nothing if clips are missing"] = False,
-    check: Annotated[bool, "open every video, and count those that cannot be read as missing"] = False,
+    check: Annotated[bool, "open every video, and count unreadable ones as missing"] = False,
     index_dir: IndexDir = None,
     num_threads: NumThreads = None,
     json: Json = False,
@@ -145,7 +151,7 @@ def pack(
     files: FileOptions,
     index_dir: IndexDir = None,
 ) -> int:
-    """Write a copy of a data set that is fast to read. Exit code 1 if rows were left out."""
+    """Write a copy of a dataset that is fast to read. Exit code 1 if rows were left out."""
     from simple_multimodal.prepare.pack import pack_manifest
 
     with only_writer(out, "pack"):
@@ -160,22 +166,23 @@ def show(
     clips: Clips,
     *,
     row: Annotated[
-        int | None, "number of one row, from 0; default: the first of a manifest or a folder, all files that are named"
+        int | None,
+        "index of the row to draw; default: the first of a manifest or a folder, or all files that are given",
     ] = None,
     model: Annotated[
         str | None, "folder of a trained model; default: the preprocessing of a new model", "DIR", Named.MODEL
     ] = None,
-    epoch: Annotated[int | None, "draw as training does in this epoch; default: as evaluation does"] = None,
-    seed: Annotated[int, "random seed of the run, with --epoch"] = 0,
+    epoch: Annotated[int | None, "draw clips as in this epoch of training; default: as in evaluation"] = None,
+    seed: Annotated[int, "random seed of the run; used with --epoch"] = 0,
     num_frames: Annotated[int | None, "frames per clip; default: the model's"] = None,
     video_size: Annotated[
         Sequence[int] | None, "height and width of a frame in pixels, or one number for both; default: the model's"
     ] = None,
-    out: Annotated[str, "image to write", "FILE"] = "sample.png",
+    out: Annotated[str, "image file to write", "FILE"] = "sample.png",
     files: FileOptions,
     index_dir: IndexDir = None,
 ) -> int:
-    """Draw what the model sees of samples."""
+    """Draw clips as the model sees them."""
     from simple_multimodal.data.files import is_media_folder
     from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.missing import reading_model
@@ -185,7 +192,7 @@ def show(
     source = files.open_clips(clips)
     dataset = source if isinstance(source, RowDataset) else RowDataset.from_files(source)
     if row is not None and not 0 <= row < len(dataset):
-        raise InputError(f"--row is {row}; {' '.join(clips)} has the rows 0 to {len(dataset) - 1}")
+        raise InputError(f"--row is {row}, but {' '.join(clips)} has rows 0 to {len(dataset) - 1}.")
     has_one = row is not None or source is dataset or is_media_folder(source)
     rows = [row or 0] if has_one else range(len(dataset))
     if model is None:

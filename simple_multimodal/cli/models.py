@@ -30,12 +30,12 @@ def encode(
     model: Model,
     clips: Clips,
     *,
-    out: Annotated[str, "output folder; only clips that it does not have are encoded", "DIR"] = "embeddings",
+    out: Annotated[str, "output folder; clips in it are not encoded again", "DIR"] = "embeddings",
     files: FileOptions,
     recursive: Recursive = False,
     pipeline: PipelineOptions,
 ) -> int:
-    """Save embeddings of clips, to search them."""
+    """Save embeddings of clips for search."""
     from simple_multimodal.tasks.retrieval.retriever import Retriever
 
     source = files.open_clips(clips)
@@ -55,12 +55,12 @@ def features(
     *,
     tower: Annotated[Sequence[Modality], "towers to run", tuple(CLIP_MODALITIES)],
     output: Annotated[str, "output folder; existing features are kept", "DIR"],
-    dtype: Annotated[Literal["float32", "float16", "bfloat16"], "type of the saved tokens"] = "float32",
-    shard_size: Annotated[int, "clips per file"] = CLIPS_PER_SHARD,
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], "data type of the saved tokens"] = "float32",
+    shard_size: Annotated[int, "number of clips per file"] = CLIPS_PER_SHARD,
     options: ModelOptions,
     files: FileOptions,
 ) -> int:
-    """Run frozen towers once and keep their tokens. Exit code 1 if clips cannot be read."""
+    """Run frozen towers once and save their tokens. Exit code 1 if clips cannot be read."""
     import torch
 
     from simple_multimodal.inference.features import TowerFeatures
@@ -75,8 +75,8 @@ def features(
         num_unreadable += len(report.unreadable)
         if pipeline.state.is_main_process:
             for message in report.unreadable:
-                print(f"not readable: {message}", file=sys.stderr)
-            print(f"{Path(output, name)}: {report.num_clips} clips, {report.num_made} made now")
+                print(f"cannot be read: {message}", file=sys.stderr)
+            print(f"{Path(output, name)}: {report.num_clips} clips, {report.num_made} new")
     leave_process_group()
     return 1 if num_unreadable else 0
 
@@ -84,13 +84,13 @@ def features(
 def search(
     model: Model,
     text: Annotated[str, "description of the clip"],
-    clips: Annotated[Sequence[str], "a manifest, a folder, media files, or what `encode` saved", Named.PATH],
+    clips: Annotated[Sequence[str], "a manifest, a folder, media files, or the output of `encode`", Named.PATH],
     *,
-    top_k: Annotated[int, "clips to print"] = TOP_K_CLIPS,
+    top_k: Annotated[int, "number of clips to print"] = TOP_K_CLIPS,
     rerank: Annotated[
         int | None,
-        "candidates that the matching head re-ranks; 0: none; default: as many as improved the validation split, if "
-        "any",
+        "number of candidates that the matching head re-ranks; 0: none; default: the number that improved the "
+        "validation split, if any",
     ] = None,
     files: FileOptions,
     recursive: Recursive = False,
@@ -108,15 +108,15 @@ def search(
 
 def answer(
     model: Annotated[str, "folder or hub name of a model for question answering", Named.MODEL],
-    question: Annotated[str, "about each clip"],
+    question: Annotated[str, "question about each clip"],
     clips: Clips,
     *,
-    top_k: Annotated[int, "answers to print per clip"] = TOP_K_ANSWERS,
+    top_k: Annotated[int, "number of answers to print per clip"] = TOP_K_ANSWERS,
     files: FileOptions,
     recursive: Recursive = False,
     pipeline: PipelineOptions,
 ) -> int:
-    """Answer a question about clips, and print one JSON object per clip and line."""
+    """Answer a question about clips, and print one JSON object per clip, each on its own line."""
     from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 
     source = files.open_clips(clips)
@@ -133,17 +133,17 @@ def infer(
     ],
     data: Annotated[str, "folder that `prepare` wrote, or ALPRO's data/<task>", Named.PATH],
     *,
-    split: Annotated[str, "train, validation or test", "NAME"] = "test",
-    output_dir: Annotated[str, "folder for metrics.json and results.json", "DIR"],
+    split: Annotated[str, "split to evaluate on: train, validation or test", "NAME"] = "test",
+    output_dir: Annotated[str, "output folder for metrics.json and results.json", "DIR"],
     video_root: Annotated[
         str | None, "folder of the videos; default: DATA/videos if it exists, else DATA", "DIR", Named.PATH
     ] = None,
     options: Annotated[Any, task_options],
-    alpro: Annotated[bool, "print the numbers of ALPRO's evaluation, over all pairs"] = False,
+    alpro: Annotated[bool, "print the metrics of ALPRO's evaluation, over all pairs"] = False,
     follow_links: FollowLinks = False,
     tokenizer: Annotated[
         str,
-        "tokenizer of an ALPRO checkpoint, which is converted into OUTPUT_DIR/model on first use",
+        "tokenizer of an ALPRO checkpoint, which is converted to OUTPUT_DIR/model on first use",
         "NAME_OR_FOLDER",
     ] = ALPRO_TOKENIZER,
     pipeline: PipelineOptions,
@@ -190,11 +190,11 @@ def infer(
 
 def convert(
     kind: Annotated[Literal["alpro"], "project of the checkpoint; alpro: retrieval, question answering, pre-training"],
-    checkpoint: Annotated[str, "such as model_step_best.pt", Named.PATH],
-    out: Annotated[str, "folder for the model and its processor"],
+    checkpoint: Annotated[str, "checkpoint file, such as model_step_best.pt", Named.PATH],
+    out: Annotated[str, "output folder for the model and its processor"],
     *,
-    tokenizer: Annotated[str, "tokenizer it was trained with", "NAME_OR_FOLDER"] = ALPRO_TOKENIZER,
-    num_frames: Annotated[int | None, "frames per clip; default: the checkpoint's"] = None,
+    tokenizer: Annotated[str, "tokenizer of the checkpoint", "NAME_OR_FOLDER"] = ALPRO_TOKENIZER,
+    num_frames: Annotated[int | None, "number of frames per clip; default: the checkpoint's"] = None,
     max_seq_length: Annotated[
         int | None, "maximum length of texts in tokens; default: the model's limit (ALPRO fine-tuned with 40)"
     ] = None,
@@ -205,7 +205,7 @@ def convert(
         Named.PATH,
     ] = None,
 ) -> int:
-    """Turn a checkpoint of another project into a model folder, and report what became of every tensor."""
+    """Convert a checkpoint of another project to a model folder, and report what happened to each tensor."""
     from simple_multimodal.alpro.folder import convert_alpro
 
     with only_writer(out, "convert"):

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and what these verbs have in common."""
+"""Flags and functions that several verbs share."""
 
 import json
 from collections.abc import Sequence
@@ -23,90 +23,85 @@ from simple_multimodal.missing import Named
 from simple_multimodal.modalities import MODALITIES, Modality
 
 Model = Annotated[str, "folder or hub name of a trained model", Named.MODEL]
-Manifest = Annotated[str, "CSV, TSV or JSONL, as train.py takes it", Named.PATH]
-Manifests = Annotated[Sequence[str], "CSV, TSV or JSONL, as train.py takes it", "MANIFEST", Named.PATH]
+Manifest = Annotated[str, "manifest (CSV, TSV or JSONL), as for train.py", Named.PATH]
+Manifests = Annotated[Sequence[str], "manifests (CSV, TSV or JSONL), as for train.py", "MANIFEST", Named.PATH]
 Clips = Annotated[Sequence[str], "a manifest, a folder, or media files", Named.PATH]
-FollowLinks = Annotated[
-    bool, "follow symbolic links wherever they lead, not only within the roots and the hub's cache"
-]
+FollowLinks = Annotated[bool, "follow symbolic links that lead out of the roots and the hub's cache"]
 Recursive = Annotated[bool, "include the files in subfolders, except hidden ones"]
-IndexDir = Annotated[str | None, "folder for frame indices; default: one in the user's cache", "DIR"]
-NumThreads = Annotated[int | None, "files processed at a time; default: one per core"]
+IndexDir = Annotated[str | None, "folder of cached frame indices; default: one in the user's cache", "DIR"]
+NumThreads = Annotated[int | None, "number of threads; default: one per core"]
 Json = Annotated[bool, "print JSON"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileOptions:
-    """Where the files of a manifest are."""
+    """Locations of the files of a manifest."""
 
-    video_root: Annotated[str | None, "folder of the video column; default: the manifest's", "DIR", Named.PATH] = None
-    audio_root: Annotated[str | None, "folder of the audio column; default: the manifest's", "DIR", Named.PATH] = None
-    text_root: Annotated[str | None, "folder of the text column; default: the manifest's", "DIR", Named.PATH] = None
+    video_root: Annotated[str | None, "folder of the `video` paths; default: the manifest's", "DIR", Named.PATH] = None
+    audio_root: Annotated[str | None, "folder of the `audio` paths; default: the manifest's", "DIR", Named.PATH] = None
+    text_root: Annotated[str | None, "folder of the `text` paths; default: the manifest's", "DIR", Named.PATH] = None
     follow_links: FollowLinks = False
 
     def open(self, manifest: str) -> Any:
-        """A manifest as a data set; no modality is required of its rows."""
+        """Open a manifest as a dataset whose rows may lack any modality."""
         from simple_multimodal.data.rows import RowDataset
 
         roots = {column: vars(self)[f"{column}_root"] for column in ("video", "audio", "text")}
         return RowDataset.from_manifest(manifest, modalities=(), roots=roots, follow_links=self.follow_links)
 
     def open_clips(self, clips: Sequence[str]) -> Any:
-        """What a verb takes as CLIPS: a manifest as a data set, or folders and files as they are."""
+        """Open the CLIPS of a verb: a manifest as a dataset; folders and files are returned as they are."""
         from simple_multimodal.data.tables import is_table
 
         if len(clips) == 1 and is_table(clips[0]):
             return self.open(clips[0])
         roots = ("video_root", "audio_root", "text_root")
         if given := [f"--{name}" for name in roots if vars(self)[name] is not None]:
-            raise InputError(
-                f"{given[0]} is for a manifest; files and folders are found where they are. Leave it out."
-            )
+            raise InputError(f"{given[0]} only applies to manifests, not to files and folders. Leave it out.")
         return clips[0] if len(clips) == 1 else list(clips)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a model is loaded and run, and how its clips are read."""
+    """Options for loading and running a model and for reading clips."""
 
-    batch_size: Annotated[int, "clips per batch"] = BATCH_SIZE
-    num_workers: Annotated[int, "loader processes; 0: this process reads"] = 0
+    batch_size: Annotated[int, "number of clips per batch"] = BATCH_SIZE
+    num_workers: Annotated[int, "number of loader processes; 0: read in the main process"] = 0
     precision: Annotated[
         Precision | None,
-        "precision of the model's computations; default: as when it was evaluated in training (run.json), else fp32",
+        "precision of the model's computations; default: that of its training (run.json), else fp32",
     ] = None
-    cache_dir: Annotated[str | None, "folder for downloads from the hub", "DIR"] = None
+    cache_dir: Annotated[str | None, "folder for files from the hub", "DIR"] = None
     index_dir: IndexDir = None
-    video_backend: Annotated[VideoBackendName, "video decoder"] = VIDEO_BACKEND
-    decode_device: Annotated[DecodeDevice, "cuda: decode on the GPU (NVDEC), with --video_backend torchcodec"] = (
-        DECODE_DEVICE
-    )
+    video_backend: Annotated[VideoBackendName, "library that decodes video"] = VIDEO_BACKEND
+    decode_device: Annotated[
+        DecodeDevice, "device that decodes video; cuda: NVDEC, with --video_backend torchcodec"
+    ] = DECODE_DEVICE
     sample_timeout_seconds: Annotated[
-        float, "with --num_workers: seconds after which a file counts as unreadable; 0: no limit"
+        float, "time limit for reading a file with --num_workers, in seconds; 0: no limit"
     ] = SAMPLE_TIMEOUT_SECONDS
     loader_memory_gigabytes: Annotated[
         float,
-        "with --num_workers: GB that a process may grow by for a file before the file counts as unreadable; 0: no "
-        "limit",
+        "memory limit for reading a file with --num_workers, in GB; 0: no limit",
     ] = LOADER_MEMORY_GIGABYTES
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions(ModelOptions):
-    """A model in use."""
+    """Options for inference with a trained model."""
 
     features: Annotated[
-        str | None, "folder that `features` wrote with this model; replaces its towers and decoding", "DIR", Named.PATH
+        str | None, "folder that `features` wrote with this model; replaces decoding and its towers", "DIR", Named.PATH
     ] = None
     drop_modalities: Annotated[Sequence[Modality], "modalities to ignore; default: none", tuple(MODALITIES)] = ()
     max_bad_fraction: Annotated[
         float,
-        "stop when more than this fraction of the clips cannot be read; fewer are left out of an index and count as "
+        "stop if more than this fraction of the clips cannot be read; fewer are left out of an index and count as "
         "wrong in an evaluation",
     ] = MAX_BAD_FRACTION
 
     def load(self, pipeline_class: Any, model: str, *, shows_progress: bool = False) -> Any:
-        """A pipeline with a trained model."""
+        """Load a pipeline with a trained model."""
         return pipeline_class.from_pretrained(model, shows_progress=shows_progress, **vars(self))
 
 
@@ -124,7 +119,7 @@ def task_options() -> type:
 
 
 def only_writer(folder: str | Path, verb: str, *, is_launched: bool = False) -> AbstractContextManager[None]:
-    """Keep others out of the folder that a verb writes into; the processes of one launch write together."""
+    """Lock the folder that a verb writes into against other runs; processes of one launch share the lock."""
     from simple_multimodal.output_folder import writing_into
 
     if not is_launched:
@@ -132,7 +127,7 @@ def only_writer(folder: str | Path, verb: str, *, is_launched: bool = False) -> 
     from simple_multimodal.inference.partial import process_state
     from simple_multimodal.models.distributed import decide_in_first_process
 
-    process_state()  # which initialises communication between the processes
+    process_state()  # initialises communication between the processes
     return writing_into(folder, command=f"simple-multimodal {verb}", decide=decide_in_first_process)
 
 

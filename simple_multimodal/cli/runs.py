@@ -8,7 +8,7 @@ from simple_multimodal.missing import Named
 
 
 def doctor(*, json: Json = False) -> int:
-    """Report what this machine has, what is missing, and what for. Exit code 1 if the core does not work."""
+    """Report what is installed and what is missing. Exit code 1 if the core does not work."""
     from simple_multimodal.doctor import examine, to_dict, to_text
 
     report = examine()
@@ -24,10 +24,10 @@ def diff(first: Annotated[str, "folder", Named.PATH], second: Annotated[str, "fo
 
 
 def repeat(
-    command: Annotated[Sequence[str], "after `--`, such as: -- python train.py ..."],
+    command: Annotated[Sequence[str], "training command after `--`, such as: -- python train.py ..."],
     *,
     runs: Annotated[int, "number of runs"] = 3,
-    output_dir: Annotated[str, "folder for run-1, run-2, ...", "DIR"],
+    output_dir: Annotated[str, "output folder for run-1, run-2, ...", "DIR"],
 ) -> int:
     """Train several times and compare each run with the first. Exit code 1 if any differs."""
     from simple_multimodal.training import comparison

@@ -1,4 +1,4 @@
-"""The flags of a verb, read off the signature of its function."""
+"""Flags of a verb, from the signature of its function."""
 
 import argparse
 import inspect
@@ -14,17 +14,17 @@ METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 def add_flags(parser: argparse.ArgumentParser, function: Callable) -> None:
     """
-    Add what a function takes: its keyword-only parameters as flags, the others as positional arguments.
+    Add the parameters of a function to a parser: keyword-only ones as flags, the others as positional arguments.
 
     A parameter is annotated with `Annotated[type, help, ...]`, where the type is `str`, `int`, `float`, `bool` (a
-    switch that is off by default), a `Literal` of choices, a `Sequence` of these, or one of these or `None`. What
-    follows the help may be a placeholder (`str`), choices (`tuple`), a function that reads the value, or [`Named`] for
-    what the value names, see [`check_named`]. A parameter whose type is a dataclass stands for the fields of that
-    dataclass, which several verbs can share; `Annotated[Any, function]` is for a dataclass that the function makes.
+    switch that is off by default), a `Literal` of choices, a `Sequence` of these, or one of these or `None`. The
+    help may be followed by a placeholder (`str`), choices (`tuple`), a function that parses the value, or [`Named`] if
+    the value names a file, see [`check_named`]. A parameter whose type is a dataclass stands for the fields of that
+    dataclass, which several verbs can share; `Annotated[Any, function]` is for a dataclass that the function returns.
 
     Args:
-        parser (`argparse.ArgumentParser`): What they are added to.
-        function (`Callable`): The function, or a dataclass.
+        parser (`argparse.ArgumentParser`): Parser to add them to.
+        function (`Callable`): Function, or a dataclass.
     """
     for parameter, hint in _parameters(function):
         if is_dataclass(hint):
@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser, function: Callable) -> None:
 
 
 def call(function: Callable, values: Mapping[str, Any]) -> Any:
-    """Call a function with its parameters of the values that were parsed."""
+    """Call a function with its parameters from the parsed values."""
     return function(
         **{
             parameter.name: call(hint, values) if is_dataclass(hint) else values[parameter.name]  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def check_named(function: Callable, values: Mapping[str, Any]) -> None:
     Check that the files and folders that arguments of a function name exist.
 
     Raises:
-        ValueError: If one does not.
+        ValueError: If one does not exist.
     """
     for parameter, hint in _parameters(function):
         if is_dataclass(hint):

@@ -1,1 +1,1 @@
-"""Training: the arguments, the trainer, and the evaluation that runs inside it."""
+"""Training: arguments, trainer, and evaluation during training."""

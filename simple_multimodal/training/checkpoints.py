@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: written aside, hashed, synced and renamed; and the one that a run goes on from."""
+"""Atomic checkpoints, which are staged, hashed, synced and renamed; and the one that a run resumes from."""
 
 import hashlib
 import json
@@ -21,23 +21,23 @@ from simple_multimodal.training.run_record import RUN_FILE, differences_from, wr
 logger = logging.get_logger(__name__)
 
 STAGING = ".incomplete"
-"""Folder in the output folder for what is being written. Whatever lies there is of no use to a later start."""
+"""Staging folder in the output folder. Its content is of no use to a later run."""
 
 MANIFEST = "checkpoint.json"
-"""Sizes and hashes of all files of a checkpoint; written last."""
+"""File with the sizes and hashes of all files of a checkpoint; written last."""
 
 STATE_FILE = "trainer_state.json"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""What a full or failing disk raises: Python, `torch.save` and safetensors, in this order."""
+"""Errors raised for a full or failing disk by Python, `torch.save` and safetensors, in this order."""
 
 
 # ---- Writing ----
 def seal(staged: Path, final: Path) -> None:
     """
-    Give a checkpoint that was written aside its name, once all of it is on the disk, in place of one that has it.
+    Sync a staged checkpoint to the disk and move it to its final path, replacing an existing checkpoint there.
 
     Raises:
-        OSError: If the disk fails; the name is not given then.
+        OSError: If the disk fails; the checkpoint is not moved then.
     """
     files = {}
     for path in sorted(path for path in staged.rglob("*") if path.is_file()):
@@ -56,8 +56,8 @@ def seal(staged: Path, final: Path) -> None:
 
 
 def publish(staged: Path, folder: Path) -> None:
-    """Move the files of a model into a folder, the weights last: a folder with weights holds a whole model, whenever
-    the process is killed. An older model there loses its weights first.
+    """Move the files of a model into a folder, the weights last, and remove the weights of an older model first: a
+    folder with weights then holds a complete model, even if the process is killed.
     """
     entries = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
     files = [path for path in staged.rglob("*") if path.is_file()]
@@ -75,7 +75,7 @@ def publish(staged: Path, folder: Path) -> None:
 
 
 def rotate(output_dir: str | os.PathLike, limit: int | None, *, keep: set[Path]) -> None:
-    """Remove the checkpoints of the smallest steps, down to `limit`; those to `keep` count, and stay in any case."""
+    """Remove the oldest checkpoints until `limit` are left; those in `keep` count, but are never removed."""
     if not limit or limit < 0:
         return
     others = [folder for _, folder in sorted(list_checkpoints(output_dir).items()) if folder not in keep]
@@ -85,7 +85,7 @@ def rotate(output_dir: str | os.PathLike, limit: int | None, *, keep: set[Path])
 
 
 def _take_name(checkpoint: Path) -> Path:
-    """Move a checkpoint aside, so that no half removed folder bears its name; returns where it is."""
+    """Move a checkpoint aside, so that no half-removed folder has its name, and return its new path."""
     aside = Path(checkpoint.parent, STAGING, f"{checkpoint.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(exist_ok=True)
@@ -93,13 +93,13 @@ def _take_name(checkpoint: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content, hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
+    """Wait until a file, or the list of names in a folder, has been written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,7 +109,7 @@ def _sync(path: Path) -> None:
 
 # ---- Finding ----
 def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
-    """Folders that bear a checkpoint's name, by step."""
+    """Return the folders that are named like a checkpoint, by step."""
     steps = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -119,7 +119,7 @@ def list_checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
 
 
 def problem_of(checkpoint: str | os.PathLike) -> str | None:
-    """Why a folder is not a whole checkpoint, in a few words; `None` if every file of it is as it was written."""
+    """Say briefly why a folder is not a complete checkpoint; return `None` if all its files are as written."""
     if not Path(checkpoint).is_dir():
         return no_such_folder(checkpoint)
     try:
@@ -140,7 +140,7 @@ def problem_of(checkpoint: str | os.PathLike) -> str | None:
 
 
 def newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The checkpoint of the largest step that is whole, as process 0 sees it; a warning names those passed over."""
+    """Return the newest complete checkpoint that process 0 finds; a warning names skipped ones."""
     return decide_in_first_process(lambda: _newest_checkpoint(output_dir))
 
 
@@ -153,66 +153,67 @@ def _newest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
             break
         passed_over.append(f"{folder.name} ({problem})")
     if passed_over:
-        chosen = f"{found.name} is the newest whole one" if found else "there is no whole one"
-        logger.warning(f"Passed over in {output_dir}: {', '.join(passed_over)}; {chosen}.")
+        chosen = f"{found.name} is the newest complete one" if found else "there is no complete one"
+        logger.warning(f"Skipped checkpoints in {output_dir}: {', '.join(passed_over)}; {chosen}.")
     return found
 
 
 def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | None:
     """
-    Find the checkpoint to continue from; `None` to start at the beginning.
+    Find the checkpoint to resume from; `None` starts from the beginning.
 
     Args:
         args ([`MultimodalTrainingArguments`]): Arguments of the run: `output_dir`, `overwrite_output_dir` and
             `resume_from_checkpoint`, a folder or `"True"`.
-        record (`dict`): What this run is, see [`make_run_record`].
+        record (`dict`): Description of this run, see [`make_run_record`].
 
     Raises:
-        ValueError: If the named checkpoint is not whole, or if the folder holds something that is not this run's.
+        ValueError: If the named checkpoint is incomplete, or the folder belongs to another run.
     """
     output, resume_from = Path(args.output_dir), args.resume_from_checkpoint
     if output.exists() and not output.is_dir():
-        raise InputError(f"--output_dir {str(output)!r} is a file. Give a folder.")
+        raise InputError(f"--output_dir {str(output)!r} is a file; give a folder.")
     if resume_from is not None and resume_from.lower() not in ("true", "false"):
         problem = decide_in_first_process(lambda: problem_of(resume_from))
         if problem is not None:
             raise InputError(
                 f"--resume_from_checkpoint {resume_from!r} is not a complete checkpoint: {problem.rstrip('.')}. Give "
-                f"a folder such as {output / 'checkpoint-500'}, or leave the flag out to take the newest complete one."
+                f"a folder such as {output / 'checkpoint-500'}, or leave the flag out to resume from the newest "
+                "complete one."
             )
         checkpoint: Path | None = Path(resume_from)
     else:
         checkpoint = None if args.overwrite_output_dir else newest_checkpoint(output)
     if checkpoint is not None:
         differences = differences_from(record, checkpoint)
-        began = f", which began with another {', '.join(differences)}" if differences else ""
-        decide_in_first_process(lambda: logger.warning(f"Going on from {checkpoint}{began}."))
+        began = f", which was started with another {', '.join(differences)}" if differences else ""
+        decide_in_first_process(lambda: logger.warning(f"Resuming from {checkpoint}{began}."))
         return checkpoint
     if resume_from is not None and resume_from.lower() == "true":
         raise InputError(
-            f"--resume_from_checkpoint True, but {str(output)!r} holds no complete checkpoint, or "
-            "--overwrite_output_dir starts over. Leave the flag out to start at the beginning."
+            f"--resume_from_checkpoint is True, but {str(output)!r} has no complete checkpoint, or "
+            "--overwrite_output_dir is given. Leave the flag out to start from the beginning."
         )
-    # A run that was killed at once leaves hidden files at most.
+    # A run that was killed right away leaves at most hidden files.
     if args.overwrite_output_dir or not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
         return None
     if not (output / RUN_FILE).is_file():
         raise InputError(
-            f"--output_dir {str(output)!r} is not empty, and holds neither a complete checkpoint nor a {RUN_FILE}. "
-            "Give another folder, or --overwrite_output_dir to write into this one."
+            f"--output_dir {str(output)!r} is not empty, but has neither a complete checkpoint nor a {RUN_FILE}. "
+            "Give another folder, or pass --overwrite_output_dir to write into this one."
         )
     differences = differences_from(record, output)
     if differences:
         raise InputError(
             f"--output_dir {str(output)!r} belongs to a run that differs in {', '.join(differences[:8])}. Give "
-            "another folder, or --overwrite_output_dir to start over."
+            "another folder, or pass --overwrite_output_dir to start over."
         )
     return None
 
 
 def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool) -> None:
-    """Remove what a killed process left half written and, if the run starts over, older checkpoints, which a later
-    resume would take, with a warning that names them; then write `run.json`.
+    """Remove files that a killed process left incomplete and, if the run starts over, older checkpoints, which a
+    later resume would pick up; a warning names them. Then write `run.json`.
     """
     if starts_over:
         older = [path for _, path in sorted(list_checkpoints(output_dir).items()) if (path / MANIFEST).is_file()]
@@ -226,5 +227,5 @@ def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool)
 
 
 def clear_staging(output_dir: str | os.PathLike) -> None:
-    """Remove what was written aside and got no name."""
+    """Remove staged files that were never moved to their final path."""
     shutil.rmtree(Path(output_dir, STAGING), ignore_errors=True)

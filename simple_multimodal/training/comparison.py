@@ -1,4 +1,4 @@
-"""Whether two runs came out the same: their weights, their optimizer's state and what they logged."""
+"""Compare the results of two runs: weights, optimizer state and logs."""
 
 import json
 import os
@@ -15,23 +15,23 @@ from simple_multimodal.missing import no_such_folder
 from simple_multimodal.training.checkpoints import STATE_FILE
 
 TIMES = ("_runtime", "_per_second", "data_wait_share")
-"""How the names of logged values end that are times, and never the same twice."""
+"""Endings of the names of logged times, which always differ."""
 
 
 def compare_folders(first: str | os.PathLike, second: str | os.PathLike) -> tuple[list[str], int]:
     """
-    Compare two checkpoints or model folders bit for bit: weights, and where both have them the optimizer's state and
-    logged values.
+    Compare two checkpoints or model folders bit for bit: weights, and optimizer state and logged values if both have
+    them.
 
     Args:
-        first, second (`str` or `os.PathLike`): folders.
+        first, second (`str` or `os.PathLike`): Folders to compare.
 
     Returns:
-        `tuple[list[str], int]`: a line for each tensor or number that differs, with where and how far apart it is; and
-        how many were compared.
+        `tuple[list[str], int]`: A line for each tensor or number that differs, with where and by how much; and the
+        number of compared ones.
 
     Raises:
-        ValueError: If a folder holds no weights.
+        ValueError: If a folder has no weights.
     """
     sides = [_values(Path(folder)) for folder in (first, second)]
     in_both = [part for part in sides[0] if part in sides[1]]
@@ -46,12 +46,14 @@ def compare_folders(first: str | os.PathLike, second: str | os.PathLike) -> tupl
 
 
 def _values(folder: Path) -> dict[str, dict[str, Any]]:
-    """Tensors and numbers of the parts of a folder, by name: `weights`, and what it has of `optimizer` and `logs`."""
+    """Return the tensors and numbers of a folder by name, for each part: `weights` and, if it has them, `optimizer`
+    and `logs`.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: {no_such_folder(folder)}")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{str(folder)!r} holds no weights (*.safetensors). Give a checkpoint or a model folder.")
+        raise InputError(f"{str(folder)!r} has no weights (*.safetensors). Give a checkpoint or a model folder.")
     parts: dict[str, dict[str, Any]] = {"weights": {}}
     for file in files:
         parts["weights"] |= load_file(file)
@@ -76,7 +78,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _difference(first: Any, second: Any) -> str | None:
-    """How two tensors or values differ; `None` if every bit is the same."""
+    """Describe how two tensors or values differ; return `None` if they are equal in every bit."""
     if isinstance(first, bool | int | float) and isinstance(second, bool | int | float):
         first, second = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
     if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
@@ -92,7 +94,7 @@ def _difference(first: Any, second: Any) -> str | None:
     place = int(gaps.nan_to_num(torch.inf).argmax())
     where = [int(i) for i in torch.unravel_index(torch.tensor(place), first.shape)] if first.ndim else []
     return (
-        f"{int(differs.sum())} of {len(left)} values differ, most by {float(gaps[place]):.3g} at {where}: "
+        f"{int(differs.sum())} of {len(left)} values differ, by at most {float(gaps[place]):.3g} at {where}: "
         f"{float(left[place])!r} and {float(right[place])!r}"
     )
 
@@ -101,25 +103,26 @@ def repeat(
     command: Sequence[str], *, num_runs: int, output_dir: str | os.PathLike
 ) -> Iterator[tuple[Path, list[str], int]]:
     """
-    Train several times with one command, each time in a fresh process, and compare each run with the first.
+    Train several times with the same command, each time in a new process, and compare each run with the first.
 
     Args:
-        command (`Sequence[str]`): the words of a train command; `--output_dir` is added to it.
-        num_runs (`int`): at least 2.
-        output_dir (`str` or `os.PathLike`): folder for `run-1`, `run-2`, ...; a run that is there is gone on with.
+        command (`Sequence[str]`): Words of a training command; `--output_dir` is added to it.
+        num_runs (`int`): Number of runs, at least 2.
+        output_dir (`str` or `os.PathLike`): Folder for `run-1`, `run-2`, ...; existing runs are resumed.
 
     Yields:
-        `tuple[Path, list[str], int]`: the folder of a run but the first, and [`compare_folders`] of it and the first.
+        `tuple[Path, list[str], int]`: Folder of each run but the first, and the result of [`compare_folders`] for it
+        and the first.
 
     Raises:
         ValueError: If there are fewer than two runs, or the command fails.
     """
     if num_runs < 2:
-        raise InputError(f"--runs is {num_runs}; give 2 or more, to have something to compare.")
+        raise InputError(f"--runs is {num_runs}; give 2 or more.")
     folders = [Path(output_dir, f"run-{number + 1}") for number in range(num_runs)]
     for folder in folders:
         code = subprocess.run([*command, "--output_dir", str(folder)]).returncode
         if code != 0:
-            raise InputError(f"The command for {folder} ended with exit code {code}; its messages stand above.")
+            raise InputError(f"The command for {folder} failed with exit code {code}; see its messages above.")
         if folder != folders[0]:
             yield (folder, *compare_folders(folders[0], folder))

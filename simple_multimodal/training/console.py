@@ -1,4 +1,4 @@
-"""What a run shows on the console: one bar, short lines on the way, and a table of the few numbers that matter."""
+"""Console output of a run: a progress bar, a short line per log, and a table of the main metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simple_multimodal.evaluation.rendering import format_interval, format_numbe
 from simple_multimodal.tasks.base import Evaluation
 
 LOGGED = ("loss", "grad_norm", "learning_rate", "nan_steps", "bad_samples")
-"""What a line about training shows of a log, besides step and epoch."""
+"""Values of a training log that its line shows, in addition to step and epoch."""
 
 
 class Speed:
@@ -39,12 +39,12 @@ class Speed:
 
 class ConsoleCallback(ProgressCallback):
     """
-    Show the progress of training with samples per second and the share of time spent waiting for data, and of each log
-    a line with its main numbers. All of them are in `trainer_state.json` and in the trackers.
+    Show the progress of training with samples per second and the share of time spent waiting for data, and a line with
+    the main values of each log. `trainer_state.json` and the trackers have all values.
 
     Args:
         trainer ([`MultimodalTrainer`]): The trainer whose speed is shown.
-        shows_bars (`bool`, *optional*, defaults to `True`): Show bars; otherwise lines only.
+        shows_bars (`bool`, *optional*, defaults to `True`): Whether to show bars in addition to lines.
     """
 
     def __init__(self, trainer: Any, *, shows_bars: bool = True):
@@ -67,12 +67,14 @@ class ConsoleCallback(ProgressCallback):
         if self.shows_bars:
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
             if self.prediction_bar is not None:
-                self.prediction_bar.leave = False  # its numbers follow
+                self.prediction_bar.leave = False  # the metrics follow
                 self.prediction_bar.set_description("Evaluating", refresh=False)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not self.shows_bars:
-            logs.pop("total_flos", None)  # as the stock callback without bars does: `train_results.json` lacks it
+            logs.pop(
+                "total_flos", None
+            )  # as in transformers' callback without bars; keeps it out of `train_results.json`
         if not self.is_training or not state.is_world_process_zero:
             return
         line = log_line(logs, self.trainer.last_evaluation, args.metric_for_best_model)
@@ -88,16 +90,16 @@ class ConsoleCallback(ProgressCallback):
 
 def log_line(logs: Mapping[str, float], evaluation: Evaluation | None, best_metric: str | None = None) -> str:
     """
-    Write the main numbers of a log on one line.
+    Format the main values of a log as one line.
 
     Args:
-        logs (`Mapping[str, float]`): What the trainer logged.
-        evaluation ([`Evaluation`], *optional*): The last evaluation, whose primary metric is shown.
-        best_metric (`str`, *optional*): The metric that selects a checkpoint, which is shown, too.
+        logs (`Mapping[str, float]`): Values that the trainer logged.
+        evaluation ([`Evaluation`], *optional*): Last evaluation, whose primary metric is shown.
+        best_metric (`str`, *optional*): Metric that selects the best checkpoint, which is also shown.
 
     Returns:
-        `str`: Such as `"epoch 0.50  loss 2.346  learning_rate 5e-05"`; empty for a log of other numbers, such as the
-        summary at the end.
+        `str`: A line such as `"epoch 0.50  loss 2.346  learning_rate 5e-05"`; empty for other logs, such as the final
+        summary.
     """
     prefix = next((name.removesuffix("_runtime") for name in logs if name.endswith("_runtime")), None)
     if prefix is None:
@@ -114,10 +116,10 @@ def log_line(logs: Mapping[str, float], evaluation: Evaluation | None, best_metr
 
 def main_metrics(evaluation: Evaluation) -> list[str]:
     """
-    Name the metrics that matter: the primary one, its relatives that have an interval, and the loss.
+    Return the names of the main metrics: the primary one, related ones with an interval, and the loss.
 
-    Relatives of `text_to_video_R@1` are the other numbers of that direction and the recall at 1 of other directions;
-    those of `accuracy` are the accuracies by type.
+    Related to `text_to_video_R@1` are the other metrics of that direction and the recall at 1 of other directions;
+    related to `accuracy` are the accuracies by type.
     """
     primary = evaluation.primary_metric
     names = [] if primary is None else [primary]
@@ -132,11 +134,11 @@ def main_metrics(evaluation: Evaluation) -> list[str]:
 
 def results_table(title: str, evaluation: Evaluation) -> str:
     """
-    Write the metrics that matter as a table.
+    Format the main metrics as a table.
 
     Args:
-        title (`str`): First words of the heading; the counts follow.
-        evaluation ([`Evaluation`]): What was measured.
+        title (`str`): Start of the heading; the counts follow.
+        evaluation ([`Evaluation`]): Evaluation whose metrics are shown.
     """
     chance = glossary.chance_levels(evaluation.metrics) | evaluation.chance
     num_queries = glossary.numbers_of_queries(evaluation.metrics, evaluation.counts)
@@ -158,11 +160,11 @@ def results_table(title: str, evaluation: Evaluation) -> str:
 
 def training_line(metrics: Mapping[str, float], num_steps: int) -> str:
     """
-    Write the summary of a training on one line.
+    Format a summary of the training as one line.
 
     Args:
-        metrics (`Mapping[str, float]`): What `trainer.train()` returned as `metrics`.
-        num_steps (`int`): Steps up to its end.
+        metrics (`Mapping[str, float]`): The `metrics` that `trainer.train()` returned.
+        num_steps (`int`): Number of steps at the end of training.
     """
     duration = datetime.timedelta(seconds=round(metrics["train_runtime"]))
     return (

@@ -1,4 +1,4 @@
-"""Features of frozen towers that a run uses in place of these towers."""
+"""Precomputed features of frozen towers, which a run uses instead of the towers."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -28,19 +28,20 @@ def load_features(
     decode_device: str = DECODE_DEVICE,
 ) -> dict[Modality, FeatureReader]:
     """
-    Features that take the place of towers and of decoding for them, made sure to be those of this run.
+    Open features that replace towers and the decoding for them, and check that they belong to this run.
 
     Args:
-        folder (`str`): of the features.
-        model (`TowerModel`): with its frozen towers already frozen.
-        processor (`MultimodalProcessor`), video_backend, decode_device (`str`): what would read clips.
-        datasets (`Iterable[RowDataset | None]`): every row must have features, but for those whose file is
+        folder (`str`): Folder of the features.
+        model (`TowerModel`): Model with its frozen towers already frozen.
+        processor (`MultimodalProcessor`), video_backend, decode_device (`str`): How clips would be read.
+        datasets (`Iterable[RowDataset | None]`): Datasets of the run; every row must have features, unless its file is
             missing.
-        is_trained (`bool`): whether the model will be.
+        is_trained (`bool`): Whether the model will be trained.
 
     Raises:
-        ValueError: If they are of another tower, were read in another way, or are of files that were changed; if a
-            clip has none; if the run would train one of these towers, or has an objective that needs what it reads.
+        ValueError: If the features belong to another tower, were read differently, or belong to files that have
+            changed since; if a clip has no features; if the run would train one of the towers, or has an objective
+            that needs its input.
     """
 
     def frozen_tower_hash(modality: Modality) -> str:
@@ -48,8 +49,8 @@ def load_features(
         if is_trained and names:
             what = "train LoRA adapters in that tower" if ".lora_" in names[0] else "train that tower"
             raise InputError(
-                f"--features {folder} holds what the {modality} tower gave, but this run would {what}. Add "
-                f"{modality} to --freeze (and to no --lora_towers), or leave --features out."
+                f"--features {folder} has outputs of the {modality} tower, but this run would {what}. Add {modality} "
+                "to --freeze (and not to --lora_towers), or leave --features out."
             )
         return model.tower_hash(modality)
 
@@ -60,7 +61,7 @@ def load_features(
         for name in weights:
             if MASKED_OBJECTIVES.get(name) == modality:
                 raise InputError(
-                    f"--features {folder} holds no input of the {modality} tower, which the objective {name} needs. "
+                    f"--features {folder} has no inputs of the {modality} tower, which the objective {name} needs. "
                     f"Pass --{name}_loss_weight 0, or leave --features out."
                 )
         for dataset in datasets:
@@ -68,21 +69,21 @@ def load_features(
                 reader.check_rows(_readable_rows(dataset))
     video = processor.video_processor
     if is_trained and "video" in readers:
-        drawn = {
+        augmentations = {
             "random_crop": video.random_crop,
             "random_flip": video.random_flip,
             f"frame_sampling {video.train_frame_sampling}": video.train_frame_sampling != video.frame_sampling,
         }
-        if unused := [name for name, is_on in drawn.items() if is_on]:
+        if unused := [name for name, is_on in augmentations.items() if is_on]:
             logger.warning(
-                f"Without effect: {', '.join(unused)}. --features {folder} are of the frames that evaluation takes, "
-                "in every epoch."
+                f"Ignored: {', '.join(unused)}. --features {folder} were computed from the frames of evaluation, "
+                "which every epoch uses."
             )
     return readers
 
 
 def _readable_rows(dataset: RowDataset) -> Iterator[Row]:
-    """Rows whose files are there; the others are bad samples."""
+    """Yield the rows whose files exist; the others are bad samples."""
     for index in range(len(dataset)):
         try:
             yield dataset[index]

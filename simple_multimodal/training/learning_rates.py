@@ -1,4 +1,4 @@
-"""Learning rates of single parameters: one per tower, and lower ones for the lower layers of a tower."""
+"""Learning rates by parameter: one per tower, and lower ones for the lower layers of a tower."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from simple_multimodal.training.arguments import MultimodalTrainingArguments
 
 
 def tower_layers(tower: nn.Module) -> list[list[nn.Parameter]]:
-    """Parameters of each layer of a tower or of the fusion, from the lowest up."""
+    """Return the parameters of each layer of a tower or of the fusion, from the lowest up."""
     if isinstance(tower, Encoder):
         return tower.layer_parameters()
     return [list(layer.parameters()) for layer in transformer_layers(tower)]
@@ -17,8 +17,8 @@ def tower_layers(tower: nn.Module) -> list[list[nn.Parameter]]:
 
 def number_layers(tower: nn.Module) -> dict[nn.Parameter, int]:
     """
-    The layer of each parameter of a tower: 0 for embeddings, which is all that is registered before the layers and
-    the encoder's `late_embeddings`; 1 to N for the layers; N + 1 for what is registered after them, a last norm.
+    Return the layer of each parameter of a tower: 0 for embeddings (all that is registered before the layers, and the
+    encoder's `late_embeddings`), 1 to N for the layers, N + 1 for what is registered after them (a final norm).
     """
     layers = tower_layers(tower)
     in_layers = {parameter: n for n, layer in enumerate(layers, start=1) for parameter in layer}
@@ -38,35 +38,34 @@ def parameter_rates(
     model: TowerModel, args: MultimodalTrainingArguments, learning_rate: float
 ) -> dict[nn.Parameter, float]:
     """
-    The learning rates that may differ from that of the run.
+    Return the learning rates of parameters that may have a different one than the run.
 
     A tower's rate is `{tower}_learning_rate`, else the run's. With `layer_decay`, layer `n` of N in a tower
     (see [`number_layers`]) has that rate times `layer_decay ** (N + 1 - n)`, as BEiT and VideoMAE are fine-tuned
-    ([Bao et al., 2021](https://huggingface.co/papers/2106.08254)). The fusion counts as a head, which has the full
-    rate.
+    ([Bao et al., 2021](https://huggingface.co/papers/2106.08254)). The fusion counts as a head and has the full rate.
 
     Args:
-        model ([`TowerModel`]): to train.
-        args ([`MultimodalTrainingArguments`]): the run's.
-        learning_rate (`float`): the run's.
+        model ([`TowerModel`]): Model to train.
+        args ([`MultimodalTrainingArguments`]): Arguments of the run.
+        learning_rate (`float`): Learning rate of the run.
 
     Raises:
-        ValueError: If a tower with a rate of its own is not part of the model or not trained, or all towers with rates
-            by layer are.
+        ValueError: If a tower with its own rate is not part of the model or not trained, or `layer_decay` is given and
+            no tower is trained.
     """
     towers = model.towers
-    if lacking := [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
+    if lacking := [f"{name}_learning_rate" for name in args.tower_learning_rates if name not in towers]:
         raise InputError(
-            f"{', '.join(lacking)} can have no effect: this model has {', '.join(towers)}. Leave that out."
+            f"{', '.join(lacking)} would have no effect: this model has {', '.join(towers)}. Leave out what is named."
         )
     trained = [name for name, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
-    idle = [f"--{name}_learning_rate" for name in args.tower_learning_rates if name not in trained]
+    idle = [f"{name}_learning_rate" for name in args.tower_learning_rates if name not in trained]
     if args.layer_decay is not None and not set(trained) - {"fusion"}:
-        idle.append("--layer_decay")
+        idle.append("layer_decay")
     if idle:
         raise InputError(
-            f"{', '.join(idle)} can have no effect: nothing is trained there (--freeze, or no objective reaches it). "
-            "Leave that out."
+            f"{', '.join(idle)} would have no effect: nothing is trained there (frozen, or no objective reaches "
+            "it). Leave out what is named."
         )
     rates: dict[nn.Parameter, float] = {}
     for name, tower in towers.items():
@@ -80,7 +79,7 @@ def parameter_rates(
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, rates: dict[nn.Parameter, float]) -> None:
-    """Split the groups of a new optimizer in place, so that each parameter in `rates` has its rate."""
+    """Split the parameter groups of a new optimizer in place, so that each parameter in `rates` has its rate."""
     groups = []
     for group in optimizer.param_groups:
         by_rate: dict[float, list[nn.Parameter]] = {}

@@ -1,4 +1,4 @@
-"""The files that a run could not read: counted over all processes, logged, listed, and too many of them the end."""
+"""Files that a run could not read, which are counted over all processes, logged and listed. Too many end the run."""
 
 import json
 import os
@@ -14,18 +14,18 @@ from simple_multimodal.errors import InputError
 logger = logging.get_logger(__name__)
 
 QUARANTINE_FILE = "quarantine.jsonl"
-MIN_SAMPLES = 100  # the share of bad samples is taken of at least as many
+MIN_SAMPLES = 100  # the fraction of bad samples is computed from at least this number
 
 
 class Quarantine:
     """
-    The list `quarantine.jsonl` of a run: one line for each file that could not be read, when it was met first.
+    The list `quarantine.jsonl` of a run, with one line for each file that could not be read.
 
     Args:
-        folder (`str` or `os.PathLike`): folder of the run; what a list there holds already is not written again.
-        starts_over (`bool`): remove such a list.
-        writes (`bool`): whether this process is the one that logs and writes.
-        max_bad_fraction (`float`): share of bad samples at which training stops.
+        folder (`str` or `os.PathLike`): Folder of the run; files in an existing list are not written again.
+        starts_over (`bool`): Whether to remove an existing list.
+        writes (`bool`): Whether this process logs and writes.
+        max_bad_fraction (`float`): Fraction of bad samples above which training stops.
     """
 
     def __init__(self, folder: str | os.PathLike, *, starts_over: bool, writes: bool, max_bad_fraction: float):
@@ -40,26 +40,26 @@ class Quarantine:
         if writes and starts_over:
             self.path.unlink(missing_ok=True)
         elif writes and self.path.exists():
-            # A process that died may have left half a line, and what it wrote after its last checkpoint comes again.
+            # A killed process may have left half a line, and lines after the last checkpoint will be written again.
             text = self.path.read_text(encoding="utf-8")
             self._listed = {_name(json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")}
             if not text.endswith("\n"):
                 self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
 
     def add(self, bad_samples: Iterable[BadSample], num_samples: int, step: int) -> None:
-        """Note what this process tried to read for an optimizer step: how many samples, the bad ones among them."""
+        """Record the number of samples that this process tried to read for an optimizer step, and the bad ones."""
         self._new += [(step, sample) for sample in bad_samples]
         self._num_new += num_samples
 
     def settle(self, split: str = "training") -> list[BadSample]:
         """
-        Bring what all processes noted together, and write it; to be called by all of them.
+        Gather the records of all processes and write them. All processes must call this.
 
         Args:
-            split (`str`, *optional*, defaults to `"training"`): what the samples belong to.
+            split (`str`, *optional*, defaults to `"training"`): Split that the samples belong to.
 
         Returns:
-            `list[BadSample]`: The bad ones of all processes since the last call, in the order of steps and rows.
+            `list[BadSample]`: Bad samples of all processes since the last call, in the order of steps and rows.
 
         Raises:
             ValueError: If more than `max_bad_fraction` of the training samples are bad.
@@ -75,7 +75,7 @@ class Quarantine:
             if found and self.num_bad > self.max_bad_fraction * max(self.num_samples, MIN_SAMPLES):
                 raise InputError(
                     f"{self.num_bad} of {self.num_samples} training samples could not be read, more than "
-                    f"--max_bad_fraction {self.max_bad_fraction:g} of them; the last one: {found[-1][1].reason}. "
+                    f"max_bad_fraction={self.max_bad_fraction:g} of them; the last one: {found[-1][1].reason}. "
                     f"{self.path} lists the files."
                 )
         return [sample for _, sample in found]
@@ -93,5 +93,5 @@ class Quarantine:
 
 
 def _name(line: dict) -> str:
-    """What a line is about: its file, or the row where no file is named."""
+    """Return what a line is about: its file, or its row if it names no file."""
     return line["file"] or f"{line['split']} row {line['id']}"

@@ -1,22 +1,22 @@
-"""Where the processes that `torchrun` started again meet."""
+"""Rendezvous of processes that `torchrun` restarted."""
 
 import datetime
 import os
 
 import torch.distributed as dist
 
-_stores: list[dist.TCPStore] = []  # that this process serves to the others, for as long as it lives
+_stores: list[dist.TCPStore] = []  # served by this process as long as it runs
 
 
 def leave_store_of_launcher(timeout_seconds: float) -> None:
     """
-    Have the processes that `torchrun` started again meet in a store of their own; to be called before they meet.
+    Let the processes that `torchrun` restarted use a store of their own. Call this before the process group is made.
 
-    In the store of the launcher they would find the addresses of those that died, and those who come early connect to
+    The store of the launcher still has the addresses of the processes that died, and early processes would connect to
     them.
 
     Args:
-        timeout_seconds (`float`): for the others to come.
+        timeout_seconds (`float`): How long to wait for the other processes.
     """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     uses_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -1,4 +1,4 @@
-"""What a run leaves for people: the metrics file, the report page, the model card, and where to find them."""
+"""Results of a run for people to read: metrics file, report page, model card, and their paths."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ CARD_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
     "freeze", "lora_rank", "seed",
 )  # fmt: skip
-"""Arguments that a model card names first."""
+"""Arguments that the model card lists first."""
 
 
 def write_results(trainer: Any, split: str) -> None:
     """
-    Write what people read of a finished training or evaluation: `report.html`; of an evaluation `evaluation.json` (of
-    a test set `test_evaluation.json`); and beside a model that was trained and saved its `README.md` and, in its
-    configuration, whether matching re-ranks. Main process only.
+    Write the results of a finished training or evaluation: `report.html`; for an evaluation `evaluation.json` (for a
+    test set `test_evaluation.json`); and, for a model that was trained and saved, its `README.md` and, in its
+    config, whether matching re-ranks. Main process only.
 
     Args:
-        trainer (`MultimodalTrainer`): The trainer, after that.
-        split (`str`): `"train"`, `"eval"` or `"test"`: what was finished last.
+        trainer (`MultimodalTrainer`): Trainer that finished.
+        split (`str`): What was finished last: `"train"`, `"eval"` or `"test"`.
     """
     evaluation, folder = trainer.last_evaluation, Path(trainer.args.output_dir)
     if split != "train":
         if evaluation is None or isinstance(trainer.eval_dataset, dict):
-            return  # nothing was measured, or several sets of which the last one alone is known
+            return  # nothing was evaluated, or several sets, of which only the last is known
         _write_evaluation(trainer, folder / ("evaluation.json" if split == "eval" else "test_evaluation.json"))
         if split == "test":
             return
-    else:  # the weights may be those of a checkpoint, and not those that were evaluated last
+    else:  # the weights may be those of a checkpoint other than the one evaluated last
         evaluation = None
     data = {}
     if trainer.train_dataset is not None:
@@ -70,7 +70,7 @@ def write_results(trainer: Any, split: str) -> None:
 
 
 def _write_evaluation(trainer: Any, path: Path) -> None:
-    """Write the metrics file of the last evaluation; its folder is made if need be."""
+    """Write the metrics file of the last evaluation; create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_metrics(
         path,
@@ -83,7 +83,7 @@ def _write_evaluation(trainer: Any, path: Path) -> None:
 
 
 def _chance_in_training(trainer: Any, chance: Mapping[str, float]) -> dict[str, float]:
-    """What guessing scores in training: contrast is with the rows of a batch there."""
+    """Return the chance levels of training, where contrastive losses compare the rows of a batch."""
     rows = math.log(trainer.args.train_batch_size * trainer.args.world_size)
     return {name: rows if name.removesuffix("_loss") in CONTRASTIVE_PAIRS else level for name, level in chance.items()}
 
@@ -102,11 +102,11 @@ def _numbers(evaluation: Evaluation | None) -> dict[str, Any]:
 
 def say_where(trainer: Any) -> None:
     """
-    Print the last lines of a run, on standard error: its size on disk, report, model and the next command. Main
+    Print the last lines of a run to standard error: its size on disk, report, model and the next command. Main
     process only.
 
     Args:
-        trainer (`MultimodalTrainer`): The trainer, after all that the run does.
+        trainer (`MultimodalTrainer`): Trainer at the end of the run.
     """
     if not trainer.is_world_process_zero():
         return
@@ -122,13 +122,13 @@ def say_where(trainer: Any) -> None:
 
 def describe_disk_usage(folder: Path) -> str:
     """
-    Say how much an output folder takes on disk, and which part of it weights and checkpoints do.
+    Describe the size of an output folder on disk, and the parts of it that weights and checkpoints take.
 
     Args:
         folder (`Path`): Output folder of a run.
 
     Returns:
-        `str`: Such as `"outputs/toy holds 306 MB (model 102 MB, checkpoints 204 MB)"`; 1 MB is a million bytes.
+        `str`: Text such as `"outputs/toy holds 306 MB (model 102 MB, checkpoints 204 MB)"`; 1 MB is a million bytes.
     """
     total = 0
     parts = {"model": 0, "checkpoints": 0}
@@ -147,17 +147,17 @@ def describe_disk_usage(folder: Path) -> str:
 
 
 def _megabytes(size: int) -> str:
-    """Whole megabytes, or a tenth where there are few."""
+    """Format a size in megabytes: as a whole number, or with one decimal below 10 MB."""
     return f"{size / 1e6:,.{0 if size >= 10e6 else 1}f} MB"
 
 
 def count_rows(dataset: RowDataset, num_bad: int) -> dict[str, int]:
     """
-    Count a data set for the report and the card; opens no file.
+    Count the rows of a dataset for the report and the card, without opening media files.
 
     Args:
-        dataset (`RowDataset`): Its rows.
-        num_bad (`int`): How many samples could not be read.
+        dataset (`RowDataset`): Dataset to count.
+        num_bad (`int`): Number of samples that could not be read.
 
     Returns:
         `dict[str, int]`: `rows`, `clips` (files), `captions` (or questions) and `bad_samples`.
@@ -171,16 +171,16 @@ def count_rows(dataset: RowDataset, num_bad: int) -> dict[str, int]:
 
 
 def num_bad_in(log_history: Sequence[Mapping[str, Any]]) -> int:
-    """Return how many training samples could not be read, as logged last."""
+    """Return the number of training samples that could not be read, as last logged."""
     return max((entry["bad_samples"] for entry in log_history if "bad_samples" in entry), default=0)
 
 
 def write_card(trainer: Any) -> None:
     """
-    Write the model card of a trained model with the numbers of the last evaluation.
+    Write the model card of a trained model with the metrics of the last evaluation.
 
     Args:
-        trainer (`MultimodalTrainer`): After its model was saved.
+        trainer (`MultimodalTrainer`): Trainer whose model was saved.
     """
     evaluation, args, run = trainer.last_evaluation, trainer.args, trainer.run_record
     arguments = run["arguments"]
@@ -230,5 +230,5 @@ def write_card(trainer: Any) -> None:
 
 
 def name_of(manifest_file: Path | None) -> str:
-    """Return what the card calls a data set: its folder, or the manifest in the present one."""
+    """Return the name of a dataset in the card: its folder, or its manifest if that is in the working directory."""
     return "" if manifest_file is None else manifest_file.parent.name or manifest_file.stem

@@ -1,6 +1,4 @@
-"""How a run ends before its time: on SIGTERM or Ctrl-C, with an error, when nothing is learned any more, and early
-stopping that survives a resume.
-"""
+"""Early ends of a run: SIGTERM, Ctrl-C, errors, NaN gradients, and early stopping that survives a resume."""
 
 import contextlib
 import os
@@ -23,25 +21,28 @@ from simple_multimodal.training.arguments import MultimodalTrainingArguments
 
 EXIT_REQUEUE = 75
 """Exit code of a run that SIGTERM or Ctrl-C ended with a checkpoint: `EX_TEMPFAIL` of sysexits.h, "try again". 143,
-which a shell reports of a process that SIGTERM killed, would not tell whether anything was saved.
+which a shell reports for a process that SIGTERM killed, would not say whether anything was saved.
 """
 
 EXIT_INTERRUPTED = 130
-"""Exit code of a run that Ctrl-C ended at once, as a shell reports it."""
+"""Exit code of a run that Ctrl-C ended immediately, as a shell reports it."""
 
 PATIENCE_SECONDS = 2.0
-"""From when on a further Ctrl-C ends a run at once. Launchers pass the first one on, so that it arrives twice."""
+"""Time after which a second Ctrl-C ends a run immediately. Launchers forward the first one, so it arrives twice."""
 
 
 @contextlib.contextmanager
 def ending_in_one_line() -> Iterator[None]:
-    """End `train.py` with one line where the user or a file is to blame; with `--log_level debug` it raises."""
+    """End `train.py` with one line for errors of the user or of files; raise them with `--log_level debug`."""
     try:
         yield
     except KeyboardInterrupt:
-        print("train.py: interrupted; the same command goes on from its newest checkpoint, if any.", file=sys.stderr)
+        print(
+            "train.py: interrupted; run the same command to resume from the newest checkpoint, if any.",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_INTERRUPTED)
-    except (InputError, OSError) as error:  # of the user, or of a file system
+    except (InputError, OSError) as error:  # a user error, or one of the file system
         if logging.get_verbosity() <= logging.DEBUG:
             raise
         sys.exit(f"train.py: error: {one_line(error)}")
@@ -50,8 +51,8 @@ def ending_in_one_line() -> Iterator[None]:
 @contextlib.contextmanager
 def running(args: MultimodalTrainingArguments) -> Iterator[None]:
     """
-    Run `train.py` in the context: as the only run that writes into the output folder, and with errors of the user in
-    one line. At the end the process leaves its process group.
+    Run `train.py` inside the context: lock the output folder, report user errors in one line, and leave the process
+    group at the end.
 
     Args:
         args ([`MultimodalTrainingArguments`]): Arguments of the run.
@@ -62,7 +63,7 @@ def running(args: MultimodalTrainingArguments) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error on one line; of one that a loader process raised, without that process's traceback."""
+    """Return the message of an error on one line, without the traceback if a loader process raised it."""
     message = str(error).strip()
     if "Original Traceback" in message:
         message = message.splitlines()[-1].partition(": ")[2]
@@ -70,11 +71,12 @@ def one_line(error: Exception) -> str:
 
 
 class HostCopy:
-    """Values of a device on their way to the host. Reading them later waits for what the device was given up to here,
-    not for what it was given since.
+    """
+    Asynchronous copy of values from a device to the host. Reading it waits only for work that was queued before the
+    copy.
 
     Args:
-        values (`torch.Tensor`): on any device.
+        values (`torch.Tensor`): Tensor on any device.
     """
 
     def __init__(self, values: torch.Tensor):
@@ -84,7 +86,7 @@ class HostCopy:
             self.event.record()
 
     def read(self) -> list[float]:
-        """The values."""
+        """Wait for the copy and return the values."""
         if self.event is not None:
             self.event.synchronize()
         return self.values.tolist()
@@ -92,42 +94,42 @@ class HostCopy:
 
 class RunControl(TrainerCallback):
     """
-    Ends a run in order: after SIGTERM or Ctrl-C (SIGINT) to any process with a checkpoint, in all processes after the
-    same step; after too many steps in a row whose gradient was NaN or infinite with an error. Such steps change no
-    weights.
+    Ends a run early: with a checkpoint after SIGTERM or Ctrl-C (SIGINT) to any process, in all processes after the
+    same step; with an error after too many consecutive steps whose gradients are NaN or infinite. Such steps do not
+    change weights.
 
-    All of it is decided from numbers that are summed with the step's counts anyway and read one step later, so that
-    the device never waits.
+    These decisions use values that are summed together with the step's counts and read one step later, so that the
+    device never waits.
 
     Args:
-        max_nan_steps (`int`): steps in a row.
+        max_nan_steps (`int`): Maximum number of consecutive steps with NaN or infinite gradients.
     """
 
     def __init__(self, max_nan_steps: int):
         self.max_nan_steps = max_nan_steps
         self.signal: str | None = None
-        """What told this process to end: `"SIGTERM"` or `"Ctrl-C"`."""
+        """Signal that told this process to end: `"SIGTERM"` or `"Ctrl-C"`."""
         self.is_stopping = False
-        """All processes stop, because one was told to end."""
+        """Whether all processes stop because one was told to end."""
         self.has_trained = False
         self.saves_at_epoch_end = False
         self.nan_steps = torch.zeros(2)
-        """Steps without a finite gradient, in all and in a row."""
+        """Number of steps without finite gradients: in total, and the latest consecutive ones."""
         self.status: HostCopy | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """For as long as the context lasts, SIGTERM is noted, however often it comes, and so is Ctrl-C, which ends the
-        process at once when it comes again after `PATIENCE_SECONDS`.
+        """Handle SIGTERM and Ctrl-C inside the context: record them; a second Ctrl-C after `PATIENCE_SECONDS` ends the
+        process immediately.
         """
         self.signal = None
         self.is_stopping = self.has_trained = self.saves_at_epoch_end = False
         self.nan_steps = torch.zeros(2)
-        if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
             yield
             return
         handlers: dict[int, Callable[..., None]] = {signal.SIGTERM: self._on_sigterm}
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as shells have it for commands in the background
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # ignored for background commands of a shell
             handlers[signal.SIGINT] = self._on_sigint
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
@@ -143,24 +145,25 @@ class RunControl(TrainerCallback):
         if self.signal != "Ctrl-C":
             self.signal, self._interrupted_at = "Ctrl-C", time.monotonic()
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.write(2, b"\nCtrl-C: the run ends after this step, with a checkpoint; once more ends it at once.\n")
+                os.write(2, b"\nCtrl-C: the run ends after this step, with a checkpoint; press it again to end now.\n")
         elif time.monotonic() - self._interrupted_at > PATIENCE_SECONDS:
             raise KeyboardInterrupt
 
     def watch(self, num_terminated: torch.Tensor) -> None:
-        """Take note of how many processes were told to end, a tensor of shape `(1,)`, as the step begins."""
+        """Record at the start of a step how many processes were told to end, a tensor of shape `(1,)`."""
         self.status = HostCopy(torch.cat([num_terminated, self.nan_steps[1:].to(num_terminated.device)]))
 
     def skip_unless_finite(
         self, grad_norm: torch.Tensor, optimizer: torch.optim.Optimizer, *, is_scaled: bool
     ) -> None:
         """
-        Count a step whose gradient is NaN or infinite, and keep the optimizer from taking it.
+        Count a step whose gradient is NaN or infinite, and make the optimizer skip it.
 
         Args:
-            grad_norm (`torch.Tensor` of shape `()`): of the gradient of all processes.
-            optimizer (`torch.optim.Optimizer`): fused ones leave the step out on the device; for others it is read.
-            is_scaled (`bool`): whether a gradient scaler leaves such steps out itself.
+            grad_norm (`torch.Tensor` of shape `()`): Norm of the gradient of all processes.
+            optimizer (`torch.optim.Optimizer`): Optimizer of the run. Fused ones skip the step on the device; others
+                need the value on the host.
+            is_scaled (`bool`): Whether a gradient scaler already skips such steps.
         """
         is_nan = (~grad_norm.isfinite()).float()
         total, in_a_row = self.nan_steps.to(is_nan.device)
@@ -170,7 +173,7 @@ class RunControl(TrainerCallback):
         if optimizer.defaults.get("fused"):
             optimizer.grad_scale, optimizer.found_inf = None, is_nan  # type: ignore[attr-defined]  # as GradScaler does
         elif is_nan:
-            optimizer.zero_grad()  # to None, which optimizers leave out
+            optimizer.zero_grad()  # to None, which optimizers skip
 
     def on_step_end(self, args, state, control, **kwargs):
         self.has_trained = True
@@ -178,20 +181,19 @@ class RunControl(TrainerCallback):
         num_terminated, in_a_row = self.status.read()
         if in_a_row >= self.max_nan_steps:
             raise InputError(
-                f"The gradient was NaN or infinite in {in_a_row:.0f} steps in a row, up to step "
-                f"{state.global_step - 1}. None of them changed the weights. Lower --learning_rate, train with --bf16 "
-                "instead of --fp16, look for the cause with --debug underflow_overflow, or allow more with "
-                "--max_nan_steps."
+                f"The gradient was NaN or infinite in {in_a_row:.0f} consecutive steps, up to step "
+                f"{state.global_step - 1}. These steps did not change the weights. Lower learning_rate, train with "
+                "bf16 instead of fp16, find the cause with debug=underflow_overflow, or increase max_nan_steps."
             )
-        if num_terminated:  # of any process
+        if num_terminated:  # in any process
             self.is_stopping = control.should_training_stop = True
-        # The end of an epoch logs and evaluates, too: a checkpoint after it knows of that.
+        # The end of an epoch also logs and evaluates; a checkpoint after that includes it.
         if control.should_training_stop or state.epoch % 1 == 0:
             self.saves_at_epoch_end = control.should_save or self.is_stopping
             control.should_save = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if not self.has_trained:  # nothing was left of the run that this one goes on with
+        if not self.has_trained:  # the resumed run was already complete
             control.should_log = control.should_evaluate = control.should_save = False
         elif self.is_stopping and state.epoch % 1 != 0:
             control.should_log = control.should_evaluate = False
@@ -200,7 +202,7 @@ class RunControl(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Early stopping that counts on after a resume, and does not go on where it had stopped."""
+    """Early stopping that keeps its count in a resumed run, and does not train on if it had stopped."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -212,14 +214,14 @@ class EarlyStopping(EarlyStoppingCallback):
 
 class LoaderInit:
     """
-    Shields a loader process from Ctrl-C, and from SIGTERM unless its own training process sends it, and ends it with
-    that process.
+    Makes a loader process ignore Ctrl-C, and SIGTERM unless its training process sends it, and ends it with that
+    process.
 
-    Schedulers send SIGTERM to every process of a job at once, as terminals send SIGINT, but batches are needed up to
+    Schedulers send SIGTERM to every process of a job at once, as terminals send SIGINT, but batches are needed until
     the end of the step.
 
     Args:
-        then (`Callable`, *optional*): called with the worker's number afterwards.
+        then (`Callable`, *optional*): Function to call with the worker's number afterwards.
     """
 
     def __init__(self, then: Callable[[int], None] | None = None):
@@ -227,8 +229,8 @@ class LoaderInit:
 
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if sys.platform == "linux":  # elsewhere one cannot tell who sent a signal
-            die_with(os.getppid())  # a loader waits 5 seconds and more before it looks
+        if sys.platform == "linux":  # the sender of a signal is not known elsewhere
+            die_with(os.getppid())  # a loader only checks after 5 seconds or more
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
         if self.then is not None:

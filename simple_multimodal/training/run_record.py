@@ -1,4 +1,4 @@
-"""What a run is made of, written as `run.json`, and whether two runs are one."""
+"""Description of a run, written as `run.json`, and its comparison with another run."""
 
 import importlib.metadata
 import json
@@ -25,7 +25,7 @@ RUN_FILE = "run.json"
 
 PACKAGES = ("simple_multimodal", "torch", "transformers", "accelerate", "datasets", "av", "torchcodec", "numpy")
 
-# Arguments that may change between the start and the continuation of one run: they do not change what it computes.
+# Arguments that may change when a run is resumed: they do not change what it computes.
 INCIDENTAL_ARGUMENTS = frozenset(
     {
         "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "cache_dir", "collator_threads",
@@ -51,19 +51,19 @@ def make_run_record(
     Describe a run.
 
     Args:
-        arguments (`Mapping`): every resolved argument, JSON values.
-        command (`Sequence[str]`, *optional*): words of the command line; those of the process when not given, and
-            none in a notebook.
-        data (`Mapping[str, RowDataset | None]`): the data sets that are used, by name.
-        selection_split (`str`, *optional*): see [`selection_split`].
-        precision (`str`, *optional*): what the model computes in, also where it is evaluated.
+        arguments (`Mapping`): All resolved arguments, as JSON values.
+        command (`Sequence[str]`, *optional*): Words of the command line; by default those of the process, and none
+            in a notebook.
+        data (`Mapping[str, RowDataset | None]`): Datasets that the run uses, by name.
+        selection_split (`str`, *optional*): Split that selects the weights, see [`selection_split`].
+        precision (`str`, *optional*): Precision that the model computes in, in training and evaluation.
 
     Returns:
-        `dict`: the content of `run.json`.
+        `dict`: Content of `run.json`.
     """
     if command is None:  # a notebook has none
         command = sys.argv if "__file__" in vars(sys.modules["__main__"]) else []
-    shown = re.sub(r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(command))  # no secret into a file
+    shown = re.sub(r"(--hub[_-]token(?: |=))\S+", r"\1<HUB_TOKEN>", shlex.join(command))  # hide the secret
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -91,10 +91,11 @@ def describe_training(
     Describe a run that is started from Python, see [`make_run_record`].
 
     Args:
-        model ([`TowerModel`]): the model; where it was loaded from is where the run starts from.
-        args ([`MultimodalTrainingArguments`]): arguments of the run.
-        train_set ([`RowDataset`], *optional*): rows to train on.
-        eval_sets ([`RowDataset`] or `Mapping[str, RowDataset]`, *optional*): rows to evaluate on, one set or several.
+        model ([`TowerModel`]): Model to train; the run starts from the path it was loaded from.
+        args ([`MultimodalTrainingArguments`]): Arguments of the run.
+        train_set ([`RowDataset`], *optional*): Rows to train on.
+        eval_sets ([`RowDataset`] or `Mapping[str, RowDataset]`, *optional*): Rows to evaluate on, in one
+            set or several.
     """
     source = model.name_or_path or None
     sets = eval_sets if isinstance(eval_sets, Mapping) else {"evaluation": eval_sets}
@@ -111,30 +112,30 @@ def selection_split(
     eval_set: RowDataset | None, *, selects: bool, on_test: bool | None, source: str | os.PathLike | None
 ) -> str | None:
     """
-    The split by whose numbers the weights that a run ends with, or starts from, were chosen; `None`: by none.
+    Return the split that selects the final weights of a run, or selected its initial ones; `None` without selection.
 
     Args:
-        eval_set ([`RowDataset`], *optional*): evaluation rows. Beside a `protocol.json` that `simple-multimodal
-            prepare` wrote it is known of which split they are; others are taken for validation.
-        selects (`bool`): whether evaluations decide which weights the run ends with.
-        on_test (`bool`, *optional*): whether test clips may; `None`: they may, and need not.
-        source (`str`, *optional*): the saved model that the run starts from, which has a `run.json` of its own.
+        eval_set ([`RowDataset`], *optional*): Evaluation rows. Their split is known if their manifest is next to a
+            `protocol.json` that `simple-multimodal prepare` wrote; otherwise it counts as validation.
+        selects (`bool`): Whether evaluations determine the final weights.
+        on_test (`bool`, *optional*): Whether the test split selects the weights; `None` allows both.
+        source (`str`, *optional*): Saved model that the run starts from, with its own `run.json`.
 
     Raises:
-        ValueError: If test clips would decide and may not, or may and do not.
+        ValueError: If the test split would select the weights without `on_test`, or `on_test` is given in vain.
     """
     split = None
     if selects and eval_set is not None:
         split = prepared_split(eval_set.manifest_file, eval_set.clip_names()) or "validation"
         if split == "test" and on_test is False:
             raise InputError(
-                f"{eval_set.manifest_file} holds test clips, by whose numbers the checkpoint would be chosen "
-                "(--load_best_model_at_end, --early_stopping_patience, or a rate reduced on plateaus). Choose on the "
-                "validation split, or pass --select_on_test True: every result then says so."
+                f"{eval_set.manifest_file} holds test clips, which would select the checkpoint "
+                "(--load_best_model_at_end, --early_stopping_patience, or --lr_scheduler_type reduce_lr_on_plateau). "
+                "Use the validation split, or pass --select_on_test True, which is recorded in every result."
             )
     if on_test and split != "test":
         raise InputError(
-            "--select_on_test has no effect: no test split of a prepared benchmark chooses a checkpoint here. Leave "
+            "--select_on_test has no effect: no test split of a prepared benchmark selects a checkpoint here. Leave "
             "it out."
         )
     path = Path(source or "", RUN_FILE)
@@ -145,7 +146,7 @@ def selection_split(
 
 
 def write_run_record(folder: str | os.PathLike, record: dict) -> None:
-    """Write `run.json` into a folder, which is made if need be; a killed process leaves all of it or nothing."""
+    """Write `run.json` atomically into a folder, which is created if necessary."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with write_atomically(Path(folder, RUN_FILE)) as temporary:
         temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -153,23 +154,23 @@ def write_run_record(folder: str | os.PathLike, record: dict) -> None:
 
 def check_test_set(test_set: RowDataset, train_set: RowDataset | None, source: str | os.PathLike[str] | None) -> None:
     """
-    Refuse the test split of a benchmark to a model that has seen clips of it in training.
+    Check that a model was not trained on clips of the test split of a benchmark.
 
     Args:
         test_set ([`RowDataset`]): Rows to test with.
         train_set ([`RowDataset`], *optional*): Rows to train with before that.
-        source (`str`, *optional*): The saved model that the run starts from.
+        source (`str`, *optional*): Saved model that the run starts from.
 
     Raises:
-        ValueError: If a clip is in both; see [`TrainingClips.check`].
+        ValueError: If it was; see [`TrainingClips.check`].
     """
     if (protocol := prepared_protocol(test_set.manifest_file)) is not None:
         TrainingClips.read(source).with_rows(train_set).check(test_set, protocol.name)
 
 
 def differences_from(record: dict, folder: str | os.PathLike) -> list[str]:
-    """Names of the arguments and data sets in which a record differs from the `run.json` of a folder, if it has one;
-    none if the two are one run.
+    """Return the names of the arguments and datasets in which a record differs from the `run.json` of a folder, if it
+    has one; none if they describe the same run.
     """
     path = Path(folder, RUN_FILE)
     if not path.is_file():

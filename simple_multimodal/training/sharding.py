@@ -1,4 +1,4 @@
-"""Models that FSDP2 shards over processes: whole for as long as they are evaluated, and saved as others are."""
+"""Models sharded by FSDP2: gather their parameters for evaluation, and save them like other models."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ SAVED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @contextlib.contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Give every process all parameters for as long as the context lasts, so that each can call what it likes of the
-    model; nothing of a model that is not sharded.
+    """Gather all parameters in every process inside the context, so that each can call any part of the model. Without
+    effect if the model is not sharded.
     """
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for shard in shards:
@@ -33,8 +33,8 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         for shard in shards:
             shard.reshard()
             shard.set_reshard_after_forward(shard is not model, recurse=False)  # as accelerate
-            # Torch (2.11) notes every pass through a shard, and the next backward pass gathers shards in reverse order
-            # of these. Those made here differ from process to process: they would wait for each other for ever.
+            # Torch (2.11) records every pass through a shard, and the next backward pass gathers shards in reverse
+            # order. The passes made here differ between processes, which would wait for each other forever.
             state = shard._get_fsdp_state()
             state._comm_ctx.post_forward_order.clear()
             if state._fsdp_param_group is not None:
@@ -42,14 +42,14 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Any]) -> None:
-    """Load whole tensors, which every process has read, into a sharded model."""
+    """Load full tensors, which every process has read, into a sharded model."""
     set_model_state_dict(model, tensors, options=LOADED)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """
-    The state of the optimizer of a sharded model, as `optimizer.state_dict()` were it not sharded. All processes take
-    part; process 0 alone gets it.
+    Return the optimizer state of a sharded model in the form of `optimizer.state_dict()` of an unsharded one. All
+    processes must call this; only process 0 gets the state.
     """
     state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=SAVED)
     if not state:
@@ -65,7 +65,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what [`optimizer_state`], or the optimizer of a model that is not sharded, gave."""
+    """Load a state from [`optimizer_state`] or from the optimizer of an unsharded model."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     named: Any = {

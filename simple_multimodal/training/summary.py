@@ -1,4 +1,4 @@
-"""What a run trains and what it keeps in memory: parameters and learning rates by tower, bytes, activations."""
+"""Summary of a run: parameters and learning rates by tower, and the memory that it needs."""
 
 import functools
 from collections import Counter
@@ -17,27 +17,27 @@ from simple_multimodal.models.base import TowerModel
 logger = logging.get_logger(__name__)
 
 HEADS = "heads"
-"""All that belongs to no tower: heads, decoders of the masked objectives, projections and temperatures."""
+"""Name of all parts outside the towers: heads, decoders of masked objectives, projections and temperatures."""
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Size of tensors, in bytes."""
+    """Return the size of tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def summarize(model: TowerModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """
-    Count what is trained at which rate, and the bytes that one process holds for it.
+    Count the parameters that are trained, their learning rates, and the bytes that one process holds for them.
 
     Args:
-        model ([`TowerModel`]): without wrappers, not sharded.
-        optimizer (`torch.optim.Optimizer`): as it was made for the model.
+        model ([`TowerModel`]): Model without wrappers, not sharded.
+        optimizer (`torch.optim.Optimizer`): Optimizer of the model.
 
     Returns:
-        `dict`: `parameters`, by tower and `heads`, of their number `total`, the number `trainable`, and the lowest
-        and highest of their `learning_rates` (none where nothing is trained); `optimizer`, its class; and
-        `memory_bytes` of `weights` (with buffers), `gradients` and `optimizer_state`, which is `None` for optimizers
-        that [`optimizer_state_bytes`] does not know.
+        `dict`: `parameters`, which has for each tower and for `heads` the `total` and `trainable` number of parameters
+        and the lowest and highest of the `learning_rates` (none if nothing is trained); `optimizer`, the name of its
+        class; and `memory_bytes` of `weights` (with buffers), `gradients` and `optimizer_state`, which is `None` for
+        optimizers that [`optimizer_state_bytes`] does not know.
     """
     towers = {parameter: name for name, tower in model.towers.items() for parameter in tower.parameters()}
     parts: dict[str, dict] = {
@@ -69,10 +69,10 @@ def summarize(model: TowerModel, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int | None:
     """
-    Bytes that an optimizer will hold after its first step beside weights and gradients; `None`: not known.
+    Return the number of bytes of an optimizer's state after its first step; `None` if it is not known.
 
-    Known are Adam and AdamW (two tensors of each parameter's own type, and a step of four bytes), SGD (one with
-    momentum) and Adafactor without a first moment (per matrix a row and a column).
+    It is known for Adam and AdamW (two tensors of each parameter's own type, and a step of four bytes), SGD (one
+    tensor with momentum) and Adafactor (per matrix a row and a column, and a tensor with `beta1`).
     """
     rules: dict[type, Callable[[nn.Parameter, dict], int]] = {
         torch.optim.Adam: _adam_bytes,
@@ -96,11 +96,11 @@ def _adafactor_bytes(parameter: nn.Parameter, group: dict) -> int:
         parameter.numel() if parameter.ndim < 2 else parameter.numel() // columns + parameter.numel() // rows
     )
     first_moment = 0 if group["beta1"] is None else parameter.numel()
-    return (second_moment + first_moment + 1) * torch.float32.itemsize  # one: the scale of the parameter
+    return (second_moment + first_moment + 1) * torch.float32.itemsize  # + 1: the scale of the parameter
 
 
 def to_text(summary: dict[str, Any]) -> str:
-    """A short table of what [`summarize`] counted."""
+    """Format the result of [`summarize`] as a short table."""
     lines = [f"{'':8}{'parameters':>14}{'trained':>14}  learning rate"]
     for name, part in summary["parameters"].items():
         rates = [f"{rate:.3g}" for rate in dict.fromkeys(part["learning_rates"])]
@@ -118,7 +118,7 @@ def _megabytes(size: int | None) -> str:
 
 
 class _Kept:
-    """A tensor that autograd saved, for as long as it does."""
+    """A tensor that autograd saved; calls `on_release` when autograd releases it."""
 
     def __init__(self, tensor: torch.Tensor, on_release: Callable[[], None]):
         self.tensor, self.on_release = tensor, on_release
@@ -129,18 +129,18 @@ class _Kept:
 
 class SavedActivations(saved_tensors_hooks):
     """
-    A context that counts the most that autograd saves in it for the backward pass at any time: every memory once,
-    without that of weights.
+    Context that measures the peak size of the activations that autograd saves for the backward pass. Each storage
+    counts once, and those of weights do not count.
 
-    It changes no result. Of checkpointed layers the inputs count, not what they compute again in the backward pass;
-    under autocast, its copies of weights do. It counts tensors without memory, too (`FakeTensorMode`).
+    It does not change results. Of checkpointed layers the inputs count, not the recomputed activations. Copies of
+    weights that autocast makes count. It also counts tensors without memory (`FakeTensorMode`).
 
     Args:
-        model (`nn.Module`): whose parameters and buffers do not count.
+        model (`nn.Module`): Model whose parameters and buffers do not count.
     """
 
     def __init__(self, model: nn.Module):
-        # By storage, not by address, which tensors without memory lack.
+        # By storage, as tensors without memory have no address.
         weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
         self._holders: Counter[int] = Counter()
         self._num_bytes = self.num_bytes = 0
@@ -163,11 +163,11 @@ class SavedActivations(saved_tensors_hooks):
 
 class RunSummary(TrainerCallback):
     """
-    Shows once, in the main process, what a run trains and needs: a table before it starts, and after the first
-    batch what was kept of it for the backward pass. Not for sharded models, of which no process holds all.
+    Shows a summary of the run in the main process: a table before training, and the size of the activations after the
+    first batch. Not for sharded models, as no process holds all of their parameters.
 
     Args:
-        run_record (`dict`, *optional*): content of `run.json`, which gets the numbers as `model`.
+        run_record (`dict`, *optional*): Content of `run.json`, to which the summary is added as `model`.
     """
 
     def __init__(self, run_record: dict | None = None):

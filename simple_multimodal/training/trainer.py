@@ -1,5 +1,5 @@
-"""A `Trainer` for several modalities: exact losses over processes, per-sample randomness, evaluation that counts
-once.
+"""Trainer for several modalities: exact losses over processes, per-sample randomness, and evaluation that counts each
+row once.
 """
 
 import concurrent.futures
@@ -67,10 +67,10 @@ from simple_multimodal.training.summary import RunSummary
 logger = logging.get_logger(__name__)
 
 TEMPERATURES = ("logit_scale", "logit_bias", "temperature")
-"""What the parameters of contrastive losses are called, which weight decay would draw towards values of no meaning."""
+"""Names of the parameters of contrastive losses, to which weight decay must not apply."""
 
 SETTLE_STEPS = 10
-"""Steps after which several processes tell each other what they could not read."""
+"""Number of steps between exchanges of bad samples among processes."""
 
 
 class LimitTemperature(TrainerCallback):
@@ -83,11 +83,11 @@ class LimitTemperature(TrainerCallback):
 @torch.no_grad()
 def align_parameters(model: torch.nn.Module) -> None:
     """
-    Give every parameter and buffer memory of its own, where an allocator would put it.
+    Move every parameter and buffer to newly allocated, aligned memory.
 
-    `from_pretrained` leaves weights at the addresses that their places in the file give them. CPU kernels round
-    differently at an address that is not a multiple of their vector's size, so that a resumed run would differ in the
-    last bit from one that began with weights in allocated memory.
+    `from_pretrained` leaves weights at addresses that depend on their position in the file. CPU kernels round
+    differently at addresses that are not a multiple of their vector size, so a resumed run would differ in the last
+    bit from one that started with weights in allocated memory.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
@@ -95,33 +95,35 @@ def align_parameters(model: torch.nn.Module) -> None:
 
 class MultimodalTrainer(Trainer):
     """
-    Adds to [`~transformers.Trainer`] only what it lacks:
+    [`~transformers.Trainer`] with the following additions:
 
     - every objective is divided by its own count over all processes and accumulated batches, and logged by name;
-    - the training order and every draw about a sample depend on `(seed, epoch, sample)` alone;
-    - a sample that cannot be read costs one sample, and is listed in `quarantine.jsonl`;
-    - evaluation counts each row once, whatever the batch size and the number of processes;
+    - the training order and all random choices about a sample depend only on `(seed, epoch, sample)`;
+    - a sample that cannot be read is replaced or skipped, and listed in `quarantine.jsonl`;
+    - evaluation counts each row once, for any batch size and number of processes;
     - a learning rate per tower and layer; the share of time spent waiting for data; a summary of what is trained;
-    - LoRA adapters, which the model that is saved at the end holds merged into its weights, for good;
-    - checkpoints that are whole or not there, written to the disk beside the training; resumed runs that end as
-      uninterrupted ones; SIGTERM, Ctrl-C and gradients that are not finite, see [`RunControl`].
+    - LoRA adapters, which are merged into the weights of the final saved model;
+    - atomic checkpoints, which are written to the disk in the background; resumed runs with the results of
+      uninterrupted ones; handling of SIGTERM, Ctrl-C and gradients that are not finite, see [`RunControl`].
 
     Args:
-        model ([`TowerModel`]): with `count_items`; a `MultimodalFor…` or `AlproFor…` model.
-        args ([`MultimodalTrainingArguments`]): arguments of the run.
-        processor ([`MultimodalProcessor`]): makes tensors of rows, and is saved beside the model.
-        train_dataset, eval_dataset (*optional*): rows: a [`RowDataset`], or what [`Task.open_rows`] takes, such as the
-            path of a manifest.
-        roots (*optional*): folders of the files of rows that are not a [`RowDataset`], see there.
-        follow_links (`bool`, *optional*, defaults to `False`): follow links wherever they lead, likewise.
-        features (`str`, *optional*): folder of features that stand for frozen towers, see [`load_features`].
-        collator_settings (`Mapping`, *optional*): further arguments of [`MultimodalCollator`], for training and
-            evaluation alike.
-        drop_modalities (`Sequence[str]`, *optional*): evaluate as if the rows lacked these.
-        task ([`Task`], *optional*): what measures the model; by default that of its configuration, without options.
-        run_record (`dict`, *optional*): content of `run.json`, saved into every checkpoint. A trainer that is given
-            one starts over by removing older checkpoints of the output folder. By default made of the arguments.
-        callbacks (`list[TrainerCallback]`, *optional*): further callbacks.
+        model ([`TowerModel`]): Model with `count_items`, such as `MultimodalFor…` and `AlproFor…` models.
+        args ([`MultimodalTrainingArguments`]): Arguments of the run.
+        processor ([`MultimodalProcessor`]): Processor that turns rows into tensors; it is saved with the model.
+        train_dataset, eval_dataset (*optional*): Rows: a [`RowDataset`], or anything that [`Task.open_rows`] takes,
+            such as the path of a manifest.
+        roots (*optional*): Folders of the files, for rows that are not a [`RowDataset`], see there.
+        follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead out of the roots,
+            likewise.
+        features (`str`, *optional*): Folder of features that replace frozen towers, see [`load_features`].
+        collator_settings (`Mapping`, *optional*): Further arguments of [`MultimodalCollator`], for both training and
+            evaluation.
+        drop_modalities (`Sequence[str]`, *optional*): Modalities to leave out in evaluation, as if the rows lacked
+            them.
+        task ([`Task`], *optional*): Task that evaluates the model; by default the one in its config, without options.
+        run_record (`dict`, *optional*): Content of `run.json`, saved in every checkpoint. With it, a run that starts
+            over removes older checkpoints in the output folder. By default it is made from the arguments.
+        callbacks (`list[TrainerCallback]`, *optional*): Further callbacks.
     """
 
     control: TrainerControl
@@ -181,8 +183,8 @@ class MultimodalTrainer(Trainer):
         self.run_control = RunControl(args.max_nan_steps)
         self._sealing: concurrent.futures.Future | None = None  # of the last checkpoint
         self._save_error: BaseException | None = None  # of the last checkpoint
-        self._sums_start = 0  # the step before the first one that the sums are over
-        self._counter: PreTrainedModel | None = None  # the model; unwrapping it looks at every module
+        self._sums_start = 0  # the step before the first one in the sums
+        self._counter: PreTrainedModel | None = None  # the unwrapped model; unwrapping visits every module
         self.processor = processor
         self.args = args
         self._quarantine = self._make_quarantine(starts_over=False)
@@ -190,7 +192,7 @@ class MultimodalTrainer(Trainer):
             load_on_gpu(args)
         align_parameters(model)
         model.checkpoint_activations(args.gradient_checkpointing_towers)
-        # `Trainer` asks every processor for special tokens, also one without a tokenizer.
+        # `Trainer` asks every processor for special tokens, even one without a tokenizer.
         super().__init__(
             model,
             args,
@@ -202,20 +204,20 @@ class MultimodalTrainer(Trainer):
         )
         if args.enable_jit_checkpoint:
             raise InputError(
-                "--enable_jit_checkpoint would take SIGTERM away from this trainer, which saves a checkpoint on it, "
-                "in all processes at one step. Leave it out."
+                "enable_jit_checkpoint is not supported: this trainer handles SIGTERM itself and saves a checkpoint "
+                "after the same step in all processes. Leave it out."
             )
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
         if train_dataset is not None:
-            if not self.is_deepspeed_enabled:  # whose weights may lie in pieces
+            if not self.is_deepspeed_enabled:  # DeepSpeed may partition the weights
                 self._freeze_unreached(data_collator)
-            parameter_rates(model, args, args.learning_rate)  # what it refuses, before anything is written
+            parameter_rates(model, args, args.learning_rate)  # validate before anything is written
             self._check_checkpointed_towers()
         if model.config.lora is not None and args.has_reentrant_checkpoints:
             raise InputError(
-                "LoRA needs activation checkpoints that are not reentrant: these give a layer no gradient whose input "
-                "has none. Leave use_reentrant out of --activation_checkpointing_kwargs."
+                "LoRA needs non-reentrant activation checkpointing: reentrant checkpoints give no gradients to layers "
+                "whose inputs have none. Leave use_reentrant out of activation_checkpointing_kwargs."
             )
         if not args.do_train and args.should_log:
             source = self.run_record["arguments"].get("model_name_or_path")
@@ -229,11 +231,12 @@ class MultimodalTrainer(Trainer):
             self.add_callback(RunSummary(self.run_record))
         elif model.config.lora is not None:
             raise InputError(
-                "LoRA needs the whole model in every process: without FSDP and DeepSpeed. Leave --lora_rank out, or "
-                "start one process per device with torchrun or accelerate launch (configs/accelerate/multi_gpu.yaml)."
+                "LoRA does not work with FSDP and DeepSpeed: every process needs all weights. Train without LoRA, or "
+                "start one process per device with torchrun or accelerate launch "
+                "(configs/accelerate/multi_gpu.yaml)."
             )
-        stock = PrinterCallback if args.disable_tqdm else ProgressCallback  # in a notebook there is another one
-        if self.pop_callback(stock) is not None:  # the new one comes after the summary, whose table is above the bar
+        stock = PrinterCallback if args.disable_tqdm else ProgressCallback  # a notebook has another one
+        if self.pop_callback(stock) is not None:  # added after the summary, whose table is printed above the bar
             self.add_callback(ConsoleCallback(self, shows_bars=not args.disable_tqdm))
 
     # ---- Data ----
@@ -243,7 +246,7 @@ class MultimodalTrainer(Trainer):
         collator: MultimodalCollator,
         on_bad_sample: OnBadSamplePolicy,
     ) -> SupervisedReader:
-        """Makes batches out of keys of rows."""
+        """Return the reader that makes batches from keys of rows."""
         return SupervisedReader(
             BatchReader(dataset, collator, on_bad_sample=on_bad_sample),
             timeout_seconds=self.args.sample_timeout_seconds,
@@ -267,16 +270,16 @@ class MultimodalTrainer(Trainer):
         return EpochSampler(train_dataset or RowKeys(self.train_dataset), seed=seed, shuffle=shuffle)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches in the order of the sampler; a loader draws nothing from the global generators."""
+        """Return a loader of batches in the order of the sampler, which does not use the global random generators."""
         loader = super().get_train_dataloader()
-        base = loader.base_dataloader  # what accelerate has wrapped
-        # Else a loader whose workers persist draws a seed once, and one whose workers do not in each epoch.
+        base = loader.base_dataloader  # the loader that accelerate wraps
+        # Otherwise a loader takes a seed from the global generator: once with persistent workers, else in each epoch.
         base.generator = torch.Generator()
         base.worker_init_fn = LoaderInit(base.worker_init_fn)
         return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        # A run that resumes at its last step, or where it stopped early, would get one more.
+        # Otherwise a run that resumes at its last step, or where it stopped early, would train another step.
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             return [], None
         started = time.perf_counter()
@@ -293,7 +296,7 @@ class MultimodalTrainer(Trainer):
             bad_samples = batch.pop("bad_samples", ())
             num_read = len(batch["row_ids"])
             if self.args.on_bad_sample == "replace":
-                num_read += len(bad_samples)  # after each another one was read
+                num_read += len(bad_samples)  # each was replaced with another one
             self._quarantine.add(bad_samples, num_read, self.state.global_step + 1)
         if self._counter is None:
             self._counter = self.accelerator.unwrap_model(self.model)
@@ -314,40 +317,40 @@ class MultimodalTrainer(Trainer):
         return grad_norm
 
     def _freeze_unreached(self, collator: MultimodalCollator) -> None:
-        """See [`TowerModel.freeze_unreached`]; before the model is wrapped and the optimizer is made."""
+        """Call [`TowerModel.freeze_unreached`], before the model is wrapped and the optimizer is made."""
         device = next(self.model.parameters()).device
         batch = send_to_device(collator.empty_batch(2), device)
-        with self.accelerator.autocast():  # some attention knows half precision alone
+        with self.accelerator.autocast():  # some attention kernels only support half precision
             self.model.freeze_unreached(batch)
 
     def _check_checkpointed_towers(self) -> None:
-        """Refuse `gradient_checkpointing_towers` that keep no activations anyway."""
+        """Check that `gradient_checkpointing_towers` are trained; other towers keep no activations."""
         for name in self.args.gradient_checkpointing_towers:
             is_trained = any(parameter.requires_grad for parameter in self.model.towers[name].parameters())
-            if not is_trained and name != "fusion":  # through which gradients go on
+            if not is_trained and name != "fusion":  # gradients pass through it
                 raise InputError(
-                    f"--gradient_checkpointing_towers {name} can have no effect: nothing of that tower is trained "
-                    "(--freeze, or no objective reaches it), so that no activations of it are kept. Leave it out."
+                    f"gradient_checkpointing_towers would have no effect on {name}: the tower is not trained (it is "
+                    "frozen, or no objective reaches it), so its activations are not kept. Leave it out."
                 )
 
     def _check_chunks(self) -> None:
-        """Refuse `contrastive_chunk_size` where it cannot work, or would bring nothing."""
+        """Check that `contrastive_chunk_size` works in this run and has a benefit."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
-                "--contrastive_chunk_size needs the whole model in every process: without FSDP and DeepSpeed. Leave "
-                "it out, or start one process per device with torchrun or accelerate launch."
+                "contrastive_chunk_size does not work with FSDP and DeepSpeed: every process needs all weights. "
+                "Leave it out, or start one process per device with torchrun or accelerate launch."
             )
         weights = self.model.loss_weights
         if not weights.keys() & {*CONTRASTIVE_PAIRS, "matching"}:
             raise InputError(
-                "--contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
-                f"train (it has {', '.join(weights)}). Use --gradient_accumulation_steps, which "
-                "gives the same gradients here and costs less."
+                "contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
+                f"train (it has {', '.join(weights)}). Use gradient_accumulation_steps, which "
+                "computes the same gradients faster."
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         size = self.args.contrastive_chunk_size
-        chunks = {} if size is None else {"chunk_size": size}  # other models take none
+        chunks = {} if size is None else {"chunk_size": size}  # other models do not take it
         outputs = model(**inputs, num_items=num_items_in_batch, **chunks)
         self._collect(outputs)
         # Gradients are averaged over processes, but this loss is a share of a sum.
@@ -355,9 +358,7 @@ class MultimodalTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _collect(self, outputs) -> None:
-        """Add up what the next log shows, on the device: reading it every step would wait for the device every
-        step.
-        """
+        """Add up the values of the next log on the device, without waiting for it in every step."""
         if not self._sums:
             self._sums_start = self.state.global_step
         for name, value in outputs.losses.items():
@@ -369,7 +370,7 @@ class MultimodalTrainer(Trainer):
         if "train_loss" in logs:  # `Trainer` divides by the steps since the last resume
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "loss" in logs:
-            self._tr_loss = torch.zeros_like(self._tr_loss)  # `Trainer` subtracts it from itself, and NaN stays NaN
+            self._tr_loss = torch.zeros_like(self._tr_loss)  # `Trainer` subtracts it from itself, which keeps NaN
             nan_steps = int(self.run_control.nan_steps[0])
             if nan_steps:
                 logs["nan_steps"] = nan_steps
@@ -389,7 +390,7 @@ class MultimodalTrainer(Trainer):
         super().log(logs, start_time)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
-        # After every step; several processes meet less often, which on a device would wait for it.
+        # After every step; less often with several processes, as exchanging objects waits for the device.
         control, step = self.control, self.state.global_step
         if (
             self.args.world_size == 1
@@ -400,21 +401,21 @@ class MultimodalTrainer(Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
-        """[`Trainer.train`]; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+        """Train as [`Trainer.train`] does; `resume_from_checkpoint=True` resumes from the newest complete checkpoint.
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`]: without metrics if the checkpoint had no step left to train.
+            [`~transformers.trainer_utils.TrainOutput`]: Without metrics if no step was left to train.
         """
         if resume_from_checkpoint is True:
             newest = newest_checkpoint(self.args.output_dir)
             if newest is None:
-                raise InputError(f"{self.args.output_dir!r} holds no complete checkpoint to resume from.")
+                raise InputError(f"{self.args.output_dir!r} has no complete checkpoint to resume from.")
             resume_from_checkpoint = str(newest)
-        self.accelerator.wait_for_everyone()  # until all have looked into the folder
+        self.accelerator.wait_for_everyone()  # until all have read the folder
         if self.is_world_process_zero():
             starts_over = self.owns_folder and resume_from_checkpoint is None
             begin_run(self.args.output_dir, self.run_record, starts_over=starts_over)
-        if resume_from_checkpoint is None:  # what was measured of other weights
+        if resume_from_checkpoint is None:  # it was measured with other weights
             self._set_rerank_top_k(None)
         self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
         self._sums = {}
@@ -424,7 +425,7 @@ class MultimodalTrainer(Trainer):
         self.speed.restart()
         with self.run_control.listening(), concurrent.futures.ThreadPoolExecutor(max_workers=1) as self._sealer:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.run_control.signal is not None:  # after the last step, where nobody asks any more
+        if self.run_control.signal is not None:  # it came after the last step
             self._end_to_be_continued()
         result = result._replace(training_loss=result.metrics["train_loss"])
         return result if self.run_control.has_trained else result._replace(metrics={})
@@ -435,8 +436,8 @@ class MultimodalTrainer(Trainer):
             self._load_running(self._resumes_from)
         if self._save_error is not None:
             raise OSError(
-                f"The last checkpoint could not be saved in {self.args.output_dir}: {self._save_error}. The same "
-                "command goes on from the one before it."
+                f"The last checkpoint could not be saved in {self.args.output_dir}: {self._save_error}. Run the "
+                "same command to resume from the one before it."
             )
         if self.run_control.is_stopping:
             self._end_to_be_continued()
@@ -445,17 +446,17 @@ class MultimodalTrainer(Trainer):
     def _end_to_be_continued(self) -> NoReturn:
         if self.is_world_process_zero():
             cause = self.run_control.signal or "a signal to another process"
-            place = "the checkpoint" if self.run_control.is_stopping else "its newest checkpoint, if any,"
+            place = "the checkpoint" if self.run_control.is_stopping else "the newest checkpoint, if any,"
             logger.warning(
-                f"Stopped by {cause} after step {self.state.global_step}; the same command goes on from {place} in "
-                f"{self.args.output_dir}."
+                f"Stopped by {cause} after step {self.state.global_step}; run the same command to resume from {place} "
+                f"in {self.args.output_dir}."
             )
         leave_process_group()
         raise SystemExit(EXIT_REQUEUE)
 
     # ---- Optimizer ----
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """Weights, without biases, norms and, as in CLIP, temperatures."""
+        """Return the names of weights; as in CLIP, biases, norms and temperatures have no weight decay."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if name.rpartition(".")[2] not in TEMPERATURES]
 
@@ -467,8 +468,8 @@ class MultimodalTrainer(Trainer):
 
     # ---- Evaluation ----
     def get_eval_dataloader(self, eval_dataset: str | RowDataset | None = None) -> Any:
-        """The rows to evaluate, which [`evaluation_loop`] reads itself: no row stands in the shares of two processes,
-        and none is repeated to fill a batch.
+        """Return the rows to evaluate. [`evaluation_loop`] reads them itself: each row in one process, and none
+        repeated to fill a batch.
         """
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
@@ -484,18 +485,18 @@ class MultimodalTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Have the task measure the rows, shared among the processes; [`Trainer.evaluate`] does the rest."""
+        """Evaluate the rows with the task, divided among the processes; [`Trainer.evaluate`] does the rest."""
         rows: RowDataset = dataloader
         split = prepared_split(rows.manifest_file, rows.clip_names())
         measuring = Measuring(
             benchmark=prepared_protocol(rows.manifest_file),
             with_losses=True,
-            is_final=not self.is_in_train and metric_key_prefix != "test",  # pairs are of evaluation rows
+            is_final=not self.is_in_train and metric_key_prefix != "test",  # pair files belong to evaluation rows
             train_set=self.train_dataset,
         )
         with self._evaluating() as model:
             evaluation = self.task.evaluate(self._pipeline(model), rows, measuring)
-            # Nothing about the model is chosen by test clips, or by clips that lack a modality.
+            # Test clips, or clips that lack a modality, must not change settings of the model.
             if split != "test" and metric_key_prefix != "test" and not self.eval_collator.drop_modalities:
                 for name, value in evaluation.config_settings.items():
                     setattr(model.config, name, value)
@@ -512,14 +513,14 @@ class MultimodalTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=evaluation.num_rows)
 
     def _pipeline(self, model: PreTrainedModel) -> Pipeline:
-        """The model in use, as it will be used once it is saved."""
+        """Return the pipeline of the task, as it will be used with the saved model."""
         return self.task.pipeline_class(
             model,
             self.eval_collator.processor,
             collator=self.eval_collator,
             batch_size=self.args.eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
-            # Never another row in the place of a bad one: that one is to count.
+            # Never "replace": bad rows must count.
             on_bad_sample="fail" if self.args.on_bad_sample == "fail" else "skip",
             max_bad_fraction=None,
             sample_timeout_seconds=self.args.sample_timeout_seconds,
@@ -530,7 +531,7 @@ class MultimodalTrainer(Trainer):
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[PreTrainedModel]:
-        """The model without its wrappers, whole, in evaluation mode for as long as the context lasts."""
+        """Yield the model without wrappers, unsharded and in evaluation mode inside the context."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
@@ -539,15 +540,15 @@ class MultimodalTrainer(Trainer):
         model.train(was_training)
 
     def _on_prediction_step(self, num_batches: int) -> None:
-        self.callback_handler.eval_dataloader = range(num_batches)  # of which the progress bar asks the length
+        self.callback_handler.eval_dataloader = range(num_batches)  # the progress bar uses its length
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     # ---- Saving ----
     def _save_checkpoint(self, model, trial) -> None:
         """
-        Write a checkpoint aside, and have it hashed, synced and named beside the training, see [`seal`].
+        Stage a checkpoint; it is then hashed, synced and renamed in the background, see [`seal`].
 
-        If that fails, in whichever process, training goes on with a warning; it is tried again at the next save.
+        If that fails in any process, training continues with a warning, and tries again at the next save.
         """
         self._finish_checkpoint()
         self._save_step = self.state.global_step
@@ -582,7 +583,7 @@ class MultimodalTrainer(Trainer):
         rotate(final.parent, self.args.save_total_limit, keep=keep)
 
     def _finish_checkpoint(self) -> None:
-        """Wait until the last checkpoint bears its name in every process, or has failed."""
+        """Wait until the last checkpoint is finished, or has failed, in every process."""
         error: BaseException | None = self._save_error
         if self._sealing is not None:
             error = self._sealing.exception()
@@ -591,7 +592,7 @@ class MultimodalTrainer(Trainer):
         self._agree_on(error)
 
     def _agree_on(self, error: BaseException | None) -> BaseException | None:
-        """An error of any process, in all of them; a new one is reported."""
+        """Return in all processes an error of any process, and log it if it is new."""
         failed = torch.tensor([float(error is not None)], device=self.args.device)
         if not sum_over_processes(failed).item():
             self._save_error = None
@@ -600,7 +601,7 @@ class MultimodalTrainer(Trainer):
             if error is not None or self.is_world_process_zero():
                 logger.warning(
                     f"CHECKPOINT {self._save_step} COULD NOT BE SAVED in {self.args.output_dir}: {self._save_error}. "
-                    "Training goes on and tries again at the next save; older checkpoints are as they were."
+                    "Training continues and tries again at the next save; older checkpoints are unchanged."
                 )
         return self._save_error
 
@@ -636,7 +637,7 @@ class MultimodalTrainer(Trainer):
         self.state.save_to_json(str(Path(output_dir, STATE_FILE)))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Write what each process has of its own: random numbers, and what the next log will show."""
+        """Write the state of each process: random generators, and values for the next log."""
         super()._save_rng_state(output_dir)
         running = {
             "tr_loss": self._tr_loss,
@@ -654,7 +655,7 @@ class MultimodalTrainer(Trainer):
             self._load_running(checkpoint)
 
     def _load_running(self, checkpoint: str) -> None:
-        """Go on with the sums of a checkpoint. Another number of processes share what the former ones had."""
+        """Load the sums of a checkpoint; divide them equally if the number of processes has changed."""
         files = sorted(Path(checkpoint).glob("running_*.pth"))
         share = 1 / self.args.world_size
         if len(files) == self.args.world_size:
@@ -674,7 +675,7 @@ class MultimodalTrainer(Trainer):
     def _load_best_model(self) -> None:
         problem = decide_in_first_process(lambda: problem_of(self.state.best_model_checkpoint))
         if problem is not None:
-            raise OSError(f"The best checkpoint, {self.state.best_model_checkpoint}, is not whole: {problem}.")
+            raise OSError(f"The best checkpoint, {self.state.best_model_checkpoint}, is incomplete: {problem}.")
         if self.is_fsdp_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
@@ -683,11 +684,11 @@ class MultimodalTrainer(Trainer):
         self._set_rerank_top_k(config.get("rerank_top_k"))
 
     def _set_rerank_top_k(self, rerank_top_k: int | None) -> None:
-        """Note in the model's configuration whether matching is used unless asked otherwise."""
+        """Set in the model's config whether matching re-ranks by default."""
         self.accelerator.unwrap_model(self.model).config.rerank_top_k = rerank_top_k
 
     def save_config(self) -> None:
-        """Write the configuration of the saved model once more, with what the last evaluation found about matching."""
+        """Write the config of the saved model again, with what the last evaluation found about matching."""
         if self.args.should_save:
             config = self.accelerator.unwrap_model(self.model).config
             write_whole(Path(self.args.output_dir, CONFIG_NAME), [config.to_json_string()])
@@ -701,7 +702,7 @@ class MultimodalTrainer(Trainer):
             if self.args.should_save:
                 source = self.run_record["arguments"].get("model_name_or_path")
                 save_adapter(model, staged / ADAPTER_FOLDER, base_model=source)
-            merge_lora(model)  # what is evaluated from here on is what was saved
+            merge_lora(model)  # so that the saved weights are evaluated from here on
         with without_bars():
             super()._save(str(staged), state_dict)
         if not self.args.should_save:
@@ -717,19 +718,17 @@ class MultimodalTrainer(Trainer):
 
     @functools.cached_property
     def _training_clips(self) -> TrainingClips:
-        """The clips that the saved model has been trained on; listing them takes seconds for a million rows."""
+        """Clips that the saved model was trained on; listing them takes seconds for a million rows."""
         source = self.run_record["arguments"].get("model_name_or_path")
         return TrainingClips.read(source).with_rows(self.train_dataset)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Write the model card with the numbers of the last evaluation, in place of the stock one (also before a
-        push).
-        """
+        """Write the model card with the metrics of the last evaluation, not the stock card (also before a push)."""
         if self.is_world_process_zero():
             write_card(self)
 
     def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
-        """Print the few numbers that matter of the last training or evaluation; [`save_metrics`] writes all."""
+        """Print the main metrics of the last training or evaluation; [`save_metrics`] writes all of them."""
         if not self.is_world_process_zero():
             return
         if split == "train":
@@ -744,7 +743,7 @@ class MultimodalTrainer(Trainer):
         return metrics
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-        """Write `{split}_results.json`, `all_results.json`, and what [`write_results`] makes of them for people."""
+        """Write `{split}_results.json`, `all_results.json` and the files of [`write_results`]."""
         super().save_metrics(split, metrics, combined)
         if self.is_world_process_zero():
             write_results(self, split)

@@ -119,7 +119,7 @@ def test_publishing_a_model_may_be_killed_at_any_point(tmp_path):
 def test_damage_to_any_file_of_the_newest_checkpoint_is_detected(tmp_path, monkeypatch, damage):
     said = []
     monkeypatch.setattr(
-        checkpoints.logger, "warning", lambda text: text.startswith("Passed over") and said.append(text)
+        checkpoints.logger, "warning", lambda text: text.startswith("Skipped checkpoints") and said.append(text)
     )
     save(tmp_path, 4)
     names = [
@@ -138,7 +138,7 @@ def test_damage_to_any_file_of_the_newest_checkpoint_is_detected(tmp_path, monke
                 {"flip": flipped, "truncate": content[:-3], "extend": content + b"0", "empty": b""}[damage]
             )
         assert find(tmp_path) == tmp_path / "checkpoint-4"
-        assert "checkpoint-5 (" in said[-1] and "checkpoint-4 is the newest whole" in said[-1]
+        assert "checkpoint-5 (" in said[-1] and "checkpoint-4 is the newest complete" in said[-1]
         # A flipped bit in the manifest may be one of another file's hash.
         assert name.name in said[-1] or (name.name, damage) == (checkpoints.MANIFEST, "flip")
         path.write_bytes(content)
@@ -240,6 +240,6 @@ def test_a_damaged_newest_checkpoint_is_trained_again(command, straight, tmp_pat
         path = out / f"checkpoint-{step}/optimizer.pt"
         path.write_bytes(path.read_bytes()[:-1])
     assert finish([*command, *flags(output_dir=out)], tmp_path / "log") == 0
-    assert "Passed over" in (tmp_path / "log").read_text()
+    assert "Skipped checkpoints" in (tmp_path / "log").read_text()
     assert outcome(out) == outcome(straight) and len(logs(out)) == 5
     assert problem_of(out / "checkpoint-3") is None  # written again in its place

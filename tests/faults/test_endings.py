@@ -91,10 +91,12 @@ def test_ctrl_c_ends_a_run_like_sigterm(command, tmp_path, capfd, step, workers)
     assert list(list_checkpoints(tmp_path / "out")) == [step + 1]
     log = (tmp_path / "log").read_text()
     assert capfd.readouterr().err.count("Ctrl-C: the run ends after this step, with a checkpoint") == 1
-    assert log.count(f"Stopped by Ctrl-C after step {step + 1}; the same command goes on from the checkpoint") == 1
+    assert (
+        log.count(f"Stopped by Ctrl-C after step {step + 1}; run the same command to resume from the checkpoint") == 1
+    )
     assert "Traceback" not in log
     assert finish(argv, tmp_path / "log") == 0
-    assert f"Going on from {tmp_path}/out/checkpoint-{step + 1}." in (tmp_path / "log").read_text()
+    assert f"Resuming from {tmp_path}/out/checkpoint-{step + 1}." in (tmp_path / "log").read_text()
 
 
 def test_a_second_ctrl_c_ends_a_run_at_once(command, tmp_path, monkeypatch):
@@ -102,7 +104,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(command, tmp_path, monkeypatch):
     argv = [*command, *flags(output_dir=tmp_path / "out")]
     assert finish(argv, tmp_path / "log", prepare=terminated(at_step=2, times=2, by="INT")) == EXIT_INTERRUPTED
     log = (tmp_path / "log").read_text()
-    assert log.endswith("train.py: interrupted; the same command goes on from its newest checkpoint, if any.\n")
+    assert log.endswith("train.py: interrupted; run the same command to resume from the newest checkpoint, if any.\n")
     assert "Traceback" not in log and not list_checkpoints(tmp_path / "out")
 
 
@@ -282,7 +284,7 @@ def test_too_many_nan_steps_in_a_row_end_the_run(command, tmp_path):
     argv = [*command, *flags(output_dir=tmp_path / "out", max_nan_steps=2)]
     assert finish(argv, tmp_path / "log", prepare=with_nan_gradients(1, 3, 4)) == 1
     log = (tmp_path / "log").read_text()
-    assert "was NaN or infinite in 2 steps in a row, up to step 4. None of them changed the weights. Lower" in log
+    assert "was NaN or infinite in 2 consecutive steps, up to step 4. These steps did not change the weights" in log
 
 
 def test_a_fused_nan_step_is_skipped_on_the_device():

@@ -255,7 +255,7 @@ def test_several_processes_share_the_clips(retrieval_model, manifest, written, m
     launch += ["-m", "simple_multimodal"]
     done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{tmp_path / 'video'}: 6 clips, 6 made now"
+    assert done.stdout.strip() == f"{tmp_path / 'video'}: 6 clips, 6 new"
     assert contents(tmp_path / "video") == contents(written / "video")
 
 
@@ -268,8 +268,8 @@ def test_the_command_lists_clips_that_cannot_be_read(retrieval_model, clips, tmp
     words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path / "out")]
     assert main(words) == 1
     said = capsys.readouterr()
-    assert "video: 2 clips, 2 made now" in said.out
-    assert "not readable: '1'" in said.err and "1.mp4" in said.err and "missing.mp4 does not exist" in said.err
+    assert "video: 2 clips, 2 new" in said.out
+    assert "cannot be read: '1'" in said.err and "1.mp4" in said.err and "missing.mp4 does not exist" in said.err
     before = sorted((tmp_path / "out/video").iterdir())
     assert main(words) == 1 and sorted((tmp_path / "out/video").iterdir()) == before  # known to be bad, but retried
     retriever = Retriever.from_pretrained(retrieval_model, features=tmp_path / "out", drop_modalities=["audio"])
@@ -279,7 +279,7 @@ def test_the_command_lists_clips_that_cannot_be_read(retrieval_model, clips, tmp
         reader.read(dataset[1])
     shutil.copy(clips / "video/1.mp4", folder / "1.mp4")
     manifest.write_text("video,caption\n1.mp4,b\n")
-    assert main(words) == 0 and "1 clips, 1 made now" in capsys.readouterr().out
+    assert main(words) == 0 and "1 clips, 1 new" in capsys.readouterr().out
 
 
 def test_a_clip_that_crashes_the_decoder_is_unreadable(maker, dataset, written, tmp_path, monkeypatch):

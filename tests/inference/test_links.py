@@ -59,7 +59,7 @@ def test_pipelines_accept_a_manifest_of_absolute_paths(verb, clips, retrieval_mo
     capfd.readouterr()
     argv = [str(clips / "video/0.mp4") if word == str(manifest) else word for word in argv]
     assert main([verb, *argv, "--video_root", str(clips)]) == 2
-    assert "--video_root is for a manifest" in capfd.readouterr().err
+    assert "--video_root only applies to manifests" in capfd.readouterr().err
 
 
 def test_a_benchmark_follows_links_on_request(question_model, data, tmp_path, capfd):

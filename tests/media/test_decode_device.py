@@ -170,9 +170,7 @@ def test_training_spawns_its_loader_processes(tmp_path, monkeypatch, workers, gi
     def arguments(**settings):
         return MultimodalTrainingArguments(str(tmp_path), use_cpu=True, **settings)
 
-    with pytest.raises(
-        ValueError, match="--decode_device cuda is for a model on a GPU, and this one is trained on cpu"
-    ):
+    with pytest.raises(ValueError, match="--decode_device cuda needs a model on a GPU, but this one is on cpu"):
         load_on_gpu(arguments())
     monkeypatch.setattr(MultimodalTrainingArguments, "device", torch.device("cuda"))
     args = arguments(dataloader_num_workers=workers, dataloader_multiprocessing_context=given)

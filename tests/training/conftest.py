@@ -1,4 +1,4 @@
-"""Clips, configs and checkpoints of the smallest size, written once."""
+"""Small clips, configs and checkpoints, written once."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def clips(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(clips, tmp_path_factory) -> list[str]:
-    """Flags of a run on those clips with tiny towers; two rows in a batch."""
+    """Flags of a run on the clips with tiny towers and two rows per batch."""
     folder = tmp_path_factory.mktemp("configs")
     configs = tiny_run.config_flags(tiny_run.write_configs(folder))
     data = tiny_run.flags(per_device_train_batch_size=2, cache_dir=folder / "cache")
@@ -25,7 +25,7 @@ def start(clips, tmp_path_factory) -> list[str]:
 
 
 class Interruption(TrainerCallback):
-    """Ends the process's work after some steps, as a crash would: without a last save."""
+    """Stops training after some steps without saving, like a crash."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -37,7 +37,7 @@ class Interruption(TrainerCallback):
 
 @pytest.fixture
 def interrupted_after(monkeypatch):
-    """Call with a number of steps to have the next runs break off there, with `None` to have them go on."""
+    """Function that makes the next runs stop after a number of steps; `None` lets them run to the end."""
 
     def interrupt(steps: int | None) -> None:
         def init(self, *args, **kwargs):
@@ -53,7 +53,7 @@ def interrupted_after(monkeypatch):
 
 @pytest.fixture
 def trainers(monkeypatch) -> list[MultimodalTrainer]:
-    """The trainers that runs of this test make, in their order; each keeps the gradients of its last step."""
+    """Trainers that the runs of this test make, in order; each keeps the gradients of its last step."""
     made = []
 
     class KeepGradients(TrainerCallback):

@@ -1,4 +1,4 @@
-"""A converted ALPRO is fine-tuned by `train.py` like any other model: it learns, resumes, and is measured."""
+"""Fine-tuning of a converted ALPRO with `train.py`: learning, resuming and evaluation."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ TASKS = {"msrvtt_ret": "retrieval", "msvd_qa": "question_answering"}
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A folder with both benchmarks."""
+    """Folder with both benchmarks."""
     folder = tmp_path_factory.mktemp("alpro")
     for task in TASKS:
         write_benchmark(folder, task)
@@ -39,7 +39,7 @@ def question_model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def start(work, retrieval_model):
-    """Call with the name of a benchmark to get the flags of its fine-tuning, two rows in a batch."""
+    """Function that returns the flags for fine-tuning on a benchmark, with two rows per batch."""
 
     def start(benchmark: str, **values) -> list[str]:
         manifests = work / "datasets" / benchmark
@@ -60,7 +60,7 @@ def start(work, retrieval_model):
 
 @pytest.fixture
 def trainers(monkeypatch) -> list[MultimodalTrainer]:
-    """The trainers that runs of this test make; each remembers the weights that it began with."""
+    """Trainers that the runs of this test make; each keeps its initial weights."""
     made = []
 
     class KeptTrainer(MultimodalTrainer):
@@ -79,13 +79,13 @@ def changed(trainer: MultimodalTrainer) -> set[str]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_it_learns_and_is_measured_on_the_test_split(start, work, tmp_path, trainers, capfd, task):
+def test_alpro_learns_and_is_evaluated_on_the_test_split(start, work, tmp_path, trainers, capfd, task):
     out = tmp_path / "out"
     learn = {"max_steps": 40, "learning_rate": 3e-3, "per_device_train_batch_size": 10, "logging_steps": 1}
     metrics = run(*start(task, output_dir=out, **learn))
     losses = [log["loss"] for log in trainers[0].state.log_history if "loss" in log]
     assert sum(losses[-4:]) / 4 < 0.8 * losses[0]
-    # A key's bias moves all scores of a query alike.
+    # A key's bias shifts all scores of a query equally.
     still = {name for name in trainers[0].before if name not in changed(trainers[0]) and "key.bias" not in name}
     assert still == set()
     is_retrieval = task == "msrvtt_ret"
@@ -111,7 +111,7 @@ def test_it_learns_and_is_measured_on_the_test_split(start, work, tmp_path, trai
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(start, work, tmp_path, task):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(start, work, tmp_path, task):
     steps = {"max_steps": 4, "save_steps": 2}
     if task == "msvd_qa":
         steps["answers_file"] = work / "data/msvd_qa/txt/train_ans2label.json"
@@ -123,7 +123,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(sta
     assert [name for name in straight if not torch.equal(straight[name], other[name])] == []
 
 
-def test_question_answering_borrows_towers_and_fusion_and_draws_a_new_head(start, retrieval_model, tmp_path, trainers):
+def test_question_answering_uses_towers_and_fusion_with_a_new_random_head(start, retrieval_model, tmp_path, trainers):
     run(*start("msvd_qa", output_dir=tmp_path, max_steps=1, learning_rate=0), "--do_train")
     source = load_file(Path(retrieval_model) / "model.safetensors")
     before = trainers[0].before
@@ -133,7 +133,9 @@ def test_question_answering_borrows_towers_and_fusion_and_draws_a_new_head(start
     assert before["classifier.2.weight"].std() > 0
 
 
-def test_a_model_for_questions_keeps_its_answers_or_lends_its_towers(start, question_model, work, tmp_path, trainers):
+def test_a_question_answering_model_keeps_its_answers_or_provides_towers_for_retrieval(
+    start, question_model, work, tmp_path, trainers
+):
     run(*start("msvd_qa", output_dir=tmp_path / "qa", model_name_or_path=question_model, max_steps=1), "--do_train")
     assert trainers[0].model.config.id2label == {number: f"LABEL_{number}" for number in range(3)}
     run(
@@ -146,7 +148,7 @@ def test_a_model_for_questions_keeps_its_answers_or_lends_its_towers(start, ques
 
 
 @pytest.mark.parametrize("frozen", ["text", "video", "fusion"])
-def test_each_tower_can_be_frozen_and_has_a_rate_of_its_own(start, tmp_path, trainers, frozen):
+def test_each_tower_can_be_frozen_and_has_its_own_learning_rate(start, tmp_path, trainers, frozen):
     rates = {"learning_rate": 0.03, "text_learning_rate": 0.01, "video_learning_rate": 0.02}
     rates.pop(f"{frozen}_learning_rate", None)
     run(*start("msrvtt_ret", output_dir=tmp_path, max_steps=1, freeze=frozen, **rates), "--do_train")
@@ -171,15 +173,13 @@ def test_each_tower_can_be_frozen_and_has_a_rate_of_its_own(start, tmp_path, tra
     assert found == sum(parameter.requires_grad for parameter in trainer.model.parameters()) > 50
 
 
-def test_activation_checkpointing_changes_nothing(start, tmp_path, question_model, trainers):
+def test_activation_checkpointing_does_not_change_results(start, tmp_path, question_model, trainers):
     for name, is_on in (("a", False), ("b", True)):
         values = {"output_dir": tmp_path / name, "activation_checkpointing": is_on, "max_steps": 1}
         run(*start("msvd_qa", model_name_or_path=question_model, **values), "--do_train")
     assert [trainer.model.is_activation_checkpointing for trainer in trainers] == [False, True]
     plain, checkpointed = (trainer.model.state_dict() for trainer in trainers)
-    assert_close(
-        checkpointed, plain, 1e-4
-    )  # Adam turns rounding errors of small gradients into steps as large as others
+    assert_close(checkpointed, plain, 1e-4)  # Adam turns rounding errors of small gradients into full steps
 
 
 def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):
@@ -200,26 +200,26 @@ def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):
     [
         (
             {"task": "pretraining"},
-            "of the type 'alpro', and this --task has models of the type 'simple_multimodal' alone",
+            "of type 'alpro', but this task only has models of type 'simple_multimodal'",
         ),
         (
             {"mlm_loss_weight": 1},
-            "has no such objective: --mlm_loss_weight. .* is --contrastive_tv_loss_weight, --mat",
+            "has no such objective: --mlm_loss_weight. .* it has --contrastive_tv_loss_weight, --mat",
         ),
         ({"fusion_form": "merge"}, "--fusion_form is 'merge', but the saved model has no such setting"),
         ({"modalities": ["text", "audio"]}, "--modalities is text audio, but the saved model has text video"),
-        ({"num_mel_bins": 64}, r"takes text and video, so settings of audio have no use \(num_mel_bins\)"),
+        ({"num_mel_bins": 64}, r"takes text and video, so audio settings would have no effect: num_mel_bins"),
         ({"num_frames": 8}, "8 frames of 12 by 12 pixels, but this ALPRO takes 3 .* convert the checkpoint"),
         ({"max_seq_length": 65}, "65 tokens, but this ALPRO takes 64. Set max_seq_length"),
         ({"freeze": "audio"}, "Cannot freeze 'audio': this model has text, video, fusion"),
-        ({"audio_learning_rate": 0.1}, "--audio_learning_rate can have no effect: this model has text, video, fusion"),
+        ({"audio_learning_rate": 0.1}, "audio_learning_rate would have no effect: this model has text"),
     ],
 )
-def test_what_it_lacks_is_an_error(start, tmp_path, changes, message):
+def test_unsupported_settings_are_errors(start, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         run(*start("msrvtt_ret", output_dir=tmp_path, max_steps=1, **changes))
 
 
-def test_modalities_that_it_has_may_be_named(start, tmp_path):
+def test_modalities_of_the_model_can_be_named(start, tmp_path):
     run(*start("msrvtt_ret", output_dir=tmp_path, max_steps=1, modalities=["text", "video"]), "--do_train")
     assert (tmp_path / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""A new model's processor and config, and what is checked before a run: each value from one place."""
+"""Processor and config of new and saved models, and checks before a run."""
 
 import json
 
@@ -45,20 +45,20 @@ def build(towers=TOWERS, **settings) -> MultimodalProcessor:
     return build_processor(towers, captions=lambda: CAPTIONS, **settings)
 
 
-def test_a_processor_fits_the_towers_where_nothing_else_is_said():
+def test_a_processor_fits_the_towers_by_default():
     processor = build()
     audio, video = processor.feature_extractor, processor.video_processor
     assert (audio.num_mel_bins, audio.num_frames, audio.sampling_rate) == (64, 368, 16000)
     assert (video.num_frames, video.height, video.width) == (4, 64, 64)
-    assert processor.max_seq_length() == 24  # the text tower has no more positions
+    assert processor.max_seq_length() == 24  # the number of positions of the text tower
 
 
-def test_a_tower_of_images_says_nothing_about_audio():
+def test_an_image_config_does_not_determine_audio_settings():
     audio = build({"audio": ViTMAEConfig()}).feature_extractor  # RGB, 224 x 224
     assert (audio.num_mel_bins, audio.num_frames) == (128, 1024)
 
 
-def test_a_new_model_takes_a_minute_of_audio_and_no_window_for_less_than_a_patch(folders, tmp_path):
+def test_a_new_model_takes_a_minute_of_audio_and_skips_windows_shorter_than_a_patch(folders, tmp_path):
     for names in ({}, {"audio_processor_name": folders["vit_mae"]}, {"audio_processor_name": folders["ast"]}):
         audio = build(**names).feature_extractor
         assert (audio.max_windows, audio.crop, audio.min_window_frames) == (6, "random", 16)
@@ -70,7 +70,7 @@ def test_a_new_model_takes_a_minute_of_audio_and_no_window_for_less_than_a_patch
 
 
 def test_a_saved_processor_keeps_its_windows(tmp_path):
-    """Also one that was saved when nothing was said about remainders and about what is kept."""
+    """Also a processor from before `min_window_frames` and `crop` were saved."""
     build().save_pretrained(tmp_path)
     path = tmp_path / "processor_config.json"
     saved = json.loads(path.read_text())
@@ -85,10 +85,10 @@ def test_a_saved_processor_keeps_its_windows(tmp_path):
     assert (audio.num_frames, audio.max_windows, audio.crop, audio.min_window_frames) == (992, 6, "random", 1)
 
 
-def test_settings_come_before_the_named_processor_and_that_before_the_tower(folders):
+def test_settings_override_the_named_processor_and_that_overrides_the_tower(folders):
     processor = build(audio_processor_name=folders["vit_mae"], video_processor_name=folders["videomae"])
     audio, video = processor.feature_extractor, processor.video_processor
-    assert (audio.num_mel_bins, audio.num_frames) == (64, 368)  # a picture processor knows nothing of sound
+    assert (audio.num_mel_bins, audio.num_frames) == (64, 368)  # an image processor has no audio settings
     assert (video.num_frames, video.height, video.image_mean) == (4, 96, [0.1, 0.2, 0.3])
     audio = build(audio_processor_name=folders["ast"], audio_settings={"num_frames": 32}).feature_extractor
     assert (audio.num_mel_bins, audio.num_frames, audio.mean) == (80, 32, -4.0)
@@ -121,12 +121,12 @@ def test_a_config_fits_its_towers_to_the_processor():
         ({"audio_settings": {"num_mel_bins": 70}}, "70"),
     ],
 )
-def test_inputs_that_patches_do_not_tile(settings, message):
+def test_input_sizes_must_be_multiples_of_the_patch_size(settings, message):
     with pytest.raises(ValueError, match=message):
         build_config(TOWERS, ViTConfig(), build(**settings))
 
 
-def test_the_longest_text_is_saved_with_the_model(tmp_path):
+def test_the_maximum_text_length_is_saved_with_the_model(tmp_path):
     build(max_seq_length=9).save_pretrained(tmp_path)
     assert load_processor(tmp_path).max_seq_length() == 9
     load_processor(tmp_path, max_seq_length=7).save_pretrained(tmp_path)
@@ -134,7 +134,7 @@ def test_the_longest_text_is_saved_with_the_model(tmp_path):
     assert batch["input_ids"].shape == (1, 7)
 
 
-def test_a_saved_processor_takes_settings_that_change_nothing_for_the_model(tmp_path):
+def test_a_saved_processor_takes_settings_that_do_not_affect_the_model(tmp_path):
     build().save_pretrained(tmp_path)
     processor = load_processor(tmp_path, video_settings={"random_flip": True}, audio_settings={"max_windows": 2})
     assert processor.video_processor.random_flip is True and processor.video_processor.num_frames == 4
@@ -151,7 +151,7 @@ def test_a_saved_processor_takes_settings_that_change_nothing_for_the_model(tmp_
         ({"fusion_form": "merge"}, "--fusion_form is 'merge', but the saved model has 'cross_attention'"),
     ],
 )
-def test_flags_that_a_saved_model_cannot_follow(start, tmp_path, saved, changes, message):
+def test_flags_that_do_not_fit_a_saved_model_are_errors(start, tmp_path, saved, changes, message):
     with pytest.raises(ValueError, match=message):
         run(*start, "--do_eval", *flags(model_name_or_path=saved, output_dir=tmp_path, **changes))
 
@@ -163,8 +163,8 @@ def saved(start, tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_a_saved_model_is_fitted_to_more_frames_of_another_size(start, tmp_path, saved):
-    """Its tables become what they become of a pretrained tower; everything else is as it was saved."""
+def test_a_saved_model_is_fitted_to_another_number_and_size_of_frames(start, tmp_path, saved):
+    """Its position embeddings are converted like those of a pretrained tower; all other weights are unchanged."""
     sizes = flags(num_frames=4, video_size=[48, 32], num_audio_frames=128)
     run(*start, "--do_train", *sizes, *flags(model_name_or_path=saved, output_dir=tmp_path, max_steps=1))
     assert json.loads((tmp_path / "config.json").read_text())["video_config"]["num_frames"] == 4
@@ -190,8 +190,8 @@ def test_a_saved_model_is_fitted_to_more_frames_of_another_size(start, tmp_path,
         after.multimodal.check_inputs(modality, *size)
 
 
-def test_a_saved_model_gives_the_tables_that_its_pretrained_tower_gives(tmp_path):
-    """Fitted twice, once when it was built and saved and once when it is loaded, or once."""
+def test_a_saved_model_is_fitted_like_its_pretrained_tower(tmp_path):
+    """Fitting twice, when the model is built and when it is loaded, gives the same weights as fitting once."""
     hub = write_hub_folders(tmp_path)
     changed = {"video_settings": {"num_frames": 8, "size": {"height": 48, "width": 64}}}
 
@@ -214,16 +214,16 @@ def test_a_saved_model_gives_the_tables_that_its_pretrained_tower_gives(tmp_path
             assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_unchanged_sizes_leave_a_saved_model_as_it_is(saved, monkeypatch):
+def test_unchanged_sizes_do_not_change_a_saved_model(saved, monkeypatch):
     plain = smm.load(saved)[0]
-    monkeypatch.setattr(MultimodalPreTrainedModel, "fit_inputs", None)  # which is not called
+    monkeypatch.setattr(MultimodalPreTrainedModel, "fit_inputs", None)  # it is not called
     settings = {"video_settings": {"num_frames": 2, "size": {"height": 32, "width": 32}, "random_flip": True}}
     again = smm.load(saved, processor_settings=settings)[0]
     assert again.config.to_dict() == plain.config.to_dict()
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in plain.state_dict().items())
 
 
-def test_a_tower_that_has_no_rule_for_its_tables_says_so(saved, monkeypatch):
+def test_a_tower_that_cannot_convert_its_weights_is_an_error(saved, monkeypatch):
     model = smm.load(saved)[0]
     monkeypatch.setattr(type(model.multimodal.video_encoder), "convert_pretrained", lambda *args: None)
     with pytest.raises(
@@ -232,15 +232,15 @@ def test_a_tower_that_has_no_rule_for_its_tables_says_so(saved, monkeypatch):
         model.fit_inputs({"video": (4, 32, 32)})
 
 
-def test_flags_of_parts_are_named_when_a_whole_model_is_loaded(start, tmp_path, saved, monkeypatch):
+def test_flags_of_parts_are_ignored_with_a_warning_if_a_complete_model_is_loaded(start, tmp_path, saved, monkeypatch):
     said = []
     monkeypatch.setattr("arguments.model_arguments.logger.warning", said.append)
     run(*start, "--do_eval", *flags(model_name_or_path=saved, output_dir=tmp_path, num_frames=2, random_flip=True))
     (line,) = said
-    assert "not used: --text_config_name, --audio_config_name, --video_config_name, --fusion_config_name." in line
+    assert "ignored: --text_config_name, --audio_config_name, --video_config_name, --fusion_config_name." in line
 
 
-def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, tmp_path, saved, monkeypatch):
+def test_attention_of_each_tower_is_set_in_new_and_saved_models(start, tmp_path, saved, monkeypatch):
     made = []
 
     class Kept(MultimodalTrainer):
@@ -261,19 +261,19 @@ def test_attention_of_each_tower_is_chosen_in_a_new_and_in_a_saved_model(start, 
     ("values", "told"),
     [
         ({}, []),
-        ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Without effect: mvm_loss_weight; "]),
-        ({"frame_stride": 2}, ["Without effect: frame_stride, which is for --frame_sampling dense."]),
+        ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Ignored: mvm_loss_weight; "]),
+        ({"frame_stride": 2}, ["frame_stride is ignored: it only applies to frame_sampling='dense'."]),
         ({"frame_stride": 2, "frame_sampling": "dense"}, []),
         (
             {"modalities": ["text", "video"], "audio_model_name_or_path": "nowhere", "num_mel_bins": 16},
             [
-                "Without effect with --modalities text video: --audio_model_name_or_path, --audio_config_name.",
-                "Without effect in a model of text and video: num_mel_bins.",
+                "Ignored with --modalities text video: --audio_model_name_or_path, --audio_config_name.",
+                "Ignored in a model of text and video: num_mel_bins.",
             ],
         ),
     ],
 )
-def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
+def test_flags_without_effect_give_warnings(start, tmp_path, monkeypatch, values, told):
     said: list[str] = []
     for module in ("arguments.model_arguments", "simple_multimodal.assembly"):
         monkeypatch.setattr(f"{module}.logger.warning", said.append)
@@ -281,7 +281,7 @@ def test_what_has_no_effect_is_told(start, tmp_path, monkeypatch, values, told):
     assert len(said) == len(told) and all(map(str.startswith, said, told)), said
 
 
-def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
+def test_frame_pooling_layers_need_a_task_that_uses_embeddings(start, tmp_path):
     questions = tmp_path / "questions.csv"
     questions.write_text("video,question,answer\n0.mp4,what is it?,a cat\n1.mp4,what is it?,a dog\n")
     with pytest.raises(ValueError, match="but question_answering does not use the embedding"):
@@ -293,8 +293,8 @@ def test_layers_over_embeddings_need_a_task_that_reads_them(start, tmp_path):
         )
 
 
-def test_towers_are_built_for_rows_of_every_kind(tmp_path):
-    """A tokenizer is trained on the captions of a manifest or of dictionaries alike."""
+def test_towers_are_built_from_rows_of_every_kind(tmp_path):
+    """A tokenizer is trained on the captions of a manifest or of dictionaries."""
     configs = write_configs(tmp_path)
     records = [{"video": "a.mp4", "caption": caption} for caption in CAPTIONS]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -1,4 +1,4 @@
-"""Files that cannot be read, in a whole run: what is trained, what is listed, what counts as wrong."""
+"""Unreadable files in a whole run: what is trained, what is listed, and what counts as wrong."""
 
 import json
 import math
@@ -17,13 +17,13 @@ from tests.training.tiny_run import NUM_ROWS, data_flags, flags, run
 
 
 @pytest.fixture(autouse=True)
-def wait_for_no_file(monkeypatch):
+def retry_without_waiting(monkeypatch):
     monkeypatch.setattr(bad_samples, "RETRY_SECONDS", (0.0,))
 
 
 @pytest.fixture
 def spoiled(clips, start, tmp_path):
-    """Call with files to spoil, say `video/1.mp4`, for the flags of a run on a copy of the clips; empty files."""
+    """Function that empties files, such as `video/1.mp4`, in a copy of the clips, and returns the run's flags."""
 
     def spoil(*files: str, data: str = "clips") -> list[str]:
         folder = shutil.copytree(clips, tmp_path / data)
@@ -52,7 +52,7 @@ BAD = ("video/1.mp4", "audio/5.wav", "text/6.txt")
 
 
 @pytest.mark.parametrize("policy", ["replace", "skip"])
-def test_a_run_does_without_bad_samples_and_lists_them(spoiled, tmp_path, policy):
+def test_a_run_leaves_out_bad_samples_and_lists_them(spoiled, tmp_path, policy):
     common = [*spoiled(*BAD), "--do_train", *flags(num_train_epochs=2, learning_rate=0.01, on_bad_sample=policy)]
     for name, num_workers in (("a", 0), ("b", 2)):
         run(*common, *flags(output_dir=tmp_path / name, dataloader_num_workers=num_workers))
@@ -69,7 +69,7 @@ def test_a_run_does_without_bad_samples_and_lists_them(spoiled, tmp_path, policy
 
 
 @pytest.mark.parametrize("policy", ["replace", "skip"])
-def test_a_batch_of_bad_samples_alone(spoiled, tmp_path, policy):
+def test_a_batch_of_only_bad_samples(spoiled, tmp_path, policy):
     common = spoiled("video/0.mp4", "audio/1.wav", "text/2.txt")
     order = flags(train_sampling_strategy="sequential", num_train_epochs=1, on_bad_sample=policy)
     metrics = run(*common, "--do_train", *flags(output_dir=tmp_path / "out", logging_steps=1), *order)
@@ -81,7 +81,7 @@ def test_a_batch_of_bad_samples_alone(spoiled, tmp_path, policy):
     assert log[0]["bad_samples"] >= 2
 
 
-def test_fail_ends_the_run_with_the_file(spoiled, tmp_path):
+def test_fail_ends_the_run_and_names_the_file(spoiled, tmp_path):
     common = spoiled("video/1.mp4")
     with pytest.raises(ValueError, match=r"row 1 \(id '1'\): .*1\.mp4.* is empty"):
         run(*common, "--do_train", *flags(output_dir=tmp_path / "out", num_train_epochs=1, on_bad_sample="fail"))
@@ -89,13 +89,13 @@ def test_fail_ends_the_run_with_the_file(spoiled, tmp_path):
 
 def test_too_many_bad_samples_end_the_run(spoiled, tmp_path):
     common = spoiled(*[f"video/{row}.mp4" for row in range(NUM_ROWS) if row != 4], "audio/4.wav")
-    with pytest.raises(ValueError, match=r"samples could not be read, more than --max_bad_fraction 0\.2 of them"):
+    with pytest.raises(ValueError, match=r"samples could not be read, more than max_bad_fraction=0\.2 of them"):
         run(*common, "--do_train", *flags(output_dir=tmp_path / "out", num_train_epochs=9))
     assert len(quarantine(tmp_path / "out")) == NUM_ROWS
     run(*common, "--do_train", *flags(output_dir=tmp_path / "all", num_train_epochs=1, max_bad_fraction=1))
 
 
-def test_a_resumed_run_is_the_straight_one_with_bad_samples_too(spoiled, tmp_path, monkeypatch):
+def test_a_resumed_run_with_bad_samples_equals_an_uninterrupted_one(spoiled, tmp_path, monkeypatch):
     common = [*spoiled(*BAD[:2]), "--do_train", *flags(num_train_epochs=2, save_steps=2)]
     run(*common, *flags(output_dir=tmp_path / "straight"))
     original = MultimodalTrainer._maybe_log_save_evaluate
@@ -142,7 +142,7 @@ def evaluate(common: list[str], model: str, folder: Path, **values) -> tuple[dic
     return metrics, made[0]
 
 
-def test_in_retrieval_a_bad_sample_comes_last(spoiled, trained, tmp_path):
+def test_a_bad_sample_ranks_last_in_retrieval(spoiled, trained, tmp_path):
     _, whole = evaluate(spoiled(), trained, tmp_path / "whole")
     pairs = tmp_path / "audio_pairs.jsonl"
     pairs.write_text('{"a": "1", "b": "0"}\n{"a": "2", "b": "3"}\n')
@@ -173,7 +173,7 @@ def test_in_retrieval_a_bad_sample_comes_last(spoiled, trained, tmp_path):
     assert (tmp_path / "out/report.html").exists()
 
 
-def test_a_good_row_stands_for_the_clip_of_a_bad_one_of_its_group(spoiled, trained, tmp_path):
+def test_a_good_row_replaces_the_clip_of_a_bad_row_of_its_group(spoiled, trained, tmp_path):
     common = spoiled("audio/1.wav")
     manifest = tmp_path / "groups.jsonl"
     rows = [
@@ -189,15 +189,15 @@ def test_a_good_row_stands_for_the_clip_of_a_bad_one_of_its_group(spoiled, train
     assert (ranking.scores.whole()[0] == -math.inf).all() and (ranking.scores.whole()[1:] > -math.inf).all()
 
 
-def test_an_evaluation_of_bad_samples_alone(spoiled, trained, tmp_path):
+def test_an_evaluation_of_only_bad_samples(spoiled, trained, tmp_path):
     common = spoiled(*[f"text/{row}.txt" for row in range(NUM_ROWS)])
     metrics, _ = evaluate(common, trained, tmp_path / "out")
     assert metrics["eval_text_to_video_mean_rank"] == NUM_ROWS
-    assert not any(name.endswith("_loss") for name in metrics)  # 0 would be the best there is
+    assert not any(name.endswith("_loss") for name in metrics)  # 0 would be the best possible value
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_a_question_about_a_bad_clip_is_answered_wrong(spoiled, start, clips, tmp_path):
+def test_a_question_about_a_bad_clip_counts_as_wrong(spoiled, start, clips, tmp_path):
     manifest = tmp_path / "questions.jsonl"
     rows = [{"video": f"{row}.mp4", "question": "is there a cat?", "answer": "yes" if row < 6 else "no"}
             for row in (0, 1, 2, 3, 5, 6)]  # fmt: skip
@@ -208,14 +208,14 @@ def test_a_question_about_a_bad_clip_is_answered_wrong(spoiled, start, clips, tm
     for name, bad in (("whole", ()), ("bad", ("video/0.mp4", "video/6.mp4"))):
         common = [*spoiled(*bad, data=name), *files]
         shown[name], trainer = evaluate(common, str(tmp_path / "model"), tmp_path / f"out_{name}")
-    assert shown["whole"]["eval_accuracy"] == pytest.approx(5 / 6)  # it says yes
+    assert shown["whole"]["eval_accuracy"] == pytest.approx(5 / 6)  # the model always answers yes
     assert shown["bad"]["eval_accuracy"] == pytest.approx(4 / 6)
     assert trainer.last_evaluation.counts["questions"] == 6
     report = json.loads((tmp_path / "out_bad/evaluation.json").read_text())
     assert [sample["id"] for sample in report["bad_samples"]] == ["0", "5"]
 
 
-def test_the_list_names_each_file_once(tmp_path):
+def test_the_quarantine_lists_each_file_once(tmp_path):
     list_of_run = Quarantine(tmp_path, starts_over=True, writes=True, max_bad_fraction=0.5)
     for step, (row, file) in enumerate([(3, "a"), (4, "b"), (5, "a"), (6, None), (6, None)]):
         list_of_run.add([BadSample(row, 0, f"r{row}", file, "no")], 10, step)
@@ -234,13 +234,15 @@ def test_the_list_names_each_file_once(tmp_path):
     assert quarantine(tmp_path) == []
 
 
-def test_the_share_is_taken_of_a_hundred_samples_at_least(tmp_path):
+def test_the_bad_fraction_is_computed_from_at_least_a_hundred_samples(tmp_path):
     list_of_run = Quarantine(tmp_path, starts_over=True, writes=True, max_bad_fraction=0.1)
     bad = [BadSample(row, 0, str(row), str(row), f"reason {row}") for row in range(11)]
     list_of_run.add(bad[:10], 10, 1)
     list_of_run.settle()
     list_of_run.add(bad[10:], 10, 2)
-    with pytest.raises(ValueError, match="11 of 20 training samples .* 0.1 of them; the last one: reason 10"):
+    with pytest.raises(
+        ValueError, match="11 of 20 training samples .*max_bad_fraction=0.1 of them; the last one: reason 10"
+    ):
         list_of_run.settle()
     enough = Quarantine(tmp_path, starts_over=True, writes=False, max_bad_fraction=0.1)
     enough.add(bad, 110, 1)

@@ -1,4 +1,4 @@
-"""`--contrastive_chunk_size`: steps of the trainer are those of whole batches, whatever the chunks."""
+"""`--contrastive_chunk_size`: training steps do not depend on the size of the chunks."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.training.tiny_run import flags, run
 
 @pytest.fixture
 def steps(start, tmp_path, monkeypatch):
-    """Runs one step of two accumulated batches of three rows; gives its gradients and what it logged."""
+    """Function that runs a step of two accumulated batches of three rows and returns its gradients and logs."""
     found: list[tuple[dict[str, torch.Tensor], dict[str, float]]] = []
 
     class Keep(TrainerCallback):
@@ -61,12 +61,12 @@ def test_a_step_does_not_depend_on_the_chunks(steps):
 NO_CONTRAST = {f"{name}_loss_weight": 0 for name in OBJECTIVES if name not in ("mlm", "mvm")}
 
 
-def test_chunks_are_refused_for_masked_objectives_alone(start, tmp_path):
-    with pytest.raises(ValueError, match=r"does not train \(it has mlm, mvm\). Use --gradient_accumulation_steps"):
+def test_chunks_with_only_masked_objectives_are_an_error(start, tmp_path):
+    with pytest.raises(ValueError, match=r"does not train \(it has mlm, mvm\). Use gradient_accumulation_steps"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, contrastive_chunk_size=2, **NO_CONTRAST))
 
 
-def test_chunks_are_refused_where_no_process_has_the_whole_model(start, tmp_path, monkeypatch):
+def test_chunks_of_a_sharded_model_are_an_error(start, tmp_path, monkeypatch):
     prepare = MultimodalTrainer.create_accelerator_and_postprocess
 
     def as_if_sharded(self):
@@ -74,11 +74,13 @@ def test_chunks_are_refused_where_no_process_has_the_whole_model(start, tmp_path
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(MultimodalTrainer, "create_accelerator_and_postprocess", as_if_sharded)
-    with pytest.raises(ValueError, match="without FSDP and DeepSpeed. Leave it out, or start one process per device"):
+    with pytest.raises(
+        ValueError, match="every process needs all weights. Leave it out, or start one process per device"
+    ):
         run(*start, "--do_train", *flags(output_dir=tmp_path, contrastive_chunk_size=2))
 
 
-def test_chunks_are_refused_for_questions(start, clips, tmp_path):
+def test_chunks_for_question_answering_are_an_error(start, clips, tmp_path):
     manifest = tmp_path / "questions.jsonl"
     row = '{"video": "0.mp4", "audio": "0.wav", "question": "does it purr?", "answer": "%s"}\n'
     manifest.write_text(row % "yes" + row % "no")
@@ -93,11 +95,11 @@ def test_chunks_are_refused_for_questions(start, clips, tmp_path):
         ({"lora_rank": 2, "freeze": ["video"], "max_grad_norm": 0.1}, 1e-4),
         ({"freeze": ["text", "audio", "video"]}, 1e-4),
         ({"freeze": ["text", "audio", "video", "fusion"], "task": "retrieval"}, 1e-4),
-        ({"fp16": True, "max_grad_norm": 0.1}, 1e-4),  # in full precision on a CPU
+        ({"fp16": True, "max_grad_norm": 0.1}, 1e-4),  # computes in fp32 on a CPU
         ({"bf16": True}, 2e-2),
     ],
 )
-def test_nor_with_what_else_changes_a_step(steps, values, tolerance):
+def test_a_step_does_not_depend_on_the_chunks_with_other_settings(steps, values, tolerance):
     gradients, logs = steps(**values)
     other_gradients, other_logs = steps(contrastive_chunk_size=2, **values)
     assert other_logs == pytest.approx(logs, rel=tolerance) and other_gradients.keys() == gradients.keys() != set()
@@ -106,8 +108,8 @@ def test_nor_with_what_else_changes_a_step(steps, values, tolerance):
         assert (other_gradients[name] - gradient).norm() <= tolerance * norm, name
 
 
-def test_chunks_are_refused_with_compilation(tmp_path):
-    with pytest.raises(ValueError, match="Leave one of --contrastive_chunk_size and --torch_compile out"):
+def test_chunks_with_compilation_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="Leave out --contrastive_chunk_size or --torch_compile"):
         MultimodalTrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, contrastive_chunk_size=2, torch_compile_backend="eager"
         )

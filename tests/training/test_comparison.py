@@ -1,4 +1,4 @@
-"""Comparing two folders, and repeating a command."""
+"""Comparison of two folders, and repetition of a command."""
 
 import json
 import sys
@@ -40,20 +40,20 @@ def test_equal_folders(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"weight": (1.0, 2.5)}, "b: 1 of 2 values differ, most by 0.5 at [1]: 2.0 and 2.5"),
-        ({"weight": (float("nan"), 2.0)}, "b: 1 of 2 values differ, most by nan at [0]: 1.0 and nan"),
+        ({"weight": (1.0, 2.5)}, "b: 1 of 2 values differ, by at most 0.5 at [1]: 2.0 and 2.5"),
+        ({"weight": (float("nan"), 2.0)}, "b: 1 of 2 values differ, by at most nan at [0]: 1.0 and nan"),
         ({"weight": (1.0, 2.0, 3.0)}, "b: torch.float32 (2,) and torch.float32 (3,)"),
-        ({"loss": 0.75}, "step 3.loss: 1 of 1 values differ, most by 0.25 at []: 0.5 and 0.75"),
-        ({"moment": -0.0}, "optimizer.state.0.exp_avg: 0 of 1 values differ, most by 0 at [0]: 0.0 and -0.0"),
+        ({"loss": 0.75}, "step 3.loss: 1 of 1 values differ, by at most 0.25 at []: 0.5 and 0.75"),
+        ({"moment": -0.0}, "optimizer.state.0.exp_avg: 0 of 1 values differ, by at most 0 at [0]: 0.0 and -0.0"),
     ],
 )
-def test_a_difference_is_named(tmp_path, capsys, values, line):
+def test_differences_are_listed(tmp_path, capsys, values, line):
     assert main(["diff", write(tmp_path / "a"), write(tmp_path / "b", **values)]) == 1
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.endswith("1 of 6 differ") and lines == [f"  {line}"]
 
 
-def test_tensors_that_one_folder_lacks_and_a_model_without_optimizer(tmp_path, capsys):
+def test_tensors_that_only_one_folder_has_are_differences(tmp_path, capsys):
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     save_file({"a": torch.zeros(2, 2)}, tmp_path / "b/model.safetensors")
     (tmp_path / "b/optimizer.pt").unlink()
@@ -62,8 +62,8 @@ def test_tensors_that_one_folder_lacks_and_a_model_without_optimizer(tmp_path, c
 
 
 @pytest.mark.parametrize("lacks", [["trainer_state.json"], ["optimizer.pt"], ["trainer_state.json", "optimizer.pt"]])
-def test_what_one_folder_has_none_of_is_not_compared(tmp_path, capsys, lacks):
-    """Weights of a checkpoint with those of a model folder."""
+def test_parts_that_only_one_folder_has_are_not_compared(tmp_path, capsys, lacks):
+    """For example a checkpoint and a model folder, which only has weights."""
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     for name in lacks:
         (tmp_path / "b" / name).unlink()
@@ -73,7 +73,7 @@ def test_what_one_folder_has_none_of_is_not_compared(tmp_path, capsys, lacks):
         assert capsys.readouterr().out.endswith(f"equal, all {count}\n")
 
 
-def test_a_folder_that_is_not_there_is_named_with_the_nearest(tmp_path, capsys):
+def test_a_missing_folder_is_an_error_with_similar_names(tmp_path, capsys):
     write(tmp_path / "outputs")
     assert main(["diff", str(tmp_path / "outputs"), str(tmp_path / "output")]) == 2
     error = capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_a_folder_that_is_not_there_is_named_with_the_nearest(tmp_path, capsys):
 
 def test_a_folder_without_weights_is_an_error(tmp_path, capsys):
     assert main(["diff", write(tmp_path / "a"), str(tmp_path)]) == 2
-    assert "holds no weights (*.safetensors)" in capsys.readouterr().err
+    assert "has no weights (*.safetensors)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "code"), [("same", 0), ("other", 1)])
@@ -93,13 +93,13 @@ def test_repeat(tmp_path, capsys, kind, code):
     if kind == "same":
         assert lines == ["run-1 and run-2: equal, all 1", "run-1 and run-3: equal, all 1"]
     else:
-        assert lines[3] == "  weight: 1 of 2 values differ, most by 2 at [1]: 1.0 and 3.0"
+        assert lines[3] == "  weight: 1 of 2 values differ, by at most 2 at [1]: 1.0 and 3.0"
 
 
 @pytest.mark.parametrize(
     ("runs", "command", "message"),
-    [("1", "true", "--runs is 1; give 2 or more"), ("2", "false", "run-1 ended with exit code 1")],
+    [("1", "true", "--runs is 1; give 2 or more"), ("2", "false", "run-1 failed with exit code 1")],
 )
-def test_repeat_says_what_is_wrong(tmp_path, capsys, runs, command, message):
+def test_errors_of_repeat(tmp_path, capsys, runs, command, message):
     assert main(["repeat", "--runs", runs, "--output_dir", str(tmp_path), "--", command]) == 2
     assert message in capsys.readouterr().err

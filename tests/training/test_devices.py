@@ -10,7 +10,7 @@ from tests.training.tiny_run import flags, run
 
 @pytest.mark.parametrize("num_gpus", [2, 8])
 def test_one_process_uses_one_gpu_and_names_the_launcher(start, trainers, tmp_path, monkeypatch, num_gpus):
-    """Where `Trainer` counts several, it would wrap the model into `DataParallel`, on whose counts a step fails."""
+    """`Trainer` would wrap the model in `DataParallel`, which cannot split the counts of a step."""
     said = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     monkeypatch.setattr(arguments.logger, "warning", said.append)
@@ -23,7 +23,7 @@ def test_one_process_uses_one_gpu_and_names_the_launcher(start, trainers, tmp_pa
     assert f"of the {num_gpus} here" in line and f"torchrun --nproc_per_node {num_gpus} train.py" in line
 
 
-def test_nothing_is_said_of_one_gpu_or_none(monkeypatch):
+def test_there_is_no_warning_with_one_gpu_or_none(monkeypatch):
     monkeypatch.setattr(arguments.logger, "warning", lambda text: pytest.fail(text))
     for num_gpus in (0, 1):
         monkeypatch.setattr(torch.cuda, "device_count", lambda num_gpus=num_gpus: num_gpus)

@@ -1,4 +1,4 @@
-"""Training on what frozen towers gave before: losses and gradients as with the towers, and what is refused."""
+"""Training on precomputed features: losses and gradients as with the frozen towers, and errors."""
 
 import json
 import os
@@ -26,7 +26,7 @@ FROZEN = {"freeze": ["audio", "video"]}
 
 @pytest.fixture(scope="module")
 def saved(start, tmp_path_factory) -> str:
-    """A model after one step, with weights for all objectives."""
+    """Model after one step, with weights for all objectives."""
     folder = tmp_path_factory.mktemp("saved")
     run(*start, "--do_train", *flags(output_dir=folder, max_steps=1, save_strategy="no"))
     return str(folder)
@@ -40,7 +40,7 @@ def dataset(clips) -> RowDataset:
 
 @pytest.fixture(scope="module")
 def kept(saved, dataset, tmp_path_factory) -> Path:
-    """Features of both towers of that model."""
+    """Features of both towers of the saved model."""
     folder = tmp_path_factory.mktemp("features")
     maker = TowerFeatures.from_pretrained(saved, batch_size=3)
     for tower in ("audio", "video"):
@@ -50,7 +50,7 @@ def kept(saved, dataset, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def again(start, saved):
-    """Flags of a run that starts from that model and draws no frames."""
+    """Function that returns the flags of a run that starts from the saved model, without random frames."""
     settings = {"model_name_or_path": saved, "task": "retrieval", "frame_sampling": "uniform"}
     settings |= {"logging_steps": 1, "max_steps": 3, "learning_rate": 0.01}
 
@@ -66,8 +66,10 @@ def logged(trainer: MultimodalTrainer, ending: str = "loss") -> list[dict[str, f
 
 
 @pytest.mark.parametrize("objectives", ["retrieval", "pretraining"])
-def test_losses_and_gradients_are_those_of_the_frozen_towers(again, kept, tmp_path, trainers, monkeypatch, objectives):
-    """Rows without sound and without video among them; pre-training predicts words alone."""
+def test_losses_and_gradients_are_the_same_as_with_the_frozen_towers(
+    again, kept, tmp_path, trainers, monkeypatch, objectives
+):
+    """Some rows have no audio or no video; pre-training only predicts words."""
     values = {"task": objectives, **FROZEN}
     if objectives == "pretraining":
         values |= {"mam_loss_weight": 0, "mvm_loss_weight": 0}
@@ -88,10 +90,10 @@ def test_losses_and_gradients_are_those_of_the_frozen_towers(again, kept, tmp_pa
     assert {name: cached[name] for name in of_model} == pytest.approx(
         {name: live[name] for name in of_model}, abs=1e-5
     )
-    assert "data:image" in (tmp_path / "cached/report.html").read_text()  # pictures of what was found
+    assert "data:image" in (tmp_path / "cached/report.html").read_text()  # frames of the examples
 
 
-def test_loader_processes_read_the_same(again, kept, tmp_path, trainers):
+def test_loader_processes_do_not_change_results(again, kept, tmp_path, trainers):
     for workers in (0, 2):
         run(
             *again(features=kept, output_dir=tmp_path / str(workers), dataloader_num_workers=workers, **FROZEN),
@@ -100,7 +102,7 @@ def test_loader_processes_read_the_same(again, kept, tmp_path, trainers):
     assert logged(trainers[0]) == logged(trainers[1])
 
 
-def test_a_run_on_features_resumes_as_if_nothing_had_been(again, kept, tmp_path):
+def test_a_resumed_run_on_features_equals_an_uninterrupted_one(again, kept, tmp_path):
     out = tmp_path / "whole"
     words = again(features=kept, max_steps=4, save_steps=2, **FROZEN)
     run(*words, "--do_train", *flags(output_dir=out))
@@ -111,7 +113,7 @@ def test_a_run_on_features_resumes_as_if_nothing_had_been(again, kept, tmp_path)
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_the_model_that_was_trained_takes_them_still(again, kept, tmp_path, trainers):
+def test_the_trained_model_still_takes_the_features(again, kept, tmp_path, trainers):
     run(*again(features=kept, output_dir=tmp_path / "first", **FROZEN), "--do_train")
     values = {"model_name_or_path": tmp_path / "first", "features": kept, "output_dir": tmp_path / "second"}
     assert run(*again(**values), "--do_eval")["eval_contrastive_tv_loss"] > 0  # nothing to freeze
@@ -120,10 +122,13 @@ def test_the_model_that_was_trained_takes_them_still(again, kept, tmp_path, trai
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"freeze": "audio"}, "the video tower gave, but this run would train that tower. Add video to --freeze"),
+        (
+            {"freeze": "audio"},
+            "outputs of the video tower, but this run would train that tower. Add video to --freeze",
+        ),
         (
             {"freeze": "audio", "lora_rank": 2},
-            r"but this run would train LoRA adapters in that tower. Add video to --freeze \(and to no --lora_towers\)",
+            r"would train LoRA adapters in that tower. Add video to --freeze \(and not to --lora_towers\)",
         ),
         ({"task": "pretraining", "mam_loss_weight": 0, **FROZEN}, "which the objective mvm needs. Pass --mvm_loss_w"),
         ({"task": "pretraining", "mvm_loss_weight": 0, **FROZEN}, "which the objective mam needs. Pass --mam_loss_w"),
@@ -131,14 +136,14 @@ def test_the_model_that_was_trained_takes_them_still(again, kept, tmp_path, trai
         ({"max_audio_windows": 1, **FROZEN}, "something else: max_windows 6 there and 1 here"),
     ],
 )
-def test_what_features_cannot_stand_for_is_refused(again, kept, tmp_path, values, message):
+def test_settings_that_do_not_fit_the_features_are_errors(again, kept, tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         run(*again(features=kept, output_dir=tmp_path / "out", **values), "--do_train")
     assert not (tmp_path / "out").exists()
 
 
-def test_other_sizes_and_weights_are_refused(start, kept, tmp_path):
-    """Those of a new model: of the tower that was drawn, and of what it takes."""
+def test_features_of_other_sizes_and_weights_are_errors(start, kept, tmp_path):
+    """With a new model, whose tower has other random weights or other input sizes."""
     shutil.copytree(kept / "video", tmp_path / "kept/video")
     new = {"features": tmp_path / "kept", "output_dir": tmp_path / "out", **FROZEN}
     with pytest.raises(ValueError, match="num_frames 2 there and 4 here, size .*: 32.* there and .*: 16.* here"):
@@ -147,7 +152,7 @@ def test_other_sizes_and_weights_are_refused(start, kept, tmp_path):
         run(*start, *flags(seed=1, **new), "--do_train")
 
 
-def test_rows_without_features_are_refused_before_training(again, saved, kept, clips, tmp_path):
+def test_rows_without_features_are_errors_before_training(again, saved, kept, clips, tmp_path):
     common = again(features=tmp_path / "kept", **FROZEN)
     roots = {f"{name}_root": tmp_path / "clips" / name for name in ("video", "audio", "text")}
     shutil.copytree(clips, tmp_path / "clips")
@@ -170,7 +175,7 @@ def test_rows_without_features_are_refused_before_training(again, saved, kept, c
         )
 
 
-def test_draws_that_have_no_effect_are_told(again, kept, tmp_path, monkeypatch):
+def test_augmentations_without_effect_give_warnings(again, kept, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("simple_multimodal.training.features.logger.warning", said.append)
     one = {"features": kept, "max_steps": 1, **FROZEN}
@@ -179,7 +184,7 @@ def test_draws_that_have_no_effect_are_told(again, kept, tmp_path, monkeypatch):
     run(*again(output_dir=tmp_path / "flip", random_flip=True, **one), "--do_train")
     run(*again(output_dir=tmp_path / "jitter", **(one | {"frame_sampling": "jittered"})), "--do_train")
     told = [message.partition(". --features")[0] for message in said]
-    assert told == ["Without effect: random_flip", "Without effect: frame_sampling jittered"]
+    assert told == ["Ignored: random_flip", "Ignored: frame_sampling jittered"]
 
 
 def test_alpro_trains_on_features_of_its_timesformer(tmp_path, trainers):
@@ -213,8 +218,8 @@ def test_alpro_trains_on_features_of_its_timesformer(tmp_path, trainers):
         assert fast == pytest.approx(plain, rel=1e-5) and len(plain) == 3
 
 
-def test_features_from_before_windows_were_chosen_are_those_of_the_same_processor():
-    """Their index says neither which remainder opens a window nor which stretch is kept."""
+def test_older_features_fit_the_same_processor_without_window_settings():
+    """Their index has neither `min_window_frames` nor `crop`."""
 
     def settings(**values) -> dict:
         processor = MultimodalProcessor(feature_extractor=AudioFeatureExtractor(max_windows=2, **values))

@@ -1,4 +1,4 @@
-"""The trainer's part of a step reads nothing of the device, and its optimizer is the fused one."""
+"""The trainer does not read from the device in a step, and its optimizer is fused."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.training.tiny_run import flags, run
 
 
 class RefuseHostReads(TrainerCallback):
-    """Refuses reads from the beginning of each step to its end, which is not where batches are made."""
+    """Raises for reads from the start to the end of each step, which does not include making batches."""
 
     def __init__(self):
         self.steps = 0
@@ -53,7 +53,7 @@ def test_accumulated_batches(start, tmp_path, strict):
     assert strict.steps == 2
 
 
-def test_for_an_optimizer_that_is_not_fused_the_gradient_norm_is_read(start, tmp_path, strict):
+def test_the_gradient_norm_is_read_if_the_optimizer_is_not_fused(start, tmp_path, strict):
     try:
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=1, optim="adamw_torch"))
@@ -69,12 +69,12 @@ def test_the_optimizer_is_fused_by_default(start, tmp_path, trainers):
     assert all(group["fused"] is True for group in optimizer.param_groups)
 
 
-def test_batches_are_copied_in_the_background_where_they_are_pinned(tmp_path, monkeypatch):
+def test_pinned_batches_are_copied_in_the_background(tmp_path, monkeypatch):
     def non_blocking(**settings) -> bool:
         args = MultimodalTrainingArguments(output_dir=str(tmp_path), **settings)
         return args.accelerator_config.non_blocking
 
-    assert non_blocking() is False  # no device: nothing is pinned
+    assert non_blocking() is False  # nothing is pinned without a device
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert non_blocking() is True
     assert non_blocking(dataloader_pin_memory=False) is False

@@ -1,4 +1,4 @@
-"""A rate for every layer: against values that were computed by hand."""
+"""Learning rates by layer, against values computed by hand."""
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ from tests.training.tiny_run import flags, run
 
 
 def rates_by_name(model, **values) -> dict[str, float]:
-    """Rates of the run's 0.8 and others, by the name of the parameter."""
+    """Return the rates by parameter name; the run's rate is 0.8."""
     rates = parameter_rates(model, MultimodalTrainingArguments(output_dir="out", use_cpu=True, **values), 0.8)
     return {name: rates[parameter] for name, parameter in model.named_parameters() if parameter in rates}
 
 
-def test_rates_fall_from_layer_to_layer():
+def test_rates_decrease_from_layer_to_layer():
     model = MultimodalForPreTraining(tiny.tiny_config())  # towers of two layers
     found = rates_by_name(model, layer_decay=0.5, text_learning_rate=0.4)
     starts = {
@@ -42,19 +42,19 @@ def test_rates_fall_from_layer_to_layer():
     assert len(found) == len(towers)
 
 
-def test_without_decay_a_tower_with_a_rate_of_its_own_has_that_alone():
+def test_a_tower_with_its_own_rate_has_a_single_rate_without_decay():
     found = rates_by_name(MultimodalForPreTraining(tiny.tiny_config()), video_learning_rate=0.3)
     assert set(found.values()) == {0.3} and all(".video_encoder." in name for name in found)
 
 
-def test_relative_positions_are_embeddings():
+def test_relative_positions_count_as_embeddings():
     tower = MultimodalForPreTraining(tiny.tiny_config(text="deberta-v2")).towers["text"]
     numbers = {name: number_layers(tower)[parameter] for name, parameter in tower.named_parameters()}
     assert numbers["encoder.rel_embeddings.weight"] == numbers["embeddings.word_embeddings.weight"] == 0
     assert numbers["encoder.layer.1.attention.self.query_proj.weight"] == 2
 
 
-def test_normalisation_of_clap_s_log_mel_is_an_embedding():
+def test_log_mel_normalisation_of_clap_counts_as_embeddings():
     tower = ENCODERS["audio", "clap_audio_model"](tiny_towers.tiny_config("clap").audio_config)
     numbers = {name: number_layers(tower)[parameter] for name, parameter in tower.named_parameters()}
     assert numbers["audio_encoder.batch_norm.weight"] == numbers["audio_encoder.patch_embed.proj.weight"] == 0
@@ -67,8 +67,8 @@ def test_layers_of_alpro_are_counted_by_tower():
     assert found["alpro.text_encoder.embeddings.word_embeddings.weight"] == 0.1
     assert (
         found["alpro.text_encoder.encoder.layer.1.attention.self.query.weight"] == 0.4
-    )  # of two text layers the last
-    assert "alpro.text_encoder.encoder.layer.2.attention.self.query.weight" not in found  # fuses
+    )  # the last of two text layers
+    assert "alpro.text_encoder.encoder.layer.2.attention.self.query.weight" not in found  # a fusion layer
     assert found["alpro.video_encoder.encoder.layer.0.temporal_dense.weight"] == 0.2
     assert found["alpro.video_encoder.layernorm.weight"] == 0.8
 
@@ -91,7 +91,7 @@ def test_groups_keep_their_weight_decay():
     assert groups == [([first], 1.0, 0.1), ([second], 0.5, 0.1), ([third], 0.5, 0.0)]
 
 
-def test_a_run_has_exactly_these_groups(start, tmp_path, monkeypatch):
+def test_parameter_groups_of_a_run(start, tmp_path, monkeypatch):
     made = []
 
     class KeptTrainer(MultimodalTrainer):
@@ -106,10 +106,10 @@ def test_a_run_has_exactly_these_groups(start, tmp_path, monkeypatch):
         (group["initial_lr"], group["weight_decay"]): len(group["params"])
         for group in made[0].optimizer.optimizer.param_groups
     }
-    # One layer in each tower: 0.25 times a tower's rate for embeddings, 0.5 times for the layer.
+    # Towers have one layer: 0.25 times a tower's rate for embeddings, 0.5 times for the layer.
     assert {key for key in groups} == {(rate, decay) for rate in (0.1, 0.2, 0.4, 0.8) for decay in (0.01, 0.0)}
-    # Of the text tower (0.4): three tables and the norm in the embeddings; six matrices and ten others in the layer.
-    # Of the video tower (0.8): one kernel and its bias; six matrices and nine others in the layer (no bias of keys).
+    # Text tower (0.4): three tables and the norm in the embeddings; six matrices and ten others in the layer.
+    # Video tower (0.8): one kernel and its bias; six matrices and nine others in the layer (no bias of keys).
     assert groups[0.1, 0.01] == 3 and groups[0.1, 0.0] == 2
     assert groups[0.2, 0.01] == 6 + 1 and groups[0.2, 0.0] == 10 + 1
     assert groups[0.4, 0.01] == 6 and groups[0.4, 0.0] == 9
@@ -117,7 +117,7 @@ def test_a_run_has_exactly_these_groups(start, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("decay", [0, -0.5, 1.5])
-def test_impossible_decays_are_refused(decay):
+def test_invalid_decays_are_errors(decay):
     with pytest.raises(ValueError, match=f"--layer_decay is {decay}; give a factor above 0, up to 1"):
         MultimodalTrainingArguments(output_dir="out", use_cpu=True, layer_decay=decay)
 
@@ -125,34 +125,37 @@ def test_impossible_decays_are_refused(decay):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"freeze": "video", "video_learning_rate": 1e-3, "layer_decay": 0.5}, "--video_learning_rate can have no"),
-        ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "--layer_decay can have no effect: nothing is"),
-        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "--audio_learning_rate can have no effect: "),
-        ({"freeze": "text", "gradient_checkpointing_towers": "text"}, "_towers text can have no effect: nothing of"),
+        ({"freeze": "video", "video_learning_rate": 1e-3, "layer_decay": 0.5}, "video_learning_rate would have no"),
+        ({"freeze": ["text", "audio", "video"], "layer_decay": 0.5}, "layer_decay would have no effect: nothing is"),
+        ({"modalities": ["text", "video"], "audio_learning_rate": 1e-3}, "audio_learning_rate would have no effect"),
+        (
+            {"freeze": "text", "gradient_checkpointing_towers": "text"},
+            "_towers would have no effect on text: the tower",
+        ),
         (
             {
                 "lora_rank": 2,
                 "activation_checkpointing": True,
                 "activation_checkpointing_kwargs": '{"use_reentrant": true}',
             },
-            "LoRA needs activation checkpoints that are not reentrant",
+            "LoRA needs non-reentrant activation checkpointing",
         ),
     ],
 )
-def test_settings_of_what_is_not_trained_are_refused_before_anything_is_written(start, tmp_path, values, message):
+def test_settings_of_untrained_parts_are_errors_before_anything_is_written(start, tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         run(*start, "--do_train", *flags(output_dir=tmp_path / "out", **values))
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_settings_of_training_do_not_matter_to_an_evaluation(start, tmp_path):
+def test_training_settings_do_not_affect_an_evaluation(start, tmp_path):
     run(*start, "--do_train", *flags(output_dir=tmp_path / "model", max_steps=1, save_strategy="no"))
     values = {"model_name_or_path": tmp_path / "model", "freeze": ["text", "audio", "video"], "layer_decay": 0.5}
     assert run(*start, "--do_eval", *flags(output_dir=tmp_path / "out", **values))
 
 
-def test_arguments_of_checkpoints_need_checkpoints():
-    with pytest.raises(ValueError, match="_kwargs can have no effect without --activation_checkpointing True"):
+def test_activation_checkpointing_kwargs_need_activation_checkpointing():
+    with pytest.raises(ValueError, match="_kwargs would have no effect without --activation_checkpointing True"):
         MultimodalTrainingArguments(
             output_dir="out", use_cpu=True, activation_checkpointing_kwargs={"use_reentrant": False}
         )

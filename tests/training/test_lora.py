@@ -1,4 +1,4 @@
-"""LoRA in whole runs: what changes, resumes that end as uninterrupted runs, and what the folders hold."""
+"""LoRA in whole runs: trained weights, resumed runs, and saved files."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ STEPS = {"max_steps": 3, "learning_rate": 0.01}
 
 @pytest.fixture
 def trainers(monkeypatch) -> list[MultimodalTrainer]:
-    """The trainers that runs of this test make; each remembers the weights that it began and ended training with."""
+    """Trainers that the runs of this test make; each keeps its weights before and after training."""
     made = []
 
     class KeptTrainer(MultimodalTrainer):
@@ -37,7 +37,7 @@ def trainers(monkeypatch) -> list[MultimodalTrainer]:
 
 @pytest.fixture(scope="module")
 def base(start, tmp_path_factory) -> str:
-    """A saved model to put adapters into."""
+    """Saved model to add adapters to."""
     folder = tmp_path_factory.mktemp("base")
     run(*start, "--do_train", *flags(output_dir=folder, max_steps=1, save_strategy="no"))
     return str(folder)
@@ -45,14 +45,14 @@ def base(start, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def on_base(start, base) -> list[str]:
-    """Flags of a run that starts from that model."""
+    """Flags of a run that starts from the saved model."""
     tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
     return [*tokens, *flags(model_name_or_path=base)]
 
 
 @pytest.fixture(scope="module")
 def tuned(on_base, tmp_path_factory) -> Path:
-    """Folder of a run with adapters in the towers of text and video."""
+    """Folder of a run with adapters in the text and video towers."""
     folder = tmp_path_factory.mktemp("tuned") / "out"
     run(*on_base, "--do_train", *flags(output_dir=folder, save_steps=2, **LORA, **STEPS))
     return folder
@@ -74,8 +74,8 @@ def part_of(name: str) -> str:
         ({"freeze": ["text"], "layer_decay": 0.5}, set(), ALL - {"text_encoder"}),
     ],
 )
-def test_exactly_what_is_meant_changes(on_base, tmp_path, trainers, values, adapted, whole):
-    # Weight decay also reaches weights that happen to have no gradient, such as embeddings of words not seen.
+def test_only_adapters_and_unfrozen_parts_change(on_base, tmp_path, trainers, values, adapted, whole):
+    # Weight decay also changes weights without gradients, such as embeddings of words that do not occur.
     run(*on_base, "--do_train", *flags(output_dir=tmp_path, weight_decay=0.1, **STEPS, **values))
     before, after = trainers[0].before, trainers[0].after
     changed = {name for name in after if not torch.equal(after[name], before[name])}
@@ -86,11 +86,11 @@ def test_exactly_what_is_meant_changes(on_base, tmp_path, trainers, values, adap
 
 
 def is_without_gradient(name: str) -> bool:
-    """Biases of keys: softmax takes no notice of them, so that they change by rounding alone, if at all."""
+    """Return whether a parameter is a bias of keys: softmax cancels it, so it only changes by rounding, if at all."""
     return name.endswith(("key.bias", "k_proj.bias", "key.base_layer.bias"))
 
 
-def test_the_folder_of_a_run_holds_the_merged_model_and_the_adapter(tuned, base, on_base, clips):
+def test_a_run_saves_the_merged_model_and_the_adapter(tuned, base, on_base, clips):
     names = set(load_file(tuned / "model.safetensors"))
     assert names == set(load_file(Path(base) / "model.safetensors"))
     assert json.loads((tuned / "config.json").read_text())["lora"] is None
@@ -119,7 +119,7 @@ def test_the_folder_of_a_run_holds_the_merged_model_and_the_adapter(tuned, base,
     assert retriever.search("a cat", retriever.index([clips / "video/0.mp4", clips / "video/1.mp4"]))
 
 
-def test_adapters_alone_are_no_model(on_base, tuned, tmp_path):
+def test_an_adapter_folder_is_not_a_model(on_base, tuned, tmp_path):
     with pytest.raises(ValueError, match="adapter only holds LoRA adapters. Give the folder above it"):
         Retriever.from_pretrained(tuned / "adapter")
     with pytest.raises(ValueError, match="adapter only holds LoRA adapters. Give the folder above it"):
@@ -131,17 +131,17 @@ def evaluated(metrics: dict[str, float]) -> dict[str, float]:
             and "runtime" not in name}  # fmt: skip
 
 
-def test_what_is_evaluated_is_what_was_saved(on_base, tmp_path):
+def test_the_saved_model_is_evaluated(on_base, tmp_path):
     after = evaluated(run(*on_base, *flags(output_dir=tmp_path / "out", **LORA, **STEPS)))
     alone = run(*on_base, "--do_eval", *flags(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "alone"))
     assert after == pytest.approx(evaluated(alone), rel=1e-6)
-    checkpoint = tmp_path / "out/checkpoint-3"  # with adapters, which evaluation merges
+    checkpoint = tmp_path / "out/checkpoint-3"  # it has adapters, which evaluation merges
     other = run(*on_base, "--do_eval", *flags(model_name_or_path=checkpoint, output_dir=tmp_path / "other"))
     assert after == pytest.approx(evaluated(other), rel=1e-6)
 
 
 @pytest.mark.parametrize("steps", [3, 5])
-def test_an_interrupted_run_with_adapters_ends_as_one_that_was_not(on_base, tmp_path, interrupted_after, steps):
+def test_a_resumed_run_with_adapters_equals_an_uninterrupted_one(on_base, tmp_path, interrupted_after, steps):
     settings = {"num_train_epochs": 2, "save_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 0.01}
     command = [*on_base, "--do_train", *flags(cache_dir=tmp_path / "cache", **settings, **LORA)]
     run(*command, *flags(output_dir=tmp_path / "straight"))
@@ -156,7 +156,7 @@ def test_an_interrupted_run_with_adapters_ends_as_one_that_was_not(on_base, tmp_
         assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
-def test_a_run_goes_on_with_the_adapters_that_it_began_with(on_base, tuned, base, tmp_path):
+def test_a_resumed_run_must_have_the_same_adapters(on_base, tuned, base, tmp_path):
     without = [*on_base, "--do_train", *flags(max_steps=4)]
     with pytest.raises(ValueError, match="The run in output_dir has LoRA adapters. Use the lora_… settings"):
         run(*without, *flags(output_dir=tuned))
@@ -190,30 +190,30 @@ def test_the_best_checkpoint_is_loaded_before_the_merge(on_base, tmp_path, train
     [
         ({"lora_rank": 0}, "--lora_rank is 0; give 1 or more"),
         ({"lora_rank": 2, "lora_alpha": 0}, "--lora_alpha is 0; give 1 or more"),
-        ({"lora_rank": 2, "lora_dropout": 1}, "--lora_dropout is 1.0; give a share from 0 to below 1"),
+        ({"lora_rank": 2, "lora_dropout": 1}, "--lora_dropout is 1.0; give a number from 0 to below 1"),
         (
             {"lora_towers": "text", "lora_alpha": 4},
-            "--lora_alpha, --lora_towers can have no effect without --lora_rank",
+            "--lora_alpha, --lora_towers would have no effect without --lora_rank",
         ),
         ({"lora_rank": 2, "lora_towers": "text", "freeze": "text"}, "--freeze and --lora_towers both name text"),
-        ({"lora_rank": 2, "lora_towers": "sound"}, "--lora_towers: invalid choice: 'sound'"),
+        ({"lora_rank": 2, "lora_towers": "smell"}, "--lora_towers: invalid choice: 'smell'"),
         ({"layer_decay": 0}, "--layer_decay is 0.0; give a factor above 0, up to 1"),
         ({"layer_decay": 1.01}, "--layer_decay is 1.01; give a factor above 0, up to 1"),
-        ({"gradient_checkpointing_towers": "sound"}, "--gradient_checkpointing_towers: invalid choice: 'sound'"),
+        ({"gradient_checkpointing_towers": "smell"}, "--gradient_checkpointing_towers: invalid choice: 'smell'"),
         (
             {"gradient_checkpointing_towers": "video", "activation_checkpointing": True},
             "Give one of the two",
         ),
     ],
 )
-def test_impossible_flags_are_one_line(tmp_path, capsys, values, message):
+def test_errors_of_invalid_flags_are_one_line(tmp_path, capsys, values, message):
     with pytest.raises(SystemExit):
         run(*flags("--use_cpu", output_dir=tmp_path, train_file="a.csv", validation_file="a.csv", **values))
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1] and len(lines) == 1
 
 
-def test_a_tower_or_layer_that_is_not_there(start, tmp_path):
+def test_missing_towers_and_layers_are_errors(start, tmp_path):
     two = flags(output_dir=tmp_path, modalities=["text", "video"])
     for values, message in [
         ({"lora_rank": 2, "lora_towers": "audio"}, "Cannot add LoRA to audio: this model has text, video, fusion"),

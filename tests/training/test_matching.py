@@ -1,4 +1,4 @@
-"""Whether matching re-ranks by default: decided by the validation split, saved with the model, and overridden."""
+"""Default of re-ranking by matching: decided on the validation split, and saved with the model."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def config_of(folder: Path) -> dict:
 
 @pytest.fixture
 def verdicts(monkeypatch) -> list[bool]:
-    """What the next evaluations are to find, in their order; the last one stays."""
+    """Whether matching is better in the next evaluations, in order; the last value is repeated."""
     coming = [True]
     monkeypatch.setattr(
         evaluate, "matching_is_better", lambda metrics: coming.pop(0) if len(coming) > 1 else coming[0]
@@ -29,7 +29,7 @@ def verdicts(monkeypatch) -> list[bool]:
     return coming
 
 
-def test_a_head_that_says_nothing_ranks_as_the_cosine(start, tmp_path, trainers, monkeypatch):
+def test_a_matching_head_of_zeros_ranks_like_the_cosine(start, tmp_path, trainers, monkeypatch):
     plain = MultimodalTrainer.__init__
 
     def init(self, model, *args, **kwargs):
@@ -43,32 +43,32 @@ def test_a_head_that_says_nothing_ranks_as_the_cosine(start, tmp_path, trainers,
         for name in ("R@1", "R@5", "mean_rank"):
             assert metrics[f"eval_matching_{direction}_{name}"] == metrics[f"eval_{direction}_{name}"]
     assert metrics["eval_matching_loss"] == pytest.approx(math.log(2))
-    assert config_of(tmp_path)["rerank_top_k"] == 0  # as good is not better
+    assert config_of(tmp_path)["rerank_top_k"] == 0  # equal is not better
     protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
     assert "not better than the cosine's: searches do not re-rank by default" in protocol
     assert "do not re-rank" in (tmp_path / "report.html").read_text()
     assert "do not re-rank" in (tmp_path / "README.md").read_text()
 
 
-def test_without_what_teaches_the_cosine_the_head_ranks_alone(start, tmp_path, trainers):
+def test_only_the_head_ranks_if_no_loss_trains_the_cosine(start, tmp_path, trainers):
     without = flags(output_dir=tmp_path, max_steps=1, save_strategy="no", contrastive_tav_loss_weight=0)
     run(*start, *ALONE, *without)
     assert not config_of(tmp_path).get("matching_residual", False) and trainers[0].model.cosine_weight == 0
 
 
-def test_a_saved_model_knows_whether_matching_was_better(start, clips, tmp_path, verdicts):
+def test_a_saved_model_records_whether_matching_was_better(start, clips, tmp_path, verdicts):
     common = [*start, *ALONE, *flags(max_steps=1, save_strategy="no")]
 
     def found(name: str, *tokens: str) -> int | None:
         run(*common, "--do_train", *tokens, *flags(output_dir=tmp_path / name))
         return config_of(tmp_path / name).get("rerank_top_k")
 
-    assert found("better", "--do_eval") == NUM_ROWS - 1  # all candidates: one row has no picture
+    assert found("better", "--do_eval") == NUM_ROWS - 1  # all candidates; one row has no video
     assert found("unmeasured") is None
     assert found("by_loss_alone", "--do_eval", *flags(rerank_top_k=0)) is None
     verdicts[:] = [False]
     assert found("worse", "--do_eval") == 0
-    # Other weights are another question.
+    # The result does not apply to other weights.
     further = [t for n, t in zip(["", *start], start, strict=False) if "_config_name" not in n + t]
     run(
         *further, "--do_train", *flags(model_name_or_path=tmp_path / "better", output_dir=tmp_path / "on", max_steps=1)
@@ -76,7 +76,7 @@ def test_a_saved_model_knows_whether_matching_was_better(start, clips, tmp_path,
     assert config_of(tmp_path / "on").get("rerank_top_k") is None
 
 
-def test_test_clips_and_dropped_modalities_decide_nothing(start, clips, tmp_path, verdicts):
+def test_test_clips_and_dropped_modalities_do_not_decide(start, clips, tmp_path, verdicts):
     folder = tmp_path / "prepared"
     shutil.copytree(clips, folder)
     names = [f"{n}" for n in range(NUM_ROWS)]
@@ -90,8 +90,8 @@ def test_test_clips_and_dropped_modalities_decide_nothing(start, clips, tmp_path
         assert config_of(tmp_path / name).get("rerank_top_k") is None
 
 
-def test_the_best_checkpoint_brings_what_was_found_of_it(start, tmp_path, monkeypatch, trainers):
-    """The model that is saved first, before it is evaluated once more, is the best one."""
+def test_the_best_checkpoint_restores_its_own_result(start, tmp_path, monkeypatch, trainers):
+    """The first saved model, before it is evaluated again, is the best one."""
     coming = iter([True, False])
 
     def found(metrics: dict[str, float]) -> bool:
@@ -105,6 +105,6 @@ def test_the_best_checkpoint_brings_what_was_found_of_it(start, tmp_path, monkey
     best |= {"metric_for_best_model": "contrastive_tv_loss", "greater_is_better": False, "learning_rate": 10}
     with pytest.raises(KeyboardInterrupt):
         run(*start, *ALONE, *flags(output_dir=tmp_path, max_steps=2, **best))
-    assert trainers[0].state.best_global_step == 1  # such a rate makes it worse
+    assert trainers[0].state.best_global_step == 1  # such a high rate makes it worse
     assert config_of(tmp_path / "checkpoint-1")["rerank_top_k"] == config_of(tmp_path)["rerank_top_k"] == NUM_ROWS - 1
     assert config_of(tmp_path / "checkpoint-2")["rerank_top_k"] == 0

@@ -1,4 +1,4 @@
-"""What a run leaves for people: report, model card, previews of clips, and its last lines."""
+"""Results of a run for people to read: report, model card, previews of clips, and console output."""
 
 import io
 import json
@@ -29,7 +29,7 @@ from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
 @pytest.fixture(scope="module")
 def finished(start, tmp_path_factory) -> Path:
-    """A folder with what a run for retrieval leaves."""
+    """Output folder of a retrieval run."""
     folder = tmp_path_factory.mktemp("finished") / "my run"
     schedule = flags(max_steps=2, save_strategy="no", logging_steps=1, learning_rate=0.001)
     run(*start, "--task", "retrieval", *flags(output_dir=folder), *schedule)
@@ -39,7 +39,7 @@ def finished(start, tmp_path_factory) -> Path:
 def test_the_report_has_curves_data_examples_with_audio_and_chance(finished):
     page = (finished / "report.html").read_text()
     labels = re.findall(r'aria-label="([a-z ]+): training', page)
-    # Two rows in a batch, six of seven with text and video.
+    # Two rows per batch; six of seven rows have text and video.
     assert re.search(r"contrastive tv loss</strong> last evaluation \S+; chance 0.6931 in training, 1.792 in ", page)
     assert labels[0] == "loss" and labels[-3:] == ["learning rate", "samples per second", "data wait share"]
     assert "contrastive tv loss" in labels and "Contrastive losses grow with the number of candidates" in page
@@ -51,14 +51,14 @@ def test_the_report_has_curves_data_examples_with_audio_and_chance(finished):
     wavs = re.findall(r'src="data:audio/wav;base64,([^"]+)"', page)
     with wave.open(io.BytesIO(b64decode(wavs[0]))) as file:
         assert file.getframerate() == PREVIEW_SAMPLING_RATE
-    # Row 3 has no audio and row 4 no video, wherever they are found.
+    # Row 3 has no audio and row 4 no video, wherever they occur.
     for element in re.findall(r"<li.*?</li>", page, re.DOTALL):
         name = re.search(r'<span class="name">(\d)</span>', element).group(1)
         assert ("<audio" in element, "<img" in element) == (name != "3", name != "4")
         assert CAPTIONS[int(name)] in element
 
 
-def test_the_card_has_the_task_of_the_run_its_headline_and_code_that_uses_it(finished):
+def test_the_card_has_the_task_the_primary_metric_and_code_that_uses_the_model(finished):
     card = ModelCard.load(finished / "README.md")
     assert card.data.tags == ["multimodal", "simple-multimodal", "text", "audio", "video", "retrieval"]
     assert card.data.eval_results[0].metric_name == "text_to_video_R@1"
@@ -72,7 +72,7 @@ def test_the_card_has_the_task_of_the_run_its_headline_and_code_that_uses_it(fin
         compile(code, "README.md", "exec")
 
 
-def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, clips, tmp_path, capsys):
+def test_the_card_of_a_fine_tuned_model_names_its_base_model(finished, start, clips, tmp_path, capsys):
     questions = tmp_path / "questions.jsonl"
     rows = [
         {"video": f"{row}.mp4", "audio": f"{row}.wav", "question": "a cat?", "answer": answer}
@@ -91,7 +91,7 @@ def test_the_card_of_a_fine_tuned_model_names_where_it_started(finished, start, 
     assert "Built on `my_start`." in card.text and str(tmp_path) not in card.text.split("## How to reproduce it")[0]
     assert 'QuestionAnswerer.from_pretrained("out")' in card.text
     report = (tmp_path / "out/report.html").read_text()
-    assert report.count("<td>0.6931</td>") == 2 and "of 3 questions" in report  # two answers; the loss has one part
+    assert report.count("<td>0.6931</td>") == 2 and "of 3 questions" in report  # two answers; the loss has one term
     assert "simple-multimodal answer" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -110,7 +110,7 @@ def test_the_last_lines_name_disk_usage_report_model_and_next_command(finished, 
     assert "Report:" not in captured.out
 
 
-def test_a_run_without_evaluation_says_the_same_and_reports_its_curves(start, tmp_path, capsys):
+def test_a_run_without_evaluation_prints_the_same_lines_and_reports_its_curves(start, tmp_path, capsys):
     run(
         *start, "--do_train", *flags(task="retrieval", output_dir=tmp_path, max_steps=2, save_steps=2, logging_steps=1)
     )
@@ -126,7 +126,7 @@ def test_a_run_without_evaluation_says_the_same_and_reports_its_curves(start, tm
     assert not (tmp_path / "evaluation.json").exists()
 
 
-def test_the_console_shows_few_numbers_and_the_files_all(start, tmp_path, capsys):
+def test_the_console_shows_the_main_metrics_and_the_files_have_all(start, tmp_path, capsys):
     evaluates = flags(eval_strategy="steps", eval_steps=2, metric_for_best_model="eval_matching_loss")
     settings = flags(task="retrieval", max_steps=2, logging_steps=1, save_strategy="no")
     run(*start, *settings, *evaluates, *flags(output_dir=tmp_path))
@@ -147,7 +147,7 @@ def test_the_console_shows_few_numbers_and_the_files_all(start, tmp_path, capsys
     assert {name for name in logged[2] if name.startswith("eval_")} <= evaluated.keys()
 
 
-def test_the_main_metrics_are_the_primary_one_its_relatives_and_the_loss():
+def test_the_main_metrics_are_the_primary_one_related_ones_and_the_loss():
     interval = (0.0, 1.0)
 
     def main(primary, *names):
@@ -162,15 +162,15 @@ def test_the_main_metrics_are_the_primary_one_its_relatives_and_the_loss():
     assert main(None, "accuracy") == ["loss"]
 
 
-def test_a_log_of_one_of_several_sets_shows_its_own_numbers():
+def test_a_log_line_of_one_of_several_sets_shows_its_own_metrics():
     evaluation = Evaluation({}, {}, {}, "p", "accuracy", 1)
     logs = {"eval_a_accuracy": 0.5, "eval_a_loss": 2.0, "eval_a_what": 1.0, "eval_a_runtime": 3.0}
     assert log_line(logs, evaluation) == "eval_a_accuracy 0.5000  eval_a_loss 2"
     assert log_line({"train_runtime": 1.0, "train_loss": 2.0}, evaluation) == ""
 
 
-def test_a_model_trained_in_python_leaves_what_train_py_does(start, clips, tmp_path):
-    """But for the command line; a model that starts from it has seen its clips, too."""
+def test_training_in_python_writes_the_same_files_as_train_py(start, clips, tmp_path):
+    """Except the command line; a model that starts from the result also counts its clips as training clips."""
     run(
         *start, "--do_train", *flags(task="retrieval", output_dir=tmp_path / "first", max_steps=1, max_train_samples=2)
     )
@@ -206,10 +206,10 @@ def test_a_model_trained_in_python_leaves_what_train_py_does(start, clips, tmp_p
     assert "Built on `first`." in (folder / "README.md").read_text()
     assert json.loads((folder / "evaluation.json").read_text())["precision"] == "bf16"
     assert "text to video R@1" in (folder / "report.html").read_text()
-    assert (folder / "checkpoint-9").is_dir()  # it may belong to something else
+    assert (folder / "checkpoint-9").is_dir()  # it may not belong to this run
 
 
-def test_several_evaluation_sets_have_results_alone(start, clips, tmp_path):
+def test_several_evaluation_sets_only_have_results_files(start, clips, tmp_path):
     run(*start, "--do_train", *flags(task="retrieval", output_dir=tmp_path / "first", max_steps=1))
     model, processor = smm.load(tmp_path / "first")
     roots = {name: clips / name for name in ("audio", "text", "video")}
@@ -247,7 +247,7 @@ def test_disk_usage_counts_every_file_once_and_names_weights_and_checkpoints(tmp
     assert describe_disk_usage(tmp_path) == f"{tmp_path} holds 16 MB (model 12 MB, checkpoints 2.5 MB)"
 
 
-def test_examples_leave_evaluation_as_it_is(start, tmp_path, trainers, monkeypatch):
+def test_examples_do_not_change_the_collator_of_evaluation(start, tmp_path, trainers, monkeypatch):
     before = {}
     plain = Retrieval.examples
 
@@ -297,10 +297,10 @@ def test_a_preview_is_a_few_frames_and_the_first_seconds_of_the_segment(clips):
     np.testing.assert_array_equal(part, audio[PREVIEW_SAMPLING_RATE // 4 : PREVIEW_SAMPLING_RATE // 2])
 
 
-def test_what_the_model_does_not_take_has_no_preview(clips):
+def test_modalities_that_the_model_does_not_take_have_no_preview(clips):
     row = {"video": "6.mp4", "audio": "6.wav", "caption": "x"}
     assert [part is None for part in preview_of(row, clips, drop_modalities=["video"])] == [True, False]
     assert [part is None for part in preview_of(row, clips, drop_modalities=["audio"])] == [False, True]
     assert preview_of({"caption": "x"}, clips) == (None, None)
-    silent = {"video": "6.mp4", "caption": "x"}  # without a column for audio, and without a sound track
+    silent = {"video": "6.mp4", "caption": "x"}  # without an audio column, and without an audio track
     assert preview_of(silent, clips)[1] is None

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: the rules of the output folder, and weights that do not tell of an interruption."""
+"""Resuming from a checkpoint: rules of the output folder, and weights that do not depend on interruptions."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def find(folder: Path, *, overwrite: bool = False, resume_from: str | None = Non
     return find_checkpoint(args, record)
 
 
-def test_a_start_says_where_it_goes_on_and_what_it_removes(tmp_path, monkeypatch):
+def test_a_run_logs_the_checkpoint_it_resumes_from_and_what_it_removes(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(checkpoints.logger, "warning", said.append)
     for step in (2, 10):
@@ -44,15 +44,15 @@ def test_a_start_says_where_it_goes_on_and_what_it_removes(tmp_path, monkeypatch
     find(tmp_path, resume_from=str(tmp_path / "checkpoint-2"))
     find(tmp_path, record=make_run_record({"learning_rate": 0.2}, command=["train.py"], data={}))
     assert said == [
-        f"Going on from {tmp_path}/checkpoint-10.",
-        f"Going on from {tmp_path}/checkpoint-2.",
-        f"Going on from {tmp_path}/checkpoint-10, which began with another learning_rate.",
+        f"Resuming from {tmp_path}/checkpoint-10.",
+        f"Resuming from {tmp_path}/checkpoint-2.",
+        f"Resuming from {tmp_path}/checkpoint-10, which was started with another learning_rate.",
     ]
     said.clear()
     begin_run(tmp_path, RECORD, starts_over=False)
     assert said == []
     (tmp_path / "quarantine.jsonl").touch()
-    (tmp_path / "checkpoint-99").mkdir()  # of something else
+    (tmp_path / "checkpoint-99").mkdir()  # it belongs to something else
     assert find(tmp_path, overwrite=True) is None and said == []
     begin_run(tmp_path, RECORD, starts_over=True)
     assert said == [f"Starting over in {tmp_path}: removed checkpoint-2, checkpoint-10, quarantine.jsonl."]
@@ -61,15 +61,15 @@ def test_a_start_says_where_it_goes_on_and_what_it_removes(tmp_path, monkeypatch
     assert len(said) == 1
 
 
-def test_a_new_or_empty_folder_starts_at_the_beginning(tmp_path):
+def test_a_run_in_a_new_or_empty_folder_starts_from_the_beginning(tmp_path):
     assert find(tmp_path / "new") is None
     assert find(tmp_path) is None
     assert find(tmp_path, resume_from="False") is None
 
 
-def test_the_newest_complete_checkpoint_is_taken(tmp_path):
+def test_a_run_resumes_from_the_newest_complete_checkpoint(tmp_path):
     write_checkpoint(tmp_path / "checkpoint-9")
-    newest = write_checkpoint(tmp_path / "checkpoint-10")  # "9" is later in the alphabet
+    newest = write_checkpoint(tmp_path / "checkpoint-10")  # "9" sorts after "10"
     write_checkpoint(tmp_path / "checkpoint-11", complete=False)
     write_checkpoint(tmp_path / "checkpoint-best")
     assert newest_checkpoint(tmp_path) == newest
@@ -78,7 +78,7 @@ def test_the_newest_complete_checkpoint_is_taken(tmp_path):
     assert find(tmp_path, overwrite=True) is None
 
 
-def test_a_checkpoint_of_changed_arguments_is_taken_with_a_warning(tmp_path, monkeypatch):
+def test_a_run_with_changed_arguments_resumes_with_a_warning(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("simple_multimodal.training.checkpoints.logger.warning", said.append)
     checkpoint = write_checkpoint(tmp_path / "checkpoint-1")
@@ -89,7 +89,7 @@ def test_a_checkpoint_of_changed_arguments_is_taken_with_a_warning(tmp_path, mon
     assert len(said) == 1 and "another learning_rate" in said[0]
 
 
-def test_this_runs_own_folder_without_a_checkpoint_starts_at_the_beginning(tmp_path):
+def test_a_run_without_a_checkpoint_in_its_own_folder_starts_from_the_beginning(tmp_path):
     begin_run(tmp_path, RECORD, starts_over=True)
     write_checkpoint(tmp_path / "checkpoint-1", complete=False)
     assert find(tmp_path) is None
@@ -98,28 +98,28 @@ def test_this_runs_own_folder_without_a_checkpoint_starts_at_the_beginning(tmp_p
 @pytest.mark.parametrize(
     ("files", "resume_from", "message"),
     [
-        ({"notes.txt": ""}, None, "is not empty, and holds neither a complete checkpoint nor a run.json"),
+        ({"notes.txt": ""}, None, "is not empty, but has neither a complete checkpoint nor a run.json"),
         ({"run.json": '{"arguments": {"learning_rate": 0.5}, "data": {}}'}, None, "differs in learning_rate"),
         ({"run.json": '{"arguments": {"learning_rate": 0.1}, "data": {"training": "a"}}'}, None, "data of training"),
-        ({"run.json": json.dumps(RECORD)}, "True", "holds no complete checkpoint"),
-        ({}, "True", "holds no complete checkpoint"),
+        ({"run.json": json.dumps(RECORD)}, "True", "has no complete checkpoint"),
+        ({}, "True", "has no complete checkpoint"),
         ({}, "checkpoint-7", "'checkpoint-7' is not a complete checkpoint"),
     ],
 )
-def test_refused_folders(tmp_path, files, resume_from, message):
+def test_folders_that_a_run_cannot_use_are_errors(tmp_path, files, resume_from, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         find(tmp_path, resume_from=resume_from)
 
 
-def test_a_file_is_no_output_folder(tmp_path):
+def test_a_file_is_not_an_output_folder(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(ValueError, match="is a file. Give a folder"):
+    with pytest.raises(ValueError, match="is a file; give a folder"):
         find(tmp_path / "out")
 
 
-def test_starting_over_removes_the_checkpoints_that_a_resume_would_take(tmp_path):
+def test_starting_over_removes_checkpoints_of_earlier_runs(tmp_path):
     write_checkpoint(tmp_path / "checkpoint-500")
     (tmp_path / "checkpoint-notes").mkdir()
     begin_run(tmp_path, RECORD, starts_over=False)
@@ -128,7 +128,7 @@ def test_starting_over_removes_the_checkpoints_that_a_resume_would_take(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-notes", "run.json"]
 
 
-def test_no_token_is_written_into_the_record():
+def test_the_record_does_not_contain_the_hub_token():
     record = make_run_record({}, command=["train.py", "--hub_token", "hf_secret", "--seed", "1"], data={})
     assert record["command"] == "train.py --hub_token <HUB_TOKEN> --seed 1"
     assert "hf_secret" not in make_run_record({}, command=["train.py", "--hub_token=hf_secret"], data={})["command"]
@@ -154,7 +154,7 @@ def exact(clips, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def straight(exact, tmp_path_factory) -> Callable[..., Path]:
-    """Folder of an uninterrupted run of those flags and others; the same ones run once."""
+    """Function that returns the folder of an uninterrupted run with further flags; equal flags run once."""
     folders = {}
 
     def train(**values) -> Path:
@@ -167,7 +167,7 @@ def straight(exact, tmp_path_factory) -> Callable[..., Path]:
     return train
 
 
-# 7 rows, 2 in a batch: 4 steps in an epoch, the last of one row. Checkpoint 2 lies within the first, 4 at its end.
+# 7 rows, 2 per batch: 4 steps per epoch, the last with one row. Checkpoint 2 is within the first epoch, 4 at its end.
 BATCHES = {"per_device_train_batch_size": 2}
 PARTS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 
@@ -176,7 +176,7 @@ PARTS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     ("steps", "workers", "values"),
     [(3, (0, 2), BATCHES), (5, (1, 1), BATCHES), (5, (0, 1), BATCHES), (8, (1, 0), BATCHES), (5, (0, 0), PARTS)],
 )
-def test_an_interrupted_run_ends_as_one_that_was_not(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     exact, straight, tmp_path, interrupted_after, steps, workers, values
 ):
     expected = straight(**values)
@@ -192,7 +192,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert len(logs(tmp_path)[0]) == 15 and logs(tmp_path) == logs(expected)
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_ends_as_one_that_was_not(exact, straight, tmp_path):
+def test_a_run_killed_after_its_last_checkpoint_equals_an_uninterrupted_one(exact, straight, tmp_path):
     expected = straight(**BATCHES)
     shutil.copytree(expected, tmp_path / "out")
     for name in ("model.safetensors", "trainer_state.json"):
@@ -202,7 +202,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_ends_as_one_that_was_no
     assert logs(tmp_path / "out") == logs(expected)
 
 
-def test_resume_from_checkpoint_takes_that_one(start, tmp_path):
+def test_resume_from_checkpoint_names_the_checkpoint(start, tmp_path):
     common = [*start, "--do_train", *flags(max_steps=4)]
     run(*common, *flags(output_dir=tmp_path / "straight", save_steps=2))
     checkpoint = tmp_path / "straight/checkpoint-2"
@@ -210,7 +210,7 @@ def test_resume_from_checkpoint_takes_that_one(start, tmp_path):
     assert_same(weights(tmp_path / "straight"), weights(tmp_path / "other"))
 
 
-def test_a_finished_run_is_not_trained_again_and_starts_over_when_told_to(start, tmp_path):
+def test_a_finished_run_is_not_trained_again_unless_it_starts_over(start, tmp_path):
     common = [*start, "--do_train", *flags(max_steps=2, save_steps=1, output_dir=tmp_path / "out")]
     run(*common)
     before = weights(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Which split chose a checkpoint: it is written down, carried on, and must not be the test split unless asked for."""
+"""Split that selects a checkpoint: it is recorded, inherited, and only the test split with `--select_on_test`."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def choose(manifest: Path, *, selects: bool = True, on_test: bool = False, sourc
     return selection_split(dataset(manifest), selects=selects, on_test=on_test, source=source)
 
 
-def test_the_split_is_known_by_its_clips(manifests, tmp_path):
+def test_the_split_is_known_from_its_clips(manifests, tmp_path):
     for split, clips in (("train", ["video0", "video4"]), ("validation", ["video5"]), ("test", ["video7"])):
         assert prepared_split(manifests / f"{split}.jsonl", clips) == split
         assert choose(manifests / f"{split}.jsonl", on_test=split == "test") == split
@@ -40,10 +40,10 @@ def test_the_split_is_known_by_its_clips(manifests, tmp_path):
     assert choose(renamed, on_test=True) == "test"
     renamed.unlink()
     assert prepared_split(manifests / "own.jsonl", ["another"]) is None
-    assert prepared_split(tmp_path / "test.jsonl", ["video7"]) is None  # nothing is known of it
+    assert prepared_split(tmp_path / "test.jsonl", ["video7"]) is None  # it has no protocol.json
 
 
-def test_choosing_on_test_clips_is_refused_unless_asked_for(manifests):
+def test_selection_on_test_clips_needs_select_on_test(manifests):
     with pytest.raises(ValueError, match="test.jsonl holds test clips, .* pass --select_on_test True"):
         choose(manifests / "test.jsonl")
     assert choose(manifests / "test.jsonl", selects=False) is None
@@ -53,7 +53,7 @@ def test_choosing_on_test_clips_is_refused_unless_asked_for(manifests):
     assert selection_split(None, selects=False, on_test=False, source="a/hub-name") is None
 
 
-def test_what_a_model_starts_from_counts(manifests, tmp_path):
+def test_the_selection_split_of_the_base_model_counts(manifests, tmp_path):
     record = tmp_path / "run.json"
     for earlier, own, expected in (
         ("validation", None, "validation"),
@@ -78,13 +78,13 @@ def test_what_a_model_starts_from_counts(manifests, tmp_path):
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, True),
     ],
 )
-def test_evaluations_in_training_select_where_they_have_a_say(tmp_path, values, selects):
+def test_arguments_whose_evaluations_select_the_weights(tmp_path, values, selects):
     evaluates = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     args = MultimodalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **evaluates, **values)
     assert args.selects is selects
 
 
-def test_every_result_says_which_split_chose(manifests, tmp_path):
+def test_every_result_records_the_selection_split(manifests, tmp_path):
     model = write_folder(tmp_path / "alpro", "retrieval", TEXTS)
     videos = manifests.parents[1] / "data/msrvtt_ret/videos"
     unprepared = tmp_path / "own.jsonl"

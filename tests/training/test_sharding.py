@@ -1,4 +1,4 @@
-"""FSDP2 over two processes: the losses of whole models, and checkpoints that each can go on from."""
+"""FSDP2 over two processes: losses of unsharded models, and checkpoints that both can resume from."""
 
 import json
 import os
@@ -22,8 +22,8 @@ from tests.training.tiny_run import flags, write_clips
 
 
 def shard() -> None:
-    """What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` sets; on a CPU, for which accelerate 1.15
-    does not shard.
+    """Shard as `accelerate launch --config_file configs/accelerate/fsdp2.yaml` does, but on a CPU, for which
+    accelerate 1.15 does not shard.
     """
     config = yaml.safe_load((REPOSITORY / "configs/accelerate/fsdp2.yaml").read_text())
     os.environ |= {name.upper(): str(value) for name, value in config["fsdp_config"].items()}
@@ -46,12 +46,12 @@ def shard() -> None:
 
 
 SHARDED, WHOLE = {0: shard, 1: shard}, {}
-WEIGHTS = 1e-4  # of the largest weight: Adam turns rounding errors of small gradients into steps as large as others
+WEIGHTS = 1e-4  # relative to the largest weight: Adam turns rounding errors of small gradients into full steps
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs of six steps, by how they were trained before and after step 3."""
+    """Runs of six steps, named by how they were trained before and after step 3."""
     folder = tmp_path_factory.mktemp("fsdp")
     write_clips(folder / "clips")
     argv = [*commands(folder), *flags("--do_eval", max_steps=6, save_steps=3, logging_steps=1, learning_rate=1e-3)]
@@ -63,7 +63,7 @@ def runs(tmp_path_factory):
         assert codes == [0, 0], (log / "rank-0.log").read_text()[-3000:]
 
     def go_on(name, source, prepare):
-        """From a copy, which lies elsewhere: what came after in its own folder is not looked at."""
+        """Resume from a copy of a checkpoint, so that later checkpoints in its folder do not matter."""
         checkpoint = folder / f"{name}-from" / "checkpoint-3"
         shutil.copytree(folder / source / "out/checkpoint-3", checkpoint)
         train(name, prepare, *flags(resume_from_checkpoint=checkpoint))
@@ -77,27 +77,27 @@ def runs(tmp_path_factory):
 
 
 def logged(folder) -> list[float]:
-    """Of each step, and of the evaluation after the last one."""
+    """Return the loss of each step, and of the evaluation after the last one."""
     history = json.loads((folder / "out/trainer_state.json").read_text())["log_history"]
     evaluated = json.loads((folder / "out/eval_results.json").read_text())
     return [log["loss"] for log in history if "loss" in log] + [evaluated["eval_loss"]]
 
 
 @pytest.mark.parametrize("name", ["sharded", "sharded-whole", "whole-sharded"])
-def test_losses_and_weights_of_whole_models(runs, name):
+def test_losses_and_weights_are_the_same_as_without_sharding(runs, name):
     assert logged(runs / name) == pytest.approx(logged(runs / "whole"), rel=1e-4) and len(logged(runs / name)) == 7
     own, known = (load_file(runs / n / "out/model.safetensors") for n in (name, "whole"))
     assert_close(own, known, WEIGHTS)
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(runs):
+def test_a_resumed_run_equals_an_uninterrupted_one(runs):
     own, known = (load_file(runs / n / "out/model.safetensors") for n in ("sharded-sharded", "sharded"))
     assert own.keys() == known.keys() and all(own[name].equal(known[name]) for name in known)
     assert logged(runs / "sharded-sharded") == logged(runs / "sharded")
 
 
 def test_features_rates_by_layer_and_the_best_of_several_evaluations(tmp_path):
-    """Losses and weights of whole models; after an evaluation training goes on."""
+    """Losses and weights are the same as without sharding; training continues after evaluations."""
     write_clips(tmp_path / "clips")
     argv = [*commands(tmp_path), *flags(save_steps=2)]
     assert finish_together([*argv, *flags(output_dir=tmp_path / "base", max_steps=1)], tmp_path, prepare={},
@@ -126,17 +126,17 @@ def test_features_rates_by_layer_and_the_best_of_several_evaluations(tmp_path):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"lora_rank": 2}, "error: LoRA needs the whole model in every process: without FSDP and DeepSpeed. Leave"),
-    ({"contrastive_chunk_size": 1}, "error: --contrastive_chunk_size needs the whole model in every process"),
+    ({"lora_rank": 2}, "error: LoRA does not work with FSDP and DeepSpeed: every process needs all weights. Train"),
+    ({"contrastive_chunk_size": 1}, "error: contrastive_chunk_size does not work with FSDP and DeepSpeed"),
 ])  # fmt: skip
-def test_what_needs_whole_models_is_refused(tmp_path, values, message):
+def test_settings_that_need_unsharded_models_are_errors(tmp_path, values, message):
     write_clips(tmp_path / "clips")
     argv = [*commands(tmp_path), *flags(output_dir=tmp_path / "out", max_steps=1, **values)]
     assert finish_together(argv, tmp_path, prepare=SHARDED, seconds=60) == [1, 1]
     assert message in (tmp_path / "rank-0.log").read_text()
 
 
-def test_checkpoints_look_the_same(runs):
+def test_checkpoints_have_the_same_files_and_states(runs):
     folders = [runs / name / "out/checkpoint-3" for name in ("whole", "sharded")]
     assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()}
     states = [torch.load(folder / "optimizer.pt", weights_only=True) for folder in folders]

@@ -1,4 +1,4 @@
-"""What the summary of a run counts, against what is really held."""
+"""Summary of a run, against the actual sizes of tensors."""
 
 import json
 
@@ -36,7 +36,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [None, 3])
-def test_bytes_are_those_of_the_tensors_after_a_step(size, kind, dtype, rank):
+def test_memory_equals_the_size_of_the_tensors_after_a_step(size, kind, dtype, rank):
     sizes = tiny.SIZES | {"hidden_size": size, "intermediate_size": 2 * size}
     config = tiny.tiny_config(text_config=tiny.BertConfig(**sizes, vocab_size=40, max_position_embeddings=32))
     model = MultimodalForPreTraining(config).to(dtype)
@@ -60,7 +60,7 @@ def unsaved_buffers(model: nn.Module) -> list[torch.Tensor]:
     return [buffer for name, buffer in model.named_buffers() if name not in model.state_dict()]
 
 
-def test_an_optimizer_that_is_not_known():
+def test_the_memory_of_other_optimizers_is_unknown():
     optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(2))])
     assert optimizer_state_bytes(optimizer) is None
     assert "an unknown size of Adagrad" in to_text(summarize_of(optimizer))
@@ -85,12 +85,12 @@ def test_parameters_are_counted_by_tower():
     assert sum(part["total"] for part in found.values()) == sum(p.numel() for p in model.parameters())
     assert found["text"] == {"total": sizes["text"], "trainable": sizes["text"], "learning_rates": [0.1, 0.2]}
     assert found["audio"]["trainable"] == 0 and found["audio"]["learning_rates"] == []
-    # Two layers of four projections from 16 to 16 numbers, with two matrices of rank 3 each.
+    # Two layers with four projections of 16 to 16 dimensions, each with two matrices of rank 3.
     assert found["video"]["trainable"] == 2 * 4 * 2 * 3 * 16
     assert found["heads"]["learning_rates"] == [0.2, 0.2]
 
 
-def test_the_table():
+def test_the_summary_is_formatted_as_a_table():
     parameters = {
         "text": {"total": 1234567, "trainable": 1000, "learning_rates": [0.00001, 0.0001]},
         "audio": {"total": 50, "trainable": 0, "learning_rates": []},
@@ -114,7 +114,7 @@ def test_saved_activations_are_counted_once_and_without_weights():
     with saved:
         loss = model(inputs).sum()
     loss.backward()
-    # Inputs of both layers in four bytes a number; that of the second is what ReLU remembers, too.
+    # Inputs of both layers, with four bytes per number; ReLU saves the input of the second layer, too.
     assert saved.num_bytes == 4 * (7 * 10 + 7 * 20)
     gradient = first.weight.grad.clone()
     first.weight.grad = None
@@ -122,17 +122,17 @@ def test_saved_activations_are_counted_once_and_without_weights():
     assert torch.equal(first.weight.grad, gradient)
 
 
-def test_what_was_let_go_before_the_end_does_not_count():
+def test_activations_that_were_released_do_not_count():
     layer, inputs = nn.Linear(10, 20), torch.ones(7, 10)
     saved = SavedActivations(layer)
     with saved:
         for _ in range(3):
-            layer(inputs + 1)  # nobody asks for its gradient
+            layer(inputs + 1)  # its gradient is not computed
         layer(inputs + 1).sum().backward()
     assert saved.num_bytes == 4 * 7 * 10
 
 
-def test_tensors_without_memory_count_as_those_with():
+def test_tensors_without_memory_are_counted():
     def count() -> int:
         model = MultimodalForPreTraining(tiny.tiny_config("merge", text="deberta")).train()
         saved = SavedActivations(model)
@@ -146,7 +146,7 @@ def test_tensors_without_memory_count_as_those_with():
         assert count() == expected > 100_000
 
 
-def test_of_a_checkpointed_layer_the_input_counts():
+def test_only_the_inputs_of_checkpointed_layers_count():
     model, inputs = nn.Sequential(nn.Linear(10, 20), nn.ReLU()), torch.ones(7, 10)
     saved = SavedActivations(model)
     with saved:
@@ -166,7 +166,7 @@ def test_a_run_shows_the_summary_once_and_records_it(start, tmp_path, monkeypatc
     assert size > 10_000 and said[1] == f"Activations, measured in the first batch: {size / 1e6:,.1f} MB."
 
 
-def test_checkpoints_of_activations_save_memory(start, tmp_path):
+def test_activation_checkpointing_saves_memory(start, tmp_path):
     sizes = []
     for towers in ([], ["text", "audio", "video", "fusion"]):
         given = flags(gradient_checkpointing_towers=towers) if towers else []

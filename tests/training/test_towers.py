@@ -1,4 +1,4 @@
-"""`train.py` with towers of other people: without training, with two steps of it, and what it refuses."""
+"""`train.py` with published kinds of towers: without training, with two steps, and errors."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ CLIP_MODALITY = {"clip": "video", "siglip": "video", "siglip2": "video", "clap":
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    """A checkpoint of each kind, and a fusion config."""
+    """Checkpoint of each kind, and a fusion config."""
     kinds = (*STOCK_MODELS, "pe_audio", "pe_audio_video", "ast", "whisper", "timesformer")
     folders = {kind: write_checkpoint(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
     fusion = tmp_path_factory.mktemp("fusion") / "fusion.json"
@@ -35,7 +35,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def start(clips, folders, tmp_path) -> list[str]:
-    """Flags that all runs here share."""
+    """Flags that all runs of these tests share."""
     common = flags(
         "--use_cpu",
         "--disable_tqdm",
@@ -49,7 +49,7 @@ def start(clips, folders, tmp_path) -> list[str]:
 
 
 def towers(folders: dict[str, str], kind: str) -> list[str]:
-    """Flags that name a checkpoint for both of its towers."""
+    """Return the flags that name a checkpoint for both of its towers."""
     clip = CLIP_MODALITY[kind]
     names = {"text_model_name_or_path": folders[kind], f"{clip}_model_name_or_path": folders[kind]}
     return flags(modalities=["text", clip], **names)
@@ -57,7 +57,7 @@ def towers(folders: dict[str, str], kind: str) -> list[str]:
 
 @torch.no_grad()
 def stock_similarities(kind: str, folder: str, retriever: Retriever, rows: list) -> torch.Tensor:
-    """Cosines `(texts, clips)` by the stock model of what the processor makes of files."""
+    """Return the cosines `(texts, clips)` of the stock model for the inputs that the processor makes."""
     stock = STOCK_MODELS[kind].from_pretrained(folder).eval()
     processor = retriever.processor
     batch = retriever.collator(rows)
@@ -87,7 +87,7 @@ def stock_similarities(kind: str, folder: str, retriever: Retriever, rows: list)
 
 
 @pytest.mark.parametrize("kind", STOCK_MODELS)
-def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, clips, tmp_path, kind):
+def test_retrieval_without_training_equals_the_stock_model(start, folders, clips, tmp_path, kind):
     metrics = run(*start, *towers(folders, kind), "--do_train", "False")
     retriever = Retriever.from_pretrained(tmp_path / "out", batch_size=3)
     config = retriever.model.config
@@ -98,7 +98,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     folder = clips / ("audio" if kind == "clap" else "video")
     with pytest.raises(ValueError, match="There are no features of a .* tower: .* not its embedding"):
         retriever.model.tower_hash(CLIP_MODALITY[kind])
-    # Pooling heads of SigLIP never call the projection that they have.
+    # Pooling heads of SigLIP have a projection that they do not call.
     assert not any("head" in name for name in find_targets(retriever.model, [CLIP_MODALITY[kind]], []))
     rows = retriever.rows(folder)
     index = retriever.index(folder)
@@ -111,7 +111,7 @@ def test_retrieval_without_training_is_that_of_the_stock_model(start, folders, c
     with pytest.raises(ValueError, match="without matching.*--rerank_top_k 0"):
         retriever.search(CAPTIONS[0], index, rerank=2)
 
-    # The clip of row 3 has no sound, that of row 4 no pictures: no queries, no candidates.
+    # The clip of row 3 has no audio, that of row 4 no video: they are neither queries nor candidates.
     kept = [n for n in range(7) if n != (3 if kind == "clap" else 4)]
     ids = [int(Path(name).stem) for name in index.ids]
     square = expected[kept][:, [ids.index(n) for n in kept]].numpy()
@@ -132,7 +132,7 @@ def test_two_steps_of_training(start, folders, tmp_path, kind):
     assert np.isfinite(metrics["train_loss"]) and np.isfinite(metrics["eval_loss"])
     report = json.loads((tmp_path / "out/all_results.json").read_text())
     losses = {key.removeprefix("eval_") for key in report if key.startswith("eval_") and key.endswith("_loss")}
-    assert losses == {"loss", "contrastive_tav_loss", "matching_loss"}  # a clip is what the one tower makes of it
+    assert losses == {"loss", "contrastive_tav_loss", "matching_loss"}  # a clip has a single tower
     trained = MultimodalForRetrieval.from_pretrained(tmp_path / "out")
     stock = STOCK_MODELS[kind].from_pretrained(folders[kind])
     name = "audio_projection.linear2.weight" if kind == "clap" else "encoder.layers.0.self_attn.v_proj.weight"
@@ -155,8 +155,8 @@ def test_batch_normalisation_keeps_its_statistics_in_a_run_and_its_resume(start,
         assert is_same == (name != "weight")
 
 
-def test_towers_without_a_common_space_are_trained_together(start, folders, tmp_path):
-    """BERT, AST and TimeSformer, each with its settings; and pictures of CLIP beside sound of CLAP."""
+def test_towers_without_a_shared_space_are_trained_together(start, folders, tmp_path):
+    """BERT, AST and TimeSformer, each with its own settings; and CLIP for video with CLAP for audio."""
     bert = tmp_path / "bert.json"
     bert.write_text(json.dumps(CONFIGS["text"]))
     steps = flags(max_steps=2, per_device_train_batch_size=3, save_strategy="no", text_config_name=bert)
@@ -192,10 +192,10 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
         retriever.model.tower_hash("audio")
 
     stock = stock_pe_av(folder, "audio")
-    sound = retriever.collator(retriever.rows(clips / "audio")[:1])  # of one window
-    waveform = sound["audio_values"].transpose(2, 3).flatten(2)
+    batch = retriever.collator(retriever.rows(clips / "audio")[:1])  # one window
+    waveform = batch["audio_values"].transpose(2, 3).flatten(2)
     texts = retriever.processor.tokenizer(CAPTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
-    padding_mask = sound["audio_attention_mask"].repeat_interleave(40, dim=1)
+    padding_mask = batch["audio_attention_mask"].repeat_interleave(40, dim=1)
     outputs = stock(**texts, input_values=waveform, padding_mask=padding_mask)
     expected = F.normalize(outputs.text_audio_embeds, dim=-1) @ F.normalize(outputs.audio_embeds, dim=-1).T
     index = retriever.index(clips / "audio")
@@ -204,7 +204,7 @@ def test_pe_av_without_training_compares_its_own_embeddings(start, folders, clip
 
 
 @torch.no_grad()
-def test_pe_av_without_training_compares_images_as_the_stock_model(start, folders, clips, tmp_path):
+def test_pe_av_without_training_compares_video_like_the_stock_model(start, folders, clips, tmp_path):
     folder = folders["pe_audio_video"]
     names = flags(text_model_name_or_path=folder, video_model_name_or_path=folder)
     run(*start, *names, *flags("--do_train", "False", modalities=["text", "video"], num_frames=3))
@@ -233,12 +233,12 @@ def test_pe_av_without_training_compares_images_as_the_stock_model(start, folder
 
     names += flags(audio_model_name_or_path=folder, num_audio_frames=200, output_dir=tmp_path / "all")
     with pytest.raises(
-        ValueError, match="(?s)Without training.*common space.*PE-AV compares texts with sound or with pictures"
+        ValueError, match="(?s)Without training.*shared space.*PE-AV compares text with audio or with video"
     ):
         run(*start, *names, "--do_train", "False")
 
 
-def test_pe_av_is_trained_on_audio_and_images(start, folders, tmp_path):
+def test_pe_av_is_trained_on_audio_and_video(start, folders, tmp_path):
     names = {f"{modality}_model_name_or_path": folders["pe_audio_video"] for modality in ("text", "audio", "video")}
     sizes = flags(num_audio_frames=200, num_frames=2, task="pretraining", learning_rate=1e-3)
     steps = flags("--activation_checkpointing", "True", max_steps=2, per_device_train_batch_size=4, save_strategy="no")
@@ -250,7 +250,7 @@ def test_pe_av_is_trained_on_audio_and_images(start, folders, tmp_path):
         assert not torch.equal(before[name], after[name])
 
 
-def test_pe_av_is_trained_but_for_its_codec(start, folders, tmp_path):
+def test_pe_av_is_trained_except_its_codec(start, folders, tmp_path):
     names = flags(text_model_name_or_path=folders["pe_audio"], audio_model_name_or_path=folders["pe_audio"])
     names += flags(modalities=["text", "audio"], num_audio_frames=200, task="pretraining")
     steps = flags("--activation_checkpointing", "True", max_steps=2, per_device_train_batch_size=4, save_strategy="no")
@@ -262,8 +262,8 @@ def test_pe_av_is_trained_but_for_its_codec(start, folders, tmp_path):
     assert "layers.0.self_attn.v_proj.weight" not in same and "patch_embedder.class_embedding" not in same
 
 
-def test_pe_av_goes_on_from_a_checkpoint(start, folders, tmp_path):
-    """Of a codec that is not trained, the optimizer knows nothing."""
+def test_pe_av_resumes_from_a_checkpoint(start, folders, tmp_path):
+    """The codec is not trained, so the optimizer has no state for it."""
     names = {f"{modality}_model_name_or_path": folders["pe_audio_video"] for modality in ("text", "audio", "video")}
     sizes = flags(num_audio_frames=200, num_frames=2, max_steps=2, save_steps=1, save_strategy="steps", **names)
     metrics = run(*start, *sizes)
@@ -280,15 +280,15 @@ def test_default_targets_of_lora_are_the_attention_of_pe_av(folders):
     model = MultimodalForRetrieval(MultimodalConfig(**configs, crossformer_config=ViTConfig(**CONFIGS["fusion"])))
     found = {modality: {name.split(".", 1)[1] for name in find_targets(model, [modality])} for modality in towers}
     attention = {f"layers.{n}.self_attn.{name}_proj" for n in range(2) for name in "qkvo"}
-    pictures = {
+    image_attention = {
         f"embedder.vision_model.timm_model.blocks.{n}.attn.{name}" for n in range(2) for name in ("qkv", "proj")
     }
     assert found["text"] == {f"layers.{n}.attn.{name}" for n in range(2) for name in ("Wqkv", "Wo")}
-    assert found["audio"] == attention and found["video"] == attention | pictures
+    assert found["audio"] == attention and found["video"] == attention | image_attention
 
 
-def test_whisper_beside_another_text_tower(start, folders, tmp_path):
-    """Windows as the checkpoint's extractor has them, or shorter ones; features stand for the frozen tower."""
+def test_whisper_with_another_text_tower(start, folders, tmp_path):
+    """Windows have the length of the checkpoint's extractor or less; features can replace the frozen tower."""
     bert = tmp_path / "bert.json"
     bert.write_text(json.dumps(CONFIGS["text"]))
     common = flags(max_steps=1, per_device_train_batch_size=3, save_strategy="no", text_config_name=bert)
@@ -299,7 +299,7 @@ def test_whisper_beside_another_text_tower(start, folders, tmp_path):
     audio = retriever.processor.feature_extractor
     assert (audio.front_end, audio.num_mel_bins, audio.num_frames) == ("whisper", 8, 100)
     assert retriever.model.config.audio_config.max_source_positions == 50
-    retriever.model.tower_hash("audio")  # features can stand for it
+    retriever.model.tower_hash("audio")  # features can replace it
 
     metrics = run(*start, *names, *common, *flags(num_audio_frames=50, output_dir=tmp_path / "shorter"))
     assert np.isfinite(metrics["eval_loss"])
@@ -321,7 +321,7 @@ def test_a_transformer_over_frames_is_trained_and_saved(start, folders, tmp_path
         run(*start, *saved, *flags("--do_train", "False", frame_pooling_layers=2))
 
 
-def test_a_transformer_over_frames_without_training_is_the_mean(start, folders, tmp_path):
+def test_a_transformer_over_frames_without_training_equals_the_mean(start, folders, tmp_path):
     found = [
         run(*start, *towers(folders, "siglip"), *flags("--do_train", "False", frame_pooling_layers=layers))
         for layers in (0, 1)
@@ -334,21 +334,21 @@ def test_a_transformer_over_frames_without_training_is_the_mean(start, folders, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--do_train", "False", "--clip_embedding", "fusion"], "--clip_embedding is fusion, for which .*no weights"),
-        (["--do_train", "False", "--contrastive_dim", "8"], "--contrastive_dim is 8, for which .*no weights"),
+        (["--do_train", "False", "--clip_embedding", "fusion"], "clip_embedding=fusion, but .* has no weights"),
+        (["--do_train", "False", "--contrastive_dim", "8"], "contrastive_dim=8, but .* has no weights"),
         (["--do_train", "False", "--matching_loss_weight", "1"], "no trained matching head"),
         (["--do_train", "False", "--modalities", "video"], "all towers come from one checkpoint"),
         (["--do_train", "False", "--modalities", "text", "audio", "video"], "audio: 'vit_mae' with random weights"),
         (
             ["--mvm_loss_weight", "1"],
-            "--mvm_loss_weight is 1.0, but the video tower 'clip_vision_model' has no decoder",
+            "mvm_loss_weight=1.0, but the video tower 'clip_vision_model' has no decoder",
         ),
         (["--video_size", "20"], "20 by 20 pixels.*patches of 8"),
         (["--max_seq_length", "13"], "max_seq_length is 13.*positions for 12"),
         (["--video_processor_name", "{clap}/nothing"], "Cannot read video settings from .*--video_processor_name"),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(start, folders, changes, message):
+def test_errors_of_invalid_settings(start, folders, changes, message):
     changes = [word.format(**folders) for word in changes]
     with pytest.raises(ValueError, match=f"(?s){message}"):
         run(*start, *towers(folders, "clip"), *flags(max_steps=1), *changes)
@@ -360,6 +360,6 @@ def test_texts_and_clips_of_two_spaces_are_not_compared_without_training(start, 
         run(*start, *names, *flags("--do_train", "False", modalities=["text", "video"]))
 
 
-def test_siglip_reads_texts_of_one_length_alone(start, folders):
+def test_siglip_only_takes_texts_of_one_length(start, folders):
     with pytest.raises(ValueError, match="max_seq_length is 8.*padded to 12 tokens"):
         run(*start, *towers(folders, "siglip"), *flags(max_steps=1, max_seq_length=8))

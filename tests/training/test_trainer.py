@@ -1,5 +1,5 @@
-"""What the trainer adds: exact losses and counts, a learning rate per tower, frozen towers, evaluation that counts
-once.
+"""Additions of the trainer: exact losses and counts, a learning rate per tower, frozen towers, and evaluation that
+counts each row once.
 """
 
 import json
@@ -53,7 +53,7 @@ def test_accumulated_batches_give_the_gradient_of_the_whole_batch(start, tmp_pat
         assert logged(trainers[1])[0][name] == pytest.approx(logged(trainers[0])[0][name], rel=1e-5)
 
 
-def test_activation_checkpointing_changes_nothing_but_memory(start, tmp_path, trainers):
+def test_activation_checkpointing_does_not_change_gradients(start, tmp_path, trainers):
     common = [*start, "--do_train", *flags(max_steps=1, max_grad_norm=0)]
     run(*common, *flags(output_dir=tmp_path / "a"))
     run(*common, *flags(output_dir=tmp_path / "b", activation_checkpointing=True))
@@ -62,7 +62,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(start, tmp_path, tr
     assert_close(again, whole)
 
 
-def test_compiled_steps_are_those_of_others(start, tmp_path, trainers):
+def test_compiled_steps_equal_steps_without_compilation(start, tmp_path, trainers):
     common = [*start, "--do_train", *flags(max_steps=2, logging_steps=1, max_grad_norm=0, save_strategy="no")]
     run(*common, *flags(output_dir=tmp_path / "plain"))
     run(*common, *flags(output_dir=tmp_path / "compiled", torch_compile=True, torch_compile_backend="eager"))
@@ -88,7 +88,7 @@ def test_a_learning_rate_per_tower(start, tmp_path, trainers):
         assert {values[1] for values in of_tower.values()} == {0.0, 0.01}, tower  # biases and norms do not decay
 
 
-def test_frozen_towers_stay_as_they_are(start, tmp_path, trainers, monkeypatch):
+def test_frozen_towers_do_not_change(start, tmp_path, trainers, monkeypatch):
     before = {}
 
     def remember(trainer, *args, **kwargs):
@@ -103,7 +103,7 @@ def test_frozen_towers_stay_as_they_are(start, tmp_path, trainers, monkeypatch):
     assert [name for name in changed if "audio_encoder." in name] and "matching_head.weight" in changed
 
 
-def test_what_no_objective_reaches_is_not_trained(start, tmp_path, trainers):
+def test_parameters_that_no_objective_reaches_are_not_trained(start, tmp_path, trainers):
     objectives = {f"{name}_loss_weight": 0 for name in OBJECTIVES if name != "contrastive_tv"}
     settings = {"output_dir": tmp_path, "max_steps": 1, "weight_decay": 1.0, "task": "retrieval", **objectives}
     run(*start, "--do_train", *flags(**settings))
@@ -134,7 +134,7 @@ def test_what_no_objective_reaches_is_not_trained(start, tmp_path, trainers):
 def test_the_temperature_is_limited_after_each_step(start, tmp_path, trainers):
     run(*start, "--do_train", *flags(output_dir=tmp_path, max_steps=3, learning_rate=30.0, max_grad_norm=0))
     scale = trainers[0].model.multimodal.logit_scale
-    assert scale.max() == torch.tensor(math.log(100)) and scale.min() < 0  # rates of 30 throw it far off
+    assert scale.max() == torch.tensor(math.log(100)) and scale.min() < 0  # a rate of 30 moves it far away
 
 
 def test_an_unknown_tower_cannot_be_frozen(start, tmp_path):
@@ -144,7 +144,7 @@ def test_an_unknown_tower_cannot_be_frozen(start, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(start, tmp_path_factory) -> str:
-    """A model after two steps."""
+    """Model after two steps."""
     folder = tmp_path_factory.mktemp("trained")
     run(*start, "--do_train", *flags(output_dir=folder, max_steps=2, learning_rate=0.01, save_strategy="no"))
     return str(folder)
@@ -162,7 +162,7 @@ def test_metrics_do_not_depend_on_the_batch_size(start, trained, tmp_path):
     assert one == pytest.approx(three, rel=1e-5)
 
 
-def test_without_reranking_matching_is_measured_by_its_loss(start, trained, tmp_path):
+def test_matching_only_has_a_loss_without_reranking(start, trained, tmp_path):
     every, none = (evaluate(start, trained, tmp_path, rerank_top_k=top_k) for top_k in (NUM_ROWS, 0))
     protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
     assert {name for name in every if name not in none} == {
@@ -179,7 +179,7 @@ def test_every_caption_is_a_query_and_every_group_one_candidate(start, clips, tr
         {"video": "1.mp4", "audio": "1.wav", "caption": "two dogs", "group": "b"},
         {"video": "0.mp4", "audio": "0.wav", "caption": "purring", "group": "a"},
         {"video": "2.mp4", "audio": "2.wav", "group": "c"},  # a candidate without a caption
-        {"caption": "no clip", "group": "d"},  # a query of which there is no clip
+        {"caption": "no clip", "group": "d"},  # a query without a clip
     ]
     manifest = tmp_path / "groups.jsonl"
     manifest.write_text("\n".join(json.dumps(row) for row in rows))
@@ -198,7 +198,7 @@ def test_every_caption_is_a_query_and_every_group_one_candidate(start, clips, tr
 
 
 @pytest.mark.parametrize("dropped", ["audio", "video"])
-def test_dropping_a_modality_is_the_same_as_not_having_it(start, clips, trained, tmp_path, dropped):
+def test_dropping_a_modality_equals_rows_without_it(start, clips, trained, tmp_path, dropped):
     manifest = tmp_path / "without.csv"
     lines = [f"{row}.txt,{'' if dropped == 'audio' else f'{row}.wav'},{'' if dropped == 'video' else f'{row}.mp4'}"
              for row in range(3)]  # fmt: skip
@@ -209,11 +209,11 @@ def test_dropping_a_modality_is_the_same_as_not_having_it(start, clips, trained,
     without = evaluate(start, trained, groups["output_dir"], validation_file=manifest)
     drop = evaluate(start, trained, groups["output_dir"], validation_file=full, drop_modalities=dropped)
     assert drop == pytest.approx(without, rel=1e-6)
-    assert f"eval_{'mam' if dropped == 'audio' else 'mvm'}_loss" not in drop  # of nothing there is no loss
+    assert f"eval_{'mam' if dropped == 'audio' else 'mvm'}_loss" not in drop  # there is no loss without inputs
     assert evaluate(start, trained, groups["output_dir"], validation_file=full)["eval_loss"] != drop["eval_loss"]
 
 
-def test_dropping_text_leaves_losses_only(start, trained, tmp_path):
+def test_dropping_text_only_leaves_losses(start, trained, tmp_path):
     metrics = evaluate(start, trained, tmp_path, drop_modalities="text")
     assert metrics["eval_mvm_loss"] > 0 and metrics["eval_contrastive_av_loss"] > 0
     assert not [name for name in metrics if name.startswith(("eval_mlm", "eval_matching", "eval_contrastive_t"))]
@@ -221,14 +221,14 @@ def test_dropping_text_leaves_losses_only(start, trained, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
-def test_one_group_alone_has_no_negatives(start, tmp_path):
+def test_a_single_group_has_no_negatives(start, tmp_path):
     manifest = tmp_path / "same.jsonl"
     clips = [{"video": "0.mp4", "audio": "0.wav", "caption": caption, "group": "a"} for caption in CAPTIONS]
     manifest.write_text("\n".join(map(json.dumps, clips)))
     files = {"train_file": manifest, "validation_file": manifest}
     metrics = run(*start, *flags(output_dir=tmp_path / "out", max_steps=2, **files))
     assert math.isfinite(metrics["train_loss"])
-    assert metrics["eval_matching_accuracy"] in (0, 1)  # one clip, of which every caption is right
+    assert metrics["eval_matching_accuracy"] in (0, 1)  # one clip, for which every caption is correct
     assert metrics["eval_text_to_video_R@1"] == metrics["eval_matching_text_to_video_R@1"] == 1
 
 
@@ -246,7 +246,7 @@ def test_resuming_in_a_notebook_skips_an_incomplete_checkpoint(start, tmp_path, 
     assert trainers[0].state.global_step == 2
     for number in (1, 2):
         (tmp_path / f"checkpoint-{number}/trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
         trainers[0].train(resume_from_checkpoint=True)
 
 
@@ -255,14 +255,16 @@ def test_evaluation_during_training_and_the_best_model(start, tmp_path, trainers
     metric = {"metric_for_best_model": "mlm_loss", "early_stopping_patience": 1, "greater_is_better": True}
     metrics = run(*start, *flags(output_dir=tmp_path, max_steps=6, learning_rate=0.01, **best, **metric))
     losses = [log["eval_mlm_loss"] for log in trainers[0].state.log_history if "eval_mlm_loss" in log][:-1]
-    stopped = next(step for step in range(1, 6) if losses[step] <= max(losses[:step]))  # the first that is no better
+    stopped = next(
+        step for step in range(1, 6) if losses[step] <= max(losses[:step])
+    )  # the first one that is not better
     assert trainers[0].state.global_step == stopped + 1 == len(losses)
     assert trainers[0].state.best_metric == max(losses)
-    assert metrics["eval_mlm_loss"] == pytest.approx(max(losses), rel=1e-6)  # of the model that was loaded again
+    assert metrics["eval_mlm_loss"] == pytest.approx(max(losses), rel=1e-6)  # of the best model, which was loaded
     assert json.loads((tmp_path / "evaluation.json").read_text())["selection_split"] == "validation"
 
 
-def test_reduced_precision_evaluates_alike_after_training_and_alone(start, tmp_path):
+def test_evaluation_in_reduced_precision_is_the_same_after_training_and_alone(start, tmp_path):
     common = flags(bf16=True, output_dir=tmp_path / "out", max_steps=1)
     after = run(*start, *common)
     assert math.isfinite(after["train_loss"])
@@ -272,6 +274,6 @@ def test_reduced_precision_evaluates_alike_after_training_and_alone(start, tmp_p
     assert exact["eval_loss"] != alone["eval_loss"]
 
 
-def test_checkpoints_on_sigterm_are_left_to_this_trainer(start, tmp_path):
-    with pytest.raises(ValueError, match="--enable_jit_checkpoint would take SIGTERM away from this trainer"):
+def test_jit_checkpoints_are_an_error(start, tmp_path):
+    with pytest.raises(ValueError, match="enable_jit_checkpoint is not supported: this trainer handles SIGTERM"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, enable_jit_checkpoint=True))

@@ -1,4 +1,4 @@
-"""A benchmark of eight clips in ALPRO's layout, prepared as a user would."""
+"""Benchmark of eight clips in ALPRO's layout, prepared like a user would."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ TEXTS = [f"a {name} is there" for name in NAMES] + ["what is it?", "who is there
 
 def write_benchmark(folder: Path, task: str, *, is_prepared: bool = True) -> Path:
     """
-    Writes `data/{task}/txt` and `data/{task}/videos`, and prepares `datasets/{task}` from them. Every clip shows other
-    pictures; the name of what is "there" is its caption, or the answer to one of its two questions.
+    Write `data/{task}/txt` and `data/{task}/videos`, and prepare `datasets/{task}` from them. Every clip has different
+    frames; the name of what is "there" is in its caption, or answers one of its two questions.
 
     Args:
-        folder (`Path`): where `data` and `datasets` go.
-        task (`str`): one of `PROTOCOLS`.
-        is_prepared (`bool`): whether `datasets/{task}` is written.
+        folder (`Path`): Folder for `data` and `datasets`.
+        task (`str`): Key of `PROTOCOLS`.
+        is_prepared (`bool`): Whether to write `datasets/{task}`.
 
     Returns:
         `Path`: `datasets/{task}` in `folder`.

@@ -1,4 +1,4 @@
-"""The smallest things a training run needs: clips, manifests, configs, and checkpoints as they lie on the hub."""
+"""Small inputs of a training run: clips, manifests, configs, and checkpoints as on the hub."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from arguments import parse_args
 from simple_multimodal.data.tokenization import train_tokenizer
 from tests.media.media_files import write_media
 
-NUM_ROWS = 7  # which neither 2 nor 3 divides
+NUM_ROWS = 7  # divisible by neither 2 nor 3
 CAPTIONS = ["a cat purrs", "two dogs bark at a cat", "rain falls", "a bell rings", "a bell rings twice in the rain"]
 CAPTIONS += ["a dog runs", "someone sings"]
 
@@ -57,8 +57,8 @@ CONFIGS = {
 
 def write_clips(folder: Path) -> Path:
     """
-    Writes `video/`, `audio/` and `text/` with `NUM_ROWS` files each, and `train.csv` and `validation.csv` that name
-    them, in the folder above. Row 3 has no sound, row 4 no video. The last caption is `someone sings`.
+    Write `video/`, `audio/` and `text/` with `NUM_ROWS` files each, and `train.csv` and `validation.csv` with their
+    names. Row 3 has no audio, row 4 no video. The last caption is `someone sings`.
     """
     for name in ("video", "audio", "text"):
         (folder / name).mkdir(parents=True)
@@ -71,15 +71,15 @@ def write_clips(folder: Path) -> Path:
             audio_seconds=0.4 + 0.2 * row,
         )
         (folder / f"text/{row}.txt").write_text(caption, encoding="utf-8")
-        sound, clip = ("" if row == 3 else f"{row}.wav"), ("" if row == 4 else f"{row}.mp4")
-        lines.append(f"{sound},{row}.txt,{clip}")
+        audio, clip = ("" if row == 3 else f"{row}.wav"), ("" if row == 4 else f"{row}.mp4")
+        lines.append(f"{audio},{row}.txt,{clip}")
     for name in ("train", "validation"):
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
 def write_configs(folder: Path, *, dropout: float = 0.0) -> dict[str, str]:
-    """Writes a config JSON of each tower; returns the paths."""
+    """Write a config JSON for each tower, and return the paths."""
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     for tower, values in CONFIGS.items():
         (folder / f"{tower}.json").write_text(json.dumps({**values, **dropouts}))
@@ -88,11 +88,11 @@ def write_configs(folder: Path, *, dropout: float = 0.0) -> dict[str, str]:
 
 def write_hub_folders(folder: Path) -> dict[str, str]:
     """
-    Writes what the four models of the documented full run look like on the hub, small: weights of the stock classes
-    (pictures: RGB and square), their configs, preprocessor configs and a tokenizer.
+    Write small versions of the four hub models of the documented full run: weights of the stock classes (with square
+    RGB images), their configs, preprocessor configs and a tokenizer.
 
     Returns:
-        `dict[str, str]`: The folders of `text`, `audio`, `video` and `fusion`.
+        `dict[str, str]`: Folders of `text`, `audio`, `video` and `fusion`.
     """
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS * 3, vocab_size=300)
@@ -100,7 +100,7 @@ def write_hub_folders(folder: Path) -> dict[str, str]:
         "text": DebertaV2ForMaskedLM(
             DebertaV2Config(
                 **SIZES,
-                vocab_size=len(tokenizer) + 5,  # padded to a round number, as the published one
+                vocab_size=len(tokenizer) + 5,  # padded to a round number, like the published one
                 max_position_embeddings=64,
                 relative_attention=True,
                 position_biased_input=False,
@@ -118,11 +118,11 @@ def write_hub_folders(folder: Path) -> dict[str, str]:
     for tower, model in models.items():
         model.save_pretrained(folders[tower])
     tokenizer.save_pretrained(folders["text"])
-    pictures = {"do_normalize": True, "do_resize": True, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}
+    image_settings = {"do_normalize": True, "do_resize": True, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}
     preprocessors = {
-        "audio": {**pictures, "feature_extractor_type": "ViTFeatureExtractor", "resample": 3, "size": 32},
+        "audio": {**image_settings, "feature_extractor_type": "ViTFeatureExtractor", "resample": 3, "size": 32},
         "video": {
-            **pictures,
+            **image_settings,
             "do_center_crop": True,
             "feature_extractor_type": "VideoMAEFeatureExtractor",
             "resample": 2,
@@ -135,7 +135,7 @@ def write_hub_folders(folder: Path) -> dict[str, str]:
 
 
 def flags(*given: str, **values: object) -> list[str]:
-    """Command-line tokens: those given, then `--name=value` for each keyword; lists become several tokens."""
+    """Return command-line tokens: those given, then `--name value` for each keyword; lists become several tokens."""
     tokens = list(given)
     for name, value in values.items():
         tokens += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -143,17 +143,17 @@ def flags(*given: str, **values: object) -> list[str]:
 
 
 def data_flags(folder: Path) -> list[str]:
-    """Where the clips of [`write_clips`] lie."""
+    """Return the flags for the clips of [`write_clips`]."""
     roots = {f"{name}_root": folder / name for name in ("audio", "text", "video")}
     return flags(train_file=folder / "train.csv", validation_file=folder / "validation.csv", **roots)
 
 
 def config_flags(configs: dict[str, str]) -> list[str]:
-    """A model out of the configs of [`write_configs`], and what makes a run on a CPU quick."""
+    """Return the flags for a model with the configs of [`write_configs`], and for a fast run on a CPU."""
     names = {f"{tower}_config_name": path for tower, path in configs.items()}
     return flags("--use_cpu", "--disable_tqdm", contrastive_dim=8, dataloader_num_workers=0, **names)
 
 
 def run(*argv: str) -> dict[str, float]:
-    """`train.py` in this process."""
+    """Run `train.py` in this process."""
     return train.run(*parse_args(argv))
