@@ -132,8 +132,8 @@ def test_the_trained_model_still_takes_the_features(again, kept, tmp_path, train
         ),
         ({"task": "pretraining", "mam_loss_weight": 0, **FROZEN}, "which the objective mvm needs. Pass --mvm_loss_w"),
         ({"task": "pretraining", "mvm_loss_weight": 0, **FROZEN}, "which the objective mam needs. Pass --mam_loss_w"),
-        ({"frame_sampling": "dense", **FROZEN}, "something else: frame_sampling 'uniform' there and 'dense' here"),
-        ({"max_audio_windows": 1, **FROZEN}, "something else: max_windows 6 there and 1 here"),
+        ({"frame_sampling": "dense", **FROZEN}, "other settings: frame_sampling 'uniform' there and 'dense' here"),
+        ({"max_audio_windows": 1, **FROZEN}, "other settings: max_windows 6 there and 1 here"),
     ],
 )
 def test_settings_that_do_not_fit_the_features_are_errors(again, kept, tmp_path, values, message):
@@ -148,7 +148,7 @@ def test_features_of_other_sizes_and_weights_are_errors(start, kept, tmp_path):
     new = {"features": tmp_path / "kept", "output_dir": tmp_path / "out", **FROZEN}
     with pytest.raises(ValueError, match="num_frames 2 there and 4 here, size .*: 32.* there and .*: 16.* here"):
         run(*start, *flags(num_frames=4, video_size=16, **new), "--do_train")
-    with pytest.raises(ValueError, match="something else: other weights or another configuration of the tower"):
+    with pytest.raises(ValueError, match="other settings: other weights or another configuration of the tower"):
         run(*start, *flags(seed=1, **new), "--do_train")
 
 
