@@ -177,7 +177,7 @@ def measure_whole_tracks(options: argparse.Namespace) -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         paths: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        paths["sound tracks of the clips"] = []
+        paths["audio tracks of the clips"] = []
         seconds = 0.0
         for clip in sorted((options.folder / "videos").iterdir()):
             try:
@@ -186,7 +186,7 @@ def measure_whole_tracks(options: argparse.Namespace) -> None:
             except (MediaError, RuntimeError, ValueError):  # no audio, or none that torchcodec can read
                 continue
             seconds += len(waveform) / 44100
-            paths["sound tracks of the clips"].append(str(clip))
+            paths["audio tracks of the clips"].append(str(clip))
             for kind, (suffix, codec) in KINDS.items():
                 paths[kind].append(str(Path(folder, f"{clip.stem}.{suffix}")))
                 write(Path(paths[kind][-1]), codec, waveform)

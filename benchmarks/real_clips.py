@@ -36,7 +36,7 @@ FINE_TUNING = {  # matching needs thousands of steps: on features of frozen towe
 }
 CONDITIONS: dict[str, tuple[str, list[str]]] = {
     "as it is": ("", []),
-    "without picture": ("", ["--drop_modalities", "video"]),
+    "without video": ("", ["--drop_modalities", "video"]),
     "clips exchanged": ("_exchanged", []),
     "without clip": ("", ["--drop_modalities", "audio", "video"]),
 }

@@ -11,9 +11,9 @@ SUFFIXES = {".py", ".md", ".yaml", ".yml", ".sh", ".sbatch", ".jinja", ".ipynb"}
 NOT_READ = ("CHANGELOG.md", "tests/test_wording.py")  # what old versions did, and the words themselves
 
 WORDS = {
-    r"\bpictures?\b": "write image, or frame of a video",
-    # but for the verb, and the events of data sets of sounds
-    r"\bsounds?\b(?! (?:like|events?)\b)(?<!beep sounds)(?<!beep sound)": "write audio",
+    r"\bpictures?\b(?<!groups of pictures)(?<!group of pictures)(?<!\"picture)": "write image, or frame of a video",
+    # but for the verb, the events of data sets of sounds, and the name of a random stream
+    r"\bsounds?\b(?! (?:like|similar|events?)\b)(?<!beep sounds)(?<!beep sound)(?<!\"sound)": "write audio",
     r"\banew\b": "write again",
     r"\bwhoever\b": "name who it is",
     r"\bbesides\b": "write also, or in addition to",

@@ -14,10 +14,10 @@ from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProces
 from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 
 ROWS = [
-    {"id": "a", "video": "sound0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
+    {"id": "a", "video": "audio0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
     {"id": "b", "video": "silent.mp4", "caption": "two dogs bark"},
-    {"id": "c", "video": "sound2.mp4", "caption": "a long sentence about many dogs and a cat", "start_seconds": 1.0},
-    {"id": "d", "video": "sound1.mp4", "start_seconds": 0.5, "end_seconds": 1.5},
+    {"id": "c", "video": "audio2.mp4", "caption": "a long sentence about many dogs and a cat", "start_seconds": 1.0},
+    {"id": "d", "video": "audio1.mp4", "start_seconds": 0.5, "end_seconds": 1.5},
     {"id": "e", "text": "caption.txt"},
     {"id": "f", "video": "one_frame.mp4", "caption": "still"},
 ]
@@ -45,13 +45,13 @@ def write_video(path: Path, *, num_frames: int, seed: int, has_audio: bool, fps:
 
 @pytest.fixture(scope="session")
 def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder with `sound{0,1,2}.mp4` (1, 2 and 3 seconds), a silent, a short, a broken and an empty video."""
+    """Make a folder with `audio{0,1,2}.mp4` (1, 2 and 3 seconds), a silent, a short, a broken and an empty video."""
     folder = tmp_path_factory.mktemp("media")
     for number in range(3):
-        write_video(folder / f"sound{number}.mp4", num_frames=10 * (number + 1), seed=number, has_audio=True)
+        write_video(folder / f"audio{number}.mp4", num_frames=10 * (number + 1), seed=number, has_audio=True)
     write_video(folder / "silent.mp4", num_frames=12, seed=7, has_audio=False)
     write_video(folder / "one_frame.mp4", num_frames=1, seed=8, has_audio=False)
-    (folder / "broken.mp4").write_bytes((folder / "sound0.mp4").read_bytes()[:500])
+    (folder / "broken.mp4").write_bytes((folder / "audio0.mp4").read_bytes()[:500])
     (folder / "empty.mp4").touch()
     (folder / "caption.txt").write_text("  a caption from a file\n", encoding="utf-8")
     return folder

@@ -48,7 +48,7 @@ def folder(media_dir, tmp_path) -> Path:
     """Write `0.mp4` to `11.mp4` with captions and answers."""
     rows = []
     for row in range(NUM_ROWS):
-        shutil.copy(media_dir / f"sound{row % 3}.mp4", tmp_path / f"{row}.mp4")
+        shutil.copy(media_dir / f"audio{row % 3}.mp4", tmp_path / f"{row}.mp4")
         rows.append({"id": f"r{row}", "video": f"{row}.mp4", "caption": f"{row} cats", "answer": "cat"})
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

@@ -36,20 +36,20 @@ def jsonl(*rows: dict) -> str:
 
 
 def test_a_csv_row_in_full(load, media_dir):
-    dataset = load("caption,video,label\n a cat purrs ,sound0.mp4,3\n")
+    dataset = load("caption,video,label\n a cat purrs ,audio0.mp4,3\n")
     assert len(dataset) == 1
     assert dataset[0] == {
         "id": "0",
         "index": 0,
         "epoch": 0,
-        "video": str(media_dir / "sound0.mp4"),
-        "audio": str(media_dir / "sound0.mp4"),
+        "video": str(media_dir / "audio0.mp4"),
+        "audio": str(media_dir / "audio0.mp4"),
         "audio_from_video": True,
         "text": None,
         "captions": ["a cat purrs"],
         "start_seconds": None,
         "end_seconds": None,
-        "group": "video=sound0.mp4",
+        "group": "video=audio0.mp4",
         "label": "3",
     }
 
@@ -58,53 +58,53 @@ def test_csv_tsv_and_jsonl_give_the_same_rows(load):
     captions = ["a cat, purring", 'a "cat"']
     cell = json.dumps(captions)
     quoted = '"' + cell.replace('"', '""') + '"'
-    row = {"id": "007", "video": "sound0.mp4", "captions": captions, "start_seconds": 0.5, "end_seconds": 1}
+    row = {"id": "007", "video": "audio0.mp4", "captions": captions, "start_seconds": 0.5, "end_seconds": 1}
     from_jsonl = load(jsonl(row), "a.jsonl")[0]
     header = ("id", "video", "captions", "start_seconds", "end_seconds")
-    cells = ("007", "sound0.mp4", quoted, "0.5", "1")
+    cells = ("007", "audio0.mp4", quoted, "0.5", "1")
     assert load(f"{','.join(header)}\n{','.join(cells)}\n", "a.csv")[0] == from_jsonl
     assert load("\t".join(header) + "\n" + "\t".join(cells) + "\n", "a.tsv")[0] == from_jsonl
     assert from_jsonl["id"] == "007" and from_jsonl["captions"] == captions
     assert (from_jsonl["start_seconds"], from_jsonl["end_seconds"]) == (0.5, 1.0)
-    assert from_jsonl["group"] == "video=sound0.mp4 start_seconds=0.5 end_seconds=1.0"
+    assert from_jsonl["group"] == "video=audio0.mp4 start_seconds=0.5 end_seconds=1.0"
 
 
 def test_empty_cells_mean_missing_modalities(load, media_dir):
     dataset = load(
-        "audio,text,video\n,caption.txt,\nsound0.mp4,,silent.mp4\n,,sound1.mp4\n",
+        "audio,text,video\n,caption.txt,\naudio0.mp4,,silent.mp4\n,,audio1.mp4\n",
     )
     text_only, both, no_audio = dataset
     assert (text_only["video"], text_only["audio"]) == (None, None)
     assert text_only["text"] == str(media_dir / "caption.txt") and text_only["group"] == "id=0"
     assert row_captions(text_only) == ["a caption from a file"]
-    assert both["audio"] == str(media_dir / "sound0.mp4") and both["audio_from_video"] is False
-    assert both["group"] == "video=silent.mp4 audio=sound0.mp4"
+    assert both["audio"] == str(media_dir / "audio0.mp4") and both["audio_from_video"] is False
+    assert both["group"] == "video=silent.mp4 audio=audio0.mp4"
     assert no_audio["audio"] is None  # with an `audio` column, the audio track of the video is not used
     assert row_captions(no_audio) == []
 
 
 def test_further_columns_are_untouched(load):
     rows = (
-        {"video": "sound0.mp4", "caption": "a", "labels": [1, 2], "note": None, "score": 1.5},
-        {"video": "sound1.mp4", "caption": "b", "labels": "x", "extra": {"a": 1}},
+        {"video": "audio0.mp4", "caption": "a", "labels": [1, 2], "note": None, "score": 1.5},
+        {"video": "audio1.mp4", "caption": "b", "labels": "x", "extra": {"a": 1}},
     )
     first, second = load(jsonl(*rows), "a.jsonl")
     assert (first["labels"], first["note"], first["score"], first["extra"]) == ([1, 2], None, 1.5, None)
     assert (second["labels"], second["extra"], second["score"]) == ("x", {"a": 1}, None)
-    assert load("video,caption,label\nsound0.mp4,NA,null\n")[0]["captions"] == ["NA"]
+    assert load("video,caption,label\naudio0.mp4,NA,null\n")[0]["captions"] == ["NA"]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_accepted(load):
-    assert load(b"\xef\xbb\xbfvideo,caption\r\nsound0.mp4,caf\xc3\xa9\r\n")[0]["captions"] == ["café"]
-    assert load(b'\xef\xbb\xbf{"video": "sound0.mp4", "caption": "x"}\r\n', "a.jsonl")[0]["captions"] == ["x"]
+    assert load(b"\xef\xbb\xbfvideo,caption\r\naudio0.mp4,caf\xc3\xa9\r\n")[0]["captions"] == ["café"]
+    assert load(b'\xef\xbb\xbf{"video": "audio0.mp4", "caption": "x"}\r\n', "a.jsonl")[0]["captions"] == ["x"]
 
 
 def test_a_long_caption_is_read(load):
-    assert len(load("video,caption\nsound0.mp4," + "a" * 1_000_000 + "\n")[0]["captions"][0]) == 1_000_000
+    assert len(load("video,caption\naudio0.mp4," + "a" * 1_000_000 + "\n")[0]["captions"][0]) == 1_000_000
 
 
 def test_rows_can_be_listed_without_their_files(load):
-    rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
+    rows = ({"video": "audio0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
     dataset = load(jsonl(*rows), "a.jsonl")
     named = list(dataset.rows(files="named"))
     assert named[0] == dataset[0]
@@ -114,7 +114,7 @@ def test_rows_can_be_listed_without_their_files(load):
 
 
 def test_max_samples_does_not_touch_files_of_other_rows(load):
-    rows = ({"video": "sound0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
+    rows = ({"video": "audio0.mp4", "caption": "one"}, {"video": "missing.mp4", "caption": "two"})
     dataset = load(jsonl(*rows), "a.jsonl", max_samples=1)
     assert len(dataset) == len(list(dataset)) == 1
     assert list(dataset.captions()) == ["one", "two"]  # all captions, for the tokenizer
@@ -124,18 +124,18 @@ def test_max_samples_does_not_touch_files_of_other_rows(load):
 
 
 def test_captions_include_those_of_text_files(load):
-    assert list(load("text,video\ncaption.txt,sound0.mp4\n,sound1.mp4\n").captions()) == ["a caption from a file"]
+    assert list(load("text,video\ncaption.txt,audio0.mp4\n,audio1.mp4\n").captions()) == ["a caption from a file"]
 
 
 def test_a_row_has_its_epoch(load):
-    dataset = load("video,caption\nsound0.mp4,a\nsound1.mp4,b\n")
+    dataset = load("video,caption\naudio0.mp4,a\naudio1.mp4,b\n")
     row = dataset[(3, 1)]
     assert (row["epoch"], row["index"], row["id"]) == (3, 1, "1")
     assert dataset[-1]["index"] == 1
 
 
 def test_the_fingerprint_depends_on_the_content(load):
-    content = "video,caption\nsound0.mp4,a\nsound1.mp4,b\n"
+    content = "video,caption\naudio0.mp4,a\naudio1.mp4,b\n"
     fingerprint = load(content).fingerprint
     assert load(content, "other_name.csv").fingerprint == fingerprint
     assert load(content.replace("b", "c")).fingerprint != fingerprint
@@ -143,20 +143,20 @@ def test_the_fingerprint_depends_on_the_content(load):
 
 
 def test_a_changed_manifest_is_read_again(load):
-    assert load("video,caption\nsound0.mp4,old\n")[0]["captions"] == ["old"]
-    assert load("video,caption\nsound0.mp4,new\n")[0]["captions"] == ["new"]
+    assert load("video,caption\naudio0.mp4,old\n")[0]["captions"] == ["old"]
+    assert load("video,caption\naudio0.mp4,new\n")[0]["captions"] == ["new"]
 
 
 def test_can_be_pickled(load):
-    dataset = load("video,caption\nsound0.mp4,a\n")
+    dataset = load("video,caption\naudio0.mp4,a\n")
     assert pickle.loads(pickle.dumps(dataset))[0] == dataset[0]
 
 
 def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
-    (tmp_path / "sound0.mp4").write_bytes((media_dir / "sound0.mp4").read_bytes())
-    (tmp_path / "train.csv").write_text("video,caption\nsound0.mp4,a\n")
+    (tmp_path / "audio0.mp4").write_bytes((media_dir / "audio0.mp4").read_bytes())
+    (tmp_path / "train.csv").write_text("video,caption\naudio0.mp4,a\n")
     dataset = RowDataset.from_manifest(tmp_path / "train.csv", cache_dir=tmp_path / "cache")
-    assert dataset[0]["video"] == str(tmp_path / "sound0.mp4")
+    assert dataset[0]["video"] == str(tmp_path / "audio0.mp4")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_missing_manifest_is_named(tmp_path):
 
 
 def test_only_the_modalities_of_the_model_need_columns(load):
-    dataset = load("video,label\nsound0.mp4,1\n", modalities=("audio", "video"))
+    dataset = load("video,label\naudio0.mp4,1\n", modalities=("audio", "video"))
     assert dataset[0]["captions"] == []
     assert len(load("caption\na cat\n", modalities=("text",))) == 1
 
@@ -325,7 +325,7 @@ def test_only_the_modalities_of_the_model_need_columns(load):
 )
 @pytest.mark.parametrize("column", ["video", "audio", "text"])
 def test_paths_that_leave_their_root_are_refused(load, path, problem, column):
-    row = {"video": "sound0.mp4"} | {column: path}
+    row = {"video": "audio0.mp4"} | {column: path}
     with pytest.raises(ValueError, match=problem) as error:
         load(jsonl(row), "a.jsonl", modalities=())
     assert "a.jsonl, line 1" in str(error.value) and f"`{column}_root`" in str(error.value)
@@ -362,7 +362,7 @@ def linked(tmp_path, media_dir) -> Path:
     root.mkdir()
     (root / "inside.mp4").write_bytes(b"x")
     (root / "link_inside.mp4").symlink_to(root / "inside.mp4")
-    (root / "link_outside.mp4").symlink_to(media_dir / "sound0.mp4")
+    (root / "link_outside.mp4").symlink_to(media_dir / "audio0.mp4")
     (root / "folder_outside").symlink_to(media_dir)
     (root / "loop.mp4").symlink_to(root / "loop.mp4")
     return root
@@ -371,7 +371,7 @@ def linked(tmp_path, media_dir) -> Path:
 def test_links_may_not_leave_the_root(load, linked, tmp_path):
     linked_root = tmp_path / "linked"
     linked_root.symlink_to(linked)
-    names = ("link_inside", "link_outside", "loop", "folder_outside/sound0")
+    names = ("link_inside", "link_outside", "loop", "folder_outside/audio0")
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
     dataset = load(content, "a.jsonl", roots=linked_root)
     assert dataset[0]["video"] == str(linked / "inside.mp4")
@@ -381,7 +381,7 @@ def test_links_may_not_leave_the_root(load, linked, tmp_path):
         dataset[2]
     with pytest.raises(ValueError, match="row 3 .*leaves its folder"):
         dataset[3]
-    message = r"row 1 \(line 2.*leaves its folder for .*sound0.mp4.*`follow_links`.* 1 other rows"
+    message = r"row 1 \(line 2.*leaves its folder for .*audio0.mp4.*`follow_links`.* 1 other rows"
     with pytest.raises(ValueError, match=message):
         dataset.check_links()
     with pytest.raises(ValueError, match=message):
@@ -390,7 +390,7 @@ def test_links_may_not_leave_the_root(load, linked, tmp_path):
 
 
 def test_links_are_followed_on_request_and_keep_their_names(load, linked, media_dir):
-    names = ("link_outside", "folder_outside/sound0", "inside")
+    names = ("link_outside", "folder_outside/audio0", "inside")
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
     dataset = load(content, "a.jsonl", roots=linked, follow_links=True)
     dataset.check_links()
@@ -409,7 +409,7 @@ def test_links_may_lead_from_one_root_to_another(load, linked, media_dir):
 def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, root):
     cache = tmp_path / "hub" / repository
     (cache / "blobs").mkdir(parents=True)
-    (cache / "blobs/1f0c").write_bytes((media_dir / "sound0.mp4").read_bytes())
+    (cache / "blobs/1f0c").write_bytes((media_dir / "audio0.mp4").read_bytes())
     (cache / "blobs/2e1d").write_text("video,caption\na.mp4,a cat\n")
     snapshot = cache / "snapshots/0123/"
     (snapshot / "videos").mkdir(parents=True)
@@ -426,7 +426,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
     dataset.check_links()
     assert dataset[0]["video"] == str(snapshot / root / "a.mp4") and dataset[0]["captions"] == ["a cat"]
     (snapshot / root / "a.mp4").unlink()
-    (snapshot / root / "a.mp4").symlink_to(media_dir / "sound0.mp4")
+    (snapshot / root / "a.mp4").symlink_to(media_dir / "audio0.mp4")
     with pytest.raises(ValueError, match="leaves its folder"):
         dataset.check_links()
 
@@ -434,7 +434,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
 def test_absolute_paths_below_their_root_are_accepted(load, linked, media_dir, tmp_path):
     (tmp_path / "alias").symlink_to(media_dir)
     content = jsonl(
-        *({"video": f"{folder}/sound0.mp4", "caption": "a"} for folder in (media_dir, tmp_path / "alias", "."))
+        *({"video": f"{folder}/audio0.mp4", "caption": "a"} for folder in (media_dir, tmp_path / "alias", "."))
     )
     for root in (media_dir, tmp_path / "alias", media_dir.parent):
         dataset = load(
@@ -443,7 +443,7 @@ def test_absolute_paths_below_their_root_are_accepted(load, linked, media_dir, t
             name="a.jsonl",
         )
         dataset.check_links()
-        assert {row["video"] for row in dataset} == {str(media_dir / "sound0.mp4")}
+        assert {row["video"] for row in dataset} == {str(media_dir / "audio0.mp4")}
     outside = {"video": f"{media_dir}/../x.mp4", "caption": "a"}
     for content in (
         jsonl({"video": "/x.mp4", "caption": "a"}, outside),
@@ -494,7 +494,7 @@ def test_names_may_begin_with_a_space(load, tmp_path, content, name):
 
 
 def test_a_missing_file_names_row_and_path(load, media_dir):
-    dataset = load("video,caption\nsound0.mp4,a\nnowhere.mp4,b\n,c\n")
+    dataset = load("video,caption\naudio0.mp4,a\nnowhere.mp4,b\n,c\n")
     assert dataset[0]["index"] == 0  # read lazily: other rows can be used
     with pytest.raises(
         MediaError, match=r"train.csv, row 1 \(line 3, id '1'\).*nowhere.mp4 does not exist.*video_root"
@@ -512,7 +512,7 @@ def test_a_folder_is_not_a_file(load, tmp_path):
 @pytest.mark.parametrize(("content", "message"), [(b" \n", "the caption is empty"), (b"\xff\xfe", "UTF-8")])
 def test_a_bad_text_file_is_named(load, tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
-    row = load("video,text\nsound0.mp4,bad.txt\n", roots={"text": tmp_path})[0]
+    row = load("video,text\naudio0.mp4,bad.txt\n", roots={"text": tmp_path})[0]
     with pytest.raises(MediaError, match=f"bad.txt.*{message}"):
         row_captions(row)
 
@@ -566,7 +566,7 @@ VALUES = [
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 @pytest.mark.parametrize(("value", "text"), VALUES)
 def test_names_are_read_the_same_way_in_every_column_and_format(tmp_path, media_dir, value, text, name):
-    row = {"video": "sound0.mp4", "question": " q ", **dict.fromkeys(("id", "group", "answer", "answer_type"), value)}
+    row = {"video": "audio0.mp4", "question": " q ", **dict.fromkeys(("id", "group", "answer", "answer_type"), value)}
     cells = ["" if cell is None else cell if isinstance(cell, str) else json.dumps(cell) for cell in row.values()]
     separator = "," if name == "a.csv" else "\t"
     content = f"{separator.join(row)}\n{separator.join(cells)}\n" if name != "a.jsonl" else jsonl(row)
@@ -579,7 +579,7 @@ def test_names_are_read_the_same_way_in_every_column_and_format(tmp_path, media_
     )
     read = dataset[0]
     assert read == next(dataset.rows(files="named"))
-    assert (read["id"], read["group"]) == (text or "0", text or "video=sound0.mp4")
+    assert (read["id"], read["group"]) == (text or "0", text or "video=audio0.mp4")
     assert (read["answer"], read["answer_type"], read["captions"], read["question"]) == (text, text, ["q"], "q")
     assert question_pairs(dataset) == ([] if text is None else [("q", text)]) and list(dataset.captions()) == ["q"]
 
@@ -617,6 +617,6 @@ def test_other_values_are_refused_with_their_line(tmp_path, row, message):
 
 def test_columns_of_another_task_are_passed_on(load):
     for value in (0, ["a", "b"], {"c": 1.5}, None):
-        row = {"video": "sound0.mp4", "caption": "a", "answer": value, "answer_type": value}
+        row = {"video": "audio0.mp4", "caption": "a", "answer": value, "answer_type": value}
         read = load(jsonl(row), "a.jsonl")[0]
         assert (read["answer"], read["answer_type"]) == (value, value)

@@ -16,10 +16,10 @@ from simple_multimodal.media.errors import MediaError
 from simple_multimodal.processing import MultimodalProcessor, VideoClipProcessor, processing_multimodal
 
 ROWS = [
-    {"id": "a", "video": "sound0.mp4", "caption": "one", "poses": [1.0, 2.0]},
+    {"id": "a", "video": "audio0.mp4", "caption": "one", "poses": [1.0, 2.0]},
     {"id": "b", "video": "silent.mp4", "caption": "two"},
-    {"id": "c", "video": "sound1.mp4", "caption": "three", "poses": [3, 4]},
-    {"id": "d", "video": "sound1.mp4", "caption": "four", "poses": ["x"]},
+    {"id": "c", "video": "audio1.mp4", "caption": "three", "poses": [3, 4]},
+    {"id": "d", "video": "audio1.mp4", "caption": "four", "poses": ["x"]},
 ]
 
 
@@ -122,7 +122,7 @@ def test_unknown_parts_and_inputs_are_refused():
 def test_the_largest_clips_are_read_first(media_dir, monkeypatch):
     """Rows keep their places; rows that lack the modality are not read."""
     video = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=16))
-    names = ["sound0.mp4", None, "sound2.mp4", "sound1.mp4"]
+    names = ["audio0.mp4", None, "audio2.mp4", "audio1.mp4"]
     rows = [{"video": name, "caption": "x"} for name in names]
     dataset, order = RowDataset(rows, roots=media_dir), []
     collator = MultimodalCollator(video, num_threads=1)

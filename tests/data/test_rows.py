@@ -18,7 +18,7 @@ from simple_multimodal.media.errors import MediaError
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 
 ROWS = [
-    {"id": "a", "video": "sound0.mp4", "captions": ["a cat purrs", "one cat"], "group": "cats", "label": 3},
+    {"id": "a", "video": "audio0.mp4", "captions": ["a cat purrs", "one cat"], "group": "cats", "label": 3},
     {"id": "b", "video": "silent.mp4", "caption": " two dogs ", "start_seconds": 0.5, "end_seconds": 1},
     {"text": "caption.txt", "place": {"x": [1.5, None]}},
 ]
@@ -81,7 +81,7 @@ def test_several_wrong_rows_are_in_one_message():
 
 def test_files_may_be_anywhere_without_roots(tmp_path, media_dir, monkeypatch):
     """The calling program has chosen them; paths are kept as given."""
-    (tmp_path / "link.mp4").symlink_to(media_dir / "sound0.mp4")
+    (tmp_path / "link.mp4").symlink_to(media_dir / "audio0.mp4")
     monkeypatch.chdir(tmp_path)
     rows = [{"video": "link.mp4"}, {"video": str(media_dir / "silent.mp4")}]
     dataset = RowDataset(rows, modalities=("video",))
@@ -109,7 +109,7 @@ def test_a_row_can_be_requested_in_three_ways(media_dir):
 
 def test_values_by_column(media_dir):
     dataset = RowDataset(ROWS, roots=media_dir, max_samples=2)
-    assert dataset.column("id") == ["a", "b"] and dataset.column("video") == ["sound0.mp4", "silent.mp4"]
+    assert dataset.column("id") == ["a", "b"] and dataset.column("video") == ["audio0.mp4", "silent.mp4"]
     assert dataset.column("label") == [3, None] and dataset.column("place") == [None, None]
     assert RowDataset(ROWS, roots=media_dir).column("captions")[:2] == [["a cat purrs", "one cat"], ["two dogs"]]
 
@@ -174,7 +174,7 @@ def test_fingerprints_depend_on_the_rows():
 def test_rows_from_a_pandas_table(media_dir):
     frame = pandas.DataFrame(
         {
-            "video": ["sound0.mp4", None],
+            "video": ["audio0.mp4", None],
             "caption": ["a", "b"],
             "start_seconds": [0.5, np.nan],
             "label": np.array([1, 2], dtype=np.int32),
@@ -187,7 +187,7 @@ def test_rows_from_a_pandas_table(media_dir):
 
 def media_dataset(media_dir: Path, embedded: bool) -> datasets.Dataset:
     """Make a `datasets.Dataset` with a video and an audio column, as paths or as the content of files."""
-    paths = [str(media_dir / name) for name in ("sound0.mp4", "silent.mp4")]
+    paths = [str(media_dir / name) for name in ("audio0.mp4", "silent.mp4")]
     dataset = datasets.Dataset.from_dict({"video": paths, "audio": [paths[0], None], "caption": ["a cat", "a dog"]})
     for name, feature in {"video": datasets.Video, "audio": datasets.Audio}.items():
         dataset = dataset.cast_column(name, feature())
@@ -214,9 +214,9 @@ def test_media_columns_of_a_dataset_are_read_by_our_reader(tmp_path, media_dir, 
         RowDataset.from_dataset(source, cache_dir=tmp_path / "one", max_samples=1, modalities=("audio", "video"))
         assert len(list((tmp_path / "one").rglob("*.mp4"))) == 1  # files of other rows are not written
     else:
-        assert [row["video"] for row in dataset] == [str(media_dir / n) for n in ("sound0.mp4", "silent.mp4")]
+        assert [row["video"] for row in dataset] == [str(media_dir / n) for n in ("audio0.mp4", "silent.mp4")]
     batch = BatchReader(dataset, collator)([(0, 0), (0, 1)])
-    plain = [{"video": "sound0.mp4", "audio": "sound0.mp4"}, {"video": "silent.mp4"}]
+    plain = [{"video": "audio0.mp4", "audio": "audio0.mp4"}, {"video": "silent.mp4"}]
     expected = BatchReader(RowDataset(plain, roots=media_dir, modalities=()), collator)([(0, 0), (0, 1)])
     for name in ("pixel_values_videos", "audio_values", "audio_mask"):
         assert batch[name].equal(expected[name]), name
@@ -231,7 +231,7 @@ def test_rows_of_a_dataset_are_checked_like_others(media_dir):
 
 
 def test_given_rows_are_read_without_a_dataset(media_dir, collator):
-    rows = list(RowDataset.from_files([str(media_dir / "sound0.mp4"), str(media_dir / "sound1.mp4")]))
+    rows = list(RowDataset.from_files([str(media_dir / "audio0.mp4"), str(media_dir / "audio1.mp4")]))
     rows.append({**rows[0], "index": 7, "video": str(media_dir / "broken.mp4")})
     batch = BatchReader(None, collator, on_bad_sample="skip")(rows)
     assert [sample.row for sample in batch["bad_samples"]] == [7] and batch["row_ids"].tolist() == [0, 1, 7]

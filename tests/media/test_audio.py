@@ -27,7 +27,7 @@ def times_of(waveform: np.ndarray, sampling_rate: int = 16000) -> np.ndarray:
 
 
 def test_samples_come_back_unchanged_at_their_own_rate(tmp_path):
-    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=0.5)
+    path = write_media(tmp_path / "audio.wav", waveform=sine, audio_seconds=0.5)
     waveform = read_audio(path, 16000)
     assert waveform.dtype == np.float32 and waveform.shape == (8000,)
     np.testing.assert_allclose(waveform, sine(times_of(waveform)), atol=2**-15)
@@ -35,7 +35,7 @@ def test_samples_come_back_unchanged_at_their_own_rate(tmp_path):
 
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le"])
 def test_every_sample_format_has_full_scale_one(tmp_path, codec):
-    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_codec=codec, audio_seconds=0.2)
+    path = write_media(tmp_path / "audio.wav", waveform=sine, audio_codec=codec, audio_seconds=0.2)
     waveform = read_audio(path, 16000)
     np.testing.assert_allclose(waveform, sine(times_of(waveform)), atol=2**-6 if codec == "pcm_u8" else 2**-14)
 
@@ -53,7 +53,7 @@ def test_stereo_becomes_the_mean_of_its_channels(tmp_path):
 
 @pytest.mark.parametrize("audio_rate", [8000, 44100, 48000])
 def test_resampling_keeps_time_and_amplitude(tmp_path, audio_rate):
-    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=1.0, audio_rate=audio_rate)
+    path = write_media(tmp_path / "audio.wav", waveform=sine, audio_seconds=1.0, audio_rate=audio_rate)
     waveform = read_audio(path, 16000)
     assert abs(len(waveform) - 16000) <= 1
     inner = slice(200, -200)  # the resampler has no samples beyond the ends
@@ -66,7 +66,7 @@ def test_resampling_keeps_time_and_amplitude(tmp_path, audio_rate):
 )
 def test_audio_files_of_common_codecs_are_read(tmp_path, suffix, codec, audio_rate):
     path = write_media(
-        tmp_path / f"sound.{suffix}", waveform=sine, audio_codec=codec, audio_rate=audio_rate, audio_seconds=1.0
+        tmp_path / f"audio.{suffix}", waveform=sine, audio_codec=codec, audio_rate=audio_rate, audio_seconds=1.0
     )
     assert has_audio(path)
     waveform = read_audio(path, 16000)
@@ -86,7 +86,7 @@ def test_a_segment_starts_at_its_time(video_with_audio):
 
 @pytest.mark.parametrize("audio_rate", [16000, 44100])
 def test_neighbouring_segments_make_up_the_whole(tmp_path, audio_rate):
-    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=1.0, audio_rate=audio_rate)
+    path = write_media(tmp_path / "audio.wav", waveform=sine, audio_seconds=1.0, audio_rate=audio_rate)
     cuts = [0.0, 0.1, 0.33333, 0.5, 0.98765, None]
     pieces = [
         read_audio(path, 16000, start_seconds=a, end_seconds=b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)
@@ -165,9 +165,9 @@ def test_non_finite_samples_are_refused(tmp_path):
 
 
 def test_audio_beyond_the_length_limits_is_refused(tmp_path, monkeypatch):
-    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=1.0)
+    path = write_media(tmp_path / "audio.wav", waveform=sine, audio_seconds=1.0)
     monkeypatch.setattr(audio, "MAX_AUDIO_SAMPLES", 8000)
-    with pytest.raises(MediaError, match="sound.wav.*longer than 8000 samples"):
+    with pytest.raises(MediaError, match="audio.wav.*longer than 8000 samples"):
         read_audio(path, 16000)
     assert len(read_audio(path, 16000, start_seconds=0.5)) == 8000
     monkeypatch.setattr(audio_index, "MAX_DECODED_AUDIO_SAMPLES", 10000)
@@ -234,7 +234,7 @@ def test_nonexistent_planes_are_not_read(layout, num_channels):
 
 @pytest.mark.parametrize("rate, is_read", [(999, False), (1000, True), (1_000_000, True), (1_000_001, False)])
 def test_implausible_sampling_rates_are_refused(tmp_path, rate, is_read):
-    path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1, audio_rate=rate)
+    path = write_media(tmp_path / "audio.wav", waveform=np.sin, audio_seconds=0.1, audio_rate=rate)
     if is_read:
         assert len(read_audio(path, 16000)) == 1600
     else:
@@ -364,7 +364,7 @@ def test_a_late_segment_of_any_codec_is_the_same_every_time(tmp_path, monkeypatc
 
 
 def test_an_early_segment_is_decoded_from_the_start(tmp_path, monkeypatch):
-    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=1.0)
+    path = write_media(tmp_path / "audio.wav", waveform=sine, audio_seconds=1.0)
     monkeypatch.delattr(audio, "frames_from")
     assert len(read_audio(path, 16000, start_seconds=0.5)) == 8000
 
@@ -398,7 +398,7 @@ def test_late_segments_keep_gaps_and_the_time_of_the_first_frame(tmp_path, monke
 
 
 def test_the_index_of_an_audio_track_is_stored(tmp_path, monkeypatch, seeks_early):
-    path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
+    path = write_media(tmp_path / "audio.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
     first = read_audio(path, 16000, start_seconds=4.0, index_dir=tmp_path / "index")
     assert len(list((tmp_path / "index").rglob("*.audio.safetensors"))) == 1
     index_cache.audio_indices.clear()
@@ -407,7 +407,7 @@ def test_the_index_of_an_audio_track_is_stored(tmp_path, monkeypatch, seeks_earl
 
 
 def test_a_file_is_decoded_from_the_start_if_seeking_misses_the_packet(tmp_path, monkeypatch, seeks_early, caplog):
-    path = write_media(tmp_path / "sound.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
+    path = write_media(tmp_path / "audio.flac", waveform=music, audio_codec="flac", audio_seconds=6.0)
     expected = read_audio(path, 16000)[64000:]
 
     def lost(*_):
@@ -427,7 +427,7 @@ def test_a_late_segment_of_a_track_without_packets_is_refused(tmp_path, seeks_ea
 
 
 def test_a_late_segment_after_the_end_is_refused(tmp_path, seeks_early):
-    path = write_media(tmp_path / "sound.wav", waveform=sine, audio_seconds=4.0)
+    path = write_media(tmp_path / "audio.wav", waveform=sine, audio_seconds=4.0)
     with pytest.raises(NoAudioError, match="no audio after 4.5.* s; it ends at 4.000 s"):
         read_audio(path, 16000, start_seconds=4.5)
     assert len(read_audio(path, 16000, start_seconds=3.9999)) == 2

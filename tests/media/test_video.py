@@ -230,8 +230,8 @@ def test_damage_in_the_middle_does_not_end_the_video(tmp_path, caplog):
 
 
 def test_the_error_for_a_file_without_video_lists_its_streams(tmp_path):
-    path = write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=0.1)
-    with pytest.raises(MediaError, match="sound.wav.*no video stream.*streams: audio"):
+    path = write_media(tmp_path / "audio.wav", waveform=np.sin, audio_seconds=0.1)
+    with pytest.raises(MediaError, match="audio.wav.*no video stream.*streams: audio"):
         index_video(path)
 
 
@@ -285,7 +285,7 @@ def test_a_file_with_many_damaged_packets_is_refused(tmp_path, monkeypatch):
         stream = output.add_stream("mjpeg", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
         for number in range(10):
-            packet = av.Packet(b"no picture")
+            packet = av.Packet(b"not a frame")
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
             output.mux(packet)
     monkeypatch.setattr(container_module, "MAX_DAMAGED_PACKETS", 4)

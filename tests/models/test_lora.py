@@ -90,7 +90,7 @@ def test_targets_can_be_named():
 @pytest.mark.parametrize(
     ("towers", "targets", "message"),
     [
-        (["sound"], [], r"Cannot add LoRA to sound: this model has text, audio, video, fusion. Name some of these"),
+        (["speech"], [], r"Cannot add LoRA to speech: this model has text, audio, video, fusion. Name some of these"),
         (["text"], ["q_proj"], r"text tower has no q_proj .*; there are text_encoder.encoder.layer.\{0-1\}.attention"),
         (["text"], ["uery"], "text tower has no uery"),
         (

@@ -613,7 +613,7 @@ def test_links_that_lead_out_are_reported_because_the_loader_would_refuse_them(m
 
 def test_unreadable_files_are_left_out_if_files_are_opened(make, tmp_path, small_msvd, media_dir):
     make("msvd")
-    for clip, source in (("-a_1_9", "sound0.mp4"), ("-b_1_9", "broken.mp4"), ("-c_1_9", "silent.mp4")):
+    for clip, source in (("-a_1_9", "audio0.mp4"), ("-b_1_9", "broken.mp4"), ("-c_1_9", "silent.mp4")):
         (tmp_path / f"videos/{clip}.mp4").write_bytes((media_dir / source).read_bytes())
     assert make("msvd").deviations == []
     made = make("msvd", opens_files=True)

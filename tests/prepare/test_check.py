@@ -19,8 +19,8 @@ def folder(tmp_path):
     (tmp_path / "copy.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     write_media(tmp_path / "b.mpg", num_frames=50, codec="mpeg2video", codec_options={"qscale": "2"})
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
-    write_media(tmp_path / "sound.wav", waveform=np.sin, audio_seconds=1.0)
-    rows = ["video,audio,caption", "a.mp4,a.mp4,one", "b.mpg,sound.wav,two", "broken.mp4,,three", "absent.mp4,,four"]
+    write_media(tmp_path / "audio.wav", waveform=np.sin, audio_seconds=1.0)
+    rows = ["video,audio,caption", "a.mp4,a.mp4,one", "b.mpg,audio.wav,two", "broken.mp4,,three", "absent.mp4,,four"]
     (tmp_path / "train.csv").write_text("\n".join(rows))
     (tmp_path / "validation.csv").write_text("video,caption\ncopy.mp4,one\n")
     return tmp_path
@@ -32,7 +32,7 @@ def test_rows_are_counted_and_unreadable_and_shared_files_are_reported(folder, t
     assert list(report.num_rows.values()) == [4, 1]
     files = {file.path.rpartition("/")[2]: file for file in report.files}
     assert (files["a.mp4"].num_frames, files["a.mp4"].is_sparse, files["b.mpg"].is_sparse) == (25, True, False)
-    assert files["a.mp4"].streams == "h264 64x48, aac 16000 Hz" and files["sound.wav"].streams == "pcm_s16le 16000 Hz"
+    assert files["a.mp4"].streams == "h264 64x48, aac 16000 Hz" and files["audio.wav"].streams == "pcm_s16le 16000 Hz"
     assert ["broken.mp4" in file.error or "absent.mp4" in file.error for file in report.unreadable] == [True, True]
     (shared,) = report.shared.values()
     assert shared == [str(folder / "a.mp4")]
