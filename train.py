@@ -24,7 +24,7 @@ def run(
 
     from arguments.inputs import describe_run, make_model, make_task, open_splits
     from simple_multimodal.training.checkpoints import find_checkpoint
-    from simple_multimodal.training.results import say_where
+    from simple_multimodal.training.results import print_where_results_are
     from simple_multimodal.training.trainer import MultimodalTrainer
 
     set_seed(args.seed)  # before the model is made: new layers are initialized randomly
@@ -60,7 +60,7 @@ def run(
     if args.do_predict:
         tested = trainer.evaluate(splits.test, metric_key_prefix="test")
         metrics |= trainer.log_and_save_metrics("test", tested)
-    say_where(trainer)
+    print_where_results_are(trainer)
     return metrics
 
 

@@ -235,7 +235,7 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
         (
             ["--task", "retrieva"],
-            "There is no task 'retrieva'; there is pretraining, retrieval, question_answering. Did",
+            "There is no task 'retrieva'; the tasks are pretraining, retrieval, question_answering. Did",
         ),
         (["--answers_file", "a.json"], "--answers_file cannot be used with --task pretraining. Leave that out."),
         (["--rerank_top_k", "few"], "--rerank_top_k: 'few' is neither a number nor 'all'"),

@@ -24,7 +24,7 @@ from simple_multimodal.processing.batch_memory import SharedBatch
 
 OnBadSample = Callable[[int, BadSampleError], Row]
 """Takes the number of a row in its batch and its error; returns a row to replace it, or raises. Called again if that
-row cannot be read either, so that at last it must return one without files.
+row cannot be read either, and so it must return a row without files in the end.
 """
 
 
@@ -87,9 +87,10 @@ class MultimodalCollator:
     >>> batch = collator(rows)
     >>> batch["input_ids"], batch["attention_mask"]
     (tensor([[2, 54, 87, 91, 3], [2, 66, 70, 3, 0]]), tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]))
-    >>> {key: tuple(value.shape) for key, value in batch.items() if key.startswith(("audio", "pixel", "video"))}
-    {'audio_values': (2, 1, 128, 1024), 'audio_attention_mask': (2, 1024), 'audio_seconds': (2, 1024),
-     'audio_mask': (2,), 'pixel_values_videos': (2, 16, 3, 224, 224), 'video_seconds': (2, 16), 'video_mask': (2,)}
+    >>> {key: tuple(value.shape) for key, value in batch.items() if key in ("audio_values", "pixel_values_videos")}
+    {'audio_values': (2, 1, 128, 1024), 'pixel_values_videos': (2, 16, 3, 224, 224)}
+    >>> batch["audio_windows"], batch["audio_window_counts"]  # only the first row has audio, in one window
+    (tensor([[0, 0]]), (1, 0))
     >>> batch["text_mask"], batch["audio_mask"], batch["video_mask"]
     (tensor([True, True]), tensor([ True, False]), tensor([True, True]))
     >>> batch["audio_attention_mask"].sum(1)  # audio frames
@@ -167,7 +168,7 @@ class MultimodalCollator:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "in_flight": None}  # a worker makes its own
 
-    def __call__(self, rows: Sequence[Row], on_bad_sample: OnBadSample | None = None) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row], on_bad_sample: OnBadSample | None = None) -> dict[str, Any]:
         """Collate rows.
 
         Args:
@@ -177,7 +178,7 @@ class MultimodalCollator:
                 Replaces a row that cannot be read, see `OnBadSample`. By default its error is raised.
 
         Returns:
-            `dict[str, torch.Tensor]`: For each modality of the processor the entries of
+            `dict[str, Any]`: Tensors by name: for each modality of the processor the entries of
             [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] or [`VideoClipProcessor.collate`], with
             one entry per row; with audio, those of [`windows_with_audio`]; `row_ids` (row numbers) and `group_ids`
             (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `targets` adds. In a worker of a

@@ -1,4 +1,4 @@
-"""The registry of encoders. To add one, write its file, import its class here and add it to the list below."""
+"""The registry of encoders. To add one, write its file, import its class here and add it to `ENCODER_CLASSES`."""
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
@@ -36,12 +36,7 @@ from simple_multimodal.models.video.vjepa2 import VJEPA2VideoEncoder
 
 __all__ = ["ENCODERS", "Encoder", "EncoderOutput", "get_encoder_class", "known_model_types"]
 
-ENCODERS: dict[tuple[Modality, str], type[Encoder]] = {}
-"""Encoder classes by modality and `model_type` of the Hugging Face config. Models with several towers, such as CLIP,
-have one `model_type` under several modalities.
-"""
-
-for _encoder in (
+ENCODER_CLASSES: tuple[type[Encoder], ...] = (
     # text
     BertTextEncoder,
     CLAPTextEncoder,
@@ -76,15 +71,28 @@ for _encoder in (
     TimmVideoEncoder,
     VideoMAEVideoEncoder,
     VJEPA2VideoEncoder,
-):
-    for _model_type in _encoder.model_types():
-        if (_encoder.modality, _model_type) in ENCODERS:
-            raise TypeError(f"Two {_encoder.modality} encoders have the model_type {_model_type!r}.")
-        ENCODERS[_encoder.modality, _model_type] = _encoder
+)
+"""The encoders of this package, by modality and name."""
+
+
+def _by_model_type(classes: tuple[type[Encoder], ...]) -> dict[tuple[Modality, str], type[Encoder]]:
+    found: dict[tuple[Modality, str], type[Encoder]] = {}
+    for encoder in classes:
+        for model_type in encoder.model_types():
+            other = found.setdefault((encoder.modality, model_type), encoder)
+            if other is not encoder:
+                raise TypeError(f"{other.__name__} and {encoder.__name__} have the same model_type {model_type!r}.")
+    return found
+
+
+ENCODERS = _by_model_type(ENCODER_CLASSES)
+"""Encoder classes by modality and `model_type` of the Hugging Face config. Models with several towers, such as CLIP,
+have one `model_type` under several modalities. An encoder of another package is one more entry.
+"""
 
 
 def known_model_types(modality: Modality) -> list[str]:
-    """Return the `model_type` of all configs that contain an encoder of one modality."""
+    """Return the model types that have an encoder of a modality."""
     return [model_type for known, model_type in ENCODERS if known == modality]
 
 
@@ -103,7 +111,7 @@ def get_encoder_class(model_type: str, modality: Modality) -> type[Encoder]:
         raise InputError(
             f"There is no {modality} encoder for model_type {model_type!r}; known are "
             f"{', '.join(map(repr, known_model_types(modality)))}. To add one, write an encoder in "
-            f"simple_multimodal/models/{modality}/ and add its class to ENCODERS in "
+            f"simple_multimodal/models/{modality}/ and add its class to ENCODER_CLASSES in "
             "simple_multimodal/models/encoders.py."
         )
     return ENCODERS[modality, model_type]

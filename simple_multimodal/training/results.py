@@ -100,7 +100,7 @@ def _numbers(evaluation: Evaluation | None) -> dict[str, Any]:
     }
 
 
-def say_where(trainer: Any) -> None:
+def print_where_results_are(trainer: Any) -> None:
     """
     Print the last lines of a run to standard error: its size on disk, report, model and the next command. Main
     process only.

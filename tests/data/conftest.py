@@ -13,6 +13,8 @@ from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.tasks.retrieval.targets import PretrainingTargets
 
+# a: all modalities, several captions; b: a video without audio; c: from second 1 to the end, two windows of audio;
+# d: one second of a video, no caption; e: a caption from a file, no clip; f: a single frame.
 ROWS = [
     {"id": "a", "video": "audio0.mp4", "captions": ["a cat purrs", "one cat", "the cat"], "group": "cats"},
     {"id": "b", "video": "silent.mp4", "caption": "two dogs bark"},

@@ -540,7 +540,7 @@ def test_clips_to_manifests(tmp_path):
     paths = clips_jsonl_to_manifests(tmp_path / "clips.jsonl", tmp_path / "out")
     assert json.loads(paths["validation"].read_text(encoding="utf-8"))["captions"] == ["a\u2028b"]
     (tmp_path / "clips.jsonl").write_text(jsonl({"id": "1", "split": "dev", **clip}))
-    with pytest.raises(ValueError, match="line 1: 'dev' is missing, or is a split other"):
+    with pytest.raises(ValueError, match="line 1: 'dev' is missing, or is not one of the splits"):
         clips_jsonl_to_manifests(tmp_path / "clips.jsonl", tmp_path / "out")
 
 
