@@ -237,7 +237,7 @@ def test_bad_arguments_are_refused(processor):
         MultimodalCollator(processor, num_threads=0)
     with pytest.raises(ValueError, match="pyav"):
         MultimodalCollator(processor, video_backend="opencv")
-    with pytest.raises(ValueError, match="given together"):
+    with pytest.raises(ValueError, match="together, or neither"):
         PretrainingTargets(processor, audio_mask_ratio=0.3)
     with pytest.raises(ValueError, match="needs a tokenizer"):
         PretrainingTargets(MultimodalProcessor(video_processor=processor.video_processor), mlm_probability=0.3)

@@ -108,7 +108,7 @@ def test_retrieval_without_training_equals_the_stock_model(start, folders, clips
     found = retriever.search(CAPTIONS[0], index, top_k=7)
     assert [match.id for match in found] == [index.ids[n] for n in expected[0].argsort(descending=True)]
 
-    with pytest.raises(ValueError, match="without matching.*--rerank_top_k 0"):
+    with pytest.raises(ValueError, match="no matching head.*rerank_top_k=0"):
         retriever.search(CAPTIONS[0], index, rerank=2)
 
     # The clip of row 3 has no audio, that of row 4 no video: they are neither queries nor candidates.
