@@ -209,7 +209,7 @@ def test_a_custom_tower_has_no_flags(folder, tmp_path):
         "--do_train", *flags(modalities=["text", "sensors"], train_file=folder / "rows.jsonl", output_dir=tmp_path)
     )
     assert (
-        done.returncode == 2 and "--modalities names sensors, but there are no flags for such a tower" in done.stderr
+        done.returncode == 2 and "--modalities names sensors, but train.py has no flags for such a tower" in done.stderr
     )
 
 
