@@ -130,7 +130,7 @@ def test_answers_of_any_type_are_read_like_strings_in_a_table(clips, start, tmp_
 
 
 def test_errors_name_invalid_input(retrieval_model, question_model, questions, clips, start, tmp_path):
-    with pytest.raises(ValueError, match="MultimodalForPreTraining, a a different task than"):
+    with pytest.raises(ValueError, match="MultimodalForPreTraining, a model of another task"):
         QuestionAnswerer.from_pretrained(retrieval_model)
     evaluation = flags("--use_cpu", do_eval=True, do_train=False, output_dir=tmp_path / "out")
     with pytest.raises(ValueError, match="training questions"):
