@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import av
 import numpy as np
@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from simple_multimodal.media.audio_index import AudioIndex
 from simple_multimodal.media.clock import ClockRun
-from simple_multimodal.media.container import AudioTrack, Tracks, VideoTrack, check_media_file, probe_tracks
+from simple_multimodal.media.container import AudioTrack, Probe, Tracks, VideoTrack, check_media_file, probe_tracks
 from simple_multimodal.media.errors import UnsoundIndexError
 from simple_multimodal.media.frame_index import FrameIndex, build_index, index_by_decoding
 from simple_multimodal.media.packets import PacketTable
@@ -27,7 +27,7 @@ from simple_multimodal.output_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 2  # of the stored format; other versions are ignored
+INDEX_VERSION = 3  # of the stored format; other versions are ignored
 INDEX_DIR_VARIABLE = "SIMPLE_MULTIMODAL_INDEX_DIR"
 HASHED_BYTES = 2**16  # of the head and the tail of a file, for the key of its index
 
@@ -286,6 +286,8 @@ def _tracks_from_json(values: dict[str, Any] | None) -> Tracks | None:
     if values is None:
         return None
     video, audio = values.pop("video"), values.pop("audio")
+    if audio is not None and audio["probe"] not in get_args(Probe):
+        raise ValueError(f"no probe {audio['probe']!r}")
     return Tracks(
         **values,
         video=None if video is None else VideoTrack(**video),

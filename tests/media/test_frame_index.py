@@ -283,6 +283,19 @@ def test_an_index_is_stored_for_later_processes_and_for_copies(tmp_path, builds,
             np.testing.assert_array_equal(getattr(second.table, field), values)
 
 
+def test_a_stored_index_with_unknown_values_is_rebuilt(tmp_path, builds):
+    """As an earlier or later version may have stored it."""
+    path = write_media(tmp_path / "clip.mp4", num_frames=20, waveform=np.sin, audio_seconds=2.0)
+    FrameIndexCache(4).get(path, tmp_path / "index")
+    (stored,) = (file for file in (tmp_path / "index").rglob("*") if file.is_file())
+    content = stored.read_bytes()
+    other = content.replace(b'probe\\": \\"audio', b'probe\\": \\"other')  # how the file is opened to find its audio
+    assert other != content
+    stored.write_bytes(other)
+    assert FrameIndexCache(4).get(path, tmp_path / "index").tracks.audio.probe == "audio"
+    assert builds == ["clip.mp4"] * 2 and stored.read_bytes() == content
+
+
 def test_a_stored_index_that_cannot_be_read_is_rebuilt(tmp_path, builds):
     path = write_media(tmp_path / "clip.mp4", num_frames=20)
     FrameIndexCache(4).get(path, tmp_path / "index")

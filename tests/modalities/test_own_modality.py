@@ -208,9 +208,8 @@ def test_a_custom_tower_has_no_flags(folder, tmp_path):
     done = run(
         "--do_train", *flags(modalities=["text", "sensors"], train_file=folder / "rows.jsonl", output_dir=tmp_path)
     )
-    assert (
-        done.returncode == 2 and "--modalities names sensors, but train.py has no flags for such a tower" in done.stderr
-    )
+    assert done.returncode == 2
+    assert "--modalities names sensors, but train.py has no flags for such a tower" in done.stderr
 
 
 def test_a_row_can_have_only_the_modality_and_empty_cells_are_missing_values(trained):
