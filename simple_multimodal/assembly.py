@@ -116,7 +116,7 @@ def build_processor(
         text_encoder: type[TextEncoder] = encoders["text"]  # type: ignore[assignment]
         text_padding = text_encoder.padding
         if tokenizer_name is not None:
-            problem = f"Cannot read a tokenizer from {tokenizer_name!r}. Give a folder or a name on the hub."
+            problem = f"Cannot read a tokenizer from {tokenizer_name!r}, a folder or a name on the hub:"
             with reading(tokenizer_name, problem):
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
         else:

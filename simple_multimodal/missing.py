@@ -10,6 +10,7 @@ from pathlib import Path
 
 from simple_multimodal.errors import InputError
 
+MANIFESTS = {".csv", ".tsv", ".jsonl"}
 NUM_NAMES = 3
 """Maximum number of suggested names."""
 
@@ -86,13 +87,20 @@ def _is_file_name(path: Path) -> bool:
     return path.suffix[1:2].isalpha()  # both `.mp4` and `.csv`
 
 
+def _is_alike(found: Path, asked_for: Path) -> bool:
+    """Return whether what was found can be meant: a folder, or a file, and a manifest for a manifest."""
+    if found.is_dir():
+        return True
+    return _is_file_name(asked_for) and (asked_for.suffix not in MANIFESTS or found.suffix in MANIFESTS)
+
+
 def _nearest(path: Path) -> list[Path]:
     """Return existing paths whose names are similar to those of a path, as deep as possible."""
     if path.exists():
         return [path]
     existing = next(folder for folder in path.parents if folder.is_dir())
     wrong, *rest = path.relative_to(existing).parts
-    there = [p.name for p in existing.iterdir() if not p.name.startswith(".") and (_is_file_name(path) or p.is_dir())]
+    there = [p.name for p in existing.iterdir() if not p.name.startswith(".") and _is_alike(p, path)]
     found = []
     for near in difflib.get_close_matches(wrong, there, n=NUM_NAMES, cutoff=0.6):
         found += _nearest(existing.joinpath(near, *rest)) or [existing / near]

@@ -158,3 +158,10 @@ def test_infer_on_a_manifest_names_the_command_that_evaluates_on_it(here, capsys
     error = error_of(capsys, lambda: main(["infer", "outputs/toy", "clips.csv", "--output_dir", "out"]))
     assert "clips.csv is a file" in error and "train.py --do_eval --model_name_or_path MODEL" in error
     assert "--validation_file clips.csv" in error
+
+
+def test_a_missing_manifest_is_not_taken_for_a_file_of_another_kind(here):
+    (here / "train.py").touch()
+    assert no_such_folder("train.csv") == "no such file."
+    (here / "train.jsonl").touch()
+    assert no_such_folder("train.csv") == "no such file. Did you mean 'train.jsonl'?"

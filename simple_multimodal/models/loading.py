@@ -138,8 +138,8 @@ def transfer_tensors(
 def read_config(name_or_path: str, what: str) -> dict:
     """Return the values of a Hugging Face config, which must name its `model_type`; see [`load_config`]."""
     problem = (
-        f"Cannot read a {what} config from {name_or_path!r}. Give a JSON file, a folder with a config.json, or a name "
-        "on the hub."
+        f"Cannot read the {what} config from {name_or_path!r}, which must be a JSON file, a folder with config.json, "
+        "or a name on the hub:"
     )
     with reading(name_or_path, problem):
         values, _ = PreTrainedConfig.get_config_dict(name_or_path)

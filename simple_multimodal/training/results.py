@@ -113,7 +113,10 @@ def print_where_results_are(trainer: Any) -> None:
     folder = Path(trainer.args.output_dir)
     model = str(folder) if trainer.is_saved else trainer.run_record["arguments"]["model_name_or_path"]
     command = trainer.task.next_command(trainer.eval_collator.processor.modalities)
-    lines = [f"Disk:   {describe_disk_usage(folder)}"]
+    lines = []
+    if num_bad := num_bad_in(trainer.state.log_history):
+        lines.append(f"Bad:    {num_bad:,} training samples could not be read, see {folder / 'quarantine.jsonl'}")
+    lines.append(f"Disk:   {describe_disk_usage(folder)}")
     if (folder / REPORT_FILE).is_file():
         lines.append(f"Report: {folder / REPORT_FILE}")
     lines += [f"Model:  {model}", f"Next:   {command.replace('{model}', shlex.quote(model))}"]

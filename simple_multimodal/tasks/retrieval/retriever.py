@@ -427,7 +427,7 @@ class Retriever(Pipeline):
         if rerank is None:
             rerank = 0 if index.clips is None else self.rerank_top_k
         if rerank > 0 and index.clips is None:
-            raise InputError("This index was loaded from a file of embeddings. Index the clips to re-rank them.")
+            raise InputError("This index holds embeddings alone. To re-rank, index the clips without `saved`.")
         if not queries:
             return []
         encoded = self.encode_texts(queries)
