@@ -116,8 +116,6 @@ class RecordParser(NamedTuple):
             name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
         }
         hint = "".join(f" Did you mean {match!r} instead of {name!r}?" for name, match in similar.items())
-        if len(self.columns) == 1 and (other := next((mark for mark in ";\t|," if mark in self.columns[0]), None)):
-            hint = f" The separator seems to be {other!r}; use a comma in .csv and a tab in .tsv files."
         needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities}
         if self.text_column is not None and "text" in needed:
             needed["text"] = (self.text_column,)

@@ -66,7 +66,8 @@ def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     Raises:
         ValueError: If a line is not UTF-8 **or** does not have as many cells as the header, **or** if a quoted cell is
-            not followed by a separator, is never closed, or contains lines that look like records.
+            not followed by a separator, is never closed, or contains lines that look like records, **or** if the
+            columns have another separator.
             The message names file and line.
     """
     separator = _SEPARATORS[table_format(path)]
@@ -82,6 +83,11 @@ def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
             continue
         if not width:
             width, cells = len(cells), [cell.strip() for cell in cells]
+            if width == 1 and (other := next((mark for mark in ";\t|," if mark in cells[0]), None)):
+                raise InputError(
+                    f"{path}, line {number}: the separator seems to be {other!r}; use a comma in .csv and a tab in "
+                    ".tsv files."
+                )
         if len(cells) != width:
             raise InputError(
                 f"{path}, line {number}: {len(cells)} cells, but the header has {width}. A cell that contains the "
@@ -126,9 +132,9 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.removesuffix("\n")
 
 
-def _not_utf8(path: Path, number: int, byte: int) -> ValueError:
+def _not_utf8(path: Path, number: int, byte: int) -> InputError:
     encoding = "UTF-16" if number == 1 and byte in b"\xfe\xff" else "WINDOWS-1252"
-    return ValueError(
+    return InputError(
         f"{path}, line {number}: is not UTF-8 text: it contains the byte 0x{byte:02x}. Save the file as UTF-8, for "
         f"example with `iconv -f {encoding} -t UTF-8` (replace {encoding} if it has another encoding)."
     )
@@ -224,8 +230,8 @@ def _kind(cell: str) -> str:
     return "name" if any(character.isdigit() for character in cell) else "word"
 
 
-def _swallowed(path: Path, number: int, other: int) -> ValueError:
-    return ValueError(
+def _swallowed(path: Path, number: int, other: int) -> InputError:
+    return InputError(
         f"{path}, line {number}: a quotation mark begins a cell that would span other records, such as line {other}. "
         "If the mark is text, write it twice and quote the cell as a whole; or use TSV or JSONL."
     )

@@ -207,7 +207,7 @@ class Pipeline:
         if cls.model_classes is not None and saved_class not in cls.model_classes:
             raise InputError(
                 f"{name_or_path} holds {saved_class}, a model of another task; {cls.__name__} takes "
-                f"{', '.join(cls.model_classes)}."
+                f"{', '.join(cls.model_classes)}. Train a model with the --task that the command is for."
             )
         model_class = AutoModel if cls.model_classes is None else cls.model_classes[saved_class]
         with without_bars():

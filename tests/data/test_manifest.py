@@ -175,9 +175,9 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
         (
             "video;caption\na.mp4;b\n",
             "a.csv",
-            "no column for text.*The separator seems to be ';'; use a comma in .csv",
+            "line 1: the separator seems to be ';'; use a comma in .csv",
         ),
-        ("video\tcaption\na.mp4\tb\n", "a.csv", "The separator seems to be '.t'"),
+        ("video\tcaption\na.mp4\tb\n", "a.csv", "the separator seems to be '.t'"),
         (
             "Video,sentence\na.mp4,b\n",
             "a.csv",
@@ -190,7 +190,7 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
             "a.jsonl",
             "columns are clip, caption. Rename the columns in the objects",
         ),
-        ("video,caption\na.mp4,b\n", "a.tsv", "The separator seems to be ','"),
+        ("video,caption\na.mp4,b\n", "a.tsv", "the separator seems to be ','"),
         ("../blobs/1f0c", "a.csv", "the manifest has 0 rows"),
         ("video,caption,video\na.mp4,b,c\n", "a.csv", "a column occurs twice"),
         ("video,caption\na.mp4,b,c\n", "a.csv", "line 2: 3 cells, but the header has 2"),

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from simple_multimodal.data.tables import is_table, read_records, read_table
+from simple_multimodal.errors import InputError
 
 
 @pytest.fixture
@@ -139,11 +140,11 @@ def test_another_encoding_is_named_with_its_line(tmp_path, name, line):
     path = tmp_path / name
     path.write_text("\n".join([good] * (line - 1) + [bad, good]), encoding="cp1252")
     with pytest.raises(
-        ValueError, match=rf"{name}, line {line}: is not UTF-8 text.*0xe9.*iconv -f WINDOWS-1252 -t UTF"
+        InputError, match=rf"{name}, line {line}: is not UTF-8 text.*0xe9.*iconv -f WINDOWS-1252 -t UTF"
     ):
         list(read_records(path))
     path.write_text(f"{bad}\n{good}", encoding="utf-16")
-    with pytest.raises(ValueError, match="line 1: is not UTF-8 text.*0xf[ef].*iconv -f UTF-16"):
+    with pytest.raises(InputError, match="line 1: is not UTF-8 text.*0xf[ef].*iconv -f UTF-16"):
         list(read_records(path))
 
 
@@ -169,3 +170,13 @@ def test_unicode_line_breaks_do_not_end_a_line(tmp_path):
     for name in ("a.csv", "a.jsonl"):
         ((_, record),) = read_records(tmp_path / name)
         assert record["caption"] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", "video;caption\na.mp4;x, y\n"), ("a.csv", "video\tcaption\n"), ("a.tsv", "video,caption\n")],
+)
+def test_another_separator_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match="line 1: the separator seems to be"):
+        list(read_table(tmp_path / name))
