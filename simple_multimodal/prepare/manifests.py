@@ -108,8 +108,9 @@ class Preparation:
 
     def to_text(self) -> str:
         """Return the report as text: sizes next to the protocol's, then notes and deviations."""
-        lines = [f"{self.protocol} in {self.folder}; pass {self.flags}"]
-        texts = "questions" if get_protocol(self.protocol).task == "question_answering" else "captions"
+        task = get_protocol(self.protocol).task
+        texts = "questions" if task == "question_answering" else "captions"
+        lines = [f"{self.protocol}: manifests are in {self.folder}"]
         for name, split in self.splits.items():
             expected = get_protocol(self.protocol).sizes.get(name)
             lines.append(
@@ -125,6 +126,16 @@ class Preparation:
             )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"DEVIATES: {deviation}" for deviation in self.deviations]
+        folder, flags = shlex.quote(str(self.folder)), self.flags
+        train = " ".join(
+            f"--{name}_file {shlex.quote(str(self.folder / f'{name}.jsonl'))}"
+            for name in ("train", "validation")
+            if name in self.splits
+        )
+        if "train" in self.splits:
+            lines.append(f"Train: python train.py --task {task} {train} {flags} --output_dir MODEL")
+        if "test" in self.splits:
+            lines.append(f"Test:  simple-multimodal infer MODEL {folder} {flags} --output_dir RESULTS")
         return "\n".join(lines)
 
 

@@ -416,12 +416,14 @@ def test_manifests_that_match_the_protocol_have_no_deviations(make, tmp_path, sm
     argv = ["prepare", "msvd", "--annotations", str(tmp_path / "annotations"), "--videos", str(tmp_path / "videos")]
     assert cli.main([*argv, "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert f"msvd in {tmp_path / 'out'}; pass --video_root {tmp_path / 'videos'}" in printed
+    assert f"msvd: manifests are in {tmp_path / 'out'}" in printed
+    assert f"simple-multimodal infer MODEL {tmp_path / 'out'} --video_root {tmp_path / 'videos'} " in printed
     assert "1 rows, 1 clips, 3 captions; listed: 1 clips, 3 captions; protocol: 1 clips, 3 captions" in printed
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert cli.main([*argv, "--output", str(tmp_path / "out"), "--follow_links", "--index_dir", "an index"]) == 0
     assert (
-        f"; pass --video_root {tmp_path / 'videos'} --follow_links --index_dir 'an index'\n" in capsys.readouterr().out
+        f" --video_root {tmp_path / 'videos'} --follow_links --index_dir 'an index' --output_dir RESULTS\n"
+        in capsys.readouterr().out
     )
     (tmp_path / "videos/-c_1_9.mp4").unlink()
     assert cli.main([*argv, "--output", str(tmp_path / "out"), "--json"]) == 1
