@@ -134,7 +134,7 @@ def test_an_index_is_reused_for_the_same_model_and_clips(retriever, clips, tmp_p
     again = retriever.index(clips / "video", saved=saved)
     assert again.ids == made.ids and torch.equal(again.embeds, made.embeds) and again.clips is None
     assert retriever.search("rain falls", again, top_k=1) == retriever.search("rain falls", made, top_k=1)
-    with pytest.raises(ValueError, match="Index the clips to re-rank"):
+    with pytest.raises(ValueError, match="To re-rank, index the clips without"):
         retriever.search("rain falls", again, rerank=2)
     with pytest.raises(TypeError):  # other clips would have to be encoded
         retriever.index([clips / "video/0.mp4"], saved=saved)

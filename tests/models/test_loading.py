@@ -258,7 +258,7 @@ def test_half_precision_checkpoints_are_converted_in_full_precision(tmp_path):
 
 def test_wrong_checkpoints_are_refused(tmp_path):
     encoder, decoder = build_pair(text_config("bert"), "text")
-    with pytest.raises(ValueError, match="(?s)text config from .*nothing_here.*folder with a config.json"):
+    with pytest.raises(ValueError, match="(?s)text config from .*nothing_here.*folder with config.json"):
         load_pretrained_tower(encoder, decoder, str(tmp_path / "nothing_here"))
     folder = save(DebertaV2ForMaskedLM(text_config("deberta-v2")), tmp_path / "deberta")
     with pytest.raises(ValueError, match="'deberta-v2' model.*'bert'"):
