@@ -8,8 +8,8 @@ class InputError(ValueError):
     """
     Invalid input: an argument, a flag, a file or its content.
 
-    The message says in one line what is wrong and how to fix it. `train.py` and `simple-multimodal` print that line;
-    any other exception is a bug and keeps its traceback.
+    The message says in one line what is wrong and how to fix it. `train.py` and `simple-multimodal` print that
+    line, as they do for an `OSError`; any other exception is a bug and keeps its traceback.
     """
 
 

@@ -21,6 +21,7 @@ import simple_multimodal
 from simple_multimodal import doctor
 from simple_multimodal.cli import VERBS, main, models
 from simple_multimodal.defaults import Precision, VideoBackendName
+from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.precision import PRECISIONS
 from simple_multimodal.flags import EVALUATION, flag
 from simple_multimodal.media import VIDEO_BACKENDS
@@ -355,3 +356,19 @@ def test_defaults_are_the_same_as_in_the_library(verb, function):
 def test_decoders_and_precisions_are_the_same_as_in_the_library():
     assert get_args(VideoBackendName) == VIDEO_BACKENDS
     assert get_args(Precision) == PRECISIONS
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("a wrong flag"), 2), (OSError("a full disk"), 2), (ValueError("a fault"), None)]
+)
+def test_only_errors_of_users_are_one_line(monkeypatch, capsys, error, code):
+    def verb() -> int:
+        raise error
+
+    monkeypatch.setattr("simple_multimodal.cli._load", lambda place: verb)
+    if code is None:
+        with pytest.raises(ValueError, match="a fault"):
+            main(["doctor"])
+    else:
+        assert main(["doctor"]) == code
+        assert capsys.readouterr().err == f"simple-multimodal: error: {error}\n"

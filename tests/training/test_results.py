@@ -16,6 +16,7 @@ import simple_multimodal as smm
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.errors import InputError
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
@@ -23,6 +24,7 @@ from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.tasks.retrieval.task import Retrieval
 from simple_multimodal.training.console import log_line, main_metrics
 from simple_multimodal.training.results import count_rows, describe_disk_usage
+from simple_multimodal.training.run_control import ending_in_one_line
 from simple_multimodal.training.run_record import make_run_record
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
@@ -304,3 +306,14 @@ def test_modalities_that_the_model_does_not_take_have_no_preview(clips):
     assert preview_of({"caption": "x"}, clips) == (None, None)
     silent = {"video": "6.mp4", "caption": "x"}  # without an audio column, and without an audio track
     assert preview_of(silent, clips)[1] is None
+
+
+@pytest.mark.parametrize("error", [InputError("a wrong flag"), OSError("a full disk")])
+def test_a_run_ends_in_one_line_for_errors_of_users(error):
+    with pytest.raises(SystemExit, match=f"train.py: error: {error}"), ending_in_one_line():
+        raise error
+
+
+def test_a_run_keeps_the_traceback_of_a_bug():
+    with pytest.raises(ValueError, match="a bug"), ending_in_one_line():
+        raise ValueError("a bug")
