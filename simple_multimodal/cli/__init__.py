@@ -67,9 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in values:
         parser.print_help()
         return 0
+    from tqdm.contrib.logging import logging_redirect_tqdm  # here, because it takes longer than `--help`
+
     try:
         check_named(values["run"], values)
-        return call(values["run"], values)
+        with logging_redirect_tqdm():  # prints warnings above the progress bars
+            return call(values["run"], values)
     except KeyboardInterrupt:
         print("simple-multimodal: interrupted; run the same command to continue.", file=sys.stderr)
         return 130

@@ -45,7 +45,8 @@ def encode(
         index = retriever.index(source, saved=out, partial=partial, recursive=recursive)
         if retriever.state.is_local_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-    print(f"{out}: {len(index.ids)} clips{_unread(len(index.bad_samples), 'left out')}")
+    unread = f" ({len(index.bad_samples)} could not be read, left out)" if index.bad_samples else ""
+    print(f"{out}: {len(index.ids)} clips{unread}")
     return 0
 
 
@@ -102,7 +103,7 @@ def search(
     source = files.open_clips(clips)
     retriever = pipeline.load(Retriever, model)
     for match in retriever.search(text, source, top_k=top_k, rerank=rerank, recursive=recursive):
-        print(json.dumps(match._asdict()))
+        print(json.dumps({**match.to_dict(), "file": match.file}))
     return 0
 
 
@@ -123,7 +124,7 @@ def answer(
     answerer = pipeline.load(QuestionAnswerer, model)
     answered = answerer.answer_each(question, source, top_k=top_k, recursive=recursive)
     for clip, answers in answered.items():
-        print(json.dumps({"id": clip, "answers": [answer._asdict() for answer in answers]}))
+        print(json.dumps({"clip": clip, "answers": [answer.to_dict() for answer in answers]}))
     return 0
 
 
@@ -139,7 +140,7 @@ def infer(
         str | None, "folder of the videos; default: DATA/videos if it exists, else DATA", "DIR", Named.PATH
     ] = None,
     options: Annotated[Any, task_options],
-    alpro: Annotated[bool, "print the metrics of ALPRO's evaluation, over all pairs"] = False,
+    alpro: Annotated[bool, "measure as ALPRO's evaluation does, over all pairs"] = False,
     follow_links: FollowLinks = False,
     tokenizer: Annotated[
         str,
@@ -148,7 +149,7 @@ def infer(
     ] = ALPRO_TOKENIZER,
     pipeline: PipelineOptions,
 ) -> int:
-    """Evaluate a model on a prepared benchmark, and print its metrics."""
+    """Evaluate a model on a prepared benchmark, and print its main metrics. `metrics.json` has all of them."""
     from simple_multimodal.alpro.layout import convert_once, is_alpro_folder
     from simple_multimodal.evaluation.protocols import get_protocol
     from simple_multimodal.inference.pipeline import from_main
@@ -156,6 +157,7 @@ def infer(
     from simple_multimodal.tasks.flags import options_from_flags
     from simple_multimodal.tasks.measure import measure_benchmark, prepared_folder
     from simple_multimodal.tasks.registry import get_task
+    from simple_multimodal.training.console import results_table
 
     with only_writer(output_dir, "infer", is_launched=True):
         folder, videos, protocol = prepared_folder(data, output_dir, follow_links=follow_links)
@@ -178,12 +180,10 @@ def infer(
             alpro=alpro,
         )
     if used.state.is_main_process:
-        metric = measured.primary_metric or ""
-        number = f"{metric} {measured.metrics[metric]:.4f}"
-        print(
-            f"{measured.protocol}: {number}{_unread(len(measured.bad_samples), 'counted as wrong')}", file=sys.stderr
-        )
-        print(measured.printed)
+        print(results_table(measured.protocol, measured))
+        if alpro or folder != Path(data):
+            print(measured.printed)  # the line that ALPRO's evaluation ends with
+        print(f"Results: {Path(output_dir, 'metrics.json')}, {Path(output_dir, 'results.json')}", file=sys.stderr)
     leave_process_group()
     return 0
 
@@ -220,7 +220,3 @@ def convert(
         print(report.summary())
     print(out)
     return 0
-
-
-def _unread(num_bad: int, fate: str) -> str:
-    return f" ({num_bad} could not be read, {fate})" if num_bad else ""

@@ -14,6 +14,7 @@ from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.errors import InputError
+from simple_multimodal.evaluation import glossary
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import Protocol
 from simple_multimodal.evaluation.report import Example
@@ -44,8 +45,8 @@ class Evaluation:
         num_rows (`int`): Number of rows that were measured, from which the trainer computes its speed.
         bad_samples (`list[BadSample]`): Rows that could not be read, which count as wrong.
         config_settings (`dict`): Settings to save in the model's configuration, if the rows are not test clips.
-        chance (`dict[str, float]`): Chance levels that do not follow from the metrics, such as a cross-entropy over a
-            known number of candidates.
+        further_chance (`dict[str, float]`): Chance levels that do not follow from the metrics, such as a cross-entropy
+            over a known number of candidates; see [`chance`] for all.
         rows (`Iterable[dict]`): One result for each pair or question, for `results.json`; can be iterated once.
         printed (`dict`): The numbers as the benchmark's reference implementation prints them.
         details (`Any`): Anything else that the task keeps, e.g. for the examples in the report.
@@ -59,10 +60,15 @@ class Evaluation:
     num_rows: int
     bad_samples: list[BadSample] = field(default_factory=list)
     config_settings: dict[str, Any] = field(default_factory=dict)
-    chance: dict[str, float] = field(default_factory=dict)
+    further_chance: dict[str, float] = field(default_factory=dict)
     rows: Iterable[dict] = field(default=(), repr=False)
     printed: dict[str, Any] = field(default_factory=dict)
     details: Any = field(default=None, repr=False)
+
+    @property
+    def chance(self) -> dict[str, float]:
+        """Chance level of each metric that has one."""
+        return glossary.chance_levels(self.metrics) | self.further_chance
 
 
 @dataclass(frozen=True)
@@ -219,6 +225,16 @@ class Task:
         """Return Python code for the model card that uses a model of these modalities, with `{model}` for its name."""
         return None
 
-    def next_command(self, modalities: Sequence[Modality]) -> str:
-        """Return a command that uses a trained model of these modalities, with `{model}` for its folder."""
-        return "python train.py --do_eval --model_name_or_path {model}"
+    def next_command(self, modalities: Sequence[Modality], text: str | None, file: str | None) -> str:
+        """
+        Return a command that uses a trained model of these modalities.
+
+        Args:
+            modalities (`Sequence[str]`): Modalities of the model.
+            text (`str`, *optional*): First text of the run's data.
+            file (`str`, *optional*): First clip of the run's data.
+
+        Returns:
+            `str`: The command, with `{model}` for the model's folder and `{clips}` for the run's clips.
+        """
+        return "python train.py --do_eval --model_name_or_path {model} --validation_file {clips}"

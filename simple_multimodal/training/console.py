@@ -140,7 +140,7 @@ def results_table(title: str, evaluation: Evaluation) -> str:
         title (`str`): Start of the heading; the counts follow.
         evaluation ([`Evaluation`]): Evaluation whose metrics are shown.
     """
-    chance = glossary.chance_levels(evaluation.metrics) | evaluation.chance
+    chance = evaluation.chance
     num_queries = glossary.numbers_of_queries(evaluation.metrics, evaluation.counts)
     rows = [("", "value", "95 % interval", "chance")]
     for name in main_metrics(evaluation):

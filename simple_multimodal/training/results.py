@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from simple_multimodal.data.bad_samples import as_json
+from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.report import write_report
@@ -21,6 +23,7 @@ from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.tasks.base import Evaluation
 
 REPORT_FILE = "report.html"
+ROOTS = tuple(f"{column}_root" for column in FILE_COLUMNS)
 
 CARD_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm",
@@ -112,15 +115,33 @@ def print_where_results_are(trainer: Any) -> None:
         return
     folder = Path(trainer.args.output_dir)
     model = str(folder) if trainer.is_saved else trainer.run_record["arguments"]["model_name_or_path"]
-    command = trainer.task.next_command(trainer.eval_collator.processor.modalities)
     lines = []
     if num_bad := num_bad_in(trainer.state.log_history):
         lines.append(f"Bad:    {num_bad:,} training samples could not be read, see {folder / 'quarantine.jsonl'}")
     lines.append(f"Disk:   {describe_disk_usage(folder)}")
     if (folder / REPORT_FILE).is_file():
         lines.append(f"Report: {folder / REPORT_FILE}")
-    lines += [f"Model:  {model}", f"Next:   {command.replace('{model}', shlex.quote(model))}"]
+    lines += [f"Model:  {model}", f"Next:   {_next_command(trainer, model)}"]
     print("\n".join(lines), file=sys.stderr)
+
+
+def _next_command(trainer: Any, model: str) -> str:
+    """Return a command that uses the model on the clips of the run: those evaluated, or else those trained on."""
+    datasets = (trainer.eval_dataset, trainer.train_dataset)
+    rows = next((dataset for dataset in datasets if isinstance(dataset, RowDataset)), None)
+    text, file, clips = None, None, ["my_clips/"]
+    if rows is not None:
+        with contextlib.suppress(ValueError):  # its text file cannot be read
+            text = next(rows.captions(), None)
+        row = rows.row(0, files="named")
+        file = row["video"] or row["audio"]
+    if rows is not None and rows.manifest_file is not None:
+        arguments = trainer.run_record["arguments"]
+        clips = [str(rows.manifest_file)]
+        clips += [token for name in ROOTS if arguments.get(name) for token in (f"--{name}", arguments[name])]
+        clips += ["--follow_links"] if arguments.get("follow_links") else []
+    command = trainer.task.next_command(trainer.eval_collator.processor.modalities, text, file)
+    return command.replace("{model}", shlex.quote(model)).replace("{clips}", shlex.join(clips))
 
 
 def describe_disk_usage(folder: Path) -> str:

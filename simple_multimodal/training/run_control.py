@@ -1,6 +1,7 @@
 """Early ends of a run: SIGTERM, Ctrl-C, errors, NaN gradients, and early stopping that survives a resume."""
 
 import contextlib
+import logging as stdlib_logging
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
@@ -51,13 +53,15 @@ def ending_in_one_line() -> Iterator[None]:
 @contextlib.contextmanager
 def running(args: MultimodalTrainingArguments) -> Iterator[None]:
     """
-    Run `train.py` inside the context: lock the output folder, report user errors in one line, and leave the process
-    group at the end.
+    Run `train.py` inside the context: lock the output folder, report user errors in one line, print warnings above
+    the progress bars, and leave the process group at the end.
 
     Args:
         args ([`MultimodalTrainingArguments`]): Arguments of the run.
     """
-    with ending_in_one_line(), writing_into(args.output_dir, command="train.py", decide=decide_in_first_process):
+    loggers = [stdlib_logging.getLogger(name) for name in (None, "transformers")]
+    lock = writing_into(args.output_dir, command="train.py", decide=decide_in_first_process)
+    with ending_in_one_line(), lock, logging_redirect_tqdm(loggers):
         yield
         leave_process_group()
 

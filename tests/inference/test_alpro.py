@@ -34,10 +34,10 @@ def test_encode_search_and_answer(models, work, tmp_path, capfd):
     found = lines("search", models["retrieval"], TEXTS[0], index)
     assert len(found) == 8 and found == lines("search", models["retrieval"], TEXTS[0], videos)
     reranked = lines("search", models["retrieval"], TEXTS[0], videos, "--rerank", "3")
-    assert {match["id"] for match in reranked[:3]} == {match["id"] for match in found[:3]}
+    assert {match["clip"] for match in reranked[:3]} == {match["clip"] for match in found[:3]}
     assert [match["matching"] for match in reranked[:3]] == sorted((m["matching"] for m in reranked[:3]), reverse=True)
     (answered,) = lines("answer", models["qa"], "what is it?", f"{videos}/video0.mp4", "--top_k", "3")
-    assert sorted(answer["text"] for answer in answered["answers"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert sorted(answer["answer"] for answer in answered["answers"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert main(["search", models["qa"], TEXTS[0], videos]) == 2
     assert "a model of another task; Retriever takes" in capfd.readouterr().err
 

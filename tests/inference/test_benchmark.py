@@ -56,6 +56,20 @@ def test_retrieval_prints_the_reference_literal_and_writes_results(retrieval_mod
     assert embeddings["metrics"]["text_to_video_R@1"] == written["metrics"]["text_to_video_R@1"]
 
 
+def test_a_prepared_folder_prints_a_table_of_the_main_metrics(retrieval_model, data, tmp_path, capfd):
+    model, videos = unseen(retrieval_model, tmp_path), str(data / "msrvtt_ret/videos")
+    infer(capfd, model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out"))
+    arguments = [str(tmp_path / "out/manifests"), "--video_root", videos, "--output_dir", str(tmp_path / "again")]
+    assert main(["infer", model, *arguments]) == 0
+    printed = capfd.readouterr()
+    title, head, first, *_ = printed.out.splitlines()
+    assert title.startswith("msrvtt-1ka-9k") and f"{NUM_CLIPS} captions, {NUM_CLIPS} clips" in title
+    assert head.split() == ["value", "95", "%", "interval", "chance"] and first.split()[-1] == "0.1429"  # one of seven
+    assert "text2video" not in printed.out
+    results = [str(tmp_path / f"again/{name}.json") for name in ("metrics", "results")]
+    assert printed.err.splitlines()[-1] == f"Results: {', '.join(results)}"
+
+
 def test_the_name_of_the_protocol_includes_everything_that_changes_the_meaning(retrieval_model, data, tmp_path, capfd):
     model = unseen(retrieval_model, tmp_path)
     flags = ["--output_dir", str(tmp_path / "out"), "--rerank_top_k", "2", "--dsl"]
@@ -82,7 +96,7 @@ def test_matching_ranks_by_default_only_if_it_was_better(retrieval_model, data, 
     assert main(["infer", str(model), str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert written["primary_metric"] == f"{prefix}text_to_video_R@1" and "+rerank" not in written["protocol"]
-    assert ("Ranked by cosine" in caplog.text and "--rerank_top_k N" in caplog.text) == (prefix == "")
+    assert ("ranked by cosine alone" in caplog.text and "--rerank_top_k N" in caplog.text) == (prefix == "")
 
 
 def test_testing_on_training_clips_is_refused(retrieval_model, data, tmp_path, capfd):
@@ -142,7 +156,7 @@ def test_several_processes_compute_the_same_metrics(
         assert ("pairs" in left) == (task == "msrvtt_ret")
     done = launch(num_processes, model, *arguments, str(several))
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1  # from one process only, so they worked together
+    assert done.stdout.count("95 % interval") == 1  # from one process only, so they worked together
     for name in ("metrics.json", "results.json"):
         assert (tmp_path / "one" / name).read_bytes() == (several / name).read_bytes()
     assert not (several / "partial").exists()

@@ -82,7 +82,8 @@ def test_search_accepts_the_inputs_of_index_like_the_command_line(
         capfd.readouterr()
         assert main(["search", retrieval_model, "a cat purrs", str(searched), "--top_k", "3"]) == 0
         printed = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-        assert [match["id"] for match in printed] == [match.id for match in expected]
+        assert [match["clip"] for match in printed] == [match.id for match in expected]
+        assert all("matching" not in match and Path(match["file"]).name == match["clip"] for match in printed)
     (one,) = retriever.search("rain falls", clips / "video/0.mp4")
     assert one.id == str(clips / "video/0.mp4")
     assert all(match.matching is not None for match in retriever.search("rain", clips / "video", top_k=2, rerank=2))
@@ -235,9 +236,10 @@ def test_a_file_of_an_earlier_version_is_searched_and_replaced(retriever, index,
     loaded = retriever.load_index(path)
     assert loaded.ids == index.ids and torch.equal(loaded.embeds, index.embeds)
     assert loaded.bad_samples == [BadSample(1, 0, "b", "b.mp4", "empty")]
-    assert retriever.search("rain", path) == retriever.search("rain", index, rerank=0)
+    found = retriever.search("rain", index, rerank=0)
+    assert retriever.search("rain", path) == [match._replace(file=None) for match in found]
     retriever.index(clips / "video", saved=path)
-    assert path.is_dir() and retriever.search("rain", path) == retriever.search("rain", index, rerank=0)
+    assert path.is_dir() and retriever.search("rain", path) == found
 
 
 def test_files_that_are_not_an_index_are_not_overwritten(retriever, retrieval_model, clips, tmp_path, monkeypatch):
@@ -331,7 +333,8 @@ def test_errors_name_invalid_input(retriever, index, clips, question_model, tmp_
 
 
 def test_a_match_can_be_converted_to_a_dictionary():
-    assert Match("a", 0.5)._asdict() == {"id": "a", "score": 0.5, "matching": None}
+    assert Match("a", 0.5, file="/a.mp4").to_dict() == {"clip": "a", "score": 0.5}
+    assert Match("a", 0.5, 0.9).to_dict() == {"clip": "a", "score": 0.5, "matching": 0.9}
     assert np.isscalar(Match("a", 0.5).score)
 
 

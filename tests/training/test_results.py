@@ -2,7 +2,9 @@
 
 import io
 import json
+import logging
 import re
+import shlex
 import sys
 import wave
 from base64 import b64decode
@@ -11,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from tqdm import tqdm
 
 import simple_multimodal as smm
+from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
 from simple_multimodal.data.rows import RowDataset
@@ -24,7 +28,7 @@ from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.tasks.retrieval.task import Retrieval
 from simple_multimodal.training.console import log_line, main_metrics
 from simple_multimodal.training.results import count_rows, describe_disk_usage
-from simple_multimodal.training.run_control import ending_in_one_line
+from simple_multimodal.training.run_control import ending_in_one_line, running
 from simple_multimodal.training.run_record import make_run_record
 from tests.training.tiny_run import CAPTIONS, NUM_ROWS, flags, run
 
@@ -94,7 +98,16 @@ def test_the_card_of_a_fine_tuned_model_names_its_base_model(finished, start, cl
     assert 'QuestionAnswerer.from_pretrained("out")' in card.text
     report = (tmp_path / "out/report.html").read_text()
     assert report.count("<td>0.6931</td>") == 2 and "of 3 questions" in report  # two answers; the loss has one term
-    assert "simple-multimodal answer" in capsys.readouterr().err.splitlines()[-1]
+    command = next_command(capsys.readouterr().err)
+    assert command[1:3] == ["answer", str(tmp_path / "out")] and command[3].endswith("?")
+    assert main(command[1:]) == 0 and set(json.loads(capsys.readouterr().out)) == {"clip", "answers"}
+
+
+def next_command(printed: str) -> list[str]:
+    """Return the command that a run recommends in its last line."""
+    label, _, command = printed.splitlines()[-1].partition(" ")
+    assert label == "Next:"
+    return shlex.split(command)
 
 
 def test_the_last_lines_name_disk_usage_report_model_and_next_command(finished, start, clips, tmp_path, capsys):
@@ -104,12 +117,14 @@ def test_the_last_lines_name_disk_usage_report_model_and_next_command(finished, 
     captured = capsys.readouterr()
     disk, *others = captured.err.splitlines()[-4:]
     assert re.fullmatch(rf"Disk:   {re.escape(str(tmp_path / 'out'))} holds \d\.\d MB", disk)  # the model is elsewhere
-    assert others == [
-        f"Report: {tmp_path / 'out/report.html'}",
-        f"Model:  {model}",
-        f"Next:   simple-multimodal search '{model}' 'a dog barks at a red ball' my_clips/",
-    ]
+    assert others[:2] == [f"Report: {tmp_path / 'out/report.html'}", f"Model:  {model}"]
     assert "Report:" not in captured.out
+    command = next_command(captured.err)  # its text is the first caption of the validation set, from a text file
+    assert command[:5] == ["simple-multimodal", "search", model, CAPTIONS[0], str(clips / "validation.csv")]
+    assert main(command[1:]) == 0
+    matches = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(matches) == NUM_ROWS and {"clip", "score", "file"} <= set(matches[0])
+    assert {match["file"] for match in matches} >= {str(clips / "video/0.mp4"), str(clips / "audio/4.wav")}
 
 
 def test_a_run_without_evaluation_prints_the_same_lines_and_reports_its_curves(start, tmp_path, capsys):
@@ -118,11 +133,8 @@ def test_a_run_without_evaluation_prints_the_same_lines_and_reports_its_curves(s
     )
     disk, *others = capsys.readouterr().err.splitlines()[-4:]
     assert re.match(rf"Disk:   {re.escape(str(tmp_path))} holds .* MB \(model .* MB, checkpoints .* MB\)", disk)
-    assert others == [
-        f"Report: {tmp_path / 'report.html'}",
-        f"Model:  {tmp_path}",
-        f"Next:   simple-multimodal search {tmp_path} 'a dog barks at a red ball' my_clips/",
-    ]
+    assert others[:2] == [f"Report: {tmp_path / 'report.html'}", f"Model:  {tmp_path}"]
+    assert others[2].startswith(f"Next:   simple-multimodal search {tmp_path} '{CAPTIONS[0]}' ")
     page = (tmp_path / "report.html").read_text()
     assert 'aria-label="loss: training' in page and "Nothing was measured after training." in page
     assert not (tmp_path / "evaluation.json").exists()
@@ -312,6 +324,16 @@ def test_modalities_that_the_model_does_not_take_have_no_preview(clips):
 def test_a_run_ends_in_one_line_for_errors_of_users(error):
     with pytest.raises(SystemExit, match=f"train.py: error: {error}"), ending_in_one_line():
         raise error
+
+
+@pytest.mark.parametrize("name", ["simple_multimodal.data", "transformers.trainer"])
+def test_warnings_are_printed_above_the_progress_bar(tmp_path, capsys, name):
+    args = smm.TrainingArguments(str(tmp_path), report_to="none")
+    with running(args), tqdm(total=2, desc="Training", file=sys.stderr) as bar:
+        bar.update()
+        logging.getLogger(name).warning("a file is missing")
+    lines = re.split("[\r\n]", capsys.readouterr().err)
+    assert "a file is missing" in lines and any("50%" in line for line in lines)
 
 
 def test_a_run_keeps_the_traceback_of_a_bug():

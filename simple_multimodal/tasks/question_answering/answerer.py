@@ -25,6 +25,10 @@ class Answer(NamedTuple):
     text: str
     probability: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as a result of a request, see [`QuestionAnswerer.__call__`]."""
+        return {"answer": self.text, "score": self.probability}
+
 
 class QuestionScores(NamedTuple):
     """Scores of all answers to questions.
@@ -83,7 +87,7 @@ class QuestionAnswerer(Pipeline):
             return []
         rows, row_of = rows_of_files([request["clip"] for request in requests])
         results = self._answer([request["question"] for request in requests], rows, row_of, top_k, "fail")
-        return [[{"answer": answer.text, "score": answer.probability} for answer in found] for found in results]
+        return [[answer.to_dict() for answer in found] for found in results]
 
     def answer(
         self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = TOP_K_ANSWERS

@@ -84,7 +84,7 @@ def evaluate_answers(
         primary_metric="accuracy",
         num_rows=len(rows),
         bad_samples=bad_samples,
-        chance=chance,
+        further_chance=chance,
         rows=question_answering_rows(
             labels,
             [row["captions"][0] for row in rows],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -98,9 +99,10 @@ class QuestionAnswering(Task):
         """Return code that asks a question about a clip."""
         return ANSWER
 
-    def next_command(self, modalities: Sequence[Modality]) -> str:
-        """Return a command that asks a question about a clip."""
-        return "simple-multimodal answer {model} 'what is the dog doing?' my_clips/0001.mp4"
+    def next_command(self, modalities: Sequence[Modality], text: str | None, file: str | None) -> str:
+        """Return a command that asks the question about the clip."""
+        question, clip = text or "what is the dog doing?", file or "my_clips/0001.mp4"
+        return f"simple-multimodal answer {{model}} {shlex.quote(question)} {shlex.quote(clip)}"
 
 
 def answer_vocabulary(answers: Iterable[str]) -> list[str]:

@@ -164,7 +164,7 @@ def evaluate_retrieval(
     if found.all_rows is not None:
         metrics, losses, chance = _measure_losses(model, found.all_rows)
         counts = {"rows": len(dataset), **counts}
-    evaluation = Evaluation(metrics, {}, counts, protocol, None, len(dataset), chance=chance)
+    evaluation = Evaluation(metrics, {}, counts, protocol, None, len(dataset), further_chance=chance)
     if found.captions:
         matching = measure_ranking(
             retriever,

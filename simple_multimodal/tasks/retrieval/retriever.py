@@ -33,15 +33,17 @@ class Match(NamedTuple):
     """A clip that was found.
 
     Args:
-        id (`str`): Id of the clip.
+        id (`str`): Id of the clip's row, by default its number; for a folder or files, the name of the file.
         score (`float`): Cosine of the text's and the clip's embedding.
         matching (`float`, *optional*): The matching head's probability that they belong together, if the clip was
             re-ranked; re-ranked clips are sorted by [`ranking_scores`].
+        file (`str`, *optional*): Absolute path of the clip's video, or of its audio if there is no video.
     """
 
     id: str
     score: float
     matching: float | None = None
+    file: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the match as a result of a request, see [`Retriever.__call__`]."""
@@ -63,6 +65,7 @@ class ClipIndex:
         model (`str`, *optional*): Hash of the model's weights, for saved embeddings.
         precision (`str`, *optional*): Precision in which the model computed, for saved embeddings.
         bad_samples (`list[BadSample]`, *optional*): Clips that are not in the index because they could not be read.
+        files (`list[str]`, *optional*): Path of each clip's video, or of its audio if there is no video.
     """
 
     ids: list[str]
@@ -73,6 +76,7 @@ class ClipIndex:
     model: str = ""
     precision: str = "fp32"
     bad_samples: list[BadSample] = field(default_factory=list)
+    files: list[str | None] | None = None
 
     def __repr__(self) -> str:
         unread = f", {len(self.bad_samples)} could not be read" if self.bad_samples else ""
@@ -114,6 +118,7 @@ class ClipIndex:
                 for row, clip in enumerate(store)
                 if clip in store.unreadable
             ],
+            files=[clip.video or clip.audio for clip in clips],
         )
 
 
@@ -172,8 +177,9 @@ class Retriever(Pipeline):
     >>> index = retriever.index("my_clips/")
     >>> index
     ClipIndex(2 clips, 128 dimensions)
-    >>> retriever.search("a small red circle goes to the left while slow low notes play", index, top_k=2)
-    [Match(id='b.mp4', score=0.81, matching=None), Match(id='a.mp4', score=0.13, matching=None)]
+    >>> best, other = retriever.search("a red circle goes to the left while slow notes play", index, top_k=2)
+    >>> best
+    Match(id='b.mp4', score=0.81, matching=None, file='/home/me/my_clips/b.mp4')
     ```
     """
 
@@ -357,6 +363,7 @@ class Retriever(Pipeline):
             encoded.clips if with_tokens else None,
             "" if partial is None else self.key(rows, fingerprint),
             bad_samples=bad_samples,
+            files=[row["video"] or row["audio"] for row in read],
         )
         if saved is not None and self.state.is_main_process:
             _save(Path(saved), fingerprint, dict(zip(versions, rows, strict=True)), encoded)
@@ -446,7 +453,12 @@ class Retriever(Pipeline):
             first = sorted(best[:rerank], key=lambda clip: -ranked[text, clip])  # stable: ties stay by cosine
             results.append(
                 [
-                    Match(index.ids[clip], float(scores[text, clip]), matching.get((text, clip)))
+                    Match(
+                        index.ids[clip],
+                        float(scores[text, clip]),
+                        matching.get((text, clip)),
+                        None if index.files is None else index.files[clip],
+                    )
                     for clip in (first + best[rerank:])[:top_k]
                 ]
             )
@@ -468,7 +480,13 @@ def _part_of(index: ClipIndex, rows: Sequence[Row], place_of: Mapping[ClipKey, i
     read = [row for row in rows if ClipKey.of(row) in place_of]
     places = [place_of[ClipKey.of(row)] for row in read]
     clips = None if index.clips is None else [index.clips[place] for place in places]
-    return ClipIndex([row["id"] for row in read], [row["group"] for row in read], index.embeds[places], clips)
+    return ClipIndex(
+        [row["id"] for row in read],
+        [row["group"] for row in read],
+        index.embeds[places],
+        clips,
+        files=[row["video"] or row["audio"] for row in read],
+    )
 
 
 def _save(saved: Path, fingerprint: Mapping[str, Any], rows: Mapping[ClipVersion, Row], encoded: EncodedRows) -> None:

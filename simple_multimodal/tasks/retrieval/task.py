@@ -1,5 +1,6 @@
 """Contrast and matching of texts and clips, alone or together with the masked objectives of pre-training."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ class Retrieval(Task):
         is_default = self.options.rerank_top_k is None and not measuring.with_losses
         if rerank_top_k == 0 and is_default and pipeline.state.is_main_process:
             logger.warning(
-                "Ranked by cosine: the model has no matching head that was better on the validation split. Pass "
-                "--rerank_top_k N to re-rank the first N candidates, or --rerank_top_k all."
+                "Clips are ranked by cosine alone, because re-ranking by the matching head was not better on the "
+                "validation split of the training run, or was not measured. To re-rank the first N candidates "
+                "anyway, pass --rerank_top_k N, or --rerank_top_k all."
             )
         evaluation = evaluate_retrieval(
             pipeline,
@@ -117,11 +119,11 @@ class Retrieval(Task):
         """Return code that searches clips; `None` for a model without text."""
         return SEARCH if "text" in modalities else None
 
-    def next_command(self, modalities: Sequence[Modality]) -> str:
-        """Return a search command, or without text one that encodes clips."""
+    def next_command(self, modalities: Sequence[Modality], text: str | None, file: str | None) -> str:
+        """Return a command that searches clips for the text, or one that encodes clips if the model takes no text."""
         if "text" not in modalities:
-            return "simple-multimodal encode {model} my_clips/"
-        return "simple-multimodal search {model} 'a dog barks at a red ball' my_clips/"
+            return "simple-multimodal encode {model} {clips}"
+        return f"simple-multimodal search {{model}} {shlex.quote(text or 'a dog barks at a red ball')} {{clips}}"
 
     def _rerank_top_k(self, retriever: Retriever, measuring: Measuring) -> int | None:
         """Return the number of candidates to re-rank; `None` for all."""
