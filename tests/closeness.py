@@ -14,6 +14,7 @@ Tensors = torch.Tensor | Mapping[str, torch.Tensor]
 
 def assert_close(actual: Tensors, expected: Tensors, tolerance: float = ROUNDING) -> None:
     """Check that differences are at most `tolerance` times the largest expected value, and that integers are equal.
+    The message names the entries of the first dimension, such as the rows of a batch, that differ.
 
     In a mapping, such as the gradients of a model, the largest value of each tensor counts, but at least a tenth of
     the largest value of all tensors: a tensor whose gradients cancel (attention does not depend on a bias of its keys)
@@ -30,9 +31,18 @@ def assert_close(actual: Tensors, expected: Tensors, tolerance: float = ROUNDING
     floor = 0.1 * max(largest.values(), default=0.0)
     for name, tensor in expected.items():
         atol = tolerance * max(largest[name], floor) if tensor.is_floating_point() else 0
-        torch.testing.assert_close(
-            actual[name], tensor, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
-        )
+
+        def message(text: str, name: str = name, atol: float = atol) -> str:
+            return f"{name}{_rows_that_differ(actual[name], expected[name], atol)}: {text}"
+
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=atol, msg=message)
+
+
+def _rows_that_differ(actual: torch.Tensor, expected: torch.Tensor, atol: float) -> str:
+    if actual.shape != expected.shape or expected.ndim < 2:
+        return ""
+    differs = (actual - expected).abs().nan_to_num(nan=torch.inf).flatten(1).amax(dim=1) > atol
+    return f" rows {differs.nonzero().flatten().tolist()} of {len(differs)}"
 
 
 def _largest(tensor: torch.Tensor) -> float:
