@@ -67,7 +67,6 @@ SHORT_DESCRIPTIONS = {
     "optim_args": "Arguments of the optimizer: key=value,key=value.",
     "gradient_accumulation_steps": "Number of batches to accumulate before each optimizer step.",
     "activation_checkpointing_kwargs": "Arguments of activation checkpointing, as JSON.",
-    "logging_steps": "Log every N optimizer steps; below 1: a fraction of all steps.",
     "eval_steps": "Evaluate every N optimizer steps; below 1: a fraction of all steps. Default: --logging_steps.",
     "eval_delay": "Epochs or steps (the unit of --eval_strategy) before the first evaluation.",
     "save_steps": "Save every N optimizer steps; below 1: a fraction of all steps.",

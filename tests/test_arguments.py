@@ -61,6 +61,20 @@ def test_defaults():
     assert isinstance(training_args, MultimodalTrainingArguments)
 
 
+def test_short_runs_log_losses_and_every_changed_default_of_transformers_is_documented(write_config):
+    assert parse_args([])[-1].logging_steps == 10
+    assert parse_args(["--config", write_config("logging_steps: 50\n")])[-1].logging_steps == 50
+    stock = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    changed = [
+        field.name
+        for field in dataclasses.fields(MultimodalTrainingArguments)
+        if field.name in stock
+        and (field.default, field.default_factory) != (stock[field.name].default, stock[field.name].default_factory)
+    ]
+    assert "logging_steps" in changed
+    assert [name for name in changed if f"`{name}`" not in MultimodalTrainingArguments.__doc__] == []
+
+
 def test_command_line_overrides_yaml_and_yaml_overrides_the_default(write_config):
     config = write_config("learning_rate: 5e-5\nnum_frames: 4\nmodalities: [video, text]\nseed: 7\n")
     model_args, data_args, _, training_args = parse_args(["--num_frames", "8", "--config", config])
