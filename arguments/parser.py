@@ -20,7 +20,7 @@ from transformers.hf_argparser import string_to_bool
 
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.flags import GROUPS, TRAINER
-from simple_multimodal.missing import Named
+from simple_multimodal.missing import Named, check_found
 from simple_multimodal.tasks.flags import flags_of_tasks, options_from_flags
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.training.arguments import WITHOUT_EFFECT, MultimodalTrainingArguments
@@ -116,6 +116,8 @@ def parse_args(
     model_args = parser.fill(ModelArguments, namespace)
     data_args = parser.fill(DataArguments, namespace)
     with parser.user_errors():
+        if checks_files and model_args.task is None and model_args.model_name_or_path is not None:
+            check_found(model_args.model_name_or_path, "--model_name_or_path", cache_dir=model_args.cache_dir)
         model_args.task = model_args.task or _default_task(model_args)
         task_options = options_from_flags(model_args.task, parser.fill(task_flags, namespace))
     training_args = parser.fill(MultimodalTrainingArguments, namespace)

@@ -117,7 +117,7 @@ def build_processor(
         text_padding = text_encoder.padding
         if tokenizer_name is not None:
             problem = f"Cannot read a tokenizer from {tokenizer_name!r}, a folder or a name on the hub:"
-            with reading(tokenizer_name, problem):
+            with reading(tokenizer_name, problem, cache_dir=cache_dir):
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
         else:
             tokenizer = train_tokenizer(captions())
@@ -144,7 +144,7 @@ def _read_settings(
         f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
         f"processor_config.json. Name another folder or hub name by --{modality}_processor_name."
     )
-    with reading(name, problem):
+    with reading(name, problem, cache_dir=cache_dir):
         return read(name, cache_dir=cache_dir)[0]
 
 
@@ -180,7 +180,7 @@ def load_processor(
         cache_dir (`str`, *optional*): Folder for files from the hub.
     """
     refuse_adapter(source)
-    with reading_model(source):
+    with reading_model(source, cache_dir=cache_dir):
         processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
@@ -356,7 +356,7 @@ def _check_zero_shot(
 def saved_config(source: str | os.PathLike, *, cache_dir: str | None = None) -> dict:
     """Return the values of the config of a saved model."""
     refuse_adapter(source)
-    with reading_model(source):
+    with reading_model(source, cache_dir=cache_dir):
         return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0]
 
 
