@@ -252,9 +252,14 @@ def check_inputs(
             )
     trained = model.loss_weights
     weights = {name: value for name, value in (config_settings or {}).items() if name.endswith("_loss_weight")}
-    unused = [name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained]
-    if unused:
-        logger.warning(f"Ignored: {', '.join(unused)}; this run only has {', '.join(trained)}.")
+    unused = {name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained}
+    # The configuration has the weights that the modalities allow; the others are of another task.
+    of_task = {name for name in unused if name.removesuffix("_loss_weight") in model.config.loss_weights}
+    task, towers = f"with --task {model.config.task}", f"in a model of {' and '.join(model.config.modalities)}"
+    for reason, names in ((task, of_task), (towers, unused - of_task)):
+        if names:
+            flags = ", ".join(f"--{name}" for name in weights if name in names)
+            logger.warning(f"Ignored {reason}: {flags}. The objectives of this run: {', '.join(trained)}.")
 
 
 def build_config(

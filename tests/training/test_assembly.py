@@ -261,7 +261,19 @@ def test_attention_of_each_tower_is_set_in_new_and_saved_models(start, tmp_path,
     ("values", "told"),
     [
         ({}, []),
-        ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Ignored: mvm_loss_weight; "]),
+        (
+            {"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0},
+            ["Ignored with --task retrieval: --mvm_loss_weight. The objectives of this run: contrastive_tv, "],
+        ),
+        (
+            {"task": "retrieval", "modalities": ["text", "video"], "mvm_loss_weight": 3.0}
+            | {"mam_loss_weight": 2.0, "contrastive_av_loss_weight": 1.0},
+            [
+                "Ignored with --modalities text video: --audio_config_name.",
+                "Ignored with --task retrieval: --mvm_loss_weight. The objectives of this run: contrastive_tv, ",
+                "Ignored in a model of text and video: --mam_loss_weight, --contrastive_av_loss_weight. The objectives",
+            ],
+        ),
         ({"frame_stride": 2}, ["frame_stride is ignored: it only applies to frame_sampling='dense'."]),
         ({"frame_stride": 2, "frame_sampling": "dense"}, []),
         (
