@@ -15,7 +15,7 @@ from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
-from simple_multimodal.models.loading import LoadingReport, load_tower_config
+from simple_multimodal.models.loading import NO_SUCH_TENSOR, LoadingReport, load_tower_config, without_report
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
@@ -400,13 +400,20 @@ def load_model(
     if unknown := [f"--{name}" for name in settings if name.endswith("_loss_weight") and name not in known]:
         weights = ", ".join(sorted(f"--{name}" for name in known if name.endswith("_loss_weight")))
         raise InputError(f"{source} has no such objective: {', '.join(unknown)}. Leave that out; it has {weights}.")
-    model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
+    with without_report():
+        model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
     missing = sorted(loaded["missing_keys"])
     if missing and not is_trained:
         raise InputError(
             f"{source} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it was trained "
             f"for a different task than {model_class.__name__}. Give its task, or train it."
         )
+    if missing or loaded["unexpected_keys"]:
+        report = LoadingReport(os.fspath(source))
+        for name in model.state_dict():
+            (report.new if name in missing else report.loaded).append(name)
+        report.unused = dict.fromkeys(sorted(loaded["unexpected_keys"]), NO_SUCH_TENSOR)
+        warn_of_tensors([report])
     if sizes:
         model, reports = model.fit_inputs(sizes)
         warn_of_tensors(reports)
