@@ -90,8 +90,9 @@ def build_processor(
         cache_dir (`str`, *optional*): Folder for files from the hub.
     """
     settings = {"audio": audio_settings, "video": video_settings}
-    if unused := [name for m, given in settings.items() if m not in towers for name in given or ()]:
-        logger.warning(f"Ignored in a model of {' and '.join(towers)}: {', '.join(unused)}.")
+    for modality, given in settings.items():
+        if given and modality not in towers:
+            logger.warning(f"Ignored in a model of {' and '.join(towers)}: {modality} settings ({', '.join(given)}).")
     audio = video = tokenizer = None
     encoders = {m: get_encoder_class(config.model_type, m) for m, config in towers.items()}
     if "audio" in towers:

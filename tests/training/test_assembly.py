@@ -313,7 +313,7 @@ def test_attention_of_each_tower_is_set_in_new_and_saved_models(start, tmp_path,
             {"modalities": ["text", "video"], "audio_model_name_or_path": "nowhere", "num_mel_bins": 16},
             [
                 "Ignored with --modalities text video: --audio_model_name_or_path, --audio_config_name.",
-                "Ignored in a model of text and video: num_mel_bins.",
+                "Ignored in a model of text and video: audio settings (num_mel_bins).",
             ],
         ),
     ],

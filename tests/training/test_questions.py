@@ -38,7 +38,7 @@ def test_rows_are_doubted_if_the_model_knows_less_than_half_of_the_answers(answe
     warning = get_task("question_answering")().warning_about(model, smm.Dataset(rows, **QUESTION_COLUMNS))
     assert (warning is not None) == (unknown > 0)
     if warning is not None:
-        assert warning.startswith(f"{unknown} of {len(rows)} questions have no known answer: the model knows the 2 of")
+        assert warning.startswith(f"{unknown} of {len(rows)} questions have no known answer: the model chooses among")
     assert get_task("retrieval")().warning_about(model, smm.Dataset(rows, **QUESTION_COLUMNS)) is None
 
 
@@ -56,7 +56,7 @@ def test_a_run_says_at_its_start_that_answers_are_unknown(start, tmp_path, monke
         assert warnings == [] and metrics["eval_loss"] > 0
     else:
         (warning,) = warnings
-        assert warning.startswith("Evaluation rows: 2 of 2 questions have no known answer: the model knows the 2 of")
+        assert warning.startswith("Evaluation rows: 2 of 2 questions have no known answer: the model chooses among")
         assert metrics["eval_loss"] == metrics["eval_accuracy"] == 0
 
 

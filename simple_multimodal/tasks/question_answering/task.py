@@ -88,9 +88,9 @@ class QuestionAnswering(Task):
         if unknown <= len(dataset) / 2:
             return None
         return (
-            f"{unknown:,} of {len(dataset):,} questions have no known answer: the model knows the {len(answers):,} of "
-            "the training questions or of answers_file. These questions count as wrong, and add nothing to the loss. "
-            "Check the column `answer`."
+            f"{unknown:,} of {len(dataset):,} questions have no known answer: the model chooses among the "
+            f"{len(answers):,} answers of the training questions (or of answers_file). These questions count as "
+            "wrong, and add nothing to the loss. Check the column `answer`."
         )
 
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
