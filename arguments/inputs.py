@@ -10,6 +10,7 @@ from simple_multimodal.assembly import check_inputs
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.errors import InputError, as_input_errors
+from simple_multimodal.missing import check_found
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.loading import without_bars
 from simple_multimodal.models.lora import prepare_trainable
@@ -92,6 +93,7 @@ def load_split(name: str, model_args: ModelArguments, data_args: DataArguments) 
     """
     source = str(data_args.dataset_name)
     split = vars(data_args)[f"{name}_split"] or name
+    check_found(source, "--dataset_name", kind="dataset")
     is_one_split = Path(source, datasets.config.DATASET_STATE_JSON_FILENAME).is_file()
     try:
         if is_one_split or Path(source, datasets.config.DATASETDICT_JSON_FILENAME).is_file():  # by `save_to_disk`
@@ -172,6 +174,9 @@ def make_model(
         OSError: If a saved model has no safetensors weights.
     """
     source = checkpoint or model_args.model_name_or_path
+    if checkpoint is None:
+        for name, place in model_args.named_places.items():
+            check_found(place, f"--{name}", cache_dir=model_args.cache_dir)
     if splits.test is not None:
         check_test_set(splits.test, splits.training, source)
     shared: dict[str, Any] = {

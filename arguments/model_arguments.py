@@ -271,6 +271,12 @@ class ModelArguments:
         ]
 
     @property
+    def named_places(self) -> dict[str, str]:
+        """Folders and hub names that the model is read from, by the argument that names them."""
+        used = [name for name in self.part_names if name not in self.absent_names]
+        return given(self, *(used if self.model_name_or_path is None else ["model_name_or_path"]))
+
+    @property
     def absent_names(self) -> list[str]:
         """Names of the arguments that name parts of modalities that the model does not have."""
         parts = {"text": "tokenizer_name", "audio": "audio_processor_name", "video": "video_processor_name"}

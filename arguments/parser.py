@@ -20,7 +20,7 @@ from transformers.hf_argparser import string_to_bool
 
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.flags import GROUPS, TRAINER
-from simple_multimodal.missing import Named
+from simple_multimodal.missing import Named, check_found
 from simple_multimodal.tasks.flags import flags_of_tasks, options_from_flags
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.training.arguments import WITHOUT_EFFECT, MultimodalTrainingArguments
@@ -67,7 +67,6 @@ SHORT_DESCRIPTIONS = {
     "optim_args": "Arguments of the optimizer: key=value,key=value.",
     "gradient_accumulation_steps": "Number of batches to accumulate before each optimizer step.",
     "activation_checkpointing_kwargs": "Arguments of activation checkpointing, as JSON.",
-    "logging_steps": "Log every N optimizer steps; below 1: a fraction of all steps.",
     "eval_steps": "Evaluate every N optimizer steps; below 1: a fraction of all steps. Default: --logging_steps.",
     "eval_delay": "Epochs or steps (the unit of --eval_strategy) before the first evaluation.",
     "save_steps": "Save every N optimizer steps; below 1: a fraction of all steps.",
@@ -117,6 +116,8 @@ def parse_args(
     model_args = parser.fill(ModelArguments, namespace)
     data_args = parser.fill(DataArguments, namespace)
     with parser.user_errors():
+        if checks_files and model_args.task is None and model_args.model_name_or_path is not None:
+            check_found(model_args.model_name_or_path, "--model_name_or_path", cache_dir=model_args.cache_dir)
         model_args.task = model_args.task or _default_task(model_args)
         task_options = options_from_flags(model_args.task, parser.fill(task_flags, namespace))
     training_args = parser.fill(MultimodalTrainingArguments, namespace)

@@ -15,7 +15,7 @@ from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
-from simple_multimodal.models.loading import LoadingReport, load_tower_config
+from simple_multimodal.models.loading import NO_SUCH_TENSOR, LoadingReport, load_tower_config, without_report
 from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
@@ -90,8 +90,9 @@ def build_processor(
         cache_dir (`str`, *optional*): Folder for files from the hub.
     """
     settings = {"audio": audio_settings, "video": video_settings}
-    if unused := [name for m, given in settings.items() if m not in towers for name in given or ()]:
-        logger.warning(f"Ignored in a model of {' and '.join(towers)}: {', '.join(unused)}.")
+    for modality, given in settings.items():
+        if given and modality not in towers:
+            logger.warning(f"Ignored in a model of {' and '.join(towers)}: {modality} settings ({', '.join(given)}).")
     audio = video = tokenizer = None
     encoders = {m: get_encoder_class(config.model_type, m) for m, config in towers.items()}
     if "audio" in towers:
@@ -117,7 +118,7 @@ def build_processor(
         text_padding = text_encoder.padding
         if tokenizer_name is not None:
             problem = f"Cannot read a tokenizer from {tokenizer_name!r}, a folder or a name on the hub:"
-            with reading(tokenizer_name, problem):
+            with reading(tokenizer_name, problem, cache_dir=cache_dir):
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=cache_dir, trust_remote_code=False)
         else:
             tokenizer = train_tokenizer(captions())
@@ -144,7 +145,7 @@ def _read_settings(
         f"Cannot read {modality} settings from {name!r}: it needs a preprocessor_config.json or a "
         f"processor_config.json. Name another folder or hub name by --{modality}_processor_name."
     )
-    with reading(name, problem):
+    with reading(name, problem, cache_dir=cache_dir):
         return read(name, cache_dir=cache_dir)[0]
 
 
@@ -180,7 +181,7 @@ def load_processor(
         cache_dir (`str`, *optional*): Folder for files from the hub.
     """
     refuse_adapter(source)
-    with reading_model(source):
+    with reading_model(source, cache_dir=cache_dir):
         processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
         if settings and modality not in processor.modalities:
@@ -252,9 +253,14 @@ def check_inputs(
             )
     trained = model.loss_weights
     weights = {name: value for name, value in (config_settings or {}).items() if name.endswith("_loss_weight")}
-    unused = [name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained]
-    if unused:
-        logger.warning(f"Ignored: {', '.join(unused)}; this run only has {', '.join(trained)}.")
+    unused = {name for name, value in weights.items() if value and name.removesuffix("_loss_weight") not in trained}
+    # The configuration has the weights that the modalities allow; the others are of another task.
+    of_task = {name for name in unused if name.removesuffix("_loss_weight") in model.config.loss_weights}
+    task, towers = f"with --task {model.config.task}", f"in a model of {' and '.join(model.config.modalities)}"
+    for reason, names in ((task, of_task), (towers, unused - of_task)):
+        if names:
+            flags = ", ".join(f"--{name}" for name in weights if name in names)
+            logger.warning(f"Ignored {reason}: {flags}. The objectives of this run: {', '.join(trained)}.")
 
 
 def build_config(
@@ -356,7 +362,7 @@ def _check_zero_shot(
 def saved_config(source: str | os.PathLike, *, cache_dir: str | None = None) -> dict:
     """Return the values of the config of a saved model."""
     refuse_adapter(source)
-    with reading_model(source):
+    with reading_model(source, cache_dir=cache_dir):
         return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0]
 
 
@@ -395,13 +401,20 @@ def load_model(
     if unknown := [f"--{name}" for name in settings if name.endswith("_loss_weight") and name not in known]:
         weights = ", ".join(sorted(f"--{name}" for name in known if name.endswith("_loss_weight")))
         raise InputError(f"{source} has no such objective: {', '.join(unknown)}. Leave that out; it has {weights}.")
-    model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
+    with without_report():
+        model, loaded = model_class.from_pretrained(source, output_loading_info=True, **settings)
     missing = sorted(loaded["missing_keys"])
     if missing and not is_trained:
         raise InputError(
             f"{source} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it was trained "
             f"for a different task than {model_class.__name__}. Give its task, or train it."
         )
+    if missing or loaded["unexpected_keys"]:
+        report = LoadingReport(os.fspath(source))
+        for name in model.state_dict():
+            (report.new if name in missing else report.loaded).append(name)
+        report.unused = dict.fromkeys(sorted(loaded["unexpected_keys"]), NO_SUCH_TENSOR)
+        warn_of_tensors([report])
     if sizes:
         model, reports = model.fit_inputs(sizes)
         warn_of_tensors(reports)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 from simple_multimodal.errors import InputError
 
@@ -37,23 +38,42 @@ class Named(Enum):
             raise InputError(f"{flag} {os.fspath(name)}: {no_such_folder(name)}".lstrip())
 
 
+Kind = Literal["model", "dataset"]
+
+
+def check_found(name_or_path: str, flag: str, *, kind: Kind = "model", cache_dir: str | None = None) -> None:
+    """
+    Check that there is a folder or file, or a model or dataset of that name in the cache of the hub or on the hub.
+
+    Args:
+        name_or_path (`str`): Folder, file, or name on the hub.
+        flag (`str`): Flag to name in the message.
+        kind (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
+        cache_dir (`str`, *optional*): Cache folder for files from the hub.
+
+    Raises:
+        ValueError: If there is none, or the hub cannot be reached; one line, with similar names that exist.
+    """
+    if (missing := _why_missing(name_or_path, kind, cache_dir)) is not None:
+        raise InputError(f"{flag} {name_or_path}: {missing}")
+
+
 @contextmanager
-def reading(name_or_path: str | os.PathLike[str], problem: str) -> Iterator[None]:
+def reading(name_or_path: str | os.PathLike[str], problem: str, *, cache_dir: str | None = None) -> Iterator[None]:
     """
     Report errors of reading a model, or a part of one, inside the context.
-
-    A name that can only be a path is not searched for on the hub, which would take time in vain.
 
     Args:
         name_or_path (`str` or `os.PathLike`): Folder, file, or name on the hub.
         problem (`str`): Start of the message; the reason follows.
+        cache_dir (`str`, *optional*): Cache folder for files from the hub.
 
     Raises:
         ValueError: If it does not exist or cannot be read; one line, with similar names that exist.
     """
     name = os.fspath(name_or_path)
-    if _is_path(name) and not Path(name).exists():
-        raise InputError(f"{problem} {no_such_folder(name)}")
+    if (missing := _why_missing(name, "model", cache_dir)) is not None:
+        raise InputError(f"{problem} {missing}")
     try:
         yield
     except (OSError, ValueError, RecursionError) as error:
@@ -63,9 +83,56 @@ def reading(name_or_path: str | os.PathLike[str], problem: str) -> Iterator[None
         raise InputError(f"{problem} {reason}") from error
 
 
-def reading_model(name_or_path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+def reading_model(
+    name_or_path: str | os.PathLike[str], *, cache_dir: str | None = None
+) -> AbstractContextManager[None]:
     """Return the context [`reading`] for a saved model."""
-    return reading(name_or_path, f"{os.fspath(name_or_path)} is not a saved model:")
+    return reading(name_or_path, f"{os.fspath(name_or_path)} is not a saved model:", cache_dir=cache_dir)
+
+
+def _why_missing(name_or_path: str | os.PathLike[str], kind: Kind, cache_dir: str | None) -> str | None:
+    """Return a message that there is neither such a path nor such a model (or dataset, the other `kind`) on the hub;
+    `None` if there may be one.
+    """
+    name = os.fspath(name_or_path)
+    if Path(name).exists():
+        return None
+    if _is_path(name):  # the hub would be asked in vain
+        return no_such_folder(name)
+    not_on_hub = _why_not_on_hub(name, kind, cache_dir)
+    return None if not_on_hub is None else f"{no_such_folder(name)} {not_on_hub}"
+
+
+def _why_not_on_hub(name: str, kind: Kind, cache_dir: str | None) -> str | None:
+    """
+    Return a sentence that says why a name cannot be read from the hub or its cache, or `None` if it may be possible.
+
+    The hub is asked with the request that reading a model or dataset begins with, but only once: without a connection,
+    `huggingface_hub` repeats each request for about 25 seconds and logs every attempt.
+    """
+    # Imported here so that `--help` does not wait.
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        folder = repo_folder_name(repo_id=name, repo_type=kind)
+        caches = [cache for cache in (cache_dir, constants.HF_HUB_CACHE) if cache is not None]
+        if not any(Path(cache, folder).is_dir() for cache in caches):
+            file = constants.CONFIG_NAME if kind == "model" else constants.REPOCARD_NAME
+            get_hf_file_metadata(hf_hub_url(name, file, repo_type=kind))
+    except errors.HFValidationError:
+        return "It is not a valid name on the hub either."
+    except errors.OfflineModeIsEnabled:
+        return "It is not in the cache of the hub either, and HF_HUB_OFFLINE is set."
+    except errors.GatedRepoError:
+        return None  # reading it says how to get access
+    except errors.RepositoryNotFoundError:
+        return f"The hub has no such {kind} either; a private one needs `hf auth login`."
+    except errors.HfHubHTTPError:
+        return None  # it has no such file, or the hub is busy
+    except errors.HTTPError:
+        return "It is not in the cache of the hub either, and the hub cannot be reached."
+    return None
 
 
 def _is_path(name: str) -> bool:

@@ -61,6 +61,20 @@ def test_defaults():
     assert isinstance(training_args, MultimodalTrainingArguments)
 
 
+def test_short_runs_log_losses_and_every_changed_default_of_transformers_is_documented(write_config):
+    assert parse_args([])[-1].logging_steps == 10
+    assert parse_args(["--config", write_config("logging_steps: 50\n")])[-1].logging_steps == 50
+    stock = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    changed = [
+        field.name
+        for field in dataclasses.fields(MultimodalTrainingArguments)
+        if field.name in stock
+        and (field.default, field.default_factory) != (stock[field.name].default, stock[field.name].default_factory)
+    ]
+    assert "logging_steps" in changed
+    assert [name for name in changed if f"`{name}`" not in MultimodalTrainingArguments.__doc__] == []
+
+
 def test_command_line_overrides_yaml_and_yaml_overrides_the_default(write_config):
     config = write_config("learning_rate: 5e-5\nnum_frames: 4\nmodalities: [video, text]\nseed: 7\n")
     model_args, data_args, _, training_args = parse_args(["--num_frames", "8", "--config", config])
@@ -237,7 +251,16 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
             ["--task", "retrieva"],
             "There is no task 'retrieva'; the tasks are pretraining, retrieval, question_answering. Did",
         ),
-        (["--answers_file", "a.json"], "--answers_file cannot be used with --task pretraining. Leave that out."),
+        (
+            ["--answers_file", "a.json"],
+            "--answers_file is an option of --task question_answering, and would be ignored with --task pretraining. "
+            "Leave that out.",
+        ),
+        (
+            ["--task", "question_answering", "--mlm_probability=0.2", "--rerank_top_k=all"],
+            "--mlm_probability is an option of --task pretraining or retrieval, --rerank_top_k is an option of --task "
+            "pretraining or retrieval, and would be ignored with --task question_answering. Leave that out.",
+        ),
         (["--rerank_top_k", "few"], "--rerank_top_k: 'few' is neither a number nor 'all'"),
         (["--rerank_top_k", "-1"], "--rerank_top_k is -1; give 0 (no re-ranking) or more."),
         (["--swapped_files", "a.jsonl"], "--swapped_files names 1 manifests for 0 --pair_files; give one for each"),
@@ -261,8 +284,11 @@ def test_a_registered_task_adds_its_flags(error_of, write_config, monkeypatch):
     config = write_config("task: own\nkinds: [a, b]\nunit: 3\n")
     assert parse_args(["--config", config, "--unit", "4"])[2] == OwnOptions(unit=4.0, kinds=["a", "b"])
     assert "--unit is 0.0; give a number above 0." in error_of("--task", "own", "--unit", "0")
-    assert "--unit cannot be used with --task retrieval" in error_of("--task", "retrieval", "--unit", "1")
-    assert "--mlm_probability cannot be used with --task own" in error_of("--task", "own", "--mlm_probability", "0.2")
+    assert "--unit is an option of --task own, and would be ignored with --task retrieval" in error_of(
+        "--task", "retrieval", "--unit", "1"
+    )
+    foreign = error_of("--task", "own", "--mlm_probability", "0.2")
+    assert "--mlm_probability is an option of --task pretraining or retrieval, and would be ignored" in foreign
     assert "--kinds: invalid choice: 'c'" in error_of("--task", "own", "--kinds", "c")
     assert "unknown argument '--at_least'" in error_of("--task", "own", "--at_least", "1")
 

@@ -81,8 +81,11 @@ def test_errors_name_missing_splits_columns_and_folders(saved, tmp_path):
         load("validation", *named)
     with pytest.raises(ValueError, match="--rename_columns names text; the columns of .* are clip, sentence"):
         load("train", *named, "--rename_columns", "text=caption")
-    with pytest.raises(ValueError, match="--dataset_name .*nothing cannot be loaded"):
+    with pytest.raises(ValueError, match="--dataset_name .*nothing: no such folder"):
         load("train", "--dataset_name", str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="--dataset_name .*empty cannot be loaded"):
+        load("train", "--dataset_name", str(tmp_path / "empty"))
     (tmp_path / "train.jsonl").write_text('{"video": "a.mp4"}')
     with pytest.raises(ValueError, match="--test_split is 'test'"):
         load("test", "--dataset_name", str(tmp_path), "--cache_dir", str(tmp_path / "cache"))

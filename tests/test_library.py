@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 import simple_multimodal as smm
+from arguments import ModelArguments
+from simple_multimodal.defaults import DEFAULT_TASK
+from simple_multimodal.tasks.models import build
+from simple_multimodal.tasks.registry import get_task
 from tests.media.media_files import write_media
 from tests.training.tiny_run import CAPTIONS, write_hub_folders
 
@@ -40,6 +44,7 @@ def folder(tmp_path_factory) -> Path:
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     (folder / "hub").mkdir()
     write_hub_folders(folder / "hub")
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
     return folder
 
 
@@ -72,6 +77,18 @@ def test_evaluate(trained):
 def test_search(trained, capsys):
     run(trained, "Search")
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_small_random_model_is_that_of_train_py_without_flags(folder):
+    model = run(folder, "A small random model")["model"]
+    settings = ModelArguments().building_settings
+    same, _ = build(get_task(DEFAULT_TASK)(), **settings, captions=lambda: CAPTIONS)
+    assert model.config.to_dict() == same.config.to_dict()
+
+
+def test_a_model_without_towers_is_an_error_that_names_both_remedies():
+    with pytest.raises(ValueError, match=r"Pass `text`, `audio` or `video`: .* or the path of a JSON config"):
+        smm.from_towers(task="retrieval")
 
 
 def test_own_data(trained):

@@ -1,23 +1,45 @@
-"""Errors of all commands that take a model, for folders that do not exist; the hub is not asked."""
+"""Errors of all commands that take a model, for folders that do not exist and names that the hub does not have."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import errors
 
 import simple_multimodal as smm
 import train
+from arguments import ModelArguments
 from simple_multimodal.cli import main
-from simple_multimodal.missing import no_such_folder, reading
+from simple_multimodal.missing import check_found, no_such_folder, reading
 from tests.training.tiny_run import flags
 
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-    """Fail tests that ask the hub, which would take half a minute without a connection."""
+    """Fail tests that ask the hub, which would take half a minute without a connection; [`hub`] answers."""
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     monkeypatch.setattr("transformers.utils.hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
     monkeypatch.setattr("transformers.utils.hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Callable[[BaseException | None], list[str]]:
+    """Function that makes the hub answer, or fail with an error, and returns the list of the requests."""
+
+    def answer(error: BaseException | None) -> list[str]:
+        asked = []
+
+        def get_hf_file_metadata(url: str) -> None:
+            asked.append(url)
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", get_hf_file_metadata)
+        return asked
+
+    return answer
 
 
 @pytest.fixture
@@ -72,7 +94,8 @@ def no_connection() -> None:
     raise OSError("no connection\n to the hub")
 
 
-def test_the_hub_is_only_asked_for_possible_names(here, monkeypatch):
+def test_the_hub_is_only_asked_for_possible_names(here, hub, monkeypatch):
+    asked = hub(None)
     monkeypatch.setenv("HOME", str(here))
     for name in ("outputs/toyy", "./toyy", "/toyy", "a/b/c", "~/toy", "outputs/toy/x"):
         assert said_of(name, lambda: pytest.fail("looked for on the hub")).startswith("PROBLEM: no such folder.")
@@ -80,7 +103,53 @@ def test_the_hub_is_only_asked_for_possible_names(here, monkeypatch):
     for name in ("google/vit", "gpt2", "toyy"):
         said = said_of(name, no_connection)
         assert said == "PROBLEM: no such folder. As a name on the hub: no connection to the hub"
+        assert asked.pop().endswith(f"/{name}/resolve/main/config.json") and not asked
     assert said_of("outputs/toy", no_connection) == "PROBLEM: no connection to the hub"  # it exists
+
+
+def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
+    return kind("the hub says no", response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            http_error(errors.RepositoryNotFoundError, 401),
+            "The hub has no such model either; a private one needs `hf auth login`.",
+        ),
+        (
+            errors.HTTPError("Name or service not known"),  # that of the library which sends the requests
+            "It is not in the cache of the hub either, and the hub cannot be reached.",
+        ),
+        (
+            errors.OfflineModeIsEnabled("HF_HUB_OFFLINE"),
+            "It is not in the cache of the hub either, and HF_HUB_OFFLINE is set.",
+        ),
+        (http_error(errors.GatedRepoError, 403), None),
+        (http_error(errors.RemoteEntryNotFoundError, 404), None),
+        (http_error(errors.HfHubHTTPError, 429), None),
+        (None, None),
+    ],
+)
+def test_names_that_the_hub_does_not_have_are_asked_for_once(here, hub, error, reason):
+    asked = hub(error)
+    said = said_of("toyy", no_connection)  # it is only read if the hub may have it
+    expected = reason or "As a name on the hub: no connection to the hub"
+    assert said == f"PROBLEM: no such folder. {expected}" and len(asked) == 1
+
+
+def test_cached_and_impossible_names_are_not_asked_for(here, monkeypatch):
+    """The hub may be out of reach for a model that is in one of the caches."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "cache"))
+    (here / "cache/models--org--toyy").mkdir(parents=True)
+    (here / "own/datasets--toyy").mkdir(parents=True)
+    check_found("org/toyy", "--flag")
+    check_found("toyy", "--flag", kind="dataset", cache_dir=str(here / "own"))
+    with pytest.raises(
+        ValueError, match=r"^--flag a--b: no such folder\. It is not a valid name on the hub either\.$"
+    ):
+        check_found("a--b", "--flag")
 
 
 def error_of(capsys, run) -> str:
@@ -152,6 +221,41 @@ def test_every_flag_of_train_names_the_missing_folder_in_one_line(here, capsys, 
     error = error_of(capsys, train.main)
     assert "outputs/toyy" in error and "no such folder. Did you mean 'outputs/toy'" in error
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model_name_or_path": "toyy"},
+        {"model_name_or_path": "toyy", "task": "retrieval"},
+        {"text_model_name_or_path": "toyy"},
+        {"video_config_name": "toyy.json"},
+        {"tokenizer_name": "toyy"},
+        {"audio_processor_name": "toyy"},
+        {"fusion_model_name_or_path": "toyy"},
+        {"dataset_name": "toyy"},
+    ],
+    ids=lambda given: " ".join(given),
+)
+def test_every_flag_of_train_names_what_the_hub_does_not_have_in_one_line(here, hub, capsys, monkeypatch, given):
+    """A bare name may be on the hub, but is often a folder that does not exist."""
+    asked = hub(errors.HTTPError("Name or service not known"))
+    files = {} if "dataset_name" in given else {"train_file": "clips.csv", "validation_file": "clips.csv"}
+    argv = flags("--use_cpu", output_dir="out", **files, **given)
+    monkeypatch.setattr(sys, "argv", ["train.py", *argv, "--cache_dir", str(here / "cache")])
+    error = error_of(capsys, train.main)
+    (flag, name), *_ = given.items()
+    kind = "file" if name.endswith("json") else "folder"
+    missing = f"no such {kind}. It is not in the cache of the hub either, and the hub cannot be reached."
+    assert error == f"train.py: error: --{flag} {name}: {missing}"
+    assert len(asked) == 1
+
+
+def test_names_that_are_not_used_are_not_asked_for(here):
+    ours = ModelArguments(model_name_or_path="outputs/toy", text_model_name_or_path="toyy")
+    assert ours.named_places == {"model_name_or_path": "outputs/toy"}
+    silent = ModelArguments(modalities=["text", "video"], audio_model_name_or_path="toyy")
+    assert "audio_model_name_or_path" not in silent.named_places and "video_config_name" in silent.named_places
 
 
 def test_infer_on_a_manifest_names_the_command_that_evaluates_on_it(here, capsys):

@@ -201,7 +201,7 @@ class Pipeline:
             OSError: If the model has no weights as safetensors.
         """
         refuse_adapter(name_or_path)
-        with reading_model(name_or_path):
+        with reading_model(name_or_path, cache_dir=cache_dir):
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
         saved_class = (config.architectures or ["an unknown class"])[0]
         if cls.model_classes is not None and saved_class not in cls.model_classes:

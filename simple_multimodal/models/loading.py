@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from logging import LogRecord
 from math import prod
 from pickle import UnpicklingError
 from typing import TypeVar
@@ -25,6 +26,9 @@ from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.text.masked_lm import VOCABULARY_TENSORS
 
 AnyTowerModel = TypeVar("AnyTowerModel", bound=TowerModel)
+
+NO_SUCH_TENSOR = "no such tensor in this model"
+"""Reason for which most tensors of a checkpoint are not used."""
 
 
 @dataclass
@@ -119,7 +123,7 @@ def transfer_tensors(
     for source_name, tensor in source.items():
         own_name = rename(source_name)
         if own_name is None or own_name not in own:
-            report.unused[source_name] = "no such tensor in this model"
+            report.unused[source_name] = NO_SUCH_TENSOR
             continue
         conversion = convert(own_name, tensor, own[own_name])
         if conversion is not None and conversion.tensor.shape == own[own_name].shape:
@@ -277,7 +281,7 @@ def load_pretrained_tower(
     report.logit_scale, report.logit_bias = others.get(encoder.logit_scale_name), others.get("logit_bias")
     report.unused |= dict.fromkeys(foreign, "belongs to another vocabulary")
     unknown = sorted(name for name in info["unexpected_keys"] if not name.startswith(encoder.other_names))
-    report.unused |= dict.fromkeys(unknown, "no such tensor in this model")
+    report.unused |= dict.fromkeys(unknown, NO_SUCH_TENSOR)
     return report
 
 
@@ -330,6 +334,33 @@ def _fit_tower(model: TowerModel, fitted: TowerModel, modality: Modality, size: 
             f"no rule for {', '.join(report.new)}. Keep the settings of the processor as they were saved."
         )
     return report
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """
+    Hide the table of missing and unused tensors that transformers logs when it loads a model, for callers that report
+    on them with a [`LoadingReport`]. If loading fails, the table is logged all the same, because errors refer to it.
+    """
+    held = []
+
+    def hold(record: LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            held.append(record)
+        return not is_report
+
+    reporter = logging.get_logger(PreTrainedModel.__module__)
+    reporter.addFilter(hold)
+    try:
+        yield
+    except Exception:
+        reporter.removeFilter(hold)
+        for record in held:
+            reporter.handle(record)
+        raise
+    finally:
+        reporter.removeFilter(hold)
 
 
 @contextlib.contextmanager

@@ -197,6 +197,13 @@ class Task:
         """Return the targets that the collator adds to a batch, such as labels; by default none."""
         return None
 
+    def warning_about(self, model: TowerModel, dataset: RowDataset) -> str | None:
+        """
+        Return a warning about rows that a model can hardly learn from or be measured on, which a run shows when it
+        starts; by default none.
+        """
+        return None
+
     def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
         """Return arguments of [`protocol_name`] for options that change what the numbers of a benchmark mean."""
         return {}

@@ -84,9 +84,14 @@ def options_from_flags(task: str, flags: Any) -> TaskOptions:
     names = {field.name for field in dataclasses.fields(options_class)}
     defaults = vars(type(flags)())
     given: Mapping[str, Any] = {name: value for name, value in vars(flags).items() if value != defaults[name]}
-    if foreign := [f"--{name}" for name in given if name not in names]:
-        raise InputError(f"{', '.join(foreign)} cannot be used with --task {task}. Leave that out.")
+    if foreign := [f"--{name} is an option of --task {_owners(name)}" for name in given if name not in names]:
+        raise InputError(f"{', '.join(foreign)}, and would be ignored with --task {task}. Leave that out.")
     return options_class(**given)
+
+
+def _owners(option: str) -> str:
+    """Return the names of the tasks that have an option."""
+    return " or ".join(task for task, kind in OPTIONS.items() if option in {field.name for field in _flags(kind)})
 
 
 def _flags(options_class: type[TaskOptions]) -> list[dataclasses.Field]:

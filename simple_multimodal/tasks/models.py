@@ -81,7 +81,10 @@ def from_towers(
     named = {"text": text, "audio": audio, "video": video, **{m: settings.pop(m) for m in MODALITIES if m in settings}}
     places: dict[str, str] = {modality: place for modality, place in named.items() if place is not None}
     if not places:
-        raise InputError("A model needs a tower: pass at least one of `text`, `audio` and `video`.")
+        raise InputError(
+            "A model needs at least one tower. Pass `text`, `audio` or `video`: the hub name or folder of pretrained "
+            "weights, or the path of a JSON config for random weights, such as those in configs/ of the repository."
+        )
     task = get_task(task)() if isinstance(task, str) else task
     if train_dataset is not None:
         train_dataset = task.open_rows(train_dataset, modalities=tuple(places), roots=roots, follow_links=follow_links)

@@ -48,6 +48,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     > - `remove_unused_columns`: `False`; the collator needs every column of a row.
     > - `dataloader_num_workers`: half of this process's share of the cores, one to eight.
     > - `dataloader_persistent_workers`: `True` if there are workers.
+    > - `logging_steps`: 10, so that short runs also print losses. `eval_steps` follows it unless it is given.
     > - `logging_nan_inf_filter`: `False`; losses that are NaN or infinite are logged as such.
     > - `ddp_find_unused_parameters`: `False`; the trainer freezes what a batch does not use.
     > - `accelerator_config`: with `non_blocking` if batches are pinned; otherwise each waits for the previous step.
@@ -63,6 +64,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     )
     do_predict: bool = flag(False, TRAINING, "Whether to evaluate the final model on --test_file. Default: no.")
     remove_unused_columns: bool = flag(False, TRAINER, "Must be False: the collator reads every column of a row.")
+    logging_steps: float = flag(10, TRAINER, "Log every N optimizer steps; below 1: a fraction of all steps.")
     logging_nan_inf_filter: bool = flag(False, TRAINER, "Log the average loss instead of NaN and infinite losses.")
     ddp_find_unused_parameters: bool | None = flag(
         False,

@@ -170,6 +170,11 @@ class MultimodalTrainer(Trainer):
             settings["features"] = load_features(
                 features, model, processor, used, is_trained=bool(args.do_train), **decoder
             )
+        if args.process_index == 0:
+            named_sets = eval_sets if isinstance(eval_sets, dict) else {"Evaluation": eval_sets}
+            for name, rows in {"Training": train_dataset, **named_sets}.items():
+                if rows is not None and (warning := self.task.warning_about(model, rows)) is not None:
+                    logger.warning(f"{name} rows: {warning}")
         data_collator = MultimodalCollator(processor, training=True, **settings)
         eval_collator = MultimodalCollator(processor, drop_modalities=drop_modalities, **settings)
         self.run_record: dict[str, Any] = run_record or describe_training(model, args, train_dataset, eval_sets)

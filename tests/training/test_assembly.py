@@ -1,6 +1,7 @@
 """Processor and config of new and saved models, and checks before a run."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -232,6 +233,38 @@ def test_a_tower_that_cannot_convert_its_weights_is_an_error(saved, monkeypatch)
         model.fit_inputs({"video": (4, 32, 32)})
 
 
+def test_one_summary_names_new_and_unused_tensors_of_a_saved_model(saved, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    rows = [{"video": f"{answer}.mp4", "question": "what?", "answer": answer} for answer in ("a cat", "a dog")]
+    questions = smm.Dataset(rows, text_column="question", typed_columns={"answer": "name"})
+    answering, processor = smm.load(saved, task="question_answering", train_dataset=questions)
+    new = [name for name in answering.state_dict() if name.startswith("classifier.")]
+    assert {f"  new: {name}" for name in new} == set(caplog.text.splitlines()[1:])
+    assert f"Weights from {saved}: " in caplog.text and f"{len(new)} new, 0 unused." in caplog.text
+
+    answering.save_pretrained(tmp_path, state_dict={**answering.state_dict(), "extra": torch.zeros(2)})
+    processor.save_pretrained(tmp_path)
+    caplog.clear()
+    smm.load(tmp_path, task="pretraining")
+    said = caplog.text
+    assert "  unused: extra (no such tensor in this model)" in said
+    assert "  new: matching_head.weight" in said and "  new: fusion_to_text.weight" in said
+    assert "LOAD REPORT" not in said  # the table of transformers would repeat this
+
+    caplog.clear()
+    smm.load(saved)
+    assert caplog.text == ""  # every tensor was loaded
+
+
+def test_the_table_of_transformers_is_shown_if_loading_fails(saved, caplog, monkeypatch):
+    """The error refers to it: the shapes are only in the table."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with pytest.raises(ValueError, match="its weights cannot be loaded"):
+        smm.load(saved, contrastive_dim=5)
+    assert "LOAD REPORT" in caplog.text and "MISMATCH" in caplog.text
+    assert logging.getLogger("transformers.modeling_utils").filters == []
+
+
 def test_flags_of_parts_are_ignored_with_a_warning_if_a_complete_model_is_loaded(start, tmp_path, saved, monkeypatch):
     said = []
     monkeypatch.setattr("arguments.model_arguments.logger.warning", said.append)
@@ -261,14 +294,26 @@ def test_attention_of_each_tower_is_set_in_new_and_saved_models(start, tmp_path,
     ("values", "told"),
     [
         ({}, []),
-        ({"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0}, ["Ignored: mvm_loss_weight; "]),
+        (
+            {"task": "retrieval", "mvm_loss_weight": 3.0, "mam_loss_weight": 0.0},
+            ["Ignored with --task retrieval: --mvm_loss_weight. The objectives of this run: contrastive_tv, "],
+        ),
+        (
+            {"task": "retrieval", "modalities": ["text", "video"], "mvm_loss_weight": 3.0}
+            | {"mam_loss_weight": 2.0, "contrastive_av_loss_weight": 1.0},
+            [
+                "Ignored with --modalities text video: --audio_config_name.",
+                "Ignored with --task retrieval: --mvm_loss_weight. The objectives of this run: contrastive_tv, ",
+                "Ignored in a model of text and video: --mam_loss_weight, --contrastive_av_loss_weight. The",
+            ],
+        ),
         ({"frame_stride": 2}, ["frame_stride is ignored: it only applies to frame_sampling='dense'."]),
         ({"frame_stride": 2, "frame_sampling": "dense"}, []),
         (
             {"modalities": ["text", "video"], "audio_model_name_or_path": "nowhere", "num_mel_bins": 16},
             [
                 "Ignored with --modalities text video: --audio_model_name_or_path, --audio_config_name.",
-                "Ignored in a model of text and video: num_mel_bins.",
+                "Ignored in a model of text and video: audio settings (num_mel_bins).",
             ],
         ),
     ],

@@ -82,6 +82,18 @@ class QuestionAnswering(Task):
         """Return the labels of each row's answer."""
         return AnswerLabels(model.config.label2id)
 
+    def warning_about(self, model: TowerModel, dataset: RowDataset) -> str | None:
+        """Return a warning if the model does not know the answers to more than half of the questions."""
+        answers = model.config.label2id
+        unknown = sum(answer not in answers for answer in dataset.column("answer"))
+        if unknown <= len(dataset) / 2:
+            return None
+        return (
+            f"{unknown:,} of {len(dataset):,} questions have no known answer: the model chooses among the "
+            f"{len(answers):,} answers of the training questions (or of answers_file). These questions count as "
+            "wrong, and add nothing to the loss. Check the column `answer`."
+        )
+
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """Measure a model with [`evaluate_answers`]."""
         return evaluate_answers(
