@@ -186,7 +186,7 @@ class MultimodalTrainer(Trainer):
         self._sums_start = 0  # the step before the first one in the sums
         self._counter: PreTrainedModel | None = None  # the unwrapped model; unwrapping visits every module
         self.processor = processor
-        self.args = args
+        self.args, self.train_dataset = args, train_dataset
         self._quarantine = self._make_quarantine(starts_over=False)
         if eval_collator.decode_device != "cpu":
             load_on_gpu(args)
@@ -256,6 +256,7 @@ class MultimodalTrainer(Trainer):
     def _make_quarantine(self, *, starts_over: bool) -> Quarantine:
         return Quarantine(
             self.args.output_dir,
+            num_rows=0 if self.train_dataset is None else len(self.train_dataset),
             starts_over=starts_over,
             writes=self.args.process_index == 0,
             max_bad_fraction=self.args.max_bad_fraction,
