@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
+from simple_multimodal.data.fields import captions_remedy
 from simple_multimodal.data.files import media_records
 from simple_multimodal.data.manifest import read_manifest
 from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, as_records, report
@@ -300,24 +301,26 @@ class RowDataset:
 
     def captions(self) -> Iterator[str]:
         """Iterate over all captions, including those of rows beyond `max_samples`. Text files are read; those that
-        cannot be read are skipped with a warning.
+        cannot be read are skipped, with one warning at the end.
 
         Raises:
             MediaError: If all captions are in files that cannot be read.
         """
-        problem, is_empty = None, True
+        problems: list[MediaError] = []
+        is_empty = True
         for index, record in enumerate(self._records(len(self._table))):
             own = list(record["captions"])
             if record["text"] is not None:
                 try:
                     own.append(_read_caption_file(self._resolve(record, index, "text")))
                 except MediaError as error:  # handled when the row is used
-                    logger.warning(f"A caption is skipped. {error}")
-                    problem = error
+                    problems.append(error)
             is_empty = is_empty and not own
             yield from own
-        if is_empty and problem is not None:
-            raise problem
+        if problems and is_empty:
+            raise problems[0]
+        if problems:
+            logger.warning(f"Skipped {len(problems)} text files that cannot be read; the first one: {problems[0]}")
 
     def num_captions(self) -> int:
         """Return the number of captions of all rows without opening files; a text file counts as one."""
@@ -412,13 +415,18 @@ class RowDataset:
     def _resolve(self, record: Mapping[str, Any], index: int, column: str) -> str:
         """Return the absolute path of a cell's file, which must exist."""
         path = Path(self._locate(record, index, column))
-        if not path.is_file():
+        try:
+            if path.is_file():
+                return str(path)
             problem = "is not a regular file" if path.exists() else "does not exist"
-            raise MediaError(
-                f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to "
-                f"{self._roots.folders[column]} (`{column}_root`)."
-            ) from FileNotFoundError(errno.ENOENT, problem, str(path))
-        return str(path)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # as a caption in a column of files may be
+                raise
+            problem = "does not exist"
+        raise MediaError(
+            f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to "
+            f"{self._roots.folders[column]} (`{column}_root`).{captions_remedy(column)}"
+        ) from FileNotFoundError(errno.ENOENT, problem, str(path))
 
     def _locate(self, record: Mapping[str, Any], index: int, column: str) -> str:
         """Return the absolute path of a cell's file, inside the roots."""

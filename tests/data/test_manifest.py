@@ -127,6 +127,31 @@ def test_captions_include_those_of_text_files(load):
     assert list(load("text,video\ncaption.txt,audio0.mp4\n,audio1.mp4\n").captions()) == ["a caption from a file"]
 
 
+@pytest.mark.parametrize("caption", ["a dog barks", "a dog barks. " * 30, "a dog: it barks"])
+def test_captions_in_the_column_of_text_files_are_an_error_with_the_remedy(load, caption):
+    rows = load(f"video,text\naudio0.mp4,{caption}\naudio1.mp4,a cat\n")
+    remedy = r"captions instead of files, rename the column to `caption` .*`rename_columns` text=caption\)\.$"
+    with pytest.raises(MediaError, match=rf"row 0 .*column 'text': .*{caption.strip()} does not exist\..*{remedy}"):
+        rows[0]
+    with pytest.raises(MediaError, match="row 0"):
+        list(rows.captions())
+    with pytest.raises(MediaError) as error:
+        load("video,caption\nabsent.mp4,a dog\n")[0]
+    assert "rename_columns" not in str(error.value)
+
+
+def test_captions_that_look_like_a_protocol_in_the_column_of_text_files(load):
+    with pytest.raises(ValueError, match="looks like a URL or an FFmpeg protocol.*rename the column to `caption`"):
+        load("video,text\naudio0.mp4,wow:a dog\n")
+
+
+def test_text_files_that_cannot_be_read_are_one_warning(load, caplog):
+    rows = load("text,video\nno.txt,audio0.mp4\ncaption.txt,audio0.mp4\nnone.txt,audio0.mp4\n")
+    assert list(rows.captions()) == ["a caption from a file"]
+    (record,) = caplog.records
+    assert "Skipped 2 text files that cannot be read; the first one: " in record.message and "no.txt" in record.message
+
+
 def test_a_row_has_its_epoch(load):
     dataset = load("video,caption\naudio0.mp4,a\naudio1.mp4,b\n")
     row = dataset[(3, 1)]
