@@ -123,6 +123,55 @@ def test_max_samples_does_not_touch_files_of_other_rows(load):
     assert len(load(jsonl(*rows), "a.jsonl", max_samples=9)) == 2
 
 
+@pytest.mark.parametrize(
+    "content", ["clips/0.mp4,a dog\nclips/1.mp4,a cat\n", "7,a dog\n8,a cat\n", "a.mp4,a.mp4\nb.mp4,b.mp4\n"]
+)
+@pytest.mark.parametrize("modalities", [("text", "audio", "video"), ()])
+def test_a_table_without_a_header_is_an_error(load, content, modalities):
+    line = content.partition("\n")[0].replace(",", ", ")
+    remedy = "Put a line with the names of the columns above it, such as video and caption"
+    with pytest.raises(ValueError, match=rf"train.csv: the first line seems to be a row .*: {line}\. {remedy}"):
+        load(content, modalities=modalities)
+    with pytest.raises(ValueError, match="has 0 rows after its first line, the header"):
+        load(content.partition("\n")[0])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_manifest_of_any_modality_needs_a_column_of_media(load, name):
+    content = jsonl({"path": "a.mp4", "caption": "b"}) if name == "a.jsonl" else "path,caption\na.mp4,b\n"
+    message = f"{name}: no column for media: one of audio, video is needed. The columns are path, caption. Did you "
+    with pytest.raises(
+        ValueError, match=message + r"mean 'video' instead of 'path'\? Rename the columns in the .*\.$"
+    ):
+        load(content, name, modalities=())
+    assert RowDataset([{"caption": "b"}], modalities=())[0]["captions"] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("header", "hints"),
+    [
+        ("video,title", [("caption", "title")]),
+        ("file name,Sentence", [("video", "file name"), ("caption", "Sentence")]),
+        ("video,caption,title,path", []),  # nothing is missing
+        (
+            "audio-path,captions,start,end",
+            [("audio", "audio-path"), ("start_seconds", "start"), ("end_seconds", "end")],
+        ),
+        ("vidoe,text,description", [("video", "vidoe")]),
+        ("video,caption,label,question", []),
+    ],
+)
+def test_columns_with_other_names_are_suggested(load, caplog, header, hints):
+    content = f"{header},group\n{','.join('a' * len(header.split(',')))},\n"
+    told = "".join(f" Did you mean {column!r} instead of {name!r}?" for column, name in hints)
+    try:
+        load(content, modalities=())
+        (message,) = [record.message for record in caplog.records] or [""]
+    except ValueError as error:
+        message = str(error)
+    assert message.count("Did you mean") == len(hints) and told in message
+
+
 def test_captions_include_those_of_text_files(load):
     assert list(load("text,video\ncaption.txt,audio0.mp4\n,audio1.mp4\n").captions()) == ["a caption from a file"]
 
@@ -208,12 +257,13 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
             "a.csv",
             "no column for text: one of text, caption, captions is needed; no column for audio: one of audio, video "
             "is needed; no column for video: video is needed. The columns are Video, sentence. Did you mean 'video' "
-            "instead of 'Video'[?] Rename the columns in the first line of the file, or leave text and audio and",
+            "instead of 'Video'[?] Did you mean 'caption' instead of 'sentence'[?] Rename the columns in the first "
+            "line of the file, or leave text and audio and",
         ),
         (
             '{"clip": "a.mp4", "caption": "b"}\n',
             "a.jsonl",
-            "columns are clip, caption. Rename the columns in the objects",
+            "columns are clip, caption. Did you mean 'video' instead of 'clip'[?] Rename the columns in the objects",
         ),
         ("video,caption\na.mp4,b\n", "a.tsv", "the separator seems to be ','"),
         ("../blobs/1f0c", "a.csv", "the manifest has 0 rows"),
