@@ -19,6 +19,7 @@ from simple_multimodal.cli.options import (
     only_writer,
     print_json,
 )
+from simple_multimodal.cli.signature import flag_names
 from simple_multimodal.defaults import (
     NUM_VALIDATION_CLIPS,
     TOY_PAIRS,
@@ -27,7 +28,7 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_AUDIO,
     TOY_VALIDATION_VIDEOS,
 )
-from simple_multimodal.errors import InputError
+from simple_multimodal.errors import InputError, with_flags
 from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
 from simple_multimodal.missing import Named
 from simple_multimodal.prepare.settings import PackSettings
@@ -85,7 +86,7 @@ def index(
     from simple_multimodal.prepare.check import check_manifests
 
     report = check_manifests(manifests, **vars(files), index_dir=index_dir, decodes=decodes, num_threads=num_threads)
-    print_json(report.to_dict()) if json else print(report.to_text())
+    print_json(report.to_dict()) if json else print(with_flags(report.to_text(), flag_names(index)))
     return 1 if report.unreadable else 0
 
 
@@ -158,7 +159,7 @@ def pack(
         report = pack_manifest(
             manifest, out, **vars(files), index_dir=index_dir, settings=settings, num_threads=num_threads
         )
-    print(report.to_text())
+    print(with_flags(report.to_text(), flag_names(pack)))
     return 1 if report.errors else 0
 
 

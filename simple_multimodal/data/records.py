@@ -155,7 +155,7 @@ class RecordParser(NamedTuple):
                 f"no column for {name}: {'one of ' * (len(accepted) > 1)}{', '.join(accepted)} is needed"
                 for name, accepted in missing.items()
             )
-            optional = f", or leave {' and '.join(missing)} out of the modalities" if modalities else ""
+            optional = f", or leave {' and '.join(missing)} out of `modalities`" if modalities else ""
             raise InputError(
                 f"{self.name}: {lacks}. The columns are {', '.join(self.columns)}.{hint} {self._renaming}{optional}."
             )

@@ -186,8 +186,8 @@ class MultimodalTrainer(Trainer):
         self._sums_start = 0  # the step before the first one in the sums
         self._counter: PreTrainedModel | None = None  # the unwrapped model; unwrapping visits every module
         self.processor = processor
-        self.args, self.train_dataset = args, train_dataset
-        self._quarantine = self._make_quarantine(starts_over=False)
+        self.args = args
+        self._quarantine = self._make_quarantine(train_dataset, starts_over=False)
         if eval_collator.decode_device != "cpu":
             load_on_gpu(args)
         align_parameters(model)
@@ -253,10 +253,10 @@ class MultimodalTrainer(Trainer):
             memory_gigabytes=self.args.loader_memory_gigabytes,
         )
 
-    def _make_quarantine(self, *, starts_over: bool) -> Quarantine:
+    def _make_quarantine(self, train_dataset: RowDataset | None, *, starts_over: bool) -> Quarantine:
         return Quarantine(
             self.args.output_dir,
-            num_rows=0 if self.train_dataset is None else len(self.train_dataset),
+            num_rows=0 if train_dataset is None else len(train_dataset),
             starts_over=starts_over,
             writes=self.args.process_index == 0,
             max_bad_fraction=self.args.max_bad_fraction,
@@ -418,7 +418,7 @@ class MultimodalTrainer(Trainer):
             begin_run(self.args.output_dir, self.run_record, starts_over=starts_over)
         if resume_from_checkpoint is None:  # it was measured with other weights
             self._set_rerank_top_k(None)
-        self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
+        self._quarantine = self._make_quarantine(self.train_dataset, starts_over=resume_from_checkpoint is None)
         self._sums = {}
         self._counter = None
         self._save_error = None

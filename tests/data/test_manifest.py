@@ -450,13 +450,15 @@ def test_links_may_not_leave_the_root(load, linked, tmp_path):
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
     dataset = load(content, "a.jsonl", roots=linked_root)
     assert dataset[0]["video"] == str(linked / "inside.mp4")
-    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*`follow_links`.*`video_root`"):
+    with pytest.raises(
+        ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*`follow_links=True`.*`video_root`"
+    ):
         dataset[1]
     with pytest.raises(MediaError, match="row 2"):
         dataset[2]
     with pytest.raises(ValueError, match="row 3 .*leaves its folder"):
         dataset[3]
-    message = r"row 1 \(line 2.*leaves its folder for .*audio0.mp4.*`follow_links`.* 1 other rows"
+    message = r"row 1 \(line 2.*leaves its folder for .*audio0.mp4.*`follow_links=True`.* 1 other rows"
     with pytest.raises(ValueError, match=message):
         dataset.check_links()
     with pytest.raises(ValueError, match=message):
@@ -495,7 +497,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
     (tmp_path / "data").symlink_to(snapshot)
     dataset = RowDataset.from_manifest(tmp_path / "data" / root / "train.csv", cache_dir=tmp_path / "cache")
     if repository == "mine":
-        with pytest.raises(ValueError, match="leaves its folder.*`follow_links`"):
+        with pytest.raises(ValueError, match="leaves its folder.*`follow_links=True`"):
             dataset.check_links()
         return
     dataset.check_links()

@@ -246,7 +246,7 @@ def test_the_bad_fraction_is_computed_from_at_least_a_hundred_samples(tmp_path):
     list_of_run.settle()
     list_of_run.add(bad[10:], 10, 2)
     with pytest.raises(
-        ValueError, match="11 of 20 attempts failed, more than max_bad_fraction=0.1 of them; the last "
+        ValueError, match="11 of 20 attempts failed, more than `max_bad_fraction=0.1` of them; the last "
     ):
         list_of_run.settle()
     enough = Quarantine(tmp_path, num_rows=20, starts_over=True, writes=False, max_bad_fraction=0.1)

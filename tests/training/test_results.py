@@ -280,12 +280,10 @@ def test_rows_are_counted_without_opening_files(tmp_path):
 
 
 def preview_of(row: dict, folder: Path, **settings):
-    manifest = folder / "preview.jsonl"
-    manifest.write_text(json.dumps(row))
     processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor(num_frames=8, size=32))
     preview = ClipPreview(MultimodalCollator(processor, **settings))
     roots = {"video": folder / "video", "audio": folder / "audio"}
-    sample = RowDataset.from_manifest(manifest, roots=roots, modalities=())[0]
+    sample = RowDataset([row], roots=roots, modalities=())[0]
     return preview.frames(sample), preview.audio(sample)
 
 
