@@ -394,7 +394,7 @@ def test_unusual_but_valid_rows(start, clips, tmp_path):
         ({"video_model_name_or_path": "missing"}, "Cannot read the video config from 'missing'"),
         ({"pair_files": "missing.jsonl"}, "missing.jsonl"),
         ({"video_attn_implementation": "magic"}, "magic"),
-        ({"max_seq_length": 33}, "Set max_seq_length to 32 or less"),
+        ({"max_seq_length": 33}, "Set --max_seq_length to 32 or less"),
         ({"resume_from_checkpoint": "missing"}, "'missing' is not a complete checkpoint"),
         ({"learning_rte": 1}, "did you mean '--learning_rate'?"),
     ],

@@ -338,14 +338,14 @@ class MultimodalTrainer(Trainer):
         """Check that `contrastive_chunk_size` works in this run and has a benefit."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
-                "contrastive_chunk_size does not work with FSDP and DeepSpeed: every process needs all weights. "
+                "`contrastive_chunk_size` does not work with FSDP and DeepSpeed: every process needs all weights. "
                 "Leave it out, or start one process per device with torchrun or accelerate launch."
             )
         weights = self.model.loss_weights
         if not weights.keys() & {*CONTRASTIVE_PAIRS, "matching"}:
             raise InputError(
-                "contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
-                f"train (it has {', '.join(weights)}). Use gradient_accumulation_steps, which "
+                "`contrastive_chunk_size` is for the contrastive objectives and matching, which this model does not "
+                f"train (it has {', '.join(weights)}). Use `gradient_accumulation_steps`, which "
                 "computes the same gradients faster."
             )
 
