@@ -43,11 +43,11 @@ class FileOptions:
     follow_links: FollowLinks = False
 
     def open(self, manifest: str) -> Any:
-        """Open a manifest as a dataset whose rows may lack any modality."""
+        """Open a manifest, which needs a column of media, as a dataset whose rows may lack any modality."""
         from simple_multimodal.data.rows import RowDataset
 
         roots = {column: vars(self)[f"{column}_root"] for column in ("video", "audio", "text")}
-        return RowDataset.from_manifest(manifest, modalities=(), roots=roots, follow_links=self.follow_links)
+        return RowDataset.from_manifest(manifest, modalities=None, roots=roots, follow_links=self.follow_links)
 
     def open_clips(self, clips: Sequence[str]) -> Any:
         """Open the CLIPS of a verb: a manifest as a dataset; folders and files are returned as they are."""

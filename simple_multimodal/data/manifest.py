@@ -23,7 +23,7 @@ TABLE_VERSION = 4  # part of the name of a stored table: raise it when its conte
 def read_manifest(
     manifest_file: str | os.PathLike[str],
     *,
-    modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+    modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
     text_column: str | None = None,
     typed_columns: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -35,7 +35,7 @@ def read_manifest(
         manifest_file (`str` or `Path`):
             `.csv`, `.tsv` or `.jsonl` with the columns in `COLUMNS`, in any order, UTF-8.
         modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
-            Modalities of the model: each must have a column. Without any, a column of media is needed, whichever.
+            Modalities of the model: each must have a column. `None`: there must be a column of media, whichever.
         text_column, typed_columns:
             See [`RowDataset`].
         cache_dir (`str` or `Path`, *optional*):

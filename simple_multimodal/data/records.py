@@ -119,13 +119,12 @@ class RecordParser(NamedTuple):
     unit: Literal["line", "row"] = "row"
     is_cells: bool = False
 
-    def check_columns(self, modalities: Sequence[Modality]) -> None:
+    def check_columns(self, modalities: Sequence[Modality] | None) -> None:
         """
         Check the columns, and warn of those that look like another name of a column.
 
         Args:
-            modalities (`Sequence[str]`): Modalities that need a column. Without any, a manifest needs a column of
-                media, whichever.
+            modalities (`Sequence[str]`, *optional*): Modalities that need a column. `None`: one that is not text.
 
         Raises:
             ValueError: If there seems to be no header, a modality has no column, a column occurs twice, or its name is
@@ -143,10 +142,10 @@ class RecordParser(NamedTuple):
         if reserved := [name for name in self.columns if name in OWN_ENTRIES]:
             raise InputError(f"{self.name}: reserved column names: {', '.join(reserved)}; rename these columns.")
         hint = "".join(f" Did you mean {column!r} instead of {name!r}?" for name, column in self._similar().items())
-        needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities}
+        needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities or ()}
         if self.text_column is not None and "text" in needed:
             needed["text"] = (self.text_column,)
-        if not needed and self.unit == "line":
+        if modalities is None:
             media = (columns for modality, columns in MODALITY_COLUMNS.items() if modality != "text")
             needed["media"] = tuple(dict.fromkeys(chain(*media)))
         missing = {name: accepted for name, accepted in needed.items() if not set(accepted) & set(self.columns)}

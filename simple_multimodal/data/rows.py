@@ -100,7 +100,7 @@ class RowDataset:
         max_samples (`int`, *optional*):
             Keep only the first rows. Applied before any file of a row is touched.
         modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
-            Modalities of the model: each must have a column.
+            Modalities of the model: each must have a column. `None`: there must be a column of media, whichever.
         text_column (`str`, *optional*):
             Column with the text of a row, such as `"question"`, which every row must have; captions are then ignored.
             By default the text is one of `text`, `caption` and `captions`.
@@ -137,7 +137,7 @@ class RowDataset:
         roots: Folder | Mapping[str, Folder | None] | None = None,
         follow_links: bool = False,
         max_samples: int | None = None,
-        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
     ):
@@ -174,7 +174,7 @@ class RowDataset:
         cls,
         manifest_file: Folder,
         *,
-        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
@@ -203,7 +203,7 @@ class RowDataset:
         cls,
         dataset: datasets.Dataset,
         *,
-        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
@@ -484,7 +484,9 @@ def _read_caption_file(path: str) -> str:
     return caption
 
 
-def _in_memory(records: Iterable[Mapping[str, Any]], parser: RecordParser, modalities: Sequence[Modality]) -> Table:
+def _in_memory(
+    records: Iterable[Mapping[str, Any]], parser: RecordParser, modalities: Sequence[Modality] | None
+) -> Table:
     """Make a table in memory from records, after checking them."""
     batches: list[pa.RecordBatch] = []
     if parser.columns:

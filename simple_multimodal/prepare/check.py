@@ -134,7 +134,7 @@ def check_manifests(
         str(name): RowDataset.from_manifest(
             name,
             roots={"video": video_root, "audio": audio_root, "text": text_root},
-            modalities=(),
+            modalities=None,
             follow_links=follow_links,
         )
         for name in manifests
