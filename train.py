@@ -69,7 +69,7 @@ def main() -> None:
 
     from simple_multimodal.training.run_control import running
 
-    with running(args):
+    with running(args, flags={**vars(model_args), **vars(data_args), **vars(options), **vars(args)}):
         run(model_args, data_args, options, args)
 
 

@@ -1,15 +1,17 @@
 """User errors: invalid input, with a message that says what to do."""
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 
 
 class InputError(ValueError):
     """
     Invalid input: an argument, a flag, a file or its content.
 
-    The message says in one line what is wrong and how to fix it. `train.py` and `simple-multimodal` print that
-    line, as they do for an `OSError`; any other exception is a bug and keeps its traceback.
+    The message says in one line what is wrong and how to fix it, and names parameters in backticks. `train.py` and
+    `simple-multimodal` print that line with flags in place of parameters, see [`with_flags`], as they do for an
+    `OSError`; any other exception is a bug and keeps its traceback.
     """
 
 
@@ -26,3 +28,20 @@ def as_input_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def with_flags(message: str, flags: Collection[str]) -> str:
+    """
+    Return a message as a command prints it: flags, such as `--follow_links` or `--epoch 3`, in place of parameters in
+    backticks, such as `follow_links=True` or `epoch=3`.
+
+    Args:
+        message (`str`): Message of the library.
+        flags (`Collection[str]`): Names of the command's flags; other words in backticks are not changed.
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        return found[0] if name not in flags else f"--{name}" + ("" if value in (None, "True") else f" {value}")
+
+    return re.sub(r"`(\w+)(?:=([^`\s]+))?`", flag, message)

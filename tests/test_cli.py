@@ -11,7 +11,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 import pytest
 from packaging.requirements import Requirement
@@ -356,6 +356,37 @@ def test_defaults_are_the_same_as_in_the_library(verb, function):
 def test_decoders_and_precisions_are_the_same_as_in_the_library():
     assert get_args(VideoBackendName) == VIDEO_BACKENDS
     assert get_args(Precision) == PRECISIONS
+
+
+@pytest.mark.parametrize(
+    ("message", "printed"),
+    [
+        ("Set `follow_links=True`, or pass `video_root`.", "Set --follow_links, or pass --video_root."),
+        (
+            "`epoch=3`, `row`: `epoch` is not in `captions` or `top_k`",
+            "--epoch 3, --row: --epoch is not in `captions` or `top_k`",
+        ),
+    ],
+)
+def test_messages_name_flags_instead_of_parameters(monkeypatch, capsys, message, printed):
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        video_root: Annotated[str | None, "a folder"] = None
+        follow_links: Annotated[bool, "a switch"] = False
+
+    def verb(
+        captions: Annotated[str, "a file"],
+        *,
+        epoch: Annotated[int, "N"] = 0,
+        row: Annotated[int, "N"] = 0,
+        options: Options,
+    ) -> int:
+        raise InputError(message)
+
+    verb.__annotations__["options"] = Options
+    monkeypatch.setattr("simple_multimodal.cli._load", lambda place: verb)
+    assert main(["doctor", "rows"]) == 2
+    assert capsys.readouterr().err == f"simple-multimodal: error: {printed}\n"
 
 
 @pytest.mark.parametrize(

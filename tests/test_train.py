@@ -362,7 +362,7 @@ def test_links_are_checked_before_training(start, clips, tmp_path, error_of):
     roots = flags(video_root=tmp_path / "videos", audio_root=tmp_path, text_root=tmp_path)
     error = error_of(*start, *values, *roots)
     assert "bad.csv, row 0 (line 2, id '0'), column 'video': '0.mp4' is a link that leaves its folder for " in error
-    assert "Set `follow_links`" in error and "2 other rows have such links, too." in error
+    assert "Set --follow_links to follow it" in error and "2 other rows have such links, too." in error
     assert not (tmp_path / "out").exists()
     metrics = tiny_run.run(*start, *values, *roots, *flags(follow_links=True, max_steps=1))
     assert math.isfinite(metrics["train_loss"])
@@ -394,7 +394,7 @@ def test_unusual_but_valid_rows(start, clips, tmp_path):
         ({"video_model_name_or_path": "missing"}, "--video_model_name_or_path missing: no such folder"),
         ({"pair_files": "missing.jsonl"}, "missing.jsonl"),
         ({"video_attn_implementation": "magic"}, "magic"),
-        ({"max_seq_length": 33}, "Set max_seq_length to 32 or less"),
+        ({"max_seq_length": 33}, "Set --max_seq_length to 32 or less"),
         ({"resume_from_checkpoint": "missing"}, "'missing' is not a complete checkpoint"),
         ({"learning_rte": 1}, "did you mean '--learning_rate'?"),
     ],

@@ -97,7 +97,7 @@ class AlproModel(AlproPreTrainedModel):
         if modality == "text" and size[0] > text.max_position_embeddings:
             raise InputError(
                 f"The texts have {size[0]} tokens, but this ALPRO takes {text.max_position_embeddings}. Set "
-                "max_seq_length to that or less."
+                "`max_seq_length` to that or less."
             )
         if modality == "video" and size != (video.num_frames, video.image_size, video.image_size):
             raise InputError(

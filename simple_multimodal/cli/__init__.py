@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from simple_multimodal import __version__
-from simple_multimodal.cli.signature import add_flags, call, check_named
-from simple_multimodal.errors import InputError
+from simple_multimodal.cli.signature import add_flags, call, check_named, flag_names
+from simple_multimodal.errors import InputError, with_flags
 
 VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("simple_multimodal.cli.runs:doctor", "report what is installed and what is missing"),
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("simple-multimodal: interrupted; run the same command to continue.", file=sys.stderr)
         return 130
     except (InputError, OSError) as error:
-        print(f"simple-multimodal: error: {error}", file=sys.stderr)
+        print(f"simple-multimodal: error: {with_flags(str(error), flag_names(values['run']))}", file=sys.stderr)
         return 2
 
 

@@ -19,6 +19,7 @@ from simple_multimodal.cli.options import (
     only_writer,
     print_json,
 )
+from simple_multimodal.cli.signature import flag_names
 from simple_multimodal.defaults import (
     NUM_VALIDATION_CLIPS,
     TOY_PAIRS,
@@ -27,7 +28,7 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_AUDIO,
     TOY_VALIDATION_VIDEOS,
 )
-from simple_multimodal.errors import InputError
+from simple_multimodal.errors import InputError, with_flags
 from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
 from simple_multimodal.missing import Named
 from simple_multimodal.prepare.settings import PackSettings
@@ -85,7 +86,7 @@ def index(
     from simple_multimodal.prepare.check import check_manifests
 
     report = check_manifests(manifests, **vars(files), index_dir=index_dir, decodes=decodes, num_threads=num_threads)
-    print_json(report.to_dict()) if json else print(report.to_text())
+    print_json(report.to_dict()) if json else print(with_flags(report.to_text(), flag_names(index)))
     return 1 if report.unreadable else 0
 
 
@@ -158,7 +159,7 @@ def pack(
         report = pack_manifest(
             manifest, out, **vars(files), index_dir=index_dir, settings=settings, num_threads=num_threads
         )
-    print(report.to_text())
+    print(with_flags(report.to_text(), flag_names(pack)))
     return 1 if report.errors else 0
 
 
@@ -167,10 +168,14 @@ def show(
     *,
     row: Annotated[
         int | None,
-        "index of the row to draw; default: the first of a manifest or a folder, or all files that are given",
+        "number of the row to draw, counted from 0; default: the first of a manifest or a folder, or all files that "
+        "are given",
     ] = None,
     model: Annotated[
-        str | None, "folder of a trained model; default: the preprocessing of a new model", "DIR", Named.MODEL
+        str | None,
+        "folder of a trained model; default: the preprocessing of a new model with pretrained VideoMAE and MAE towers",
+        "DIR",
+        Named.MODEL,
     ] = None,
     epoch: Annotated[int | None, "draw clips as in this epoch of training; default: as in evaluation"] = None,
     seed: Annotated[int, "random seed of the run; used with --epoch"] = 0,
@@ -183,11 +188,14 @@ def show(
     index_dir: IndexDir = None,
 ) -> int:
     """Draw clips as the model sees them."""
+    from transformers import VideoMAEConfig, ViTMAEConfig
+
+    from simple_multimodal.assembly import build_processor
     from simple_multimodal.data.files import is_media_folder
     from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.missing import reading_model
     from simple_multimodal.prepare.show import draw_sample, stack
-    from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+    from simple_multimodal.processing import MultimodalProcessor
 
     source = files.open_clips(clips)
     dataset = source if isinstance(source, RowDataset) else RowDataset.from_files(source)
@@ -196,7 +204,15 @@ def show(
     has_one = row is not None or source is dataset or is_media_folder(source)
     rows = [row or 0] if has_one else range(len(dataset))
     if model is None:
-        processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor())
+        processor = build_processor({"audio": ViTMAEConfig(), "video": VideoMAEConfig()}, captions=tuple)
+        video = processor.video_processor
+        if num_frames is None and video_size is None:
+            print(
+                f"Without --model, clips are drawn as for new models with pretrained VideoMAE and MAE towers: "
+                f"{video.num_frames} frames of {video.width}x{video.height}. For other towers, such as small random "
+                "ones, set --num_frames and --video_size.",
+                file=sys.stderr,
+            )
     else:
         with reading_model(model):
             processor = MultimodalProcessor.from_pretrained(model)

@@ -25,9 +25,9 @@ from simple_multimodal.modalities import MODALITIES, Modality
 Model = Annotated[str, "folder or hub name of a trained model", Named.MODEL]
 Manifest = Annotated[str, "manifest (CSV, TSV or JSONL), as for train.py", Named.PATH]
 Manifests = Annotated[Sequence[str], "manifests (CSV, TSV or JSONL), as for train.py", "MANIFEST", Named.PATH]
-Clips = Annotated[Sequence[str], "a manifest, a folder, or media files", Named.PATH]
+Clips = Annotated[Sequence[str], "a manifest, a folder (links to files are followed), or media files", Named.PATH]
 FollowLinks = Annotated[bool, "follow symbolic links that lead out of the roots and the hub's cache"]
-Recursive = Annotated[bool, "include the files in subfolders, except hidden ones"]
+Recursive = Annotated[bool, "include the files in subfolders, except hidden and linked ones"]
 IndexDir = Annotated[str | None, "folder of cached frame indices; default: one in the user's cache", "DIR"]
 NumThreads = Annotated[int | None, "number of threads; default: one per core"]
 Json = Annotated[bool, "print JSON"]
@@ -43,11 +43,11 @@ class FileOptions:
     follow_links: FollowLinks = False
 
     def open(self, manifest: str) -> Any:
-        """Open a manifest as a dataset whose rows may lack any modality."""
+        """Open a manifest, which needs a column of media, as a dataset whose rows may lack any modality."""
         from simple_multimodal.data.rows import RowDataset
 
         roots = {column: vars(self)[f"{column}_root"] for column in ("video", "audio", "text")}
-        return RowDataset.from_manifest(manifest, modalities=(), roots=roots, follow_links=self.follow_links)
+        return RowDataset.from_manifest(manifest, modalities=None, roots=roots, follow_links=self.follow_links)
 
     def open_clips(self, clips: Sequence[str]) -> Any:
         """Open the CLIPS of a verb: a manifest as a dataset; folders and files are returned as they are."""

@@ -43,6 +43,17 @@ def call(function: Callable, values: Mapping[str, Any]) -> Any:
     )
 
 
+def flag_names(function: Callable) -> set[str]:
+    """Return the names of the flags of a function, see [`add_flags`]."""
+    names: set[str] = set()
+    for parameter, hint in _parameters(function):
+        if is_dataclass(hint):
+            names |= flag_names(hint)  # type: ignore[arg-type]
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            names.add(parameter.name)
+    return names
+
+
 def check_named(function: Callable, values: Mapping[str, Any]) -> None:
     """
     Check that the files and folders that arguments of a function name exist.

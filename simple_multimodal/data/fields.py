@@ -16,6 +16,11 @@ _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(:(?!\s)|,,|,[^/\s]*:)|subfile,
 
 _SUSPECT = re.compile(r"[:,\\\0]|\.\.")  # every path that is refused by its form contains one of these
 
+_CAPTIONS = (
+    " If the cells are captions instead of files, rename the column to `caption` (with `dataset_name`: "
+    "`rename_columns` text=caption)."
+)
+
 
 def read_prose(value: Any, column: str) -> str | None:
     """Read a caption or a question: a string, stripped; `None` if there is none.
@@ -109,9 +114,15 @@ def read_path(value: Any, column: str) -> str | None:
     if problem:
         raise InputError(
             f"the path {_shown(path)} in column {column!r} {problem}. Give a file's path "
-            f"relative to the root of the column (`{column}_root`)."
+            f"relative to the root of the column (`{column}_root`).{captions_remedy(column)}"
         )
     return value
+
+
+def captions_remedy(column: str) -> str:
+    """Return the end of a message about the path of a file that is wrong or missing: what to do about captions in the
+    column `text`; nothing for other columns."""
+    return _CAPTIONS if column == "text" else ""
 
 
 def spellings(path: str) -> list[str]:

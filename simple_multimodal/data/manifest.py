@@ -23,7 +23,7 @@ TABLE_VERSION = 4  # part of the name of a stored table: raise it when its conte
 def read_manifest(
     manifest_file: str | os.PathLike[str],
     *,
-    modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+    modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
     text_column: str | None = None,
     typed_columns: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -35,7 +35,7 @@ def read_manifest(
         manifest_file (`str` or `Path`):
             `.csv`, `.tsv` or `.jsonl` with the columns in `COLUMNS`, in any order, UTF-8.
         modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
-            Modalities of the model: each must have a column.
+            Modalities of the model: each must have a column. `None`: there must be a column of media, whichever.
         text_column, typed_columns:
             See [`RowDataset`].
         cache_dir (`str` or `Path`, *optional*):
@@ -99,11 +99,13 @@ def _hash_content(path: Path) -> str:
 
 
 def _columns(path: Path) -> tuple[str, ...]:
-    if table_format(path) == ".jsonl":
+    suffix = table_format(path)
+    if suffix == ".jsonl":
         columns = tuple(dict.fromkeys(key for _, record in read_jsonl(path) for key in record))
     else:
         head = [cells for _, cells in itertools.islice(read_table(path), 2)]
         columns = tuple(head[0]) if len(head) == 2 else ()
     if not columns:
-        raise InputError(f"{path}: the manifest has 0 rows.")
+        header = "" if suffix == ".jsonl" else " after its first line, the header"
+        raise InputError(f"{path}: the manifest has 0 rows{header}.")
     return columns

@@ -3,7 +3,9 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +40,16 @@ MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
 }
 """Columns of each modality; a model with the modality needs at least one of them."""
 
+OTHER_NAMES = {
+    "video": "clip clip_path file file_name file_path filename filepath path video_file video_path".split(),
+    "audio": "audio_file audio_filepath audio_path wav wav_path".split(),
+    "caption": "desc description sentence title transcript transcription".split(),
+    "captions": "descriptions sentences".split(),
+    "start_seconds": "begin start start_sec start_time".split(),
+    "end_seconds": "end end_sec end_time".split(),
+}
+"""Names that other data sets have for columns. If rows have one of these instead, a message suggests the column."""
+
 FILE_COLUMNS = ("video", "audio", "text")
 """Columns that name files."""
 
@@ -61,6 +73,8 @@ SCHEMA = pa.schema(
 BATCH_ROWS = 1000
 _to_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would create an encoder for each record
 MAX_PROBLEMS = 5  # listed in one message
+MAX_SHOWN = 80  # characters of a line that are shown
+_VALUE = re.compile(r"[/\\]|\.\w{2,4}$|^\d+$")  # paths and numbers, which names of columns do not look like
 
 
 class Table(NamedTuple):
@@ -105,32 +119,61 @@ class RecordParser(NamedTuple):
     unit: Literal["line", "row"] = "row"
     is_cells: bool = False
 
-    def check_columns(self, modalities: Sequence[Modality]) -> None:
-        """Raise a `ValueError` if a modality has no column, a column occurs twice, or its name is reserved."""
+    def check_columns(self, modalities: Sequence[Modality] | None) -> None:
+        """
+        Check the columns, and warn of those that look like another name of a column.
+
+        Args:
+            modalities (`Sequence[str]`, *optional*): Modalities that need a column. `None`: one that is not text.
+
+        Raises:
+            ValueError: If there seems to be no header, a modality has no column, a column occurs twice, or its name is
+                reserved.
+        """
+        known = {*read_columns(), *self.typed_columns, self.text_column}
+        if self.is_cells and not known & set(self.columns) and any(map(_VALUE.search, self.columns)):
+            line = ", ".join(self.columns)[:MAX_SHOWN]
+            raise InputError(
+                f"{self.name}: the first line seems to be a row instead of a header: {line}. "
+                "Put a line with the names of the columns above it, such as video and caption."
+            )
         if len(set(self.columns)) != len(self.columns):
             raise InputError(f"{self.name}: a column occurs twice in the header: {', '.join(self.columns)}.")
         if reserved := [name for name in self.columns if name in OWN_ENTRIES]:
             raise InputError(f"{self.name}: reserved column names: {', '.join(reserved)}; rename these columns.")
-        unknown = [name for name in self.columns if name not in COLUMNS]
-        similar = {
-            name: match[0] for name in unknown if (match := difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8))
-        }
-        hint = "".join(f" Did you mean {match!r} instead of {name!r}?" for name, match in similar.items())
-        needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities}
+        hint = "".join(f" Did you mean {column!r} instead of {name!r}?" for name, column in self._similar().items())
+        needed = {modality: MODALITY_COLUMNS[modality] for modality in modalities or ()}
         if self.text_column is not None and "text" in needed:
             needed["text"] = (self.text_column,)
+        if modalities is None:
+            media = (columns for modality, columns in MODALITY_COLUMNS.items() if modality != "text")
+            needed["media"] = tuple(dict.fromkeys(chain(*media)))
         missing = {name: accepted for name, accepted in needed.items() if not set(accepted) & set(self.columns)}
         if missing:
             lacks = "; ".join(
                 f"no column for {name}: {'one of ' * (len(accepted) > 1)}{', '.join(accepted)} is needed"
                 for name, accepted in missing.items()
             )
+            optional = f", or leave {' and '.join(missing)} out of `modalities`" if modalities else ""
             raise InputError(
-                f"{self.name}: {lacks}. The columns are {', '.join(self.columns)}.{hint} {self._renaming}, or leave "
-                f"{' and '.join(missing)} out of the modalities."
+                f"{self.name}: {lacks}. The columns are {', '.join(self.columns)}.{hint} {self._renaming}{optional}."
             )
         if hint:
             logger.warning(f"{self.name}: further columns are passed on, but not read.{hint}")
+
+    def _similar(self) -> dict[str, str]:
+        """Return the unknown columns that look like another name of a column, each with that column."""
+        captions = {*MODALITY_COLUMNS["text"], self.text_column}
+        similar = {}
+        for name in (name for name in self.columns if name not in read_columns()):
+            plain = re.sub(r"[\s-]+", "_", name.lower())
+            for column, others in OTHER_NAMES.items():
+                same = captions if column in captions else {column}
+                if plain in others and not same & set(self.columns):
+                    similar[name] = column
+            if match := difflib.get_close_matches(plain, COLUMNS, 1, 0.8):
+                similar.setdefault(name, match[0])
+        return similar
 
     @property
     def _renaming(self) -> str:
@@ -221,6 +264,11 @@ class RecordParser(NamedTuple):
                 f"`{name}` contains a {type(further[name]).__name__}; give numbers, strings, lists or dictionaries."
             ) from None
         return parsed
+
+
+def read_columns() -> list[str]:
+    """Return all columns that are read, including those of further modalities; others are passed on to tasks."""
+    return list(dict.fromkeys([*COLUMNS, *chain(*MODALITY_COLUMNS.values())]))
 
 
 def as_records(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -144,8 +144,8 @@ class Roots:
         if self.allows(target):
             return path
         raise InputError(
-            f"{cell!r} is a link that leaves its folder for {target}. Set `follow_links` to follow it, or pass the "
-            f"folder with the files as the root of the column (`{column}_root`)."
+            f"{cell!r} is a link that leaves its folder for {target}. Set `follow_links=True` to follow it, or pass "
+            f"the folder with the files as the root of the column (`{column}_root`)."
         )
 
 

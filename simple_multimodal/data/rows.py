@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
+from simple_multimodal.data.fields import captions_remedy
 from simple_multimodal.data.files import media_records
 from simple_multimodal.data.manifest import read_manifest
 from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, as_records, report
@@ -99,7 +100,7 @@ class RowDataset:
         max_samples (`int`, *optional*):
             Keep only the first rows. Applied before any file of a row is touched.
         modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
-            Modalities of the model: each must have a column.
+            Modalities of the model: each must have a column. `None`: there must be a column of media, whichever.
         text_column (`str`, *optional*):
             Column with the text of a row, such as `"question"`, which every row must have; captions are then ignored.
             By default the text is one of `text`, `caption` and `captions`.
@@ -136,7 +137,7 @@ class RowDataset:
         roots: Folder | Mapping[str, Folder | None] | None = None,
         follow_links: bool = False,
         max_samples: int | None = None,
-        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
     ):
@@ -173,7 +174,7 @@ class RowDataset:
         cls,
         manifest_file: Folder,
         *,
-        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
@@ -202,7 +203,7 @@ class RowDataset:
         cls,
         dataset: datasets.Dataset,
         *,
-        modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
@@ -300,24 +301,26 @@ class RowDataset:
 
     def captions(self) -> Iterator[str]:
         """Iterate over all captions, including those of rows beyond `max_samples`. Text files are read; those that
-        cannot be read are skipped with a warning.
+        cannot be read are skipped, with one warning at the end.
 
         Raises:
             MediaError: If all captions are in files that cannot be read.
         """
-        problem, is_empty = None, True
+        problems: list[MediaError] = []
+        is_empty = True
         for index, record in enumerate(self._records(len(self._table))):
             own = list(record["captions"])
             if record["text"] is not None:
                 try:
                     own.append(_read_caption_file(self._resolve(record, index, "text")))
                 except MediaError as error:  # handled when the row is used
-                    logger.warning(f"A caption is skipped. {error}")
-                    problem = error
+                    problems.append(error)
             is_empty = is_empty and not own
             yield from own
-        if is_empty and problem is not None:
-            raise problem
+        if problems and is_empty:
+            raise problems[0]
+        if problems:
+            logger.warning(f"Skipped {len(problems)} text files that cannot be read; the first one: {problems[0]}")
 
     def num_captions(self) -> int:
         """Return the number of captions of all rows without opening files; a text file counts as one."""
@@ -412,13 +415,18 @@ class RowDataset:
     def _resolve(self, record: Mapping[str, Any], index: int, column: str) -> str:
         """Return the absolute path of a cell's file, which must exist."""
         path = Path(self._locate(record, index, column))
-        if not path.is_file():
+        try:
+            if path.is_file():
+                return str(path)
             problem = "is not a regular file" if path.exists() else "does not exist"
-            raise MediaError(
-                f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to "
-                f"{self._roots.folders[column]} (`{column}_root`)."
-            ) from FileNotFoundError(errno.ENOENT, problem, str(path))
-        return str(path)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # as a caption in a column of files may be
+                raise
+            problem = "does not exist"
+        raise MediaError(
+            f"{self._where(record, index, column)}: {path} {problem}. Paths are relative to "
+            f"{self._roots.folders[column]} (`{column}_root`).{captions_remedy(column)}"
+        ) from FileNotFoundError(errno.ENOENT, problem, str(path))
 
     def _locate(self, record: Mapping[str, Any], index: int, column: str) -> str:
         """Return the absolute path of a cell's file, inside the roots."""
@@ -476,7 +484,9 @@ def _read_caption_file(path: str) -> str:
     return caption
 
 
-def _in_memory(records: Iterable[Mapping[str, Any]], parser: RecordParser, modalities: Sequence[Modality]) -> Table:
+def _in_memory(
+    records: Iterable[Mapping[str, Any]], parser: RecordParser, modalities: Sequence[Modality] | None
+) -> Table:
     """Make a table in memory from records, after checking them."""
     batches: list[pa.RecordBatch] = []
     if parser.columns:

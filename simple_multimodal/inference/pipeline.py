@@ -449,10 +449,10 @@ class Pipeline:
         if self.max_bad_fraction is None:
             return
         if num_bad == num_samples or num_bad > self.max_bad_fraction * num_samples:
-            limit = "" if num_bad == num_samples else f", more than max_bad_fraction={self.max_bad_fraction:g}"
+            limit = "" if num_bad == num_samples else f", more than `max_bad_fraction={self.max_bad_fraction:g}`"
             raise InputError(
                 f"{num_bad} of {num_samples} samples could not be read{limit}; the last one: "
-                f"{bad_samples[-1].reason}. Check video_root, or the folder of the clips."
+                f"{bad_samples[-1].reason}. Check `video_root`, or the folder of the clips."
             )
 
     def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:

@@ -36,7 +36,7 @@ class ClipKey(NamedTuple):
 def open_manifest(clips: Clips) -> Clips:
     """Open a manifest as a data set; return anything else unchanged."""
     if isinstance(clips, (str, os.PathLike)) and is_table(clips):
-        return RowDataset.from_manifest(os.fspath(clips), modalities=())
+        return RowDataset.from_manifest(os.fspath(clips), modalities=None)
     return clips
 
 

@@ -86,7 +86,7 @@ def add_lora(
         differing = ", ".join(name for name in lora if lora[name] != model.config.lora[name])
         raise InputError(
             f"The saved model has LoRA adapters with a different {differing}. Use the lora_… settings that it was "
-            "trained with, or none and another output_dir to start from its merged weights."
+            "trained with, or none and another `output_dir` to start from its merged weights."
         )
     for tower in model.towers.values():
         names = dict(tower.named_parameters())
@@ -100,7 +100,7 @@ def find_targets(model: TowerModel, towers: Sequence[str], target_modules: Seque
     if lacking := [name for name in towers if name not in model.towers]:
         raise InputError(
             f"Cannot add LoRA to {', '.join(lacking)}: this model has {', '.join(model.towers)}. Name some of these "
-            "in lora_towers."
+            "in `lora_towers`."
         )
     found: list[str] = []
     known: list[str] = []
@@ -111,12 +111,12 @@ def find_targets(model: TowerModel, towers: Sequence[str], target_modules: Seque
         if not targets:
             raise InputError(
                 f"The {tower} tower has no {', '.join(target_modules) or 'attention projection of a known name'} to "
-                f"put LoRA into. Name others in lora_target_modules; there are {', '.join(fold_names(layers))}."
+                f"put LoRA into. Name others in `lora_target_modules`; there are {', '.join(fold_names(layers))}."
             )
         found += targets
     if unknown := [end for end in target_modules if not any(_ends_with(name, [end]) for name in found)]:
         raise InputError(
-            f"lora_target_modules {', '.join(unknown)}: no linear layer of {', '.join(towers)} has a name that ends "
+            f"`lora_target_modules` {', '.join(unknown)}: no linear layer of {', '.join(towers)} has a name that ends "
             f"this way. There are {', '.join(known)}."
         )
     return found
@@ -233,15 +233,15 @@ def prepare_trainable(model: TowerModel, freeze: Sequence[str], lora: Mapping | 
     model.freeze(freeze)
     if resumes and (lora is None) != (model.config.lora is None):
         raise InputError(
-            f"The run in output_dir {'has no' if lora else 'has'} LoRA adapters. Use the lora_… settings that it "
-            "started with to resume it, or choose another output_dir."
+            f"The run in `output_dir` {'has no' if lora else 'has'} LoRA adapters. Use the lora_… settings that it "
+            "started with to resume it, or choose another `output_dir`."
         )
     if lora is not None:
         towers = lora["towers"] or [name for name in model.towers if name not in (*freeze, "fusion")]
         if not towers:
             raise InputError(
-                f"lora_rank has no tower to put adapters into: freeze names {', '.join(freeze)}. Remove a tower from "
-                "freeze, add fusion to lora_towers, or leave lora_rank out."
+                f"`lora_rank` has no tower to put adapters into: `freeze` names {', '.join(freeze)}. Remove a tower "
+                "from `freeze`, add fusion to `lora_towers`, or leave `lora_rank` out."
             )
         add_lora(model, **{**lora, "towers": towers})
     elif model.config.lora is not None:

@@ -402,12 +402,12 @@ def check_frame_pooling(config: MultimodalConfig) -> None:
     if tower is None or not issubclass(get_encoder_class(tower.model_type, "video"), ImageEncoder):
         found = "there is no video tower" if tower is None else f"{tower.model_type!r} has no frame embeddings"
         raise InputError(
-            f"frame_pooling_layers is {layers}, but {found}. Set it to 0, or use an image tower such as CLIP's."
+            f"`frame_pooling_layers` is {layers}, but {found}. Set it to 0, or use an image tower such as CLIP's."
         )
     if not config.contrastive_loss_before_fusion:
         raise InputError(
-            f"frame_pooling_layers is {layers}, but contrastive_loss_before_fusion is False: nothing uses the "
-            "tower's embedding. Change one of the two."
+            f"`frame_pooling_layers` is {layers}, but `contrastive_loss_before_fusion` is False: nothing uses "
+            "the tower's embedding. Change one of the two."
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from simple_multimodal.cores import available_cores
+from simple_multimodal.data.records import read_columns
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import MediaError, index_video
 from simple_multimodal.media.container import decode_audio, open_audio_stream, open_media
@@ -47,12 +48,14 @@ class ManifestReport:
 
     Args:
         num_rows (`dict[str, int]`): Number of rows of each manifest.
+        columns (`dict[str, list[str]]`): Columns of each manifest.
         files (`list[FileReport]`): Report of each media file, in the order of the manifests.
         shared (`dict[str, list[str]]`): For each pair of manifests, files of the first whose content is also in the
             second.
     """
 
     num_rows: dict[str, int]
+    columns: dict[str, list[str]]
     files: list[FileReport]
     shared: dict[str, list[str]] = field(default_factory=dict)
 
@@ -75,7 +78,7 @@ class ManifestReport:
         readable = [file for file in self.files if not file.error]
         hours = sum(file.duration_seconds for file in readable) / 3600
         sparse = sum(file.is_sparse for file in readable)
-        lines = [f"{name}: {count} rows" for name, count in self.num_rows.items()]
+        lines = [f"{name}: {count} rows; {self._columns_of(name)}" for name, count in self.num_rows.items()]
         lines.append(
             f"{len(self.files)} files, {len(self.unreadable)} unreadable; {hours:.2f} hours of video, "
             f"{sum(file.num_frames for file in readable)} frames; {sparse} files can be decoded sparsely"
@@ -90,6 +93,12 @@ class ManifestReport:
             for pair, paths in self.shared.items()
         ]
         return "\n".join(lines)
+
+    def _columns_of(self, name: str) -> str:
+        """Return the columns of a manifest as text."""
+        known = read_columns()
+        read, further = ([c for c in self.columns[name] if (c in known) == is_read] for is_read in (True, False))
+        return f"columns: {', '.join(read)}" + (f"; only passed on to tasks: {', '.join(further)}" if further else "")
 
 
 def check_manifests(
@@ -125,7 +134,7 @@ def check_manifests(
         str(name): RowDataset.from_manifest(
             name,
             roots={"video": video_root, "audio": audio_root, "text": text_root},
-            modalities=(),
+            modalities=None,
             follow_links=follow_links,
         )
         for name in manifests
@@ -148,7 +157,12 @@ def check_manifests(
             both = [path for path in paths_of[first] if contents[path] and second in names_of[contents[path]]]
             if both:
                 shared[f"{first} and {second}"] = both
-    return ManifestReport({name: len(table) for name, table in tables.items()}, [*files, *absent], dict(shared))
+    return ManifestReport(
+        num_rows={name: len(table) for name, table in tables.items()},
+        columns={name: list(table.columns) for name, table in tables.items()},
+        files=[*files, *absent],
+        shared=dict(shared),
+    )
 
 
 def examine_files(

@@ -103,7 +103,7 @@ def pack_manifest(
     table = RowDataset.from_manifest(
         manifest,
         roots={"video": video_root, "audio": audio_root, "text": text_root},
-        modalities=(),
+        modalities=None,
         follow_links=follow_links,
     )
     table.check_links()

@@ -142,8 +142,8 @@ def build(
     """
     if settings.get("frame_pooling_layers") and not task.reads_embeddings:
         raise InputError(
-            f"frame_pooling_layers is {settings['frame_pooling_layers']}, but {task.name} does not use the embedding "
-            "that these layers compute. Leave it out."
+            f"`frame_pooling_layers` is {settings['frame_pooling_layers']}, but {task.name} does not use the "
+            "embedding that these layers compute. Leave it out."
         )
     towers = assembly.load_towers(configs)
     named = {**dict.fromkeys(assembly.PROCESSOR_NAMES.values()), **processor_names}

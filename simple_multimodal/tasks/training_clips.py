@@ -1,5 +1,6 @@
 """The clips that a model was trained on, saved beside it, and the check that test rows are not among them."""
 
+import functools
 import json
 import os
 from collections import defaultdict
@@ -106,6 +107,7 @@ class _Files:
         self._paths = {path for path in paths if path}
         self._nodes: set[tuple[int, int]] = set()
         self._by_size: dict[int, list[str]] = defaultdict(list)
+        self._contents_of = functools.cache(content_hash)  # many test clips may have the size of one training clip
         for path in self._paths:
             try:
                 status = os.stat(path)
@@ -126,7 +128,7 @@ class _Files:
         """Return the files that have the same contents as `path`."""
         try:
             candidates = self._by_size.get(os.stat(path).st_size, [])
-            contents = content_hash(path) if candidates else None
+            contents = self._contents_of(path) if candidates else None
         except (OSError, MediaError):
             return []
-        return sorted(other for other in candidates if content_hash(other) == contents)
+        return sorted(other for other in candidates if self._contents_of(other) == contents)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
 from transformers.utils import logging
@@ -23,17 +24,22 @@ class Quarantine:
 
     Args:
         folder (`str` or `os.PathLike`): Folder of the run; files in an existing list are not written again.
+        num_rows (`int`): Number of training rows.
         starts_over (`bool`): Whether to remove an existing list.
         writes (`bool`): Whether this process logs and writes.
         max_bad_fraction (`float`): Fraction of bad samples above which training stops.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, starts_over: bool, writes: bool, max_bad_fraction: float):
+    def __init__(
+        self, folder: str | os.PathLike, *, num_rows: int, starts_over: bool, writes: bool, max_bad_fraction: float
+    ):
         self.path = Path(folder, QUARANTINE_FILE)
+        self.num_rows = num_rows
         self.writes = writes
         self.max_bad_fraction = max_bad_fraction
         self.num_samples = 0
         self.num_bad = 0
+        self._bad_rows: set[int] = set()  # a row is read, and counted in `num_bad`, again in each epoch
         self._new: list[tuple[int, BadSample]] = []
         self._num_new = 0
         self._listed: set[str] = set()
@@ -42,7 +48,7 @@ class Quarantine:
         elif writes and self.path.exists():
             # A killed process may have left half a line, and lines after the last checkpoint will be written again.
             text = self.path.read_text(encoding="utf-8")
-            self._listed = {_name(json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")}
+            self._listed = {_name(line) for line in listed_samples(folder)}
             if not text.endswith("\n"):
                 self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
 
@@ -71,11 +77,13 @@ class Quarantine:
             self._write(sample, step, split)
         if split == "training":
             self.num_bad += len(found)
+            self._bad_rows |= {sample.row for _, sample in found}
             self.num_samples += num_samples
             if found and self.num_bad > self.max_bad_fraction * max(self.num_samples, MIN_SAMPLES):
                 raise InputError(
-                    f"{self.num_bad} of {self.num_samples} training samples could not be read, more than "
-                    f"max_bad_fraction={self.max_bad_fraction:g} of them; the last one: {found[-1][1].reason}. "
+                    f"{len(self._bad_rows)} of {self.num_rows} training rows could not be read so far: "
+                    f"{self.num_bad} of {self.num_samples} attempts failed, more than "
+                    f"`max_bad_fraction={self.max_bad_fraction:g}` of them; the last one: {found[-1][1].reason}. "
                     f"{self.path} lists the files."
                 )
         return [sample for _, sample in found]
@@ -90,6 +98,13 @@ class Quarantine:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def listed_samples(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the complete lines of the list in a run's folder, one for each file; none if there is no list."""
+    path = Path(folder, QUARANTINE_FILE)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _name(line: dict) -> str:

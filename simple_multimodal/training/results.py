@@ -6,7 +6,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from simple_multimodal.evaluation.result_files import write_metrics
 from simple_multimodal.modalities import BUILT_IN_MODALITIES
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.tasks.base import Evaluation
+from simple_multimodal.training.quarantine import QUARANTINE_FILE, listed_samples
 
 REPORT_FILE = "report.html"
 ROOTS = tuple(f"{column}_root" for column in FILE_COLUMNS)
@@ -53,7 +54,7 @@ def write_results(trainer: Any, split: str) -> None:
         evaluation = None
     data = {}
     if trainer.train_dataset is not None:
-        data["training"] = count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history))
+        data["training"] = count_rows(trainer.train_dataset, num_bad_in(folder))
     if evaluation is not None:
         data["evaluation"] = count_rows(trainer.eval_dataset, len(evaluation.bad_samples))
     write_report(
@@ -116,8 +117,8 @@ def print_where_results_are(trainer: Any) -> None:
     folder = Path(trainer.args.output_dir)
     model = str(folder) if trainer.is_saved else trainer.run_record["arguments"]["model_name_or_path"]
     lines = []
-    if num_bad := num_bad_in(trainer.state.log_history):
-        lines.append(f"Bad:    {num_bad:,} training samples could not be read, see {folder / 'quarantine.jsonl'}")
+    if trainer.train_dataset is not None and (num_bad := num_bad_in(folder)):
+        lines.append(f"Bad:    {num_bad:,} training files could not be read, see {folder / QUARANTINE_FILE}")
     lines.append(f"Disk:   {describe_disk_usage(folder)}")
     if (folder / REPORT_FILE).is_file():
         lines.append(f"Report: {folder / REPORT_FILE}")
@@ -194,9 +195,9 @@ def count_rows(dataset: RowDataset, num_bad: int) -> dict[str, int]:
     }
 
 
-def num_bad_in(log_history: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of training samples that could not be read, as last logged."""
-    return max((entry["bad_samples"] for entry in log_history if "bad_samples" in entry), default=0)
+def num_bad_in(folder: str | Path) -> int:
+    """Return the number of files that could not be read in training, from the list in the folder of the run."""
+    return sum(line["split"] == "training" for line in listed_samples(folder))
 
 
 def write_card(trainer: Any) -> None:
@@ -228,7 +229,7 @@ def write_card(trainer: Any) -> None:
         counts=evaluation.counts if evaluation else {},
         training_counts={}
         if trainer.train_dataset is None
-        else count_rows(trainer.train_dataset, num_bad_in(trainer.state.log_history)),
+        else count_rows(trainer.train_dataset, num_bad_in(trainer.args.output_dir)),
         run=run,
         settings={
             "steps": trainer.state.global_step,

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
 
 from simple_multimodal.data.batch_reader import die_with
-from simple_multimodal.errors import InputError
+from simple_multimodal.errors import InputError, with_flags
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
 from simple_multimodal.output_folder import writing_into
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
@@ -34,8 +34,13 @@ PATIENCE_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def ending_in_one_line() -> Iterator[None]:
-    """End `train.py` with one line for errors of the user or of files; raise them with `--log_level debug`."""
+def ending_in_one_line(flags: Collection[str] = ()) -> Iterator[None]:
+    """
+    End `train.py` with one line for errors of the user or of files; raise them with `--log_level debug`.
+
+    Args:
+        flags (`Collection[str]`, *optional*): Names of its flags, see [`with_flags`].
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -47,21 +52,22 @@ def ending_in_one_line() -> Iterator[None]:
     except (InputError, OSError) as error:  # a user error, or one of the file system
         if logging.get_verbosity() <= logging.DEBUG:
             raise
-        sys.exit(f"train.py: error: {one_line(error)}")
+        sys.exit(f"train.py: error: {with_flags(one_line(error), flags)}")
 
 
 @contextlib.contextmanager
-def running(args: MultimodalTrainingArguments) -> Iterator[None]:
+def running(args: MultimodalTrainingArguments, flags: Collection[str]) -> Iterator[None]:
     """
     Run `train.py` inside the context: lock the output folder, report user errors in one line, print warnings above
     the progress bars, and leave the process group at the end.
 
     Args:
         args ([`MultimodalTrainingArguments`]): Arguments of the run.
+        flags (`Collection[str]`): Names of all flags of `train.py`, for messages.
     """
     loggers = [stdlib_logging.getLogger(name) for name in (None, "transformers")]
     lock = writing_into(args.output_dir, command="train.py", decide=decide_in_first_process)
-    with ending_in_one_line(), lock, logging_redirect_tqdm(loggers):
+    with ending_in_one_line(flags), lock, logging_redirect_tqdm(loggers):
         yield
         leave_process_group()
 
@@ -186,8 +192,9 @@ class RunControl(TrainerCallback):
         if in_a_row >= self.max_nan_steps:
             raise InputError(
                 f"The gradient was NaN or infinite in {in_a_row:.0f} consecutive steps, up to step "
-                f"{state.global_step - 1}. These steps did not change the weights. Lower learning_rate, train with "
-                "bf16 instead of fp16, find the cause with debug=underflow_overflow, or increase max_nan_steps."
+                f"{state.global_step - 1}. These steps did not change the weights. Lower `learning_rate`, train "
+                "with `bf16` instead of `fp16`, find the cause with `debug=underflow_overflow`, or increase "
+                "`max_nan_steps`."
             )
         if num_terminated:  # in any process
             self.is_stopping = control.should_training_stop = True

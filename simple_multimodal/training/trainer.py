@@ -192,7 +192,7 @@ class MultimodalTrainer(Trainer):
         self._counter: PreTrainedModel | None = None  # the unwrapped model; unwrapping visits every module
         self.processor = processor
         self.args = args
-        self._quarantine = self._make_quarantine(starts_over=False)
+        self._quarantine = self._make_quarantine(train_dataset, starts_over=False)
         if eval_collator.decode_device != "cpu":
             load_on_gpu(args)
         align_parameters(model)
@@ -258,9 +258,10 @@ class MultimodalTrainer(Trainer):
             memory_gigabytes=self.args.loader_memory_gigabytes,
         )
 
-    def _make_quarantine(self, *, starts_over: bool) -> Quarantine:
+    def _make_quarantine(self, train_dataset: RowDataset | None, *, starts_over: bool) -> Quarantine:
         return Quarantine(
             self.args.output_dir,
+            num_rows=0 if train_dataset is None else len(train_dataset),
             starts_over=starts_over,
             writes=self.args.process_index == 0,
             max_bad_fraction=self.args.max_bad_fraction,
@@ -342,14 +343,14 @@ class MultimodalTrainer(Trainer):
         """Check that `contrastive_chunk_size` works in this run and has a benefit."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
-                "contrastive_chunk_size does not work with FSDP and DeepSpeed: every process needs all weights. "
+                "`contrastive_chunk_size` does not work with FSDP and DeepSpeed: every process needs all weights. "
                 "Leave it out, or start one process per device with torchrun or accelerate launch."
             )
         weights = self.model.loss_weights
         if not weights.keys() & {*CONTRASTIVE_PAIRS, "matching"}:
             raise InputError(
-                "contrastive_chunk_size is for the contrastive objectives and matching, which this model does not "
-                f"train (it has {', '.join(weights)}). Use gradient_accumulation_steps, which "
+                "`contrastive_chunk_size` is for the contrastive objectives and matching, which this model does not "
+                f"train (it has {', '.join(weights)}). Use `gradient_accumulation_steps`, which "
                 "computes the same gradients faster."
             )
 
@@ -422,7 +423,7 @@ class MultimodalTrainer(Trainer):
             begin_run(self.args.output_dir, self.run_record, starts_over=starts_over)
         if resume_from_checkpoint is None:  # it was measured with other weights
             self._set_rerank_top_k(None)
-        self._quarantine = self._make_quarantine(starts_over=resume_from_checkpoint is None)
+        self._quarantine = self._make_quarantine(self.train_dataset, starts_over=resume_from_checkpoint is None)
         self._sums = {}
         self._counter = None
         self._save_error = None

@@ -127,6 +127,13 @@ def test_subfolders_are_searched_on_request(every_kind, tmp_path, said):
     assert said == [f"{tmp_path}: 3 media files; skipped: 1 of other kinds (.txt), 2 hidden, 1 linked folders."]
 
 
+def test_links_to_files_in_a_folder_are_followed(every_kind, tmp_path):
+    (tmp_path / "elsewhere.mp4").symlink_to(every_kind / "a.mp4")
+    dataset = RowDataset.from_files(tmp_path)
+    dataset.check_links()
+    assert dataset[0]["video"] == str(tmp_path / "elsewhere.mp4")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX systems only")
 @pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"\xff\xfe.mp4", "über/naïve.mp4".encode("latin-1")])
 def test_names_that_are_not_utf8_are_read(every_kind, tmp_path, name):

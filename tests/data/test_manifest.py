@@ -123,8 +123,82 @@ def test_max_samples_does_not_touch_files_of_other_rows(load):
     assert len(load(jsonl(*rows), "a.jsonl", max_samples=9)) == 2
 
 
+@pytest.mark.parametrize(
+    "content", ["clips/0.mp4,a dog\nclips/1.mp4,a cat\n", "7,a dog\n8,a cat\n", "a.mp4,a.mp4\nb.mp4,b.mp4\n"]
+)
+@pytest.mark.parametrize("modalities", [("text", "audio", "video"), (), None])
+def test_a_table_without_a_header_is_an_error(load, content, modalities):
+    line = content.partition("\n")[0].replace(",", ", ")
+    remedy = "Put a line with the names of the columns above it, such as video and caption"
+    with pytest.raises(ValueError, match=rf"train.csv: the first line seems to be a row .*: {line}\. {remedy}"):
+        load(content, modalities=modalities)
+    with pytest.raises(ValueError, match="has 0 rows after its first line, the header"):
+        load(content.partition("\n")[0])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_manifest_of_any_modality_needs_a_column_of_media(load, name):
+    content = jsonl({"path": "a.mp4", "caption": "b"}) if name == "a.jsonl" else "path,caption\na.mp4,b\n"
+    message = f"{name}: no column for media: one of audio, video is needed. The columns are path, caption. Did you "
+    with pytest.raises(
+        ValueError, match=message + r"mean 'video' instead of 'path'\? Rename the columns in the .*\.$"
+    ):
+        load(content, name, modalities=None)
+    assert len(load("caption\nb\n", modalities=())) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "hints"),
+    [
+        ("video,title", [("caption", "title")]),
+        ("file name,Sentence", [("video", "file name"), ("caption", "Sentence")]),
+        ("video,caption,title,path", []),  # nothing is missing
+        (
+            "audio-path,captions,start,end",
+            [("audio", "audio-path"), ("start_seconds", "start"), ("end_seconds", "end")],
+        ),
+        ("vidoe,text,description", [("video", "vidoe")]),
+        ("video,caption,label,question", []),
+    ],
+)
+def test_columns_with_other_names_are_suggested(load, caplog, header, hints):
+    content = f"{header},group\n{','.join('a' * len(header.split(',')))},\n"
+    told = "".join(f" Did you mean {column!r} instead of {name!r}?" for column, name in hints)
+    try:
+        load(content, modalities=None)
+        (message,) = [record.message for record in caplog.records] or [""]
+    except ValueError as error:
+        message = str(error)
+    assert message.count("Did you mean") == len(hints) and told in message
+
+
 def test_captions_include_those_of_text_files(load):
     assert list(load("text,video\ncaption.txt,audio0.mp4\n,audio1.mp4\n").captions()) == ["a caption from a file"]
+
+
+@pytest.mark.parametrize("caption", ["a dog barks", "a dog barks. " * 30, "a dog: it barks"])
+def test_captions_in_the_column_of_text_files_are_an_error_with_the_remedy(load, caption):
+    rows = load(f"video,text\naudio0.mp4,{caption}\naudio1.mp4,a cat\n")
+    remedy = r"captions instead of files, rename the column to `caption` .*`rename_columns` text=caption\)\.$"
+    with pytest.raises(MediaError, match=rf"row 0 .*column 'text': .*{caption.strip()} does not exist\..*{remedy}"):
+        rows[0]
+    with pytest.raises(MediaError, match="row 0"):
+        list(rows.captions())
+    with pytest.raises(MediaError) as error:
+        load("video,caption\nabsent.mp4,a dog\n")[0]
+    assert "rename_columns" not in str(error.value)
+
+
+def test_captions_that_look_like_a_protocol_in_the_column_of_text_files(load):
+    with pytest.raises(ValueError, match="looks like a URL or an FFmpeg protocol.*rename the column to `caption`"):
+        load("video,text\naudio0.mp4,wow:a dog\n")
+
+
+def test_text_files_that_cannot_be_read_are_one_warning(load, caplog):
+    rows = load("text,video\nno.txt,audio0.mp4\ncaption.txt,audio0.mp4\nnone.txt,audio0.mp4\n")
+    assert list(rows.captions()) == ["a caption from a file"]
+    (record,) = caplog.records
+    assert "Skipped 2 text files that cannot be read; the first one: " in record.message and "no.txt" in record.message
 
 
 def test_a_row_has_its_epoch(load):
@@ -183,12 +257,13 @@ def test_roots_default_to_the_folder_of_the_manifest(tmp_path, media_dir):
             "a.csv",
             "no column for text: one of text, caption, captions is needed; no column for audio: one of audio, video "
             "is needed; no column for video: video is needed. The columns are Video, sentence. Did you mean 'video' "
-            "instead of 'Video'[?] Rename the columns in the first line of the file, or leave text and audio and",
+            "instead of 'Video'[?] Did you mean 'caption' instead of 'sentence'[?] Rename the columns in the first "
+            "line of the file, or leave text and audio and",
         ),
         (
             '{"clip": "a.mp4", "caption": "b"}\n',
             "a.jsonl",
-            "columns are clip, caption. Rename the columns in the objects",
+            "columns are clip, caption. Did you mean 'video' instead of 'clip'[?] Rename the columns in the objects",
         ),
         ("video,caption\na.mp4,b\n", "a.tsv", "the separator seems to be ','"),
         ("../blobs/1f0c", "a.csv", "the manifest has 0 rows"),
@@ -375,13 +450,15 @@ def test_links_may_not_leave_the_root(load, linked, tmp_path):
     content = jsonl(*({"video": f"{name}.mp4", "caption": "a"} for name in names))
     dataset = load(content, "a.jsonl", roots=linked_root)
     assert dataset[0]["video"] == str(linked / "inside.mp4")
-    with pytest.raises(ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*`follow_links`.*`video_root`"):
+    with pytest.raises(
+        ValueError, match=r"row 1 \(line 2, id '1'\).*leaves its folder.*`follow_links=True`.*`video_root`"
+    ):
         dataset[1]
     with pytest.raises(MediaError, match="row 2"):
         dataset[2]
     with pytest.raises(ValueError, match="row 3 .*leaves its folder"):
         dataset[3]
-    message = r"row 1 \(line 2.*leaves its folder for .*audio0.mp4.*`follow_links`.* 1 other rows"
+    message = r"row 1 \(line 2.*leaves its folder for .*audio0.mp4.*`follow_links=True`.* 1 other rows"
     with pytest.raises(ValueError, match=message):
         dataset.check_links()
     with pytest.raises(ValueError, match=message):
@@ -420,7 +497,7 @@ def test_links_of_a_snapshot_lead_to_its_blobs(tmp_path, media_dir, repository, 
     (tmp_path / "data").symlink_to(snapshot)
     dataset = RowDataset.from_manifest(tmp_path / "data" / root / "train.csv", cache_dir=tmp_path / "cache")
     if repository == "mine":
-        with pytest.raises(ValueError, match="leaves its folder.*`follow_links`"):
+        with pytest.raises(ValueError, match="leaves its folder.*`follow_links=True`"):
             dataset.check_links()
         return
     dataset.check_links()

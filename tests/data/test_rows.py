@@ -248,7 +248,7 @@ def test_a_manifest_is_parsed_only_once(tmp_path, monkeypatch):
     assert second.columns == first.columns and second.fingerprint == first.fingerprint
     assert list(second.rows(files="named")) == list(first.rows(files="named"))
     with pytest.raises(ValueError, match="moved.jsonl: no column for audio"):  # columns are still checked
-        monkeypatch.setattr(records, "MODALITY_COLUMNS", {"audio": ("audio_file",)})
+        monkeypatch.setitem(records.MODALITY_COLUMNS, "audio", ("audio_file",))
         RowDataset.from_manifest(tmp_path / "moved.jsonl", cache_dir=tmp_path / "cache", modalities=("audio",))
 
 

@@ -241,7 +241,7 @@ def test_an_interrupted_run_keeps_the_list_of_bad_clips(models, spoiled_data, tm
         assert not (tmp_path / "out/metrics.json").exists()
         capfd.readouterr()
         assert infer(models, spoiled_data, tmp_path / "out", task, "--max_bad_fraction", "0.1") == 2
-        assert "1 of 7 samples could not be read, more than max_bad_fraction=0.1" in capfd.readouterr().err
+        assert "1 of 7 samples could not be read, more than --max_bad_fraction 0.1" in capfd.readouterr().err
         del calls[:2]  # resumes with the last batch of four
         assert infer(models, spoiled_data, tmp_path / "out", task) == 0
     assert len(calls) == 2
@@ -271,7 +271,7 @@ def test_several_processes_compute_the_same_metrics(models, spoiled_data, tmp_pa
 def test_too_many_bad_clips_are_an_error(models, spoiled_data, tmp_path, capfd, monkeypatch, task):
     out = tmp_path / "out"
     assert infer(models, spoiled_data, out, task, "--max_bad_fraction", "0.1") == 2
-    assert "1 of 7 samples could not be read, more than max_bad_fraction=0.1" in capfd.readouterr().err
+    assert "1 of 7 samples could not be read, more than --max_bad_fraction 0.1" in capfd.readouterr().err
     assert infer(models, spoiled_data, out, task, "--max_bad_fraction", "2") == 2
     assert "max_bad_fraction=2.0 is not a fraction; give a number from 0 to 1" in capfd.readouterr().err
     # A wrong folder is found without reading any file, instead of giving a metric of 0.
@@ -279,14 +279,14 @@ def test_too_many_bad_clips_are_an_error(models, spoiled_data, tmp_path, capfd, 
     command = ["infer", models[task], str(out / "manifests"), "--output_dir", str(out)]
     assert main([*command, "--video_root", str(tmp_path), "--max_bad_fraction", "1"]) == 2
     error = capfd.readouterr().err
-    assert "7 of 7 samples could not be read; the last one" in error and "Check video_root" in error
+    assert "7 of 7 samples could not be read; the last one" in error and "Check --video_root, or" in error
     assert not (out / "metrics.json").exists()
     garbage = tmp_path / "garbage"
     garbage.mkdir()
     for n in range(NUM_CLIPS):
         (garbage / f"{n}.mp4").write_bytes(b"x" * 1000)
     assert main([*command, "--video_root", str(garbage), "--batch_size", "2"]) == 2  # stops reading early
-    assert "2 of 7 samples could not be read, more than max_bad_fraction=0.2" in capfd.readouterr().err
+    assert "2 of 7 samples could not be read, more than --max_bad_fraction 0.2" in capfd.readouterr().err
 
 
 def test_a_folder_is_indexed_without_its_bad_files(retriever, folder, clips, tmp_path, warnings):

@@ -36,7 +36,7 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, questio
     assert main([verb, *argv]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "rows.jsonl, row 0 (line 1, id '0'), column 'video': '0.mp4' is a link that leaves its folder" in error
-    assert "Set `follow_links`" in error and ("1 other rows" in error or verb == "show")
+    assert "Set --follow_links to follow it" in error and ("1 other rows" in error or verb == "show")
     assert main([verb, *argv, "--follow_links"]) == 0
     if verb in ("search", "answer"):
         assert {json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()} == {"0", "1"}
@@ -54,7 +54,7 @@ def test_pipelines_accept_a_manifest_of_absolute_paths(verb, clips, retrieval_mo
     assert main([verb, *argv]) == 2
     error = capfd.readouterr().err.strip()
     assert "rows.csv: 2 rows are wrong. Line 2: the path" in error and "is absolute and not below" in error
-    assert "(`video_root`)" in error and "\n" not in error
+    assert "(--video_root)" in error and "\n" not in error
     assert main([verb, *argv, "--video_root", str(clips)]) == 0
     capfd.readouterr()
     argv = [str(clips / "video/0.mp4") if word == str(manifest) else word for word in argv]

@@ -220,7 +220,7 @@ def test_the_fraction_of_bad_clips_includes_saved_ones(retriever, clips, tmp_pat
         assert len(index.ids) == 7 and [sample.id for sample in index.bad_samples] == ["bad1.mp4"]
     assert ids == ["bad1.mp4"]
     (folder / "bad2.mp4").touch()
-    with pytest.raises(ValueError, match="2 of 9 samples could not be read, more than max_bad_fraction=0.2"):
+    with pytest.raises(ValueError, match="2 of 9 samples could not be read, more than `max_bad_fraction=0.2`"):
         retriever.index(folder, saved=saved)
 
 

@@ -279,7 +279,7 @@ def test_relative_positions_are_those_of_stock_deberta(buckets, longest):
             lambda: ENCODERS["video", "videomae"](video_config()).check_inputs(8, 8, 12),
             "8 frames of 8 by 12.*takes 4 frames",
         ),
-        (lambda: ENCODERS["text", "bert"](text_config("bert")).check_inputs(64), "max_seq_length is 64.*32 or less"),
+        (lambda: ENCODERS["text", "bert"](text_config("bert")).check_inputs(64), "`max_seq_length` is 64.*32 or less"),
         (lambda: get_encoder_class("xlnet", "text"), "'bert', .*'deberta-v2'.*models/text/.*encoders.py"),
         (lambda: get_encoder_class("bert", "video"), "no video encoder for model_type 'bert'; known are 'clip"),
         (lambda: load_tower_config(str(CONFIGS / "no_such.json"), "audio"), "audio config from .*no_such.json"),

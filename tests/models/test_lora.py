@@ -96,7 +96,7 @@ def test_targets_can_be_named():
         (
             ["text"],
             ["query", "q_proj"],
-            r"lora_target_modules q_proj: no linear layer of text .* There are text_enc",
+            r"`lora_target_modules` q_proj: no linear layer of text .* There are text_enc",
         ),
         (["audio"], ["projection"], "audio tower has no projection"),  # a convolution
     ],

@@ -370,7 +370,7 @@ def test_adapters_affect_the_output_of_the_tower(key):
         find_targets(model, [key[0]])
         targets: list[str] = []
     except ValueError as error:
-        assert "Name others in lora_target_modules; there are " in str(error)
+        assert "Name others in `lora_target_modules`; there are " in str(error)
         names = str(error).split("there are ")[1].removesuffix(".").split(", ")
         targets = sorted({name.rsplit(".", 1)[-1] for name in names})
     add_lora(model, rank=2, alpha=4, towers=[key[0]], target_modules=targets)

@@ -669,21 +669,21 @@ def test_mean_direction_weighs_unit_vectors():
             lambda f: MultimodalForRetrieval(
                 aligned_config(f, "clip", video_config=VideoMAEConfig(**SIZES), frame_pooling_layers=2)
             ),
-            "frame_pooling_layers is 2, but 'videomae' has no frame embeddings",
+            "`frame_pooling_layers` is 2, but 'videomae' has no frame embeddings",
         ),
         (
             lambda f: MultimodalForRetrieval(aligned_config(f, "clap", frame_pooling_layers=2)),
-            "frame_pooling_layers is 2, but there is no video tower",
+            "`frame_pooling_layers` is 2, but there is no video tower",
         ),
         (
             lambda f: MultimodalForRetrieval(
                 aligned_config(f, "clip", frame_pooling_layers=2, contrastive_loss_before_fusion=False)
             ),
-            "frame_pooling_layers is 2, but contrastive_loss_before_fusion is False",
+            "`frame_pooling_layers` is 2, but `contrastive_loss_before_fusion` is False",
         ),
         (
             lambda f: headless(f, frame_pooling_layers=2),
-            "frame_pooling_layers is 2, but this 'siglip_vision_model' has no head",
+            "`frame_pooling_layers` is 2, but this 'siglip_vision_model' has no head",
         ),
         (lambda f: load(f["clip"], "video", 3, 20, 16), "20 by 16 pixels.*patches of 8.*video_size"),
         (lambda f: load(f["timesformer"], "video", 4, 16, 24), "16 by 24 pixels.*square"),
@@ -704,8 +704,8 @@ def test_mean_direction_weighs_unit_vectors():
         (lambda f: load(f["pe_audio_video"], "video", 3, 24, 24), "24 by 24 pixels.*16 by 16.*video_size"),
         (lambda f: load(f["clip"], "text", 20, 0, None), "token that ends a text.*tokenizer_name"),
         (lambda f: load(f["clap"], "text", 20, 0, 2), "padding token, number 1; that of the tokenizer is 0"),
-        (lambda f: load_text(f["siglip"], "siglip").check_inputs(5), "max_seq_length is 5.*padded to 12.*Set"),
-        (lambda f: load_text(f["clap"], "clap").check_inputs(13), "max_seq_length is 13.*positions for 12"),
+        (lambda f: load_text(f["siglip"], "siglip").check_inputs(5), "`max_seq_length` is 5.*padded to 12.*Set"),
+        (lambda f: load_text(f["clap"], "clap").check_inputs(13), "`max_seq_length` is 13.*positions for 12"),
         (lambda f: load(f["clap"], "audio", 8, 101).check_inputs(8, 51), "8 mel bins by 51.*8 by 101"),
         (lambda f: load_tower_config(f["clip"], "audio"), "no audio encoder for model_type 'clip'"),
         (

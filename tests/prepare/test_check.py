@@ -48,6 +48,20 @@ def test_the_command_prints_json_and_fails_for_unreadable_files(folder, capsys):
     assert "1 files, 0 unreadable" in capsys.readouterr().out
 
 
+def test_the_columns_of_manifests_are_listed_and_other_names_of_columns_are_a_warning(folder, capsys, caplog):
+    (folder / "title.csv").write_text("label,video,title\nx,a.mp4,one\n")
+    manifests = [str(folder / "title.csv"), str(folder / "validation.csv")]
+    assert cli.main(["index", *manifests]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("title.csv: 1 rows; columns: video; only passed on to tasks: label, title")
+    assert second.endswith("validation.csv: 1 rows; columns: video, caption")
+    (record,) = caplog.records
+    assert record.message.endswith(
+        "title.csv: further columns are passed on, but not read. Did you mean 'caption' instead of 'title'?"
+    )
+    assert check_manifests(manifests).to_dict()["columns"][manifests[0]] == ["label", "video", "title"]
+
+
 def test_decoding_finds_frames_that_the_index_misses(tmp_path, monkeypatch):
     """Damage inside a frame that no other frame refers to is only found by decoding that frame."""
     path = write_media(tmp_path / "a.mp4", num_frames=30)

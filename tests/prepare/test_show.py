@@ -172,6 +172,21 @@ def test_the_command_draws_rows_as_in_evaluation_and_in_training(folder, tmp_pat
     assert "rows 0 to 3" in capsys.readouterr().err
 
 
+def test_the_command_tells_which_settings_it_shows_without_a_model(folder, tmp_path, capsys, said):
+    show_row = ["show", str(folder / "rows.jsonl"), "--row", "0", "--out", str(tmp_path / "sample.png")]
+    assert cli.main(show_row) == 0
+    assert "16 frames of 224x224. For other towers, such as small random ones, set" in capsys.readouterr().err
+    assert said[1].endswith("16 frames of 224x224, uniform")
+    assert cli.main([*show_row, "--num_frames", "8"]) == 0
+    assert "Without --model" not in capsys.readouterr().err
+
+
+def test_help_tells_that_rows_are_counted_from_0(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["show", "--help"])
+    assert "number of the row to draw, counted from 0" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_command_draws_media_files_and_the_first_of_a_folder(folder, tmp_path, said):
     out = tmp_path / "sample.png"
     video, audio = str(folder / "a.mp4"), str(folder / "tone.wav")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.tasks import training_clips
 from simple_multimodal.tasks.training_clips import TrainingClips
 
 
@@ -55,6 +56,15 @@ def test_different_files_are_accepted_with_a_warning(trained, tmp_path, caplog):
     message = "1 test clips have the same contents as training clips of other names: "
     assert message + f"renamed ({tmp_path}/train/1.mp4)." in caplog.text
     TrainingClips().check(rows(tmp_path / "train/0.mp4"), "msvd")  # no known training clips
+
+
+def test_each_file_is_hashed_once(trained, tmp_path, monkeypatch):
+    hashed = []
+    plain = training_clips.content_hash
+    monkeypatch.setattr(training_clips, "content_hash", lambda path: hashed.append(path) or plain(path))
+    tested = [make_file(tmp_path / f"test/{name}.mp4", f"clip {name}") for name in "abc"]  # the size of both trained
+    trained.check(rows(*tested), "msvd")
+    assert sorted(hashed) == sorted(map(str, [*tested, tmp_path / "train/0.mp4", tmp_path / "train/1.mp4"]))
 
 
 def test_equal_names_are_refused_if_files_cannot_be_compared(trained, tmp_path):

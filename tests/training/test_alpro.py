@@ -209,7 +209,7 @@ def test_evaluation_alone_does_not_depend_on_the_batch_size(start, tmp_path):
         ({"modalities": ["text", "audio"]}, "--modalities is text audio, but the saved model has text video"),
         ({"num_mel_bins": 64}, r"takes text and video, so audio settings would have no effect: num_mel_bins"),
         ({"num_frames": 8}, "8 frames of 12 by 12 pixels, but this ALPRO takes 3 .* convert the checkpoint"),
-        ({"max_seq_length": 65}, "65 tokens, but this ALPRO takes 64. Set max_seq_length"),
+        ({"max_seq_length": 65}, "65 tokens, but this ALPRO takes 64. Set `max_seq_length`"),
         ({"freeze": "audio"}, "Cannot freeze 'audio': this model has text, video, fusion"),
         ({"audio_learning_rate": 0.1}, "audio_learning_rate would have no effect: this model has text"),
     ],

@@ -148,7 +148,7 @@ def test_a_saved_processor_takes_settings_that_do_not_affect_the_model(tmp_path)
         ({"num_frames": 3}, "3 frames"),
         ({"video_size": 40}, "40"),
         ({"num_mel_bins": 24}, "24"),
-        ({"max_seq_length": 33}, "max_seq_length is 33, but the text tower 'bert' has positions for 32 tokens"),
+        ({"max_seq_length": 33}, "`max_seq_length` is 33, but the text tower 'bert' has positions for 32 tokens"),
         ({"fusion_form": "merge"}, "--fusion_form is 'merge', but the saved model has 'cross_attention'"),
     ],
 )

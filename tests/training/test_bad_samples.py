@@ -52,11 +52,15 @@ BAD = ("video/1.mp4", "audio/5.wav", "text/6.txt")
 
 
 @pytest.mark.parametrize("policy", ["replace", "skip"])
-def test_a_run_leaves_out_bad_samples_and_lists_them(spoiled, tmp_path, policy):
+def test_a_run_leaves_out_bad_samples_and_lists_them(spoiled, tmp_path, policy, capfd):
     common = [*spoiled(*BAD), "--do_train", *flags(num_train_epochs=2, learning_rate=0.01, on_bad_sample=policy)]
     for name, num_workers in (("a", 0), ("b", 2)):
         run(*common, *flags(output_dir=tmp_path / name, dataloader_num_workers=num_workers))
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    told = capfd.readouterr().err  # each file once, although it was read in two epochs
+    assert all(
+        f"Bad:    3 training files could not be read, see {tmp_path}/{name}/quarantine" in told for name in "ab"
+    )
     lines = quarantine(tmp_path / "a")
     assert lines == quarantine(tmp_path / "b")
     assert sorted(line["file"] for line in lines) == sorted(str(tmp_path / "clips" / file) for file in BAD)
@@ -89,7 +93,8 @@ def test_fail_ends_the_run_and_names_the_file(spoiled, tmp_path):
 
 def test_too_many_bad_samples_end_the_run(spoiled, tmp_path):
     common = spoiled(*[f"video/{row}.mp4" for row in range(NUM_ROWS) if row != 4], "audio/4.wav")
-    with pytest.raises(ValueError, match=r"samples could not be read, more than max_bad_fraction=0\.2 of them"):
+    message = rf"{NUM_ROWS} of {NUM_ROWS} training rows could not be read so far: \d+ of \d+ attempts failed"
+    with pytest.raises(ValueError, match=message):
         run(*common, "--do_train", *flags(output_dir=tmp_path / "out", num_train_epochs=9))
     assert len(quarantine(tmp_path / "out")) == NUM_ROWS
     run(*common, "--do_train", *flags(output_dir=tmp_path / "all", num_train_epochs=1, max_bad_fraction=1))
@@ -216,11 +221,11 @@ def test_a_question_about_a_bad_clip_counts_as_wrong(spoiled, start, clips, tmp_
 
 
 def test_the_quarantine_lists_each_file_once(tmp_path):
-    list_of_run = Quarantine(tmp_path, starts_over=True, writes=True, max_bad_fraction=0.5)
+    list_of_run = Quarantine(tmp_path, num_rows=20, starts_over=True, writes=True, max_bad_fraction=0.5)
     for step, (row, file) in enumerate([(3, "a"), (4, "b"), (5, "a"), (6, None), (6, None)]):
         list_of_run.add([BadSample(row, 0, f"r{row}", file, "no")], 10, step)
         assert len(list_of_run.settle()) == 1
-    again = Quarantine(tmp_path, starts_over=False, writes=True, max_bad_fraction=0.5)
+    again = Quarantine(tmp_path, num_rows=20, starts_over=False, writes=True, max_bad_fraction=0.5)
     again.add([BadSample(8, 1, "r8", "b", "no"), BadSample(9, 1, "r9", "c", "no")], 10, 7)
     again.settle("evaluation")
     found = [(line["id"], line["file"], line["epoch"], line["step"], line["split"]) for line in quarantine(tmp_path)]
@@ -230,20 +235,20 @@ def test_the_quarantine_lists_each_file_once(tmp_path):
         ("r6", None, 0, 3, "training"),
         ("r9", "c", 1, 7, "evaluation"),
     ]
-    Quarantine(tmp_path, starts_over=True, writes=True, max_bad_fraction=0.5)
+    Quarantine(tmp_path, num_rows=20, starts_over=True, writes=True, max_bad_fraction=0.5)
     assert quarantine(tmp_path) == []
 
 
 def test_the_bad_fraction_is_computed_from_at_least_a_hundred_samples(tmp_path):
-    list_of_run = Quarantine(tmp_path, starts_over=True, writes=True, max_bad_fraction=0.1)
+    list_of_run = Quarantine(tmp_path, num_rows=20, starts_over=True, writes=True, max_bad_fraction=0.1)
     bad = [BadSample(row, 0, str(row), str(row), f"reason {row}") for row in range(11)]
     list_of_run.add(bad[:10], 10, 1)
     list_of_run.settle()
     list_of_run.add(bad[10:], 10, 2)
     with pytest.raises(
-        ValueError, match="11 of 20 training samples .*max_bad_fraction=0.1 of them; the last one: reason 10"
+        ValueError, match="11 of 20 attempts failed, more than `max_bad_fraction=0.1` of them; the last "
     ):
         list_of_run.settle()
-    enough = Quarantine(tmp_path, starts_over=True, writes=False, max_bad_fraction=0.1)
+    enough = Quarantine(tmp_path, num_rows=20, starts_over=True, writes=False, max_bad_fraction=0.1)
     enough.add(bad, 110, 1)
     enough.settle()

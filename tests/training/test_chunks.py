@@ -62,7 +62,7 @@ NO_CONTRAST = {f"{name}_loss_weight": 0 for name in OBJECTIVES if name not in ("
 
 
 def test_chunks_with_only_masked_objectives_are_an_error(start, tmp_path):
-    with pytest.raises(ValueError, match=r"does not train \(it has mlm, mvm\). Use gradient_accumulation_steps"):
+    with pytest.raises(ValueError, match=r"does not train \(it has mlm, mvm\). Use `gradient_accumulation_steps`"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, contrastive_chunk_size=2, **NO_CONTRAST))
 
 

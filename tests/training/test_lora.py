@@ -158,12 +158,12 @@ def test_a_resumed_run_with_adapters_equals_an_uninterrupted_one(on_base, tmp_pa
 
 def test_a_resumed_run_must_have_the_same_adapters(on_base, tuned, base, tmp_path):
     without = [*on_base, "--do_train", *flags(max_steps=4)]
-    with pytest.raises(ValueError, match="The run in output_dir has LoRA adapters. Use the lora_… settings"):
+    with pytest.raises(ValueError, match="The run in `output_dir` has LoRA adapters. Use the lora_… settings"):
         run(*without, *flags(output_dir=tuned))
     with pytest.raises(ValueError, match="has LoRA adapters with a different r"):
         run(*without, *flags(output_dir=tuned, **(LORA | {"lora_rank": 3, "lora_alpha": 4})))
     run(*on_base, "--do_train", *flags(output_dir=tmp_path, max_steps=1))
-    with pytest.raises(ValueError, match="The run in output_dir has no LoRA adapters"):
+    with pytest.raises(ValueError, match="The run in `output_dir` has no LoRA adapters"):
         run(*without, *flags(output_dir=tmp_path, **LORA))
 
 
@@ -218,7 +218,7 @@ def test_missing_towers_and_layers_are_errors(start, tmp_path):
     for values, message in [
         ({"lora_rank": 2, "lora_towers": "audio"}, "Cannot add LoRA to audio: this model has text, video, fusion"),
         ({"lora_rank": 2, "lora_target_modules": "q_proj"}, "text tower has no q_proj to put LoRA into"),
-        ({"lora_rank": 2, "freeze": ["text", "video"]}, "lora_rank has no tower to put adapters into"),
+        ({"lora_rank": 2, "freeze": ["text", "video"]}, "`lora_rank` has no tower to put adapters into"),
         (
             {"gradient_checkpointing_towers": "audio"},
             "this model has text, video, fusion. Name some of these in grad",

@@ -292,12 +292,10 @@ def test_rows_are_counted_without_opening_files(tmp_path):
 
 
 def preview_of(row: dict, folder: Path, **settings):
-    manifest = folder / "preview.jsonl"
-    manifest.write_text(json.dumps(row))
     processor = MultimodalProcessor(AudioFeatureExtractor(), VideoClipProcessor(num_frames=8, size=32))
     preview = ClipPreview(MultimodalCollator(processor, **settings))
     roots = {"video": folder / "video", "audio": folder / "audio"}
-    sample = RowDataset.from_manifest(manifest, roots=roots, modalities=())[0]
+    sample = RowDataset([row], roots=roots, modalities=())[0]
     return preview.frames(sample), preview.audio(sample)
 
 
@@ -329,7 +327,7 @@ def test_a_run_ends_in_one_line_for_errors_of_users(error):
 @pytest.mark.parametrize("name", ["simple_multimodal.data", "transformers.trainer"])
 def test_warnings_are_printed_above_the_progress_bar(tmp_path, capsys, name):
     args = smm.TrainingArguments(str(tmp_path), report_to="none")
-    with running(args), tqdm(total=2, desc="Training", file=sys.stderr) as bar:
+    with running(args, ()), tqdm(total=2, desc="Training", file=sys.stderr) as bar:
         bar.update()
         logging.getLogger(name).warning("a file is missing")
     lines = re.split("[\r\n]", capsys.readouterr().err)

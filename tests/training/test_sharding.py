@@ -127,7 +127,7 @@ def test_features_rates_by_layer_and_the_best_of_several_evaluations(tmp_path):
 
 @pytest.mark.parametrize(("values", "message"), [
     ({"lora_rank": 2}, "error: LoRA does not work with FSDP and DeepSpeed: every process needs all weights. Train"),
-    ({"contrastive_chunk_size": 1}, "error: contrastive_chunk_size does not work with FSDP and DeepSpeed"),
+    ({"contrastive_chunk_size": 1}, "error: --contrastive_chunk_size does not work with FSDP and DeepSpeed"),
 ])  # fmt: skip
 def test_settings_that_need_unsharded_models_are_errors(tmp_path, values, message):
     write_clips(tmp_path / "clips")

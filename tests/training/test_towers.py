@@ -344,7 +344,7 @@ def test_a_transformer_over_frames_without_training_equals_the_mean(start, folde
             "mvm_loss_weight=1.0, but the video tower 'clip_vision_model' has no decoder",
         ),
         (["--video_size", "20"], "20 by 20 pixels.*patches of 8"),
-        (["--max_seq_length", "13"], "max_seq_length is 13.*positions for 12"),
+        (["--max_seq_length", "13"], "`max_seq_length` is 13.*positions for 12"),
         (["--video_processor_name", "{clap}/nothing"], "Cannot read video settings from .*--video_processor_name"),
     ],
 )
@@ -361,5 +361,5 @@ def test_texts_and_clips_of_two_spaces_are_not_compared_without_training(start, 
 
 
 def test_siglip_only_takes_texts_of_one_length(start, folders):
-    with pytest.raises(ValueError, match="max_seq_length is 8.*padded to 12 tokens"):
+    with pytest.raises(ValueError, match="`max_seq_length` is 8.*padded to 12 tokens"):
         run(*start, *towers(folders, "siglip"), *flags(max_steps=1, max_seq_length=8))

@@ -75,8 +75,8 @@ class CLAPAudioEncoder(Encoder, ClapAudioModel):
         if num_mel_bins != config.num_mel_bins or num_frames > longest_window(config):
             raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but CLAP's "
-                f"tower takes {config.num_mel_bins} by at most {longest_window(config)}. Set audio_processor_name to "
-                "use the checkpoint's own settings."
+                f"tower takes {config.num_mel_bins} by at most {longest_window(config)}. Set `audio_processor_name` "
+                "to use the checkpoint's own settings."
             )
         config = deepcopy(config)
         config.num_frames = num_frames

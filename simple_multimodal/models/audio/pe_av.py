@@ -71,8 +71,8 @@ class PEAVAudioEncoder(PEAVEncoder, PeAudioEncoder):
         if num_mel_bins != hop:
             raise InputError(
                 f"PE-AV's audio tower takes waveforms in frames of {hop} samples, but the audio processor makes "
-                f"frames of {num_mel_bins} values. Set audio_processor_name to use the checkpoint's own settings, and "
-                "leave num_mel_bins out."
+                f"frames of {num_mel_bins} values. Set `audio_processor_name` to use the checkpoint's own settings, "
+                "and leave `num_mel_bins` out."
             )
         config = deepcopy(config)
         config.num_frames = num_frames

@@ -81,7 +81,7 @@ class WaveformEncoder(Encoder):
             raise InputError(
                 f"The audio tower {cls.model_type!r} takes waveforms in frames of {hop} samples, at least {shortest} "
                 f"of them, but the audio processor makes windows of {num_frames} frames of {num_mel_bins} values. "
-                "Leave num_mel_bins out, and set audio_processor_name to use the checkpoint's own settings."
+                "Leave `num_mel_bins` out, and set `audio_processor_name` to use the checkpoint's own settings."
             )
         config = deepcopy(config)
         config.num_frames = num_frames

@@ -49,8 +49,8 @@ class WhisperAudioEncoder(Encoder, WhisperEncoder):
         if num_mel_bins != config.num_mel_bins or num_frames > longest or num_frames % 2:
             raise InputError(
                 f"The audio processor makes windows of {num_mel_bins} mel bins by {num_frames} frames, but Whisper's "
-                f"encoder takes {config.num_mel_bins} by an even number, at most {longest}. Set num_audio_frames to "
-                "such a number, or audio_processor_name to use the checkpoint's own settings."
+                f"encoder takes {config.num_mel_bins} by an even number, at most {longest}. Set `num_audio_frames` "
+                "to such a number, or `audio_processor_name` to use the checkpoint's own settings."
             )
         config = deepcopy(config)
         config.max_source_positions = num_frames // 2

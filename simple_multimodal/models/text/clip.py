@@ -56,7 +56,7 @@ class CLIPTextEncoder(TextEncoder, CLIPTextModel):
         if end_token_id is None or end_token_id == 2:  # the stock class reads 2 as a mark of older configs
             raise InputError(
                 "CLIP's text tower pools the token that ends a text, but the tokenizer adds none (or one with id 2). "
-                "Use the tokenizer of the text checkpoint: set tokenizer_name to its name."
+                "Use the tokenizer of the text checkpoint: set `tokenizer_name` to its name."
             )
         config = deepcopy(config)
         config.vocab_size, config.eos_token_id = vocab_size, end_token_id

@@ -77,9 +77,9 @@ class TextEncoder(Encoder):
         limit = self.max_tokens(self.config)
         if max_seq_length > limit:
             raise InputError(
-                f"max_seq_length is {max_seq_length}, but the text tower {self.model_type!r} has positions for "
-                f"{limit} tokens. Set max_seq_length to {limit} or less, or raise max_position_embeddings in the text "
-                "config."
+                f"`max_seq_length` is {max_seq_length}, but the text tower {self.model_type!r} has positions for "
+                f"{limit} tokens. Set `max_seq_length` to {limit} or less, or raise max_position_embeddings in the "
+                "text config."
             )
 
     def stock_mask(self, attention_mask: torch.Tensor, *, is_causal: bool = False) -> torch.Tensor:

@@ -53,8 +53,8 @@ class OffsetPositionsEncoder(TextEncoder):
         if pad_token_id != config.pad_token_id:
             raise InputError(
                 f"{cls.title} counts positions from its padding token, number {config.pad_token_id}; that of "
-                f"the tokenizer is {pad_token_id}. Use the tokenizer of the text checkpoint: set tokenizer_name to "
-                "its name."
+                f"the tokenizer is {pad_token_id}. Use the tokenizer of the text checkpoint: set `tokenizer_name` "
+                "to its name."
             )
         config = deepcopy(config)
         config.vocab_size = vocab_size

@@ -31,8 +31,8 @@ class FixedLengthTextEncoder(TextEncoder):
         length = self.config.max_position_embeddings
         if max_seq_length != length:
             raise InputError(
-                f"max_seq_length is {max_seq_length}, but the text tower {self.model_type!r} reads texts that are "
-                f"padded to {length} tokens: it pools the last one. Set max_seq_length to {length}."
+                f"`max_seq_length` is {max_seq_length}, but the text tower {self.model_type!r} reads texts that "
+                f"are padded to {length} tokens: it pools the last one. Set `max_seq_length` to {length}."
             )
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> EncoderOutput:

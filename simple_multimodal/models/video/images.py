@@ -105,7 +105,7 @@ class ImageEncoder(Encoder):
             size = self.embedding_size(config)
             if size is None:
                 raise InputError(
-                    f"frame_pooling_layers is {frame_pooling_layers}, but this {self.model_type!r} has no head that "
+                    f"`frame_pooling_layers` is {frame_pooling_layers}, but this {self.model_type!r} has no head that "
                     "pools a frame embedding. Set it to 0."
                 )
             self.frame_transformer = FrameTransformer(size, frame_pooling_layers)
