@@ -347,6 +347,11 @@ def manifest_flags(folder: Path, text: str, name: str = "bad.csv") -> list[str]:
         ("", "the manifest has 0 rows"),
         ("video,caption\n0.mp4\n", "line 2: 1 cells, but the header has 2"),
         ("video,text\n0.mp4,no.txt\n", "no.txt does not exist"),
+        (
+            "video,text\n0.mp4,a cat\n",
+            "rename the column to `caption` (`train.py --dataset_name`: add `--rename_columns",
+        ),
+        ("0.mp4,a cat\n1.mp4,a dog\n", "the first line seems to be a row instead of a header: 0.mp4, a cat."),
         ("video,caption\n.,a cat\n", "is not a regular file"),
     ],
 )

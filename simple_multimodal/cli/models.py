@@ -85,7 +85,11 @@ def features(
 def search(
     model: Model,
     text: Annotated[str, "description of the clip"],
-    clips: Annotated[Sequence[str], "a manifest, a folder, media files, or the output of `encode`", Named.PATH],
+    clips: Annotated[
+        Sequence[str],
+        "a manifest, a folder (links to files are followed), media files, or the output of `encode`",
+        Named.PATH,
+    ],
     *,
     top_k: Annotated[int, "number of clips to print"] = TOP_K_CLIPS,
     rerank: Annotated[

@@ -17,8 +17,8 @@ _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(:(?!\s)|,,|,[^/\s]*:)|subfile,
 _SUSPECT = re.compile(r"[:,\\\0]|\.\.")  # every path that is refused by its form contains one of these
 
 _CAPTIONS = (
-    " If the cells are captions instead of files, rename the column to `caption` (with `dataset_name`: "
-    "`rename_columns` text=caption)."
+    " If the cells are captions instead of files, rename the column to `caption` (`train.py --dataset_name`: add "
+    "`--rename_columns text=caption`)."
 )
 
 

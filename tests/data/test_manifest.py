@@ -179,7 +179,7 @@ def test_captions_include_those_of_text_files(load):
 @pytest.mark.parametrize("caption", ["a dog barks", "a dog barks. " * 30, "a dog: it barks"])
 def test_captions_in_the_column_of_text_files_are_an_error_with_the_remedy(load, caption):
     rows = load(f"video,text\naudio0.mp4,{caption}\naudio1.mp4,a cat\n")
-    remedy = r"captions instead of files, rename the column to `caption` .*`rename_columns` text=caption\)\.$"
+    remedy = r"captions instead of files, rename the column to `caption` .*`--rename_columns text=caption`\)\.$"
     with pytest.raises(MediaError, match=rf"row 0 .*column 'text': .*{caption.strip()} does not exist\..*{remedy}"):
         rows[0]
     with pytest.raises(MediaError, match="row 0"):

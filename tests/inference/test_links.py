@@ -42,6 +42,13 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, questio
         assert {json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()} == {"0", "1"}
 
 
+@pytest.mark.parametrize("verb", ["show", "encode", "search", "answer"])
+def test_help_tells_that_links_in_a_folder_are_followed(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "a folder (links to files are followed)" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("verb", ["encode", "search", "answer"])
 def test_pipelines_accept_a_manifest_of_absolute_paths(verb, clips, retrieval_model, question_model, tmp_path, capfd):
     manifest = tmp_path / "rows.csv"

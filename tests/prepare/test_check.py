@@ -44,6 +44,9 @@ def test_the_command_prints_json_and_fails_for_unreadable_files(folder, capsys):
     assert cli.main(["index", str(folder / "train.csv"), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert sum(bool(file["error"]) for file in report["files"]) == 2
+    assert "absent.mp4 does not exist" in " ".join(file["error"] for file in report["files"])
+    assert cli.main(["index", str(folder / "train.csv")]) == 1
+    assert f"Paths are relative to {folder} (--video_root)." in capsys.readouterr().out
     assert cli.main(["index", str(folder / "validation.csv")]) == 0
     assert "1 files, 0 unreadable" in capsys.readouterr().out
 
