@@ -203,7 +203,7 @@ def infer(models, data: Path, out: Path, task: str, *flags: str) -> int:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_measurement_lists_its_bad_clips(models, spoiled_data, tmp_path, capfd, task):
     assert infer(models, spoiled_data, tmp_path / "out", task) == 0
-    assert "(1 could not be read, counted as wrong)" in capfd.readouterr().err
+    assert "1 could not be read and count as wrong" in capfd.readouterr().err
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     file = str(spoiled_data / task / f"videos/{BAD}.mp4")
     assert written["counts"]["bad_samples"] == 1 and written["counts"]["clips"] == NUM_CLIPS
@@ -261,7 +261,7 @@ def test_several_processes_compute_the_same_metrics(models, spoiled_data, tmp_pa
         assert launch(1, *arguments, KILL_AT=killed_at).returncode != 0
         assert len(list((tmp_path / "two/partial").glob("clips/*.parquet"))) == 4
     done = launch(2, *arguments)
-    assert done.returncode == 0 and done.stderr.count("could not be read, counted as wrong") == 1, done.stderr
+    assert done.returncode == 0 and done.stderr.count("could not be read and count as wrong") == 1, done.stderr
     assert done.stderr.count("Bad sample: ") == 1
     for name in ("metrics.json", "results.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -339,7 +339,7 @@ def test_commands_skip_bad_files_of_a_folder(retrieval_model, question_model, fo
     assert main(["search", retrieval_model, "a cat", str(folder)]) == 0
     assert len(capfd.readouterr().out.strip().splitlines()) == 6
     assert main(["answer", question_model, "who is there?", str(folder)]) == 0
-    answered = [json.loads(line)["id"] for line in capfd.readouterr().out.strip().splitlines()]
+    answered = [json.loads(line)["clip"] for line in capfd.readouterr().out.strip().splitlines()]
     assert answered == [f"{n}.mp4" for n in GOOD]
     for command in (
         ["encode", retrieval_model, bad, "--out", out],

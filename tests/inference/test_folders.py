@@ -27,7 +27,7 @@ def ids_of(capfd, *argv: str) -> list[str]:
     """Return the ids of the clips that a command prints."""
     capfd.readouterr()
     assert main(list(argv)) == 0
-    return sorted(json.loads(line)["id"] for line in capfd.readouterr().out.splitlines())
+    return sorted(json.loads(line)["clip"] for line in capfd.readouterr().out.splitlines())
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, questio
     assert "Set --follow_links to follow it" in error and ("1 other rows" in error or verb == "show")
     assert main([verb, *argv, "--follow_links"]) == 0
     if verb in ("search", "answer"):
-        assert {json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()} == {"0", "1"}
+        assert {json.loads(line)["clip"] for line in capfd.readouterr().out.splitlines()} == {"0", "1"}
 
 
 @pytest.mark.parametrize("verb", ["show", "encode", "search", "answer"])
