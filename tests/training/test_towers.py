@@ -345,7 +345,7 @@ def test_a_transformer_over_frames_without_training_equals_the_mean(start, folde
         ),
         (["--video_size", "20"], "20 by 20 pixels.*patches of 8"),
         (["--max_seq_length", "13"], "`max_seq_length` is 13.*positions for 12"),
-        (["--video_processor_name", "{clap}/nothing"], "Cannot read video settings from .*--video_processor_name"),
+        (["--video_processor_name", "{clap}/nothing"], "--video_processor_name .*nothing: no such folder"),
     ],
 )
 def test_errors_of_invalid_settings(start, folders, changes, message):
