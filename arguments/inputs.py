@@ -17,6 +17,7 @@ from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks import models
 from simple_multimodal.tasks.registry import Rows, Task, TaskOptions, get_task
+from simple_multimodal.tasks.training_clips import TrainingClips
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.run_record import check_test_set, make_run_record, selection_split
 
@@ -179,6 +180,8 @@ def make_model(
             check_found(place, f"--{name}", cache_dir=model_args.cache_dir)
     if splits.test is not None:
         check_test_set(splits.test, splits.training, source)
+    if splits.evaluation is not None and not args.do_train:
+        TrainingClips.read(source).warn_about(splits.evaluation)
     shared: dict[str, Any] = {
         "task": task,
         "train_dataset": splits.training,

@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -202,6 +202,8 @@ def protocol_name(
     rerank_top_k: int | None = None,
     dual_softmax: bool = False,
     decodes_on_gpu: bool = False,
+    split: str = "test",
+    drop_modalities: Sequence[str] = (),
 ) -> str:
     """
     Return the name to publish a result under, which includes everything that changes its meaning.
@@ -216,6 +218,8 @@ def protocol_name(
             test set, which are not available to a single query.
         decodes_on_gpu (`bool`, *optional*, defaults to `False`): Whether frames were decoded on a GPU, whose pixels
             are not bit-identical to those decoded on a CPU.
+        split (`str`, *optional*, defaults to `"test"`): Split that was measured.
+        drop_modalities (`Sequence[str]`, *optional*): Modalities of the model that were left out.
 
     Returns:
         `str`: Name with suffixes, e.g. `"msrvtt-1ka-9k+rerank100+dsl"`.
@@ -235,6 +239,8 @@ def protocol_name(
         f"rerank{rerank_top_k}": rerank_top_k is not None,
         "dsl": dual_softmax,
         "nvdec": decodes_on_gpu,
+        split: split != "test",
+        **{f"without_{modality}": True for modality in drop_modalities},
     }
     return "+".join([protocol, *(suffix for suffix, applies in suffixes.items() if applies)])
 

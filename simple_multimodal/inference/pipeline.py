@@ -50,7 +50,7 @@ from simple_multimodal.inference.encoded import (
     unpack,
 )
 from simple_multimodal.inference.partial import Partial, process_state
-from simple_multimodal.inference.requests import ClipKey, Clips, Request, clips_alone, open_manifest
+from simple_multimodal.inference.requests import ClipKey, Clips, Request, clips_alone, open_clips
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.missing import reading_model
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
@@ -258,10 +258,10 @@ class Pipeline:
         """Return one row per distinct clip, in the order of first occurrence, leaving out rows without a clip.
         `recursive` includes the files in subfolders of a folder.
         """
-        clips = open_manifest(clips)
-        if isinstance(clips, RowDataset) and recursive:
-            raise InputError("recursive applies to folders, but a manifest lists its files. Leave it out.")
-        dataset = clips if isinstance(clips, RowDataset) else RowDataset.from_files(clips, recursive=recursive)
+        source = open_clips(clips)
+        if isinstance(source, RowDataset) and recursive:
+            raise InputError("`recursive` applies to folders, but rows name their files. Leave it out.")
+        dataset = source if isinstance(source, RowDataset) else RowDataset.from_files(source, recursive=recursive)
         unique: dict[ClipKey, Row] = {}
         for row in dataset.rows(files="named"):
             if self.has_clip(row):

@@ -3,15 +3,23 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias, cast
+
+import datasets
 
 from simple_multimodal.data.records import further_values
 from simple_multimodal.data.rows import Row, RowDataset
-from simple_multimodal.data.tables import is_table
+from simple_multimodal.data.sources import holds_rows, open_rows
 from simple_multimodal.errors import InputError
 
-Clips = RowDataset | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""A data set, or its manifest; or a media file, a folder of them, or a list of files."""
+Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A media file, a folder of them, or a list of files."""
+
+Clip: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""A media file, or a row as a dictionary."""
+
+Clips: TypeAlias = Files | Clip | Sequence[Mapping[str, Any]] | RowDataset | datasets.Dataset | Any
+"""Rows (a data set, its manifest, dictionaries, a pandas DataFrame), or [`Files`]."""
 
 Request = Mapping[str, Any]
 """One request to a pipeline, such as `{"text": "a dog barks", "clips": "my_clips/"}`."""
@@ -33,11 +41,11 @@ class ClipKey(NamedTuple):
         return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"], further)
 
 
-def open_manifest(clips: Clips) -> Clips:
-    """Open a manifest as a data set; return anything else unchanged."""
-    if isinstance(clips, (str, os.PathLike)) and is_table(clips):
-        return RowDataset.from_manifest(os.fspath(clips), modalities=None)
-    return clips
+def open_clips(clips: Clips) -> RowDataset | Files:
+    """Open rows as a data set; return files and folders unchanged."""
+    if isinstance(clips, Mapping):
+        clips = [clips]
+    return open_rows(clips, modalities=None) if holds_rows(clips) else cast(Files, clips)
 
 
 def as_requests(inputs: Request | Sequence[Request], *, clips: str, text: str | None = None) -> list[Request]:
@@ -63,16 +71,25 @@ def as_requests(inputs: Request | Sequence[Request], *, clips: str, text: str | 
     return requests
 
 
-def rows_of_files(files: Sequence[str | os.PathLike[str]]) -> tuple[list[Row], list[int]]:
+def rows_of_clips(clips: Sequence[Clip]) -> tuple[list[Row], list[int]]:
     """
-    Return a row for each distinct media file, and for each of `files` the number of its row.
+    Return a row for each distinct clip, and for each of `clips` the number of its row.
 
     Raises:
         MediaError: If a file cannot be read as media.
+        ValueError: If a dictionary is not a row.
     """
-    paths = [os.path.abspath(file) for file in files]
-    numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
-    return list(RowDataset.from_files(list(numbers)).rows(files="named")), [numbers[path] for path in paths]
+    rows: dict[ClipKey, Row] = {}
+    numbers = []
+    for clip in clips:
+        if isinstance(clip, Mapping):
+            dataset = RowDataset([clip], modalities=None)
+        else:
+            dataset = RowDataset.from_files([clip])
+        (row,) = dataset.rows(files="named")
+        row = rows.setdefault(ClipKey.of(row), {**row, "index": len(rows)})
+        numbers.append(row["index"])
+    return list(rows.values()), numbers
 
 
 def clips_alone(rows: Sequence[Row]) -> list[Row]:

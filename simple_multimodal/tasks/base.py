@@ -1,7 +1,6 @@
 """The base class of tasks: which models perform a task, which rows they learn from, and how they are measured."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import datasets
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.sources import open_rows
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation import glossary
@@ -163,23 +163,16 @@ class Task:
         if isinstance(rows, RowDataset):
             return rows
         settings = {**cls.row_settings, **settings}
-        cache_dir = settings.pop("cache_dir", None)
-        pandas = sys.modules.get("pandas")  # already imported if the rows are a DataFrame
         if isinstance(rows, (str, os.PathLike)) and os.path.isdir(rows):
             if "text" in settings.get("modalities", BUILT_IN_MODALITIES):
                 raise InputError(
                     f"{rows} is a folder, whose files have no captions. Pass a manifest (CSV, TSV or JSONL), or "
                     "modalities without text."
                 )
+            settings.pop("cache_dir", None)
             dataset = RowDataset.from_files(rows, **settings)
-        elif isinstance(rows, (str, os.PathLike)):
-            dataset = RowDataset.from_manifest(rows, cache_dir=cache_dir, **settings)
-        elif isinstance(rows, datasets.Dataset):
-            dataset = RowDataset.from_dataset(rows, cache_dir=cache_dir, **settings)
-        elif pandas is not None and isinstance(rows, pandas.DataFrame):
-            dataset = RowDataset.from_dataframe(rows, **settings)
         else:
-            dataset = RowDataset(rows, **settings)
+            dataset = open_rows(rows, **settings)
         dataset.check_links()
         return dataset
 
@@ -207,6 +200,12 @@ class Task:
     def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
         """Return arguments of [`protocol_name`] for options that change what the numbers of a benchmark mean."""
         return {}
+
+    @staticmethod
+    def protocol(default: str, pipeline: Pipeline, measuring: Measuring) -> str:
+        """Return the name of a measurement's protocol, or else a phrase that says which modalities are left out."""
+        dropped = pipeline.collator.drop_modalities
+        return measuring.protocol or default + (f"; without {' and '.join(dropped)}" if dropped else "")
 
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
 from simple_multimodal.data.bad_samples import as_json
-from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import (
     BENCHMARKS,
@@ -38,7 +37,7 @@ def evaluate(
     *,
     processor: MultimodalProcessor | None = None,
     task: Task | None = None,
-    train_dataset: RowDataset | None = None,
+    train_dataset: Rows | None = None,
     roots: Any = None,
     follow_links: bool = False,
     **settings,
@@ -52,11 +51,12 @@ def evaluate(
             [`RowDataset`].
         processor ([`MultimodalProcessor`], *optional*): Processor of the model; required if `model` is not a path.
         task ([`Task`], *optional*): The task; by default that of the model, with default options.
-        train_dataset ([`RowDataset`], *optional*): Training rows, for the baselines of question answering.
+        train_dataset (*optional*): Training rows, as `data`, for the baselines of question answering.
         roots (*optional*): Folders that the files of `data` lie in, see [`RowDataset`]; ignored if `data` is one.
         follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead outside the roots,
             see [`RowDataset`]; ignored if `data` is one.
-        settings: Arguments of [`Pipeline`], such as `batch_size` and `drop_modalities`.
+        settings: Options of the task, such as `rerank_top_k`, and arguments of [`Pipeline`], such as `batch_size` and
+            `drop_modalities`.
 
     Returns:
         [`Evaluation`]: The `metrics`, their `intervals`, and the `counts` that they are computed over.
@@ -69,16 +69,27 @@ def evaluate(
     ```
     """
     if isinstance(model, (str, os.PathLike)):
-        task = task or saved_task(model, cache_dir=settings.get("cache_dir"))()
+        task = task or _with_options(saved_task(model, cache_dir=settings.get("cache_dir")), settings)
         pipeline: Pipeline = task.pipeline_class.from_pretrained(model, **settings)
     else:
         if processor is None:
             raise InputError("Pass the `processor` of the model, or the model's folder instead.")
-        task = task or task_of(model.config.task, type(model).__name__)()
+        task = task or _with_options(task_of(model.config.task, type(model).__name__), settings)
         pipeline = task.pipeline_class(model, processor, **settings)
-    rows = task.open_rows(data, modalities=pipeline.processor.modalities, roots=roots, follow_links=follow_links)
-    measuring = Measuring(benchmark=prepared_protocol(rows.manifest_file), train_set=train_dataset)
-    return task.evaluate(pipeline, rows, measuring)
+    places: dict[str, Any] = {"roots": roots, "follow_links": follow_links}
+    rows = task.open_rows(data, modalities=pipeline.processor.modalities, **places)
+    train_set = None
+    if train_dataset is not None:
+        train_set = task.open_rows(train_dataset, modalities=pipeline.processor.modalities, **places)
+    if isinstance(model, (str, os.PathLike)):
+        TrainingClips.read(model).warn_about(rows)
+    return task.evaluate(pipeline, rows, Measuring(prepared_protocol(rows.manifest_file), train_set=train_set))
+
+
+def _with_options(kind: type[Task], settings: dict[str, Any]) -> Task:
+    """Return a task with its options, which are taken out of `settings`."""
+    names = [option.name for option in fields(kind.options_class) if option.name in settings]
+    return kind(kind.options_class(**{name: settings.pop(name) for name in names}))
 
 
 def measure_benchmark(
@@ -143,6 +154,8 @@ def measure_benchmark(
             num_missing=len(prepared["splits"][split]["missing"]),
             deviates=any(line.startswith(f"{split}: ") for line in prepared["deviations"]),
             decodes_on_gpu=pipeline.collator.decode_device != "cpu",
+            split=split,
+            drop_modalities=pipeline.collator.drop_modalities,
             **task.protocol_suffixes(pipeline, measuring),
         )
     measured = task.evaluate(pipeline, rows, replace(measuring, protocol=name))

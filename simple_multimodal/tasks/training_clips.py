@@ -65,14 +65,32 @@ class TrainingClips(NamedTuple):
         Raises:
             ValueError: If the model was trained on one of their clips.
         """
+        seen, copies, namesakes = self._compare(test_set)
+        check_overlap(seen, test_set.clip_names(), protocol)
+        if int(os.environ.get("RANK", "0")) == 0:
+            _warn(copies, "have the same contents as training clips of other names")
+            _warn(namesakes, "have the names of training clips but other contents, and are treated as different clips")
+
+    def warn_about(self, rows: RowDataset) -> None:
+        """Warn if rows of no benchmark show clips that a model was trained on."""
+        seen, copies, _ = self._compare(rows)
+        if (seen or copies) and int(os.environ.get("RANK", "0")) == 0:
+            counts = f"{len(seen) + len(copies)} of the {len(rows.clip_names())}"
+            logger.warning(
+                f"The model was trained on {counts} clips that it is measured on: results say little about others."
+            )
+
+    def _compare(self, rows: RowDataset) -> tuple[list[str], list[str], list[str]]:
+        """Return the names of the rows' clips that were trained on, of copies of training clips, and of others that
+        only have the names of training clips."""
         if not self.clips:
-            return
+            return [], [], []
         files = _Files(clip.path for clip in self.clips)
         files_of: dict[str, list[str]] = defaultdict(list)
         for clip in self.clips:
             files_of[clip.name].append(clip.path)
         seen, copies, namesakes = [], [], []
-        for name, path in test_set.clip_files():
+        for name, path in rows.clip_files():
             twins = files.with_contents_of(path)
             own = files_of.get(name, [])
             if files.has(path) or any(twin in own for twin in twins):
@@ -83,10 +101,7 @@ class TrainingClips(NamedTuple):
                 copies.append(f"{name} ({twins[0]})")
             elif own:
                 namesakes.append(f"{name} ({own[0]})")
-        check_overlap(seen, test_set.clip_names(), protocol)
-        if int(os.environ.get("RANK", "0")) == 0:
-            _warn(copies, "have the same contents as training clips of other names")
-            _warn(namesakes, "have the names of training clips but other contents, and are treated as different clips")
+        return seen, copies, namesakes
 
 
 def _can_be_compared(first: str, second: str) -> bool:

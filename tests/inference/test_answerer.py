@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import simple_multimodal as smm
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
@@ -32,6 +33,25 @@ def test_answers_come_with_probabilities(answerer, clips):
     assert len(answerer.answer("who is there?", clips / "video/1.mp4")) == 1
     with pytest.raises(ValueError, match="blank"):
         answerer.answer("", clips / "video/1.mp4")
+
+
+def test_a_clip_may_be_a_row(answerer, clips):
+    file = clips / "video/1.mp4"
+    rows = [{"video": str(file)}, {"video": str(clips / "video/0.mp4"), "start_seconds": 0.1}]
+    assert answerer.answer("what is it?", rows[0], top_k=4) == answerer.answer("what is it?", file, top_k=4)
+    requests = [{"question": "what is it?", "clip": clip} for clip in (file, *rows)]
+    first, same, other = answerer(requests, top_k=4)
+    assert first == same and first[0]["score"] != other[0]["score"]
+
+
+def test_training_rows_for_the_baselines_may_be_of_every_kind(question_model, questions, clips):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows = [{**row, "video": str(clips / row["video"])} for row in rows]
+    found = [
+        smm.evaluate(question_model, questions, train_dataset=train_dataset).metrics
+        for train_dataset in (rows, questions)
+    ]
+    assert found[0] == found[1] and found[0]["majority_accuracy"] == 0.5
 
 
 def test_a_data_set_has_the_same_answers_as_single_questions_and_each_clip_is_read_once(

@@ -96,7 +96,7 @@ def test_matching_ranks_by_default_only_if_it_was_better(retrieval_model, data, 
     assert main(["infer", str(model), str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert written["primary_metric"] == f"{prefix}text_to_video_R@1" and "+rerank" not in written["protocol"]
-    assert ("ranked by cosine alone" in caplog.text and "--rerank_top_k N" in caplog.text) == (prefix == "")
+    assert ("ranked by cosine alone" in caplog.text and "`rerank_top_k`" in caplog.text) == (prefix == "")
 
 
 def test_testing_on_training_clips_is_refused(retrieval_model, data, tmp_path, capfd):

@@ -8,11 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import simple_multimodal as smm
 from simple_multimodal.cli import main
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.collator import MultimodalCollator
@@ -25,6 +28,7 @@ from simple_multimodal.models.pairs import ranking_scores
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Match, Retriever
 from tests.closeness import assert_close
+from tests.training.tiny_run import CAPTIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -93,7 +97,7 @@ def test_search_accepts_the_inputs_of_index_like_the_command_line(
         retriever.search("rain", tmp_path / "of-no-model.safetensors")
     with pytest.raises(ValueError, match="blank"):
         retriever.search(" ", clips / "absent")
-    with pytest.raises(ValueError, match="a manifest lists its files. Leave it out"):
+    with pytest.raises(ValueError, match="rows name their files. Leave it out"):
         retriever.search("rain", manifest, recursive=True)
     with pytest.raises(ValueError, match="embeddings holds saved embeddings. Leave it out"):
         retriever.search("rain", saved, recursive=True)
@@ -126,6 +130,36 @@ def test_re_ranking_is_the_default_if_it_was_better_on_the_validation_split(retr
         assert retriever.search("a cat purrs", index) == expected
         assert retriever.search("a cat purrs", index, rerank=0) == plain
         assert retriever.search("a cat purrs", replace(index, clips=None)) == plain  # cannot be re-ranked
+
+
+@pytest.mark.parametrize("kind", ["manifest", "dictionaries", "table", "data set", "one row"])
+def test_clips_are_rows_of_every_kind(retriever, index, clips, tmp_path, kind):
+    records = [{"id": f"clip {n}", "video": str(clips / f"video/{n}.mp4")} for n in range(3)]
+    for n in range(3):
+        (tmp_path / f"{n}.mp4").hardlink_to(clips / f"video/{n}.mp4")
+    (tmp_path / "clips.csv").write_text("id,video\n" + "".join(f"clip {n},{n}.mp4\n" for n in range(3)))
+    sources = {
+        "manifest": tmp_path / "clips.csv",
+        "dictionaries": records,
+        "table": pandas.DataFrame(records),
+        "data set": datasets.Dataset.from_list(records),
+        "one row": records[1],
+    }
+    ids = ["clip 1"] if kind == "one row" else ["clip 0", "clip 1", "clip 2"]
+    assert retriever.index(sources[kind]).ids == ids
+    matches = retriever.search("a cat purrs", sources[kind])
+    assert sorted(match.id for match in matches) == ids
+    (found,) = retriever({"text": "a cat purrs", "clips": sources[kind]})
+    assert [result["clip"] for result in found] == [match.id for match in matches]
+
+
+def test_evaluation_in_python_takes_the_options_of_the_task(retrieval_model, clips):
+    rows = [{"video": str(clips / f"video/{n}.mp4"), "caption": caption} for n, caption in enumerate(CAPTIONS[:4])]
+    assert not any("matching_text" in name for name in smm.evaluate(retrieval_model, rows, rerank_top_k=0).metrics)
+    reranked = smm.evaluate(retrieval_model, rows, rerank_top_k=2)
+    assert reranked.primary_metric == "matching_text_to_video_R@1" and reranked.chance[reranked.primary_metric] == 0.25
+    with pytest.raises(TypeError, match="rerank"):
+        smm.evaluate(retrieval_model, rows, rerank=2)
 
 
 def test_an_index_is_reused_for_the_same_model_and_clips(retriever, clips, tmp_path, monkeypatch):

@@ -58,6 +58,14 @@ def test_different_files_are_accepted_with_a_warning(trained, tmp_path, caplog):
     TrainingClips().check(rows(tmp_path / "train/0.mp4"), "msvd")  # no known training clips
 
 
+def test_measuring_on_training_clips_causes_a_warning(trained, tmp_path, caplog):
+    trained.warn_about(rows(make_file(tmp_path / "test/other.mp4", "clip 2")))
+    assert not caplog.records
+    copy = make_file(tmp_path / "test/renamed.mp4", "clip 1")
+    trained.warn_about(rows(tmp_path / "train/0.mp4", copy, tmp_path / "test/other.mp4"))
+    assert "The model was trained on 2 of the 3 clips that it is measured on" in caplog.text
+
+
 def test_each_file_is_hashed_once(trained, tmp_path, monkeypatch):
     hashed = []
     plain = training_clips.content_hash

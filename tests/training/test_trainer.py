@@ -209,6 +209,8 @@ def test_dropping_a_modality_equals_rows_without_it(start, clips, trained, tmp_p
     without = evaluate(start, trained, groups["output_dir"], validation_file=manifest)
     drop = evaluate(start, trained, groups["output_dir"], validation_file=full, drop_modalities=dropped)
     assert drop == pytest.approx(without, rel=1e-6)
+    protocol = json.loads((groups["output_dir"] / "evaluation.json").read_text())["protocol"]
+    assert f"; without {dropped}; " in protocol
     assert f"eval_{'mam' if dropped == 'audio' else 'mvm'}_loss" not in drop  # there is no loss without inputs
     assert evaluate(start, trained, groups["output_dir"], validation_file=full)["eval_loss"] != drop["eval_loss"]
 

@@ -15,7 +15,7 @@ from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import TOP_K_ANSWERS
 from simple_multimodal.errors import InputError
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_manifest, rows_of_files
+from simple_multimodal.inference.requests import Clip, ClipKey, Clips, Request, as_requests, open_clips, rows_of_clips
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 
 
@@ -71,7 +71,7 @@ class QuestionAnswerer(Pipeline):
 
         Args:
             inputs (`dict` or `Sequence[dict]`): `{"question": str, "clip": str}`, or several such requests; the clip
-                is a media file.
+                is a media file, or a row as a dictionary.
             top_k (`int`, *optional*, defaults to 1): Number of answers per request.
 
         Returns:
@@ -85,19 +85,19 @@ class QuestionAnswerer(Pipeline):
         requests = as_requests(inputs, text="question", clips="clip")
         if not requests:
             return []
-        rows, row_of = rows_of_files([request["clip"] for request in requests])
+        rows, row_of = rows_of_clips([request["clip"] for request in requests])
         results = self._answer([request["question"] for request in requests], rows, row_of, top_k, "fail")
         return [[answer.to_dict() for answer in found] for found in results]
 
     def answer(
-        self, questions: str | Sequence[str], clip: str | os.PathLike[str], *, top_k: int = TOP_K_ANSWERS
+        self, questions: str | Sequence[str], clip: Clip, *, top_k: int = TOP_K_ANSWERS
     ) -> list[Answer] | list[list[Answer]]:
         """
         Answer questions about one clip.
 
         Args:
             questions (`str` or `Sequence[str]`): One question or several.
-            clip (`str`): Media file.
+            clip (`str` or `dict`): Media file, or a row as a dictionary.
             top_k (`int`, *optional*, defaults to 1): Number of answers to return.
 
         Returns:
@@ -108,9 +108,8 @@ class QuestionAnswerer(Pipeline):
             ValueError: If a question is blank, **or** the file has no modality of the model.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
-        results = self._answer(
-            asked, list(RowDataset.from_files([clip]).rows(files="named")), [0] * len(asked), top_k, "fail"
-        )
+        rows, _ = rows_of_clips([clip])
+        results = self._answer(asked, rows, [0] * len(asked), top_k, "fail")
         return results[0] if isinstance(questions, str) else results
 
     def answer_each(
@@ -126,8 +125,9 @@ class QuestionAnswerer(Pipeline):
 
         Args:
             question (`str`): The question.
-            clips: A data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
-                of files. Clips of a data set or a folder that cannot be read are left out, with a warning.
+            clips: Rows (a data set, its manifest, dictionaries, a pandas DataFrame), of which those that show the same
+                clip count once; or a media file, a folder, or a list of files. Clips of rows or of a folder that
+                cannot be read are left out, with a warning.
             top_k (`int`, *optional*, defaults to 1): Number of answers to return.
             recursive (`bool`, *optional*, defaults to `False`): Whether to include the files in subfolders of a
                 folder.
@@ -141,7 +141,7 @@ class QuestionAnswerer(Pipeline):
             ValueError: If the question is blank, a file has no modality of the model, **or** more than
                 `max_bad_fraction` of the clips, or all of them, cannot be read.
         """
-        clips = open_manifest(clips)
+        clips = open_clips(clips)
         if isinstance(clips, RowDataset):
             rows = self.rows(clips, recursive=recursive)
         else:

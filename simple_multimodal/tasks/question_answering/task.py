@@ -24,6 +24,8 @@ from simple_multimodal.tasks.question_answering.modeling import MultimodalForQue
 from simple_multimodal.tasks.question_answering.options import QuestionAnsweringOptions
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS, AnswerLabels, question_pairs
 
+PROTOCOL = "the highest scoring answer of the model's list; correct if it equals the annotated one exactly"
+
 ANSWER = """\
 from simple_multimodal import QuestionAnswerer
 
@@ -99,8 +101,7 @@ class QuestionAnswering(Task):
         return evaluate_answers(
             pipeline,  # type: ignore[arg-type]
             dataset,
-            protocol=measuring.protocol
-            or "the highest scoring answer of the model's list; correct if it equals the annotated one exactly",
+            protocol=self.protocol(PROTOCOL, pipeline, measuring),
             train_set=measuring.train_set,
             with_losses=measuring.with_losses,
             alpro=measuring.alpro,

@@ -21,7 +21,7 @@ from simple_multimodal.defaults import TOP_K_CLIPS
 from simple_multimodal.errors import InputError
 from simple_multimodal.inference.encoded import ClipVersion, EncodedRows
 from simple_multimodal.inference.pipeline import Pipeline, cosine, from_main
-from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_manifest
+from simple_multimodal.inference.requests import ClipKey, Clips, Request, as_requests, open_clips
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.pairs import Encoded, ranking_scores
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
@@ -251,7 +251,7 @@ class Retriever(Pipeline):
                 if name not in indices:
                     indices[name] = self.load_index(clips)  # type: ignore[arg-type]
             else:
-                clips = open_manifest(clips)
+                clips = open_clips(clips)
                 is_chosen |= not isinstance(clips, RowDataset) and not is_media_folder(clips)
                 rows = self.rows(clips)
                 name = tuple((row["id"], row["group"], ClipKey.of(row)) for row in rows)
@@ -282,8 +282,8 @@ class Retriever(Pipeline):
         Encode clips with the towers. Clips of a data set or a folder that cannot be read are left out, with a warning.
 
         Args:
-            clips: A data set or its manifest (rows of the same clip count once), or a media file, a folder, or a list
-                of files.
+            clips: Rows (a data set, its manifest, dictionaries, a pandas DataFrame), of which those that show the same
+                clip count once; or a media file, a folder, or a list of files.
             saved (`str`, *optional*): Folder to keep the embeddings in. Clips whose embeddings it already has, from
                 the same model and files, are not encoded again; clips that are no longer given are removed from it.
                 Embeddings of another model are replaced, and so is a file that an earlier version saved. The index
@@ -301,7 +301,7 @@ class Retriever(Pipeline):
             ValueError: If there is no clip, more than `max_bad_fraction` of them, or all of them, cannot be read,
                 **or** `for_matching` is set and the model has no matching head.
         """
-        clips = open_manifest(clips)
+        clips = open_clips(clips)
         is_chosen = not isinstance(clips, RowDataset) and not is_media_folder(clips)
         return self.index_rows(
             self.rows(clips, recursive=recursive),

@@ -89,15 +89,16 @@ class Retrieval(Task):
         rerank_top_k = self._rerank_top_k(pipeline, measuring)
         is_default = self.options.rerank_top_k is None and not measuring.with_losses
         if rerank_top_k == 0 and is_default and pipeline.state.is_main_process:
+            measured = pipeline.model.config.rerank_top_k is not None
             logger.warning(
-                "Clips are ranked by cosine alone, because re-ranking by the matching head was not better on the "
-                "validation split of the training run, or was not measured. To re-rank the first N candidates "
-                "anyway, pass --rerank_top_k N, or --rerank_top_k all."
+                "Clips are ranked by cosine alone: re-ranking by the matching head "
+                f"{'was not better' if measured else 'was not measured'} on the validation split of the training run. "
+                "To re-rank the first candidates anyway, set `rerank_top_k` to their number, or to 'all'."
             )
         evaluation = evaluate_retrieval(
             pipeline,
             dataset,
-            protocol=measuring.protocol or PROTOCOL,
+            protocol=self.protocol(PROTOCOL, pipeline, measuring),
             rerank_top_k=rerank_top_k,
             with_losses=measuring.with_losses,
             compare_rerank=self.options.compare_rerank,
