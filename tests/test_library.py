@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import simple_multimodal as smm
 from arguments import ModelArguments
@@ -77,6 +78,20 @@ def test_evaluate(trained):
 def test_search(trained, capsys):
     run(trained, "Search")
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_embeddings(trained):
+    values = run(trained, "Embeddings")
+    assert values["cosines"].shape == (2, len(CAPTIONS)) and values["cosines"].abs().max() <= 1 + 1e-6
+    index, retriever = values["index"], values["retriever"]
+    (found,) = retriever.search("rain falls", index, top_k=1)
+    assert found.score == values["cosines"][1].max()
+    assert torch.equal(retriever.load_index(trained / "my_embeddings").embeds, index.embeds)
+
+
+def test_an_evaluation_is_shown_in_one_line(trained):
+    shown = repr(run(trained, "Evaluate")["evaluation"])
+    assert re.fullmatch(r"Evaluation\(text_to_video_R@1=[\d.]+, \d+ metrics, {'captions': 7, 'clips': 7.*}\)", shown)
 
 
 def test_a_small_random_model_is_that_of_train_py_without_flags(folder):

@@ -31,7 +31,7 @@ PARTIAL_FOLDER = "partial"
 """Folder beside the results that keeps finished parts of a measurement until the results are written."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """
     Results of a measurement.
@@ -61,9 +61,15 @@ class Evaluation:
     bad_samples: list[BadSample] = field(default_factory=list)
     config_settings: dict[str, Any] = field(default_factory=dict)
     further_chance: dict[str, float] = field(default_factory=dict)
-    rows: Iterable[dict] = field(default=(), repr=False)
+    rows: Iterable[dict] = ()
     printed: dict[str, Any] = field(default_factory=dict)
-    details: Any = field(default=None, repr=False)
+    details: Any = None
+
+    def __repr__(self) -> str:
+        primary = (
+            "" if self.primary_metric is None else f"{self.primary_metric}={self.metrics[self.primary_metric]:.4g}, "
+        )
+        return f"Evaluation({primary}{len(self.metrics)} metrics, {self.counts})"
 
     @property
     def chance(self) -> dict[str, float]:

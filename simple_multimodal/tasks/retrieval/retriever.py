@@ -369,6 +369,12 @@ class Retriever(Pipeline):
             _save(Path(saved), fingerprint, dict(zip(versions, rows, strict=True)), encoded)
         return index
 
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the unit-length embeddings of texts, `(num_texts, contrastive_dim)`, to compare with those of a
+        [`ClipIndex`].
+        """
+        return torch.stack([text.embed for text in self.encode_texts(texts) if text.embed is not None])
+
     def load_index(self, path: str | os.PathLike[str]) -> ClipIndex:
         """
         Load an index that this model has saved, without reading its clips.
