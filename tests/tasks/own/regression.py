@@ -12,7 +12,7 @@ from simple_multimodal.evaluation.bootstrap import bootstrap_interval, resampled
 from simple_multimodal.flags import DATA, flag
 from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.inference.requests import as_requests, rows_of_files
+from simple_multimodal.inference.requests import as_requests, rows_of_clips
 from simple_multimodal.models.losses import masked_mean
 from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
 from simple_multimodal.models.outputs import MultimodalOutput
@@ -79,7 +79,7 @@ class Estimator(Pipeline):
         requests = as_requests(inputs, clips="clip")
         if not requests:
             return []
-        rows, row_of = rows_of_files([request["clip"] for request in requests])
+        rows, row_of = rows_of_clips([request["clip"] for request in requests])
         estimates = self.encode_rows(rows, encode=estimate_batch, on_bad_sample="fail").values["estimates"].tolist()
         return [[{"score": estimates[number]}] for number in row_of]
 
