@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from simple_multimodal.assembly import check_inputs
+from simple_multimodal.data.bad_samples import check_files
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.errors import InputError, as_input_errors
@@ -64,7 +65,8 @@ def open_splits(
     Open the rows that a run reads. No media file is opened.
 
     Raises:
-        ValueError: If a manifest or dataset cannot be read, **or** rows are invalid.
+        ValueError: If a manifest or dataset cannot be read, rows are invalid, **or** their files do not exist, see
+            [`check_files`].
     """
 
     def open_split(name: str, file: str, max_samples: int | None, is_read: bool) -> RowDataset | None:
@@ -198,7 +200,7 @@ def make_model(
 def _open_rows(
     task: type[Task], rows: Rows, model_args: ModelArguments, data_args: DataArguments, max_samples: int | None = None
 ) -> RowDataset:
-    return task.open_rows(
+    opened = task.open_rows(
         rows,
         modalities=model_args.modalities,
         cache_dir=model_args.cache_dir,
@@ -206,3 +208,5 @@ def _open_rows(
         follow_links=data_args.follow_links,
         max_samples=max_samples,
     )
+    check_files(opened)
+    return opened

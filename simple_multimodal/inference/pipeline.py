@@ -452,7 +452,7 @@ class Pipeline:
             limit = "" if num_bad == num_samples else f", more than `max_bad_fraction={self.max_bad_fraction:g}`"
             raise InputError(
                 f"{num_bad} of {num_samples} samples could not be read{limit}; the last one: "
-                f"{bad_samples[-1].reason}. Check `video_root`, or the folder of the clips."
+                f"{bad_samples[-1].reason.rstrip('.')}. Check `video_root`, or the folder of the clips."
             )
 
     def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
