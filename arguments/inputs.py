@@ -13,7 +13,6 @@ from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.errors import InputError, as_input_errors
 from simple_multimodal.missing import check_found
 from simple_multimodal.models.base import TowerModel
-from simple_multimodal.models.loading import without_bars
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks import models
@@ -187,7 +186,7 @@ def make_model(
         "is_trained": args.do_train,
         "processor_settings": data_args.processor_settings,
     }
-    with without_bars(), as_input_errors():  # transformers refuses some settings of towers
+    with as_input_errors():  # transformers refuses some settings of towers
         if source is None:
             model, processor = models.build(**shared, **model_args.building_settings, captions=splits.captions)
         else:
