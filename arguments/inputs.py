@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import datasets
 
 from simple_multimodal.assembly import check_inputs
+from simple_multimodal.data.bad_samples import check_files
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.errors import InputError, as_input_errors
 from simple_multimodal.missing import check_found
 from simple_multimodal.models.base import TowerModel
-from simple_multimodal.models.loading import without_bars
 from simple_multimodal.models.lora import prepare_trainable
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks import models
@@ -65,7 +65,8 @@ def open_splits(
     Open the rows that a run reads. No media file is opened.
 
     Raises:
-        ValueError: If a manifest or dataset cannot be read, **or** rows are invalid.
+        ValueError: If a manifest or dataset cannot be read, rows are invalid, **or** their files do not exist, see
+            [`check_files`].
     """
 
     def open_split(name: str, file: str, max_samples: int | None, is_read: bool) -> RowDataset | None:
@@ -188,7 +189,7 @@ def make_model(
         "is_trained": args.do_train,
         "processor_settings": data_args.processor_settings,
     }
-    with without_bars(), as_input_errors():  # transformers refuses some settings of towers
+    with as_input_errors():  # transformers refuses some settings of towers
         if source is None:
             model, processor = models.build(**shared, **model_args.building_settings, captions=splits.captions)
         else:
@@ -201,7 +202,7 @@ def make_model(
 def _open_rows(
     task: type[Task], rows: Rows, model_args: ModelArguments, data_args: DataArguments, max_samples: int | None = None
 ) -> RowDataset:
-    return task.open_rows(
+    opened = task.open_rows(
         rows,
         modalities=model_args.modalities,
         cache_dir=model_args.cache_dir,
@@ -209,3 +210,5 @@ def _open_rows(
         follow_links=data_args.follow_links,
         max_samples=max_samples,
     )
+    check_files(opened)
+    return opened

@@ -75,7 +75,7 @@ SHORT_DESCRIPTIONS = {
     "debug": "Debug features: underflow_overflow, tpu_metrics_debug, or both.",
     "log_level": "Log level of the main process: detail, debug, info, warning, error, critical or passive.",
     "log_level_replica": "Log level of the other processes.",
-    "disable_tqdm": "Hide progress bars.",
+    "disable_tqdm": "Hide progress bars, which are shown only in a terminal.",
     "include_num_input_tokens_seen": "Input tokens to count: all, non_padding or no.",
     "train_sampling_strategy": "Order of the training samples.",
     "dataloader_prefetch_factor": "Number of batches that each loader process prepares in advance.",

@@ -142,6 +142,19 @@ def test_cores_are_counted_in_one_place():
     assert counting == ["cores.py"]
 
 
+def test_every_progress_bar_is_hidden_without_a_terminal():
+    """Each call of `tqdm` has `disable=None`, if only under a condition; in a log file, bars are noise."""
+    found = 0
+    for path in _python_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tqdm":
+                disable = next((word.value for word in node.keywords if word.arg == "disable"), ast.Constant(False))
+                values = [part.value for part in ast.walk(disable) if isinstance(part, ast.Constant)]
+                assert None in values and False not in values, f"{path}, line {node.lineno}"
+                found += 1
+    assert found
+
+
 def test_every_module_starts_with_a_sentence():
     for path in _python_files():
         text = path.read_text(encoding="utf-8")

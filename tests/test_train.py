@@ -359,6 +359,15 @@ def test_bad_manifests(start, tmp_path, error_of, text, message):
     assert message in error_of(*start, *manifest_flags(tmp_path, text))
 
 
+def test_a_root_without_any_of_the_files_is_an_error_before_the_model_is_made(start, tmp_path, error_of, monkeypatch):
+    monkeypatch.setattr("arguments.inputs.make_model", lambda *_: pytest.fail("the model was made"))
+    values = manifest_flags(tmp_path, "video,caption\n0.mp4,a cat\n1.mp4,a dog\n")
+    (tmp_path / "elsewhere").mkdir()
+    error = error_of(*start, *values, *flags(video_root=tmp_path / "elsewhere"))
+    assert "elsewhere/0.mp4 does not exist." in error and "elsewhere (--video_root). None of the 2 rows" in error
+    assert "\n" not in error.strip() and ".." not in error and not (tmp_path / "out").exists()
+
+
 def test_links_are_checked_before_training(start, clips, tmp_path, error_of):
     (tmp_path / "videos").mkdir()
     for n in range(3):

@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from simple_multimodal.data.rows import Row
+from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
 
 RETRY_SECONDS = (0.1, 0.4)
 """Delay before each further attempt, for errors that may come from the file system."""
+
+MAX_ROWS_CHECKED = 32  # few enough for a slow file system, and enough that not all are bad by chance
 
 Result = TypeVar("Result")
 
@@ -53,6 +56,28 @@ class BadSampleError(MediaError):
         error = cls(str(sample))
         error.sample = sample  # survives pickling
         return error
+
+
+def check_files(dataset: RowDataset) -> None:
+    """
+    Check that files of a data set exist: of some rows, spread over the set, at least one must have all of its files.
+
+    Args:
+        dataset ([`RowDataset`]): Rows to check.
+
+    Raises:
+        ValueError: If all of these rows lack a file; the message names the first one and the root of its column.
+    """
+    num_checked = min(len(dataset), MAX_ROWS_CHECKED)
+    first = ""
+    for number in range(num_checked):
+        try:
+            dataset.row(number * len(dataset) // num_checked)
+            return
+        except (ValueError, OSError) as error:
+            first = first or str(error)
+    others = f" None of the {num_checked} rows that were checked has its files." if num_checked > 1 else ""
+    raise InputError(f"{first}{others}")
 
 
 def with_retries(read: Callable[[], Result], file: str | None = None) -> Result:

@@ -131,7 +131,9 @@ class TowerFeatures(Pipeline):
         loaded = iter(loader)
         bad: dict[ClipKey, Unreadable] = {}
         done, total = len(rows) - len(missing), sum(map(len, batches))
-        with tqdm(unit="clips", total=done + total, initial=done, disable=not self.shows_progress) as bar:
+        with tqdm(
+            unit="clips", total=done + total, initial=done, disable=None if self.shows_progress else True
+        ) as bar:
             for number in own:
                 kept: dict[ClipKey, dict[str, torch.Tensor]] = {}
                 for first in range(0, len(shards[number]), self.batch_size):

@@ -90,7 +90,8 @@ class Pipeline:
         num_workers (`int`, *optional*, defaults to 0): Number of processes that read clips; with 0, threads of this
             process do.
         drop_modalities (`Sequence[str]`, *optional*): Modalities to treat as missing in every clip.
-        shows_progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
+        shows_progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars, if standard error is a
+            terminal.
         video_backend, decode_device, index_dir (`str`, *optional*): See [`MultimodalCollator`].
         max_bad_fraction (`float`, *optional*, defaults to 0.2): Largest fraction of clips that may be unreadable
             before an error is raised; with `None` there is no limit, and the caller has to warn of bad samples.
@@ -113,6 +114,9 @@ class Pipeline:
 
     model_classes: Mapping[str, type[PreTrainedModel]] | None
     """Class to load each kind of checkpoint as, by the name of the saved class; `None` loads any, without its head."""
+
+    remedy = "Train a model with the --task that the command is for."
+    """What to do about a model of another task, as the end of a message."""
 
     def __init__(
         self,
@@ -207,7 +211,7 @@ class Pipeline:
         if cls.model_classes is not None and saved_class not in cls.model_classes:
             raise InputError(
                 f"{name_or_path} holds {saved_class}, a model of another task; {cls.__name__} takes "
-                f"{', '.join(cls.model_classes)}. Train a model with the --task that the command is for."
+                f"{', '.join(cls.model_classes)}. {cls.remedy}"
             )
         model_class = AutoModel if cls.model_classes is None else cls.model_classes[saved_class]
         with without_bars():
@@ -367,7 +371,7 @@ class Pipeline:
         )
         done = sum(len(batches[number]) for number in own)
         total = sum(len(batches[number]) for number in share)
-        with tqdm(unit="clips", total=total, initial=done, disable=not self.shows_progress) as bar:
+        with tqdm(unit="clips", total=total, initial=done, disable=None if self.shows_progress else True) as bar:
             for number, batch in zip(missing, loader, strict=True):
                 bad = batch.pop("bad_samples", [])
                 bad_samples += bad
@@ -452,7 +456,7 @@ class Pipeline:
             limit = "" if num_bad == num_samples else f", more than `max_bad_fraction={self.max_bad_fraction:g}`"
             raise InputError(
                 f"{num_bad} of {num_samples} samples could not be read{limit}; the last one: "
-                f"{bad_samples[-1].reason}. Check `video_root`, or the folder of the clips."
+                f"{bad_samples[-1].reason.rstrip('.')}. Check `video_root`, or the folder of the clips."
             )
 
     def encode_texts(self, texts: Sequence[str]) -> list[Encoded]:

@@ -227,7 +227,7 @@ def score_pairs(
     share = itertools.islice(blocks(), process_index, None, num_processes)
     total = sum(int((block.places >= 0).sum()) for _, block in share) if shows_progress else None
     done = sum(len(outputs) for outputs in own.values())
-    with tqdm(unit="pairs", total=total, initial=done, disable=not shows_progress) as bar:
+    with tqdm(unit="pairs", total=total, initial=done, disable=None if shows_progress else True) as bar:
         for number, block in blocks():
             if number % num_processes != process_index or number in own:
                 continue

@@ -205,12 +205,12 @@ def _load_json(path: Path) -> Any:
 def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
     """Return a value of an entry, which must exist and have the right type."""
     where, content = entry
-    value = content.get(name)
+    if name not in content:
+        raise InputError(f"{where}: no column {name!r}; the columns are {', '.join(content) or 'missing'}.")
+    value = content[name]
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = "a string" if kind is str else "a whole number"
-        raise InputError(
-            f"{where}: {name!r} must be {expected}, got {repr(value)[:80]} among {', '.join(content) or 'nothing'}."
-        )
+        raise InputError(f"{where}: {name!r} must be {expected}, got {repr(value)[:80]}.")
     return value.strip() if isinstance(value, str) else value
 
 

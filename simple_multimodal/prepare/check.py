@@ -189,7 +189,7 @@ def examine_files(
         return examine_file(path, index_dir=index_dir, decodes=decodes)
 
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
-        return list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file"))
+        return list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file", disable=None))
 
 
 def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: bool = False) -> FileReport:

@@ -113,29 +113,39 @@ class Preparation:
         lines = [f"{self.protocol}: manifests are in {self.folder}"]
         for name, split in self.splits.items():
             expected = get_protocol(self.protocol).sizes.get(name)
-            lines.append(
-                f"{name + ':':12}{split.num_rows} rows, {len(split.clips)} clips, {split.num_texts} {texts}; listed: "
-                f"{split.listed.clips} clips, {split.listed.texts} {texts}; protocol: "
-                + (f"{expected.clips} clips, {expected.texts} {texts}" if expected else "no size given")
-            )
-        if self.validation_split is not None:
-            lines.append(
-                "validation: {num_clips} clips of the training list, chosen with seed {seed}".format_map(
+            listed = f"listed: {split.listed.clips} clips, {split.listed.texts} {texts}"
+            if self.validation_split is not None and name == "train":
+                listed += ", including {num_clips} clips set aside for validation".format_map(self.validation_split)
+            elif self.validation_split is not None and name == "validation":
+                listed = "set aside: {num_clips} clips of the training list, chosen with seed {seed}".format_map(
                     self.validation_split
                 )
+            lines.append(
+                f"{name + ':':12}{split.num_rows} rows, {len(split.clips)} clips, {split.num_texts} {texts}; "
+                f"{listed}; protocol: "
+                + (f"{expected.clips} clips, {expected.texts} {texts}" if expected else "no size given")
             )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"DEVIATES: {deviation}" for deviation in self.deviations]
+        lines += [
+            f"{name}.jsonl has no rows; it cannot be used" for name, split in self.splits.items() if not split.num_rows
+        ]
+        usable = [name for name, split in self.splits.items() if split.num_rows]
         folder, flags = shlex.quote(str(self.folder)), self.flags
-        train = " ".join(
-            f"--{name}_file {shlex.quote(str(self.folder / f'{name}.jsonl'))}"
-            for name in ("train", "validation")
-            if name in self.splits
-        )
-        if "train" in self.splits:
-            lines.append(f"Train: python train.py --task {task} {train} {flags} --output_dir MODEL")
-        if "test" in self.splits:
+        if "train" in usable:
+            files = " ".join(
+                f"--{name}_file {shlex.quote(str(self.folder / f'{name}.jsonl'))}"
+                for name in ("train", "validation")
+                if name in usable
+            )
+            files += " --do_train" * ("validation" not in usable)  # by default, train.py also evaluates
+            lines.append(
+                f"Train: python train.py --task {task} --model_name_or_path BASE {files} {flags} --output_dir MODEL"
+            )
+        if "test" in usable:
             lines.append(f"Test:  simple-multimodal infer MODEL {folder} {flags} --output_dir RESULTS")
+        if {"train", "test"} & {*usable}:
+            lines.append("BASE is the model to fine-tune; MODEL and RESULTS are folders to write")
         return "\n".join(lines)
 
 

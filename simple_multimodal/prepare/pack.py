@@ -127,7 +127,8 @@ def pack_manifest(
             return error
 
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
-        packed = dict(zip(sources, tqdm(pool.map(pack, sources), total=len(sources), unit="file"), strict=True))
+        results_of = tqdm(pool.map(pack, sources), total=len(sources), unit="file", disable=None)
+        packed = dict(zip(sources, results_of, strict=True))
     lines = []
     used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written in this call
     for number, row in rows.items():

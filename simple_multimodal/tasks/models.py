@@ -14,6 +14,7 @@ from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.fusion.crossformer import load_fusion_config
+from simple_multimodal.models.loading import without_bars
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Rows, Task
 from simple_multimodal.tasks.registry import get_task, task_of
@@ -116,6 +117,7 @@ def _default_fusion() -> PreTrainedConfig:
     return ViTConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
 
 
+@without_bars()
 def build(
     task: Task,
     *,
@@ -168,6 +170,7 @@ def build(
     return model, processor
 
 
+@without_bars()
 def load(
     source: str | os.PathLike[str],
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,13 +45,14 @@ class ConsoleCallback(ProgressCallback):
 
     Args:
         trainer ([`MultimodalTrainer`]): The trainer whose speed is shown.
-        shows_bars (`bool`, *optional*, defaults to `True`): Whether to show bars in addition to lines.
+        shows_bars (`bool`, *optional*, defaults to `True`): Whether to show bars in addition to lines, if standard
+            error is a terminal.
     """
 
     def __init__(self, trainer: Any, *, shows_bars: bool = True):
         super().__init__()
         self.trainer = trainer
-        self.shows_bars = shows_bars
+        self.shows_bars = shows_bars and sys.stderr.isatty()  # in a log file, bars are noise
         self.is_training = False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -71,10 +73,9 @@ class ConsoleCallback(ProgressCallback):
                 self.prediction_bar.set_description("Evaluating", refresh=False)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not self.shows_bars:
-            logs.pop(
-                "total_flos", None
-            )  # as in transformers' callback without bars; keeps it out of `train_results.json`
+        if args.disable_tqdm:
+            # As in transformers' callback without bars; keeps it out of `train_results.json`.
+            logs.pop("total_flos", None)
         if not self.is_training or not state.is_world_process_zero:
             return
         line = log_line(logs, self.trainer.last_evaluation, args.metric_for_best_model)

@@ -83,8 +83,8 @@ class Quarantine:
                 raise InputError(
                     f"{len(self._bad_rows)} of {self.num_rows} training rows could not be read so far: "
                     f"{self.num_bad} of {self.num_samples} attempts failed, more than "
-                    f"`max_bad_fraction={self.max_bad_fraction:g}` of them; the last one: {found[-1][1].reason}. "
-                    f"{self.path} lists the files."
+                    f"`max_bad_fraction={self.max_bad_fraction:g}` of them; the last one: "
+                    f"{found[-1][1].reason.rstrip('.')}. {self.path} lists the files."
                 )
         return [sample for _, sample in found]
 

@@ -24,6 +24,7 @@ from transformers.trainer_callback import ExportableState, TrainerCallback, Trai
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
+from simple_multimodal.data.bad_samples import check_files
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
@@ -159,13 +160,16 @@ class MultimodalTrainer(Trainer):
             eval_sets = {name: open_rows(rows) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_sets = open_rows(eval_dataset)
+        used = [train_dataset, *(eval_sets.values() if isinstance(eval_sets, dict) else [eval_sets])]
+        for dataset in used:
+            if dataset is not None:
+                check_files(dataset)
         settings: dict[str, Any] = {
             "seed": args.seed,
             "targets": self.task.build_targets(model, processor),
             **collator_settings,
         }
         if features is not None:
-            used = [train_dataset, *(eval_sets.values() if isinstance(eval_sets, dict) else [eval_sets])]
             decoder = {name: settings[name] for name in ("video_backend", "decode_device") if name in settings}
             settings["features"] = load_features(
                 features, model, processor, used, is_trained=bool(args.do_train), **decoder
@@ -301,9 +305,10 @@ class MultimodalTrainer(Trainer):
         for batch in batch_samples:
             bad_samples = batch.pop("bad_samples", ())
             num_read = len(batch["row_ids"])
-            if self.args.on_bad_sample == "replace":
-                num_read += len(bad_samples)  # each was replaced with another one
-            self._quarantine.add(bad_samples, num_read, self.state.global_step + 1)
+            if bad_samples:  # if no replacement could be read either, the place of a bad row is empty
+                bad_rows = {sample.row for sample in bad_samples}
+                num_read = sum(row not in bad_rows for row in batch["row_ids"].tolist())
+            self._quarantine.add(bad_samples, num_read + len(bad_samples), self.state.global_step + 1)
         if self._counter is None:
             self._counter = self.accelerator.unwrap_model(self.model)
         counts = [self._counter.count_items(batch) for batch in batch_samples]

@@ -283,14 +283,15 @@ def test_errors_name_invalid_input(retrieval_model, question_model, data, tmp_pa
 
 def test_every_command_refuses_models_of_another_task(retrieval_model, question_model, clips, tmp_path, capfd):
     clip = str(clips / "video/0.mp4")
-    for argv in (
-        ["search", question_model, "a cat", clip],
-        ["encode", question_model, clip, "--out", str(tmp_path / "out")],
-        ["answer", retrieval_model, "who is there?", clip],
+    embeddings = "embeddings, which only models of --task pretraining or --task retrieval have."
+    for remedy, argv in (
+        (embeddings, ["search", question_model, "a cat", clip]),
+        (embeddings, ["encode", question_model, clip, "--out", str(tmp_path / "out")]),
+        ("which only models of --task question_answering have.", ["answer", retrieval_model, "who is there?", clip]),
     ):
         assert main(argv) == 2
         error = capfd.readouterr().err
-        assert "a model of another task" in error and error.count("\n") == 1
+        assert "a model of another task" in error and remedy in error and error.count("\n") == 1
 
 
 class Malicious:

@@ -6,6 +6,7 @@ available.
 
 import hashlib
 import json
+import re
 import shlex
 from collections import Counter
 from dataclasses import replace
@@ -316,10 +317,20 @@ def test_the_error_names_a_missing_file_of_alpro(tmp_path):
             '{"caption": "a", "clip_name": "b"}\n{"caption":',
             "test.jsonl, line 2: is not a JSON",
         ),
-        ("msrvtt", "test.jsonl", '{"caption": "a"}', "test.jsonl, line 1: 'clip_name' must be a string, got None"),
+        (
+            "msrvtt",
+            "test.jsonl",
+            '{"caption": "a"}',
+            "test.jsonl, line 1: no column 'clip_name'; the columns are caption",
+        ),
         ("msrvtt", "test.jsonl", '\n["a"]', "test.jsonl, line 2: must be a JSON object"),
         ("msvd_qa", "test.jsonl", '{"question": "q", "video_id": 3}', "line 1: 'video_id' must be a string, got 3"),
-        ("msrvtt", "MSRVTT_JSFUSION_test.csv", "key,video_id\nret0,video7\n", "line 2: 'sentence' must be a string"),
+        (
+            "msrvtt",
+            "MSRVTT_JSFUSION_test.csv",
+            "key,video_id\nret0,video7\n",
+            "line 2: no column 'sentence'; .* key, video_id",
+        ),
         ("msrvtt", "MSRVTT_JSFUSION_test.csv", "video_id,sentence\nvideo7,a,b\n", "line 2: 3 cells"),
         ("didemo", "test_data.json", "[{]", "test_data.json: is not JSON: .*line 1 column 3"),
         ("didemo", "test_data.json", '{"a": 1}', "test_data.json: must hold a list of objects"),
@@ -418,6 +429,7 @@ def test_manifests_that_match_the_protocol_have_no_deviations(make, tmp_path, sm
     printed = capsys.readouterr().out
     assert f"msvd: manifests are in {tmp_path / 'out'}" in printed
     assert f"simple-multimodal infer MODEL {tmp_path / 'out'} --video_root {tmp_path / 'videos'} " in printed
+    assert f" --model_name_or_path BASE --train_file {tmp_path / 'out/train.jsonl'} --validation_file " in printed
     assert "1 rows, 1 clips, 3 captions; listed: 1 clips, 3 captions; protocol: 1 clips, 3 captions" in printed
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert cli.main([*argv, "--output", str(tmp_path / "out"), "--follow_links", "--index_dir", "an index"]) == 0
@@ -469,6 +481,24 @@ def test_the_documented_commands_run(argv, tmp_path, monkeypatch, capsys):
     assert Path(argv[argv.index("--output") + 1], "test.jsonl").is_file()
 
 
+def test_the_documented_annotation_files_are_read(tmp_path):
+    page = (REPOSITORY / "docs/benchmarks.md").read_text(encoding="utf-8")
+    block = page.partition("reads these examples -->\n```text\n")[2].partition("```")[0]
+    for heading, content in re.findall(r"^# (.*)\n((?:[^#].*\n)+)", block, re.MULTILINE):
+        folder = tmp_path / (re.findall(r"\((.*)\)", heading) or ["own"])[0]
+        for name in heading.partition(" (")[0].split(", "):
+            write(folder / name, content)
+    for benchmark, protocol in [*PROTOCOLS_OF.items(), ("msrvtt", "msrvtt-1ka-7k"), ("msrvtt", "msrvtt-full")]:
+        rows = read_annotations(tmp_path / "own", benchmark, protocol, splits=SPLITS).rows
+        assert {len(rows["train"]), len(rows["test"])} == {1}
+    assert read_annotations(tmp_path / "own", "didemo", "didemo-paragraph", splits=["test"]).rows["test"] == [
+        {"id": "12@N00_34_ab", "clip": "12@N00_34_ab", "captions": ["a dog runs. the dog sits down."]}
+    ]
+    for benchmark, kind in (("msrvtt", "retrieval"), ("msvd_qa", "questions")):
+        rows = read_annotations(tmp_path / f"ALPRO, {kind}", benchmark, PROTOCOLS_OF[benchmark], splits=SPLITS).rows
+        assert [len(own) for own in rows.values()] == [1, 1, 1]
+
+
 def test_the_size_of_another_protocol_is_recognised(make, monkeypatch):
     for name in ("msrvtt-1ka-7k", "msvd"):  # the size of another benchmark is not considered
         monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], sizes={"train": SplitSize(6, 12)}))
@@ -484,7 +514,9 @@ def test_validation_clips_are_taken_from_the_training_list_if_they_have_no_list(
     assert made.validation_split == {"seed": 3, "num_clips": 2}
     assert json.loads((tmp_path / "out/protocol.json").read_text())["validation_split"] == {"seed": 3, "num_clips": 2}
     assert (made.splits["train"].listed, made.splits["validation"].listed) == (SplitSize(6, 12), SplitSize(2, 4))
-    assert "validation: 2 clips of the training list, chosen with seed 3" in made.to_text()
+    train_line, validation_line = made.to_text().splitlines()[1:3]
+    assert "; listed: 6 clips, 12 captions, including 2 clips set aside for validation; protocol" in train_line
+    assert "; set aside: 2 clips of the training list, chosen with seed 3; protocol: no size" in validation_line
     with pytest.raises(ValueError, match="must be from 1 to 5, one less than the number of training clips, got 6"):
         make("msrvtt", num_validation_clips=6)
 
@@ -565,6 +597,18 @@ def test_rows_without_a_clip_are_left_out_and_clips_without_rows_are_reported(ma
     assert "note: 1 empty files count as missing: -b_1_9.mp4" in text
     assert "note: 1 files in" in text and "do not belong to a clip of this protocol: other/stranger.avi" in text
     assert SOURCES["msvd"] in text
+
+
+@pytest.mark.parametrize("clip", CLIPS["msvd"])
+def test_no_command_reads_an_empty_manifest(make, tmp_path, clip):
+    make("msvd")
+    for other in CLIPS["msvd"]:
+        write(tmp_path / f"videos/{other}.mp4", "x" * (other == clip))
+    text = make("msvd").to_text()
+    assert ("Train: " in text, "Test: " in text) == (clip == "-a_1_9", clip == "-c_1_9")
+    assert "validation.jsonl has no rows" in text or clip == "-b_1_9"
+    if clip == "-a_1_9":
+        assert f"--train_file {tmp_path / 'out/train.jsonl'} --do_train --video_root" in text
 
 
 def test_a_folder_with_none_of_the_clips_is_an_error(make, tmp_path):

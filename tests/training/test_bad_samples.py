@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from simple_multimodal.data import bad_samples
 from simple_multimodal.data.bad_samples import BadSample
+from simple_multimodal.tasks.registry import get_task
 from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.trainer import MultimodalTrainer
 from tests.training.tiny_run import NUM_ROWS, data_flags, flags, run
@@ -93,11 +95,20 @@ def test_fail_ends_the_run_and_names_the_file(spoiled, tmp_path):
 
 def test_too_many_bad_samples_end_the_run(spoiled, tmp_path):
     common = spoiled(*[f"video/{row}.mp4" for row in range(NUM_ROWS) if row != 4], "audio/4.wav")
-    message = rf"{NUM_ROWS} of {NUM_ROWS} training rows could not be read so far: \d+ of \d+ attempts failed"
+    # Where no replacement can be read, a place stays empty, which is not an attempt that succeeded.
+    message = rf"{NUM_ROWS} of {NUM_ROWS} training rows could not be read so far: (\d+) of \1 attempts failed"
     with pytest.raises(ValueError, match=message):
         run(*common, "--do_train", *flags(output_dir=tmp_path / "out", num_train_epochs=9))
     assert len(quarantine(tmp_path / "out")) == NUM_ROWS
     run(*common, "--do_train", *flags(output_dir=tmp_path / "all", num_train_epochs=1, max_bad_fraction=1))
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_the_trainer_refuses_rows_whose_files_are_all_missing(tmp_path, name):
+    model, processor = SimpleNamespace(config=SimpleNamespace()), SimpleNamespace(modalities=("text", "video"))
+    rows = {name: [{"video": "0.mp4", "caption": "a cat"}], "roots": tmp_path}
+    with pytest.raises(ValueError, match="0.mp4 does not exist"):
+        MultimodalTrainer(model, None, processor=processor, task=get_task("retrieval")(), **rows)
 
 
 def test_a_resumed_run_with_bad_samples_equals_an_uninterrupted_one(spoiled, tmp_path, monkeypatch):
@@ -241,13 +252,12 @@ def test_the_quarantine_lists_each_file_once(tmp_path):
 
 def test_the_bad_fraction_is_computed_from_at_least_a_hundred_samples(tmp_path):
     list_of_run = Quarantine(tmp_path, num_rows=20, starts_over=True, writes=True, max_bad_fraction=0.1)
-    bad = [BadSample(row, 0, str(row), str(row), f"reason {row}") for row in range(11)]
+    bad = [BadSample(row, 0, str(row), str(row), f"reason {row}.") for row in range(11)]
     list_of_run.add(bad[:10], 10, 1)
     list_of_run.settle()
     list_of_run.add(bad[10:], 10, 2)
-    with pytest.raises(
-        ValueError, match="11 of 20 attempts failed, more than `max_bad_fraction=0.1` of them; the last "
-    ):
+    message = "11 of 20 attempts failed, more than `max_bad_fraction=0.1` of them; the last one: reason 10. "
+    with pytest.raises(ValueError, match=message):
         list_of_run.settle()
     enough = Quarantine(tmp_path, num_rows=20, starts_over=True, writes=False, max_bad_fraction=0.1)
     enough.add(bad, 110, 1)

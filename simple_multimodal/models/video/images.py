@@ -216,7 +216,8 @@ class FrameEncoder(ImageEncoder):
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"The clips have RGB frames of {height} by {width} pixels, which the video tower {cls.model_type!r} "
-                f"does not take: {error}. Set size of the video processor (video_size) to one that it takes."
+                f"does not take: {str(error).rstrip('.')}. Set size of the video "
+                "processor (video_size) to one that it takes."
             ) from error
         config.frame_size, config.tokens_per_frame = [height, width], tokens.shape[1]
         return config

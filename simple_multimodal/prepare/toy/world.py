@@ -140,7 +140,7 @@ def make_toy_world(
 def _write_clips(output_dir: Path, clips: list[ToyClip], num_frames: int, seed: int, num_processes: int) -> None:
     tasks = [(output_dir / clip.path, clip.video, clip.audio, num_frames, seed) for clip in clips]
     num_processes = min(num_processes, len(tasks))
-    with tqdm(total=len(tasks), desc="toy clips", unit="clip") as progress:
+    with tqdm(total=len(tasks), desc="toy clips", unit="clip", disable=None) as progress:
         if num_processes <= 1:
             for task in tasks:
                 progress.update(_render_and_write(task))

@@ -62,6 +62,7 @@ class QuestionAnswerer(Pipeline):
         "MultimodalForQuestionAnswering": MultimodalForQuestionAnswering,
         "AlproForQuestionAnswering": AlproForQuestionAnswering,
     }
+    remedy = "It chooses among known answers, which only models of --task question_answering have."
 
     def __call__(  # type: ignore[override]  # each pipeline has settings of its own
         self, inputs: Request | Sequence[Request], *, top_k: int = TOP_K_ANSWERS

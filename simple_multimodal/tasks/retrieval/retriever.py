@@ -188,6 +188,7 @@ class Retriever(Pipeline):
         "MultimodalForRetrieval": MultimodalForRetrieval,
         "AlproForRetrieval": AlproForRetrieval,
     }
+    remedy = "It compares embeddings, which only models of --task pretraining or --task retrieval have."
 
     @property
     def rerank_top_k(self) -> int:

@@ -1,0 +1,63 @@
+"""Progress bars: shown in a terminal, if asked for, and never in a log file."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainerControl, TrainerState
+from transformers.utils import logging
+
+import simple_multimodal as smm
+from simple_multimodal.training.console import ConsoleCallback
+
+
+class Stream(io.StringIO):
+    """A stream that is a terminal or not."""
+
+    def __init__(self, is_terminal: bool):
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """Function that replaces standard error."""
+
+    def replace(is_terminal: bool) -> Stream:
+        monkeypatch.setattr(sys, "stderr", Stream(is_terminal))
+        return sys.stderr
+
+    return replace
+
+
+@pytest.mark.parametrize(("is_terminal", "shows"), [(True, True), (True, False), (False, True)])
+def test_a_pipeline_shows_bars_in_a_terminal_if_asked_for(retrieval_model, clips, stream, is_terminal, shows):
+    retriever = smm.Retriever.from_pretrained(retrieval_model, shows_progress=shows)
+    told = stream(is_terminal)
+    retriever.search("a cat", clips / "video", rerank=2)
+    for unit in ("clips", "pairs"):
+        assert (unit in told.getvalue()) == (is_terminal and shows)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_training_shows_bars_in_a_terminal(stream, tmp_path, is_terminal):
+    told = stream(is_terminal)
+    args = smm.TrainingArguments(str(tmp_path), report_to="none")
+    state, logs = TrainerState(max_steps=3, is_world_process_zero=True), {"total_flos": 1.0}
+    callback = ConsoleCallback(SimpleNamespace(last_evaluation=None))
+    callback.on_train_begin(args, state, TrainerControl())
+    assert ("0/3" in told.getvalue()) == is_terminal
+    callback.on_log(args, state, TrainerControl(), logs=logs)
+    assert logs == {"total_flos": 1.0}  # files of results are the same with and without a terminal
+    callback.on_train_end(args, state, TrainerControl())
+
+
+def test_loading_a_model_shows_no_bar(retrieval_model, stream):
+    logging.enable_progress_bar()
+    told = stream(True)
+    smm.load(retrieval_model)
+    assert told.getvalue() == "" and logging.is_progress_bar_enabled()
