@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.utils import logging
 
 from simple_multimodal.data.batch_reader import die_with
@@ -121,6 +121,8 @@ class RunControl(TrainerCallback):
         """Signal that told this process to end: `"SIGTERM"` or `"Ctrl-C"`."""
         self.is_stopping = False
         """Whether all processes stop because one was told to end."""
+        self.is_complete = False
+        """Whether no step is left to train."""
         self.has_trained = False
         self.saves_at_epoch_end = False
         self.nan_steps = torch.zeros(2)
@@ -158,6 +160,10 @@ class RunControl(TrainerCallback):
                 os.write(2, b"\nCtrl-C: the run ends after this step, with a checkpoint; press it again to end now.\n")
         elif time.monotonic() - self._interrupted_at > PATIENCE_SECONDS:
             raise KeyboardInterrupt
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.is_complete:
+            control.should_training_stop = True
 
     def watch(self, num_terminated: torch.Tensor) -> None:
         """Record at the start of a step how many processes were told to end, a tensor of shape `(1,)`."""
@@ -217,10 +223,17 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
-        self.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+        self.early_stopping_patience_counter = self._saved_count(state)
+        if self.has_stopped(state):
             control.should_training_stop = True
+
+    def has_stopped(self, state: TrainerState) -> bool:
+        """Return whether the run had stopped in the state of a checkpoint."""
+        return self._saved_count(state) >= self.early_stopping_patience
+
+    def _saved_count(self, state: TrainerState) -> int:
+        saved = state.stateful_callbacks.get(type(self).__name__)  # none if the flag is new
+        return 0 if saved is None else saved["attributes"]["early_stopping_patience_counter"]
 
 
 class LoaderInit:
