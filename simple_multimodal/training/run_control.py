@@ -26,9 +26,6 @@ EXIT_REQUEUE = 75
 which a shell reports for a process that SIGTERM killed, would not say whether anything was saved.
 """
 
-EXIT_INTERRUPTED = 130
-"""Exit code of a run that Ctrl-C ended immediately, as a shell reports it."""
-
 PATIENCE_SECONDS = 2.0
 """Time after which a second Ctrl-C ends a run immediately. Launchers forward the first one, so it arrives twice."""
 
@@ -43,12 +40,6 @@ def ending_in_one_line(flags: Collection[str] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        print(
-            "train.py: interrupted; run the same command to resume from the newest checkpoint, if any.",
-            file=sys.stderr,
-        )
-        sys.exit(EXIT_INTERRUPTED)
     except (InputError, OSError) as error:  # a user error, or one of the file system
         if logging.get_verbosity() <= logging.DEBUG:
             raise
@@ -151,15 +142,21 @@ class RunControl(TrainerCallback):
                 signal.signal(number, handler)
 
     def _on_sigterm(self, *_) -> None:
-        self.signal = "SIGTERM"
+        if self.signal is None:
+            self._acknowledge("SIGTERM", ".")
 
     def _on_sigint(self, *_) -> None:
         if self.signal != "Ctrl-C":
-            self.signal, self._interrupted_at = "Ctrl-C", time.monotonic()
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.write(2, b"\nCtrl-C: the run ends after this step, with a checkpoint; press it again to end now.\n")
+            self._interrupted_at = time.monotonic()
+            self._acknowledge("Ctrl-C", "; press it again to end now.")
         elif time.monotonic() - self._interrupted_at > PATIENCE_SECONDS:
             raise KeyboardInterrupt
+
+    def _acknowledge(self, name: str, end: str) -> None:
+        self.signal = name
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            line = f"\n{name}: the run ends after the step that is running, with a checkpoint{end}\n"
+            os.write(2, line.encode())  # unlike `print`, safe in a signal handler
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.is_complete:
