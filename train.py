@@ -8,11 +8,14 @@ Every flag: python train.py --help
 
 import os
 
+from simple_multimodal.errors import ending_at_ctrl_c
+
 # Set before torch is imported: idle OpenMP threads then sleep instead of spinning, which leaves the cores to the
 # processes that load data.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, TaskOptions, parse_args
+with ending_at_ctrl_c():  # the imports take seconds
+    from arguments import DataArguments, ModelArguments, MultimodalTrainingArguments, TaskOptions, parse_args
 
 
 def run(
@@ -65,12 +68,12 @@ def run(
 
 
 def main() -> None:
-    model_args, data_args, options, args = parse_args(checks_files=True)
+    with ending_at_ctrl_c():
+        model_args, data_args, options, args = parse_args(checks_files=True)
+        from simple_multimodal.training.run_control import running
 
-    from simple_multimodal.training.run_control import running
-
-    with running(args, flags={**vars(model_args), **vars(data_args), **vars(options), **vars(args)}):
-        run(model_args, data_args, options, args)
+        with running(args, flags={**vars(model_args), **vars(data_args), **vars(options), **vars(args)}):
+            run(model_args, data_args, options, args)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
-from simple_multimodal.missing import Named
+from simple_multimodal.errors import InputError
+from simple_multimodal.missing import Named, no_such_folder
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 
 from .data_arguments import DataArguments
 from .model_arguments import ModelArguments
+
+TOY_DATA = (
+    "make some with `simple-multimodal toy datasets/small --num_train_clips 24`, and pass --data_root datasets/small "
+    "--train_file train.jsonl --validation_file validation.jsonl."
+)
 
 
 def check_files(
@@ -39,6 +46,11 @@ def check_files(
             names: Sequence[str] = [value] if isinstance(value, str) else value
             for name in names:
                 path = data_args.find_manifest(name) if kind is Named.MANIFEST else name
+                if value == field.default and not Path(path).exists():
+                    raise InputError(
+                        f"{path} (the default of --{field.name}): {no_such_folder(path)} Pass --{field.name}; without "
+                        f"data of your own, {TOY_DATA}"
+                    )
                 kind.check(path, f"--{field.name}")
     for column, root in data_args.roots.items():
         if root is not None:

@@ -71,6 +71,7 @@ SHORT_DESCRIPTIONS = {
     "eval_delay": "Epochs or steps (the unit of --eval_strategy) before the first evaluation.",
     "save_steps": "Save every N optimizer steps; below 1: a fraction of all steps.",
     "save_total_limit": "Keep at most N checkpoints; the best one is never deleted.",
+    "enable_jit_checkpoint": "Not supported, and not needed: a run that gets SIGTERM saves a checkpoint without it.",
     "report_to": "Where to report results: tensorboard, wandb, ..., all, or none.",
     "debug": "Debug features: underflow_overflow, tpu_metrics_debug, or both.",
     "log_level": "Log level of the main process: detail, debug, info, warning, error, critical or passive.",

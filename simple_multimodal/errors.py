@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 from collections.abc import Collection, Iterator
 
 
@@ -28,6 +29,19 @@ def as_input_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+@contextlib.contextmanager
+def ending_at_ctrl_c() -> Iterator[None]:
+    """End `train.py` with one line and exit code 130, as a shell reports it, if Ctrl-C interrupts the context."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            "train.py: interrupted; run the same command to resume from the newest checkpoint, if any.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
 
 
 def with_flags(message: str, flags: Collection[str]) -> str:

@@ -251,6 +251,17 @@ def test_every_flag_of_train_names_what_the_hub_does_not_have_in_one_line(here, 
     assert len(asked) == 1
 
 
+def test_a_missing_default_is_not_taken_for_a_flag_that_was_given(here, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", "out"])
+    assert error_of(capsys, train.main) == (
+        "train.py: error: train.csv (the default of --train_file): no such file. Pass --train_file; without data of "
+        "your own, make some with `simple-multimodal toy datasets/small --num_train_clips 24`, and pass --data_root "
+        "datasets/small --train_file train.jsonl --validation_file validation.jsonl."
+    )
+    monkeypatch.setattr(sys, "argv", ["train.py", "--train_file", "none.csv"])
+    assert error_of(capsys, train.main).startswith("train.py: error: --train_file none.csv: no such file.")
+
+
 def test_names_that_are_not_used_are_not_asked_for(here):
     ours = ModelArguments(model_name_or_path="outputs/toy", text_model_name_or_path="toyy")
     assert ours.named_places == {"model_name_or_path": "outputs/toy"}

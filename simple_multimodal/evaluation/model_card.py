@@ -34,6 +34,7 @@ def write_model_card(
     run: Mapping[str, JSONValue],
     dataset_name: str,
     base_models: Sequence[str],
+    notes: Sequence[str] = (),
     primary_metric: str | None = None,
     intervals: Mapping[str, Interval] | None = None,
     settings: Mapping[str, JSONValue] | None = None,
@@ -54,6 +55,7 @@ def write_model_card(
         counts (`Mapping[str, int]`): Numbers of queries, clips etc. that the metrics are computed over.
         training_counts (`Mapping[str, int]`): Numbers of rows, clips, bad samples etc. in training.
         run (`Mapping`): Content of `run.json`; `command` and `versions` are shown first. Must not contain secrets.
+        notes (`Sequence[str]`, *optional*): Sentences about the command, shown under it.
         dataset_name (`str`): Name of the evaluation data set, not a path on this machine.
         base_models (`Sequence[str]`):
             Hub names or local folders that the weights were loaded from; empty if trained from scratch. Only the name
@@ -149,6 +151,7 @@ def write_model_card(
         protocol=protocol,
         training_counts=training_counts,
         command=command,
+        notes=notes,
         settings=flatten(settings or {}),
         versions=flatten(versions),
         arguments=flatten({name: value for name, value in run.items() if name not in ("command", "versions")}),

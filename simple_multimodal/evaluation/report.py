@@ -110,6 +110,7 @@ def write_report(
     counts: Mapping[str, int],
     examples: Sequence[Example],
     run: Mapping[str, JSONValue],
+    notes: Sequence[str] = (),
     data: Mapping[str, Mapping[str, int]] | None = None,
     intervals: Mapping[str, Interval] | None = None,
     primary_metric: str | None = None,
@@ -137,6 +138,7 @@ def write_report(
         examples (`Sequence[Example]`): Inputs of the model with its outputs; may be empty. Audio beyond
             `MAX_AUDIO_BYTES` is left out.
         run (`Mapping`): Command, arguments and versions of the run, shown as a table. Must not contain secrets.
+        notes (`Sequence[str]`, *optional*): Sentences about the command, shown under it.
         data (`Mapping[str, Mapping[str, int]]`, *optional*): Counts of each data set by its role, e.g.
             `{"training": {"rows": 12000, "clips": 12000}}`.
         intervals (`Mapping[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals by metric name.
@@ -188,6 +190,7 @@ def write_report(
         data_columns=list(dict.fromkeys(column for values in (data or {}).values() for column in values)),
         examples=_shown(examples),
         run=flatten(run),
+        notes=notes,
     )
     # A lone surrogate, which a caption read from JSON may contain, cannot be encoded in UTF-8.
     write_whole(path, [page.encode("utf-8", errors="xmlcharrefreplace").decode("utf-8")])

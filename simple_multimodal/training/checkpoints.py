@@ -16,7 +16,7 @@ from simple_multimodal.models.distributed import decide_in_first_process
 from simple_multimodal.output_folder import give_umask
 from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.quarantine import QUARANTINE_FILE
-from simple_multimodal.training.run_record import RUN_FILE, differences_from, write_run_record
+from simple_multimodal.training.run_record import RUN_FILE, changed_arguments, read_run_record, write_run_record
 
 logger = logging.get_logger(__name__)
 
@@ -185,9 +185,6 @@ def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | N
     else:
         checkpoint = None if args.overwrite_output_dir else newest_checkpoint(output)
     if checkpoint is not None:
-        differences = differences_from(record, checkpoint)
-        began = f", which was started with another {', '.join(differences)}" if differences else ""
-        decide_in_first_process(lambda: logger.warning(f"Resuming from {checkpoint}{began}."))
         return checkpoint
     if resume_from is not None and resume_from.lower() == "true":
         raise InputError(
@@ -197,12 +194,13 @@ def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | N
     # A run that was killed right away leaves at most hidden files.
     if args.overwrite_output_dir or not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
         return None
-    if not (output / RUN_FILE).is_file():
+    earlier = read_run_record(output)
+    if earlier is None:
         raise InputError(
             f"--output_dir {str(output)!r} is not empty, but has neither a complete checkpoint nor a {RUN_FILE}. "
             "Give another folder, or pass --overwrite_output_dir to write into this one."
         )
-    differences = differences_from(record, output)
+    differences = list(changed_arguments(earlier, record))
     if differences:
         raise InputError(
             f"--output_dir {str(output)!r} belongs to a run that differs in {', '.join(differences[:8])}. Give "
@@ -211,9 +209,9 @@ def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | N
     return None
 
 
-def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool) -> None:
+def begin_run(output_dir: str | os.PathLike, record: dict | None, *, starts_over: bool) -> None:
     """Remove files that a killed process left incomplete and, if the run starts over, older checkpoints, which a
-    later resume would pick up; a warning names them. Then write `run.json`.
+    later resume would pick up; a warning names them. Then write `run.json`, unless there is no record yet.
     """
     if starts_over:
         older = [path for _, path in sorted(list_checkpoints(output_dir).items()) if (path / MANIFEST).is_file()]
@@ -223,7 +221,8 @@ def begin_run(output_dir: str | os.PathLike, record: dict, *, starts_over: bool)
         for folder in older:
             _take_name(folder)
     clear_staging(output_dir)
-    write_run_record(output_dir, record)
+    if record is not None:
+        write_run_record(output_dir, record)
 
 
 def clear_staging(output_dir: str | os.PathLike) -> None:

@@ -57,7 +57,7 @@ class ConsoleCallback(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_training = True
-        if self.shows_bars:
+        if self.shows_bars and not control.should_training_stop:
             super().on_train_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -159,16 +159,18 @@ def results_table(title: str, evaluation: Evaluation) -> str:
     return "\n".join([f"{title}: {counts}", *lines])
 
 
-def training_line(metrics: Mapping[str, float], num_steps: int) -> str:
+def training_line(metrics: Mapping[str, float], num_steps: int, *, num_now: int) -> str:
     """
     Format a summary of the training as one line.
 
     Args:
         metrics (`Mapping[str, float]`): The `metrics` that `trainer.train()` returned.
         num_steps (`int`): Number of steps at the end of training.
+        num_now (`int`): Number of these steps since the last resume, which the time is of.
     """
     duration = datetime.timedelta(seconds=round(metrics["train_runtime"]))
+    resumed = f", {num_now:,} of them now" if num_now < num_steps else ""
     return (
-        f"Training: {num_steps:,} steps (epoch {metrics['epoch']:.4g}), {duration}, "
+        f"Training: {num_steps:,} steps{resumed} (epoch {metrics['epoch']:.4g}), {duration}, "
         f"{metrics['train_samples_per_second']:,.1f} samples/s, mean loss {metrics['train_loss']:.4g}"
     )

@@ -10,18 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from simple_multimodal.data.bad_samples import as_json
 from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.model_card import write_model_card
+from simple_multimodal.evaluation.rendering import to_shell
 from simple_multimodal.evaluation.report import write_report
 from simple_multimodal.evaluation.result_files import write_metrics
 from simple_multimodal.modalities import BUILT_IN_MODALITIES
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS
 from simple_multimodal.tasks.base import Evaluation
+from simple_multimodal.training.checkpoints import STATE_FILE
 from simple_multimodal.training.quarantine import QUARANTINE_FILE, listed_samples
+from simple_multimodal.training.run_record import describe_parts, read_run_record
 
 REPORT_FILE = "report.html"
 ROOTS = tuple(f"{column}_root" for column in FILE_COLUMNS)
@@ -57,12 +61,14 @@ def write_results(trainer: Any, split: str) -> None:
         data["training"] = count_rows(trainer.train_dataset, num_bad_in(folder))
     if evaluation is not None:
         data["evaluation"] = count_rows(trainer.eval_dataset, len(evaluation.bad_samples))
+    log_history, run, notes = _training_of(trainer)
     write_report(
         folder / REPORT_FILE,
         title=folder.resolve().name,
-        log_history=trainer.state.log_history,
+        log_history=log_history,
         examples=[] if evaluation is None else trainer.task.examples(evaluation, trainer.eval_collator),
-        run=trainer.run_record,
+        run=run,
+        notes=notes,
         data=data,
         chance=None if evaluation is None else evaluation.chance,
         train_chance=None if evaluation is None else _chance_in_training(trainer, evaluation.chance),
@@ -71,6 +77,22 @@ def write_results(trainer: Any, split: str) -> None:
     if evaluation is not None and trainer.is_saved and trainer.train_dataset is not None:
         trainer.save_config()
         trainer.create_model_card()
+
+
+def _training_of(trainer: Any) -> tuple[list[dict[str, float]], dict[str, Any], list[str]]:
+    """Return the logs and the record of the training that the folder is from, and notes on its command."""
+    folder, run, evaluated = Path(trainer.args.output_dir), trainer.run_record, trainer.evaluation_record
+    log_history = trainer.state.log_history
+    source = run["arguments"].get("model_name_or_path")
+    is_own = trainer.train_dataset is None and source is not None and Path(source).resolve() == folder.resolve()
+    if is_own and (training := read_run_record(folder)) is not None:  # evaluates the model of its own folder
+        run, evaluated = training, run
+        if (folder / STATE_FILE).is_file():
+            log_history = TrainerState.load_from_json(str(folder / STATE_FILE)).log_history
+    notes = describe_parts(run)
+    if evaluated is not None and evaluated["command"] not in ("", run["command"]):
+        notes.append(f"The evaluation ran later: {to_shell(evaluated['command'])}")
+    return log_history, run, notes
 
 
 def _write_evaluation(trainer: Any, path: Path) -> None:
@@ -137,7 +159,7 @@ def _next_command(trainer: Any, model: str) -> str:
         row = rows.row(0, files="named")
         file = row["video"] or row["audio"]
     if rows is not None and rows.manifest_file is not None:
-        arguments = trainer.run_record["arguments"]
+        arguments = (trainer.evaluation_record or trainer.run_record)["arguments"]
         clips = [str(rows.manifest_file)]
         clips += [token for name in ROOTS if arguments.get(name) for token in (f"--{name}", arguments[name])]
         clips += ["--follow_links"] if arguments.get("follow_links") else []
@@ -231,6 +253,7 @@ def write_card(trainer: Any) -> None:
         if trainer.train_dataset is None
         else count_rows(trainer.train_dataset, num_bad_in(trainer.args.output_dir)),
         run=run,
+        notes=_training_of(trainer)[2],
         settings={
             "steps": trainer.state.global_step,
             "epochs": round(trainer.state.epoch or 0.0, 2),

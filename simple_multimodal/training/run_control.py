@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import EarlyStoppingCallback
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.utils import logging
 
 from simple_multimodal.data.batch_reader import die_with
@@ -25,9 +25,6 @@ EXIT_REQUEUE = 75
 """Exit code of a run that SIGTERM or Ctrl-C ended with a checkpoint: `EX_TEMPFAIL` of sysexits.h, "try again". 143,
 which a shell reports for a process that SIGTERM killed, would not say whether anything was saved.
 """
-
-EXIT_INTERRUPTED = 130
-"""Exit code of a run that Ctrl-C ended immediately, as a shell reports it."""
 
 PATIENCE_SECONDS = 2.0
 """Time after which a second Ctrl-C ends a run immediately. Launchers forward the first one, so it arrives twice."""
@@ -43,12 +40,6 @@ def ending_in_one_line(flags: Collection[str] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        print(
-            "train.py: interrupted; run the same command to resume from the newest checkpoint, if any.",
-            file=sys.stderr,
-        )
-        sys.exit(EXIT_INTERRUPTED)
     except (InputError, OSError) as error:  # a user error, or one of the file system
         if logging.get_verbosity() <= logging.DEBUG:
             raise
@@ -121,6 +112,8 @@ class RunControl(TrainerCallback):
         """Signal that told this process to end: `"SIGTERM"` or `"Ctrl-C"`."""
         self.is_stopping = False
         """Whether all processes stop because one was told to end."""
+        self.is_complete = False
+        """Whether no step is left to train."""
         self.has_trained = False
         self.saves_at_epoch_end = False
         self.nan_steps = torch.zeros(2)
@@ -149,15 +142,25 @@ class RunControl(TrainerCallback):
                 signal.signal(number, handler)
 
     def _on_sigterm(self, *_) -> None:
-        self.signal = "SIGTERM"
+        if self.signal is None:
+            self._acknowledge("SIGTERM", ".")
 
     def _on_sigint(self, *_) -> None:
         if self.signal != "Ctrl-C":
-            self.signal, self._interrupted_at = "Ctrl-C", time.monotonic()
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.write(2, b"\nCtrl-C: the run ends after this step, with a checkpoint; press it again to end now.\n")
+            self._interrupted_at = time.monotonic()
+            self._acknowledge("Ctrl-C", "; press it again to end now.")
         elif time.monotonic() - self._interrupted_at > PATIENCE_SECONDS:
             raise KeyboardInterrupt
+
+    def _acknowledge(self, name: str, end: str) -> None:
+        self.signal = name
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            line = f"\n{name}: the run ends after the step that is running, with a checkpoint{end}\n"
+            os.write(2, line.encode())  # unlike `print`, safe in a signal handler
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.is_complete:
+            control.should_training_stop = True
 
     def watch(self, num_terminated: torch.Tensor) -> None:
         """Record at the start of a step how many processes were told to end, a tensor of shape `(1,)`."""
@@ -217,10 +220,17 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
-        self.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+        self.early_stopping_patience_counter = self._saved_count(state)
+        if self.has_stopped(state):
             control.should_training_stop = True
+
+    def has_stopped(self, state: TrainerState) -> bool:
+        """Return whether the run had stopped in the state of a checkpoint."""
+        return self._saved_count(state) >= self.early_stopping_patience
+
+    def _saved_count(self, state: TrainerState) -> int:
+        saved = state.stateful_callbacks.get(type(self).__name__)  # none if the flag is new
+        return 0 if saved is None else saved["attributes"]["early_stopping_patience_counter"]
 
 
 class LoaderInit:

@@ -38,6 +38,12 @@ INCIDENTAL_ARGUMENTS = frozenset(
     }
 )  # fmt: skip
 
+DERIVED_ARGUMENTS = frozenset({"train_batch_size", "eval_batch_size"})
+"""Values among the arguments that follow from flags, and are not flags themselves."""
+
+SPLIT_ARGUMENTS = {"training": "train", "evaluation": "validation"}
+"""Start of the arguments that name the rows, such as `train_file`, by the name of the dataset in a record."""
+
 
 def make_run_record(
     arguments: Mapping[str, Any],
@@ -138,10 +144,7 @@ def selection_split(
             "--select_on_test has no effect: no test split of a prepared benchmark selects a checkpoint here. Leave "
             "it out."
         )
-    path = Path(source or "", RUN_FILE)
-    earlier = (
-        json.loads(path.read_text(encoding="utf-8")).get("selection_split") if source and path.is_file() else None
-    )
+    earlier = ((source and read_run_record(source)) or {}).get("selection_split")
     return earlier if split is None or earlier == "test" else split
 
 
@@ -168,18 +171,81 @@ def check_test_set(test_set: RowDataset, train_set: RowDataset | None, source: s
         TrainingClips.read(source).with_rows(train_set).check(test_set, protocol.name)
 
 
-def differences_from(record: dict, folder: str | os.PathLike) -> list[str]:
-    """Return the names of the arguments and datasets in which a record differs from the `run.json` of a folder, if it
-    has one; none if they describe the same run.
-    """
+def read_run_record(folder: str | os.PathLike) -> dict | None:
+    """Return the content of the `run.json` of a folder; `None` without one."""
     path = Path(folder, RUN_FILE)
-    if not path.is_file():
-        return []
-    other = json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def essence(values: dict) -> dict:
-        arguments = {k: v for k, v in values["arguments"].items() if k not in INCIDENTAL_ARGUMENTS}
-        return {**arguments, **{f"data of {name}": value for name, value in values["data"].items() if name != "test"}}
 
-    first, second = essence(record), essence(other)
-    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+def changed_arguments(earlier: dict, record: dict) -> dict[str, dict[str, Any]]:
+    """
+    Compare the descriptions of two runs.
+
+    Args:
+        earlier (`dict`): Description of the earlier run, see [`make_run_record`].
+        record (`dict`): Description of the later run.
+
+    Returns:
+        `dict[str, dict]`: The `old` and `new` value of each argument that differs and may change the weights.
+        Rows that changed under the same name are listed as `rows of train_file`, with their fingerprints.
+    """
+    arguments = _changes(_arguments(earlier), _arguments(record))
+    old, new = _rows(earlier), _rows(record)
+    both = old.keys() & new.keys()  # adding --do_eval changes nothing about the training
+    rows = _changes({name: old[name] for name in both}, {name: new[name] for name in both})
+    return arguments | {f"rows of {name}": values for name, values in rows.items() if name not in arguments}
+
+
+def _changes(old: dict, new: dict) -> dict[str, dict[str, Any]]:
+    names = sorted(old.keys() | new.keys())
+    return {name: {"old": old.get(name), "new": new.get(name)} for name in names if old.get(name) != new.get(name)}
+
+
+def _arguments(record: dict) -> dict[str, Any]:
+    skipped = INCIDENTAL_ARGUMENTS | DERIVED_ARGUMENTS
+    return {name: value for name, value in record["arguments"].items() if name not in skipped}
+
+
+def _rows(record: dict) -> dict[str, str]:
+    """Return the fingerprints of the rows, by the argument that names them."""
+    kind = "split" if record["arguments"].get("dataset_name") else "file"
+    names = {name: f"{SPLIT_ARGUMENTS[name]}_{kind}" if name in SPLIT_ARGUMENTS else name for name in record["data"]}
+    return {names[name]: value for name, value in record["data"].items() if name != "test"}
+
+
+def earlier_parts(earlier: dict, record: dict, step: int) -> list[dict[str, Any]]:
+    """
+    Describe the parts of a resumed run that ran with other arguments.
+
+    Args:
+        earlier (`dict`): Content of the `run.json` of the checkpoint that the run resumes from.
+        record (`dict`): Description of the resumed run, see [`make_run_record`].
+        step (`int`): Step of the checkpoint.
+
+    Returns:
+        `list[dict]`: For each part its `command`, `first_step`, `last_step`, and `changed_arguments`: the `old` value
+        in that part and the `new` one in the resumed run.
+    """
+    changes = changed_arguments(earlier, record)
+    parts = []
+    for part in earlier.get("earlier_parts", []):
+        # Stated relative to the run that the checkpoint is from: what that one did not change is as in that run.
+        old = {name: values["old"] for name, values in (changes | part["changed_arguments"]).items()}
+        new = {name: values["new"] for name, values in (part["changed_arguments"] | changes).items()}
+        parts.append({**part, "changed_arguments": _changes(old, new)})
+    first_step = parts[-1]["last_step"] + 1 if parts else 1
+    if changes and step >= first_step:
+        steps = {"first_step": first_step, "last_step": step}
+        parts.append({"command": earlier["command"], **steps, "changed_arguments": changes})
+    return parts
+
+
+def describe_parts(record: dict) -> list[str]:
+    """Return a sentence for each earlier part of a run with other arguments than the command in its record."""
+    lines = []
+    for part in record.get("earlier_parts", []):
+        first, last, names = part["first_step"], part["last_step"], part["changed_arguments"]
+        steps = f"Step {first:,}" if first == last else f"Steps {first:,}-{last:,}"
+        if names:
+            lines.append(f"{steps} ran with other {', '.join(names)}.")
+    return lines

@@ -176,6 +176,8 @@ class RunSummary(TrainerCallback):
         self._is_measured = False
 
     def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
+        if control.should_training_stop:  # no step is left
+            return
         plain = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         summary = summarize(model, plain)
         self.run_record["model"] = summary

@@ -62,7 +62,13 @@ from simple_multimodal.training.learning_rates import parameter_rates, set_learn
 from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.results import write_card, write_results
 from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
-from simple_multimodal.training.run_record import describe_training, write_run_record
+from simple_multimodal.training.run_record import (
+    changed_arguments,
+    describe_training,
+    earlier_parts,
+    read_run_record,
+    write_run_record,
+)
 from simple_multimodal.training.summary import RunSummary
 
 logger = logging.get_logger(__name__)
@@ -183,6 +189,8 @@ class MultimodalTrainer(Trainer):
         eval_collator = MultimodalCollator(processor, drop_modalities=drop_modalities, **settings)
         self.run_record: dict[str, Any] = run_record or describe_training(model, args, train_dataset, eval_sets)
         self.owns_folder = run_record is not None
+        self.evaluation_record: dict[str, Any] | None = None
+        """Description of this run if it only evaluated, as another one had trained the model: see `run_record`."""
         self.is_saved = False
         """Whether this trainer has saved the model into the output folder."""
         self.speed = Speed()
@@ -425,7 +433,8 @@ class MultimodalTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # until all have read the folder
         if self.is_world_process_zero():
             starts_over = self.owns_folder and resume_from_checkpoint is None
-            begin_run(self.args.output_dir, self.run_record, starts_over=starts_over)
+            record = self.run_record if resume_from_checkpoint is None else None  # see `_init_training_state`
+            begin_run(self.args.output_dir, record, starts_over=starts_over)
         if resume_from_checkpoint is None:  # it was measured with other weights
             self._set_rerank_top_k(None)
         self._quarantine = self._make_quarantine(self.train_dataset, starts_over=resume_from_checkpoint is None)
@@ -440,6 +449,51 @@ class MultimodalTrainer(Trainer):
             self._end_to_be_continued()
         result = result._replace(training_loss=result.metrics["train_loss"])
         return result if self.run_control.has_trained else result._replace(metrics={})
+
+    def _init_training_state(self, max_steps: int, *args) -> tuple[int, int]:
+        comparison = logging.get_logger("transformers.trainer_utils")
+        comparison.disabled = True  # it warns about changed arguments, as `_continue` does
+        try:
+            begins_at = super()._init_training_state(max_steps, *args)
+        finally:
+            comparison.disabled = False
+        stopping = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
+        has_stopped = any(callback.has_stopped(self.state) for callback in stopping)
+        self.run_control.is_complete = self.state.global_step >= max_steps or has_stopped
+        if self._resumes_from is not None:
+            self.state.compute_steps(self.args, max_steps)  # otherwise those of the checkpoint win
+            self._continue(self._resumes_from)
+        return begins_at
+
+    def _continue(self, checkpoint: str) -> None:
+        """Say what a resumed run does, and describe in `run.json` which arguments each part of its steps ran with."""
+        step, max_steps = self.state.global_step, self.state.max_steps
+        earlier = read_run_record(checkpoint)
+        if self.run_control.is_complete:
+            done = f"{step:,} of {max_steps:,} steps" if step <= max_steps else f"{step:,} steps"
+            done += ", then stopped early" if step < max_steps else ""
+            line = (
+                f"Already trained ({done}); to train on, increase --max_steps or --num_train_epochs; to start over, "
+                "pass --overwrite_output_dir."
+            )
+            if earlier is not None:
+                self.evaluation_record = dict(self.run_record)
+                self.run_record.clear()
+                self.run_record |= earlier
+        else:
+            line = f"Resuming from {checkpoint}"
+            if earlier is not None:
+                parts = earlier_parts(earlier, self.run_record, step)
+                self.run_record |= {"earlier_parts": parts} if parts else {}
+                if changes := changed_arguments(earlier, self.run_record):
+                    line += (
+                        f", which was started with other {', '.join(changes)}; this run continues with the new "
+                        "values, so it may not equal an uninterrupted one"
+                    )
+            line += "."
+        if self.is_world_process_zero():
+            logger.warning(line)
+            write_run_record(self.args.output_dir, self.run_record)
 
     def _finalize_training(self, *args) -> TrainOutput:
         self._finish_checkpoint()
@@ -743,7 +797,8 @@ class MultimodalTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         if split == "train":
-            print(training_line(metrics, self.state.global_step), flush=True)
+            step, first = self.state.global_step, self._initial_global_step
+            print(training_line(metrics, step, num_now=step - first), flush=True)
         elif self.last_evaluation is not None:
             print(results_table("Test" if split == "test" else "Evaluation", self.last_evaluation), flush=True)
 

@@ -21,7 +21,6 @@ from simple_multimodal.training import run_control
 from simple_multimodal.training.checkpoints import list_checkpoints, problem_of
 from simple_multimodal.training.rendezvous import leave_store_of_launcher
 from simple_multimodal.training.run_control import (
-    EXIT_INTERRUPTED,
     EXIT_REQUEUE,
     EarlyStopping,
     HostCopy,
@@ -71,11 +70,14 @@ def terminated(*, at_step: int, times: int = 1, by: str = "TERM"):
 
 # 4 steps per epoch: a signal in step 2 ends the run after step 3, within an epoch, and one in step 3 at its end.
 @pytest.mark.parametrize(("step", "workers"), [(2, 1), (3, 0)])
-def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_exactly(command, tmp_path, step, workers):
+def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_exactly(command, tmp_path, capfd, step, workers):
     argv = [*command, *flags(logging_strategy="epoch" if step == 3 else "steps")]
     assert finish([*argv, *flags(output_dir=tmp_path / "straight")], tmp_path / "log") == 0
     argv += flags(output_dir=tmp_path / "out", dataloader_num_workers=workers)
     assert finish(argv, tmp_path / "log", prepare=terminated(at_step=step, times=2)) == EXIT_REQUEUE == 75
+    assert (
+        capfd.readouterr().err.count("SIGTERM: the run ends after the step that is running, with a checkpoint.") == 1
+    )
     assert list(list_checkpoints(tmp_path / "out")) == [step + 1]
     assert problem_of(tmp_path / f"out/checkpoint-{step + 1}") is None
     assert not (tmp_path / "out/model.safetensors").exists()
@@ -90,7 +92,7 @@ def test_ctrl_c_ends_a_run_like_sigterm(command, tmp_path, capfd, step, workers)
     assert finish(argv, tmp_path / "log", prepare=terminated(at_step=step, times=2, by="INT")) == EXIT_REQUEUE
     assert list(list_checkpoints(tmp_path / "out")) == [step + 1]
     log = (tmp_path / "log").read_text()
-    assert capfd.readouterr().err.count("Ctrl-C: the run ends after this step, with a checkpoint") == 1
+    assert capfd.readouterr().err.count("Ctrl-C: the run ends after the step that is running, with a checkpoint;") == 1
     assert (
         log.count(f"Stopped by Ctrl-C after step {step + 1}; run the same command to resume from the checkpoint") == 1
     )
@@ -102,7 +104,7 @@ def test_ctrl_c_ends_a_run_like_sigterm(command, tmp_path, capfd, step, workers)
 def test_a_second_ctrl_c_ends_a_run_at_once(command, tmp_path, monkeypatch):
     monkeypatch.setattr(run_control, "PATIENCE_SECONDS", -1.0)
     argv = [*command, *flags(output_dir=tmp_path / "out")]
-    assert finish(argv, tmp_path / "log", prepare=terminated(at_step=2, times=2, by="INT")) == EXIT_INTERRUPTED
+    assert finish(argv, tmp_path / "log", prepare=terminated(at_step=2, times=2, by="INT")) == 130
     log = (tmp_path / "log").read_text()
     assert log.endswith("train.py: interrupted; run the same command to resume from the newest checkpoint, if any.\n")
     assert "Traceback" not in log and not list_checkpoints(tmp_path / "out")

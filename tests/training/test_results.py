@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shlex
+import subprocess
 import sys
 import wave
 from base64 import b64decode
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 from tqdm import tqdm
 
 import simple_multimodal as smm
+import train
 from simple_multimodal.cli import main
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
@@ -332,6 +334,24 @@ def test_warnings_are_printed_above_the_progress_bar(tmp_path, capsys, name):
         logging.getLogger(name).warning("a file is missing")
     lines = re.split("[\r\n]", capsys.readouterr().err)
     assert "a file is missing" in lines and any("50%" in line for line in lines)
+
+
+def test_ctrl_c_during_the_imports_ends_in_one_line():
+    interrupting = """
+import runpy, sys
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+runpy.run_path("train.py", run_name="__main__")
+"""
+    folder = Path(train.__file__).parent
+    result = subprocess.run([sys.executable, "-c", interrupting], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 130
+    assert result.stderr == (
+        "train.py: interrupted; run the same command to resume from the newest checkpoint, if any.\n"
+    )
 
 
 def test_a_run_keeps_the_traceback_of_a_bug():

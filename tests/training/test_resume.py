@@ -1,6 +1,7 @@
 """Resuming from a checkpoint: rules of the output folder, and weights that do not depend on interruptions."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,18 @@ from safetensors.torch import load_file
 
 from simple_multimodal.training import checkpoints
 from simple_multimodal.training.checkpoints import STAGING, begin_run, find_checkpoint, newest_checkpoint, seal
-from simple_multimodal.training.run_record import make_run_record
+from simple_multimodal.training.run_record import (
+    changed_arguments,
+    describe_parts,
+    earlier_parts,
+    make_run_record,
+)
 from tests.faults.runs import logs
 from tests.training import tiny_run
 from tests.training.tiny_run import flags, run
 
 RECORD = make_run_record({"learning_rate": 0.1, "output_dir": "a"}, command=["train.py"], data={})
+RECORD["data"] = {"training": "fingerprint"}
 
 
 def write_checkpoint(folder: Path, *, complete: bool = True, record: dict = RECORD) -> Path:
@@ -35,20 +42,11 @@ def find(folder: Path, *, overwrite: bool = False, resume_from: str | None = Non
     return find_checkpoint(args, record)
 
 
-def test_a_run_logs_the_checkpoint_it_resumes_from_and_what_it_removes(tmp_path, monkeypatch):
+def test_a_run_that_starts_over_logs_what_it_removes(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(checkpoints.logger, "warning", said.append)
     for step in (2, 10):
         write_checkpoint(tmp_path / f"checkpoint-{step}")
-    find(tmp_path)
-    find(tmp_path, resume_from=str(tmp_path / "checkpoint-2"))
-    find(tmp_path, record=make_run_record({"learning_rate": 0.2}, command=["train.py"], data={}))
-    assert said == [
-        f"Resuming from {tmp_path}/checkpoint-10.",
-        f"Resuming from {tmp_path}/checkpoint-2.",
-        f"Resuming from {tmp_path}/checkpoint-10, which was started with another learning_rate.",
-    ]
-    said.clear()
     begin_run(tmp_path, RECORD, starts_over=False)
     assert said == []
     (tmp_path / "quarantine.jsonl").touch()
@@ -78,15 +76,55 @@ def test_a_run_resumes_from_the_newest_complete_checkpoint(tmp_path):
     assert find(tmp_path, overwrite=True) is None
 
 
-def test_a_run_with_changed_arguments_resumes_with_a_warning(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr("simple_multimodal.training.checkpoints.logger.warning", said.append)
-    checkpoint = write_checkpoint(tmp_path / "checkpoint-1")
-    elsewhere = make_run_record({"learning_rate": 0.1, "output_dir": "b"}, command=["other.py"], data={})
-    assert find(tmp_path, record=elsewhere) == checkpoint and "another" not in said.pop()
-    changed = make_run_record({"learning_rate": 0.2, "output_dir": "a"}, command=["train.py"], data={})
-    assert find(tmp_path, record=changed) == checkpoint
-    assert len(said) == 1 and "another learning_rate" in said[0]
+def record_of(command: str, *, data: dict | None = None, **arguments) -> dict:
+    return {**make_run_record(arguments, command=[command], data={}), "data": data or {}}
+
+
+def test_only_arguments_that_change_what_a_run_computes_differ():
+    """Rows that changed in the same file are named by its flag; values that follow from flags are not named."""
+    first = record_of(
+        "a.py", data={"training": "x", "test": "t"}, learning_rate=0.1, output_dir="a", train_file="t.csv"
+    )
+    other = record_of(
+        "b.py", data={"training": "y", "test": "u"}, learning_rate=0.2, output_dir="b", train_file="t.csv"
+    )
+    other["arguments"] |= {"train_batch_size": 8}
+    assert changed_arguments(first, other) == {
+        "learning_rate": {"old": 0.1, "new": 0.2},
+        "rows of train_file": {"old": "x", "new": "y"},
+    }
+    other["data"]["evaluation"] = "z"  # evaluates at the end, too
+    other["arguments"]["train_file"] = "u.csv"
+    assert list(changed_arguments(first, other)) == ["learning_rate", "train_file"]
+    for record in (first, other):
+        record["arguments"] |= {"dataset_name": "d", "train_file": "t.csv"}
+    assert list(changed_arguments(first, other)) == ["learning_rate", "rows of train_split"]
+
+
+def test_each_earlier_part_is_described_relative_to_the_resumed_run():
+    first = record_of("a", learning_rate=0.1, max_steps=5, seed=0)
+    second = record_of("b", learning_rate=0.2, max_steps=5, seed=0)
+    second["earlier_parts"] = earlier_parts(first, second, 10)
+    same = record_of("b", learning_rate=0.2, max_steps=5, seed=0)
+    assert earlier_parts(second, same, 15) == second["earlier_parts"]
+    third = record_of("c", learning_rate=0.1, max_steps=9, seed=0)
+    third["earlier_parts"] = earlier_parts(second, third, 20)
+    steps = {"old": 5, "new": 9}
+    rates = {"old": 0.2, "new": 0.1}
+    assert third["earlier_parts"] == [
+        {"command": "a", "first_step": 1, "last_step": 10, "changed_arguments": {"max_steps": steps}},
+        {
+            "command": "b",
+            "first_step": 11,
+            "last_step": 20,
+            "changed_arguments": {"learning_rate": rates, "max_steps": steps},
+        },
+    ]
+    assert describe_parts(third) == [
+        "Steps 1-10 ran with other max_steps.",
+        "Steps 11-20 ran with other learning_rate, max_steps.",
+    ]
+    assert describe_parts(first) == [] and earlier_parts(first, first, 10) == []
 
 
 def test_a_run_without_a_checkpoint_in_its_own_folder_starts_from_the_beginning(tmp_path):
@@ -100,7 +138,7 @@ def test_a_run_without_a_checkpoint_in_its_own_folder_starts_from_the_beginning(
     [
         ({"notes.txt": ""}, None, "is not empty, but has neither a complete checkpoint nor a run.json"),
         ({"run.json": '{"arguments": {"learning_rate": 0.5}, "data": {}}'}, None, "differs in learning_rate"),
-        ({"run.json": '{"arguments": {"learning_rate": 0.1}, "data": {"training": "a"}}'}, None, "data of training"),
+        ({"run.json": '{"arguments": {"learning_rate": 0.1}, "data": {"training": "a"}}'}, None, "rows of train_file"),
         ({"run.json": json.dumps(RECORD)}, "True", "has no complete checkpoint"),
         ({}, "True", "has no complete checkpoint"),
         ({}, "checkpoint-7", "'checkpoint-7' is not a complete checkpoint"),
@@ -219,3 +257,89 @@ def test_a_finished_run_is_not_trained_again_unless_it_starts_over(start, tmp_pa
     run(*common, "--overwrite_output_dir", *flags(max_steps=1, seed=7))
     assert newest_checkpoint(tmp_path / "out").name == "checkpoint-1"
     assert not torch.equal(before["multimodal.logit_scale"], weights(tmp_path / "out")["multimodal.logit_scale"])
+
+
+@pytest.fixture
+def command_lines(start, tmp_path, monkeypatch) -> Callable[..., list[str]]:
+    """Function that runs a command in one folder and returns what its trainer said."""
+
+    def command(*tokens: str) -> list[str]:
+        said: list[str] = []
+        monkeypatch.setattr("sys.argv", ["train.py", *tokens])
+        for place in ("trainer", "summary"):
+            monkeypatch.setattr(f"simple_multimodal.training.{place}.logger.warning", said.append)
+        run(*start, *flags(output_dir=tmp_path / "out", task="retrieval"), *tokens)
+        return said
+
+    return command
+
+
+def test_files_of_a_run_say_which_steps_ran_with_other_arguments(command_lines, tmp_path, capsys):
+    """Also when the finished run is started again, and when its folder is only evaluated."""
+    said: list[str] = []
+    comparison = logging.getLogger("transformers.trainer_utils")
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    comparison.addHandler(handler)
+    out, record_file = tmp_path / "out", tmp_path / "out/run.json"
+    command_lines("--do_train", *flags(max_steps=2, logging_steps=2))
+    assert "earlier_parts" not in json.loads(record_file.read_text())
+    changed = ["--do_train", "--do_eval", *flags(max_steps=4, logging_steps=1)]
+    assert command_lines(*changed)[0] == (
+        f"Resuming from {out}/checkpoint-2, which was started with other max_steps; this run continues with the new "
+        "values, so it may not equal an uninterrupted one."
+    )
+    comparison.removeHandler(handler)
+    assert said == [] and not comparison.disabled
+    assert "Training: 4 steps, 2 of them now (epoch 1)" in capsys.readouterr().out
+    assert [log["step"] for log in logs(out) if "loss" in log] == [2, 3, 4]
+    before = record_file.read_text()
+    assert json.loads(before)["earlier_parts"] == [
+        {
+            "command": "train.py --do_train --max_steps 2 --logging_steps 2",
+            "first_step": 1,
+            "last_step": 2,
+            "changed_arguments": {"max_steps": {"old": 2, "new": 4}},
+        }
+    ]
+
+    def page() -> str:
+        return (out / "report.html").read_text()
+
+    note, trained = "Steps 1-2 ran with other max_steps.", "<pre>python train.py --do_train --do_eval --max_steps 4"
+    for text in (page(), (out / "README.md").read_text().replace("\\_", "_")):
+        assert note in text and "The evaluation ran later" not in text
+    again = [*changed, *flags(per_device_train_batch_size=8)]
+    assert command_lines(*again) == [
+        "Already trained (4 of 4 steps); to train on, increase --max_steps or --num_train_epochs; to start over, pass "
+        "--overwrite_output_dir."
+    ]
+    assert record_file.read_text() == before
+    assert note in page() and trained in page() and page().count("<p>The evaluation ran later: python train.py") == 1
+    command_lines("--do_eval", *flags(model_name_or_path=out))
+    assert record_file.read_text() == before
+    assert note in page() and trained in page() and "<p>The evaluation ran later: python train.py --do_eval" in page()
+    assert "No losses were logged" not in page()
+
+
+def test_a_finished_run_that_is_started_again_shows_no_bar(command_lines, capfd):
+    training = ["--do_train", *flags(max_steps=2, disable_tqdm=False)]
+    command_lines(*training)
+    assert "2/2" in capfd.readouterr().err
+    command_lines(*training)
+    assert "/2" not in capfd.readouterr().err
+
+
+def test_a_run_that_stopped_early_says_so_when_it_is_started_again(command_lines):
+    selection = flags(metric_for_best_model="loss", greater_is_better=True, eval_strategy="steps", eval_steps=1)
+    patience = flags(early_stopping_patience=1, save_strategy="steps", save_steps=1, save_total_limit=9)
+    training = ["--do_train", *flags(max_steps=9, learning_rate=1e-3), *selection, *patience]
+    command_lines(*training)
+    (line,) = command_lines(*training)
+    assert "of 9 steps, then stopped early); to train on" in line
+
+
+def test_early_stopping_can_be_added_to_a_resumed_run(command_lines):
+    training = ["--do_train", *flags(max_steps=1, metric_for_best_model="loss", eval_strategy="steps", eval_steps=1)]
+    command_lines(*training)
+    assert command_lines(*training, *flags(max_steps=2, early_stopping_patience=5))[0].startswith("Resuming from")
