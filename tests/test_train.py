@@ -375,7 +375,10 @@ def test_links_are_checked_before_training(start, clips, tmp_path, error_of):
     values = manifest_flags(tmp_path, "video,caption\n" + "".join(f"{n}.mp4,a cat\n" for n in range(3)))
     roots = flags(video_root=tmp_path / "videos", audio_root=tmp_path, text_root=tmp_path)
     error = error_of(*start, *values, *roots)
-    assert "bad.csv, row 0 (line 2, id '0'), column 'video': '0.mp4' is a link that leaves its folder for " in error
+    assert (
+        "bad.csv, row 0 (line 2, id '0'), column 'video': '0.mp4' goes through a link that leaves its folder for "
+        in error
+    )
     assert "Set --follow_links to follow it" in error and "2 other rows have such links, too." in error
     assert not (tmp_path / "out").exists()
     metrics = tiny_run.run(*start, *values, *roots, *flags(follow_links=True, max_steps=1))

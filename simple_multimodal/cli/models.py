@@ -105,7 +105,7 @@ def search(
     from simple_multimodal.tasks.retrieval.retriever import Retriever
 
     source = files.open_clips(clips)
-    retriever = pipeline.load(Retriever, model)
+    retriever = pipeline.load(Retriever, model, shows_progress=True)
     for match in retriever.search(text, source, top_k=top_k, rerank=rerank, recursive=recursive):
         print(json.dumps({**match.to_dict(), "file": match.file}))
     return 0
@@ -125,7 +125,7 @@ def answer(
     from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 
     source = files.open_clips(clips)
-    answerer = pipeline.load(QuestionAnswerer, model)
+    answerer = pipeline.load(QuestionAnswerer, model, shows_progress=True)
     answered = answerer.answer_each(question, source, top_k=top_k, recursive=recursive)
     for clip, answers in answered.items():
         print(json.dumps({"clip": clip, "answers": [answer.to_dict() for answer in answers]}))

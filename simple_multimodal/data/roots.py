@@ -143,9 +143,11 @@ class Roots:
             return target
         if self.allows(target):
             return path
+        folder = target.removesuffix(f"/{cell}")
+        remedy = "" if folder == target else f", or pass {folder} as the root of the column (`{column}_root`)"
         raise InputError(
-            f"{cell!r} is a link that leaves its folder for {target}. Set `follow_links=True` to follow it, or pass "
-            f"the folder with the files as the root of the column (`{column}_root`)."
+            f"{cell!r} goes through a link that leaves its folder for {target}. Set `follow_links=True` to follow it"
+            f"{remedy}."
         )
 
 

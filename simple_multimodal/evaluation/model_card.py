@@ -15,7 +15,14 @@ from markupsafe import Markup
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation import glossary
 from simple_multimodal.evaluation.bootstrap import Interval
-from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_interval, format_number, render
+from simple_multimodal.evaluation.rendering import (
+    JSONValue,
+    flatten,
+    format_chance,
+    format_interval,
+    format_number,
+    render,
+)
 from simple_multimodal.evaluation.result_files import check_names, write_whole
 
 TAGS = ("multimodal", "simple-multimodal")
@@ -142,7 +149,7 @@ def write_model_card(
         primary_metric=primary_metric,
         metrics=metrics,
         intervals=intervals,
-        chance={name: format_number(name, level) for name, level in levels.items()},
+        chance={name: format_chance(name, level, num_queries.get(name)) for name, level in levels.items()},
         usage=None if usage is None else usage.replace("{model}", quoted_name),
         loading=loading,
         inputs=_describe_inputs(folder),

@@ -66,6 +66,12 @@ def format_number(name: str, value: float, num_queries: int | None = None) -> st
     return f"{value:.{decimals}f}"
 
 
+def format_chance(name: str, level: float, num_queries: int | None = None) -> str:
+    """Format the chance level of a metric like the metric, or with more decimals if these would all be zero."""
+    text = format_number(name, level, num_queries)
+    return text if float(text.replace(",", "")) or not level else format_number(name, level)
+
+
 def format_interval(name: str, intervals: Mapping[str, Interval], num_queries: int | None = None) -> str:
     """Format both ends of the interval of a metric with [`format_number`]; empty for a metric without one."""
     return " – ".join(format_number(name, end, num_queries) for end in intervals[name]) if name in intervals else ""

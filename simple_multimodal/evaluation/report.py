@@ -15,7 +15,14 @@ from PIL import Image
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation import charts, glossary
 from simple_multimodal.evaluation.bootstrap import Interval
-from simple_multimodal.evaluation.rendering import JSONValue, flatten, format_interval, format_number, render
+from simple_multimodal.evaluation.rendering import (
+    JSONValue,
+    flatten,
+    format_chance,
+    format_interval,
+    format_number,
+    render,
+)
 from simple_multimodal.evaluation.result_files import check_names, write_whole
 
 MAX_STRIP_FRAMES = 6
@@ -176,7 +183,7 @@ def write_report(
         metrics=metrics,
         intervals=intervals,
         chance=chance,
-        chance_text={name: format_number(name, float(level)) for name, level in chance.items()},
+        chance_text={name: format_chance(name, float(level), num_queries.get(name)) for name, level in chance.items()},
         columns=glossary.RETRIEVAL_COLUMNS,
         retrieval=retrieval,
         others=[name for name in metrics if name not in in_table],

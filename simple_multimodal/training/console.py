@@ -11,7 +11,7 @@ from typing import Any
 from transformers import ProgressCallback
 
 from simple_multimodal.evaluation import glossary
-from simple_multimodal.evaluation.rendering import format_interval, format_number, words
+from simple_multimodal.evaluation.rendering import format_chance, format_interval, format_number, words
 from simple_multimodal.tasks.base import Evaluation
 
 LOGGED = ("loss", "grad_norm", "learning_rate", "nan_steps", "bad_samples")
@@ -150,7 +150,7 @@ def results_table(title: str, evaluation: Evaluation) -> str:
                 words(name),
                 format_number(name, evaluation.metrics[name], num_queries.get(name)),
                 format_interval(name, evaluation.intervals, num_queries.get(name)),
-                format_number(name, chance[name]) if name in chance else "",
+                format_chance(name, chance[name], num_queries.get(name)) if name in chance else "",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

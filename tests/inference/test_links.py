@@ -35,7 +35,10 @@ def test_commands_follow_links_on_request(verb, linked, retrieval_model, questio
     }[verb]
     assert main([verb, *argv]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "rows.jsonl, row 0 (line 1, id '0'), column 'video': '0.mp4' is a link that leaves its folder" in error
+    assert (
+        "rows.jsonl, row 0 (line 1, id '0'), column 'video': '0.mp4' goes through a link that leaves its folder"
+        in error
+    )
     assert "Set --follow_links to follow it" in error and ("1 other rows" in error or verb == "show")
     assert main([verb, *argv, "--follow_links"]) == 0
     if verb in ("search", "answer"):

@@ -1,10 +1,12 @@
 """Examples of search results for the report."""
 
+import os
+
 import numpy as np
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
-from simple_multimodal.data.rows import row_captions
+from simple_multimodal.data.rows import Row, row_captions
 from simple_multimodal.evaluation.ranking import ranking
 from simple_multimodal.evaluation.report import Example, ExampleResult, Excerpt
 from simple_multimodal.tasks.retrieval.evaluate import Ranking
@@ -44,7 +46,7 @@ def retrieval_examples(ranked: Ranking, collator: MultimodalCollator) -> list[Ex
             audio = preview.audio(row)
             results.append(
                 ExampleResult(
-                    name=row["id"],
+                    name=_name_of(row),
                     rank=place + 1 if place < NUM_RESULTS else int(ranks[query]),
                     score=float(own[query][candidate]),
                     is_correct=bool(right[query][candidate]),
@@ -56,3 +58,9 @@ def retrieval_examples(ranked: Ranking, collator: MultimodalCollator) -> list[Ex
         note = f"The right clip is at rank {ranks[query]:,} of {len(found.clips):,}."
         examples.append(Example(found.captions[query][1], note, results))
     return examples
+
+
+def _name_of(row: Row) -> str:
+    """Return the id of a row, or the name of its file if it has none, so that its number stands for it."""
+    file = row["video"] or row["audio"]
+    return row["id"] if file is None or row["id"] != str(row["index"]) else os.path.basename(file)
