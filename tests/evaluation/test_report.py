@@ -214,7 +214,7 @@ def test_the_page_shows_chance_levels_and_the_meaning_of_losses(tmp_path):
     chances = [text for text in page.texts if text.startswith("chance ")]
     assert chances == ["chance 0.004"]  # of the primary metric: one of 240, with the decimals of 240 queries
     table = page.text.split("Metrics")[1].split("Training")[0]
-    assert "0.0042" in table and "0.0208" in table and "120.5" in table  # R@1, R@5 and both ranks
+    assert "0.004" in table and "0.021" in table and "120.5" in table  # R@1, R@5 and both ranks
     assert "Fraction of masked tokens that are predicted exactly." in table and "Weighted sum" in table
 
 

@@ -87,7 +87,7 @@ def test_a_benchmark_follows_links_on_request(question_model, data, tmp_path, ca
         (prepare, "8 links that lead out of"),
         (
             ["infer", model, *prepared],
-            "test.jsonl, row 0 (line 1, id '0'), column 'video': '0.mp4' is a link",
+            "test.jsonl, row 0 (line 1, id '0'), column 'video': '0.mp4' goes through a link",
         ),
     ):
         argv += ["--output_dir", str(tmp_path / message)] * (argv[0] == "infer")
