@@ -203,6 +203,18 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float 
     assert float((actual - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
+def assert_row(actual: torch.Tensor, expected: torch.Tensor, row: int) -> None:
+    """Compare the tokens of a row in a batch with those of the row alone. Call it for row 0, the longest, first."""
+    assert actual.shape == expected.shape, f"row {row}: {len(actual)} tokens in the batch, {len(expected)} alone"
+    for token in range(len(expected)):
+        difference = float((actual[token] - expected[token]).abs().max() / expected.abs().max())
+        assert difference <= 1e-5, f"row {row}, token {token} differs by {difference:.1e} of the largest value: " + (
+            "padding or another row reaches it, see docs/adding_encoders.md"
+            if row
+            else "not because of padding, which row 0 does not have"
+        )
+
+
 @torch.no_grad()
 def test_tokens_equal_those_of_the_stock_model_for_each_row_alone(key, tmp_path):
     """Load all weights of a saved checkpoint; the rows of the batch are padded, those of the stock model are not."""
@@ -225,7 +237,7 @@ def test_tokens_equal_those_of_the_stock_model_for_each_row_alone(key, tmp_path)
     inputs = tower_inputs(tower)
     output = tower(*inputs)
     for row in range(3):
-        assert_close(output.tokens[row, output.mask[row]], stock_tokens(stock, tower, inputs, row))
+        assert_row(output.tokens[row, output.mask[row]], stock_tokens(stock, tower, inputs, row), row)
 
 
 @torch.no_grad()
@@ -249,9 +261,20 @@ def test_a_row_does_not_depend_on_its_neighbours(key):
             alone = [value[..., :length] for value in alone]
         expected = tower(*alone)
         assert int(expected.mask.sum()) == int(output.mask[row].sum())
-        assert_close(output.tokens[row, output.mask[row]], expected.tokens[0, expected.mask[0]])
+        assert_row(output.tokens[row, output.mask[row]], expected.tokens[0, expected.mask[0]], row)
         if output.embedding is not None:
             assert_close(output.embedding[row], expected.embedding[0])
+
+
+@pytest.mark.parametrize(("row", "cause"), [(0, "not because of padding"), (2, "padding or another row reaches it")])
+def test_a_wrong_token_is_named_with_its_row(row, cause):
+    expected = torch.ones(4, 8)
+    assert_row(expected.clone(), expected, row)
+    for wrong in (1.5, float("nan")):
+        actual = expected.clone()
+        actual[3, 5] = wrong
+        with pytest.raises(AssertionError, match=f"row {row}, token 3 differs by .*{cause}"):
+            assert_row(actual, expected, row)
 
 
 @torch.no_grad()
