@@ -441,6 +441,7 @@ class MultimodalTrainer(Trainer):
         self._sums = {}
         self._counter = None
         self._save_error = None
+        self.evaluation_record = None
         self._resumes_from = resume_from_checkpoint or None
         self.speed.restart()
         with self.run_control.listening(), concurrent.futures.ThreadPoolExecutor(max_workers=1) as self._sealer:
@@ -468,29 +469,26 @@ class MultimodalTrainer(Trainer):
     def _continue(self, checkpoint: str) -> None:
         """Say what a resumed run does, and describe in `run.json` which arguments each part of its steps ran with."""
         step, max_steps = self.state.global_step, self.state.max_steps
-        earlier = read_run_record(checkpoint)
+        earlier = read_run_record(checkpoint) or self.run_record  # none if another trainer wrote the checkpoint
+        changed = ", ".join(changed_arguments(earlier, self.run_record))
         if self.run_control.is_complete:
             done = f"{step:,} of {max_steps:,} steps" if step <= max_steps else f"{step:,} steps"
             done += ", then stopped early" if step < max_steps else ""
             line = (
-                f"Already trained ({done}); to train on, increase --max_steps or --num_train_epochs; to start over, "
-                "pass --overwrite_output_dir."
+                f"Already trained ({done}{f'; with other {changed}' if changed else ''}); to train on, increase "
+                "--max_steps or --num_train_epochs; to start over, pass --overwrite_output_dir."
             )
-            if earlier is not None:
-                self.evaluation_record = dict(self.run_record)
-                self.run_record.clear()
-                self.run_record |= earlier
+            self.evaluation_record = dict(self.run_record)
+            self.run_record |= earlier
         else:
-            line = f"Resuming from {checkpoint}"
-            if earlier is not None:
-                parts = earlier_parts(earlier, self.run_record, step)
-                self.run_record |= {"earlier_parts": parts} if parts else {}
-                if changes := changed_arguments(earlier, self.run_record):
-                    line += (
-                        f", which was started with other {', '.join(changes)}; this run continues with the new "
-                        "values, so it may not equal an uninterrupted one"
-                    )
-            line += "."
+            line = f"Resuming from {checkpoint}" + (
+                f", which was started with other {changed}; this run continues with the new values, so it may not "
+                "equal an uninterrupted one."
+                if changed
+                else "."
+            )
+            if parts := earlier_parts(earlier, self.run_record, step):
+                self.run_record["earlier_parts"] = parts
         if self.is_world_process_zero():
             logger.warning(line)
             write_run_record(self.args.output_dir, self.run_record)

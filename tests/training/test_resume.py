@@ -311,8 +311,8 @@ def test_files_of_a_run_say_which_steps_ran_with_other_arguments(command_lines, 
         assert note in text and "The evaluation ran later" not in text
     again = [*changed, *flags(per_device_train_batch_size=8)]
     assert command_lines(*again) == [
-        "Already trained (4 of 4 steps); to train on, increase --max_steps or --num_train_epochs; to start over, pass "
-        "--overwrite_output_dir."
+        "Already trained (4 of 4 steps; with other per_device_train_batch_size); to train on, increase --max_steps or "
+        "--num_train_epochs; to start over, pass --overwrite_output_dir."
     ]
     assert record_file.read_text() == before
     assert note in page() and trained in page() and page().count("<p>The evaluation ran later: python train.py") == 1
