@@ -85,7 +85,7 @@ def test_embeddings(trained):
     assert values["cosines"].shape == (2, len(CAPTIONS)) and values["cosines"].abs().max() <= 1 + 1e-6
     index, retriever = values["index"], values["retriever"]
     (found,) = retriever.search("rain falls", index, top_k=1)
-    assert found.score == values["cosines"][1].max()
+    assert found.score == pytest.approx(values["cosines"][1].max().item(), abs=1e-6)
     assert torch.equal(retriever.load_index(trained / "my_embeddings").embeds, index.embeds)
 
 
@@ -153,7 +153,7 @@ def test_a_manifest_of_links_is_followed_on_request(trained, tmp_path):
         lambda **settings: smm.evaluate(model, manifest, processor=processor, **settings),
         lambda **settings: smm.from_towers(**towers, train_dataset=str(manifest), **settings),
     ):
-        with pytest.raises(ValueError, match="is a link that leaves its folder"):
+        with pytest.raises(ValueError, match="goes through a link that leaves"):
             opens(roots=found["roots"])
         assert opens(**found) is not None
 
