@@ -52,6 +52,8 @@ def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "prepared/protocol.json").write_text('{"protocol": "msvd"}')
     (tmp_path / "outputs/toy/config.json").write_text("{}")
     (tmp_path / "clips.csv").write_text("video,caption,question,answer\na.mp4,a cat,what?,cat\nb.mp4,a dog,who?,dog\n")
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -180,7 +182,13 @@ def error_of(capsys, run) -> str:
 def test_every_verb_names_the_missing_folder_in_one_line(here, capsys, argv):
     error = error_of(capsys, lambda: main(argv))
     assert "outputs/toyy" in error and "no such folder. Did you mean 'outputs/toy'" in error
-    assert sorted(path.name for path in here.iterdir()) == ["clips.csv", "outputs", "prepared"]  # nothing was written
+    assert sorted(path.name for path in here.iterdir()) == [
+        "a.mp4",
+        "b.mp4",
+        "clips.csv",
+        "outputs",
+        "prepared",
+    ]  # nothing was written
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Verbs about trained models: `encode`, `features`, `search`, `answer`, `infer` and `convert`."""
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def encode(
             shutil.rmtree(partial, ignore_errors=True)
     unread = f" ({len(index.bad_samples)} could not be read, left out)" if index.bad_samples else ""
     print(f"{out}: {len(index.ids)} clips{unread}")
+    print(f"Next: simple-multimodal search {shlex.quote(model)} 'a dog barks' {shlex.quote(out)}", file=sys.stderr)
     return 0
 
 

@@ -132,7 +132,7 @@ def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]
         f"of other kinds ({some})": kinds.total(),
         "hidden": num_hidden,
         "folders (searched with `recursive`)": num_folders,
-        "linked folders": num_links,
+        "linked folders (name them directly)": num_links,
     }
     return sorted(names), [f"{count} {what}" for what, count in counts.items() if count]
 

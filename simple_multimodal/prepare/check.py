@@ -77,12 +77,13 @@ class ManifestReport:
         """Return the report as text: totals, then every file with a problem."""
         readable = [file for file in self.files if not file.error]
         hours = sum(file.duration_seconds for file in readable) / 3600
-        sparse = sum(file.is_sparse for file in readable)
         lines = [f"{name}: {count} rows; {self._columns_of(name)}" for name, count in self.num_rows.items()]
         lines.append(
             f"{len(self.files)} files, {len(self.unreadable)} unreadable; {hours:.2f} hours of video, "
-            f"{sum(file.num_frames for file in readable)} frames; {sparse} files can be decoded sparsely"
+            f"{sum(file.num_frames for file in readable)} frames"
         )
+        if slow := sum(file.num_frames > 0 and not file.is_sparse for file in readable):
+            lines.append(f"slow: {slow} files are decoded from their start, because they have no usable keyframes")
         lines += [f"unreadable: {file.error}" for file in self.unreadable]
         lines += [
             f"short: {file.path!r}: yields {file.num_frames} of the {file.num_promised} frames that it promises"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ class ConsoleCallback(ProgressCallback):
         self.is_training = True
         if self.shows_bars and not control.should_training_stop:
             super().on_train_begin(args, state, control, **kwargs)
+            if self.training_bar is not None:  # a resumed run goes on where it stopped
+                self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.training_bar is not None:
@@ -130,7 +133,9 @@ def main_metrics(evaluation: Evaluation) -> list[str]:
         names += [
             name for name in evaluation.intervals if name.endswith(end) or (direction and name.startswith(direction))
         ]
-    return list(dict.fromkeys(name for name in (*names, "loss") if name in evaluation.metrics))
+    chance = evaluation.chance  # 1 for recalls at more than there are clips, which say nothing
+    known = [name for name in (*names, "loss") if name in evaluation.metrics]
+    return list(dict.fromkeys(name for name in known if name in (primary, "loss") or chance.get(name) != 1))
 
 
 def results_table(title: str, evaluation: Evaluation) -> str:
@@ -156,6 +161,9 @@ def results_table(title: str, evaluation: Evaluation) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     counts = ", ".join(f"{count:,} {words(name)}" for name, count in evaluation.counts.items() if count)
+    primary = evaluation.primary_metric or ""
+    if primary in evaluation.intervals and evaluation.intervals[primary][0] <= chance.get(primary, -math.inf):
+        lines.append(f"The interval of {words(primary)} includes chance: the model may be guessing.")
     return "\n".join([f"{title}: {counts}", *lines])
 
 

@@ -209,6 +209,11 @@ class MultimodalTrainer(Trainer):
             load_on_gpu(args)
         align_parameters(model)
         model.checkpoint_activations(args.gradient_checkpointing_towers)
+        if args.enable_jit_checkpoint:  # which would replace the handler of SIGTERM in `Trainer.__init__`
+            raise InputError(
+                "enable_jit_checkpoint is not supported: this trainer handles SIGTERM itself and saves a checkpoint "
+                "after the same step in all processes. Leave it out."
+            )
         # `Trainer` asks every processor for special tokens, even one without a tokenizer.
         super().__init__(
             model,
@@ -219,11 +224,6 @@ class MultimodalTrainer(Trainer):
             processing_class=processor if processor.tokenizer is not None else None,
             callbacks=callbacks,
         )
-        if args.enable_jit_checkpoint:
-            raise InputError(
-                "enable_jit_checkpoint is not supported: this trainer handles SIGTERM itself and saves a checkpoint "
-                "after the same step in all processes. Leave it out."
-            )
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
         if train_dataset is not None:

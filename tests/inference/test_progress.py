@@ -1,6 +1,5 @@
 """Progress bars: shown in a terminal, if asked for, and never in a log file."""
 
-import io
 import sys
 from types import SimpleNamespace
 
@@ -9,18 +8,8 @@ from transformers import TrainerControl, TrainerState
 from transformers.utils import logging
 
 import simple_multimodal as smm
-from simple_multimodal.training.console import ConsoleCallback
-
-
-class Stream(io.StringIO):
-    """A stream that is a terminal or not."""
-
-    def __init__(self, is_terminal: bool):
-        super().__init__()
-        self.is_terminal = is_terminal
-
-    def isatty(self) -> bool:
-        return self.is_terminal
+from simple_multimodal.training.console import ConsoleCallback, Speed
+from tests.streams import Stream
 
 
 @pytest.fixture
@@ -54,6 +43,19 @@ def test_training_shows_bars_in_a_terminal(stream, tmp_path, is_terminal):
     callback.on_log(args, state, TrainerControl(), logs=logs)
     assert logs == {"total_flos": 1.0}  # files of results are the same with and without a terminal
     callback.on_train_end(args, state, TrainerControl())
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_stopped(stream, tmp_path):
+    told = stream(True)
+    args = smm.TrainingArguments(str(tmp_path), report_to="none")
+    state = TrainerState(max_steps=30, global_step=20, is_world_process_zero=True)
+    callback = ConsoleCallback(SimpleNamespace(last_evaluation=None, speed=Speed()))
+    callback.on_train_begin(args, state, TrainerControl())
+    state.global_step = 21
+    callback.on_step_end(args, state, TrainerControl())
+    assert (callback.training_bar.n, callback.training_bar.initial) == (21, 20)
+    callback.on_train_end(args, state, TrainerControl())
+    assert "21/30" in told.getvalue()
 
 
 def test_loading_a_model_shows_no_bar(retrieval_model, stream):

@@ -19,6 +19,7 @@ from simple_multimodal.tasks.question_answering.modeling import MultimodalForQue
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.inference.conftest import NUM_CLIPS, unseen
+from tests.streams import Stream
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = ("msrvtt_ret", "msvd_qa")
@@ -177,10 +178,11 @@ def test_only_the_part_of_a_damaged_file_is_computed_again(work, interrupted, mo
     assert_same_files(interrupted, whole["msrvtt_ret"])
 
 
-def test_progress_bars_start_where_the_run_resumes(interrupted, models, data, capfd):
-    capfd.readouterr()
+def test_progress_bars_start_where_the_run_resumes(interrupted, models, data, monkeypatch):
+    terminal = Stream(True)
+    monkeypatch.setattr(sys, "stderr", terminal)
     infer(models["msrvtt_ret"], data / "msrvtt_ret", interrupted)
-    bars = capfd.readouterr().err
+    bars = terminal.getvalue()
     assert f"{NUM_CLIPS}/{NUM_CLIPS} [" in bars and "24/49 [" in bars and "49/49 [" in bars and "| 0/" not in bars
 
 

@@ -74,6 +74,7 @@ def test_search_accepts_the_inputs_of_index_like_the_command_line(
     save_as_before(index, tmp_path / "of-no-model.safetensors", model="")
     saved = str(tmp_path / "embeddings")
     assert main(["encode", retrieval_model, str(clips / "video"), "--out", saved]) == 0
+    assert f"Next: simple-multimodal search {retrieval_model} 'a dog barks' {saved}" in capfd.readouterr().err
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text("".join(json.dumps({"id": f"{n}.mp4", "video": f"{n}.mp4"}) + "\n" for n in range(7)))
     for n in range(7):
@@ -349,6 +350,8 @@ def test_rows_of_one_clip_count_once(retriever, clips):
 def test_errors_name_invalid_input(retriever, index, clips, question_model, tmp_path):
     with pytest.raises(ValueError, match=r"MultimodalForQuestionAnswering, a model of another task"):
         Retriever.from_pretrained(question_model)
+    with pytest.raises(ValueError, match="is not a saved model: the folder has no config.json"):
+        Retriever.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="absent is not a saved model: no such folder"):
         Retriever.from_pretrained(tmp_path / "absent")
     with pytest.raises(MediaError, match=r"absent\.mp4"):

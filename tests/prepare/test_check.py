@@ -38,6 +38,7 @@ def test_rows_are_counted_and_unreadable_and_shared_files_are_reported(folder, t
     assert shared == [str(folder / "a.mp4")]
     text = report.to_text()
     assert "are in both" in text and text.count("unreadable: ") == 2
+    assert "slow: 1 files are decoded from their start" in text  # the MPEG program stream
 
 
 def test_the_command_prints_json_and_fails_for_unreadable_files(folder, capsys):

@@ -28,7 +28,7 @@ from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.question_answering.targets import QUESTION_COLUMNS
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.tasks.retrieval.task import Retrieval
-from simple_multimodal.training.console import log_line, main_metrics
+from simple_multimodal.training.console import log_line, main_metrics, results_table
 from simple_multimodal.training.results import count_rows, describe_disk_usage
 from simple_multimodal.training.run_control import ending_in_one_line, running
 from simple_multimodal.training.run_record import make_run_record
@@ -155,12 +155,22 @@ def test_the_console_shows_the_main_metrics_and_the_files_have_all(start, tmp_pa
     assert lines[6].split()[-1] == "0.14" and lines[6].split()[5] in ("0.00", "0.14", "0.29", "0.43")  # of 7
     assert lines[4] == "Evaluation: 7 rows, 7 captions, 7 clips"
     assert lines[5].split() == ["value", "95", "%", "interval", "chance"]
-    assert lines[6].startswith("text to video R@1 ") and lines[-1].startswith("loss ") and len(lines) < 17
+    assert lines[6].startswith("text to video R@1 ") and len(lines) < 18
+    assert any(line.startswith("loss ") for line in lines[-2:])  # a model at chance has a line that says so
     logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert {"loss", "matching_loss", "samples_per_second"} < logged[0].keys()
     assert {"eval_text_to_video_num_queries", "eval_matching_accuracy"} < logged[2].keys()
     evaluated = json.loads((tmp_path / "eval_results.json").read_text())
     assert {name for name in logged[2] if name.startswith("eval_")} <= evaluated.keys()
+
+
+@pytest.mark.parametrize("low", [0.1, 0.3])
+def test_the_table_says_if_the_primary_metric_may_be_chance_and_leaves_out_recalls_over_all_clips(low):
+    metrics = {"text_to_video_R@1": 0.5, "text_to_video_R@5": 1.0, "text_to_video_num_candidates": 5}
+    intervals = {"text_to_video_R@1": (low, 0.8), "text_to_video_R@5": (1.0, 1.0)}
+    table = results_table("Test", Evaluation(metrics, intervals, {"clips": 5}, "p", "text_to_video_R@1", 5))
+    assert ("The interval of text to video R@1 includes chance: the model may be guessing." in table) == (low == 0.1)
+    assert "R@5" not in table  # of five clips
 
 
 def test_the_main_metrics_are_the_primary_one_related_ones_and_the_loss():

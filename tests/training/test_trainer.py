@@ -4,6 +4,7 @@ counts each row once.
 
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -276,6 +277,8 @@ def test_evaluation_in_reduced_precision_is_the_same_after_training_and_alone(st
     assert exact["eval_loss"] != alone["eval_loss"]
 
 
-def test_jit_checkpoints_are_an_error(start, tmp_path):
+def test_jit_checkpoints_are_an_error_and_leave_the_handling_of_signals_alone(start, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="enable_jit_checkpoint is not supported: this trainer handles SIGTERM"):
         run(*start, "--do_train", *flags(output_dir=tmp_path, enable_jit_checkpoint=True))
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -396,8 +396,8 @@ def measure_ranking(
         top_k = min(rerank_top_k, len(found.clips))
         chosen = top_k if matching_is_better(evaluation.metrics) else 0
         evaluation.protocol += (
-            f"; matching_*: the first {top_k} re-ranked by the matching head, whose R@1 from text to video is "
-            f"{'better than' if chosen else 'not better than'} the cosine's: searches "
+            f"; metrics matching_*: the first {top_k} clips are re-ranked with the matching head, which is "
+            f"{'better' if chosen else 'not better'} than the cosine alone (R@1 from text to video), so that searches "
             f"{'re-rank' if chosen else 'do not re-rank'} by default"
         )
     is_duplicate = duplicate_captions(texts, groups[0])[[text != "" for text in texts]]
