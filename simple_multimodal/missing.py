@@ -87,10 +87,7 @@ def reading_model(
     name_or_path: str | os.PathLike[str], *, cache_dir: str | None = None
 ) -> AbstractContextManager[None]:
     """Return the context [`reading`] for a saved model."""
-    problem = f"{os.fspath(name_or_path)} is not a saved model:"
-    if Path(name_or_path).is_dir() and not Path(name_or_path, "config.json").is_file():
-        raise InputError(f"{problem} the folder has no config.json.")
-    return reading(name_or_path, problem, cache_dir=cache_dir)
+    return reading(name_or_path, f"{os.fspath(name_or_path)} is not a saved model:", cache_dir=cache_dir)
 
 
 def _why_missing(name_or_path: str | os.PathLike[str], kind: Kind, cache_dir: str | None) -> str | None:
