@@ -190,9 +190,7 @@ def infer(
         if alpro or folder != Path(data):
             print(measured.printed)  # the line that ALPRO's evaluation ends with
         if measured.bad_samples:
-            print(
-                f"{len(measured.bad_samples)} could not be read and count as wrong, see metrics.json.", file=sys.stderr
-            )
+            print(f"{len(measured.bad_samples)} clips could not be read and count as wrong.", file=sys.stderr)
         print(f"Results: {Path(output_dir, 'metrics.json')}, {Path(output_dir, 'results.json')}", file=sys.stderr)
     leave_process_group()
     return 0

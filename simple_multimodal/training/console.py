@@ -174,7 +174,7 @@ def training_line(metrics: Mapping[str, float], num_steps: int, *, num_now: int)
     Args:
         metrics (`Mapping[str, float]`): The `metrics` that `trainer.train()` returned.
         num_steps (`int`): Number of steps at the end of training.
-        num_now (`int`): Number of these steps since the last resume, which the time is of.
+        num_now (`int`): Number of these steps that were taken since the last resume, which the time covers.
     """
     duration = datetime.timedelta(seconds=round(metrics["train_runtime"]))
     resumed = f", {num_now:,} of them now" if num_now < num_steps else ""

@@ -203,7 +203,7 @@ def infer(models, data: Path, out: Path, task: str, *flags: str) -> int:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_measurement_lists_its_bad_clips(models, spoiled_data, tmp_path, capfd, task):
     assert infer(models, spoiled_data, tmp_path / "out", task) == 0
-    assert "1 could not be read and count as wrong" in capfd.readouterr().err
+    assert "1 clips could not be read and count as wrong" in capfd.readouterr().err
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     file = str(spoiled_data / task / f"videos/{BAD}.mp4")
     assert written["counts"]["bad_samples"] == 1 and written["counts"]["clips"] == NUM_CLIPS

@@ -126,8 +126,8 @@ class QuestionAnswerer(Pipeline):
 
         Args:
             question (`str`): The question.
-            clips: Rows (a data set, its manifest, dictionaries, a pandas DataFrame), of which those that show the same
-                clip count once; or a media file, a folder, or a list of files. Clips of rows or of a folder that
+            clips: Rows (a data set, its manifest, dictionaries, a pandas DataFrame), or a media file, a folder, or a
+                list of files. Rows that show the same clip count once. Clips of rows or of a folder that
                 cannot be read are left out, with a warning.
             top_k (`int`, *optional*, defaults to 1): Number of answers to return.
             recursive (`bool`, *optional*, defaults to `False`): Whether to include the files in subfolders of a

@@ -283,8 +283,8 @@ class Retriever(Pipeline):
         Encode clips with the towers. Clips of a data set or a folder that cannot be read are left out, with a warning.
 
         Args:
-            clips: Rows (a data set, its manifest, dictionaries, a pandas DataFrame), of which those that show the same
-                clip count once; or a media file, a folder, or a list of files.
+            clips: Rows (a data set, its manifest, dictionaries, a pandas DataFrame), or a media file, a folder, or a
+                list of files. Rows that show the same clip count once.
             saved (`str`, *optional*): Folder to keep the embeddings in. Clips whose embeddings it already has, from
                 the same model and files, are not encoded again; clips that are no longer given are removed from it.
                 Embeddings of another model are replaced, and so is a file that an earlier version saved. The index
