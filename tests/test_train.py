@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from tests.processes import launch, run_script
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
 
@@ -197,7 +198,7 @@ def test_two_processes_resume_within_an_epoch_that_one_started(full_run, tmp_pat
     resumed = flags(
         per_device_train_batch_size=1, output_dir="resumed", resume_from_checkpoint="straight/checkpoint-1"
     )
-    result = shell([sys.executable, "-m", *TORCHRUN, TRAIN, *common, *resumed], tmp_path)
+    result = launch(2, run_script, Path(TRAIN), [*common, *resumed], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("straight", "resumed")]
     logs = [[log for log in state["log_history"] if "loss" in log] for state in states]

@@ -61,8 +61,8 @@ def state() -> dict[str, float]:
     }
 
 
-def measure(num_opens: int) -> dict[str, float]:
-    """Open the files in turn, and measure the process twenty times."""
+def measure(num_opens: int, times: int = 20) -> dict[str, float]:
+    """Open the files in turn, and measure the process several times, which takes a while if it holds many objects."""
     states, places, decoded = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SIMPLE_MULTIMODAL_INDEX_DIR"] = f"{folder}/index"
@@ -70,7 +70,7 @@ def measure(num_opens: int) -> dict[str, float]:
         files = write_files(Path(folder) / "files")
         for number in range(num_opens):
             decoded += open_once(files[number % len(files)])
-            if number % (num_opens // 20) == 0:
+            if number % (num_opens // times) == 0:
                 states.append(state())
                 places.append(number)
         states.append(state())

@@ -24,7 +24,8 @@ from simple_multimodal.tasks.retrieval.evaluate import DUAL_SOFTMAX_TEMPERATURE,
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Retriever
 from tests.closeness import assert_close
 from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
-from tests.inference.test_benchmark import launch
+from tests.inference.killed import infer_in_parts
+from tests.processes import launch
 from tests.training.tiny_run import CAPTIONS
 
 BAD = 2
@@ -256,11 +257,11 @@ def test_several_processes_compute_the_same_metrics(models, spoiled_data, tmp_pa
     """Also if they resume the work of a single process."""
     monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
     assert infer(models, spoiled_data, tmp_path / "one", task) == 0
-    arguments = models[task], str(spoiled_data / task), "--output_dir", str(tmp_path / "two")
+    command = [models[task], str(spoiled_data / task), "--output_dir", str(tmp_path / "two"), "--batch_size", "2"]
     if killed_at is not None:
-        assert launch(1, *arguments, KILL_AT=killed_at).returncode != 0
+        assert launch(1, infer_in_parts, command, killed_at).returncode != 0
         assert len(list((tmp_path / "two/partial").glob("clips/*.parquet"))) == 4
-    done = launch(2, *arguments)
+    done = launch(2, infer_in_parts, command)
     assert done.returncode == 0 and done.stderr.count("could not be read and count as wrong") == 1, done.stderr
     assert done.stderr.count("Bad sample: ") == 1
     for name in ("metrics.json", "results.json"):

@@ -4,8 +4,6 @@ import ast
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,8 @@ from simple_multimodal.inference import pipeline
 from simple_multimodal.tasks.retrieval.evaluate import evaluate_retrieval
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Retriever
 from tests.inference.conftest import NUM_CLIPS, unseen, write_lines
+from tests.inference.killed import infer_in_parts
+from tests.processes import launch
 from tests.training import tiny_run
 from tests.training.tiny_run import CAPTIONS
 
@@ -120,14 +120,6 @@ def test_questions_print_the_reference_literal(question_model, data, tmp_path, c
     assert sum(count for _, count in printed["ratios"].values()) == 16
 
 
-def launch(num_processes: int, *argv: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run `infer` in small parts, in processes of a launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    command += ["-m", "tests.inference.infer_worker", "infer", *argv, "--batch_size", "2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.parametrize(
     ("task", "killed_at", "killed_processes", "num_processes"),
     [
@@ -148,13 +140,14 @@ def test_several_processes_compute_the_same_metrics(
     monkeypatch.setattr(pipeline, "PAIRS_PER_BATCH", 4)
     infer(capfd, model, *arguments, str(tmp_path / "one"), "--batch_size", "2")
     several = tmp_path / "several"
+    command = [model, *arguments, str(several), "--batch_size", "2"]
     if killed_at is not None:
-        killed = launch(killed_processes, model, *arguments, str(several), KILL_AT=killed_at)
+        killed = launch(killed_processes, infer_in_parts, command, killed_at)
         assert killed.returncode != 0 and not (several / "metrics.json").exists()
         left = [path.parent.name for path in (several / "partial").glob("*/*.safetensors")]
         assert left.count("clips") == 4 if task == "msrvtt_ret" else 1 <= left.count("clips") < 4
         assert ("pairs" in left) == (task == "msrvtt_ret")
-    done = launch(num_processes, model, *arguments, str(several))
+    done = launch(num_processes, infer_in_parts, command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("95 % interval") == 1  # from one process only, so they worked together
     for name in ("metrics.json", "results.json"):

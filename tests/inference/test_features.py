@@ -6,8 +6,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,6 +27,8 @@ from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.closeness import assert_close
 from tests.inference.conftest import NUM_CLIPS
+from tests.inference.killed import features_until_the_second_shard
+from tests.processes import launch, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -162,16 +162,10 @@ def test_an_interrupted_call_resumes(maker, written, dataset, tmp_path, monkeypa
 
 
 def test_a_killed_process_leaves_complete_files(maker, written, retrieval_model, manifest, tmp_path):
-    code = "import os, signal; from simple_multimodal.cli import main\n"
-    code += "from simple_multimodal.data.store import ClipStore\n"
-    code += "def kill(store, number, clips):\n"
-    code += "    plain(store, number, clips) if number == 0 else os.kill(os.getpid(), signal.SIGKILL)\n"
-    code += "plain, ClipStore.append = ClipStore.append, kill\nmain()"
-    words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
+    words = [retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
     words += ["--shard_size", "4", "--batch_size", "2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = launch(1, features_until_the_second_shard, words)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     shard = tmp_path / "video/00000.safetensors"
     left = sorted(path.name for path in shard.parent.iterdir())
     assert left == [".lock", "00000.parquet", shard.name]  # a lock that no process holds
@@ -250,10 +244,7 @@ def test_features_of_an_earlier_version_are_read_and_added_to(
 def test_several_processes_share_the_clips(retrieval_model, manifest, written, maker, dataset, tmp_path):
     words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
     words += ["--shard_size", "4", "--batch_size", "2", "--num_workers", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29717"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    launch += ["-m", "simple_multimodal"]
-    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=300)
+    done = launch(2, run_command, words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{tmp_path / 'video'}: 6 clips, 6 new"
     assert contents(tmp_path / "video") == contents(written / "video")

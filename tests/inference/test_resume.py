@@ -1,9 +1,7 @@
 """Resuming interrupted inference: finished work is not repeated, and the result files are the same."""
 
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +17,8 @@ from simple_multimodal.tasks.question_answering.modeling import MultimodalForQue
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.inference.conftest import NUM_CLIPS, unseen
+from tests.inference.killed import infer_in_parts
+from tests.processes import launch
 from tests.streams import Stream
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -118,10 +118,8 @@ def test_an_interrupted_run_resumes(work, models, data, whole, tmp_path, monkeyp
 def test_a_killed_process_leaves_its_finished_parts(work, models, data, whole, tmp_path):
     """A part that it was writing when it was killed does not count as finished."""
     task, out = "msrvtt_ret", tmp_path / "out"
-    command = [sys.executable, "-m", "tests.inference.infer_worker", "infer", models[task], str(data / task)]
-    command += ["--output_dir", str(out), "--batch_size", "2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, env=environment | {"KILL_AT": "pairs 5"}, capture_output=True, timeout=300)
+    command = [models[task], str(data / task), "--output_dir", str(out), "--batch_size", "2"]
+    killed = launch(1, infer_in_parts, command, "pairs 5")
     assert killed.returncode == -signal.SIGKILL and not (out / "results.json").exists()
     pairs = out / "partial/pairs"
     (pairs / ".00005.safetensors.1.2.tmp").write_bytes((pairs / "00004.safetensors").read_bytes()[:-1])

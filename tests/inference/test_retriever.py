@@ -1,10 +1,7 @@
 """Searching clips by text."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from simple_multimodal.models.pairs import ranking_scores
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Match, Retriever
 from tests.closeness import assert_close
+from tests.processes import launch, run_command
 from tests.training.tiny_run import CAPTIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -227,15 +225,12 @@ def test_several_processes_save_the_same_embeddings(retrieval_model, clips, tmp_
     """Both from scratch and if they encode only new clips."""
     folder = tmp_path / "clips"
     folder.mkdir()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29719"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     for numbers in (range(5), range(5, 7)):
         for n in numbers:
             shutil.copy2(clips / f"video/{n}.mp4", folder)
         encode = ["encode", retrieval_model, str(folder), "--batch_size", "2", "--out"]
         assert main([*encode, str(tmp_path / "one")]) == 0
-        words = [*launch, "-m", "simple_multimodal", *encode, str(tmp_path / "two")]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        done = launch(2, run_command, [*encode, str(tmp_path / "two")])
         assert done.returncode == 0, done.stderr
         names = sorted(path.name for path in (tmp_path / "one").iterdir())
         assert names == sorted(path.name for path in (tmp_path / "two").iterdir())

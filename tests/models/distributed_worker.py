@@ -1,5 +1,6 @@
 """Computations of one of several processes for `test_distributed.py`; each starts fresh and imports this file."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -291,8 +292,9 @@ MATCHED = {
 """Arguments of [`matched`] by name."""
 
 
-def run(rank: int, folder: Path) -> None:
-    """Work as process `rank` of two, if it is one of them, and then of three."""
+def run(folder: Path) -> None:
+    """Work as one of two processes, unless it is the third, and then as one of three."""
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     for world_size in (2, 3):
         if rank >= world_size:

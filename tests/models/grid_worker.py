@@ -1,6 +1,7 @@
 """The grid of what is trained and how, and the computations of one of two processes for `test_grid.py`."""
 
 import itertools
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -142,8 +143,9 @@ def two_steps(cell: Cell, rank: int) -> dict[str, torch.Tensor]:
     return gradients_of(model)
 
 
-def run(rank: int, folder: Path) -> None:
-    """Work as process `rank` of two."""
+def run(folder: Path) -> None:
+    """Work as one of two processes."""
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

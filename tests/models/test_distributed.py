@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.multiprocessing import start_processes
 
 from simple_multimodal.models.distributed import (
     Ragged,
@@ -31,6 +30,7 @@ from tests.models.distributed_worker import (
     run,
 )
 from tests.models.tiny import LACKING, ROWS, make_batch
+from tests.processes import launch
 
 worlds = pytest.mark.parametrize("world_size", [2, 3])
 cases = pytest.mark.parametrize("case", [*CASES, *(f"{case}, lacking" for case in CASES)])
@@ -40,7 +40,8 @@ cases = pytest.mark.parametrize("case", [*CASES, *(f"{case}, lacking" for case i
 def results(tmp_path_factory) -> dict[tuple[int, int], dict]:
     """Return the results of each process, by (number of processes, rank)."""
     folder = tmp_path_factory.mktemp("processes")
-    start_processes(run, args=(folder,), nprocs=3, start_method="spawn")
+    ended = launch(3, run, folder)
+    assert ended.returncode == 0, ended.stderr
     return {(size, rank): torch.load(folder / f"{size}_{rank}.pt") for size in (2, 3) for rank in range(size)}
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.multiprocessing import start_processes
 
 from tests.models.grid_worker import (
     ADAPTATIONS,
@@ -16,13 +15,15 @@ from tests.models.grid_worker import (
     gradients_of,
     run,
 )
+from tests.processes import launch
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
     """Return the gradients of each of two processes after two steps of every cell."""
     folder = tmp_path_factory.mktemp("grid")
-    start_processes(run, args=(folder,), nprocs=NUM_PROCESSES, start_method="spawn")
+    ended = launch(NUM_PROCESSES, run, folder)
+    assert ended.returncode == 0, ended.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(NUM_PROCESSES)]
 
 

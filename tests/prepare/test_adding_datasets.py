@@ -1,10 +1,7 @@
 """Tests of docs/adding_datasets.md: its code prepares annotations, and evaluates a model under its protocol."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import simple_multimodal as smm
 from simple_multimodal.evaluation.protocols import get_protocol, known_benchmarks
 from simple_multimodal.prepare.benchmarks import SOURCES, register_benchmark
 from tests.media.media_files import write_media
+from tests.processes import Ended, launch, run_script
 from tests.training.tiny_run import CONFIGS, SIZES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,10 +38,8 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *words: str, script: str = "street.py") -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, script, *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def run(folder: Path, *words: str, script: str = "street.py") -> Ended:
+    return launch(1, run_script, folder / script, [*words], folder)
 
 
 def command_of(verb: str) -> list[str]:

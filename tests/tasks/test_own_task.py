@@ -1,8 +1,6 @@
 """A task outside the package trains, resumes, evaluates in several processes, reports and loads."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,10 @@ from safetensors.torch import load_file
 import simple_multimodal as smm
 from simple_multimodal.tasks.flags import OPTIONS
 from simple_multimodal.tasks.registry import TASKS, Task, get_task, register_task
+from tests.processes import launch, run_script
 from tests.training.tiny_run import flags, write_clips, write_configs
 
 SCRIPT = Path(__file__).parent / "own/train_regression.py"
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +42,12 @@ def start(tmp_path_factory) -> list[str]:
     ]
 
 
-def run(*argv: str, launcher: list[str] = ()) -> dict[str, float]:
+def run(*argv: str, num_processes: int = 1) -> dict[str, float]:
     """Run the script and return the metrics of its evaluation."""
-    done = subprocess.run([sys.executable, *launcher, SCRIPT, *argv], capture_output=True, text=True, check=False)
+    output = Path(argv[argv.index("--output_dir") + 1])
+    done = launch(num_processes, run_script, SCRIPT, [*argv])
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads(Path(argv[argv.index("--output_dir") + 1], "eval_results.json").read_text())
+    metrics = json.loads((output / "eval_results.json").read_text())
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
@@ -79,7 +78,7 @@ def test_two_processes_compute_the_same_metrics(start, straight, tmp_path):
     folder, metrics = straight
     again = ["--do_train", "False", *flags(model_name_or_path=folder, output_dir=tmp_path / "out")]
     tokens = [token for name, token in zip(["", *start], start, strict=False) if "_config_name" not in name + token]
-    measured = run(*tokens, *again, launcher=LAUNCHER)
+    measured = run(*tokens, *again, num_processes=2)
     for name in ("loss", "mean_absolute_error"):
         assert measured[name] == pytest.approx(metrics[name], rel=1e-6)
 

@@ -1,0 +1,77 @@
+"""Functions in fresh processes that start at once.
+
+Every process of a test would import torch and transformers, which takes longer than most of what it then does. Here
+one process per pytest process imports them, never uses them, and is forked for each start.
+"""
+
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simple_multimodal.cli import main
+from tests.faults.runs import free_port
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["tests.faults.runs", "simple_multimodal.tasks.retrieval.retriever"])
+
+
+class Ended(NamedTuple):
+    """How the processes of a launch ended: the first exit code that is not 0, and what all of them wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def launch(num_processes: int, work: Callable[..., Any], *args: Any) -> Ended:
+    """Call `work(*args)` in each of several processes, with the environment that torchrun gives them, as
+    `torchrun --nproc_per_node` does: if one fails, the others are killed.
+    """
+    common = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in range(num_processes):
+            environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            output = os.path.join(folder, str(rank))
+            processes.append(FORKSERVER.Process(target=_run, args=(environment, output, work, args)))
+            processes[-1].start()
+        while running := [process for process in processes if process.exitcode is None]:
+            wait([process.sentinel for process in running])
+            if any(process.exitcode for process in processes):
+                break
+        codes = [process.exitcode for process in processes if process.exitcode]
+        for process in processes:
+            process.kill()
+            process.join()
+        written = ("".join(path.read_text() for path in sorted(Path(folder).glob(f"*.{n}"))) for n in ("out", "err"))
+        return Ended(codes[0] if codes else 0, *written)
+
+
+def run_script(script: Path, argv: list[str], folder: Path | None = None) -> None:
+    """Run a script as `python script argv...` does, in a folder."""
+    if folder is not None:
+        os.chdir(folder)
+    sys.argv = [str(script), *argv]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def run_command(argv: list[str]) -> None:
+    """Run `simple-multimodal argv...`."""
+    sys.exit(main(argv))
+
+
+def _run(environment: dict[str, str], output: str, work: Callable[..., Any], args: tuple) -> None:
+    os.environ.clear()  # that of the server is as it was when it started
+    os.environ |= environment
+    for number, name in ((1, "out"), (2, "err")):
+        with open(f"{output}.{name}", "wb") as file:
+            os.dup2(file.fileno(), number)
+    work(*args)
