@@ -69,6 +69,7 @@ def run_command(argv: list[str]) -> None:
 
 
 def _run(environment: dict[str, str], output: str, work: Callable[..., Any], args: tuple) -> None:
+    multiprocessing.set_start_method(None, force=True)  # the default, not the method by which this process was started
     os.environ.clear()  # that of the server is as it was when it started
     os.environ |= environment
     for number, name in ((1, "out"), (2, "err")):

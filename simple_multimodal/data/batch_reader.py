@@ -1,7 +1,6 @@
 """Turn keys of rows into batches even if files are bad: replace bad samples, and read in a process that may crash."""
 
 import contextlib
-import ctypes
 import functools
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from simple_multimodal.data import in_flight
 from simple_multimodal.data.bad_samples import BadSample, BadSampleError, file_of, with_retries
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.in_flight import InFlight, Reading
+from simple_multimodal.data.loader_processes import die_with
 from simple_multimodal.data.randomness import sample_generator
 from simple_multimodal.data.rows import Row, RowDataset, without_files
 from simple_multimodal.processing.batch_memory import CAN_SHARE, SharedBatch, forget_blocks
@@ -30,7 +30,6 @@ MAX_REPLACEMENTS = 32  # rows tried in place of a bad one before its place stays
 POLL_SECONDS = 0.1  # between two checks of the reading process
 KILL_POLLS = 20
 MAX_UNEXPLAINED_DEATHS = 3
-PR_SET_PDEATHSIG = 1
 
 Key = tuple[int, int]
 
@@ -346,13 +345,6 @@ def _serve(read: BatchReader, connection: Connection, worker: int) -> None:
         else:
             connection.send((True, SharedBatch(batch)))
             del batch  # its memory belongs to the receiver
-
-
-def die_with(parent: int) -> None:
-    """Have this process killed when its parent ends for any reason (Linux)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it had already ended
-        os._exit(1)
 
 
 def _private_gigabytes(process: int) -> float:

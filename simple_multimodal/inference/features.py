@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import ClipKey, ClipTokens, EarlierFeatures, make_fingerprint
+from simple_multimodal.data.loader_processes import LoaderInit
 from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.store import ClipStore, Unreadable, describe_difference
@@ -127,6 +128,7 @@ class TowerFeatures(Pipeline):
             collate_fn=self._reader(collator),
             num_workers=self.num_workers,
             multiprocessing_context=self.worker_context,
+            worker_init_fn=LoaderInit(),
         )
         loaded = iter(loader)
         bad: dict[ClipKey, Unreadable] = {}

@@ -21,6 +21,7 @@ from simple_multimodal.data.bad_samples import BadSample, BadSampleError
 from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
+from simple_multimodal.data.loader_processes import LoaderInit
 from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import (
@@ -368,6 +369,7 @@ class Pipeline:
             collate_fn=self._reader(self.collator),
             num_workers=self.num_workers,
             multiprocessing_context=self.worker_context,
+            worker_init_fn=LoaderInit(),
         )
         done = sum(len(batches[number]) for number in own)
         total = sum(len(batches[number]) for number in share)

@@ -15,7 +15,6 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.utils import logging
 
-from simple_multimodal.data.batch_reader import die_with
 from simple_multimodal.errors import InputError, with_flags
 from simple_multimodal.models.distributed import decide_in_first_process, leave_process_group
 from simple_multimodal.output_folder import writing_into
@@ -231,34 +230,3 @@ class EarlyStopping(EarlyStoppingCallback):
     def _saved_count(self, state: TrainerState) -> int:
         saved = state.stateful_callbacks.get(type(self).__name__)  # none if the flag is new
         return 0 if saved is None else saved["attributes"]["early_stopping_patience_counter"]
-
-
-class LoaderInit:
-    """
-    Makes a loader process ignore Ctrl-C, and SIGTERM unless its training process sends it, and ends it with that
-    process.
-
-    Schedulers send SIGTERM to every process of a job at once, as terminals send SIGINT, but batches are needed until
-    the end of the step.
-
-    Args:
-        then (`Callable`, *optional*): Function to call with the worker's number afterwards.
-    """
-
-    def __init__(self, then: Callable[[int], None] | None = None):
-        self.then = then
-
-    def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if sys.platform == "linux":  # the sender of a signal is not known elsewhere
-            die_with(os.getppid())  # a loader only checks after 5 seconds or more
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-        if self.then is not None:
-            self.then(worker)
-
-
-def _exit_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

@@ -27,6 +27,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 from simple_multimodal.data.bad_samples import check_files
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.loader_processes import LoaderInit
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.errors import InputError
@@ -61,7 +62,7 @@ from simple_multimodal.training.features import load_features
 from simple_multimodal.training.learning_rates import parameter_rates, set_learning_rates
 from simple_multimodal.training.quarantine import Quarantine
 from simple_multimodal.training.results import write_card, write_results
-from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, LoaderInit, RunControl
+from simple_multimodal.training.run_control import EXIT_REQUEUE, EarlyStopping, RunControl
 from simple_multimodal.training.run_record import (
     changed_arguments,
     describe_training,
@@ -280,7 +281,10 @@ class MultimodalTrainer(Trainer):
         )
 
     def _get_dataloader(self, dataset: RowDataset, *args, **kwargs) -> DataLoader:
-        return super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
+        loader = super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
+        base = loader.base_dataloader  # the loader that accelerate wraps
+        base.worker_init_fn = LoaderInit(base.worker_init_fn)
+        return loader
 
     def _get_train_sampler(self, train_dataset: RowKeys | None = None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -290,10 +294,8 @@ class MultimodalTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader of batches in the order of the sampler, which does not use the global random generators."""
         loader = super().get_train_dataloader()
-        base = loader.base_dataloader  # the loader that accelerate wraps
         # Otherwise a loader takes a seed from the global generator: once with persistent workers, else in each epoch.
-        base.generator = torch.Generator()
-        base.worker_init_fn = LoaderInit(base.worker_init_fn)
+        loader.base_dataloader.generator = torch.Generator()
         return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):

@@ -60,6 +60,18 @@ class AtStep(TrainerCallback):
             self.action()
 
 
+class InEvaluation(AtStep):
+    """Callback that acts after the first batch of the evaluation that follows a step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        pass
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = -1
+            self.action()
+
+
 def with_callback(callback: TrainerCallback) -> Callable[[], None]:
     """Add a callback to all trainers of this process."""
 

@@ -4,11 +4,12 @@ folder.
 
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -24,17 +25,19 @@ from simple_multimodal.training.run_control import (
     EXIT_REQUEUE,
     EarlyStopping,
     HostCopy,
-    LoaderInit,
     RunControl,
 )
 from simple_multimodal.training.trainer import MultimodalTrainer
+from tests.faults.loaders import load, own
 from tests.faults.runs import (
     FORK,
     AtStep,
+    InEvaluation,
     commands,
     finish,
     finish_elastic,
     finish_together,
+    logs,
     outcome,
     send,
     start,
@@ -42,6 +45,8 @@ from tests.faults.runs import (
     with_nan_gradients,
 )
 from tests.training.tiny_run import flags, write_clips
+
+start_methods = pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +56,9 @@ def command(tmp_path_factory) -> list[str]:
     return [*commands(folder), *flags(max_steps=6, save_steps=100, logging_steps=4)]
 
 
-def terminated(*, at_step: int, times: int = 1, by: str = "TERM"):
+def terminated(*, at_step: int, times: int = 1, by: str = "TERM", in_evaluation: bool = False):
     """Send SIGTERM to this process and its loader processes from outside, like a scheduler, or SIGINT, like a
-    terminal.
+    terminal: after a step, or in the evaluation that follows.
     """
 
     def action():
@@ -63,17 +68,25 @@ def terminated(*, at_step: int, times: int = 1, by: str = "TERM"):
 
     def prepare():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes may ignore it
-        with_callback(AtStep(at_step, action))()
+        with_callback((InEvaluation if in_evaluation else AtStep)(at_step, action))()
 
     return prepare
 
 
 # 4 steps per epoch: a signal in step 2 ends the run after step 3, within an epoch, and one in step 3 at its end.
-@pytest.mark.parametrize(("step", "workers"), [(2, 1), (3, 0)])
-def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_exactly(command, tmp_path, capfd, step, workers):
+@pytest.mark.parametrize(
+    ("step", "loading"),
+    [
+        (2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}),
+        (2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver"}),  # the signal ends it
+        (3, {"dataloader_num_workers": 0}),
+    ],
+    ids=["fork", "forkserver", "main process"],
+)
+def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_exactly(command, tmp_path, capfd, step, loading):
     argv = [*command, *flags(logging_strategy="epoch" if step == 3 else "steps")]
     assert finish([*argv, *flags(output_dir=tmp_path / "straight")], tmp_path / "log") == 0
-    argv += flags(output_dir=tmp_path / "out", dataloader_num_workers=workers)
+    argv += flags(output_dir=tmp_path / "out", **loading)
     assert finish(argv, tmp_path / "log", prepare=terminated(at_step=step, times=2)) == EXIT_REQUEUE == 75
     assert (
         capfd.readouterr().err.count("SIGTERM: the run ends after the step that is running, with a checkpoint.") == 1
@@ -99,6 +112,17 @@ def test_ctrl_c_ends_a_run_like_sigterm(command, tmp_path, capfd, step, workers)
     assert "Traceback" not in log
     assert finish(argv, tmp_path / "log") == 0
     assert f"Resuming from {tmp_path}/out/checkpoint-{step + 1}." in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("by", ["TERM", "INT"])
+def test_a_signal_during_an_evaluation_does_not_end_its_loader_processes(command, tmp_path, by):
+    """It ends the run after the next step, with a checkpoint."""
+    evaluates = flags("--do_eval", eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=2)
+    argv = [*command, *evaluates, *flags(output_dir=tmp_path / "out", dataloader_num_workers=1)]
+    prepare = terminated(at_step=2, by=by, in_evaluation=True)
+    assert finish(argv, tmp_path / "log", prepare=prepare) == EXIT_REQUEUE, (tmp_path / "log").read_text()
+    assert list(list_checkpoints(tmp_path / "out")) == [3]
+    assert [log["step"] for log in logs(tmp_path / "out/checkpoint-3") if "eval_loss" in log] == [2]
 
 
 def test_a_second_ctrl_c_ends_a_run_at_once(command, tmp_path, monkeypatch):
@@ -186,18 +210,19 @@ def test_sigterm_to_one_of_two_processes_stops_both(command, tmp_path):
     assert [log["step"] for log in outcome(tmp_path / "one")[1]] == [4, 6]
 
 
-def test_a_loader_process_ignores_sigterm_from_other_processes(tmp_path):
-    started = threading.Event()
+def wait_for(file: Path, process: BaseProcess) -> str:
+    """Return the content of a file as soon as it exists; a process of this one writes it."""
+    while not file.exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    return file.read_text()
 
-    def work():
-        LoaderInit(lambda worker: (tmp_path / str(worker)).touch())(7)
-        (tmp_path / "ready").touch()
-        threading.Event().wait()
 
-    process = FORK.Process(target=work)
+@start_methods
+def test_a_loader_process_ignores_sigterm_from_other_processes(tmp_path, start_method):
+    process = multiprocessing.get_context(start_method).Process(target=load, args=(tmp_path,))
     process.start()
-    while not (tmp_path / "ready").exists():
-        started.wait(0.01)
+    wait_for(tmp_path / "pid", process)
     other = FORK.Process(target=os.kill, args=(process.pid, signal.SIGTERM))
     other.start()
     other.join()
@@ -208,24 +233,14 @@ def test_a_loader_process_ignores_sigterm_from_other_processes(tmp_path):
     assert process.exitcode == 0
 
 
-def test_a_loader_process_ends_with_its_training_process(tmp_path):
-    def load():
-        LoaderInit()(0)
-        (tmp_path / "pid").write_text(str(os.getpid()))
-        threading.Event().wait()
-
-    def train():
-        FORK.Process(target=load).start()
-        threading.Event().wait()
-
-    process = FORK.Process(target=train)
+@start_methods
+def test_a_loader_process_ends_with_its_owner(tmp_path, start_method):
+    process = multiprocessing.get_context("spawn").Process(target=own, args=(start_method, tmp_path))
     process.start()
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        process.join(0.01)
-    loader = psutil.Process(int((tmp_path / "pid").read_text()))
+    loader = psutil.Process(int(wait_for(tmp_path / "pid", process)))
     process.kill()
     process.join()
-    loader.wait(2)  # torch would allow it 5 seconds
+    loader.wait(2)  # torch would allow it 5 seconds, and the child of a forkserver any time
 
 
 def test_restarted_processes_meet_in_a_store_without_earlier_addresses():
