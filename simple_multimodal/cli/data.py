@@ -38,7 +38,7 @@ from simple_multimodal.prepare.settings import PackSettings
 class ToyOptions:
     """Size of the toy dataset."""
 
-    num_train_clips: Annotated[int, "number of training clips"] = TOY_TRAIN_CLIPS
+    num_train_clips: Annotated[int, "number of training clips, in addition to the held-out ones"] = TOY_TRAIN_CLIPS
     num_validation_videos: Annotated[int, "number of different videos in the held-out clips"] = TOY_VALIDATION_VIDEOS
     num_validation_audio: Annotated[int, "number of different audio tracks in the held-out clips"] = (
         TOY_VALIDATION_AUDIO
@@ -205,14 +205,6 @@ def show(
     rows = [row or 0] if has_one else range(len(dataset))
     if model is None:
         processor = build_processor({"audio": ViTMAEConfig(), "video": VideoMAEConfig()}, captions=tuple)
-        video = processor.video_processor
-        if num_frames is None and video_size is None:
-            print(
-                f"Without --model, clips are drawn as for new models with pretrained VideoMAE and MAE towers: "
-                f"{video.num_frames} frames of {video.width}x{video.height}. For other towers, such as small random "
-                "ones, set --num_frames and --video_size.",
-                file=sys.stderr,
-            )
     else:
         with reading_model(model):
             processor = MultimodalProcessor.from_pretrained(model)
@@ -230,4 +222,12 @@ def show(
     ]
     stack(images).save(out)
     print(out)
+    if model is None and num_frames is None and video_size is None:
+        video = processor.video_processor
+        print(
+            f"Without --model, clips are drawn as for new models with pretrained VideoMAE and MAE towers: "
+            f"{video.num_frames} frames of {video.width}x{video.height}. For other towers, such as small random "
+            "ones, set --num_frames and --video_size.",
+            file=sys.stderr,
+        )
     return 0

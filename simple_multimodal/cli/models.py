@@ -1,6 +1,5 @@
 """Verbs about trained models: `encode`, `features`, `search`, `answer`, `infer` and `convert`."""
 
-import json
 import shlex
 import shutil
 import sys
@@ -18,6 +17,7 @@ from simple_multimodal.cli.options import (
     PipelineOptions,
     Recursive,
     only_writer,
+    print_json_line,
     task_options,
 )
 from simple_multimodal.defaults import CLIPS_PER_SHARD, TOP_K_ANSWERS, TOP_K_CLIPS
@@ -109,7 +109,7 @@ def search(
     source = files.open_clips(clips)
     retriever = pipeline.load(Retriever, model, shows_progress=True)
     for match in retriever.search(text, source, top_k=top_k, rerank=rerank, recursive=recursive):
-        print(json.dumps({**match.to_dict(), "file": match.file}))
+        print_json_line({**match.to_dict(), "file": match.file})
     return 0
 
 
@@ -130,7 +130,7 @@ def answer(
     answerer = pipeline.load(QuestionAnswerer, model, shows_progress=True)
     answered = answerer.answer_each(question, source, top_k=top_k, recursive=recursive)
     for clip, answers in answered.items():
-        print(json.dumps({"clip": clip, "answers": [answer.to_dict() for answer in answers]}))
+        print_json_line({"clip": clip, "answers": [answer.to_dict() for answer in answers]})
     return 0
 
 

@@ -131,6 +131,11 @@ def only_writer(folder: str | Path, verb: str, *, is_launched: bool = False) -> 
     return writing_into(folder, command=f"simple-multimodal {verb}", decide=decide_in_first_process)
 
 
+def print_json_line(values: Any) -> None:
+    """Print values as JSON on one line, numbers with six digits."""
+    print(json.dumps(json.loads(json.dumps(values), parse_float=lambda digits: float(f"{float(digits):.6g}"))))
+
+
 def print_json(values: Any) -> None:
     """Print values as indented JSON."""
     print(json.dumps(values, indent=2))

@@ -68,8 +68,11 @@ def bootstrap_interval(
     Whole groups are sampled with replacement, as many as there are, each with all its values. Captions of one clip,
     which are not independent, therefore do not make the interval too narrow.
 
+    If all answers are right, or none, so are those of all resamples: the mean of equal truth values has the exact
+    interval of as many independent trials as there are groups (Clopper and Pearson, Biometrika 26, 1934).
+
     Args:
-        values (`np.ndarray` of shape `(num_values,)`): One value per query; bool or numbers.
+        values (`np.ndarray` of shape `(num_values,)`): One value per query; bool (right or wrong) or numbers.
         statistic (`Callable`):
             [`resampled_mean`], [`resampled_median`], or another function of `values` and `counts` of shape
             `(num_resamples, num_values)`, how often each value is in each resample, that returns `(num_resamples,)`.
@@ -78,7 +81,7 @@ def bootstrap_interval(
         num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
 
     Returns:
-        `tuple[float, float]`: The 2.5 % and 97.5 % quantiles of the statistic.
+        `tuple[float, float]`: The 2.5 % and 97.5 % quantiles of the statistic, or the exact interval.
 
     Raises:
         ValueError: If `values` is empty or not one-dimensional, `groups` has a different length, **or**
@@ -94,6 +97,9 @@ def bootstrap_interval(
 
     members = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     num_groups = int(members.max()) + 1
+    if statistic is resampled_mean and values.dtype == bool and (values == values[0]).all():
+        edge = ((1 - LEVEL) / 2) ** (1 / num_groups)  # a lower accuracy would rarely have all answers right
+        return (edge, 1.0) if values[0] else (0.0, 1 - edge)
     generator = np.random.default_rng(SEED)
     block = max(1, MAX_BOOTSTRAP_ELEMENTS // len(values))
     statistics = []

@@ -58,19 +58,19 @@ def loss_charts(
     log_history: Sequence[Mapping[str, JSONValue]], num_queries: Mapping[str, int] = MappingProxyType({})
 ) -> list[Chart]:
     """
-    Draw one chart for each loss, their sum first, then for each recall at 1 and accuracy that was evaluated at two
-    steps or more.
+    Draw one chart for each loss, their sum first, then for each recall at 1 and accuracy. Values that were only
+    evaluated are drawn from two steps on.
 
     Args:
         log_history (`Sequence[Mapping]`): `TrainerState.log_history`.
         num_queries (`Mapping[str, int]`, *optional*): Number of queries behind each fraction, by name without `eval_`.
     """
     curves = _curves(log_history, lambda name: name.endswith(("loss", "R@1", "accuracy")))
-    losses = {name: curves[name] for name in sorted(curves, key=lambda name: name != "loss") if name.endswith("loss")}
-    several = {name: curve for name, curve in curves.items() if name not in losses and len(curve[1]) > 1}
+    names = sorted(curves, key=lambda name: (name != "loss", not name.endswith("loss")))
     return [
-        draw_chart(name, train, evaluation, num_queries.get(name))
-        for name, (train, evaluation) in (losses | several).items()
+        draw_chart(name, *curves[name], num_queries.get(name))
+        for name in names
+        if len(curves[name][1]) > 1 or (name.endswith("loss") and curves[name][0])
     ]
 
 
@@ -112,10 +112,10 @@ def draw_chart(name: str, train: Curve, evaluation: Curve, num_queries: int | No
         if points
     ]
     notes = []
+    if train:
+        notes.append(f"last {'in training ' if evaluation else ''}{format_number(name, train[-1][1])}")
     if evaluation:
-        notes.append(f"last evaluation {format_number(name, evaluation[-1][1], num_queries)}")
-    elif train:
-        notes.append(f"last {format_number(name, train[-1][1])}")
+        notes.append(f"last in evaluation {format_number(name, evaluation[-1][1], num_queries)}")
     if block > 1:
         notes.append(f"each point averages up to {block} logged values")
     if num_lost:

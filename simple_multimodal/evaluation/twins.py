@@ -80,5 +80,4 @@ def pair_accuracy(scores: np.ndarray, swapped_scores: np.ndarray | None = None) 
 def pair_accuracy_interval(scores: np.ndarray) -> Interval:
     """Compute the bootstrap interval of [`pair_accuracy`], resampled by pair."""
     is_right = pair_choices(scores) == np.arange(2)  # (num_pairs, 2)
-    # Every pair has two choices, which are resampled together, so their mean can replace them.
-    return bootstrap_interval(is_right.mean(axis=1), resampled_mean)
+    return bootstrap_interval(is_right.ravel(), resampled_mean, groups=np.repeat(np.arange(len(is_right)), 2))

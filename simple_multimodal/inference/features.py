@@ -25,6 +25,7 @@ from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import EncoderOutput
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.processing.processing_multimodal import PARTS
+from simple_multimodal.progress import can_show_bars
 
 
 class FeatureReport(NamedTuple):
@@ -134,7 +135,7 @@ class TowerFeatures(Pipeline):
         bad: dict[ClipKey, Unreadable] = {}
         done, total = len(rows) - len(missing), sum(map(len, batches))
         with tqdm(
-            unit="clips", total=done + total, initial=done, disable=None if self.shows_progress else True
+            unit="clips", total=done + total, initial=done, disable=not (self.shows_progress and can_show_bars())
         ) as bar:
             for number in own:
                 kept: dict[ClipKey, dict[str, torch.Tensor]] = {}

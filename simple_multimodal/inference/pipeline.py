@@ -67,6 +67,7 @@ from simple_multimodal.models.pairs import (
     score_pairs,
 )
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.progress import can_show_bars
 
 logger = logging.get_logger(__name__)
 
@@ -91,8 +92,8 @@ class Pipeline:
         num_workers (`int`, *optional*, defaults to 0): Number of processes that read clips; with 0, threads of this
             process do.
         drop_modalities (`Sequence[str]`, *optional*): Modalities to treat as missing in every clip.
-        shows_progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars, if standard error is a
-            terminal.
+        shows_progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars, in a terminal or
+            notebook.
         video_backend, decode_device, index_dir (`str`, *optional*): See [`MultimodalCollator`].
         max_bad_fraction (`float`, *optional*, defaults to 0.2): Largest fraction of clips that may be unreadable
             before an error is raised; with `None` there is no limit, and the caller has to warn of bad samples.
@@ -373,7 +374,9 @@ class Pipeline:
         )
         done = sum(len(batches[number]) for number in own)
         total = sum(len(batches[number]) for number in share)
-        with tqdm(unit="clips", total=total, initial=done, disable=None if self.shows_progress else True) as bar:
+        with tqdm(
+            unit="clips", total=total, initial=done, disable=not (self.shows_progress and can_show_bars())
+        ) as bar:
             for number, batch in zip(missing, loader, strict=True):
                 bad = batch.pop("bad_samples", [])
                 bad_samples += bad

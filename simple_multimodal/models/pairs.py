@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from simple_multimodal.modalities import MODALITIES, Modality
 from simple_multimodal.models.distributed import gather_objects
 from simple_multimodal.models.fusion.crossformer import Clip, Stream
+from simple_multimodal.progress import can_show_bars
 
 PAIRS_PER_BATCH = 256
 """Pairs of text and clip that go through the fusion layers at once; bounds memory."""
@@ -227,7 +228,7 @@ def score_pairs(
     share = itertools.islice(blocks(), process_index, None, num_processes)
     total = sum(int((block.places >= 0).sum()) for _, block in share) if shows_progress else None
     done = sum(len(outputs) for outputs in own.values())
-    with tqdm(unit="pairs", total=total, initial=done, disable=None if shows_progress else True) as bar:
+    with tqdm(unit="pairs", total=total, initial=done, disable=not (shows_progress and can_show_bars())) as bar:
         for number, block in blocks():
             if number % num_processes != process_index or number in own:
                 continue

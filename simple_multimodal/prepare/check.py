@@ -15,6 +15,7 @@ from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media import MediaError, index_video
 from simple_multimodal.media.container import decode_audio, open_audio_stream, open_media
 from simple_multimodal.media.index_cache import content_hash, index_cache
+from simple_multimodal.progress import can_show_bars
 
 
 @dataclass
@@ -190,7 +191,9 @@ def examine_files(
         return examine_file(path, index_dir=index_dir, decodes=decodes)
 
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
-        return list(tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file", disable=None))
+        return list(
+            tqdm(pool.map(examine, paths), total=len(paths), desc="Indexing", unit="file", disable=not can_show_bars())
+        )
 
 
 def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: bool = False) -> FileReport:

@@ -24,6 +24,7 @@ from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.media.index_cache import content_hash, index_cache
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.prepare.settings import PackSettings
+from simple_multimodal.progress import can_show_bars
 
 ROW_COLUMNS = {"index", "epoch", "audio_from_video", "video", "audio", "text", "captions"}
 """Entries of a row that a packed manifest omits or replaces."""
@@ -127,7 +128,7 @@ def pack_manifest(
             return error
 
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
-        results_of = tqdm(pool.map(pack, sources), total=len(sources), unit="file", disable=None)
+        results_of = tqdm(pool.map(pack, sources), total=len(sources), unit="file", disable=not can_show_bars())
         packed = dict(zip(sources, results_of, strict=True))
     lines = []
     used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written in this call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import ProgressCallback
 
 from simple_multimodal.evaluation import glossary
 from simple_multimodal.evaluation.rendering import format_chance, format_interval, format_number, words
+from simple_multimodal.progress import can_show_bars
 from simple_multimodal.tasks.base import Evaluation
 
 LOGGED = ("loss", "grad_norm", "learning_rate", "nan_steps", "bad_samples")
@@ -46,14 +46,14 @@ class ConsoleCallback(ProgressCallback):
 
     Args:
         trainer ([`MultimodalTrainer`]): The trainer whose speed is shown.
-        shows_bars (`bool`, *optional*, defaults to `True`): Whether to show bars in addition to lines, if standard
-            error is a terminal.
+        shows_bars (`bool`, *optional*, defaults to `True`): Whether to show bars in addition to lines, in a terminal
+            or notebook.
     """
 
     def __init__(self, trainer: Any, *, shows_bars: bool = True):
         super().__init__()
         self.trainer = trainer
-        self.shows_bars = shows_bars and sys.stderr.isatty()  # in a log file, bars are noise
+        self.shows_bars = shows_bars and can_show_bars()
         self.is_training = False
 
     def on_train_begin(self, args, state, control, **kwargs):

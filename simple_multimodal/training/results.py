@@ -175,10 +175,12 @@ def describe_disk_usage(folder: Path) -> str:
         folder (`Path`): Output folder of a run.
 
     Returns:
-        `str`: Text such as `"outputs/toy holds 306 MB (model 102 MB, checkpoints 204 MB)"`; 1 MB is a million bytes.
+        `str`: Text such as `"outputs/toy holds 306 MB (model 102 MB, checkpoints 204 MB)"`; 1 MB is a million bytes. If
+            there are several checkpoints, it names the argument that limits their number.
     """
     total = 0
     parts = {"model": 0, "checkpoints": 0}
+    checkpoints = set()
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_file():
             continue
@@ -187,10 +189,12 @@ def describe_disk_usage(folder: Path) -> str:
         first, *rest = path.relative_to(folder).parts
         if first.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and rest:
             parts["checkpoints"] += size
+            checkpoints.add(first)
         elif not rest and path.suffix == ".safetensors":
             parts["model"] += size
     shares = [f"{name} {_megabytes(size)}" for name, size in parts.items() if size]
-    return f"{folder} holds {_megabytes(total)}" + (f" ({', '.join(shares)})" if shares else "")
+    hint = f"; save_total_limit keeps fewer than these {len(checkpoints)}" if len(checkpoints) > 1 else ""
+    return f"{folder} holds {_megabytes(total)}" + (f" ({', '.join(shares)}{hint})" if shares else "")
 
 
 def _megabytes(size: int) -> str:

@@ -50,6 +50,15 @@ def test_bootstrap_is_deterministic_and_independent_of_the_block_size(monkeypatc
     np.testing.assert_allclose(bootstrap_interval(values, resampled_mean), interval, rtol=1e-12)
 
 
+def test_equal_answers_have_the_exact_interval_of_the_binomial():
+    groups = np.repeat(np.arange(6), 2)
+    low, high = bootstrap_interval(np.ones(12, bool), resampled_mean, groups=groups)
+    assert high == 1 and low**6 == pytest.approx(0.025)  # all of six trials are right with this probability
+    assert bootstrap_interval(np.zeros(12, bool), resampled_mean, groups=groups) == pytest.approx((0, 1 - low))
+    assert bootstrap_interval(np.zeros(12), resampled_mean) == (0, 0)  # numbers, such as errors, can be anything
+    assert bootstrap_interval(np.ones(12, bool), resampled_median) == (1, 1)
+
+
 def test_bootstrap_width_equals_that_of_the_binomial():
     values = np.arange(400) < 200
     low, high = bootstrap_interval(values, resampled_mean, num_resamples=4000)

@@ -148,7 +148,7 @@ def test_loss_charts_show_chance_levels_of_training_and_evaluation(tmp_path):
             train_chance={"contrastive_tv_loss": math.log(2)},
         )
     )
-    assert "last evaluation 2; chance 0.6931 in training, 1.946 in evaluation" in page.text
+    assert "last in training 1; last in evaluation 2; chance 0.6931 in training, 1.946 in evaluation" in page.text
     assert "last 1\n" in page.text  # the chance level of a reconstruction is unknown
     assert "2\n1.946" in re.sub(r"\n+", "\n", page.text)  # in the table
 

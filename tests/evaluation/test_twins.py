@@ -16,7 +16,7 @@ def test_pair_accuracy_equals_a_case_computed_by_hand():
     )
     assert pair_choices(scores).tolist() == [[0, 1], [1, 1], [-1, 0]]
     assert pair_accuracy(scores) == {"pair_accuracy": 0.5, "num_pairs": 3}
-    assert pair_accuracy_interval(scores[:1]) == (1.0, 1.0)
+    assert pair_accuracy_interval(scores[:1]) == pytest.approx((0.025, 1.0))  # one pair
     assert pair_accuracy_interval(scores) == (0.0, 1.0)
 
 

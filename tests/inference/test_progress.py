@@ -32,6 +32,14 @@ def test_a_pipeline_shows_bars_in_a_terminal_if_asked_for(retrieval_model, clips
         assert (unit in told.getvalue()) == (is_terminal and shows)
 
 
+def test_a_pipeline_shows_bars_in_a_notebook_if_asked_for(retrieval_model, clips, stream, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    told = stream(is_terminal=False)
+    for shows in (False, True):
+        smm.Retriever.from_pretrained(retrieval_model, shows_progress=shows).search("a cat", clips / "video")
+        assert ("clips" in told.getvalue()) == shows
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_training_shows_bars_in_a_terminal(stream, tmp_path, is_terminal):
     told = stream(is_terminal)

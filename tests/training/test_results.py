@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import wave
@@ -48,7 +49,10 @@ def test_the_report_has_curves_data_examples_with_audio_and_chance(finished):
     page = (finished / "report.html").read_text()
     labels = re.findall(r'aria-label="([a-z ]+): training', page)
     # Two rows per batch; six of seven rows have text and video.
-    assert re.search(r"contrastive tv loss</strong> last evaluation \S+; chance 0.6931 in training, 1.792 in ", page)
+    assert re.search(
+        r"contrastive tv loss</strong> last in training \S+; last in evaluation \S+; chance 0.6931 in training, 1.792 in ",
+        page,
+    )
     assert labels[0] == "loss" and labels[-3:] == ["learning rate", "samples per second", "data wait share"]
     assert "contrastive tv loss" in labels and "Contrastive losses grow with the number of candidates" in page
     for name in ("training", "evaluation"):
@@ -270,6 +274,9 @@ def test_disk_usage_counts_every_file_once_and_names_weights_and_checkpoints(tmp
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / "latest").symlink_to(tmp_path / "model.safetensors")
+    hint = "; save_total_limit keeps fewer than these 2"
+    assert describe_disk_usage(tmp_path) == f"{tmp_path} holds 16 MB (model 12 MB, checkpoints 2.5 MB{hint})"
+    shutil.rmtree(tmp_path / "checkpoint-4")
     assert describe_disk_usage(tmp_path) == f"{tmp_path} holds 16 MB (model 12 MB, checkpoints 2.5 MB)"
 
 

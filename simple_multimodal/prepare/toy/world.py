@@ -31,6 +31,7 @@ from simple_multimodal.prepare.toy.media import (
     render_video,
     write_clip,
 )
+from simple_multimodal.progress import can_show_bars
 
 TOY_VERSION = 3  # raise it whenever the same parameters would write other files
 SECONDS_PER_SEGMENT = 0.6  # mean duration of a background
@@ -140,7 +141,7 @@ def make_toy_world(
 def _write_clips(output_dir: Path, clips: list[ToyClip], num_frames: int, seed: int, num_processes: int) -> None:
     tasks = [(output_dir / clip.path, clip.video, clip.audio, num_frames, seed) for clip in clips]
     num_processes = min(num_processes, len(tasks))
-    with tqdm(total=len(tasks), desc="toy clips", unit="clip", disable=None) as progress:
+    with tqdm(total=len(tasks), desc="toy clips", unit="clip", disable=not can_show_bars()) as progress:
         if num_processes <= 1:
             for task in tasks:
                 progress.update(_render_and_write(task))
