@@ -175,8 +175,8 @@ def describe_disk_usage(folder: Path) -> str:
         folder (`Path`): Output folder of a run.
 
     Returns:
-        `str`: Text such as `"outputs/toy holds 306 MB (model 102 MB, checkpoints 204 MB)"`; 1 MB is a million bytes. If
-            there are several checkpoints, it names the argument that limits their number.
+        `str`: Text such as `"outputs/toy holds 306 MB (model 102 MB, checkpoints 204 MB)"`; 1 MB is a million bytes.
+            If there are several checkpoints, it names the argument that limits their number.
     """
     total = 0
     parts = {"model": 0, "checkpoints": 0}
