@@ -49,11 +49,8 @@ def test_the_report_has_curves_data_examples_with_audio_and_chance(finished):
     page = (finished / "report.html").read_text()
     labels = re.findall(r'aria-label="([a-z ]+): training', page)
     # Two rows per batch; six of seven rows have text and video.
-    assert re.search(
     chances = r"chance 0.6931 in training, 1.792 in "
     assert re.search(rf"contrastive tv loss</strong> last in training \S+; last in evaluation \S+; {chances}", page)
-        page,
-    )
     assert labels[0] == "loss" and labels[-3:] == ["learning rate", "samples per second", "data wait share"]
     assert "contrastive tv loss" in labels and "Contrastive losses grow with the number of candidates" in page
     for name in ("training", "evaluation"):
