@@ -1,12 +1,14 @@
 """Matching against the cosine by step, in each form of fusion, on the toy world and on worlds that nobody tuned for.
 
 python benchmarks/matching.py [--worlds toy polygons textures counts] [--forms ...] [--seeds 0 1 2]
+python benchmarks/matching.py --worlds real --real WEIGHTS CLIPS TRANSFER_WORK [--forms ...] [--seeds 0 1 2]
 
-Each cell of the table is a run of `train.py` with the quickstart's recipe (`configs/runs/toy.yaml`), evaluated every
-`--eval_steps`. An evaluation ranks the validation clips in three ways: by cosine; the first 32 by the matching head
-alone, as models without `matching_residual` do; and these by the sum of both, as new models do. The two kinds of
-matching share one run, because training is the same. It also counts how often the top clip by cosine has the correct
-value of each attribute.
+Each cell of the table is a run of `train.py` with the quickstart's recipe (`configs/runs/toy.yaml`); on real clips,
+with the recipe of `benchmarks/transfer.py` for fusion and matching, on features of the published towers. Every
+`--eval_steps`, the validation clips are ranked in three ways: by cosine; the first 32 by the matching head alone, as
+models without `matching_residual` do; and these by the sum of both, as new models do. The two kinds of matching share
+one run, because training is the same. For each attribute of a synthetic world, the queries whose top clip has the
+correct value are counted.
 
 A finished cell stays in the work folder: the same command continues with the next one. Arguments after `--flags` are
 passed to `train.py`, such as `--flags --max_steps 200`; other flags need another work folder and another `--name`.
@@ -20,6 +22,7 @@ from typing import Any
 
 import common
 import numpy as np
+import transfer
 import worlds
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -62,21 +65,35 @@ class RecordingTrainer(MultimodalTrainer):
         return result
 
 
-def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Do one run, and return its evaluations by step."""
+def make_data(world: str, options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Write the data of a world, and return its flags of `train.py` and its attributes with their values."""
+    if world == "real":
+        weights, clips, work = (path.resolve() for path in options.real)
+        described = [json.loads(line) for line in (clips / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
+        manifests = transfer.write_manifests(described, work)
+        features = transfer.make_features(weights, list(manifests.values()), clips, work / "published_towers")
+        flags = transfer.base_flags(weights, manifests["train"], clips)
+        flags += ["--validation_file", str(manifests["test"]), "--features", str(features), "--do_eval", "True"]
+        return [*flags, *transfer.RECIPES["fusion and matching"].split()], {}
     sizes = {"num_train_clips": options.num_train_clips, "num_validation_clips": options.num_validation_clips}
     folder = options.work / "worlds" / world
     values = worlds.make_world(folder, world, **sizes)
+    recipe = [line for line in RECIPE.read_text().splitlines() if not line.startswith(("pair_files", "swapped_files"))]
+    config = options.work / RECIPE.name
+    config.write_text("\n".join(recipe) + "\n", encoding="utf-8")
+    return ["--config", str(config), "--data_root", str(folder)], values
+
+
+def run_cell(world: str, form: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Do one run, and return its evaluations by step."""
+    flags, values = make_data(world, options)
     records: list[dict[str, Any]] = []
 
     class Recorder(RecordingTrainer):
         pass
 
     Recorder.records, Recorder.attributes = records, tuple(values)
-    recipe = [line for line in RECIPE.read_text().splitlines() if not line.startswith(("pair_files", "swapped_files"))]
-    config = options.work / RECIPE.name
-    config.write_text("\n".join(recipe) + "\n", encoding="utf-8")
-    flags = ["--config", str(config), "--data_root", str(folder), "--output_dir", str(options.work / "run")]
+    flags += ["--output_dir", str(options.work / "run")]
     flags += ["--fusion_form", form, "--seed", str(seed), "--overwrite_output_dir", "True"]
     flags += ["--eval_strategy", "steps", "--eval_steps", str(options.eval_steps), "--save_strategy", "no"]
     flags += ["--disable_tqdm", "True"]
@@ -101,19 +118,24 @@ def summary(cells: list[dict[str, Any]]) -> str:
         last = [c["evaluations"][-1] for c in cells if (c["world"], c["form"]) == (world, form)]
         first = [c["evaluations"][0] for c in cells if (c["world"], c["form"]) == (world, form)]
         shares = {name: np.mean([e["attributes"][name] for e in last]) for name in last[0]["attributes"]}
-        worst = min(shares, key=shares.__getitem__)
+        worst = min(shares, key=shares.__getitem__, default=None)
         found = "  ".join(
             f"{way} {np.mean([e[way]['text_to_video_R@1'] for e in first]):.3f} -> "
             f"{np.mean([e[way]['text_to_video_R@1'] for e in last]):.3f}"
             for way in ("cosine", "head", "sum")
         )
-        lines.append(f"{world:10s}{form:16s}{found}  worst: {worst} {shares[worst]:.2f}")
+        lines.append(f"{world:10s}{form:16s}{found}" + (f"  worst: {worst} {shares[worst]:.2f}" if worst else ""))
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worlds", nargs="+", default=["toy", *worlds.WORLDS], choices=("toy", *worlds.WORLDS))
+    names = ("toy", *worlds.WORLDS)
+    parser.add_argument("--worlds", nargs="+", default=names, choices=(*names, "real"))
+    folders = ("WEIGHTS", "CLIPS", "WORK")
+    parser.add_argument(
+        "--real", nargs=3, type=Path, metavar=folders, help="as for transfer.py; only for the world real"
+    )
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num_train_clips", type=int, default=1500)

@@ -100,14 +100,18 @@ def draw_weights(weights: Path, folder: Path) -> None:
         stock.save_pretrained(folder / name)
 
 
+def base_flags(weights: Path, rows: Path, clips: Path) -> list[str]:
+    """Return the flags that name the towers and the files of a run."""
+    names = [word for m, name in TOWERS.items() for word in (f"--{m}_model_name_or_path", str(weights / name))]
+    files = ["--train_file", str(rows), "--video_root", str(clips)]
+    return [*COMMON, *files, *names, "--tokenizer_name", str(weights / TOWERS["text"])]
+
+
 def run_training(weights: Path, rows: Path, clips: Path, output: Path, flags: Sequence[str]) -> float:
     """Run `train.py` with these flags in this process, and return the wall seconds."""
-    names = [word for m, name in TOWERS.items() for word in (f"--{m}_model_name_or_path", str(weights / name))]
-    files = ["--train_file", str(rows), "--video_root", str(clips), "--output_dir", str(output)]
-    tokenizer = ["--tokenizer_name", str(weights / TOWERS["text"])]
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        train.run(*parse_args([*COMMON, *files, *names, *tokenizer, *flags]))
+        train.run(*parse_args([*base_flags(weights, rows, clips), "--output_dir", str(output), *flags]))
     return time.perf_counter() - started
 
 
