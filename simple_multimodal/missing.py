@@ -114,6 +114,10 @@ def _why_not_on_hub(name: str, kind: Kind, cache_dir: str | None) -> str | None:
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
+    options = "" if kind == "model" else f" --repo-type {kind}"
+    download = ""
+    if "/" in name:  # others are more likely to be folders
+        download = f" Elsewhere, `hf download {name}{options} --local-dir FOLDER` writes a folder to give instead."
     try:
         folder = repo_folder_name(repo_id=name, repo_type=kind)
         caches = [cache for cache in (cache_dir, constants.HF_HUB_CACHE) if cache is not None]
@@ -123,7 +127,7 @@ def _why_not_on_hub(name: str, kind: Kind, cache_dir: str | None) -> str | None:
     except errors.HFValidationError:
         return "It is not a valid name on the hub either."
     except errors.OfflineModeIsEnabled:
-        return "It is not in the cache of the hub either, and HF_HUB_OFFLINE is set."
+        return f"It is not in the cache of the hub either, and HF_HUB_OFFLINE is set.{download}"
     except errors.GatedRepoError:
         return None  # reading it says how to get access
     except errors.RepositoryNotFoundError:
@@ -131,7 +135,7 @@ def _why_not_on_hub(name: str, kind: Kind, cache_dir: str | None) -> str | None:
     except errors.HfHubHTTPError:
         return None  # it has no such file, or the hub is busy
     except errors.HTTPError:
-        return "It is not in the cache of the hub either, and the hub cannot be reached."
+        return f"It is not in the cache of the hub either, and the hub cannot be reached.{download}"
     return None
 
 

@@ -141,6 +141,13 @@ def test_names_that_the_hub_does_not_have_are_asked_for_once(here, hub, error, r
     assert said == f"PROBLEM: no such folder. {expected}" and len(asked) == 1
 
 
+def test_names_of_the_hub_can_be_downloaded_elsewhere(here, hub):
+    hub(errors.OfflineModeIsEnabled("HF_HUB_OFFLINE"))
+    assert "Elsewhere, `hf download org/toyy --local-dir FOLDER` writes" in said_of("org/toyy", no_connection)
+    with pytest.raises(ValueError, match="`hf download org/toyy --repo-type dataset --local-dir FOLDER`"):
+        check_found("org/toyy", "--flag", kind="dataset")
+
+
 def test_cached_and_impossible_names_are_not_asked_for(here, monkeypatch):
     """The hub may be out of reach for a model that is in one of the caches."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "cache"))

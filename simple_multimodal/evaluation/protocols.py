@@ -245,12 +245,15 @@ def protocol_name(
     return "+".join([protocol, *(suffix for suffix, applies in suffixes.items() if applies)])
 
 
-def check_overlap(train_clips: Collection[str], test_clips: Collection[str], protocol: str) -> None:
+def check_overlap(
+    train_clips: Collection[str] | Mapping[str, str], test_clips: Collection[str], protocol: str
+) -> None:
     """
     Refuse to test a model on clips that it was trained or selected on.
 
     Args:
-        train_clips (`Collection[str]`): Names of the clips that were trained on, without folder and extension.
+        train_clips (`Collection[str]` or `Mapping[str, str]`): Names of the clips that were trained on, without folder
+            and extension; a mapping has their files, for the message.
         test_clips (`Collection[str]`): Names of the test clips.
         protocol (`str`): Name of the protocol of the test, for the message.
 
@@ -260,9 +263,11 @@ def check_overlap(train_clips: Collection[str], test_clips: Collection[str], pro
     test = set(test_clips)
     both = sorted(test & set(train_clips))
     if both:
+        files = train_clips if isinstance(train_clips, Mapping) else {}
+        named = [f"{clip} ({files[clip]})" if files.get(clip) else clip for clip in both[:3]]
         raise InputError(
             f"{len(both)} of the {len(test)} test clips of {protocol} are also training or validation clips: "
-            f"{', '.join(both[:3])}{', ...' * (len(both) > 3)}. Results on them would be meaningless: test under the "
+            f"{', '.join(named)}{', ...' * (len(both) > 3)}. Results on them would be meaningless: test under the "
             "protocol that the training list belongs to, or train without these clips."
         )
 

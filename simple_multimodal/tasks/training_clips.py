@@ -80,23 +80,24 @@ class TrainingClips(NamedTuple):
                 f"The model was trained on {counts} clips that it is measured on: results say little about others."
             )
 
-    def _compare(self, rows: RowDataset) -> tuple[list[str], list[str], list[str]]:
-        """Return the names of the rows' clips that were trained on, of copies of training clips, and of others that
-        only have the names of training clips."""
+    def _compare(self, rows: RowDataset) -> tuple[dict[str, str], list[str], list[str]]:
+        """Return the names of the rows' clips that were trained on, with their training files, of copies of training
+        clips, and of others that only have the names of training clips."""
         if not self.clips:
-            return [], [], []
+            return {}, [], []
         files = _Files(clip.path for clip in self.clips)
         files_of: dict[str, list[str]] = defaultdict(list)
         for clip in self.clips:
             files_of[clip.name].append(clip.path)
-        seen, copies, namesakes = [], [], []
+        seen: dict[str, str] = {}
+        copies, namesakes = [], []
         for name, path in rows.clip_files():
             twins = files.with_contents_of(path)
             own = files_of.get(name, [])
             if files.has(path) or any(twin in own for twin in twins):
-                seen.append(name)
+                seen[name] = (own or twins or [path])[0]
             elif own and not all(_can_be_compared(path, other) for other in own):
-                seen.append(name)
+                seen[name] = own[0]
             elif twins:
                 copies.append(f"{name} ({twins[0]})")
             elif own:

@@ -99,10 +99,11 @@ def test_matching_ranks_by_default_only_if_it_was_better(retrieval_model, data, 
     assert ("ranked by cosine alone" in caplog.text and "`rerank_top_k`" in caplog.text) == (prefix == "")
 
 
-def test_testing_on_training_clips_is_refused(retrieval_model, data, tmp_path, capfd):
+def test_testing_on_training_clips_is_refused(retrieval_model, data, clips, tmp_path, capfd):
     assert set(json.loads(Path(retrieval_model, "training_clips.json").read_text())["clips"]) >= {"0", "6"}
     code = main(["infer", retrieval_model, str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out")])
-    assert code == 2 and "7 of the 7 test clips" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert code == 2 and "7 of the 7 test clips" in error and f": 0 ({clips}/video/0.mp4), 1 (" in error
 
 
 def test_questions_print_the_reference_literal(question_model, data, tmp_path, capfd):
