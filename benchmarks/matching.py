@@ -22,7 +22,6 @@ from typing import Any
 
 import common
 import numpy as np
-import transfer
 import worlds
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -68,6 +67,8 @@ class RecordingTrainer(MultimodalTrainer):
 def make_data(world: str, options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Write the data of a world, and return its flags of `train.py` and its attributes with their values."""
     if world == "real":
+        import transfer  # its libraries are not needed for the synthetic worlds
+
         weights, clips, work = (path.resolve() for path in options.real)
         described = [json.loads(line) for line in (clips / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
         manifests = transfer.write_manifests(described, work)
@@ -145,6 +146,8 @@ def main() -> None:
     parser.add_argument("--name", default="matching", help="name of the results")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="last: further flags of train.py")
     options = parser.parse_args()
+    if "real" in options.worlds and options.real is None:
+        parser.error("--worlds real needs --real WEIGHTS CLIPS WORK")
     cells = []
     for seed in options.seeds:  # every world and form once, then the next seed
         for world in options.worlds:

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 import simple_multimodal
 from simple_multimodal import doctor
 from simple_multimodal.cli import VERBS, main, models
+from simple_multimodal.cli.options import print_json_line
 from simple_multimodal.defaults import Precision, VideoBackendName
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.precision import PRECISIONS
@@ -403,3 +404,12 @@ def test_only_errors_of_users_are_one_line(monkeypatch, capsys, error, code):
     else:
         assert main(["doctor"]) == code
         assert capsys.readouterr().err == f"simple-multimodal: error: {error}\n"
+
+
+def test_results_are_printed_with_six_significant_digits(capsys):
+    print_json_line(
+        {"clip": "0.123456789", "score": 0.1234567890123, "answers": [{"score": 1.23456789e-12}], "top": 3}
+    )
+    assert capsys.readouterr().out == (
+        '{"clip": "0.123456789", "score": 0.123457, "answers": [{"score": 1.23457e-12}], "top": 3}\n'
+    )

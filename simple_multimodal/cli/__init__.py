@@ -74,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with logging_redirect_tqdm():  # prints warnings above the progress bars
             return call(values["run"], values)
     except KeyboardInterrupt:
-        print("simple-multimodal: interrupted; run the same command again.", file=sys.stderr)
+        print(
+            "simple-multimodal: interrupted; run the same command again. Files that it has finished are kept.",
+            file=sys.stderr,
+        )
         return 130
     except (InputError, OSError) as error:
         print(f"simple-multimodal: error: {with_flags(str(error), flag_names(values['run']))}", file=sys.stderr)

@@ -132,7 +132,7 @@ def only_writer(folder: str | Path, verb: str, *, is_launched: bool = False) -> 
 
 
 def print_json_line(values: Any) -> None:
-    """Print values as JSON on one line, numbers with six digits."""
+    """Print values as JSON on one line, fractional numbers with six significant digits."""
     print(json.dumps(json.loads(json.dumps(values), parse_float=lambda digits: float(f"{float(digits):.6g}"))))
 
 

@@ -69,7 +69,8 @@ def bootstrap_interval(
     which are not independent, therefore do not make the interval too narrow.
 
     If all answers are right, or none, so are those of all resamples: the mean of equal truth values has the exact
-    interval of as many independent trials as there are groups (Clopper and Pearson, Biometrika 26, 1934).
+    interval of as many independent trials as there are groups (Clopper and Pearson, Biometrika 26, 1934). With only a
+    few wrong (or right) answers, the bootstrap's interval is rather too narrow.
 
     Args:
         values (`np.ndarray` of shape `(num_values,)`): One value per query; bool (right or wrong) or numbers.

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import ClipKey, ClipTokens, EarlierFeatures, make_fingerprint
-from simple_multimodal.data.loader_processes import LoaderInit
+from simple_multimodal.data.loader_processes import protected
 from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.store import ClipStore, Unreadable, describe_difference
@@ -129,25 +129,27 @@ class TowerFeatures(Pipeline):
             collate_fn=self._reader(collator),
             num_workers=self.num_workers,
             multiprocessing_context=self.worker_context,
-            worker_init_fn=LoaderInit(),
         )
-        loaded = iter(loader)
+        loaded = iter(protected(loader))
         bad: dict[ClipKey, Unreadable] = {}
         done, total = len(rows) - len(missing), sum(map(len, batches))
-        with tqdm(
-            unit="clips", total=done + total, initial=done, disable=not (self.shows_progress and can_show_bars())
-        ) as bar:
-            for number in own:
-                kept: dict[ClipKey, dict[str, torch.Tensor]] = {}
-                for first in range(0, len(shards[number]), self.batch_size):
-                    own_rows = shards[number][first : first + self.batch_size]
-                    batch = next(loaded)
-                    unread = {s.row: Unreadable(s.file, s.reason) for s in batch.pop("bad_samples", [])}
-                    clips = self._encode(tower, batch, dtype)
-                    kept |= {keys[n]: c._asdict() for n, c in zip(own_rows, clips, strict=True) if n not in unread}
-                    bad |= {keys[n]: found for n, found in unread.items()}
-                    bar.update(len(own_rows))
-                store.append(first_shard + number, kept)
+        try:
+            with tqdm(
+                unit="clips", total=done + total, initial=done, disable=not (self.shows_progress and can_show_bars())
+            ) as bar:
+                for number in own:
+                    kept: dict[ClipKey, dict[str, torch.Tensor]] = {}
+                    for first in range(0, len(shards[number]), self.batch_size):
+                        own_rows = shards[number][first : first + self.batch_size]
+                        batch = next(loaded)
+                        unread = {s.row: Unreadable(s.file, s.reason) for s in batch.pop("bad_samples", [])}
+                        clips = self._encode(tower, batch, dtype)
+                        kept |= {keys[n]: c._asdict() for n, c in zip(own_rows, clips, strict=True) if n not in unread}
+                        bad |= {keys[n]: found for n, found in unread.items()}
+                        bar.update(len(own_rows))
+                    store.append(first_shard + number, kept)
+        finally:
+            del loaded  # which ends its processes, even if the error that ended the loop is kept
         bad = {key: found for part in gather_object([bad]) for key, found in part.items()}
         if len(bad) == len(rows):
             raise InputError(f"None of the clips can be read: {next(iter(bad.values())).reason}")

@@ -21,7 +21,7 @@ from simple_multimodal.data.bad_samples import BadSample, BadSampleError
 from simple_multimodal.data.batch_reader import BatchReader, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.features import open_features
-from simple_multimodal.data.loader_processes import LoaderInit
+from simple_multimodal.data.loader_processes import protected
 from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.defaults import (
@@ -370,14 +370,13 @@ class Pipeline:
             collate_fn=self._reader(self.collator),
             num_workers=self.num_workers,
             multiprocessing_context=self.worker_context,
-            worker_init_fn=LoaderInit(),
         )
         done = sum(len(batches[number]) for number in own)
         total = sum(len(batches[number]) for number in share)
         with tqdm(
             unit="clips", total=total, initial=done, disable=not (self.shows_progress and can_show_bars())
         ) as bar:
-            for number, batch in zip(missing, loader, strict=True):
+            for number, batch in zip(missing, protected(loader), strict=True):
                 bad = batch.pop("bad_samples", [])
                 bad_samples += bad
                 self.check_bad_samples(bad_samples, num_samples, on_bad_sample)

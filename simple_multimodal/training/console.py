@@ -46,8 +46,7 @@ class ConsoleCallback(ProgressCallback):
 
     Args:
         trainer ([`MultimodalTrainer`]): The trainer whose speed is shown.
-        shows_bars (`bool`, *optional*, defaults to `True`): Whether to show bars in addition to lines, in a terminal
-            or notebook.
+        shows_bars (`bool`, *optional*, defaults to `True`): Whether to show bars in addition to lines, in a terminal.
     """
 
     def __init__(self, trainer: Any, *, shows_bars: bool = True):

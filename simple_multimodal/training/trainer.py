@@ -27,7 +27,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 from simple_multimodal.data.bad_samples import check_files
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.loader_processes import LoaderInit
+from simple_multimodal.data.loader_processes import protected
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.errors import InputError
@@ -281,10 +281,7 @@ class MultimodalTrainer(Trainer):
         )
 
     def _get_dataloader(self, dataset: RowDataset, *args, **kwargs) -> DataLoader:
-        loader = super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
-        base = loader.base_dataloader  # the loader that accelerate wraps
-        base.worker_init_fn = LoaderInit(base.worker_init_fn)
-        return loader
+        return super()._get_dataloader(RowKeys(dataset), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: RowKeys | None = None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -294,8 +291,9 @@ class MultimodalTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader of batches in the order of the sampler, which does not use the global random generators."""
         loader = super().get_train_dataloader()
+        base = protected(loader.base_dataloader)  # the loader that accelerate wraps
         # Otherwise a loader takes a seed from the global generator: once with persistent workers, else in each epoch.
-        loader.base_dataloader.generator = torch.Generator()
+        base.generator = torch.Generator()
         return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):

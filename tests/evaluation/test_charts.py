@@ -56,3 +56,13 @@ def test_ticks_of_steps_are_integers(last):
     chart = charts.draw_chart("loss", [(1, 1.0), (last, 3.0)], [])
     labels = [tick.label for tick in chart.x_ticks]
     assert labels and len(set(labels)) == len(labels) and all(label.replace(",", "").isdigit() for label in labels)
+
+
+def test_values_that_were_only_evaluated_are_drawn_from_two_steps_on():
+    first = {"step": 2, "eval_loss": 2.0, "eval_text_to_video_R@1": 0.5}
+    assert charts.loss_charts([first]) == []
+    second = {"step": 4, "eval_loss": 1.5, "eval_text_to_video_R@1": 0.6}
+    assert [chart.name for chart in charts.loss_charts([first, second])] == ["loss", "text_to_video_R@1"]
+    trained = charts.loss_charts([{"step": 1, "loss": 3.0}, first])
+    assert [(chart.name, chart.notes) for chart in trained] == [("loss", "last in training 3; last in evaluation 2")]
+    assert [chart.notes for chart in charts.loss_charts([{"step": 1, "loss": 3.0}])] == ["last 3"]

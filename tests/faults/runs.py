@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -145,6 +146,7 @@ def start(
 
     def work() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # left from earlier runs in this process
+        forkserver._forkserver.__init__()  # type: ignore[misc]  # that of the parent cannot start processes for this one
         if num_processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
             os.environ |= {

@@ -28,7 +28,7 @@ from simple_multimodal.training.run_control import (
     RunControl,
 )
 from simple_multimodal.training.trainer import MultimodalTrainer
-from tests.faults.loaders import load, own
+from tests.faults.loaders import own
 from tests.faults.runs import (
     FORK,
     AtStep,
@@ -45,8 +45,6 @@ from tests.faults.runs import (
     with_nan_gradients,
 )
 from tests.training.tiny_run import flags, write_clips
-
-start_methods = pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,7 @@ def terminated(*, at_step: int, times: int = 1, by: str = "TERM", in_evaluation:
     ("step", "loading"),
     [
         (2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}),
-        (2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver"}),  # the signal ends it
+        (2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver"}),
         (3, {"dataloader_num_workers": 0}),
     ],
     ids=["fork", "forkserver", "main process"],
@@ -218,28 +216,34 @@ def wait_for(file: Path, process: BaseProcess) -> str:
     return file.read_text()
 
 
-@start_methods
-def test_a_loader_process_ignores_sigterm_from_other_processes(tmp_path, start_method):
-    process = multiprocessing.get_context(start_method).Process(target=load, args=(tmp_path,))
-    process.start()
-    wait_for(tmp_path / "pid", process)
-    other = FORK.Process(target=os.kill, args=(process.pid, signal.SIGTERM))
-    other.start()
-    other.join()
-    process.join(0.3)
-    assert process.exitcode is None and (tmp_path / "7").exists()
-    process.terminate()
-    process.join()
-    assert process.exitcode == 0
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
+def loading(request, tmp_path) -> tuple[BaseProcess, psutil.Process]:
+    """An owner, which has no forkserver of other tests, and its loader process."""
+    owner = multiprocessing.get_context("spawn").Process(target=own, args=(request.param, tmp_path))
+    owner.start()
+    return owner, psutil.Process(int(wait_for(tmp_path / "pid", owner)))
 
 
-@start_methods
-def test_a_loader_process_ends_with_its_owner(tmp_path, start_method):
-    process = multiprocessing.get_context("spawn").Process(target=own, args=(start_method, tmp_path))
-    process.start()
-    loader = psutil.Process(int(wait_for(tmp_path / "pid", process)))
-    process.kill()
-    process.join()
+def test_a_loader_process_obeys_no_sigterm_but_that_of_its_owner(loading, tmp_path):
+    """Nor does a forkserver that started it, which torch would take for the end of the owner."""
+    owner, loader = loading
+    started_by = loader.parent()
+    for process in {loader, started_by} - {psutil.Process(owner.pid)}:
+        process.send_signal(signal.SIGTERM)
+    with pytest.raises(psutil.TimeoutExpired):
+        loader.wait(0.3)
+    assert started_by.is_running() and started_by.status() != psutil.STATUS_ZOMBIE and (tmp_path / "7").exists()
+    (tmp_path / "end").touch()
+    owner.join()
+    assert (tmp_path / "code").read_text() == "0"
+
+
+def test_a_loader_process_ends_with_its_owner(loading):
+    owner, loader = loading
+    with pytest.raises(psutil.TimeoutExpired):
+        loader.wait(0.3)  # the thread that started it has ended
+    owner.kill()
+    owner.join()
     loader.wait(2)  # torch would allow it 5 seconds, and the child of a forkserver any time
 
 

@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,6 +22,7 @@ from simple_multimodal.data.features import ClipKey, open_features
 from simple_multimodal.data.readers import AudioReader, VideoReader
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.store import ClipStore
+from simple_multimodal.inference import features, pipeline
 from simple_multimodal.inference.features import FeatureReport, TowerFeatures
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pyav_backend import PyAVBackend
@@ -28,7 +31,7 @@ from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.closeness import assert_close
 from tests.inference.conftest import NUM_CLIPS
 from tests.inference.killed import features_until_the_second_shard
-from tests.processes import launch, run_command
+from tests.processes import launch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -244,10 +247,22 @@ def test_features_of_an_earlier_version_are_read_and_added_to(
 def test_several_processes_share_the_clips(retrieval_model, manifest, written, maker, dataset, tmp_path):
     words = ["features", retrieval_model, str(manifest), "--tower", "video", "--output", str(tmp_path)]
     words += ["--shard_size", "4", "--batch_size", "2", "--num_workers", "1"]
-    done = launch(2, run_command, words)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command += ["-m", "simple_multimodal", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{tmp_path / 'video'}: 6 clips, 6 new"
     assert contents(tmp_path / "video") == contents(written / "video")
+
+
+def test_loader_processes_are_protected_from_signals(maker, dataset, retrieval_model, clips, tmp_path, monkeypatch):
+    loaders = []
+    for module in (features, pipeline):
+        monkeypatch.setattr(module, "protected", lambda loader: loaders.append(loader) or loader)
+    maker.write("video", [dataset], tmp_path)
+    Retriever.from_pretrained(retrieval_model).index(clips / "video")
+    assert len(loaders) == 2
 
 
 def test_the_command_lists_clips_that_cannot_be_read(retrieval_model, clips, tmp_path, capsys):

@@ -8,6 +8,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.utils import logging
 
 import simple_multimodal as smm
+from simple_multimodal.progress import can_show_bars
 from simple_multimodal.training.console import ConsoleCallback, Speed
 from tests.streams import Stream
 
@@ -32,9 +33,15 @@ def test_a_pipeline_shows_bars_in_a_terminal_if_asked_for(retrieval_model, clips
         assert (unit in told.getvalue()) == (is_terminal and shows)
 
 
-def test_a_pipeline_shows_bars_in_a_notebook_if_asked_for(retrieval_model, clips, stream, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
-    told = stream(is_terminal=False)
+@pytest.mark.parametrize("stderr", [None, SimpleNamespace(write=print)])
+def test_a_replaced_standard_error_shows_no_bars(monkeypatch, stderr):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert not can_show_bars()
+
+
+def test_a_pipeline_shows_bars_in_a_notebook_if_asked_for(retrieval_model, clips, monkeypatch):
+    told = type("OutStream", (Stream,), {"__module__": "ipykernel.iostream"})(is_terminal=False)
+    monkeypatch.setattr(sys, "stderr", told)
     for shows in (False, True):
         smm.Retriever.from_pretrained(retrieval_model, shows_progress=shows).search("a cat", clips / "video")
         assert ("clips" in told.getvalue()) == shows
