@@ -19,8 +19,8 @@ def load(folder: Path) -> None:
 
 
 def own(start_method: str, folder: Path) -> None:
-    """Work as the owner of a loader process, which a thread starts that then ends. When the file `end` exists, tell the
-    loader process to end, and write its exit code.
+    """Work as the owner of a loader process, which a thread starts that then ends. When the file `end` exists, tell
+    the loader process to end, and write its exit code.
     """
     process = multiprocessing.get_context(start_method).Process(target=load, args=(folder,))
 

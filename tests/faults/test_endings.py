@@ -75,11 +75,15 @@ def terminated(*, at_step: int, times: int = 1, by: str = "TERM", in_evaluation:
 @pytest.mark.parametrize(
     ("step", "loading"),
     [
-        (2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}),
-        (2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver"}),
-        (3, {"dataloader_num_workers": 0}),
+        pytest.param(2, {"dataloader_num_workers": 1}, id="fork"),
+        pytest.param(
+            2,
+            {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver"},
+            id="forkserver",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(3, {"dataloader_num_workers": 0}, id="main process"),
     ],
-    ids=["fork", "forkserver", "main process"],
 )
 def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_exactly(command, tmp_path, capfd, step, loading):
     argv = [*command, *flags(logging_strategy="epoch" if step == 3 else "steps")]
