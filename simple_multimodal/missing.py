@@ -117,7 +117,8 @@ def _why_not_on_hub(name: str, kind: Kind, cache_dir: str | None) -> str | None:
     options = "" if kind == "model" else f" --repo-type {kind}"
     download = ""
     if "/" in name:  # others are more likely to be folders
-        download = f" Elsewhere, `hf download {name}{options} --local-dir FOLDER` writes a folder to give instead."
+        command = f"hf download {name}{options} --local-dir FOLDER"
+        download = f" On a machine with a connection, `{command}` saves it to a folder that can be given instead."
     try:
         folder = repo_folder_name(repo_id=name, repo_type=kind)
         caches = [cache for cache in (cache_dir, constants.HF_HUB_CACHE) if cache is not None]

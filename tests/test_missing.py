@@ -143,7 +143,7 @@ def test_names_that_the_hub_does_not_have_are_asked_for_once(here, hub, error, r
 
 def test_names_of_the_hub_can_be_downloaded_elsewhere(here, hub):
     hub(errors.OfflineModeIsEnabled("HF_HUB_OFFLINE"))
-    assert "Elsewhere, `hf download org/toyy --local-dir FOLDER` writes" in said_of("org/toyy", no_connection)
+    assert "connection, `hf download org/toyy --local-dir FOLDER` saves it" in said_of("org/toyy", no_connection)
     with pytest.raises(ValueError, match="`hf download org/toyy --repo-type dataset --local-dir FOLDER`"):
         check_found("org/toyy", "--flag", kind="dataset")
 

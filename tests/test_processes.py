@@ -11,11 +11,11 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys, time\nprint('rank', os.environ['RANK'], sys.argv[1:], os.getcwd())\n"
-        "time.sleep(60 if os.environ['RANK'] == '0' else 0)\nsys.exit('failed')\n"
+        "time.sleep(20 if os.environ['RANK'] == '0' else 0)\nprint('slept')\nsys.exit('failed')\n"
     )
     ended = launch(2, run_script, script, ["a"], tmp_path)
     assert ended.returncode == 1 and ended.stderr == "failed\n"
-    assert f"rank 1 ['a'] {tmp_path}\n" in ended.stdout
+    assert f"rank 1 ['a'] {tmp_path}\n" in ended.stdout and ended.stdout.count("slept") == 1
 
 
 def test_processes_that_do_not_end_are_killed(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return call(values["run"], values)
     except KeyboardInterrupt:
         print(
-            "simple-multimodal: interrupted; run the same command again. Files that it has finished are kept.",
+            "simple-multimodal: interrupted; run the same command again. Finished files are kept.",
             file=sys.stderr,
         )
         return 130

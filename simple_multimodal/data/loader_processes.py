@@ -102,7 +102,9 @@ def _exit_after(owner: BaseProcess) -> None:
     try:
         ending = os.pidfd_open(cast(int, owner.pid))
         if owner.is_alive():  # else this may be another process with the same number
-            select.select([ending], [], [])
+            poll = select.poll()  # unlike `select.select`, takes descriptors above 1023
+            poll.register(ending, select.POLLIN)
+            poll.poll()
     except ProcessLookupError:
         pass
     except OSError:  # before Linux 5.3; this may be late, if a process that was forked later is still running

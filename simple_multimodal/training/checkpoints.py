@@ -211,7 +211,8 @@ def find_checkpoint(args: MultimodalTrainingArguments, record: dict) -> Path | N
 
 def begin_run(output_dir: str | os.PathLike, record: dict | None, *, starts_over: bool) -> None:
     """Remove files that a killed process left incomplete and, if the run starts over, older checkpoints, which a
-    later resume would pick up; a warning names them. Then write `run.json`, unless there is no record yet.
+    later resume would pick up; a warning names them. Then write `run.json`, except for a resumed run, whose
+    record (here `None`) is only complete after its checkpoint has been read.
     """
     if starts_over:
         older = [path for _, path in sorted(list_checkpoints(output_dir).items()) if (path / MANIFEST).is_file()]

@@ -193,7 +193,7 @@ def describe_disk_usage(folder: Path) -> str:
         elif not rest and path.suffix == ".safetensors":
             parts["model"] += size
     shares = [f"{name} {_megabytes(size)}" for name, size in parts.items() if size]
-    hint = f" in {len(checkpoints)} folders, limited by save_total_limit" if len(checkpoints) > 1 else ""
+    hint = f" in {len(checkpoints)} folders; save_total_limit sets how many are kept" if len(checkpoints) > 1 else ""
     return f"{folder} holds {_megabytes(total)}" + (f" ({', '.join(shares)}{hint})" if shares else "")
 
 

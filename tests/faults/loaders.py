@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,11 @@ from simple_multimodal.data.loader_processes import LoaderInit, blocking_sigterm
 def load(folder: Path) -> None:
     """Work as a loader process, which writes its process id to a file, until the end of this process."""
     threading.Thread(target=threading.Event().wait, daemon=True).start()  # as libraries do when they are imported
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    null = os.open(os.devnull, os.O_RDONLY)
+    for _ in range(1024):  # a loader process shares memory with its owner through files
+        os.dup(null)
     LoaderInit(lambda worker: (folder / str(worker)).touch())(7)
     (folder / "incomplete").write_text(str(os.getpid()))
     (folder / "incomplete").rename(folder / "pid")

@@ -75,7 +75,7 @@ def terminated(*, at_step: int, times: int = 1, by: str = "TERM", in_evaluation:
 @pytest.mark.parametrize(
     ("step", "loading"),
     [
-        pytest.param(2, {"dataloader_num_workers": 1}, id="fork"),
+        pytest.param(2, {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}, id="fork"),
         pytest.param(
             2,
             {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "forkserver"},

@@ -272,7 +272,7 @@ def test_disk_usage_counts_every_file_once_and_names_weights_and_checkpoints(tmp
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / "latest").symlink_to(tmp_path / "model.safetensors")
-    hint = " in 2 folders, limited by save_total_limit"
+    hint = " in 2 folders; save_total_limit sets how many are kept"
     assert describe_disk_usage(tmp_path) == f"{tmp_path} holds 16 MB (model 12 MB, checkpoints 2.5 MB{hint})"
     shutil.rmtree(tmp_path / "checkpoint-4")
     assert describe_disk_usage(tmp_path) == f"{tmp_path} holds 16 MB (model 12 MB, checkpoints 2.5 MB)"
