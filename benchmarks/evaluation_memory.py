@@ -28,7 +28,7 @@ from torch.multiprocessing import start_processes
 
 from simple_multimodal.evaluation import scores as scores_module
 from simple_multimodal.evaluation.ranking import text_clip_ranks
-from simple_multimodal.evaluation.reranking import choose_candidates, rerank, score_candidates
+from simple_multimodal.evaluation.reranking import choose_candidates, rerank
 from simple_multimodal.evaluation.retrieval import text_clip_retrieval
 from simple_multimodal.evaluation.scores import CosineScores, Processes
 from simple_multimodal.models.distributed import gather_objects, gather_on_host
@@ -102,8 +102,7 @@ def check(processes: Processes, top_k: int) -> dict[str, dict[str, float]]:
         scores = CosineScores(texts, clips, processes=processes)
         ranks = text_clip_ranks(scores, groups, groups)
         candidates = choose_candidates(scores, groups, groups, top_k)
-        scored = score_candidates(candidates, lambda pairs, second=second: second[pairs[:, 0], pairs[:, 1]])
-        reranked = rerank(ranks, candidates, scored.values, groups, groups)
+        reranked = rerank(ranks, candidates, second[tuple(candidates.pairs.T)], groups, groups)
         scores_module.MAX_BLOCK_ELEMENTS = default
         for found_ranks, plain in (
             ((ranks.texts, reranked.texts), plain_ranks(matrix, right, second, top_k)),
@@ -114,7 +113,7 @@ def check(processes: Processes, top_k: int) -> dict[str, dict[str, float]]:
         found[name] = {
             "blocks": -(-CHECKED_ROWS // scores.rows_per_block),
             "queries_with_ties_at_their_rank": int(((matrix == best) & ~right).any(axis=1).sum()),
-            "pairs_scored": len(scored.pairs),
+            "pairs_scored": len(candidates.pairs),
         }
     return found
 
@@ -162,8 +161,8 @@ def measure(processes: Processes, options: argparse.Namespace) -> dict[str, dict
     note("metrics and intervals")
     hardest = np.stack([np.arange(options.rows), ranks.first_wrong], axis=1)
     candidates = choose_candidates(scores, groups, groups, options.top_k, needed=hardest)
-    scored = score_candidates(candidates, lambda pairs: stand_in(pairs, scores.at(pairs)))
-    reranked = rerank(ranks, candidates, scored.values, groups, groups)
+    values = stand_in(candidates.pairs, scores.at(candidates.pairs))
+    reranked = rerank(ranks, candidates, values, groups, groups)
     matched = text_clip_retrieval(reranked, groups, groups, prefix="matching_")
     note("re-ranked")
     loss = whole_set_contrastive_loss(
@@ -178,7 +177,7 @@ def measure(processes: Processes, options: argparse.Namespace) -> dict[str, dict
     outcome = {
         "metrics": result.metrics | matched.metrics | {"contrastive_loss": float(loss) / options.rows},
         "intervals": result.intervals | matched.intervals,
-        "pairs_scored": len(scored.pairs),
+        "pairs_scored": len(candidates.pairs),
     }
     outcomes = gather_objects(outcome)
     assert all(other == outcome for other in outcomes), "processes differ"

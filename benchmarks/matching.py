@@ -6,7 +6,7 @@ python benchmarks/matching.py --worlds real --real WEIGHTS CLIPS TRANSFER_WORK [
 Each cell of the table is a run of `train.py` with the quickstart's recipe (`configs/runs/toy.yaml`); on real clips,
 with the recipe of `benchmarks/transfer.py` for fusion and matching, on features of the published towers. Every
 `--eval_steps`, the validation clips are ranked in three ways: by cosine; the first 32 by the matching head alone, as
-models without `matching_residual` do; and these by the sum of both, as new models do. The two kinds of matching share
+models without `matching_residual` do; and these by the weighted sum of both, as new models do. The two kinds of matching share
 one run, because training is the same. For each attribute of a synthetic world, the queries whose top clip has the
 correct value are counted.
 
@@ -58,7 +58,7 @@ class RecordingTrainer(MultimodalTrainer):
                 **{way: {name: run.metrics[f"{prefix}{name}"] for name in METRICS} for way, prefix, run in ways},
                 "matching_accuracy": both.metrics["matching_accuracy"],
                 "attributes": worlds.attribute_scores(scores, asked, ranking.found.clips, self.attributes),
-                "reranks": both.config_settings["rerank_top_k"],
+                **both.config_settings,
             }
         )
         return result

@@ -10,13 +10,12 @@ from transformers.utils import logging
 
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.errors import InputError
-from simple_multimodal.missing import reading, reading_model
+from simple_multimodal.missing import reading, reading_model, refuse_part_of_run
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import NO_SUCH_TENSOR, LoadingReport, load_tower_config, without_report
-from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.text.masked_lm import TextEncoder
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.processing.processing_multimodal import PARTS
@@ -180,7 +179,7 @@ def load_processor(
         max_seq_length, audio_settings, video_settings (*optional*): As in [`build_processor`].
         cache_dir (`str`, *optional*): Folder for files from the hub.
     """
-    refuse_adapter(source)
+    refuse_part_of_run(source)
     with reading_model(source, cache_dir=cache_dir):
         processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
     for modality, settings in (("audio", audio_settings), ("video", video_settings)):
@@ -361,7 +360,7 @@ def _check_zero_shot(
 
 def saved_config(source: str | os.PathLike, *, cache_dir: str | None = None) -> dict:
     """Return the values of the config of a saved model."""
-    refuse_adapter(source)
+    refuse_part_of_run(source)
     with reading_model(source, cache_dir=cache_dir):
         return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0]
 

@@ -90,6 +90,25 @@ def reading_model(
     return reading(name_or_path, f"{os.fspath(name_or_path)} is not a saved model:", cache_dir=cache_dir)
 
 
+def refuse_part_of_run(name_or_path: str | os.PathLike[str]) -> None:
+    """Raise a `ValueError` if a folder given as a model has no model but LoRA adapters, or checkpoints in folders."""
+    folder = Path(name_or_path)
+    if Path(folder, "config.json").is_file():
+        return
+    if Path(folder, "adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} only holds LoRA adapters. Give the folder above it, which holds the merged model, or use peft "
+            "to load them onto the model that training started from (docs/fine_tuning.md)."
+        )
+    checkpoints = [path.parent for path in folder.glob("checkpoint-*/config.json")]
+    if checkpoints:
+        newest = max(checkpoints, key=lambda path: (len(path.name), path.name))  # by step
+        raise InputError(
+            f"{folder} has no model yet: its training run has not ended. Run the same training command again to "
+            f"continue it, or give one of its checkpoints, such as {newest}."
+        )
+
+
 def _why_missing(name_or_path: str | os.PathLike[str], kind: Kind, cache_dir: str | None) -> str | None:
     """Return a message that there is neither such a path nor such a model (or dataset, the other `kind`) on the hub;
     `None` if there may be one.

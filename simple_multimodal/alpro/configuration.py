@@ -1,5 +1,7 @@
 """The typed configuration of ALPRO: a BERT whose upper layers fuse, and a TimeSformer."""
 
+from types import MappingProxyType
+
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig, TimesformerConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -42,6 +44,7 @@ class AlproConfig(PreTrainedConfig):
     """
 
     model_type = "alpro"
+    measured_settings = MappingProxyType({"rerank_top_k": None})  # set by evaluation, as in `MultimodalConfig`
     sub_configs = {"text_config": BertConfig, "video_config": TimesformerConfig}
 
     text_config: dict | PreTrainedConfig | None = None

@@ -1,18 +1,17 @@
 """Re-ranking: sort the first candidates of each query with a second, slower model.
 
-Choose the pairs to score ([`choose_candidates`]), score them ([`score_candidates`]), and rank again ([`rerank`]).
+Choose the pairs to score ([`choose_candidates`]), score them, and rank again ([`rerank`]).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.ranking import Ranks, first_keys, keys_of_pairs, pairs_of_keys
-from simple_multimodal.evaluation.scores import ScoredPairs, Scores, as_scores
+from simple_multimodal.evaluation.scores import Scores, as_scores
 
 
 class Candidates(NamedTuple):
@@ -71,28 +70,6 @@ def choose_candidates(
     )
 
 
-def score_candidates(candidates: Candidates, match: Callable[[np.ndarray], np.ndarray]) -> ScoredPairs:
-    """
-    Score the candidates with the second model.
-
-    Args:
-        candidates ([`Candidates`]): What [`choose_candidates`] returned.
-        match (`Callable`):
-            Function that takes pairs `(num_pairs, 2)` of text and clip and returns their scores `(num_pairs,)`,
-            floating. It is called once, with the same pairs in every process, and must return the same scores.
-
-    Raises:
-        ValueError: If `match` returns NaN.
-    """
-    values = match(candidates.pairs)
-    if num_nan := int(np.isnan(values).sum()):
-        raise InputError(
-            f"`match` returned NaN for {num_nan} of {len(values)} pairs, which cannot be ranked. Check the inputs and "
-            "the weights."
-        )
-    return ScoredPairs(candidates.pairs, values)
-
-
 def rerank(
     ranks: Ranks, candidates: Candidates, values: np.ndarray, text_groups: np.ndarray, clip_groups: np.ndarray
 ) -> Ranks:
@@ -105,12 +82,16 @@ def rerank(
     Args:
         ranks ([`Ranks`]): Ranks by the first scores.
         candidates ([`Candidates`]): What [`choose_candidates`] returned.
-        values (`np.ndarray` of shape `(num_pairs,)`): Second score of each pair.
+        values (`np.ndarray` of shape `(num_pairs,)`, floating): Second score of each pair.
         text_groups, clip_groups (`np.ndarray`): As for [`choose_candidates`].
 
     Returns:
         [`Ranks`] of texts and clips; `first_wrong` is still that of the first scores.
+
+    Raises:
+        ValueError: If a second score is NaN.
     """
+    refuse_nan(values)
     texts, clips = candidates.pairs.T
     is_right = np.asarray(text_groups)[texts] == np.asarray(clip_groups)[clips]
     of_text, of_clip = candidates.is_of_text, candidates.is_of_clip
@@ -139,3 +120,11 @@ def _rerank_direction(ranks: np.ndarray, queries: np.ndarray, is_right: np.ndarr
     num_ahead = np.bincount(queries[is_ahead], minlength=len(ranks))
     num_right = np.bincount(queries[is_right], minlength=len(ranks))
     return np.where(num_right > 0, 1 + num_ahead, ranks)
+
+
+def refuse_nan(values: np.ndarray) -> None:
+    """Raise a `ValueError` if values that a matching head gave are NaN."""
+    if num_nan := int(np.isnan(values).sum()):
+        raise InputError(
+            f"The matching head returned NaN for {num_nan} of {len(values)} pairs. Check the inputs and the weights."
+        )

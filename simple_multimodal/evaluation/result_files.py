@@ -61,6 +61,7 @@ def write_metrics(
     precision: Precision | None = None,
     decoder: str | None = None,
     bad_samples: Sequence[Mapping[str, str | None]] = (),
+    deviations: Sequence[str] = (),
 ) -> None:
     """
     Write the metrics file: JSON with the protocol, the counts, the numbers as fractions, and their intervals.
@@ -78,6 +79,7 @@ def write_metrics(
         precision (`str`, *optional*): Precision in which the model computed: `"fp32"`, `"bf16"` or `"fp16"`.
         decoder (`str`, *optional*): Decoder of the frames, such as `"pyav"` or `"torchcodec on cuda"`.
         bad_samples (`Sequence[Mapping[str, str]]`, *optional*): Samples that could not be read, which count as wrong.
+        deviations (`Sequence[str]`, *optional*): How the measured manifest deviates from the protocol, one line each.
 
     Raises:
         ValueError: If a number is not finite, **or** `primary_metric` or an interval is not one of the metrics.
@@ -97,6 +99,8 @@ def write_metrics(
         "metrics": dict(metrics),
         "intervals": {name: list(interval) for name, interval in intervals.items()},
     }
+    if deviations:
+        content["deviations"] = list(deviations)
     if audio_crop is not None:
         content["audio_crop"] = audio_crop
     if bad_samples:

@@ -53,12 +53,11 @@ from simple_multimodal.inference.encoded import (
 from simple_multimodal.inference.partial import Partial, process_state
 from simple_multimodal.inference.requests import ClipKey, Clips, Request, clips_alone, open_clips
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.missing import reading_model
+from simple_multimodal.missing import reading_model, refuse_part_of_run
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 from simple_multimodal.models.base import hash_weights
 from simple_multimodal.models.distributed import decide_in_first_process, gather_objects
 from simple_multimodal.models.loading import without_bars
-from simple_multimodal.models.lora import refuse_adapter
 from simple_multimodal.models.pairs import (
     CLIP_TOKENS_PER_BATCH,
     PAIRS_PER_BATCH,
@@ -206,7 +205,7 @@ class Pipeline:
                 or damaged.
             OSError: If the model has no weights as safetensors.
         """
-        refuse_adapter(name_or_path)
+        refuse_part_of_run(name_or_path)
         with reading_model(name_or_path, cache_dir=cache_dir):
             config = AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False)
         saved_class = (config.architectures or ["an unknown class"])[0]

@@ -1,5 +1,6 @@
 """The typed configuration of a multimodal model: one sub-configuration per tower, one for the fusion."""
 
+from types import MappingProxyType
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -92,6 +93,9 @@ class MultimodalConfig(PreTrainedConfig):
             Whether pairs are ranked by the scaled cosine plus the log odds of the matching head, instead of by the
             head alone; see [`ranking_scores`]. `train.py` sets it for new models; models saved without this entry keep
             their scores.
+        matching_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the matching head's log odds in that sum: the one of [`MATCHING_WEIGHTS`] with the best R@1 on
+            the validation split. Evaluation during training sets it.
         rerank_top_k (`int`, *optional*):
             Number of first candidates that are re-ranked by matching unless another one is given: the number that gave
             a better R@1 than the cosine alone on the validation split, else 0; `None`: not measured, treated as 0.
@@ -114,6 +118,7 @@ class MultimodalConfig(PreTrainedConfig):
 
     model_type = "simple_multimodal"
     sub_configs = _SubConfigs()
+    measured_settings = MappingProxyType({"matching_weight": 1.0, "rerank_top_k": None})  # set by evaluation
 
     text_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
@@ -129,6 +134,7 @@ class MultimodalConfig(PreTrainedConfig):
     share_masked_pass: bool = False
     hard_negative_ratio: float = 1.0
     matching_residual: bool = False
+    matching_weight: float = 1.0
     rerank_top_k: int | None = None
     task: str | None = None
     logit_scale_init_value: float = 2.6592

@@ -3,7 +3,6 @@
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 
 from safetensors.torch import save_file
@@ -37,15 +36,6 @@ def require_peft() -> ModuleType:
         raise MissingPackageError(
             "LoRA needs the package peft: pip install 'simple-multimodal[lora]', or pip install peft."
         ) from error
-
-
-def refuse_adapter(name_or_path: str | os.PathLike[str]) -> None:
-    """Raise a `ValueError` if a folder given as a model only holds adapters."""
-    if Path(name_or_path, "adapter_config.json").is_file() and not Path(name_or_path, "config.json").is_file():
-        raise InputError(
-            f"{os.fspath(name_or_path)} only holds LoRA adapters. Give the folder above it, which holds the merged "
-            "model, or use peft to load them onto the model that training started from (docs/fine_tuning.md)."
-        )
 
 
 def add_lora(

@@ -76,26 +76,31 @@ def padded(tokens: Sequence[torch.Tensor], device: torch.device) -> Stream:
     return Stream(states.to(device), (torch.arange(longest) < lengths[:, None]).to(device))
 
 
-def ranking_scores(model: PreTrainedModel, logits: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+def ranking_scores(
+    model: PreTrainedModel, logits: torch.Tensor, cosines: torch.Tensor, *, weight: float | None = None
+) -> torch.Tensor:
     """
     Return the scores by which pairs of text and clip are ranked, from the outputs of the matching head.
 
-    With `matching_residual`, this is the scaled cosine plus the head's log odds. Hard negatives are sampled in
-    proportion to the exponential of the scaled cosine, so the head learns what the cosine lacks, as in
+    With `matching_residual`, this is the scaled cosine plus the head's weighted log odds. Hard negatives are sampled
+    in proportion to the exponential of the scaled cosine, so the head learns what the cosine lacks, as in
     noise-contrastive estimation against a model (Gutmann & Hyvärinen 2010; residual energy-based models, Deng et al.
-    2020): only the sum of both is a score of the pair. Otherwise it is the head's probability, as in ALBEF and ALPRO.
+    2020): only the sum of both is a score of the pair. The weight would be 1 if the head knew new clips as well as
+    those that it was trained on. Without `matching_residual`, it is the head's probability, as in ALBEF and ALPRO.
 
     Args:
         model (`PreTrainedModel`): Model with a matching head.
         logits (`torch.FloatTensor` of shape `(num_pairs, 2)`): Outputs of `matching_logits`.
         cosines (`torch.FloatTensor` of shape `(num_pairs,)`): Cosines of the embeddings of each pair.
+        weight (`float`, *optional*): Weight of the log odds; by default the model's `matching_weight`.
 
     Returns:
         `torch.FloatTensor` of shape `(num_pairs,)`: Scores; higher is better.
     """
     if model.cosine_weight == 0:
         return logits.softmax(dim=1)[:, 1]
-    return logits[:, 1] - logits[:, 0] + model.cosine_weight * cosines
+    weight = model.config.matching_weight if weight is None else weight
+    return weight * (logits[:, 1] - logits[:, 0]) + model.cosine_weight * cosines
 
 
 class Block(NamedTuple):

@@ -44,7 +44,8 @@ class Evaluation:
         primary_metric (`str`, *optional*): The metric that models are compared by; `None` if the rows do not allow it.
         num_rows (`int`): Number of rows that were measured, from which the trainer computes its speed.
         bad_samples (`list[BadSample]`): Rows that could not be read, which count as wrong.
-        config_settings (`dict`): Settings to save in the model's configuration, if the rows are not test clips.
+        config_settings (`dict`): Settings to save in the model's configuration, if the rows are not test clips. The
+            `measured_settings` of the configuration's class, if any, return to their values when training begins.
         further_chance (`dict[str, float]`): Chance levels that do not follow from the metrics, such as a cross-entropy
             over a known number of candidates; see [`chance`] for all.
         rows (`Iterable[dict]`): One result for each pair or question, for `results.json`; can be iterated once.

@@ -147,12 +147,13 @@ def measure_benchmark(
     if task.compares_with_training and train_file.exists():
         train_set = task.open_rows(train_file, **settings)
     measuring = Measuring(benchmark=protocol, alpro=alpro, train_set=train_set, output_dir=output_dir)
+    deviations = [line for line in prepared["deviations"] if line.startswith(f"{split}: ")]
     name = "alpro"
     if not alpro:
         name = protocol_name(
             protocol.name,
             num_missing=len(prepared["splits"][split]["missing"]),
-            deviates=any(line.startswith(f"{split}: ") for line in prepared["deviations"]),
+            deviates=bool(deviations),
             decodes_on_gpu=pipeline.collator.decode_device != "cpu",
             split=split,
             drop_modalities=pipeline.collator.drop_modalities,
@@ -174,6 +175,7 @@ def measure_benchmark(
             precision=pipeline.precision,
             decoder=pipeline.collator.decoder,
             bad_samples=as_json(measured.bad_samples),
+            deviations=deviations,
         )
     if pipeline.state.is_local_main_process:
         shutil.rmtree(output_dir / PARTIAL_FOLDER, ignore_errors=True)

@@ -436,7 +436,7 @@ class MultimodalTrainer(Trainer):
             record = self.run_record if resume_from_checkpoint is None else None  # see `_init_training_state`
             begin_run(self.args.output_dir, record, starts_over=starts_over)
         if resume_from_checkpoint is None:  # it was measured with other weights
-            self._set_rerank_top_k(None)
+            self._reset_measured_settings({})
         self._quarantine = self._make_quarantine(self.train_dataset, starts_over=resume_from_checkpoint is None)
         self._sums = {}
         self._counter = None
@@ -744,11 +744,13 @@ class MultimodalTrainer(Trainer):
         else:
             super()._load_best_model()
         config = json.loads(Path(self.state.best_model_checkpoint, CONFIG_NAME).read_text(encoding="utf-8"))
-        self._set_rerank_top_k(config.get("rerank_top_k"))
+        self._reset_measured_settings(config)
 
-    def _set_rerank_top_k(self, rerank_top_k: int | None) -> None:
-        """Set in the model's config whether matching re-ranks by default."""
-        self.accelerator.unwrap_model(self.model).config.rerank_top_k = rerank_top_k
+    def _reset_measured_settings(self, saved: Mapping[str, Any]) -> None:
+        """Set what evaluations write into the model's config to the values of a saved config, or to the defaults."""
+        config = self.accelerator.unwrap_model(self.model).config
+        for name, default in getattr(config, "measured_settings", {}).items():
+            setattr(config, name, saved.get(name, default))
 
     def save_config(self) -> None:
         """Write the config of the saved model again, with what the last evaluation found about matching."""

@@ -5,7 +5,7 @@ import pytest
 
 from simple_multimodal.evaluation import scores as scores_module
 from simple_multimodal.evaluation.ranking import all_pairs, text_clip_ranks
-from simple_multimodal.evaluation.reranking import choose_candidates, rerank, score_candidates
+from simple_multimodal.evaluation.reranking import choose_candidates, rerank
 from simple_multimodal.evaluation.scores import MatrixScores
 from tests.evaluation.processes import together
 
@@ -14,13 +14,11 @@ def rerank_by(second, scores, text_groups, clip_groups, top_k=None, **settings):
     """Rank by `scores`, re-rank by the matrix `second`, and return the new ranks and the scored pairs."""
     ranks = text_clip_ranks(scores, text_groups, clip_groups)
     candidates = choose_candidates(scores, text_groups, clip_groups, top_k, **settings)
-    scored = score_candidates(candidates, lambda pairs: second[pairs[:, 0], pairs[:, 1]])
-    assert scored.pairs is candidates.pairs
-    np.testing.assert_array_equal(scored.values, second[scored.pairs[:, 0], scored.pairs[:, 1]])
-    return rerank(ranks, candidates, scored.values, text_groups, clip_groups), scored.pairs.tolist()
+    reranked = rerank(ranks, candidates, second[tuple(candidates.pairs.T)], text_groups, clip_groups)
+    return reranked, candidates.pairs.tolist()
 
 
-def test_first_candidates_and_further_pairs_are_scored_once():
+def test_first_candidates_and_further_pairs_are_chosen_once():
     scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]])
     groups = np.array([0, 1]), np.array([0, 1, 2])
     candidates = choose_candidates(scores, *groups, 1)
@@ -38,10 +36,6 @@ def test_first_candidates_and_further_pairs_are_scored_once():
     every = choose_candidates(scores, *groups)
     assert every.pairs.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert every.is_of_text.all() and every.is_of_clip.all()
-
-    calls = []
-    score_candidates(candidates, lambda pairs: calls.append(pairs.tolist()) or np.zeros(len(pairs)))
-    assert calls == [candidates.pairs.tolist()]
 
 
 def test_further_pairs_do_not_change_ranks():
@@ -117,6 +111,6 @@ def test_ranks_do_not_change_without_candidates():
 
 
 def test_nan_in_second_scores_is_refused():
-    candidates = choose_candidates(np.eye(2), np.arange(2), np.arange(2))
+    second = np.array([[0, 0], [np.nan, 1]])
     with pytest.raises(ValueError, match="NaN for 1 of 4 pairs"):
-        score_candidates(candidates, lambda pairs: np.array([0, 0, np.nan, 1]))
+        rerank_by(second, np.eye(2), np.arange(2), np.arange(2))

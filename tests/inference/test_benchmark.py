@@ -41,6 +41,9 @@ def test_retrieval_prints_the_reference_literal_and_writes_results(retrieval_mod
     )
     assert written["counts"] == {"captions": NUM_CLIPS, "clips": NUM_CLIPS, "duplicate_captions": 0}
     assert written["audio_crop"] == "of longer audio the middle 3.84 seconds"  # six windows of 64 spectrogram frames
+    deviation = "test: the annotations list 7 clips and 7 captions, msrvtt-1ka-9k has 1000 and 1000"
+    assert written["protocol"].startswith("msrvtt-1ka-9k+") and "+deviating" in written["protocol"]
+    assert written["deviations"] == [deviation]
     assert printed["text2video"]["r1"] == round(100 * written["metrics"]["matching_text_to_video_R@1"], 2)
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert len(rows) == NUM_CLIPS**2 and set(rows[0]) == {"vid_id", "txt_id", "score", "sim"}
@@ -80,15 +83,17 @@ def test_the_name_of_the_protocol_includes_everything_that_changes_the_meaning(r
 
 
 @pytest.mark.parametrize(
-    ("saved", "prefix"),
+    ("saved", "prefix", "warning"),
     [
-        ({"rerank_top_k": 3}, "matching_"),  # better on the validation split
-        ({"rerank_top_k": 0}, ""),
-        ({"rerank_top_k": None}, ""),  # not measured
-        ({"rerank_top_k": None, "matching_residual": False}, "matching_"),  # saved by an earlier version
+        ({"rerank_top_k": 3}, "matching_", None),  # better on the validation split
+        ({"rerank_top_k": 0}, "", "was not better on the validation split"),
+        ({"rerank_top_k": None}, "", "was not measured on the validation split"),
+        ({"rerank_top_k": None, "matching_residual": False}, "matching_", None),  # saved by an earlier version
     ],
 )
-def test_matching_ranks_by_default_only_if_it_was_better(retrieval_model, data, tmp_path, caplog, saved, prefix):
+def test_matching_ranks_by_default_only_if_it_was_better(
+    retrieval_model, data, tmp_path, caplog, saved, prefix, warning
+):
     model = Path(unseen(retrieval_model, tmp_path))
     config = json.loads((model / "config.json").read_text())
     assert config["matching_residual"] and config["rerank_top_k"] is not None  # as `train.py` leaves it
@@ -96,7 +101,9 @@ def test_matching_ranks_by_default_only_if_it_was_better(retrieval_model, data, 
     assert main(["infer", str(model), str(data / "msrvtt_ret"), "--output_dir", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert written["primary_metric"] == f"{prefix}text_to_video_R@1" and "+rerank" not in written["protocol"]
-    assert ("ranked by cosine alone" in caplog.text and "`rerank_top_k`" in caplog.text) == (prefix == "")
+    warned = [record.getMessage() for record in caplog.records if "ranked by cosine alone" in record.getMessage()]
+    assert len(warned) == (warning is not None)
+    assert all(warning in message and "`rerank_top_k`" in message for message in warned)
 
 
 def test_testing_on_training_clips_is_refused(retrieval_model, data, clips, tmp_path, capfd):

@@ -183,7 +183,11 @@ def test_pairs_are_ranked_by_the_cosine_plus_the_log_odds_of_matching(form, clip
         assert torch.equal(scores.argsort(stable=True), cosines.argsort(stable=True))
         model.matching_head.weight.normal_()
     logits = score_pairs(model, model.matching_logits, texts, clips, pairs)
-    torch.testing.assert_close(ranking_scores(model, logits, cosines), scores + logits[:, 1] - logits[:, 0])
+    odds = logits[:, 1] - logits[:, 0]
+    torch.testing.assert_close(ranking_scores(model, logits, cosines), scores + odds)
+    torch.testing.assert_close(ranking_scores(model, logits, cosines, weight=0.5), scores + 0.5 * odds)
+    model.config.matching_weight = 0.25
+    torch.testing.assert_close(ranking_scores(model, logits, cosines), scores + 0.25 * odds)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -192,3 +192,18 @@ def test_a_zero_head_ranks_like_the_cosine_and_its_log_odds_are_added():
     little, enough = judged({(1, 1): 2.0}, cosine_weight=10.0), judged({(1, 1): 3.0}, cosine_weight=10.0)
     assert little.metrics["matching_text_to_video_R@1"] == 0.5  # 10 * (0.9 - 0.62) = 2.8
     assert enough.metrics["matching_text_to_video_R@1"] == 1.0
+
+
+def test_the_validation_split_chooses_the_weight_of_the_log_odds():
+    # With weight 1 the head misleads the first caption (4 < 6), with 0.25 it does not help the second (2.8 > 1.5).
+    chosen = judged({(0, 1): 6.0, (1, 1): 6.0}, cosine_weight=10.0)
+    assert chosen.config_settings == {"rerank_top_k": 2, "matching_weight": 0.5}
+    assert chosen.metrics["matching_text_to_video_R@1"] == 1.0
+    assert "the scaled cosine plus 0.5 (the best of 0.125, 0.25, 0.5, 1) times the log odds" in chosen.protocol
+    # No weight is better than the cosine, and the smallest is closest to it.
+    assert judged({}, cosine_weight=10.0).config_settings == {"rerank_top_k": 0, "matching_weight": 0.125}
+
+
+def test_nan_from_the_head_is_refused_without_re_ranking():
+    with pytest.raises(ValueError, match="NaN for 1 of 4 pairs"):
+        judged({(0, 0): np.nan}, rerank_top_k=0)

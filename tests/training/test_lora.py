@@ -1,6 +1,7 @@
 """LoRA in whole runs: trained weights, resumed runs, and saved files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,13 @@ def test_an_adapter_folder_is_not_a_model(on_base, tuned, tmp_path):
         Retriever.from_pretrained(tuned / "adapter")
     with pytest.raises(ValueError, match="adapter only holds LoRA adapters. Give the folder above it"):
         run(*on_base, "--do_eval", *flags(model_name_or_path=tuned / "adapter", output_dir=tmp_path))
+
+
+def test_the_folder_of_an_unfinished_run_is_not_a_model(tuned, tmp_path):
+    for step in (8, 12):
+        shutil.copytree(tuned, tmp_path / f"checkpoint-{step}")
+    with pytest.raises(ValueError, match="no model yet: its training run has not ended.*such as .*checkpoint-12"):
+        Retriever.from_pretrained(tmp_path)
 
 
 def evaluated(metrics: dict[str, float]) -> dict[str, float]:

@@ -44,6 +44,7 @@ def test_a_matching_head_of_zeros_ranks_like_the_cosine(start, tmp_path, trainer
             assert metrics[f"eval_matching_{direction}_{name}"] == metrics[f"eval_{direction}_{name}"]
     assert metrics["eval_matching_loss"] == pytest.approx(math.log(2))
     assert config_of(tmp_path)["rerank_top_k"] == 0  # equal is not better
+    assert config_of(tmp_path)["matching_weight"] == 0.125  # the closest to the cosine
     protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
     assert "not better than the cosine alone (R@1 from text to video), so that searches do not re-rank" in protocol
     assert "do not re-rank" in (tmp_path / "report.html").read_text()
@@ -69,11 +70,13 @@ def test_a_saved_model_records_whether_matching_was_better(start, clips, tmp_pat
     verdicts[:] = [False]
     assert found("worse", "--do_eval") == 0
     # The result does not apply to other weights.
+    assert config_of(tmp_path / "better")["matching_weight"] < 1
     further = [t for n, t in zip(["", *start], start, strict=False) if "_config_name" not in n + t]
     run(
         *further, "--do_train", *flags(model_name_or_path=tmp_path / "better", output_dir=tmp_path / "on", max_steps=1)
     )
     assert config_of(tmp_path / "on").get("rerank_top_k") is None
+    assert config_of(tmp_path / "on").get("matching_weight", 1.0) == 1.0
 
 
 def test_test_clips_and_dropped_modalities_do_not_decide(start, clips, tmp_path, verdicts):

@@ -5,9 +5,10 @@ between captions and clips. Every sample counts once.
 import functools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from simple_multimodal.data.randomness import stable_hash
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.captions import duplicate_captions
-from simple_multimodal.evaluation.ranking import Ranks, all_pairs, first_pairs, right_pairs, text_clip_ranks
-from simple_multimodal.evaluation.reranking import choose_candidates, rerank, score_candidates
+from simple_multimodal.evaluation.ranking import Ranks, all_pairs, first_pairs, is_query, right_pairs, text_clip_ranks
+from simple_multimodal.evaluation.reranking import choose_candidates, refuse_nan, rerank
 from simple_multimodal.evaluation.retrieval import text_clip_retrieval
 from simple_multimodal.evaluation.scores import CosineScores, MatrixScores, ScoredPairs, Scores, dual_softmax_scores
 from simple_multimodal.inference.encoded import EncodedBatch, EncodedRows
@@ -36,6 +37,8 @@ from simple_multimodal.tasks.retrieval.retriever import Retriever
 
 PRIMARY_METRIC = "text_to_video_R@1"
 DUAL_SOFTMAX_TEMPERATURE = 0.01
+MATCHING_WEIGHTS = (0.125, 0.25, 0.5, 1.0)
+"""Weights of the matching head's log odds, beside the scaled cosine, from which the validation split chooses."""
 
 RetrievalModel = MultimodalForPreTraining | AlproForRetrieval
 """Models that find clips by text."""
@@ -115,8 +118,9 @@ def evaluate_retrieval(
     row that could not be read takes part with the lowest possible scores: its captions and its clip rank last as
     candidates, and get the last rank as queries.
 
-    Matching ranks by the scaled cosine plus its head's log odds, or by the log odds alone, see [`ranking_scores`]; the
-    matching loss and accuracy are computed from the head alone.
+    Matching ranks by the scaled cosine plus its head's weighted log odds, or by the log odds alone, see
+    [`ranking_scores`]; the matching loss and accuracy are computed from the head alone. With losses, the weight is the
+    best of [`MATCHING_WEIGHTS`] for these rows, else the model's.
 
     Args:
         retriever ([`Retriever`]): The model.
@@ -347,34 +351,36 @@ def measure_ranking(
     evaluation.intervals |= result.intervals
     evaluation.primary_metric = PRIMARY_METRIC
     loss: dict[str, float] = {}
+    chosen: dict[str, Any] = {"rerank_top_k": None}  # settings of searches; `None`: not measured
+    weight: float | None = None  # of the head's log odds; `None`: the model's
     if rerank_top_k != 0 or with_loss:
-        odds: dict[tuple[int, int], float] = {}
         needed = needed_for_loss(groups, ranks) if with_loss else np.empty((0, 2), dtype=np.int64)
-        place_in_index = np.cumsum(found.is_read) - 1
-
-        def match(pairs: np.ndarray) -> np.ndarray:
-            ranked = np.full(len(pairs), -np.inf, dtype=np.float32)
-            is_scored = ~(bad_texts[pairs[:, 0]] | bad_clips[pairs[:, 1]])
-            pairs = pairs[is_scored]
-            logits = retriever.score(
-                model.matching_logits,
-                texts,
-                encoded,
-                found.encoded,
-                np.stack([pairs[:, 0], place_in_index[pairs[:, 1]]], axis=1),
-                partial=None if partial is None else Path(partial),
-                key=found.key,
-            )
-            ranked[is_scored] = ranking_scores(model, logits, torch.from_numpy(cosines.at(pairs))).numpy()
-            if with_loss:
-                values = (logits[:, 1] - logits[:, 0]).tolist()
-                odds.update(zip(map(tuple, pairs.tolist()), values, strict=True))  # type: ignore[arg-type]
-            return ranked
-
         if compare_rerank:
             needed = all_pairs(scores.shape)
         candidates = choose_candidates(scores, *groups, rerank_top_k, needed=needed)
-        scored = score_candidates(candidates, match)
+        pairs = candidates.pairs
+        is_scored = ~(bad_texts[pairs[:, 0]] | bad_clips[pairs[:, 1]])
+        place_in_index = np.cumsum(found.is_read) - 1
+        logits = retriever.score(
+            model.matching_logits,
+            texts,
+            encoded,
+            found.encoded,
+            np.stack([pairs[:, 0], place_in_index[pairs[:, 1]]], axis=1)[is_scored],
+            partial=None if partial is None else Path(partial),
+            key=found.key,
+        )
+        own_cosines = torch.from_numpy(cosines.at(pairs[is_scored]))
+
+        def values_with(weight: float | None) -> np.ndarray:
+            values = np.full(len(pairs), -np.inf, dtype=np.float32)
+            values[is_scored] = ranking_scores(model, logits, own_cosines, weight=weight).numpy()
+            return values
+
+        if with_loss and rerank_top_k and model.cosine_weight > 0:
+            weight = choose_weight(lambda one: rerank(ranks, candidates, values_with(one), *groups))
+            chosen["matching_weight"] = weight
+        scored = ScoredPairs(pairs, values_with(weight))
         if rerank_top_k != 0:
             ranks_by_all: Ranks | None = None
             if compare_rerank:
@@ -386,19 +392,25 @@ def measure_ranking(
             evaluation.intervals |= matched.intervals
             if not with_loss:
                 evaluation.primary_metric = f"matching_{PRIMARY_METRIC}"
-        if with_loss and odds:
+        if with_loss and is_scored.any():
+            values = (logits[:, 1] - logits[:, 0]).tolist()
+            odds = dict(zip(map(tuple, pairs[is_scored].tolist()), values, strict=True))
             loss["matching"], evaluation.metrics["matching_accuracy"] = matching_loss(odds, groups, ranks)
     else:
         pairs = first_pairs(scores, *groups, num_results)
         scored = ScoredPairs(pairs, cosines.at(pairs))
-    chosen = None  # number of candidates that searches re-rank: 0 if that was not better, `None` if not measured
     if with_loss and rerank_top_k:
         top_k = min(rerank_top_k, len(found.clips))
-        chosen = top_k if matching_is_better(evaluation.metrics) else 0
+        is_better = matching_is_better(evaluation.metrics)
+        chosen["rerank_top_k"] = top_k if is_better else 0
+        how = "the matching head"
+        if weight is not None:
+            weights = ", ".join(f"{one:g}" for one in MATCHING_WEIGHTS)
+            how = f"the scaled cosine plus {weight:g} (the best of {weights}) times the log odds of the matching head"
         evaluation.protocol += (
-            f"; metrics matching_*: the first {top_k} clips are re-ranked with the matching head, which is "
-            f"{'better' if chosen else 'not better'} than the cosine alone (R@1 from text to video), so that searches "
-            f"{'re-rank' if chosen else 'do not re-rank'} by default"
+            f"; metrics matching_*: the first {top_k} clips are re-ranked by {how}, which is "
+            f"{'better' if is_better else 'not better'} than the cosine alone (R@1 from text to video), so that "
+            f"searches {'re-rank' if is_better else 'do not re-rank'} by default"
         )
     is_duplicate = duplicate_captions(texts, groups[0])[[text != "" for text in texts]]
     evaluation.counts["duplicate_captions"] = int(is_duplicate.sum())
@@ -413,8 +425,22 @@ def measure_ranking(
     ids = [row["id"] for row in found.clips]
     evaluation.rows = retrieval_rows(shown, cosines.at(shown.pairs), range(len(texts)), ids)
     evaluation.details = Ranking(scores, ranks, found, caption_embeds)
-    evaluation.config_settings = {"rerank_top_k": chosen}
+    evaluation.config_settings = chosen
     return loss
+
+
+def choose_weight(reranked: Callable[[float], Ranks]) -> float:
+    """Return the one of [`MATCHING_WEIGHTS`] with the best R@1 from text to video, the smallest of equal ones.
+
+    Args:
+        reranked (`Callable`): Function that returns the ranks after re-ranking with a weight.
+    """
+
+    def recall(weight: float) -> float:
+        ranks = reranked(weight).texts
+        return float((ranks[is_query(ranks)] == 1).mean())
+
+    return max(MATCHING_WEIGHTS, key=recall)
 
 
 def matching_is_better(metrics: dict[str, float]) -> bool:
@@ -439,11 +465,15 @@ def matching_loss(
             read.
         groups (`tuple[np.ndarray, np.ndarray]`): Groups of captions and clips.
         ranks ([`Ranks`]): Ranks, which contain the hardest wrong clip of each caption.
+
+    Raises:
+        ValueError: If the log odds of a pair are NaN.
     """
     own = dict(reversed(right_pairs(*groups).tolist()))  # the first right clip of each caption
     right = np.array([odds[pair] for pair in own.items() if pair in odds][::-1])
     others = [(text, int(clip)) for text, clip in enumerate(ranks.first_wrong) if groups[0][text] != groups[1][clip]]
     wrong = np.array([odds[pair] for pair in others if pair in odds])
+    refuse_nan(np.concatenate([right, wrong]))
     losses = np.concatenate([np.logaddexp(0, -right), np.logaddexp(0, wrong)])
     correct = np.concatenate([right > 0, wrong <= 0])
     return float(losses.mean()), float(correct.mean())
