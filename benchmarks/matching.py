@@ -6,9 +6,9 @@ python benchmarks/matching.py --worlds real --real WEIGHTS CLIPS TRANSFER_WORK [
 Each cell of the table is a run of `train.py` with the quickstart's recipe (`configs/runs/toy.yaml`); on real clips,
 with the recipe of `benchmarks/transfer.py` for fusion and matching, on features of the published towers. Every
 `--eval_steps`, the validation clips are ranked in three ways: by cosine; the first 32 by the matching head alone, as
-models without `matching_residual` do; and these by the weighted sum of both, as new models do. The two kinds of matching share
-one run, because training is the same. For each attribute of a synthetic world, the queries whose top clip has the
-correct value are counted.
+models without `matching_residual` do; and these by the weighted sum of both, as new models do. The two kinds of
+matching share one run, because training is the same. For each attribute of a synthetic world, the queries whose top
+clip has the correct value are counted.
 
 A finished cell stays in the work folder: the same command continues with the next one. Arguments after `--flags` are
 passed to `train.py`, such as `--flags --max_steps 200`; other flags need another work folder and another `--name`.

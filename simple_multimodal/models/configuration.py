@@ -90,9 +90,9 @@ class MultimodalConfig(PreTrainedConfig):
             Share of the matching negatives that are sampled by similarity; the others are any clips of the batch.
             Training for thousands of steps on few clips needs those, too: see `docs/models.md`.
         matching_residual (`bool`, *optional*, defaults to `False`):
-            Whether pairs are ranked by the scaled cosine plus the log odds of the matching head, instead of by the
-            head alone; see [`ranking_scores`]. `train.py` sets it for new models; models saved without this entry keep
-            their scores.
+            Whether pairs are ranked by the scaled cosine plus the weighted log odds of the matching head, instead of
+            by the head alone; see [`ranking_scores`]. `train.py` sets it for new models; models saved without this
+            entry keep their scores.
         matching_weight (`float`, *optional*, defaults to 1.0):
             Weight of the matching head's log odds in that sum: the one of [`MATCHING_WEIGHTS`] with the best R@1 on
             the validation split. Evaluation during training sets it.
