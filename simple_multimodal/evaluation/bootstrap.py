@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -91,23 +91,69 @@ def bootstrap_interval(
     values = np.asarray(values)
     if values.ndim != 1 or len(values) == 0:
         raise InputError(f"The bootstrap needs one value per query, at least one, got shape {values.shape}.")
-    if groups is not None and np.shape(groups) != values.shape:
-        raise InputError(f"The bootstrap needs one group per value: got {np.shape(groups)} for {values.shape}.")
     if num_resamples < 1:
         raise InputError(f"num_resamples must be at least 1, got {num_resamples}.")
 
-    members = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    members = group_members(len(values), groups)
     num_groups = int(members.max()) + 1
     if statistic is resampled_mean and values.dtype == bool and (values == values[0]).all():
-        edge = ((1 - LEVEL) / 2) ** (1 / num_groups)  # a lower accuracy would rarely have all answers right
-        return (edge, 1.0) if values[0] else (0.0, 1 - edge)
+        return exact_interval(bool(values[0]), num_groups)
+    statistics = [
+        statistic(values, group_counts[:, members])  # counts: (size, num_values)
+        for group_counts in resampled_groups(num_groups, num_values=len(values), num_resamples=num_resamples)
+    ]
+    return percentile_interval(np.concatenate(statistics))
+
+
+def group_members(num_values: int, groups: np.ndarray | None) -> np.ndarray:
+    """
+    Return the number of the group of each value, from 0; without `groups`, every value is its own group.
+
+    Args:
+        num_values (`int`): Number of values.
+        groups (`np.ndarray` of shape `(num_values,)`, *optional*): Group (clip) of each value.
+
+    Returns:
+        `np.ndarray` of shape `(num_values,)`, int64.
+
+    Raises:
+        ValueError: If `groups` has a different length.
+    """
+    if groups is None:
+        return np.arange(num_values)
+    if np.shape(groups) != (num_values,):
+        raise InputError(f"The bootstrap needs one group per value: got {np.shape(groups)} for {(num_values,)}.")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def resampled_groups(num_groups: int, *, num_values: int, num_resamples: int = NUM_RESAMPLES) -> Iterator[np.ndarray]:
+    """
+    Sample whole groups with replacement, as many as there are. All metrics of a set use the same resamples.
+
+    Args:
+        num_groups (`int`): Number of groups.
+        num_values (`int`): Number of values of all groups, which limits the size of the blocks.
+        num_resamples (`int`, *optional*, defaults to 1000): Number of resamples.
+
+    Yields:
+        `np.ndarray` of shape `(size, num_groups)`, int64: How often each group is in each resample of a block of at
+        most `MAX_BOOTSTRAP_ELEMENTS` values.
+    """
     generator = np.random.default_rng(SEED)
-    block = max(1, MAX_BOOTSTRAP_ELEMENTS // len(values))
-    statistics = []
+    block = max(1, MAX_BOOTSTRAP_ELEMENTS // num_values)
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
         sampled = generator.integers(num_groups, size=(size, num_groups)) + num_groups * np.arange(size)[:, None]
-        group_counts = np.bincount(sampled.ravel(), minlength=size * num_groups).reshape(size, num_groups)
-        statistics.append(statistic(values, group_counts[:, members]))  # counts: (size, num_values)
-    low, high = np.quantile(np.concatenate(statistics), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        yield np.bincount(sampled.ravel(), minlength=size * num_groups).reshape(size, num_groups)
+
+
+def exact_interval(is_right: bool, num_groups: int) -> Interval:
+    """Return the exact interval of a fraction that is 1 (`is_right`) or 0 in all of `num_groups` groups."""
+    edge = ((1 - LEVEL) / 2) ** (1 / num_groups)  # a lower accuracy would rarely have all answers right
+    return (edge, 1.0) if is_right else (0.0, 1 - edge)
+
+
+def percentile_interval(statistics: np.ndarray) -> Interval:
+    """Return the quantiles that enclose `LEVEL` of the values of a statistic `(num_resamples,)`."""
+    low, high = np.quantile(statistics, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
