@@ -89,7 +89,7 @@ def precision_chance(num_positives: np.ndarray, num_rows: int) -> dict[str, floa
     Return the expected `mAP` and `wAP` of rows that are ranked at random.
 
     They are above the shares of positives, which are the average precisions of constant scores (as one threshold):
-    0.062 instead of 0.020 for 2 positives among 100 rows, since the precision at rank 1 is 1 whenever it is not 0.
+    0.061 instead of 0.020 for 2 positives among 100 rows, since the precision at rank 1 is 1 whenever it is not 0.
 
     Args:
         num_positives (`np.ndarray` of shape `(num_classes,)`, int64): Number of positives of each class.

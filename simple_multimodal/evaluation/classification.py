@@ -109,8 +109,8 @@ def multi_label_result(
     class_counts = labels.sum(axis=0)
     chance = precision_chance(class_counts, len(labels))
     if charades:
-        has_class = labels.any(axis=1)
-        ranked = np.where(has_class[:, None], scores, -np.inf)
+        has_class = labels.any(axis=1, keepdims=True)
+        ranked = np.where(has_class, scores, -np.inf)
         precision = precision_statistics(ranked, labels, members, ties="file_order")
         chance = precision_chance(class_counts, int(has_class.sum())) | {"mAP_all_rows": chance["mAP"]}
     f1 = _f1_statistics(scores > threshold, labels, members)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from simple_multimodal.evaluation.classification import TOP_CUTOFFS
 from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
 
 LOSSES = {
@@ -39,11 +40,25 @@ METRICS = {
     "seen_question_share": "Fraction of questions that also occur in training.",
     "seen_answer_share": "Fraction of answers that also occur in training: an upper bound on the accuracy.",
     "answer_entropy_bits": "Entropy of the correct answers: how evenly they are distributed.",
+    "mAP_all_rows": "mAP over all rows, with equal scores as one threshold (scikit-learn's definition).",
+    "mAP": "Mean over the classes of average precision, which is the mean precision at the ranks of the rows that have "
+    "the class.",
+    "wAP": "The same mean, weighted by the number of rows that have each class.",
+    "micro_F1": "F1 of all decisions that a row has a class (a probability above 0.5), all classes taken together.",
+    "macro_F1": "Mean over the classes of the F1 of their decisions (a probability above 0.5).",
+    "majority_top1_accuracy": "Accuracy of giving the most frequent training class to every row.",
+    "majority_top5_accuracy": "Fraction of rows whose class is one of the five most frequent in training.",
+    "top1_accuracy": "Fraction of rows whose class has the highest score.",
+    "top5_accuracy": "Fraction of rows whose class is among the five highest scores.",
+    "mean_class_accuracy": "Mean over the classes of the accuracy on their rows, so that rare classes count as much.",
     "_accuracy": "Fraction of questions of this type with exactly the correct answer.",
     "accuracy": "Fraction of questions with exactly the correct answer; chance is the most frequent training answer, "
     "given to every question.",
 }
 """Description of each metric, by the end of its name; the first match counts."""
+
+TEXT_ONLY = "text_only_"
+"""Prefix of the metrics that text alone reaches."""
 
 CONTRAST = (
     "Contrastive losses grow with the number of candidates: the rows of a batch in training, those of the whole set "
@@ -69,7 +84,10 @@ def meaning(name: str) -> str:
         return "Weighted sum of the objectives: what training minimizes."
     if name.endswith("_loss"):
         return LOSSES.get(name.removesuffix("_loss"), "")
-    return next((sentence for end, sentence in METRICS.items() if name.endswith(end)), "")
+    sentence = next((sentence for end, sentence in METRICS.items() if name.endswith(end)), "")
+    if name.startswith(TEXT_ONLY):
+        return f"From the text alone, without any clip, by a regression on its words. {sentence}".rstrip()
+    return sentence
 
 
 def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -83,8 +101,10 @@ def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
         metrics (`Mapping[str, float]`): Metrics and counts by name.
 
     Returns:
-        `dict[str, float]`: Chance levels by name, in the order of `metrics`. That of `accuracy` is
-        `majority_accuracy`, if known.
+        `dict[str, float]`: Chance levels by name, in the order of `metrics`. That of `accuracy`, `top1_accuracy` and
+        `top5_accuracy` is `majority_accuracy` etc., the most frequent training answers or classes, if known;
+        otherwise that of `top5_accuracy` is 5 of `num_classes`. That of `mean_class_accuracy` is 1 of
+        `num_measured_classes`, for any constant answer.
 
     Example:
 
@@ -96,8 +116,13 @@ def chance_levels(metrics: Mapping[str, float]) -> dict[str, float]:
     levels: dict[str, float] = {}
     for name in metrics:
         bare = name.removeprefix("eval_")
-        if bare == "accuracy" and (majority := name.replace("accuracy", "majority_accuracy")) in metrics:
+        log_prefix = name.removesuffix(bare)
+        if (majority := f"{log_prefix}majority_{bare}") in metrics:
             levels[name] = metrics[majority]
+        elif bare in ACCURACIES_BY_CLASS and (
+            num_classes := metrics.get(f"{log_prefix}{ACCURACIES_BY_CLASS[bare][1]}")
+        ):
+            levels[name] = min(ACCURACIES_BY_CLASS[bare][0] / num_classes, 1.0)
         elif bare == "matching_loss":
             levels[name] = math.log(2)
         elif bare == "matching_accuracy" or bare.endswith("pair_accuracy"):
@@ -118,7 +143,8 @@ def numbers_of_queries(metrics: Mapping[str, float], counts: Mapping[str, int]) 
     Return the number of queries behind each fraction, where it is known.
 
     Args:
-        metrics (`Mapping[str, float]`): Metrics by name, with the `num_queries` of each direction of retrieval.
+        metrics (`Mapping[str, float]`): Metrics by name, with the `num_queries` of each direction of retrieval, and
+            the `num_rows` of classification.
         counts (`Mapping[str, int]`): Counts of the evaluation; `questions` is used for accuracies, if given.
     """
     numbers: dict[str, int] = {}
@@ -126,6 +152,8 @@ def numbers_of_queries(metrics: Mapping[str, float], counts: Mapping[str, int]) 
         column = next((end for end in RETRIEVAL_COLUMNS if name.endswith(end)), None)
         if column is not None:
             numbers[name] = int(metrics.get(f"{name.removesuffix(column)}num_queries", 0))
+        elif name.endswith(CLASSIFICATION_METRICS):
+            numbers[name] = int(metrics.get("num_rows", 0))
         elif name.endswith("accuracy"):
             numbers[name] = counts.get("questions", 0)
     return {name: number for name, number in numbers.items() if number}
@@ -133,6 +161,15 @@ def numbers_of_queries(metrics: Mapping[str, float], counts: Mapping[str, int]) 
 
 RETRIEVAL_COLUMNS = (*(f"R@{cutoff}" for cutoff in RECALL_CUTOFFS), "median_rank", "mean_rank")
 """Ends of the names of retrieval metrics."""
+
+ACCURACIES_BY_CLASS = {
+    **{f"top{cutoff}_accuracy": (cutoff, "num_classes") for cutoff in TOP_CUTOFFS},
+    "mean_class_accuracy": (1, "num_measured_classes"),
+}
+"""How many classes are named for a row, and which metric counts the classes, by accuracy of classification."""
+
+CLASSIFICATION_METRICS = ("mAP", "mAP_all_rows", "wAP", "micro_F1", "macro_F1", *ACCURACIES_BY_CLASS)
+"""Ends of the names of classification metrics."""
 
 
 def _chance_of_rank(column: str, candidates: int, right: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import jinja2
 
 from simple_multimodal.evaluation.bootstrap import Interval
+from simple_multimodal.evaluation.glossary import CLASSIFICATION_METRICS
 from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
 
 JSONValue: TypeAlias = "str | int | float | bool | None | Sequence[JSONValue] | Mapping[str, JSONValue]"
@@ -59,7 +60,8 @@ def format_number(name: str, value: float, num_queries: int | None = None) -> st
     """
     if isinstance(value, int) or abs(value) >= 10_000:
         return f"{value:,.0f}"
-    is_fraction = name.endswith(("accuracy", "share", *(f"R@{cutoff}" for cutoff in RECALL_CUTOFFS)))
+    recalls = (f"R@{cutoff}" for cutoff in RECALL_CUTOFFS)
+    is_fraction = name.endswith(("accuracy", "share", *recalls, *CLASSIFICATION_METRICS))
     if not is_fraction:
         return f"{value:.4g}"
     decimals = 4 if num_queries is None else min(max(math.ceil(math.log10(num_queries)), 2), 4)

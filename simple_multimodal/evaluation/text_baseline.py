@@ -18,8 +18,8 @@ WORD = re.compile(r"\w\w+")
 """A word: a longest sequence of at least two letters, digits or underscores."""
 
 INVERSE_REGULARIZATION = 5.0
-"""Weight of the sum of the training rows' losses against half the squared norm of the weights. Chosen on Charades, with
-40 of its training subjects held out: 2 has as high an mAP and a lower F1, 10 the reverse."""
+"""Weight of the sum of the training rows' losses against half the squared norm of the weights. Chosen on Charades,
+with 40 of its training subjects held out: 2 has as high an mAP and a lower F1, 10 the reverse."""
 
 NUM_ITERATIONS = 60
 """Iterations of L-BFGS, always as many, so that the result depends on the inputs alone."""
@@ -36,9 +36,9 @@ def text_baseline_scores(
     of the `n` training texts have it (TF-IDF), divided by the vector's norm. Words that no training text has are
     ignored. A text without any known word gets the share of the training rows in each class.
 
-    The model minimizes half the squared norm of its weights plus 5 times the sum of the training rows' cross-entropies,
-    with a bias that is not penalized, by a fixed number of iterations of L-BFGS in double precision: the same inputs
-    give the same scores, up to rounding. It needs about 250 bytes of memory per word and class.
+    The model minimizes half the squared norm of its weights plus 5 times the sum of the training rows'
+    cross-entropies, with a bias that is not penalized, by a fixed number of iterations of L-BFGS in double precision:
+    the same inputs give the same scores, up to rounding. It needs about 250 bytes of memory per word and class.
 
     Args:
         train_texts (`Sequence[str]` of length `num_train`): Texts of the training rows; may be empty.
@@ -95,20 +95,20 @@ def _targets(labels: np.ndarray, num_rows: int, num_classes: int | None) -> torc
     labels = np.asarray(labels)
     if num_rows == 0 or len(labels) != num_rows:
         raise InputError(
-            f"Every training text needs its labels, and there must be at least one: got {num_rows} texts and labels of "
-            f"shape {labels.shape}."
+            f"Every training text needs its labels, and there must be at least one: got {num_rows} texts and labels "
+            f"of shape {labels.shape}."
         )
     if labels.ndim == 2 and labels.dtype == np.bool_:
         return torch.from_numpy(labels).double()
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or num_classes is None:
         raise InputError(
-            "Training labels must be bool of shape (num_train, num_classes), or integers of shape (num_train,) together "
-            f"with num_classes, got shape {labels.shape} of {labels.dtype} and num_classes {num_classes}."
+            "Training labels must be bool of shape (num_train, num_classes), or integers of shape (num_train,) "
+            f"together with num_classes, got shape {labels.shape} of {labels.dtype} and num_classes {num_classes}."
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(
-            f"Training labels must be from 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}. Leave out rows "
-            "without a known label."
+            f"Training labels must be from 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}. Leave out "
+            "rows without a known label."
         )
     return F.one_hot(torch.from_numpy(labels.astype(np.int64)), num_classes).double()
 

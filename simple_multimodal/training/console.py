@@ -122,7 +122,7 @@ def main_metrics(evaluation: Evaluation) -> list[str]:
     Return the names of the main metrics: the primary one, related ones with an interval, and the loss.
 
     Related to `text_to_video_R@1` are the other metrics of that direction and the recall at 1 of other directions;
-    related to `accuracy` are the accuracies by type.
+    related to `accuracy` are the accuracies by type, and all metrics of classification are related.
     """
     primary = evaluation.primary_metric
     names = [] if primary is None else [primary]
@@ -130,7 +130,11 @@ def main_metrics(evaluation: Evaluation) -> list[str]:
         end = next((column for column in glossary.RETRIEVAL_COLUMNS if primary.endswith(column)), primary)
         direction = primary.removesuffix(end)
         names += [
-            name for name in evaluation.intervals if name.endswith(end) or (direction and name.startswith(direction))
+            name
+            for name in evaluation.intervals
+            if name.endswith(end)
+            or (direction and name.startswith(direction))
+            or (primary.endswith(glossary.CLASSIFICATION_METRICS) and name.endswith(glossary.CLASSIFICATION_METRICS))
         ]
     chance = evaluation.chance  # 1 for recalls at more than there are clips, which say nothing
     known = [name for name in (*names, "loss") if name in evaluation.metrics]
