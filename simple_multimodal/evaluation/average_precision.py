@@ -70,7 +70,12 @@ def precision_statistics(scores: np.ndarray, labels: np.ndarray, members: np.nda
         `Callable`: Its statistics are `mAP`, the mean over the classes with positives in the resample, `wAP`, the same
         weighted by their positives, both NaN for a resample without positives; and `class_values` of shape
         `(num_classes, num_resamples)`, the average precisions, NaN for a class without positives.
+
+    Raises:
+        ValueError: If no row has a class.
     """
+    if not labels.any():
+        raise InputError(f"None of {len(labels)} rows has a class: there is nothing to measure. Check the labels.")
     rankings = _rank_classes(scores, labels, members, ties)
 
     def statistics(group_counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -248,12 +248,7 @@ def resampled_result(
         labels (`np.ndarray` of shape `(num_rows, num_classes)`, bool): Which classes each row has.
         members (`np.ndarray` of shape `(num_rows,)`, int64): Number of the clip of each row, from 0.
         chance (`dict[str, float]`): Chance levels by metric name.
-
-    Raises:
-        ValueError: If no row has a class.
     """
-    if not labels.any():
-        raise InputError(f"None of {len(labels)} rows has a class: there is nothing to measure. Check the labels.")
     num_groups = int(members.max()) + 1
     values = statistics(np.ones((1, num_groups), dtype=np.int64))
     blocks = [

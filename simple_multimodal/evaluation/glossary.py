@@ -41,8 +41,8 @@ METRICS = {
     "seen_answer_share": "Fraction of answers that also occur in training: an upper bound on the accuracy.",
     "answer_entropy_bits": "Entropy of the correct answers: how evenly they are distributed.",
     "mAP_all_rows": "mAP over all rows, with equal scores as one threshold (scikit-learn's definition).",
-    "mAP": "Mean over the classes of average precision, which is the mean precision at the ranks of the rows that have "
-    "the class.",
+    "mAP": "Mean over the classes of average precision, which is the mean precision at the ranks of the rows that "
+    "have the class.",
     "wAP": "The same mean, weighted by the number of rows that have each class.",
     "micro_F1": "F1 of all decisions that a row has a class (a probability above 0.5), all classes taken together.",
     "macro_F1": "Mean over the classes of the F1 of their decisions (a probability above 0.5).",
