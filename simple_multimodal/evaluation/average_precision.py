@@ -93,8 +93,9 @@ def precision_chance(num_positives: np.ndarray, num_rows: int) -> dict[str, floa
     """
     Return the expected `mAP` and `wAP` of rows that are ranked at random.
 
-    They are above the shares of positives, which are the average precisions of constant scores (as one threshold):
-    0.061 instead of 0.020 for 2 positives among 100 rows, since the precision at rank 1 is 1 whenever it is not 0.
+    They are above the shares of positives, which are the average precisions of constant scores (as one threshold),
+    because a positive that comes first by chance has a high precision: 0.061 instead of 0.020 for 2 positives among
+    100 rows.
 
     Args:
         num_positives (`np.ndarray` of shape `(num_classes,)`, int64): Number of positives of each class.
@@ -134,11 +135,11 @@ def scores_by_class(scores: np.ndarray) -> np.ndarray:
     if scores.dtype.kind != "f":
         return scores.astype(np.float64)  # unsigned integers cannot be negated
     is_nan = np.isnan(scores)
-    has_some = np.flatnonzero(is_nan.any(axis=1) & ~is_nan.all(axis=1))
+    has_some = np.flatnonzero(is_nan.any(axis=1) & (scores > -np.inf).any(axis=1))
     if has_some.size:
         raise InputError(
             f"{has_some.size} of {len(scores)} rows have NaN for some classes (first: row {has_some[0]}). Check the "
-            "inputs and the weights; a row that has no scores has NaN for all classes."
+            "inputs and the weights; a row without scores has NaN for all classes."
         )
     return np.where(is_nan, -np.inf, scores)
 

@@ -75,6 +75,17 @@ def test_rows_without_scores_are_wrong():
     assert nothing.intervals["mAP"] == (0, pytest.approx(1 - 0.025 ** (1 / 4)))
 
 
+def test_classes_that_the_model_does_not_know_are_wrong():
+    """A class whose scores are all `-inf`: none of its positives is found."""
+    labels = np.column_stack([LABELS, [True, False, True, False]])
+    scores = np.column_stack([SCORES, np.full(4, -np.inf)])
+    scores[3, :3] = np.nan  # not read
+    known, result = (multi_label_result(scores[:, :n], labels[:, :n]) for n in (3, 4))
+    np.testing.assert_array_equal(result.class_values, [*known.class_values, 0])
+    assert result.metrics["mAP"] == pytest.approx(known.metrics["mAP"] * 2 / 3)
+    assert result.metrics["micro_F1"] < known.metrics["micro_F1"]
+
+
 def test_the_threshold_of_f1_is_exclusive():
     labels = np.array([[True], [True]])
     assert multi_label_result(np.array([[0.5], [0.51]]), labels).metrics["micro_F1"] == pytest.approx(2 / 3)

@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from simple_multimodal.evaluation.glossary import LOSSES, chance_levels, meaning
+from simple_multimodal.evaluation.glossary import (
+    CLASSIFICATION_METRICS,
+    LOSSES,
+    chance_levels,
+    meaning,
+    numbers_of_queries,
+)
 from simple_multimodal.evaluation.ranking import retrieval_ranks, text_clip_ranks
 from simple_multimodal.evaluation.retrieval import retrieval_metrics, text_clip_retrieval
 from simple_multimodal.models.configuration import OBJECTIVES
@@ -52,11 +58,33 @@ def test_chance_levels_of_other_metrics():
     assert chance_levels(answers) == {"accuracy": 0.25}
 
 
+def test_chance_levels_of_classification():
+    counts = {"num_classes": 20, "num_measured_classes": 10}
+    metrics = {"top1_accuracy": 0.5, "top5_accuracy": 0.9, "mean_class_accuracy": 0.4, **counts}
+    guessing = {"top1_accuracy": 1 / 20, "top5_accuracy": 5 / 20, "mean_class_accuracy": 1 / 10}
+    assert chance_levels(metrics) == guessing
+    assert chance_levels({f"eval_{name}": value for name, value in metrics.items()}) == {
+        f"eval_{name}": level for name, level in guessing.items()
+    }
+    assert chance_levels(metrics | {"majority_top1_accuracy": 0.3}) == guessing | {"top1_accuracy": 0.3}
+    assert chance_levels({"top1_accuracy": 0.5, "text_only_top1_accuracy": 0.5}) == {}  # the numbers are not known
+
+
+def test_fractions_of_classification_are_over_its_rows():
+    metrics = {"mAP": 0.5, "text_only_mAP": 0.4, "top1_accuracy": 0.5, "num_rows": 49, "num_classes": 3, "loss": 1.0}
+    assert numbers_of_queries(metrics, {"clips": 40}) == {"mAP": 49, "text_only_mAP": 49, "top1_accuracy": 49}
+    assert numbers_of_queries({"mAP": 0.5}, {}) == {}
+
+
 def test_every_objective_and_metric_has_a_description():
     assert LOSSES.keys() >= set(OBJECTIVES)
     for name in (*(f"eval_{name}_loss" for name in OBJECTIVES), "loss", "matching_text_to_video_median_rank",
-                 "what_accuracy", "audio_pair_accuracy", "majority_accuracy", "mlm_accuracy"):  # fmt: skip
+                 "what_accuracy", "audio_pair_accuracy", "majority_accuracy", "mlm_accuracy",
+                 *CLASSIFICATION_METRICS, "majority_top1_accuracy", "localization_mAP"):  # fmt: skip
         assert meaning(name).endswith("."), name
     assert "looking up" in meaning("question_only_accuracy") and "looking up" not in meaning("accuracy")
     assert "of this type" in meaning("what_accuracy") and "of this type" not in meaning("accuracy")
+    assert len({meaning(name) for name in CLASSIFICATION_METRICS}) == len(CLASSIFICATION_METRICS)
+    assert "most frequent" in meaning("majority_top1_accuracy") and "most frequent" not in meaning("top1_accuracy")
+    assert meaning("text_only_mAP").endswith(meaning("mAP")) and "without any clip" in meaning("text_only_mAP")
     assert meaning("samples_per_second") == ""

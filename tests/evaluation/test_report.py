@@ -218,6 +218,21 @@ def test_the_page_shows_chance_levels_and_the_meaning_of_losses(tmp_path):
     assert "Fraction of masked tokens that are predicted exactly." in table and "Weighted sum" in table
 
 
+def test_the_page_of_a_classification_counts_rows(tmp_path):
+    metrics = {"mAP": 0.51234, "micro_F1": 0.4, "num_rows": 49, "num_classes": 3}
+    page = write(
+        tmp_path / "report.html",
+        metrics=metrics,
+        counts={"rows": 49},
+        primary_metric="mAP",
+        intervals={"mAP": (0.4, 0.6)},
+        chance={"mAP": 0.0612},
+    )
+    first = Page(page).text.split("Metrics")[0]
+    assert "mAP\n0.51\nof 49 rows\n95 % interval 0.40 – 0.60\nchance 0.06" in first
+    assert "Mean over the classes of average precision" in first
+
+
 @pytest.mark.parametrize("name", ["contrastive_tv_loss", "mlm_loss"])
 def test_the_page_explains_contrastive_losses_if_it_has_both_curves(tmp_path, name):
     log = [{"step": 1, name: 1.0}, {"step": 1, f"eval_{name}": 2.0}]

@@ -187,6 +187,10 @@ def test_the_main_metrics_are_the_primary_one_related_ones_and_the_loss():
     )
     assert found == ["text_to_video_R@1", "video_to_text_R@1", "text_to_video_R@5", "loss"]
     assert main("accuracy", "what_accuracy", "accuracy", "entropy") == ["accuracy", "what_accuracy", "loss"]
+    names = ["mAP", "mAP_all_rows", "micro_F1", "text_only_mAP"]
+    assert main("mAP", *names, "entropy") == [*names, "loss"]
+    names = ["top1_accuracy", "top5_accuracy", "mean_class_accuracy"]
+    assert main("top1_accuracy", *names, "entropy") == [*names, "loss"]
     assert main(None, "accuracy") == ["loss"]
 
 
