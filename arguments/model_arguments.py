@@ -73,7 +73,8 @@ class ModelArguments:
         None,
         MODEL,
         "pretraining: all objectives; retrieval: contrastive and matching only; question_answering: choose an answer "
-        f"(columns question and answer). Default: the task of --model_name_or_path, else {DEFAULT_TASK}.",
+        "(columns question and answer); video_classification: recognise labels (column label or labels). "
+        f"Default: the task of --model_name_or_path, else {DEFAULT_TASK}.",
     )
     modalities: list[str] = flag(
         list(BUILT_IN_MODALITIES), MODEL, "Modalities that the model takes.", choices=tuple(MODALITIES)

@@ -24,6 +24,7 @@ LOADER_MEMORY_GIGABYTES = 4.0
 BATCH_SIZE = 16
 TOP_K_CLIPS = 10  # results of a search
 TOP_K_ANSWERS = 1
+TOP_K_LABELS = 5  # as the pipelines of transformers
 CLIPS_PER_SHARD = 128  # files of features
 
 # Prepared benchmarks.

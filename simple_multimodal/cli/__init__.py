@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "features": ("simple_multimodal.cli.models:features", "run frozen towers once and save their tokens"),
     "search": ("simple_multimodal.cli.models:search", "find clips by text"),
     "answer": ("simple_multimodal.cli.models:answer", "answer questions about clips"),
+    "classify": ("simple_multimodal.cli.models:classify", "recognise labels of clips"),
     "infer": ("simple_multimodal.cli.models:infer", "evaluate a model on a prepared benchmark"),
     "convert": ("simple_multimodal.cli.models:convert", "turn a checkpoint of another project into a model folder"),
     "diff": ("simple_multimodal.cli.runs:diff", "compare two checkpoints or model folders bit for bit"),

@@ -1,4 +1,4 @@
-"""Verbs about trained models: `encode`, `features`, `search`, `answer`, `infer` and `convert`."""
+"""Verbs about trained models: `encode`, `features`, `search`, `answer`, `classify`, `infer` and `convert`."""
 
 import shlex
 import shutil
@@ -20,7 +20,7 @@ from simple_multimodal.cli.options import (
     print_json_line,
     task_options,
 )
-from simple_multimodal.defaults import CLIPS_PER_SHARD, TOP_K_ANSWERS, TOP_K_CLIPS
+from simple_multimodal.defaults import CLIPS_PER_SHARD, TOP_K_ANSWERS, TOP_K_CLIPS, TOP_K_LABELS
 from simple_multimodal.missing import Named
 from simple_multimodal.modalities import CLIP_MODALITIES, Modality
 
@@ -131,6 +131,27 @@ def answer(
     answered = answerer.answer_each(question, source, top_k=top_k, recursive=recursive)
     for clip, answers in answered.items():
         print_json_line({"clip": clip, "answers": [answer.to_dict() for answer in answers]})
+    return 0
+
+
+def classify(
+    model: Annotated[str, "folder or hub name of a model for video classification", Named.MODEL],
+    clips: Clips,
+    *,
+    top_k: Annotated[int, "largest number of labels to print per clip"] = TOP_K_LABELS,
+    threshold: Annotated[float | None, "smallest score of a label, 0 to 1; default: none"] = None,
+    files: FileOptions,
+    recursive: Recursive = False,
+    pipeline: PipelineOptions,
+) -> int:
+    """Recognise labels of clips, and print one JSON object per clip, each on its own line."""
+    from simple_multimodal.tasks.video_classification.classifier import VideoClassifier
+
+    source = files.open_clips(clips)
+    classifier = pipeline.load(VideoClassifier, model, shows_progress=True)
+    found = classifier.classify_each(source, top_k=top_k, threshold=threshold, recursive=recursive)
+    for clip, labels in found.items():
+        print_json_line({"clip": clip, "labels": labels})
     return 0
 
 

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, cast
 
 from simple_multimodal.errors import InputError
 
@@ -159,5 +159,28 @@ def read_question(value: Any, column: str) -> str:
     return question
 
 
-READERS: dict[str, Callable[[Any, str], str | None]] = {"question": read_question, "name": read_name}
+def read_names(value: Any, column: str) -> list[str] | None:
+    """
+    Read a list of names, or a cell with that list as JSON, without repeats; each name like [`read_name`]. An empty
+    list stays one; `None` if there is no value.
+
+    Raises:
+        ValueError: If the value is not a list, or one of the names is blank or not a name.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass  # refused below, with the original text
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, list):
+        raise InputError(f'`{column}` must be a JSON list, such as ["run", "jump"] or [], got {_shown(value)}.')
+    names = [read_name(name, column) for name in value]
+    if None in names:
+        raise InputError(f"`{column}` contains a blank name: {_shown(value)}.")
+    return list(dict.fromkeys(cast(list[str], names)))
+
+
+READERS: dict[str, Callable[[Any, str], Any]] = {"question": read_question, "name": read_name, "names": read_names}
 """Functions that read task columns, by kind."""

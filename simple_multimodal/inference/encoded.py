@@ -101,23 +101,29 @@ def sum_by_name(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
     return totals
 
 
-def pack(
-    rows: Iterable[Row], clips: Iterable[Encoded], bad_samples: Iterable[BadSample]
-) -> list[Tensors | Unreadable]:
-    """Return the contents to store for each row: its encoded clip, or why it could not be read."""
+_VALUE = "value."
+"""Start of the stored names of further values, which tells them from modalities."""
+
+
+def pack(rows: Iterable[Row], encoded: EncodedBatch, bad_samples: Iterable[BadSample]) -> list[Tensors | Unreadable]:
+    """Return the contents to store for each row: its encoded clip and values, or why it could not be read."""
     unread = {sample.row: Unreadable(sample.file, sample.reason) for sample in bad_samples}
-    remaining = iter(clips)
-    return [unread[row["index"]] if row["index"] in unread else _tensors(next(remaining)) for row in rows]
+    remaining = iter(range(len(encoded.clips)))
+    return [unread[row["index"]] if row["index"] in unread else _tensors(encoded, next(remaining)) for row in rows]
 
 
-def _tensors(clip: Encoded) -> dict[str, torch.Tensor]:
+def _tensors(encoded: EncodedBatch, number: int) -> dict[str, torch.Tensor]:
+    clip = encoded.clips[number]
     tensors: dict[str, torch.Tensor] = {modality: tokens for modality, tokens in clip.tokens.items()}
-    return tensors if clip.embed is None else {**tensors, "embed": clip.embed[None]}
+    if clip.embed is not None:
+        tensors["embed"] = clip.embed[None]
+    return tensors | {f"{_VALUE}{name}": value[number : number + 1] for name, value in encoded.values.items()}
 
 
 def unpack(rows: Iterable[Row], contents: Iterable[Tensors | Unreadable]) -> tuple[EncodedBatch, list[BadSample]]:
-    """Return the clips and bad samples that were passed to [`pack`]."""
+    """Return the clips, values and bad samples that were passed to [`pack`]."""
     clips: list[Encoded] = []
+    values: dict[str, list[torch.Tensor]] = {}
     bad_samples: list[BadSample] = []
     for row, content in zip(rows, contents, strict=True):
         if isinstance(content, Unreadable):
@@ -125,4 +131,7 @@ def unpack(rows: Iterable[Row], contents: Iterable[Tensors | Unreadable]) -> tup
         else:
             tokens = {modality: content[modality] for modality in MODALITIES if modality in content}
             clips.append(Encoded(content["embed"][0] if "embed" in content else None, tokens))
-    return EncodedBatch(clips), bad_samples
+            for name in content:
+                if name.startswith(_VALUE):
+                    values.setdefault(name.removeprefix(_VALUE), []).append(content[name])
+    return EncodedBatch(clips, {name: torch.cat(parts) for name, parts in values.items()}), bad_samples

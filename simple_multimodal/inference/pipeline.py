@@ -333,8 +333,8 @@ class Pipeline:
             on_bad_sample (`str`, *optional*): As for the class, whose value is the default.
             with_tokens (`bool`, *optional*, defaults to `True`): Whether to keep the tokens, which the fusion takes,
                 or only the embeddings.
-            partial (`Path`, *optional*): Folder for finished batches, from which the call resumes; only with the
-                default `encode`.
+            partial (`Path`, *optional*): Folder for finished batches, from which the call resumes; only if `encode`
+                returns no sums.
             key (`str`, *optional*): With `partial`, [`key`] of the rows.
             encode (`Callable`, *optional*): Function that encodes a batch; by default with the towers.
             with_text (`bool`, *optional*, defaults to `False`): Whether batches include the rows' texts.
@@ -349,8 +349,6 @@ class Pipeline:
             ValueError: If more than `max_bad_fraction` of the clips, or all of them, cannot be read, **or** `features`
                 are used and a clip has none.
         """
-        if partial is not None and encode is not encode_batch:
-            raise InputError("`partial` can only be used with the default `encode`. Leave one of them out.")
         on_bad_sample = on_bad_sample or self.on_bad_sample
         num_samples = num_samples or len(rows)
         for reader in self.collator.features.values():
@@ -359,7 +357,8 @@ class Pipeline:
         self.check_bad_samples(self._absent(rows), num_samples, on_bad_sample)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
-        parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
+        how = "" if encode is encode_batch else f" {encode.__module__}.{encode.__qualname__}"
+        parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}{how}")
         own = {n: unpack([rows[place] for place in batches[n]], contents) for n, contents in parts.finished.items()}
         bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]
@@ -390,7 +389,9 @@ class Pipeline:
                 ]
                 values = {name: value[torch.tensor(is_read)] for name, value in encoded.values.items()}
                 own[number] = EncodedBatch(clips, values, encoded.sums), bad
-                parts.add(number, pack([rows[place] for place in batches[number]], clips, bad))
+                if partial is not None:
+                    assert not encoded.sums  # they would be lost
+                    parts.add(number, pack([rows[place] for place in batches[number]], own[number][0], bad))
                 bar.update(len(is_read))
                 self.on_batch(len(missing))
         parts.flush()
@@ -401,12 +402,16 @@ class Pipeline:
         self.check_bad_samples(bad_samples, num_samples, on_bad_sample)
         bad_rows = {sample.row for sample in bad_samples}
         encoded_batches = [encoded for encoded, _ in in_order]
-        names = encoded_batches[0].values
+        names = dict.fromkeys(name for encoded in encoded_batches for name in encoded.values)
         return EncodedRows(
             [row for row in rows if row["index"] not in bad_rows],
             [clip for encoded in encoded_batches for clip in encoded.clips],
             bad_samples,
-            {name: torch.cat([encoded.values[name] for encoded in encoded_batches]) for name in names},
+            # A batch that was kept without any readable row has no values.
+            {
+                name: torch.cat([batch.values[name] for batch in encoded_batches if name in batch.values])
+                for name in names
+            },
             sum_by_name(encoded.sums for encoded in encoded_batches),
         )
 

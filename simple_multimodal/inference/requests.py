@@ -48,7 +48,9 @@ def open_clips(clips: Clips) -> RowDataset | Files:
     return open_rows(clips, modalities=None) if holds_rows(clips) else cast(Files, clips)
 
 
-def as_requests(inputs: Request | Sequence[Request], *, clips: str, text: str | None = None) -> list[Request]:
+def as_requests(
+    inputs: Request | Sequence[Request], *, clips: str, text: str | None = None, needs_text: bool = True
+) -> list[Request]:
     """
     Check the inputs of a pipeline's call.
 
@@ -56,17 +58,19 @@ def as_requests(inputs: Request | Sequence[Request], *, clips: str, text: str | 
         inputs (`dict` or `Sequence[dict]`): One request or several.
         clips (`str`): Key of the entry with the clips.
         text (`str`, *optional*): Key of the entry with the text.
+        needs_text (`bool`, *optional*, defaults to `True`): Whether every request must have a text.
 
     Raises:
         ValueError: If an input is not a dictionary with exactly these entries, **or** the text is not a string.
     """
     entries = [clips] if text is None else [text, clips]
+    further = set() if needs_text else {text}
     requests = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     for number, request in enumerate(requests):
-        if not isinstance(request, Mapping) or set(request) != set(entries):
+        if not isinstance(request, Mapping) or set(request) | further != set(entries) | further:
             found = ", ".join(map(str, request)) if isinstance(request, Mapping) else type(request).__name__
             raise InputError(f"Request {number} must be a dictionary with {' and '.join(entries)}, got {found}.")
-        if text is not None and not isinstance(request[text], str):
+        if text is not None and not isinstance(request.get(text, ""), str):
             raise InputError(f"Request {number}: `{text}` must be a string, got {type(request[text]).__name__}.")
     return requests
 

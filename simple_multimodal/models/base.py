@@ -339,6 +339,17 @@ class TowerModel(PreTrainedModel):
         ([Radford et al., 2021](https://huggingface.co/papers/2103.00020)); do nothing for a model without one.
         """
 
+    def smooth_labels(self, factor: float) -> None:
+        """
+        Spread a share of each target over all labels in training; by default no loss can do that.
+
+        Raises:
+            ValueError: If the model's loss cannot.
+        """
+        raise InputError(
+            f"--label_smoothing_factor would have no effect: {type(self).__name__} does not smooth labels."
+        )
+
     def _freeze_untrained(self) -> None:
         for tower in self.towers.values():
             for name, parameter in tower.named_parameters():

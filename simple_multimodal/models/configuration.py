@@ -102,6 +102,14 @@ class MultimodalConfig(PreTrainedConfig):
             Evaluation during training sets it.
         task (`str`, *optional*):
             Name of the task that the model was trained for; models saved without it are identified by their class.
+        problem_type (`str`, *optional*):
+            Of a classifier: `single_label_classification` or `multi_label_classification`.
+        classifier_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout before the classifier of video classification.
+        label_frequencies (`list[float]`, *optional*):
+            Share of the training rows that have each label, from which the bias of a new classifier starts.
+        positive_focus, negative_focus, negative_margin (`float`, *optional*, default to 0.0):
+            Form of the loss of many labels, see [`asymmetric_loss`].
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the initial inverse temperature (1 / 0.07).
         image_mean, image_std (`list[float]`):
@@ -137,6 +145,11 @@ class MultimodalConfig(PreTrainedConfig):
     matching_weight: float = 1.0
     rerank_top_k: int | None = None
     task: str | None = None
+    classifier_dropout: float = 0.1
+    label_frequencies: list[float] | None = None
+    positive_focus: float = 0.0
+    negative_focus: float = 0.0
+    negative_margin: float = 0.0
     logit_scale_init_value: float = 2.6592
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)

@@ -233,3 +233,59 @@ def answer_loss(
     return loss / count.to(loss.device).clamp(min=1), torch.stack(
         [correct, torch.full_like(correct, len(labels))]
     ).float()
+
+
+def label_smoothed_loss(logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+    """Return the sum of the cross-entropies of rows with one label each.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): One logit per label.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Number of the label; negative where it is unknown, which
+            leaves the row out.
+        smoothing (`float`, *optional*, defaults to 0.0): Share of the target that is spread evenly over all labels
+            (Szegedy et al. 2016).
+    """
+    targets = labels.masked_fill(labels < 0, -100)
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum", label_smoothing=smoothing)
+
+
+def asymmetric_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    positive_focus: float = 0.0,
+    negative_focus: float = 0.0,
+    negative_margin: float = 0.0,
+) -> torch.Tensor:
+    """Return the sum of the asymmetric losses of rows with any number of labels ([Ridnik et al.,
+    2021](https://huggingface.co/papers/2009.14119)).
+
+    With `p` the probability of a label and `q = max(p - negative_margin, 0)`, a label that applies adds
+    `-(1 - p)^positive_focus log p`, and one that does not adds `-q^negative_focus log(1 - q)`. With zeros this is
+    binary cross-entropy, with equal focus and no margin the focal loss (Lin et al. 2017, without weights of classes).
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): One logit per label.
+        labels (`torch.FloatTensor` of shape `(batch_size, num_labels)`): 1 for labels that apply, 0 for others, NaN
+            where it is unknown, which leaves the entry out.
+        positive_focus, negative_focus (`float`, *optional*, default to 0.0): Exponents that reduce the weight of
+            entries that the model already gets right.
+        negative_margin (`float`, *optional*, defaults to 0.0): Probability below which a label that does not apply
+            adds nothing.
+    """
+    known = ~labels.isnan()
+    applies = labels == 1
+    log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+    losses = -torch.where(applies, log_p, log_not_p)
+    p = logits.sigmoid()
+    if negative_margin > 0:
+        q = (p - negative_margin).clamp(min=0)
+        losses = torch.where(applies, losses, -torch.log1p(-q))
+    else:
+        q = p
+    # A power of zero is left out: its gradient would be NaN where the base is zero.
+    if positive_focus > 0:
+        losses = torch.where(applies, losses * (1 - p) ** positive_focus, losses)
+    if negative_focus > 0:
+        losses = torch.where(applies, losses, losses * q**negative_focus)
+    return losses.masked_fill(~known, 0).sum()

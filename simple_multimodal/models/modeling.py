@@ -357,6 +357,23 @@ class MultimodalModel(MultimodalPreTrainedModel):
         embeds = {m: self.embed_tokens(m, output) for m, output in outputs.items()} if averages else {}
         return self._fuse_clip(outputs, streams, embeds)
 
+    def fuse_all(self, batch: Batch) -> Stream:
+        """Return the states of all tokens after the fusion: those of the text, which have attended to the clip, and
+        those of audio and video, fused with each other.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`): A collator's batch. Tokens of rows that lack a modality are masked out.
+        """
+        outputs: dict[Modality, EncoderOutput] = {m: self.encode(m, batch) for m in self.config.modalities}
+        streams: Clip = {m: self.enter_fusion(m, output) for m, output in outputs.items()}
+        clip: Clip = {m: stream for m, stream in streams.items() if m in CLIP_MODALITIES}
+        encoded = self.fusion.encode_clip(clip) if clip else {}
+        if "text" not in streams:
+            return concatenate(encoded)
+        text = streams["text"]
+        fused = self.fusion.fuse(text, self.fusion.clip_side(clip, encoded))
+        return concatenate({"text": Stream(fused, text.mask), **encoded})
+
     def forward(self, **batch: torch.Tensor) -> MultimodalOutput:
         """Encode the modalities that the batch contains.
 

@@ -48,7 +48,8 @@ class Evaluation:
             `measured_settings` of the configuration's class, if any, return to their values when training begins.
         further_chance (`dict[str, float]`): Chance levels that do not follow from the metrics, such as a cross-entropy
             over a known number of candidates; see [`chance`] for all.
-        rows (`Iterable[dict]`): One result for each pair or question, for `results.json`; can be iterated once.
+        rows (`Iterable[dict]`): One result for each pair, question or class, for `results.json`; can be iterated once.
+        files (`dict[str, Iterable[str]]`): Contents of further files of results in pieces, by name.
         printed (`dict`): The numbers as the benchmark's reference implementation prints them.
         details (`Any`): Anything else that the task keeps, e.g. for the examples in the report.
     """
@@ -63,6 +64,7 @@ class Evaluation:
     config_settings: dict[str, Any] = field(default_factory=dict)
     further_chance: dict[str, float] = field(default_factory=dict)
     rows: Iterable[dict] = ()
+    files: dict[str, Iterable[str]] = field(default_factory=dict)
     printed: dict[str, Any] = field(default_factory=dict)
     details: Any = None
 
@@ -196,6 +198,14 @@ class Task:
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets | None:
         """Return the targets that the collator adds to a batch, such as labels; by default none."""
         return None
+
+    def check_rows(self, model: TowerModel, dataset: RowDataset) -> None:
+        """
+        Check that a model can be trained or measured on rows, before any clip is read; by default nothing is checked.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
     def warning_about(self, model: TowerModel, dataset: RowDataset) -> str | None:
         """

@@ -11,11 +11,13 @@ from simple_multimodal.flags import Command
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.tasks.question_answering.options import QuestionAnsweringOptions
 from simple_multimodal.tasks.retrieval.options import RetrievalOptions
+from simple_multimodal.tasks.video_classification.options import VideoClassificationOptions
 
 OPTIONS: dict[str, type[TaskOptions]] = {
     "pretraining": RetrievalOptions,
     "retrieval": RetrievalOptions,
     "question_answering": QuestionAnsweringOptions,
+    "video_classification": VideoClassificationOptions,
 }
 """Options class of each task, by name; [`register_task`] adds further tasks."""
 

@@ -17,7 +17,7 @@ from simple_multimodal.evaluation.protocols import (
     prepared_protocol,
     protocol_name,
 )
-from simple_multimodal.evaluation.result_files import write_metrics, write_rows
+from simple_multimodal.evaluation.result_files import write_metrics, write_rows, write_whole
 from simple_multimodal.inference.pipeline import Pipeline, from_main
 from simple_multimodal.missing import no_such_folder
 from simple_multimodal.models.base import TowerModel
@@ -83,6 +83,7 @@ def evaluate(
         train_set = task.open_rows(train_dataset, modalities=pipeline.processor.modalities, **places)
     if isinstance(model, (str, os.PathLike)):
         TrainingClips.read(model).warn_about(rows)
+    task.check_rows(pipeline.model, rows)
     return task.evaluate(pipeline, rows, Measuring(prepared_protocol(rows.manifest_file), train_set=train_set))
 
 
@@ -140,6 +141,7 @@ def measure_benchmark(
     settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
     settings["roots"] = {"video": video_root}
     rows = task.open_rows(folder / f"{split}.jsonl", **settings)
+    task.check_rows(pipeline.model, rows)
     if split == "test":
         TrainingClips.read(model_folder).check(rows, protocol.name)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -163,6 +165,8 @@ def measure_benchmark(
     audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
     if pipeline.state.is_main_process:
         write_rows(output_dir / "results.json", measured.rows)
+        for file, pieces in measured.files.items():
+            write_whole(output_dir / file, pieces)
         write_metrics(
             output_dir / "metrics.json",
             metrics=measured.metrics,

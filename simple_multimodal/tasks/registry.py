@@ -6,8 +6,11 @@ from simple_multimodal.tasks.flags import get_options_class, register_options
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.tasks.question_answering.task import QuestionAnswering
 from simple_multimodal.tasks.retrieval.task import PreTraining, Retrieval
+from simple_multimodal.tasks.video_classification.task import VideoClassification
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (PreTraining, Retrieval, QuestionAnswering)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (PreTraining, Retrieval, QuestionAnswering, VideoClassification)
+}
 
 
 def register_task(task: type[Task]) -> type[Task]:

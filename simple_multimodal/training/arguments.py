@@ -24,7 +24,7 @@ LIMIT: dict[str, Any] = {"at_least": 0, "remedy": "give a number above 0, or 0 f
 """Bounds of the limits on time and memory per file."""
 
 WITHOUT_EFFECT = (
-    *("label_smoothing_factor", "average_tokens_across_devices", "neftune_noise_alpha", "use_cache", "label_names"),
+    *("average_tokens_across_devices", "neftune_noise_alpha", "use_cache", "label_names"),
     *("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
     *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
     "length_column_name",

@@ -170,6 +170,7 @@ class MultimodalTrainer(Trainer):
         used = [train_dataset, *(eval_sets.values() if isinstance(eval_sets, dict) else [eval_sets])]
         for dataset in used:
             if dataset is not None:
+                self.task.check_rows(model, dataset)
                 check_files(dataset)
         settings: dict[str, Any] = {
             "seed": args.seed,
@@ -205,6 +206,8 @@ class MultimodalTrainer(Trainer):
         self._counter: PreTrainedModel | None = None  # the unwrapped model; unwrapping visits every module
         self.processor = processor
         self.args = args
+        if args.label_smoothing_factor > 0:
+            model.smooth_labels(args.label_smoothing_factor)
         self._quarantine = self._make_quarantine(train_dataset, starts_over=False)
         if eval_collator.decode_device != "cpu":
             load_on_gpu(args)
@@ -225,6 +228,7 @@ class MultimodalTrainer(Trainer):
             processing_class=processor if processor.tokenizer is not None else None,
             callbacks=callbacks,
         )
+        self.label_smoother = None  # the model smooths labels itself
         if args.contrastive_chunk_size is not None:
             self._check_chunks()
         if train_dataset is not None:

@@ -20,6 +20,11 @@ from simple_multimodal.models.distributed import sum_over_processes
 from simple_multimodal.models.lora import add_lora
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForPreTraining, MultimodalForRetrieval
+from simple_multimodal.tasks.video_classification.modeling import (
+    MULTI_LABEL,
+    SINGLE_LABEL,
+    MultimodalForVideoClassification,
+)
 from tests.models import tiny
 from tests.models.alpro import tiny as alpro
 
@@ -45,6 +50,8 @@ TASKS = {
     "retrieval, contrast": Task(MultimodalForRetrieval, "co_attention", ("contrastive_tv",)),
     "retrieval, matching": Task(MultimodalForRetrieval, "cross_attention", ("matching",)),
     "question answering": Task(MultimodalForQuestionAnswering, "co_attention"),
+    "classification, one label": Task(MultimodalForVideoClassification, "cross_attention"),
+    "classification, many labels": Task(MultimodalForVideoClassification, "merge"),
     "ALPRO retrieval, all": Task(AlproForRetrieval),
     "ALPRO retrieval, contrast": Task(AlproForRetrieval, objectives=("contrastive_tv",)),
     "ALPRO retrieval, matching": Task(AlproForRetrieval, objectives=("matching",)),
@@ -93,7 +100,16 @@ def make_batch(cell: Cell) -> dict[str, torch.Tensor]:
     batch = {name: values[:4] for name, values in alpro.make_batch().items()} if cell.alpro else tiny.make_batch()
     if "question answering" in cell.task:
         batch["labels"] = torch.tensor([0, 1, 1, -1, 2, 0])[: len(batch["row_ids"])]
+    if "classification" in cell.task:
+        numbers = torch.tensor([0, 1, 1, -1, 2, 0])
+        batch["labels"] = numbers if "one" in cell.task else many_labels(numbers)
     return batch
+
+
+def many_labels(numbers: torch.Tensor) -> torch.Tensor:
+    """Return each number of 0 to 2 and the one before it as labels; unknown for -1."""
+    labels = torch.nn.functional.one_hot(numbers.clamp(min=0), 3).float()
+    return (labels + labels.roll(-1, dims=1)).masked_fill(numbers[:, None] < 0, torch.nan)
 
 
 def build(cell: Cell) -> tuple[TowerModel, dict[str, torch.Tensor]]:
@@ -105,7 +121,9 @@ def build(cell: Cell) -> tuple[TowerModel, dict[str, torch.Tensor]]:
         off = {name: weight for name, weight in off.items() if name in vars(alpro.tiny_config())}
         model = alpro.build(model_class, num_labels=3, **off)
     else:
-        model = tiny.randomize(model_class(tiny.tiny_config(form, num_labels=3, **off)))
+        kind = {"problem_type": MULTI_LABEL if "many" in cell.task else SINGLE_LABEL}
+        settings = {**off, **kind, "classifier_dropout": 0.0} if "classification" in cell.task else off
+        model = tiny.randomize(model_class(tiny.tiny_config(form, num_labels=3, **settings)))
     batch = make_batch(cell)
     model.freeze(cell.frozen)
     if cell.adaptation == "lora":

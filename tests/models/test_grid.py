@@ -60,6 +60,7 @@ def test_two_processes_have_the_gradients_of_one(results, cell):
         ("ALPRO question answering", set()),
         ("ALPRO retrieval, matching", {"temperature", "text_projection", "video_projection"}),
         ("question answering", {"embedding_projections", "logit_scale", "fusion"}),
+        ("classification, one label", {"embedding_projections", "logit_scale"}),
         ("retrieval, contrast", {"embedding_projections", "audio_encoder", "fusion"}),
     ],
 )

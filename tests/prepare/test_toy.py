@@ -72,11 +72,15 @@ def test_the_folder_holds_the_files_that_the_manifests_name(world):
         *("train", "validation", "questions", "toy.json", "clips.jsonl", "train.jsonl", "validation.jsonl"),
         *("audio_pairs.jsonl", "video_pairs.jsonl", "validation_audio_swapped.jsonl"),
         *("validation_video_swapped.jsonl", "train_questions.jsonl", "validation_questions.jsonl"),
+        *("train_actions.jsonl", "validation_actions.jsonl"),
     }
     clips = read(world / "clips.jsonl")
     assert Counter(clip["split"] for clip in clips) == {"train": 12, "validation": 12, "questions": 9}
     named = {row["video"] for path in world.glob("*.jsonl") for row in read(path) if "video" in row}
     assert named == {str(path.relative_to(world)) for path in world.rglob("*.mp4")}
+    for row in read(world / "train_actions.jsonl"):
+        (truth,) = [clip for clip in clips if clip["id"] == row["id"]]
+        assert len(row["labels"]) == 7 and set(row["labels"]) <= set(map(str, truth.values()))
     for name in ("train", "validation", "train_questions", "validation_questions"):
         rows = read(world / f"{name}.jsonl")
         assert len({row["id"] for row in rows}) == len(rows)

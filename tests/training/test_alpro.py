@@ -141,7 +141,9 @@ def test_a_question_answering_model_keeps_its_answers_or_provides_towers_for_ret
         *start("msrvtt_ret", output_dir=tmp_path / "ret", model_name_or_path=question_model, max_steps=1), "--do_train"
     )
     assert trainers[1].before["temperature"] == pytest.approx(0.07)
-    with pytest.raises(ValueError, match="already answers questions, with different answers than answers_file="):
+    with pytest.raises(
+        ValueError, match="already trained for this task, with other labels than those of answers_file="
+    ):
         answers = work / "data/msvd_qa/txt/train_ans2label.json"
         run(*start("msvd_qa", output_dir=tmp_path / "no", model_name_or_path=question_model, answers_file=answers))
 

@@ -87,6 +87,8 @@ def write_manifests(output_dir: Path, clips: dict[str, list[ToyClip]], num_pairs
             # The caption of b describes a with the audio (video) of b, since the rest is the same in both.
             [_swapped(a, b, modality) | {"caption": captions[b.id][0]} for a, b in both_ways],
         )
+    for split, own in (("train", train), ("validation", validation)):
+        _write_rows(output_dir / f"{split}_actions.jsonl", [_label_row(clip) for clip in own])
     _write_rows(output_dir / "train_questions.jsonl", _question_rows(train, seed))
     _write_rows(output_dir / "validation_questions.jsonl", _question_rows(questions, seed))
     _write_rows(output_dir / "clips.jsonl", [_truth(clip) for clip in train + validation + questions])
@@ -109,6 +111,10 @@ def _captions(clip: ToyClip, count: int, seed: int) -> list[str]:
 def _row(clip: ToyClip, captions: list[str]) -> dict[str, object]:
     text = {"captions": captions} if clip.split == "train" else {"caption": captions[0]}
     return {"id": clip.id, "video": clip.path, **text, "group": "-".join(clip.combination)}
+
+
+def _label_row(clip: ToyClip) -> dict[str, object]:
+    return {"id": clip.id, "video": clip.path, "labels": list(clip.combination), "group": "-".join(clip.combination)}
 
 
 def _num_different(a: ToyClip, b: ToyClip) -> int:

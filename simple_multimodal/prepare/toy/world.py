@@ -33,7 +33,7 @@ from simple_multimodal.prepare.toy.media import (
 )
 from simple_multimodal.progress import can_show_bars
 
-TOY_VERSION = 3  # raise it whenever the same parameters would write other files
+TOY_VERSION = 4  # raise it whenever the same parameters would write other files
 SECONDS_PER_SEGMENT = 0.6  # mean duration of a background
 
 

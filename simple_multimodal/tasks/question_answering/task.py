@@ -1,15 +1,12 @@
 """Choose an answer from a fixed list to a question about a clip."""
 
-import json
 import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from simple_multimodal.alpro import AlproForQuestionAnswering
-from simple_multimodal.assembly import saved_config
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.targets import Targets
 from simple_multimodal.errors import InputError
@@ -18,6 +15,7 @@ from simple_multimodal.modalities import Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Evaluation, Measuring, Task
+from simple_multimodal.tasks.labels import label_settings, read_labels
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.question_answering.evaluate import evaluate_answers
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
@@ -54,31 +52,17 @@ class QuestionAnswering(Task):
             ValueError: If there is no source of answers, **or** `answers_file` is invalid.
         """
         file = self.options.answers_file
-        label2id = None if file is None else _read_answers(file)
-        if source is not None:
-            config = saved_config(source)
-            if config.get("architectures") in [[model.__name__] for model in self.model_classes.values()]:
-                if file is not None and label2id != config.get("label2id"):
-                    raise InputError(
-                        f"{source} already answers questions, with different answers than answers_file={file!r}. "
-                        "Leave answers_file out."
-                    )
-                return {}
-        if label2id is not None:
-            is_numbered = isinstance(label2id, dict) and sorted(label2id.values()) == list(range(len(label2id)))
-            if not is_numbered or len(label2id) < 2:
+        answers = None if file is None else read_labels(file, "answers_file")
+
+        def from_rows() -> list[str]:
+            if train_set is None:
                 raise InputError(
-                    f"answers_file={file!r} must contain a JSON object of two or more answers, numbered from 0."
+                    "A question answering model takes its answers from the training questions: train it "
+                    "(--do_train), or load a trained one (--model_name_or_path)."
                 )
-        elif train_set is not None:
-            answers = answer_vocabulary(answer for _, answer in question_pairs(train_set))
-            label2id = {answer: number for number, answer in enumerate(answers)}
-        else:
-            raise InputError(
-                "A question answering model takes its answers from the training questions: train it (--do_train), or "
-                "load a trained one (--model_name_or_path)."
-            )
-        return {"label2id": label2id, "id2label": {number: answer for answer, number in label2id.items()}}
+            return answer_vocabulary(answer for _, answer in question_pairs(train_set))
+
+        return label_settings(self.model_classes, source, answers, f"answers_file={file!r}", from_rows)
 
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets:
         """Return the labels of each row's answer."""
@@ -135,10 +119,3 @@ def answer_vocabulary(answers: Iterable[str]) -> list[str]:
             "`answer`."
         )
     return sorted(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def _read_answers(file: str) -> Any:
-    try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"answers_file={file!r} cannot be read as JSON: {error}") from error

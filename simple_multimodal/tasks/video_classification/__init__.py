@@ -1,0 +1,1 @@
+"""Recognise which labels apply to a clip, from text, audio and video."""
