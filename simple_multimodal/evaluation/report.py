@@ -79,16 +79,7 @@ class ExampleResult:
     audio: Excerpt | None = None
 
     def __post_init__(self) -> None:
-        if self.frames is not None and (
-            self.frames.ndim != 4
-            or self.frames.shape[3] != 3
-            or self.frames.size == 0
-            or self.frames.dtype != np.uint8
-        ):
-            raise InputError(
-                f"Frames of {self.name!r} must be uint8 of shape (num_frames, height, width, 3), got "
-                f"{self.frames.dtype} of shape {self.frames.shape}."
-            )
+        _check_frames(self.name, self.frames)
 
 
 @dataclass(frozen=True)
@@ -100,11 +91,18 @@ class Example:
         title (`str`): The input, such as a query or a question.
         note (`str`): One sentence about the quality of the results, such as the rank of the right one.
         results (`Sequence[ExampleResult]`): Outputs of the model, best first.
+        frames (`np.ndarray` of shape `(num_frames, height, width, 3)`, uint8 RGB, *optional*): Frames of the input.
+        audio ([`Excerpt`], *optional*): Part of the audio of the input.
     """
 
     title: str
     note: str
     results: Sequence[ExampleResult]
+    frames: np.ndarray | None = None
+    audio: Excerpt | None = None
+
+    def __post_init__(self) -> None:
+        _check_frames(self.title, self.frames)
 
 
 def write_report(
@@ -123,6 +121,7 @@ def write_report(
     primary_metric: str | None = None,
     chance: Mapping[str, float] | None = None,
     train_chance: Mapping[str, float] | None = None,
+    tables: Mapping[str, Sequence[Mapping[str, JSONValue]]] | None = None,
 ) -> None:
     """
     Write the report of a run as one HTML file that needs no other file and no network.
@@ -152,6 +151,7 @@ def write_report(
         primary_metric (`str`, *optional*): Name of the metric that is shown large.
         chance (`Mapping[str, float]`, *optional*): Chance levels by metric name that do not follow from the metrics.
         train_chance (`Mapping[str, float]`, *optional*): Chance levels in training by name of the loss.
+        tables (`Mapping[str, Sequence[Mapping]]`, *optional*): Further tables by title: rows with the same columns.
 
     Raises:
         ValueError: If `primary_metric` or an interval is not one of the metrics.
@@ -187,6 +187,7 @@ def write_report(
         columns=glossary.RETRIEVAL_COLUMNS,
         retrieval=retrieval,
         others=[name for name in metrics if name not in in_table],
+        tables=tables or {},
         charts=charts,
         losses=losses,
         pace=charts.pace_charts(log_history),
@@ -232,30 +233,41 @@ def _retrieval_rows(metrics: Mapping[str, float]) -> list[dict]:
     ]
 
 
+def _check_frames(name: str, frames: np.ndarray | None) -> None:
+    if frames is not None and (
+        frames.ndim != 4 or frames.shape[3] != 3 or frames.size == 0 or frames.dtype != np.uint8
+    ):
+        raise InputError(
+            f"Frames of {name!r} must be uint8 of shape (num_frames, height, width, 3), got {frames.dtype} of shape "
+            f"{frames.shape}."
+        )
+
+
 def _shown(examples: Sequence[Example]) -> list[dict]:
     """Return examples for the template: with encoded frames, and audio up to `MAX_AUDIO_BYTES`."""
     num_bytes = 0
-    shown = []
-    for example in examples:
-        results = []
-        for result in example.results:
-            audio = None if result.audio is None else result.audio.to_wav()
-            is_left_out = audio is not None and num_bytes + len(audio) > MAX_AUDIO_BYTES
-            if audio is not None and not is_left_out:
-                num_bytes += len(audio)
-            results.append(
-                {
-                    "result": result,
-                    "strip": None if result.frames is None else _strip(result.frames),
-                    "audio": None if audio is None or is_left_out else _encoded(audio),
-                    "seconds": None
-                    if result.audio is None
-                    else len(result.audio.waveform) / result.audio.sampling_rate,
-                    "is_left_out": is_left_out,
-                }
-            )
-        shown.append({"example": example, "results": results})
-    return shown
+
+    def encoded(item: Example | ExampleResult) -> dict:
+        nonlocal num_bytes
+        audio = None if item.audio is None else item.audio.to_wav()
+        is_left_out = audio is not None and num_bytes + len(audio) > MAX_AUDIO_BYTES
+        if audio is not None and not is_left_out:
+            num_bytes += len(audio)
+        return {
+            "strip": None if item.frames is None else _strip(item.frames),
+            "audio": None if audio is None or is_left_out else _encoded(audio),
+            "seconds": None if item.audio is None else len(item.audio.waveform) / item.audio.sampling_rate,
+            "is_left_out": is_left_out,
+        }
+
+    return [
+        {
+            "example": example,
+            **encoded(example),
+            "results": [{"result": result, **encoded(result)} for result in example.results],
+        }
+        for example in examples
+    ]
 
 
 def _strip(frames: np.ndarray) -> dict:

@@ -335,7 +335,7 @@ class Pipeline:
                 or only the embeddings.
             partial (`Path`, *optional*): Folder for finished batches, from which the call resumes; only if `encode`
                 returns no sums.
-            key (`str`, *optional*): With `partial`, [`key`] of the rows.
+            key (`str`, *optional*): With `partial`, [`key`] of the rows, and of everything that `encode` depends on.
             encode (`Callable`, *optional*): Function that encodes a batch; by default with the towers.
             with_text (`bool`, *optional*, defaults to `False`): Whether batches include the rows' texts.
             num_samples (`int`, *optional*): Number of samples that `max_bad_fraction` refers to, if the rows are only
@@ -357,8 +357,7 @@ class Pipeline:
         self.check_bad_samples(self._absent(rows), num_samples, on_bad_sample)
         batches = [range(n, min(n + self.batch_size, len(rows))) for n in range(0, len(rows), self.batch_size)]
         share = range(self.state.process_index, len(batches), self.state.num_processes)
-        how = "" if encode is encode_batch else f" {encode.__module__}.{encode.__qualname__}"
-        parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}{how}")
+        parts = Partial(partial, "clips", f"{key} {self.batch_size} {with_tokens}")
         own = {n: unpack([rows[place] for place in batches[n]], contents) for n, contents in parts.finished.items()}
         bad_samples = [sample for _, samples in own.values() for sample in samples]
         missing = [number for number in share if number not in own]

@@ -49,8 +49,9 @@ class Evaluation:
         further_chance (`dict[str, float]`): Chance levels that do not follow from the metrics, such as a cross-entropy
             over a known number of candidates; see [`chance`] for all.
         rows (`Iterable[dict]`): One result for each pair, question or class, for `results.json`; can be iterated once.
-        files (`dict[str, Iterable[str]]`): Contents of further files of results in pieces, by name.
+        files (`dict[str, Callable]`): Functions that write further files of results at a path, by name.
         printed (`dict`): The numbers as the benchmark's reference implementation prints them.
+        tables (`dict[str, Sequence[dict]]`): Tables for the report by title: rows with the same columns.
         details (`Any`): Anything else that the task keeps, e.g. for the examples in the report.
     """
 
@@ -64,8 +65,9 @@ class Evaluation:
     config_settings: dict[str, Any] = field(default_factory=dict)
     further_chance: dict[str, float] = field(default_factory=dict)
     rows: Iterable[dict] = ()
-    files: dict[str, Iterable[str]] = field(default_factory=dict)
+    files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     printed: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
     details: Any = None
 
     def __repr__(self) -> str:
@@ -184,6 +186,14 @@ class Task:
             dataset = open_rows(rows, **settings)
         dataset.check_links()
         return dataset
+
+    @staticmethod
+    def needed_modalities(pipeline: Pipeline) -> Sequence[Modality] | None:
+        """
+        Return the modalities that rows must have a column for in order to be measured, by default those of the model.
+        `None`: any column of media is enough.
+        """
+        return pipeline.processor.modalities
 
     def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:
         """

@@ -17,7 +17,7 @@ from simple_multimodal.evaluation.protocols import (
     prepared_protocol,
     protocol_name,
 )
-from simple_multimodal.evaluation.result_files import write_metrics, write_rows, write_whole
+from simple_multimodal.evaluation.result_files import write_metrics, write_rows
 from simple_multimodal.inference.pipeline import Pipeline, from_main
 from simple_multimodal.missing import no_such_folder
 from simple_multimodal.models.base import TowerModel
@@ -77,10 +77,10 @@ def evaluate(
         task = task or _with_options(task_of(model.config.task, type(model).__name__), settings)
         pipeline = task.pipeline_class(model, processor, **settings)
     places: dict[str, Any] = {"roots": roots, "follow_links": follow_links}
-    rows = task.open_rows(data, modalities=pipeline.processor.modalities, **places)
+    rows = task.open_rows(data, modalities=task.needed_modalities(pipeline), **places)
     train_set = None
     if train_dataset is not None:
-        train_set = task.open_rows(train_dataset, modalities=pipeline.processor.modalities, **places)
+        train_set = task.open_rows(train_dataset, modalities=task.needed_modalities(pipeline), **places)
     if isinstance(model, (str, os.PathLike)):
         TrainingClips.read(model).warn_about(rows)
     task.check_rows(pipeline.model, rows)
@@ -138,7 +138,7 @@ def measure_benchmark(
         raise InputError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
     if split not in prepared["splits"]:
         raise InputError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
-    settings: dict[str, Any] = {"modalities": pipeline.processor.modalities, "follow_links": follow_links}
+    settings: dict[str, Any] = {"modalities": task.needed_modalities(pipeline), "follow_links": follow_links}
     settings["roots"] = {"video": video_root}
     rows = task.open_rows(folder / f"{split}.jsonl", **settings)
     task.check_rows(pipeline.model, rows)
@@ -165,8 +165,8 @@ def measure_benchmark(
     audio: AudioFeatureExtractor | None = pipeline.processor.feature_extractor
     if pipeline.state.is_main_process:
         write_rows(output_dir / "results.json", measured.rows)
-        for file, pieces in measured.files.items():
-            write_whole(output_dir / file, pieces)
+        for file, write in measured.files.items():
+            write(output_dir / file)
         write_metrics(
             output_dir / "metrics.json",
             metrics=measured.metrics,

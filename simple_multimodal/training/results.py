@@ -72,6 +72,7 @@ def write_results(trainer: Any, split: str) -> None:
         data=data,
         chance=None if evaluation is None else evaluation.chance,
         train_chance=None if evaluation is None else _chance_in_training(trainer, evaluation.chance),
+        tables=None if evaluation is None else evaluation.tables,
         **_numbers(evaluation),
     )
     if evaluation is not None and trainer.is_saved and trainer.train_dataset is not None:

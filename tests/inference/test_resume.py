@@ -215,10 +215,3 @@ def test_parts_are_written_together(tmp_path):
     assert Partial(tmp_path, "clips", "other key").finished == {} and len(list(tmp_path.rglob("*.*"))) == 2
     assert Partial(tmp_path, "pairs", "other key").finished == {} and list(tmp_path.rglob("*.*")) == []
     assert Partial(None, "pairs", "key").finished == {}
-
-
-def test_finished_parts_cannot_be_kept_with_a_custom_encode(retrieval_model, clips, tmp_path):
-    retriever = Retriever.from_pretrained(retrieval_model)
-    rows = retriever.rows(clips / "video")
-    with pytest.raises(ValueError, match="`partial` can only be used with the default `encode`"):
-        retriever.encode_rows(rows, partial=tmp_path, key="key", encode=lambda model, batch: None)

@@ -9,7 +9,9 @@ import torch
 
 import simple_multimodal as smm
 from simple_multimodal.cli import main
+from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.tasks.video_classification.targets import LABEL_COLUMNS
 from tests.processes import launch
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
@@ -78,7 +80,9 @@ def test_a_model_keeps_its_labels_and_is_measured_over_labelled_rows(request, na
     config, results = read(folder / "config.json"), read(folder / "evaluation.json")
     assert config["label2id"] == {"bell": 0, "cat": 1, "dog": 2} and config["task"] == "video_classification"
     assert config["problem_type"] == ("single" if name == "one" else "multi") + "_label_classification"
-    assert results["counts"] == {"rows": NUM_KNOWN, "clips": NUM_KNOWN, "classes": 3, "rows_without_labels": 1}
+    counts = {"rows": NUM_KNOWN, "clips": NUM_KNOWN, "classes": 3, "measured_classes": 3, "rows_without_labels": 1}
+    assert results["counts"] == counts
+    assert results["intervals"].keys() >= {results["primary_metric"], f"text_only_{results['primary_metric']}"}
     assert results["primary_metric"] == ("top1_accuracy" if name == "one" else "mAP")
     assert {"loss", "classification_loss"} <= results["metrics"].keys()
     assert "r0" in (folder / "report.html").read_text()
@@ -280,3 +284,41 @@ def test_a_resumed_run_gives_the_same_weights(clips, start, tmp_path):
     tiny_run.run(*tokens, *flags(output_dir=tmp_path / "part"))
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part")]
     assert weights[0] == weights[1]
+
+
+def test_finished_parts_are_not_computed_again(many, clips, tmp_path, monkeypatch):
+    classifier = smm.VideoClassifier.from_pretrained(many, batch_size=2)
+    rows = list(RowDataset(rows_of(clips, "labels", LABELS), **LABEL_COLUMNS).rows(files="named"))
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    rows[0] = rows[0] | {"video": str(tmp_path / "broken.mp4")}
+    whole = classifier.classify_rows(rows)
+    parts = tmp_path / "parts"
+    classifier.classify_rows(rows, partial=parts)
+    computed = []
+    plain = type(classifier.model).class_logits
+    monkeypatch.setattr(
+        type(classifier.model),
+        "class_logits",
+        lambda self, batch: computed.extend(batch["row_ids"].tolist()) or plain(self, batch),
+    )
+    again = classifier.classify_rows(rows, partial=parts)
+    assert computed == []
+    for found in (again, classifier.classify_rows(rows)):
+        torch.testing.assert_close(found.logits, whole.logits, equal_nan=True, rtol=0, atol=0)
+        assert found.bad_samples == whole.bad_samples and not found.is_read[0]
+    computed.clear()
+    rows[1] = rows[1] | {"captions": ["another text"]}  # it is part of the input
+    classifier.classify_rows(rows, partial=parts)
+    assert computed == list(range(len(rows)))
+
+
+def test_several_views_are_one_prediction(many, clips):
+    classifier = smm.VideoClassifier.from_pretrained(many)
+    rows = list(RowDataset(rows_of(clips, "labels", LABELS), **LABEL_COLUMNS).rows(files="named"))[:4]
+    one = classifier.classify_rows(rows)
+    several = classifier.with_views(2, 3, "max").classify_rows(rows)
+    assert several.logits.shape == one.logits.shape and not torch.equal(several.logits, one.logits)
+    assert classifier.views.name is None
+    torch.testing.assert_close(classifier.with_views().classify_rows(rows).logits, one.logits, rtol=0, atol=0)
+    evaluation = smm.evaluate(many, rows_of(clips, "labels", LABELS), eval_views=2)
+    assert evaluation.metrics["mAP"] <= 1

@@ -1,11 +1,13 @@
 """Recognise which labels apply to clips."""
 
+import copy
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +30,14 @@ from simple_multimodal.inference.requests import (
 )
 from simple_multimodal.models.pairs import Encoded
 from simple_multimodal.tasks.video_classification.modeling import MultimodalForVideoClassification
+from simple_multimodal.tasks.video_classification.views import (
+    SINGLE_VIEW,
+    ViewPooling,
+    Views,
+    each_view,
+    pool_views,
+    with_views,
+)
 
 
 class LabelScores(NamedTuple):
@@ -59,6 +69,7 @@ class VideoClassifier(Pipeline):
     ```
     """
 
+    views = SINGLE_VIEW
     model_classes = {"MultimodalForVideoClassification": MultimodalForVideoClassification}
     remedy = "It recognises labels, which only models of --task video_classification know."
 
@@ -142,6 +153,20 @@ class VideoClassifier(Pipeline):
         found = self._label(rows, top_k, threshold, policy)
         return {row["id"]: labels for row, labels in zip(rows, found, strict=True) if labels is not None}
 
+    def with_views(self, views: int = 1, crops: int = 1, pooling: ViewPooling = "mean") -> Self:
+        """
+        Return a classifier that predicts from several views of each clip, see [`Views`].
+
+        Raises:
+            ValueError: If a value is out of range, **or** the model takes no frames.
+        """
+        chosen = Views(views, crops, pooling)
+        chosen.check()
+        classifier = copy.copy(self)
+        if chosen.name is not None:
+            classifier.views, classifier.collator = chosen, with_views(self.collator, chosen)
+        return classifier
+
     def classify_rows(
         self,
         rows: Sequence[Row],
@@ -167,9 +192,14 @@ class VideoClassifier(Pipeline):
         folder, key = None if partial is None else Path(partial), ""
         if folder is not None:
             texts = json.dumps([[row["text"], *row["captions"]] for row in rows])
-            key = hashlib.sha256(f"{self.key(rows)} {texts}".encode()).hexdigest()
+            key = hashlib.sha256(f"{self.key(rows)} {self.views} {texts}".encode()).hexdigest()
         encoded = self.encode_rows(
-            rows, on_bad_sample=on_bad_sample, partial=folder, key=key, encode=score_labels, with_text=True
+            rows,
+            on_bad_sample=on_bad_sample,
+            partial=folder,
+            key=key,
+            encode=functools.partial(score_labels, views=self.views),
+            with_text=True,
         )
         logits = torch.full((len(rows), self.model.config.num_labels), torch.nan)
         place = {row["index"]: number for number, row in enumerate(rows)}
@@ -214,7 +244,8 @@ def _check(top_k: int, threshold: float | None) -> None:
         raise InputError(f"`threshold` must be from 0 to 1, got {threshold}.")
 
 
-def score_labels(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> EncodedBatch:
-    """Score the labels of a batch."""
+def score_labels(model: PreTrainedModel, batch: dict[str, torch.Tensor], *, views: Views) -> EncodedBatch:
+    """Score the labels of a batch of clips in these views."""
     nothing = [Encoded(None, {}) for _ in batch["row_ids"]]
-    return EncodedBatch(nothing, {"logits": model.class_logits(batch).cpu()})
+    logits = torch.stack([model.class_logits(view) for view in each_view(batch, views)])
+    return EncodedBatch(nothing, {"logits": pool_views(logits, views, many=model.has_many_labels).cpu()})

@@ -1,13 +1,32 @@
 """Measure video classification, during training and on a benchmark: every labelled row counts once."""
 
+import functools
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from simple_multimodal.data.rows import Row, RowDataset
-from simple_multimodal.evaluation.classification import multi_label_result, single_label_result, submission_lines
+from simple_multimodal.data.rows import Row, RowDataset, row_captions
+from simple_multimodal.errors import InputError
+from simple_multimodal.evaluation.charades import (
+    NUM_POINTS,
+    localization_result,
+    point_labels,
+    point_seconds,
+    write_classification_file,
+    write_localization_file,
+)
+from simple_multimodal.evaluation.classification import (
+    ClassificationResult,
+    class_rows,
+    multi_label_result,
+    single_label_result,
+)
+from simple_multimodal.evaluation.text_baseline import text_baseline_scores
+from simple_multimodal.media.errors import MediaError
 from simple_multimodal.models.losses import asymmetric_loss, label_smoothed_loss
 from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.video_classification.classifier import VideoClassifier
@@ -35,9 +54,11 @@ def evaluate_classes(
     classifier: VideoClassifier,
     dataset: RowDataset,
     *,
-    protocol: str,
+    protocol: str = "own",
+    charades: bool = False,
+    train_set: RowDataset | None = None,
+    localization_window: float | None = None,
     with_losses: bool = False,
-    official: bool = False,
     partial: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """
@@ -47,55 +68,154 @@ def evaluate_classes(
     Args:
         classifier ([`VideoClassifier`]): The model.
         dataset ([`RowDataset`]): The rows.
-        protocol (`str`): Name to publish the numbers under.
+        protocol (`str`, *optional*, defaults to `"own"`): Name to publish the numbers under.
+        charades (`bool`, *optional*, defaults to `False`): Whether `mAP` is that of the authors of Charades, see
+            [`multi_label_result`].
+        train_set ([`RowDataset`], *optional*): Training rows, from which baselines are computed: what the texts alone
+            reach, if the model sees any, and with one label per row, what the most frequent label reaches.
+        localization_window (`float`, *optional*): Length in seconds of the windows around 25 points of each clip whose
+            labels are measured as well, see [`localization_result`]. The rows need `actions` and `length_seconds`.
         with_losses (`bool`, *optional*, defaults to `False`): Whether to measure the loss, too, over the clips that
             can be read.
-        official (`bool`, *optional*, defaults to `False`): Whether `mAP` is that of the authors of Charades, see
-            [`multi_label_result`].
         partial (`str`, *optional*): Folder for finished parts, see [`VideoClassifier.classify_rows`].
 
     Raises:
-        ValueError: If more than the classifier's `max_bad_fraction` of the clips, or all of them, cannot be read.
+        ValueError: If more than the classifier's `max_bad_fraction` of the clips, or all of them, cannot be read,
+            **or** rows lack what a localization needs.
     """
     config, many = classifier.model.config, classifier.model.has_many_labels
     all_labels = row_labels(dataset)
     rows = [row for row, own in zip(dataset.rows(files="named"), all_labels, strict=True) if own is not None]
     labels = [own for own in all_labels if own is not None]
-    scores = classifier.classify_rows(rows, partial=partial)
-    targets = encode_labels(labels, config.label2id, many=many)
     names = [config.id2label[number] for number in range(config.num_labels)]
     groups = np.array([row["group"] for row in rows])
-    measure = multi_label_result if many else single_label_result
-    settings = {"official": official} if many else {}
-    result = measure(
-        scores.logits.numpy(), targets.bool().numpy() if many else targets.numpy(), groups=groups, **settings
-    )
-    metrics, counts = (
-        dict(result.metrics),
-        {"rows": len(rows), "clips": len(set(groups.tolist())), "classes": len(names)},
-    )
+    scores = classifier.classify_rows(rows, partial=partial)
+    probabilities = classifier.probabilities(scores.logits)
+    targets = encode_labels(labels, config.label2id, many=many)
+
+    def measure(values: np.ndarray, **further: Any) -> ClassificationResult:
+        if many:
+            return multi_label_result(values, targets.bool().numpy(), groups=groups, charades=charades)
+        return single_label_result(values, targets.numpy(), groups=groups, **further)
+
+    majority: dict[str, Any] = {}
+    if train_set is not None and not many:
+        majority["train_labels"] = encode_labels(
+            _known(train_set, config.label2id), config.label2id, many=False
+        ).numpy()
+    result = measure(probabilities.double().numpy(), **majority)
+    counts = {"rows": len(rows), "clips": len(set(groups.tolist())), "classes": len(names)}
+    metrics, intervals, chance = dict(result.metrics), dict(result.intervals), dict(result.chance)
+    counts["measured_classes"] = int(metrics.pop("num_measured_classes"))
+    del metrics["num_rows"], metrics["num_classes"]
     if len(rows) < len(all_labels):
         counts["rows_without_labels"] = len(all_labels) - len(rows)
     if scores.bad_samples:
         counts["bad_samples"] = len(scores.bad_samples)
+    primary = "mAP" if many else "top1_accuracy"
+    if train_set is not None and classifier.takes("text") and any(row["captions"] or row["text"] for row in rows):
+        alone = measure(_text_scores(train_set, rows, config.label2id, many=many))
+        metrics[f"text_only_{primary}"] = alone.metrics[primary]
+        intervals[f"text_only_{primary}"] = alone.intervals[primary]
+    files: dict[str, Callable[[Path], None]] = {}
+    ids = [row["id"] for row in rows]
+    if charades:
+        files["classification.txt"] = functools.partial(
+            write_classification_file, ids=ids, scores=probabilities.double().numpy()
+        )
+    if localization_window is not None:
+        points = _point_scores(classifier, rows, localization_window, partial)
+        actions = [[(config.label2id[a["label"]], a["start"], a["end"]) for a in row["actions"]] for row in rows]
+        placed = point_labels(actions, [row["length_seconds"] for row in rows], len(names))
+        localized = localization_result(points, placed, groups=groups)
+        counts["points"] = int(localized.metrics.pop("num_points"))
+        metrics |= {name: localized.metrics[name] for name in localized.intervals}
+        intervals |= localized.intervals
+        chance |= localized.chance
+        files["localization.txt"] = functools.partial(write_localization_file, ids=ids, scores=points)
     if with_losses:
         loss = _mean_loss(classifier, scores.logits[scores.is_read], targets[scores.is_read])
         metrics = {"loss": loss, "classification_loss": loss, **metrics}
-    primary = "mAP" if many else "top1_accuracy"
-    probabilities = classifier.probabilities(scores.logits)
     return Evaluation(
         metrics=metrics,
-        intervals=result.intervals,
+        intervals=intervals,
         counts=counts,
         protocol=protocol,
         primary_metric=primary,
         num_rows=len(rows),
         bad_samples=scores.bad_samples,
-        rows=[{"label": name, **values} for name, values in zip(names, result.per_class, strict=True)],
-        files={"scores.txt": submission_lines([row["id"] for row in rows], probabilities.numpy())},
-        printed={name: round(100 * value, 2) for name, value in result.metrics.items()},
+        further_chance=chance,
+        rows=class_rows(result, names),
+        files=files,
+        printed={name: round(100 * value, 2) for name, value in metrics.items() if name in intervals},
+        tables={"Classes from best to worst": _by_value(class_rows(result, names), result.class_metric)},
         details=Classified(rows, labels, names, probabilities),
     )
+
+
+def _by_value(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Return the classes that rows have for a table, the best first."""
+    measured = sorted((row for row in rows if row["num_rows"]), key=lambda row: -row[metric])
+    return [
+        {
+            "label": row["label"],
+            metric: row[metric],
+            "95 % interval": " – ".join(f"{end:.3f}" for end in row["interval"]),
+            "rows": row["num_rows"],
+        }
+        for row in measured
+    ]
+
+
+def _text_scores(train_set: RowDataset, rows: Sequence[Row], label2id: Mapping[str, int], *, many: bool) -> np.ndarray:
+    """Return what a linear model of the words of the training rows gives the rows."""
+    labels = _known(train_set, label2id)
+    pairs = zip(train_set.rows(files="named"), labels, strict=True)
+    labelled = [(row, own) for row, own in pairs if own or (many and own is not None)]
+    targets = encode_labels([own for _, own in labelled], label2id, many=many)
+    return text_baseline_scores(
+        [_text_of(row) for row, _ in labelled],
+        targets.bool().numpy() if many else targets.numpy(),
+        [_text_of(row) for row in rows],
+        num_classes=len(label2id),
+    )
+
+
+def _known(dataset: RowDataset, label2id: Mapping[str, int]) -> list[list[str] | None]:
+    """Return the labels of each row that the model knows: training rows may be others than those of the model."""
+    return [None if own is None else [label for label in own if label in label2id] for own in row_labels(dataset)]
+
+
+def _text_of(row: Row) -> str:
+    """Return the texts of a row; nothing if they are in a file that cannot be read."""
+    try:
+        return " ".join(row_captions(row))
+    except MediaError:
+        return ""
+
+
+def _point_scores(
+    classifier: VideoClassifier, rows: Sequence[Row], window: float, partial: str | os.PathLike[str] | None
+) -> np.ndarray:
+    """Return the probabilities `(num_clips, 25, num_labels)` of labels in windows around the points of each clip."""
+    for row in rows:
+        if row.get("actions") is None or row.get("length_seconds") is None:
+            raise InputError(
+                f"Row {row['id']} has no `actions` or no `length_seconds`, which a localization is measured against. "
+                "Leave localization_window out."
+            )
+        if row["start_seconds"] is not None or row["end_seconds"] is not None:
+            raise InputError(f"Row {row['id']} is a segment of a file, and cannot be localized. Leave it whole.")
+    points = point_seconds([row["length_seconds"] for row in rows])
+    windows = []
+    for row, own in zip(rows, points.tolist(), strict=True):
+        for point in own:
+            start = max(min(point - window / 2, row["length_seconds"] - window), 0.0)
+            segment = {"start_seconds": start, "end_seconds": min(start + window, row["length_seconds"])}
+            windows.append({**row, **segment, "index": len(windows)})
+    folder = None if partial is None else Path(partial, "windows")
+    scores = classifier.classify_rows(windows, partial=folder)
+    return classifier.probabilities(scores.logits).double().numpy().reshape(len(rows), NUM_POINTS, -1)
 
 
 def _mean_loss(classifier: VideoClassifier, logits: torch.Tensor, targets: torch.Tensor) -> float:

@@ -1,7 +1,5 @@
 """Examples of classified clips for the report."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from simple_multimodal.data.collator import MultimodalCollator
@@ -47,7 +45,6 @@ def class_examples(classified: Classified, collator: MultimodalCollator) -> list
         ]
         audio = preview.audio(row)
         excerpt = None if audio is None else Excerpt(audio, PREVIEW_SAMPLING_RATE)
-        results[0] = replace(results[0], frames=preview.frames(row), audio=excerpt)
         labels = ", ".join(classified.labels[place]) or "none of the labels"
-        examples.append(Example(row["id"], f"Labelled {labels}.", results))
+        examples.append(Example(row["id"], f"Labelled {labels}.", results, preview.frames(row), excerpt))
     return examples

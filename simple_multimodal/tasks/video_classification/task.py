@@ -33,6 +33,7 @@ from simple_multimodal.tasks.video_classification.targets import (
     has_many_labels,
     row_labels,
 )
+from simple_multimodal.tasks.video_classification.views import Views
 
 PROTOCOL = "every labelled row once; labels from all modalities of a row"
 
@@ -55,6 +56,12 @@ class VideoClassification(Task):
     pipeline_class = VideoClassifier
     reads_embeddings = False
     compares_with_training = True
+
+    @staticmethod
+    def needed_modalities(pipeline: Pipeline) -> Sequence[Modality] | None:
+        """Return `None`, because rows may lack any modality; only a model of text alone needs a text."""
+        modalities = pipeline.processor.modalities
+        return modalities if tuple(modalities) == ("text",) else None
 
     def config_settings(self, source: str | os.PathLike[str] | None, train_set: RowDataset | None) -> dict[str, Any]:
         """
@@ -105,13 +112,21 @@ class VideoClassification(Task):
     def evaluate(self, pipeline: Pipeline, dataset: RowDataset, measuring: Measuring) -> Evaluation:
         """Measure a model with [`evaluate_classes`]."""
         assert isinstance(pipeline, VideoClassifier)
+        options = self.options
         return evaluate_classes(
-            pipeline,
+            pipeline.with_views(options.eval_views, options.eval_crops, options.view_pooling),
             dataset,
             protocol=self.protocol(PROTOCOL, pipeline, measuring),
+            charades=measuring.benchmark is not None and measuring.benchmark.benchmark == "charades",
+            train_set=measuring.train_set if measuring.is_final else None,
+            localization_window=options.localization_window,
             with_losses=measuring.with_losses,
             partial=measuring.partial,
         )
+
+    def protocol_suffixes(self, pipeline: Pipeline, measuring: Measuring) -> dict[str, Any]:
+        """Return the views."""
+        return {"views": Views(self.options.eval_views, self.options.eval_crops, self.options.view_pooling).name}
 
     def examples(self, evaluation: Evaluation, collator: MultimodalCollator) -> list[Example]:
         """Return clips with their labels, see [`class_examples`]."""
