@@ -80,7 +80,7 @@ def test_a_model_keeps_its_labels_and_is_measured_over_labelled_rows(request, na
     config, results = read(folder / "config.json"), read(folder / "evaluation.json")
     assert config["label2id"] == {"bell": 0, "cat": 1, "dog": 2} and config["task"] == "video_classification"
     assert config["problem_type"] == ("single" if name == "one" else "multi") + "_label_classification"
-    counts = {"rows": NUM_KNOWN, "clips": NUM_KNOWN, "classes": 3, "measured_classes": 3, "rows_without_labels": 1}
+    counts = {"rows": NUM_KNOWN, "clips": NUM_KNOWN, "classes": 3, "rows_without_labels": 1}
     assert results["counts"] == counts
     assert results["intervals"].keys() >= {results["primary_metric"], f"text_only_{results['primary_metric']}"}
     assert results["primary_metric"] == ("top1_accuracy" if name == "one" else "mAP")

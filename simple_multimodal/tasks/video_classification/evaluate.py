@@ -106,8 +106,6 @@ def evaluate_classes(
     result = measure(probabilities.double().numpy(), **majority)
     counts = {"rows": len(rows), "clips": len(set(groups.tolist())), "classes": len(names)}
     metrics, intervals, chance = dict(result.metrics), dict(result.intervals), dict(result.chance)
-    counts["measured_classes"] = int(metrics.pop("num_measured_classes"))
-    del metrics["num_rows"], metrics["num_classes"]
     if len(rows) < len(all_labels):
         counts["rows_without_labels"] = len(all_labels) - len(rows)
     if scores.bad_samples:
@@ -128,7 +126,7 @@ def evaluate_classes(
         actions = [[(config.label2id[a["label"]], a["start"], a["end"]) for a in row["actions"]] for row in rows]
         placed = point_labels(actions, [row["length_seconds"] for row in rows], len(names))
         localized = localization_result(points, placed, groups=groups)
-        counts["points"] = int(localized.metrics.pop("num_points"))
+        counts["points"] = int(localized.metrics["num_points"])
         metrics |= {name: localized.metrics[name] for name in localized.intervals}
         intervals |= localized.intervals
         chance |= localized.chance
