@@ -34,7 +34,8 @@ def read_labels(file: str | os.PathLike[str], option: str) -> list[str]:
     named = f"{option}={os.fspath(file)!r}"
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
-        content = json.loads(text, object_pairs_hook=list) if text.lstrip()[:1] in ("{", "[") else text.splitlines()
+        is_json = text.lstrip()[:1] in ("{", "[")
+        content: Any = json.loads(text, object_pairs_hook=list) if is_json else text.splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{named} cannot be read as text or JSON: {error}") from error
     if text.lstrip().startswith("{"):

@@ -10,12 +10,8 @@ import numpy as np
 import torch
 
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
-from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.charades import (
-    NUM_POINTS,
     localization_result,
-    point_labels,
-    point_seconds,
     write_classification_file,
     write_localization_file,
 )
@@ -25,11 +21,14 @@ from simple_multimodal.evaluation.classification import (
     multi_label_result,
     single_label_result,
 )
+from simple_multimodal.evaluation.glossary import TEXT_ONLY
+from simple_multimodal.evaluation.retrieval import with_prefix
 from simple_multimodal.evaluation.text_baseline import text_baseline_scores
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.models.losses import asymmetric_loss, label_smoothed_loss
 from simple_multimodal.tasks.base import Evaluation
 from simple_multimodal.tasks.video_classification.classifier import VideoClassifier
+from simple_multimodal.tasks.video_classification.localization import score_points
 from simple_multimodal.tasks.video_classification.targets import encode_labels, row_labels
 
 
@@ -113,8 +112,8 @@ def evaluate_classes(
     primary = "mAP" if many else "top1_accuracy"
     if train_set is not None and classifier.takes("text") and any(row["captions"] or row["text"] for row in rows):
         alone = measure(_text_scores(train_set, rows, config.label2id, many=many))
-        metrics[f"text_only_{primary}"] = alone.metrics[primary]
-        intervals[f"text_only_{primary}"] = alone.intervals[primary]
+        metrics |= with_prefix({name: alone.metrics[name] for name in alone.intervals}, TEXT_ONLY)
+        intervals |= with_prefix(alone.intervals, TEXT_ONLY)
     files: dict[str, Callable[[Path], None]] = {}
     ids = [row["id"] for row in rows]
     if charades:
@@ -122,10 +121,8 @@ def evaluate_classes(
             write_classification_file, ids=ids, scores=probabilities.double().numpy()
         )
     if localization_window is not None:
-        points = _point_scores(classifier, rows, localization_window, partial)
-        actions = [[(config.label2id[a["label"]], a["start"], a["end"]) for a in row["actions"]] for row in rows]
-        placed = point_labels(actions, [row["length_seconds"] for row in rows], len(names))
-        localized = localization_result(points, placed, groups=groups)
+        points, present = score_points(classifier, rows, localization_window, partial=partial)
+        localized = localization_result(points, present, groups=groups)
         counts["points"] = int(localized.metrics["num_points"])
         metrics |= {name: localized.metrics[name] for name in localized.intervals}
         intervals |= localized.intervals
@@ -190,30 +187,6 @@ def _text_of(row: Row) -> str:
         return " ".join(row_captions(row))
     except MediaError:
         return ""
-
-
-def _point_scores(
-    classifier: VideoClassifier, rows: Sequence[Row], window: float, partial: str | os.PathLike[str] | None
-) -> np.ndarray:
-    """Return the probabilities `(num_clips, 25, num_labels)` of labels in windows around the points of each clip."""
-    for row in rows:
-        if row.get("actions") is None or row.get("length_seconds") is None:
-            raise InputError(
-                f"Row {row['id']} has no `actions` or no `length_seconds`, which a localization is measured against. "
-                "Leave localization_window out."
-            )
-        if row["start_seconds"] is not None or row["end_seconds"] is not None:
-            raise InputError(f"Row {row['id']} is a segment of a file, and cannot be localized. Leave it whole.")
-    points = point_seconds([row["length_seconds"] for row in rows])
-    windows = []
-    for row, own in zip(rows, points.tolist(), strict=True):
-        for point in own:
-            start = max(min(point - window / 2, row["length_seconds"] - window), 0.0)
-            segment = {"start_seconds": start, "end_seconds": min(start + window, row["length_seconds"])}
-            windows.append({**row, **segment, "index": len(windows)})
-    folder = None if partial is None else Path(partial, "windows")
-    scores = classifier.classify_rows(windows, partial=folder)
-    return classifier.probabilities(scores.logits).double().numpy().reshape(len(rows), NUM_POINTS, -1)
 
 
 def _mean_loss(classifier: VideoClassifier, logits: torch.Tensor, targets: torch.Tensor) -> float:

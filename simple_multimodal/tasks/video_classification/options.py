@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from simple_multimodal.flags import EVALUATION, MODEL, OBJECTIVES, flag
+from simple_multimodal.flags import EVALUATION, MODEL, OBJECTIVES, Command, flag
 from simple_multimodal.missing import Named
 from simple_multimodal.tasks.options import TaskOptions
 
-INFER = ("infer",)
+INFER: tuple[Command, ...] = ("infer",)
 
 LOSSES = {"bce": (0.0, 0.0, 0.0), "focal": (2.0, 2.0, 0.0), "asymmetric": (0.0, 4.0, 0.05)}
 """`positive_focus`, `negative_focus` and `negative_margin` of each loss, as their authors recommend."""

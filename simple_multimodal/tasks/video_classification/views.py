@@ -95,8 +95,9 @@ class ViewsProcessor(VideoClipProcessor):
         if max(spare) <= 0:  # nothing is cut off
             return [fit] * self.views.crops
         places = [round(number * max(spare) / (self.views.crops - 1)) for number in range(self.views.crops)]
-        along = "top" if spare[0] >= spare[1] else "left"
-        return [fit._replace(**{along: place}) for place in places]
+        if spare[0] >= spare[1]:
+            return [fit._replace(top=place) for place in places]
+        return [fit._replace(left=place) for place in places]
 
 
 def with_views(collator: MultimodalCollator, views: Views) -> MultimodalCollator:
