@@ -95,9 +95,15 @@ def prepare(
         str, f"benchmark of the annotations: {', '.join(known_benchmarks())}", "NAME", known_benchmarks()
     ],
     *,
-    annotations: Annotated[str, "folder of the annotation files", "DIR", Named.PATH],
+    annotations: Annotated[
+        str | None, "folder of the annotation files; default: the folder of the clips", "DIR", Named.PATH
+    ] = None,
     videos: Annotated[
-        str | None, "folder of the clips; default: `videos` of ALPRO's data/<task>/{txt,videos}", "DIR", Named.PATH
+        str | None,
+        "folder of the clips; default: `videos` of ALPRO's data/<task>/{txt,videos}, for class_folders and path_lists "
+        "the folder of the annotations",
+        "DIR",
+        Named.PATH,
     ] = None,
     output: Annotated[str, "folder for train.jsonl, validation.jsonl and test.jsonl", "DIR"],
     protocol: Annotated[

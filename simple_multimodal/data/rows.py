@@ -337,11 +337,15 @@ class RowDataset:
         path, root = Path(cast(str, row[modality])), self._roots.folders[column]  # type: ignore[literal-required]
         return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
 
+    def clip_cells(self) -> list[str]:
+        """Return the unique files of all clips as the source names them, in file order."""
+        return pc.coalesce(self._cells("video"), self._cells("audio")).unique().drop_null().to_pylist()
+
     def clip_names(self) -> list[str]:
         """Return the unique names of all clips, without folder and extension, in alphabetical order."""
         if self._clip_names is None:  # in Arrow memory: millions of strings take a fraction of the memory
-            paths = pc.coalesce(self._cells("video"), self._cells("audio")).unique().drop_null().to_pylist()
-            self._clip_names = pa.array(sorted({PurePosixPath(path.strip()).stem for path in paths}), pa.string())
+            names = {PurePosixPath(path.strip()).stem for path in self.clip_cells()}
+            self._clip_names = pa.array(sorted(names), pa.string())
         return self._clip_names.to_pylist()
 
     def clip_files(self) -> list[ClipFile]:

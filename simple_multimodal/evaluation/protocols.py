@@ -3,14 +3,15 @@
 import difflib
 import json
 import os
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from simple_multimodal.errors import InputError
 
-Task = Literal["retrieval", "question_answering"]
+Task = Literal["retrieval", "question_answering", "video_classification"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -19,7 +20,7 @@ ANSWER_TYPES = ("what", "who", "how", "where", "when")
 
 
 class SplitSize(NamedTuple):
-    """Numbers of clips and of texts (captions or questions) of a split."""
+    """Numbers of clips and of texts (captions, questions or scripts) of a split."""
 
     clips: int
     texts: int
@@ -33,7 +34,7 @@ class Protocol:
     Args:
         name (`str`): Name of the protocol in results.
         benchmark (`str`): Name of the data set for `simple-multimodal prepare`.
-        task (`str`): `"retrieval"` or `"question_answering"`.
+        task (`str`): `"retrieval"`, `"question_answering"` or `"video_classification"`.
         primary_metric (`str`): The metric that models are compared by.
         training_list (`str`): Description of the training list.
         test_list (`str`): Description of the test list.
@@ -42,7 +43,8 @@ class Protocol:
         has_several_captions (`bool`): Whether a test clip has several captions, each of which is a query.
         rerank_top_k (`int`, *optional*): Number of candidates that a matching head re-ranks by default; `None` for
             all pairs.
-        answer_types (`Mapping[str, int]`): Number of test questions of each type; empty for retrieval.
+        answer_types (`Mapping[str, int]`): Number of test questions of each type; empty for other tasks.
+        num_labels (`int`, *optional*): Published number of classes, for video classification.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Protocol:
     has_several_captions: bool = False
     rerank_top_k: int | None = None
     answer_types: Mapping[str, int] = field(default_factory=dict)
+    num_labels: int | None = None
 
 
 def _retrieval(name: str, benchmark: str, training_list: str, test_list: str, **further) -> Protocol:
@@ -64,6 +67,12 @@ def _retrieval(name: str, benchmark: str, training_list: str, test_list: str, **
 def _question_answering(name: str, training_list: str, test_list: str, **further) -> Protocol:
     benchmark = name.replace("-", "_")
     return Protocol(name, benchmark, "question_answering", "accuracy", training_list, test_list, **further)
+
+
+def _video_classification(
+    name: str, benchmark: str, primary_metric: str, training_list: str, test_list: str, **further
+) -> Protocol:
+    return Protocol(name, benchmark, "video_classification", primary_metric, training_list, test_list, **further)
 
 
 _TABLE = (
@@ -135,6 +144,40 @@ _TABLE = (
         sizes={"train": SplitSize(1161, 30_933), "validation": SplitSize(245, 6415), "test": SplitSize(504, 13_157)},
         answer_types={"what": 8149, "who": 4552, "how": 370, "where": 28, "when": 58},
     ),
+    _video_classification(
+        "charades",
+        "charades",
+        "mAP",
+        "Charades_v1_train.csv, without any text",
+        "Charades_v1_test.csv, without any text",
+        sizes={"train": SplitSize(7985, 0), "test": SplitSize(1863, 0)},
+        num_labels=157,
+    ),
+    _video_classification(
+        "charades+script",
+        "charades",
+        "mAP",
+        "Charades_v1_train.csv, each clip with its script",
+        "Charades_v1_test.csv, each clip with its script",
+        sizes={"train": SplitSize(7985, 7985), "test": SplitSize(1863, 1863)},
+        num_labels=157,
+    ),
+    _video_classification(
+        "class_folders",
+        "class_folders",
+        "top1_accuracy",
+        "the clips in train/<class>/",
+        "the clips in test/<class>/",
+        sizes={"train": None, "test": None},
+    ),
+    _video_classification(
+        "path_lists",
+        "path_lists",
+        "top1_accuracy",
+        "a list of clips with one label each",
+        "a list of clips with one label each",
+        sizes={"train": None, "test": None},
+    ),
 )
 
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _TABLE}
@@ -157,7 +200,8 @@ def register_protocol(protocol: Protocol) -> None:
         protocol ([`Protocol`]): Protocol of a data set outside this package.
 
     Raises:
-        ValueError: If the name is taken, **or** contains a `+`, which starts the suffixes of [`protocol_name`].
+        ValueError: If the name is taken, **or** contains a `+`, which starts the suffixes of [`protocol_name`]: a name
+            such as `street+train` would be that of a result of `street`.
     """
     if protocol.name in PROTOCOLS or "+" in protocol.name:
         raise InputError(f"{protocol.name!r} cannot name a protocol: use a name without '+' that is not taken.")
@@ -169,7 +213,8 @@ def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Pr
     Return a protocol by name, or the default one of a benchmark.
 
     Args:
-        name (`str`, *optional*): Name of the protocol; suffixes added by [`protocol_name`] are ignored.
+        name (`str`, *optional*): Name of the protocol; suffixes added by [`protocol_name`] are ignored. A name may
+            contain a `+` itself (`charades+script`): of several known names that it begins with, the longest counts.
         benchmark (`str`, *optional*): Benchmark that it must belong to. At least one of the two is required.
 
     Returns:
@@ -184,7 +229,9 @@ def get_protocol(name: str | None = None, *, benchmark: str | None = None) -> Pr
     if name is None:
         assert benchmark is not None, "one of name and benchmark is needed"
         return next(iter(known.values()))
-    base = name.partition("+")[0]
+    base = name
+    while base not in known and "+" in base:
+        base = base.rpartition("+")[0]
     if base not in known:
         close = difflib.get_close_matches(base, known, 1)
         raise InputError(
@@ -292,14 +339,15 @@ def prepared_protocol(manifest_file: str | os.PathLike[str] | None) -> Protocol 
     return PROTOCOLS.get(name)
 
 
-def prepared_split(manifest_file: str | os.PathLike[str] | None, clips: Iterable[str]) -> str | None:
+def prepared_split(manifest_file: str | os.PathLike[str] | None, files: Iterable[str]) -> str | None:
     """
     Return the split of a benchmark that rows belong to, according to the `protocol.json` beside their manifest.
 
     Args:
         manifest_file (`str` or `os.PathLike`, *optional*): The manifest, which may have been edited since it was
             written; rows without one do not belong to a prepared benchmark.
-        clips (`Iterable[str]`): Names of the rows' clips.
+        files (`Iterable[str]`): Files of the rows' clips, as in the manifest. Folder and extension are ignored, but
+            for data sets whose clips are named by their paths, which may have a clip `1` in each folder.
 
     Returns:
         `str`, *optional*: `"test"` if any clip is a test clip, else `"validation"` or `"train"`; `None` if the clips
@@ -309,5 +357,8 @@ def prepared_split(manifest_file: str | os.PathLike[str] | None, clips: Iterable
     if manifest_file is None or not path.is_file():
         return None
     splits = json.loads(path.read_text(encoding="utf-8")).get("splits", {})
-    own = set(clips)
-    return next((name for name in reversed(SPLITS) if not own.isdisjoint(splits.get(name, {}).get("clips", []))), None)
+    clips_of = {name: splits.get(name, {}).get("clips", []) for name in SPLITS}
+    by_path = any("/" in clip for clips in clips_of.values() for clip in clips)
+    paths = map(PurePosixPath, map(str.strip, files))
+    own = {unicodedata.normalize("NFC", str(path.with_suffix(""))) if by_path else path.stem for path in paths}
+    return next((name for name in reversed(SPLITS) if not own.isdisjoint(clips_of[name])), None)

@@ -1,51 +1,30 @@
-"""Read the published annotation files of MSR-VTT, DiDeMo, MSVD, MSR-VTT-QA and MSVD-QA."""
+"""Read the annotation files of a data set: those of MSR-VTT, DiDeMo, MSVD, MSR-VTT-QA and MSVD-QA are read here."""
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from simple_multimodal.data.fields import read_name
-from simple_multimodal.data.tables import is_table, read_records
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import Protocol, register_protocol
-
-SOURCES = {
-    "msrvtt": (
-        "Captions: train_val_videodatainfo.json and test_videodatainfo.json of the MSR-VTT challenge (Microsoft "
-        "Research), or MSRVTT_data.json, which holds both and comes with the lists. Lists: MSRVTT_JSFUSION_test.csv, "
-        "MSRVTT_train.9k.csv and MSRVTT_train.7k.csv of CLIP4Clip (ArrowLuo/CLIP4Clip on GitHub). Videos: "
-        "train_val_videos.zip (md5 51f2394d279cf84f1642defd9a651e6f) and test_videos.zip (md5 "
-        "0af68454cec9d586e92805739f3911d0) of the challenge; the sums are ALPRO's (salesforce/ALPRO)."
-    ),
-    "didemo": (
-        "Annotations: data/train_data.json, val_data.json and test_data.json of LisaAnne/LocalizingMoments on "
-        "GitHub, whose README says how to request the videos (they are Flickr's, by way of YFCC100M)."
-    ),
-    "msvd": (
-        "Captions and lists: captions_msvd.json, train_list.txt, val_list.txt and test_list.txt of X-Pool "
-        "(layer6ai-labs/xpool on GitHub). Videos: YouTubeClips.tar (md5 9bdb20fcf14d59524a6febca9f6a8d89, as "
-        "salesforce/ALPRO gives it) of the Microsoft Research Video Description Corpus at the University of Texas."
-    ),
-    "msrvtt_qa": (
-        "Questions: train_qa.json, val_qa.json and test_qa.json of MSRVTT-QA (xudejing/video-question-answering on "
-        "GitHub). Videos: those of MSR-VTT."
-    ),
-    "msvd_qa": (
-        "Questions: train_qa.json, val_qa.json and test_qa.json of MSVD-QA (xudejing/video-question-answering on "
-        "GitHub), and youtube_mapping.txt of MSVD. Videos: those of MSVD."
-    ),
-}
-"""Where to get the files of each benchmark. Nothing is ever downloaded."""
+from simple_multimodal.prepare.annotations import (
+    SOURCES,
+    AnnotationFiles,
+    Entry,
+    Reader,
+    Rows,
+    clip_name,
+    load_json,
+    some,
+    value_of,
+)
+from simple_multimodal.prepare.charades import read_charades
+from simple_multimodal.prepare.classes import read_class_folders, read_path_lists
 
 _NAMES_IN_FILES = {"train": "train", "validation": "val", "test": "test"}
 """Splits, and their names in files."""
-
-Entry = tuple[str, dict[str, Any]]  # location, for messages, and content
-T = TypeVar("T")
-Rows = dict[str, list[dict[str, Any]]]  # by split
 
 
 @dataclass
@@ -55,28 +34,28 @@ class Annotations:
 
     Args:
         rows (`dict[str, list[dict]]`): Rows of each requested split that has a list. A row has `id`, `clip` (the name
-            of its video without folder and extension), and `captions`, or `question`, `answer`, `answer_type` and
-            `question_id`.
+            of its video), and `captions`, or `question`, `answer`, `answer_type` and `question_id`, or
+            `label` or `labels`.
         sources (`list[Path]`): The files that were read.
-        duplicates (`list[str]`): Duplicates, one line per file. The first occurrence is kept.
+        labels (`list[str]`): Labels in the order of the classes; empty if rows have neither `label` nor `labels`.
+        deviations (`list[str]`): What is not as it should be, one line each, such as the duplicates of a file, of
+            which the first is kept.
+        notes (`list[str]`): Further remarks, one line each.
+        by_path (`bool`): Whether names of clips are their paths without suffix, in the folder of the clips, instead of
+            their file names.
     """
 
     rows: Rows
     sources: list[Path]
-    duplicates: list[str]
+    labels: list[str]
+    deviations: list[str]
+    notes: list[str]
+    by_path: bool
 
 
-def clip_name(file: str) -> str:
-    """
-    Return the name of a clip: its file name up to the first dot.
-
-    No clip of these benchmarks has a dot in its name, and extensions differ between releases (DiDeMo lists some videos
-    twice, with two extensions).
-    """
-    return file.rpartition("/")[2].partition(".")[0]
-
-
-def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, splits: Sequence[str]) -> Annotations:
+def read_annotations(
+    folder: str | Path, benchmark: str, protocol: str, *, splits: Sequence[str], follow_links: bool = False
+) -> Annotations:
     """
     Read a benchmark's annotation files, in its own format or in that of ClipBERT and ALPRO.
 
@@ -86,6 +65,8 @@ def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, split
         benchmark (`str`): A key of `SOURCES`.
         protocol (`str`): Name of the protocol, which for MSR-VTT decides which lists are read.
         splits (`Sequence[str]`): Which of `train`, `validation` and `test` to read: only their files must exist.
+        follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead out of a folder whose
+            sub-folders are the classes.
 
     Returns:
         `Annotations`: The rows, in file order. There is no `validation` if there is no list for it.
@@ -94,13 +75,13 @@ def read_annotations(folder: str | Path, benchmark: str, protocol: str, *, split
         ValueError: A file is missing, **or** contains an invalid entry. The message names the file and the line or
             entry, and says where to get missing files.
     """
-    files = AnnotationFiles(folder, benchmark)
+    files = AnnotationFiles(folder, benchmark, follow_links=follow_links)
     own_reader, own_names = _OWN_FORMATS[benchmark]
     if not any(files.has(name) for name in own_names) and (txt := alpro_folder(folder, benchmark)) is not None:
         rows = _read_alpro(files, txt, splits)
     else:
         rows = own_reader(files, protocol, splits)
-    return Annotations(rows, files.used, files.duplicates)
+    return Annotations(rows, files.used, files.labels, files.deviations, files.notes, files.by_path)
 
 
 def alpro_folder(folder: str | Path, benchmark: str) -> Path | None:
@@ -112,108 +93,6 @@ def alpro_folder(folder: str | Path, benchmark: str) -> Path | None:
     return None
 
 
-class AnnotationFiles:
-    """
-    The annotation files of a benchmark in a folder, as passed to a reader; records the files that were read, and
-    duplicates.
-
-    Args:
-        folder (`str` or `Path`): Folder of the files, which may be in sub-folders.
-        benchmark (`str`): A key of `SOURCES`.
-
-    Raises:
-        ValueError: The folder does not exist.
-    """
-
-    def __init__(self, folder: str | Path, benchmark: str):
-        self.folder, self.benchmark = Path(folder), benchmark
-        if not self.folder.is_dir():
-            raise InputError(f"{folder}: no such folder. Give the folder of the annotations. {SOURCES[benchmark]}")
-        self.used: list[Path] = []
-        self.duplicates: list[str] = []
-
-    def has(self, name: str) -> bool:
-        return any(self.folder.rglob(name))
-
-    def find(self, name: str) -> Path:
-        """Return the only file of that name in the folder or its sub-folders."""
-        found = sorted(self.folder.rglob(name))
-        if not found:
-            raise InputError(
-                f"{self.folder}: {name} is missing. Only the files of requested splits are needed. "
-                f"{SOURCES[self.benchmark]}"
-            )
-        if len(found) > 1:
-            raise InputError(f"{name} exists twice, as {found[0]} and {found[1]}; give the folder of one of them.")
-        return self.use(found[0])
-
-    def use(self, path: Path) -> Path:
-        if path not in self.used:
-            self.used.append(path)
-        return path
-
-    def entries(self, path: Path, key: str | None = None) -> Iterator[Entry]:
-        """Yield the objects of a JSONL file, rows of a CSV file, or list in a JSON file (under `key`, if given)."""
-        if is_table(path):
-            yield from ((f"{path}, line {line}", entry) for line, entry in read_records(path))
-        else:
-            content = _load_json(path)
-            entries = content.get(key) if key is not None and isinstance(content, dict) else content
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise InputError(f"{path}: must hold a list of objects{f' under {key!r}' if key else ''}.")
-            yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
-
-    def once(self, items: Iterable[tuple[str, T]], path: Path) -> list[T]:
-        """Return the first item of each key, and record the keys that occur again."""
-        kept: dict[str, T] = {}
-        again: dict[str, None] = {}
-        for key, item in items:
-            if key in kept:
-                again[key] = None
-            else:
-                kept[key] = item
-        if again:
-            self.duplicates.append(f"{path.name}: {len(again)} more than once: {some(again)}")
-        return list(kept.values())
-
-    def clips(self, names: Iterable[str], path: Path) -> list[str]:
-        """Return the names of clips without duplicates."""
-        return self.once(((name, name) for name in names), path)
-
-    def lines(self, path: Path) -> list[tuple[int, str]]:
-        """Return number and content of each non-blank line of a text file."""
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: is not UTF-8 text: {error}.") from error
-        return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def some(names: Iterable[str], num_shown: int = 5) -> str:
-    """Return the first few names as text."""
-    names = list(names)
-    return ", ".join(names[:num_shown]) + ", ..." * (len(names) > num_shown)
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError, which has line and column
-        raise InputError(f"{path}: is not JSON: {error}.") from error
-
-
-def _value(entry: Entry, name: str, kind: type[str] | type[int] = str) -> Any:
-    """Return a value of an entry, which must exist and have the right type."""
-    where, content = entry
-    if name not in content:
-        raise InputError(f"{where}: no column {name!r}; the columns are {', '.join(content) or 'missing'}.")
-    value = content[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        expected = "a string" if kind is str else "a whole number"
-        raise InputError(f"{where}: {name!r} must be {expected}, got {repr(value)[:80]}.")
-    return value.strip() if isinstance(value, str) else value
-
-
 def _answer(entry: Entry) -> str:
     """Return the answer of an entry, read in the same way as a manifest's."""
     where, content = entry
@@ -221,7 +100,7 @@ def _answer(entry: Entry) -> str:
         answer = read_name(content.get("answer"), "answer")
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
-    return answer if answer is not None else _value(entry, "answer")  # raises an error that shows the value
+    return answer if answer is not None else value_of(entry, "answer")  # raises an error that shows the value
 
 
 def _captions_by_clip(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -247,7 +126,7 @@ def _caption_rows(clips: Iterable[str], captions: dict[str, list[str]], where: s
 
 def _question_row(entry: Entry, clip: str, question_id: int, answer_type: str | None = None) -> dict[str, Any]:
     """Return a row for a question; its type defaults to its first word."""
-    question = _value(entry, "question")
+    question = value_of(entry, "question")
     return {
         "id": str(question_id),
         "clip": clip,
@@ -264,7 +143,7 @@ def _read_msrvtt(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -
     rows: Rows = {}
     if not is_full and "test" in splits:
         path = files.find("MSRVTT_JSFUSION_test.csv")
-        pairs = [(_value(entry, "video_id"), _value(entry, "sentence")) for entry in files.entries(path)]
+        pairs = [(value_of(entry, "video_id"), value_of(entry, "sentence")) for entry in files.entries(path)]
         captions = dict(files.once(((clip, (clip, [caption])) for clip, caption in pairs), path))
         rows["test"] = _caption_rows(captions, captions, str(path))
     wanted = [split for split in splits if is_full or split == "train"]
@@ -279,19 +158,20 @@ def _read_msrvtt(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -
         caption_paths = [files.find("train_val_videodatainfo.json")] if needs_train else []
         caption_paths += [files.find("test_videodatainfo.json")] if needs_test else []
     captions = _captions_by_clip(
-        (_value(entry, "video_id"), _value(entry, "caption"))
+        (value_of(entry, "video_id"), value_of(entry, "caption"))
         for path in caption_paths
         for entry in files.entries(path, "sentences")
     )
     if not is_full:
         list_path = files.find(f"MSRVTT_train.{protocol.rpartition('-')[2]}.csv")
-        clips = files.clips((_value(entry, "video_id") for entry in files.entries(list_path)), list_path)
+        clips = files.clips((value_of(entry, "video_id") for entry in files.entries(list_path)), list_path)
         rows["train"] = _caption_rows(clips, captions, str(list_path))
         return rows
     members: dict[str, list[str]] = {}
     for path in caption_paths:
-        for entry in files.once(((_value(entry, "video_id"), entry) for entry in files.entries(path, "videos")), path):
-            members.setdefault(_value(entry, "split"), []).append(_value(entry, "video_id"))
+        videos = ((value_of(entry, "video_id"), entry) for entry in files.entries(path, "videos"))
+        for entry in files.once(videos, path):
+            members.setdefault(value_of(entry, "split"), []).append(value_of(entry, "video_id"))
     for split in wanted:
         clips = members.get("validate" if split == "validation" else split, [])
         rows[split] = _caption_rows(clips, captions, " and ".join(map(str, caption_paths)))
@@ -304,10 +184,10 @@ def _read_didemo(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -
     for split in splits:
         path = files.find(f"{_NAMES_IN_FILES[split]}_data.json")
         moments = files.once(
-            ((str(_value(entry, "annotation_id", int)), entry) for entry in files.entries(path)), path
+            ((str(value_of(entry, "annotation_id", int)), entry) for entry in files.entries(path)), path
         )
         sentences = _captions_by_clip(
-            (clip_name(_value(moment, "video")), _value(moment, "description")) for moment in moments
+            (clip_name(value_of(moment, "video")), value_of(moment, "description")) for moment in moments
         )
         rows[split] = _caption_rows(sentences, {clip: [" ".join(own)] for clip, own in sentences.items()}, str(path))
     return rows
@@ -316,7 +196,7 @@ def _read_didemo(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -
 def _read_msvd(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
     """Read one file with the captions of all clips, and a list of clips per split."""
     path = files.find("captions_msvd.json")
-    content = _load_json(path)
+    content = load_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(own, list) and all(isinstance(caption, str) for caption in own) for own in content.values()
     ):
@@ -336,7 +216,7 @@ def _read_qa(files: AnnotationFiles, splits: Sequence[str], name_of: Callable[[i
     for split in splits:
         path = files.find(f"{_NAMES_IN_FILES[split]}_qa.json")
         questions = (
-            _question_row(entry, name_of(_value(entry, "video_id", int), entry[0]), _value(entry, "id", int))
+            _question_row(entry, name_of(value_of(entry, "video_id", int), entry[0]), value_of(entry, "id", int))
             for entry in files.entries(path)
         )
         rows[split] = files.once(((row["id"], row) for row in questions), path)
@@ -377,19 +257,18 @@ def _read_alpro(files: AnnotationFiles, folder: Path, splits: Sequence[str]) -> 
         entries = list(files.entries(files.use(path)))
         if files.benchmark.endswith("_qa"):
             rows[split] = [
-                _question_row(entry, clip_name(_value(entry, "video_id")), number, _value(entry, "answer_type"))
+                _question_row(entry, clip_name(value_of(entry, "video_id")), number, value_of(entry, "answer_type"))
                 for number, entry in enumerate(entries)
             ]
         else:
             captions = _captions_by_clip(
-                (clip_name(_value(entry, "clip_name")), _value(entry, "caption")) for entry in entries
+                (clip_name(value_of(entry, "clip_name")), value_of(entry, "caption")) for entry in entries
             )
             rows[split] = _caption_rows(captions, captions, str(path))
     return rows
 
 
-Reader = Callable[[AnnotationFiles, str, Sequence[str]], Rows]
-"""Function of the files, the protocol's name and the splits that returns the rows by split, see [`Annotations`]."""
+_ANY = ("*",)  # any file is in the data set's own format
 
 _OWN_FORMATS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "msrvtt": (
@@ -405,6 +284,9 @@ _OWN_FORMATS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "msvd": (_read_msvd, ("captions_msvd.json",)),
     "msrvtt_qa": (_read_msrvtt_qa, tuple(f"{name}_qa.json" for name in _NAMES_IN_FILES.values())),
     "msvd_qa": (_read_msvd_qa, (*(f"{name}_qa.json" for name in _NAMES_IN_FILES.values()), "youtube_mapping.txt")),
+    "charades": (read_charades, _ANY),
+    "class_folders": (read_class_folders, _ANY),
+    "path_lists": (read_path_lists, _ANY),
 }
 """Reader of each benchmark's own format, and the files that distinguish it from ALPRO's."""
 
@@ -432,4 +314,4 @@ def register_benchmark(protocol: Protocol, *, read: Reader, source: str) -> None
         return read(files, name, [split for split in splits if split in protocol.sizes])
 
     SOURCES[protocol.benchmark] = source
-    _OWN_FORMATS[protocol.benchmark] = read_listed, ("*",)  # any file is in the data set's own format
+    _OWN_FORMATS[protocol.benchmark] = read_listed, _ANY

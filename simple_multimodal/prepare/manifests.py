@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simple_multimodal.data.files import VIDEO_SUFFIXES
-from simple_multimodal.data.roots import Roots
+from simple_multimodal.data.fields import read_path
 from simple_multimodal.defaults import NUM_VALIDATION_CLIPS
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import (
@@ -24,11 +22,14 @@ from simple_multimodal.evaluation.protocols import (
     get_protocol,
 )
 from simple_multimodal.output_folder import write_atomically
-from simple_multimodal.prepare.benchmarks import SOURCES, Rows, alpro_folder, clip_name, read_annotations, some
+from simple_multimodal.prepare.annotations import SOURCES, Rows, some
+from simple_multimodal.prepare.benchmarks import Annotations, alpro_folder, read_annotations
 from simple_multimodal.prepare.check import examine_files
+from simple_multimodal.prepare.clip_files import choose_files
+from simple_multimodal.prepare.labels import labels_of
 
-CLIP_SUFFIXES = VIDEO_SUFFIXES | {""}
-"""Suffixes of clips; some of DiDeMo's have none."""
+LABELS_FILE = "labels.txt"
+"""The file of labels, one per line in the order of the classes."""
 
 
 @dataclass
@@ -38,8 +39,9 @@ class PreparedSplit:
 
     Args:
         num_rows (`int`): Number of rows.
-        clips (`list[str]`): Names of its clips in order, without folder and extension.
-        num_texts (`int`): Number of captions or questions.
+        clips (`list[str]`): Names of its clips in order, without extension; without folder, unless the clips of the
+            data set are named by their paths.
+        num_texts (`int`): Number of captions, questions or scripts.
         listed (`SplitSize`): Size in the annotations, before missing clips are dropped and validation clips set aside.
         missing (`list[str]`): Clips that have no usable file.
         num_rows_missing (`int`): Number of rows that were dropped with them.
@@ -70,6 +72,8 @@ class Preparation:
             validation because there is no list.
         deviations (`list[str]`): Deviations of the manifests from the protocol, one line each.
         notes (`list[str]`): Further remarks.
+        labels (`list[str]`): Labels of the rows in the order of the classes; empty if rows have neither `label` nor
+            `labels`.
         follow_links (`bool`, *optional*, defaults to `False`): Whether links out of `video_root` were followed.
         index_dir (`Path`, *optional*): Folder of the frame indices, if not the one in the user's cache.
     """
@@ -82,6 +86,7 @@ class Preparation:
     validation_split: dict[str, int] | None
     deviations: list[str]
     notes: list[str]
+    labels: list[str] = field(default_factory=list)
     follow_links: bool = False
     index_dir: Path | None = None
 
@@ -104,16 +109,15 @@ class Preparation:
                 name: asdict(split) | {"listed": split.listed._asdict(), "num_clips": len(split.clips)}
                 for name, split in self.splits.items()
             },
-        }
+        } | ({"labels": self.labels} if self.labels else {})
 
     def to_text(self) -> str:
         """Return the report as text: sizes next to the protocol's, then notes and deviations."""
-        task = get_protocol(self.protocol).task
-        texts = "questions" if task == "question_answering" else "captions"
+        protocol = get_protocol(self.protocol)
         lines = [f"{self.protocol}: manifests are in {self.folder}"]
         for name, split in self.splits.items():
-            expected = get_protocol(self.protocol).sizes.get(name)
-            listed = f"listed: {split.listed.clips} clips, {split.listed.texts} {texts}"
+            expected = protocol.sizes.get(name)
+            listed = f"listed: {_in_words(split.listed, protocol)}"
             if self.validation_split is not None and name == "train":
                 listed += ", including {num_clips} clips set aside for validation".format_map(self.validation_split)
             elif self.validation_split is not None and name == "validation":
@@ -121,9 +125,9 @@ class Preparation:
                     self.validation_split
                 )
             lines.append(
-                f"{name + ':':12}{split.num_rows} rows, {len(split.clips)} clips, {split.num_texts} {texts}; "
-                f"{listed}; protocol: "
-                + (f"{expected.clips} clips, {expected.texts} {texts}" if expected else "no size given")
+                f"{name + ':':12}{split.num_rows} rows, "
+                f"{_in_words(SplitSize(len(split.clips), split.num_texts), protocol)}; {listed}; protocol: "
+                + (_in_words(expected, protocol) if expected else "no size given")
             )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"DEVIATES: {deviation}" for deviation in self.deviations]
@@ -139,8 +143,12 @@ class Preparation:
                 if name in usable
             )
             files += " --do_train" * ("validation" not in usable)  # by default, train.py also evaluates
+            if self.labels:
+                files += f" --labels_file {shlex.quote(str(self.folder / LABELS_FILE))}"
+                files += " --modalities audio video" * (self.splits["train"].num_texts == 0)
             lines.append(
-                f"Train: python train.py --task {task} --model_name_or_path BASE {files} {flags} --output_dir MODEL"
+                f"Train: python train.py --task {protocol.task} --model_name_or_path BASE {files} {flags} "
+                "--output_dir MODEL"
             )
         if "test" in usable:
             lines.append(f"Test:  simple-multimodal infer MODEL {folder} {flags} --output_dir RESULTS")
@@ -151,7 +159,7 @@ class Preparation:
 
 def prepare_benchmark(
     benchmark: str,
-    annotations: str | Path,
+    annotations: str | Path | None,
     output_dir: str | Path,
     *,
     videos: str | Path | None = None,
@@ -166,16 +174,19 @@ def prepare_benchmark(
     num_threads: int | None = None,
 ) -> Preparation:
     """
-    Write `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and `protocol.json` next to them.
+    Write `train.jsonl`, `validation.jsonl` and `test.jsonl` of a benchmark, and next to them `protocol.json` and, if
+    clips have labels, `labels.txt`.
 
     The same files and arguments give the same manifests, byte for byte. Nothing is downloaded.
 
     Args:
-        benchmark (`str`): `"msrvtt"`, `"didemo"`, `"msvd"`, `"msrvtt_qa"` or `"msvd_qa"`.
-        annotations (`str` or `Path`): Folder of the annotation files, see [`read_annotations`].
+        benchmark (`str`): A key of `SOURCES`, such as `"msrvtt"`, `"msvd_qa"`, `"charades"` or `"class_folders"`.
+        annotations (`str` or `Path`, *optional*): Folder of the annotation files, see [`read_annotations`]; by default
+            `videos`.
         output_dir (`str` or `Path`): Folder of the manifests; created if it does not exist.
         videos (`str` or `Path`, *optional*): Folder of the clips, which may be in sub-folders; in ALPRO's layout
-            defaults to the folder `videos` next to the annotations.
+            defaults to the folder `videos` next to the annotations, for clips that are named by their paths to
+            `annotations`.
         protocol (`str`, *optional*): Name of a protocol; by default the first one of the benchmark.
         splits (`Sequence[str]`, *optional*, defaults to all): Splits to write.
         num_validation_clips (`int`, *optional*): Number of training clips to set aside if there is no validation list;
@@ -198,15 +209,25 @@ def prepare_benchmark(
             in these cases.
     """
     chosen = get_protocol(protocol, benchmark=benchmark)
+    if protocol not in (None, chosen.name):  # or a mistake in `charades+script` would prepare `charades`
+        raise InputError(f"{protocol!r} has a suffix, which only results have; the protocol is {chosen.name!r}.")
     if not splits or set(splits) - set(SPLITS):
         raise InputError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(splits) or 'none'}.")
+    if annotations is None:
+        annotations = videos
+    if annotations is None:
+        raise InputError(f"Give the folder of the annotations, or of the clips (`videos`). {SOURCES[benchmark]}")
     takes_from_train = "validation" in splits and "validation" not in chosen.sizes
     splits = [split for split in SPLITS if split in splits]
     read_splits = splits if "train" in splits or not takes_from_train else ["train", *splits]
-    found = read_annotations(annotations, benchmark, chosen.name, splits=read_splits)
+    found = read_annotations(annotations, benchmark, chosen.name, splits=read_splits, follow_links=follow_links)
+    absent = [split for split in splits if split not in found.rows and split != "validation"]
+    splits = [split for split in splits if split not in absent]
+    if not splits:
+        raise InputError(f"{annotations}: no {' or '.join(absent)} clips are listed. {SOURCES[benchmark]}")
     _check_output(Path(output_dir), splits, found.sources)
     listed = {split: _size(rows) for split, rows in found.rows.items()}
-    deviations = [*found.duplicates, *_unlike_protocol(chosen, found.rows, listed)]
+    deviations = [*found.deviations, *_unlike_protocol(chosen, found, listed)]
 
     rows, validation_split = found.rows, None
     if "validation" in splits and "validation" not in rows:
@@ -227,12 +248,15 @@ def prepare_benchmark(
     if both := sorted(set(clips_of["train"]) & set(clips_of["validation"])):
         deviations.append(f"{len(both)} clips are in both train and validation: {some(both)}")
 
-    if videos is None and (txt := alpro_folder(annotations, benchmark)) is not None:
+    if videos is None and found.by_path:
+        videos = annotations
+    elif videos is None and (txt := alpro_folder(annotations, benchmark)) is not None:
         videos = txt.parent / "videos"
     if videos is None or not Path(videos).is_dir():
         raise InputError(f"{videos or 'videos'}: no such folder. Give the folder of the clips. {SOURCES[benchmark]}")
     wanted = {clip for clips in clips_of.values() for clip in clips}
-    files, notes = _choose_files(Path(videos), wanted, follow_links=follow_links)
+    files, folder_notes = choose_files(Path(videos), wanted, by_path=found.by_path, follow_links=follow_links)
+    notes = [*found.notes, *(f"no {split} clips are listed" for split in absent), *folder_notes]
     if opens_files:
         reports = examine_files(
             [str(Path(videos, file)) for file in files.values()], index_dir=index_dir, num_threads=num_threads
@@ -245,6 +269,10 @@ def prepare_benchmark(
     manifests: dict[str, bytes] = {}
     for split in splits:
         prepared[split], manifests[split] = _make_manifest(rows[split], files, listed[split])
+        if without := _labels_without_rows(found.labels, rows[split], files):
+            notes.append(
+                f"{split}.jsonl has no row with {len(without)} of the {len(found.labels)} labels: {some(without)}"
+            )
         if missing := prepared[split].missing:
             deviations.append(
                 f"{split}: {len(missing)} of {len(clips_of[split])} clips have no usable file, so "
@@ -267,6 +295,7 @@ def prepare_benchmark(
         validation_split=validation_split,
         deviations=deviations,
         notes=notes,
+        labels=found.labels,
         follow_links=follow_links,
         index_dir=None if index_dir is None else Path(index_dir),
     )
@@ -310,12 +339,33 @@ def set_aside(rows: list[dict[str, Any]], num_clips: int, seed: int) -> Rows:
 
 
 def _size(rows: list[dict[str, Any]]) -> SplitSize:
-    return SplitSize(len({row["clip"] for row in rows}), sum(len(row.get("captions", [None])) for row in rows))
+    def num_texts(row: dict[str, Any]) -> int:
+        if "captions" in row:
+            return len(row["captions"])
+        return int("caption" in row or "label" not in row and "labels" not in row)
+
+    return SplitSize(len({row["clip"] for row in rows}), sum(map(num_texts, rows)))
 
 
-def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize]) -> list[str]:
+def _texts(protocol: Protocol) -> str:
+    """Return what the texts of a protocol are called."""
+    return {"question_answering": "questions", "video_classification": "scripts"}.get(protocol.task, "captions")
+
+
+def _in_words(size: SplitSize, protocol: Protocol) -> str:
+    has_texts = size.texts > 0 or protocol.task != "video_classification"
+    return f"{size.clips} clips" + (f", {size.texts} {_texts(protocol)}" if has_texts else "")
+
+
+def _labels_without_rows(labels: list[str], rows: list[dict[str, Any]], files: Collection[str]) -> list[str]:
+    """Return the labels that no row has whose clip has a file."""
+    present = {label for row in rows if labels and row["clip"] in files for label in labels_of(row)}
+    return [label for label in labels if label not in present]
+
+
+def _unlike_protocol(protocol: Protocol, found: Annotations, listed: dict[str, SplitSize]) -> list[str]:
     """Return the deviations of annotations from the protocol."""
-    texts = "questions" if protocol.task == "question_answering" else "captions"
+    texts = _texts(protocol)
     deviations = []
     for split, size in listed.items():
         expected = protocol.sizes.get(split)
@@ -330,8 +380,12 @@ def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize
                 f"{expected.clips} and {expected.texts}"
                 + (f"; this is the size of {' and '.join(others)}" if others else "")
             )
+        if protocol.num_labels not in (None, len(found.labels)):
+            deviations.append(
+                f"{split}: the annotations have {len(found.labels)} labels, {protocol.name} has {protocol.num_labels}"
+            )
         if protocol.task == "question_answering":
-            types = Counter(row["answer_type"] for row in rows[split])
+            types = Counter(row["answer_type"] for row in found.rows[split])
             if unknown := {name: count for name, count in types.items() if name not in ANSWER_TYPES}:
                 deviations.append(
                     f"{split}: {sum(unknown.values())} questions of unknown type: "
@@ -353,47 +407,6 @@ def _unlike_protocol(protocol: Protocol, rows: Rows, listed: dict[str, SplitSize
     return deviations
 
 
-def _choose_files(folder: Path, wanted: set[str], *, follow_links: bool) -> tuple[dict[str, str], list[str]]:
-    """Return the file of each wanted clip that exists, relative to the folder, and notes about the folder."""
-    found: dict[str, list[str]] = {}
-    empty = []
-    outside = []
-    roots = Roots({"video": folder}, follow_links=follow_links)
-    walked = {roots.folders["video"]}  # and the targets of links
-    for place, folders, names in os.walk(folder, followlinks=True):
-        entries = sorted([*folders, *names])
-        linked = {name: os.path.realpath(Path(place, name)) for name in folders if Path(place, name).is_symlink()}
-        folders[:] = sorted({*folders} - linked.keys())
-        for name in entries:
-            path = Path(place, name)
-            file = path.relative_to(folder).as_posix()
-            if path.is_symlink() and not roots.allows(path):
-                outside.append(file)
-            elif name in linked:
-                if not any(Path(linked[name]).is_relative_to(other) for other in walked):
-                    walked.add(linked[name])
-                    folders.append(name)
-            elif name in folders or name.startswith(".") or Path(name).suffix.lower() not in CLIP_SUFFIXES:
-                continue
-            elif not path.is_file() or path.stat().st_size == 0:
-                empty.append(file)
-            else:
-                found.setdefault(clip_name(file), []).append(file)
-    notes = []
-    if empty:
-        notes.append(f"{len(empty)} empty files count as missing: {some(empty)}")
-    if outside:
-        notes.append(
-            f"{len(outside)} links that lead out of {folder} are not followed: {some(outside)}; pass --follow_links, "
-            "or the folder that holds the files"
-        )
-    if unused := [file for clip, files in found.items() if clip not in wanted for file in files]:
-        notes.append(f"{len(unused)} files in {folder} do not belong to a clip of this protocol: {some(unused, 3)}")
-    if several := [clip for clip, files in found.items() if clip in wanted and len(files) > 1]:
-        notes.append(f"{len(several)} clips have several files; the first is used: {some(several, 3)}")
-    return {clip: found[clip][0] for clip in sorted(wanted & found.keys())}, notes
-
-
 def _make_manifest(
     rows: list[dict[str, Any]], files: dict[str, str], listed: SplitSize
 ) -> tuple[PreparedSplit, bytes]:
@@ -402,7 +415,7 @@ def _make_manifest(
     lines = []
     for row in kept:
         further = {name: value for name, value in row.items() if name not in ("id", "clip")}
-        line = {"id": row["id"], "video": files[row["clip"]], **further}
+        line = {"id": row["id"], "video": _cell(files[row["clip"]]), **further}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
     missing = dict.fromkeys(row["clip"] for row in rows if row["clip"] not in files)
@@ -418,11 +431,20 @@ def _make_manifest(
     return split, content
 
 
+def _cell(file: str) -> str:
+    """Return the path of a file as manifests have it: `Re:Zero/1.mp4` would be taken for a URL."""
+    try:
+        read_path(file, "video")
+    except InputError:
+        return f"./{file}"
+    return file
+
+
 def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) -> None:
     """Refuse a folder in which manifests would be mixed up, or annotations overwritten."""
     paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
     left_over = [path.name for split, path in paths.items() if split not in splits and path.exists()]
-    for path in paths.values():
+    for path in (*paths.values(), folder / LABELS_FILE):
         if any(path.exists() and path.samefile(source) for source in sources):
             raise InputError(f"{path} is an annotation file; write the manifests to another folder.")
     if left_over:
@@ -436,6 +458,8 @@ def _write(preparation: Preparation, manifests: dict[str, bytes]) -> None:
     """Write the manifests and then `protocol.json`, each atomically."""
     folder = preparation.folder
     contents = {f"{split}.jsonl": content for split, content in manifests.items()}
+    if preparation.labels:
+        contents[LABELS_FILE] = "".join(f"{label}\n" for label in preparation.labels).encode()
     contents["protocol.json"] = (json.dumps(preparation.to_dict(), indent=1) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():

@@ -132,7 +132,7 @@ def selection_split(
     """
     split = None
     if selects and eval_set is not None:
-        split = prepared_split(eval_set.manifest_file, eval_set.clip_names()) or "validation"
+        split = prepared_split(eval_set.manifest_file, eval_set.clip_cells()) or "validation"
         if split == "test" and on_test is False:
             raise InputError(
                 f"{eval_set.manifest_file} holds test clips, which would select the checkpoint "

@@ -554,7 +554,7 @@ class MultimodalTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Evaluate the rows with the task, divided among the processes; [`Trainer.evaluate`] does the rest."""
         rows: RowDataset = dataloader
-        split = prepared_split(rows.manifest_file, rows.clip_names())
+        split = prepared_split(rows.manifest_file, rows.clip_cells())
         measuring = Measuring(
             benchmark=prepared_protocol(rows.manifest_file),
             with_losses=True,

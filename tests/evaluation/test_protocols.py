@@ -26,8 +26,21 @@ def test_the_table_contains_the_named_protocols():
         "msvd",
         "msrvtt-qa",
         "msvd-qa",
+        "charades",
+        "charades+script",
+        "class_folders",
+        "path_lists",
     ]
-    assert BENCHMARKS == ("msrvtt", "didemo", "msvd", "msrvtt_qa", "msvd_qa")
+    assert BENCHMARKS == (
+        "msrvtt",
+        "didemo",
+        "msvd",
+        "msrvtt_qa",
+        "msvd_qa",
+        "charades",
+        "class_folders",
+        "path_lists",
+    )
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -37,6 +50,9 @@ def test_the_table_is_consistent(protocol):
         assert set(protocol.answer_types) == set(ANSWER_TYPES)
         assert sum(protocol.answer_types.values()) == test.texts
         assert protocol.rerank_top_k is None
+    elif protocol.task == "video_classification":
+        assert not protocol.answer_types and protocol.rerank_top_k is None
+        assert (test is None) == (protocol.num_labels is None)
     else:
         assert not protocol.answer_types
         assert protocol.has_several_captions == (test.texts > test.clips)
@@ -65,6 +81,22 @@ def test_get_protocol_accepts_names_with_suffixes_and_knows_defaults():
         get_protocol("msvd", benchmark="msvd_qa")
     with pytest.raises(ValueError, match="'youcook' is not a known benchmark; known are msrvtt, didemo"):
         get_protocol(benchmark="youcook")
+
+
+def test_a_name_with_a_plus_is_told_from_a_suffix():
+    assert get_protocol("charades+script").name == "charades+script"
+    assert get_protocol("charades+script+missing3+without_audio").name == "charades+script"
+    assert get_protocol("charades+missing3").name == "charades"
+    assert get_protocol("charades+scripts").name == "charades"  # an unknown suffix, as before
+    assert get_protocol(benchmark="charades").name == "charades"
+    name = protocol_name("charades+script", num_missing=3, split="train", drop_modalities=["text"])
+    assert name == "charades+script+missing3+train+without_text" and get_protocol(name).name == "charades+script"
+    with pytest.raises(ValueError, match=r"'charades\+script\+dsl' already has a suffix; .* name 'charades\+script'"):
+        protocol_name("charades+script+dsl")
+    with pytest.raises(ValueError, match=r"'charade\+script' is not a protocol.* Did you mean 'charades'"):
+        get_protocol("charade+script")
+    with pytest.raises(ValueError, match=r"'charades\+script' is not a protocol of msvd; known are msvd"):
+        get_protocol("charades+script", benchmark="msvd")
 
 
 def test_names_include_everything_that_changes_the_meaning():
@@ -140,5 +172,6 @@ def test_the_documentation_contains_the_table():
             else f"{size.clips:,}"
             for split in SPLITS
         ]
-        assert cells[1:5] == [*clips, f"{protocol.sizes['test'].texts:,}"]
+        test = protocol.sizes["test"]
+        assert cells[1:5] == [*clips, "?" if test is None else f"{test.texts:,}"]
         assert all(f"{answer_type} {count:,}" in cells[5] for answer_type, count in protocol.answer_types.items())

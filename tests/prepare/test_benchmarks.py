@@ -94,7 +94,6 @@ def write_qa(folder: Path) -> None:
     write(folder / "youtube_mapping.txt", "".join(f"-{name}_1_9 vid{i}\n" for i, name in enumerate("abc", start=1)))
 
 
-PROTOCOLS_OF = {benchmark: get_protocol(benchmark=benchmark).name for benchmark in BENCHMARKS}
 WRITERS = {
     "msrvtt": write_msrvtt,
     "didemo": write_didemo,
@@ -102,6 +101,7 @@ WRITERS = {
     "msrvtt_qa": write_qa,
     "msvd_qa": write_qa,
 }
+PROTOCOLS_OF = {benchmark: get_protocol(benchmark=benchmark).name for benchmark in WRITERS}
 CLIPS = {
     "msrvtt": [f"video{i}" for i in range(8)],
     "didemo": [f"{i}@N00_{number}_{name}" for number in range(3) for i, name in ((1, "a"), (2, "b"))],
@@ -296,8 +296,8 @@ def test_the_error_for_a_missing_file_names_the_file_and_its_source(make, tmp_pa
 def test_the_error_for_an_empty_or_missing_folder_names_the_source(tmp_path, benchmark):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent"):
-        with pytest.raises(ValueError, match="is missing|no such folder") as error:
-            read_annotations(tmp_path / folder, benchmark, PROTOCOLS_OF[benchmark], splits=SPLITS)
+        with pytest.raises(ValueError, match="is missing|no such folder|no lists of|no videos in") as error:
+            read_annotations(tmp_path / folder, benchmark, get_protocol(benchmark=benchmark).name, splits=SPLITS)
         assert SOURCES[benchmark] in str(error.value)
 
 
@@ -446,7 +446,7 @@ def test_manifests_that_match_the_protocol_have_no_deviations(make, tmp_path, sm
     assert "1 clips have no usable file: -c_1_9" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("benchmark", WRITERS)
 def test_wrong_counts_are_reported(make, benchmark):
     made = make(benchmark, num_validation_clips=1 if benchmark == "msrvtt" else None)
     expected = PROTOCOLS[made.protocol].sizes["test"]
@@ -494,6 +494,10 @@ def test_the_documented_annotation_files_are_read(tmp_path):
     assert read_annotations(tmp_path / "own", "didemo", "didemo-paragraph", splits=["test"]).rows["test"] == [
         {"id": "12@N00_34_ab", "clip": "12@N00_34_ab", "captions": ["a dog runs. the dog sits down."]}
     ]
+    charades = read_annotations(tmp_path / "own", "charades", "charades+script", splits=["train", "test"])
+    assert charades.labels == ["Holding some clothes", "Putting clothes somewhere"]
+    assert charades.rows["test"][0]["labels"] == charades.labels
+    assert charades.rows["test"][0]["caption"] == "A person folds a shirt, then leaves."
     for benchmark, kind in (("msrvtt", "retrieval"), ("msvd_qa", "questions")):
         rows = read_annotations(tmp_path / f"ALPRO, {kind}", benchmark, PROTOCOLS_OF[benchmark], splits=SPLITS).rows
         assert [len(own) for own in rows.values()] == [1, 1, 1]

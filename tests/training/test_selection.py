@@ -43,6 +43,20 @@ def test_the_split_is_known_from_its_clips(manifests, tmp_path):
     assert prepared_split(tmp_path / "test.jsonl", ["video7"]) is None  # it has no protocol.json
 
 
+def test_clips_that_are_named_by_their_paths_may_have_the_same_file_name(tmp_path):
+    clips = {"train": ["train/cat/1"], "validation": ["val/cat/1", "val/Café/2.5"], "test": ["test/cat/1", "1"]}
+    splits = {name: {"clips": own} for name, own in clips.items()}
+    (tmp_path / "protocol.json").write_text(json.dumps({"splits": splits}))
+    manifest = tmp_path / "validation.jsonl"
+    assert prepared_split(manifest, ["val/cat/1.mp4", "train/cat/1.mp4"]) == "validation"
+    assert prepared_split(manifest, ["./val/Cafe\u0301/2.5.mp4 "]) == "validation"
+    assert prepared_split(manifest, ["train/cat/1.avi"]) == "train"
+    assert (
+        prepared_split(manifest, ["val/cat/1.mp4", "test/cat/1.mp4"]) == prepared_split(manifest, ["1.mp4"]) == "test"
+    )
+    assert prepared_split(manifest, ["1/2.mp4", "cat/1.mp4"]) is None
+
+
 def test_selection_on_test_clips_needs_select_on_test(manifests):
     with pytest.raises(ValueError, match="test.jsonl holds test clips, .* pass --select_on_test True"):
         choose(manifests / "test.jsonl")
