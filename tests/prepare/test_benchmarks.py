@@ -101,6 +101,15 @@ WRITERS = {
     "msrvtt_qa": write_qa,
     "msvd_qa": write_qa,
 }
+
+
+def write_charades(folder: Path) -> None:
+    for split, clips in (("train", ("A1", "A2")), ("test", ("B1",))):
+        rows = [f'{clip},S{clip},"One, two.",c001 0.50 1.00,2.00' for clip in clips]
+        write(folder / f"Charades_v1_{split}.csv", "\n".join(["id,subject,script,actions,length", *rows, ""]))
+    write(folder / "Charades_v1_classes.txt", "c000 Running\nc001 Jumping\n")
+
+
 PROTOCOLS_OF = {benchmark: get_protocol(benchmark=benchmark).name for benchmark in WRITERS}
 CLIPS = {
     "msrvtt": [f"video{i}" for i in range(8)],
@@ -469,12 +478,12 @@ def test_the_documented_commands_run(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     benchmark, folder = argv[1], Path(argv[argv.index("--annotations") + 1])
     if "--videos" in argv:
-        WRITERS[benchmark](folder)
+        (WRITERS | {"charades": write_charades})[benchmark](folder)
         videos = Path(argv[argv.index("--videos") + 1])
     else:
         write_alpro(folder / benchmark / "txt", benchmark)
         videos = folder / benchmark / "videos"
-    for clip in (*CLIPS[benchmark], "video2"):
+    for clip in (*CLIPS.get(benchmark, ["A1", "A2", "B1"]), "video2"):
         write(videos / f"{clip}.mp4", "x")
     assert cli.main(argv) == 1  # such small files deviate from the protocol
     assert "DEVIATES: test: the annotations list" in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """Tests of `prepare class_folders` and `prepare path_lists`: data sets with one label per clip."""
 
 import json
+import re
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from simple_multimodal.cli import main
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import get_protocol, prepared_split
 from simple_multimodal.prepare.manifests import prepare_benchmark
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def write(folder: Path, *names: str, content: str = "x") -> None:
@@ -324,6 +328,27 @@ def test_lists_are_read(lists, names, train, classes, note):
     assert sorted(json.loads((lists.parent / "out/protocol.json").read_text())["sources"]) == sorted(
         filter(None, names)
     )
+
+
+def test_the_documented_commands_run(tmp_path, monkeypatch):
+    page = (REPOSITORY / "docs/recognition.md").read_text(encoding="utf-8")
+    folders, lists = (shlex.split(line) for line in page.splitlines() if line.startswith("simple-multimodal prepare "))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, *re.findall(r"^videos/.*$", page, flags=re.MULTILINE))
+    assert main(folders[1:]) == 0
+    kinetics = labels_of(tmp_path / "datasets/kinetics")
+    assert {split: list(labels.values()) for split, labels in kinetics.items()} == {
+        "train": ["pole vault"],
+        "validation": ["pole vault"],
+        "test": ["ski jumping"],
+    }
+    block = page.partition("reads these examples -->\n```text\n")[2].partition("```")[0]
+    for name, content in re.findall(r"^# (.*)\n((?:[^#].*\n)+)", block, flags=re.MULTILINE):
+        write(tmp_path / "annotations/ucf101", name, content=content)
+    clips = [line.split()[0] for line in block.splitlines() if ".avi" in line]
+    write(tmp_path / "videos/ucf101", *clips)
+    assert main(lists[1:]) == 0
+    assert labels_of(tmp_path / "datasets/ucf101")["test"] == {clips[-1]: "PoleVault"}
 
 
 def test_labels_are_in_the_order_of_their_numbers(lists):
