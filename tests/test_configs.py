@@ -9,12 +9,15 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+import simple_multimodal as smm
 from simple_multimodal.cli import main
 from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
 from simple_multimodal.prepare.toy import make_toy_world
+from tests.media.media_files import write_media
 from tests.models.alpro.tiny import write_folder
+from tests.prepare import test_charades
 from tests.training.tiny_benchmark import TEXTS, write_benchmark
-from tests.training.tiny_run import flags, run
+from tests.training.tiny_run import CONFIGS, flags, run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNS = sorted(REPOSITORY.glob("configs/runs/*.yaml"))
@@ -44,7 +47,7 @@ def short(path: Path, *argv: str, **values) -> dict[str, float]:
     return run("--config", f"configs/runs/{path.name}", *argv, "--use_cpu", "--disable_tqdm", *flags(**values))
 
 
-WITHOUT_MODEL = [path for path in RUNS if path.stem not in (*BENCHMARKS, "toy_questions")]
+WITHOUT_MODEL = [path for path in RUNS if path.stem not in (*BENCHMARKS, "charades", "toy_questions")]
 
 
 @pytest.mark.parametrize("path", WITHOUT_MODEL, ids=lambda path: path.stem)
@@ -92,6 +95,44 @@ def test_shipped_fine_tuning(name, tmp_path, monkeypatch):
     assert main(["infer", *shlex.split(head["infer"])]) == 0
     results = Path(shlex.split(head["infer"])[-1])
     assert json.loads((results / "metrics.json").read_text())["selection_split"] == "validation"
+
+
+@pytest.mark.parametrize("protocol", ["charades", "charades+script"])
+def test_shipped_charades(protocol, tmp_path, monkeypatch):
+    """Runs the commands in the header of the config, from a tiny model of three modalities."""
+    pytest.importorskip("simple_multimodal.tasks.video_classification", reason="needs the task")
+    monkeypatch.chdir(tmp_path)
+    path = REPOSITORY / "configs/runs/charades.yaml"
+    settings = yaml.safe_load(path.read_text())
+    head = dict(re.findall(r"^#   .*\b(prepare|train\.py|infer) (.+)$", path.read_text(), flags=re.MULTILINE))
+    for split, rows in (("train", test_charades.TRAIN), ("test", test_charades.TEST)):
+        rows = [row | {"actions": "c000 0.00 1.00;c002 0.00 1.00"} for row in rows]
+        test_charades.write_split(tmp_path / "annotations/charades", split, rows)
+        (tmp_path / "videos/charades").mkdir(parents=True, exist_ok=True)
+        for number, row in enumerate(rows):
+            write_media(tmp_path / f"videos/charades/{row['id']}.mp4", num_frames=20, first_number=300 * number)
+    (tmp_path / "annotations/charades/Charades_v1_classes.txt").write_text("\n".join(test_charades.CLASSES))
+    assert main(["prepare", *shlex.split(head["prepare"]), "--protocol", protocol]) == 1  # the size differs
+
+    for tower, values in CONFIGS.items():
+        further = {"num_frames": settings["num_frames"]} if tower == "video" else {}
+        (tmp_path / f"{tower}.json").write_text(json.dumps(values | further))
+    model, processor = smm.from_towers(
+        **{tower: f"{tower}.json" for tower in CONFIGS}, task="pretraining", captions=["someone", "she says hi"]
+    )
+    command = shlex.split(head["train.py"])
+    base = command[command.index("--model_name_or_path") + 1]
+    model.save_pretrained(base)
+    processor.save_pretrained(base)
+    metrics = short(path, *command[2:])
+    assert 0 <= metrics["eval_mAP"] <= 1
+    assert (
+        json.loads(Path(settings["output_dir"], "config.json").read_text())["id2label"]["2"] == "Laughing at something"
+    )
+
+    assert main(["infer", *shlex.split(head["infer"])]) == 0
+    results = Path(shlex.split(head["infer"])[-1])
+    assert json.loads((results / "metrics.json").read_text())["protocol"] == f"{protocol}+deviating"
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/accelerate/*.yaml")), ids=lambda path: path.stem)

@@ -50,6 +50,9 @@ OTHER_NAMES = {
 }
 """Names that other data sets have for columns. If rows have one of these instead, a message suggests the column."""
 
+UNLIKE_OTHERS = ("actions", "length_seconds")
+"""Columns of tasks whose names are like those of others, but not mistaken for them."""
+
 FILE_COLUMNS = ("video", "audio", "text")
 """Columns that name files."""
 
@@ -165,7 +168,7 @@ class RecordParser(NamedTuple):
         """Return the unknown columns that look like another name of a column, each with that column."""
         captions = {*MODALITY_COLUMNS["text"], self.text_column}
         similar = {}
-        for name in (name for name in self.columns if name not in read_columns()):
+        for name in (name for name in self.columns if name not in read_columns() and name not in UNLIKE_OTHERS):
             plain = re.sub(r"[\s-]+", "_", name.lower())
             for column, others in OTHER_NAMES.items():
                 same = captions if column in captions else {column}

@@ -145,7 +145,6 @@ class Preparation:
             files += " --do_train" * ("validation" not in usable)  # by default, train.py also evaluates
             if self.labels:
                 files += f" --labels_file {shlex.quote(str(self.folder / LABELS_FILE))}"
-                files += " --modalities audio video" * (self.splits["train"].num_texts == 0)
             lines.append(
                 f"Train: python train.py --task {protocol.task} --model_name_or_path BASE {files} {flags} "
                 "--output_dir MODEL"
@@ -415,6 +414,8 @@ def _make_manifest(
     lines = []
     for row in kept:
         further = {name: value for name, value in row.items() if name not in ("id", "clip")}
+        if "label" in row or "labels" in row:  # models that also read text need a column, which may be empty
+            further.setdefault("caption", None)
         line = {"id": row["id"], "video": _cell(files[row["clip"]]), **further}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()

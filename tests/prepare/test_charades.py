@@ -118,9 +118,10 @@ def test_the_script_is_a_caption_only_under_its_own_protocol(charades):
     captions = {row["id"]: row["caption"] for split in ("train", "validation") for row in rows_of(charades, split)}
     assert captions["AAA01"] == 'She says "hi", then runs.' and len(captions) == 3
     assert "holds a cup" not in text and '"cup"' not in text  # descriptions and objects
-    assert "2 clips, 2 scripts; " in made.to_text() and "--modalities" not in made.to_text()
+    assert "2 clips, 2 scripts; " in made.to_text()
     prepare(charades)
-    assert all("caption" not in row for split in ("train", "validation", "test") for row in rows_of(charades, split))
+    rows = [row for split in ("train", "validation", "test") for row in rows_of(charades, split)]
+    assert {row["caption"] for row in rows} == {None}  # the column is there for models that also read text
 
 
 def test_a_misspelled_protocol_is_not_another_one(charades):
@@ -145,7 +146,7 @@ def test_manifests_and_report(charades, capsys):
     assert "DEVIATES: test: the annotations have 3 labels, charades has 157\n" in text
     assert "note: test.jsonl has no row with 1 of the 3 labels: Laughing at something\n" in text
     assert "python train.py --task video_classification --model_name_or_path BASE" in text
-    assert f"--labels_file {charades / 'out/labels.txt'} --modalities audio video --video_root" in text
+    assert f"--labels_file {charades / 'out/labels.txt'} --video_root" in text
     assert (charades / "out/labels.txt").read_text() == "Holding a cup\nRunning\nLaughing at something\n"
     assert rows_of(charades, "test")[1]["video"] == "CCC02.mkv"
     record = json.loads((charades / "out/protocol.json").read_text())
@@ -157,18 +158,18 @@ def test_manifests_and_report(charades, capsys):
     assert "test.jsonl has no row with 2 of the 3 labels: Running, Laughing at something" in made.notes
 
 
-def test_the_loader_reads_the_manifests(charades):
+def test_the_loader_reads_the_manifests(charades, caplog):
     prepare(charades)
     loaded = RowDataset.from_manifest(
         charades / "out/test.jsonl",
         roots={"video": charades / "videos"},
         cache_dir=charades / "cache",
-        modalities=("audio", "video"),
     )
     first = loaded[0]
     assert (first["id"], first["video"], first["start_seconds"]) == ("CCC01", str(charades / "videos/CCC01.mp4"), None)
-    assert first["labels"] == ["Holding a cup"] and first["length_seconds"] == 1.0
+    assert first["captions"] == [] and first["labels"] == ["Holding a cup"] and first["length_seconds"] == 1.0
     assert first["actions"] == [{"label": "Holding a cup", "start_seconds": 0.0, "end_seconds": 1.0}]
+    assert "Did you mean" not in caplog.text  # `captions` instead of `actions`, `end_seconds` of `length_seconds`
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from simple_multimodal.cli import main
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.evaluation.protocols import get_protocol, prepared_split
 from simple_multimodal.prepare.manifests import prepare_benchmark
+from tests.media.media_files import write_media
+from tests.training import tiny_run
+from tests.training.tiny_run import flags
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -54,6 +57,7 @@ def test_each_class_of_each_split_is_read(clips):
         "id": "train/pole vault/1",
         "video": "train/pole vault/1.mp4",
         "label": "pole vault",
+        "caption": None,
     }
     assert labels_of(clips.parent / "out") == {
         "test": {f"test/{label}/{n}.mp4": label for label in ("pole vault", "ski") for n in (1, 2)},
@@ -74,7 +78,7 @@ def test_the_command_names_the_folder_once(clips, capsys):
         assert main(["prepare", "class_folders", flag, str(clips), "--output", str(out)]) == 0
         text = capsys.readouterr().out
         assert "train:      4 rows, 4 clips; listed: 4 clips; protocol: no size given" in text
-        assert f"--labels_file {out / 'labels.txt'} --modalities audio video --video_root {clips}" in text
+        assert f"--labels_file {out / 'labels.txt'} --video_root {clips}" in text
     assert main(["prepare", "class_folders", "--output", str(out)]) == 2
     assert "Give the folder of the annotations, or of the clips (--videos)" in capsys.readouterr().err
 
@@ -89,12 +93,38 @@ def test_a_prepared_folder_names_its_protocol(clips):
         rows = RowDataset.from_manifest(
             clips.parent / f"out/{split}.jsonl",
             roots={"video": clips},
-            modalities=("video",),
             typed_columns={"label": "name"},
             cache_dir=clips.parent / "cache",
         )
         assert {row["label"] for row in rows} == {"pole vault", "ski"}
         assert prepared_split(rows.manifest_file, rows.clip_cells()) == split
+
+
+def test_a_model_is_trained_on_and_measured_on_a_prepared_folder(tmp_path):
+    pytest.importorskip("simple_multimodal.tasks.video_classification", reason="needs the task")
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    files = [f"{split}/{label}/1.mp4" for split in ("train", "val", "test") for label in ("cat", "dog", "red panda")]
+    write(clips, *files)
+    for number, file in enumerate(files):
+        write_media(clips / file, num_frames=8, first_number=300 * number)
+    prepare(clips)
+    configs = tiny_run.write_configs(tmp_path)
+    tiny_run.run(
+        *tiny_run.config_flags({tower: configs[tower] for tower in ("video", "fusion")}),
+        *flags(task="video_classification", modalities="video"),
+        *flags(train_file=out / "train.jsonl", validation_file=out / "validation.jsonl"),
+        *flags(labels_file=out / "labels.txt", video_root=clips, output_dir=tmp_path / "model", max_steps=2),
+        *flags(
+            cache_dir=tmp_path / "cache", load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch"
+        ),
+    )
+    selected = json.loads((tmp_path / "model/run.json").read_text())["selection_split"]
+    assert selected == "validation"  # although test clips have the same file names
+    argv = ["infer", str(tmp_path / "model"), str(out), "--video_root", str(clips)]
+    assert main([*argv, "--output_dir", str(tmp_path / "results")]) == 0
+    metrics = json.loads((tmp_path / "results/metrics.json").read_text())
+    assert (metrics["protocol"], metrics["primary_metric"]) == ("class_folders", "top1_accuracy")
+    assert metrics["primary_metric"] == get_protocol("class_folders").primary_metric
 
 
 def test_training_clips_are_set_aside_without_a_validation_folder(clips):
