@@ -9,8 +9,9 @@ import pytest
 from transformers import ViTConfig
 
 import simple_multimodal as smm
-from simple_multimodal.evaluation.protocols import get_protocol, known_benchmarks
-from simple_multimodal.prepare.benchmarks import SOURCES, register_benchmark
+from simple_multimodal.evaluation.protocols import PROTOCOLS, get_protocol, known_benchmarks
+from simple_multimodal.prepare.benchmarks import _OWN_FORMATS, SOURCES, register_benchmark
+from simple_multimodal.prepare.manifests import prepare_benchmark
 from tests.media.media_files import write_media
 from tests.processes import Ended, launch, run_script
 from tests.training.tiny_run import CONFIGS, SIZES
@@ -84,6 +85,46 @@ def test_the_code_of_the_page_prepares_and_evaluates(folder):
 
     warning = "the protocol 'street-1k' is not registered"
     assert warning not in evaluate("street_train.py") and warning in evaluate(REPOSITORY / "train.py")
+
+
+def test_a_registered_data_set_may_have_labels(tmp_path):
+    protocol = smm.Protocol(
+        name="own-labels",
+        benchmark="own_labels",
+        task="video_classification",
+        primary_metric="mAP",
+        training_list="train.csv",
+        test_list="test.csv",
+        sizes={"train": smm.SplitSize(2, 0), "test": smm.SplitSize(2, 1)},
+        num_labels=2,
+    )
+
+    def read(files, name, splits):
+        files.by_path = True
+        files.labels = ["dog", "cat"]
+        files.deviations.append("test: one label is a guess")
+        rows = [{"labels": ["cat"]}, {"labels": [], "caption": "nothing"}]
+        return {
+            split: [{"id": str(n), "clip": f"{split}/{n}"} | row for n, row in enumerate(rows)] for split in splits
+        }
+
+    for split in ("train", "test"):
+        (tmp_path / "videos" / split).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / f"videos/{split}/{number}.mp4").write_text("x")
+    register_benchmark(protocol, read=read, source="")
+    try:
+        made = prepare_benchmark("own_labels", tmp_path / "videos", tmp_path / "out", splits=["train", "test"])
+    finally:
+        for table, key in ((PROTOCOLS, "own-labels"), (SOURCES, "own_labels"), (_OWN_FORMATS, "own_labels")):
+            del table[key]
+    assert made.deviations == [
+        "test: one label is a guess",
+        "train: the annotations list 2 clips and 1 scripts, own-labels has 2 and 0",
+    ]
+    assert (tmp_path / "out/labels.txt").read_text() == "dog\ncat\n"
+    row = json.loads((tmp_path / "out/test.jsonl").read_text().splitlines()[1])
+    assert row == {"id": "1", "video": "test/1.mp4", "labels": [], "caption": "nothing"}
 
 
 def test_names_can_only_be_registered_once():
