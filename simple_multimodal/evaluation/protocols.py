@@ -249,6 +249,7 @@ def protocol_name(
     rerank_top_k: int | None = None,
     dual_softmax: bool = False,
     decodes_on_gpu: bool = False,
+    views: str | None = None,
     split: str = "test",
     drop_modalities: Sequence[str] = (),
 ) -> str:
@@ -265,6 +266,7 @@ def protocol_name(
             test set, which are not available to a single query.
         decodes_on_gpu (`bool`, *optional*, defaults to `False`): Whether frames were decoded on a GPU, whose pixels
             are not bit-identical to those decoded on a CPU.
+        views (`str`, *optional*): Name of several views of each clip, such as `"views10x3max"`, see [`Views`].
         split (`str`, *optional*, defaults to `"test"`): Split that was measured.
         drop_modalities (`Sequence[str]`, *optional*): Modalities of the model that were left out.
 
@@ -286,6 +288,7 @@ def protocol_name(
         f"rerank{rerank_top_k}": rerank_top_k is not None,
         "dsl": dual_softmax,
         "nvdec": decodes_on_gpu,
+        str(views): views is not None,
         split: split != "test",
         **{f"without_{modality}": True for modality in drop_modalities},
     }

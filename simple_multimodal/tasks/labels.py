@@ -21,10 +21,10 @@ def numbered(labels: Sequence[str]) -> dict[str, Any]:
 
 def read_labels(file: str | os.PathLike[str], option: str) -> list[str]:
     """
-    Read a list of labels: a JSON object that maps each label to its number, a JSON list, or one label per line.
+    Read a list of labels: one per line; or in a `.json` file a list, or an object that maps each label to its number.
 
     Args:
-        file (`str` or `os.PathLike`): The file.
+        file (`str` or `os.PathLike`): The file; one that begins with `{` is JSON, whatever its name.
         option (`str`): Option that names the file, for messages.
 
     Raises:
@@ -33,20 +33,18 @@ def read_labels(file: str | os.PathLike[str], option: str) -> list[str]:
     """
     named = f"{option}={os.fspath(file)!r}"
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-        is_json = text.lstrip()[:1] in ("{", "[")
+        text = Path(file).read_text(encoding="utf-8-sig").strip()
+        is_object = text.startswith("{")
+        is_json = is_object or Path(file).suffix == ".json"
         content: Any = json.loads(text, object_pairs_hook=list) if is_json else text.splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{named} cannot be read as text or JSON: {error}") from error
-    if text.lstrip().startswith("{"):
-        numbers = [number for _, number in content]
-        if sorted(map(str, numbers)) != sorted(map(str, range(len(numbers)))):
+    if is_object:
+        by_number = {number: label for label, number in content if type(number) is int}
+        if len(by_number) < len(content) or set(by_number) != set(range(len(content))):
             raise InputError(f"{named} must contain a JSON object of two or more labels, numbered from 0.")
-        content = [label for label, _ in sorted(content, key=lambda item: item[1])]
-    elif not text.lstrip().startswith("["):
-        while content and not content[-1].strip():  # empty lines at the end
-            content.pop()
-    if not all(isinstance(label, str) and label.strip() for label in content):
+        content = [by_number[number] for number in range(len(content))]
+    if not isinstance(content, list) or not all(isinstance(label, str) and label.strip() for label in content):
         raise InputError(f"{named}: a label is blank, or not a string. Write one label per line, or a JSON list.")
     labels = [label.strip() for label in content]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):

@@ -103,6 +103,7 @@ def test_names_include_everything_that_changes_the_meaning():
     assert protocol_name("msvd") == "msvd"
     assert protocol_name("msvd", rerank_top_k=100) == "msvd+rerank100"
     assert protocol_name("msvd", split="train", drop_modalities=["audio"]) == "msvd+train+without_audio"
+    assert protocol_name("charades+script", views="views10x3max") == "charades+script+views10x3max"
     name = protocol_name("msrvtt-1ka-9k", dual_softmax=True, rerank_top_k=128, num_missing=3)
     assert name == "msrvtt-1ka-9k+missing3+rerank128+dsl"
     with pytest.raises(ValueError, match="'msvd\\+dsl' already has a suffix; pass the plain name 'msvd'"):

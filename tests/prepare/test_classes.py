@@ -101,7 +101,6 @@ def test_a_prepared_folder_names_its_protocol(clips):
 
 
 def test_a_model_is_trained_on_and_measured_on_a_prepared_folder(tmp_path):
-    pytest.importorskip("simple_multimodal.tasks.video_classification", reason="needs the task")
     clips, out = tmp_path / "clips", tmp_path / "out"
     files = [f"{split}/{label}/1.mp4" for split in ("train", "val", "test") for label in ("cat", "dog", "red panda")]
     write(clips, *files)

@@ -11,6 +11,7 @@ import simple_multimodal as smm
 from simple_multimodal.cli import main
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.tasks.labels import read_labels
 from simple_multimodal.tasks.video_classification.targets import LABEL_COLUMNS
 from tests.processes import launch
 from tests.training import tiny_run
@@ -241,24 +242,46 @@ def test_rows_with_both_columns_or_the_other_one_or_unknown_labels_are_refused(o
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        ("", "has 0 labels"),
-        ("dog\n", "has 1 labels"),
-        ("dog\ncat\ndog\n", "contains a label twice: 'dog'"),
-        ("dog\n\ncat\n", "a label is blank"),
-        ('["dog", 3]', "not a string"),
-        ('{"dog": 0, "cat": 2}', "numbered from 0"),
-        ('{"dog": 0, "dog": 1}', "contains a label twice: 'dog'"),
-        ('["dog"', "cannot be read as text or JSON"),
+        ("labels.txt", "", "has 0 labels"),
+        ("labels.txt", "dog\n", "has 1 labels"),
+        ("labels.txt", "dog\ncat\ndog\n", "contains a label twice: 'dog'"),
+        ("labels.txt", "dog\n\ncat\n", "a label is blank"),
+        ("labels.json", '["dog", 3]', "not a string"),
+        ("labels.json", '"dog"', "not a string"),
+        ("labels.json", '{"dog": 0, "cat": 2}', "numbered from 0"),
+        ("labels.json", '{"dog": 0, "cat": [1]}', "numbered from 0"),
+        ("labels", '{"dog": 0, "dog": 1}', "contains a label twice: 'dog'"),
+        ("labels.json", '["dog"', "cannot be read as text or JSON"),
     ],
 )
-def test_wrong_label_files_are_refused(content, message, clips, start, tmp_path):
-    file = tmp_path / "labels.txt"
-    file.write_text(content)
-    data = data_of(tmp_path, clips, "label", ONE)
+def test_wrong_label_files_are_refused(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        tiny_run.run(*data, *start, *flags(labels_file=file, output_dir=tmp_path / "out"))
+        read_labels(tmp_path / name, "labels_file")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.txt", "[dog]\n cat \n\n"),
+        ("labels.txt", "\ufeff[dog]\r\ncat"),
+        ("labels.json", '["[dog]", "cat"]'),
+        ("answers", '{"cat": 1, "[dog]": 0}'),
+    ],
+)
+def test_labels_are_read_from_lines_and_json(name, content, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert read_labels(tmp_path / name, "labels_file") == ["[dog]", "cat"]
+
+
+def test_a_set_of_rows_without_any_label_has_a_loss_but_no_average_precision(many, clips):
+    rows = rows_of(clips, "labels", [[], [], *[None] * 5])
+    found = smm.evaluate(many, rows)
+    assert found.primary_metric is None and found.counts["rows"] == 2
+    (one,) = smm.evaluate(many, rows_of(clips, "labels", [["cat"], *[None] * 6])).rows[1:2]
+    assert one["average_precision"] == 1.0 and one["num_rows"] == 1
 
 
 def test_a_table_may_hold_labels_as_cells(clips, start, tmp_path):

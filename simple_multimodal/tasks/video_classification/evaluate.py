@@ -2,8 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,64 +87,66 @@ def evaluate_classes(
     labels = [own for own in all_labels if own is not None]
     names = [config.id2label[number] for number in range(config.num_labels)]
     groups = np.array([row["group"] for row in rows])
+    targets = encode_labels(labels, config.label2id, many=many)
     scores = classifier.classify_rows(rows, partial=partial)
     probabilities = classifier.probabilities(scores.logits)
-    targets = encode_labels(labels, config.label2id, many=many)
+    evaluation = Evaluation(
+        metrics={},
+        intervals={},
+        counts={"rows": len(rows), "clips": len(set(groups.tolist())), "classes": len(names)},
+        protocol=protocol,
+        primary_metric=None,
+        num_rows=len(rows),
+        bad_samples=scores.bad_samples,
+        details=Classified(rows, labels, names, probabilities),
+    )
+    if len(rows) < len(all_labels):
+        evaluation.counts["rows_without_labels"] = len(all_labels) - len(rows)
+    if scores.bad_samples:
+        evaluation.counts["bad_samples"] = len(scores.bad_samples)
+    if with_losses:
+        loss = _mean_loss(classifier, scores.logits[scores.is_read], targets[scores.is_read])
+        evaluation.metrics |= {"loss": loss, "classification_loss": loss}
 
-    def measure(values: np.ndarray, **further: Any) -> ClassificationResult:
+    def measure(values: np.ndarray) -> ClassificationResult:
         if many:
             return multi_label_result(values, targets.bool().numpy(), groups=groups, charades=charades)
-        return single_label_result(values, targets.numpy(), groups=groups, **further)
+        known = (
+            None
+            if train_set is None
+            else encode_labels(_known(train_set, config.label2id), config.label2id, many=False)
+        )
+        return single_label_result(
+            values, targets.numpy(), groups=groups, train_labels=None if known is None else known.numpy()
+        )
 
-    majority: dict[str, Any] = {}
-    if train_set is not None and not many:
-        majority["train_labels"] = encode_labels(
-            _known(train_set, config.label2id), config.label2id, many=False
-        ).numpy()
-    result = measure(probabilities.double().numpy(), **majority)
-    counts = {"rows": len(rows), "clips": len(set(groups.tolist())), "classes": len(names)}
-    metrics, intervals, chance = dict(result.metrics), dict(result.intervals), dict(result.chance)
-    if len(rows) < len(all_labels):
-        counts["rows_without_labels"] = len(all_labels) - len(rows)
-    if scores.bad_samples:
-        counts["bad_samples"] = len(scores.bad_samples)
-    primary = "mAP" if many else "top1_accuracy"
-    if train_set is not None and classifier.takes("text") and any(row["captions"] or row["text"] for row in rows):
-        alone = measure(_text_scores(train_set, rows, config.label2id, many=many))
-        metrics |= with_prefix({name: alone.metrics[name] for name in alone.intervals}, TEXT_ONLY)
-        intervals |= with_prefix(alone.intervals, TEXT_ONLY)
-    files: dict[str, Callable[[Path], None]] = {}
+    if not many or targets.any():  # else no label applies to any row, so that there is no precision
+        result = measure(probabilities.double().numpy())
+        evaluation.primary_metric = "mAP" if many else "top1_accuracy"
+        evaluation.metrics |= result.metrics
+        evaluation.intervals |= result.intervals
+        evaluation.further_chance |= result.chance
+        evaluation.rows = class_rows(result, names)
+        evaluation.tables["Classes from best to worst"] = _by_value(class_rows(result, names), result.class_metric)
+        if train_set is not None and classifier.takes("text") and any(row["captions"] or row["text"] for row in rows):
+            alone = measure(_text_scores(train_set, rows, config.label2id, many=many))
+            evaluation.metrics |= with_prefix({name: alone.metrics[name] for name in alone.intervals}, TEXT_ONLY)
+            evaluation.intervals |= with_prefix(alone.intervals, TEXT_ONLY)
     ids = [row["id"] for row in rows]
     if charades:
-        files["classification.txt"] = functools.partial(
+        evaluation.files["classification.txt"] = functools.partial(
             write_classification_file, ids=ids, scores=probabilities.double().numpy()
         )
     if localization_window is not None:
         points, present = score_points(classifier, rows, localization_window, partial=partial)
         localized = localization_result(points, present, groups=groups)
-        counts["points"] = int(localized.metrics["num_points"])
-        metrics |= {name: localized.metrics[name] for name in localized.intervals}
-        intervals |= localized.intervals
-        chance |= localized.chance
-        files["localization.txt"] = functools.partial(write_localization_file, ids=ids, scores=points)
-    if with_losses:
-        loss = _mean_loss(classifier, scores.logits[scores.is_read], targets[scores.is_read])
-        metrics = {"loss": loss, "classification_loss": loss, **metrics}
-    return Evaluation(
-        metrics=metrics,
-        intervals=intervals,
-        counts=counts,
-        protocol=protocol,
-        primary_metric=primary,
-        num_rows=len(rows),
-        bad_samples=scores.bad_samples,
-        further_chance=chance,
-        rows=class_rows(result, names),
-        files=files,
-        printed={name: round(100 * value, 2) for name, value in metrics.items() if name in intervals},
-        tables={"Classes from best to worst": _by_value(class_rows(result, names), result.class_metric)},
-        details=Classified(rows, labels, names, probabilities),
-    )
+        evaluation.counts["points"] = int(localized.metrics["num_points"])
+        evaluation.metrics |= {name: localized.metrics[name] for name in localized.intervals}
+        evaluation.intervals |= localized.intervals
+        evaluation.further_chance |= localized.chance
+        evaluation.files["localization.txt"] = functools.partial(write_localization_file, ids=ids, scores=points)
+    evaluation.printed = {name: round(100 * evaluation.metrics[name], 2) for name in evaluation.intervals}
+    return evaluation
 
 
 def _by_value(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
