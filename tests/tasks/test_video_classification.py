@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import simple_multimodal as smm
 from simple_multimodal.cli import main
 from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.evaluation.classification import multi_label_result
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.tasks.labels import read_labels
 from simple_multimodal.tasks.video_classification.targets import LABEL_COLUMNS
@@ -20,6 +22,7 @@ from tests.training.tiny_run import flags
 LABELS = [["cat"], ["dog", "cat"], [], ["bell"], ["bell"], ["dog"], None]
 ONE = ["cat", "dog", "bell", "bell", "dog", "cat", None]
 NUM_KNOWN = 6
+CHARADES_LABELS = [[], ["dog", "cat"], ["cat"], ["bell"], ["bell"], ["dog"]]
 
 
 @pytest.fixture(scope="session")
@@ -345,3 +348,57 @@ def test_several_views_are_one_prediction(many, clips):
     torch.testing.assert_close(classifier.with_views().classify_rows(rows).logits, one.logits, rtol=0, atol=0)
     evaluation = smm.evaluate(many, rows_of(clips, "labels", LABELS), eval_views=2)
     assert evaluation.metrics["mAP"] <= 1
+
+
+@pytest.fixture
+def charades(clips, tmp_path) -> Path:
+    """A prepared folder of the protocol, whose labels are those of the model; the first row has no action."""
+    rows = rows_of(clips, "labels", CHARADES_LABELS)
+    for number, row in enumerate(rows):
+        del row["audio"]  # that of the video
+        row["length_seconds"] = (6 + number) / 25
+        row["actions"] = [{"label": label, "start_seconds": 0.1, "end_seconds": 0.2} for label in row["labels"]]
+    folder = tmp_path / "charades"
+    folder.mkdir()
+    write_rows(folder / "test.jsonl", rows)
+    split = {"clips": [row["video"] for row in rows], "missing": []}
+    record = {"protocol": "charades", "splits": {"test": split}, "deviations": ["test: three classes"]}
+    (folder / "protocol.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_charades_is_measured_as_its_authors_do_and_both_submission_files_are_written(many, charades, clips, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(many, model)
+    (model / "training_clips.json").unlink()  # the clips of this test are those of training
+    arguments = ["infer", str(model), str(charades), "--output_dir", str(out), "--video_root", str(clips)]
+    assert main([*arguments, "--localization_window", "0.1", "--eval_views", "2", "--view_pooling", "max"]) == 0
+    written = read(out / "metrics.json")
+    assert written["protocol"] == "charades+deviating+views2x1max" and written["primary_metric"] == "mAP"
+    assert written["counts"]["points"] == 6 * 25
+    assert {"mAP", "mAP_all_rows", "wAP", "micro_F1", "localization_mAP"} <= written["intervals"].keys()
+    assert [row["label"] for row in read(out / "results.json")] == ["bell", "cat", "dog"]
+    lines = [line.split() for line in (out / "classification.txt").read_text().splitlines()]
+    assert [line[0] for line in lines] == [f"r{number}" for number in range(6)] and len(lines[0]) == 1 + 3
+    scores = np.array([line[1:] for line in lines], dtype=float)
+    has = np.array([[label in own for label in ("bell", "cat", "dog")] for own in CHARADES_LABELS])
+    again = multi_label_result(scores, has, charades=True)
+    assert written["metrics"]["mAP"] == again.metrics["mAP"]
+    points = [line.split() for line in (out / "localization.txt").read_text().splitlines()]
+    assert [line[:2] for line in points[:26]] == [*(["r0", str(k)] for k in range(1, 26)), ["r1", "1"]]
+    assert len(points) == 150 and points[0][2:] != points[24][2:]
+    # A window of the whole clip has the prediction of the clip at every point.
+    assert main([*arguments, "--localization_window", "9"]) == 0
+    points = [line.split() for line in (out / "localization.txt").read_text().splitlines()]
+    clip = (out / "classification.txt").read_text().splitlines()[1].split()
+    for line in points[25:50]:
+        assert np.allclose(np.array(line[2:], dtype=float), np.array(clip[1:], dtype=float), atol=1e-5)
+
+
+def test_rows_that_cannot_be_localized_are_refused(many, clips):
+    rows = rows_of(clips, "labels", LABELS)
+    with pytest.raises(ValueError, match="Row r0 has no `actions` or no `length_seconds`"):
+        smm.evaluate(many, rows, localization_window=1.0)
+    rows = [{**row, "actions": [], "length_seconds": 0.2, "end_seconds": 0.1} for row in rows]
+    with pytest.raises(ValueError, match="Row r0 is a segment of a file"):
+        smm.evaluate(many, rows, localization_window=1.0)
