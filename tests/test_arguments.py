@@ -237,8 +237,8 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--max_bad_fraction", "2"], "--max_bad_fraction is 2.0; give a number from 0 to 1."),
         (["--warmup_ratio", "5"], "--warmup_ratio: 5 is not a fraction of all steps"),
         (
-            ["--label_smoothing_factor=0.1", "--bf16_full_eval", "--average_tokens_across_devices=False"],
-            "--average_tokens_across_devices, --label_smoothing_factor, --bf16_full_eval would have no effect",
+            ["--neftune_noise_alpha=0.1", "--bf16_full_eval", "--average_tokens_across_devices=False"],
+            "--average_tokens_across_devices, --bf16_full_eval, --neftune_noise_alpha would have no effect",
         ),
         (["--do_eval"], "a run without --do_train needs a saved model; pass its folder as --model_name_or_path."),
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs --metric_for_best_model"),
@@ -249,7 +249,8 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (["--video_backend", "opencv"], "--video_backend: invalid choice: 'opencv'"),
         (
             ["--task", "retrieva"],
-            "There is no task 'retrieva'; the tasks are pretraining, retrieval, question_answering. Did",
+            "There is no task 'retrieva'; the tasks are pretraining, retrieval, question_answering, "
+            "video_classification. Did",
         ),
         (
             ["--answers_file", "a.json"],

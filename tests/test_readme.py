@@ -10,7 +10,7 @@ import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from arguments import parse_args
-from simple_multimodal import QuestionAnswerer, Retriever
+from simple_multimodal import QuestionAnswerer, Retriever, VideoClassifier
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.evaluation.glossary import LOSSES, METRICS
 from simple_multimodal.models import encoders
@@ -104,10 +104,10 @@ def test_inference_of_the_readme_matches_the_api(monkeypatch):
     """Names and arguments only; their behaviour is tested in `tests/inference`."""
     code = next(block for block in PYTHON_BLOCKS if "Retriever" in block)
     calls = []
-    for kind in (Retriever, QuestionAnswerer):
+    for kind in (Retriever, QuestionAnswerer, VideoClassifier):
         monkeypatch.setattr(kind, "__init__", lambda self: None)
         monkeypatch.setattr(kind, "from_pretrained", classmethod(lambda cls, name: cls()))
-        for name in {"index", "search", "answer"} & set(vars(kind)):
+        for name in {"index", "search", "answer", "__call__"} & set(vars(kind)):
             signature = inspect.signature(getattr(kind, name))
 
             def record(*arguments, _signature=signature, _name=name, **settings):
@@ -116,7 +116,7 @@ def test_inference_of_the_readme_matches_the_api(monkeypatch):
 
             monkeypatch.setattr(kind, name, record)
     exec(compile(code, "README.md", "exec"), {})
-    assert calls == ["index", "search", "answer"]
+    assert calls == ["index", "search", "answer", "__call__"]
 
 
 def test_example_encoder_loads_a_checkpoint(tmp_path, monkeypatch):
