@@ -13,7 +13,7 @@ from simple_multimodal.data.files import AUDIO_SUFFIXES, MEDIA_SUFFIXES, VIDEO_S
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.media import index_video, read_audio
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.prepare.manifests import CLIP_SUFFIXES
+from simple_multimodal.prepare.clip_files import CLIP_SUFFIXES
 
 # A muxer and a codec for each suffix.
 MADE_WITH = {
