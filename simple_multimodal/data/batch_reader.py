@@ -22,7 +22,7 @@ from simple_multimodal.data.in_flight import InFlight, Reading
 from simple_multimodal.data.loader_processes import die_with
 from simple_multimodal.data.randomness import sample_generator
 from simple_multimodal.data.rows import Row, RowDataset, without_files
-from simple_multimodal.processing.batch_memory import CAN_SHARE, SharedBatch, forget_blocks
+from simple_multimodal.processing.batch_memory import CAN_SHARE, SharedBatch, forget_blocks, pass_batches_on
 
 OnBadSamplePolicy = Literal["replace", "skip", "fail"]
 
@@ -141,17 +141,19 @@ class BatchReader:
             batch["bad_samples"] = bad_samples
         return batch
 
+    def row(self, key: Key | Row) -> Row:
+        """Return the row of a key, whose files exist; a row that is given is returned unchanged."""
+        return self._rows[key] if isinstance(key, tuple) else key
+
     def _look_up(self, key: Key | Row) -> Row | BadSampleError:
         """Return a row, or an error if its files do not exist."""
         index = key[1] if isinstance(key, tuple) else key["index"]
         if index in self.known:
             return BadSampleError.of(self._bare(key), *self.known[index])
-        if not isinstance(key, tuple):
-            return key
         record = self.collator.in_flight
         try:
             with contextlib.nullcontext() if record is None else record.reading(index, f"row {index} (looked up)"):
-                return with_retries(lambda: self._rows[key])
+                return with_retries(lambda: self.row(key))
         except (ValueError, OSError) as error:
             return BadSampleError.of(self._bare(key), file_of(error), str(error))
 
@@ -189,7 +191,8 @@ class SupervisedReader:
     In a worker of a `DataLoader` (on Linux), batches are read by a child process, a fork of the worker, which passes
     them on in shared memory. If it dies, takes too long over a file or grows too large, a new child reads the batch
     again, one file at a time, to find the file at fault, which counts as bad from then on. The batch is the same as
-    if the file had been known to be bad before. Without workers, and if frames are decoded on a GPU (whose tensors
+    if the file had been known to be bad before. If the collator is not `parallel`, files are read one at a time in
+    the first place, and nothing is read again. Without workers, and if frames are decoded on a GPU (whose tensors
     the parent cannot pass on), batches are read in this process, and a watcher process names the file that ended it.
 
     Args:
@@ -199,17 +202,31 @@ class SupervisedReader:
             Time limit for one file; 0: no limit.
         memory_gigabytes (`float`, *optional*, defaults to 0.0):
             Limit for the growth of the child; 0: no limit.
+        in_child (`bool`, *optional*):
+            Whether to read in a child process; by default in workers of a `DataLoader`. The child is a fork, so this
+            process should have no other threads that do more than wait.
     """
 
-    def __init__(self, read: BatchReader, *, timeout_seconds: float = 0.0, memory_gigabytes: float = 0.0):
+    def __init__(
+        self,
+        read: BatchReader,
+        *,
+        timeout_seconds: float = 0.0,
+        memory_gigabytes: float = 0.0,
+        in_child: bool | None = None,
+    ):
         self.read = read
         self.timeout_seconds = timeout_seconds
         self.memory_gigabytes = memory_gigabytes
+        self.in_child = in_child
         self._forget_child()
 
     def __reduce__(self) -> tuple[Any, ...]:  # for a spawned worker: without a child
         make = functools.partial(
-            SupervisedReader, timeout_seconds=self.timeout_seconds, memory_gigabytes=self.memory_gigabytes
+            SupervisedReader,
+            timeout_seconds=self.timeout_seconds,
+            memory_gigabytes=self.memory_gigabytes,
+            in_child=self.in_child,
         )
         return make, (self.read,)
 
@@ -221,18 +238,19 @@ class SupervisedReader:
             RuntimeError: If the child repeatedly dies while it is not reading a file.
         """
         is_on_gpu = self.read.collator.decode_device != "cpu"
-        if torch.utils.data.get_worker_info() is None or not CAN_SHARE or is_on_gpu:
+        in_child = torch.utils.data.get_worker_info() is not None if self.in_child is None else self.in_child
+        if not in_child or not CAN_SHARE or is_on_gpu:
             if CAN_SHARE:
                 self.read.collator.in_flight = _watched(os.getpid(), self.timeout_seconds)
             return self.read(keys)
-        is_retry = False
+        is_parallel = self.read.collator.parallel
         num_unexplained = 0
         while True:
             try:
-                return self._ask(keys, is_parallel=self.read.collator.parallel and not is_retry)
+                return self._ask(keys, is_parallel)
             except _Death as death:
                 self._end_child()
-                if is_retry:  # files were read one at a time
+                if not is_parallel:  # files were read one at a time
                     for reading in death.readings:
                         self.read.known[reading.row] = reading.path, f"{reading.path!r}: {death}"
                 if not death.readings:
@@ -242,7 +260,7 @@ class SupervisedReader:
                             f"The process that reads samples ended {num_unexplained} times without reading a file: "
                             f"{death}."
                         ) from death
-                is_retry = True
+                is_parallel = False
 
     def _ask(self, keys: Sequence[Key | Row], is_parallel: bool) -> dict[str, Any]:
         """Have the child read a batch."""
@@ -331,6 +349,7 @@ def _serve(read: BatchReader, connection: Connection, worker: int) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # if memory runs out, this process is the most expendable
     forget_blocks()
+    pass_batches_on()
     while True:
         try:
             keys, read.collator.parallel = connection.recv()

@@ -20,7 +20,7 @@ from simple_multimodal.media.backend import VideoBackend
 from simple_multimodal.media.video import decoder_name, get_video_backend
 from simple_multimodal.modalities import Modality
 from simple_multimodal.processing import MultimodalProcessor
-from simple_multimodal.processing.batch_memory import SharedBatch
+from simple_multimodal.processing.batch_memory import SharedBatch, passes_batches_on
 
 OnBadSample = Callable[[int, BadSampleError], Row]
 """Takes the number of a row in its batch and its error; returns a row to replace it, or raises. Called again if that
@@ -181,8 +181,9 @@ class MultimodalCollator:
             `dict[str, Any]`: Tensors by name: for each modality of the processor the entries of
             [`MultimodalProcessor.tokenize`], [`AudioFeatureExtractor.collate`] or [`VideoClipProcessor.collate`], with
             one entry per row; with audio, those of [`windows_with_audio`]; `row_ids` (row numbers) and `group_ids`
-            (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `targets` adds. In a worker of a
-            `DataLoader` it is a [`SharedBatch`], a dictionary that reaches the main process without a copy.
+            (63-bit hashes of `group`), `int64` of shape `(batch_size,)`; and what `targets` adds. In a process that
+            passes its batches on, such as a worker of a `DataLoader`, it is a [`SharedBatch`], a dictionary that
+            reaches the other process without a copy.
         """
         rows = list(rows)
         readings = [self._start(modality, rows) for modality in self._readers]
@@ -197,8 +198,7 @@ class MultimodalCollator:
         batch["group_ids"] = torch.tensor([stable_hash(row["group"]) for row in rows])
         if self.targets is not None:
             batch |= self.targets(rows, batch, self._generator_of)
-        in_worker = torch.utils.data.get_worker_info() is not None
-        return SharedBatch(batch) if in_worker else batch
+        return SharedBatch(batch) if passes_batches_on() else batch
 
     def empty_batch(self, num_rows: int) -> dict[str, torch.Tensor]:
         """Return a batch of `num_rows` rows that lack every modality; no file is read."""

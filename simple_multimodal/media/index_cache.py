@@ -57,10 +57,12 @@ class FrameIndexCache:
 
     Args:
         max_files (`int`): Maximum number of indices in memory; the least recently used is dropped first.
+        on_disk (`bool`, *optional*, defaults to `True`): Whether indices are kept on disk, too.
     """
 
-    def __init__(self, max_files: int):
+    def __init__(self, max_files: int, *, on_disk: bool = True):
         self.max_files = max_files
+        self.on_disk = on_disk
         self.indices: OrderedDict[tuple[str, int, int], FrameIndex] = OrderedDict()
         self.known_tracks: OrderedDict[tuple[str, int, int], Tracks] = OrderedDict()
         self.audio_indices: OrderedDict[tuple[str, int, int], tuple[float | None, AudioIndex]] = OrderedDict()
@@ -75,7 +77,7 @@ class FrameIndexCache:
         status = check_media_file(path)
         index = self._recall(self.indices, path, status)
         if index is None:
-            stored_path = _stored_path(path, status, index_dir)
+            stored_path = self._stored_path(path, status, index_dir)
             index = _load_index(stored_path, path)
             if index is None:
                 index = build_index(path)
@@ -95,7 +97,7 @@ class FrameIndexCache:
             return index.tracks
         tracks = self._recall(self.known_tracks, path, status)
         if tracks is None:
-            index = _load_index(_stored_path(path, status, index_dir), path)
+            index = _load_index(self._stored_path(path, status, index_dir), path)
             if index is not None:
                 self.put(path, index, status)
             tracks = index.tracks if index is not None and index.tracks is not None else probe_tracks(path)
@@ -123,7 +125,7 @@ class FrameIndexCache:
         kept = self._recall(self.audio_indices, path, status)
         if kept is not None and kept[0] == start_seconds:
             return kept[1]
-        stored_path = _stored_path(path, status, index_dir, ".audio")
+        stored_path = self._stored_path(path, status, index_dir, ".audio")
         arrays, values = _load(stored_path) or ({}, {})
         index = AudioIndex.from_arrays(arrays) if values == {"start_seconds": start_seconds} else None
         if index is None:
@@ -140,7 +142,7 @@ class FrameIndexCache:
         """
         status = check_media_file(path)
         index = replace(index_by_decoding(path), table=None)
-        _store_index(index, _stored_path(path, status, index_dir))
+        _store_index(index, self._stored_path(path, status, index_dir))
         self.put(path, index, status)
         return index
 
@@ -151,6 +153,21 @@ class FrameIndexCache:
         if index.table is None or np.array_equal(index.seconds, decoded.seconds):
             return index
         return self.rebuild(path, index_dir)
+
+    def _stored_path(
+        self,
+        path: str | os.PathLike[str],
+        status: os.stat_result,
+        index_dir: str | os.PathLike[str] | None,
+        suffix: str = "",
+    ) -> Path | None:
+        """Return the path of a file's stored index; `None` if indices are not kept on disk."""
+        if not self.on_disk:
+            return None
+        decoder = av.library_versions["libavcodec"]
+        key = f"{INDEX_VERSION} {decoder} {status.st_mtime_ns} {content_hash(path)}"
+        name = hashlib.sha256(key.encode()).hexdigest()
+        return Path(index_dir or default_index_dir(), name[:2], f"{name[2:]}{suffix}.safetensors")
 
     def _recall(
         self, kept: OrderedDict[tuple[str, int, int], Kept], path: str | os.PathLike[str], status: os.stat_result
@@ -251,20 +268,7 @@ def content_hash(path: str | os.PathLike[str]) -> str:
     return key.hexdigest()
 
 
-def _stored_path(
-    path: str | os.PathLike[str],
-    status: os.stat_result,
-    index_dir: str | os.PathLike[str] | None,
-    suffix: str = "",
-) -> Path:
-    """Return the path of a file's stored index."""
-    decoder = av.library_versions["libavcodec"]
-    key = f"{INDEX_VERSION} {decoder} {status.st_mtime_ns} {content_hash(path)}"
-    name = hashlib.sha256(key.encode()).hexdigest()
-    return Path(index_dir or default_index_dir(), name[:2], f"{name[2:]}{suffix}.safetensors")
-
-
-def _load_index(stored_path: Path, path: str | os.PathLike[str]) -> FrameIndex | None:
+def _load_index(stored_path: Path | None, path: str | os.PathLike[str]) -> FrameIndex | None:
     """Read a stored index; return `None` if it is missing or cannot be read."""
     stored = _load(stored_path)
     if stored is None:
@@ -295,15 +299,17 @@ def _tracks_from_json(values: dict[str, Any] | None) -> Tracks | None:
     )
 
 
-def _store_index(index: FrameIndex, stored_path: Path) -> None:
+def _store_index(index: FrameIndex, stored_path: Path | None) -> None:
     """Store an index; if that fails, log a warning and continue."""
     values = {f.name: getattr(index, f.name) for f in fields(index) if f.name not in ("seconds", "table", "path")}
     values["tracks"] = None if index.tracks is None else asdict(index.tracks)
     _store({"seconds": index.seconds} | (vars(index.table) if index.table else {}), values, stored_path)
 
 
-def _load(stored_path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+def _load(stored_path: Path | None) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Read stored arrays and values; return `None` if they are missing or cannot be read."""
+    if stored_path is None:
+        return None
     try:
         with safe_open(stored_path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it has no iterator
@@ -312,8 +318,10 @@ def _load(stored_path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | N
         return None
 
 
-def _store(arrays: dict[str, np.ndarray], values: dict[str, Any], stored_path: Path) -> None:
+def _store(arrays: dict[str, np.ndarray], values: dict[str, Any], stored_path: Path | None) -> None:
     """Store arrays and values; if that fails, log a warning and continue."""
+    if stored_path is None:
+        return
     content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"index": json.dumps(values)})
     try:
         stored_path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,17 +37,29 @@ class _Sent(NamedTuple):
     dtype: torch.dtype
 
 
-_loans: dict[int, _Loan] = {}  # the latest loan of each block that this worker may send, by address
+_loans: dict[int, _Loan] = {}  # the latest loan of each block that this process may send, by address
 _received: dict[int, _Loan] = {}  # those of blocks made by another process, which this one passes on, by inode
+_is_loader = False
+
+
+def pass_batches_on() -> None:
+    """Declare that this process passes its batches on to another one, as a worker of a `DataLoader` does."""
+    global _is_loader
+    _is_loader = True
+
+
+def passes_batches_on() -> bool:
+    """Return whether this process passes its batches on to another one."""
+    return _is_loader or get_worker_info() is not None
 
 
 def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     """
     Return an uninitialised tensor.
 
-    In a worker of a `DataLoader` (on Linux) it is in shared memory, which avoids a copy later, and reuses the memory
-    of a tensor that was passed on before and is no longer in use: the system would have to clear new memory, which
-    takes more time than everything else in passing on a batch.
+    In a process that passes its batches on (on Linux) it is in shared memory, which avoids a copy later, and reuses
+    the memory of a tensor that was passed on before and is no longer in use: the system would have to clear new
+    memory, which takes more time than everything else in passing on a batch.
 
     Args:
         shape (`int`): Shape of the tensor, with at least one element.
@@ -56,7 +68,7 @@ def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     Returns:
         `torch.Tensor`: A tensor with arbitrary values.
     """
-    if get_worker_info() is None or not CAN_SHARE:
+    if not passes_batches_on() or not CAN_SHARE:
         return torch.empty(shape, dtype=dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
     free = [loan for loan in _loans.values() if loan.block[-1] == FREE]
@@ -76,7 +88,8 @@ def batch_tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 class SharedBatch(dict[str, Any]):
     """A batch that arrives in another process as a plain dictionary, without copies of tensors of [`batch_tensor`].
 
-    In a worker it arrives as a `SharedBatch`, which the worker may pass on, and which outlives its sender.
+    In a process that passes its batches on, such as a worker of a `DataLoader`, it arrives as a `SharedBatch`, which
+    outlives its sender.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,7 +107,7 @@ class SharedBatch(dict[str, Any]):
 
 
 def forget_blocks() -> None:
-    """Forget all blocks in a fork of a worker, since they belong to the worker."""
+    """Forget all blocks in a fork of a process, since they belong to that process."""
     for loan in _loans.values():
         os.close(loan.file)
     _loans.clear()
@@ -102,7 +115,7 @@ def forget_blocks() -> None:
 
 
 def _receive(sent: dict[str, Any]) -> dict[str, Any]:
-    hands_on = get_worker_info() is not None
+    hands_on = passes_batches_on()
     if hands_on:
         for inode in [inode for inode, loan in _received.items() if loan.is_sent and loan.block[-1] == FREE]:
             loan = _received.pop(inode)

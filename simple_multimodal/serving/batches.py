@@ -1,0 +1,63 @@
+"""Batches out of clips that were read one by one."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
+
+
+def batch_key(batch: dict[str, Any]) -> Hashable:
+    """Return a key that is equal for batches that [`concatenate`] takes: the names, dtypes and shapes of the entries,
+    apart from the number of rows.
+    """
+    return tuple(
+        (name, value.dtype, tuple(value.shape[1:]))
+        for name, value in sorted(batch.items())
+        if name not in AUDIO_WINDOW_KEYS
+    )
+
+
+def num_bytes(batch: dict[str, Any]) -> int:
+    """Return the memory of a batch's tensors."""
+    return sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+
+
+def concatenate(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """
+    Concatenate batches of the collator, in their order. The result is what the collator makes of all rows at once.
+
+    Nothing is padded: with padding, the audio of a clip would depend on the clips that happen to be read with it, and
+    the model would compute more windows. Texts are tokenized together instead, with [`MultimodalProcessor.tokenize`],
+    whose entries replace those of batches without text.
+
+    Args:
+        batches (`Sequence[dict]`): At least one batch; all have the same [`batch_key`].
+
+    Returns:
+        `dict[str, Any]`: The entries of the batches, concatenated along the first dimension.
+
+    Raises:
+        ValueError: If the batches have different keys.
+    """
+    if len({batch_key(batch) for batch in batches}) != 1:
+        raise ValueError("batches can only be concatenated if their entries have the same names, dtypes and shapes")
+    names = [name for name in batches[0] if name not in AUDIO_WINDOW_KEYS]
+    whole: dict[str, Any] = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+    if AUDIO_WINDOW_KEYS[0] in batches[0]:
+        whole |= dict(zip(AUDIO_WINDOW_KEYS, _windows(batches), strict=True))
+    return whole
+
+
+def _windows(batches: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Return the values of `AUDIO_WINDOW_KEYS` for all batches, as [`windows_with_audio`] does."""
+    windows_key, counts_key = AUDIO_WINDOW_KEYS
+    windows: list[torch.Tensor] = []
+    counts: list[int] = []
+    for batch in batches:
+        own = batch[windows_key][: sum(batch[counts_key])]  # not the window that is listed if none holds audio
+        windows.append(own + torch.tensor([len(counts), 0]))
+        counts += batch[counts_key]
+    found = torch.cat(windows)
+    return (found if len(found) else found.new_zeros(1, 2)), tuple(counts)

@@ -1,0 +1,248 @@
+"""Read clips of strangers in processes that are not the server's."""
+
+import math
+import multiprocessing
+import threading
+import time
+from typing import Any, Literal
+
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.loader_processes import blocking_sigterm
+from simple_multimodal.data.rows import Row
+from simple_multimodal.errors import InputError
+from simple_multimodal.serving.reading import ReaderLostError, ReadingLimits, read_clips, row_of
+from simple_multimodal.serving.waiting import Job, WaitingJobs
+
+START_METHOD: Literal["forkserver"] = (
+    "forkserver"  # not a fork of the server, which has threads, and restarts without importing torch again
+)
+START_SECONDS = 120.0  # on a loaded machine, with cold files
+GRACE_SECONDS = 10.0  # in which a reading process must have enforced its own limits
+IDLE_SECONDS = 1.0  # between two checks that an idle process is alive
+
+Batch = dict[str, Any]
+
+_starting = threading.Lock()
+
+
+class ClipReaders:
+    """
+    Processes that read clips of strangers. Each has a child that opens and decodes the files; see
+    [`SupervisedReader`].
+
+    A clip that crashes its decoder, takes too long or takes too much memory costs the child, which is replaced within
+    milliseconds. If the reading process itself is killed, the clip in its hands gets a [`ReaderLostError`], and
+    another process takes its place. No other clip is affected. Nothing is written: indices of files stay in memory,
+    and batches are passed on in anonymous memory.
+
+    Args:
+        collator ([`MultimodalCollator`]): Collator of the model's pipeline.
+        num_processes (`int`, *optional*, defaults to 2): Number of processes.
+        limits ([`ReadingLimits`], *optional*): Limits for a clip; by default its defaults.
+        max_waiting (`int`, *optional*, defaults to 256): Number of clips that may wait; further ones are refused.
+
+    Attributes:
+        waiting ([`WaitingJobs`]): The queue, with its counters.
+        num_read (`int`): Number of clips that were read.
+        num_unreadable (`int`): Number of clips that could not be read.
+        num_lost (`int`): Number of clips whose process was lost.
+
+    Example:
+
+    ```python
+    >>> readers = ClipReaders(pipeline.collator, num_processes=2)
+    >>> batch = await result_of(readers.submit("upload/5f2c"))  # in a coroutine
+    >>> batch["pixel_values_videos"].shape
+    torch.Size([1, 16, 3, 224, 224])
+    >>> readers.close()
+    ```
+    """
+
+    def __init__(
+        self,
+        collator: MultimodalCollator,
+        *,
+        num_processes: int = 2,
+        limits: ReadingLimits | None = None,
+        max_waiting: int = 256,
+    ):
+        if min(num_processes, max_waiting) < 1:
+            raise InputError(
+                f"`num_processes` and `max_waiting` must be 1 or more, got {num_processes} and {max_waiting}."
+            )
+        if collator.decode_device != "cpu":
+            raise InputError(
+                f"Clips of strangers are decoded in processes that may crash, not on a GPU: leave out "
+                f"`decode_device={collator.decode_device!r}`."
+            )
+        self.waiting: WaitingJobs[Row, Batch] = WaitingJobs(max_waiting=max_waiting)
+        self.num_read = 0
+        self.num_unreadable = 0
+        self.num_lost = 0
+        self._processes = [_ReadingProcess(collator, limits or ReadingLimits()) for _ in range(num_processes)]
+        self._counting = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, args=(process,), name="clip reader", daemon=True)
+            for process in self._processes
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_restarts(self) -> int:
+        """Number of processes that were started in the place of others."""
+        return sum(max(process.num_starts - 1, 0) for process in self._processes)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the reading processes; their children are not listed."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    def submit(self, file: str, *, audio: str | None = None, deadline: float = math.inf) -> Job[Row, Batch]:
+        """
+        Read a clip in the next idle process.
+
+        Args:
+            file (`str`): Media file of the clip, with or without video. Its owner removes it once the job is done.
+            audio (`str`, *optional*): File with the clip's audio; by default the audio of `file` is used.
+            deadline (`float`, *optional*): Time by `time.monotonic` after which reading is not begun any more; by
+                default there is none.
+
+        Returns:
+            [`Job`]: Future of the collator's batch of one row, without text: texts of a batch are tokenized together.
+            Cancelling it removes the clip from the queue; one that is being read is read to its end. It raises
+            [`ClipError`] if the clip cannot be read, [`ReaderLostError`], [`DeadlineError`] or [`ClosedError`].
+
+        Raises:
+            QueueFullError: If too many clips are waiting.
+            ClosedError: If the readers are closed.
+        """
+        return self.waiting.put(row_of(file, audio), deadline=deadline)
+
+    def wait_until_ready(self) -> None:
+        """
+        Wait until all processes can read.
+
+        Raises:
+            ReaderLostError: If a process does not start.
+        """
+        ends = time.monotonic() + START_SECONDS
+        for process in self._processes:
+            if not process.is_ready.wait(ends - time.monotonic()):
+                raise ReaderLostError("the processes that read clips do not start; the server's log says why")
+
+    def close(self, *, drain: bool = True) -> None:
+        """
+        Refuse new clips, wait until the accepted ones are read, and end the processes.
+
+        Args:
+            drain (`bool`, *optional*, defaults to `True`): Whether to read the clips that are waiting; otherwise they
+                get a [`ClosedError`]. Clips that are being read are read to their end in both cases.
+        """
+        self.waiting.close(drain=drain)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, process: "_ReadingProcess") -> None:
+        """Have one process read clips; runs in a thread of its own."""
+        process.start()
+        while (jobs := self.waiting.take(timeout_seconds=IDLE_SECONDS)) is not None:
+            if jobs:
+                self._answer(jobs[0], process)
+            else:
+                process.check()
+            del jobs  # with their results, while others are waited for
+        process.end()
+
+    def _answer(self, job: Job[Row, Batch], process: "_ReadingProcess") -> None:
+        try:
+            result = process.read(job.item)
+        except Exception as error:  # none is expected, but the thread must go on
+            result = ReaderLostError(f"reading the clip failed: {type(error).__name__}")
+        with self._counting:
+            self.num_read += not isinstance(result, Exception)
+            self.num_lost += isinstance(result, ReaderLostError)
+            self.num_unreadable += isinstance(result, InputError)
+        if isinstance(result, Exception):
+            job.finish(error=result)
+        else:
+            job.finish(result)
+
+
+class _ReadingProcess:
+    """
+    A process that runs [`read_clips`], and is replaced if it ends. All methods are called by one thread.
+
+    Args:
+        collator ([`MultimodalCollator`]): Collator of the rows.
+        limits ([`ReadingLimits`]): Limits for a clip.
+    """
+
+    def __init__(self, collator: MultimodalCollator, limits: ReadingLimits):
+        self.collator = collator
+        self.limits = limits
+        self.num_starts = 0
+        self.pid: int | None = None
+        self.is_ready = threading.Event()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context(START_METHOD)
+        context.set_forkserver_preload([read_clips.__module__])
+        self._connection, connection = context.Pipe()
+        self._process = context.Process(
+            target=read_clips, args=(connection, self.collator, self.limits), name="clip reader", daemon=True
+        )
+        with _starting, blocking_sigterm(START_METHOD):
+            self._process.start()
+        connection.close()
+        self.num_starts += 1
+        self.pid = self._process.pid
+
+    def check(self) -> None:
+        """Replace the process if it has ended, and note when it is ready."""
+        if not self._process.is_alive():
+            self._replace()
+        elif not self.is_ready.is_set() and self._connection.poll():
+            self._receive(0.0)
+
+    def read(self, row: Row) -> Batch | Exception:
+        """Return the batch of a clip, or why there is none."""
+        for is_last_attempt in (False, True):
+            try:
+                if not self.is_ready.is_set():
+                    self._receive(START_SECONDS)
+                self._connection.send(row)
+                break
+            except (EOFError, OSError):  # it has ended, but not because of this clip
+                self._replace()
+                if is_last_attempt:
+                    return ReaderLostError("the processes that read clips do not start; the server's log says why")
+        try:
+            return self._receive(self.limits.read_seconds + GRACE_SECONDS)
+        except (EOFError, OSError):  # OSError: it has taken the memory of the batch with it
+            self._replace()
+            return ReaderLostError("the process that read the clip was ended")
+
+    def end(self) -> None:
+        """End the process."""
+        self._connection.close()  # tells it to end
+        self._process.join(GRACE_SECONDS)
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+
+    def _receive(self, timeout_seconds: float) -> Any:
+        """Return the next message. The first one says that the process is ready."""
+        if not self._connection.poll(timeout_seconds):
+            raise TimeoutError
+        message = self._connection.recv()
+        self.is_ready.set()
+        return message
+
+    def _replace(self) -> None:
+        self.is_ready.clear()
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.start()

@@ -1,0 +1,198 @@
+"""What happens in a reading process: open, check and read clips of strangers, in a child that may crash."""
+
+import itertools
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+import torch
+
+from simple_multimodal.data.bad_samples import BadSampleError
+from simple_multimodal.data.batch_reader import BatchReader, Key, SupervisedReader
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.data.loader_processes import LoaderInit
+from simple_multimodal.data.rows import EMPTY_ROW, Row
+from simple_multimodal.errors import InputError
+from simple_multimodal.media.container import HEADER_FORMATS, open_media, require_video
+from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.index_cache import index_cache
+from simple_multimodal.processing.batch_memory import pass_batches_on
+
+logger = logging.getLogger(__name__)
+
+INDICES_IN_MEMORY = 4  # of the files of a clip; a file is read once
+ESTIMATED_FORMATS = {"aac", "mp3"}  # their length follows from the bit rate, which may vary
+MICROSECONDS = 1e-6
+
+_SETTING = re.compile(r" \(`\w+`\)")
+_PATH = re.compile(r"(?<![\w.:/])(?:/[^\s/'\"`|,;:()]+)+/?")
+
+
+class ClipError(InputError):
+    """A clip cannot be read; the message is the reason, without a path or setting of the server."""
+
+
+class ReaderLostError(RuntimeError):
+    """A clip was not read because the process that read it was killed or failed. The clip may be intact."""
+
+
+@dataclass(frozen=True)
+class ReadingLimits:
+    """
+    Limits for clips of strangers. A clip that exceeds one gets a [`ClipError`].
+
+    Args:
+        read_seconds (`float`, *optional*, defaults to 20.0): Time to read a clip.
+        memory_gigabytes (`float`, *optional*, defaults to 1.0): Memory to read a clip.
+        clip_seconds (`float`, *optional*, defaults to 600.0): Duration of the video, and the duration that the header
+            of a file states. Audio that is longer than its header states is limited by `read_seconds`.
+        frames (`int`, *optional*, defaults to 65536): Number of frames of the video.
+        pixels (`int`, *optional*, defaults to 9437184): Pixels of a frame.
+    """
+
+    read_seconds: float = 20.0
+    memory_gigabytes: float = 1.0
+    clip_seconds: float = 600.0
+    frames: int = 2**16
+    pixels: int = 4096 * 2304
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise InputError(f"`{name}` must be positive, got {value}.")
+
+
+def row_of(file: str, audio: str | None = None) -> Row:
+    """
+    Return the row of a clip, without opening its files.
+
+    Args:
+        file (`str`): Media file of the clip, with or without video.
+        audio (`str`, *optional*): File with the clip's audio; by default its own track.
+    """
+    path = os.path.abspath(file)
+    row: Row = {**EMPTY_ROW, "video": path, "audio": path, "group": path}
+    del row["is_skipped"]
+    return row if audio is None else {**row, "audio": os.path.abspath(audio), "audio_from_video": False}
+
+
+class ClipReader(BatchReader):
+    """
+    Reader of one clip at a time, whose files are opened only here.
+
+    Args:
+        collator ([`MultimodalCollator`]): Collator of the rows.
+        limits ([`ReadingLimits`]): Limits for a clip.
+    """
+
+    def __init__(self, collator: MultimodalCollator, limits: ReadingLimits):
+        super().__init__(None, collator)
+        self.limits = limits
+
+    def __call__(self, keys: Sequence[Key | Row]) -> dict[str, Any]:
+        (row,) = keys
+        assert not isinstance(row, tuple)
+        if self.collator.in_flight is None:
+            return super().__call__(keys)
+        with self.collator.in_flight.reading(row["index"], row["video"] or ""):  # the time limit is for all of it
+            return super().__call__(keys)
+
+    def row(self, key: Key | Row) -> Row:
+        """Return the row of a clip that [`row_of`] made, after a look at its files: one without video is audio.
+
+        Raises:
+            MediaError: If a file cannot be read as media, or the clip exceeds a limit.
+        """
+        assert not isinstance(key, tuple)
+        row, limits = key, self.limits
+        video, audio = cast(str, row["video"]), cast(str, row["audio"])
+        for file in dict.fromkeys((video, audio)):
+            _check(file, "lasts", _stated_seconds(file), "seconds", limits.clip_seconds)
+        tracks = index_cache.tracks(video)
+        if tracks.video is None:
+            if not row["audio_from_video"]:
+                require_video(tracks, video)
+            return {**row, "video": None, "audio_from_video": False}
+        if "video" in set(self.collator.processor.modalities) - set(self.collator.drop_modalities):
+            _check(video, "has frames of", tracks.video.width * tracks.video.height, "pixels", limits.pixels)
+            index = index_cache.get(video)  # which reading the frames needs, too
+            _check(video, "has frames of", index.width * index.height, "pixels", limits.pixels)
+            _check(video, "has", index.num_frames, "frames", limits.frames)
+            _check(video, "lasts", index.duration_seconds, "seconds", limits.clip_seconds)
+        return row
+
+
+def _check(file: str, what: str, value: float, unit: str, limit: float) -> None:
+    if value > limit:
+        raise MediaError(f"{file!r}: {what} {value:.10g} {unit}; at most {limit:.10g} are allowed")
+
+
+def _stated_seconds(file: str) -> float:
+    """Return the duration that the header of a file states; 0 if it states none."""
+    with open_media(file, probe="nothing") as container:
+        is_stated = container.format.name in HEADER_FORMATS - ESTIMATED_FORMATS
+        return (container.duration or 0) * MICROSECONDS if is_stated else 0.0
+
+
+def public_reason(message: str, files: Sequence[str | None]) -> str:
+    """
+    Return the message of an error about a clip without what concerns the server alone: paths, and the names of its
+    settings.
+
+    Args:
+        message (`str`): The message.
+        files (`Sequence[str]`): Files of the clip.
+    """
+    for file in filter(None, files):
+        for name in (repr(file), file):
+            message = message.replace(f"{name}: ", "").replace(name, "the file")
+    message = _SETTING.sub("", _PATH.sub("…", message))
+    return " ".join(message.split())
+
+
+def read_clips(connection: Connection, collator: MultimodalCollator, limits: ReadingLimits) -> None:
+    """
+    Read clips in this process until its owner ends, or closes the connection.
+
+    Args:
+        connection (`Connection`): Connection on which rows of [`row_of`] are received. Each is answered with a batch
+            of one row, a [`ClipError`] or a [`ReaderLostError`]. The first message, when all is ready, is `None`.
+        collator ([`MultimodalCollator`]): Collator of the rows.
+        limits ([`ReadingLimits`]): Limits for a clip.
+    """
+    LoaderInit()(0)  # ends with the owner, and leaves signals for the whole group to it
+    torch.set_num_threads(1)  # there are as many processes as cores to use
+    pass_batches_on()
+    index_cache.on_disk = False  # the indices of uploads would fill it
+    index_cache.max_files = INDICES_IN_MEMORY
+    collator.parallel = False  # the file at fault is known at once, and read once
+    reader = SupervisedReader(
+        ClipReader(collator, limits),
+        timeout_seconds=limits.read_seconds,
+        memory_gigabytes=limits.memory_gigabytes,
+        in_child=True,
+    )
+    connection.send(None)
+    for number in itertools.count():
+        try:
+            row = connection.recv()
+        except EOFError:
+            return
+        connection.send(_answer(reader, {**cast(Row, row), "index": number, "id": str(number)}))
+        reader.read.known.clear()  # it will not see this clip again
+
+
+def _answer(reader: SupervisedReader, row: Row) -> dict[str, Any] | Exception:
+    try:
+        return reader([row])
+    except BadSampleError as error:
+        reason = public_reason(error.sample.reason, [row["video"], row["audio"]])
+        # Limits have their own reasons; otherwise the system or its administrator killed the child.
+        return ReaderLostError(reason) if "(SIGKILL)" in reason else ClipError(reason)
+    except Exception:
+        logger.exception("Reading a clip failed")
+        return ReaderLostError("reading the clip failed; the server's log says why")
