@@ -1,17 +1,22 @@
-"""Read clips of strangers in processes that are not the server's."""
+"""Read untrusted clips in processes that are not the server's."""
 
+import logging
 import math
 import multiprocessing
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.loader_processes import blocking_sigterm
 from simple_multimodal.data.rows import Row
 from simple_multimodal.errors import InputError
+from simple_multimodal.processing.batch_memory import CAN_SHARE
 from simple_multimodal.serving.reading import ReaderLostError, ReadingLimits, read_clips, row_of
 from simple_multimodal.serving.waiting import Job, WaitingJobs
+
+logger = logging.getLogger(__name__)
 
 START_METHOD: Literal["forkserver"] = (
     "forkserver"  # not a fork of the server, which has threads, and restarts without importing torch again
@@ -19,6 +24,9 @@ START_METHOD: Literal["forkserver"] = (
 START_SECONDS = 120.0  # on a loaded machine, with cold files
 GRACE_SECONDS = 10.0  # in which a reading process must have enforced its own limits
 IDLE_SECONDS = 1.0  # between two checks that an idle process is alive
+POLL_SECONDS = 0.1
+MAX_STARTS = 3  # of a process, before the first one is ready
+NO_START = "the processes that read clips do not start; the server's log says why"
 
 Batch = dict[str, Any]
 
@@ -27,8 +35,7 @@ _starting = threading.Lock()
 
 class ClipReaders:
     """
-    Processes that read clips of strangers. Each has a child that opens and decodes the files; see
-    [`SupervisedReader`].
+    Processes that read untrusted clips. Each has a child that opens and decodes the files; see [`SupervisedReader`].
 
     A clip that crashes its decoder, takes too long or takes too much memory costs the child, which is replaced within
     milliseconds. If the reading process itself is killed, the clip in its hands gets a [`ReaderLostError`], and
@@ -70,9 +77,11 @@ class ClipReaders:
             raise InputError(
                 f"`num_processes` and `max_waiting` must be 1 or more, got {num_processes} and {max_waiting}."
             )
+        if not CAN_SHARE:
+            raise InputError("Untrusted clips can only be read on Linux, in processes that may crash.")
         if collator.decode_device != "cpu":
             raise InputError(
-                f"Clips of strangers are decoded in processes that may crash, not on a GPU: leave out "
+                f"Untrusted clips are decoded in processes that may crash, not on a GPU: leave out "
                 f"`decode_device={collator.decode_device!r}`."
             )
         self.waiting: WaitingJobs[Row, Batch] = WaitingJobs(max_waiting=max_waiting)
@@ -128,8 +137,9 @@ class ClipReaders:
         """
         ends = time.monotonic() + START_SECONDS
         for process in self._processes:
-            if not process.is_ready.wait(ends - time.monotonic()):
-                raise ReaderLostError("the processes that read clips do not start; the server's log says why")
+            while not process.is_ready.wait(POLL_SECONDS):
+                if process.num_starts > MAX_STARTS or time.monotonic() > ends:
+                    raise ReaderLostError(NO_START)
 
     def close(self, *, drain: bool = True) -> None:
         """
@@ -145,14 +155,14 @@ class ClipReaders:
 
     def _work(self, process: "_ReadingProcess") -> None:
         """Have one process read clips; runs in a thread of its own."""
-        process.start()
+        process.check()
         while (jobs := self.waiting.take(timeout_seconds=IDLE_SECONDS)) is not None:
             if jobs:
                 self._answer(jobs[0], process)
             else:
                 process.check()
             del jobs  # with their results, while others are waited for
-        process.end()
+        process.end(patience_seconds=GRACE_SECONDS)
 
     def _answer(self, job: Job[Row, Batch], process: "_ReadingProcess") -> None:
         try:
@@ -184,52 +194,62 @@ class _ReadingProcess:
         self.num_starts = 0
         self.pid: int | None = None
         self.is_ready = threading.Event()
-
-    def start(self) -> None:
-        context = multiprocessing.get_context(START_METHOD)
-        context.set_forkserver_preload([read_clips.__module__])
-        self._connection, connection = context.Pipe()
-        self._process = context.Process(
-            target=read_clips, args=(connection, self.collator, self.limits), name="clip reader", daemon=True
-        )
-        with _starting, blocking_sigterm(START_METHOD):
-            self._process.start()
-        connection.close()
-        self.num_starts += 1
-        self.pid = self._process.pid
+        self._process: BaseProcess | None = None
 
     def check(self) -> None:
-        """Replace the process if it has ended, and note when it is ready."""
-        if not self._process.is_alive():
-            self._replace()
-        elif not self.is_ready.is_set() and self._connection.poll():
-            self._receive(0.0)
+        """Start the process, or replace it if it has ended, and note when it is ready."""
+        try:
+            if self._process is None or not self._process.is_alive():
+                self.end()
+                self._start()
+            elif not self.is_ready.is_set() and self._connection.poll():
+                self._receive(0.0)
+        except (EOFError, OSError) as error:  # tried again when a clip comes, and after some time
+            logger.warning("A process that reads clips does not start: %s", error)
 
     def read(self, row: Row) -> Batch | Exception:
         """Return the batch of a clip, or why there is none."""
-        for is_last_attempt in (False, True):
+        for _ in range(2):
             try:
+                if self._process is None:
+                    self._start()
                 if not self.is_ready.is_set():
                     self._receive(START_SECONDS)
                 self._connection.send(row)
                 break
-            except (EOFError, OSError):  # it has ended, but not because of this clip
-                self._replace()
-                if is_last_attempt:
-                    return ReaderLostError("the processes that read clips do not start; the server's log says why")
+            except (EOFError, OSError):  # it ended before this clip
+                self.end()
+        else:
+            return ReaderLostError(NO_START)
         try:
             return self._receive(self.limits.read_seconds + GRACE_SECONDS)
         except (EOFError, OSError):  # OSError: it has taken the memory of the batch with it
-            self._replace()
+            self.end()
             return ReaderLostError("the process that read the clip was ended")
 
-    def end(self) -> None:
-        """End the process."""
-        self._connection.close()  # tells it to end
-        self._process.join(GRACE_SECONDS)
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+    def end(self, *, patience_seconds: float = 0.0) -> None:
+        """End the process, by force if it does not end in time."""
+        self.is_ready.clear()
+        if self._process is not None:
+            self._connection.close()  # tells it to end
+            self._process.join(patience_seconds)
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._process = self.pid = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context(START_METHOD)
+        context.set_forkserver_preload([read_clips.__module__])
+        self._connection, connection = context.Pipe()
+        process = context.Process(
+            target=read_clips, args=(connection, self.collator, self.limits), name="clip reader", daemon=True
+        )
+        self.num_starts += 1
+        with connection, _starting, blocking_sigterm(START_METHOD):
+            process.start()
+        self._process = process
+        self.pid = process.pid
 
     def _receive(self, timeout_seconds: float) -> Any:
         """Return the next message. The first one says that the process is ready."""
@@ -238,11 +258,3 @@ class _ReadingProcess:
         message = self._connection.recv()
         self.is_ready.set()
         return message
-
-    def _replace(self) -> None:
-        self.is_ready.clear()
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-        self.start()

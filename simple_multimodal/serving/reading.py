@@ -1,4 +1,4 @@
-"""What happens in a reading process: open, check and read clips of strangers, in a child that may crash."""
+"""What happens in a reading process: open, check and read untrusted clips, in a child that may crash."""
 
 import itertools
 import logging
@@ -19,6 +19,7 @@ from simple_multimodal.data.rows import EMPTY_ROW, Row
 from simple_multimodal.errors import InputError
 from simple_multimodal.media.container import HEADER_FORMATS, open_media, require_video
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.index_cache import index_cache
 from simple_multimodal.processing.batch_memory import pass_batches_on
 
@@ -43,7 +44,7 @@ class ReaderLostError(RuntimeError):
 @dataclass(frozen=True)
 class ReadingLimits:
     """
-    Limits for clips of strangers. A clip that exceeds one gets a [`ClipError`].
+    Limits for untrusted clips. A clip that exceeds one gets a [`ClipError`].
 
     Args:
         read_seconds (`float`, *optional*, defaults to 20.0): Time to read a clip.
@@ -112,17 +113,21 @@ class ClipReader(BatchReader):
         video, audio = cast(str, row["video"]), cast(str, row["audio"])
         for file in dict.fromkeys((video, audio)):
             _check(file, "lasts", _stated_seconds(file), "seconds", limits.clip_seconds)
-        tracks = index_cache.tracks(video)
-        if tracks.video is None:
-            if not row["audio_from_video"]:
-                require_video(tracks, video)
-            return {**row, "video": None, "audio_from_video": False}
+        index: FrameIndex | None = None
         if "video" in set(self.collator.processor.modalities) - set(self.collator.drop_modalities):
-            _check(video, "has frames of", tracks.video.width * tracks.video.height, "pixels", limits.pixels)
-            index = index_cache.get(video)  # which reading the frames needs, too
+            try:
+                index = index_cache.get(video)  # which reading the frames needs, too
+            except MediaError:
+                if index_cache.tracks(video).video is not None:
+                    raise
+        if index is not None:
             _check(video, "has frames of", index.width * index.height, "pixels", limits.pixels)
             _check(video, "has", index.num_frames, "frames", limits.frames)
             _check(video, "lasts", index.duration_seconds, "seconds", limits.clip_seconds)
+        elif index_cache.tracks(video).video is None:
+            if not row["audio_from_video"]:
+                require_video(index_cache.tracks(video), video)
+            return {**row, "video": None, "audio_from_video": False}
         return row
 
 

@@ -53,7 +53,7 @@ class Job(Future, Generic[Item, Result]):
 
     def finish(self, result: Result | None = None, error: BaseException | None = None) -> None:
         """Set the result or the error of a running job, and release its item."""
-        del self.item  # whoever holds the future need not hold the tensors of the request
+        del self.item  # the future may be held for longer than the tensors of the request are needed
         if error is None:
             self.set_result(result)
         else:

@@ -69,6 +69,18 @@ def test_the_cache_drops_the_least_recently_used(tmp_path, monkeypatch):
     assert loaded == ["a", "b", "c", "b"]
 
 
+def test_a_cache_in_memory_alone_neither_reads_nor_writes_files(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "clip.mp4", num_frames=3)
+    FrameIndexCache(4).get(path, tmp_path / "index")
+    stored = sorted((tmp_path / "index").rglob("*"))
+    monkeypatch.setattr(index_cache_module, "safe_open", lambda *args, **kwargs: pytest.fail("was opened"))
+    cache = FrameIndexCache(4, on_disk=False)
+    for folder in (tmp_path / "index", tmp_path / "other"):
+        assert cache.get(path, folder).num_frames == cache.rebuild(path, folder).num_frames == 3
+        assert cache.tracks(path, folder).video is not None
+    assert sorted((tmp_path / "index").rglob("*")) == stored and not (tmp_path / "other").exists()
+
+
 def _index_in_child(path, results):
     results.put(index_video(path).num_frames)
 

@@ -297,24 +297,26 @@ class Large:
 
 def test_neither_items_nor_results_are_held_after_the_answer(make):
     """Without the garbage collector, which may come late."""
-    items, results = [], []
+    items, results, jobs = [], [], []
 
-    async def client(batcher):
+    async def client(batcher, holds_job):
         item = Large()
         items.append(weakref.ref(item))
         job = batcher.submit(item)
         del item
         results.append(weakref.ref(await result_of(job)))
+        if holds_job:
+            jobs.append(job)
 
-    batcher = make()
-    batcher.run = lambda items: [item * 2 for item in items]
+    batcher = make(lambda items: [item * 2 for item in items])
     gc.collect()
     gc.disable()
     try:
-        for _ in range(3):
-            asyncio.run(client(batcher))
+        for holds_job in (False, False, True):
+            asyncio.run(client(batcher, holds_job))
         batcher.close()
-        assert [item() for item in items] == [result() for result in results] == [None] * 3
+        assert [item() for item in items] == [None] * 3
+        assert [result() is None for result in results] == [True, True, False]
     finally:
         gc.enable()
 

@@ -1,4 +1,4 @@
-"""Clips of strangers: what one that misbehaves costs, and what is left of the others."""
+"""Untrusted clips: what one that misbehaves costs, and what is left of the others."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from simple_multimodal.serving.reading import ClipError, ReaderLostError, Readin
 from simple_multimodal.serving.waiting import ClosedError, DeadlineError, QueueFullError, result_of
 from tests.data.conftest import assert_equal
 from tests.processes import FORKSERVER
-from tests.serving.clips import FaultyCollator, own_readers
+from tests.serving.clips import FaultyCollator, Unreadable, own_readers
 
 LIMIT_SECONDS = 120.0
 LIMITS = ReadingLimits(read_seconds=3.0, memory_gigabytes=0.4, clip_seconds=30.0, frames=50, pixels=64 * 48)
@@ -80,6 +80,7 @@ def test_the_audio_may_be_another_file(readers, collator, clips):
 )
 def test_a_clip_that_misbehaves_costs_only_its_own_request(readers, collator, clips, name, error, reason):
     names = [f"{n}.mp4" for n in range(4)]
+    (clips / f"{name}_attempts").unlink(missing_ok=True)
     before = readers.num_restarts
     jobs = [readers.submit(str(clips / n)) for n in (*names, f"{name}.mp4", *names)]
     with pytest.raises(error) as found:
@@ -88,6 +89,7 @@ def test_a_clip_that_misbehaves_costs_only_its_own_request(readers, collator, cl
     for n, job in zip(names * 2, jobs, strict=True):
         assert_same_clip(job.result(LIMIT_SECONDS), expected_batch(collator, clips / n))
     assert readers.num_restarts == before  # only the child was replaced
+    assert (clips / f"{name}_attempts").read_text() == "x"  # it was not read again to find the file at fault
 
 
 def children_of(pid: int) -> list[int]:
@@ -212,6 +214,15 @@ def test_earlier_clips_are_forgotten(processor, clips):
     assert batch["num_indices"] == 4
 
 
+def test_large_tensors_are_passed_on_without_a_copy(readers, clips):
+    batch = read(readers, clips / "0.mp4")
+    with open("/proc/self/maps") as file:
+        blocks = [line.split()[0].split("-") for line in file if "memfd:batch" in line]
+    for name in ("pixel_values_videos", "audio_values"):
+        address = batch[name].data_ptr()
+        assert any(int(begin, 16) <= address < int(end, 16) for begin, end in blocks), name
+
+
 def test_batches_outlive_their_reader(processor, collator, clips):
     readers = ClipReaders(FaultyCollator(processor), num_processes=1)
     batches = [read(readers, clips / f"{n}.mp4") for n in (0, 3)]  # both with one window of audio
@@ -221,6 +232,17 @@ def test_batches_outlive_their_reader(processor, collator, clips):
     for n, name in enumerate(("0.mp4", "3.mp4")):
         expected = expected_batch(collator, clips / name)
         assert torch.equal(whole["pixel_values_videos"][n], expected["pixel_values_videos"][0])
+
+
+def test_processes_that_cannot_start_are_an_error(processor):
+    collator = MultimodalCollator(processor)
+    collator.targets = Unreadable()
+    readers = ClipReaders(collator, num_processes=1)
+    with pytest.raises(ReaderLostError, match="do not start"):
+        readers.wait_until_ready()
+    with pytest.raises(ReaderLostError, match="do not start"):
+        read(readers, "clip.mp4")
+    readers.close()
 
 
 def test_frames_cannot_be_decoded_on_a_gpu(processor):

@@ -1,4 +1,4 @@
-"""What is refused of strangers' clips, and what the reasons say."""
+"""Which untrusted clips are refused, and what the reasons say."""
 
 import re
 
@@ -68,7 +68,7 @@ def test_a_header_that_states_a_long_time_is_enough(collator, tmp_path, monkeypa
 def test_reasons_hold_no_path_of_the_server(processor, tmp_path):
     """For all media of the corpus that are quick to read."""
     collator = MultimodalCollator(processor, parallel=False)
-    folder = tmp_path / "uploads of (strangers)" / "it's"
+    folder = tmp_path / "uploads (of clients)" / "it's"
     folder.parent.mkdir()
     cases = [case for case in corpus._media(folder, "127.0.0.1:9", quick=True) if case.is_quick]
     cases = [case for case in cases if case.kind == "media"]
@@ -76,7 +76,7 @@ def test_reasons_hold_no_path_of_the_server(processor, tmp_path):
     refused = [case for case in cases if reasons[case.name]]
     assert len(refused) > 60
     for case in refused:
-        assert not re.search(r"/tmp|uploads|strangers|it.s/|`|\\n", reasons[case.name]), (
+        assert not re.search(r"/tmp|uploads|clients|it.s/|`|\\n", reasons[case.name]), (
             case.name,
             reasons[case.name],
         )
