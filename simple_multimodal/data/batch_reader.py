@@ -22,7 +22,7 @@ from simple_multimodal.data.in_flight import InFlight, Reading
 from simple_multimodal.data.loader_processes import die_with
 from simple_multimodal.data.randomness import sample_generator
 from simple_multimodal.data.rows import Row, RowDataset, without_files
-from simple_multimodal.processing.batch_memory import CAN_SHARE, SharedBatch, forget_blocks, pass_batches_on
+from simple_multimodal.processing.batch_memory import CAN_SHARE, SharedBatch, forget_blocks
 
 OnBadSamplePolicy = Literal["replace", "skip", "fail"]
 
@@ -349,7 +349,6 @@ def _serve(read: BatchReader, connection: Connection, worker: int) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # if memory runs out, this process is the most expendable
     forget_blocks()
-    pass_batches_on()
     while True:
         try:
             keys, read.collator.parallel = connection.recv()

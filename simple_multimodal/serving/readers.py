@@ -161,7 +161,6 @@ class ClipReaders:
                 self._answer(jobs[0], process)
             else:
                 process.check()
-            del jobs  # with their results, while others are waited for
         process.end(patience_seconds=GRACE_SECONDS)
 
     def _answer(self, job: Job[Row, Batch], process: "_ReadingProcess") -> None:
@@ -216,8 +215,9 @@ class _ReadingProcess:
                 if not self.is_ready.is_set():
                     self._receive(START_SECONDS)
                 self._connection.send(row)
+                self._receive(GRACE_SECONDS)  # it has the clip
                 break
-            except (EOFError, OSError):  # it ended before this clip
+            except (EOFError, OSError):  # it ended before it had the clip
                 self.end()
         else:
             return ReaderLostError(NO_START)

@@ -164,8 +164,9 @@ def read_clips(connection: Connection, collator: MultimodalCollator, limits: Rea
     Read clips in this process until its owner ends, or closes the connection.
 
     Args:
-        connection (`Connection`): Connection on which rows of [`row_of`] are received. Each is answered with a batch
-            of one row, a [`ClipError`] or a [`ReaderLostError`]. The first message, when all is ready, is `None`.
+        connection (`Connection`): Connection on which rows of [`row_of`] are received. `None` is sent when this
+            process is ready, and when it has received a row. Each row is answered with a batch of one row, a
+            [`ClipError`] or a [`ReaderLostError`].
         collator ([`MultimodalCollator`]): Collator of the rows.
         limits ([`ReadingLimits`]): Limits for a clip.
     """
@@ -187,6 +188,7 @@ def read_clips(connection: Connection, collator: MultimodalCollator, limits: Rea
             row = connection.recv()
         except EOFError:
             return
+        connection.send(None)
         connection.send(_answer(reader, {**cast(Row, row), "index": number, "id": str(number)}))
         reader.read.known.clear()  # it will not see this clip again
 
