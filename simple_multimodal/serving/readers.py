@@ -3,6 +3,7 @@
 import logging
 import math
 import multiprocessing
+import os
 import threading
 import time
 from multiprocessing.process import BaseProcess
@@ -18,9 +19,8 @@ from simple_multimodal.serving.waiting import Job, WaitingJobs
 
 logger = logging.getLogger(__name__)
 
-START_METHOD: Literal["forkserver"] = (
-    "forkserver"  # not a fork of the server, which has threads, and restarts without importing torch again
-)
+# Processes are not forks of the server, which has threads, and are replaced without loading torch again.
+START_METHOD: Literal["forkserver"] = "forkserver"
 START_SECONDS = 120.0  # on a loaded machine, with cold files
 GRACE_SECONDS = 10.0  # in which a reading process must have enforced its own limits
 IDLE_SECONDS = 1.0  # between two checks that an idle process is alive
@@ -107,12 +107,19 @@ class ClipReaders:
         """Process ids of the reading processes; their children are not listed."""
         return [process.pid for process in self._processes if process.pid is not None]
 
-    def submit(self, file: str, *, audio: str | None = None, deadline: float = math.inf) -> Job[Row, Batch]:
+    def submit(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        audio: str | os.PathLike[str] | None = None,
+        deadline: float = math.inf,
+    ) -> Job[Row, Batch]:
         """
         Read a clip in the next idle process.
 
         Args:
-            file (`str`): Media file of the clip, with or without video. Its owner removes it once the job is done.
+            file (`str`): Media file of the clip, with or without video. Its owner removes it once the job is done, not
+                when the client has gone.
             audio (`str`, *optional*): File with the clip's audio; by default the audio of `file` is used.
             deadline (`float`, *optional*): Time by `time.monotonic` after which reading is not begun any more; by
                 default there is none.

@@ -1,5 +1,6 @@
 """What happens in a reading process: open, check and read untrusted clips, in a child that may crash."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -21,6 +22,7 @@ from simple_multimodal.media.container import HEADER_FORMATS, open_media, requir
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.index_cache import index_cache
+from simple_multimodal.modalities import CLIP_MODALITIES, PRESENCE_KEYS
 from simple_multimodal.processing.batch_memory import pass_batches_on
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class ReadingLimits:
                 raise InputError(f"`{name}` must be positive, got {value}.")
 
 
-def row_of(file: str, audio: str | None = None) -> Row:
+def row_of(file: str | os.PathLike[str], audio: str | os.PathLike[str] | None = None) -> Row:
     """
     Return the row of a clip, without opening its files.
 
@@ -95,12 +97,21 @@ class ClipReader(BatchReader):
         self.limits = limits
 
     def __call__(self, keys: Sequence[Key | Row]) -> dict[str, Any]:
+        """Read a clip.
+
+        Raises:
+            BadSampleError: If it cannot be read, exceeds a limit, **or** holds nothing that the model takes.
+        """
         (row,) = keys
         assert not isinstance(row, tuple)
-        if self.collator.in_flight is None:
-            return super().__call__(keys)
-        with self.collator.in_flight.reading(row["index"], row["video"] or ""):  # the time limit is for all of it
-            return super().__call__(keys)
+        file, record = cast(str, row["video"]), self.collator.in_flight
+        # The time limit is for all of it.
+        with contextlib.nullcontext() if record is None else record.reading(row["index"], file):
+            batch = super().__call__(keys)
+        taken = [modality for modality in self.collator.processor.modalities if modality in CLIP_MODALITIES]
+        if not any(batch[PRESENCE_KEYS[modality]].any() for modality in taken):
+            raise BadSampleError.of(row, file, f"{file!r}: has no {' or '.join(taken)}, which the model needs")
+        return batch
 
     def row(self, key: Key | Row) -> Row:
         """Return the row of a clip that [`row_of`] made, after a look at its files: one without video is audio.

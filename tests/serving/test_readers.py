@@ -64,7 +64,7 @@ def test_clips_are_read_as_by_the_collator(readers, collator, clips):
 
 
 def test_the_audio_may_be_another_file(readers, collator, clips):
-    batch = read(readers, clips / "5.mp4", audio=str(clips / "audio.wav"))
+    batch = read(readers, clips / "5.mp4", audio=clips / "audio.wav")
     assert torch.equal(batch["audio_values"], expected_batch(collator, clips / "audio.wav")["audio_values"])
     assert torch.equal(batch["pixel_values_videos"], expected_batch(collator, clips / "5.mp4")["pixel_values_videos"])
     with pytest.raises(ClipError, match="^has no video stream"):

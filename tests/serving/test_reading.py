@@ -7,6 +7,7 @@ import pytest
 
 from simple_multimodal.data.bad_samples import BadSampleError
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from simple_multimodal.serving.reading import ClipReader, ReadingLimits, public_reason, row_of
 from tests.faults import corpus
 from tests.media.media_files import write_media
@@ -51,6 +52,16 @@ def test_a_model_without_video_reads_the_audio_of_a_clip_alone(processor, clips)
     collator = MultimodalCollator(processor, parallel=False, drop_modalities=("video",))
     assert reason(collator, clips / "0.mp4", ReadingLimits(pixels=1, frames=1)) == ""
     assert "pixels" in reason(MultimodalCollator(processor), clips / "0.mp4", ReadingLimits(pixels=1))
+
+
+def test_a_clip_without_anything_that_the_model_takes_is_refused(clips):
+    of_audio = MultimodalCollator(MultimodalProcessor(feature_extractor=AudioFeatureExtractor()), parallel=False)
+    of_video = MultimodalCollator(
+        MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=2)), parallel=False
+    )
+    assert reason(of_audio, clips / "5.mp4") == "has no audio, which the model needs"
+    assert reason(of_video, clips / "audio.wav") == "has no video, which the model needs"
+    assert reason(of_audio, clips / "audio.wav") == reason(of_video, clips / "5.mp4") == ""
 
 
 def test_limits_are_positive():
