@@ -100,6 +100,9 @@ class MultimodalCollator:
     ```
     """
 
+    opens_files = True
+    """Whether the files of rows are opened, not only named."""
+
     def __init__(
         self,
         processor: MultimodalProcessor,

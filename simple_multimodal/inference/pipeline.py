@@ -414,7 +414,9 @@ class Pipeline:
             sum_by_name(encoded.sums for encoded in encoded_batches),
         )
 
-    def _reader(self, collator: MultimodalCollator) -> SupervisedReader:
+    def _reader(self, collator: MultimodalCollator) -> BatchReader | SupervisedReader:
+        if not collator.opens_files:
+            return BatchReader(None, collator)
         # Without workers, reading a file that takes too long could only be stopped by ending this process.
         return SupervisedReader(
             BatchReader(None, collator, on_bad_sample="skip"),
@@ -424,6 +426,8 @@ class Pipeline:
 
     def _absent(self, rows: Sequence[Row]) -> list[BadSample]:
         """Return a bad sample for each row with a file that does not exist."""
+        if not self.collator.opens_files:
+            return []
         read = [m for m in self.processor.modalities if m in FILE_COLUMNS and m != "text" and self.takes(m)]
         found: dict[int, BadSample] = {}
         for row in rows:

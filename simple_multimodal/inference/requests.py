@@ -16,7 +16,7 @@ Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A media file, a folder of them, or a list of files."""
 
 Clip: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
-"""A media file, or a row as a dictionary."""
+"""A media file, a row as a dictionary, or a finished [`Row`]."""
 
 Clips: TypeAlias = Files | Clip | Sequence[Mapping[str, Any]] | RowDataset | datasets.Dataset | Any
 """Rows (a data set, its manifest, dictionaries, a pandas DataFrame), or [`Files`]."""
@@ -77,7 +77,8 @@ def as_requests(
 
 def rows_of_clips(clips: Sequence[Clip]) -> tuple[list[Row], list[int]]:
     """
-    Return a row for each distinct clip, and for each of `clips` the number of its row.
+    Return a row for each distinct clip, and for each of `clips` the number of its row. A finished [`Row`], which has
+    an `index`, only gets a new one.
 
     Raises:
         MediaError: If a file cannot be read as media.
@@ -86,11 +87,13 @@ def rows_of_clips(clips: Sequence[Clip]) -> tuple[list[Row], list[int]]:
     rows: dict[ClipKey, Row] = {}
     numbers = []
     for clip in clips:
-        if isinstance(clip, Mapping):
-            dataset = RowDataset([clip], modalities=None)
+        row: Row
+        if isinstance(clip, Mapping) and "index" in clip:  # no column may have that name
+            row = cast(Row, clip)
         else:
-            dataset = RowDataset.from_files([clip])
-        (row,) = dataset.rows(files="named")
+            is_row = isinstance(clip, Mapping)
+            dataset = RowDataset([clip], modalities=None) if is_row else RowDataset.from_files([clip])  # type: ignore
+            (row,) = dataset.rows(files="named")
         row = rows.setdefault(ClipKey.of(row), {**row, "index": len(rows)})
         numbers.append(row["index"])
     return list(rows.values()), numbers

@@ -1,11 +1,13 @@
 """Batches out of clips that were read one by one."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
+from simple_multimodal.data.collator import MultimodalCollator, OnBadSample
+from simple_multimodal.data.rows import EMPTY_ROW, Row
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, PRESENCE_KEYS
 
 
 def batch_key(batch: dict[str, Any]) -> Hashable:
@@ -61,3 +63,44 @@ def _windows(batches: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, tuple[int
         counts += batch[counts_key]
     found = torch.cat(windows)
     return (found if len(found) else found.new_zeros(1, 2)), tuple(counts)
+
+
+def read_row(name: str, batch: dict[str, Any]) -> Row:
+    """
+    Return a row whose clip was read before, as pipelines take it and [`ReadClips`] collates it.
+
+    Args:
+        name (`str`): Name of the clip; rows of one name show the same clip. It need not be a file.
+        batch (`dict[str, Any]`): The clip: the collator's batch of one row without text.
+    """
+    found = {
+        modality: name if PRESENCE_KEYS[modality] in batch and batch[PRESENCE_KEYS[modality]].any() else None
+        for modality in ("audio", "video")
+    }
+    row = {**EMPTY_ROW, **found, "id": "the clip", "group": name}
+    del row["is_skipped"]
+    return cast(Row, {**row, "batch": batch})
+
+
+class ReadClips(MultimodalCollator):
+    """
+    Stand-in for the collator of a pipeline, for rows of [`read_row`], whose clips were read before. Only their texts
+    are processed.
+
+    Args:
+        collator ([`MultimodalCollator`]): Collator of the pipeline.
+    """
+
+    opens_files = False
+
+    def __init__(self, collator: MultimodalCollator):
+        vars(self).update(vars(collator), parallel=False)
+
+    def __call__(self, rows: Sequence[Row], on_bad_sample: OnBadSample | None = None) -> dict[str, Any]:
+        """Return the batch of rows; their clips must have the same [`batch_key`]."""
+        batch = concatenate([row["batch"] for row in rows])  # type: ignore[typeddict-item]
+        if "text" in self._readers:
+            texts = self._start("text", rows)
+            texts.wait()
+            batch |= texts.collate()
+        return batch

@@ -9,6 +9,7 @@ import tests.processes  # noqa: F401  (names the modules that the server of proc
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
 from tests.serving.clips import write_clips
+from tests.serving.models import write_models
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,3 +30,8 @@ def processor() -> MultimodalProcessor:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
     return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="session")
+def models(processor, tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"), processor)
