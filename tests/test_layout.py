@@ -29,7 +29,7 @@ ALLOWED_IMPORTS = {
     "inference": {"alpro", "models", "data", "processing", "media", "evaluation"},
     "tasks": {"inference", "alpro", "assembly", "models", "prepare", "data", "processing", "media", "evaluation"},
     "training": {"tasks", "inference", "models", "data", "processing", "evaluation"},
-    "serving": {"data", "media", "processing"},
+    "serving": {"tasks", "inference", "data", "media", "processing"},
     "doctor": set(),
     "cli": {"*"},
     "__main__": {"cli"},

@@ -7,7 +7,7 @@ import torch
 
 from simple_multimodal.data.collator import MultimodalCollator, OnBadSample
 from simple_multimodal.data.rows import EMPTY_ROW, Row
-from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, PRESENCE_KEYS
+from simple_multimodal.modalities import AUDIO_WINDOW_KEYS
 
 
 def batch_key(batch: dict[str, Any]) -> Hashable:
@@ -65,19 +65,16 @@ def _windows(batches: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, tuple[int
     return (found if len(found) else found.new_zeros(1, 2)), tuple(counts)
 
 
-def read_row(name: str, batch: dict[str, Any]) -> Row:
+def read_row(name: str | None, batch: dict[str, Any]) -> Row:
     """
     Return a row whose clip was read before, as pipelines take it and [`ReadClips`] collates it.
 
     Args:
-        name (`str`): Name of the clip; rows of one name show the same clip. It need not be a file.
+        name (`str`, *optional*): Name of the clip; rows of one name show the same clip. It need not be a file. Without
+            one, the row has no clip.
         batch (`dict[str, Any]`): The clip: the collator's batch of one row without text.
     """
-    found = {
-        modality: name if PRESENCE_KEYS[modality] in batch and batch[PRESENCE_KEYS[modality]].any() else None
-        for modality in ("audio", "video")
-    }
-    row = {**EMPTY_ROW, **found, "id": "the clip", "group": name}
+    row = {**EMPTY_ROW, "id": "the clip", "video": name, "audio": name, "group": name or ""}
     del row["is_skipped"]
     return cast(Row, {**row, "batch": batch})
 

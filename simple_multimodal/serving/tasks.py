@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from simple_multimodal.data.rows import Row
+from simple_multimodal.defaults import TOP_K_ANSWERS, TOP_K_CLIPS, TOP_K_LABELS
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.inference.requests import rows_of_clips
 from simple_multimodal.serving.batches import read_row
@@ -39,7 +40,7 @@ class Query:
     @property
     def row(self) -> Row:
         """The row, as pipelines take it."""
-        return read_row(self.name or "", self.batch)
+        return read_row(self.name, self.batch)
 
     def cut(self, results: Results) -> Results:
         """Return what was asked for of more results, the best first."""
@@ -99,18 +100,20 @@ class ServedTask(NamedTuple):
         run (`Callable`): Function of the pipeline, queries that have the same kind of clip, and an index of clips,
             that returns the result of each query.
         item (`str`, *optional*): Key of what a result names, apart from its score; `None` for embeddings.
+        top_k (`int`, *optional*, defaults to 0): Number of results if a client does not say.
         needs_clip, needs_text (`bool`, *optional*, defaults to `False`): Whether a query must have a clip, or a text.
     """
 
     pipeline_class: type[Pipeline]
     run: Callable[..., list]
     item: str | None = None
+    top_k: int = 0
     needs_clip: bool = False
     needs_text: bool = False
 
 
 SERVED_TASKS = (
-    ServedTask(VideoClassifier, classify, "label"),
-    ServedTask(QuestionAnswerer, answer, "answer", needs_clip=True, needs_text=True),
-    ServedTask(Retriever, embed),
+    ServedTask(VideoClassifier, classify, "label", TOP_K_LABELS),
+    ServedTask(QuestionAnswerer, answer, "answer", TOP_K_ANSWERS, needs_clip=True, needs_text=True),
+    ServedTask(Retriever, embed, top_k=TOP_K_CLIPS),
 )

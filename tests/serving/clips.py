@@ -35,6 +35,7 @@ def fail() -> None:
     raise KeyError("labels")
 
 
+NAMES = [*(f"{n}.mp4" for n in range(6)), "audio.wav"]
 FAULTS = {"crash": crash, "hang": hang, "memory": exhaust_memory, "bug": fail}
 
 

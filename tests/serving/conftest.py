@@ -7,8 +7,13 @@ import pytest
 
 import tests.processes  # noqa: F401  (names the modules that the server of processes loads)
 from simple_multimodal.data.tokenization import train_tokenizer
+from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
-from tests.serving.clips import write_clips
+from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
+from simple_multimodal.tasks.retrieval.retriever import Retriever
+from simple_multimodal.tasks.video_classification.classifier import VideoClassifier
+from tests.serving.asgi import Client
+from tests.serving.clips import NAMES, write_clips
 from tests.serving.models import write_models
 
 
@@ -33,5 +38,55 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def needs_serve() -> None:
+    for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+        pytest.importorskip(package, reason="needs the extra serve")
+
+
+@pytest.fixture(scope="session")
 def models(processor, tmp_path_factory) -> Path:
     return write_models(tmp_path_factory.mktemp("models"), processor)
+
+
+@pytest.fixture(scope="session")
+def pipelines(models) -> dict[str, Pipeline]:
+    kinds = {"actions": VideoClassifier, "questions": QuestionAnswerer, "clips": Retriever}
+    return {name: kind.from_pretrained(models / name) for name, kind in kinds.items()}
+
+
+@pytest.fixture(scope="session")
+def index(pipelines, clips, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "embeddings"
+    pipelines["clips"].index([clips / name for name in NAMES], saved=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files(clips) -> dict[str, bytes]:
+    return {name: (clips / name).read_bytes() for name in NAMES}
+
+
+@pytest.fixture(scope="session")
+def service(needs_serve, models, index, tmp_path_factory):
+    """All models, served."""
+    from simple_multimodal.serving.models import ServedModel
+    from simple_multimodal.serving.service import Service
+    from simple_multimodal.serving.uploads import UploadFolder
+
+    served = {
+        name: ServedModel.load(str(models / name), index=str(index), num_readers=1)
+        for name in ("actions", "questions", "clips")
+    }
+    service = Service(served, UploadFolder(tmp_path_factory.mktemp("uploads")))
+    yield service
+    assert not list(service.uploads.path.iterdir())
+    assert (service.num_requests, service.num_bytes) == (0, 0)
+    service.close()
+    assert not service.uploads.path.exists()
+
+
+@pytest.fixture(scope="session")
+def client(service) -> Client:
+    from simple_multimodal.serving.app import create_app
+
+    return Client(create_app(service))

@@ -15,9 +15,9 @@ from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.data.conftest import assert_equal
 from tests.models.tiny import DECODER_SIZES, SIZES, randomize, tiny_config
+from tests.serving.clips import NAMES
 
 TEXTS = ["a cat purrs", "two dogs", "", "a", "two dogs bark", "cat"]
-NAMES = [*(f"{n}.mp4" for n in range(6)), "audio.wav"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,271 @@
+"""The Open Inference Protocol, version 2, with JSON bodies and binary tensors of inputs."""
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import fastapi
+import torch
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+import simple_multimodal
+from simple_multimodal.serving.forms import Upload, Uploads, content_type, parse_json, uploads_of
+from simple_multimodal.serving.models import ServedModel
+from simple_multimodal.serving.refusals import Refused
+from simple_multimodal.serving.service import Question, Service
+
+VERSION = "1"
+HEADER_LENGTH = "inference-header-content-length"
+INPUTS = ("video", "audio", "text")
+LENGTH_BYTES = 4  # of an element of a binary tensor of BYTES
+
+
+class InputTensor(BaseModel):
+    """A tensor of files or texts: `BYTES`, files as base64."""
+
+    name: Annotated[str, Field(max_length=200)]
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4)]
+    datatype: Annotated[str, Field(max_length=20)]
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class OutputTensor(BaseModel):
+    """An output that is asked for."""
+
+    name: Annotated[str, Field(max_length=200)]
+    parameters: dict[str, Any] = {}
+
+
+class Parameters(BaseModel):
+    """Parameters of a request; others are ignored."""
+
+    top_k: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
+class InferenceRequest(BaseModel):
+    """A request for inference."""
+
+    id: Annotated[str, Field(max_length=200)] | None = None
+    parameters: Parameters = Parameters()
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=len(INPUTS))]
+    outputs: Annotated[list[OutputTensor], Field(max_length=8)] = []
+
+
+def elements_of(tensor: InputTensor, binary: memoryview | None) -> list[bytes]:
+    """
+    Return the elements of an input.
+
+    Args:
+        tensor ([`InputTensor`]): The input.
+        binary (`memoryview`, *optional*): Its binary data, if it has any.
+
+    Raises:
+        Refused: If the name, type or shape is wrong, or the data is not what they say.
+    """
+    name = tensor.name
+    if name not in INPUTS:
+        raise Refused(422, f"An input is not one of {', '.join(INPUTS)}.")
+    if tensor.datatype != "BYTES":
+        raise Refused(422, f"The input {name} must have the datatype BYTES.")
+    elements = _flat(tensor.data or [], name) if binary is None else _split(binary, name)
+    if len(elements) != math.prod(tensor.shape) or len(elements) != tensor.shape[0]:
+        raise Refused(422, f"The input {name} must have the shape [n] or [n, 1], and n elements.")
+    try:
+        if binary is not None:
+            return [bytes(element) for element in elements]
+        if name == "text":
+            return [element.encode() for element in elements]
+        return [base64.b64decode(element, validate=True) for element in elements]
+    except (binascii.Error, ValueError) as error:
+        raise Refused(422, f"The input {name} must be {'texts' if name == 'text' else 'files as base64'}.") from error
+
+
+def _flat(data: Sequence[Any], name: str) -> list[Any]:
+    flat = [item for row in data for item in (row if isinstance(row, list) else [row])]
+    if not all(isinstance(item, str) for item in flat):
+        raise Refused(422, f"The input {name} must hold strings.")
+    return flat
+
+
+def _split(binary: memoryview, name: str) -> list[Any]:
+    """Return the elements of a binary tensor of BYTES: each has its length before it, in little-endian order."""
+    elements = []
+    place = 0
+    while place < len(binary):
+        length = int.from_bytes(binary[place : place + LENGTH_BYTES], "little")
+        place += LENGTH_BYTES
+        if place + length > len(binary):
+            raise Refused(422, f"The binary data of the input {name} ends within an element.")
+        elements.append(binary[place : place + length])
+        place += length
+    return elements
+
+
+async def read_inputs(request: Request) -> tuple[InferenceRequest, dict[str, list[bytes]]]:
+    """
+    Read the body of a request for inference.
+
+    Returns:
+        `tuple[InferenceRequest, dict[str, list[bytes]]]`: The request, and the elements of its inputs.
+
+    Raises:
+        Refused: If it is not valid.
+    """
+    if content_type(request)[0] not in ("application/json", "application/octet-stream", ""):
+        raise Refused(415, "The body must be application/json, or application/octet-stream with binary tensors.")
+    body = memoryview(await request.body())
+    length = request.headers.get(HEADER_LENGTH)
+    end = len(body)
+    if length is not None:
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > len(body):
+            raise Refused(422, "Inference-Header-Content-Length is not the length of a part of the body.")
+        end = int(length)
+    parsed = parse_json(InferenceRequest, bytes(body[:end]))
+    elements: dict[str, list[bytes]] = {}
+    for tensor in parsed.inputs:
+        size = tensor.parameters.get("binary_data_size")
+        binary = None
+        if size is not None:
+            if type(size) is not int or not 0 <= size <= len(body) - end:
+                raise Refused(422, "A `binary_data_size` is not the size of a part of the body.")
+            binary, end = body[end : end + size], end + size
+        if tensor.name in elements:
+            raise Refused(422, "An input occurs twice.")
+        elements[tensor.name] = elements_of(tensor, binary)
+    if end != len(body):
+        raise Refused(422, "The body is longer than its parts.")
+    if len({len(values) for values in elements.values()}) > 1:
+        raise Refused(422, "The inputs have different numbers of rows.")
+    return parsed, elements
+
+
+def questions_of(elements: dict[str, list[bytes]], uploads: Uploads) -> list[Question]:
+    """
+    Return a question for each row of the inputs. An empty element stands for nothing.
+
+    Raises:
+        Refused: If a text is not UTF-8.
+    """
+    questions = []
+    for number in range(len(next(iter(elements.values())))):
+        found: dict[str, bytes] = {name: values[number] for name, values in elements.items() if values[number]}
+        try:
+            text = found["text"].decode() if "text" in found else None
+        except UnicodeDecodeError as error:
+            raise Refused(422, "A text is not UTF-8.") from error
+        files: dict[str, Upload] = {name: uploads.add(found[name]) for name in ("video", "audio") if name in found}
+        clip = files.get("video", files.get("audio"))
+        questions.append(Question(clip, files.get("audio") if "video" in files else None, text))
+    return questions
+
+
+def outputs_of(model: ServedModel, results: Sequence[Any], top_k: int) -> list[dict[str, Any]]:
+    """Return the output tensors for the results of rows."""
+    num_rows = len(results)
+    if model.task.item is None:
+        embeds = torch.stack(list(results))
+        return [_tensor("embedding", "FP32", embeds.shape, embeds.flatten().tolist())]
+    labels = model.labels
+    place = {label: number for number, label in enumerate(labels)}
+    scores = [[0.0] * len(labels) for _ in results]
+    for own, row in zip(scores, results, strict=True):
+        for result in row:
+            own[place[result[model.task.item]]] = result["score"]
+    num_best = min(top_k, len(labels))
+    best = [result[model.task.item] for row in results for result in row[:num_best]]
+    return [
+        _tensor("scores", "FP32", (num_rows, len(labels)), [score for own in scores for score in own]),
+        _tensor("labels", "BYTES", (num_rows, num_best), best),
+    ]
+
+
+def _tensor(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": list(shape), "data": data}
+
+
+def metadata_of(model: ServedModel) -> dict[str, Any]:
+    """Return the description of a model."""
+    takes = [name for name in INPUTS if model.pipeline.takes(name)]  # type: ignore[arg-type]
+    outputs = (
+        [{"name": "embedding", "datatype": "FP32", "shape": [-1, -1]}]
+        if model.task.item is None
+        else [
+            {"name": "scores", "datatype": "FP32", "shape": [-1, len(model.labels)]},
+            {"name": "labels", "datatype": "BYTES", "shape": [-1, -1]},
+        ]
+    )
+    return {
+        "name": model.name,
+        "versions": [VERSION],
+        "platform": "simple_multimodal",
+        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in takes],
+        "outputs": outputs,
+    }
+
+
+def add_routes(app: fastapi.FastAPI, service: Service) -> None:
+    """Add the routes of the protocol to an application."""
+    content = {"application/json": {"schema": InferenceRequest.model_json_schema()}}
+
+    @app.get("/v2")
+    async def server_metadata() -> Response:
+        """Describe the server."""
+        extensions = ["binary_tensor_data"]
+        return JSONResponse(
+            {"name": "simple_multimodal", "version": simple_multimodal.__version__, "extensions": extensions}
+        )
+
+    @app.get("/v2/health/live")
+    async def live() -> Response:
+        """Return that the server is alive."""
+        return JSONResponse({"live": True})
+
+    @app.get("/v2/health/ready")
+    async def ready() -> Response:
+        """Return whether the server is ready for new clients."""
+        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+
+    router = fastapi.APIRouter()
+
+    @router.get("")
+    async def describe(model: str) -> Response:
+        """Describe a model."""
+        return JSONResponse(metadata_of(service.model(model)))
+
+    @router.get("/ready")
+    async def model_ready(model: str) -> Response:
+        """Return whether a model is ready."""
+        is_ready = service.model(model).is_running and not service.is_draining
+        return JSONResponse({"name": model, "ready": is_ready}, 200 if is_ready else 503)
+
+    @router.post("/infer", openapi_extra={"requestBody": {"required": True, "content": content}})
+    async def infer(request: Request, model: str) -> Response:
+        """Return the scores of all labels and the best labels of each row, or its embedding."""
+        service.model(model)  # an unknown one is refused before the body is read
+        parsed, elements = await read_inputs(request)
+        async with uploads_of(service.uploads) as uploads:
+            questions = questions_of(elements, uploads)
+            served = service.model(model)
+            everything = len(served.labels)
+            results = await service.ask(served, questions, top_k=everything)
+        outputs = outputs_of(served, results, parsed.parameters.top_k or served.task.top_k)
+        if wanted := [output.name for output in parsed.outputs]:
+            if not set(wanted) <= {output["name"] for output in outputs}:
+                raise Refused(422, f"The outputs are {', '.join(output['name'] for output in outputs)}.")
+            outputs = [output for output in outputs if output["name"] in wanted]
+        answer = {"model_name": served.name, "model_version": VERSION, "outputs": outputs}
+        return JSONResponse(answer if parsed.id is None else {**answer, "id": parsed.id})
+
+    app.include_router(router, prefix="/v2/models/{model}")
+    versions = "/v2/models/{model}/versions/{version}"
+    app.include_router(router, prefix=versions, dependencies=[fastapi.Depends(_check_version)])
+
+
+def _check_version(version: str) -> None:
+    if version != VERSION:
+        raise Refused(404, f"There is no such version of the model; the only one is {VERSION}.")

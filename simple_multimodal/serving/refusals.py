@@ -1,0 +1,63 @@
+"""Why a request is not answered: a status and a reason, which names nothing of the server."""
+
+from starlette.responses import JSONResponse
+
+from simple_multimodal.errors import InputError
+from simple_multimodal.serving.reading import ReaderLostError
+from simple_multimodal.serving.waiting import ClosedError, DeadlineError, QueueFullError
+
+RETRY_SECONDS = 1
+
+STATUSES = {
+    401: "There is no bearer token, or a wrong one.",
+    404: "There is no such route, model, version or index.",
+    405: "The route does not have this method.",
+    408: "The body was not sent in time.",
+    413: "The body is too large.",
+    415: "The body has a type or an encoding that is not accepted.",
+    422: "The request or its clip is invalid; the reason says why.",
+    429: "Too many requests are waiting; send the request again after `Retry-After` seconds.",
+    500: "The model failed.",
+    503: "The server or a part of it is not ready, or was lost; send the request again after `Retry-After` seconds.",
+    504: "The request was not answered in time.",
+}
+"""Statuses of refusals, and what they mean."""
+
+
+class Refused(Exception):
+    """
+    A request that is not answered.
+
+    Args:
+        status (`int`): One of `STATUSES`.
+        reason (`str`, *optional*): The reason; by default what the status means.
+        headers (`dict[str, str]`, *optional*): Further headers of the response.
+    """
+
+    def __init__(self, status: int, reason: str | None = None, headers: dict[str, str] | None = None):
+        super().__init__(reason or STATUSES[status])
+        self.status = status
+        self.headers = dict(headers or {})
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+        if status in (429, 503):
+            self.headers["Retry-After"] = str(RETRY_SECONDS)
+
+    def response(self) -> JSONResponse:
+        """Return the response to the client."""
+        return JSONResponse({"error": str(self)}, self.status, headers=self.headers)
+
+
+def refusal_of(error: Exception) -> Refused:
+    """Return what a client is told about an error. Reasons of errors that are not the client's are not passed on."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, InputError):
+        return Refused(422, str(error))
+    if isinstance(error, QueueFullError):
+        return Refused(429)
+    if isinstance(error, (DeadlineError, TimeoutError)):
+        return Refused(504)
+    if isinstance(error, (ClosedError, ReaderLostError, OSError)):  # OSError: a full disk
+        return Refused(503)
+    return Refused(500)

@@ -1,0 +1,233 @@
+"""Every route answers what the pipelines answer, also for many clients at once."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import random
+import struct
+import threading
+
+import numpy as np
+import pytest
+
+from tests.serving.clips import NAMES
+from tests.serving.models import assert_same_results
+
+TEXTS = ["a cat purrs", "two dogs", "cat"]
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+def test_clips_of_many_clients_get_the_labels_of_the_pipeline(client, pipelines, clips, files):
+    """Each clip and text have scores of their own, so that an answer to another request would differ."""
+    asked = [(name, text) for name in NAMES for text in ("", *TEXTS)]
+    inputs = [{"clip": str(clips / name), "text": text} for name, text in asked]
+    expected = pipelines["actions"](inputs, top_k=4)
+    order = [*range(len(asked))] * 2
+    random.Random(0).shuffle(order)
+
+    async def ask_all():
+        asking = (
+            client.form(
+                "/predictions/actions", ("data", files[name]), ("script", text), ("labels", "x"), ("top_k", "4")
+            )
+            for name, text in (asked[number] for number in order)
+        )
+        return await asyncio.gather(*asking)
+
+    answers = run(ask_all())
+    assert {answer.status for answer in answers} == {200}
+    assert_same_results([answer.json for answer in answers], [expected[number] for number in order])
+
+
+@contextlib.contextmanager
+def model_held(served):
+    """Let a model run only after the context; one batch may be in its hands then."""
+    go, run = threading.Event(), served.batcher.run
+    served.batcher.run = lambda queries: (go.wait(60), run(queries))[1]
+    try:
+        yield go
+    finally:
+        go.set()
+        served.batcher.run = run
+
+
+def test_requests_share_batches(client, service, pipelines):
+    """Different limits do not matter; what came in while the first one ran is the next batch."""
+    served = service.models["actions"]
+    (expected,) = pipelines["actions"]({"clip": {"video": None, "caption": "two dogs"}}, top_k=4)
+    before = served.batcher.batch_sizes.copy()
+
+    async def ask_all():
+        with model_held(served):
+            asking = [
+                asyncio.ensure_future(
+                    client.form("/predictions/actions", ("text", "two dogs"), ("top_k", str(n % 4 + 1)))
+                )
+                for n in range(9)
+            ]
+            while served.batcher.waiting.num_accepted - accepted < 9:
+                await asyncio.sleep(0.001)
+        return await asyncio.gather(*asking)
+
+    accepted = served.batcher.waiting.num_accepted
+    answers = run(ask_all())
+    assert_same_results([answer.json for answer in answers], [expected[: n % 4 + 1] for n in range(9)])
+    made = served.batcher.batch_sizes - before
+    assert sum(size * number for size, number in made.items()) == 9 and max(made) >= 8
+
+
+def test_predictions_of_every_task(client, pipelines, clips, files):
+    (expected,) = pipelines["actions"]({"clip": {"video": None, "caption": "two dogs"}})
+    answer = run(client.form("/predictions/actions", ("text", "two dogs")))
+    assert_same_results([answer.json], [expected])
+    threshold = (expected[1]["score"] + expected[2]["score"]) / 2
+    answer = run(client.form("/predictions/actions", ("text", "two dogs"), ("threshold", str(threshold))))
+    assert_same_results([answer.json], [expected[:2]])
+    (expected,) = pipelines["questions"]({"question": "what is it?", "clip": str(clips / "1.mp4")}, top_k=1)
+    answer = run(client.form("/predictions/questions", ("data", files["1.mp4"]), ("text", "what is it?")))
+    assert_same_results([answer.json], [expected])
+    answer = run(client.form("/predictions/clips", ("text", "two dogs")))
+    expected = pipelines["clips"].embed_texts(["two dogs"])[0]
+    np.testing.assert_allclose(answer.json["embedding"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_embeddings(client, pipelines, clips, files, encoding):
+    def decoded(answer):
+        assert answer.json["object"] == "list" and answer.json["model"] == "clips"
+        assert [entry["index"] for entry in answer.json["data"]] == [*range(len(answer.json["data"]))]
+        found = [entry["embedding"] for entry in answer.json["data"]]
+        return [np.frombuffer(base64.b64decode(own), "<f4") for own in found] if encoding == "base64" else found
+
+    answer = run(client.json("/v1/embeddings", {"input": TEXTS, "model": "clips", "encoding_format": encoding}))
+    np.testing.assert_allclose(decoded(answer), pipelines["clips"].embed_texts(TEXTS), atol=1e-5)
+    answer = run(client.json("/v1/embeddings", {"input": TEXTS[0], "encoding_format": encoding}))
+    np.testing.assert_allclose(decoded(answer), pipelines["clips"].embed_texts(TEXTS[:1]), atol=1e-5)
+    expected = pipelines["clips"].index([clips / name for name in NAMES]).embeds
+    for name, embed in zip(NAMES, expected, strict=True):
+        answer = run(client.form("/v1/embeddings", ("data", files[name]), ("encoding_format", encoding)))
+        np.testing.assert_allclose(decoded(answer), embed[None], atol=1e-5)
+
+
+def test_search(client, pipelines, index, files):
+    for text, top_k in itertools.product(TEXTS, (1, 3, 100)):
+        expected = [match.to_dict() for match in pipelines["clips"].search(text, index, top_k=top_k)]
+        answer = run(client.json("/search", {"text": text, "top_k": top_k}))
+        assert_same_results([answer.json], [expected])
+        answer = run(client.form("/search", ("text", text), ("top_k", str(top_k)), ("model", "clips")))
+        assert_same_results([answer.json], [expected])
+    answer = run(client.form("/search", ("data", files["3.mp4"]), ("top_k", "1")))
+    assert answer.json[0]["score"] == pytest.approx(1.0, abs=1e-5)
+    assert answer.json == [{"clip": pipelines["clips"].load_index(index).ids[3], "score": answer.json[0]["score"]}]
+
+
+def test_answers_to_several_questions_about_one_clip(client, service, pipelines, clips, files):
+    questions = ["what is it?", "who purrs?", "what is it?"]
+    expected = pipelines["questions"](
+        [{"question": question, "clip": str(clips / "2.mp4")} for question in questions], top_k=2
+    )
+    before = service.models["questions"].readers.num_read
+    parts = [("question", question) for question in questions]
+    answer = run(client.form("/answer", ("data", files["2.mp4"]), *parts, ("top_k", "2")))
+    assert_same_results(answer.json, expected)
+    assert service.models["questions"].readers.num_read == before + 1
+
+
+def infer_body(inputs, **further):
+    tensors = [
+        {"name": name, "datatype": "BYTES", "shape": [len(data)], "data": data} for name, data in inputs.items()
+    ]
+    return {"inputs": tensors, **further}
+
+
+def outputs_of(answer):
+    assert answer.status == 200, answer.body
+    return {output["name"]: (output["datatype"], output["shape"], output["data"]) for output in answer.json["outputs"]}
+
+
+@pytest.mark.parametrize("prefix", ["/v2/models/actions", "/v2/models/actions/versions/1"])
+def test_inference_protocol(client, pipelines, clips, files, prefix):
+    names, texts = ["0.mp4", "1.mp4"], ["", "two dogs"]
+    expected = pipelines["actions"](
+        [{"clip": str(clips / name), "text": text} for name, text in zip(names, texts, strict=True)], top_k=4
+    )
+    labels = list(pipelines["actions"].model.config.id2label.values())
+    scores = [
+        next(result["score"] for result in results if result["label"] == label)
+        for results in expected
+        for label in labels
+    ]
+    encoded = {"video": [base64.b64encode(files[name]).decode() for name in names], "text": texts}
+    answer = run(client.json(f"{prefix}/infer", infer_body(encoded, id="a", parameters={"top_k": 2})))
+    found = outputs_of(answer)
+    assert (answer.json["id"], answer.json["model_name"], answer.json["model_version"]) == ("a", "actions", "1")
+    assert found["scores"] == ("FP32", [2, 4], pytest.approx(scores, abs=1e-5))
+    assert found["labels"] == ("BYTES", [2, 2], [result["label"] for own in expected for result in own[:2]])
+    answer = run(client.json(f"{prefix}/infer", infer_body(encoded, outputs=[{"name": "labels"}])))
+    assert list(outputs_of(answer)) == ["labels"]
+    # The binary tensor extension, as tritonclient sends it.
+    tensors = [b"".join(struct.pack("<I", len(files[name])) + files[name] for name in names)]
+    tensors += [b"".join(struct.pack("<I", len(text)) + text.encode() for text in texts)]
+    header = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": name,
+                    "shape": [2, 1],
+                    "datatype": "BYTES",
+                    "parameters": {"binary_data_size": len(tensor)},
+                }
+                for name, tensor in zip(("video", "text"), tensors, strict=True)
+            ],
+            "outputs": [{"name": "scores", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    body, length = header + b"".join(tensors), {"Inference-Header-Content-Length": str(len(header))}
+    answer = run(client.send("POST", f"{prefix}/infer", body, length))
+    assert outputs_of(answer)["scores"] == ("FP32", [2, 4], pytest.approx(scores, abs=1e-5))
+
+
+def test_inference_protocol_of_other_tasks(client, pipelines, clips, files):
+    encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
+    found = outputs_of(run(client.json("/v2/models/clips/infer", infer_body({"text": TEXTS}))))
+    embeds = pipelines["clips"].embed_texts(TEXTS)
+    assert found["embedding"] == ("FP32", list(embeds.shape), pytest.approx(embeds.flatten().tolist(), abs=1e-5))
+    row = {"video": str(clips / "5.mp4"), "audio": str(clips / "audio.wav")}
+    embeds = pipelines["clips"].index([row]).embeds
+    body = infer_body({"video": [encoded["5.mp4"]], "audio": [encoded["audio.wav"]]})
+    found = outputs_of(run(client.json("/v2/models/clips/infer", body)))
+    assert found["embedding"] == ("FP32", list(embeds.shape), pytest.approx(embeds.flatten().tolist(), abs=1e-5))
+    (expected,) = pipelines["questions"]({"question": "what is it?", "clip": str(clips / "0.mp4")}, top_k=1)
+    body = infer_body({"video": [encoded["0.mp4"]], "text": ["what is it?"]})
+    found = outputs_of(run(client.json("/v2/models/questions/infer", body)))
+    assert found["labels"] == ("BYTES", [1, 1], [expected[0]["answer"]])
+
+
+def test_descriptions(client, service):
+    assert run(client.get("/v2/health/live")).json == {"live": True}
+    assert run(client.get("/v2/health/ready")).json == {"ready": True}
+    assert run(client.get("/health")).json == {"ready": True, "models": ["actions", "questions", "clips"]}
+    assert run(client.get("/v2")).json["name"] == "simple_multimodal"
+    for prefix in ("/v2/models/actions", "/v2/models/actions/versions/1"):
+        described = run(client.get(prefix)).json
+        assert [entry["name"] for entry in described["inputs"]] == ["video", "audio", "text"]
+        assert described["outputs"][0] == {"name": "scores", "datatype": "FP32", "shape": [-1, 4]}
+        assert run(client.get(f"{prefix}/ready")).json == {"name": "actions", "ready": True}
+    schema = run(client.get("/openapi.json")).json
+    assert set(schema["paths"]["/predictions/{model}"]["post"]["responses"]) >= {"200", "401", "413", "429", "504"}
+    metrics = run(client.get("/metrics")).body.decode()
+    assert 'simple_multimodal_requests_total{route="/predictions/{model}",status="200"}' in metrics
+    assert 'simple_multimodal_batches_total{model="actions",size="1"}' in metrics
+    service.is_draining = True
+    try:
+        assert run(client.get("/v2/health/ready")).status == 503
+        assert run(client.get("/health")).status == 503
+        assert run(client.get("/v2/health/live")).status == 200
+        assert run(client.json("/v1/embeddings", {"input": "a cat"})).status == 200
+    finally:
+        service.is_draining = False
