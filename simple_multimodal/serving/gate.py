@@ -80,7 +80,7 @@ class _Exchange:
         if token is None or self.scope["path"] in OPEN_ROUTES:
             return
         scheme, _, given = self.headers.get("authorization", "").partition(" ")
-        is_right = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
+        is_right = hmac.compare_digest(given.strip(" ").encode("latin-1"), token.encode())
         if scheme.lower() != "bearer" or not is_right:
             raise Refused(401)
 

@@ -230,20 +230,15 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
         """Return whether the server is ready for new clients."""
         return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
 
-    router = fastapi.APIRouter()
-
-    @router.get("")
     async def describe(model: str) -> Response:
         """Describe a model."""
         return JSONResponse(metadata_of(service.model(model)))
 
-    @router.get("/ready")
     async def model_ready(model: str) -> Response:
         """Return whether a model is ready."""
         is_ready = service.model(model).is_running and not service.is_draining
         return JSONResponse({"name": model, "ready": is_ready}, 200 if is_ready else 503)
 
-    @router.post("/infer", openapi_extra={"requestBody": {"required": True, "content": content}})
     async def infer(request: Request, model: str) -> Response:
         """Return the scores of all labels and the best labels of each row, or its embedding."""
         service.model(model)  # an unknown one is refused before the body is read
@@ -261,9 +256,12 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
         answer = {"model_name": served.name, "model_version": VERSION, "outputs": outputs}
         return JSONResponse(answer if parsed.id is None else {**answer, "id": parsed.id})
 
-    app.include_router(router, prefix="/v2/models/{model}")
-    versions = "/v2/models/{model}/versions/{version}"
-    app.include_router(router, prefix=versions, dependencies=[fastapi.Depends(_check_version)])
+    body = {"requestBody": {"required": True, "content": content}}
+    checks = [fastapi.Depends(_check_version)]
+    for prefix, own in (("/v2/models/{model}", []), ("/v2/models/{model}/versions/{version}", checks)):
+        app.get(prefix, dependencies=own)(describe)
+        app.get(f"{prefix}/ready", dependencies=own)(model_ready)
+        app.post(f"{prefix}/infer", dependencies=own, openapi_extra=body)(infer)
 
 
 def _check_version(version: str) -> None:

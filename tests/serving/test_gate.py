@@ -1,0 +1,452 @@
+"""What is refused, with its status and reason, and what that leaves behind: nothing."""
+
+import asyncio
+import base64
+import json
+import logging
+import os
+
+import pytest
+
+from simple_multimodal.serving.limits import ServingLimits
+from tests.serving.asgi import BOUNDARY, Client, multipart
+from tests.serving.test_app import infer_body, model_held, run
+
+TOKEN = "s3cret-Tøken"
+LIMITS = ServingLimits(
+    max_body_megabytes=0.2, max_parts=6, max_inputs=3, max_text_characters=50, max_requests=2, send_seconds=0.5,
+    answer_seconds=30.0, max_waiting_megabytes=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(service, monkeypatch):
+    """The service with small limits."""
+    monkeypatch.setattr(service, "limits", LIMITS)
+    return service
+
+
+def refused(answer, status):
+    assert answer.status == status, (answer.status, answer.body)
+    assert set(answer.json) == {"error"} and answer.headers["x-request-id"]
+    assert "/" not in answer.json["error"].replace("multipart/form-data", "").replace("application/", "")
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    return answer.json["error"]
+
+
+def all_routes(app):
+    """Return the path and method of each route, found in the table of the application."""
+    return [(route.path, method) for route in app.routes for method in route.methods]
+
+
+def test_every_route_but_two_needs_the_token(client, service, monkeypatch):
+    from simple_multimodal.serving.app import create_app
+
+    monkeypatch.setattr(service, "token", TOKEN)
+    app = create_app(service)
+    routes = [(path.replace("{model}", "clips").replace("{version}", "1"), method) for path, method in all_routes(app)]
+    assert len(routes) == 17, routes
+    routes += [("/docs", "GET"), ("/nothing", "GET"), ("/v2/health/live/", "GET"), ("/metrics", "HEAD")]
+    routes += [("/metrics", "TRACE"), ("/search", "OPTIONS")]
+    wrong = ["", "Bearer", "Bearer ", f"Basic {TOKEN}", "Bearer s3cret", f"Bearer {TOKEN}x", TOKEN, "Bearer \xff"]
+    bare = Client(app)
+    is_open = set()
+    for path, method in routes:
+        for header in wrong:
+            answer = run(bare.send(method, path, headers={"authorization": header} if header else {}))
+            if answer.status == 200:
+                is_open.add(path)
+            else:
+                refused(answer, 401)
+                assert answer.headers["www-authenticate"] == "Bearer"
+    assert is_open == {"/v2/health/live", "/v2/health/ready"}
+    assert run(bare.get(f"/metrics?token={TOKEN}")).status == 401
+    right = {"authorization": f"bearer {TOKEN}".encode().decode("latin-1")}
+    assert run(bare.send("GET", "/metrics", headers=right)).status == 200
+    assert run(bare.send("GET", "/nothing", headers=right)).status == 404
+
+
+FORM = "/predictions/actions"
+TEXT = ("text", "a cat")
+MANY = "\r\nX: y" * 20
+HEAD = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name="
+
+
+@pytest.mark.parametrize(
+    ("path", "parts", "reason"),
+    [
+        (FORM, [], "needs a clip or a text"),
+        (FORM, [("text", " \n")], "needs a clip or a text"),
+        (FORM, [("labels", "x")], "needs a clip or a text"),
+        (FORM, [TEXT, ("name", "x")], "has another one"),
+        (FORM, [TEXT, TEXT], "several parts named text"),
+        (FORM, [TEXT, ("script", "a dog")], "Only one part"),
+        (FORM, [("data", b"x"), ("data", b"x")], "several parts named data"),
+        (FORM, [("text", "x" * 51)], "longer than 50 characters"),
+        (FORM, [("text", "x" * 1000)], "longer than 50 characters"),
+        (FORM, [("labels", "x")] * 7, "several parts"),
+        ("/answer", [("question", "x")] * 7, "more than 6 parts"),
+        ("/answer", [("data", b"x"), *[("question", "x")] * 4], "1 to 3 inputs, got 4"),
+        ("/answer", [("data", b"x")], "1 to 3 inputs, got 0"),
+        ("/answer", [("data", b"x"), ("question", " ")], "not blank"),
+        ("/answer", [("question", "what?")], "needs a clip"),
+        *((FORM, [TEXT, ("top_k", value)], "`top_k` must") for value in ("0", "-1", "1000000000", "x", "", "1e999")),
+        *((FORM, [TEXT, ("threshold", value)], "`threshold`") for value in ("nan", "inf", "-0.1", "1.1", "x")),
+        ("/v1/embeddings", [TEXT, ("data", b"x")], "not both"),
+        ("/v1/embeddings", [TEXT, ("encoding_format", "x")], "float or base64"),
+        ("/search", [("text", "")], "not blank"),
+        (FORM, [("data", b"")], "empty"),
+        (FORM, [("data", b"not a clip")], "Invalid data"),
+        (FORM, [("data", b"https://example.org/a.mp4")], "Invalid data"),
+        (FORM, [("data", b"#EXTM3U\nfile:///etc/passwd\n")], ""),
+    ],
+)
+def test_invalid_forms(client, small, path, parts, reason):
+    assert reason in refused(run(client.form(path, *parts)), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "ends before"),
+        (multipart(("text", "a"))[0][:-10], "ends before"),
+        (multipart(("data", b"x" * 100))[0][:100], "ends before"),
+        (b'{"text": "a"}', "not a valid multipart"),
+        (f'{HEAD}"text"\r\n\r\n'.encode() + b"\xff\xfe" + f"\r\n--{BOUNDARY}--\r\n".encode(), "not UTF-8"),
+        (f'{HEAD}"{"x" * 5000}"\r\n\r\na\r\n--{BOUNDARY}--\r\n'.encode(), "not a valid multipart"),
+        (f"{HEAD}text{MANY}\r\n\r\na\r\n--{BOUNDARY}--\r\n".encode(), "not a valid multipart"),
+        (f"--{BOUNDARY}\r\n\r\na\r\n--{BOUNDARY}--\r\n".encode(), "another one"),
+        (f'--{BOUNDARY}\r\nContent-Disposition: x; name="text"\r\n\r\na\r\n--{BOUNDARY}--\r\n'.encode(), "another"),
+    ],
+)
+def test_broken_forms(client, small, body, reason):
+    assert reason in refused(run(client.send("POST", FORM, body, multipart()[1])), 422)
+
+
+def test_forms_in_pieces_of_a_byte(client, small):
+    body, headers = multipart(("text", "a cat\r\n--a1b2"), ("top_k", "1"))
+    answer = run(client.send("POST", FORM, [body[n : n + 1] for n in range(len(body))], headers))
+    assert answer.status == 200 and len(answer.json) == 1
+
+
+def test_wrong_types_of_bodies(client, small):
+    body, headers = multipart(TEXT)
+    for kind in ("application/json", "text/plain", "", "multipart/mixed; boundary=a1b2c3"):
+        refused(run(client.send("POST", FORM, body, {"content-type": kind})), 415)
+    for kind in (
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        f"multipart/form-data; boundary={'x' * 300}",
+    ):
+        refused(run(client.send("POST", FORM, body, {"content-type": kind})), 422)
+    for path in ("/v1/embeddings", "/search", "/v2/models/clips/infer"):
+        refused(run(client.send("POST", path, b"{}", {"content-type": "application/x-www-form-urlencoded"})), 415)
+    refused(run(client.send("POST", FORM, body, {**headers, "content-encoding": "gzip"})), 415)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({}, "input: "),
+        ([], "object"),
+        ({"input": []}, "1 to 3 inputs, got 0"),
+        ({"input": ["a"] * 4}, "1 to 3 inputs, got 4"),
+        ({"input": ["a"] * 10_000}, "1 to 3 inputs, got 10000"),
+        ({"input": ["a", " "]}, "not blank"),
+        ({"input": "x" * 51}, "longer than 50 characters"),
+        ({"input": [1, 2]}, "input."),
+        ({"input": "a", "dimensions": 3}, "dimensions: "),
+        ({"input": "a", "encoding_format": "x"}, "encoding_format: "),
+        ({"input": "a", "model": "x" * 5000}, "model: "),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b'{"input": NaN}', "input"),
+        (b'{"input": "\xff"}', "not valid JSON"),
+        (b'{"input": "\\ud800"}', "not valid JSON"),
+        (b'{"input": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "not valid JSON"),
+        (b'{"input": 1e999}', "input"),
+    ],
+)
+def test_invalid_json(client, small, value, reason):
+    assert reason in refused(run(client.json("/v1/embeddings", value)), 422)
+
+
+CAT = {"text": ["cat"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({}, "inputs: "),
+        (infer_body({}), "inputs: "),
+        (infer_body({"image": ["a"]}), "not one of"),
+        (infer_body({"text": ["a"] * 4}), "got 4"),
+        (infer_body({"text": [""]}), "not blank"),
+        (infer_body({"text": ["a"], "video": ["abcd", "abcd"]}), "different numbers"),
+        (infer_body({"text": [1]}), "strings"),
+        (infer_body({"text": ["\ud800"]}), "JSON"),
+        (infer_body({"video": ["http://127.0.0.1/clip.mp4"]}), "base64"),
+        (infer_body({"video": ["file:///etc/passwd"]}), "base64"),
+        (infer_body({"video": [base64.b64encode(b"no clip").decode()]}), "Invalid data"),
+        (infer_body(CAT, outputs=[{"name": "x"}]), "The outputs are embedding."),
+        (infer_body(CAT, parameters={"top_k": 0}), "top_k"),
+        ({"inputs": infer_body(CAT)["inputs"] * 2}, "twice"),
+        *(
+            ({"inputs": [{**infer_body(CAT)["inputs"][0], **change}]}, reason)
+            for change, reason in (
+                ({"datatype": "FP32"}, "BYTES"),
+                ({"shape": [2]}, "n elements"),
+                ({"shape": [-1]}, "shape"),
+                ({"shape": []}, "shape"),
+                ({"shape": [1, 2]}, "n elements"),
+                ({"shape": [10**30]}, "n elements"),
+                ({"data": None}, "n elements"),
+                ({"data": {"a": 1}}, "data"),
+                ({"data": [["cat"], ["dog"]]}, "n elements"),
+                ({"parameters": {"binary_data_size": -1}}, "binary_data_size"),
+                ({"parameters": {"binary_data_size": 1}}, "binary_data_size"),
+                ({"parameters": {"binary_data_size": "1"}}, "binary_data_size"),
+            )
+        ),
+    ],
+)
+def test_invalid_inference_requests(client, small, value, reason):
+    assert reason in refused(run(client.json("/v2/models/clips/infer", value)), 422)
+
+
+@pytest.mark.parametrize(
+    ("binary", "size", "length", "reason"),
+    [
+        (b"\x03\0\0\0cat", 7, None, ""),
+        (b"\x04\0\0\0cat", 7, None, "within an element"),
+        (b"\xff\xff\xff\xffcat", 7, None, "within an element"),
+        (b"\x03\0", 2, None, "within an element"),
+        (b"", 0, None, "n elements"),
+        (b"\x03\0\0\0cat", 8, None, "binary_data_size"),
+        (b"\x03\0\0\0catxx", 7, None, "longer"),
+        (b"\x03\0\0\0\xff\xff\xff", 7, None, "UTF-8"),
+        (b"\x03\0\0\0cat", 7, "1000", "Inference-Header-Content-Length"),
+        (b"\x03\0\0\0cat", 7, "-1", "Inference-Header-Content-Length"),
+        (b"\x03\0\0\0cat", 7, "9" * 5000, "Inference-Header-Content-Length"),
+        (b"\x03\0\0\0cat", 7, "3", "JSON"),
+    ],
+)
+def test_binary_tensors(client, small, binary, size, length, reason):
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": length or str(len(header))}
+    answer = run(client.send("POST", "/v2/models/clips/infer", header + binary, headers))
+    if reason:
+        assert reason in refused(answer, 422)
+    else:
+        assert answer.status == 200
+
+
+def test_unknown_routes_models_and_methods(client, small):
+    names = ["nothing", "..%2f..", "%2e%2e%2f", "../..", "\0", "x" * 4096, "actions/", "Actions"]
+    for name in names:
+        refused(run(client.form(f"/predictions/{name}", TEXT)), 404)
+        refused(run(client.json(f"/v2/models/{name}/infer", infer_body(CAT))), 404)
+    refused(run(client.json("/v2/models/clips/versions/2/infer", infer_body(CAT))), 404)
+    refused(run(client.json("/v1/embeddings", {"input": "a", "model": "actions"})), 404)
+    for path in ("/docs", "/redoc", "/", "/ping", "/search/"):
+        refused(run(client.get(path)), 404)
+    for method, path in (
+        ("GET", "/search"),
+        ("PUT", FORM),
+        ("HEAD", "/metrics"),
+        ("TRACE", "/v2"),
+        ("OPTIONS", "/v2"),
+    ):
+        assert "allow" in run(client.send(method, path)).headers
+        refused(run(client.send(method, path)), 405)
+
+
+def test_a_model_without_an_index_cannot_be_searched(client, service, monkeypatch):
+    monkeypatch.setattr(service.models["clips"], "index", None)
+    assert "index" in refused(run(client.json("/search", {"text": "a"})), 404)
+
+
+def test_bodies_at_the_limit(client, small):
+    """With and without a length; a wrong length is found when the body exceeds the limit."""
+    body, headers = multipart(("data", b"x" * (200_000 - len(multipart(("data", b""))[0]))))
+    assert len(body) == 200_000
+    pieces = [body[:150_000], body[150_000:]]
+    refused(run(client.send("POST", FORM, body, headers)), 422)  # no clip
+    refused(run(client.send("POST", FORM, pieces, headers)), 422)
+    refused(run(client.send("POST", FORM, body + b"x", headers)), 413)
+    answer = run(client.send("POST", FORM, [*pieces, b"x"], headers))
+    refused(answer, 413)
+    refused(run(client.send("POST", FORM, body + b"x", {**headers, "content-length": "10"})), 413)
+    assert run(client.send("POST", FORM, body + b"x", headers)).headers["connection"] == "close"
+
+
+def test_a_body_that_is_sent_too_slowly(client, small):
+    body, headers = multipart(TEXT)
+    pieces = [body[n : n + 1] for n in range(len(body))]
+    refused(run(client.send("POST", FORM, pieces, headers, pause_seconds=0.05)), 408)
+
+
+def test_overload(client, small):
+    """Of six requests at once two are accepted, and the next one after them is answered."""
+
+    async def flood():
+        with model_held(small.models["actions"]) as go:
+            asking = [asyncio.ensure_future(client.form(FORM, TEXT)) for _ in range(6)]
+            done = 0
+            while done < 4:
+                await asyncio.sleep(0.001)
+                done = sum(task.done() for task in asking)
+            assert (await client.get("/v2/health/ready")).status == 200  # probes are answered
+            go.set()
+            return await asyncio.gather(*asking), await client.form(FORM, TEXT)
+
+    answers, last = run(flood())
+    assert sorted(answer.status for answer in answers) == [200, 200, 429, 429, 429, 429]
+    for answer in answers:
+        if answer.status == 429:
+            refused(answer, 429)
+    assert last.status == 200
+
+
+def test_the_memory_of_bodies_is_limited(client, small, monkeypatch):
+    """A body without a length may become as large as any: 2 of them fit, and what is set aside is returned."""
+    monkeypatch.setattr(small, "limits", ServingLimits(**{**vars(LIMITS), "max_requests": 100}))
+    body, headers = multipart(TEXT)
+
+    async def flood():
+        with model_held(small.models["actions"]) as go:
+            asking = [asyncio.ensure_future(client.send("POST", FORM, [body], headers)) for _ in range(4)]
+            while sum(task.done() for task in asking) < 2:
+                await asyncio.sleep(0.001)
+            assert small.num_bytes == 400_000
+            go.set()
+            return await asyncio.gather(*asking)
+
+    assert sorted(answer.status for answer in run(flood())) == [200, 200, 429, 429]
+    assert small.num_bytes == 0
+
+
+def test_a_client_that_leaves_is_not_computed(client, service, files):
+    served = service.models["actions"]
+
+    async def leave():
+        before = served.batcher.waiting.num_cancelled, sum(served.batcher.batch_sizes.values())
+        with model_held(served) as go:
+            first = asyncio.ensure_future(client.form(FORM, TEXT))
+            while served.batcher.waiting.num_waiting or sum(served.batcher.batch_sizes.values()) == before[1]:
+                await asyncio.sleep(0.001)
+            leaving = asyncio.Event()
+            accepted = served.batcher.waiting.num_accepted
+            gone = [asyncio.ensure_future(client.form(FORM, TEXT, leaves=leaving)) for _ in range(3)]
+            stays = asyncio.ensure_future(client.form(FORM, ("text", "two dogs")))
+            while served.batcher.waiting.num_accepted < accepted + 4:
+                await asyncio.sleep(0.001)
+            leaving.set()
+            assert await asyncio.gather(*gone) == [None] * 3
+            go.set()
+            assert (await first).status == (await stays).status == 200
+        after = served.batcher.waiting.num_cancelled, sum(served.batcher.batch_sizes.values())
+        assert (after[0] - before[0], after[1] - before[1]) == (3, 2)
+
+    run(leave())
+
+
+def test_a_request_that_takes_too_long(client, service, monkeypatch):
+    monkeypatch.setattr(service, "limits", ServingLimits(answer_seconds=0.1))
+
+    async def wait():
+        with model_held(service.models["actions"]):
+            return await client.form(FORM, TEXT)
+
+    refused(run(wait()), 504)
+
+
+def test_errors_of_the_model_cost_their_own_request(client, service, caplog):
+    """An error in a batch: its requests are tried apart. What was sent is not in the log."""
+    served = service.models["actions"]
+    original = served.batcher.run
+
+    def fail(queries):
+        if any(query.text == "secret words" for query in queries):
+            raise MemoryError("secret words")
+        return original(queries)
+
+    async def ask():
+        with model_held(served):
+            accepted = served.batcher.waiting.num_accepted
+            asking = [
+                asyncio.ensure_future(client.form(FORM, ("text", text)))
+                for text in ("a", "secret words", "a", "secret words", "b")
+            ]
+            while served.batcher.waiting.num_accepted < accepted + 5:
+                await asyncio.sleep(0.001)
+        return await asyncio.gather(*asking)
+
+    served.batcher.run = fail
+    try:
+        with caplog.at_level(logging.INFO, "simple_multimodal.serving"):
+            answers = run(ask())
+    finally:
+        served.batcher.run = original
+    assert [answer.status for answer in answers] == [200, 500, 200, 500, 200]
+    assert refused(answers[1], 500) == "The model failed."
+    lines = [json.loads(record.message) for record in caplog.records if record.name.endswith("gate")]
+    assert [line["event"] for line in lines].count("error") == 2
+    assert "secret" not in caplog.text and "MemoryError" in caplog.text
+
+
+def test_the_log_has_the_route_and_an_id_but_nothing_of_the_client(client, service, caplog):
+    with caplog.at_level(logging.INFO, "simple_multimodal.serving"):
+        answer = run(client.form(f"{FORM}?q=secret", ("text", "secret")))
+        run(client.get("/secret"))
+        given = run(client.get("/v2/health/live", **{"X-Request-Id": "abc-1"}))
+        forged = run(client.get("/v2/health/live", **{"X-Request-Id": 'a"\nb'}))
+    lines = [json.loads(record.message) for record in caplog.records]
+    assert [(line["route"], line["status"]) for line in lines[:2]] == [("/predictions/{model}", 200), ("none", 404)]
+    assert lines[0]["request_id"] == answer.headers["x-request-id"]
+    assert given.headers["x-request-id"] == lines[2]["request_id"] == "abc-1"
+    assert len(forged.headers["x-request-id"]) == 16
+    assert "secret" not in caplog.text
+    assert "secret" not in run(client.get("/metrics")).body.decode()
+
+
+def test_a_full_disk(client, service, monkeypatch):
+    monkeypatch.setattr(service.uploads, "path", service.uploads.path / "missing")
+    refused(run(client.form(FORM, ("data", b"x"))), 503)
+
+
+def test_uploads_are_private_and_removed(client, service, files):
+    path = service.uploads.path
+    assert path.stat().st_mode & 0o777 == 0o700
+
+    async def look():
+        with model_held(service.models["actions"]) as go:
+            asking = asyncio.ensure_future(client.form(FORM, ("data", files["0.mp4"])))
+            while not (found := list(path.iterdir())):
+                await asyncio.sleep(0.001)
+            go.set()
+            assert (await asking).status == 200
+            return found
+
+    (file,) = run(look())
+    assert "clip" not in file.name and len(file.name) == 32
+    assert not os.listdir(path)
+
+
+def test_folders_of_servers_that_have_ended_are_removed(needs_serve, tmp_path):
+    from simple_multimodal.errors import InputError
+    from simple_multimodal.serving.uploads import UploadFolder
+
+    (tmp_path / "server-left").mkdir()
+    (tmp_path / "server-left/clip").touch()
+    (tmp_path / "other").touch()
+    first, second = UploadFolder(tmp_path), UploadFolder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"other", first.path.name, second.path.name}
+    first.close()
+    second.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    (tmp_path / "link").symlink_to(tmp_path)
+    for wrong in (tmp_path / "other", tmp_path / "link"):
+        with pytest.raises(InputError, match="`upload_dir="):
+            UploadFolder(wrong)
