@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from simple_multimodal.serving.refusals import Refused, refusal_of
 from simple_multimodal.serving.service import Service
 
-logger = logging.getLogger(__name__)
+events = logging.getLogger(f"{__name__}.events")
+"""Logger of lines that are JSON."""
 
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready"}
 """Routes without a token: a probe has none."""
@@ -180,7 +181,7 @@ class _Exchange:
 
 def log_event(event: str, *, level: int = logging.INFO, **values: Any) -> None:
     """Log one line of JSON."""
-    logger.log(level, json.dumps({"time": round(time.time(), 3), "event": event, **values}))
+    events.log(level, json.dumps({"time": round(time.time(), 3), "event": event, **values}))
 
 
 def _log_error(request_id: str, error: Exception) -> None:

@@ -42,6 +42,9 @@ class ServedModel:
         limits ([`ServingLimits`], *optional*): Limits; by default their defaults.
         max_batch_size (`int`, *optional*, defaults to 16): Maximum number of rows that the model runs on at once.
         num_readers (`int`, *optional*, defaults to 2): Number of processes that read clips.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
     def __init__(
@@ -55,6 +58,9 @@ class ServedModel:
         max_batch_size: int = 16,
         num_readers: int = 2,
     ):
+        for setting, value in (("max_batch_size", max_batch_size), ("num_readers", num_readers)):
+            if value < 1:
+                raise InputError(f"`{setting}` must be 1 or more, got {value}.")
         limits = limits or ServingLimits()
         self.name = name
         self.task = task

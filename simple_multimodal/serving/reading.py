@@ -197,7 +197,7 @@ def read_clips(connection: Connection, collator: MultimodalCollator, limits: Rea
     for number in itertools.count():
         try:
             row = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: before its owner has read that this process is ready
             return
         connection.send(None)
         connection.send(_answer(reader, {**cast(Row, row), "index": number, "id": str(number)}))

@@ -180,7 +180,6 @@ class Service:
         await asyncio.gather(*(model.retire() for model in old.values()))
 
     def close(self) -> None:
-        """Answer what was accepted, end all processes, and remove the uploads."""
+        """Answer what was accepted, and end all processes."""
         for model in self.models.values():
             model.close()
-        self.uploads.close()

@@ -82,6 +82,7 @@ def service(needs_serve, models, index, tmp_path_factory):
     assert not list(service.uploads.path.iterdir())
     assert (service.num_requests, service.num_bytes) == (0, 0)
     service.close()
+    service.uploads.close()
     assert not service.uploads.path.exists()
 
 

@@ -1,5 +1,6 @@
 """Tiny models of every kind that can be served, written to folders."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ MODELS = {
 }
 
 
-def write_models(folder: Path, processor: MultimodalProcessor, *, seed: int = 0) -> Path:
+def write_models(
+    folder: Path, processor: MultimodalProcessor, *, seed: int = 0, names: Iterable[str] = tuple(MODELS)
+) -> Path:
     """Write one model of each kind for the processor of the tests."""
     towers = {
         "text_config": BertConfig(**SIZES, vocab_size=len(processor.tokenizer), max_position_embeddings=32),
@@ -29,11 +32,11 @@ def write_models(folder: Path, processor: MultimodalProcessor, *, seed: int = 0)
             **SIZES, **DECODER_SIZES, image_size=16, num_frames=4, tubelet_size=2, patch_size=8
         ),
     }
-    for name, kind in MODELS.items():
+    for name in names:
         labels = {} if name == "clips" else {"id2label": dict(enumerate(LABELS))}
         further = {"problem_type": "multi_label_classification"} if name == "actions" else {}
         torch.manual_seed(seed)
-        model = randomize(kind(tiny_config(**towers, **labels, **further)), scale=0.2 + 0.1 * seed)
+        model = randomize(MODELS[name](tiny_config(**towers, **labels, **further)), scale=0.2 + 0.1 * seed)
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     return folder

@@ -1,0 +1,223 @@
+"""A server process: its socket, token and log, and what signals do."""
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from simple_multimodal.errors import InputError
+from simple_multimodal.serving.app import create_app
+from simple_multimodal.serving.gate import events, log_event
+from simple_multimodal.serving.models import ServedModel
+from simple_multimodal.serving.service import Service
+
+TOKEN_VARIABLE = "SIMPLE_MULTIMODAL_TOKEN"
+KEEP_ALIVE_SECONDS = 5
+MAX_HEADER_BYTES = 2**14
+MAX_PORT = 2**16 - 1
+GRACE_SECONDS = 5.0  # after the longest request that is allowed
+
+
+class Server(uvicorn.Server):
+    """
+    A server that is first not ready, and then closed, when it is told to end.
+
+    The first SIGTERM or SIGINT makes it not ready, while it still answers. After `drain_seconds`, in which a load
+    balancer has noticed, no connections are accepted, and what was accepted is answered. A second signal ends it at
+    once. SIGHUP reloads the models.
+
+    Args:
+        service ([`Service`]): What answers the requests.
+        load (`Callable`): Function that loads the models again.
+        drain_seconds (`float`, *optional*, defaults to 5.0): Time between the signal and the end.
+
+    Raises:
+        ValueError: If `drain_seconds` is negative.
+    """
+
+    def __init__(self, service: Service, load: Callable[[], dict[str, ServedModel]], *, drain_seconds: float = 5.0):
+        if not drain_seconds >= 0:
+            raise InputError(f"`drain_seconds` must be 0 or more, got {drain_seconds}.")
+        limits = service.limits
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=int(limits.send_seconds + limits.answer_seconds + GRACE_SECONDS),
+            )
+        )
+        self.service = service
+        self.load = load
+        self.drain_seconds = drain_seconds
+        self._drained_at = float("inf")
+        self._reloading: asyncio.Task | None = None
+        self._reloads_again = False
+        self._waits_since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, and SIGHUP."""
+        await super().startup(sockets)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.start_reload)
+        log_event("started", models=list(self.service.models))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Become not ready, or at the second signal end. The signal is not raised again: the exit code is 0."""
+        if self.service.is_draining:
+            self.should_exit = self.force_exit = True
+            return
+        self.service.is_draining = True
+        self._drained_at = time.monotonic() + self.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close connections that send no header, and end when the time to drain is over; called every 0.1 seconds."""
+        self._close_idle()
+        if time.monotonic() >= self._drained_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _close_idle(self) -> None:
+        """Close connections whose next header takes too long, which the application does not see."""
+        now = time.monotonic()
+        for connection in list(self.server_state.connections):
+            cycle = connection.cycle
+            if cycle is not None and not cycle.response_complete:
+                self._waits_since.pop(connection, None)
+            elif now - self._waits_since.setdefault(connection, now) > self.service.limits.header_seconds:
+                connection.transport.close()
+
+    def start_reload(self) -> None:
+        """Reload the models; if they are being reloaded, once more after that."""
+        if self._reloading is not None and not self._reloading.done():
+            self._reloads_again = True
+            return
+        self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        while True:
+            self._reloads_again = False
+            log_event("reload")
+            try:
+                await self.service.reload(self.load)
+                log_event("reloaded", models=list(self.service.models))
+            except Exception as error:  # the old models stay
+                log_event("reload failed", level=logging.ERROR, error=f"{type(error).__name__}: {error}")
+            if not self._reloads_again:
+                return
+
+
+def open_socket(host: str, port: int, *, has_token: bool) -> socket.socket:
+    """
+    Return a socket that is bound, but does not listen yet.
+
+    Args:
+        host (`str`): Name or address of this machine.
+        port (`int`): Port; 0: any free one.
+        has_token (`bool`): Whether clients need a token; without one, only this machine can be a client.
+
+    Raises:
+        ValueError: If the address is not available, **or** is open to other machines without a token.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise InputError(f"`port` must be from 0 to {MAX_PORT}, got {port}.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"`host={host}` is neither a name nor an address of this machine.") from error
+    if not has_token and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        raise InputError(
+            f"`host={host}` can be reached from other machines, so that clients need a token: set `token_file`, or "
+            f"the environment variable {TOKEN_VARIABLE}."
+        )
+    opened = socket.socket(family)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        raise InputError(f"`port={port}` of {host} is not available: {error.strerror}. Choose another one.") from error
+    return opened
+
+
+def read_token(token_file: str | os.PathLike[str] | None) -> str | None:
+    """
+    Return the token of a file or of the environment, which is removed from there; `None` if there is none.
+
+    Raises:
+        ValueError: If it is blank or has spaces.
+    """
+    given = os.environ.pop(TOKEN_VARIABLE, None)
+    source = TOKEN_VARIABLE
+    if token_file is not None:
+        given, source = Path(token_file).read_text(encoding="utf-8"), os.fspath(token_file)
+    if given is None:
+        return None
+    token = given.strip()
+    if not token or token.split() != [token]:
+        raise InputError(f"The token in {source} must be one word; `openssl rand -hex 32` makes a good one.")
+    return token
+
+
+class JsonLines(logging.Formatter):
+    """Formatter of one JSON object per line. Messages of [`log_event`] already are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        message = record.getMessage()
+        if record.name == events.name:
+            return message
+        values = {"time": round(record.created, 3), "event": "log", "level": record.levelname, "message": message}
+        if record.exc_info and record.exc_info[0] is not None:
+            values["error"] = record.exc_info[0].__name__
+        return json.dumps({**values, "logger": record.name})
+
+
+def log_as_json() -> None:
+    """Write all log lines to stderr as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    events.setLevel(logging.INFO)
+
+
+def run_server(
+    service: Service,
+    load: Callable[[], dict[str, ServedModel]],
+    opened: socket.socket,
+    *,
+    drain_seconds: float = 5.0,
+) -> None:
+    """
+    Serve until a signal ends it.
+
+    Args:
+        service ([`Service`]): What answers the requests; it is closed.
+        load (`Callable`): Function that loads the models again.
+        opened (`socket`): Socket that is bound.
+        drain_seconds (`float`, *optional*, defaults to 5.0): As for [`Server`].
+    """
+    try:
+        Server(service, load, drain_seconds=drain_seconds).run([opened])
+    finally:
+        service.close()
+        log_event("ended")
