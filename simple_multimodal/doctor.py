@@ -22,6 +22,7 @@ EXTRA_PURPOSES = {
     "deberta": "tokenizers of DeBERTa-v2 repositories with only an spm.model",
     "lora": "--lora_rank",
     "timm": "backbones of timm, such as the image encoder of PE-AV",
+    "serve": "simple-multimodal serve",
     "track": "--report_to tensorboard",
     "dev": "run_scripts/test.sh: lint, types and tests",
 }

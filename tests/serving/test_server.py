@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,35 @@ def test_a_client_that_closes_its_connection_is_not_computed(served, service):
             assert model.batcher.waiting.num_cancelled == before + 1
             go.set()
             assert b"200 OK" in await first
+
+    served(client)
+
+
+def test_the_client_in_run_scripts(served, service, pipelines, clips, tmp_path, monkeypatch):
+    """With a clip and a text, with an `info.json` and a token, and what it says if it is refused."""
+    script = Path(__file__).parents[2] / "run_scripts/request.py"
+    (tmp_path / "info.json").write_text(json.dumps({"script": "two dogs", "length": 3.0}))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    monkeypatch.setattr(service, "token", TOKEN)
+    expected = pipelines["actions"]({"clip": str(clips / "1.mp4"), "text": "two dogs"})
+
+    async def client(server, port):
+        async def ask(*argv):
+            url = f"http://127.0.0.1:{port}/predictions/actions"
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", str(script), url, *argv, cwd=tmp_path, stdout=-1, stderr=-1
+            )
+            return [part.decode() for part in await process.communicate()], process.returncode
+
+        token = ["--token_file", "token"]
+        for text in (["--text", "two dogs"], ["--info", "info.json"]):
+            (out, err), code = await ask(str(clips / "1.mp4"), *text, *token)
+            assert code == 0, err
+            assert json.loads(out) == json.loads((tmp_path / "response.txt").read_text())
+            assert_same_results([json.loads(out)], expected)
+        for argv, reason in ((["--text", "a"], "401 "), (token, "422 "), (["--text", "x" * 10_001, *token], "422 ")):
+            (out, err), code = await ask(*argv)
+            assert (code, out) == (1, "") and err.startswith(f"request.py: {reason}") and "error" in err
 
     served(client)
 
