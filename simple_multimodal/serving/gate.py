@@ -100,11 +100,13 @@ class _Exchange:
         return num_bytes
 
     async def run(self, app: ASGIApp) -> None:
-        """Run the application, until it has answered or the client has left."""
+        """Run the application, until it has answered, the client has left, or takes too long to read the answer."""
+        limits = self.service.limits
+        patience = limits.send_seconds + limits.answer_seconds + limits.send_seconds
         work = asyncio.ensure_future(app(self.scope, self.receive, self.send))
         leaving = asyncio.ensure_future(self._client_leaves())
         try:
-            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, leaving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self.status = CLIENT_LEFT
                 work.cancel()

@@ -18,8 +18,8 @@ class ServingLimits:
     max_text_characters: Annotated[int, "length of a text"] = 10_000
     max_requests: Annotated[int, "number of requests that are received or processed at once; others get 429"] = 256
     max_waiting_megabytes: Annotated[
-        float, "memory for the bodies of all these requests, and again for the clips that wait for a model, in MB"
-    ] = 1024.0
+        float, "memory for the bodies of all these requests, and again for their clips once they are read, in MB"
+    ] = 4096.0
     send_seconds: Annotated[float, "time to send a request's body"] = 30.0
     header_seconds: Annotated[float, "time to send a request's header"] = 10.0
     answer_seconds: Annotated[float, "time to answer a request once its body is there"] = 60.0
@@ -33,6 +33,11 @@ class ServingLimits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise InputError(f"`{name}` must be positive, got {value}.")
+        if self.max_body_megabytes > self.max_waiting_megabytes:
+            raise InputError(
+                f"`max_body_megabytes={self.max_body_megabytes:g}` is more than all bodies may have together, "
+                f"`max_waiting_megabytes={self.max_waiting_megabytes:g}`. Lower it."
+            )
 
     @property
     def body_bytes(self) -> int:
@@ -41,5 +46,5 @@ class ServingLimits:
 
     @property
     def waiting_bytes(self) -> int:
-        """Memory for all bodies, and for the clips that wait for a model, in bytes."""
+        """Memory for all bodies, and for all clips that are read, in bytes."""
         return int(self.max_waiting_megabytes * MEGABYTE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simple_multimodal.inference.pipeline import Pipeline
+from simple_multimodal.serving.batches import num_bytes
 from simple_multimodal.serving.forms import Upload
 from simple_multimodal.serving.limits import ServingLimits
 from simple_multimodal.serving.metrics import Metrics
@@ -48,8 +49,9 @@ class Service:
 
     Attributes:
         is_draining (`bool`): Whether the server is about to end: it answers, but is not ready.
-        num_requests (`int`), num_bytes (`int`): Number of requests that are received or processed, and the memory
-            that is set aside for their bodies.
+        num_requests (`int`): Number of requests that are received or processed.
+        body_bytes, clip_bytes (`int`): Memory that is set aside for their bodies, and for their clips once these are
+            read.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class Service:
         self.token = token
         self.is_draining = False
         self.num_requests = 0
-        self.num_bytes = 0
+        self.body_bytes = 0
+        self.clip_bytes = 0
         self.metrics = Metrics(lambda: self.models)
 
     @property
@@ -75,26 +78,26 @@ class Service:
         return not self.is_draining and all(model.is_running for model in self.models.values())
 
     @contextlib.contextmanager
-    def admitted(self, num_bytes: int) -> Iterator[None]:
+    def admitted(self, body_bytes: int) -> Iterator[None]:
         """
         Return the context of a request that is received and processed.
 
         Args:
-            num_bytes (`int`): Size of its body.
+            body_bytes (`int`): Size of its body.
 
         Raises:
             Refused: If there are too many.
         """
         limits = self.limits
-        if self.num_requests >= limits.max_requests or self.num_bytes + num_bytes > limits.waiting_bytes:
+        if self.num_requests >= limits.max_requests or self.body_bytes + body_bytes > limits.waiting_bytes:
             raise Refused(429)
         self.num_requests += 1
-        self.num_bytes += num_bytes
+        self.body_bytes += body_bytes
         try:
             yield
         finally:
             self.num_requests -= 1
-            self.num_bytes -= num_bytes
+            self.body_bytes -= body_bytes
 
     def model(self, name: str) -> ServedModel:
         """
@@ -123,6 +126,20 @@ class Service:
             raise Refused(422, f"Name one of the models {', '.join(model.name for model in found)} as `model`.")
         return found[0]
 
+    @contextlib.contextmanager
+    def _set_aside(self, size: int) -> Iterator[None]:
+        """Return a context in which there is memory for the clips of a request, each with one window of audio."""
+        largest = self.limits.waiting_bytes
+        if size > largest:
+            raise Refused(413, "The clips of the request need more memory than is allowed; send fewer of them.")
+        if self.clip_bytes + size > largest:
+            raise Refused(429)
+        self.clip_bytes += size
+        try:
+            yield
+        finally:
+            self.clip_bytes -= size
+
     async def ask(
         self, model: ServedModel, questions: Sequence[Question], *, top_k: int = 0, threshold: float | None = None
     ) -> list[Any]:
@@ -146,10 +163,10 @@ class Service:
         for question in questions:  # before any clip is read
             name = None if question.clip is None else question.clip.path.name
             model.check(Query(model.nothing, name, question.text, top_k))
-        with model.in_use():
+        clips = list(dict.fromkeys((q.clip, q.audio) for q in questions if q.clip is not None))
+        with model.in_use(), self._set_aside(len(clips) * num_bytes(model.nothing)):
             async with asyncio.timeout(limits.answer_seconds):
                 deadline = deadline_in(limits.answer_seconds)
-                clips = list(dict.fromkeys((q.clip, q.audio) for q in questions if q.clip is not None))
                 batches = {}
                 if clips:
                     with self._timed("read"):

@@ -56,6 +56,7 @@ class Client:
         *,
         pause_seconds: float = 0.0,
         leaves: asyncio.Event | None = None,
+        reads: bool = True,
     ) -> Answer | None:
         """Send a request and return the answer; `None` to a client that has left. A body in pieces has no length; a
         pause follows each piece.
@@ -98,6 +99,8 @@ class Client:
             return {"type": "http.disconnect"}
 
         async def send(message):
+            if not reads:
+                await ended.wait()
             if message["type"] == "http.response.start":
                 answer["status"], answer["headers"] = message["status"], message.get("headers", [])
             else:

@@ -80,7 +80,7 @@ def service(needs_serve, models, index, tmp_path_factory):
     service = Service(served, UploadFolder(tmp_path_factory.mktemp("uploads")))
     yield service
     assert not list(service.uploads.path.iterdir())
-    assert (service.num_requests, service.num_bytes) == (0, 0)
+    assert (service.num_requests, service.body_bytes, service.clip_bytes) == (0, 0, 0)
     service.close()
     service.uploads.close()
     assert not service.uploads.path.exists()

@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import os
+import signal
 
 import pytest
 
@@ -319,12 +320,42 @@ def test_the_memory_of_bodies_is_limited(client, small, monkeypatch):
             asking = [asyncio.ensure_future(client.send("POST", FORM, [body], headers)) for _ in range(4)]
             while sum(task.done() for task in asking) < 2:
                 await asyncio.sleep(0.001)
-            assert small.num_bytes == 400_000
+            assert small.body_bytes == 400_000
             go.set()
             return await asyncio.gather(*asking)
 
     assert sorted(answer.status for answer in run(flood())) == [200, 200, 429, 429]
-    assert small.num_bytes == 0
+    assert small.body_bytes == 0
+
+
+def test_the_memory_of_clips_is_limited(client, service, files, monkeypatch):
+    """Also of those that are read while others of their request are still to be read."""
+    size = 100_000
+    monkeypatch.setattr("simple_multimodal.serving.service.num_bytes", lambda batch: size)
+    monkeypatch.setattr(service, "limits", ServingLimits(max_body_megabytes=0.2, max_waiting_megabytes=0.25))
+    clips = [base64.b64encode(files[f"{n}.mp4"]).decode() for n in range(3)]
+
+    async def flood():
+        with model_held(service.models["actions"]) as go:
+            asking = asyncio.ensure_future(client.form(FORM, ("data", files["0.mp4"])))
+            while not service.clip_bytes:
+                await asyncio.sleep(0.001)
+            assert service.clip_bytes == size
+            late = await client.json("/v2/models/actions/infer", infer_body({"video": clips[:2]}))
+            go.set()
+            return await asking, late, await client.json("/v2/models/actions/infer", infer_body({"video": clips}))
+
+    accepted, late, large = run(flood())
+    assert accepted.status == 200
+    refused(late, 429)
+    assert "send fewer" in refused(large, 413)
+
+
+def test_an_answer_that_nobody_reads_ends(client, service, monkeypatch):
+    monkeypatch.setattr(service, "limits", ServingLimits(answer_seconds=0.1, send_seconds=0.1))
+
+    assert run(client.send("GET", "/v2/health/live", reads=False)) is None
+    assert service.num_requests == 0
 
 
 def test_a_client_that_leaves_is_not_computed(client, service, files):
@@ -450,3 +481,46 @@ def test_folders_of_servers_that_have_ended_are_removed(needs_serve, tmp_path):
     for wrong in (tmp_path / "other", tmp_path / "link"):
         with pytest.raises(InputError, match="`upload_dir="):
             UploadFolder(wrong)
+
+
+def test_what_clients_are_told_about_errors(needs_serve):
+    """Nothing of errors that are not the client's."""
+    from simple_multimodal.errors import InputError
+    from simple_multimodal.serving.reading import ClipError, ReaderLostError
+    from simple_multimodal.serving.refusals import STATUSES, Refused, refusal_of
+    from simple_multimodal.serving.waiting import ClosedError, DeadlineError, QueueFullError
+
+    for error, status in (
+        (ClipError("why"), 422),
+        (InputError("why"), 422),
+        (QueueFullError("/why"), 429),
+        (DeadlineError("/why"), 504),
+        (TimeoutError("/why"), 504),
+        (ClosedError("/why"), 503),
+        (ReaderLostError("/why"), 503),
+        (OSError(28, "No space left on device", "/why"), 503),
+        (RuntimeError("/why"), 500),
+        (Refused(404, "why"), 404),
+    ):
+        told = refusal_of(error)
+        assert told.status == status
+        assert str(told) == ("why" if status in (404, 422) else STATUSES[status])
+        assert ("Retry-After" in told.headers) == (status in (429, 503))
+
+
+def test_a_killed_reading_process_is_replaced(client, service, files):
+    """While it is stopped, before it has the clip: nothing is lost."""
+    readers = service.models["actions"].readers
+
+    async def kill():
+        (pid,) = readers.pids
+        os.kill(pid, signal.SIGSTOP)
+        asking = asyncio.ensure_future(client.form(FORM, ("data", files["0.mp4"])))
+        while readers.waiting.num_waiting or not service.num_requests:
+            await asyncio.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        return await asking
+
+    before = readers.num_restarts
+    assert run(kill()).status == 200
+    assert readers.num_restarts == before + 1

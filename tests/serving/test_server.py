@@ -356,6 +356,7 @@ def test_reload_and_end_under_load(needs_serve, models, processor, tmp_path):
         (["{models}/actions", "--drain_seconds", "-1"], "--drain_seconds must be 0 or more"),
         (["{models}/actions", "--num_readers", "0"], "--num_readers must be 1 or more"),
         (["{models}/actions", "--max_parts", "0"], "--max_parts must be positive"),
+        (["{models}/actions", "--max_body_megabytes", "5000"], "--max_body_megabytes 5000 is more than"),
         (["{models}"], "is not a saved model"),
         (["{models}/nothing"], "no such folder"),
         (["{models}/actions", "--index", "{index}"], "--index needs one model that compares embeddings; 0"),
