@@ -177,7 +177,8 @@ def test_scripts_are_short():
         lines = path.read_text().splitlines()
         if path.suffix == ".sbatch":  # its header is for the scheduler
             lines = [line for line in lines if not line.startswith("#")]
-        assert path.suffix in (".sh", ".sbatch") and len(lines) <= 10, path
+        limits = {".sh": 10, ".sbatch": 10, ".py": 50}  # a client must not need the project
+        assert len(lines) <= limits[path.suffix], path
     assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 80
 
 
