@@ -44,6 +44,31 @@ def test_clips_of_many_clients_get_the_labels_of_the_pipeline(client, pipelines,
     assert_same_results([answer.json for answer in answers], [expected[number] for number in order])
 
 
+def test_clients_that_hang_up_midway_leave_the_answers_of_others_right(client, service, pipelines, clips, files):
+    """A third of them, at any time: while their clip waits, is read, or is in a batch."""
+    asked = [(name, text) for name in NAMES for text in TEXTS] * 3
+    expected = pipelines["actions"]([{"clip": str(clips / name), "text": text} for name, text in asked], top_k=4)
+    generator = random.Random(0)
+
+    async def ask(name, text, leaves_after):
+        leaves = asyncio.Event()
+        if leaves_after is not None:
+            asyncio.get_running_loop().call_later(leaves_after, leaves.set)
+        parts = ("data", files[name]), ("text", text), ("top_k", "4")
+        return await client.form("/predictions/actions", *parts, leaves=leaves)
+
+    async def ask_all():
+        times = [generator.uniform(0.0, 0.5) if number % 3 == 0 else None for number in range(len(asked))]
+        return await asyncio.gather(*(ask(*own, time) for own, time in zip(asked, times, strict=True)))
+
+    answers = run(ask_all())
+    assert all(answer is not None and answer.status == 200 for n, answer in enumerate(answers) if n % 3)
+    assert any(answer is None for answer in answers)
+    stayed = [n for n, answer in enumerate(answers) if answer is not None]
+    assert_same_results([answers[n].json for n in stayed], [expected[n] for n in stayed])
+    assert (service.num_requests, service.body_bytes, service.clip_bytes) == (0, 0, 0)
+
+
 @contextlib.contextmanager
 def model_held(served):
     """Let a model run only after the context; one batch may be in its hands then."""
