@@ -34,6 +34,15 @@ def multipart(*parts: tuple[str, str | bytes]) -> tuple[bytes, dict[str, str]]:
     }
 
 
+def refused(answer: Answer, status: int) -> str:
+    """Check that an answer is a refusal, and return its reason, which holds no path."""
+    assert answer.status == status, (answer.status, answer.body)
+    assert set(answer.json) == {"error"} and answer.headers["x-request-id"]
+    assert "/" not in answer.json["error"].replace("multipart/form-data", "").replace("application/", "")
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    return answer.json["error"]
+
+
 class Client:
     """
     Client of an application.

@@ -9,12 +9,18 @@ import tests.processes  # noqa: F401  (names the modules that the server of proc
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.serving.limits import ServingLimits
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.retrieval.retriever import Retriever
 from simple_multimodal.tasks.video_classification.classifier import VideoClassifier
 from tests.serving.asgi import Client
 from tests.serving.clips import NAMES, write_clips
 from tests.serving.models import write_models
+
+SMALL_LIMITS = ServingLimits(
+    max_body_megabytes=0.2, max_parts=6, max_inputs=3, max_text_characters=50, max_requests=2, send_seconds=0.5,
+    answer_seconds=30.0, max_waiting_megabytes=0.5,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -91,3 +97,10 @@ def client(service) -> Client:
     from simple_multimodal.serving.app import create_app
 
     return Client(create_app(service))
+
+
+@pytest.fixture
+def small(service, monkeypatch):
+    """The service with small limits."""
+    monkeypatch.setattr(service, "limits", SMALL_LIMITS)
+    return service

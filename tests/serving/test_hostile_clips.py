@@ -9,8 +9,9 @@ import pytest
 
 from tests.faults.corpus import _media
 from tests.faults.hostile import Listener
+from tests.serving.asgi import refused
 from tests.serving.test_app import run
-from tests.serving.test_gate import FORM, refused
+from tests.serving.test_gate import FORM
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs processes that may crash")
 MAX_BYTES = 10**6  # others, with holes, are larger than any body
