@@ -15,6 +15,7 @@ from simple_multimodal.tasks.video_classification.modeling import (
 )
 from simple_multimodal.tasks.video_classification.options import LOSSES
 from tests.closeness import assert_close
+from tests.evaluation.charades_annotations import read_golden
 from tests.models import tiny
 
 FORMS = ("merge", "co_attention", "cross_attention")
@@ -46,6 +47,14 @@ def test_losses_of_many_labels_follow_the_formula(values):
     loss.backward()
     assert loss.item() == pytest.approx(by_formula(*values), rel=1e-12)
     assert logits.grad.isfinite().all() and (logits.grad[2] == 0).all()
+
+
+def test_losses_of_many_labels_have_the_golden_values(shared_dir):
+    golden = read_golden(shared_dir)["losses"]
+    logits, labels = torch.tensor(golden["logits"]), torch.tensor(golden["labels"])
+    for key, expected in golden["gamma_positive_negative_margin"].items():
+        settings = dict(zip(NAMES, map(float, key.split("_")), strict=True))
+        assert asymmetric_loss(logits, labels, **settings).item() / labels.numel() == pytest.approx(expected, rel=1e-6)
 
 
 def test_binary_cross_entropy_and_smoothed_cross_entropy_are_those_of_torch():
