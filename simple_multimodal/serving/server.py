@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.serving.app import create_app
@@ -100,6 +101,7 @@ class Server(uvicorn.Server):
         """Close connections whose next header takes too long, which the application does not see."""
         now = time.monotonic()
         for connection in list(self.server_state.connections):
+            assert isinstance(connection, H11Protocol)  # see the configuration
             cycle = connection.cycle
             if cycle is not None and not cycle.response_complete:
                 self._waits_since.pop(connection, None)
