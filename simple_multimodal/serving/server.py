@@ -143,7 +143,9 @@ def open_socket(host: str, port: int, *, has_token: bool) -> socket.socket:
     if not 0 <= port <= MAX_PORT:
         raise InputError(f"`port` must be from 0 to {MAX_PORT}, got {port}.")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, transport, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except (OSError, UnicodeError) as error:
         raise InputError(f"`host={host}` is neither a name nor an address of this machine.") from error
     if not has_token and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
@@ -151,7 +153,8 @@ def open_socket(host: str, port: int, *, has_token: bool) -> socket.socket:
             f"`host={host}` can be reached from other machines, so that clients need a token: set `token_file`, or "
             f"the environment variable {TOKEN_VARIABLE}."
         )
-    opened = socket.socket(family)
+    # asyncio only sends small answers at once, without Nagle's algorithm, if the socket says that it is TCP.
+    opened = socket.socket(family, kind, transport)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -89,6 +90,19 @@ def test_connections_without_a_whole_header_are_closed(served):
                 break
         assert await idle == await started == b""
         assert (await second).count(b"200 OK") == 1
+        writer.close()
+
+    served(client)
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement(served):
+    async def client(server, port):
+        _, writer = await raw(port, b"G", is_read=False)
+        while not server.server_state.connections:
+            await asyncio.sleep(0.001)
+        (connection,) = server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         writer.close()
 
     served(client)
