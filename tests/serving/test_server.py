@@ -129,9 +129,9 @@ def test_a_client_that_closes_its_connection_is_not_computed(served, service):
 
     async def client(server, port):
         with model_held(model) as go:
-            before = model.batcher.waiting.num_cancelled
+            before, accepted = model.batcher.waiting.num_cancelled, model.batcher.waiting.num_accepted
             first = asyncio.ensure_future(raw(port, post("/predictions/actions", ("text", "a"))))
-            while not model.batcher.waiting.num_accepted or model.batcher.waiting.num_waiting:
+            while model.batcher.waiting.num_accepted == accepted or model.batcher.waiting.num_waiting:
                 await asyncio.sleep(0.001)
             _, writer = await raw(port, post("/predictions/actions", ("text", "b")), is_read=False)
             while not model.batcher.waiting.num_waiting:
