@@ -126,8 +126,9 @@ def evaluate_classes(
         evaluation.metrics |= result.metrics
         evaluation.intervals |= result.intervals
         evaluation.further_chance |= result.chance
-        evaluation.rows = class_rows(result, names)
-        evaluation.tables["Classes from best to worst"] = _by_value(class_rows(result, names), result.class_metric)
+        by_class = class_rows(result, names)
+        evaluation.rows = by_class
+        evaluation.tables["Classes from best to worst"] = _by_value(by_class, result.class_metric)
         if train_set is not None and classifier.takes("text") and any(row["captions"] or row["text"] for row in rows):
             alone = measure(_text_scores(train_set, rows, config.label2id, many=many))
             evaluation.metrics |= with_prefix({name: alone.metrics[name] for name in alone.intervals}, TEXT_ONLY)
