@@ -42,6 +42,7 @@ def export_mar(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     """
     Write an archive of a model for TorchServe: a zip file with the model as it is loaded here, a handler, and a
     manifest. Nothing else of the model's folder is in it, such as checkpoints, reports or the command of its training.
+    torch-model-archiver is not needed. It would put all files into one folder, and is not maintained any more.
 
     Args:
         model (`str`): Folder or hub name of a model that can be served.

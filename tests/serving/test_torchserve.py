@@ -14,6 +14,7 @@ import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from tests.serving.models import assert_same_results
 torchserve = pytest.importorskip("simple_multimodal.serving.torchserve", reason="needs the extra `serve`")
 
 ROOT = Path(__file__).resolve().parents[2]
-BROKEN = b"this is no media file" * 100
+BROKEN = b"not a media file" * 100
 LIMIT_SECONDS = 90.0
 
 
@@ -272,6 +273,13 @@ def test_an_error_of_the_model_costs_one_request_and_stays_in_the_log(handler, m
     (record,) = [json.loads(record.message) for record in caplog.records if record.levelname == "ERROR"]
     assert (record["request_id"], record["error"]) == ("request-1", "RuntimeError")
     assert "/srv/models" not in caplog.text
+
+
+def test_requests_that_are_late_are_not_computed(handler, files, monkeypatch):
+    monkeypatch.setattr(handler, "limits", replace(handler.limits, answer_seconds=1e-9))
+    answers, statuses = ask(handler, {"data": files["0.mp4"]}, {"script": b"cat"})
+    assert statuses == {0: 504, 1: 504}
+    assert answers == [{"error": "The request was not answered in time."}] * 2
 
 
 def test_other_tasks_answer_questions_and_return_embeddings(service, pipelines, clips, files):
