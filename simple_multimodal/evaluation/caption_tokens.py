@@ -57,7 +57,7 @@ _REWRITE = re.compile("|".join(map(re.escape, _REWRITTEN)))
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _CURRENCIES = {"€": "$", "£": "#", "¢": "cents"}
 _PUNCTUATION = frozenset(".,:;?!-–—―…\"'`’‘“”«»‹›")
-"""Marks that are no tokens when they stand alone."""
+"""Marks that do not count as tokens when they stand alone."""
 
 
 def caption_tokens(caption: str) -> list[str]:
