@@ -74,8 +74,7 @@ def translation_result(
         - `ROUGE-L`: mean over rows of [`rouge_l`] over the same words.
 
         The intervals of the first three and of `BLEU-n` are sacrebleu's: mean and 95 % range of 1000 resamples of the
-        rows, with its seed. The row metric is `BLEU` with effective order, as sacrebleu computes it
-        for one sentence.
+        rows, with its seed. The row metric is `BLEU` with effective order, as sacrebleu computes it for one sentence.
 
     Raises:
         ValueError: If the numbers of predictions and references differ, **or** there are none.
