@@ -113,8 +113,8 @@ def _select(components: tuple[PoseComponent, ...], reduced: bool) -> Selection:
     if layout is None:
         known = ", ".join(f"{layout.body} ({layout.estimator})" for layout in LAYOUTS)
         raise MediaError(
-            f"its components are {', '.join(names)[:200]}; to be normalised by the shoulders, it needs one of {known}: "
-            "estimate it with one of these, or save features of its frames as .npy"
+            f"its components are {', '.join(names)[:200]}; to be normalised by the shoulders, a pose needs one of "
+            f"{known}: estimate it with one of these, or save features of its frames as .npy"
         )
     keys = [(component.name, point) for component in components for point in component.points]
     places = {key: number for number, key in reversed(list(enumerate(keys)))}  # the first of equal names counts

@@ -339,7 +339,7 @@ def _resampled(values: np.ndarray, is_missing: np.ndarray | None, num_dims: int,
     positions = np.arange(math.ceil(len(values) / step - 1e-9)) * step
     before = np.minimum(positions.astype(np.intp), len(values) - 1)
     after = np.minimum(before + 1, len(values) - 1)
-    shares = np.float32(positions - before)[:, None].clip(0, 1)  # of the frame after
+    shares = (positions - before).clip(0, 1).astype(np.float32)[:, None]  # of the frame after
     result = values[before] * (1 - shares) + values[after] * shares
     if is_missing is not None:
         nearest = np.where(shares[:, 0] < 0.5, before, after)
