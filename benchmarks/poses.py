@@ -1,4 +1,4 @@
-"""Read and prepare poses, compared with the steps of multimodalhugs with pose-format, in the same process and in turns.
+"""Read and prepare poses, compared with the steps of multimodalhugs with pose-format, in one process and in turns.
 
     python benchmarks/poses.py FILE.pose [FILE.pose ...] [--num_frames 300] [--repeats 20]
 
@@ -24,6 +24,7 @@ def reference(path: str) -> torch.Tensor:
     """Read and prepare a file as multimodalhugs does."""
     with open(path, "rb") as file:
         pose = Pose.read(file)
+    pose.body = pose.body[:, :1]  # the first person
     pose_hide_legs(pose)
     pose = reduce_holistic(pose).normalize()
     return pose.torch().body.data.zero_filled().contiguous().flatten(1)

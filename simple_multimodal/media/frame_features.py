@@ -44,6 +44,11 @@ class FeatureHeader:
     num_trailing_bytes: int
 
     @property
+    def content(self) -> str:
+        """Description of the features, such as `"npy, 1024 float32 per frame"`."""
+        return f"npy, {self.size} {self.dtype.name} per frame"
+
+    @property
     def duration_seconds(self) -> float:
         """Time from the first frame to the end of the last one, in seconds."""
         return self.num_frames / self.rate
@@ -62,6 +67,11 @@ class FrameFeatures(NamedTuple):
     header: FeatureHeader
     values: np.ndarray
     offset_seconds: float
+
+
+def is_feature_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is read as features, by its name; otherwise it is a pose file."""
+    return os.fspath(path).lower().endswith(".npy")
 
 
 def read_feature_header(path: str | os.PathLike[str], rate: float) -> FeatureHeader:

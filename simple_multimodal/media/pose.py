@@ -22,7 +22,7 @@ NUM_DIMS = {"XYC": 2, "XYZC": 3}
 # Limits on hostile input: more objects than these would take more memory than the file itself.
 MAX_COMPONENTS = 64
 MAX_POINTS = 4096
-MIN_RATE, MAX_RATE = 0.01, 10_000.0  # in frames per second
+MIN_RATE, MAX_RATE = 0.1, 1000.0  # in frames per second
 
 HEAD_BYTES = 2**16  # read at first; the header of MediaPipe Holistic has 15 KB
 MILLISECONDS_RATIO = 500  # a segment this many times longer than its file was not meant in seconds
@@ -95,6 +95,12 @@ class PoseHeader:
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of the points: frames, people, points, coordinates."""
         return self.num_frames, self.num_people, self.num_points, self.num_dims
+
+    @property
+    def content(self) -> str:
+        """Description of the points, such as `"pose 0.2, 576 points, 320x240"`."""
+        people = f"{self.num_people} people with " if self.num_people > 1 else ""
+        return f"pose {self.version}, {people}{self.num_points} points, {self.width}x{self.height}"
 
     @property
     def duration_seconds(self) -> float:

@@ -20,6 +20,7 @@ from simple_multimodal.processing.pose_layouts import select_points
 PosePoints = Literal["reduced", "all"]
 PoseDepth = Literal["as_is", "scaled", "drop"]
 
+MAX_UPSAMPLING = 16  # frames per frame of a file; its rate must be wrong if more are needed
 FACTOR_RANGE = 0.5, 2.0  # of a random scale or rate, which must neither mirror nor stop
 
 
@@ -208,6 +209,11 @@ class PoseProcessor:
                 "`num_features`, or give poses of the same estimator, `points` and `depth`"
             )
         target_rate = self.target_rate or rate
+        if target_rate > MAX_UPSAMPLING * rate:
+            raise MediaError(
+                f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate`, {target_rate:g}; "
+                f"at most {MAX_UPSAMPLING} times its rate is possible"
+            )
         self._check_length(path, math.ceil(len(values) * target_rate / rate - 1e-9))
         step = rate / target_rate  # frames of the file per frame of the result
         if generator is not None and self.rate_std > 0:
@@ -272,16 +278,17 @@ class PoseProcessor:
         distance = np.sqrt(np.square(shoulders[:, 0] - shoulders[:, 1]).sum(axis=1)).mean()
         if not 0 < distance < math.inf:
             raise MediaError(f"{header.path!r}: its shoulders are {distance:g} apart; estimate its poses again")
+        rows = values.reshape(len(values), -1)  # the same memory; numpy is slow where the last axis is short
         with np.errstate(over="ignore", invalid="ignore"):  # of points that are missing, or found below
-            values -= shoulders.mean(axis=(0, 1)).astype(np.float32)
-            values *= np.float32(1 / distance)
+            rows -= np.tile(shoulders.mean(axis=(0, 1)).astype(np.float32), len(selection.points))
+            rows *= np.float32(1 / distance)
             if matrix is not None:
                 values[..., :2] = values[..., :2] @ matrix
         is_missing = (confidence.take(selection.points, axis=1) == 0) | selection.hidden
-        values[is_missing] = 0
-        if not are_finite(values):
+        values.reshape(-1, num_dims)[np.flatnonzero(is_missing)] = 0
+        if not are_finite(rows):
             raise MediaError(f"{header.path!r}: has points too far away to be normalised; estimate its poses again")
-        return values.reshape(len(values), -1), is_missing, num_dims
+        return rows, is_missing, num_dims
 
     def collate(self, poses: Sequence[PoseSequence | None]) -> dict[str, torch.Tensor]:
         """Stack the poses of a batch, padded with zeros to the longest.

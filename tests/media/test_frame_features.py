@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from simple_multimodal.media import MediaError, read_frame_features
-from simple_multimodal.media.frame_features import read_feature_header
+from simple_multimodal.media.frame_features import is_feature_file, read_feature_header
 
 
 @pytest.fixture
@@ -27,6 +27,8 @@ def test_a_segment_is_read_as_it_was_saved(tmp_path, values, dtype, order, start
     assert (header.num_frames, header.size, header.rate, header.duration_seconds) == (10, 6, 25.0, 0.4)
     assert features.offset_seconds == pytest.approx((frames.start or 0) / 25 - (start or 0))
     assert header == read_feature_header(tmp_path / "a.npy", 25.0)
+    assert header.content == f"npy, 6 {np.dtype(dtype).name} per frame"
+    assert is_feature_file(tmp_path / "a.npy") and is_feature_file("A.NPY") and not is_feature_file("a.npy.pose")
 
 
 def test_only_the_bytes_of_a_segment_are_read(tmp_path, values):

@@ -54,6 +54,8 @@ def test_a_file_is_read_as_it_was_written(tmp_path, version, num_people, num_dim
     assert {component.name: component.points for component in header.components} == SMALL
     assert [component.limbs.tolist() for component in header.components] == [[[0, 6]], [[0, 2]]]
     assert header == read_pose_header(path)
+    people = {1: "", 3: "3 people with "}[num_people]
+    assert header.content == f"pose {version}, {people}10 points, 640x360"
 
 
 def test_golden_headers_and_points(poses_dir):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def test_points_without_a_place(tmp_path):
         PoseProcessor().extract(pose_of(tmp_path, components=lacking))
     with pytest.raises(MediaError, match="a.pose.*POSE_LANDMARKS lacks the point RIGHT_SHOULDER"):
         small().extract(pose_of(tmp_path, components={"POSE_LANDMARKS": BODY[:2]}))
-    with pytest.raises(MediaError, match="a.pose.*components are body, hand; .* OpenPose.*features of its frames"):
+    with pytest.raises(MediaError, match="a.pose.*components are body, hand; .*OpenPose.*features of its frames"):
         small().extract(pose_of(tmp_path, components={"body": BODY, "hand": HAND}))
 
 
@@ -216,8 +217,8 @@ def test_equal_names_keep_their_places(tmp_path):
     components = {"pose_keypoints_2d": ("RShoulder", "LShoulder", "", ""), "hand": ("", "")}
     data, confidence = points_of(components=components, num_dims=2)
     pose = pose_of(tmp_path, data, np.ones_like(confidence), components=components)
-    values = PoseProcessor(num_features=12).extract(pose).values.reshape(6, 6, 2)
-    scale = (data[0, 0, 5] - data[0, 0, 4]) / (values[0, 5] - values[0, 4]).numpy()
+    values = PoseProcessor(num_features=12).extract(pose).values.numpy().reshape(6, 6, 2)
+    scale = (data[0, 0, 5] - data[0, 0, 4]) / (values[0, 5] - values[0, 4])
     np.testing.assert_allclose((values[:, 2:] - values[:, :1]) * scale, data[:, 0, 2:] - data[:, 0, :1], rtol=1e-3)
 
 
@@ -278,6 +279,25 @@ def test_the_rate_is_resampled(whole):
     third = small(target_rate=10.0, frame_stride=2).extract(whole)
     np.testing.assert_allclose(third.values, every[::5], atol=1e-6)
     np.testing.assert_allclose(third.seconds, [0, 0.2, 0.4, 0.6], atol=1e-6)
+
+
+def test_a_rate_that_would_take_much_memory_is_refused(tmp_path):
+    slow = pose_of(tmp_path, rate=1.5)
+    assert len(small(target_rate=24.0).extract(slow).values) == 96
+    with pytest.raises(MediaError, match="a.pose.*has 1.5 frames per second, .* `target_rate`, 25; at most 16 times"):
+        small(target_rate=25.0).extract(slow)
+
+
+def test_preparing_takes_at_most_four_times_the_size(tmp_path):
+    path = write_pose(tmp_path / "a.pose", *points_of(500, components=HOLISTIC), components=HOLISTIC)
+    for settings in ({"num_features": 534}, {"num_features": 534 * 3, "points": "all", "rotation_std": 0.1}):
+        processor = PoseProcessor(**settings)
+        tracemalloc.start()
+        try:
+            processor.extract(read_pose(path), np.random.default_rng(0))
+            assert tracemalloc.get_traced_memory()[1] < 4 * path.stat().st_size
+        finally:
+            tracemalloc.stop()
 
 
 def test_one_frame_can_be_resampled(tmp_path):
