@@ -211,8 +211,8 @@ class PoseProcessor:
         target_rate = self.target_rate or rate
         if target_rate > MAX_UPSAMPLING * rate:
             raise MediaError(
-                f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate`, {target_rate:g}; "
-                f"at most {MAX_UPSAMPLING} times its rate is possible"
+                f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate`, "
+                f"{target_rate:g}; at most {MAX_UPSAMPLING} times its rate is possible"
             )
         self._check_length(path, math.ceil(len(values) * target_rate / rate - 1e-9))
         step = rate / target_rate  # frames of the file per frame of the result
@@ -343,10 +343,11 @@ def _resampled(values: np.ndarray, is_missing: np.ndarray | None, num_dims: int,
     Returns:
         `np.ndarray` of shape `(ceil(num_frames / step), num_points * num_dims)`: Values, `float32`.
     """
-    positions = np.arange(math.ceil(len(values) / step - 1e-9)) * step
-    before = np.minimum(positions.astype(np.intp), len(values) - 1)
-    after = np.minimum(before + 1, len(values) - 1)
-    shares = (positions - before).clip(0, 1).astype(np.float32)[:, None]  # of the frame after
+    last = len(values) - 1  # on screen until the end
+    positions = np.minimum(np.arange(math.ceil(len(values) / step - 1e-9)) * step, last)
+    before = positions.astype(np.intp)
+    after = np.minimum(before + 1, last)
+    shares = (positions - before).astype(np.float32)[:, None]  # of the frame after
     result = values[before] * (1 - shares) + values[after] * shares
     if is_missing is not None:
         nearest = np.where(shares[:, 0] < 0.5, before, after)

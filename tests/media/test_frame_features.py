@@ -38,6 +38,19 @@ def test_only_the_bytes_of_a_segment_are_read(tmp_path, values):
     np.testing.assert_array_equal(features.values, values[3:5])
     with pytest.raises(MediaError, match="a.npy.*infinite or not a number"):
         read_frame_features(tmp_path / "a.npy", 25.0)
+    np.save(tmp_path / "b.npy", np.zeros((100_000, 6), np.float32))
+    tracemalloc.start()
+    try:
+        read_frame_features(tmp_path / "b.npy", 25.0, start_seconds=400.0, end_seconds=401.0)
+        assert tracemalloc.get_traced_memory()[1] < 2**18
+    finally:
+        tracemalloc.stop()
+
+
+def test_features_may_be_large(tmp_path):
+    values = np.full((4, 6), 3e38, np.float32)  # whose sum is infinite
+    np.save(tmp_path / "a.npy", values)
+    np.testing.assert_array_equal(read_frame_features(tmp_path / "a.npy", 25.0).values, values)
 
 
 @pytest.mark.parametrize(

@@ -214,10 +214,12 @@ def test_points_without_a_place(tmp_path):
 
 
 def test_equal_names_keep_their_places(tmp_path):
-    components = {"pose_keypoints_2d": ("RShoulder", "LShoulder", "", ""), "hand": ("", "")}
+    components = {"pose_keypoints_2d": ("RShoulder", "LShoulder", "", "LShoulder"), "hand": ("", "")}
     data, confidence = points_of(components=components, num_dims=2)
     pose = pose_of(tmp_path, data, np.ones_like(confidence), components=components)
     values = PoseProcessor(num_features=12).extract(pose).values.numpy().reshape(6, 6, 2)
+    unit = np.linalg.norm(values[:, 0] - values[:, 1], axis=1).mean()  # of the first points with these names
+    assert float(unit) == pytest.approx(1, abs=1e-5)
     scale = (data[0, 0, 5] - data[0, 0, 4]) / (values[0, 5] - values[0, 4])
     np.testing.assert_allclose((values[:, 2:] - values[:, :1]) * scale, data[:, 0, 2:] - data[:, 0, :1], rtol=1e-3)
 
@@ -306,6 +308,19 @@ def test_one_frame_can_be_resampled(tmp_path):
     for rate, num_frames in ((5.0, 1), (25.0, 1), (100.0, 4)):
         values = small(target_rate=rate).extract(one).values
         np.testing.assert_allclose(values, small().extract(one).values.expand(num_frames, -1))
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "rate", "target_rate", "expected"),
+    [(3, 25.0, 12.5, 2), (4, 25.0, 12.5, 2), (1500, 15.0, 9.99, 999)],  # in floating point 999.0000000000001
+)
+def test_the_number_of_resampled_frames(tmp_path, num_frames, rate, target_rate, expected):
+    np.save(tmp_path / "a.npy", np.zeros((num_frames, 1), np.float32))
+    features = read_frame_features(tmp_path / "a.npy", rate)
+    settings = {"num_features": 1, "target_rate": target_rate}
+    assert len(PoseProcessor(**settings, max_frames=expected).extract(features).values) == expected
+    with pytest.raises(MediaError, match=f"has {expected} frames, more than `max_frames`"):
+        PoseProcessor(**settings, max_frames=expected - 1).extract(features)
 
 
 def test_missing_points_are_not_interpolated(tmp_path):
