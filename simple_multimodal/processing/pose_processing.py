@@ -193,7 +193,8 @@ class PoseProcessor:
 
         Raises:
             MediaError: If the file does not fit: no frame has both shoulders, the estimator is unknown, the person is
-                not in it, a frame has another number of features, or there are more than `max_frames`.
+                not in it, a frame has another number of features, the rate is too low to be resampled, or there are more than
+                `max_frames` frames.
         """
         path, rate = pose.header.path, pose.header.rate
         # All are drawn whatever is on, so that turning one on does not change the others.
@@ -214,8 +215,8 @@ class PoseProcessor:
                 f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate`, "
                 f"{target_rate:g}; at most {MAX_UPSAMPLING} times its rate is possible"
             )
-        self._check_length(path, math.ceil(len(values) * target_rate / rate - 1e-9))
         step = rate / target_rate  # frames of the file per frame of the result
+        self._check_length(path, _num_resampled(len(values), step))
         if generator is not None and self.rate_std > 0:
             step *= float(np.clip(1 + speed * self.rate_std, *FACTOR_RANGE))
             if self.max_frames is not None:
@@ -330,6 +331,11 @@ class PoseProcessor:
         return BatchFeature(self.collate([None if pose is None else self.extract(pose) for pose in batch]))
 
 
+def _num_resampled(num_frames: int, step: float) -> int:
+    """Return how many frames of the result begin in `num_frames` frames of the input."""
+    return math.ceil(num_frames / step - 1e-9)  # rounding must not add a frame
+
+
 def _resampled(values: np.ndarray, is_missing: np.ndarray | None, num_dims: int, step: float) -> np.ndarray:
     """
     Resample frames by linear interpolation.
@@ -344,7 +350,7 @@ def _resampled(values: np.ndarray, is_missing: np.ndarray | None, num_dims: int,
         `np.ndarray` of shape `(ceil(num_frames / step), num_points * num_dims)`: Values, `float32`.
     """
     last = len(values) - 1  # on screen until the end
-    positions = np.minimum(np.arange(math.ceil(len(values) / step - 1e-9)) * step, last)
+    positions = np.minimum(np.arange(_num_resampled(len(values), step)) * step, last)
     before = positions.astype(np.intp)
     after = np.minimum(before + 1, last)
     shares = (positions - before).astype(np.float32)[:, None]  # of the frame after
