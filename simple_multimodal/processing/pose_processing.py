@@ -193,8 +193,8 @@ class PoseProcessor:
 
         Raises:
             MediaError: If the file does not fit: no frame has both shoulders, the estimator is unknown, the person is
-                not in it, a frame has another number of features, the rate is too low to be resampled, or there are more than
-                `max_frames` frames.
+                not in it, a frame has another number of features, the rate is too low to be resampled, or there are
+                more than `max_frames` frames.
         """
         path, rate = pose.header.path, pose.header.rate
         # All are drawn whatever is on, so that turning one on does not change the others.
