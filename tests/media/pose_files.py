@@ -9,6 +9,27 @@ BODY = ("NOSE", "LEFT_SHOULDER", "RIGHT_SHOULDER", "LEFT_ELBOW", "LEFT_WRIST", "
 HAND = ("WRIST", "THUMB_TIP", "PINKY_TIP")
 SMALL = {"POSE_LANDMARKS": BODY, "LEFT_HAND_LANDMARKS": HAND}
 """Components of a small skeleton with names of MediaPipe Holistic."""
+HOLISTIC = {  # with the irises, which reduction leaves out
+    "POSE_LANDMARKS": (
+        *(f"{side}_{name}" for name in ("SHOULDER", "ELBOW", "WRIST", "HIP", "KNEE") for side in ("LEFT", "RIGHT")),
+        "NOSE",
+        "LEFT_PINKY",
+    ),
+    "FACE_LANDMARKS": tuple(map(str, range(478))),
+    "LEFT_HAND_LANDMARKS": tuple(map(str, range(21))),
+    "RIGHT_HAND_LANDMARKS": tuple(map(str, range(21))),
+    "POSE_WORLD_LANDMARKS": ("LEFT_SHOULDER", "RIGHT_HIP"),
+}
+OPENPOSE = {
+    "pose_keypoints_2d": ("Nose", "RShoulder", "LShoulder", "MidHip", "RKnee", "LBigToe", "REar"),
+    "hand_left_keypoints_2d": ("BASE", "T_STT"),
+}
+COCO = {
+    "BODY": ("nose", "left_shoulder", "right_shoulder", "left_hip", "right_knee", "left_big_toe"),
+    "FACE": tuple(f"face-{number}" for number in range(68)),
+    "LEFT_HAND": ("hand_0", "hand_1"),
+    "RIGHT_HAND": ("hand_0", "hand_1"),
+}
 
 
 def text(value: str) -> bytes:

@@ -11,8 +11,7 @@ import torch
 from simple_multimodal.errors import InputError
 from simple_multimodal.media import FrameFeatures, MediaError, Pose, read_frame_features, read_pose
 from simple_multimodal.processing import PoseProcessor
-from simple_multimodal.processing.pose_layouts import _FACE_OUTLINES
-from tests.media.pose_files import BODY, HAND, SMALL, points_of, write_pose
+from tests.media.pose_files import HOLISTIC, SMALL, points_of, write_pose
 
 NUM_SMALL = 3 * (6 + 3)  # of the small skeleton, reduced: the nose is left out
 SEGMENTS = {  # keys of features.npz
@@ -22,27 +21,6 @@ SEGMENTS = {  # keys of features.npz
     "reduced_ms_190_610": {"start_seconds": 0.19, "end_seconds": 0.61},
     "reduced_frames_3_9": {"start_seconds": 3 / 25, "end_seconds": 9 / 25},
     "reduced_ms_start_only": {"start_seconds": 0.19},
-}
-HOLISTIC = {  # with the irises, which reduction leaves out
-    "POSE_LANDMARKS": (
-        *(f"{side}_{name}" for name in ("SHOULDER", "ELBOW", "WRIST", "HIP", "KNEE") for side in ("LEFT", "RIGHT")),
-        "NOSE",
-        "LEFT_PINKY",
-    ),
-    "FACE_LANDMARKS": tuple(map(str, range(478))),
-    "LEFT_HAND_LANDMARKS": tuple(map(str, range(21))),
-    "RIGHT_HAND_LANDMARKS": tuple(map(str, range(21))),
-    "POSE_WORLD_LANDMARKS": ("LEFT_SHOULDER", "RIGHT_HIP"),
-}
-OPENPOSE = {
-    "pose_keypoints_2d": ("Nose", "RShoulder", "LShoulder", "MidHip", "RKnee", "LBigToe", "REar"),
-    "hand_left_keypoints_2d": ("BASE", "T_STT"),
-}
-COCO = {
-    "BODY": ("nose", "left_shoulder", "right_shoulder", "left_hip", "right_knee", "left_big_toe"),
-    "FACE": tuple(f"face-{number}" for number in range(68)),
-    "LEFT_HAND": ("hand_0", "hand_1"),
-    "RIGHT_HAND": ("hand_0", "hand_1"),
 }
 
 
@@ -174,54 +152,6 @@ def test_depth_does_not_scale_metres(tmp_path):
     shoulders = data[:, 0, 1:3] * np.float32([1, 1, 320])
     distance = np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=1).mean()
     np.testing.assert_allclose(depths[1], (0.5 - middle) / distance, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("components", "num_points", "num_all", "hidden"),
-    [
-        (HOLISTIC, 178, 12 + 478 + 42 + 2, [6, 7]),
-        ({name: HOLISTIC[name] for name in reversed(HOLISTIC)}, 178, 534, [176, 177]),
-        (OPENPOSE, 9, 9, [3, 4, 5]),
-        (COCO, 78, 78, [3, 4, 5]),
-        ({f"{name}_133": points for name, points in COCO.items()}, 78, 78, [3, 4, 5]),
-        ({f"{name}_136": points for name, points in COCO.items()}, 78, 78, [3, 4, 5]),
-    ],
-    ids=["holistic", "holistic in another order", "OpenPose", "COCO", "AlphaPose 133", "AlphaPose 136"],
-)
-def test_estimators(tmp_path, components, num_points, num_all, hidden):
-    data, confidence = points_of(4, components=components, num_dims=2)
-    pose = pose_of(tmp_path, data, np.ones_like(confidence), components=components)
-    values = PoseProcessor(num_features=2 * num_points).extract(pose).values.reshape(4, num_points, 2)
-    is_zero = (values == 0).all(dim=2)
-    assert is_zero.any(dim=0).nonzero()[:, 0].tolist() == hidden and bool(is_zero[:, hidden].all())
-    everything = PoseProcessor(num_features=2 * num_all, points="all").extract(pose).values
-    assert everything.shape == (4, 2 * num_all)
-
-
-def test_the_reduced_face_has_the_outlines(shared_dir):
-    header = read_pose(shared_dir / "data/poses/clip062_reduced.pose").header
-    assert header.components[1].points == tuple(map(str, _FACE_OUTLINES)) and len(_FACE_OUTLINES) == 128
-
-
-def test_points_without_a_place(tmp_path):
-    lacking = {**HOLISTIC, "FACE_LANDMARKS": tuple(map(str, range(466)))}
-    with pytest.raises(MediaError, match="a.pose.*FACE_LANDMARKS lacks the points 466; set `points` to 'all'"):
-        PoseProcessor().extract(pose_of(tmp_path, components=lacking))
-    with pytest.raises(MediaError, match="a.pose.*POSE_LANDMARKS lacks the point RIGHT_SHOULDER"):
-        small().extract(pose_of(tmp_path, components={"POSE_LANDMARKS": BODY[:2]}))
-    with pytest.raises(MediaError, match="a.pose.*components are body, hand; .*OpenPose.*features of its frames"):
-        small().extract(pose_of(tmp_path, components={"body": BODY, "hand": HAND}))
-
-
-def test_equal_names_keep_their_places(tmp_path):
-    components = {"pose_keypoints_2d": ("RShoulder", "LShoulder", "", "LShoulder"), "hand": ("", "")}
-    data, confidence = points_of(components=components, num_dims=2)
-    pose = pose_of(tmp_path, data, np.ones_like(confidence), components=components)
-    values = PoseProcessor(num_features=12).extract(pose).values.numpy().reshape(6, 6, 2)
-    unit = np.linalg.norm(values[:, 0] - values[:, 1], axis=1).mean()  # of the first points with these names
-    assert float(unit) == pytest.approx(1, abs=1e-5)
-    scale = (data[0, 0, 5] - data[0, 0, 4]) / (values[0, 5] - values[0, 4])
-    np.testing.assert_allclose((values[:, 2:] - values[:, :1]) * scale, data[:, 0, 2:] - data[:, 0, :1], rtol=1e-3)
 
 
 def test_shoulders_that_cannot_be_used(tmp_path):
@@ -503,18 +433,3 @@ def test_no_damage_crashes_the_processor(tmp_path):
             assert str(path) in str(error)
         else:
             assert bool(values.isfinite().all())
-
-
-@pytest.mark.parametrize("components", [HOLISTIC, OPENPOSE, COCO], ids=["holistic", "OpenPose", "COCO"])
-@pytest.mark.parametrize("points", ["reduced", "all"])
-def test_the_reference_returns_the_same(tmp_path, components, points):
-    reference = pytest.importorskip("pose_format", reason="needs pose-format>=0.15, the reference")
-    from pose_format.utils.generic import pose_hide_legs, reduce_holistic
-
-    pose = pose_of(tmp_path, *points_of(components=components), components=components)
-    expected = reference.Pose.read((tmp_path / "a.pose").read_bytes())
-    pose_hide_legs(expected)
-    expected = (reduce_holistic(expected) if points == "reduced" else expected).normalize()
-    expected = expected.torch().body.data.zero_filled().flatten(1)
-    values = PoseProcessor(num_features=expected.shape[1], points=points).extract(pose).values
-    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
