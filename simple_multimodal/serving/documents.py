@@ -20,7 +20,7 @@ Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and
 TopK = Annotated[int, Field(ge=1, le=10_000, description="Largest number of results."), Whole]
 Threshold = Annotated[float, Field(ge=0, le=1, description="Smallest score of a result.")]
 Name = Annotated[str, Field(max_length=200)]
-Text = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]  # the model says what it needs
+Text = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]  # checked with the model, by `ServedModel.check`
 Encoding = Literal["float", "base64"]
 
 
@@ -171,7 +171,7 @@ def form_body(parts: Mapping[str, Any], limits: ServingLimits, *needed: Sequence
             those of one of them, and none of the others.
     """
     schemas: dict[str, Any] = {FILE_PART: {"type": "string", "format": "binary"}}
-    most = min(limits.max_inputs, limits.max_parts - len(parts))  # the others, and the clip, may be there, too
+    most = max(1, min(limits.max_inputs, limits.max_parts - len(parts)))  # beside the clip and the other texts
     for name, kind in parts.items():
         one = TypeAdapter(kind).json_schema()
         several = {"type": "array", "items": one, "minItems": 1, "maxItems": most}

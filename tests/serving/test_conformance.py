@@ -99,3 +99,15 @@ def test_the_document_says_which_routes_need_a_token(service, monkeypatch, has_t
             expected = ([] if path in OPEN_ROUTES else [{"token": []}]) if has_token else None
             assert operation.get("security") == expected
     assert ("securitySchemes" in document["components"]) == has_token
+
+
+@pytest.mark.parametrize(("max_parts", "max_inputs", "expected"), [(16, 64, 13), (16, 4, 4), (1, 64, 1)])
+def test_the_document_says_how_many_questions_a_form_may_have(needs_serve, max_parts, max_inputs, expected):
+    """The clip, the model and `top_k` are parts, too."""
+    from simple_multimodal.serving.app import ANSWER_PARTS
+    from simple_multimodal.serving.documents import form_body
+    from simple_multimodal.serving.limits import ServingLimits
+
+    limits = ServingLimits(max_parts=max_parts, max_inputs=max_inputs)
+    schema = form_body(ANSWER_PARTS, limits, ["data", "question"])["multipart/form-data"]["schema"]
+    assert schema["properties"]["question"]["maxItems"] == expected
