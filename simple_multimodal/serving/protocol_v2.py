@@ -4,56 +4,134 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import fastapi
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 import simple_multimodal
+from simple_multimodal.serving.documents import Name, TopK, Whole, json_body, one_of, refusal, request_of
 from simple_multimodal.serving.forms import Upload, Uploads, content_type, parse_json, uploads_of
 from simple_multimodal.serving.models import ServedModel
-from simple_multimodal.serving.refusals import Refused
+from simple_multimodal.serving.refusals import Refused, readiness
 from simple_multimodal.serving.service import Question, Service
 
 VERSION = "1"
 HEADER_LENGTH = "inference-header-content-length"
-INPUTS = ("video", "audio", "text")
 LENGTH_BYTES = 4  # of an element of a binary tensor of BYTES
 
+InputName = Literal["video", "audio", "text"]
+OutputName = Literal["scores", "labels", "embedding"]
+INPUTS: tuple[InputName, ...] = get_args(InputName)
 
-class InputTensor(BaseModel):
+
+class Lenient(BaseModel):
+    """A body that may have entries of extensions of the protocol, but no value of another type."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class InputTensor(Lenient):
     """A tensor of files or texts: `BYTES`, files as base64."""
 
-    name: Annotated[str, Field(max_length=200)]
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4)]
-    datatype: Annotated[str, Field(max_length=20)]
+    name: InputName
+    shape: Annotated[list[Annotated[int, Field(ge=1), Whole]], Field(min_length=1, max_length=4)]
+    datatype: Literal["BYTES"]
     parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
+    data: list[str | list[str]] | None = None
 
 
-class OutputTensor(BaseModel):
+class OutputTensor(Lenient):
     """An output that is asked for."""
 
-    name: Annotated[str, Field(max_length=200)]
+    name: OutputName
     parameters: dict[str, Any] = {}
 
 
-class Parameters(BaseModel):
+class Parameters(Lenient):
     """Parameters of a request; others are ignored."""
 
-    top_k: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    top_k: TopK | None = None
 
 
-class InferenceRequest(BaseModel):
+class InferenceRequest(Lenient):
     """A request for inference."""
 
-    id: Annotated[str, Field(max_length=200)] | None = None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a red circle"]}]}]
+        }
+    )
+
+    id: Name | None = None
     parameters: Parameters = Parameters()
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=len(INPUTS))]
     outputs: Annotated[list[OutputTensor], Field(max_length=8)] = []
+
+
+class OutputData(BaseModel):
+    """An output: `FP32` numbers, or `BYTES`, which are texts."""
+
+    name: OutputName
+    datatype: Literal["FP32", "BYTES"]
+    shape: list[int]
+    data: list[float] | list[str]
+
+
+class InferenceAnswer(BaseModel):
+    """The outputs of a model."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputData]
+    id: str | None = None
+
+
+class TensorMetadata(BaseModel):
+    """An input or output; -1 is a size that depends on the request."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(BaseModel):
+    """The server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(BaseModel):
+    """That the server is alive."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Whether the server is ready."""
+
+    ready: bool
+
+
+class ModelReady(Ready):
+    """Whether a model is ready."""
+
+    name: str
 
 
 def elements_of(tensor: InputTensor, binary: memoryview | None) -> list[bytes]:
@@ -65,14 +143,10 @@ def elements_of(tensor: InputTensor, binary: memoryview | None) -> list[bytes]:
         binary (`memoryview`, *optional*): Its binary data, if it has any.
 
     Raises:
-        Refused: If the name, type or shape is wrong, or the data is not what they say.
+        Refused: If the data does not have the shape, or is not what the name says.
     """
     name = tensor.name
-    if name not in INPUTS:
-        raise Refused(422, f"An input is not one of {', '.join(INPUTS)}.")
-    if tensor.datatype != "BYTES":
-        raise Refused(422, f"The input {name} must have the datatype BYTES.")
-    elements = _flat(tensor.data or [], name) if binary is None else _split(binary, name)
+    elements = _flat(tensor.data or []) if binary is None else _split(binary, name)
     if len(elements) != math.prod(tensor.shape) or len(elements) != tensor.shape[0]:
         raise Refused(422, f"The input {name} must have the shape [n] or [n, 1], and n elements.")
     try:
@@ -85,11 +159,8 @@ def elements_of(tensor: InputTensor, binary: memoryview | None) -> list[bytes]:
         raise Refused(422, f"The input {name} must be {'texts' if name == 'text' else 'files as base64'}.") from error
 
 
-def _flat(data: Sequence[Any], name: str) -> list[Any]:
-    flat = [item for row in data for item in (row if isinstance(row, list) else [row])]
-    if not all(isinstance(item, str) for item in flat):
-        raise Refused(422, f"The input {name} must hold strings.")
-    return flat
+def _flat(data: Sequence[str | list[str]]) -> list[Any]:
+    return [item for row in data for item in (row if isinstance(row, list) else [row])]
 
 
 def _split(binary: memoryview, name: str) -> list[Any]:
@@ -190,7 +261,7 @@ def _tensor(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> 
 
 def metadata_of(model: ServedModel) -> dict[str, Any]:
     """Return the description of a model."""
-    takes = [name for name in INPUTS if model.pipeline.takes(name)]  # type: ignore[arg-type]
+    takes = [name for name in INPUTS if model.pipeline.takes(name)]
     outputs = (
         [{"name": "embedding", "datatype": "FP32", "shape": [-1, -1]}]
         if model.task.item is None
@@ -210,9 +281,8 @@ def metadata_of(model: ServedModel) -> dict[str, Any]:
 
 def add_routes(app: fastapi.FastAPI, service: Service) -> None:
     """Add the routes of the protocol to an application."""
-    content = {"application/json": {"schema": InferenceRequest.model_json_schema()}}
 
-    @app.get("/v2")
+    @app.get("/v2", response_model=ServerMetadata)
     async def server_metadata() -> Response:
         """Describe the server."""
         extensions = ["binary_tensor_data"]
@@ -220,26 +290,25 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
             {"name": "simple_multimodal", "version": simple_multimodal.__version__, "extensions": extensions}
         )
 
-    @app.get("/v2/health/live")
+    @app.get("/v2/health/live", response_model=Live)
     async def live() -> Response:
         """Return that the server is alive."""
         return JSONResponse({"live": True})
 
-    @app.get("/v2/health/ready")
+    @app.get("/v2/health/ready", response_model=Ready, responses={503: refusal(503, Ready)})
     async def ready() -> Response:
         """Return whether the server is ready for new clients."""
-        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+        return readiness(service.is_ready)
 
-    async def describe(model: str) -> Response:
+    async def describe(model: str = one_of(service.models)) -> Response:
         """Describe a model."""
         return JSONResponse(metadata_of(service.model(model)))
 
-    async def model_ready(model: str) -> Response:
+    async def model_ready(model: str = one_of(service.models)) -> Response:
         """Return whether a model is ready."""
-        is_ready = service.model(model).is_running and not service.is_draining
-        return JSONResponse({"name": model, "ready": is_ready}, 200 if is_ready else 503)
+        return readiness(service.model(model).is_running and not service.is_draining, name=model)
 
-    async def infer(request: Request, model: str) -> Response:
+    async def infer(request: Request, model: str = one_of(service.models)) -> Response:
         """Return the scores of all labels and the best labels of each row, or its embedding."""
         service.model(model)  # an unknown one is refused before the body is read
         parsed, elements = await read_inputs(request)
@@ -256,14 +325,15 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
         answer = {"model_name": served.name, "model_version": VERSION, "outputs": outputs}
         return JSONResponse(answer if parsed.id is None else {**answer, "id": parsed.id})
 
-    body = {"requestBody": {"required": True, "content": content}}
+    body = request_of(json_body(InferenceRequest))
+    not_ready: dict[int | str, Any] = {503: refusal(503, ModelReady)}
     checks = [fastapi.Depends(_check_version)]
     for prefix, own in (("/v2/models/{model}", []), ("/v2/models/{model}/versions/{version}", checks)):
-        app.get(prefix, dependencies=own)(describe)
-        app.get(f"{prefix}/ready", dependencies=own)(model_ready)
-        app.post(f"{prefix}/infer", dependencies=own, openapi_extra=body)(infer)
+        app.get(prefix, dependencies=own, response_model=ModelMetadata)(describe)
+        app.get(f"{prefix}/ready", dependencies=own, response_model=ModelReady, responses=not_ready)(model_ready)
+        app.post(f"{prefix}/infer", dependencies=own, response_model=InferenceAnswer, openapi_extra=body)(infer)
 
 
-def _check_version(version: str) -> None:
+def _check_version(version: str = one_of([VERSION])) -> None:
     if version != VERSION:
         raise Refused(404, f"There is no such version of the model; the only one is {VERSION}.")

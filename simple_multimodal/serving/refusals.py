@@ -1,12 +1,14 @@
 """Why a request is not answered: a status and a reason, which names nothing of the server."""
 
+from typing import Any
+
 from starlette.responses import JSONResponse
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.serving.reading import ReaderLostError
 from simple_multimodal.serving.waiting import ClosedError, DeadlineError, QueueFullError
 
-RETRY_SECONDS = 1
+RETRY = {"Retry-After": "1"}  # seconds
 
 STATUSES = {
     401: "There is no bearer token, or a wrong one.",
@@ -41,11 +43,17 @@ class Refused(Exception):
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
         if status in (429, 503):
-            self.headers["Retry-After"] = str(RETRY_SECONDS)
+            self.headers |= RETRY
 
     def response(self) -> JSONResponse:
         """Return the response to the client."""
         return JSONResponse({"error": str(self)}, self.status, headers=self.headers)
+
+
+def readiness(is_ready: bool, **further: Any) -> JSONResponse:
+    """Return the response to a probe of what is ready or not."""
+    content = {"ready": is_ready, **further}
+    return JSONResponse(content) if is_ready else JSONResponse(content, 503, headers=RETRY)
 
 
 def refusal_of(error: Exception) -> Refused:

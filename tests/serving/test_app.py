@@ -140,11 +140,11 @@ def test_embeddings(client, pipelines, clips, files, encoding):
 
 
 def test_search(client, pipelines, index, files):
-    for text, top_k in itertools.product(TEXTS, (1, 3, 100)):
-        expected = [match.to_dict() for match in pipelines["clips"].search(text, index, top_k=top_k)]
+    for text, top_k in itertools.product(TEXTS, (1, 3.0, 100)):  # in JSON, 3.0 is an integer
+        expected = [match.to_dict() for match in pipelines["clips"].search(text, index, top_k=int(top_k))]
         answer = run(client.json("/search", {"text": text, "top_k": top_k}))
         assert_same_results([answer.json], [expected])
-        answer = run(client.form("/search", ("text", text), ("top_k", str(top_k)), ("model", "clips")))
+        answer = run(client.form("/search", ("text", text), ("top_k", str(int(top_k))), ("model", "clips")))
         assert_same_results([answer.json], [expected])
     answer = run(client.form("/search", ("data", files["3.mp4"]), ("top_k", "1")))
     assert answer.json[0]["score"] == pytest.approx(1.0, abs=1e-5)
@@ -250,8 +250,9 @@ def test_descriptions(client, service):
     assert 'simple_multimodal_batches_total{model="actions",size="1"}' in metrics
     service.is_draining = True
     try:
-        assert run(client.get("/v2/health/ready")).status == 503
-        assert run(client.get("/health")).status == 503
+        for path in ("/v2/health/ready", "/v2/models/actions/ready", "/health"):
+            answer = run(client.get(path))
+            assert (answer.status, answer.json["ready"], answer.headers["retry-after"]) == (503, False, "1")
         assert run(client.get("/v2/health/live")).status == 200
         assert run(client.json("/v1/embeddings", {"input": "a cat"})).status == 200
     finally:
