@@ -54,6 +54,7 @@ class Gate:
             refused = refusal_of(error)
             if refused.status in (500, 503) and refused is not error:
                 _log_error(exchange.request_id, error)
+            _forget_frames(error)
             await exchange.refuse(refused)
         finally:
             exchange.log()
@@ -190,3 +191,13 @@ def _log_error(request_id: str, error: Exception) -> None:
     """Log an error by its type and place: its message may hold what a client sent."""
     places = [f"{place.filename}:{place.lineno} {place.name}" for place in traceback.extract_tb(error.__traceback__)]
     log_event("error", level=logging.ERROR, request_id=request_id, error=type(error).__name__, places=places[-8:])
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Remove the tracebacks of an error: in a cycle with it, they keep the body of the request and its clips until
+    garbage is collected."""
+    errors: list[BaseException | None] = [error]
+    while errors:
+        if (one := errors.pop()) is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            errors += [one.__cause__, one.__context__]

@@ -77,9 +77,12 @@ class Server(uvicorn.Server):
         self._waits_since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and SIGHUP."""
+        """Accept connections, and SIGHUP, and print the address."""
         await super().startup(sockets)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.start_reload)
+        for opened in sockets or []:
+            address, number = opened.getsockname()[:2]
+            print(f"http://{f'[{address}]' if ':' in address else address}:{number}", flush=True)
         log_event("started", models=list(self.service.models))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
