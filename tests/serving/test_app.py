@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import itertools
 import json
 import random
@@ -12,6 +13,8 @@ import threading
 import numpy as np
 import pytest
 
+from simple_multimodal.serving.tasks import Query
+from simple_multimodal.serving.waiting import Job
 from tests.serving.clips import NAMES
 from tests.serving.models import assert_same_results
 
@@ -79,6 +82,33 @@ def model_held(served):
     finally:
         go.set()
         served.batcher.run = run
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_bodies_and_clips_are_let_go_of_at_once(client, files, is_refused):
+    """They are in no reference cycle, which would take any amount of memory until garbage is collected."""
+    second = b"no media file" if is_refused else files["2.mp4"]
+    clips = [base64.b64encode(content).decode() for content in (files["1.mp4"], second)]
+    inputs = [{"name": "video", "datatype": "BYTES", "shape": [2], "data": clips}]
+    text = "x" * 10_001 if is_refused else "a cat"
+
+    async def ask():
+        answers = [
+            await client.json("/v2/models/actions/infer", {"inputs": inputs}),
+            await client.json("/v1/embeddings", {"input": text}),
+            await client.form("/predictions/actions", ("data", files["1.mp4"]), ("text", text)),
+        ]
+        assert [answer.status for answer in answers] == [422 if is_refused else 200] * 3
+
+    Request = pytest.importorskip("starlette.requests").Request
+    Form = pytest.importorskip("simple_multimodal.serving.forms").Form
+    gc.collect()
+    gc.disable()
+    try:
+        run(ask())
+        assert [found for found in gc.get_objects() if isinstance(found, (Request, Form, Job, Query))] == []
+    finally:
+        gc.enable()
 
 
 def test_requests_share_batches(client, service, pipelines):
