@@ -111,7 +111,7 @@ async def load(
     *,
     request_of: Callable[[Any], bytes] = lambda request: request,
     keeps: bool = True,
-    leaves: Callable[[], float | None] = lambda: None,
+    leaves: Callable[[], float | None] | None = None,
 ) -> list[tuple[Any, Answer]]:
     """Return the answers to requests that clients share, each sending one after the other until all connections are
     refused. Without `keeps`, every request has a connection of its own."""
@@ -120,7 +120,9 @@ async def load(
     async def run() -> None:
         client = Client(port)
         for request in shared:
-            found.append((request, await client.ask(request_of(request), leaves_after=leaves())))
+            found.append(
+                (request, await client.ask(request_of(request), leaves_after=None if leaves is None else leaves()))
+            )
             if not keeps:
                 client.close()
             if found[-1][1].status == "refused":

@@ -4,13 +4,12 @@ python benchmarks/serving_load.py [JOB ...] --clips FOLDER [FOLDER ...] [--model
 
 A job is one of `parity`, `flood`, `bodies`, `stopping`, `reload`, `readers` and `memory`; by default all are run. The
 first `--max_clips` clips of each folder are sent. Without `--models`, the models have the size of the quickstart's and
-random weights. Clients and pipelines run in this process. Times are printed beside others of the same run: their ratios
-matter, and depend on what else the machine does.
+random weights. Clients and pipelines run in this process. Times stand beside others of the same run: their ratios
+matter.
 """
 
 import argparse
 import asyncio
-import base64
 import collections
 import itertools
 import json
@@ -21,8 +20,7 @@ import statistics
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,8 @@ import common
 import psutil
 import torch
 from serving import ServerUnderTest, post
-from serving_clients import Answer, Client, counts, form, get, infer, load, metrics, send_json
+from serving_clients import Answer, counts, form, get, infer, load, metrics
+from serving_dialects import Dialects
 from stand_ins import model_config
 
 import simple_multimodal as smm
@@ -46,7 +45,6 @@ CLASSES = {
     "questions": smm.MultimodalForQuestionAnswering,
     "clips": smm.MultimodalForRetrieval,
 }
-QUESTIONS = ("which shape do you see?", "what do you hear?")
 WORDS = "a large red circle rises while fast high pure notes play beside the small blue square".split()
 
 
@@ -123,143 +121,48 @@ class Bench:
         return [form(f"/predictions/{self.name}", ("data", file.read_bytes())) for file in files]
 
 
-def scores_of(results: list[dict[str, Any]]) -> list[float]:
-    """Return scores in the order of the names that they belong to."""
-
-    def name(result: dict[str, Any]) -> str:
-        return next(str(value) for key, value in result.items() if key != "score")
-
-    return [result["score"] for result in sorted(results, key=name)]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request of a dialect, and where its answer stands among those of the pipeline."""
-
-    dialect: str
-    request: bytes
-    number: int
-    key: str
-    scores: Callable[[Any], Any]
-
-
-def asked(bench: Bench, index: Any) -> tuple[list[Asked], dict[str, torch.Tensor]]:
-    """Return the requests of all dialects for all clips, and for each kind the results of the pipelines, by clip."""
-    found: list[Asked] = []
-    expected: dict[str, torch.Tensor] = {}
-    files = [str(clip) for clip in bench.clips]
-    contents = [clip.read_bytes() for clip in bench.clips]
-    captions = [caption(number) for number in range(len(files))]
-
-    def add(key: str, values: Any, dialect: str, requests: Iterable[bytes], scores: Callable[[Any], Any]) -> None:
-        expected[key] = torch.as_tensor(values)
-        found.extend(Asked(f"{dialect}, {key}", one, n, key, scores) for n, one in enumerate(requests))
-
-    for name, pipeline in bench.pipelines.items():
-        path, several = f"/predictions/{name}", 10_000
-        if isinstance(pipeline, smm.Retriever):
-            clips, texts = index.embeds, pipeline.embed_texts(captions)
-            by_id = sorted(range(len(files)), key=index.ids.__getitem__)
-            near, near_text = (clips @ clips.T)[:, by_id], (texts @ clips.T)[:, by_id]
-
-            def floats(answer: Any) -> list[float]:
-                data = base64.b64decode(answer["data"][0]["embedding"])
-                return list(struct.unpack(f"<{len(data) // 4}f", data))
-
-            for dialect, make, scores in (
-                ("/predictions", lambda c: form(path, ("data", c)), lambda answer: answer["embedding"]),
-                (
-                    "/v1/embeddings",
-                    lambda c: form("/v1/embeddings", ("data", c), ("encoding_format", "base64")),
-                    floats,
-                ),
-                ("/v2 JSON", lambda c: infer(name, video=[c]), lambda answer: answer["outputs"][0]["data"]),
-                ("/v2 binary", lambda c: infer(name, binary=True, video=[c]), lambda a: a["outputs"][0]["data"]),
-            ):
-                add("embeddings of clips", clips, dialect, map(make, contents), scores)
-            bodies = (form("/search", ("data", c), ("top_k", several)) for c in contents)
-            add("clips like a clip", near, "/search", bodies, scores_of)
-            bodies = (send_json("/search", {"text": text, "top_k": several}) for text in captions)
-            add("clips of a text", near_text, "/search", bodies, scores_of)
-            bodies = (send_json("/v1/embeddings", {"input": text}) for text in captions)
-            add("embeddings of texts", texts, "/v1/embeddings", bodies, lambda answer: answer["data"][0]["embedding"])
-            continue
-        labels = pipeline.model.config.id2label
-        order = sorted(labels, key=labels.__getitem__)
-
-        def tensor(answer: Any, order: list[int] = order) -> list[float]:
-            return [answer["outputs"][0]["data"][place] for place in order]
-
-        if isinstance(pipeline, smm.VideoClassifier):
-            values = [scores_of(own) for own in pipeline(files, top_k=several)]
-            bodies = (form(path, ("data", c), ("top_k", several)) for c in contents)
-            add("labels of clips", values, "/predictions", bodies, scores_of)
-            values = [
-                scores_of(own)
-                for own in pipeline([{"clip": c, "text": t} for c, t in zip(files, captions)], top_k=several)
-            ]
-            key, both = "labels of clips with text", list(zip(contents, captions, strict=True))
-            bodies = (form(path, ("data", c), ("script", text), ("top_k", several)) for c, text in both)
-            add(key, values, "/predictions", bodies, scores_of)
-        else:
-            by_question = [
-                [scores_of(own) for own in pipeline([{"clip": c, "question": q} for c in files], top_k=several)]
-                for q in QUESTIONS
-            ]
-            key, both = "answers", [(c, QUESTIONS[0]) for c in contents]
-            bodies = (form(path, ("data", c), ("text", text), ("top_k", several)) for c, text in both)
-            add(key, by_question[0], "/predictions", bodies, scores_of)
-            values = torch.tensor(by_question).transpose(0, 1).flatten(1)
-            bodies = (
-                form("/answer", ("data", c), *(("question", q) for q in QUESTIONS), ("top_k", several))
-                for c in contents
-            )
-            add(
-                "answers to two questions",
-                values,
-                "/answer",
-                bodies,
-                lambda a: [s for own in a for s in scores_of(own)],
-            )
-            values = by_question[0]
-        for binary in (False, True):
-            bodies = (infer(name, binary=binary, video=[c], text=[text]) for c, text in both)
-            add(key, values, f"/v2 {'binary' if binary else 'JSON'}", bodies, tensor)
-    return found, expected
-
-
 async def parity(bench: Bench) -> dict[str, Any]:
     """Compare every answer with the pipelines': alone, under 64 clients, and while a third of them leaves."""
-    retriever = next(p for p in bench.pipelines.values() if isinstance(p, smm.Retriever))
+    retriever = next(own for own in bench.pipelines.values() if isinstance(own, smm.Retriever))
     saved = bench.folder / "index"
-    requests, expected = asked(bench, retriever.index([str(clip) for clip in bench.clips], saved=saved))
+    index = retriever.index([str(clip) for clip in bench.clips], saved=saved)
+    dialects = Dialects(bench.pipelines, bench.clips, [caption(n) for n in range(len(bench.clips))], index)
+    expected, requests = dialects.expected, dialects.requests
     server = bench.serve("--index", saved, models=bench.models)
-    results: dict[str, Any] = {"requests": len(requests), "clips": len(bench.clips)}
+    results: dict[str, Any] = {"clips": len(bench.clips), "requests": len(requests)}
     draw = random.Random(0)
+    took: list[float] = []
+
+    def a_third() -> float | None:
+        return draw.choice(took) * draw.random() if draw.random() < 1 / 3 else None
+
     try:
-        for what, num_clients, part in (("alone", 1, 0.0), ("64 clients", 64, 0.0), ("a third leaves", 64, 1 / 3)):
+        for what, num_clients, leaves in (
+            ("alone", 1, None),
+            ("64 clients", 64, None),
+            ("a third leaves", 64, a_third),
+        ):
             draw.shuffle(requests)
-            begin = time.perf_counter()
-            patience = [] if not part else sorted(a.seconds for _, a in answers)  # noqa: F821
-            answers = await load(
-                server.port, requests, num_clients, request_of=lambda one: one.request,
-                leaves=lambda part=part, seen=patience: draw.choice(seen) * draw.random() if draw.random() < part else None,
-            )  # fmt: skip
-            largest, of_others = dict.fromkeys((one.dialect for one in requests), 0.0), 0
+            answers = await load(server.port, requests, num_clients, request_of=lambda a: a.request, leaves=leaves)
+            took = [answer.seconds for _, answer in answers]
+            largest = dict.fromkeys((f"{one.dialect}: {one.key}" for one in requests), 0.0)
+            num_others = 0
             for one, answer in answers:
                 if answer.status == "200":
                     distances = (expected[one.key] - torch.tensor(one.scores(answer.json))).abs().amax(1)
-                    largest[one.dialect] = max(largest[one.dialect], distances[one.number].item())
-                    of_others += int(distances.argmin() != one.number)
+                    name = f"{one.dialect}: {one.key}"
+                    largest[name] = max(largest[name], distances[one.number].item())
+                    num_others += int(distances.argmin() != one.number)
             results[what] = {
-                "answers": counts(answer for _, answer in answers), "answers that are nearest to another clip's": of_others,
-                "largest difference": max(largest.values()), "by dialect": largest,
-                "seconds": time.perf_counter() - begin,
-            }  # fmt: skip
+                "answers": counts(answer for _, answer in answers),
+                "answers nearer to those of another clip": num_others,
+                "largest difference": max(largest.values()),
+                "largest differences": largest,
+            }
     finally:
         results["exit code"] = server.end()
     apart = {key: torch.cdist(v, v, p=float("inf")).fill_diagonal_(9.0).min().item() for key, v in expected.items()}
-    return {**results, "smallest distance of two clips": apart}
+    return {**results, "smallest distances of two clips": apart}
 
 
 async def flood(bench: Bench) -> dict[str, Any]:
@@ -318,11 +221,9 @@ async def bodies(bench: Bench) -> dict[str, Any]:
 
     def values(unit: str) -> bytes:
         head, tail = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [', '"a"]}]}'
-        return post(
-            f"/v2/models/{self_name}/infer", "application/json", (head + unit * (size // len(unit)) + tail).encode()
-        )
+        body = head + unit * (size // len(unit)) + tail
+        return post(f"/v2/models/{bench.name}/infer", "application/json", body.encode())
 
-    self_name = bench.name
     kinds = {
         "multipart": form(f"/predictions/{bench.name}", ("data", padded(size - 500))),
         "/v2 JSON": infer(bench.name, video=[padded(size * 3 // 4 - 500)]),
@@ -341,11 +242,14 @@ async def bodies(bench: Bench) -> dict[str, Any]:
             answers = [a for _, a in await load(server.port, [request] * number, number)]
             after = server.each(memory)
             own = server.process.pid
+            growth = {pid: after[pid][1] - before[pid][0] for pid in after if pid in before}
             results[kind] = {
-                "answers": counts(answers), "before MB": before[own][0], "server's growth MB": after[own][1] - before[own][0],
-                "others' growth MB": sum(after[pid][1] - before[pid][0] for pid in after if pid != own and pid in before),
-                "slowest s": max(answer.seconds for answer in answers),
-            }  # fmt: skip
+                "answers": counts(answers),
+                "server MB": before[own][0],
+                "largest growth of the server MB": growth.pop(own),
+                "largest growth of the others MB": sum(growth.values()),
+                "slowest seconds": max(answer.seconds for answer in answers),
+            }
     finally:
         results["exit code"] = server.end()
     return results
@@ -435,18 +339,18 @@ async def readers(bench: Bench) -> dict[str, Any]:
     kills: list[tuple[str, float]] = []
     try:
         await load(server.port, bench.small_clips(), 16)
-        found = psutil.Process(server.process.pid).children(recursive=True)
-        parents = {process.pid: process.ppid() for process in found}
-        forks = {pid for pid in parents if parents[pid] == server.process.pid}
-        own = {"reading process": [p for p in found if parents[p.pid] in forks]}
-        own["its child"] = [p for p in found if parents[p.pid] not in {*forks, server.process.pid}]
-        own["server of processes"] = [p for p in found if p.pid in {parents[r.pid] for r in own["reading process"]}]
-        asking = asyncio.ensure_future(load(server.port, mixed, 16, request_of=lambda request: request))
-        for kind in ("its child", "reading process", "server of processes"):
-            for process in own[kind]:
+        asking = asyncio.ensure_future(load(server.port, mixed, 16))
+        for kind in [*(["its child", "reading process"] * 3), "server of processes"]:
+            forks = psutil.Process(server.process.pid).children()
+            reading = [process for fork in forks for process in fork.children()]
+            killed = {
+                "its child": [child for process in reading for child in process.children()],
+                "reading process": reading,
+                "server of processes": [fork for fork in forks if fork.children()],
+            }
+            for process in killed[kind]:
                 kills.append((kind, time.perf_counter()))
-                if process.is_running():
-                    process.kill()
+                process.kill()
                 await asyncio.sleep(3.0)
         is_over = True
         answers = [answer for _, answer in await asking]
@@ -490,10 +394,12 @@ async def memory_job(bench: Bench) -> dict[str, Any]:
             await asyncio.sleep(2.0)
             found = server.each(memory)
             results[f"after {last}"] = {
-                "server MB": found[server.process.pid][0], "all MB": sum(own[0] for own in found.values()),
-                "open files of the server": found[server.process.pid][2], "of all": sum(own[2] for own in found.values()),
+                "server MB": found[server.process.pid][0],
+                "all MB": sum(own[0] for own in found.values()),
+                "open files of the server": found[server.process.pid][2],
+                "open files of all": sum(own[2] for own in found.values()),
                 "processes": len(found),
-            }  # fmt: skip
+            }
     finally:
         results["exit code"] = server.end()
     one, ten = results["after 1000"], results["after 10000"]

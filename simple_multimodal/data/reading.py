@@ -104,7 +104,7 @@ class ModalityReading:
 
     def wait(self) -> None:
         """Wait until all rows are read."""
-        while self._pending:  # functions that refer to this object, which would keep the batch until garbage is collected
+        while self._pending:  # in a cycle with this object, they would keep the batch until garbage is collected
             self._pending.pop(0)()
 
     def read(self, number: int, row: Row) -> None:
