@@ -112,7 +112,7 @@ def test_bodies_and_clips_are_let_go_of_at_once(client, files, is_refused):
         run(ask())
         kinds = {Request, Form, Job, Query, ModalityReading}
         for _ in range(100):  # the threads of the model and of the readers go on
-            found = [held for held in gc.get_objects() if type(held) in kinds]
+            found = [type(held) for held in gc.get_objects() if type(held) in kinds]
             if not found:
                 break
             time.sleep(0.01)
