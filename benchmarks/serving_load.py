@@ -3,9 +3,9 @@
 python benchmarks/serving_load.py [JOB ...] --clips FOLDER [FOLDER ...] [--models FOLDER ...]
 
 A job is one of `parity`, `flood`, `bodies`, `stopping`, `reload`, `readers` and `memory`; by default all are run. The
-first `--max_clips` clips of each folder are sent. Without `--models`, the models have the size of the quickstart's and
-random weights. Clients and pipelines run in this process. Times stand beside others of the same run: their ratios
-matter.
+first `--max_clips` clips of each folder are sent; a server is stopped, or its models are reloaded, `--times` times.
+Without `--models`, the models have the size of the quickstart's and random weights. Clients and pipelines run in this
+process. Times stand beside others of the same run: their ratios matter.
 """
 
 import argparse
@@ -39,7 +39,6 @@ from simple_multimodal.serving.models import task_of_model
 
 MEGABYTE = 10**6
 TOLERANCE = 1e-5
-NUM_TIMES = 20  # that a server is stopped, or its models are reloaded
 CLASSES = {
     "actions": smm.MultimodalForVideoClassification,
     "questions": smm.MultimodalForQuestionAnswering,
@@ -91,7 +90,8 @@ async def is_idle(port: int) -> None:
 class Bench:
     """Clips, models, and a folder for what the jobs write."""
 
-    def __init__(self, folder: Path, clips: list[Path], models: list[str]):
+    def __init__(self, folder: Path, clips: list[Path], models: list[str], times: int):
+        self.times = times
         self.folder = folder
         self.clips = clips
         self.models = models or [write_model(folder / "models" / name) for name in CLASSES]
@@ -267,7 +267,7 @@ async def stopping(bench: Bench) -> dict[str, Any]:
     totals: collections.Counter = collections.Counter()
     results: dict[str, Any] = {"exit codes": [], "not ready before the end": 0, "seconds to the end": []}
     clips = bench.small_clips()
-    for _ in range(NUM_TIMES):
+    for _ in range(bench.times):
         server = bench.serve("--drain_seconds", 1.0)
         mixed = (clips[n % len(clips)] if n % 8 == 0 else bench.text(n) for n in itertools.count())
         asking = [asyncio.ensure_future(load(server.port, mixed, 32, keeps=keeps)) for keeps in (True, False)]
@@ -309,7 +309,7 @@ async def reload(bench: Bench) -> dict[str, Any]:
     before, before_failed = bench.events("reloaded"), bench.events("reload failed")
     try:
         asking = asyncio.ensure_future(load(server.port, mixed, 16, request_of=lambda one: one[1]))
-        for number in range(NUM_TIMES):
+        for number in range(bench.times):
             link.unlink()
             os.symlink(folders[(number + 1) % 2], link)
             server.process.send_signal(signal.SIGHUP)
@@ -419,10 +419,11 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, nargs="+", required=True, help="folders of clips")
     parser.add_argument("--models", nargs="*", default=[], help="a model of each kind; by default they are made")
     parser.add_argument("--max_clips", type=int, default=52, help="number of clips of each folder")
+    parser.add_argument("--times", type=int, default=20, help="how often a server is stopped or reloaded")
     options = parser.parse_args()
     files = [sorted(f for f in folder.iterdir() if f.is_file())[: options.max_clips] for folder in options.clips]
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), [file for own in files for file in own], options.models)
+        bench = Bench(Path(folder), [file for own in files for file in own], options.models, options.times)
         for job in options.jobs or JOBS:
             results = asyncio.run(JOBS[job](bench))
             print(job, json.dumps(results, indent=1))
