@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,33 +80,36 @@ def flood(port: int, requests: list[bytes], num_clients: int, num_requests: int,
 
 
 class ServerUnderTest:
-    """A server in a session of its own, to which its reading processes belong."""
+    """A server in a session of its own, to which its reading processes belong. Its log goes to a file, or nowhere."""
 
-    def __init__(self, models: list[str], flags: tuple[str, ...]):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "simple_multimodal", "serve", *models, "--port", "0", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-        )
+    def __init__(self, models: list[str], flags: tuple[str, ...], log: str = os.devnull):
+        with open(log, "a", encoding="utf-8") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "simple_multimodal", "serve", *models, "--port", "0", *flags],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+                text=True,
+            )
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rpartition(":")[2])
 
+    def each(self, value: Callable[[psutil.Process], Any]) -> dict[int, Any]:
+        """Return a value of every process of the session by process id; the server's is the first."""
+        found = {}
+        for pid in [self.process.pid, *psutil.pids()]:
+            try:
+                if os.getsid(pid) == self.process.pid:
+                    found[pid] = value(psutil.Process(pid))
+            except (psutil.Error, OSError):  # it has ended
+                pass
+        return found
+
     def cpu_seconds(self) -> tuple[float, float]:
         """Return the CPU time of the server's process, and of all others of its session."""
-        own = others = 0.0
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.process.pid:
-                    used = process.cpu_times()
-                    seconds = used.user + used.system
-                    own, others = (
-                        (own + seconds, others) if process.pid == self.process.pid else (own, others + seconds)
-                    )
-            except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-                pass
-        return own, others
+        seconds = self.each(lambda process: sum(process.cpu_times()[:2]))
+        own = seconds[self.process.pid]
+        return own, sum(seconds.values()) - own
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)

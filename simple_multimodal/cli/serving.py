@@ -67,8 +67,6 @@ def serve(
     ):
         service = Service(load(), uploads, limits=limits, token=token)
         log_as_json()
-        address, number = opened.getsockname()[:2]
-        print(f"http://{f'[{address}]' if ':' in address else address}:{number}", flush=True)
         run_server(service, load, opened, drain_seconds=drain_seconds)
     return 0
 

@@ -104,8 +104,8 @@ class ModalityReading:
 
     def wait(self) -> None:
         """Wait until all rows are read."""
-        for finish in self._pending:
-            finish()
+        while self._pending:  # in a cycle with this object, they would keep the batch until garbage is collected
+            self._pending.pop(0)()
 
     def read(self, number: int, row: Row) -> None:
         """Read a row into its place in the batch; also one that replaces an earlier row there."""

@@ -41,7 +41,8 @@ class Upload:
         if self.job is None:
             self.path.unlink(missing_ok=True)
         else:
-            self.job.add_done_callback(lambda _: self.path.unlink(missing_ok=True))
+            path, job, self.job = self.path, self.job, None  # whose result takes megabytes
+            job.add_done_callback(lambda _: path.unlink(missing_ok=True))
 
 
 class Uploads(list[Upload]):
@@ -142,6 +143,7 @@ class Form:
         finally:
             if self._file is not None:
                 self._file.close()
+            del self._parser  # which refers to this form
         if not self.is_complete:
             raise Refused(422, "The multipart form ends before its last boundary.")
 
@@ -266,4 +268,9 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
     """
     if content_type(request)[0] not in ("application/json", ""):
         raise Refused(415, "The body must be application/json.")
-    return parse_json(kind, await request.body())
+    return parse_json(kind, await read_all(request))
+
+
+async def read_all(request: Request) -> bytes:
+    """Read a body; unlike `request.body()`, it is not kept until the request is answered."""
+    return b"".join([chunk async for chunk in request.stream()])

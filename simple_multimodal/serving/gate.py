@@ -23,6 +23,9 @@ events = logging.getLogger(f"{__name__}.events")
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready"}
 """Routes without a token: a probe has none."""
 
+LINGER_SECONDS = 1.0
+"""Time in which the rest of a body that is not wanted is received."""
+
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 CLIENT_LEFT = 499  # in the log only; the status that nginx writes
 
@@ -54,6 +57,7 @@ class Gate:
             refused = refusal_of(error)
             if refused.status in (500, 503) and refused is not error:
                 log_error(exchange.request_id, error)
+            _forget_frames(error)
             await exchange.refuse(refused)
         finally:
             exchange.log()
@@ -150,9 +154,26 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.request_id
-            if self._has_unread_body():
-                headers["Connection"] = "close"  # what is left of the body is not a request
+            if self._has_unread_body() or self.service.is_draining:
+                # What is left of the body is not a request; and a next request would find the connection closed.
+                headers["Connection"] = "close"
+        elif self._has_unread_body() and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._discard_body()
+            message = {"type": "http.response.body"}
         await self._send(message)
+
+    async def _discard_body(self) -> None:
+        """Receive what a client still sends, which has its answer already: closing the connection now would reset it,
+        and many clients would not see the answer."""
+        num_bytes = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while num_bytes <= self.service.limits.body_bytes:
+                    message = await self._receive()
+                    num_bytes += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        break
 
     def _has_unread_body(self) -> bool:
         has_body = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
@@ -190,3 +211,13 @@ def log_error(request_id: str, error: Exception) -> None:
     """Log an error by its type and place: its message may hold what a client sent."""
     places = [f"{place.filename}:{place.lineno} {place.name}" for place in traceback.extract_tb(error.__traceback__)]
     log_event("error", level=logging.ERROR, request_id=request_id, error=type(error).__name__, places=places[-8:])
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Remove the tracebacks of an error: in a cycle with it, they keep the body of the request and its clips until
+    garbage is collected."""
+    errors: list[BaseException | None] = [error]
+    while errors:
+        if (one := errors.pop()) is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            errors += [one.__cause__, one.__context__]

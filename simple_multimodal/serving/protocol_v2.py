@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 import simple_multimodal
 from simple_multimodal.serving.documents import Name, TopK, Whole, json_body, one_of, refusal, request_of
-from simple_multimodal.serving.forms import Upload, Uploads, content_type, parse_json, uploads_of
+from simple_multimodal.serving.forms import Upload, Uploads, content_type, parse_json, read_all, uploads_of
 from simple_multimodal.serving.models import ServedModel
 from simple_multimodal.serving.refusals import Refused, readiness
 from simple_multimodal.serving.service import Question, Service
@@ -189,7 +189,7 @@ async def read_inputs(request: Request) -> tuple[InferenceRequest, dict[str, lis
     """
     if content_type(request)[0] not in ("application/json", "application/octet-stream", ""):
         raise Refused(415, "The body must be application/json, or application/octet-stream with binary tensors.")
-    body = memoryview(await request.body())
+    body = memoryview(await read_all(request))
     length = request.headers.get(HEADER_LENGTH)
     end = len(body)
     if length is not None:
@@ -208,6 +208,7 @@ async def read_inputs(request: Request) -> tuple[InferenceRequest, dict[str, lis
         if tensor.name in elements:
             raise Refused(422, "An input occurs twice.")
         elements[tensor.name] = elements_of(tensor, binary)
+        tensor.data = None  # base64 of the elements
     if end != len(body):
         raise Refused(422, "The body is longer than its parts.")
     if len({len(values) for values in elements.values()}) > 1:
@@ -314,6 +315,7 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
         parsed, elements = await read_inputs(request)
         async with uploads_of(service.uploads) as uploads:
             questions = questions_of(elements, uploads)
+            elements.clear()  # files are on the disk while the request waits
             served = service.model(model)
             everything = len(served.labels)
             results = await service.ask(served, questions, top_k=everything)

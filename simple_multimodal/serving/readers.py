@@ -168,6 +168,7 @@ class ClipReaders:
                 self._answer(jobs[0], process)
             else:
                 process.check()
+            del jobs  # with the result, while others are waited for
         process.end(patience_seconds=GRACE_SECONDS)
 
     def _answer(self, job: Job[Row, Batch], process: "_ReadingProcess") -> None:

@@ -1,6 +1,7 @@
 """A server process: its socket, token and log, and what signals do."""
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
@@ -10,7 +11,7 @@ import socket
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,8 @@ TOKEN_VARIABLE = "SIMPLE_MULTIMODAL_TOKEN"
 KEEP_ALIVE_SECONDS = 5
 MAX_HEADER_BYTES = 2**14
 MAX_PORT = 2**16 - 1
+ARRIVAL_SECONDS = 1.0  # from the end of accepting connections: requests on their way come
+POLL_SECONDS = 0.02
 GRACE_SECONDS = 5.0  # after the longest request that is allowed
 
 
@@ -77,9 +80,12 @@ class Server(uvicorn.Server):
         self._waits_since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and SIGHUP."""
+        """Accept connections, and SIGHUP, and print the address."""
         await super().startup(sockets)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.start_reload)
+        for opened in sockets or []:
+            address, number = opened.getsockname()[:2]
+            print(f"http://{f'[{address}]' if ':' in address else address}:{number}", flush=True)
         log_event("started", models=list(self.service.models))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -97,13 +103,27 @@ class Server(uvicorn.Server):
             self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more connections, and answer the requests on those that clients have made."""
+        waiting = [connection for opened in sockets or [] for connection in _accepted(opened)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        ends = time.monotonic() + ARRIVAL_SECONDS
+        while not self.force_exit and time.monotonic() < ends and any(map(_is_idle, self.server_state.connections)):
+            await asyncio.sleep(POLL_SECONDS)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> H11Protocol:
+        return H11Protocol(self.config, self.server_state, self.lifespan.state)
+
     def _close_idle(self) -> None:
         """Close connections whose next header takes too long, which the application does not see."""
         now = time.monotonic()
         for connection in list(self.server_state.connections):
-            assert isinstance(connection, H11Protocol)  # see the configuration
-            cycle = connection.cycle
-            if cycle is not None and not cycle.response_complete:
+            if not _is_idle(connection):
                 self._waits_since.pop(connection, None)
             elif now - self._waits_since.setdefault(connection, now) > self.service.limits.header_seconds:
                 connection.transport.close()
@@ -126,6 +146,20 @@ class Server(uvicorn.Server):
                 log_event("reload failed", level=logging.ERROR, error=f"{type(error).__name__}: {error}")
             if not self._reloads_again:
                 return
+
+
+def _is_idle(connection: Any) -> bool:
+    """Return whether the server waits for a request on a connection."""
+    assert isinstance(connection, H11Protocol)  # see the configuration
+    cycle = connection.cycle
+    return cycle is None or cycle.response_complete
+
+
+def _accepted(opened: socket.socket) -> Iterator[socket.socket]:
+    """Yield the connections that clients have made, and which closing the socket would reset."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield opened.accept()[0]
 
 
 def open_socket(host: str, port: int, *, has_token: bool) -> socket.socket:

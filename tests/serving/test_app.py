@@ -3,15 +3,20 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import itertools
 import json
 import random
 import struct
 import threading
+import time
 
 import numpy as np
 import pytest
 
+from simple_multimodal.data.reading import ModalityReading
+from simple_multimodal.serving.tasks import Query
+from simple_multimodal.serving.waiting import Job
 from tests.serving.clips import NAMES
 from tests.serving.models import assert_same_results
 
@@ -79,6 +84,41 @@ def model_held(served):
     finally:
         go.set()
         served.batcher.run = run
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_bodies_and_clips_are_let_go_of_at_once(client, files, is_refused):
+    """They are in no reference cycle, which would take any amount of memory until garbage is collected."""
+    second = b"no media file" if is_refused else files["2.mp4"]
+    clips = [base64.b64encode(content).decode() for content in (files["1.mp4"], second)]
+    inputs = [{"name": "video", "datatype": "BYTES", "shape": [2], "data": clips}]
+    text = "x" * 10_001 if is_refused else "a cat"
+
+    async def ask():
+        answers = [
+            await client.json("/v2/models/actions/infer", {"inputs": inputs}),
+            await client.json("/v1/embeddings", {"input": text}),
+            await client.form("/v1/embeddings", ("data", second)),
+            await client.form("/answer", ("data", second), ("question", "which one?")),
+            await client.form("/predictions/actions", ("data", files["1.mp4"]), ("text", text)),
+        ]
+        assert [answer.status for answer in answers] == [422 if is_refused else 200] * 5
+
+    Request = pytest.importorskip("starlette.requests").Request
+    Form = pytest.importorskip("simple_multimodal.serving.forms").Form
+    gc.collect()
+    gc.disable()
+    try:
+        run(ask())
+        kinds = {Request, Form, Job, Query, ModalityReading}
+        for _ in range(100):  # the threads of the model and of the readers go on
+            found = [type(held) for held in gc.get_objects() if type(held) in kinds]
+            if not found:
+                break
+            time.sleep(0.01)
+        assert found == []
+    finally:
+        gc.enable()
 
 
 def test_requests_share_batches(client, service, pipelines):

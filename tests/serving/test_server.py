@@ -204,6 +204,64 @@ def test_at_the_first_signal_the_server_is_not_ready_but_answers(served, service
     served(client)
 
 
+def test_requests_on_their_way_are_answered_at_the_end(served, service):
+    """On a connection that was not accepted when the socket was closed, and on one without a request until then."""
+
+    async def client(server, port):
+        loop = asyncio.get_running_loop()
+        reader, writer = await raw(port, b"", is_read=False)
+        while not server.server_state.connections:
+            await asyncio.sleep(0.001)
+        (listening,) = server.servers[0].sockets
+        loop.remove_reader(listening.fileno())
+        waiting = asyncio.ensure_future(raw(port, post("/predictions/actions", ("text", "a"))))
+        await asyncio.sleep(0.05)
+        assert len(server.server_state.connections) == 1
+        service.is_draining = server.should_exit = True
+        while listening.fileno() != -1:
+            await asyncio.sleep(0.001)
+        writer.write(post("/predictions/actions", ("text", "b")))
+        assert b"200 OK" in await reader.read() and b"200 OK" in await waiting
+        writer.close()
+
+    served(client)
+
+
+def test_connections_are_closed_by_the_answers_of_a_server_that_ends(served, service):
+    async def client(server, port):
+        keeps = get("/v2/health/live").replace(b"close", b"keep-alive")
+        service.is_draining = True
+        assert b"connection: close" in (await raw(port, keeps)).lower()
+
+    served(client)
+
+
+def test_the_address_is_printed_when_the_server_listens(served, models, capsys, monkeypatch):
+    from simple_multimodal.cli import main
+
+    async def client(server, port):
+        assert capsys.readouterr().out == f"http://127.0.0.1:{port}\n"
+
+    served(client)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *args: None)
+    assert main(["serve", str(models / "actions"), "--port", "0", "--num_readers", "1"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_refusal_reaches_a_client_that_still_sends_its_body(served):
+    """Closing the connection before the body has been received resets it."""
+
+    async def client(server, port):
+        def ask():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_SECONDS)
+            connection.request("POST", "/predictions/nothing", bytes(20_000_000))
+            return connection.getresponse().status
+
+        assert await asyncio.to_thread(ask) == 404
+
+    served(client)
+
+
 def test_a_second_signal_ends_at_once(served, service):
     async def client(server, port):
         server.drain_seconds = 1000.0
