@@ -53,11 +53,8 @@ class Gate:
             num_bytes = exchange.check_body()
             with contextlib.nullcontext() if num_bytes is None else self.service.admitted(num_bytes):
                 await exchange.run(self.app)
-        except Exception as error:
-            refused = refusal_of(error)
-            if refused.status in (500, 503) and refused is not error:
-                log_error(exchange.request_id, error)
-            _forget_frames(error)
+        except Refused as refused:
+            _forget_frames(refused)
             await exchange.refuse(refused)
         finally:
             exchange.log()
@@ -107,7 +104,7 @@ class _Exchange:
         """Run the application, until it has answered, the client has left, or takes too long to read the answer."""
         limits = self.service.limits
         patience = limits.send_seconds + limits.answer_seconds + limits.send_seconds
-        work = asyncio.ensure_future(app(self.scope, self.receive, self.send))
+        work = asyncio.ensure_future(self._work(app))
         leaving = asyncio.ensure_future(self._client_leaves())
         try:
             await asyncio.wait({work, leaving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -120,6 +117,17 @@ class _Exchange:
             for task in (work, leaving):
                 task.cancel()
             await asyncio.gather(work, leaving, return_exceptions=True)
+
+    async def _work(self, app: ASGIApp) -> None:
+        """Run the application. If it raises an error, what the request held is let go of before another one runs."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except Exception as error:
+            refused = refusal_of(error)
+            if refused.status in (500, 503) and refused is not error:
+                log_error(self.request_id, error)
+            _forget_frames(error)
+            raise refused from None
 
     async def receive(self) -> Message:
         """Return the next part of the body, which must arrive in time and not be too large."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import weakref
 
 import pytest
 
@@ -192,6 +193,31 @@ def test_a_client_that_leaves_is_not_computed(client, service, files):
         assert (after[0] - before[0], after[1] - before[1]) == (3, 2)
 
     run(leave())
+
+
+def test_what_a_refused_request_held_is_let_go_of_before_the_next_one_runs(needs_serve, service):
+    from simple_multimodal.serving.gate import Gate
+    from simple_multimodal.serving.refusals import Refused
+
+    class Content:
+        pass
+
+    held = []
+
+    async def app(scope, receive, send):
+        assert [own() for own in held if own() is not None] == []
+        content = Content()
+        held.append(weakref.ref(content))
+        try:
+            raise ValueError
+        except ValueError as error:
+            raise Refused(422) from error
+
+    async def ask():
+        client = Client(Gate(app, service))
+        return await asyncio.gather(*(client.get("/") for _ in range(3)))
+
+    assert [answer.status for answer in run(ask())] == [422] * 3 and len(held) == 3
 
 
 def test_a_request_that_takes_too_long(client, service, monkeypatch):
