@@ -4,7 +4,9 @@ import asyncio
 import ipaddress
 import json
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -74,7 +76,7 @@ class Server(uvicorn.Server):
         self._drained_at = float("inf")
         self._reloading: asyncio.Task | None = None
         self._reloads_again = False
-        self._waits_since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self._states: weakref.WeakKeyDictionary[Any, tuple[Any, float]] = weakref.WeakKeyDictionary()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections, and SIGHUP."""
@@ -98,15 +100,21 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _close_idle(self) -> None:
-        """Close connections whose next header takes too long, which the application does not see."""
-        now = time.monotonic()
+        """
+        Close connections whose next header takes too long, or whose client does not read what was sent to it. The
+        application sees neither.
+        """
+        now, limits = time.monotonic(), self.service.limits
         for connection in list(self.server_state.connections):
             assert isinstance(connection, H11Protocol)  # see the configuration
-            cycle = connection.cycle
-            if cycle is not None and not cycle.response_complete:
-                self._waits_since.pop(connection, None)
-            elif now - self._waits_since.setdefault(connection, now) > self.service.limits.header_seconds:
-                connection.transport.close()
+            cycle, num_unread = connection.cycle, connection.transport.get_write_buffer_size()
+            is_answering = cycle is not None and not cycle.response_complete
+            state = (cycle and weakref.ref(cycle), is_answering, num_unread)
+            if self._states.get(connection, (None, now))[0] != state:
+                self._states[connection] = state, now
+            patience = limits.send_seconds if num_unread else math.inf if is_answering else limits.header_seconds
+            if now - self._states[connection][1] > patience:
+                connection.transport.abort()
 
     def start_reload(self) -> None:
         """Reload the models; if they are being reloaded, once more after that."""
@@ -197,6 +205,12 @@ class JsonLines(logging.Formatter):
         return json.dumps({**values, "logger": record.name})
 
 
+def allow_open_files() -> None:
+    """Allow this process as many open files, and so connections, as the system lets it have: often far more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def log_as_json() -> None:
     """Write all log lines to stderr as JSON."""
     handler = logging.StreamHandler(sys.stderr)
@@ -222,6 +236,7 @@ def run_server(
         drain_seconds (`float`, *optional*, defaults to 5.0): As for [`Server`].
     """
     try:
+        allow_open_files()
         Server(service, load, drain_seconds=drain_seconds).run([opened])
     finally:
         service.close()

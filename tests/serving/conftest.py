@@ -34,7 +34,7 @@ def processor() -> MultimodalProcessor:
     return MultimodalProcessor(
         feature_extractor=AudioFeatureExtractor(num_mel_bins=16, num_frames=80),
         video_processor=VideoClipProcessor(num_frames=4, size=16),
-        tokenizer=train_tokenizer(["a cat purrs", "two dogs bark"], vocab_size=280),
+        tokenizer=train_tokenizer(["a cat purrs", "two dogs bark"], vocab_size=280, model_max_length=32),
     )
 
 

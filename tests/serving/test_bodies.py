@@ -141,7 +141,7 @@ CAT = {"text": ["cat"]}
                 ({"shape": [-1]}, "shape"),
                 ({"shape": []}, "shape"),
                 ({"shape": [1, 2]}, "n elements"),
-                ({"shape": [10**30]}, "n elements"),
+                ({"shape": [10**30]}, "1 to 3 inputs"),
                 ({"data": None}, "n elements"),
                 ({"data": {"a": 1}}, "data"),
                 ({"data": [["cat"], ["dog"]]}, "n elements"),
