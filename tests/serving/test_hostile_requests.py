@@ -56,7 +56,9 @@ def problem_of(case: Case, answer: Answer) -> str | None:
     if b"HEAD " == case.data[:5]:
         return None if answer.body == b"" else "a body"
     reason = json.loads(answer.body)["error"]
-    told = reason.replace("multipart/form-data", "").replace("application/", "")
+    told = reason
+    for known in ("multipart/form-data", "application/", "Input/output error"):
+        told = told.replace(known, "")
     if not reason or "/" in told or "\\" in told or len(reason) > 300:
         return f"reason {reason!r}"
     return None
