@@ -121,7 +121,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
                     raise Refused(422, "`encoding_format` must be float or base64.")
                 questions = [Question(form.clip, text=form.text("text"))]
             else:
-                body = await read_json(request, EmbeddingRequest)
+                body = await read_json(request, EmbeddingRequest, service.limits)
                 name, encoding = body.model, body.encoding_format
                 questions = [
                     Question(text=text) for text in ([body.input] if isinstance(body.input, str) else body.input)
@@ -150,7 +150,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
                 name, top_k = form.text("model"), settings_of(form.texts).top_k
                 question = Question(form.clip, text=form.text("text"))
             else:
-                body = await read_json(request, SearchRequest)
+                body = await read_json(request, SearchRequest, service.limits)
                 name, top_k, question = body.model, body.top_k, Question(text=body.text)
             served = service.only_model(Retriever, name)
             (results,) = await service.ask(served, [question], top_k=top_k_of(served, top_k))

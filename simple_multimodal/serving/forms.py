@@ -19,6 +19,7 @@ FILE_PART = "data"
 MAX_FIELD_BYTES = 4  # of a character in UTF-8
 MAX_HEADERS = 8
 MAX_HEADER_BYTES = 4096
+MAX_VALUES = 100_000  # of a JSON body, beside its inputs; each takes up to 600 times the memory of its character
 BAD_FORM = "The body is not a valid multipart form."
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -243,13 +244,25 @@ async def read_form(request: Request, names: Sequence[str], limits: ServingLimit
     return form
 
 
-def parse_json(kind: type[Body], body: bytes) -> Body:
+def has_many_values(body: bytes, most: int) -> bool:
+    """Return whether JSON has more values than that, without parsing it."""
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")  # every quotation mark now begins or ends a string
+    if bare.count(b'"') > 2 * most:
+        return True
+    outside = b"".join(bare.split(b'"')[::2])
+    return sum(map(outside.count, (b",", b"[", b"{"))) > most
+
+
+def parse_json(kind: type[Body], body: bytes, limits: ServingLimits) -> Body:
     """
     Parse a JSON body.
 
     Raises:
-        Refused: If it is not JSON, or not what is expected. The reason does not repeat what was sent.
+        Refused: If it is not JSON, has many more values than a request needs, **or** is not what is expected. The
+            reason does not repeat what was sent.
     """
+    if has_many_values(body, MAX_VALUES + 4 * limits.max_inputs):
+        raise Refused(422, "The body has too many values.")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -259,7 +272,7 @@ def parse_json(kind: type[Body], body: bytes) -> Body:
         raise Refused(422, reason) from None
 
 
-async def read_json(request: Request, kind: type[Body]) -> Body:
+async def read_json(request: Request, kind: type[Body], limits: ServingLimits) -> Body:
     """
     Read a JSON body.
 
@@ -268,7 +281,7 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
     """
     if content_type(request)[0] not in ("application/json", ""):
         raise Refused(415, "The body must be application/json.")
-    return parse_json(kind, await read_all(request))
+    return parse_json(kind, await read_all(request), limits)
 
 
 async def read_all(request: Request) -> bytes:

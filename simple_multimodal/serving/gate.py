@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import json
 import logging
 import re
 import secrets
 import time
 import traceback
+from http import HTTPMethod
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,10 +26,8 @@ events = logging.getLogger(f"{__name__}.events")
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready"}
 """Routes without a token: a probe has none."""
 
-LINGER_SECONDS = 1.0
-"""Time in which the rest of a body that is not wanted is received."""
-
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+DISCARD_SECONDS = 1.0  # to wait for a further part of a body that is refused
 CLIENT_LEFT = 499  # in the log only; the status that nginx writes
 
 
@@ -49,6 +50,7 @@ class Gate:
             return
         exchange = _Exchange(scope, receive, send, self.service)
         try:
+            exchange.check_host()
             exchange.check_token()
             num_bytes = exchange.check_body()
             with contextlib.nullcontext() if num_bytes is None else self.service.admitted(num_bytes):
@@ -57,6 +59,7 @@ class Gate:
             _forget_frames(refused)
             await exchange.refuse(refused)
         finally:
+            self.service.body_bytes -= exchange.num_received
             exchange.log()
 
 
@@ -76,6 +79,15 @@ class _Exchange:
         self._send = send
         self._is_received = asyncio.Event()
 
+    def check_host(self) -> None:
+        """
+        Refuse a request to another host than this machine if clients need no token. A browser on this machine sends
+        it for a web site whose name resolves to this machine (DNS rebinding), and lets the site read the answer.
+        """
+        host = self.headers.get("host")  # which every browser sends
+        if self.service.token is None and host is not None and not _is_loopback(host):
+            raise Refused(421)
+
     def check_token(self) -> None:
         """Refuse a request without the token, except on the routes for probes."""
         token = self.service.token
@@ -91,6 +103,8 @@ class _Exchange:
         largest = self.service.limits.body_bytes
         length = self.headers.get("content-length")
         is_chunked = "transfer-encoding" in self.headers
+        if is_chunked and length is not None:  # a proxy may take another part of it for the next request
+            raise Refused(422, "A request has either Content-Length or Transfer-Encoding, not both.")
         if not is_chunked and length in (None, "0") and self.scope["method"] != "POST":
             return None
         if self.headers.get("content-encoding", "identity").lower() != "identity":
@@ -143,12 +157,14 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self.status = CLIENT_LEFT
             raise asyncio.CancelledError
-        self.num_received += len(message.get("body", b""))
-        if self.num_received > limits.body_bytes:
-            raise Refused(413, f"The body is larger than {limits.body_bytes} bytes.")
         if not message.get("more_body", False):
             self._is_received.set()
             self.service.metrics.stage_seconds.labels("receive").observe(time.monotonic() - self.begin)
+        num_bytes = len(message.get("body", b""))
+        if self.num_received + num_bytes > limits.body_bytes:
+            raise Refused(413, f"The body is larger than {limits.body_bytes} bytes.")
+        self.service.set_body_aside(num_bytes)
+        self.num_received += num_bytes
         return message
 
     async def _client_leaves(self) -> None:
@@ -165,23 +181,27 @@ class _Exchange:
             if self._has_unread_body() or self.service.is_draining:
                 # What is left of the body is not a request; and a next request would find the connection closed.
                 headers["Connection"] = "close"
-        elif self._has_unread_body() and not message.get("more_body", False):
+        elif not message.get("more_body", False) and self._has_unread_body():
             await self._send({**message, "more_body": True})
             await self._discard_body()
             message = {"type": "http.response.body"}
         await self._send(message)
 
     async def _discard_body(self) -> None:
-        """Receive what a client still sends, which has its answer already: closing the connection now would reset it,
-        and many clients would not see the answer."""
+        """
+        Receive what is left of the body after the answer was sent, as if it were accepted. Many clients send all of it
+        before they read: closed at once, the connection would be reset, and they would never see the answer.
+        """
+        limits = self.service.limits
         num_bytes = 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while num_bytes <= self.service.limits.body_bytes:
+            while num_bytes <= 2 * limits.body_bytes:  # others are far from what is accepted
+                remaining = self.begin + limits.send_seconds - time.monotonic()
+                async with asyncio.timeout(min(max(remaining, 0.0), DISCARD_SECONDS)):
                     message = await self._receive()
-                    num_bytes += len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        break
+                num_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):  # the end, or the client has left
+                    return
 
     def _has_unread_body(self) -> bool:
         has_body = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
@@ -202,12 +222,22 @@ class _Exchange:
         log_event(
             "request",
             request_id=self.request_id,
-            method=self.scope["method"] if self.scope["method"].isalpha() else "?",
+            method=self.scope["method"] if self.scope["method"] in HTTPMethod.__members__ else "?",
             route=template,
             status=self.status,
             seconds=round(seconds, 4),
             bytes=self.num_received,
         )
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether the value of a `Host` header names this machine, whatever the port."""
+    try:
+        parts = urlsplit(f"//{host}")
+        name, _ = parts.hostname or "", parts.port  # an error if it is not a number
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def log_event(event: str, *, level: int = logging.INFO, **values: Any) -> None:

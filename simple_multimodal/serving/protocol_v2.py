@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 import simple_multimodal
 from simple_multimodal.serving.documents import Name, TopK, Whole, json_body, one_of, refusal, request_of
 from simple_multimodal.serving.forms import Upload, Uploads, content_type, parse_json, read_all, uploads_of
+from simple_multimodal.serving.limits import ServingLimits
 from simple_multimodal.serving.models import ServedModel
 from simple_multimodal.serving.refusals import Refused, readiness
-from simple_multimodal.serving.service import Question, Service
+from simple_multimodal.serving.service import Question, Service, check_number
 
 VERSION = "1"
 HEADER_LENGTH = "inference-header-content-length"
@@ -134,19 +135,21 @@ class ModelReady(Ready):
     name: str
 
 
-def elements_of(tensor: InputTensor, binary: memoryview | None) -> list[bytes]:
+def elements_of(tensor: InputTensor, binary: memoryview | None, limits: ServingLimits) -> list[bytes]:
     """
     Return the elements of an input.
 
     Args:
         tensor ([`InputTensor`]): The input.
         binary (`memoryview`, *optional*): Its binary data, if it has any.
+        limits ([`ServingLimits`]): Limits.
 
     Raises:
         Refused: If the data does not have the shape, or is not what the name says.
     """
     name = tensor.name
-    elements = _flat(tensor.data or []) if binary is None else _split(binary, name)
+    check_number(tensor.shape[0], limits)
+    elements = _flat(tensor.data or []) if binary is None else _split(binary, name, tensor.shape[0])
     if len(elements) != math.prod(tensor.shape) or len(elements) != tensor.shape[0]:
         raise Refused(422, f"The input {name} must have the shape [n] or [n, 1], and n elements.")
     try:
@@ -163,11 +166,14 @@ def _flat(data: Sequence[str | list[str]]) -> list[Any]:
     return [item for row in data for item in (row if isinstance(row, list) else [row])]
 
 
-def _split(binary: memoryview, name: str) -> list[Any]:
-    """Return the elements of a binary tensor of BYTES: each has its length before it, in little-endian order."""
-    elements = []
+def _split(binary: memoryview, name: str, num_elements: int) -> list[Any]:
+    """
+    Return the elements of a binary tensor of BYTES: each has its length before it, in little-endian order. At most one
+    more than there should be is returned.
+    """
+    elements: list[Any] = []
     place = 0
-    while place < len(binary):
+    while place < len(binary) and len(elements) <= num_elements:
         length = int.from_bytes(binary[place : place + LENGTH_BYTES], "little")
         place += LENGTH_BYTES
         if place + length > len(binary):
@@ -177,9 +183,13 @@ def _split(binary: memoryview, name: str) -> list[Any]:
     return elements
 
 
-async def read_inputs(request: Request) -> tuple[InferenceRequest, dict[str, list[bytes]]]:
+async def read_inputs(request: Request, limits: ServingLimits) -> tuple[InferenceRequest, dict[str, list[bytes]]]:
     """
     Read the body of a request for inference.
+
+    Args:
+        request (`Request`): The request.
+        limits ([`ServingLimits`]): Limits.
 
     Returns:
         `tuple[InferenceRequest, dict[str, list[bytes]]]`: The request, and the elements of its inputs.
@@ -196,7 +206,7 @@ async def read_inputs(request: Request) -> tuple[InferenceRequest, dict[str, lis
         if not (length.isascii() and length.isdigit()) or int(length[:20]) > len(body):
             raise Refused(422, "Inference-Header-Content-Length is not the length of a part of the body.")
         end = int(length)
-    parsed = parse_json(InferenceRequest, bytes(body[:end]))
+    parsed = parse_json(InferenceRequest, bytes(body[:end]), limits)
     elements: dict[str, list[bytes]] = {}
     for tensor in parsed.inputs:
         size = tensor.parameters.get("binary_data_size")
@@ -207,7 +217,7 @@ async def read_inputs(request: Request) -> tuple[InferenceRequest, dict[str, lis
             binary, end = body[end : end + size], end + size
         if tensor.name in elements:
             raise Refused(422, "An input occurs twice.")
-        elements[tensor.name] = elements_of(tensor, binary)
+        elements[tensor.name] = elements_of(tensor, binary, limits)
         tensor.data = None  # base64 of the elements
     if end != len(body):
         raise Refused(422, "The body is longer than its parts.")
@@ -312,7 +322,7 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
     async def infer(request: Request, model: str = one_of(service.models)) -> Response:
         """Return the scores of all labels and the best labels of each row, or its embedding."""
         service.model(model)  # an unknown one is refused before the body is read
-        parsed, elements = await read_inputs(request)
+        parsed, elements = await read_inputs(request, service.limits)
         async with uploads_of(service.uploads) as uploads:
             questions = questions_of(elements, uploads)
             elements.clear()  # files are on the disk while the request waits

@@ -17,6 +17,7 @@ STATUSES = {
     408: "The body was not sent in time.",
     413: "The body is too large.",
     415: "The body has a type or an encoding that is not accepted.",
+    421: "The header Host does not name this machine, as it must if no token is needed.",
     422: "The request or its clip is invalid; the reason says why.",
     429: "Too many requests are waiting; send the request again after `Retry-After` seconds.",
     500: "The model failed.",

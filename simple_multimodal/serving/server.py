@@ -5,7 +5,9 @@ import contextlib
 import ipaddress
 import json
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -77,7 +79,7 @@ class Server(uvicorn.Server):
         self._drained_at = float("inf")
         self._reloading: asyncio.Task | None = None
         self._reloads_again = False
-        self._waits_since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self._states: weakref.WeakKeyDictionary[Any, tuple[Any, float]] = weakref.WeakKeyDictionary()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections, and SIGHUP, and print the address."""
@@ -120,13 +122,19 @@ class Server(uvicorn.Server):
         return H11Protocol(self.config, self.server_state, self.lifespan.state)
 
     def _close_idle(self) -> None:
-        """Close connections whose next header takes too long, which the application does not see."""
-        now = time.monotonic()
+        """
+        Close connections whose next header takes too long, or whose client does not read what was sent to it. The
+        application sees neither.
+        """
+        now, limits = time.monotonic(), self.service.limits
         for connection in list(self.server_state.connections):
-            if not _is_idle(connection):
-                self._waits_since.pop(connection, None)
-            elif now - self._waits_since.setdefault(connection, now) > self.service.limits.header_seconds:
-                connection.transport.close()
+            is_answering, num_unread = not _is_idle(connection), connection.transport.get_write_buffer_size()
+            state = (connection.cycle and weakref.ref(connection.cycle), is_answering, num_unread)
+            if self._states.get(connection, (None, now))[0] != state:
+                self._states[connection] = state, now
+            patience = limits.send_seconds if num_unread else math.inf if is_answering else limits.header_seconds
+            if now - self._states[connection][1] > patience:
+                connection.transport.abort()
 
     def start_reload(self) -> None:
         """Reload the models; if they are being reloaded, once more after that."""
@@ -231,6 +239,12 @@ class JsonLines(logging.Formatter):
         return json.dumps({**values, "logger": record.name})
 
 
+def allow_open_files() -> None:
+    """Allow this process as many open files, and so connections, as the system lets it have: often far more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def log_as_json() -> None:
     """Write all log lines to stderr as JSON."""
     handler = logging.StreamHandler(sys.stderr)
@@ -256,6 +270,7 @@ def run_server(
         drain_seconds (`float`, *optional*, defaults to 5.0): As for [`Server`].
     """
     try:
+        allow_open_files()
         Server(service, load, drain_seconds=drain_seconds).run([opened])
     finally:
         service.close()

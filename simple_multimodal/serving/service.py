@@ -37,6 +37,17 @@ class Question:
     text: str | None = None
 
 
+def check_number(num_inputs: int, limits: ServingLimits) -> None:
+    """
+    Check the number of inputs of a request.
+
+    Raises:
+        Refused: If there are none, or too many.
+    """
+    if not 0 < num_inputs <= limits.max_inputs:
+        raise Refused(422, f"A request must have 1 to {limits.max_inputs} inputs, got {num_inputs}.")
+
+
 class Service:
     """
     Models that answer clients.
@@ -50,8 +61,8 @@ class Service:
     Attributes:
         is_draining (`bool`): Whether the server is about to end: it answers, but is not ready.
         num_requests (`int`): Number of requests that are received or processed.
-        body_bytes, clip_bytes (`int`): Memory that is set aside for their bodies, and for their clips once these are
-            read.
+        body_bytes, clip_bytes (`int`): Memory that is set aside for what has arrived of their bodies, and for their
+            clips once these are read.
     """
 
     def __init__(
@@ -83,21 +94,33 @@ class Service:
         Return the context of a request that is received and processed.
 
         Args:
-            body_bytes (`int`): Size of its body.
+            body_bytes (`int`): Size of its body, for which there must be room now. It is only set aside as the body
+                arrives ([`set_body_aside`]): clients that send slowly would otherwise take the room of all others.
 
         Raises:
             Refused: If there are too many.
         """
-        limits = self.limits
-        if self.num_requests >= limits.max_requests or self.body_bytes + body_bytes > limits.waiting_bytes:
+        if self.num_requests >= self.limits.max_requests or not self._has_room(body_bytes):
             raise Refused(429)
         self.num_requests += 1
-        self.body_bytes += body_bytes
         try:
             yield
         finally:
             self.num_requests -= 1
-            self.body_bytes -= body_bytes
+
+    def _has_room(self, body_bytes: int) -> bool:
+        return self.body_bytes + body_bytes <= self.limits.waiting_bytes
+
+    def set_body_aside(self, num_bytes: int) -> None:
+        """
+        Set memory aside for a part of a body that has arrived; the caller subtracts it from `body_bytes` in the end.
+
+        Raises:
+            Refused: If there is not enough.
+        """
+        if not self._has_room(num_bytes):
+            raise Refused(429)
+        self.body_bytes += num_bytes
 
     def model(self, name: str) -> ServedModel:
         """
@@ -156,8 +179,7 @@ class Service:
             ClipError: If a clip cannot be read.
         """
         limits = self.limits
-        if not 0 < len(questions) <= limits.max_inputs:
-            raise Refused(422, f"A request must have 1 to {limits.max_inputs} inputs, got {len(questions)}.")
+        check_number(len(questions), limits)
         if any(len(question.text or "") > limits.max_text_characters for question in questions):
             raise Refused(422, f"A text is longer than {limits.max_text_characters} characters.")
         for question in questions:  # before any clip is read

@@ -156,8 +156,9 @@ class TorchServeHandler:
 
     async def _read(self, parts: Mapping[str, Any], uploads: Uploads, deadline: float) -> Query:
         """Return what a request asks, with its clip."""
-        if not parts.keys() <= set(PREDICTION_PARTS):
-            raise Refused(422, f"The request may have the parts {', '.join(PREDICTION_PARTS)}; it has another one.")
+        known = (FILE_PART, *PREDICTION_PARTS)
+        if not parts.keys() <= set(known):
+            raise Refused(422, f"The request may have the parts {', '.join(known)}; it has another one.")
         contents = {name: _content(name, value) for name, value in parts.items() if name != IGNORED_PART}
         texts = {name: _text(name, contents[name]) for name in contents if name != FILE_PART}
         if "script" in texts and "text" in texts:

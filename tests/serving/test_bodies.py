@@ -143,7 +143,7 @@ CAT = {"text": ["cat"]}
                 ({"shape": [-1]}, "shape"),
                 ({"shape": []}, "shape"),
                 ({"shape": [1, 2]}, "n elements"),
-                ({"shape": [10**30]}, "n elements"),
+                ({"shape": [10**30]}, "1 to 3 inputs"),
                 ({"data": None}, "n elements"),
                 ({"data": {"a": 1}}, "data"),
                 ({"data": [["cat"], ["dog"]]}, "n elements"),
@@ -184,3 +184,28 @@ def test_binary_tensors(client, small, binary, size, length, reason):
         assert reason in refused(answer, 422)
     else:
         assert answer.status == 200
+
+
+def test_json_of_many_values_is_not_parsed(client):
+    """Each takes hundreds of bytes, and an error of its own; what is in texts is not counted."""
+    from simple_multimodal.serving.forms import has_many_values
+
+    for value in (b"1", b"[]", b"{}", b'""'):
+        body = b'{"input": [' + b",".join([value] * 101_000) + b"]}"
+        for path in ("/v1/embeddings", "/search", "/v2/models/clips/infer"):
+            assert "too many values" in refused(run(client.json(path, body)), 422)
+    texts = [',[{"\\' * 1000, "\\", '\\"', '"' * 1000, ""]
+    body = json.dumps({"input": texts}).encode()
+    assert not has_many_values(body, 6)
+    assert has_many_values(body, 5)
+    assert has_many_values(json.dumps(texts * 2).encode(), 6)
+
+
+def test_rows_beyond_the_limit_cost_nothing(client, small, monkeypatch):
+    """No file of theirs is written, and no element is taken out of binary data."""
+    from simple_multimodal.serving.protocol_v2 import _split
+
+    monkeypatch.setattr(small.uploads, "new", lambda: pytest.fail("a file is written"))
+    rows = infer_body({"video": ["AA=="] * 1000})
+    assert "1 to 3 inputs, got 1000" in refused(run(client.json("/v2/models/clips/infer", rows)), 422)
+    assert len(_split(memoryview(bytes(4000)), "video", 2)) == 3

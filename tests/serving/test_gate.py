@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import os
+import resource
 import signal
 import weakref
 
@@ -123,21 +124,56 @@ def test_overload(client, small):
 
 
 def test_the_memory_of_bodies_is_limited(client, small, monkeypatch):
-    """A body without a length may become as large as any: 2 of them fit, and what is set aside is returned."""
+    """What has arrived of bodies without a length is counted, until they are answered: two of these fit."""
     monkeypatch.setattr(small, "limits", ServingLimits(**{**vars(SMALL_LIMITS), "max_requests": 100}))
     body, headers = multipart(TEXT)
+    pieces = [b"\r\n" * 60_000, b"\r\n" * 30_000, body]  # line ends before the form are passed over
 
     async def flood():
         with model_held(small.models["actions"]) as go:
-            asking = [asyncio.ensure_future(client.send("POST", FORM, [body], headers)) for _ in range(4)]
+            asking = [asyncio.ensure_future(client.send("POST", FORM, pieces, headers)) for _ in range(4)]
             while sum(task.done() for task in asking) < 2:
                 await asyncio.sleep(0.001)
-            assert small.body_bytes == 400_000
+            assert small.body_bytes == 2 * sum(map(len, pieces))
+            late = await client.send("POST", FORM, body, {**headers, "content-length": "190000"})
             go.set()
-            return await asyncio.gather(*asking)
+            return await asyncio.gather(*asking), late
 
-    assert sorted(answer.status for answer in run(flood())) == [200, 200, 429, 429]
+    answers, late = run(flood())
+    assert sorted(answer.status for answer in answers) == [200, 200, 429, 429]
+    refused(late, 429)  # by its length, before it is read
     assert small.body_bytes == 0
+
+
+def test_clients_that_send_slowly_take_no_room(client, small, monkeypatch):
+    """Bodies that may become as large as any, and have not arrived yet, together more than is allowed."""
+    monkeypatch.setattr(small, "limits", ServingLimits(**{**vars(SMALL_LIMITS), "max_requests": 100}))
+    body, headers = multipart(TEXT)
+
+    async def ask():
+        slowly = [
+            asyncio.ensure_future(client.send("POST", FORM, [body[:9], b""], headers, pause_seconds=0.2))
+            for _ in range(10)
+        ]
+        while small.body_bytes < 90 and not any(task.done() for task in slowly):
+            await asyncio.sleep(0.001)
+        honest = await client.form(FORM, TEXT)
+        return honest, await asyncio.gather(*slowly)
+
+    honest, slow = run(ask())
+    assert honest.status == 200
+    assert {answer.status for answer in slow} <= {408, 422}
+
+
+def test_hosts_without_and_with_a_token(client, service, monkeypatch):
+    """Without a token only names of this machine are accepted, so that no web site reads answers by DNS rebinding."""
+    refused(run(client.get("/v2", Host="example.org:8000")), 421)
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert run(client.get("/v2", Host=host)).status == 200
+    monkeypatch.setattr(service, "token", TOKEN)
+    right = f"Bearer {TOKEN}".encode().decode("latin-1")
+    assert run(client.get("/v2", Host="example.org", authorization=right)).status == 200
+    refused(run(client.get("/v2", Host="example.org")), 401)
 
 
 def test_the_memory_of_clips_is_limited(client, service, files, monkeypatch):
@@ -267,7 +303,7 @@ def test_errors_of_the_model_cost_their_own_request(client, service, caplog):
 def test_the_log_has_the_route_and_an_id_but_nothing_of_the_client(client, service, caplog):
     with caplog.at_level(logging.INFO, "simple_multimodal.serving"):
         answer = run(client.form(f"{FORM}?q=secret", ("text", "secret")))
-        run(client.get("/secret"))
+        run(client.send("secret", "/secret"))
         given = run(client.get("/v2/health/live", **{"X-Request-Id": "abc-1"}))
         forged = run(client.get("/v2/health/live", **{"X-Request-Id": 'a"\nb'}))
     lines = [json.loads(record.message) for record in caplog.records]
@@ -282,6 +318,20 @@ def test_the_log_has_the_route_and_an_id_but_nothing_of_the_client(client, servi
 def test_a_full_disk(client, service, monkeypatch):
     monkeypatch.setattr(service.uploads, "path", service.uploads.path / "missing")
     refused(run(client.form(FORM, ("data", b"x"))), 503)
+
+
+def test_a_disk_that_fills_up(client, service):
+    """Files of this process may not become larger for a while."""
+    large = b"x" * 500_000
+    sizes = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, sizes[1]))
+    try:
+        refused(run(client.form(FORM, ("data", large))), 503)
+        body = infer_body({"video": [base64.b64encode(large).decode()]})
+        refused(run(client.json("/v2/models/clips/infer", body)), 503)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, sizes)
+    assert not os.listdir(service.uploads.path)
 
 
 def test_uploads_are_private_and_removed(client, service, files):

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -95,6 +96,79 @@ def test_connections_without_a_whole_header_are_closed(served):
     served(client)
 
 
+def test_connections_whose_client_does_not_read_are_closed(served, service, monkeypatch):
+    """Also if the next request was answered, and waits for room to be sent."""
+    from simple_multimodal.serving.limits import ServingLimits
+
+    async def client(server, port):
+        monkeypatch.setattr(service, "limits", ServingLimits(send_seconds=0.5, answer_seconds=0.5))
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(deaf, ("127.0.0.1", port))
+            request = get("/openapi.json").replace(b"close", b"keep-alive")
+            sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(deaf, request * 1000))
+            while not server.server_state.connections:
+                await asyncio.sleep(0.001)
+            while server.server_state.connections:
+                await asyncio.sleep(0.01)
+            sending.cancel()
+        assert b'{"live":true}' in await raw(port, get("/v2/health/live"))
+
+    served(client)
+
+
+def test_connections_with_short_requests_are_kept(served):
+    """For longer than a header may take, though the connection is idle whenever it is looked at."""
+
+    async def client(server, port):
+        reader, writer = await raw(port, b"", is_read=False)
+        ends = time.monotonic() + 1.0
+        while time.monotonic() < ends:
+            writer.write(get("/v2/health/live").replace(b"close", b"keep-alive"))
+            assert b'{"live":true}' in await reader.readuntil(b"}")
+            await asyncio.sleep(0.02)
+        writer.close()
+
+    served(client)
+
+
+def test_a_refusal_reaches_a_client_that_sends_all_before_it_reads(served, service, monkeypatch):
+    """More than the buffers of a connection hold: without a token, for another host, and too much."""
+    from simple_multimodal.serving.limits import ServingLimits
+
+    def ask(port, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_SECONDS)
+        try:
+            connection.request("POST", "/predictions/actions", bytes(30 * 10**6), headers)
+            answer = connection.getresponse()
+            assert json.loads(answer.read())["error"]
+            return answer.status
+        finally:
+            connection.close()
+
+    async def client(server, port):
+        monkeypatch.setattr(service, "limits", ServingLimits(max_body_megabytes=20.0))
+        assert await asyncio.to_thread(ask, port) == 413
+        assert await asyncio.to_thread(ask, port, Host="example.org") == 421
+        monkeypatch.setattr(service, "token", TOKEN)
+        assert await asyncio.to_thread(ask, port) == 401
+
+    served(client)
+
+
+def test_as_many_open_files_as_the_system_allows(needs_serve):
+    from simple_multimodal.serving.server import allow_open_files
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_small_answers_do_not_wait_for_an_acknowledgement(served):
     async def client(server, port):
         _, writer = await raw(port, b"G", is_read=False)
@@ -116,7 +190,7 @@ def test_broken_requests_are_refused_and_the_server_goes_on(served):
         for data in (b"\0\1\2\r\n\r\n", both, wrong, header):
             answer = await raw(port, data)
             assert answer.startswith(b"HTTP/1.1 4") or answer == b"", answer
-        large = b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n"
+        large = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
         answer = await raw(port, large)  # without waiting for its body
         assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
         assert b"200 OK" in await raw(port, get("/v2"))
@@ -322,9 +396,11 @@ def test_addresses_and_tokens(needs_serve, tmp_path, monkeypatch):
 class Process:
     """`simple-multimodal serve` in a process of its own."""
 
-    def __init__(self, folder, *argv):
+    def __init__(self, folder, *argv, token=TOKEN):
         self.log = folder / "log"
-        environment = {**os.environ, "SIMPLE_MULTIMODAL_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if token is not None:
+            environment["SIMPLE_MULTIMODAL_TOKEN"] = token
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "simple_multimodal", "serve", *argv, "--port", "0", "--drain_seconds", "0.5"],
