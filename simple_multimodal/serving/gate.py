@@ -23,10 +23,8 @@ events = logging.getLogger(f"{__name__}.events")
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready"}
 """Routes without a token: a probe has none."""
 
-LINGER_SECONDS = 1.0
-"""Time in which the rest of a body that is not wanted is received."""
-
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+DISCARD_SECONDS = 1.0  # to wait for a further part of a body that is refused
 CLIENT_LEFT = 499  # in the log only; the status that nginx writes
 
 
@@ -165,23 +163,27 @@ class _Exchange:
             if self._has_unread_body() or self.service.is_draining:
                 # What is left of the body is not a request; and a next request would find the connection closed.
                 headers["Connection"] = "close"
-        elif self._has_unread_body() and not message.get("more_body", False):
+        elif not message.get("more_body", False) and self._has_unread_body():
             await self._send({**message, "more_body": True})
             await self._discard_body()
-            message = {"type": "http.response.body"}
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     async def _discard_body(self) -> None:
-        """Receive what a client still sends, which has its answer already: closing the connection now would reset it,
-        and many clients would not see the answer."""
+        """
+        Receive what is left of the body after the answer was sent, as if it were accepted. Many clients send all of it
+        before they read: closed at once, the connection would be reset, and they would never see the answer.
+        """
+        limits = self.service.limits
         num_bytes = 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while num_bytes <= self.service.limits.body_bytes:
+            while num_bytes <= 2 * limits.body_bytes:  # others are far from what is accepted
+                remaining = self.begin + limits.send_seconds - time.monotonic()
+                async with asyncio.timeout(min(max(remaining, 0.0), DISCARD_SECONDS)):
                     message = await self._receive()
-                    num_bytes += len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        break
+                num_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):  # the end, or the client has left
+                    return
 
     def _has_unread_body(self) -> bool:
         has_body = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"

@@ -123,7 +123,9 @@ class Server(uvicorn.Server):
         """Close connections whose next header takes too long, which the application does not see."""
         now = time.monotonic()
         for connection in list(self.server_state.connections):
-            if not _is_idle(connection):
+            assert isinstance(connection, H11Protocol)  # see the configuration
+            cycle = connection.cycle
+            if cycle is not None and not cycle.response_complete:
                 self._waits_since.pop(connection, None)
             elif now - self._waits_since.setdefault(connection, now) > self.service.limits.header_seconds:
                 connection.transport.close()
@@ -150,9 +152,7 @@ class Server(uvicorn.Server):
 
 def _is_idle(connection: Any) -> bool:
     """Return whether the server waits for a request on a connection."""
-    assert isinstance(connection, H11Protocol)  # see the configuration
-    cycle = connection.cycle
-    return cycle is None or cycle.response_complete
+    return connection.cycle is None or connection.cycle.response_complete
 
 
 def _accepted(opened: socket.socket) -> Iterator[socket.socket]:
