@@ -184,7 +184,7 @@ class _Exchange:
         elif not message.get("more_body", False) and self._has_unread_body():
             await self._send({**message, "more_body": True})
             await self._discard_body()
-            message = {"type": "http.response.body"}
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     async def _discard_body(self) -> None:

@@ -128,8 +128,10 @@ class Server(uvicorn.Server):
         """
         now, limits = time.monotonic(), self.service.limits
         for connection in list(self.server_state.connections):
-            is_answering, num_unread = not _is_idle(connection), connection.transport.get_write_buffer_size()
-            state = (connection.cycle and weakref.ref(connection.cycle), is_answering, num_unread)
+            assert isinstance(connection, H11Protocol)  # see the configuration
+            cycle, num_unread = connection.cycle, connection.transport.get_write_buffer_size()
+            is_answering = cycle is not None and not cycle.response_complete
+            state = (cycle and weakref.ref(cycle), is_answering, num_unread)
             if self._states.get(connection, (None, now))[0] != state:
                 self._states[connection] = state, now
             patience = limits.send_seconds if num_unread else math.inf if is_answering else limits.header_seconds
@@ -158,9 +160,7 @@ class Server(uvicorn.Server):
 
 def _is_idle(connection: Any) -> bool:
     """Return whether the server waits for a request on a connection."""
-    assert isinstance(connection, H11Protocol)  # see the configuration
-    cycle = connection.cycle
-    return cycle is None or cycle.response_complete
+    return connection.cycle is None or connection.cycle.response_complete
 
 
 def _accepted(opened: socket.socket) -> Iterator[socket.socket]:
