@@ -1,18 +1,23 @@
 """Throughput and latency of `simple-multimodal serve`, with shared batches and without, for texts and clips.
 
-python benchmarks/serving.py RETRIEVAL_MODEL CLASSIFIER CLIPS [--rounds 2]
+python benchmarks/serving.py RETRIEVAL_MODEL CLASSIFIER CLIPS [--rounds 2] [--litserve PYTHON]
 
 RETRIEVAL_MODEL and CLASSIFIER are models of the toy world, CLIPS a folder of its clips. Two servers run at the same
 time, one with the default `--max_batch_size` and one with 1, and take turns under 1, 8 and 64 clients that send one
 request after the other on a connection that stays open. CPU time is that of the server's process, and that of the
 processes that read its clips; clients are in a process of their own. Beside it stands what a clip costs if it is read
 and classified in one process, one by one.
+
+With --litserve, the same models on LitServe take their turns, too: PYTHON is the interpreter of an environment for
+`serving_litserve.py`. One load has a blank text, which is refused, in every 16 requests; rates count right answers.
 """
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -20,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,14 +35,21 @@ import psutil
 
 import simple_multimodal as smm
 
-CLIENTS = (1, 8, 64)
-REQUESTS = {"texts": {1: 300, 8: 1200, 64: 3000}, "clips": {1: 60, 8: 240, 64: 480}}
+REQUESTS = {
+    "texts": {1: 300, 8: 1200, 64: 3000},
+    "texts, some blank": {64: 3000},
+    "clips": {1: 60, 8: 240, 64: 480},
+}
+BLANK_EVERY = 16
 VARIANTS = {"batches": (), "one by one": ("--max_batch_size", "1")}
 BOUNDARY = "boundary-of-the-benchmark"
 
 
-def text_request(number: int) -> bytes:
-    body = json.dumps({"input": f"a large red circle rises while fast high pure notes play {number}"}).encode()
+def text_request(number: int, *, blank_every: int | None = None) -> bytes:
+    text = f"a large red circle rises while fast high pure notes play {number}"
+    if blank_every is not None and number % blank_every == 0:
+        text = " "
+    body = json.dumps({"input": text}).encode()
     return post("/v1/embeddings", "application/json", body)
 
 
@@ -79,13 +92,22 @@ def flood(port: int, requests: list[bytes], num_clients: int, num_requests: int,
     results.put((time.perf_counter() - begin, times, statuses))
 
 
+def is_healthy(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        return answer.status == 200
+    return False
+
+
 class ServerUnderTest:
     """A server in a session of its own, to which its reading processes belong. Its log goes to a file, or nowhere."""
 
-    def __init__(self, models: list[str], flags: tuple[str, ...], log: str = os.devnull):
+    def __init__(
+        self, models: list[str], flags: tuple[str, ...], log: str = os.devnull, command: list[str] | None = None
+    ):
+        serve = [sys.executable, "-m", "simple_multimodal", "serve", *models, "--port", "0", *flags]
         with open(log, "a", encoding="utf-8") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "simple_multimodal", "serve", *models, "--port", "0", *flags],
+                serve if command is None else command,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
@@ -93,6 +115,8 @@ class ServerUnderTest:
             )
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rpartition(":")[2])
+        while command is not None and not is_healthy(self.port):
+            time.sleep(0.5)
 
     def each(self, value: Callable[[psutil.Process], Any]) -> dict[int, Any]:
         """Return a value of every process of the session by process id; the server's is the first."""
@@ -113,11 +137,16 @@ class ServerUnderTest:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        code = self.process.wait(60)
+        with contextlib.suppress(ProcessLookupError):  # LitServe leaves processes behind
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return code
 
 
-def measure(server: ServerUnderTest, requests: list[bytes], num_clients: int, num_requests: int) -> dict[str, float]:
-    """Return requests per second, latencies and CPU time per request."""
+def measure(
+    server: ServerUnderTest, requests: list[bytes], num_clients: int, num_requests: int, num_blank: int
+) -> dict[str, float]:
+    """Return right answers per second, how many others are missing, latencies and CPU time per request."""
     results = multiprocessing.get_context("spawn").SimpleQueue()
     before = server.cpu_seconds()
     context = multiprocessing.get_context("spawn")
@@ -126,10 +155,12 @@ def measure(server: ServerUnderTest, requests: list[bytes], num_clients: int, nu
     seconds, times, statuses = results.get()
     process.join()
     own, others = (after - was for after, was in zip(server.cpu_seconds(), before, strict=True))
-    assert statuses == [200] * num_requests, sorted(set(statuses))
+    num_right = statuses.count(200)
+    assert num_right == num_requests or num_blank, sorted(set(statuses))
     quantiles = statistics.quantiles(times, n=20)
     return {
-        "per_second": num_requests / seconds,
+        "per_second": num_right / seconds,
+        "wrong": num_requests - num_blank - num_right,
         "p50_ms": 1000 * statistics.median(times),
         "p95_ms": 1000 * quantiles[18],
         "server_ms": 1000 * own / num_requests,
@@ -143,22 +174,29 @@ def main() -> None:
     parser.add_argument("classifier", type=Path)
     parser.add_argument("clips", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--litserve", type=Path, help="interpreter of an environment with LitServe")
     options = parser.parse_args()
     files = sorted(options.clips.glob("*.mp4"))[:64]
     requests = {
         "texts": [text_request(number) for number in range(512)],
+        "texts, some blank": [text_request(number, blank_every=BLANK_EVERY) for number in range(512)],
         "clips": [clip_request(options.classifier.resolve().name, file.read_bytes()) for file in files],
     }
     models = [str(options.retrieval_model.resolve()), str(options.classifier.resolve())]
     servers = {name: ServerUnderTest(models, flags) for name, flags in VARIANTS.items()}
+    if options.litserve is not None:
+        script = str(Path(__file__).with_name("serving_litserve.py"))
+        servers["LitServe"] = ServerUnderTest(models, (), command=[str(options.litserve), script, *models])
     rows: dict[tuple[str, int, str], list[dict[str, float]]] = {}
     try:
-        for kind, num_clients in itertools.product(REQUESTS, CLIENTS):
+        loads = [(kind, *load) for kind, by_clients in REQUESTS.items() for load in by_clients.items()]
+        for kind, num_clients, num_requests in loads:
+            num_blank = math.ceil(num_requests / BLANK_EVERY) if "blank" in kind else 0
             for server in servers.values():  # warm
-                measure(server, requests[kind], num_clients, min(64, REQUESTS[kind][num_clients]))
+                measure(server, requests[kind], num_clients, min(64, num_requests), num_blank)
             for number in range(options.rounds):
                 for name in list(servers)[:: 1 if number % 2 == 0 else -1]:
-                    found = measure(servers[name], requests[kind], num_clients, REQUESTS[kind][num_clients])
+                    found = measure(servers[name], requests[kind], num_clients, num_requests, num_blank)
                     rows.setdefault((kind, num_clients, name), []).append(found)
     finally:
         codes = [server.end() for server in servers.values()]
