@@ -205,6 +205,34 @@ class Task:
         """
         return {}
 
+    def prepare(
+        self,
+        processor: MultimodalProcessor,
+        source: str | os.PathLike[str] | None,
+        train_set: RowDataset | None,
+        *,
+        cache_dir: str | None = None,
+    ) -> None:
+        """
+        Prepare what a model of the task needs before it is made, such as a tokenizer in the processor; by default
+        nothing.
+
+        Args:
+            processor ([`MultimodalProcessor`]): Processor of the model, changed in place.
+            source (`str`, *optional*): Saved model that the run starts from.
+            train_set ([`RowDataset`], *optional*): Rows to train on.
+            cache_dir (`str`, *optional*): Cache folder for files from the hub.
+        """
+
+    def finish(self, model: TowerModel, source: str | os.PathLike[str] | None) -> None:
+        """
+        Load or set what a new head of a model starts from; by default nothing.
+
+        Args:
+            model ([`TowerModel`]): The model, changed in place.
+            source (`str`, *optional*): Saved model that it was loaded from.
+        """
+
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets | None:
         """Return the targets that the collator adds to a batch, such as labels; by default none."""
         return None
