@@ -23,6 +23,7 @@ EXTRA_PURPOSES = {
     "lora": "--lora_rank",
     "timm": "backbones of timm, such as the image encoder of PE-AV",
     "serve": "simple-multimodal serve",
+    "bleu": "BLEU and chrF of generated text",
     "track": "--report_to tensorboard",
     "dev": "run_scripts/test.sh: lint, types and tests",
 }

@@ -51,11 +51,29 @@ METRICS = {
     "top1_accuracy": "Fraction of rows whose class has the highest score.",
     "top5_accuracy": "Fraction of rows whose class is among the five highest scores.",
     "mean_class_accuracy": "Mean over the classes of the accuracy on their rows, so that rare classes count as much.",
+    "chrF++": "F-score of n-grams of characters and of words, with more weight on recall (Popović, 2017).",
+    "chrF": "F-score of n-grams of characters, with more weight on recall (Popović, 2015).",
+    "BLEU": "Precision of n-grams of up to four words over all rows, lower for texts that are too short (Papineni et "
+    "al., 2002), as sacrebleu computes it; 0.4169 is quoted as 41.69.",
+    **{
+        f"BLEU-{order}": f"BLEU with n-grams of up to {order}, over lower-case words, as papers report it."
+        for order in range(1, 5)
+    },
+    "ROUGE-L": "F-score of the longest sequence of words that a text and its reference share in this order; mean over "
+    "the rows.",
+    "CIDEr-D": "Ten times the similarity of a caption's n-grams to those of its references, where n-grams that few "
+    "clips have weigh more; mean over the rows, from 0 to 10, quoted times 100.",
+    "WER": "Word error rate: inserted, missing and wrong words, divided by the words of the references; lower is "
+    "better.",
+    "CER": "Character error rate: the same for characters; lower is better.",
     "_accuracy": "Fraction of questions of this type with exactly the correct answer.",
     "accuracy": "Fraction of questions with exactly the correct answer; chance is the most frequent training answer, "
     "given to every question.",
 }
 """Description of each metric, by the end of its name; the first match counts."""
+
+UNSEEN = "unseen_"
+"""Prefix of the metrics over the rows whose reference does not stand in the training table."""
 
 TEXT_ONLY = "text_only_"
 """Prefix of the metrics that text alone reaches."""
@@ -87,6 +105,8 @@ def meaning(name: str) -> str:
     sentence = next((sentence for end, sentence in METRICS.items() if name.endswith(end)), "")
     if name.startswith(TEXT_ONLY):
         return f"From the text alone, without any clip, by a regression on its words. {sentence}".rstrip()
+    if name.startswith(UNSEEN):
+        return f"Over the rows whose reference does not stand in the training table. {sentence}".rstrip()
     return sentence
 
 

@@ -62,6 +62,7 @@ def write_metrics(
     decoder: str | None = None,
     bad_samples: Sequence[Mapping[str, str | None]] = (),
     deviations: Sequence[str] = (),
+    signatures: Mapping[str, str] | None = None,
 ) -> None:
     """
     Write the metrics file: JSON with the protocol, the counts, the numbers as fractions, and their intervals.
@@ -80,6 +81,7 @@ def write_metrics(
         decoder (`str`, *optional*): Decoder of the frames, such as `"pyav"` or `"torchcodec on cuda"`.
         bad_samples (`Sequence[Mapping[str, str]]`, *optional*): Samples that could not be read, which count as wrong.
         deviations (`Sequence[str]`, *optional*): How the measured manifest deviates from the protocol, one line each.
+        signatures (`Mapping[str, str]`, *optional*): How metrics were computed, by metric name; see [`TextResult`].
 
     Raises:
         ValueError: If a number is not finite, **or** `primary_metric` or an interval is not one of the metrics.
@@ -101,6 +103,8 @@ def write_metrics(
     }
     if deviations:
         content["deviations"] = list(deviations)
+    if signatures:
+        content["signatures"] = dict(signatures)
     if audio_crop is not None:
         content["audio_crop"] = audio_crop
     if bad_samples:

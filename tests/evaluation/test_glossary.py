@@ -80,6 +80,7 @@ def test_every_objective_and_metric_has_a_description():
     assert LOSSES.keys() >= set(OBJECTIVES)
     for name in (*(f"eval_{name}_loss" for name in OBJECTIVES), "loss", "matching_text_to_video_median_rank",
                  "what_accuracy", "audio_pair_accuracy", "majority_accuracy", "mlm_accuracy",
+                 "BLEU", "BLEU-1", "BLEU-4", "chrF", "chrF++", "ROUGE-L", "CIDEr-D", "WER", "CER",
                  *CLASSIFICATION_METRICS, "majority_top1_accuracy", "localization_mAP"):  # fmt: skip
         assert meaning(name).endswith("."), name
     assert "looking up" in meaning("question_only_accuracy") and "looking up" not in meaning("accuracy")
@@ -87,4 +88,6 @@ def test_every_objective_and_metric_has_a_description():
     assert len({meaning(name) for name in CLASSIFICATION_METRICS}) == len(CLASSIFICATION_METRICS)
     assert "most frequent" in meaning("majority_top1_accuracy") and "most frequent" not in meaning("top1_accuracy")
     assert meaning("text_only_mAP").endswith(meaning("mAP")) and "without any clip" in meaning("text_only_mAP")
+    assert meaning("eval_unseen_BLEU-4").endswith(meaning("BLEU-4")) and "training table" in meaning("unseen_BLEU-4")
+    assert len({meaning(name) for name in ("BLEU", "BLEU-1", "BLEU-4", "chrF", "chrF++")}) == 5
     assert meaning("samples_per_second") == ""

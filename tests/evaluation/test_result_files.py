@@ -61,6 +61,9 @@ def test_the_metrics_file_contains_protocol_counts_metrics_and_intervals(tmp_pat
         "metrics": {"text_to_video_R@1": 0.5},
         "intervals": {"text_to_video_R@1": [0.25, 0.75]},
     }
+    signatures = {"BLEU": "BLEU|nrefs:1|case:mixed = 41.690"}
+    write_metrics(path, metrics={"BLEU": 0.4169}, protocol="toy", counts={}, signatures=signatures)
+    assert json.loads(path.read_text())["signatures"] == signatures
     with pytest.raises(ValueError, match="'loss' is nan"):
         write_metrics(path, metrics={"loss": math.nan}, protocol="toy", counts={})
     with pytest.raises(ValueError, match="not JSON compliant"):
