@@ -6,7 +6,8 @@ Each commit is checked out into the work folder, and its own `train.py` and `sim
 models made by the old commit: 50 steps of the toy run, of questions and of LoRA on its model, 30 steps on real clips
 (CLIPS holds `clips.jsonl` and its files), 10 steps of fine-tuning a small ALPRO for retrieval and for questions, and
 `infer`, `encode`, `search` and `answer` with the results. A finished job is not run again. Pass names that a commit
-changed on purpose as `--renamed OLD_NAME=NEW_NAME`, and values that may differ as `--ignore PATTERN`.
+changed on purpose as `--renamed OLD_NAME=NEW_NAME`, flags that the old commit has under another name as
+`--old_flags OLD_FLAG=NEW_FLAG` (without dashes), and values that may differ as `--ignore PATTERN`.
 """
 
 import argparse
@@ -157,7 +158,9 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW", help="substrings of names to replace")
     parser.add_argument("--ignore", nargs="*", default=[], metavar="PATTERN", help="shell patterns of names to ignore")
+    parser.add_argument("--old_flags", nargs="*", default=[], metavar="OLD=NEW", help="flags that were renamed")
     options = parser.parse_args()
+    old_flags = [pair.split("=") for pair in options.old_flags]
     work, clips = options.work.resolve(), options.clips.resolve()
     trees = []
     for commit in (options.old, options.new):
@@ -186,6 +189,9 @@ def main() -> None:
                 (out / job).mkdir(parents=True, exist_ok=True)
                 for place, folder in {"DATA": data, "OUT": out, "CLIPS": clips}.items():
                     command = command.replace(place, str(folder))
+                if tree == trees[0]:
+                    for before, after in old_flags:
+                        command = command.replace(f"--{after}", f"--{before}")
                 run(tree, command, out / "logs" / f"{job}_{number}.log")
             (out / f"{job}.done").touch()
             print(f"{tree.name}: {job}", flush=True)

@@ -15,6 +15,21 @@ torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+LONG_FILES = (
+    "test_train.py", "models/alpro/test_golden.py", "models/test_compile.py", "test_device_check.py",
+    "training/test_sharding.py", "models/test_grid.py", "models/test_distributed.py", "faults/test_hostile.py",
+    "test_notebooks.py", "modalities/test_own_modality.py", "training/test_bad_samples.py",
+    "training/test_features.py",
+    "training/test_trainer.py", "faults/test_endings.py", "test_configs.py", "test_library.py",
+    "training/test_comparison.py", "training/test_resume.py", "models/test_host_reads.py",
+)  # fmt: skip
+"""Files that take more than ten seconds. They run first, so that no process is left with a long one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: first.get(item.path, len(first)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def index_dir(tmp_path_factory) -> Path:

@@ -128,6 +128,7 @@ def test_invalid_labels_are_refused(texts, labels, num_classes, message):
         text_baseline_scores(texts, labels, ["a"], num_classes=num_classes)
 
 
+@pytest.mark.slow
 def test_the_scripts_of_charades_give_labels_away(shared_dir):
     """By the evaluation script's rules; a reference with scikit-learn reached an mAP of 0.500."""
     train, test = (read_split(shared_dir, split) for split in ("train", "test"))
