@@ -11,8 +11,8 @@ from simple_multimodal.missing import Named
 Command = Literal["train", "infer"]
 
 GROUPS = (
-    "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Text generation", "Objectives", "Data", "Training", "Evaluation",
-    "Trainer (transformers)",
+    "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Text generation", "Objectives", "Data", "Training",
+    "Evaluation", "Trainer (transformers)",
 )  # fmt: skip
 """Headings of `--help`, in order."""
 

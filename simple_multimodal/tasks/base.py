@@ -52,6 +52,7 @@ class Evaluation:
         files (`dict[str, Callable]`): Functions that write further files of results at a path, by name.
         printed (`dict`): The numbers as the benchmark's reference implementation prints them.
         tables (`dict[str, Sequence[dict]]`): Tables for the report by title: rows with the same columns.
+        signatures (`dict[str, str]`): How metrics were computed, by metric name, where a library defines that.
         details (`Any`): Anything else that the task keeps, e.g. for the examples in the report.
     """
 
@@ -68,6 +69,7 @@ class Evaluation:
     files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     printed: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
     details: Any = None
 
     def __repr__(self) -> str:
@@ -140,6 +142,8 @@ class Task:
     pipeline_class: ClassVar[type[Pipeline]]
     reads_embeddings: ClassVar[bool] = True
     """Whether the task uses the towers' embeddings and not only their tokens."""
+    reads_text: ClassVar[bool] = True
+    """Whether a model may have a tower for the text of a row, which a task that writes it must not see."""
     compares_with_training: ClassVar[bool] = False
     """Whether a measurement needs the training rows, for a baseline."""
 

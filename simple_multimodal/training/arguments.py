@@ -85,6 +85,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     text_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("text"))
     audio_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("audio"))
     video_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("video"))
+    backbone_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("backbone"))
     layer_decay: float | None = flag(
         None,
         TRAINING,
@@ -97,7 +98,7 @@ class MultimodalTrainingArguments(TrainingArguments):
         [],
         TRAINING,
         "Towers with gradient checkpointing: their activations are recomputed in the backward pass. Default: none.",
-        choices=(*BUILT_IN_MODALITIES, "fusion"),
+        choices=(*BUILT_IN_MODALITIES, "fusion", "backbone"),
     )
     early_stopping_patience: int | None = flag(
         None,

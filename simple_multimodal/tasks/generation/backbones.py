@@ -1,8 +1,6 @@
-"""Choose a text backbone and its tokenizer: from a model of `transformers`, or a configuration and the training texts."""
+"""Choose a text backbone and its tokenizer: of a model with weights, or of a configuration and the training texts."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -12,9 +10,6 @@ from simple_multimodal.errors import InputError
 from simple_multimodal.missing import reading
 from simple_multimodal.models.backbone import backbone_class
 from simple_multimodal.models.configuration import refuse_kernels
-
-TOKENIZER_FOLDER = "backbone_tokenizer"
-"""Folder of a backbone's tokenizer inside that of a model."""
 
 
 class Backbone(NamedTuple):
@@ -89,13 +84,3 @@ def choose_backbone(
         if config.is_encoder_decoder:
             config.decoder_start_token_id = tokenizer.bos_token_id or tokenizer.eos_token_id
     return Backbone(config, tokenizer, model)
-
-
-def load_tokenizer(source: str | os.PathLike[str], *, cache_dir: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the backbone of a saved model."""
-    is_folder = Path(source).is_dir()
-    place = Path(source, TOKENIZER_FOLDER) if is_folder else source
-    settings = {} if is_folder else {"subfolder": TOKENIZER_FOLDER}
-    return AutoTokenizer.from_pretrained(
-        place, cache_dir=cache_dir, config=PreTrainedConfig(), trust_remote_code=False, **settings
-    )

@@ -12,7 +12,6 @@ from simple_multimodal.errors import InputError
 from simple_multimodal.models.backbone import embedding_scale
 from simple_multimodal.models.configuration import MultimodalConfig
 from simple_multimodal.models.distributed import sum_over_processes
-from simple_multimodal.models.fusion.crossformer import concatenate
 from simple_multimodal.models.losses import label_smoothed_loss
 from simple_multimodal.models.modeling import MultimodalModel, MultimodalPreTrainedModel
 from simple_multimodal.models.outputs import Batch, MultimodalOutput

@@ -67,7 +67,10 @@ class GenerationOptions(TaskOptions):
         commands=BOTH,
     )
     length_penalty: float | None = flag(
-        None, EVALUATION, "Exponent of the length that beams' scores are divided by. Default: the model's.", commands=BOTH
+        None,
+        EVALUATION,
+        "Exponent of the length that beams' scores are divided by. Default: the model's.",
+        commands=BOTH,
     )
     predict_with_generate: bool = flag(
         True, EVALUATION, "Generate texts and score them when evaluating during training, not only the loss."

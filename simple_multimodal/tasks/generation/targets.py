@@ -103,9 +103,7 @@ class TextTargets:
         """Return a warning about rows whose text is missing or too long; texts in files are not looked at."""
         pairs = list(zip(dataset.column("id"), dataset.column("captions"), dataset.column("text"), strict=True))
         lacking = [name for name, captions, file in pairs if not captions and file is None]
-        longest = {
-            name: max(len(self.encode(text)) for text in captions) for name, captions, _ in pairs if captions
-        }
+        longest = {name: max(len(self.encode(text)) for text in captions) for name, captions, _ in pairs if captions}
         too_long = [name for name, length in longest.items() if length > self.max_length]
         warnings = []
         if lacking:

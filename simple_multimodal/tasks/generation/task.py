@@ -16,7 +16,7 @@ from simple_multimodal.models.backbone import add_embeddings, load_backbone
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Evaluation, Measuring, Task
-from simple_multimodal.tasks.generation.backbones import Backbone, choose_backbone, load_tokenizer
+from simple_multimodal.tasks.generation.backbones import Backbone, choose_backbone
 from simple_multimodal.tasks.generation.evaluate import evaluate_texts
 from simple_multimodal.tasks.generation.modeling import MultimodalForConditionalGeneration
 from simple_multimodal.tasks.generation.options import GenerationOptions

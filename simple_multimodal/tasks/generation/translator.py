@@ -179,9 +179,7 @@ class Translator(Pipeline):
             on_bad_sample=on_bad_sample,
             partial=folder,
             key=key,
-            encode=functools.partial(
-                write_batch, settings=settings, with_losses=with_losses, with_texts=with_texts
-            ),
+            encode=functools.partial(write_batch, settings=settings, with_losses=with_losses, with_texts=with_texts),
             with_text=True,
         )
         place = {row["index"]: number for number, row in enumerate(rows)}
