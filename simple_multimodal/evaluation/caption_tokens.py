@@ -23,7 +23,7 @@ _ABBREVIATIONS = (
 
 _RULES = {
     "link": rf"(?:https?://|www\.)\S*[^\s.,;:!?'\"()\[\]{{}}]|{_LETTER}+(?:\.{_LETTER}+)+/\S*[^\W_]",
-    "address": rf"[\w.+-]*\w@{WORD}(?:[.-]{WORD})*|[@#]{_LETTER}\w*",
+    "address": rf"[\w.+-]{{0,63}}\w@{WORD}(?:[.-]{WORD})*|[@#]{_LETTER}\w*",
     "tag": r"</?[a-z!?][^<>]*>",
     "smiley": r"[<>]?[:;=]'?-?(?:[()]|[dp](?!\w))",
     "brackets": r"[()\[\]{}]",
@@ -37,7 +37,7 @@ _RULES = {
     "decade": r"'\d\ds?\b(?!')",
     "elision": rf"['’]n(?:['’]|{_END})|'(?:em|til|cause){_END}|ol'{_END}",
     "contraction": rf"(?:[dl]['’]|o['’](?!s\b)|qu'|c'|n'){_LETTER}{{2,}}|(?:cap|ma|ne|e)['’](?:n|am|er)\b|y'(?=all)",
-    "number": r"(?:(?<!\w)[-+])?(?:\d+(?:[.,:]\d+)+|\.\d+(?:[.,:]\d+)*|(?<=[-+])\d+)",
+    "number": r"(?<!\w)[-+]\.?\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)+|\.\d+(?:[.,:]\d+)*",
     "company": r"(?-i:[A-Z]+&[A-Z]+)\b",
     "language": r"[cf]\#|c\+\+",
     "word": rf"{WORD}(?:[-_/]{WORD})*",

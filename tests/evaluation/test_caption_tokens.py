@@ -56,5 +56,10 @@ def test_tokens_equal_those_that_the_java_program_printed(caption):
     assert " ".join(caption_tokens(caption)) == PRINTED[caption]
 
 
+@pytest.mark.parametrize("piece", ["-1", "a+", ".", "a.", "a-", "<a ", "n't", "http://.", "gon"])
+def test_a_long_caption_takes_a_time_that_grows_with_its_length(piece):
+    assert caption_tokens(piece * 20_000) is not None  # minutes, if every token were sought to the end
+
+
 def test_combining_accents_do_not_split_a_word():
     assert caption_tokens(unicodedata.normalize("NFD", "été")) == [unicodedata.normalize("NFD", "été")]

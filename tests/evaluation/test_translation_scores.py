@@ -47,8 +47,8 @@ def spoiled(shared_dir, case):
 @pytest.mark.parametrize("case", CASES)
 def test_scores_equal_those_of_sacrebleu(case, shared_dir, golden, phoenix, monkeypatch):
     expected = golden["cases"][case]
-    num_resamples = 1000 if "bootstrap" in expected else 10
-    monkeypatch.setattr(translation_scores, "NUM_RESAMPLES", num_resamples)
+    if resampled := expected.get("bootstrap"):
+        monkeypatch.setattr(translation_scores, "NUM_RESAMPLES", 1000)
     result = translation_result(spoiled(shared_dir, case), phoenix["dev"])
     percent = {name: pytest.approx(100 * value, abs=1e-6) for name, value in result.metrics.items()}
     assert percent["BLEU"] == expected["bleu"]["score"]
@@ -58,14 +58,30 @@ def test_scores_equal_those_of_sacrebleu(case, shared_dir, golden, phoenix, monk
     printed = json.loads(result.sacrebleu_output)
     assert printed["signature"] == expected["bleu"]["signature"]
     assert printed == expected.get("command_w3", printed)
-    for name, of in (("BLEU-4", "bleu_lower_none"), ("chrF", "chrf"), ("chrF++", "chrf++")):
-        start, end = expected[of]["signature"].split("|", maxsplit=1)
-        line = result.signatures[name]
-        assert f"|{start}|bs:{num_resamples}|seed:12345|{end} = {expected[of]['score']:.3f} " in line
-    if resampled := expected.get("bootstrap"):
+    for name, of in (("BLEU", "bleu"), ("BLEU-4", "bleu_lower_none"), ("chrF", "chrf"), ("chrF++", "chrf++")):
+        assert f"|{expected[of]['signature']} = {expected[of]['score']:.3f}" in result.signatures[name]
+    if resampled:
         mean, half = resampled["mean"] / 100, resampled["ci"] / 100
         assert result.intervals["BLEU"] == pytest.approx((mean - half, mean + half), abs=1e-8)
     assert result.metrics["num_rows"] == golden["rows"] == len(result.row_values)
+
+
+def test_intervals_are_those_that_sacrebleu_prints(shared_dir, phoenix, monkeypatch):
+    import sacrebleu
+
+    monkeypatch.setattr(translation_scores, "NUM_RESAMPLES", 100)
+    monkeypatch.setattr(translation_scores, "MAX_BOOTSTRAP_ELEMENTS", 50 * 7 - 1)  # blocks of 6 resamples
+    texts, references = spoiled(shared_dir, "replace")[:50], phoenix["dev"][:50]
+    intervals = translation_result(texts, references).intervals
+    for name, scorer in (
+        ("BLEU", sacrebleu.BLEU()),
+        ("chrF", sacrebleu.CHRF()),
+        ("chrF++", sacrebleu.CHRF(word_order=2)),
+    ):
+        score = scorer.corpus_score(texts, [references], n_bootstrap=100)
+        printed = score.format(width=4).split("(", 1)[1].split(")", 1)[0]
+        low, high = (100 * value for value in intervals[name])
+        assert printed == f"μ = {(low + high) / 2:.4f} ± {(high - low) / 2:.4f}", name
 
 
 def test_effective_order_gives_the_same_corpus_and_scores_short_rows(shared_dir, golden, phoenix):
