@@ -1,5 +1,6 @@
 """A text backbone of `transformers` behind the towers and the fusion, which generates the text of a clip."""
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ class MultimodalForConditionalGeneration(MultimodalPreTrainedModel, GenerationMi
             num_strides=config.mapper_strides,
             dropout=config.mapper_dropout,
         )
+        self.generation_config = copy.deepcopy(self.backbone.generation_config)
         self.post_init()
 
     @torch.no_grad()
@@ -229,6 +231,8 @@ class MultimodalForConditionalGeneration(MultimodalPreTrainedModel, GenerationMi
         else:
             inputs = self._decoder_inputs(batch, start, prompt, pads_left=True)
             lengths = torch.zeros(len(prompt.mask), dtype=torch.long, device=prompt.mask.device)
+        chosen = copy.deepcopy(self.generation_config)
+        chosen.update(**settings, return_dict_in_generate=True, output_scores=True)
         tokens: list[torch.Tensor] = [torch.empty(0)] * len(lengths)
         scores = torch.zeros(len(lengths))
         for length in lengths.unique().tolist():  # a decoder's prompts cannot be padded
@@ -240,11 +244,8 @@ class MultimodalForConditionalGeneration(MultimodalPreTrainedModel, GenerationMi
             found = self.backbone.generate(
                 inputs_embeds=inputs.states[rows],
                 attention_mask=inputs.mask[rows].long(),
-                generation_config=self.generation_config,
-                return_dict_in_generate=True,
-                output_scores=True,
+                generation_config=chosen,
                 **own,
-                **settings,
             )
             num_given = length + 1 if self.is_seq2seq else 0
             steps = self.backbone.compute_transition_scores(

@@ -1,11 +1,10 @@
 """Write the text of a clip: its translation, its caption or its transcript."""
 
+import copy
 import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
-
-from transformers import GenerationConfig
 
 from simple_multimodal.assembly import saved_config
 from simple_multimodal.data.rows import RowDataset
@@ -116,7 +115,7 @@ class Translation(Task):
                 model.multimodal.backbone = loaded
                 model.config.text_backbone_config = loaded.config
             model.fit_mapper()
-            model.generation_config = GenerationConfig.from_dict(model.backbone.generation_config.to_dict())
+            model.generation_config = copy.deepcopy(model.backbone.generation_config)
             model.generation_config.update(
                 do_sample=False, num_beams=NUM_BEAMS, max_new_tokens=options.max_target_length, max_length=None
             )
