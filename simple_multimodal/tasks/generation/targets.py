@@ -62,7 +62,7 @@ class TextTargets:
         """
         texts = [self._text(row, generator_of) for row in rows]
         labels = [[] if text is None else self.encode(text) for text in texts]
-        entries = {"labels": pad([own[: self.max_length] for own in labels], IGNORED)}
+        entries = {"labels": pad([own[: self.max_length] for own in labels], IGNORED, at_least=1)}
         for name, entry in (("encoder_prompt", "prompt"), ("decoder_prompt", "decoder_prompt")):
             prompts = [self.encode_prompt(str(row.get(name) or self.prompts[name])) for row in rows]
             ids = pad(prompts, IGNORED)
@@ -130,10 +130,10 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(names[:NUM_SHOWN]) + (" …" if len(names) > NUM_SHOWN else "")
 
 
-def pad(rows: Iterable[Sequence[int]], value: int) -> torch.Tensor:
-    """Return rows of different lengths as an int64 tensor, filled up on the right."""
+def pad(rows: Iterable[Sequence[int]], value: int, *, at_least: int = 0) -> torch.Tensor:
+    """Return rows of different lengths as an int64 tensor, filled up on the right, of a width of `at_least`."""
     listed = list(rows)
-    padded = torch.full((len(listed), max(map(len, listed), default=0)), value)
+    padded = torch.full((len(listed), max([at_least, *map(len, listed)])), value)
     for row, own in zip(padded, listed, strict=True):
         row[: len(own)] = torch.tensor(own, dtype=torch.long)
     return padded
