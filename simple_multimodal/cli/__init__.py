@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "search": ("simple_multimodal.cli.models:search", "find clips by text"),
     "answer": ("simple_multimodal.cli.models:answer", "answer questions about clips"),
     "classify": ("simple_multimodal.cli.models:classify", "recognise labels of clips"),
+    "translate": ("simple_multimodal.cli.models:translate", "write translations, captions or transcripts of clips"),
     "serve": ("simple_multimodal.cli.serving:serve", "answer requests over HTTP with trained models"),
     "infer": ("simple_multimodal.cli.models:infer", "evaluate a model on a prepared benchmark"),
     "convert": ("simple_multimodal.cli.models:convert", "turn a checkpoint of another project into a model folder"),

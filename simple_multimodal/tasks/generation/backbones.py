@@ -81,6 +81,8 @@ def choose_backbone(
         config.vocab_size = len(tokenizer)
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         config.bos_token_id = tokenizer.bos_token_id
+        if getattr(config, "forced_eos_token_id", None) is not None:
+            config.forced_eos_token_id = tokenizer.eos_token_id
         if config.is_encoder_decoder:
             config.decoder_start_token_id = tokenizer.bos_token_id or tokenizer.eos_token_id
     return Backbone(config, tokenizer, model)

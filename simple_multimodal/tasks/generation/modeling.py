@@ -49,6 +49,10 @@ def join(parts: list[Sequences], *, pads_left: bool = False) -> Sequences:
     return Sequences(states.gather(1, order[..., None].expand(-1, -1, states.shape[-1])), mask.gather(1, order))
 
 
+class MapperProjection(nn.Linear):
+    """The linear layer to the size of word embeddings, whose outputs have a mean square of 1 at first."""
+
+
 class Mapper(nn.Module):
     """
     Bring the tokens of a clip to the size and scale of a backbone's word embeddings.
@@ -66,7 +70,7 @@ class Mapper(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv1d(hidden_size, hidden_size, kernel_size=3, stride=2, padding=1) for _ in range(num_strides)
         )
-        self.projection = nn.Linear(hidden_size, embedding_size)
+        self.projection = MapperProjection(hidden_size, embedding_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Sequences) -> Sequences:
@@ -116,9 +120,8 @@ class MultimodalForConditionalGeneration(MultimodalPreTrainedModel, GenerationMi
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Mapper):
-            init.normal_(module.projection.weight, std=1 / math.sqrt(module.projection.in_features))
-            init.zeros_(module.projection.bias)
+        if isinstance(module, MapperProjection):
+            init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
 
     @property
     def backbone(self) -> Any:
@@ -240,7 +243,7 @@ class MultimodalForConditionalGeneration(MultimodalPreTrainedModel, GenerationMi
             own: dict[str, torch.Tensor] = {}
             if self.is_seq2seq:
                 ids = join([Sequences(part.states[rows], part.mask[rows]) for part in (start, prompt)])
-                own = {"decoder_input_ids": ids.states[..., 0]}
+                own = {"decoder_input_ids": ids.states[:, : length + 1, 0]}
             found = self.backbone.generate(
                 inputs_embeds=inputs.states[rows],
                 attention_mask=inputs.mask[rows].long(),
