@@ -27,7 +27,16 @@ if importlib.util.find_spec("av") is not None:  # some benchmarks do not read fi
     av.logging.set_level(av.logging.PANIC)
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("av", "torch", "torchcodec", "torchvision", "decord", "opencv-python-headless", "transformers")
+PACKAGES = (
+    "av",
+    "torch",
+    "torchcodec",
+    "torchvision",
+    "decord",
+    "opencv-python-headless",
+    "pose-format",
+    "transformers",
+)
 
 
 _reasons: set[str] = set()

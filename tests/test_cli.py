@@ -205,7 +205,7 @@ def test_help_is_printed_without_a_verb(capsys):
     output = capsys.readouterr().out
     assert output.startswith("usage: simple-multimodal")
     for name, (_, line) in VERBS.items():
-        assert re.search(rf"^ +{name} +{re.escape(line)}$", output, re.MULTILINE)
+        assert re.search(rf"^ +{name}\s+{re.escape(line)}$", output, re.MULTILINE)
 
 
 def test_version_is_printed(capsys):

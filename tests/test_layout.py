@@ -29,7 +29,7 @@ ALLOWED_IMPORTS = {
     "inference": {"alpro", "models", "data", "processing", "media", "evaluation"},
     "tasks": {"inference", "alpro", "assembly", "models", "prepare", "data", "processing", "media", "evaluation"},
     "training": {"tasks", "inference", "models", "data", "processing", "evaluation"},
-    "serving": {"tasks", "inference", "data", "media", "processing"},
+    "serving": {"tasks", "inference", "data", "media", "processing", "evaluation"},
     "doctor": set(),
     "cli": {"*"},
     "__main__": {"cli"},

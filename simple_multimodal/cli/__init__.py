@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "classify": ("simple_multimodal.cli.models:classify", "recognise labels of clips"),
     "translate": ("simple_multimodal.cli.models:translate", "write translations, captions or transcripts of clips"),
     "serve": ("simple_multimodal.cli.serving:serve", "answer requests over HTTP with trained models"),
+    "export_mar": ("simple_multimodal.cli.serving:export_mar", "write an archive of a model for TorchServe"),
     "infer": ("simple_multimodal.cli.models:infer", "evaluate a model on a prepared benchmark"),
     "convert": ("simple_multimodal.cli.models:convert", "turn a checkpoint of another project into a model folder"),
     "diff": ("simple_multimodal.cli.runs:diff", "compare two checkpoints or model folders bit for bit"),

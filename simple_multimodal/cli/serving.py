@@ -1,4 +1,4 @@
-"""Verb `serve`: any trained model behind HTTP."""
+"""Verbs `serve` and `export_mar`: any trained model behind HTTP."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Annotated
 
+from simple_multimodal.cli.options import Model, only_writer
 from simple_multimodal.defaults import BATCH_SIZE, Precision
 from simple_multimodal.errors import MissingPackageError
 from simple_multimodal.missing import Named
@@ -69,6 +70,21 @@ def serve(
         address, number = opened.getsockname()[:2]
         print(f"http://{f'[{address}]' if ':' in address else address}:{number}", flush=True)
         run_server(service, load, opened, drain_seconds=drain_seconds)
+    return 0
+
+
+def export_mar(
+    model: Model,
+    *,
+    output: Annotated[str, "folder for the archive: the model store of TorchServe", "DIR"],
+    overwrite: Annotated[bool, "replace an archive of the same name"] = False,
+) -> int:
+    """Write an archive of a trained model for TorchServe, named after the model's folder."""
+    require_serve()
+    from simple_multimodal.serving.torchserve import export_mar
+
+    with only_writer(output, "export_mar"):
+        print(export_mar(model, output, overwrite=overwrite))
     return 0
 
 

@@ -1,12 +1,21 @@
-"""Convert arrays to tensors: log-mel features, clips of frames, tokens, and the processor that combines them."""
+"""Convert arrays to tensors: log-mel features, clips, poses, tokens, and the processor that combines them."""
 
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoVideoProcessor, PreTrainedConfig
 
 from simple_multimodal.processing.feature_extraction_audio import AudioFeatureExtractor, AudioFeatures
+from simple_multimodal.processing.pose_processing import PoseProcessor, PoseSequence
 from simple_multimodal.processing.processing_multimodal import MultimodalProcessor
 from simple_multimodal.processing.video_processing import VideoClip, VideoClipProcessor
 
-__all__ = ["AudioFeatureExtractor", "AudioFeatures", "MultimodalProcessor", "VideoClip", "VideoClipProcessor"]
+__all__ = [
+    "AudioFeatureExtractor",
+    "AudioFeatures",
+    "MultimodalProcessor",
+    "PoseProcessor",
+    "PoseSequence",
+    "VideoClip",
+    "VideoClipProcessor",
+]
 
 
 class _ProcessingConfig(PreTrainedConfig):

@@ -53,7 +53,7 @@ class Gate:
         except Exception as error:
             refused = refusal_of(error)
             if refused.status in (500, 503) and refused is not error:
-                _log_error(exchange.request_id, error)
+                log_error(exchange.request_id, error)
             await exchange.refuse(refused)
         finally:
             exchange.log()
@@ -186,7 +186,7 @@ def log_event(event: str, *, level: int = logging.INFO, **values: Any) -> None:
     events.log(level, json.dumps({"time": round(time.time(), 3), "event": event, **values}))
 
 
-def _log_error(request_id: str, error: Exception) -> None:
+def log_error(request_id: str, error: Exception) -> None:
     """Log an error by its type and place: its message may hold what a client sent."""
     places = [f"{place.filename}:{place.lineno} {place.name}" for place in traceback.extract_tb(error.__traceback__)]
     log_event("error", level=logging.ERROR, request_id=request_id, error=type(error).__name__, places=places[-8:])
