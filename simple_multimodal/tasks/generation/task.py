@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from simple_multimodal.assembly import saved_config
+from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.errors import InputError
+from simple_multimodal.evaluation.report import Example
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.backbone import add_embeddings, load_backbone
@@ -17,6 +19,7 @@ from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.base import Evaluation, Measuring, Task
 from simple_multimodal.tasks.generation.backbones import Backbone, choose_backbone
 from simple_multimodal.tasks.generation.evaluate import evaluate_texts
+from simple_multimodal.tasks.generation.examples import text_examples
 from simple_multimodal.tasks.generation.modeling import MultimodalForConditionalGeneration
 from simple_multimodal.tasks.generation.options import GenerationOptions
 from simple_multimodal.tasks.generation.targets import TEXT_COLUMNS, TextTargets
@@ -149,6 +152,10 @@ class Translation(Task):
             max_new_tokens=options.max_new_tokens,
             length_penalty=options.length_penalty,
         )
+
+    def examples(self, evaluation: Evaluation, collator: MultimodalCollator) -> list[Example]:
+        """Return rows with their texts from worst to best, see [`text_examples`]."""
+        return [] if evaluation.details is None else text_examples(evaluation.details, collator)
 
     def usage(self, modalities: Sequence[Modality]) -> str:
         """Return code that writes the text of a clip."""
