@@ -147,6 +147,8 @@ def build(
             f"`frame_pooling_layers` is {settings['frame_pooling_layers']}, but {task.name} does not use the "
             "embedding that these layers compute. Leave it out."
         )
+    if not task.reads_text and "text" in configs:
+        raise InputError(f"A model for {task.name} writes the text of a row, which it must not see. Leave `text` out.")
     towers = assembly.load_towers(configs)
     named = {**dict.fromkeys(assembly.PROCESSOR_NAMES.values()), **processor_names}
     names = assembly.processor_names(towers, named, pretrained)

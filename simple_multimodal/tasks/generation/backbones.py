@@ -1,7 +1,8 @@
 """Choose a text backbone and its tokenizer: of a model with weights, or of a configuration and the training texts."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -10,6 +11,23 @@ from simple_multimodal.errors import InputError
 from simple_multimodal.missing import reading
 from simple_multimodal.models.backbone import backbone_class
 from simple_multimodal.models.configuration import refuse_kernels
+
+SMALL: Mapping[str, Any] = MappingProxyType(
+    {
+        "model_type": "m2m_100",
+        "vocab_size": 8192,
+        "d_model": 128,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 512,
+        "decoder_ffn_dim": 512,
+        "encoder_layerdrop": 0.0,
+        "decoder_layerdrop": 0.0,
+    }
+)
+"""Configuration of a backbone for which nothing is named."""
 
 
 class Backbone(NamedTuple):
@@ -30,7 +48,7 @@ class Backbone(NamedTuple):
 def choose_backbone(
     *,
     model: str | None,
-    config_name: str,
+    config_name: str | None,
     tokenizer_name: str | None,
     new_tokens: Sequence[str],
     texts: Callable[[], Iterable[str]],
@@ -41,7 +59,8 @@ def choose_backbone(
 
     Args:
         model (`str`, *optional*): Hub name or folder of a model with weights.
-        config_name (`str`): Configuration of a model with random weights, if no `model` is named.
+        config_name (`str`, *optional*): Configuration of a model with random weights, if no `model` is named; by
+            default [`SMALL`].
         tokenizer_name (`str`, *optional*): Hub name or folder of the tokenizer; by default that of the model, or one
             trained on `texts`.
         new_tokens (`Sequence[str]`): Tokens to add to the tokenizer.
@@ -52,8 +71,11 @@ def choose_backbone(
         ValueError: If something cannot be read, the model does not write text, **or** the tokenizer does not fit it.
     """
     source = model or config_name
-    with reading(source, f"Cannot read the backbone's configuration from {source!r}:", cache_dir=cache_dir):
-        config = AutoConfig.from_pretrained(source, cache_dir=cache_dir, trust_remote_code=False)
+    if source is None:
+        config = AutoConfig.for_model(**SMALL)
+    else:
+        with reading(source, f"Cannot read the backbone's configuration from {source!r}:", cache_dir=cache_dir):
+            config = AutoConfig.from_pretrained(source, cache_dir=cache_dir, trust_remote_code=False)
     refuse_kernels(config)
     backbone_class(config)
     named = tokenizer_name or model

@@ -32,10 +32,10 @@ class GenerationOptions(TaskOptions):
         "Hub name or folder of the sequence-to-sequence or decoder-only model that writes text.",
         names=Named.MODEL,
     )
-    backbone_config_name: str = flag(
-        "configs/backbone/m2m_100_config_small.json",
+    backbone_config_name: str | None = flag(
+        None,
         GENERATION,
-        "Config of that model (JSON file or hub name), for random weights.",
+        "Config of that model (JSON file or hub name), for random weights. Default: a small M2M-100.",
         names=Named.MODEL,
     )
     backbone_tokenizer_name: str | None = flag(
