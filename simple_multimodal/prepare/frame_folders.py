@@ -69,7 +69,7 @@ def make_videos(
     folders: Mapping[str, Path], output_dir: Path, *, rate: float, num_threads: int | None = None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """
-    Write a video of each folder of images, as `simple-multimodal pack` would: H.264 without sound, in which each frame
+    Write a video of each folder of images, as `simple-multimodal pack` would: H.264 without audio, in which each frame
     can be decoded alone. A video that was made of images with the same names and sizes is kept.
 
     Args:

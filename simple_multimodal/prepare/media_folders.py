@@ -137,7 +137,7 @@ def _examine_poses(paths: Sequence[str], **_: object) -> list[FileReport]:
         report = FileReport(path)
         try:
             if is_feature_file(path):  # its rate is not in the file
-                report.num_frames = read_feature_header(path).num_frames
+                report.num_frames = read_feature_header(path, rate=1.0).num_frames
             else:
                 header = read_pose_header(path)
                 report.num_frames, report.duration_seconds = header.num_frames, header.duration_seconds

@@ -241,7 +241,9 @@ def write_signal_table(
     names = [name for name in ("pose", "video") if any(record.get(name) for _, record in records)]
     if column is None and len(names) != 1:
         raise InputError(
-            f"{manifest}: has {'both `pose` and `video`: choose one as' if names else 'no files in'} `column`."
+            f"{manifest}: has both `pose` and `video`; choose one as `column`."
+            if names
+            else f"{manifest}: has no files in `pose` or `video`, which a table of multimodalhugs needs."
         )
     column = column or names[0]  # type: ignore[assignment]
     changes: Counter[str] = Counter()
