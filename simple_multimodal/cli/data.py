@@ -122,7 +122,7 @@ def prepare(
     seed: Annotated[int, "random seed of that choice"] = 0,
     follow_links: FollowLinks = False,
     require_all_clips: Annotated[bool, "write nothing if clips are missing"] = False,
-    check: Annotated[bool, "open every video, and count unreadable ones as missing"] = False,
+    check: Annotated[bool, "open every file, and count unreadable ones as missing"] = False,
     index_dir: IndexDir = None,
     num_threads: NumThreads = None,
     json: Json = False,

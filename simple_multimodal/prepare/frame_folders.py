@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from simple_multimodal.cores import available_cores
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.output_folder import write_atomically
+from simple_multimodal.output_folder import is_full_disk, write_atomically
 from simple_multimodal.prepare.settings import PackSettings
 from simple_multimodal.progress import can_show_bars
 
@@ -26,6 +26,8 @@ IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
 
 VIDEOS_FOLDER = "videos"
 """Folder next to the manifests with the videos that were made."""
+
+PIXEL_FORMAT = "yuv420p"
 
 CAMERA = "1"
 """Folder inside that of a clip that some copies of PHOENIX-2014T have."""
@@ -65,9 +67,24 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
+class MadeVideos(NamedTuple):
+    """
+    Videos that were made of folders of images.
+
+    Args:
+        files (`dict[str, str]`): The file of each clip, relative to the folder of the videos.
+        errors (`list[str]`): What is wrong with each folder of which no video could be made.
+        with_gaps (`list[str]`): Clips whose images lack numbers between the first and the last.
+    """
+
+    files: dict[str, str]
+    errors: list[str]
+    with_gaps: list[str]
+
+
 def make_videos(
     folders: Mapping[str, Path], output_dir: Path, *, rate: float, num_threads: int | None = None
-) -> tuple[dict[str, str], dict[str, str]]:
+) -> MadeVideos:
     """
     Write a video of each folder of images, as `simple-multimodal pack` would: H.264 without audio, in which each frame
     can be decoded alone. A video that was made of images with the same names and sizes is kept.
@@ -79,42 +96,57 @@ def make_videos(
         num_threads (`int`, *optional*): Number of videos to write at the same time; by default one per core.
 
     Returns:
-        `tuple[dict[str, str], dict[str, str]]`: The file of each clip, relative to `output_dir`; and what is wrong
-        with each clip that has none.
+        `MadeVideos`: The videos.
+
+    Raises:
+        OSError: The disk is full.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    def make(clip: str) -> str | None:
+    def make(clip: str) -> bool | str:
+        """Return whether images are missing, or what is wrong with the folder."""
         try:
-            _make_video(folders[clip], output_dir / f"{clip}.mp4", rate)
-        except (MediaError, OSError, ValueError, av.FFmpegError) as error:
+            return _make_video(folders[clip], output_dir / f"{clip}.mp4", rate)
+        except MediaError as error:
             return str(error)
-        return None
+        except (OSError, av.FFmpegError) as error:
+            if is_full_disk(error):
+                raise
+            return f"{str(folders[clip])!r}: {error}"
 
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
-        made = pool.map(make, folders)
-        bar = tqdm(made, total=len(folders), desc="Writing videos", unit="clip", disable=not can_show_bars())
-        errors = dict(zip(folders, bar, strict=True))
-    return (
-        {clip: f"{clip}.mp4" for clip, error in errors.items() if error is None},
-        {clip: error for clip, error in errors.items() if error is not None},
+        results = pool.map(make, folders)
+        bar = tqdm(results, total=len(folders), desc="Writing videos", unit="clip", disable=not can_show_bars())
+        made = dict(zip(folders, bar, strict=True))
+    return MadeVideos(
+        {clip: f"{clip}.mp4" for clip, result in made.items() if not isinstance(result, str)},
+        [result for result in made.values() if isinstance(result, str)],
+        [clip for clip, result in made.items() if result is True],
     )
 
 
 def video_settings(rate: float) -> dict[str, Any]:
     """Return how videos are made, for `protocol.json`."""
     settings = PackSettings()
-    return {"rate": rate, "codec": "h264", "pixel_format": "yuv420p", "crf": settings.crf, "group_size": 1}
+    return {
+        "rate": rate,
+        "codec": "h264",
+        "pixel_format": PIXEL_FORMAT,
+        "crf": settings.crf,
+        "group_size": settings.group_size,
+    }
 
 
-def _make_video(folder: Path, target: Path, rate: float) -> None:
+def _make_video(folder: Path, target: Path, rate: float) -> bool:
+    """Write the video of a folder, unless it exists, and return whether numbers are missing between its images."""
     names = in_order([entry.name for entry in os.scandir(folder) if _is_image(entry.name)])
     sizes = [(name, os.path.getsize(folder / name)) for name in names]
     made_of = hashlib.sha256(json.dumps([sizes, video_settings(rate)]).encode()).hexdigest()
-    if target.is_file() and _comment(target) == made_of:
-        return
-    with write_atomically(target) as temporary:
-        _encode([folder / name for name in names], temporary, rate, made_of)
+    if not (target.is_file() and _comment(target) == made_of):
+        with write_atomically(target) as temporary:
+            _encode([folder / name for name in names], temporary, rate, made_of)
+    first, last = (_numbers(name)[-1] for name in (names[0], names[-1]))
+    return last - first >= len(names)
 
 
 def in_order(names: Sequence[str]) -> list[str]:
@@ -126,12 +158,16 @@ def in_order(names: Sequence[str]) -> list[str]:
     """
     numbers: dict[tuple[int, ...], str] = {}
     for name in sorted(names):
-        number = tuple(map(int, re.findall("[0-9]+", Path(name).stem)))
+        number = _numbers(name)
         if not number or number in numbers:
             other = f"the same number as {numbers[number]!r}" if number else "no number"
             raise MediaError(f"the image {name!r} has {other}, so that the order of the frames is unknown")
         numbers[number] = name
     return [numbers[number] for number in sorted(numbers)]
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall("[0-9]+", Path(name).stem)))
 
 
 def _encode(images: Sequence[Path], target: Path, rate: float, comment: str) -> None:
@@ -147,14 +183,14 @@ def _encode(images: Sequence[Path], target: Path, rate: float, comment: str) -> 
             if shape is None:
                 shape = pixels.shape
                 video.height, video.width = (max(2 * round(length / 2), 2) for length in shape[:2])
-                video.pix_fmt = "yuv420p"
+                video.pix_fmt = PIXEL_FORMAT
             if pixels.shape != shape:
                 raise MediaError(
                     f"{str(path)!r}: has {pixels.shape[1]}x{pixels.shape[0]} pixels, but the images before it have "
                     f"{shape[1]}x{shape[0]}"
                 )
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            output.mux(video.encode(frame.reformat(video.width, video.height, "yuv420p")))
+            output.mux(video.encode(frame.reformat(video.width, video.height, PIXEL_FORMAT)))
         output.mux(video.encode(None))
 
 

@@ -84,14 +84,17 @@ def collect_files(
             files.roots[column] = output_dir / VIDEOS_FOLDER
             files.frame_videos = video_settings(found.frame_rate)
             first = {clip: paths[0] for clip, paths in images.items()}
-            own[column], errors = make_videos(
-                first, files.roots[column], rate=found.frame_rate, num_threads=num_threads
-            )
+            made = make_videos(first, files.roots[column], rate=found.frame_rate, num_threads=num_threads)
+            own[column] = made.files
             files.notes.append(
                 f"videos of {len(own[column])} folders of images, {found.frame_rate:g} frames per second, are in "
                 f"{files.roots[column]}"
             )
-            files.notes += [f"unreadable: {error}" for error in errors.values()]
+            files.notes += [f"unreadable: {error}" for error in made.errors]
+            if made.with_gaps:
+                files.notes.append(
+                    f"{len(made.with_gaps)} clips lack images between their first and last: {some(made.with_gaps, 3)}"
+                )
             if several := [clip for clip, paths in images.items() if len(paths) > 1]:
                 files.notes.append(
                     f"{len(several)} clips have several folders of images; the first is used: {some(several, 3)}"
@@ -111,7 +114,8 @@ def collect_files(
             examine = _examine_poses if column == "pose" else examine_files
             reports = examine(paths, index_dir=index_dir, num_threads=num_threads)
             for clip, report in zip(list(own[column]), reports, strict=True):
-                files.reports.setdefault(clip, report)
+                if clip not in files.reports or not files.reports[clip].duration_seconds:
+                    files.reports[clip] = report
                 if report.error:
                     files.notes.append(f"unreadable: {report.error}")
                     del own[column][clip]

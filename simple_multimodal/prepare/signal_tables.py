@@ -245,17 +245,15 @@ def write_signal_table(
             if names
             else f"{manifest}: has no files in `pose` or `video`, which a table of multimodalhugs needs."
         )
-    column = column or names[0]  # type: ignore[assignment]
+    name = column or names[0]
     changes: Counter[str] = Counter()
     cells = []
     for number, record in records:
-        file = record.get(column)
+        file = record.get(name)
         row = {**dict(zip(PROMPTS, (encoder_prompt, decoder_prompt), strict=True)), **_filled(record)}
         try:
             if not isinstance(file, str) or not file.strip():
-                raise InputError(
-                    f"the column {column!r} is empty; a table of multimodalhugs needs a file in each row."
-                )
+                raise InputError(f"the column {name!r} is empty; a table of multimodalhugs needs a file in each row.")
             cells.append(_cells(row, file.removeprefix("./"), signals, changes))
         except InputError as error:
             raise InputError(f"{manifest}, line {number}: {error}") from error

@@ -1,5 +1,6 @@
 """Tests of `prepare phoenix2014t`: its tables, the files of its clips, and the videos made of folders of images."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.errors import InputError
 from simple_multimodal.media import index_video, open_video
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.prepare import frame_folders
 from simple_multimodal.prepare.annotations import SOURCES
 from simple_multimodal.prepare.benchmarks import read_annotations
 from simple_multimodal.prepare.frame_folders import in_order
@@ -215,6 +217,7 @@ def test_a_folder_with_broken_images_costs_its_clip(tmp_path):
     (frames / "dev/dev-1/images02.png").write_bytes((frames / "dev/dev-1/images2.png").read_bytes())
     write_images(frames / "copy/dev-2", [1])
     (frames / "test/test-1/.hidden.png").write_bytes(b"x")
+    (frames / "test/test-2/images2.png").unlink()
     made = prepare_benchmark("phoenix2014t", tmp_path / "tables", tmp_path / "out", videos=frames)
     assert made.splits["train"].missing == ["train-1", "train-2"] and made.splits["validation"].missing == ["dev-1"]
     assert made.splits["test"].num_rows == 3
@@ -222,8 +225,23 @@ def test_a_folder_with_broken_images_costs_its_clip(tmp_path):
     assert "train-1/images2.png': is not an image that can be read" in notes
     assert "train-2/images4.png': has 48x40 pixels, but the images before it have 32x40" in notes
     assert "the image 'images2.png' has the same number as 'images02.png'" in notes
+    assert "1 clips lack images between their first and last: test-2" in notes
     assert "1 clips have several folders of images; the first is used: dev-2" in notes
     assert not (tmp_path / "out/videos/train-1.mp4").exists()
+
+
+def test_a_full_disk_ends_the_writing_of_videos(tmp_path, monkeypatch):
+    write_tables(tmp_path / "tables")
+    for split, name in names():
+        write_images(tmp_path / "frames" / split / name, [1])
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frame_folders, "_encode", fail)
+    with pytest.raises(OSError, match="No space left"):
+        prepare_benchmark("phoenix2014t", tmp_path / "tables", tmp_path / "out", videos=tmp_path / "frames")
+    assert not list((tmp_path / "out/videos").iterdir()) and not (tmp_path / "out/train.jsonl").exists()
 
 
 def test_the_order_of_images_needs_numbers():
