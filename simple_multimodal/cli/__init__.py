@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "clips": ("simple_multimodal.cli.data:clips", "turn a clips.jsonl into manifests"),
     "index": ("simple_multimodal.cli.data:index", "index the media of manifests and report problems"),
     "prepare": ("simple_multimodal.cli.data:prepare", "turn a benchmark's annotations into manifests"),
+    "export_table": ("simple_multimodal.cli.data:export_table", "write a manifest as a table of multimodalhugs"),
     "pack": ("simple_multimodal.cli.data:pack", "write a copy of a dataset that is fast to read"),
     "show": ("simple_multimodal.cli.data:show", "draw clips as the model sees them"),
     "encode": ("simple_multimodal.cli.models:encode", "save embeddings of clips for search"),
