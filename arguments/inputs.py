@@ -52,7 +52,10 @@ def make_task(
     Raises:
         ValueError: If the task does not exist, **or** a file of an option cannot be read.
     """
-    task = get_task(model_args.task or DEFAULT_TASK)(options)
+    kind = get_task(model_args.task or DEFAULT_TASK)
+    if not kind.reads_text:
+        model_args.leave_out_text(kind.name)
+    task = kind(options)
     if args.do_eval:
         task.open_files(data_args.find_manifest, lambda path: _open_rows(type(task), path, model_args, data_args))
     return task

@@ -19,6 +19,9 @@ PROJECT_FOLDER = Path(__file__).resolve().parents[1]
 
 TOWERS = (*BUILT_IN_MODALITIES, "fusion")
 
+PARTS = (*TOWERS, "backbone")
+"""Parts of a model that can be frozen or adapted."""
+
 DEFAULT_CONFIG_NAMES = {
     "text": "configs/text/debertv2_config_small.json",
     "audio": "configs/audio/mae_config_small.json",
@@ -79,7 +82,7 @@ class ModelArguments:
     modalities: list[str] = flag(
         list(BUILT_IN_MODALITIES), MODEL, "Modalities that the model takes.", choices=tuple(MODALITIES)
     )
-    freeze: list[str] = flag([], MODEL, "Towers to freeze. Default: none.", choices=TOWERS)
+    freeze: list[str] = flag([], MODEL, "Towers to freeze. Default: none.", choices=PARTS)
     cache_dir: str | None = flag(None, MODEL, "Folder for files from the hub. Default: the Hugging Face cache.")
 
     lora_rank: int | None = flag(
@@ -107,8 +110,8 @@ class ModelArguments:
     lora_towers: list[str] = flag(
         [],
         LORA,
-        "Towers to add adapters to. Default: text, audio and video, except those in --freeze.",
-        choices=TOWERS,
+        "Towers to add adapters to. Default: all but the fusion, except those in --freeze.",
+        choices=PARTS,
     )
     lora_target_modules: list[str] = flag(
         [],
@@ -206,9 +209,9 @@ class ModelArguments:
                 "model in Python (`simple_multimodal.from_towers`), save it, and pass its folder as "
                 "--model_name_or_path."
             )
-        self.freeze = [name for name in TOWERS if name in self.freeze]
+        self.freeze = [name for name in PARTS if name in self.freeze]
         check_bounds(self)
-        self.lora_towers = [name for name in TOWERS if name in self.lora_towers]
+        self.lora_towers = [name for name in PARTS if name in self.lora_towers]
         self._check_lora()
         self._check_frame_pooling()
         if self.model_name_or_path is not None:
@@ -225,6 +228,21 @@ class ModelArguments:
             if named is None and self.model_name_or_path is None and vars(self)[f"{tower}_model_name_or_path"] is None:
                 named = default
             setattr(self, f"{tower}_config_name", named and find_config(named))
+
+    def leave_out_text(self, task: str) -> None:
+        """
+        Leave the text tower out of the model, for a task that writes the text.
+
+        Raises:
+            ValueError: If it was named.
+        """
+        if self.modalities == list(BUILT_IN_MODALITIES):  # the default
+            self.modalities = [name for name in self.modalities if name != "text"]
+        if "text" in self.modalities:
+            raise InputError(
+                f"--modalities names text, but --task {task} writes the text of a row, which the model must not see. "
+                "Leave it out."
+            )
 
     def _check_lora(self) -> None:
         if self.lora_rank is None:

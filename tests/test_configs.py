@@ -47,7 +47,8 @@ def short(path: Path, *argv: str, **values) -> dict[str, float]:
     return run("--config", f"configs/runs/{path.name}", *argv, "--use_cpu", "--disable_tqdm", *flags(**values))
 
 
-WITHOUT_MODEL = [path for path in RUNS if path.stem not in (*BENCHMARKS, "charades", "toy_actions", "toy_questions")]
+WITH_MODEL = (*BENCHMARKS, "charades", "toy_actions", "toy_captions", "toy_questions")
+WITHOUT_MODEL = [path for path in RUNS if path.stem not in WITH_MODEL]
 
 
 @pytest.mark.parametrize("path", WITHOUT_MODEL, ids=lambda path: path.stem)
@@ -59,13 +60,16 @@ def test_shipped_run(path, request, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out/all_results.json").read_text())
 
 
-def test_shipped_questions(toy_data, tmp_path, monkeypatch):
-    """Starts from the model of the run that the header of the config names."""
+def test_shipped_questions_and_captions(toy_data, tmp_path, monkeypatch):
+    """Start from the model of the run that the headers of the configs name."""
     monkeypatch.chdir(tmp_path)
     short(REPOSITORY / "configs/runs/toy.yaml", *toy_data, output_dir="out")
     path = REPOSITORY / "configs/runs/toy_questions.yaml"
     metrics = short(path, *toy_data, model_name_or_path="out", output_dir="questions")
     assert 0 <= metrics["eval_accuracy"] <= 1
+    path = REPOSITORY / "configs/runs/toy_captions.yaml"
+    metrics = short(path, *toy_data, model_name_or_path="out", output_dir="captions", num_beams=1, max_new_tokens=3)
+    assert metrics["eval_CIDEr-D"] >= 0
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -1,11 +1,11 @@
-"""Verbs about datasets: `toy`, `clips`, `index`, `prepare`, `pack` and `show`."""
+"""Verbs about datasets: `toy`, `clips`, `index`, `prepare`, `export_table`, `pack` and `show`."""
 
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from simple_multimodal.cli.options import (
     Clips,
@@ -31,7 +31,7 @@ from simple_multimodal.defaults import (
 from simple_multimodal.errors import InputError, with_flags
 from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
 from simple_multimodal.missing import Named
-from simple_multimodal.prepare.settings import PackSettings
+from simple_multimodal.prepare.settings import PackSettings, SignalSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,10 @@ def prepare(
         "DIR",
         Named.PATH,
     ] = None,
+    poses: Annotated[
+        str | None, "folder of the clips' poses (.pose) or features of their frames (.npy)", "DIR", Named.PATH
+    ] = None,
+    signals: SignalSettings,
     output: Annotated[str, "folder for train.jsonl, validation.jsonl and test.jsonl", "DIR"],
     protocol: Annotated[
         str | None, f"evaluation protocol; default: the benchmark's first of {', '.join(PROTOCOLS)}", "NAME"
@@ -118,7 +122,7 @@ def prepare(
     seed: Annotated[int, "random seed of that choice"] = 0,
     follow_links: FollowLinks = False,
     require_all_clips: Annotated[bool, "write nothing if clips are missing"] = False,
-    check: Annotated[bool, "open every video, and count unreadable ones as missing"] = False,
+    check: Annotated[bool, "open every file, and count unreadable ones as missing"] = False,
     index_dir: IndexDir = None,
     num_threads: NumThreads = None,
     json: Json = False,
@@ -132,6 +136,8 @@ def prepare(
             annotations,
             output,
             videos=videos,
+            poses=poses,
+            signals=signals,
             protocol=protocol,
             splits=splits,
             num_validation_clips=num_validation_clips,
@@ -147,6 +153,34 @@ def prepare(
     else:
         print(preparation.to_text())
     return 1 if preparation.deviations else 0
+
+
+def export_table(
+    manifest: Manifest,
+    out: Annotated[str, "table to write, such as train.tsv", "FILE"],
+    *,
+    signals: SignalSettings,
+    column: Annotated[
+        Literal["pose", "video"] | None, "column of the files; default: the one that the manifest has"
+    ] = None,
+    encoder_prompt: Annotated[str, "prompt of rows without `encoder_prompt`"] = "",
+    decoder_prompt: Annotated[str, "prompt of rows without `decoder_prompt`"] = "",
+    line_end: Annotated[Literal["crlf", "lf"], "end of lines"] = "crlf",
+) -> int:
+    """Write a manifest as a table of multimodalhugs. Exit code 1 if the table cannot hold all of it."""
+    from simple_multimodal.prepare.signal_tables import write_signal_table
+
+    notes = write_signal_table(
+        manifest,
+        out,
+        signals=signals,
+        column=column,
+        encoder_prompt=encoder_prompt,
+        decoder_prompt=decoder_prompt,
+        line_end=line_end,
+    )
+    print("\n".join([out, *(f"note: {note}" for note in notes)]))
+    return 1 if notes else 0
 
 
 def pack(

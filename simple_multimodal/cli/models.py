@@ -1,4 +1,5 @@
-"""Verbs about trained models: `encode`, `features`, `search`, `answer`, `classify`, `infer` and `convert`."""
+"""Verbs about trained models: `encode`, `features`, `search`, `answer`, `classify`, `translate`, `infer` and
+`convert`."""
 
 import shlex
 import shutil
@@ -152,6 +153,42 @@ def classify(
     found = classifier.classify_each(source, top_k=top_k, threshold=threshold, recursive=recursive)
     for clip, labels in found.items():
         print_json_line({"clip": clip, "labels": labels})
+    return 0
+
+
+def translate(
+    model: Annotated[str, "folder or hub name of a model that writes text", Named.MODEL],
+    clips: Clips,
+    *,
+    output_dir: Annotated[
+        str | None, "folder for the texts and their scores; default: print one JSON object per clip", "DIR"
+    ] = None,
+    num_beams: Annotated[int | None, "beams of generation; default: the model's"] = None,
+    max_new_tokens: Annotated[int | None, "largest number of tokens; default: the model's"] = None,
+    files: FileOptions,
+    recursive: Recursive = False,
+    pipeline: PipelineOptions,
+) -> int:
+    """Write the text of clips: a translation, a caption or a transcript. Rows with texts of their own are scored."""
+    from simple_multimodal.data.rows import RowDataset
+    from simple_multimodal.tasks.generation.evaluate import evaluate_texts
+    from simple_multimodal.tasks.generation.translator import Translator
+    from simple_multimodal.training.console import results_table
+
+    source = files.open_clips(clips)
+    translator = pipeline.load(Translator, model, shows_progress=True)
+    generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    if output_dir is None:
+        for clip, text in translator.translate_each(source, recursive=recursive, **generation).items():
+            print_json_line({"clip": clip, "text": text})
+        return 0
+    rows = source if isinstance(source, RowDataset) else RowDataset.from_files(source, recursive=recursive)
+    with only_writer(output_dir, "translate", is_launched=True):
+        measured = evaluate_texts(translator, rows, task=translator.model.config.task, **generation)
+        if translator.state.is_main_process:
+            for file, write in measured.files.items():
+                write(Path(output_dir, file))
+            print(results_table("Translated", measured) if measured.metrics else f"Texts: {output_dir}")
     return 0
 
 

@@ -182,5 +182,10 @@ def read_names(value: Any, column: str) -> list[str] | None:
     return list(dict.fromkeys(cast(list[str], names)))
 
 
-READERS: dict[str, Callable[[Any, str], Any]] = {"question": read_question, "name": read_name, "names": read_names}
+READERS: dict[str, Callable[[Any, str], Any]] = {
+    "question": read_question,
+    "prose": read_prose,
+    "name": read_name,
+    "names": read_names,
+}
 """Functions that read task columns, by kind."""

@@ -72,7 +72,7 @@ def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
     """
     separator = _SEPARATORS[table_format(path)]
     width = 0
-    for number, line in (lines := _decoded_lines(path)):
+    for number, line in (lines := decoded_lines(path)):
         if '"' not in line:
             cells = line.split(separator)
         elif separator == "\t":
@@ -120,8 +120,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, record
 
 
-def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the numbered lines of a text file without line ends."""
+def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """
+    Yield the numbered lines of a text file without line ends.
+
+    Raises:
+        ValueError: If a line is not UTF-8. The message names file and line.
+    """
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.isascii():

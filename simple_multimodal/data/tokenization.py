@@ -17,9 +17,9 @@ SPECIAL_TOKENS = {
 
 
 def train_tokenizer(
-    captions: Iterable[str], *, vocab_size: int = 8192, model_max_length: int = 512
+    captions: Iterable[str], *, vocab_size: int = 8192, model_max_length: int = 512, lowercase: bool = True
 ) -> PreTrainedTokenizerFast:
-    """Train a lower-casing byte-level BPE tokenizer with BERT's special tokens.
+    """Train a byte-level BPE tokenizer with BERT's special tokens.
 
     The result depends only on the captions, not on their order: the trainer counts words, and ties are broken by
     token ids. (The WordPiece trainer of the same library numbers its letters in hash order: three runs gave three
@@ -32,6 +32,8 @@ def train_tokenizer(
             Maximum size of the vocabulary; a few captions give a smaller one. Bytes and special tokens make up 261.
         model_max_length (`int`, *optional*, defaults to 512):
             Maximum length of a text in tokens.
+        lowercase (`bool`, *optional*, defaults to `True`):
+            Whether to make texts lower case.
 
     Returns:
         [`PreTrainedTokenizerFast`]: Encodes a text as `[CLS] … [SEP]`.
@@ -43,7 +45,7 @@ def train_tokenizer(
     if not texts:
         raise InputError("There are no captions to train a tokenizer on. Name a tokenizer with `tokenizer_name`.")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

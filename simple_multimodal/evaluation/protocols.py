@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from simple_multimodal.errors import InputError
 
-Task = Literal["retrieval", "question_answering", "video_classification"]
+Task = Literal["retrieval", "question_answering", "video_classification", "translation", "captioning"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,13 +34,15 @@ class Protocol:
     Args:
         name (`str`): Name of the protocol in results.
         benchmark (`str`): Name of the data set for `simple-multimodal prepare`.
-        task (`str`): `"retrieval"`, `"question_answering"` or `"video_classification"`.
+        task (`str`): `"retrieval"`, `"question_answering"`, `"video_classification"`, `"translation"` or
+            `"captioning"`.
         primary_metric (`str`): The metric that models are compared by.
         training_list (`str`): Description of the training list.
         test_list (`str`): Description of the test list.
         sizes (`Mapping[str, SplitSize | None]`): Published sizes of `train`, `validation` and `test`; `None` for an
             unpublished size. A missing split has no list.
-        has_several_captions (`bool`): Whether a test clip has several captions, each of which is a query.
+        has_several_captions (`bool`): Whether a test clip has several captions, each of which is a query, or which
+            together are the references of a generated caption.
         rerank_top_k (`int`, *optional*): Number of candidates that a matching head re-ranks by default; `None` for
             all pairs.
         answer_types (`Mapping[str, int]`): Number of test questions of each type; empty for other tasks.
@@ -73,6 +75,16 @@ def _video_classification(
     name: str, benchmark: str, primary_metric: str, training_list: str, test_list: str, **further
 ) -> Protocol:
     return Protocol(name, benchmark, "video_classification", primary_metric, training_list, test_list, **further)
+
+
+def _captioning(name: str, benchmark: str, training_list: str, test_list: str, **further) -> Protocol:
+    return Protocol(
+        name, benchmark, "captioning", "CIDEr-D", training_list, test_list, has_several_captions=True, **further
+    )
+
+
+def _translation(name: str, training_list: str, test_list: str, **further) -> Protocol:
+    return Protocol(name, name, "translation", "BLEU", training_list, test_list, **further)
 
 
 _TABLE = (
@@ -176,6 +188,36 @@ _TABLE = (
         "top1_accuracy",
         "a list of clips with one label each",
         "a list of clips with one label each",
+        sizes={"train": None, "test": None},
+    ),
+    _captioning(
+        "msrvtt-caption",
+        "msrvtt_caption",
+        "the official training split",
+        "the official test split, all 20 captions of a clip its references",
+        sizes={
+            "train": SplitSize(6513, 130_260),
+            "validation": SplitSize(497, 9940),
+            "test": SplitSize(2990, 59_800),
+        },
+    ),
+    _captioning(
+        "msvd-caption",
+        "msvd_caption",
+        "the usual list of 1,200 clips",
+        "the usual list of 670 clips, all captions of a clip its references",
+        sizes={"train": SplitSize(1200, 48_774), "validation": SplitSize(100, 4290), "test": SplitSize(670, 27_763)},
+    ),
+    _translation(
+        "phoenix2014t",
+        "PHOENIX-2014-T.train.corpus.csv",
+        "PHOENIX-2014-T.test.corpus.csv, one sentence per clip",
+        sizes={"train": SplitSize(7096, 7096), "validation": SplitSize(519, 519), "test": SplitSize(642, 642)},
+    ),
+    _translation(
+        "multimodalhugs",
+        "a table of multimodalhugs",
+        "a table of multimodalhugs",
         sizes={"train": None, "test": None},
     ),
 )

@@ -49,7 +49,7 @@ def open_clips(clips: Clips) -> RowDataset | Files:
 
 
 def as_requests(
-    inputs: Request | Sequence[Request], *, clips: str, text: str | None = None, needs_text: bool = True
+    inputs: Request | Sequence[Request], *, clips: str, text: str | None = None, optional: Sequence[str] = ()
 ) -> list[Request]:
     """
     Check the inputs of a pipeline's call.
@@ -58,20 +58,20 @@ def as_requests(
         inputs (`dict` or `Sequence[dict]`): One request or several.
         clips (`str`): Key of the entry with the clips.
         text (`str`, *optional*): Key of the entry with the text.
-        needs_text (`bool`, *optional*, defaults to `True`): Whether every request must have a text.
+        optional (`Sequence[str]`, *optional*): Keys of further texts, which may be left out.
 
     Raises:
-        ValueError: If an input is not a dictionary with exactly these entries, **or** the text is not a string.
+        ValueError: If an input is not a dictionary with these entries, **or** a text is not a string.
     """
     entries = [clips] if text is None else [text, clips]
-    further = set() if needs_text else {text}
     requests = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     for number, request in enumerate(requests):
-        if not isinstance(request, Mapping) or set(request) | further != set(entries) | further:
+        if not isinstance(request, Mapping) or set(request) - set(optional) != set(entries):
             found = ", ".join(map(str, request)) if isinstance(request, Mapping) else type(request).__name__
             raise InputError(f"Request {number} must be a dictionary with {' and '.join(entries)}, got {found}.")
-        if text is not None and not isinstance(request.get(text, ""), str):
-            raise InputError(f"Request {number}: `{text}` must be a string, got {type(request[text]).__name__}.")
+        for name in (*entries, *optional):
+            if name != clips and not isinstance(request.get(name, ""), str):
+                raise InputError(f"Request {number}: `{name}` must be a string, got {type(request[name]).__name__}.")
     return requests
 
 

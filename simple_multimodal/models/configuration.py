@@ -49,7 +49,7 @@ class _SubConfigs:
 
     def __get__(self, config: PreTrainedConfig | None, owner: type) -> dict[str, type[AutoConfig]]:
         # Not `fusion_config`: transformers reads a setting of that name for its fused kernels.
-        return {f"{name}_config": AutoConfig for name in (*MODALITIES, "crossformer")}
+        return {f"{name}_config": AutoConfig for name in (*MODALITIES, "crossformer", "text_backbone")}
 
 
 @strict
@@ -110,6 +110,15 @@ class MultimodalConfig(PreTrainedConfig):
             Share of the training rows that have each label, from which the bias of a new classifier starts.
         positive_focus, negative_focus, negative_margin (`float`, *optional*, default to 0.0):
             Form of the loss of many labels, see [`asymmetric_loss`].
+        text_backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the sequence-to-sequence or decoder-only model that writes text.
+        mapper_strides (`int`, *optional*, defaults to 0), mapper_dropout (`float`, *optional*, defaults to 0.1):
+            Convolutions that each halve the number of tokens that the backbone sees, and the dropout after them; see
+            [`Mapper`].
+        encoder_prompt, decoder_prompt (`str`, *optional*, default to `""`), max_target_length (`int`, *optional*,
+            defaults to 128):
+            Texts in front of a clip and at the beginning of its text, and the largest number of tokens of a text in
+            training; see [`TextTargets`].
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the initial inverse temperature (1 / 0.07).
         image_mean, image_std (`list[float]`):
@@ -132,6 +141,7 @@ class MultimodalConfig(PreTrainedConfig):
     audio_config: dict | PreTrainedConfig | None = None
     video_config: dict | PreTrainedConfig | None = None
     crossformer_config: dict | PreTrainedConfig | None = None
+    text_backbone_config: dict | PreTrainedConfig | None = None
     fusion_form: FusionForm = "cross_attention"
     fusion_pool: FusionPool = "none"
     contrastive_dim: int = 768
@@ -150,6 +160,11 @@ class MultimodalConfig(PreTrainedConfig):
     positive_focus: float = 0.0
     negative_focus: float = 0.0
     negative_margin: float = 0.0
+    mapper_strides: int = 0
+    mapper_dropout: float = 0.1
+    encoder_prompt: str = ""
+    decoder_prompt: str = ""
+    max_target_length: int = 128
     logit_scale_init_value: float = 2.6592
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)

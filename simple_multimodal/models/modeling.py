@@ -20,6 +20,7 @@ from simple_multimodal.modalities import (
     Modality,
 )
 from simple_multimodal.models.audio.windows import encode_windows
+from simple_multimodal.models.backbone import build_backbone
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import CONTRASTIVE_PAIRS, MultimodalConfig
 from simple_multimodal.models.encoders import Encoder, EncoderOutput, get_encoder_class
@@ -119,6 +120,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
         r"^fusion_to_text\.",
         r"^matching_head\.",
         r"^classifier\.",
+        r"^mapper\.",
     ]
 
     def __init__(self, config: MultimodalConfig):
@@ -135,6 +137,8 @@ class MultimodalModel(MultimodalPreTrainedModel):
             self.add_module(f"{modality}_encoder", build_encoder(config, modality))
         sizes: dict[Modality, int] = {m: self.encoder(m).hidden_size for m in config.modalities}
         self.fusion = Crossformer(config.crossformer_config, form=config.fusion_form, token_sizes=sizes)
+        if config.text_backbone_config is not None:
+            self.backbone = build_backbone(config.text_backbone_config)
         projections: dict[str, nn.Module] = {}
         for modality, size in sizes.items():
             if self.is_aligned(modality):
@@ -175,8 +179,9 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     @property
     def towers(self) -> dict[str, nn.Module]:
-        """The encoders that the model has, and its `fusion`, by name."""
-        return {**{m: self.encoder(m) for m in self.config.modalities}, "fusion": self.fusion}
+        """The encoders that the model has, its `fusion`, and its text `backbone`, if it has one, by name."""
+        towers = {**{m: self.encoder(m) for m in self.config.modalities}, "fusion": self.fusion}
+        return towers if self.config.text_backbone_config is None else {**towers, "backbone": self.backbone}
 
     def check_inputs(self, modality: Modality, *size: int) -> None:
         """Raise a `ValueError` if the tower of a modality cannot take inputs of this size; see each encoder's own."""

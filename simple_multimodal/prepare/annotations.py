@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from simple_multimodal.data.tables import is_table, read_records
 from simple_multimodal.errors import InputError
+from simple_multimodal.prepare.settings import SignalSettings
 
 SOURCES = {
     "msrvtt": (
@@ -43,6 +44,25 @@ SOURCES = {
         "Expected are lists whose names contain train, val or test, such as train.csv or trainlist01.txt, with a path "
         "and a label in each line, and a file of the classes, such as classes.txt or classInd.txt."
     ),
+    "msrvtt_caption": (
+        "Captions: train_val_videodatainfo.json and test_videodatainfo.json of the MSR-VTT challenge (Microsoft "
+        "Research), or MSRVTT_data.json of CLIP4Clip (ArrowLuo/CLIP4Clip on GitHub), which holds both. Videos: those "
+        "of MSR-VTT."
+    ),
+    "msvd_caption": (
+        "Captions and lists: captions_msvd.json, train_list.txt, val_list.txt and test_list.txt of X-Pool "
+        "(layer6ai-labs/xpool on GitHub). Videos: those of MSVD."
+    ),
+    "phoenix2014t": (
+        "Annotations: PHOENIX-2014-T.train.corpus.csv, PHOENIX-2014-T.dev.corpus.csv and "
+        "PHOENIX-2014-T.test.corpus.csv, from annotations/manual of RWTH-PHOENIX-Weather 2014 T (release v3, RWTH "
+        "Aachen). Clips: folders of images in features/fullFrame-210x260px of the same release, or videos, poses or "
+        "features with the same names."
+    ),
+    "multimodalhugs": (
+        "Expected are lists whose names contain train, validation (or dev) or test, such as train.tsv, with the "
+        "columns signal, signal_start, signal_end, encoder_prompt, decoder_prompt and output of multimodalhugs."
+    ),
 }
 """Where to get the files of each benchmark. Nothing is ever downloaded."""
 
@@ -71,13 +91,22 @@ class AnnotationFiles:
         benchmark (`str`): A key of `SOURCES`.
         follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead out of the folder,
             if it holds clips.
+        signals ([`SignalSettings`], *optional*): How a table of multimodalhugs names files and times.
 
     Raises:
         ValueError: The folder does not exist.
     """
 
-    def __init__(self, folder: str | Path, benchmark: str, *, follow_links: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        benchmark: str,
+        *,
+        follow_links: bool = False,
+        signals: SignalSettings | None = None,
+    ):
         self.folder, self.benchmark, self.follow_links = Path(folder), benchmark, follow_links
+        self.signals = signals or SignalSettings()
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder. Give the folder of the annotations. {SOURCES[benchmark]}")
         self.used: list[Path] = []
@@ -85,6 +114,7 @@ class AnnotationFiles:
         self.deviations: list[str] = []
         self.notes: list[str] = []
         self.by_path = False
+        self.frame_rate: float | None = None
 
     def has(self, name: str) -> bool:
         return any(self.folder.rglob(name))

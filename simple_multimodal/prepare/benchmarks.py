@@ -22,6 +22,9 @@ from simple_multimodal.prepare.annotations import (
 )
 from simple_multimodal.prepare.charades import read_charades
 from simple_multimodal.prepare.classes import read_class_folders, read_path_lists
+from simple_multimodal.prepare.phoenix import read_phoenix2014t
+from simple_multimodal.prepare.settings import SignalSettings
+from simple_multimodal.prepare.signal_tables import read_signal_tables
 
 _NAMES_IN_FILES = {"train": "train", "validation": "val", "test": "test"}
 """Splits, and their names in files."""
@@ -35,7 +38,8 @@ class Annotations:
     Args:
         rows (`dict[str, list[dict]]`): Rows of each requested split that has a list. A row has `id`, `clip` (the name
             of its video), and `captions`, or `question`, `answer`, `answer_type` and `question_id`, or
-            `label` or `labels`.
+            `label` or `labels`, or `caption`. `file` is its file in the folder of the clips, if the annotations name
+            it.
         sources (`list[Path]`): The files that were read.
         labels (`list[str]`): Labels in the order of the classes; empty if rows have neither `label` nor `labels`.
         deviations (`list[str]`): What is not as it should be, one line each, such as the duplicates of a file, of
@@ -51,10 +55,17 @@ class Annotations:
     deviations: list[str]
     notes: list[str]
     by_path: bool
+    frame_rate: float | None = None
 
 
 def read_annotations(
-    folder: str | Path, benchmark: str, protocol: str, *, splits: Sequence[str], follow_links: bool = False
+    folder: str | Path,
+    benchmark: str,
+    protocol: str,
+    *,
+    splits: Sequence[str],
+    follow_links: bool = False,
+    signals: SignalSettings | None = None,
 ) -> Annotations:
     """
     Read a benchmark's annotation files, in its own format or in that of ClipBERT and ALPRO.
@@ -67,6 +78,7 @@ def read_annotations(
         splits (`Sequence[str]`): Which of `train`, `validation` and `test` to read: only their files must exist.
         follow_links (`bool`, *optional*, defaults to `False`): Whether to follow links that lead out of a folder whose
             sub-folders are the classes.
+        signals ([`SignalSettings`], *optional*): How a table of multimodalhugs names files and times.
 
     Returns:
         `Annotations`: The rows, in file order. There is no `validation` if there is no list for it.
@@ -75,13 +87,13 @@ def read_annotations(
         ValueError: A file is missing, **or** contains an invalid entry. The message names the file and the line or
             entry, and says where to get missing files.
     """
-    files = AnnotationFiles(folder, benchmark, follow_links=follow_links)
+    files = AnnotationFiles(folder, benchmark, follow_links=follow_links, signals=signals)
     own_reader, own_names = _OWN_FORMATS[benchmark]
     if not any(files.has(name) for name in own_names) and (txt := alpro_folder(folder, benchmark)) is not None:
         rows = _read_alpro(files, txt, splits)
     else:
         rows = own_reader(files, protocol, splits)
-    return Annotations(rows, files.used, files.labels, files.deviations, files.notes, files.by_path)
+    return Annotations(rows, files.used, files.labels, files.deviations, files.notes, files.by_path, files.frame_rate)
 
 
 def alpro_folder(folder: str | Path, benchmark: str) -> Path | None:
@@ -139,7 +151,7 @@ def _question_row(entry: Entry, clip: str, question_id: int, answer_type: str | 
 
 def _read_msrvtt(files: AnnotationFiles, protocol: str, splits: Sequence[str]) -> Rows:
     """Read the captions of the challenge's files; lists (1k-A) or the files themselves define the splits."""
-    is_full = protocol == "msrvtt-full"
+    is_full = not protocol.startswith("msrvtt-1ka")
     rows: Rows = {}
     if not is_full and "test" in splits:
         path = files.find("MSRVTT_JSFUSION_test.csv")
@@ -287,6 +299,10 @@ _OWN_FORMATS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "charades": (read_charades, _ANY),
     "class_folders": (read_class_folders, _ANY),
     "path_lists": (read_path_lists, _ANY),
+    "msrvtt_caption": (_read_msrvtt, _ANY),
+    "msvd_caption": (_read_msvd, _ANY),
+    "phoenix2014t": (read_phoenix2014t, _ANY),
+    "multimodalhugs": (read_signal_tables, _ANY),
 }
 """Reader of each benchmark's own format, and the files that distinguish it from ALPRO's."""
 

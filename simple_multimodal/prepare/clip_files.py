@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +12,9 @@ from simple_multimodal.prepare.annotations import clip_name, some
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {""}
 """Suffixes of clips; some of DiDeMo's have none."""
+
+POSE_SUFFIXES = frozenset([".pose", ".npy"])
+"""Suffixes of poses, and of features of the frames."""
 
 
 @dataclass
@@ -33,16 +37,18 @@ class FoundFiles:
     folders: list[str] = field(default_factory=list)
 
 
-def path_name(file: str) -> str:
+def path_name(file: str, suffixes: Collection[str] = VIDEO_SUFFIXES) -> str:
     """
-    Return the name of a clip that is known by its path: the path without the suffix of a video, in which accents are
-    composed, whatever the file system does.
+    Return the name of a clip that is known by its path: the path without the suffix of a video, or one of other
+    `suffixes`, in which accents are composed, whatever the file system does.
     """
     path = PurePosixPath(unicodedata.normalize("NFC", file))
-    return str(path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path)
+    return str(path.with_suffix("") if path.suffix.lower() in suffixes else path)
 
 
-def find_files(folder: Path, *, by_path: bool, follow_links: bool) -> FoundFiles:
+def find_files(
+    folder: Path, *, by_path: bool, follow_links: bool, suffixes: Collection[str] = CLIP_SUFFIXES
+) -> FoundFiles:
     """
     Find the files in a folder and its sub-folders.
 
@@ -51,6 +57,7 @@ def find_files(folder: Path, *, by_path: bool, follow_links: bool) -> FoundFiles
         by_path (`bool`): Whether to list a folder under each of its paths if links lead to it, except inside itself;
             otherwise it is searched once.
         follow_links (`bool`): Whether to follow links that lead out of it.
+        suffixes (`Collection[str]`, *optional*): Suffixes of the files to find; by default those of videos.
     """
     found = FoundFiles()
     roots = Roots({"video": folder}, follow_links=follow_links)
@@ -77,7 +84,7 @@ def find_files(folder: Path, *, by_path: bool, follow_links: bool) -> FoundFiles
                 found.folders.append(file)
             elif name.startswith("."):
                 continue
-            elif Path(name).suffix.lower() not in CLIP_SUFFIXES:
+            elif Path(name).suffix.lower() not in suffixes:
                 found.others.append(file)
             elif not path.is_file() or path.stat().st_size == 0:
                 found.empty.append(file)
@@ -93,7 +100,13 @@ def _folders_above(place: Path, folder: Path) -> set[str]:
 
 
 def choose_files(
-    folder: Path, wanted: set[str], *, by_path: bool, follow_links: bool
+    folder: Path,
+    wanted: set[str],
+    *,
+    by_path: bool,
+    follow_links: bool,
+    suffixes: Collection[str] = CLIP_SUFFIXES,
+    named: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, str], list[str]]:
     """
     Return the file of each wanted clip that exists, relative to the folder, and notes about the folder.
@@ -103,12 +116,16 @@ def choose_files(
         wanted (`set[str]`): Names of the clips.
         by_path (`bool`): Whether the names are those of [`path_name`] instead of [`clip_name`].
         follow_links (`bool`): Whether to follow links that lead out of the folder.
+        suffixes (`Collection[str]`, *optional*): Suffixes of the clips' files; by default those of videos.
+        named (`Mapping[str, str]`, *optional*): Files that annotations name, by clip; no other file is used for these.
     """
-    found = find_files(folder, by_path=by_path, follow_links=follow_links)
-    name_of = path_name if by_path else clip_name
+    found = find_files(folder, by_path=by_path, follow_links=follow_links, suffixes=suffixes)
     files: dict[str, list[str]] = {}
     for file in found.clips:
-        files.setdefault(name_of(file), []).append(file)
+        clip = path_name(file, {*VIDEO_SUFFIXES, *suffixes}) if by_path else clip_name(file)
+        files.setdefault(clip, []).append(file)
+    for clip, file in (named or {}).items():
+        files[clip] = [own for own in files.get(clip, []) if unicodedata.normalize("NFC", own) == file]
     notes = []
     if found.empty:
         notes.append(f"{len(found.empty)} empty files count as missing: {some(found.empty)}")
@@ -121,4 +138,4 @@ def choose_files(
         notes.append(f"{len(unused)} files in {folder} do not belong to a clip of this protocol: {some(unused, 3)}")
     if several := [clip for clip, own in files.items() if clip in wanted and len(own) > 1]:
         notes.append(f"{len(several)} clips have several files; the first is used: {some(several, 3)}")
-    return {clip: files[clip][0] for clip in sorted(wanted & files.keys())}, notes
+    return {clip: files[clip][0] for clip in sorted(wanted & files.keys()) if files[clip]}, notes

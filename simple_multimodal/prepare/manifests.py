@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import shlex
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simple_multimodal.data.fields import read_path
 from simple_multimodal.defaults import NUM_VALIDATION_CLIPS
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.protocols import (
@@ -24,136 +23,10 @@ from simple_multimodal.evaluation.protocols import (
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.prepare.annotations import SOURCES, Rows, some
 from simple_multimodal.prepare.benchmarks import Annotations, alpro_folder, read_annotations
-from simple_multimodal.prepare.check import examine_files
-from simple_multimodal.prepare.clip_files import choose_files
 from simple_multimodal.prepare.labels import labels_of
-
-LABELS_FILE = "labels.txt"
-"""The file of labels, one per line in the order of the classes."""
-
-
-@dataclass
-class PreparedSplit:
-    """
-    A manifest that was written.
-
-    Args:
-        num_rows (`int`): Number of rows.
-        clips (`list[str]`): Names of its clips in order, without extension; without folder, unless the clips of the
-            data set are named by their paths.
-        num_texts (`int`): Number of captions, questions or scripts.
-        listed (`SplitSize`): Size in the annotations, before missing clips are dropped and validation clips set aside.
-        missing (`list[str]`): Clips that have no usable file.
-        num_rows_missing (`int`): Number of rows that were dropped with them.
-        sha256 (`str`): SHA-256 of the manifest.
-    """
-
-    num_rows: int
-    clips: list[str]
-    num_texts: int
-    listed: SplitSize
-    missing: list[str]
-    num_rows_missing: int
-    sha256: str = ""
-
-
-@dataclass
-class Preparation:
-    """
-    The result of [`prepare_benchmark`].
-
-    Args:
-        folder (`Path`): Folder of the manifests.
-        video_root (`Path`): Folder of the videos.
-        protocol (`str`): Name of the protocol.
-        splits (`dict[str, PreparedSplit]`): The splits by name.
-        sources (`dict[str, str]`): SHA-256 of each annotation file that was read.
-        validation_split (`dict[str, int]`, *optional*): Seed and number of the training clips that were set aside for
-            validation because there is no list.
-        deviations (`list[str]`): Deviations of the manifests from the protocol, one line each.
-        notes (`list[str]`): Further remarks.
-        labels (`list[str]`): Labels of the rows in the order of the classes; empty if rows have neither `label` nor
-            `labels`.
-        follow_links (`bool`, *optional*, defaults to `False`): Whether links out of `video_root` were followed.
-        index_dir (`Path`, *optional*): Folder of the frame indices, if not the one in the user's cache.
-    """
-
-    folder: Path
-    video_root: Path
-    protocol: str
-    splits: dict[str, PreparedSplit]
-    sources: dict[str, str]
-    validation_split: dict[str, int] | None
-    deviations: list[str]
-    notes: list[str]
-    labels: list[str] = field(default_factory=list)
-    follow_links: bool = False
-    index_dir: Path | None = None
-
-    @property
-    def flags(self) -> str:
-        """Flags to pass to the commands that use the manifests, quoted for a shell."""
-        flags = ["--video_root", str(self.video_root)]
-        flags += ["--follow_links"] * self.follow_links
-        flags += [] if self.index_dir is None else ["--index_dir", str(self.index_dir)]
-        return shlex.join(flags)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the contents of `protocol.json`, which is independent of the machine."""
-        return {
-            "protocol": self.protocol,
-            "deviations": self.deviations,
-            "validation_split": self.validation_split,
-            "sources": self.sources,
-            "splits": {
-                name: asdict(split) | {"listed": split.listed._asdict(), "num_clips": len(split.clips)}
-                for name, split in self.splits.items()
-            },
-        } | ({"labels": self.labels} if self.labels else {})
-
-    def to_text(self) -> str:
-        """Return the report as text: sizes next to the protocol's, then notes and deviations."""
-        protocol = get_protocol(self.protocol)
-        lines = [f"{self.protocol}: manifests are in {self.folder}"]
-        for name, split in self.splits.items():
-            expected = protocol.sizes.get(name)
-            listed = f"listed: {_in_words(split.listed, protocol)}"
-            if self.validation_split is not None and name == "train":
-                listed += ", including {num_clips} clips set aside for validation".format_map(self.validation_split)
-            elif self.validation_split is not None and name == "validation":
-                listed = "set aside: {num_clips} clips of the training list, chosen with seed {seed}".format_map(
-                    self.validation_split
-                )
-            lines.append(
-                f"{name + ':':12}{split.num_rows} rows, "
-                f"{_in_words(SplitSize(len(split.clips), split.num_texts), protocol)}; {listed}; protocol: "
-                + (_in_words(expected, protocol) if expected else "no size given")
-            )
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"DEVIATES: {deviation}" for deviation in self.deviations]
-        lines += [
-            f"{name}.jsonl has no rows; it cannot be used" for name, split in self.splits.items() if not split.num_rows
-        ]
-        usable = [name for name, split in self.splits.items() if split.num_rows]
-        folder, flags = shlex.quote(str(self.folder)), self.flags
-        if "train" in usable:
-            files = " ".join(
-                f"--{name}_file {shlex.quote(str(self.folder / f'{name}.jsonl'))}"
-                for name in ("train", "validation")
-                if name in usable
-            )
-            files += " --do_train" * ("validation" not in usable)  # by default, train.py also evaluates
-            if self.labels:
-                files += f" --labels_file {shlex.quote(str(self.folder / LABELS_FILE))}"
-            lines.append(
-                f"Train: python train.py --task {protocol.task} --model_name_or_path BASE {files} {flags} "
-                "--output_dir MODEL"
-            )
-        if "test" in usable:
-            lines.append(f"Test:  simple-multimodal infer MODEL {folder} {flags} --output_dir RESULTS")
-        if {"train", "test"} & {*usable}:
-            lines.append("BASE is the model to fine-tune; MODEL and RESULTS are folders to write")
-        return "\n".join(lines)
+from simple_multimodal.prepare.media_folders import check_segments, collect_files, count_long
+from simple_multimodal.prepare.preparation import LABELS_FILE, Preparation, PreparedSplit, texts_of
+from simple_multimodal.prepare.settings import SignalSettings
 
 
 def prepare_benchmark(
@@ -162,6 +35,8 @@ def prepare_benchmark(
     output_dir: str | Path,
     *,
     videos: str | Path | None = None,
+    poses: str | Path | None = None,
+    signals: SignalSettings | None = None,
     protocol: str | None = None,
     splits: Sequence[str] = SPLITS,
     num_validation_clips: int | None = None,
@@ -179,13 +54,18 @@ def prepare_benchmark(
     The same files and arguments give the same manifests, byte for byte. Nothing is downloaded.
 
     Args:
-        benchmark (`str`): A key of `SOURCES`, such as `"msrvtt"`, `"msvd_qa"`, `"charades"` or `"class_folders"`.
+        benchmark (`str`): A key of `SOURCES`, such as `"msrvtt"`, `"msvd_qa"`, `"charades"`, `"class_folders"` or
+            `"phoenix2014t"`.
         annotations (`str` or `Path`, *optional*): Folder of the annotation files, see [`read_annotations`]; by default
             `videos`.
         output_dir (`str` or `Path`): Folder of the manifests; created if it does not exist.
         videos (`str` or `Path`, *optional*): Folder of the clips, which may be in sub-folders; in ALPRO's layout
             defaults to the folder `videos` next to the annotations, for clips that are named by their paths to
-            `annotations`.
+            `annotations`. Clips of PHOENIX-2014T may be folders of images, of which videos are made in the folder
+            `videos` of `output_dir`.
+        poses (`str` or `Path`, *optional*): Folder of the clips' poses (`.pose`) or features of their frames (`.npy`).
+            Together with `videos`, a clip needs a file in both.
+        signals ([`SignalSettings`], *optional*): How tables of multimodalhugs name files and times.
         protocol (`str`, *optional*): Name of a protocol; by default the first one of the benchmark.
         splits (`Sequence[str]`, *optional*, defaults to all): Splits to write.
         num_validation_clips (`int`, *optional*): Number of training clips to set aside if there is no validation list;
@@ -204,8 +84,8 @@ def prepare_benchmark(
 
     Raises:
         ValueError: An annotation file is missing or invalid, **or** test clips are also training clips, **or** all
-            clips are missing, or some with `requires_all_clips`, **or** an argument has no effect. Nothing is written
-            in these cases.
+            clips are missing, or some with `requires_all_clips`, **or** an argument has no effect. No manifest is
+            written in these cases.
     """
     chosen = get_protocol(protocol, benchmark=benchmark)
     if protocol not in (None, chosen.name):  # or a mistake in `charades+script` would prepare `charades`
@@ -219,7 +99,14 @@ def prepare_benchmark(
     takes_from_train = "validation" in splits and "validation" not in chosen.sizes
     splits = [split for split in SPLITS if split in splits]
     read_splits = splits if "train" in splits or not takes_from_train else ["train", *splits]
-    found = read_annotations(annotations, benchmark, chosen.name, splits=read_splits, follow_links=follow_links)
+    if signals not in (None, SignalSettings()) and benchmark != "multimodalhugs":
+        raise InputError(f"signal_root, signal_start_end_unit and signal_rate have no effect on {benchmark}.")
+    signals = signals or SignalSettings()
+    if signals.signal_root is None and (folder := poses or videos) is not None:
+        signals = replace(signals, signal_root=os.path.abspath(folder))
+    found = read_annotations(
+        annotations, benchmark, chosen.name, splits=read_splits, follow_links=follow_links, signals=signals
+    )
     absent = [split for split in splits if split not in found.rows and split != "validation"]
     splits = [split for split in splits if split not in absent]
     if not splits:
@@ -247,28 +134,34 @@ def prepare_benchmark(
     if both := sorted(set(clips_of["train"]) & set(clips_of["validation"])):
         deviations.append(f"{len(both)} clips are in both train and validation: {some(both)}")
 
-    if videos is None and found.by_path:
+    if videos is None and poses is None and found.by_path:
         videos = annotations
-    elif videos is None and (txt := alpro_folder(annotations, benchmark)) is not None:
+    elif videos is None and poses is None and (txt := alpro_folder(annotations, benchmark)) is not None:
         videos = txt.parent / "videos"
-    if videos is None or not Path(videos).is_dir():
-        raise InputError(f"{videos or 'videos'}: no such folder. Give the folder of the clips. {SOURCES[benchmark]}")
-    wanted = {clip for clips in clips_of.values() for clip in clips}
-    files, folder_notes = choose_files(Path(videos), wanted, by_path=found.by_path, follow_links=follow_links)
-    notes = [*found.notes, *(f"no {split} clips are listed" for split in absent), *folder_notes]
-    if opens_files:
-        reports = examine_files(
-            [str(Path(videos, file)) for file in files.values()], index_dir=index_dir, num_threads=num_threads
-        )
-        for clip, report in zip(list(files), reports, strict=True):
-            if report.error:
-                notes.append(f"unreadable: {report.error}")
-                del files[clip]
+    folders = {name: Path(folder) for name, folder in (("pose", poses), ("video", videos)) if folder is not None}
+    if not folders or not all(folder.is_dir() for folder in folders.values()):
+        wrong = next((folder for folder in folders.values() if not folder.is_dir()), "videos")
+        raise InputError(f"{wrong}: no such folder. Give the folder of the clips. {SOURCES[benchmark]}")
+    clips = list(dict.fromkeys(clip for own in clips_of.values() for clip in own))
+    files = collect_files(
+        folders,
+        clips,
+        found,
+        Path(output_dir),
+        opens_files=opens_files,
+        follow_links=follow_links,
+        index_dir=index_dir,
+        num_threads=num_threads,
+    )
+    notes = [*found.notes, *(f"no {split} clips are listed" for split in absent), *files.notes]
+    for split in splits:
+        deviations += check_segments(split, rows[split], files.reports)
+        notes += count_long(split, rows[split], files.reports)
     prepared: dict[str, PreparedSplit] = {}
     manifests: dict[str, bytes] = {}
     for split in splits:
-        prepared[split], manifests[split] = _make_manifest(rows[split], files, listed[split])
-        if without := _labels_without_rows(found.labels, rows[split], files):
+        prepared[split], manifests[split] = _make_manifest(rows[split], files.cells, listed[split])
+        if without := _labels_without_rows(found.labels, rows[split], files.cells):
             notes.append(
                 f"{split}.jsonl has no row with {len(without)} of the {len(found.labels)} labels: {some(without)}"
             )
@@ -280,14 +173,14 @@ def prepare_benchmark(
     missing = sorted({clip for split in prepared.values() for clip in split.missing})
     if missing and (requires_all_clips or not any(split.num_rows for split in prepared.values())):
         raise InputError(
-            f"{videos}: {len(missing)} clips have no usable file: {some(missing)}. {''.join(f'{n}. ' for n in notes)}"
-            f"{SOURCES[benchmark]}"
+            f"{' and '.join(map(str, folders.values()))}: {len(missing)} clips have no usable file: {some(missing)}. "
+            f"{''.join(f'{note}. ' for note in notes)}{SOURCES[benchmark]}"
         )
     if missing:
         notes.append(f"where to get the missing files. {SOURCES[benchmark]}")
     preparation = Preparation(
         folder=Path(output_dir),
-        video_root=Path(videos),
+        video_root=files.roots.get("video"),
         protocol=chosen.name,
         splits=prepared,
         sources={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found.sources},
@@ -297,6 +190,8 @@ def prepare_benchmark(
         labels=found.labels,
         follow_links=follow_links,
         index_dir=None if index_dir is None else Path(index_dir),
+        pose_root=files.roots.get("pose"),
+        frame_videos=files.frame_videos,
     )
     _write(preparation, manifests)
     return preparation
@@ -341,19 +236,9 @@ def _size(rows: list[dict[str, Any]]) -> SplitSize:
     def num_texts(row: dict[str, Any]) -> int:
         if "captions" in row:
             return len(row["captions"])
-        return int("caption" in row or "label" not in row and "labels" not in row)
+        return int("caption" in row or "question" in row)
 
     return SplitSize(len({row["clip"] for row in rows}), sum(map(num_texts, rows)))
-
-
-def _texts(protocol: Protocol) -> str:
-    """Return what the texts of a protocol are called."""
-    return {"question_answering": "questions", "video_classification": "scripts"}.get(protocol.task, "captions")
-
-
-def _in_words(size: SplitSize, protocol: Protocol) -> str:
-    has_texts = size.texts > 0 or protocol.task != "video_classification"
-    return f"{size.clips} clips" + (f", {size.texts} {_texts(protocol)}" if has_texts else "")
 
 
 def _labels_without_rows(labels: list[str], rows: list[dict[str, Any]], files: Collection[str]) -> list[str]:
@@ -364,7 +249,7 @@ def _labels_without_rows(labels: list[str], rows: list[dict[str, Any]], files: C
 
 def _unlike_protocol(protocol: Protocol, found: Annotations, listed: dict[str, SplitSize]) -> list[str]:
     """Return the deviations of annotations from the protocol."""
-    texts = _texts(protocol)
+    texts = texts_of(protocol)
     deviations = []
     for split, size in listed.items():
         expected = protocol.sizes.get(split)
@@ -407,16 +292,16 @@ def _unlike_protocol(protocol: Protocol, found: Annotations, listed: dict[str, S
 
 
 def _make_manifest(
-    rows: list[dict[str, Any]], files: dict[str, str], listed: SplitSize
+    rows: list[dict[str, Any]], files: dict[str, dict[str, str]], listed: SplitSize
 ) -> tuple[PreparedSplit, bytes]:
     """Return a split and the contents of its manifest, limited to the rows whose clip has a file."""
     kept = [row for row in rows if row["clip"] in files]
     lines = []
     for row in kept:
-        further = {name: value for name, value in row.items() if name not in ("id", "clip")}
+        further = {name: value for name, value in row.items() if name not in ("id", "clip", "file")}
         if "label" in row or "labels" in row:  # models that also read text need a column, which may be empty
             further.setdefault("caption", None)
-        line = {"id": row["id"], "video": _cell(files[row["clip"]]), **further}
+        line = {"id": row["id"], **files[row["clip"]], **further}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
     missing = dict.fromkeys(row["clip"] for row in rows if row["clip"] not in files)
@@ -430,15 +315,6 @@ def _make_manifest(
         sha256=hashlib.sha256(content).hexdigest(),
     )
     return split, content
-
-
-def _cell(file: str) -> str:
-    """Return the path of a file as manifests have it: `Re:Zero/1.mp4` would be taken for a URL."""
-    try:
-        read_path(file, "video")
-    except InputError:
-        return f"./{file}"
-    return file
 
 
 def _check_output(folder: Path, splits: Sequence[str], sources: Iterable[Path]) -> None:

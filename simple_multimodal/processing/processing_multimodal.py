@@ -38,6 +38,9 @@ def _load_tokenizer(name_or_path: str | os.PathLike[str], **settings: Any) -> Pr
     return AutoTokenizer.from_pretrained(name_or_path, config=PreTrainedConfig(), **settings)
 
 
+BACKBONE_TOKENIZER_FOLDER = "backbone_tokenizer"
+"""Folder of the tokenizer of the model that writes text, inside that of a processor."""
+
 PARTS: dict[Modality, Part] = {
     "text": Part("tokenizer", "text", PreTrainedTokenizerBase, _load_tokenizer),
     "audio": Part("feature_extractor", "audio", AudioFeatureExtractor, AudioFeatureExtractor.from_pretrained),
@@ -62,6 +65,8 @@ class MultimodalProcessor(ProcessorMixin):
         text_padding (`str`, *optional*, defaults to `"longest"`):
             Default padding of texts: to the `"longest"` of the batch, or to `"max_length"`, which text towers need
             that pool the last position.
+        backbone_tokenizer ([`PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the model that writes text, if there is one. It is saved in a folder of its own.
         parts:
             Components for further modalities, by their names in `PARTS`.
 
@@ -87,6 +92,7 @@ class MultimodalProcessor(ProcessorMixin):
         video_processor: VideoClipProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_padding: Literal["longest", "max_length"] = "longest",
+        backbone_tokenizer: PreTrainedTokenizerBase | None = None,
         **parts: Any,
     ):
         # `ProcessorMixin.__init__` requires every component, so they are set here.
@@ -104,6 +110,7 @@ class MultimodalProcessor(ProcessorMixin):
         if tokenizer is not None and tokenizer.pad_token_id is None:
             raise InputError("The tokenizer has no padding token; set `tokenizer.pad_token` first.")
         self.text_padding = text_padding
+        self.backbone_tokenizer = backbone_tokenizer
         self.chat_template = None
 
     def part(self, modality: Modality) -> Any:
@@ -235,6 +242,8 @@ class MultimodalProcessor(ProcessorMixin):
         """Return the content of `processor_config.json`; components that the processor lacks are null."""
         output = super().to_dict()
         output["tokenizer"] = None if self.tokenizer is None else type(self.tokenizer).__name__
+        tokenizer = self.backbone_tokenizer
+        output["backbone_tokenizer"] = None if tokenizer is None else type(tokenizer).__name__
         for modality, part in PARTS.items():  # the mixin only knows the components of its own library
             if part.name not in output:
                 output[part.name] = None if self.part(modality) is None else self.part(modality).to_dict()
@@ -258,6 +267,8 @@ class MultimodalProcessor(ProcessorMixin):
         files: list[str] = []
         if self.tokenizer is not None:
             files += self.tokenizer.save_pretrained(folder)
+        if self.backbone_tokenizer is not None:
+            files += self.backbone_tokenizer.save_pretrained(folder / BACKBONE_TOKENIZER_FOLDER)
         self.to_json_file(folder / "processor_config.json")
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
@@ -278,7 +289,13 @@ class MultimodalProcessor(ProcessorMixin):
         kwargs = {**kwargs, "trust_remote_code": False}  # otherwise transformers offers to run code named in a config
         named = [part for part in PARTS.values() if config.get(part.name) is not None]
         try:
-            return {part.name: part.load(pretrained_model_name_or_path, **kwargs) for part in named}
+            parts = {part.name: part.load(pretrained_model_name_or_path, **kwargs) for part in named}
+            if config.get("backbone_tokenizer") is not None:
+                source = os.path.join(pretrained_model_name_or_path, BACKBONE_TOKENIZER_FOLDER)
+                if not os.path.isdir(source):  # on the hub
+                    source, kwargs["subfolder"] = os.fspath(pretrained_model_name_or_path), BACKBONE_TOKENIZER_FOLDER
+                parts["backbone_tokenizer"] = _load_tokenizer(source, **kwargs)
+            return parts
         except RecursionError as error:
             raise InputError(f"{pretrained_model_name_or_path}: one of its files is nested too deeply.") from error
 

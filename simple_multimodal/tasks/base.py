@@ -52,6 +52,7 @@ class Evaluation:
         files (`dict[str, Callable]`): Functions that write further files of results at a path, by name.
         printed (`dict`): The numbers as the benchmark's reference implementation prints them.
         tables (`dict[str, Sequence[dict]]`): Tables for the report by title: rows with the same columns.
+        signatures (`dict[str, str]`): How metrics were computed, by metric name, where a library defines that.
         details (`Any`): Anything else that the task keeps, e.g. for the examples in the report.
     """
 
@@ -68,6 +69,7 @@ class Evaluation:
     files: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     printed: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
     details: Any = None
 
     def __repr__(self) -> str:
@@ -140,6 +142,8 @@ class Task:
     pipeline_class: ClassVar[type[Pipeline]]
     reads_embeddings: ClassVar[bool] = True
     """Whether the task uses the towers' embeddings and not only their tokens."""
+    reads_text: ClassVar[bool] = True
+    """Whether a model may have a tower for the text of a row, which a task that writes it must not see."""
     compares_with_training: ClassVar[bool] = False
     """Whether a measurement needs the training rows, for a baseline."""
 
@@ -204,6 +208,34 @@ class Task:
             train_set ([`RowDataset`], *optional*): Rows to train on.
         """
         return {}
+
+    def prepare(
+        self,
+        processor: MultimodalProcessor,
+        source: str | os.PathLike[str] | None,
+        train_set: RowDataset | None,
+        *,
+        cache_dir: str | None = None,
+    ) -> None:
+        """
+        Prepare what a model of the task needs before it is made, such as a tokenizer in the processor; by default
+        nothing.
+
+        Args:
+            processor ([`MultimodalProcessor`]): Processor of the model, changed in place.
+            source (`str`, *optional*): Saved model that the run starts from.
+            train_set ([`RowDataset`], *optional*): Rows to train on.
+            cache_dir (`str`, *optional*): Cache folder for files from the hub.
+        """
+
+    def finish(self, model: TowerModel, source: str | os.PathLike[str] | None) -> None:
+        """
+        Load or set what a new head of a model starts from; by default nothing.
+
+        Args:
+            model ([`TowerModel`]): The model, changed in place.
+            source (`str`, *optional*): Saved model that it was loaded from.
+        """
 
     def build_targets(self, model: TowerModel, processor: MultimodalProcessor) -> Targets | None:
         """Return the targets that the collator adds to a batch, such as labels; by default none."""

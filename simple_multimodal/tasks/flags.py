@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.flags import Command
+from simple_multimodal.tasks.generation.options import GenerationOptions
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.tasks.question_answering.options import QuestionAnsweringOptions
 from simple_multimodal.tasks.retrieval.options import RetrievalOptions
@@ -18,6 +19,9 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "retrieval": RetrievalOptions,
     "question_answering": QuestionAnsweringOptions,
     "video_classification": VideoClassificationOptions,
+    "translation": GenerationOptions,
+    "captioning": GenerationOptions,
+    "transcription": GenerationOptions,
 }
 """Options class of each task, by name; [`register_task`] adds further tasks."""
 

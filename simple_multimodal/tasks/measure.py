@@ -180,6 +180,7 @@ def measure_benchmark(
             decoder=pipeline.collator.decoder,
             bad_samples=as_json(measured.bad_samples),
             deviations=deviations,
+            signatures=measured.signatures,
         )
     if pipeline.state.is_local_main_process:
         shutil.rmtree(output_dir / PARTIAL_FOLDER, ignore_errors=True)

@@ -147,11 +147,14 @@ def build(
             f"`frame_pooling_layers` is {settings['frame_pooling_layers']}, but {task.name} does not use the "
             "embedding that these layers compute. Leave it out."
         )
+    if not task.reads_text and "text" in configs:
+        raise InputError(f"A model for {task.name} writes the text of a row, which it must not see. Leave `text` out.")
     towers = assembly.load_towers(configs)
     named = {**dict.fromkeys(assembly.PROCESSOR_NAMES.values()), **processor_names}
     names = assembly.processor_names(towers, named, pretrained)
     parts: dict[str, Any] = {**names, **processor_settings}
     processor = assembly.build_processor(towers, captions=captions, cache_dir=cache_dir, **parts)
+    task.prepare(processor, None, train_dataset, cache_dir=cache_dir)
     config = assembly.build_config(
         towers,
         load_fusion_config(fusion) if isinstance(fusion, str) else fusion,
@@ -167,6 +170,7 @@ def build(
         config, dict(pretrained), same_vocabulary=names["tokenizer_name"] is not None, cache_dir=cache_dir
     )
     assembly.warn_of_tensors(reports)
+    task.finish(model, None)
     return model, processor
 
 
@@ -213,10 +217,12 @@ def load(
         task = saved_task(source, cache_dir=cache_dir)()
     elif isinstance(task, str):
         task = get_task(task)()
+    task.prepare(processor, source, train_dataset, cache_dir=cache_dir)
     own = {"task": task.name, **task.config_settings(source, train_dataset)}
     model = assembly.load_model(
         task.model_classes, source, is_trained=is_trained, sizes=sizes, cache_dir=cache_dir, **settings, **own
     )
+    task.finish(model, source)
     return model, processor
 
 

@@ -3,13 +3,23 @@
 from simple_multimodal.errors import InputError
 from simple_multimodal.tasks.base import Evaluation, Measuring, Rows, Task
 from simple_multimodal.tasks.flags import get_options_class, register_options
+from simple_multimodal.tasks.generation.task import Captioning, Transcription, Translation
 from simple_multimodal.tasks.options import TaskOptions
 from simple_multimodal.tasks.question_answering.task import QuestionAnswering
 from simple_multimodal.tasks.retrieval.task import PreTraining, Retrieval
 from simple_multimodal.tasks.video_classification.task import VideoClassification
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (PreTraining, Retrieval, QuestionAnswering, VideoClassification)
+    task.name: task
+    for task in (
+        PreTraining,
+        Retrieval,
+        QuestionAnswering,
+        VideoClassification,
+        Translation,
+        Captioning,
+        Transcription,
+    )
 }
 
 

@@ -20,6 +20,9 @@ logger = logging.get_logger(__name__)
 
 TOWER_RATE = "Learning rate of the {} tower. Default: --learning_rate."
 
+RATED_TOWERS = (*BUILT_IN_MODALITIES, "backbone")
+"""Towers that may have a learning rate of their own."""
+
 LIMIT: dict[str, Any] = {"at_least": 0, "remedy": "give a number above 0, or 0 for no limit"}
 """Bounds of the limits on time and memory per file."""
 
@@ -85,6 +88,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     text_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("text"))
     audio_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("audio"))
     video_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("video"))
+    backbone_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("backbone"))
     layer_decay: float | None = flag(
         None,
         TRAINING,
@@ -97,7 +101,7 @@ class MultimodalTrainingArguments(TrainingArguments):
         [],
         TRAINING,
         "Towers with gradient checkpointing: their activations are recomputed in the backward pass. Default: none.",
-        choices=(*BUILT_IN_MODALITIES, "fusion"),
+        choices=(*BUILT_IN_MODALITIES, "fusion", "backbone"),
     )
     early_stopping_patience: int | None = flag(
         None,
@@ -255,9 +259,8 @@ class MultimodalTrainingArguments(TrainingArguments):
 
     @property
     def tower_learning_rates(self) -> dict[str, float]:
-        """Learning rates that differ from `learning_rate`, by modality."""
-        rates = {"text": self.text_learning_rate, "audio": self.audio_learning_rate, "video": self.video_learning_rate}
-        return {modality: rate for modality, rate in rates.items() if rate is not None}
+        """Learning rates that differ from `learning_rate`, by tower."""
+        return {tower: rate for tower in RATED_TOWERS if (rate := vars(self)[f"{tower}_learning_rate"]) is not None}
 
 
 def load_on_gpu(args: MultimodalTrainingArguments) -> None:

@@ -105,6 +105,7 @@ def _write_evaluation(trainer: Any, path: Path) -> None:
         precision=trainer.args.precision,
         decoder=trainer.eval_collator.decoder,
         bad_samples=as_json(trainer.last_evaluation.bad_samples),
+        signatures=trainer.last_evaluation.signatures,
         **_numbers(trainer.last_evaluation),
     )
 

@@ -14,6 +14,7 @@ from simple_multimodal.evaluation.protocols import (
     protocol_name,
 )
 from simple_multimodal.prepare.benchmarks import read_annotations
+from simple_multimodal.tasks.generation.evaluate import PRIMARY_METRICS
 
 
 def test_the_table_contains_the_named_protocols():
@@ -30,6 +31,10 @@ def test_the_table_contains_the_named_protocols():
         "charades+script",
         "class_folders",
         "path_lists",
+        "msrvtt-caption",
+        "msvd-caption",
+        "phoenix2014t",
+        "multimodalhugs",
     ]
     assert BENCHMARKS == (
         "msrvtt",
@@ -40,6 +45,10 @@ def test_the_table_contains_the_named_protocols():
         "charades",
         "class_folders",
         "path_lists",
+        "msrvtt_caption",
+        "msvd_caption",
+        "phoenix2014t",
+        "multimodalhugs",
     )
 
 
@@ -53,6 +62,10 @@ def test_the_table_is_consistent(protocol):
     elif protocol.task == "video_classification":
         assert not protocol.answer_types and protocol.rerank_top_k is None
         assert (test is None) == (protocol.num_labels is None)
+    elif protocol.task in ("translation", "captioning"):
+        assert protocol.primary_metric == PRIMARY_METRICS[protocol.task]  # that of its evaluation
+        assert not protocol.answer_types and protocol.rerank_top_k is None
+        assert protocol.has_several_captions == (test is not None and test.texts > test.clips)
     else:
         assert not protocol.answer_types
         assert protocol.has_several_captions == (test.texts > test.clips)
@@ -66,7 +79,9 @@ def test_the_splits_of_msr_vtt_cover_all_clips():
     assert PROTOCOLS["msrvtt-1ka-7k"].sizes["train"].clips == full["train"].clips + full["validation"].clips
     assert sum(size.clips for size in PROTOCOLS["msrvtt-1ka-9k"].sizes.values()) == 10_000
     assert [size.clips for size in PROTOCOLS["msrvtt-qa"].sizes.values()] == [size.clips for size in full.values()]
+    assert PROTOCOLS["msrvtt-caption"].sizes == full
     msvd = PROTOCOLS["msvd"].sizes
+    assert PROTOCOLS["msvd-caption"].sizes == msvd
     assert sum(size.clips for size in msvd.values()) == 1970
     assert msvd["test"].clips * msvd["test"].texts == 18_601_210
 

@@ -110,6 +110,12 @@ def write_charades(folder: Path) -> None:
     write(folder / "Charades_v1_classes.txt", "c000 Running\nc001 Jumping\n")
 
 
+def write_phoenix(folder: Path) -> None:
+    for split in ("train", "dev", "test"):
+        lines = [f"{split}{i}|{split}{i}/1/*.png|-1|-1|Signer01|REGEN|regen {i} {split}\n" for i in range(2)]
+        write(folder / f"PHOENIX-2014-T.{split}.corpus.csv", "".join(lines))
+
+
 PROTOCOLS_OF = {benchmark: get_protocol(benchmark=benchmark).name for benchmark in WRITERS}
 CLIPS = {
     "msrvtt": [f"video{i}" for i in range(8)],
@@ -200,6 +206,18 @@ def test_msvd_counts_every_sentence(tmp_path):
     write_alpro(tmp_path / "txt", "msvd")  # ignored, because the original files exist
     rows = read_annotations(tmp_path, "msvd", "msvd", splits=SPLITS).rows
     assert captions(rows["validation"]) == {"-b_1_9": ["a cat", "a cat", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "like", "full"), [("msrvtt_caption", "msrvtt", "msrvtt-full"), ("msvd_caption", "msvd", "msvd")]
+)
+def test_captions_to_write_are_those_of_the_official_splits_with_all_references(tmp_path, benchmark, like, full):
+    WRITERS[like](tmp_path)
+    protocol = get_protocol(benchmark=benchmark)
+    assert protocol.task == "captioning" and protocol.sizes == PROTOCOLS[full].sizes
+    found = read_annotations(tmp_path, benchmark, protocol.name, splits=SPLITS)
+    assert found.rows == read_annotations(tmp_path, like, full, splits=SPLITS).rows
+    assert all(len(row["captions"]) > 1 for row in found.rows["test"])
 
 
 @pytest.mark.parametrize(("benchmark", "clip"), [("msrvtt_qa", "video3"), ("msvd_qa", "-c_1_9")])
@@ -467,6 +485,13 @@ def test_wrong_counts_are_reported(make, benchmark):
     assert ("questions by type are" in made.to_text()) == benchmark.endswith("_qa")
 
 
+FURTHER_WRITERS = WRITERS | {
+    "charades": write_charades,
+    "msvd_caption": write_msvd,
+    "phoenix2014t": write_phoenix,
+}
+
+
 def documented_commands() -> list[list[str]]:
     texts = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md")]
     lines = [line for text in texts for line in text.splitlines() if line.startswith("simple-multimodal prepare")]
@@ -478,12 +503,16 @@ def test_the_documented_commands_run(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     benchmark, folder = argv[1], Path(argv[argv.index("--annotations") + 1])
     if "--videos" in argv:
-        (WRITERS | {"charades": write_charades})[benchmark](folder)
+        FURTHER_WRITERS[benchmark](folder)
         videos = Path(argv[argv.index("--videos") + 1])
+    elif "--poses" in argv:
+        FURTHER_WRITERS[benchmark](folder)
+        write(Path(argv[argv.index("--poses") + 1]) / "test0.pose", "x")
+        videos = tmp_path / "unused"
     else:
         write_alpro(folder / benchmark / "txt", benchmark)
         videos = folder / benchmark / "videos"
-    for clip in (*CLIPS.get(benchmark, ["A1", "A2", "B1"]), "video2"):
+    for clip in (*CLIPS.get(benchmark.removesuffix("_caption"), ["A1", "A2", "B1"]), "video2"):
         write(videos / f"{clip}.mp4", "x")
     assert cli.main(argv) == 1  # such small files deviate from the protocol
     assert "DEVIATES: test: the annotations list" in capsys.readouterr().out
@@ -500,6 +529,8 @@ def test_the_documented_annotation_files_are_read(tmp_path):
     for benchmark, protocol in [*PROTOCOLS_OF.items(), ("msrvtt", "msrvtt-1ka-7k"), ("msrvtt", "msrvtt-full")]:
         rows = read_annotations(tmp_path / "own", benchmark, protocol, splits=SPLITS).rows
         assert {len(rows["train"]), len(rows["test"])} == {1}
+    phoenix = read_annotations(tmp_path / "own", "phoenix2014t", "phoenix2014t", splits=["test"])
+    assert [(row["caption"], row["gloss"]) for row in phoenix.rows["test"]] == [("morgen regnet es", "MORGEN REGEN")]
     assert read_annotations(tmp_path / "own", "didemo", "didemo-paragraph", splits=["test"]).rows["test"] == [
         {"id": "12@N00_34_ab", "clip": "12@N00_34_ab", "captions": ["a dog runs. the dog sits down."]}
     ]
@@ -747,10 +778,10 @@ def prepare_published(shared_dir, tmp_path):
     """Prepare published annotations with a placeholder file for every clip."""
 
     def prepare_with_stand_ins(benchmark: str, **options):
-        folder = shared_dir / "data/annotations" / benchmark
+        folder = shared_dir / "data/annotations" / benchmark.removesuffix("_caption")
         if not folder.is_dir():
             pytest.skip(f"needs {folder}")
-        protocol = options.get("protocol") or PROTOCOLS_OF[benchmark]
+        protocol = options.get("protocol") or get_protocol(benchmark=benchmark).name
         rows = read_annotations(folder, benchmark, protocol, splits=options.get("splits", SPLITS)).rows
         (tmp_path / "videos").mkdir()
         for clip in {row["clip"] for own in rows.values() for row in own}:
@@ -764,6 +795,13 @@ def test_the_published_msvd_files_match_the_protocol(prepare_published):
     made = prepare_published("msvd")
     assert made.deviations == [] and made.notes == []
     assert (made.splits["test"].num_rows, made.splits["test"].num_texts) == (670, 27_763)
+
+
+def test_the_published_msvd_files_match_the_protocol_of_captions(prepare_published, tmp_path):
+    made = prepare_published("msvd_caption")
+    assert made.deviations == [] and made.notes == [] and "--task captioning" in made.to_text()
+    assert [split.num_rows for split in made.splits.values()] == [1200, 100, 670]
+    assert sum(len(row["captions"]) for row in manifest(tmp_path, "test")) == 27_763
 
 
 def test_the_published_msvd_qa_files_match_the_protocol(prepare_published, tmp_path):

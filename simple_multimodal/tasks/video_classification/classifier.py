@@ -103,8 +103,7 @@ class VideoClassifier(Pipeline):
         requests = as_requests(
             [item if given else {"clip": item} for item, given in zip(items, is_request, strict=True)],  # type: ignore
             clips="clip",
-            text="text",
-            needs_text=False,
+            optional=("text",),
         )
         _check(top_k, threshold)
         if not requests:
