@@ -30,9 +30,13 @@ CLIPS_PER_SHARD = 128  # files of features
 # Prepared benchmarks.
 NUM_VALIDATION_CLIPS = 500  # taken from the training clips if a benchmark has no validation list
 
-# The toy dataset.
+# The toy datasets.
 TOY_TRAIN_CLIPS = 2000
 TOY_VALIDATION_VIDEOS = 16
 TOY_VALIDATION_AUDIO = 16
 TOY_QUESTION_CLIPS = 243
 TOY_PAIRS = 512
+SIGN_VALIDATION_CLIPS = 200
+SIGN_TEST_CLIPS = 200
+SIGN_SIGNERS = 8
+SIGN_FRAMES = 72
