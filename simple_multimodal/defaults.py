@@ -8,6 +8,8 @@ from typing import Literal
 VideoBackendName = Literal["pyav", "torchcodec", "decord"]
 DecodeDevice = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Difficulty = Literal["easy", "hard"]  # of the toy dataset of signs
+Hand = Literal["left", "right"]
 
 DEFAULT_TASK = "pretraining"
 

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Iterator
 from itertools import cycle, islice
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
+from simple_multimodal.defaults import Difficulty
 from simple_multimodal.errors import InputError
-
-Difficulty = Literal["easy", "hard"]
-DIFFICULTIES: tuple[str, ...] = get_args(Difficulty)
 
 DAYS = ("montag", "dienstag", "mittwoch", "donnerstag", "freitag", "samstag", "sonntag")
 PARTS_OF_DAY = {"morgen": "am morgen", "mittag": "am mittag", "abend": "am abend", "nacht": "in der nacht"}

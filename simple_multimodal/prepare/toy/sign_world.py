@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from simple_multimodal.cores import available_cores
 from simple_multimodal.defaults import (
@@ -12,14 +13,14 @@ from simple_multimodal.defaults import (
     SIGN_TEST_CLIPS,
     SIGN_VALIDATION_CLIPS,
     TOY_TRAIN_CLIPS,
+    Difficulty,
+    Hand,
 )
 from simple_multimodal.errors import InputError
 from simple_multimodal.media.pose import write_pose
 from simple_multimodal.prepare.toy.folder import check_at_least, write_rows, write_world
 from simple_multimodal.prepare.toy.media import FRAME_SIZE, toy_generator, write_clip
 from simple_multimodal.prepare.toy.sentences import (
-    DIFFICULTIES,
-    Difficulty,
     draw_sentences,
     make_signs,
     num_sentences,
@@ -27,9 +28,7 @@ from simple_multimodal.prepare.toy.sentences import (
 )
 from simple_multimodal.prepare.toy.signing import (
     COMPONENTS,
-    HAND_POINTS,
     SIGN_RATE,
-    Hand,
     Signer,
     draw_signer,
     estimate,
@@ -126,8 +125,8 @@ def make_sign_world(
     check_at_least(0, seed=seed)
     check_at_least(MIN_FRAMES, num_frames=num_frames)
     for name, value, known in (
-        ("difficulty", difficulty, DIFFICULTIES),
-        ("hidden_hand", hidden_hand, (*HAND_POINTS, None)),
+        ("difficulty", difficulty, get_args(Difficulty)),
+        ("hidden_hand", hidden_hand, (None, *get_args(Hand))),
     ):
         if value not in known:
             raise InputError(f"Unknown `{name}` {value!r}; known are {', '.join(map(str, known))}.")

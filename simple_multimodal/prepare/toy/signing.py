@@ -3,15 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from simple_multimodal.defaults import Hand
 from simple_multimodal.media.pose import PoseComponent
 from simple_multimodal.prepare.toy.media import FRAME_SIZE, toy_generator
 from simple_multimodal.prepare.toy.sentences import Sign
-
-Hand = Literal["left", "right"]
 
 SIGN_RATE = 25  # frames per second, of poses and clips
 
