@@ -16,17 +16,19 @@ from simple_multimodal.prepare.toy.sentences import (
     CATEGORIES,
     GENDERS,
     STRENGTHS,
+    Sign,
     draw_sentences,
     make_signs,
     num_sentences,
     sentence_of,
 )
-from simple_multimodal.prepare.toy.sign_world import NUM_NEW_SIGNERS, SignStyle, draw_sign_clips
+from simple_multimodal.prepare.toy.sign_world import NUM_NEW_SIGNERS, VARIATIONS, SignStyle, draw_sign_clips
 from simple_multimodal.prepare.toy.signing import (
     ARM_POINTS,
     GLOVES,
     HAND_POINTS,
     SIGN_RATE,
+    Signer,
     draw_signer,
     perform,
 )
@@ -250,10 +252,42 @@ def test_a_hidden_hand_is_missing_and_all_else_is_the_same(world, tmp_path, hidd
         assert visible[hidden] == 0 and visible[shown] > 24 * 8
 
 
+@pytest.mark.parametrize(("difficulty", "least", "most"), [("easy", 1.0, 1.0), ("hard", 0.6, 0.95)])
+def test_shapes_of_new_signers_are_mistaken_in_the_hard_setting_alone(difficulty, least, most):
+    variation = VARIATIONS[difficulty]
+    known = [draw_signer(f"signer_{n:02d}", variation=variation, seed=0) for n in range(8)]
+    new = [draw_signer(f"new_signer_{n:02d}", variation=variation, seed=0) for n in range(12)]
+
+    def hands(signers: list[Signer], clip: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return hands relative to their wrists, in widths of the shoulders, and the numbers of their shapes."""
+        points, shapes = [], []
+        for signer in signers:
+            for number, shape in enumerate(("point", "fork", "flat")):
+                sign = Sign("chest", "up", shape, False)
+                shown = perform([sign], signer, f"{clip} {signer.name}", num_frames=40, seed=0).points[20]
+                hand = shown[HAND_POINTS["right"]]
+                points.append((hand - hand[0]) / np.linalg.norm(shown[0] - shown[1]))
+                shapes.append(number)
+        return np.array(points).reshape(len(points), -1), np.array(shapes)
+
+    points, shapes = hands(known, "train")
+
+    def accuracy(signers: list[Signer]) -> float:
+        """Return how often the nearest hand of a known signer has the same shape."""
+        own, wanted = hands(signers, "test")
+        nearest = np.square(own[:, None] - points).sum(axis=-1).argmin(axis=1)
+        return float((shapes[nearest] == wanted).mean())
+
+    assert accuracy(known) == 1.0
+    assert least <= accuracy(new) <= most
+
+
 def test_signers_differ_more_in_the_hard_setting():
     for name in ("signer_00", "signer_01"):
         easy, hard = (draw_signer(name, variation=variation, seed=0) for variation in (1.0, 2.0))
-        assert hard.tilt == pytest.approx(2 * easy.tilt) and hard.reach - 1 == pytest.approx(2 * (easy.reach - 1))
+        assert hard.fingers == pytest.approx([2 * share for share in easy.fingers])
+        assert hard.bend == 2 * easy.bend and hard.tilt == pytest.approx(2 * easy.tilt)
+        assert hard.reach - 1 == pytest.approx(2 * (easy.reach - 1))
         assert (hard.pace, hard.x, hard.size, hard.clothes) == (easy.pace, easy.x, easy.size, easy.clothes)
 
 

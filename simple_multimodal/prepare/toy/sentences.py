@@ -138,7 +138,8 @@ def draw_sentences(
     order = generator.permutation(num_sentences())
     sentences = [_combination(int(number)) for number in order]
     held_out, rest = sentences[:num_held_out], sentences[num_held_out:]
-    covering, others = [], []
+    covering: list[tuple[str, ...]] = []
+    others: list[tuple[str, ...]] = []
     seen: set[str] = set()
     for signs in rest:
         new = {*signs, *sentence_of(signs).split()} - seen

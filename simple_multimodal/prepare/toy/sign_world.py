@@ -29,6 +29,7 @@ from simple_multimodal.prepare.toy.sentences import (
 from simple_multimodal.prepare.toy.signing import (
     COMPONENTS,
     SIGN_RATE,
+    Performance,
     Signer,
     draw_signer,
     estimate,
@@ -40,6 +41,16 @@ SIGNS_VERSION = 1  # raise it whenever the same parameters would write other fil
 NUM_NEW_SIGNERS = 4
 MIN_FRAMES = 20  # four for each of five signs
 VARIATIONS = {"easy": 1.0, "hard": 2.5}  # by how much signers differ, as a factor
+
+
+@dataclass(frozen=True)
+class SignStyle:
+    """What the files of all clips of a world depend on: arguments of [`make_sign_world`]."""
+
+    difficulty: Difficulty
+    num_frames: int
+    hidden_hand: Hand | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -61,15 +72,11 @@ class SignClip:
         """Path of its clip relative to the folder of the world."""
         return f"{self.split}/{self.id}.mp4"
 
-
-@dataclass(frozen=True)
-class SignStyle:
-    """What the files of all clips of a world depend on: arguments of [`make_sign_world`]."""
-
-    difficulty: Difficulty
-    num_frames: int
-    hidden_hand: Hand | None
-    seed: int
+    def perform(self, style: SignStyle) -> Performance:
+        """Return the performance of this clip in a world."""
+        signs = make_signs(style.difficulty)
+        own = [signs[name] for name in self.signs]
+        return perform(own, self.signer, self.id, num_frames=style.num_frames, seed=style.seed)
 
 
 def make_sign_world(
@@ -194,21 +201,24 @@ def draw_sign_clips(
 
 def _write_files(output_dir: Path, task: tuple[SignClip, SignStyle]) -> None:
     clip, style = task
-    signs = make_signs(style.difficulty)
-    own = [signs[name] for name in clip.signs]
-    performance = perform(own, clip.signer, clip.id, num_frames=style.num_frames, seed=style.seed)
-    hidden = {"hidden_hand": style.hidden_hand, "seed": style.seed}
-    data, confidence = estimate(performance, clip.signer, clip.id, **hidden)
-    size = {"width": FRAME_SIZE, "height": FRAME_SIZE}
-    write_pose(output_dir / clip.pose, data, confidence, components=COMPONENTS, rate=SIGN_RATE, **size)
-    frames = render_signing(performance, clip.signer, clip.id, **hidden)
+    performance = clip.perform(style)
+    data, confidence = estimate(performance, clip.signer, clip.id, hidden_hand=style.hidden_hand, seed=style.seed)
+    write_pose(
+        output_dir / clip.pose,
+        data,
+        confidence,
+        components=COMPONENTS,
+        rate=SIGN_RATE,
+        width=FRAME_SIZE,
+        height=FRAME_SIZE,
+    )
+    frames = render_signing(performance, clip.signer, clip.id, hidden_hand=style.hidden_hand, seed=style.seed)
     write_clip(output_dir / clip.video, frames, frames_per_second=SIGN_RATE)
 
 
 def _write_manifests(output_dir: Path, clips: Sequence[SignClip], style: SignStyle) -> None:
     rows: dict[str, list[dict[str, object]]] = {}
     truths = []
-    signs = make_signs(style.difficulty)
     for clip in clips:
         rows.setdefault(clip.split, []).append(
             {
@@ -220,15 +230,13 @@ def _write_manifests(output_dir: Path, clips: Sequence[SignClip], style: SignSty
                 "group": "-".join(clip.signs),
             }
         )
-        own = [signs[name] for name in clip.signs]
-        starts = perform(own, clip.signer, clip.id, num_frames=style.num_frames, seed=style.seed).starts
         truths.append(
             {
                 "id": clip.id,
                 "split": clip.split,
                 "signer": clip.signer.name,
                 "signs": list(clip.signs),
-                "sign_seconds": [round(start / SIGN_RATE, 3) for start in starts],
+                "sign_seconds": [round(start / SIGN_RATE, 3) for start in clip.perform(style).starts],
             }
         )
     for split, own_rows in rows.items():

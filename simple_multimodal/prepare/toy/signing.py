@@ -53,6 +53,7 @@ COMPONENTS = (
 )
 """Skeleton of the poses: the 48 of MediaPipe Holistic's points that arms and hands have."""
 
+SIDES: dict[Hand, int] = {"left": 1, "right": -1}  # x of the hand, seen by the camera
 HAND_POINTS: dict[Hand, slice] = {"left": slice(6, 27), "right": slice(27, 48)}
 ARM_POINTS: dict[Hand, list[int]] = {"left": [2, 4], "right": [3, 5]}  # elbow and wrist
 
@@ -75,6 +76,7 @@ class Signer:
         tilt (`float`): How far movements are turned, in radians.
         hand_size (`float`): Size of the hands, as a factor.
         bend (`float`): How far a stretched finger is bent, and a bent one stretched, as a share.
+        fingers (`tuple[float, ...]`): How much further each of five fingers is stretched in all shapes, as a share.
         spread (`float`): Angles between fingers, as a factor.
         noise (`float`): Standard deviation of the points of a pose, in widths of the shoulders.
         clothes, backdrop (`tuple[float, ...]`): RGB colours.
@@ -90,6 +92,7 @@ class Signer:
     tilt: float
     hand_size: float
     bend: float
+    fingers: tuple[float, ...]
     spread: float
     noise: float
     clothes: tuple[float, ...]
@@ -133,7 +136,8 @@ def draw_signer(name: str, *, variation: float, seed: int) -> Signer:
         height=differ(0.08),
         tilt=differ(0.12),
         hand_size=1 + differ(0.08),
-        bend=0.1 + differ(0.05),
+        bend=0.1 * variation,
+        fingers=tuple(differ(0.12) for _ in FINGER_ANGLES),
         spread=1 + differ(0.1),
         noise=float(generator.uniform(0.01, 0.02)),
         clothes=tuple(generator.uniform(30, 75, 3).tolist()),
@@ -174,8 +178,9 @@ def perform(signs: Sequence[Sign], signer: Signer, name: str, *, num_frames: int
     mirrored = [goal if sign.is_two_handed else rest for goal, sign in zip(shown, signs, strict=True)]
 
     points = np.empty((num_frames, sum(len(component.points) for component in COMPONENTS), 2))
-    points[:, :2] = shoulders = np.array([[0.5, 0.0], [-0.5, 0.0]])  # the left one is on the right of the image
-    for number, (hand, side, goals) in enumerate((("left", 1, mirrored), ("right", -1, shown))):
+    points[:, :2] = shoulders = np.array([[0.5 * side, 0.0] for side in SIDES.values()])
+    for number, (hand, side) in enumerate(SIDES.items()):
+        goals = shown if hand == "right" else mirrored
         wrist, fingers = _followed([rest, *goals, rest], [0.0, *bounds, num_frames], signer)
         own = _hand_points(wrist, fingers, signer) * [side, 1]
         points[:, HAND_POINTS[hand]] = own
@@ -321,7 +326,8 @@ def _turned(offsets: np.ndarray, angle: float) -> np.ndarray:
 
 def _stretched(shape: str, signer: Signer) -> np.ndarray:
     """Return how far each of five fingers is stretched, from 0 to 1."""
-    return np.abs(np.array(SHAPE_FINGERS[shape], dtype=float) - signer.bend)
+    stretched = np.abs(np.array(SHAPE_FINGERS[shape], dtype=float) - signer.bend)
+    return np.clip(stretched + signer.fingers, 0, 1)
 
 
 def _hand_points(wrist: np.ndarray, fingers: np.ndarray, signer: Signer) -> np.ndarray:
