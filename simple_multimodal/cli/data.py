@@ -102,9 +102,7 @@ def toy(
     others = signs if world == "shapes" else shapes
     for option in fields(others):
         if getattr(others, option.name) != option.default:
-            raise InputError(
-                f"--{option.name} does not apply to --world {world}. Leave it out, or choose another --world."
-            )
+            raise InputError(f"--{option.name} does not apply to --world {world}. Leave it out, or change --world.")
     with only_writer(out, "toy"):
         if world == "shapes":
             print(make_toy_world(out, **vars(options), **vars(shapes)))

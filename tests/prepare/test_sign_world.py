@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simple_multimodal.media import Pose, open_video, read_pose
+from simple_multimodal.media import Pose, has_audio, open_video, read_pose
 from simple_multimodal.prepare.toy import make_sign_world
 from simple_multimodal.prepare.toy.sentences import (
     CATEGORIES,
@@ -120,6 +120,7 @@ def test_poses_and_clips_are_read_and_show_the_same_performance(world):
         assert [len(component.points) for component in pose.header.components] == [6, 21, 21]
         assert frames.shape == (24, 64, 64, 3)
         assert glove_distance(frames, pose) < 3.5
+    assert not has_audio(world / rows[0]["video"])
     others = [glove_distance(frames, pose) for frames, pose in zip(clips, poses[1:] + poses[:1], strict=True)]
     assert min(others) > 5
 
