@@ -37,6 +37,7 @@ _PLACES = {
     "evaluate": "tasks.measure",
     "from_towers": "tasks.models",
     "load": "tasks.models",
+    "make_sign_world": "prepare.toy",
     "make_toy_world": "prepare.toy",
     "open_video": "media",
     "read_audio": "media",

@@ -8,6 +8,8 @@ from typing import Literal
 VideoBackendName = Literal["pyav", "torchcodec", "decord"]
 DecodeDevice = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Difficulty = Literal["easy", "hard"]  # of the toy dataset of signs
+Hand = Literal["left", "right"]
 
 DEFAULT_TASK = "pretraining"
 
@@ -30,9 +32,13 @@ CLIPS_PER_SHARD = 128  # files of features
 # Prepared benchmarks.
 NUM_VALIDATION_CLIPS = 500  # taken from the training clips if a benchmark has no validation list
 
-# The toy dataset.
+# The toy datasets.
 TOY_TRAIN_CLIPS = 2000
 TOY_VALIDATION_VIDEOS = 16
 TOY_VALIDATION_AUDIO = 16
 TOY_QUESTION_CLIPS = 243
 TOY_PAIRS = 512
+SIGN_VALIDATION_CLIPS = 200
+SIGN_TEST_CLIPS = 200
+SIGN_SIGNERS = 8
+SIGN_FRAMES = 72

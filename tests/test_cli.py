@@ -147,6 +147,24 @@ def test_toy_writes_the_dataset_and_does_not_change_a_complete_one(tmp_path, cap
     assert clip.stat().st_mtime_ns == written
 
 
+def test_toy_writes_the_dataset_of_signs(tmp_path, capsys):
+    sizes = "--num_train_clips 30 --num_validation_clips 1 --num_test_clips 1 --num_frames 20 --num_signers 1"
+    argv = ["toy", str(tmp_path / "toy"), "--world", "signs", *sizes.split(), "--num_processes", "1"]
+    assert main([*argv, "--difficulty", "hard", "--hidden_hand", "left", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'toy'}\n"
+    described = json.loads((tmp_path / "toy/toy.json").read_text())
+    assert described["world"] == "signs" and described["parameters"] == {
+        "difficulty": "hard",
+        "num_train_clips": 30,
+        "num_validation_clips": 1,
+        "num_test_clips": 1,
+        "num_signers": 1,
+        "num_frames": 20,
+        "hidden_hand": "left",
+        "seed": 3,
+    }
+
+
 def test_clips_writes_one_manifest_per_split(tmp_path, capsys):
     clips = [
         {"id": f"clip{i}", "file": f"videos/{i}.mp4", "split": split, "captions": ["a", "b"]}
@@ -168,6 +186,12 @@ def test_clips_writes_one_manifest_per_split(tmp_path, capsys):
         (["clips", "missing.jsonl", "out"], "missing.jsonl"),
         (["toy", "README.md/toy"], "Not a directory: 'README.md/toy'"),
         (["toy", "absent/toy", "--num_pairs", "0"], "num_pairs must be at least 1"),
+        (["toy", "absent/toy", "--world", "signs", "--num_frames", "19"], "num_frames must be at least 20, got 19"),
+        (
+            ["toy", "absent/toy", "--world", "signs", "--num_pairs", "9"],
+            "--num_pairs does not apply to --world signs. Leave it out, or change --world.",
+        ),
+        (["toy", "absent/toy", "--difficulty", "hard"], "--difficulty does not apply to --world shapes"),
     ],
 )
 def test_errors_are_one_line(capsys, tmp_path, monkeypatch, argv, message):
@@ -329,7 +353,10 @@ def test_python_m_runs_the_console_script(tmp_path):
 @pytest.mark.parametrize(
     ("verb", "function"),
     [
+        ("simple_multimodal.cli.data:WorldOptions", "simple_multimodal.prepare.toy:make_toy_world"),
+        ("simple_multimodal.cli.data:WorldOptions", "simple_multimodal.prepare.toy:make_sign_world"),
         ("simple_multimodal.cli.data:ToyOptions", "simple_multimodal.prepare.toy:make_toy_world"),
+        ("simple_multimodal.cli.data:SignOptions", "simple_multimodal.prepare.toy:make_sign_world"),
         ("simple_multimodal.cli.data:index", "simple_multimodal.prepare.check:check_manifests"),
         ("simple_multimodal.cli.data:prepare", "simple_multimodal.prepare.manifests:prepare_benchmark"),
         ("simple_multimodal.cli.models:search", "simple_multimodal.tasks.retrieval.retriever:Retriever.search"),

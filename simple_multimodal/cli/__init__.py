@@ -13,7 +13,7 @@ from simple_multimodal.errors import InputError, with_flags
 
 VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("simple_multimodal.cli.runs:doctor", "report what is installed and what is missing"),
-    "toy": ("simple_multimodal.cli.data:toy", "write the toy dataset"),
+    "toy": ("simple_multimodal.cli.data:toy", "write a toy dataset"),
     "clips": ("simple_multimodal.cli.data:clips", "turn a clips.jsonl into manifests"),
     "index": ("simple_multimodal.cli.data:index", "index the media of manifests and report problems"),
     "prepare": ("simple_multimodal.cli.data:prepare", "turn a benchmark's annotations into manifests"),

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from simple_multimodal.cli.options import (
@@ -22,11 +22,17 @@ from simple_multimodal.cli.options import (
 from simple_multimodal.cli.signature import flag_names
 from simple_multimodal.defaults import (
     NUM_VALIDATION_CLIPS,
+    SIGN_FRAMES,
+    SIGN_SIGNERS,
+    SIGN_TEST_CLIPS,
+    SIGN_VALIDATION_CLIPS,
     TOY_PAIRS,
     TOY_QUESTION_CLIPS,
     TOY_TRAIN_CLIPS,
     TOY_VALIDATION_AUDIO,
     TOY_VALIDATION_VIDEOS,
+    Difficulty,
+    Hand,
 )
 from simple_multimodal.errors import InputError, with_flags
 from simple_multimodal.evaluation.protocols import PROTOCOLS, SPLITS, known_benchmarks
@@ -35,28 +41,73 @@ from simple_multimodal.prepare.settings import PackSettings, SignalSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToyOptions:
-    """Size of the toy dataset."""
+class WorldOptions:
+    """What all toy datasets have."""
 
     num_train_clips: Annotated[int, "number of training clips, in addition to the held-out ones"] = TOY_TRAIN_CLIPS
-    num_validation_videos: Annotated[int, "number of different videos in the held-out clips"] = TOY_VALIDATION_VIDEOS
-    num_validation_audio: Annotated[int, "number of different audio tracks in the held-out clips"] = (
-        TOY_VALIDATION_AUDIO
-    )
-    num_question_clips: Annotated[int, "number of held-out clips with questions, a multiple of 9"] = TOY_QUESTION_CLIPS
-    num_pairs: Annotated[int, "number of pairs that differ only in audio, and of pairs that differ only in video"] = (
-        TOY_PAIRS
-    )
     seed: Annotated[int, "random seed"] = 0
     num_processes: Annotated[int | None, "number of writing processes; default: one per core"] = None
 
 
-def toy(out: Annotated[str, "output folder; a complete one is not changed"], *, options: ToyOptions) -> int:
-    """Write the toy dataset."""
-    from simple_multimodal.prepare.toy import make_toy_world
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions:
+    """Size of the toy dataset of shapes."""
 
+    num_validation_videos: Annotated[int, "shapes: number of different videos in the held-out clips"] = (
+        TOY_VALIDATION_VIDEOS
+    )
+    num_validation_audio: Annotated[int, "shapes: number of different audio tracks in the held-out clips"] = (
+        TOY_VALIDATION_AUDIO
+    )
+    num_question_clips: Annotated[int, "shapes: number of held-out clips with questions, a multiple of 9"] = (
+        TOY_QUESTION_CLIPS
+    )
+    num_pairs: Annotated[
+        int, "shapes: number of pairs that differ only in audio, and of pairs that differ only in video"
+    ] = TOY_PAIRS
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignOptions:
+    """Size and difficulty of the toy dataset of signs."""
+
+    difficulty: Annotated[
+        Difficulty,
+        "signs: `easy`, or `hard`: signs that differ by the shape of a hand or by the second hand alone, and signers "
+        "who differ more",
+    ] = "easy"
+    num_validation_clips: Annotated[int, "signs: number of clips for validation"] = SIGN_VALIDATION_CLIPS
+    num_test_clips: Annotated[int, "signs: number of test clips, by signers of training and again by others"] = (
+        SIGN_TEST_CLIPS
+    )
+    num_signers: Annotated[int, "signs: number of signers in training"] = SIGN_SIGNERS
+    num_frames: Annotated[int, "signs: number of frames of every clip, 25 per second"] = SIGN_FRAMES
+    hidden_hand: Annotated[Hand | None, "signs: hand that is missing in all poses and clips"] = None
+
+
+def toy(
+    out: Annotated[str, "output folder; a complete one is not changed"],
+    *,
+    world: Annotated[
+        Literal["shapes", "signs"],
+        "`shapes`: clips of moving shapes and melodies; `signs`: poses and clips of signed sentences",
+    ] = "shapes",
+    options: WorldOptions,
+    shapes: ToyOptions,
+    signs: SignOptions,
+) -> int:
+    """Write a toy dataset."""
+    from simple_multimodal.prepare.toy import make_sign_world, make_toy_world
+
+    others = signs if world == "shapes" else shapes
+    for option in fields(others):
+        if getattr(others, option.name) != option.default:
+            raise InputError(f"--{option.name} does not apply to --world {world}. Leave it out, or change --world.")
     with only_writer(out, "toy"):
-        print(make_toy_world(out, **vars(options)))
+        if world == "shapes":
+            print(make_toy_world(out, **vars(options), **vars(shapes)))
+        else:
+            print(make_sign_world(out, **vars(options), **vars(signs)))
     return 0
 
 

@@ -6,7 +6,7 @@ from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.frame_features import FrameFeatures, read_frame_features
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.index_cache import index_video, with_index
-from simple_multimodal.media.pose import Pose, read_pose
+from simple_multimodal.media.pose import Pose, read_pose, write_pose
 from simple_multimodal.media.sampling import SAMPLING_STRATEGIES, SamplingStrategy, sample_positions
 from simple_multimodal.media.video import VIDEO_BACKENDS, Video, get_video_backend, open_video
 
@@ -29,4 +29,5 @@ __all__ = [
     "read_pose",
     "sample_positions",
     "with_index",
+    "write_pose",
 ]

@@ -1,18 +1,21 @@
-"""Read pose files (`.pose`, versions 0.1 and 0.2): the points of people in each frame of a video."""
+"""Read and write pose files (`.pose`, versions 0.1 and 0.2): the points of people in each frame of a video."""
 
 import functools
 import logging
 import math
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from simple_multimodal.errors import InputError
 from simple_multimodal.media.container import check_media_file
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.sampling import check_segment
+from simple_multimodal.output_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ _VERSION_AND_SIZE = struct.Struct("<fHHHH")  # version; width, height, depth; nu
 _COUNTS = struct.Struct("<HHH")  # points, limbs, colours of a component
 _LENGTH = struct.Struct("<H")  # of a string, in bytes
 _BODY = {0.1: struct.Struct("<HHH"), 0.2: struct.Struct("<fIH")}  # rate, frames, people
+_COLOUR = struct.pack("<HHH", 255, 255, 255)  # of all points; programs that draw a component need one
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,59 @@ def read_pose(
     if header.num_trailing_bytes:
         warn_of_trailing_bytes(header.path, header.num_trailing_bytes)
     return Pose(header, data, confidence, first / header.rate - (start_seconds or 0.0))
+
+
+def write_pose(
+    path: str | os.PathLike[str],
+    data: np.ndarray,
+    confidence: np.ndarray,
+    *,
+    components: Sequence[PoseComponent],
+    rate: float,
+    width: int,
+    height: int,
+    depth: int = 0,
+) -> None:
+    """
+    Write a pose file of version 0.2; the same arguments give the same bytes.
+
+    Args:
+        path (`str` or `os.PathLike`): File to write, atomically.
+        data (`np.ndarray` of shape `(num_frames, num_people, num_points, num_dims)`): Coordinates, x and y in pixels.
+        confidence (`np.ndarray` of shape `(num_frames, num_people, num_points)`): Confidences; 0 for a missing point.
+        components (`Sequence[PoseComponent]`): Parts of the skeleton, in the order of their points.
+        rate (`float`): Frames per second.
+        width, height, depth (`int`): Size of the video in pixels; 0 if unknown.
+
+    Raises:
+        ValueError: The shapes do not fit the components, or there are no frames, people or points, **or** the rate is
+            out of range.
+    """
+    num_points = sum(len(component.points) for component in components)
+    num_dims = max((NUM_DIMS[component.format] for component in components), default=0)
+    expected = (*confidence.shape[:2], num_points, num_dims)
+    if data.shape != expected or confidence.shape != expected[:3] or 0 in expected:
+        raise InputError(
+            "`data` and `confidence` must have the shapes (frames, people, points, dims) and (frames, people, "
+            f"points), with {num_points} points and {num_dims} dims as in `components`, got {data.shape} and "
+            f"{confidence.shape}."
+        )
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise InputError(f"`rate` must be {MIN_RATE:g} to {MAX_RATE:g} frames per second, got {rate!r}.")
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
+        file.write(_VERSION_AND_SIZE.pack(0.2, width, height, depth, len(components)))
+        for component in components:
+            file.write(_text_bytes(component.name) + _text_bytes(component.format))
+            file.write(_COUNTS.pack(len(component.points), len(component.limbs), 1))
+            file.write(b"".join(map(_text_bytes, component.points)))
+            file.write(component.limbs.astype("<u2").tobytes() + _COLOUR)
+        file.write(_BODY[0.2].pack(rate, len(data), data.shape[1]))
+        file.write(data.astype("<f4").tobytes() + confidence.astype("<f4").tobytes())
+
+
+def _text_bytes(text: str) -> bytes:
+    encoded = text.encode()
+    return _LENGTH.pack(len(encoded)) + encoded
 
 
 def segment_frames(

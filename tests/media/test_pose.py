@@ -13,7 +13,8 @@ import pytest
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.media import MediaError, read_pose
-from simple_multimodal.media.pose import read_pose_header, segment_frames
+from simple_multimodal.media import write_pose as write_own_pose
+from simple_multimodal.media.pose import PoseComponent, read_pose_header, segment_frames
 from tests.media.pose_files import HAND, SMALL, header_bytes, points_of, text, write_pose
 
 BROKEN = {  # what the message says of each file in ../shared
@@ -351,3 +352,45 @@ def test_the_reference_reads_the_same(poses_dir):
         for ours, theirs in zip(pose.header.components, expected.header.components, strict=True):
             assert (ours.name, ours.format, list(ours.points)) == (theirs.name, theirs.format, theirs.points)
             assert ours.limbs.tolist() == [list(limb) for limb in theirs.limbs]
+
+
+@pytest.mark.parametrize("num_people", [1, 3])
+@pytest.mark.parametrize(("point_format", "num_dims"), [("XYC", 2), ("XYZC", 3)])
+def test_written_bytes_are_those_of_the_format(tmp_path, num_people, point_format, num_dims):
+    data, confidence = points_of(4, num_people, num_dims=num_dims)
+    components = [
+        PoseComponent(name, point_format, points, np.array([[0, len(points) - 1]])) for name, points in SMALL.items()
+    ]
+    size = {"width": 640, "height": 360, "depth": 9}
+    for kind in (np.float32, np.float64):
+        write_own_pose(
+            tmp_path / "a.pose", data.astype(kind), confidence.astype(kind), components=components, rate=29.97, **size
+        )
+        expected = write_pose(tmp_path / "b.pose", data, confidence, rate=29.97, size=(640, 360, 9)).read_bytes()
+        red, white = (struct.pack("<HHH", 255, *others) for others in ((0, 0), (255, 255)))
+        assert expected.count(red) == len(SMALL)
+        assert (tmp_path / "a.pose").read_bytes() == expected.replace(red, white)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.pose", "b.pose"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "confidence_shape", "changes", "message"),
+    [
+        ((4, 1, 9, 3), (4, 1, 9), {}, "with 10 points and 3 dims as in `components`, got (4, 1, 9, 3) and (4, 1, 9)"),
+        ((4, 1, 10, 2), (4, 1, 10), {}, "got (4, 1, 10, 2)"),
+        ((4, 1, 10, 3), (4, 1, 9), {}, "and (4, 1, 9)"),
+        ((4, 1, 10, 3), (3, 1, 10), {}, "and (3, 1, 10)"),
+        ((4, 1, 10, 3), (4, 10), {}, "and (4, 10)"),
+        ((0, 1, 10, 3), (0, 1, 10), {}, "got (0, 1, 10, 3)"),
+        ((4, 0, 10, 3), (4, 0, 10), {}, "got (4, 0, 10, 3)"),
+        ((4, 1, 0, 0), (4, 1, 0), {"components": ()}, "with 0 points"),
+        ((4, 1, 10, 3), (4, 1, 10), {"rate": 0.0}, "`rate` must be 0.1 to 1000 frames per second, got 0.0"),
+    ],
+)
+def test_poses_that_could_not_be_read_are_not_written(tmp_path, shape, confidence_shape, changes, message):
+    components = [PoseComponent(name, "XYZC", points, np.zeros((0, 2))) for name, points in SMALL.items()]
+    arguments = {"components": components, "rate": 25.0, "width": 64, "height": 64} | changes
+    with pytest.raises(InputError) as raised:
+        write_own_pose(tmp_path / "a.pose", np.zeros(shape), np.zeros(confidence_shape), **arguments)
+    assert message in str(raised.value)
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,9 @@
 """The manifests of the toy world: captions, questions, pairs of clips, and the ground truth of each clip."""
 
-import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from simple_multimodal.prepare.toy.clips import ToyClip
+from simple_multimodal.prepare.toy.folder import write_rows
 from simple_multimodal.prepare.toy.media import FRAMES_PER_SECOND, toy_generator
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -63,12 +62,12 @@ def write_manifests(output_dir: Path, clips: dict[str, list[ToyClip]], num_pairs
         seed (`int`): Seed of the world.
     """
     train, validation, questions = clips["train"], clips["validation"], clips["questions"]
-    _write_rows(output_dir / "train.jsonl", [_row(clip, _captions(clip, 3, seed)) for clip in train])
+    write_rows(output_dir / "train.jsonl", [_row(clip, _captions(clip, 3, seed)) for clip in train])
     captions = {clip.id: _captions(clip, 1, seed) for clip in validation}
-    _write_rows(output_dir / "validation.jsonl", [_row(clip, captions[clip.id]) for clip in validation])
+    write_rows(output_dir / "validation.jsonl", [_row(clip, captions[clip.id]) for clip in validation])
     for modality in ("audio", "video"):
         pairs = _pairs(validation, modality, num_pairs, seed)
-        _write_rows(
+        write_rows(
             output_dir / f"{modality}_pairs.jsonl",
             [
                 {
@@ -82,21 +81,16 @@ def write_manifests(output_dir: Path, clips: dict[str, list[ToyClip]], num_pairs
             ],
         )
         both_ways = [clips for a, b in pairs for clips in ((a, b), (b, a))]
-        _write_rows(
+        write_rows(
             output_dir / f"validation_{modality}_swapped.jsonl",
             # The caption of b describes a with the audio (video) of b, since the rest is the same in both.
             [_swapped(a, b, modality) | {"caption": captions[b.id][0]} for a, b in both_ways],
         )
     for split, own in (("train", train), ("validation", validation)):
-        _write_rows(output_dir / f"{split}_actions.jsonl", [_label_row(clip) for clip in own])
-    _write_rows(output_dir / "train_questions.jsonl", _question_rows(train, seed))
-    _write_rows(output_dir / "validation_questions.jsonl", _question_rows(questions, seed))
-    _write_rows(output_dir / "clips.jsonl", [_truth(clip) for clip in train + validation + questions])
-
-
-def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    lines = [json.dumps(row) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+        write_rows(output_dir / f"{split}_actions.jsonl", [_label_row(clip) for clip in own])
+    write_rows(output_dir / "train_questions.jsonl", _question_rows(train, seed))
+    write_rows(output_dir / "validation_questions.jsonl", _question_rows(questions, seed))
+    write_rows(output_dir / "clips.jsonl", [_truth(clip) for clip in train + validation + questions])
 
 
 def _captions(clip: ToyClip, count: int, seed: int) -> list[str]:

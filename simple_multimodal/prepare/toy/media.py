@@ -174,14 +174,22 @@ def render_audio(audio: ToyAudio, *, num_samples: int, seed: int) -> np.ndarray:
     return np.clip(waveform, -1, 1).astype(np.float32)
 
 
-def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.ndarray) -> None:
+def write_clip(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    waveform: np.ndarray | None = None,
+    *,
+    frames_per_second: int = FRAMES_PER_SECOND,
+) -> None:
     """
     Write frames and waveform to an H.264/AAC `.mp4` file; the same arrays give the same bytes.
 
     Args:
         path (`str` or `os.PathLike`): File to write, atomically.
-        frames (`np.ndarray` of dtype uint8 and shape `(num_frames, height, width, 3)`): RGB frames, 10 per second.
-        waveform (`np.ndarray` of dtype float32 and shape `(num_samples,)`): Mono waveform at 16 kHz.
+        frames (`np.ndarray` of dtype uint8 and shape `(num_frames, height, width, 3)`): RGB frames.
+        waveform (`np.ndarray` of dtype float32 and shape `(num_samples,)`, *optional*): Mono waveform at 16 kHz; the
+            file has no audio track without it.
+        frames_per_second (`int`, *optional*, defaults to 10): Frame rate.
     """
     # "bitexact" omits library versions and dates.
     with (
@@ -189,22 +197,24 @@ def write_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.nd
         av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
     ):
         options = {"preset": "veryfast", "crf": "20", "g": "12", "bf": "0", "threads": "1"}
-        video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
+        video = container.add_stream("libx264", rate=frames_per_second, options=options)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
         video.codec_context.thread_count = 1
-        audio = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
-        audio.bit_rate = 48000
-        audio.codec_context.thread_count = 1
+        if waveform is not None:
+            audio = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
+            audio.bit_rate = 48000
+            audio.codec_context.thread_count = 1
         for pixels in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(video.encode(None))
-        samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
-        samples.sample_rate = SAMPLING_RATE
-        # Without time stamps players would play AAC's 64 ms of priming.
-        samples.pts, samples.time_base = 0, Fraction(1, SAMPLING_RATE)
-        container.mux(audio.encode(samples))
-        container.mux(audio.encode(None))
+        if waveform is not None:
+            samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
+            samples.sample_rate = SAMPLING_RATE
+            # Without time stamps players would play AAC's 64 ms of priming.
+            samples.pts, samples.time_base = 0, Fraction(1, SAMPLING_RATE)
+            container.mux(audio.encode(samples))
+            container.mux(audio.encode(None))
 
 
 def toy_generator(seed: int, purpose: str) -> np.random.Generator:

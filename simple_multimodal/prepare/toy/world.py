@@ -1,12 +1,7 @@
-"""Write the toy world, or complete one that was interrupted."""
+"""The toy world of moving shapes and melodies, from its arguments to its folder."""
 
-import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-
-from tqdm import tqdm
 
 from simple_multimodal.cores import available_cores
 from simple_multimodal.defaults import (
@@ -17,21 +12,18 @@ from simple_multimodal.defaults import (
     TOY_VALIDATION_VIDEOS,
 )
 from simple_multimodal.errors import InputError
-from simple_multimodal.output_folder import LOCK_FILE
 from simple_multimodal.prepare.toy.clips import ToyClip, draw_clips, num_combinations
+from simple_multimodal.prepare.toy.folder import check_at_least, write_world
 from simple_multimodal.prepare.toy.manifests import write_manifests
 from simple_multimodal.prepare.toy.media import (
     AUDIO_ATTRIBUTES,
     FRAMES_PER_SECOND,
     SAMPLING_RATE,
     VIDEO_ATTRIBUTES,
-    ToyAudio,
-    ToyVideo,
     render_audio,
     render_video,
     write_clip,
 )
-from simple_multimodal.progress import can_show_bars
 
 TOY_VERSION = 4  # raise it whenever the same parameters would write other files
 SECONDS_PER_SEGMENT = 0.6  # mean duration of a background
@@ -84,8 +76,8 @@ def make_toy_world(
     seconds = SECONDS_PER_SEGMENT * num_segments if seconds is None else seconds
     num_processes = available_cores() if num_processes is None else num_processes
     num_frames = round(seconds * FRAMES_PER_SECOND)
-    _check_at_least(1, num_train_clips=num_train_clips, num_pairs=num_pairs, num_processes=num_processes)
-    _check_at_least(0, seed=seed)
+    check_at_least(1, num_train_clips=num_train_clips, num_pairs=num_pairs, num_processes=num_processes)
+    check_at_least(0, seed=seed)
     _check_range("num_validation_videos", num_validation_videos, 2, num_combinations(VIDEO_ATTRIBUTES))
     _check_range("num_validation_audio", num_validation_audio, 2, num_combinations(AUDIO_ATTRIBUTES))
     if num_question_clips < 9 or num_question_clips % 9:
@@ -107,10 +99,6 @@ def make_toy_world(
         "seconds": num_frames / FRAMES_PER_SECOND,
         "seed": seed,
     }
-    description = json.dumps({"version": TOY_VERSION, "parameters": parameters}, indent=2) + "\n"
-    finished, unfinished = output_dir / "toy.json", output_dir / "toy.unfinished.json"
-    is_finished = _check_folder(output_dir, description, finished, unfinished)
-
     clips = draw_clips(
         num_train_clips=num_train_clips,
         num_validation_videos=num_validation_videos,
@@ -120,67 +108,23 @@ def make_toy_world(
         num_frames=num_frames,
         seed=seed,
     )
-    missing = [clip for split in clips.values() for clip in split if not (output_dir / clip.path).is_file()]
-    if is_finished and not missing:
-        return output_dir
-
-    if not is_finished:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(description, encoding="utf-8")
-    for split in clips:
-        (output_dir / split).mkdir(exist_ok=True)
-        for left_over in (output_dir / split).glob("*.tmp"):  # from a run that was killed
-            left_over.unlink()
-    _write_clips(output_dir, missing, num_frames, seed, num_processes)
-    if not is_finished:
-        write_manifests(output_dir, clips, num_pairs, seed)
-        os.replace(unfinished, finished)
-    return output_dir
+    return write_world(
+        output_dir,
+        {(clip.path,): (clip, num_frames, seed) for split in clips.values() for clip in split},
+        description={"version": TOY_VERSION, "parameters": parameters},
+        write_clip=_render_and_write,
+        write_manifests=lambda: write_manifests(output_dir, clips, num_pairs, seed),
+        num_processes=num_processes,
+    )
 
 
-def _write_clips(output_dir: Path, clips: list[ToyClip], num_frames: int, seed: int, num_processes: int) -> None:
-    tasks = [(output_dir / clip.path, clip.video, clip.audio, num_frames, seed) for clip in clips]
-    num_processes = min(num_processes, len(tasks))
-    with tqdm(total=len(tasks), desc="toy clips", unit="clip", disable=not can_show_bars()) as progress:
-        if num_processes <= 1:
-            for task in tasks:
-                progress.update(_render_and_write(task))
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-            for written in pool.map(_render_and_write, tasks, chunksize=8):
-                progress.update(written)
-
-
-def _render_and_write(task: tuple[Path, ToyVideo, ToyAudio, int, int]) -> int:
-    path, video, audio, num_frames, seed = task
+def _render_and_write(output_dir: Path, task: tuple[ToyClip, int, int]) -> None:
+    clip, num_frames, seed = task
     num_samples = num_frames * SAMPLING_RATE // FRAMES_PER_SECOND
-    frames = render_video(video, num_frames=num_frames, seed=seed)
-    write_clip(path, frames, render_audio(audio, num_samples=num_samples, seed=seed))
-    return 1
-
-
-def _check_at_least(smallest: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < smallest:
-            raise InputError(f"{name} must be at least {smallest}, got {value}.")
+    frames = render_video(clip.video, num_frames=num_frames, seed=seed)
+    write_clip(output_dir / clip.path, frames, render_audio(clip.audio, num_samples=num_samples, seed=seed))
 
 
 def _check_range(name: str, value: int, smallest: int, largest: int) -> None:
     if not smallest <= value <= largest:
         raise InputError(f"{name} must be from {smallest} to {largest}, got {value}.")
-
-
-def _check_folder(output_dir: Path, description: str, finished: Path, unfinished: Path) -> bool:
-    """Return whether the folder already holds this world; raise an error if it holds anything else."""
-    for marker in (finished, unfinished):
-        if marker.is_file():
-            if marker.read_text(encoding="utf-8") != description:
-                raise InputError(
-                    f"{output_dir} holds a toy world made with other arguments or by another version "
-                    f"(see {marker.name}). Use the same arguments or another folder, or delete it."
-                )
-            return marker == finished
-    if output_dir.exists() and (not output_dir.is_dir() or any(p.name != LOCK_FILE for p in output_dir.iterdir())):
-        raise InputError(f"{output_dir} exists and is not a toy world. Choose a new or empty folder.")
-    return False
