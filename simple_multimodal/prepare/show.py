@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers.audio_utils import hertz_to_mel
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.rows import Row, row_captions
+from simple_multimodal.data.rows import Row, clip_file, row_captions
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.charts import ticks
 from simple_multimodal.media.index_cache import FrameIndex, index_video
@@ -110,7 +110,7 @@ def _with_video(
 
 def _titles(row: Row, processor: MultimodalProcessor, index: FrameIndex | None, *, is_training: bool) -> Image.Image:
     """Draw the file with its frame rate and resolution, the model's settings, and the captions."""
-    path = row["video"] or row["audio"]
+    path = clip_file(row)
     facts = [f"row {row['index']}, id {row['id']}" if path is None else Path(path).name]
     if index is not None:
         facts.append(f"{index.width}x{index.height}, {index.num_frames / index.duration_seconds:.4g} frames/s")
