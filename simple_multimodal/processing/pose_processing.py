@@ -1,6 +1,7 @@
 """Turn the points of a pose, or features of its frames, into the numbers per frame that the pose encoder reads."""
 
 import inspect
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -157,6 +158,10 @@ class PoseProcessor:
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments from which an equal processor can be built."""
         return dict(vars(self))
+
+    def to_json_string(self) -> str:
+        """Return [`PoseProcessor.to_dict`] as JSON, like the other parts of a processor."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **kwargs: Any) -> "PoseProcessor":
