@@ -478,9 +478,9 @@ def without_files(row: Row) -> Row:
     return cast(Row, {**row, **dict.fromkeys(FILE_COLUMNS), "captions": captions})
 
 
-def clip_file(row: Row) -> str | None:
-    """Return the file that stands for a row's clip in results: its video, audio or pose; `None` without any."""
-    return next((row[name] for name in CLIP_FILES if row[name] is not None), None)  # type: ignore[literal-required]
+def clip_file(row: Mapping[str, Any], columns: Sequence[str] = CLIP_FILES) -> str | None:
+    """Return the file that stands for a row's clip in results: the first that it has; `None` without any."""
+    return next((row[name] for name in columns if row[name] is not None), None)
 
 
 def row_captions(row: Row) -> list[str]:

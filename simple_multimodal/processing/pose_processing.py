@@ -201,7 +201,8 @@ class PoseProcessor:
         if found != self.num_features:
             raise MediaError(
                 f"{header.path!r}: has {found} numbers per frame, but {self.num_features} are expected; set "
-                f"`num_features` (pose_features) to {found}, or give poses of the same estimator, `points` and `depth`"
+                f"`num_features` (`pose_features`) to {found}, or give poses of the same estimator, `points` and "
+                "`depth`"
             )
 
     def extract(self, pose: Pose | FrameFeatures, generator: np.random.Generator | None = None) -> PoseSequence:
@@ -233,7 +234,7 @@ class PoseProcessor:
         target_rate = self.target_rate or rate
         if target_rate > MAX_UPSAMPLING * rate:
             raise MediaError(
-                f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate` (pose_rate), "
+                f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate` (`pose_rate`), "
                 f"{target_rate:g}; at most {MAX_UPSAMPLING} times its rate is possible"
             )
         step = rate / target_rate  # frames of the file per frame of the result
@@ -258,7 +259,7 @@ class PoseProcessor:
         num_frames = math.ceil(num_frames / self.frame_stride)
         if self.max_frames is not None and num_frames > self.max_frames:
             raise MediaError(
-                f"{path!r}: has {num_frames} frames, more than `max_frames` (max_pose_frames), {self.max_frames}; "
+                f"{path!r}: has {num_frames} frames, more than `max_frames` (`max_pose_frames`), {self.max_frames}; "
                 "raise it, or divide the row by `start_seconds` and `end_seconds`"
             )
 
@@ -277,7 +278,7 @@ class PoseProcessor:
         header = pose.header
         if self.person >= header.num_people:
             raise MediaError(
-                f"{header.path!r}: has {header.num_people} people, but `person` (pose_person) is {self.person}, "
+                f"{header.path!r}: has {header.num_people} people, but `person` (`pose_person`) is {self.person}, "
                 "counted from 0"
             )
         selection = select_points(header, reduced=self.points == "reduced")
@@ -289,7 +290,7 @@ class PoseProcessor:
         if self.depth == "scaled" and num_dims == 3:
             if header.width == 0:
                 raise MediaError(
-                    f"{header.path!r}: has no width, by which `depth` (pose_depth) 'scaled' multiplies; use 'as_is' "
+                    f"{header.path!r}: has no width, by which `depth` (`pose_depth`) 'scaled' multiplies; use 'as_is' "
                     "or 'drop'"
                 )
             shoulders[..., 2] *= header.width

@@ -1,8 +1,8 @@
 """Poses as a modality: batches, runs of tasks, rows without a pose, search, frozen towers and bad input."""
 
 import json
-import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from simple_multimodal.data.rows import RowDataset, clip_file
 from simple_multimodal.data.sampler import EpochSampler
 from simple_multimodal.inference.encoded import ClipVersion
 from simple_multimodal.inference.requests import ClipKey
+from simple_multimodal.media import index_video
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pose import read_pose
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, DEFAULT_MODALITIES, MODALITIES
@@ -82,7 +83,6 @@ def test_a_batch_has_the_poses_of_its_rows(folder, processor):
     expected = part.extract(read_pose(folder / "pose/6.pose", start_seconds=0.1, end_seconds=0.4))
     assert torch.equal(batch["pose_values"][6, :8], expected.values)
     assert batch["pose_seconds"][6, :3].tolist() == pytest.approx([0.0, 0.02, 0.06])  # the first begins before
-    assert torch.equal(batch["pose_values"][5, :9].numpy(), np.load(folder / "pose/5.npy")) if False else True
     np.testing.assert_array_equal(batch["pose_values"][5, :9].numpy(), np.load(folder / "pose/5.npy"))
     assert not batch["pose_values"][~batch["pose_attention_mask"]].any()
 
@@ -206,9 +206,9 @@ def test_a_retrieval_run_over_text_video_and_poses(trained, folder):
 def test_a_classification_run(folder, tmp_path, modalities):
     metrics = run(*run_flags(folder, tmp_path / "out", modalities, task="video_classification"))
     assert np.isfinite(metrics["eval_loss"])
-    classifier = smm.Classifier.from_pretrained(tmp_path / "out")
-    labels = classifier([{"pose": str(folder / "pose/0.pose")}])
-    assert {label["label"] for label in labels[0]} == {"a", "b"}
+    classifier = smm.VideoClassifier.from_pretrained(tmp_path / "out")
+    by_file, by_row = classifier([folder / "pose/0.pose", {"pose": str(folder / "pose/0.pose")}])
+    assert {label["label"] for label in by_file} == {"a", "b"} and by_file == by_row
 
 
 @torch.no_grad()
@@ -286,7 +286,8 @@ def test_clips_are_searched_by_their_pose(trained, folder, capsys):
     assert index.ids == ["r0", "r1", "r2", "r4", "r5", "r6"]
     assert index.files[3] == str(folder / "pose/4.pose")
     dropped = smm.Retriever.from_pretrained(trained[0], drop_modalities=("pose",)).index(open_rows(folder))
-    assert dropped.ids == ["r0", "r1", "r2", "r5", "r6"]
+    same = [torch.allclose(a, b) for a, b in zip(index.embeds, dropped.embeds, strict=True)]
+    assert same == [False, True, False, False, False, False]  # row 1 has no pose
     argv = ["search", str(trained[0]), "a cat", str(folder / "rows.jsonl"), "--video_root", str(folder / "video")]
     assert cli.main([*argv, "--pose_root", str(folder / "pose"), "--top_k", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 2
@@ -331,7 +332,7 @@ def test_the_report_shows_the_skeleton_of_a_clip_without_video(trained, folder):
         ("unknown.pose", r"unknown.pose': its components are ELBOWS.* or save features of its frames as .npy"),
         ("wide.pose", r"wide.pose': has \d+ numbers per frame, but 27 are expected; set `num_features`"),
         ("objects.npy", r"objects.npy': holds Python objects, which are never loaded"),
-        ("wide.npy", r"wide.npy': has 5 numbers per frame, but 27 are expected; .*\(pose_features\) to 5"),
+        ("wide.npy", r"wide.npy': has 5 numbers per frame, but 27 are expected; .*\(`pose_features`\) to 5"),
         ("late.pose", r"late.pose': the segment starts at 9.0 s, after the end at 0.240 s"),
         ("milliseconds.pose", r"milliseconds.pose': the segment ends at 240.0 s, .* give seconds instead of millisec"),
     ],
@@ -358,7 +359,7 @@ def test_missing_pose_files_and_poses_in_place_of_videos_are_named(folder, tmp_p
     with pytest.raises(MediaError, match=r"column 'pose': .*absent.pose does not exist.*\(`pose_root`\)"):
         rows[0]
     with pytest.raises(ValueError, match=r"0.pose': cannot be read as media: .* belong in the column `pose`"):
-        smm.index_video(folder / "pose/0.pose")
+        index_video(folder / "pose/0.pose")
 
 
 def test_a_run_whose_poses_have_another_width_stops_before_it_trains(folder, tmp_path):
@@ -423,19 +424,15 @@ def test_the_skeleton_of_a_row_is_drawn(folder, trained, tmp_path, capsys):
     assert out.is_file()
 
 
-def test_packing_copies_poses(folder, tmp_path, caplog):
+def test_packing_copies_poses(folder, tmp_path):
     from simple_multimodal.prepare.pack import pack_manifest
 
-    with caplog.at_level(logging.ERROR):
-        report = pack_manifest(folder / "rows.jsonl", tmp_path, video_root=folder / "video", pose_root=folder / "pose")
+    report = pack_manifest(folder / "rows.jsonl", tmp_path, video_root=folder / "video", pose_root=folder / "pose")
     assert report.errors == []
     copies, originals = RowDataset.from_manifest(report.manifest, modalities=None), open_rows(folder)
     for copy, original in zip(copies, originals, strict=True):
         assert (copy["pose"] is None) == (original["pose"] is None)
         if copy["pose"] is not None:
-            assert (
-                copy["pose"].startswith(str(tmp_path))
-                and copy["pose"][-5:] == original["pose"][-5:].replace("/", "")[-5:]
-            )
-            with open(copy["pose"], "rb") as one, open(original["pose"], "rb") as other:
-                assert one.read() == other.read()
+            assert Path(copy["pose"]).is_relative_to(tmp_path)
+            assert Path(copy["pose"]).suffix == Path(original["pose"]).suffix
+            assert Path(copy["pose"]).read_bytes() == Path(original["pose"]).read_bytes()

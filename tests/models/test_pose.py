@@ -83,7 +83,7 @@ def test_the_times_of_frames_matter_and_are_not_limited():
 
 
 def test_frames_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"have 9 numbers per frame, but the pose tower takes 6.*\(pose_features\)"):
+    with pytest.raises(ValueError, match=r"have 9 numbers per frame, but the pose tower takes 6.*\(`pose_features`\)"):
         tower()(torch.zeros(1, 2, 9), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="`hidden_size` of the pose tower is 15; give an even number"):
         PoseEncoder(pose_config(hidden_size=15, num_attention_heads=1))

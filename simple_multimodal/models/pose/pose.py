@@ -112,7 +112,7 @@ class PoseEncoder(Encoder, PoseModel):
         if num_features != self.config.num_features:
             raise InputError(
                 f"The poses have {num_features} numbers per frame, but the pose tower takes "
-                f"{self.config.num_features}. Set num_features of the pose processor (pose_features) to "
+                f"{self.config.num_features}. Set num_features of the pose processor (`pose_features`) to "
                 f"{self.config.num_features}, with points, depth and files that give so many, or train another tower."
             )
 
