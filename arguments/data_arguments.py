@@ -6,12 +6,18 @@ from typing import Any, Literal
 
 from simple_multimodal.defaults import DECODE_DEVICE, VIDEO_BACKEND, DecodeDevice, VideoBackendName
 from simple_multimodal.errors import InputError
-from simple_multimodal.flags import AUDIO, DATA, EVALUATION, TEXT, VIDEO, check_bounds, flag, given
+from simple_multimodal.flags import AUDIO, DATA, EVALUATION, POSE, TEXT, VIDEO, check_bounds, flag, given
 from simple_multimodal.missing import Named
 from simple_multimodal.modalities import MODALITIES
 
 MANIFEST_FLAGS = ("train_file", "validation_file", "test_file")
 DATASET_FLAGS = ("dataset_config_name", "train_split", "validation_split", "test_split", "rename_columns")
+
+
+def augmentation(what: str) -> Any:
+    """Return the flag for the strength of an augmentation of poses."""
+    remedy = "give a number from 0 (off) upwards"
+    return flag(None, POSE, f"Standard deviation of {what} in training. Default: 0.", at_least=0, remedy=remedy)
 
 
 @dataclass
@@ -46,10 +52,11 @@ class DataArguments:
     rename_columns: list[str] | None = flag(
         None, DATA, "Columns of --dataset_name to rename, as OLD=NEW: clip=video sentence=caption."
     )
-    data_root: str | None = flag(None, DATA, "Folder that the manifests and the three roots below are relative to.")
+    data_root: str | None = flag(None, DATA, "Folder that the manifests and the four roots below are relative to.")
     video_root: str | None = flag(None, DATA, "Folder that the manifest's `video` paths are relative to.")
     audio_root: str | None = flag(None, DATA, "Folder that the manifest's `audio` paths are relative to.")
     text_root: str | None = flag(None, DATA, "Folder that the manifest's `text` paths are relative to.")
+    pose_root: str | None = flag(None, DATA, "Folder that the manifest's `pose` paths are relative to.")
     follow_links: bool = flag(False, DATA, "Follow symbolic links that lead out of the roots and the hub's cache.")
     max_train_samples: int | None = flag(None, DATA, "Use only the first N training rows. Default: all.", at_least=1)
     max_eval_samples: int | None = flag(None, DATA, "Use only the first N evaluation rows. Default: all.", at_least=1)
@@ -132,6 +139,63 @@ class DataArguments:
     random_crop: bool = flag(False, VIDEO, "Crop training clips at random.")
     random_flip: bool = flag(False, VIDEO, "Flip training clips horizontally with probability 0.5.")
 
+    pose_features: int | None = flag(
+        None,
+        POSE,
+        "Numbers per frame: points times coordinates, or the size of `.npy` features. Default: the tower's, 534 in "
+        "the default config (MediaPipe Holistic, reduced); files with another number are refused.",
+        at_least=1,
+    )
+    pose_points: Literal["reduced", "all"] | None = flag(
+        None,
+        POSE,
+        "Points of MediaPipe Holistic. reduced: hands, arms, hips and the outlines of the face; all: every point. "
+        "Other estimators: every point. Default: reduced.",
+    )
+    pose_depth: Literal["as_is", "scaled", "drop"] | None = flag(
+        None,
+        POSE,
+        "Third coordinate of points. as_is: as in the file; scaled: multiplied by the width of the frame, like "
+        "the others in pixels; drop: left out. Default: as_is.",
+    )
+    pose_person: int | None = flag(
+        None, POSE, "Person to use of files with several, counted from 0. Default: 0.", at_least=0
+    )
+    pose_rate: float | None = flag(
+        None,
+        POSE,
+        "Rate to resample frames to, in frames per second. Default: each file's own.",
+        above=0,
+        remedy="give a number above 0, such as 25",
+    )
+    pose_features_rate: float | None = flag(
+        None,
+        POSE,
+        "Rate of `.npy` features, which do not contain it, in frames per second. Default: 25.",
+        above=0,
+        remedy="give a number above 0, such as 25",
+    )
+    pose_frame_stride: int | None = flag(None, POSE, "Use every so many-th frame. Default: 1.", at_least=1)
+    max_pose_frames: int | None = flag(
+        None,
+        POSE,
+        "Maximum number of frames; rows with more cannot be read. 0: no limit. Default: none.",
+        at_least=0,
+        remedy="give a whole number from 1 upwards, or 0 for no limit",
+    )
+    pose_rotation_std: float | None = augmentation("a random rotation, in radians")
+    pose_shear_std: float | None = augmentation("a random shear")
+    pose_scale_std: float | None = augmentation("a random vertical scale around 1")
+    pose_rate_std: float | None = augmentation("a random speed around 1")
+    pose_frame_dropout: float | None = flag(
+        None,
+        POSE,
+        "Largest fraction of frames that training leaves out at random. Default: 0.",
+        at_least=0,
+        below=1,
+        remedy="give a number from 0 to below 1",
+    )
+
     drop_modalities: list[str] = flag(
         [],
         EVALUATION,
@@ -176,13 +240,17 @@ class DataArguments:
     @property
     def processor_settings(self) -> dict[str, Any]:
         """Settings of the processor, by part."""
-        settings = {"audio_settings": self.audio_settings, "video_settings": self.video_settings}
-        return {"max_seq_length": self.max_seq_length, **settings}
+        return {
+            "max_seq_length": self.max_seq_length,
+            "audio_settings": self.audio_settings,
+            "video_settings": self.video_settings,
+            "pose_settings": self.pose_settings,
+        }
 
     @property
     def roots(self) -> dict[str, Path | None]:
         """Root folder of each column as `RowDataset` takes them; `None` is the manifest's own folder."""
-        roots = {"video": self.video_root, "audio": self.audio_root, "text": self.text_root}
+        roots = {name: vars(self)[f"{name}_root"] for name in ("video", "audio", "text", "pose")}
         return {
             name: None if root is None and self.data_root is None else Path(self.data_root or "", root or "")
             for name, root in roots.items()
@@ -211,6 +279,17 @@ class DataArguments:
         if self.frame_sampling is not None:
             settings["train_frame_sampling"] = self.frame_sampling
             settings["frame_sampling"] = "uniform" if self.frame_sampling == "jittered" else self.frame_sampling
+        return settings
+
+    @property
+    def pose_settings(self) -> dict[str, Any]:
+        """Arguments of `PoseProcessor` that were given."""
+        own = ("points", "depth", "person", "frame_stride", "features_rate", "frame_dropout")
+        deviations = ("rotation_std", "shear_std", "scale_std", "rate_std")
+        names = {name: f"pose_{name}" for name in (*own, *deviations)}
+        settings = given(self, num_features="pose_features", target_rate="pose_rate", **names)
+        if self.max_pose_frames is not None:
+            settings["max_frames"] = self.max_pose_frames or None
         return settings
 
     @property

@@ -8,9 +8,21 @@ from transformers.utils import logging
 
 from simple_multimodal.defaults import DEFAULT_TASK
 from simple_multimodal.errors import InputError
-from simple_multimodal.flags import AUDIO, FUSION, LORA, MODEL, OBJECTIVES, TEXT, VIDEO, check_bounds, flag, given
+from simple_multimodal.flags import (
+    AUDIO,
+    FUSION,
+    LORA,
+    MODEL,
+    OBJECTIVES,
+    POSE,
+    TEXT,
+    VIDEO,
+    check_bounds,
+    flag,
+    given,
+)
 from simple_multimodal.missing import Named
-from simple_multimodal.modalities import BUILT_IN_MODALITIES, MODALITIES
+from simple_multimodal.modalities import BUILT_IN_MODALITIES, DEFAULT_MODALITIES, MODALITIES
 
 logger = logging.get_logger("simple_multimodal")
 
@@ -22,10 +34,14 @@ TOWERS = (*BUILT_IN_MODALITIES, "fusion")
 PARTS = (*TOWERS, "backbone")
 """Parts of a model that can be frozen or adapted."""
 
+PROCESSOR_NAMES = {"text": "tokenizer_name", "audio": "audio_processor_name", "video": "video_processor_name"}
+"""Arguments that name the source of a modality's part of the processor."""
+
 DEFAULT_CONFIG_NAMES = {
     "text": "configs/text/debertv2_config_small.json",
     "audio": "configs/audio/mae_config_small.json",
     "video": "configs/video/videomae_config_small.json",
+    "pose": "configs/pose/pose_config_small.json",
     "fusion": "configs/crossformer/vit_config_small.json",
 }
 """Configs of towers for which neither a model nor a config is named."""
@@ -63,7 +79,7 @@ def find_config(name: str) -> str:
 @dataclass
 class ModelArguments:
     """
-    Arguments about the model. Towers are named `text`, `audio`, `video` and `fusion`.
+    Arguments about the model. Towers are named `text`, `audio`, `video`, `pose` and `fusion`.
 
     A tower starts from the weights of its `*_model_name_or_path`, else from random weights with the config that its
     `*_config_name` names, else from random weights with a small config of this repository.
@@ -80,7 +96,7 @@ class ModelArguments:
         f"Default: the task of --model_name_or_path, else {DEFAULT_TASK}.",
     )
     modalities: list[str] = flag(
-        list(BUILT_IN_MODALITIES), MODEL, "Modalities that the model takes.", choices=tuple(MODALITIES)
+        list(DEFAULT_MODALITIES), MODEL, "Modalities that the model takes.", choices=tuple(MODALITIES)
     )
     freeze: list[str] = flag([], MODEL, "Towers to freeze. Default: none.", choices=PARTS)
     cache_dir: str | None = flag(None, MODEL, "Folder for files from the hub. Default: the Hugging Face cache.")
@@ -139,6 +155,10 @@ class ModelArguments:
     video_config_name: str | None = flag(None, VIDEO, CONFIG, names=Named.MODEL)
     video_attn_implementation: str | None = flag(None, VIDEO, ATTENTION)
     video_processor_name: str | None = flag(None, VIDEO, PROCESSOR, names=Named.MODEL)
+    pose_model_name_or_path: str | None = flag(None, POSE, WEIGHTS, names=Named.MODEL)
+    pose_config_name: str | None = flag(None, POSE, CONFIG, names=Named.MODEL)
+    pose_attn_implementation: str | None = flag(None, POSE, ATTENTION)
+
     frame_pooling_layers: int = flag(
         0,
         VIDEO,
@@ -236,7 +256,7 @@ class ModelArguments:
         Raises:
             ValueError: If it was named.
         """
-        if self.modalities == list(BUILT_IN_MODALITIES):  # the default
+        if self.modalities == list(DEFAULT_MODALITIES):  # the default
             self.modalities = [name for name in self.modalities if name != "text"]
         if "text" in self.modalities:
             raise InputError(
@@ -286,7 +306,7 @@ class ModelArguments:
         return [
             *(f"{tower}_model_name_or_path" for tower in TOWERS),
             *(f"{tower}_config_name" for tower in TOWERS),
-            *("tokenizer_name", "audio_processor_name", "video_processor_name"),
+            *PROCESSOR_NAMES.values(),
         ]
 
     @property
@@ -298,10 +318,10 @@ class ModelArguments:
     @property
     def absent_names(self) -> list[str]:
         """Names of the arguments that name parts of modalities that the model does not have."""
-        parts = {"text": "tokenizer_name", "audio": "audio_processor_name", "video": "video_processor_name"}
         kinds = ("model_name_or_path", "config_name", "attn_implementation")
         absent = [name for name in BUILT_IN_MODALITIES if name not in self.modalities]
-        return [name for m in absent for name in (*(f"{m}_{kind}" for kind in kinds), parts[m])]
+        names = [f"{modality}_{kind}" for modality in absent for kind in kinds]
+        return names + [PROCESSOR_NAMES[modality] for modality in absent if modality in PROCESSOR_NAMES]
 
     @property
     def changed_config_settings(self) -> dict[str, str | int | float | bool]:
@@ -332,12 +352,11 @@ class ModelArguments:
     @property
     def building_settings(self) -> dict[str, Any]:
         """Arguments of `build`."""
-        names = ("tokenizer_name", "audio_processor_name", "video_processor_name")
         return {
             "configs": {modality: self.tower_config_name(modality) for modality in self.modalities},
             "fusion": self.tower_config_name("fusion"),
             "pretrained": self.pretrained_towers,
-            "processor_names": {name: vars(self)[name] for name in names},
+            "processor_names": {name: vars(self)[name] for name in PROCESSOR_NAMES.values()},
             "attn_implementation": self.attn_implementation,
             "cache_dir": self.cache_dir,
             **self.config_settings,

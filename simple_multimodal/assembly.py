@@ -11,13 +11,13 @@ from transformers.utils import logging
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.errors import InputError
 from simple_multimodal.missing import reading, reading_model, refuse_part_of_run
-from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
+from simple_multimodal.modalities import DEFAULT_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.models.configuration import MASKED_OBJECTIVES, MultimodalConfig
 from simple_multimodal.models.encoders import get_encoder_class
 from simple_multimodal.models.loading import NO_SUCH_TENSOR, LoadingReport, load_tower_config, without_report
 from simple_multimodal.models.text.masked_lm import TextEncoder
-from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, PoseProcessor, VideoClipProcessor
 from simple_multimodal.processing.processing_multimodal import PARTS
 
 logger = logging.get_logger(__name__)
@@ -73,6 +73,7 @@ def build_processor(
     max_seq_length: int | None = None,
     audio_settings: Mapping | None = None,
     video_settings: Mapping | None = None,
+    pose_settings: Mapping | None = None,
     cache_dir: str | None = None,
 ) -> MultimodalProcessor:
     """
@@ -84,11 +85,11 @@ def build_processor(
         captions (`Callable`): Function that returns the texts to train a tokenizer on if none is named.
         tokenizer_name, audio_processor_name, video_processor_name (`str`, *optional*): Hub names or local folders.
         max_seq_length (`int`, *optional*): Maximum text length in tokens, which is saved with the tokenizer.
-        audio_settings, video_settings (`Mapping`, *optional*): Arguments of [`AudioFeatureExtractor`] and
-            [`VideoClipProcessor`] that were given.
+        audio_settings, video_settings, pose_settings (`Mapping`, *optional*): Arguments of
+            [`AudioFeatureExtractor`], [`VideoClipProcessor`] and [`PoseProcessor`] that were given.
         cache_dir (`str`, *optional*): Folder for files from the hub.
     """
-    settings = {"audio": audio_settings, "video": video_settings}
+    settings = {"audio": audio_settings, "video": video_settings, "pose": pose_settings}
     for modality, given in settings.items():
         if given and modality not in towers:
             logger.warning(f"Ignored in a model of {' and '.join(towers)}: {modality} settings ({', '.join(given)}).")
@@ -124,9 +125,9 @@ def build_processor(
         longest = min(tokenizer.model_max_length, text_encoder.max_tokens(towers["text"]))
         tokenizer.model_max_length = max_seq_length or longest
     further = {
-        PARTS[m].name: PARTS[m].kind(**encoders[m].processor_values(config))
+        PARTS[m].name: PARTS[m].kind(**{**encoders[m].processor_values(config), **(settings.get(m) or {})})
         for m, config in towers.items()
-        if m not in BUILT_IN_MODALITIES
+        if m not in DEFAULT_MODALITIES
     }
     return MultimodalProcessor(audio, video, tokenizer, text_padding=text_padding, **further)  # type: ignore[arg-type]
 
@@ -169,6 +170,7 @@ def load_processor(
     max_seq_length: int | None = None,
     audio_settings: Mapping | None = None,
     video_settings: Mapping | None = None,
+    pose_settings: Mapping | None = None,
     cache_dir: str | None = None,
 ) -> MultimodalProcessor:
     """
@@ -176,18 +178,20 @@ def load_processor(
 
     Args:
         source (`str` or `os.PathLike`): Hub name or folder of the saved model.
-        max_seq_length, audio_settings, video_settings (*optional*): As in [`build_processor`].
+        max_seq_length, audio_settings, video_settings, pose_settings (*optional*): As in [`build_processor`].
         cache_dir (`str`, *optional*): Folder for files from the hub.
     """
     refuse_part_of_run(source)
     with reading_model(source, cache_dir=cache_dir):
         processor = MultimodalProcessor.from_pretrained(source, cache_dir=cache_dir)
-    for modality, settings in (("audio", audio_settings), ("video", video_settings)):
+    for modality, settings in (("audio", audio_settings), ("video", video_settings), ("pose", pose_settings)):
         if settings and modality not in processor.modalities:
             raise InputError(
                 f"{source} takes {' and '.join(processor.modalities)}, so {modality} settings would have no effect: "
                 f"{', '.join(settings)}. Leave them out."
             )
+    if pose_settings:
+        processor.pose_processor = PoseProcessor.from_pretrained(source, cache_dir=cache_dir, **pose_settings)
     if max_seq_length is not None and processor.tokenizer is not None:
         processor.tokenizer.model_max_length = max_seq_length
     if audio_settings:
@@ -219,7 +223,7 @@ def check_inputs(
     processor: MultimodalProcessor,
     max_seq_length: int | None = None,
     config_settings: Mapping[str, object] | None = None,
-    modalities: Sequence[Modality] = BUILT_IN_MODALITIES,
+    modalities: Sequence[Modality] = DEFAULT_MODALITIES,
 ) -> None:
     """
     Check that a model takes the outputs of its processor, and that a saved model has the given settings.
@@ -234,7 +238,7 @@ def check_inputs(
     Raises:
         ValueError: If a tower cannot take the inputs, or the model has other settings or lacks a modality.
     """
-    if tuple(modalities) != BUILT_IN_MODALITIES and not set(modalities) <= set(model.config.modalities):
+    if tuple(modalities) != DEFAULT_MODALITIES and not set(modalities) <= set(model.config.modalities):
         raise InputError(
             f"--modalities is {' '.join(modalities)}, but the saved model has {' '.join(model.config.modalities)}. "
             "Leave the flag out, or give some of the latter."

@@ -11,12 +11,12 @@ from simple_multimodal.missing import Named
 Command = Literal["train", "infer"]
 
 GROUPS = (
-    "Model", "LoRA", "Text", "Audio", "Video", "Fusion", "Text generation", "Objectives", "Data", "Training",
+    "Model", "LoRA", "Text", "Audio", "Video", "Pose", "Fusion", "Text generation", "Objectives", "Data", "Training",
     "Evaluation", "Trainer (transformers)",
 )  # fmt: skip
 """Headings of `--help`, in order."""
 
-MODEL, LORA, TEXT, AUDIO, VIDEO, FUSION, GENERATION, OBJECTIVES, DATA, TRAINING, EVALUATION, TRAINER = GROUPS
+MODEL, LORA, TEXT, AUDIO, VIDEO, POSE, FUSION, GENERATION, OBJECTIVES, DATA, TRAINING, EVALUATION, TRAINER = GROUPS
 
 _HOLDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 

@@ -8,13 +8,17 @@ from collections.abc import KeysView
 Modality = str
 """Name of a modality."""
 
-BUILT_IN_MODALITIES: tuple[Modality, ...] = ("text", "audio", "video")
-"""Modalities of this package, which are the defaults of flags and signatures."""
+DEFAULT_MODALITIES: tuple[Modality, ...] = ("text", "audio", "video")
+"""Modalities that flags and signatures have by default. Every fusion has an embedding for each of them."""
+
+BUILT_IN_MODALITIES: tuple[Modality, ...] = (*DEFAULT_MODALITIES, "pose")
+"""Modalities of this package, whose towers have flags."""
 
 INPUT_KEYS: dict[Modality, tuple[str, ...]] = {
     "text": ("input_ids", "attention_mask"),
     "audio": ("audio_values", "audio_attention_mask", "audio_seconds"),
     "video": ("pixel_values_videos", "video_seconds"),
+    "pose": ("pose_values", "pose_attention_mask", "pose_seconds"),
 }
 """Batch entries that a modality's encoder reads, in the order of its `forward`."""
 

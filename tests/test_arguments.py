@@ -409,14 +409,14 @@ def test_manifests_and_roots_follow_data_root(tmp_path, monkeypatch):
     (tmp_path / "validation.csv").touch()
     alone = DataArguments(video_root="videos")
     assert alone.find_manifest("train.csv") == Path("train.csv")
-    assert alone.roots == {"video": Path("videos"), "audio": None, "text": None}
+    assert alone.roots == {"video": Path("videos"), "audio": None, "text": None, "pose": None}
     rooted = DataArguments(data_root="data", video_root="videos", audio_root="/audio")
     assert rooted.find_manifest("train.csv") == Path("data/train.csv")
     assert rooted.find_manifest("validation.csv") == Path(
         "validation.csv"
     )  # not in data_root, but in the working directory
     assert rooted.find_manifest("missing.csv") == Path("data/missing.csv")
-    roots = {"video": Path("data/videos"), "audio": Path("/audio"), "text": Path("data")}
+    roots = {"video": Path("data/videos"), "audio": Path("/audio"), "text": Path("data"), "pose": Path("data")}
     assert rooted.roots == roots
 
 

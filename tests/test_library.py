@@ -102,7 +102,7 @@ def test_a_small_random_model_is_that_of_train_py_without_flags(folder):
 
 
 def test_a_model_without_towers_is_an_error_that_names_both_remedies():
-    with pytest.raises(ValueError, match=r"Pass `text`, `audio` or `video`: .* or the path of a JSON config"):
+    with pytest.raises(ValueError, match=r"Pass `text`, `audio`, `video` or `pose`: .* or the path of a JSON config"):
         smm.from_towers(task="retrieval")
 
 

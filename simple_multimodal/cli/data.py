@@ -285,7 +285,7 @@ def show(
     from simple_multimodal.data.files import is_media_folder
     from simple_multimodal.data.rows import RowDataset
     from simple_multimodal.missing import reading_model
-    from simple_multimodal.prepare.show import draw_sample, stack
+    from simple_multimodal.prepare.show import draw_sample, stack, with_pose
     from simple_multimodal.processing import MultimodalProcessor
 
     source = files.open_clips(clips)
@@ -299,17 +299,18 @@ def show(
     else:
         with reading_model(model):
             processor = MultimodalProcessor.from_pretrained(model)
+    samples = [dataset[(epoch or 0, number)] for number in rows]
     images = [
         draw_sample(
-            dataset[(epoch or 0, number)],
-            processor,
+            sample,
+            processor if model is not None else with_pose(processor, sample),
             is_training=epoch is not None,
             seed=seed,
             num_frames=num_frames,
             video_size=video_size,
             index_dir=index_dir,
         )
-        for number in rows
+        for sample in samples
     ]
     stack(images).save(out)
     print(out)

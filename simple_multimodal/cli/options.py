@@ -40,13 +40,14 @@ class FileOptions:
     video_root: Annotated[str | None, "folder of the `video` paths; default: the manifest's", "DIR", Named.PATH] = None
     audio_root: Annotated[str | None, "folder of the `audio` paths; default: the manifest's", "DIR", Named.PATH] = None
     text_root: Annotated[str | None, "folder of the `text` paths; default: the manifest's", "DIR", Named.PATH] = None
+    pose_root: Annotated[str | None, "folder of the `pose` paths; default: the manifest's", "DIR", Named.PATH] = None
     follow_links: FollowLinks = False
 
     def open(self, manifest: str) -> Any:
         """Open a manifest, which needs a column of media, as a dataset whose rows may lack any modality."""
         from simple_multimodal.data.rows import RowDataset
 
-        roots = {column: vars(self)[f"{column}_root"] for column in ("video", "audio", "text")}
+        roots = {column: vars(self)[f"{column}_root"] for column in ("video", "audio", "text", "pose")}
         return RowDataset.from_manifest(manifest, modalities=None, roots=roots, follow_links=self.follow_links)
 
     def open_clips(self, clips: Sequence[str]) -> Any:
@@ -55,7 +56,7 @@ class FileOptions:
 
         if len(clips) == 1 and is_table(clips[0]):
             return self.open(clips[0])
-        roots = ("video_root", "audio_root", "text_root")
+        roots = ("video_root", "audio_root", "text_root", "pose_root")
         if given := [f"--{name}" for name in roots if vars(self)[name] is not None]:
             raise InputError(f"{given[0]} only applies to manifests, not to files and folders. Leave it out.")
         return clips[0] if len(clips) == 1 else list(clips)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.frame_features import read_header
+from simple_multimodal.processing import PoseProcessor
 
 RETRY_SECONDS = (0.1, 0.4)
 """Delay before each further attempt, for errors that may come from the file system."""
@@ -78,6 +80,33 @@ def check_files(dataset: RowDataset) -> None:
             first = first or str(error)
     others = f" None of the {num_checked} rows that were checked has its files." if num_checked > 1 else ""
     raise InputError(f"{first}{others}")
+
+
+def check_poses(dataset: RowDataset, processor: PoseProcessor) -> None:
+    """
+    Check that poses of a data set fit a processor, from the headers of their files: of some rows, spread over the set,
+    at least one must do so.
+
+    Args:
+        dataset ([`RowDataset`]): Rows to check.
+        processor ([`PoseProcessor`]): Processor of the model.
+
+    Raises:
+        ValueError: If all of these poses are unreadable, of an unknown estimator or of another number of features; the
+            message names the first one.
+    """
+    rows = [number for number, cell in enumerate(dataset.column("pose")) if cell is not None]
+    num_checked = min(len(rows), MAX_ROWS_CHECKED)
+    first = ""
+    for number in range(num_checked):
+        try:
+            path = cast(str, dataset.row(rows[number * len(rows) // num_checked])["pose"])
+            processor.check_features(read_header(path, processor.features_rate))
+            return
+        except (ValueError, OSError) as error:
+            first = first or str(error)
+    if num_checked:
+        raise InputError(f"{first}. None of the {num_checked} poses that were checked fits the model.")
 
 
 def with_retries(read: Callable[[], Result], file: str | None = None) -> Result:

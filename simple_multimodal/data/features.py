@@ -21,7 +21,10 @@ from simple_multimodal.processing.batch_memory import batch_tensor
 REMEDY = "Run `simple-multimodal features` on their manifest with the same --output to add what is missing"
 
 # Settings of a processor that do not affect evaluation; the mean and deviation are taken from the model.
-_INCIDENTAL = {"train_frame_sampling", "random_crop", "random_crop_scale", "random_flip", "image_mean", "image_std"}
+_INCIDENTAL = {
+    *("train_frame_sampling", "random_crop", "random_crop_scale", "random_flip", "image_mean", "image_std"),
+    *("rotation_std", "shear_std", "scale_std", "rate_std", "frame_dropout"),
+}
 
 _BEFORE: dict[str, Any] = {"min_window_frames": 1, "crop": "start"}
 """Settings that older features lack, with the values that applied when they were written."""
@@ -70,7 +73,7 @@ def make_fingerprint(
     """Return everything that determines the output of a tower for a file.
 
     Args:
-        modality (`str`): `"audio"` or `"video"`.
+        modality (`str`): `"audio"`, `"video"` or `"pose"`.
         tower_hash (`str`): Hash of the tower's weights and configuration, see [`TowerModel.tower_hash`].
         processor ([`MultimodalProcessor`]): Processor, of which the evaluation settings are used.
         video_backend (`str`): Name of the decoder, see [`decoder_name`].
@@ -156,7 +159,7 @@ class FeatureReader:
 
     Args:
         folder (`Path`): Folder with `index.json` and shards.
-        modality (`str`): `"audio"` or `"video"`.
+        modality (`str`): `"audio"`, `"video"` or `"pose"`.
 
     Raises:
         ValueError: If the folder holds no features, or its index is damaged.

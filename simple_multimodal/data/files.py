@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
+from simple_multimodal.media.frame_features import is_feature_file
 from simple_multimodal.media.index_cache import index_cache
 
 logger = logging.get_logger(__name__)
@@ -25,6 +26,9 @@ AUDIO_SUFFIXES = frozenset(
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
 """Suffixes of media files in folders (case-insensitive): the usual ones of the containers that can be read."""
 
+POSE_SUFFIX = ".pose"
+"""Suffix of the files that are listed in a folder without other media."""
+
 NUM_KINDS = 6
 """Maximum number of suffixes of other files in a message."""
 
@@ -38,7 +42,9 @@ def media_records(
     Args:
         paths (`str` or list): A media file, a folder (its media files in alphabetical order, without hidden ones), or
             a list of files. A file without a video track is audio; a file in a folder that cannot be opened is treated
-            as a video, and the error surfaces when its row is read. A warning counts the other files of a folder.
+            as a video, and the error surfaces when its row is read. A warning counts the other files of a folder. A
+            `.pose` file, or a `.npy` file that is given by name, is a pose; those of a folder are only used if there
+            is nothing else.
         recursive (`bool`, *optional*, defaults to `False`): Include the files in subfolders, except for hidden and
             linked folders.
 
@@ -76,24 +82,30 @@ def media_records(
     records = []
     for name, path in zip(names, paths, strict=True):
         absolute = os.path.abspath(path)
+        column = "pose" if is_pose_file(absolute) else "video"
         try:
-            has_video = index_cache.tracks(absolute).video is not None
+            if column == "video" and index_cache.tracks(absolute).video is None:
+                column = "audio"
         except MediaError:
             if not is_folder:
                 raise
-            has_video = True
-        names_of_file = {"id": name, "video" if has_video else "audio": absolute, "group": absolute}
+        names_of_file = {"id": name, column: absolute, "group": absolute}
         # A table of strings cannot hold a name that is not UTF-8; JSON escapes it.
         exact = {key: value for key, value in names_of_file.items() if _as_utf8(value) != value}
         records.append(
             {
                 **{key: _as_utf8(value) for key, value in names_of_file.items()},
-                "audio_from_video": has_video,
+                "audio_from_video": column == "video",
                 "captions": [],
                 "further": json.dumps(exact),
             }
         )
     return records
+
+
+def is_pose_file(path: str) -> bool:
+    """Return whether a file that is given by name is a pose, or features of one, judging by its suffix."""
+    return path.lower().endswith(POSE_SUFFIX) or is_feature_file(path)
 
 
 def _as_utf8(name: str) -> str:
@@ -103,6 +115,7 @@ def _as_utf8(name: str) -> str:
 def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]:
     """Return the sorted relative paths of a folder's media files, and counts of everything else in it."""
     names: list[str] = []
+    poses: list[str] = []
     kinds: Counter[str] = Counter()
     num_hidden = num_folders = num_links = 0
 
@@ -116,6 +129,8 @@ def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]
                 num_hidden += 1
             elif suffix in MEDIA_SUFFIXES:
                 names.append(Path(place, name).relative_to(folder).as_posix())
+            elif suffix == POSE_SUFFIX:
+                poses.append(Path(place, name).relative_to(folder).as_posix())
             else:
                 kinds[suffix or "no suffix"] += 1
         shown = [name for name in folders if not name.startswith(".")]
@@ -126,6 +141,8 @@ def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]
         else:
             num_folders += len(shown)
         folders[:] = sorted(set(shown) - set(linked)) if recursive else []
+    if names and poses:
+        kinds[POSE_SUFFIX] = len(poses)
     most = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
     some = ", ".join(most[:NUM_KINDS]) + (", ..." if len(most) > NUM_KINDS else "")
     counts = {
@@ -134,7 +151,7 @@ def _list_media(folder: Path, *, recursive: bool) -> tuple[list[str], list[str]]
         "folders (searched with `recursive`)": num_folders,
         "linked folders (name them directly)": num_links,
     }
-    return sorted(names), [f"{count} {what}" for what, count in counts.items() if count]
+    return sorted(names or poses), [f"{count} {what}" for what, count in counts.items() if count]
 
 
 def is_media_folder(paths: object) -> bool:

@@ -14,16 +14,16 @@ from filelock import FileLock
 from simple_multimodal.data.records import SCHEMA, RecordParser, Table
 from simple_multimodal.data.tables import read_jsonl, read_records, read_table, table_format
 from simple_multimodal.errors import InputError
-from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
+from simple_multimodal.modalities import DEFAULT_MODALITIES, Modality
 
 MAX_LINK_BYTES = 4096  # length of the text of a symbolic link
-TABLE_VERSION = 4  # part of the name of a stored table: raise it when its content changes
+TABLE_VERSION = 5  # part of the name of a stored table: raise it when its content changes
 
 
 def read_manifest(
     manifest_file: str | os.PathLike[str],
     *,
-    modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
+    modalities: Sequence[Modality] | None = DEFAULT_MODALITIES,
     text_column: str | None = None,
     typed_columns: Mapping[str, str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -34,7 +34,7 @@ def read_manifest(
     Args:
         manifest_file (`str` or `Path`):
             `.csv`, `.tsv` or `.jsonl` with the columns in `COLUMNS`, in any order, UTF-8.
-        modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
+        modalities (`Sequence[str]`, *optional*, defaults to `("text", "audio", "video")`):
             Modalities of the model: each must have a column. `None`: there must be a column of media, whichever.
         text_column, typed_columns:
             See [`RowDataset`].

@@ -1,13 +1,14 @@
-"""Preview of a row for people: some of the frames that a model sees, and the first seconds of its audio."""
+"""Preview of a row for people: frames that a model sees or a skeleton, and the first seconds of its audio."""
 
 import numpy as np
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.rows import Row
+from simple_multimodal.data.skeletons import draw_skeletons
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.errors import NoAudioError
 from simple_multimodal.modalities import INPUT_KEYS
-from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.processing import MultimodalProcessor, PoseProcessor
 
 PREVIEW_FRAMES = 4
 PREVIEW_SECONDS = 3.0
@@ -27,6 +28,7 @@ class ClipPreview:
         modalities = set(collator.processor.modalities) - set(collator.drop_modalities)
         self.has_audio = "audio" in modalities
         self.index_dir = collator.index_dir
+        self._poses: PoseProcessor | None = collator.processor.part("pose") if "pose" in modalities else None
         self._collator = None
         if "video" in modalities:
             # Read frames even if the model reads stored tokens instead.
@@ -39,11 +41,14 @@ class ClipPreview:
             )
 
     def frames(self, row: Row) -> np.ndarray | None:
-        """Return a few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`, or `None` for
-        a row without video.
+        """Return a few frames as the model sees them, `uint8` of shape `(num_frames, height, width, 3)`; without video
+        its skeleton at a few moments, see [`draw_skeletons`], or `None` if there is none either.
         """
         if self._collator is None or row["video"] is None:
-            return None
+            if self._poses is None:
+                return None
+            skeletons = draw_skeletons(row, num_moments=PREVIEW_FRAMES, person=self._poses.person)
+            return None if skeletons is None else skeletons.frames
         frames = self._collator([row])[INPUT_KEYS["video"][0]][0]  # (frames, 3, height, width)
         places = np.linspace(0, len(frames) - 1, min(PREVIEW_FRAMES, len(frames))).astype(int)
         return frames[places].permute(0, 2, 3, 1).contiguous().cpu().numpy()

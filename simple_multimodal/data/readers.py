@@ -17,10 +17,12 @@ from simple_multimodal.data.rows import Row, row_captions
 from simple_multimodal.media.audio import read_audio
 from simple_multimodal.media.backend import VideoBackend
 from simple_multimodal.media.errors import NoAudioError
+from simple_multimodal.media.frame_features import FrameFeatures, is_feature_file, read_frame_features
 from simple_multimodal.media.frame_index import FrameIndex
 from simple_multimodal.media.index_cache import with_index
+from simple_multimodal.media.pose import Pose, read_pose
 from simple_multimodal.modalities import AUDIO_WINDOW_KEYS, Modality
-from simple_multimodal.processing import AudioFeatures, MultimodalProcessor
+from simple_multimodal.processing import AudioFeatures, MultimodalProcessor, PoseProcessor, PoseSequence
 from simple_multimodal.processing.audio_windows import windows_with_audio
 
 Schedule = Literal["here", "one by one", "side by side"]
@@ -208,6 +210,31 @@ class VideoReader(Reader):
         return batch
 
 
+class PoseReader(Reader):
+    """Reader of pose files and of features of frames (`.npy`); one after the other, for the reason given for audio."""
+
+    column = "pose"
+
+    def __init__(self, settings: ReadSettings):
+        self.settings = settings
+        self.processor: PoseProcessor = settings.processor.part("pose")
+
+    def read(self, row: Row, out: Tensors) -> PoseSequence:
+        path = cast(str, row["pose"])
+        segment = {"start_seconds": row["start_seconds"], "end_seconds": row["end_seconds"]}
+        pose: Pose | FrameFeatures
+        if is_feature_file(path):
+            pose = read_frame_features(path, self.processor.features_rate, **segment)
+        else:
+            pose = read_pose(path, **segment)
+        generator_of = self.settings.generator_of
+        return self.processor.extract(pose, None if generator_of is None else generator_of(row, "pose"))
+
+    def collate(self, parts: Sequence[PoseSequence | None], batch: Tensors) -> Tensors:
+        """See [`PoseProcessor.collate`]."""
+        return self.processor.collate(parts)
+
+
 class TokenReader(Reader):
     """Reader of a frozen tower's stored tokens, in place of its input.
 
@@ -231,5 +258,6 @@ READERS: dict[Modality, Callable[[ReadSettings], Reader]] = {
     "text": TextReader,
     "audio": AudioReader,
     "video": VideoReader,
+    "pose": PoseReader,
 }
 """Reader of each modality, constructed with [`ReadSettings`]."""

@@ -25,6 +25,7 @@ COLUMNS = {
     "video": "video file, relative to --video_root",
     "audio": "audio file, relative to --audio_root (without this column: the video's own audio track)",
     "text": "text file with one caption, relative to --text_root",
+    "pose": "pose file (.pose) or features of its frames (.npy), relative to --pose_root",
     "caption": "the caption itself",
     "captions": "several captions of one clip, as a JSON list",
     "start_seconds": "start of the segment",
@@ -37,6 +38,7 @@ MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
     "text": ("text", "caption", "captions"),
     "audio": ("audio", "video"),
     "video": ("video",),
+    "pose": ("pose",),
 }
 """Columns of each modality; a model with the modality needs at least one of them."""
 
@@ -45,6 +47,7 @@ OTHER_NAMES = {
     "audio": "audio_file audio_filepath audio_path wav wav_path".split(),
     "caption": "desc description sentence title transcript transcription".split(),
     "captions": "descriptions sentences".split(),
+    "pose": "keypoints pose_file pose_path poses skeleton".split(),
     "start_seconds": "begin start start_sec start_time".split(),
     "end_seconds": "end end_sec end_time".split(),
 }
@@ -53,8 +56,11 @@ OTHER_NAMES = {
 UNLIKE_OTHERS = ("actions", "length_seconds")
 """Columns of tasks whose names are like those of others, but not mistaken for them."""
 
-FILE_COLUMNS = ("video", "audio", "text")
+FILE_COLUMNS = ("video", "audio", "text", "pose")
 """Columns that name files."""
+
+CLIP_FILES = ("video", "audio", "pose")
+"""Those of them that show a clip. The first that a row has stands for the clip in results."""
 
 OWN_ENTRIES = ("index", "epoch", "audio_from_video", "is_skipped")
 """Reserved entries of a row, which cannot be names of columns."""
@@ -242,7 +248,7 @@ class RecordParser(NamedTuple):
             raise InputError("a row may have one of `text`, `caption` and `captions`, not several.")
         parsed["captions"] = captions or ([] if caption is None else [caption])
         if not (parsed["captions"] or any(parsed[name] for name in FILE_COLUMNS) or further_values(record)):
-            raise InputError("the row is empty: it has neither `video` nor `audio` nor text.")
+            raise InputError("the row is empty: it has none of `video`, `audio`, `pose` and text.")
         parsed["audio_from_video"] = "audio" not in self.columns and parsed["video"] is not None
 
         start, end = (read_seconds(record.get(name), name) for name in ("start_seconds", "end_seconds"))
@@ -325,7 +331,7 @@ def _is_json(value: Any) -> bool:
 
 def _default_group(parsed: Mapping[str, Any]) -> str:
     """Return what identifies a clip: its files and segment; a row without media is its own group."""
-    clip = {name: parsed[name] for name in ("video", "audio", "start_seconds", "end_seconds")}
-    if clip["video"] is None and clip["audio"] is None:
+    clip = {name: parsed[name] for name in (*CLIP_FILES, "start_seconds", "end_seconds")}
+    if all(clip[name] is None for name in CLIP_FILES):
         return f"id={parsed['id']}"
     return " ".join(f"{name}={str(value).strip()}" for name, value in clip.items() if value is not None)

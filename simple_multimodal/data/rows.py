@@ -17,11 +17,20 @@ from transformers.utils import logging
 from simple_multimodal.data.fields import captions_remedy
 from simple_multimodal.data.files import media_records
 from simple_multimodal.data.manifest import read_manifest
-from simple_multimodal.data.records import COLUMNS, FILE_COLUMNS, SCHEMA, RecordParser, Table, as_records, report
+from simple_multimodal.data.records import (
+    CLIP_FILES,
+    COLUMNS,
+    FILE_COLUMNS,
+    SCHEMA,
+    RecordParser,
+    Table,
+    as_records,
+    report,
+)
 from simple_multimodal.data.roots import Roots
 from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
+from simple_multimodal.modalities import DEFAULT_MODALITIES, Modality
 
 if TYPE_CHECKING:
     import pandas
@@ -45,6 +54,7 @@ class Row(TypedDict):
     audio: str | None  # absolute path; that of the video if there is no `audio` column
     audio_from_video: bool
     text: str | None  # absolute path of a text file
+    pose: str | None  # absolute path of a pose file, or of features of its frames
     captions: list[str]  # as in the source; empty if they are in a file
     start_seconds: float | None
     end_seconds: float | None
@@ -60,6 +70,7 @@ EMPTY_ROW: Row = {
     "audio": None,
     "audio_from_video": True,
     "text": None,
+    "pose": None,
     "captions": [],
     "start_seconds": None,
     "end_seconds": None,
@@ -91,15 +102,15 @@ class RowDataset:
             a table that was already read. See also [`from_manifest`], [`from_files`], [`from_dataset`] and
             [`from_dataframe`].
         roots (`str`, `Path` or `Mapping[str, str | Path]`, *optional*):
-            Root folder of the files of all columns, or of each column (`"video"`, `"audio"`, `"text"`). The default
-            for a manifest is its own folder. Files of other rows are by default relative to the working directory and
-            may be anywhere.
+            Root folder of the files of all columns, or of each column (`"video"`, `"audio"`, `"text"`, `"pose"`). The
+            default for a manifest is its own folder. Files of other rows are by default relative to the working
+            directory and may be anywhere.
         follow_links (`bool`, *optional*, defaults to `False`):
             Follow symbolic links wherever they lead. Otherwise they may lead below one of the roots and, from a
             snapshot of the hub's cache, to its blobs.
         max_samples (`int`, *optional*):
             Keep only the first rows. Applied before any file of a row is touched.
-        modalities (`Sequence[str]`, *optional*, defaults to those that are built in):
+        modalities (`Sequence[str]`, *optional*, defaults to `("text", "audio", "video")`):
             Modalities of the model: each must have a column. `None`: there must be a column of media, whichever.
         text_column (`str`, *optional*):
             Column with the text of a row, such as `"question"`, which every row must have; captions are then ignored.
@@ -120,7 +131,7 @@ class RowDataset:
     >>> dataset = RowDataset.from_manifest("train.csv", roots={"video": "datasets/video"})
     >>> dataset[0]
     {'id': '0', 'index': 0, 'epoch': 0, 'video': '/…/datasets/video/cat.mp4', 'audio': '/…/datasets/video/cat.mp4',
-     'audio_from_video': True, 'text': None, 'captions': ['a cat purrs'], 'start_seconds': None,
+     'text': None, 'pose': None, 'audio_from_video': True, 'captions': ['a cat purrs'], 'start_seconds': None,
      'end_seconds': None, 'group': 'video=cat.mp4'}
     >>> questions = RowDataset.from_manifest(
     ...     "train_questions.jsonl", text_column="question", typed_columns={"answer": "name"}
@@ -137,7 +148,7 @@ class RowDataset:
         roots: Folder | Mapping[str, Folder | None] | None = None,
         follow_links: bool = False,
         max_samples: int | None = None,
-        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = DEFAULT_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
     ):
@@ -174,7 +185,7 @@ class RowDataset:
         cls,
         manifest_file: Folder,
         *,
-        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = DEFAULT_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
@@ -196,14 +207,14 @@ class RowDataset:
         are further arguments of the class."""
         records = enumerate(media_records(paths, recursive=recursive))
         numbered = [{"place": number, **record} for number, record in records]
-        return cls(_table_of("files", pa.Table.from_pylist(numbered, SCHEMA), ("video", "audio")), **settings)
+        return cls(_table_of("files", pa.Table.from_pylist(numbered, SCHEMA), CLIP_FILES), **settings)
 
     @classmethod
     def from_dataset(
         cls,
         dataset: datasets.Dataset,
         *,
-        modalities: Sequence[Modality] | None = BUILT_IN_MODALITIES,
+        modalities: Sequence[Modality] | None = DEFAULT_MODALITIES,
         text_column: str | None = None,
         typed_columns: Mapping[str, str] | None = None,
         cache_dir: Folder | None = None,
@@ -339,7 +350,7 @@ class RowDataset:
 
     def clip_cells(self) -> list[str]:
         """Return the unique files of all clips as the source names them, in file order."""
-        return pc.coalesce(self._cells("video"), self._cells("audio")).unique().drop_null().to_pylist()
+        return pc.coalesce(*map(self._cells, CLIP_FILES)).unique().drop_null().to_pylist()
 
     def clip_names(self) -> list[str]:
         """Return the unique names of all clips, without folder and extension, in alphabetical order."""
@@ -351,8 +362,10 @@ class RowDataset:
     def clip_files(self) -> list[ClipFile]:
         """Return the unique files of all clips, sorted. Lists folders, but opens no file."""
         if self._clip_files is None:  # in Arrow memory, like the names
-            video, audio = (self._cells(name) for name in ("video", "audio"))
-            cells = {"video": video, "audio": audio.filter(video.is_null())}
+            cells, has_file = {}, pc.is_null(self._cells("id"))  # of no row yet
+            for column in CLIP_FILES:
+                cells[column] = self._cells(column).filter(pc.invert(has_file))
+                has_file = pc.or_(has_file, pc.is_valid(self._cells(column)))
             clips = {
                 ClipFile(PurePosixPath(cell.strip()).stem, path)
                 for column, own in cells.items()
@@ -465,6 +478,11 @@ def without_files(row: Row) -> Row:
     return cast(Row, {**row, **dict.fromkeys(FILE_COLUMNS), "captions": captions})
 
 
+def clip_file(row: Mapping[str, Any], columns: Sequence[str] = CLIP_FILES) -> str | None:
+    """Return the file that stands for a row's clip in results: the first that it has; `None` without any."""
+    return next((row[name] for name in columns if row[name] is not None), None)
+
+
 def row_captions(row: Row) -> list[str]:
     """Return all captions of a row, its own or the one in its text file; none if the row has no text.
 
@@ -503,7 +521,8 @@ def _in_memory(
 
 def _table_of(name: str, table: pa.Table, columns: tuple[str, ...]) -> Table:
     digest = hashlib.sha256()
-    for batch in table.to_batches():
+    has_poses = table["pose"].null_count < len(table)  # rows without any keep the hash that they had before
+    for batch in (table if has_poses else table.drop_columns("pose")).to_batches():
         digest.update(batch.serialize())
     return Table(datasets.Dataset(datasets.table.InMemoryTable(table)), columns, digest.hexdigest(), name)
 

@@ -181,7 +181,7 @@ def _architecture(folder: Path) -> str:
 
 
 def _describe_inputs(folder: Path) -> dict[str, str]:
-    """Describe in words how the saved processor reads audio and video; empty without a processor."""
+    """Describe in words how the saved processor reads audio, video and poses; empty without a processor."""
     path = folder / "processor_config.json"
     processor = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     inputs: dict[str, str] = {}
@@ -192,6 +192,9 @@ def _describe_inputs(folder: Path) -> dict[str, str]:
     if video := processor.get("video_processor"):
         size = video["size"]
         inputs["video"] = f"{video['num_frames']} frames of {size['width']} × {size['height']} pixels, RGB"
+    if pose := processor.get("pose_processor"):
+        rate = "" if pose["target_rate"] is None else f", {pose['target_rate']:g} frames per second"
+        inputs["pose"] = f"{pose['num_features']} numbers per frame{rate}, {pose['points']} points"
     return inputs
 
 

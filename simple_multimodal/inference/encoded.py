@@ -32,7 +32,7 @@ class ClipVersion(NamedTuple):
     audio_size: int | None
     audio_mtime_ns: int | None
     further: str
-    """JSON of the row's values for modalities with their own columns."""
+    """JSON of the row's values for modalities with their own columns, and the version of its pose if it has one."""
 
     @classmethod
     def of(cls, row: Row) -> Self:
@@ -42,8 +42,16 @@ class ClipVersion(NamedTuple):
         video_size, video_mtime_ns = _size_and_time(video)
         audio_size, audio_mtime_ns = _size_and_time(audio)
         states = video_size, video_mtime_ns, audio_size, audio_mtime_ns
-        further = json.dumps(further_values(row), sort_keys=True)
-        return cls(row["id"], row["group"], video, audio, *segment, *states, further)
+        further = further_values(row)
+        if (pose := row["pose"]) is not None:  # clips without one have the versions that they had before
+            further["pose"] = [pose, *_size_and_time(pose)]
+        return cls(row["id"], row["group"], video, audio, *segment, *states, json.dumps(further, sort_keys=True))
+
+    @property
+    def file(self) -> str | None:
+        """The file that stands for the clip in results, see [`clip_file`]."""
+        pose, *_ = json.loads(self.further).get("pose", [None])
+        return self.video or self.audio or pose
 
 
 def _size_and_time(path: str | None) -> tuple[int, int] | tuple[None, None]:

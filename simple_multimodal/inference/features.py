@@ -74,7 +74,7 @@ class TowerFeatures(Pipeline):
         writes the index last.
 
         Args:
-            tower (`str`): `"audio"` or `"video"`.
+            tower (`str`): `"audio"`, `"video"` or `"pose"`.
             datasets (`Sequence[RowDataset]`): Data sets with the clips to encode.
             output (`str`): Folder to write to.
             shard_size (`int`, *optional*, defaults to 128): Number of clips per file; about that many are lost if the

@@ -30,6 +30,7 @@ class ClipKey(NamedTuple):
 
     video: str | None
     audio: str | None
+    pose: str | None
     start_seconds: float | None
     end_seconds: float | None
     further: str = "{}"
@@ -38,7 +39,7 @@ class ClipKey(NamedTuple):
     @classmethod
     def of(cls, row: Row) -> Self:
         further = json.dumps(further_values(row), sort_keys=True)
-        return cls(row["video"], row["audio"], row["start_seconds"], row["end_seconds"], further)
+        return cls(row["video"], row["audio"], row["pose"], row["start_seconds"], row["end_seconds"], further)
 
 
 def open_clips(clips: Clips) -> RowDataset | Files:

@@ -191,6 +191,8 @@ def open_media(path: str | os.PathLike[str], *, probe: Probe = "everything") -> 
             reason = error.strerror or str(error)
         else:
             reason = str(error)
+        if os.fspath(path).lower().endswith((".pose", ".npy")):
+            reason += "; poses, and features of their frames, belong in the column `pose`"
         raise MediaError(f"{os.fspath(path)!r}: cannot be read as media: {reason}") from error
 
 

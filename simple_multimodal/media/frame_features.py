@@ -11,8 +11,10 @@ from simple_multimodal.media.container import check_media_file
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pose import (
     HEAD_BYTES,
+    PoseHeader,
     are_finite,
     read_numbers,
+    read_pose_header,
     segment_frames,
     warn_of_trailing_bytes,
 )
@@ -92,6 +94,20 @@ def read_feature_header(path: str | os.PathLike[str], rate: float) -> FeatureHea
     check_media_file(path)
     with open(path, "rb") as file:
         return _read_header(file, os.fspath(path), rate)
+
+
+def read_header(path: str | os.PathLike[str], rate: float) -> PoseHeader | FeatureHeader:
+    """
+    Read the header of a pose file, or of features, whichever the file's name says; no points are read.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        rate (`float`): Number of frames per second of features.
+
+    Raises:
+        MediaError: See [`read_pose_header`] and [`read_feature_header`].
+    """
+    return read_feature_header(path, rate) if is_feature_file(path) else read_pose_header(path)
 
 
 def read_frame_features(

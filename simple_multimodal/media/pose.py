@@ -365,7 +365,10 @@ def _parse_header(cursor: _Cursor, path: str, size: int) -> PoseHeader:
     number, width, height, depth, num_components = cursor.unpack(_VERSION_AND_SIZE)
     version = next((known for known in _BODY if abs(number - known) < 5e-4), None)
     if version is None:
-        raise MediaError(f"{path!r}: is not a pose file of version 0.1 or 0.2: its version would be {number:.6g}")
+        raise MediaError(
+            f"{path!r}: is not a pose file of version 0.1 or 0.2: its version would be {number:.6g}; videos belong in "
+            "the column `video`, and the names of files of features end in .npy"
+        )
     components = _parse_components(cursor, num_components, path)
     num_points = sum(len(component.points) for component in components)
     if num_points == 0:

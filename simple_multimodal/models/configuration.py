@@ -59,7 +59,7 @@ class MultimodalConfig(PreTrainedConfig):
     model.
 
     Args:
-        text_config, audio_config, video_config (`dict` or `PreTrainedConfig`, *optional*):
+        text_config, audio_config, video_config, pose_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of each tower, with a `model_type` that `simple_multimodal.models.encoders.ENCODERS` knows. A
             further modality has its tower's configuration in `{modality}_config`, too.
         crossformer_config (`dict` or `PreTrainedConfig`):
@@ -140,6 +140,7 @@ class MultimodalConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
     video_config: dict | PreTrainedConfig | None = None
+    pose_config: dict | PreTrainedConfig | None = None
     crossformer_config: dict | PreTrainedConfig | None = None
     text_backbone_config: dict | PreTrainedConfig | None = None
     fusion_form: FusionForm = "cross_attention"

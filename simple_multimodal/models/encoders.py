@@ -9,6 +9,7 @@ from simple_multimodal.models.audio.vit_mae import ViTMAEAudioEncoder
 from simple_multimodal.models.audio.wav2vec2 import HubertAudioEncoder, Wav2Vec2AudioEncoder, WavLMAudioEncoder
 from simple_multimodal.models.audio.whisper import WhisperAudioEncoder
 from simple_multimodal.models.base import Encoder, EncoderOutput
+from simple_multimodal.models.pose.pose import PoseEncoder
 from simple_multimodal.models.text.bert import BertTextEncoder
 from simple_multimodal.models.text.clap import CLAPTextEncoder
 from simple_multimodal.models.text.clip import CLIPTextEncoder
@@ -71,6 +72,8 @@ ENCODER_CLASSES: tuple[type[Encoder], ...] = (
     TimmVideoEncoder,
     VideoMAEVideoEncoder,
     VJEPA2VideoEncoder,
+    # pose
+    PoseEncoder,
 )
 """The encoders of this package, by modality and name."""
 

@@ -395,6 +395,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
             text_embeds=embeds.get("text"),
             audio_embeds=embeds.get("audio"),
             video_embeds=embeds.get("video"),
+            pose_embeds=embeds.get("pose"),
             clip_embeds=embeds.get("clip"),
         )
 

@@ -18,7 +18,7 @@ class MultimodalOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*): Weighted sum of the objectives.
         logits (`torch.FloatTensor`, *optional*): Prediction of the head: answers `(batch_size, num_answers)` or
             matching `(batch_size, 2)`.
-        text_embeds, audio_embeds, video_embeds, clip_embeds (`torch.FloatTensor`, *optional*):
+        text_embeds, audio_embeds, video_embeds, pose_embeds, clip_embeds (`torch.FloatTensor`, *optional*):
             Unit-length embeddings of shape `(batch_size, contrastive_dim)`; meaningless (but finite) for rows that
             lack the modality.
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_text_tokens, hidden_size)`, *optional*):
@@ -34,6 +34,7 @@ class MultimodalOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
     audio_embeds: torch.Tensor | None = None
     video_embeds: torch.Tensor | None = None
+    pose_embeds: torch.Tensor | None = None
     clip_embeds: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None

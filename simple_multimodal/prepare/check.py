@@ -1,20 +1,24 @@
-"""Index the media files of manifests and report problems."""
+"""Index the media files and poses of manifests and report problems."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
 from simple_multimodal.cores import available_cores
 from simple_multimodal.data.records import read_columns
-from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.media import MediaError, index_video
 from simple_multimodal.media.container import decode_audio, open_audio_stream, open_media
+from simple_multimodal.media.frame_features import FeatureHeader, read_frame_features, read_header
 from simple_multimodal.media.index_cache import content_hash, index_cache
+from simple_multimodal.media.pose import PoseHeader, read_pose, segment_frames
+from simple_multimodal.processing import PoseProcessor
+from simple_multimodal.processing.pose_layouts import select_points
 from simple_multimodal.progress import can_show_bars
 
 
@@ -31,6 +35,8 @@ class FileReport:
         is_sparse (`bool`): Whether single frames can be read without decoding from the start.
         content (`str`): Hash of size, head and tail, equal for identical files.
         error (`str`): Reason why it cannot be read; empty if it can.
+        is_pose (`bool`): Whether it is a pose, or features of its frames, instead of media.
+        warning (`str`): What is unusual about it; empty if nothing is.
     """
 
     path: str
@@ -41,6 +47,8 @@ class FileReport:
     is_sparse: bool = False
     content: str = ""
     error: str = ""
+    is_pose: bool = False
+    warning: str = ""
 
 
 @dataclass
@@ -77,15 +85,20 @@ class ManifestReport:
     def to_text(self) -> str:
         """Return the report as text: totals, then every file with a problem."""
         readable = [file for file in self.files if not file.error]
-        hours = sum(file.duration_seconds for file in readable) / 3600
+        poses, media = ([file for file in readable if file.is_pose == is_pose] for is_pose in (True, False))
+        hours = sum(file.duration_seconds for file in media) / 3600
         lines = [f"{name}: {count} rows; {self._columns_of(name)}" for name, count in self.num_rows.items()]
         lines.append(
             f"{len(self.files)} files, {len(self.unreadable)} unreadable; {hours:.2f} hours of video, "
-            f"{sum(file.num_frames for file in readable)} frames"
+            f"{sum(file.num_frames for file in media)} frames"
         )
-        if slow := sum(file.num_frames > 0 and not file.is_sparse for file in readable):
+        if poses:
+            hours, frames = sum(file.duration_seconds for file in poses) / 3600, sum(file.num_frames for file in poses)
+            lines.append(f"{len(poses)} of the files are poses; {hours:.2f} hours, {frames} frames")
+        if slow := sum(file.num_frames > 0 and not file.is_sparse for file in media):
             lines.append(f"slow: {slow} files are decoded from their start, because they have no usable keyframes")
         lines += [f"unreadable: {file.error}" for file in self.unreadable]
+        lines += [f"warning: {file.warning}" for file in self.files if file.warning]
         lines += [
             f"short: {file.path!r}: yields {file.num_frames} of the {file.num_promised} frames that it promises"
             for file in self.short
@@ -109,21 +122,23 @@ def check_manifests(
     video_root: str | Path | None = None,
     audio_root: str | Path | None = None,
     text_root: str | Path | None = None,
+    pose_root: str | Path | None = None,
     follow_links: bool = False,
     index_dir: str | Path | None = None,
     decodes: bool = False,
     num_threads: int | None = None,
 ) -> ManifestReport:
     """
-    Index every video of manifests, and open every audio file, in parallel and with a progress bar.
+    Index every video of manifests, open every audio file, and read the header of every pose, in parallel and with a
+    progress bar.
 
     Args:
         manifests (`Sequence[str | Path]`): The manifests.
-        video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
-            their columns, and whether links may lead out of them, as in [`RowDataset`].
+        video_root, audio_root, text_root, pose_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*):
+            Folders of their columns, and whether links may lead out of them, as in [`RowDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         decodes (`bool`, *optional*, defaults to `False`): Whether to decode every frame and all audio, instead of
-            trusting packets that look valid.
+            trusting packets that look valid, and to read all points of poses.
         num_threads (`int`, *optional*): Number of files to read at the same time; by default one per core.
 
     Returns:
@@ -135,7 +150,7 @@ def check_manifests(
     tables = {
         str(name): RowDataset.from_manifest(
             name,
-            roots={"video": video_root, "audio": audio_root, "text": text_root},
+            roots={"video": video_root, "audio": audio_root, "text": text_root, "pose": pose_root},
             modalities=None,
             follow_links=follow_links,
         )
@@ -144,9 +159,10 @@ def check_manifests(
     for table in tables.values():
         table.check_links()
     absent: list[FileReport] = []
-    paths_of = {name: dict.fromkeys(_media_of(table, absent)) for name, table in tables.items()}
-    paths = list(dict.fromkeys(path for paths in paths_of.values() for path in paths))
-    files = examine_files(paths, index_dir=index_dir, decodes=decodes, num_threads=num_threads)
+    paths_of = {name: dict(_files_of(table, absent)) for name, table in tables.items()}
+    paths = {path: is_pose for paths in paths_of.values() for path, is_pose in paths.items()}
+    poses = [path for path, is_pose in paths.items() if is_pose]
+    files = examine_files(list(paths), poses=poses, index_dir=index_dir, decodes=decodes, num_threads=num_threads)
     contents = {file.path: file.content for file in files}
     names_of: dict[str, set[str]] = defaultdict(set)  # manifests by content
     for name, own in paths_of.items():
@@ -170,6 +186,7 @@ def check_manifests(
 def examine_files(
     paths: Sequence[str],
     *,
+    poses: Collection[str] = (),
     index_dir: str | Path | None = None,
     decodes: bool = False,
     num_threads: int | None = None,
@@ -179,6 +196,7 @@ def examine_files(
 
     Args:
         paths (`Sequence[str]`): The files.
+        poses (`Collection[str]`, *optional*): Those of them that are poses.
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices.
         decodes (`bool`, *optional*, defaults to `False`): Whether to decode the files completely.
         num_threads (`int`, *optional*): Number of files to read at the same time; by default one per core.
@@ -187,7 +205,11 @@ def examine_files(
         `list[FileReport]`: The report of each file, in the order of `paths`.
     """
 
+    are_poses = frozenset(poses)
+
     def examine(path: str) -> FileReport:
+        if path in are_poses:
+            return examine_pose(path, decodes=decodes)
         return examine_file(path, index_dir=index_dir, decodes=decodes)
 
     with ThreadPoolExecutor(num_threads or available_cores()) as pool:
@@ -235,14 +257,67 @@ def examine_file(path: str, *, index_dir: str | Path | None = None, decodes: boo
     return report
 
 
-def _media_of(table: RowDataset, absent: list[FileReport]) -> Iterator[str]:
-    """Yield every media file of a manifest that exists; add a report for rows with missing files to `absent`."""
+def examine_pose(path: str, *, decodes: bool = False) -> FileReport:
+    """
+    Read the header of a pose file, or of features (`.npy`), or report why that is not possible.
+
+    Args:
+        path (`str`): The file.
+        decodes (`bool`, *optional*, defaults to `False`): Whether to read the points, too.
+
+    Returns:
+        `FileReport`: The report; the times of features assume the default rate.
+    """
+    report = FileReport(path, is_pose=True)
+    features_rate = PoseProcessor().features_rate
+    try:
+        report.content = content_hash(path)
+        header = read_header(path, features_rate)
+        report.streams, report.is_sparse = header.content, True
+        report.num_frames = report.num_promised = header.num_frames
+        report.duration_seconds = header.duration_seconds
+        if header.num_trailing_bytes:
+            report.warning = f"{path!r}: {header.num_trailing_bytes} bytes at its end are ignored"
+        if isinstance(header, PoseHeader):
+            select_points(header, reduced=False)
+            try:
+                select_points(header, reduced=True)
+            except MediaError as error:
+                report.warning = str(error)
+        if decodes:
+            read_frame_features(path, features_rate) if isinstance(header, FeatureHeader) else read_pose(path)
+    except (MediaError, OSError) as error:
+        report.error = str(error)
+    return report
+
+
+def _files_of(table: RowDataset, absent: list[FileReport]) -> Iterator[tuple[str, bool]]:
+    """Yield every file of a manifest that exists, and whether it is a pose; add a report for rows with missing files,
+    or with a segment that its pose does not have, to `absent`."""
     for number in range(len(table)):
         try:
             row = table[number]
         except MediaError as error:
             absent.append(FileReport(f"{table.manifest_file}, row {number}", error=str(error)))
             continue
-        for path in (row["video"], row["audio"]):
-            if path is not None:
-                yield path
+        yield from ((path, False) for path in (row["video"], row["audio"]) if path is not None)
+        if row["pose"] is not None:
+            yield row["pose"], True
+            if problem := _segment_problem(row):
+                absent.append(FileReport(f"{table.manifest_file}, row {number}", error=problem))
+
+
+def _segment_problem(row: Row) -> str:
+    """Return what is wrong with the segment of a row with a pose; empty if nothing is, or its file cannot be read."""
+    path, start, end = cast(str, row["pose"]), row["start_seconds"], row["end_seconds"]
+    if start is None and end is None:
+        return ""
+    try:
+        header = read_header(path, PoseProcessor().features_rate)
+    except (MediaError, OSError):  # the report of the file says so
+        return ""
+    try:
+        segment_frames(path, header.num_frames, header.rate, start, end)
+    except MediaError as error:
+        return f"row {row['index']} (id {row['id']!r}): {error}"
+    return ""

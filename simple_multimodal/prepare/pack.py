@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,18 +16,21 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
 from simple_multimodal.cores import available_cores
+from simple_multimodal.data.records import CLIP_FILES
 from simple_multimodal.data.rows import Row, RowDataset, row_captions
 from simple_multimodal.errors import InputError
 from simple_multimodal.media import FrameIndex, MediaError, index_video, read_audio
 from simple_multimodal.media.container import decode_frames, open_media, open_video_stream, tick_seconds
 from simple_multimodal.media.conversion import apply_display_matrix, is_transposed
 from simple_multimodal.media.errors import NoAudioError
+from simple_multimodal.media.frame_features import read_header
 from simple_multimodal.media.index_cache import content_hash, index_cache
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.prepare.settings import PackSettings
+from simple_multimodal.processing import PoseProcessor
 from simple_multimodal.progress import can_show_bars
 
-ROW_COLUMNS = {"index", "epoch", "audio_from_video", "video", "audio", "text", "captions"}
+ROW_COLUMNS = {"index", "epoch", "audio_from_video", "video", "audio", "text", "pose", "captions"}
 """Entries of a row that a packed manifest omits or replaces."""
 
 MIN_CLOCK = 10_000  # ticks per second
@@ -71,6 +75,7 @@ def pack_manifest(
     video_root: str | Path | None = None,
     audio_root: str | Path | None = None,
     text_root: str | Path | None = None,
+    pose_root: str | Path | None = None,
     follow_links: bool = False,
     index_dir: str | Path | None = None,
     settings: PackSettings | None = None,
@@ -82,13 +87,14 @@ def pack_manifest(
     The copy has every frame of the original at its time, upright, and the audio from the first frame on, so frame
     sampling, jitter and segments work as with the original. It consists of ordinary MP4 (H.264, FLAC) and FLAC files,
     in folders named after the first two digits of the file names, which are hashes of content and settings: identical
-    files are stored once, and existing files are kept. `checksums.sha256` is for `sha256sum -c`.
+    files are stored once, and existing files are kept. Poses are copied as they are. `checksums.sha256` is for
+    `sha256sum -c`.
 
     Args:
         manifest (`str` or `Path`): The manifest.
         output_dir (`str` or `Path`): Folder of the copy; several manifests may share it.
-        video_root, audio_root, text_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*): Folders of
-            the manifest's columns, and whether links may lead out of them, as in [`RowDataset`].
+        video_root, audio_root, text_root, pose_root (`str` or `Path`, *optional*), follow_links (`bool`, *optional*):
+            Folders of the manifest's columns, and whether links may lead out of them, as in [`RowDataset`].
         index_dir (`str` or `Path`, *optional*): Folder of stored frame indices, see `index_video`.
         settings ([`PackSettings`], *optional*): Settings for packing files.
         num_threads (`int`, *optional*): Number of files to pack at the same time; by default one per core.
@@ -103,7 +109,7 @@ def pack_manifest(
     folder = Path(output_dir)
     table = RowDataset.from_manifest(
         manifest,
-        roots={"video": video_root, "audio": audio_root, "text": text_root},
+        roots={"video": video_root, "audio": audio_root, "text": text_root, "pose": pose_root},
         modalities=None,
         follow_links=follow_links,
     )
@@ -119,10 +125,12 @@ def pack_manifest(
             rows[number] = table[number]
         except MediaError as error:
             errors[number] = str(error)
-    sources = dict.fromkeys(path for row in rows.values() for path in (row["video"], row["audio"]) if path is not None)
+    sources = {path: column == "pose" for row in rows.values() for column, path in _files_of(row).items()}
 
     def pack(path: str) -> tuple[Path, bool] | MediaError:
         try:
+            if sources[path]:
+                return _copy_once(path, folder)
             return _pack_once(path, folder, settings, index_dir)
         except MediaError as error:
             return error
@@ -133,7 +141,7 @@ def pack_manifest(
     lines = []
     used: dict[str, tuple[Path, bool]] = {}  # by source: name of the copy, and whether it was written in this call
     for number, row in rows.items():
-        paths = {name: path for name, path in (("video", row["video"]), ("audio", row["audio"])) if path is not None}
+        paths = _files_of(row)
         results = {name: packed[path] for name, path in paths.items()}
         failed = [result for result in results.values() if isinstance(result, MediaError)]
         if failed:
@@ -162,9 +170,30 @@ def _packed_row(row: Row, names: dict[str, str]) -> dict[str, object]:
     """Return a row of the new manifest, with the new names of the media and inline captions."""
     kept = {key: value for key, value in row.items() if key not in ROW_COLUMNS and value is not None}
     media = {"video": names.get("video", "")}
+    if "pose" in names:
+        media["pose"] = names["pose"]
     if not row["audio_from_video"]:
         media["audio"] = names.get("audio", "")
     return {**kept, **media, "captions": row_captions(row)}
+
+
+def _files_of(row: Row) -> dict[str, str]:
+    """Return the files of a row to pack, by column."""
+    return {name: path for name in CLIP_FILES if (path := row[name]) is not None}  # type: ignore[literal-required]
+
+
+def _copy_once(path: str, folder: Path) -> tuple[Path, bool]:
+    """Copy a pose, or features of its frames, unless it is there; return as [`_pack_once`] does."""
+    read_header(path, PoseProcessor().features_rate)  # a file that cannot be read is an error here as well
+    key = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]
+    name = Path(key[:2], f"{key}{Path(path).suffix}")
+    target = folder / name
+    if target.exists():
+        return name, False
+    target.parent.mkdir(exist_ok=True)
+    with write_atomically(target) as temporary:
+        shutil.copyfile(path, temporary)
+    return name, True
 
 
 def _pack_once(path: str, folder: Path, settings: PackSettings, index_dir: str | Path | None) -> tuple[Path, bool]:

@@ -1,4 +1,4 @@
-"""Draw the model's inputs for a sample as one image: frames, spectrogram and text, on a common time axis."""
+"""Draw the model's inputs for a sample as one image: frames, spectrogram, skeleton and text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers.audio_utils import hertz_to_mel
 
 from simple_multimodal.data.collator import MultimodalCollator
-from simple_multimodal.data.rows import Row, row_captions
+from simple_multimodal.data.rows import Row, clip_file, row_captions
+from simple_multimodal.data.skeletons import draw_skeletons
 from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.charts import ticks
+from simple_multimodal.media.frame_features import read_header
 from simple_multimodal.media.index_cache import FrameIndex, index_video
-from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, VideoClipProcessor
+from simple_multimodal.modalities import Modality
+from simple_multimodal.processing import AudioFeatureExtractor, MultimodalProcessor, PoseProcessor, VideoClipProcessor
+from simple_multimodal.processing.processing_multimodal import PARTS
 
 WIDTH = 1280  # of the image, in pixels
 MARGIN = 16
@@ -43,7 +47,7 @@ def draw_sample(
     Draw a sample as the collator passes it to the model.
 
     The frames are shown in full with their times, then again at their positions on a time axis, above the spectrogram
-    of the audio on the same axis.
+    of the audio on the same axis. A pose is drawn as its skeleton at a few moments, as it is in the file.
 
     Args:
         row (`Row`): A row of a [`RowDataset`]; its epoch determines the random choices of training.
@@ -74,6 +78,8 @@ def draw_sample(
         parts.append(_frames(batch))
     if has_video or has_audio:
         parts.append(_timeline(batch, row, processor.feature_extractor if has_audio else None, index))
+    if has.get("pose"):
+        parts += _pose(batch, row, processor.pose_processor)
     missing = [modality for modality in processor.modalities if not has[modality]]
     if missing:
         parts.append(_text(f"This row has no {' and no '.join(missing)}.", fill=SOFT))
@@ -86,6 +92,20 @@ def draw_sample(
     image = Image.new("RGB", (WIDTH, whole.height + 2 * MARGIN), BACKGROUND)
     image.paste(whole, (MARGIN, MARGIN))
     return image
+
+
+def with_pose(processor: MultimodalProcessor, row: Row) -> MultimodalProcessor:
+    """Return a processor that also reads the pose of a row as it is, or the same one if the row has none."""
+    if row["pose"] is None:
+        return processor
+    part = PoseProcessor(points="all")
+    part = PoseProcessor(points="all", num_features=part.count_features(read_header(row["pose"], part.features_rate)))
+    return _with_part(processor, "pose", part)
+
+
+def _with_part(processor: MultimodalProcessor, modality: Modality, part: Any) -> MultimodalProcessor:
+    parts = {PARTS[m].name: processor.part(m) for m in processor.modalities} | {PARTS[modality].name: part}
+    return MultimodalProcessor(text_padding=processor.text_padding, **parts)
 
 
 def _with_video(
@@ -105,12 +125,12 @@ def _with_video(
     if video is None:
         raise InputError("`num_frames` and `video_size` need a model that reads video; leave them out.")
     changed = VideoClipProcessor.from_dict(video.to_dict(), **changes)
-    return MultimodalProcessor(processor.feature_extractor, changed, processor.tokenizer, processor.text_padding)
+    return _with_part(processor, "video", changed)
 
 
 def _titles(row: Row, processor: MultimodalProcessor, index: FrameIndex | None, *, is_training: bool) -> Image.Image:
     """Draw the file with its frame rate and resolution, the model's settings, and the captions."""
-    path = row["video"] or row["audio"]
+    path = clip_file(row)
     facts = [f"row {row['index']}, id {row['id']}" if path is None else Path(path).name]
     if index is not None:
         facts.append(f"{index.width}x{index.height}, {index.num_frames / index.duration_seconds:.4g} frames/s")
@@ -157,9 +177,31 @@ def _text(text: str, *, size: int = 16, fill: tuple[int, int, int] = INK) -> Ima
     return part
 
 
+def _pose(batch: Mapping[str, torch.Tensor], row: Row, processor: PoseProcessor) -> list[Image.Image]:
+    """Draw the skeleton of a row in lines, below what the model gets of it."""
+    real = batch["pose_attention_mask"][0]
+    seconds = batch["pose_seconds"][0][real]
+    said = [
+        f"pose from {Path(str(row['pose'])).name}",
+        f"{len(seconds)} frames of {processor.num_features} numbers, {float(seconds[0]):.2f} to "
+        f"{float(seconds[-1]):.2f} s",
+        f"{float((batch['pose_values'][0][real] == 0).float().mean()):.0%} of them 0 (missing or hidden points)",
+    ]
+    drawn = draw_skeletons(row, num_moments=2 * FRAMES_PER_LINE, person=processor.person)
+    if drawn is None:
+        return [_text("  ·  ".join(said), fill=SOFT)]
+    said.insert(1, f"{drawn.header.content}, {drawn.header.rate:g} frames/s")
+    return [_text("  ·  ".join(said), fill=SOFT), _in_lines(drawn.frames, drawn.seconds)]
+
+
 def _frames(batch: Mapping[str, torch.Tensor]) -> Image.Image:
-    """Draw the frames of the first row in lines, each with its number and time."""
+    """Draw the frames of the first row."""
     frames = batch["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()  # (frames, height, width, 3)
+    return _in_lines(frames, batch["video_seconds"][0].numpy())
+
+
+def _in_lines(frames: np.ndarray, seconds: np.ndarray) -> Image.Image:
+    """Draw frames `(num_frames, height, width, 3)` in lines, each with its number and time."""
     width = (WIDTH - 2 * MARGIN) // FRAMES_PER_LINE
     height = round(width * frames.shape[1] / frames.shape[2])
     lines = -(-len(frames) // FRAMES_PER_LINE)
@@ -169,7 +211,7 @@ def _frames(batch: Mapping[str, torch.Tensor]) -> Image.Image:
         line, column = divmod(number, FRAMES_PER_LINE)
         left, top = column * width, line * (height + 22)
         part.paste(Image.fromarray(frame).resize((width - 4, height - 4)), (left, top))
-        label = f"{number + 1}:  {batch['video_seconds'][0, number]:.2f} s"
+        label = f"{number + 1}:  {seconds[number]:.2f} s"
         ImageDraw.Draw(part).text((left, top + height - 2), label, fill=INK, font=font)
     return part
 

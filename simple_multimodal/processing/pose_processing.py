@@ -1,6 +1,7 @@
 """Turn the points of a pose, or features of its frames, into the numbers per frame that the pose encoder reads."""
 
 import inspect
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ from transformers import BatchFeature, ProcessorMixin
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.media.errors import MediaError
-from simple_multimodal.media.frame_features import FrameFeatures
-from simple_multimodal.media.pose import MAX_RATE, MIN_RATE, Pose, are_finite
+from simple_multimodal.media.frame_features import FeatureHeader, FrameFeatures
+from simple_multimodal.media.pose import MAX_RATE, MIN_RATE, Pose, PoseHeader, are_finite
 from simple_multimodal.processing.batch_memory import batch_tensor
 from simple_multimodal.processing.pose_layouts import select_points
 
@@ -158,6 +159,10 @@ class PoseProcessor:
         """Return the arguments from which an equal processor can be built."""
         return dict(vars(self))
 
+    def to_json_string(self) -> str:
+        """Return [`PoseProcessor.to_dict`] as JSON, like the other parts of a processor."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], **kwargs: Any) -> "PoseProcessor":
         """Build from the result of [`PoseProcessor.to_dict`]; keyword arguments replace values."""
@@ -179,6 +184,27 @@ class PoseProcessor:
             raise InputError(f"The processor in {str(name_or_path)!r} does not read poses; build a PoseProcessor.")
         return cls.from_dict(values, **own)
 
+    def count_features(self, header: PoseHeader | FeatureHeader) -> int:
+        """Return how many numbers per frame a file gives, from its header alone.
+
+        Raises:
+            MediaError: If the estimator is unknown, see [`select_points`].
+        """
+        if isinstance(header, FeatureHeader):
+            return header.size
+        num_dims = 2 if self.depth == "drop" else header.num_dims
+        return num_dims * len(select_points(header, reduced=self.points == "reduced").points)
+
+    def check_features(self, header: PoseHeader | FeatureHeader) -> None:
+        """Raise a [`MediaError`] if a file does not give `num_features` numbers per frame, from its header alone."""
+        found = self.count_features(header)
+        if found != self.num_features:
+            raise MediaError(
+                f"{header.path!r}: has {found} numbers per frame, but {self.num_features} are expected; set "
+                f"`num_features` (`pose_features`) to {found}, or give poses of the same estimator, `points` and "
+                "`depth`"
+            )
+
     def extract(self, pose: Pose | FrameFeatures, generator: np.random.Generator | None = None) -> PoseSequence:
         """Process the frames of one segment.
 
@@ -197,6 +223,7 @@ class PoseProcessor:
                 more than `max_frames` frames.
         """
         path, rate = pose.header.path, pose.header.rate
+        self.check_features(pose.header)
         # All are drawn whatever is on, so that turning one on does not change the others.
         shear, rotation, scale, speed = (0.0,) * 4 if generator is None else generator.normal(size=4)
         if isinstance(pose, Pose):
@@ -204,15 +231,10 @@ class PoseProcessor:
             values, is_missing, num_dims = self._normalised(pose, matrix)
         else:
             values, is_missing, num_dims = pose.values, None, 1
-        if values.shape[1] != self.num_features:
-            raise MediaError(
-                f"{path!r}: has {values.shape[1]} numbers per frame, but {self.num_features} are expected; set "
-                "`num_features`, or give poses of the same estimator, `points` and `depth`"
-            )
         target_rate = self.target_rate or rate
         if target_rate > MAX_UPSAMPLING * rate:
             raise MediaError(
-                f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate`, "
+                f"{path!r}: has {rate:g} frames per second, which cannot be resampled to `target_rate` (`pose_rate`), "
                 f"{target_rate:g}; at most {MAX_UPSAMPLING} times its rate is possible"
             )
         step = rate / target_rate  # frames of the file per frame of the result
@@ -237,8 +259,8 @@ class PoseProcessor:
         num_frames = math.ceil(num_frames / self.frame_stride)
         if self.max_frames is not None and num_frames > self.max_frames:
             raise MediaError(
-                f"{path!r}: has {num_frames} frames, more than `max_frames`, {self.max_frames}; raise it, or divide "
-                "the row by `start_seconds` and `end_seconds`"
+                f"{path!r}: has {num_frames} frames, more than `max_frames` (`max_pose_frames`), {self.max_frames}; "
+                "raise it, or divide the row by `start_seconds` and `end_seconds`"
             )
 
     def _matrix(self, shear: float, rotation: float, scale: float) -> np.ndarray | None:
@@ -256,7 +278,8 @@ class PoseProcessor:
         header = pose.header
         if self.person >= header.num_people:
             raise MediaError(
-                f"{header.path!r}: has {header.num_people} people, but `person` is {self.person}, counted from 0"
+                f"{header.path!r}: has {header.num_people} people, but `person` (`pose_person`) is {self.person}, "
+                "counted from 0"
             )
         selection = select_points(header, reduced=self.points == "reduced")
         num_dims = 2 if self.depth == "drop" else header.num_dims
@@ -267,7 +290,8 @@ class PoseProcessor:
         if self.depth == "scaled" and num_dims == 3:
             if header.width == 0:
                 raise MediaError(
-                    f"{header.path!r}: has no width, by which `depth` 'scaled' multiplies; use 'as_is' or 'drop'"
+                    f"{header.path!r}: has no width, by which `depth` (`pose_depth`) 'scaled' multiplies; use 'as_is' "
+                    "or 'drop'"
                 )
             shoulders[..., 2] *= header.width
             values[..., 2] *= np.where(selection.in_metres, 1, header.width).astype(np.float32)

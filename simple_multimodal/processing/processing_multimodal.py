@@ -1,4 +1,4 @@
-"""One processor for text, audio and video: everything apart from weights that a model needs to read its inputs."""
+"""One processor for text, audio, video and poses: all that a model needs to read its inputs, except weights."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrain
 from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.processing.feature_extraction_audio import AudioFeatureExtractor
+from simple_multimodal.processing.pose_processing import PoseProcessor
 from simple_multimodal.processing.video_processing import VideoClipProcessor
 
 
@@ -45,6 +46,7 @@ PARTS: dict[Modality, Part] = {
     "text": Part("tokenizer", "text", PreTrainedTokenizerBase, _load_tokenizer),
     "audio": Part("feature_extractor", "audio", AudioFeatureExtractor, AudioFeatureExtractor.from_pretrained),
     "video": Part("video_processor", "videos", VideoClipProcessor, VideoClipProcessor.from_pretrained),
+    "pose": Part("pose_processor", "poses", PoseProcessor, PoseProcessor.from_pretrained),
 }
 """The part of each modality, in the order of `MODALITIES`."""
 
@@ -68,7 +70,8 @@ class MultimodalProcessor(ProcessorMixin):
         backbone_tokenizer ([`PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the model that writes text, if there is one. It is saved in a folder of its own.
         parts:
-            Components for further modalities, by their names in `PARTS`.
+            Components for further modalities, by their names in `PARTS`: `pose_processor`, a [`PoseProcessor`] for
+            poses, and those of modalities from outside the package.
 
     Example:
 
@@ -119,7 +122,7 @@ class MultimodalProcessor(ProcessorMixin):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """Modalities that this processor reads, in the order text, audio, video."""
+        """Modalities that this processor reads, in the order text, audio, video, pose."""
         return tuple(modality for modality in PARTS if self.part(modality) is not None)
 
     @property
@@ -204,7 +207,8 @@ class MultimodalProcessor(ProcessorMixin):
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"` or `"np"`.
             further:
-                Inputs for further modalities, by their arguments in `PARTS`.
+                Inputs for further modalities, by their arguments in `PARTS`: `poses`, see [`PoseProcessor.__call__`],
+                and those of modalities from outside the package.
 
         Returns:
             [`BatchFeature`]: Entries of the given modalities. In a list, `None` marks a row that lacks the modality.

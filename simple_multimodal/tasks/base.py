@@ -19,7 +19,7 @@ from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.protocols import Protocol
 from simple_multimodal.evaluation.report import Example
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.modalities import BUILT_IN_MODALITIES, Modality
+from simple_multimodal.modalities import DEFAULT_MODALITIES, Modality
 from simple_multimodal.models.base import TowerModel
 from simple_multimodal.processing import MultimodalProcessor
 from simple_multimodal.tasks.options import TaskOptions
@@ -179,7 +179,7 @@ class Task:
             return rows
         settings = {**cls.row_settings, **settings}
         if isinstance(rows, (str, os.PathLike)) and os.path.isdir(rows):
-            if "text" in settings.get("modalities", BUILT_IN_MODALITIES):
+            if "text" in settings.get("modalities", DEFAULT_MODALITIES):
                 raise InputError(
                     f"{rows} is a folder, whose files have no captions. Pass a manifest (CSV, TSV or JSONL), or "
                     "modalities without text."

@@ -27,6 +27,7 @@ def from_towers(
     text: str | None = None,
     audio: str | None = None,
     video: str | None = None,
+    pose: str | None = None,
     fusion: str | PreTrainedConfig | None = None,
     task: str | Task = DEFAULT_TASK,
     train_dataset: Rows | None = None,
@@ -43,8 +44,8 @@ def from_towers(
     random: call [`~transformers.set_seed`] before.
 
     Args:
-        text, audio, video (`str`, *optional*): Hub name or folder of the tower's weights, or the path of a JSON config
-            for a tower with random weights. The model has only the modalities that are given.
+        text, audio, video, pose (`str`, *optional*): Hub name or folder of the tower's weights, or the path of a JSON
+            config for a tower with random weights. The model has only the modalities that are given.
         fusion (`str` or `PreTrainedConfig`, *optional*): The same for the crossformer, or its configuration; by
             default four ViT layers of width 256.
         task (`str` or [`Task`], *optional*, defaults to `"pretraining"`): Task of the model.
@@ -79,12 +80,14 @@ def from_towers(
     ... )
     ```
     """
-    named = {"text": text, "audio": audio, "video": video, **{m: settings.pop(m) for m in MODALITIES if m in settings}}
+    named = {"text": text, "audio": audio, "video": video, "pose": pose}
+    named |= {modality: settings.pop(modality) for modality in MODALITIES if modality in settings}
     places: dict[str, str] = {modality: place for modality, place in named.items() if place is not None}
     if not places:
         raise InputError(
-            "A model needs at least one tower. Pass `text`, `audio` or `video`: the hub name or folder of pretrained "
-            "weights, or the path of a JSON config for random weights, such as those in configs/ of the repository."
+            "A model needs at least one tower. Pass `text`, `audio`, `video` or `pose`: the hub name or folder of "
+            "pretrained weights, or the path of a JSON config for random weights, such as those in configs/ of the "
+            "repository."
         )
     task = get_task(task)() if isinstance(task, str) else task
     if train_dataset is not None:

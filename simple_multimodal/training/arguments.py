@@ -88,6 +88,7 @@ class MultimodalTrainingArguments(TrainingArguments):
     text_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("text"))
     audio_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("audio"))
     video_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("video"))
+    pose_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("pose"))
     backbone_learning_rate: float | None = flag(None, TRAINING, TOWER_RATE.format("backbone"))
     layer_decay: float | None = flag(
         None,

@@ -14,8 +14,8 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from simple_multimodal.data.bad_samples import as_json
-from simple_multimodal.data.records import FILE_COLUMNS
-from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.records import CLIP_FILES, FILE_COLUMNS
+from simple_multimodal.data.rows import RowDataset, clip_file
 from simple_multimodal.evaluation.model_card import write_model_card
 from simple_multimodal.evaluation.rendering import to_shell
 from simple_multimodal.evaluation.report import write_report
@@ -159,7 +159,8 @@ def _next_command(trainer: Any, model: str) -> str:
         with contextlib.suppress(ValueError):  # its text file cannot be read
             text = next(rows.captions(), None)
         row = rows.row(0, files="named")
-        file = row["video"] or row["audio"]
+        taken = trainer.eval_collator.processor.modalities
+        file = clip_file(row, [name for name in CLIP_FILES if name in taken])
     if rows is not None and rows.manifest_file is not None:
         arguments = (trainer.evaluation_record or trainer.run_record)["arguments"]
         clips = [str(rows.manifest_file)]

@@ -24,7 +24,7 @@ from transformers.trainer_callback import ExportableState, TrainerCallback, Trai
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
-from simple_multimodal.data.bad_samples import check_files
+from simple_multimodal.data.bad_samples import check_files, check_poses
 from simple_multimodal.data.batch_reader import BatchReader, OnBadSamplePolicy, RowKeys, SupervisedReader
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.loader_processes import protected
@@ -182,6 +182,10 @@ class MultimodalTrainer(Trainer):
             settings["features"] = load_features(
                 features, model, processor, used, is_trained=bool(args.do_train), **decoder
             )
+        if (poses := processor.part("pose")) is not None and "pose" not in settings.get("features", {}):
+            for dataset in used:
+                if dataset is not None:
+                    check_poses(dataset, poses)
         if args.process_index == 0:
             named_sets = eval_sets if isinstance(eval_sets, dict) else {"Evaluation": eval_sets}
             for name, rows in {"Training": train_dataset, **named_sets}.items():

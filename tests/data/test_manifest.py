@@ -46,6 +46,7 @@ def test_a_csv_row_in_full(load, media_dir):
         "audio": str(media_dir / "audio0.mp4"),
         "audio_from_video": True,
         "text": None,
+        "pose": None,
         "captions": ["a cat purrs"],
         "start_seconds": None,
         "end_seconds": None,
@@ -139,7 +140,9 @@ def test_a_table_without_a_header_is_an_error(load, content, modalities):
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_a_manifest_of_any_modality_needs_a_column_of_media(load, name):
     content = jsonl({"path": "a.mp4", "caption": "b"}) if name == "a.jsonl" else "path,caption\na.mp4,b\n"
-    message = f"{name}: no column for media: one of audio, video is needed. The columns are path, caption. Did you "
+    message = (
+        f"{name}: no column for media: one of audio, video, pose is needed. The columns are path, caption. Did you "
+    )
     with pytest.raises(
         ValueError, match=message + r"mean 'video' instead of 'path'\? Rename the columns in the .*\.$"
     ):

@@ -16,14 +16,14 @@ from simple_multimodal.media.errors import MediaError
 from simple_multimodal.processing import MultimodalProcessor, VideoClipProcessor, processing_multimodal
 
 ROWS = [
-    {"id": "a", "video": "audio0.mp4", "caption": "one", "poses": [1.0, 2.0]},
+    {"id": "a", "video": "audio0.mp4", "caption": "one", "gazes": [1.0, 2.0]},
     {"id": "b", "video": "silent.mp4", "caption": "two"},
-    {"id": "c", "video": "audio1.mp4", "caption": "three", "poses": [3, 4]},
-    {"id": "d", "video": "audio1.mp4", "caption": "four", "poses": ["x"]},
+    {"id": "c", "video": "audio1.mp4", "caption": "three", "gazes": [3, 4]},
+    {"id": "d", "video": "audio1.mp4", "caption": "four", "gazes": ["x"]},
 ]
 
 
-class PoseProcessor:
+class GazeProcessor:
     """Processor that scales two numbers per row."""
 
     def __init__(self, scale: float):
@@ -33,24 +33,24 @@ class PoseProcessor:
         return {"scale": self.scale}
 
     @classmethod
-    def load(cls, folder, **settings) -> "PoseProcessor":
-        return cls(MultimodalProcessor.get_processor_dict(folder)[0]["pose_processor"]["scale"])
+    def load(cls, folder, **settings) -> "GazeProcessor":
+        return cls(MultimodalProcessor.get_processor_dict(folder)[0]["gaze_processor"]["scale"])
 
-    def __call__(self, poses) -> dict[str, torch.Tensor]:
-        values = torch.tensor([[0.0, 0.0] if pose is None else pose for pose in poses]) * self.scale
-        return {"pose_values": values, "pose_mask": torch.tensor([pose is not None for pose in poses])}
+    def __call__(self, gazes) -> dict[str, torch.Tensor]:
+        values = torch.tensor([[0.0, 0.0] if gaze is None else gaze for gaze in gazes]) * self.scale
+        return {"gaze_values": values, "gaze_mask": torch.tensor([gaze is not None for gaze in gazes])}
 
 
-class PoseReader(readers.Reader):
-    column = "poses"
+class GazeReader(readers.Reader):
+    column = "gazes"
 
     def __init__(self, settings: readers.ReadSettings):
-        self.processor = settings.processor.part("pose")
+        self.processor = settings.processor.part("gaze")
         self.threads: set[str] = set()
 
     def read(self, row, out):
         self.threads.add(threading.current_thread().name)
-        return np.array(row["poses"], dtype=np.float64).reshape(2).tolist()
+        return np.array(row["gazes"], dtype=np.float64).reshape(2).tolist()
 
     def collate(self, parts, batch):
         return self.processor(parts)
@@ -58,16 +58,16 @@ class PoseReader(readers.Reader):
 
 @pytest.fixture
 def processor(monkeypatch) -> MultimodalProcessor:
-    part = processing_multimodal.Part("pose_processor", "poses", PoseProcessor, PoseProcessor.load)
-    monkeypatch.setitem(modalities.INPUT_KEYS, "pose", ("pose_values",))
-    monkeypatch.setitem(modalities.PRESENCE_KEYS, "pose", "pose_mask")
-    monkeypatch.setitem(records.MODALITY_COLUMNS, "pose", ("poses",))
-    monkeypatch.setitem(processing_multimodal.PARTS, "pose", part)
-    monkeypatch.setitem(readers.READERS, "pose", PoseReader)
+    part = processing_multimodal.Part("gaze_processor", "gazes", GazeProcessor, GazeProcessor.load)
+    monkeypatch.setitem(modalities.INPUT_KEYS, "gaze", ("gaze_values",))
+    monkeypatch.setitem(modalities.PRESENCE_KEYS, "gaze", "gaze_mask")
+    monkeypatch.setitem(records.MODALITY_COLUMNS, "gaze", ("gazes",))
+    monkeypatch.setitem(processing_multimodal.PARTS, "gaze", part)
+    monkeypatch.setitem(readers.READERS, "gaze", GazeReader)
     return MultimodalProcessor(
         video_processor=VideoClipProcessor(num_frames=4, size=16),
         tokenizer=train_tokenizer(["one two"], vocab_size=270),
-        pose_processor=PoseProcessor(0.5),
+        gaze_processor=GazeProcessor(0.5),
     )
 
 
@@ -80,12 +80,12 @@ def dataset(media_dir) -> RowDataset:
 def test_a_new_modality_is_read_with_the_others(processor, dataset, parallel):
     collator = MultimodalCollator(processor, parallel=parallel)
     batch = collator([dataset[0], dataset[1], dataset[2]])
-    assert processor.modalities == ("text", "video", "pose")
-    assert batch["pose_values"].tolist() == [[0.5, 1.0], [0.0, 0.0], [1.5, 2.0]]
-    assert batch["pose_mask"].tolist() == [True, False, True] and bool(batch["video_mask"].all())
-    assert all(name.startswith("collator") == parallel for name in collator._readers["pose"].threads)
-    assert not MultimodalCollator(processor, drop_modalities=("pose",))([dataset[0]])["pose_mask"].any()
-    assert not collator.empty_batch(2)["pose_mask"].any()
+    assert processor.modalities == ("text", "video", "gaze")
+    assert batch["gaze_values"].tolist() == [[0.5, 1.0], [0.0, 0.0], [1.5, 2.0]]
+    assert batch["gaze_mask"].tolist() == [True, False, True] and bool(batch["video_mask"].all())
+    assert all(name.startswith("collator") == parallel for name in collator._readers["gaze"].threads)
+    assert not MultimodalCollator(processor, drop_modalities=("gaze",))([dataset[0]])["gaze_mask"].any()
+    assert not collator.empty_batch(2)["gaze_mask"].any()
 
 
 def test_a_new_modality_that_cannot_be_read_makes_the_row_bad(processor, dataset):
@@ -94,7 +94,7 @@ def test_a_new_modality_that_cannot_be_read_makes_the_row_bad(processor, dataset
         collator([dataset[3]])
     batch = BatchReader(dataset, collator, on_bad_sample="skip")([(0, 2), (0, 3)])
     assert [(sample.row, sample.file) for sample in batch["bad_samples"]] == [(3, None)]
-    for name in ("text_mask", "video_mask", "pose_mask"):
+    for name in ("text_mask", "video_mask", "gaze_mask"):
         assert batch[name].tolist() == [True, False]
 
 
@@ -102,21 +102,21 @@ def test_a_new_part_is_saved_and_called(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = MultimodalProcessor.from_pretrained(tmp_path)
     assert loaded.modalities == processor.modalities and loaded.to_dict() == processor.to_dict()
-    batch = loaded(text=["a", None], poses=[None, [2.0, 4.0]])
-    assert list(batch) == ["input_ids", "attention_mask", "text_mask", "pose_values", "pose_mask"]
-    assert batch["pose_values"].tolist() == [[0.0, 0.0], [1.0, 2.0]]
+    batch = loaded(text=["a", None], gazes=[None, [2.0, 4.0]])
+    assert list(batch) == ["input_ids", "attention_mask", "text_mask", "gaze_values", "gaze_mask"]
+    assert batch["gaze_values"].tolist() == [[0.0, 0.0], [1.0, 2.0]]
 
 
 def test_a_new_modality_needs_a_column(processor):
-    with pytest.raises(ValueError, match="no column for pose: poses is needed"):
-        RowDataset([{"video": "a.mp4", "caption": "a"}], modalities=("video", "pose"))
+    with pytest.raises(ValueError, match="no column for gaze: gazes is needed"):
+        RowDataset([{"video": "a.mp4", "caption": "a"}], modalities=("video", "gaze"))
 
 
 def test_unknown_parts_and_inputs_are_refused():
-    with pytest.raises(TypeError, match="Got pose_processor; the parts of a processor are tokenizer"):
-        MultimodalProcessor(pose_processor=PoseProcessor(1.0))
-    with pytest.raises(TypeError, match="Got poses; the inputs of a processor are text, audio, videos"):
-        MultimodalProcessor(video_processor=VideoClipProcessor())(poses=[[1.0]])
+    with pytest.raises(TypeError, match="Got gaze_processor; the parts of a processor are tokenizer"):
+        MultimodalProcessor(gaze_processor=GazeProcessor(1.0))
+    with pytest.raises(TypeError, match="Got gazes; the inputs of a processor are text, audio, videos"):
+        MultimodalProcessor(video_processor=VideoClipProcessor())(gazes=[[1.0]])
 
 
 def test_the_largest_clips_are_read_first(media_dir, monkeypatch):

@@ -182,7 +182,7 @@ def test_the_header_alone_tells_of_broken_files(poses_dir):
         (header_bytes({"A": ()}) + struct.pack("<fIH", 25, 1, 1), "names no points"),
         (header_bytes(SMALL, "XYB") + struct.pack("<fIH", 25, 1, 1), "the format 'XYB'; XYC and XYZC can be read"),
         (header_bytes(SMALL, "") + struct.pack("<fIH", 25, 1, 1), "the format ''"),
-        (header_bytes(SMALL, version=0.0), "its version would be 0$"),
+        (header_bytes(SMALL, version=0.0), "its version would be 0; videos belong in the column `video`"),
         (header_bytes({f"{n}": HAND for n in range(65)}), "65 components; at most 64"),
         (header_bytes({"A": ("x",) * 4000, "B": ("x",) * 97}), "more than 4096 points"),
         (header_bytes({"A": ("x",) * 60000}), "more than 4096 points"),

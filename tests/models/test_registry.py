@@ -88,6 +88,7 @@ OWN_TESTS = {
     **dict.fromkeys(("siglip2_vision_model", "clap_audio_model", "whisper", "timesformer"), "test_towers"),
     **dict.fromkeys(("audio-spectrogram-transformer", "pe_audio_encoder", "pe_video_encoder"), "test_towers"),
     **dict.fromkeys(("vit_mae", "videomae"), "test_encoders"),
+    "pose": "test_pose",
 }
 """Towers whose tokens are not the stock model's `last_hidden_state` of the same inputs, one by one."""
 
@@ -121,6 +122,8 @@ def fitted_config(modality: str, model_type: str) -> PreTrainedConfig:
         return encoder_class.fit_config(config, 40, pad, 39 if model_type == "clip_text_model" else end)
     if modality == "audio":
         return encoder_class.fit_config(config, *audio_window(encoder_class, config))
+    if modality == "pose":
+        return encoder_class.fit_config(config, 6)
     return encoder_class.fit_config(config, 4, 16, 16)
 
 
@@ -174,6 +177,9 @@ def tower_inputs(tower: Encoder) -> list[torch.Tensor]:
         mask = torch.arange(2 * frames) < torch.tensor([[2 * frames], [frames + frames // 2], [frames // 2]])
         seconds = torch.arange(2 * frames).expand(3, -1) * 0.01
         return [values * mask[:, None, None], mask, seconds * mask]
+    if tower.modality == "pose":
+        mask = torch.arange(9) < torch.tensor([[9], [6], [3]])
+        return [torch.randn(3, 9, 6, generator=generator) * mask[..., None], mask, torch.arange(9) * 0.04 * mask]
     pixels = torch.randn(3, 4, 3, 16, 16, generator=generator)
     return [pixels, torch.arange(4.0).expand(3, -1) + torch.tensor([[0.0], [0.5], [2.0]])]
 
@@ -259,6 +265,8 @@ def test_a_row_does_not_depend_on_its_neighbours(key):
             alone = [value[:, :length] for value in alone]
         elif tower.modality == "audio":
             alone = [value[..., :length] for value in alone]
+        elif tower.modality == "pose":
+            alone = [value[:, : int(inputs[1][row].sum())] for value in alone]
         expected = tower(*alone)
         assert int(expected.mask.sum()) == int(output.mask[row].sum())
         assert_row(output.tokens[row, output.mask[row]], expected.tokens[0, expected.mask[0]], row)

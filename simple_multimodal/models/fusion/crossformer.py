@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from simple_multimodal.errors import InputError
-from simple_multimodal.modalities import BUILT_IN_MODALITIES, CLIP_MODALITIES, MODALITIES, Modality
+from simple_multimodal.modalities import CLIP_MODALITIES, DEFAULT_MODALITIES, MODALITIES, Modality
 from simple_multimodal.models.base import load_weights
 from simple_multimodal.models.configuration import FusionForm
 from simple_multimodal.models.loading import LoadingReport, load_config, transfer_tensors
@@ -235,9 +235,9 @@ class Crossformer(nn.Module):
         self.hidden_size = config.hidden_size
         self.num_layers = config.num_hidden_layers
         self.projections = nn.ModuleDict({m: nn.Linear(size, config.hidden_size) for m, size in token_sizes.items()})
-        # Every model has a row for each built-in modality; the others follow in alphabetical order.
-        further = sorted(token_sizes.keys() - set(BUILT_IN_MODALITIES))
-        self.embedded_modalities = (*BUILT_IN_MODALITIES, *further)
+        # Every model has a row for each of these three; further ones follow in alphabetical order.
+        further = sorted(token_sizes.keys() - set(DEFAULT_MODALITIES))
+        self.embedded_modalities = (*DEFAULT_MODALITIES, *further)
         self.modality_embeddings = nn.Embedding(len(self.embedded_modalities), config.hidden_size)
         self.input_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

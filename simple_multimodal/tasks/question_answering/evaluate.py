@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from simple_multimodal.alpro.metrics import alpro_question_answering_metrics, padded_positions, question_answering_rows
-from simple_multimodal.data.rows import RowDataset
+from simple_multimodal.data.rows import RowDataset, clip_file
 from simple_multimodal.evaluation.protocols import ANSWER_TYPES
 from simple_multimodal.evaluation.question_answering import answer_result, predicted_labels
 from simple_multimodal.tasks.base import Evaluation
@@ -88,7 +88,7 @@ def evaluate_answers(
         rows=question_answering_rows(
             labels,
             [row["captions"][0] for row in rows],
-            [Path(row["video"] or row["audio"] or "").stem for row in rows],
+            [Path(clip_file(row) or "").stem for row in rows],
             [row.get("answer") or "" for row in rows],
             types,
         ),

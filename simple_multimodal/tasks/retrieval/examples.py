@@ -6,7 +6,7 @@ import numpy as np
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
-from simple_multimodal.data.rows import Row, row_captions
+from simple_multimodal.data.rows import Row, clip_file, row_captions
 from simple_multimodal.evaluation.ranking import ranking
 from simple_multimodal.evaluation.report import Example, ExampleResult, Excerpt
 from simple_multimodal.tasks.retrieval.evaluate import Ranking
@@ -62,5 +62,5 @@ def retrieval_examples(ranked: Ranking, collator: MultimodalCollator) -> list[Ex
 
 def _name_of(row: Row) -> str:
     """Return the id of a row, or the name of its file if it has none, so that its number stands for it."""
-    file = row["video"] or row["audio"]
+    file = clip_file(row)
     return row["id"] if file is None or row["id"] != str(row["index"]) else os.path.basename(file)

@@ -196,6 +196,7 @@ class MultimodalForPreTraining(MultimodalPreTrainedModel):
             text_embeds=embeds.get("text"),
             audio_embeds=embeds.get("audio"),
             video_embeds=embeds.get("video"),
+            pose_embeds=embeds.get("pose"),
             clip_embeds=embeds.get("clip"),
         )
 

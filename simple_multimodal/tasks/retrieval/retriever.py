@@ -15,7 +15,7 @@ from transformers.utils import logging
 from simple_multimodal.alpro import AlproForRetrieval
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
-from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.data.rows import Row, RowDataset, clip_file
 from simple_multimodal.data.store import INDEX_FILE, ClipStore, Unreadable, describe_difference
 from simple_multimodal.defaults import TOP_K_CLIPS
 from simple_multimodal.errors import InputError
@@ -118,7 +118,7 @@ class ClipIndex:
                 for row, clip in enumerate(store)
                 if clip in store.unreadable
             ],
-            files=[clip.video or clip.audio for clip in clips],
+            files=[clip.file for clip in clips],
         )
 
 
@@ -364,7 +364,7 @@ class Retriever(Pipeline):
             encoded.clips if with_tokens else None,
             "" if partial is None else self.key(rows, fingerprint),
             bad_samples=bad_samples,
-            files=[row["video"] or row["audio"] for row in read],
+            files=[clip_file(row) for row in read],
         )
         if saved is not None and self.state.is_main_process:
             _save(Path(saved), fingerprint, dict(zip(versions, rows, strict=True)), encoded)
@@ -492,7 +492,7 @@ def _part_of(index: ClipIndex, rows: Sequence[Row], place_of: Mapping[ClipKey, i
         [row["group"] for row in read],
         index.embeds[places],
         clips,
-        files=[row["video"] or row["audio"] for row in read],
+        files=[clip_file(row) for row in read],
     )
 
 
