@@ -177,7 +177,7 @@ def translate(
 
     source = files.open_clips(clips)
     translator = pipeline.load(Translator, model, shows_progress=True)
-    generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    generation: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
     if output_dir is None:
         for clip, text in translator.translate_each(source, recursive=recursive, **generation).items():
             print_json_line({"clip": clip, "text": text})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
@@ -187,7 +187,7 @@ class Translator(Pipeline):
         scores, losses = torch.full((len(rows),), torch.nan), torch.full((len(rows), 2), torch.nan)
         scores[read], losses[read] = encoded.values["scores"], encoded.values["losses"]
         found = [""] * len(rows)
-        tokenizer = self.processor.backbone_tokenizer
+        tokenizer = cast(PreTrainedTokenizerBase, self.processor.backbone_tokenizer)
         for number, tokens in zip(read.tolist(), encoded.values["tokens"], strict=True):
             found[number] = tokenizer.decode(tokens[tokens != IGNORED], skip_special_tokens=True).strip()
         is_read = torch.zeros(len(rows), dtype=torch.bool)
