@@ -24,6 +24,7 @@ from simple_multimodal.serving.documents import (
     SearchRequest,
     Settings,
     Text,
+    TextScore,
     Threshold,
     TopK,
     form_body,
@@ -86,11 +87,11 @@ def create_app(service: Service) -> fastapi.FastAPI:
 
     @app.post(
         "/predictions/{model}",
-        response_model=list[LabelScore] | list[AnswerScore] | Embedding,
+        response_model=list[LabelScore] | list[AnswerScore] | list[TextScore] | Embedding,
         openapi_extra=request_of(form_body(PREDICTION_PARTS, service.limits)),
     )
     async def predict(request: Request, model: str = one_of(service.models)) -> Response:
-        """Return the labels of a clip, the answers to a question about it (`text`), or an embedding."""
+        """Return the labels of a clip, the answers to a question about it (`text`), its text, or an embedding."""
         service.model(model)  # an unknown one is refused before the body is read
         async with uploads_of(service.uploads) as uploads:
             form = await read_form(request, (FILE_PART, *PREDICTION_PARTS), service.limits, uploads)

@@ -100,4 +100,6 @@ class ReadClips(MultimodalCollator):
             texts = self._start("text", rows)
             texts.wait()
             batch |= texts.collate()
+        if self.targets is not None:
+            batch |= self.targets(rows, batch, self._generator_of)
         return batch

@@ -68,6 +68,13 @@ class AnswerScore(BaseModel):
     score: float
 
 
+class TextScore(BaseModel):
+    """The text of a clip, with the mean log-probability of its tokens."""
+
+    text: str
+    score: float
+
+
 class ClipScore(BaseModel):
     """A clip of the index."""
 

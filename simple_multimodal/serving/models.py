@@ -119,9 +119,9 @@ class ServedModel:
 
     @property
     def labels(self) -> list[str]:
-        """Names of the model's outputs, in their order; none for embeddings."""
+        """Names of the model's outputs, in their order; none for embeddings and texts."""
         config = self.pipeline.model.config
-        return [] if self.task.item is None else [config.id2label[n] for n in range(config.num_labels)]
+        return [config.id2label[n] for n in range(config.num_labels)] if self.task.has_labels else []
 
     @property
     def is_running(self) -> bool:

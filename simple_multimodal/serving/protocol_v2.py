@@ -252,6 +252,11 @@ def outputs_of(model: ServedModel, results: Sequence[Any], top_k: int) -> list[d
     if model.task.item is None:
         embeds = torch.stack(list(results))
         return [_tensor("embedding", "FP32", embeds.shape, embeds.flatten().tolist())]
+    if not model.task.has_labels:
+        best = [row[0] for row in results]
+        texts = [result[model.task.item] for result in best]
+        scores = [result["score"] for result in best]
+        return [_tensor("text", "BYTES", (num_rows,), texts), _tensor("score", "FP32", (num_rows,), scores)]
     labels = model.labels
     place = {label: number for number, label in enumerate(labels)}
     scores = [[0.0] * len(labels) for _ in results]
@@ -273,20 +278,19 @@ def _tensor(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> 
 def metadata_of(model: ServedModel) -> dict[str, Any]:
     """Return the description of a model."""
     takes = [name for name in INPUTS if model.pipeline.takes(name)]
-    outputs = (
-        [{"name": "embedding", "datatype": "FP32", "shape": [-1, -1]}]
-        if model.task.item is None
-        else [
-            {"name": "scores", "datatype": "FP32", "shape": [-1, len(model.labels)]},
-            {"name": "labels", "datatype": "BYTES", "shape": [-1, -1]},
-        ]
-    )
+    outputs: list[tuple[str, str, list[int]]]
+    if model.task.item is None:
+        outputs = [("embedding", "FP32", [-1, -1])]
+    elif model.task.has_labels:
+        outputs = [("scores", "FP32", [-1, len(model.labels)]), ("labels", "BYTES", [-1, -1])]
+    else:
+        outputs = [("text", "BYTES", [-1]), ("score", "FP32", [-1])]
     return {
         "name": model.name,
         "versions": [VERSION],
         "platform": "simple_multimodal",
         "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in takes],
-        "outputs": outputs,
+        "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs],
     }
 
 
@@ -320,7 +324,7 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
         return readiness(service.model(model).is_running and not service.is_draining, name=model)
 
     async def infer(request: Request, model: str = one_of(service.models)) -> Response:
-        """Return the scores of all labels and the best labels of each row, or its embedding."""
+        """Return the scores of all labels and the best labels of each row, its text, or its embedding."""
         service.model(model)  # an unknown one is refused before the body is read
         parsed, elements = await read_inputs(request, service.limits)
         async with uploads_of(service.uploads) as uploads:

@@ -11,6 +11,7 @@ from simple_multimodal.defaults import TOP_K_ANSWERS, TOP_K_CLIPS, TOP_K_LABELS
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.inference.requests import rows_of_clips
 from simple_multimodal.serving.batches import read_row
+from simple_multimodal.tasks.generation.translator import Translator
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.retrieval.retriever import ClipIndex, Match, Retriever
 from simple_multimodal.tasks.video_classification.classifier import VideoClassifier
@@ -67,6 +68,16 @@ def answer(answerer: QuestionAnswerer, queries: Sequence[Query], index: ClipInde
     return [query.cut(results) for query, results in zip(queries, found, strict=True)]
 
 
+def write(translator: Translator, queries: Sequence[Query], index: ClipIndex | None) -> list[Results]:
+    """Return the text of each query's clip, as [`Translator`] does; the query's own text is the encoder's prompt."""
+    return translator(
+        [
+            {"clip": query.row, **({} if query.text is None else {"encoder_prompt": query.text})}  # type: ignore[misc]
+            for query in queries
+        ]
+    )
+
+
 def embed(retriever: Retriever, queries: Sequence[Query], index: ClipIndex | None) -> list[torch.Tensor | Results]:
     """
     Return the unit-length embedding of each query's text, or of its clip if it has one; or the clips of the index
@@ -101,6 +112,7 @@ class ServedTask(NamedTuple):
             that returns the result of each query.
         item (`str`, *optional*): Key of what a result names, apart from its score; `None` for embeddings.
         top_k (`int`, *optional*, defaults to 0): Number of results if a client does not say.
+        has_labels (`bool`, *optional*, defaults to `True`): Whether the items are labels of the model.
         needs_clip, needs_text (`bool`, *optional*, defaults to `False`): Whether a query must have a clip, or a text.
     """
 
@@ -108,6 +120,7 @@ class ServedTask(NamedTuple):
     run: Callable[..., list]
     item: str | None = None
     top_k: int = 0
+    has_labels: bool = True
     needs_clip: bool = False
     needs_text: bool = False
 
@@ -115,5 +128,6 @@ class ServedTask(NamedTuple):
 SERVED_TASKS = (
     ServedTask(VideoClassifier, classify, "label", TOP_K_LABELS),
     ServedTask(QuestionAnswerer, answer, "answer", TOP_K_ANSWERS, needs_clip=True, needs_text=True),
-    ServedTask(Retriever, embed, top_k=TOP_K_CLIPS),
+    ServedTask(Translator, write, "text", 1, has_labels=False, needs_clip=True),
+    ServedTask(Retriever, embed, top_k=TOP_K_CLIPS, has_labels=False),
 )

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, VideoMAEConfig, ViTMAEConfig
+from transformers import BertConfig, M2M100Config, VideoMAEConfig, ViTMAEConfig
 
 from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.tasks.generation.modeling import MultimodalForConditionalGeneration
 from simple_multimodal.tasks.question_answering.modeling import MultimodalForQuestionAnswering
 from simple_multimodal.tasks.retrieval.modeling import MultimodalForRetrieval
 from simple_multimodal.tasks.video_classification.modeling import MultimodalForVideoClassification
@@ -19,6 +20,10 @@ MODELS = {
     "questions": MultimodalForQuestionAnswering,
     "clips": MultimodalForRetrieval,
 }
+BACKBONE = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64,
+}  # fmt: skip
 
 
 def write_models(
@@ -39,6 +44,34 @@ def write_models(
         model = randomize(MODELS[name](tiny_config(**towers, **labels, **further)), scale=0.2 + 0.1 * seed)
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
+    return folder
+
+
+def write_captioner(folder: Path, processor: MultimodalProcessor) -> Path:
+    """Write a model that writes texts, with the tokenizer of the tests' processor."""
+    tokenizer = processor.tokenizer
+    own = MultimodalProcessor(
+        feature_extractor=processor.part("audio"),
+        video_processor=processor.part("video"),
+        backbone_tokenizer=tokenizer,
+    )
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    backbone = M2M100Config(
+        **BACKBONE, **ids, vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.eos_token_id
+    )
+    torch.manual_seed(0)
+    config = tiny_config(
+        text_config=None,
+        audio_config=ViTMAEConfig(**SIZES, **DECODER_SIZES, image_size=[16, 80], patch_size=8, num_channels=1),
+        video_config=VideoMAEConfig(
+            **SIZES, **DECODER_SIZES, image_size=16, num_frames=4, tubelet_size=2, patch_size=8
+        ),
+        text_backbone_config=backbone,
+    )
+    model = randomize(MultimodalForConditionalGeneration(config), scale=0.5)
+    model.generation_config.update(num_beams=2, max_new_tokens=8, max_length=None)
+    model.save_pretrained(folder)
+    own.save_pretrained(folder)
     return folder
 
 

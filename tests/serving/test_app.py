@@ -17,8 +17,10 @@ import pytest
 from simple_multimodal.data.reading import ModalityReading
 from simple_multimodal.serving.tasks import Query
 from simple_multimodal.serving.waiting import Job
+from simple_multimodal.tasks.generation.translator import Translator
+from tests.serving.asgi import Client
 from tests.serving.clips import NAMES
-from tests.serving.models import assert_same_results
+from tests.serving.models import assert_same_results, write_captioner
 
 TEXTS = ["a cat purrs", "two dogs", "cat"]
 
@@ -271,6 +273,30 @@ def test_inference_protocol_of_other_tasks(client, pipelines, clips, files):
     body = infer_body({"video": [encoded["0.mp4"]], "text": ["what is it?"]})
     found = outputs_of(run(client.json("/v2/models/questions/infer", body)))
     assert found["labels"] == ("BYTES", [1, 1], [expected[0]["answer"]])
+
+
+def test_texts(processor, clips, files, tmp_path, needs_serve):
+    from simple_multimodal.serving.app import create_app
+    from simple_multimodal.serving.models import ServedModel
+    from simple_multimodal.serving.service import Service
+    from simple_multimodal.serving.uploads import UploadFolder
+
+    folder = write_captioner(tmp_path / "captions", processor)
+    translator = Translator.from_pretrained(folder)
+    served = ServedModel.load(str(folder), num_readers=1)
+    with contextlib.closing(Service({"captions": served}, UploadFolder(tmp_path))) as service:
+        client = Client(create_app(service))
+        ((expected,),) = translator({"clip": str(clips / "0.mp4"), "encoder_prompt": "two"})
+        answer = run(client.form("/predictions/captions", ("data", files["0.mp4"]), ("text", "two")))
+        assert answer.json == [{**expected, "score": pytest.approx(expected["score"], abs=1e-5)}]
+        (plain,) = translator(str(clips / "1.mp4"))
+        encoded = [base64.b64encode(files["1.mp4"]).decode()]
+        found = outputs_of(run(client.json("/v2/models/captions/infer", infer_body({"video": encoded}))))
+        assert found["text"] == ("BYTES", [1], [plain[0]["text"]])
+        assert found["score"] == ("FP32", [1], [pytest.approx(plain[0]["score"], abs=1e-5)])
+        described = run(client.get("/v2/models/captions")).json["outputs"]
+        assert [(entry["name"], entry["datatype"]) for entry in described] == [("text", "BYTES"), ("score", "FP32")]
+        assert run(client.form("/predictions/captions", ("text", "two"))).status == 422
 
 
 def test_descriptions(client, service):

@@ -8,7 +8,7 @@ from simple_multimodal.inference.requests import clips_alone, rows_of_clips
 from simple_multimodal.serving.batches import ReadClips, batch_key
 from simple_multimodal.serving.tasks import SERVED_TASKS, Query
 from tests.closeness import assert_close
-from tests.serving.models import assert_same_results
+from tests.serving.models import assert_same_results, write_captioner
 
 NAMES = ["0.mp4", "3.mp4", "5.mp4", "audio.wav"]  # of one key; clip 5 has no audio, the last one no video
 TEXTS = ["a cat purrs", "two dogs", "", "cat"]
@@ -16,7 +16,7 @@ TEXTS = ["a cat purrs", "two dogs", "", "cat"]
 
 def open_pair(models, number):
     """Return a task, its pipeline, and the one that takes clips that were read."""
-    task, folder = SERVED_TASKS[number], models / ("actions", "questions", "clips")[number]
+    task, folder = SERVED_TASKS[number], models / ("actions", "questions", "captions", "clips")[number]
     offline = task.pipeline_class.from_pretrained(folder)
     collator = MultimodalCollator(offline.processor, parallel=False)
     return task, offline, task.pipeline_class.from_pretrained(folder, collator=ReadClips(collator)), collator
@@ -62,8 +62,21 @@ def test_answers_are_those_of_the_pipeline(models, clips, reads):
     assert_same_results(found, expected)
 
 
+def test_texts_are_those_of_the_translator(processor, tmp_path, clips, reads):
+    write_captioner(tmp_path / "captions", processor)
+    task, offline, online, _ = open_pair(tmp_path, 2)
+    queries = [Query(reads[name], name, text) for name, text in zip(NAMES, TEXTS, strict=True)]
+    queries += [Query(reads[NAMES[0]], NAMES[0])]
+    inputs = [{"clip": str(clips / name), "encoder_prompt": text} for name, text in zip(NAMES, TEXTS, strict=True)]
+    found = task.run(online, queries, None)
+    assert_same_results(found, offline([*inputs, str(clips / NAMES[0])]))
+    assert len({results[0]["score"] for results in found}) == 5
+    for query, results in zip(queries, found, strict=True):  # alone
+        assert_same_results(task.run(online, [query], None), [results])
+
+
 def test_embeddings_and_matches_are_those_of_the_retriever(models, clips, reads):
-    task, offline, online, collator = open_pair(models, 2)
+    task, offline, online, collator = open_pair(models, 3)
     index = offline.index([clips / f"{n}.mp4" for n in range(6)])
     own = offline.index([clips / name for name in NAMES])
     texts = ["a cat purrs", "two dogs", "cat"]
