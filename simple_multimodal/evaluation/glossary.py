@@ -72,6 +72,9 @@ METRICS = {
 }
 """Description of each metric, by the end of its name; the first match counts."""
 
+LOWER_IS_BETTER = ("loss", "WER", "CER", "median_rank", "mean_rank")
+"""Ends of the names of metrics of which smaller values are better."""
+
 UNSEEN = "unseen_"
 """Prefix of the metrics over the rows whose reference does not stand in the training table."""
 

@@ -147,6 +147,7 @@ class Pipeline:
         self.loader_memory_gigabytes = loader_memory_gigabytes
         self.state = process_state()
         check_precision(precision, self.state.device.type)
+        model.check_precision(precision)
         self.precision: Precision = precision
         device = torch.empty(0, device=self.state.device).device  # accelerate's "cpu:0" is torch's "cpu"
         if model.device != device:  # `to` would shard a model that was gathered for evaluation again

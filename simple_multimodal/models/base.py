@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from simple_multimodal.defaults import Precision
 from simple_multimodal.errors import InputError
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.configuration import ContrastiveForm
@@ -337,6 +338,14 @@ class TowerModel(PreTrainedModel):
         """
         Bring the temperature of the contrastive loss back to its limits, as CLIP does after each optimizer step
         ([Radford et al., 2021](https://huggingface.co/papers/2103.00020)); do nothing for a model without one.
+        """
+
+    def check_precision(self, precision: Precision) -> None:
+        """
+        Check that the model can compute in a precision; by default it can.
+
+        Raises:
+            ValueError: If it cannot.
         """
 
     def smooth_labels(self, factor: float) -> None:

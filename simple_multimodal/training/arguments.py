@@ -11,6 +11,7 @@ from transformers.utils import logging
 from simple_multimodal.cores import available_cores
 from simple_multimodal.defaults import LOADER_MEMORY_GIGABYTES, MAX_BAD_FRACTION, SAMPLE_TIMEOUT_SECONDS, Precision
 from simple_multimodal.errors import InputError
+from simple_multimodal.evaluation.glossary import LOWER_IS_BETTER
 from simple_multimodal.evaluation.precision import effective_precision
 from simple_multimodal.flags import DATA, TRAINER, TRAINING, check_bounds, flag
 from simple_multimodal.modalities import BUILT_IN_MODALITIES
@@ -184,6 +185,8 @@ class MultimodalTrainingArguments(TrainingArguments):
                 )
         leave_store_of_launcher(self.ddp_timeout)
         is_configured = self.accelerator_config is not None
+        if self.greater_is_better is None and self.metric_for_best_model is not None:  # type: ignore[has-type]
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
         if self.fp16 and self.precision == "fp32" and self.process_index == 0:
             logger.warning(

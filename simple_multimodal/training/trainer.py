@@ -210,6 +210,7 @@ class MultimodalTrainer(Trainer):
         self._counter: PreTrainedModel | None = None  # the unwrapped model; unwrapping visits every module
         self.processor = processor
         self.args = args
+        model.check_precision("fp16" if args.fp16 else args.precision)  # on a CPU, too
         if args.label_smoothing_factor > 0:
             model.smooth_labels(args.label_smoothing_factor)
         self._quarantine = self._make_quarantine(train_dataset, starts_over=False)

@@ -228,6 +228,15 @@ def test_wrong_settings_are_refused(given, message, clips, start, tmp_path, caps
     assert message in str(error.value) + capsys.readouterr().err
 
 
+def test_t5_is_refused_in_float16(clips, start, tmp_path):
+    backbone = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    (tmp_path / "t5.json").write_text(json.dumps(backbone))
+    settings = flags("--fp16", output_dir=tmp_path / "out", task="translation")
+    settings += flags(backbone_config_name=tmp_path / "t5.json")
+    with pytest.raises(ValueError, match="fp16: the t5 backbone overflows in float16. Use bf16"):
+        tiny_run.run(*data_of(tmp_path, clips), *start, *settings)
+
+
 def test_targets_are_tokens_with_an_end_and_prompts_of_rows_come_before_those_of_the_run(clips):
     tokenizer = train_tokenizer(tiny_run.CAPTIONS, lowercase=False)
     tokenizer.eos_token = "[SEP]"

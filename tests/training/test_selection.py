@@ -98,6 +98,17 @@ def test_arguments_whose_evaluations_select_the_weights(tmp_path, values, select
     assert args.selects is selects
 
 
+@pytest.mark.parametrize(
+    ("metric", "is_better"),
+    [("BLEU", True), ("text_to_video_R@1", True), ("WER", False), ("eval_CER", False), ("eval_mlm_loss", False),
+     ("text_to_video_mean_rank", False)],
+)  # fmt: skip
+def test_the_direction_of_a_metric_follows_from_its_name(tmp_path, metric, is_better):
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "metric_for_best_model": metric}
+    assert MultimodalTrainingArguments(**settings).greater_is_better is is_better
+    assert MultimodalTrainingArguments(**settings, greater_is_better=True).greater_is_better is True
+
+
 def test_every_result_records_the_selection_split(manifests, tmp_path):
     model = write_folder(tmp_path / "alpro", "retrieval", TEXTS)
     videos = manifests.parents[1] / "data/msrvtt_ret/videos"

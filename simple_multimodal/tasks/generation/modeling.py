@@ -9,6 +9,7 @@ from torch import nn
 from transformers import GenerationMixin
 from transformers import initialization as init
 
+from simple_multimodal.defaults import Precision
 from simple_multimodal.errors import InputError
 from simple_multimodal.models.backbone import embedding_scale
 from simple_multimodal.models.configuration import MultimodalConfig
@@ -132,6 +133,12 @@ class MultimodalForConditionalGeneration(MultimodalPreTrainedModel, GenerationMi
     def is_seq2seq(self) -> bool:
         """Whether the backbone has an encoder and a decoder."""
         return self.config.text_backbone_config.is_encoder_decoder
+
+    def check_precision(self, precision: Precision) -> None:
+        """Refuse float16 for a T5, whose layers compute values beyond its range."""
+        model_type = self.config.text_backbone_config.model_type
+        if precision == "fp16" and "t5" in model_type:
+            raise InputError(f"fp16: the {model_type} backbone overflows in float16. Use bf16, or leave it out.")
 
     @property
     def start_token_id(self) -> int:
