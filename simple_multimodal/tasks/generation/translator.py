@@ -13,11 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simple_multimodal.data.bad_samples import BadSample
 from simple_multimodal.data.files import is_media_folder
+from simple_multimodal.data.records import FILE_COLUMNS
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.errors import InputError
 from simple_multimodal.inference.encoded import EncodedBatch
 from simple_multimodal.inference.pipeline import Pipeline
 from simple_multimodal.inference.requests import Clip, Clips, Request, as_requests, open_clips, rows_of_clips
+from simple_multimodal.modalities import Modality
 from simple_multimodal.models.pairs import Encoded
 from simple_multimodal.tasks.generation.modeling import MultimodalForConditionalGeneration
 from simple_multimodal.tasks.generation.targets import IGNORED, TextTargets
@@ -142,7 +144,7 @@ class Translator(Pipeline):
         **generation: Any,
     ) -> GeneratedTexts:
         """
-        Write the text of every row, in batches of similar sizes.
+        Write the text of every row. Clips of similar length share a batch, so that little of it is padding.
 
         Args:
             rows (`Sequence[Row]`): The rows, whose files may be missing. A warning lists clips that cannot be read.
@@ -166,16 +168,17 @@ class Translator(Pipeline):
                 raise InputError(
                     f"{row['id']} has none of the modalities of this model ({', '.join(self.processor.modalities)})."
                 )
+        in_order = sorted(rows, key=functools.partial(clip_size, modalities=self.processor.modalities))
         settings = {name: value for name, value in generation.items() if value is not None}
         folder, key = None if partial is None else Path(partial), ""
         if folder is not None:
             texts = json.dumps(
-                [[row["text"], *row["captions"], *(row.get(name) for name in PROMPTS)] for row in rows]
+                [[row["text"], *row["captions"], *(row.get(name) for name in PROMPTS)] for row in in_order]
                 + [sorted(settings.items()), with_losses, with_texts]
             )
-            key = hashlib.sha256(f"{self.key(rows)} {texts}".encode()).hexdigest()
+            key = hashlib.sha256(f"{self.key(in_order)} {texts}".encode()).hexdigest()
         encoded = self.encode_rows(
-            rows,
+            in_order,
             on_bad_sample=on_bad_sample,
             partial=folder,
             key=key,
@@ -193,6 +196,14 @@ class Translator(Pipeline):
         is_read = torch.zeros(len(rows), dtype=torch.bool)
         is_read[read] = True
         return GeneratedTexts(found, scores, losses, is_read, encoded.bad_samples)
+
+
+def clip_size(row: Row, modalities: Sequence[Modality]) -> tuple[float, int]:
+    """Return what rows are sorted by: the seconds of a segment, and the bytes of the clip's files."""
+    start, end = row["start_seconds"] or 0.0, row["end_seconds"]
+    files = [row[name] for name in modalities if name in FILE_COLUMNS]  # type: ignore[literal-required]
+    sizes = [os.path.getsize(file) for file in files if isinstance(file, str) and os.path.exists(file)]
+    return (0.0 if end is None else end - start), sum(sizes)
 
 
 def write_batch(
