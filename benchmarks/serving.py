@@ -41,6 +41,7 @@ REQUESTS = {
     "clips": {1: 60, 8: 240, 64: 480},
 }
 BLANK_EVERY = 16
+ANSWER_SECONDS = 60
 VARIANTS = {"batches": (), "one by one": ("--max_batch_size", "1")}
 BOUNDARY = "boundary-of-the-benchmark"
 
@@ -65,17 +66,28 @@ def post(path: str, content_type: str, body: bytes) -> bytes:
 
 
 async def client(port: int, requests: Any, times: list[float], statuses: list[int]) -> None:
-    """Send requests one after the other."""
+    """Send requests one after the other. The status of one without an answer is 0."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for request in requests:
         begin = time.perf_counter()
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(int(length.split(b":")[1]))
+        try:
+            status = await asyncio.wait_for(exchange(reader, writer, request), ANSWER_SECONDS)
+        except (OSError, EOFError, LookupError, TimeoutError):
+            status = 0
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
         times.append(time.perf_counter() - begin)
-        statuses.append(int(head.split(b" ")[1]))
+        statuses.append(status)
     writer.close()
+
+
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
+    """Send a request, read the answer, and return its status."""
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    await reader.readexactly(int(length.split(b":")[1]))
+    return int(head.split(b" ")[1])
 
 
 def flood(port: int, requests: list[bytes], num_clients: int, num_requests: int, results: Any) -> None:
@@ -198,6 +210,7 @@ def main() -> None:
                 for name in list(servers)[:: 1 if number % 2 == 0 else -1]:
                     found = measure(servers[name], requests[kind], num_clients, num_requests, num_blank)
                     rows.setdefault((kind, num_clients, name), []).append(found)
+                    print(f"{kind}, {num_clients} clients, {name}: {found['per_second']:.1f}/s", file=sys.stderr)
     finally:
         codes = [server.end() for server in servers.values()]
     results: dict[str, Any] = {}
