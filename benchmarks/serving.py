@@ -85,7 +85,7 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, r
     """Send a request, read the answer, and return its status."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")][0]
     await reader.readexactly(int(length.split(b":")[1]))
     return int(head.split(b" ")[1])
 
