@@ -345,8 +345,8 @@ def regular_positions(index: FrameIndex) -> tuple[float, np.ndarray]:
         num_steps = int(np.rint(steps / usual).sum())  # counts missing frames, too; times may be rounded
     if not MIN_RATE * seconds <= num_steps <= MAX_RATE * seconds:
         raise MediaError(
-            f"{index.path!r}: {index.num_frames} frames in {index.duration_seconds:g} s are no rate that a pose file "
-            f"can have; {MIN_RATE:g} to {MAX_RATE:g} frames per second are allowed"
+            f"{index.path!r}: has {index.num_frames} frames in {index.duration_seconds:g} s, but a pose file has "
+            f"{MIN_RATE:g} to {MAX_RATE:g} frames per second"
         )
     rate = num_steps / seconds
     moments = np.rint(index.seconds * rate)

@@ -72,7 +72,7 @@ class Estimator:
                     landmarks(world, len(BODY[0]), has_visibility=True),
                 ]
                 height, width, _ = frame.shape
-                poses.append(np.concatenate(parts) * [width, height, 1, 1])
+                poses.append((np.concatenate(parts) * [width, height, 1, 1]).astype(np.float32))
         values = np.stack(poses)[:, None]  # (num_frames, people, points, 4)
         return values[..., :3], values[..., 3]
 
