@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("simple_multimodal.cli.data:prepare", "turn a benchmark's annotations into manifests"),
     "export_table": ("simple_multimodal.cli.data:export_table", "write a manifest as a table of multimodalhugs"),
     "pack": ("simple_multimodal.cli.data:pack", "write a copy of a dataset that is fast to read"),
+    "estimate_poses": ("simple_multimodal.cli.data:estimate_poses", "estimate the poses of clips"),
     "show": ("simple_multimodal.cli.data:show", "draw clips as the model sees them"),
     "encode": ("simple_multimodal.cli.models:encode", "save embeddings of clips for search"),
     "features": ("simple_multimodal.cli.models:features", "run frozen towers once and save their tokens"),

@@ -1,4 +1,4 @@
-"""Verbs about datasets: `toy`, `clips`, `index`, `prepare`, `export_table`, `pack` and `show`."""
+"""Verbs about datasets: `toy`, `clips`, `index`, `prepare`, `export_table`, `pack`, `estimate_poses` and `show`."""
 
 import os
 import shlex
@@ -251,6 +251,42 @@ def pack(
             manifest, out, **vars(files), index_dir=index_dir, settings=settings, num_threads=num_threads
         )
     print(with_flags(report.to_text(), flag_names(pack)))
+    return 1 if report.errors else 0
+
+
+def estimate_poses(
+    manifest: Manifest,
+    out: Annotated[str, "output folder; finished poses are kept"],
+    *,
+    estimator: Annotated[str, "mediapipe, or a Python file with a class `Estimator` (docs/poses.md)", "NAME or FILE"],
+    python: Annotated[
+        str | None,
+        "Python of the estimator's environment; default: the one that run_scripts/setup_pose.sh makes, .venv-pose",
+        "FILE",
+        Named.PATH,
+    ] = None,
+    num_processes: Annotated[
+        int | None, "number of clips at the same time, a process for each; default: one per core"
+    ] = None,
+    files: FileOptions,
+    index_dir: IndexDir = None,
+) -> int:
+    """Estimate the poses of a manifest's videos. Exit code 1 if rows were left out."""
+    from simple_multimodal.prepare.poses import estimate_poses as estimate
+
+    with only_writer(out, "estimate_poses"):
+        report = estimate(
+            manifest,
+            out,
+            estimator=estimator,
+            python=python,
+            num_processes=num_processes,
+            **vars(files),
+            index_dir=index_dir,
+        )
+    print(with_flags(report.to_text(), flag_names(estimate_poses)))
+    roots = [word for name, root in report.roots.items() for word in (f"--{name}_root", str(root))]
+    print(f"Pass {shlex.join(roots)}", file=sys.stderr)
     return 1 if report.errors else 0
 
 
