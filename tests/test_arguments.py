@@ -250,7 +250,7 @@ def test_yaml_errors_name_the_file_and_the_key(write_config, error_of, text, mes
         (
             ["--task", "retrieva"],
             "There is no task 'retrieva'; the tasks are pretraining, retrieval, question_answering, "
-            "video_classification. Did",
+            "video_classification, translation, captioning, transcription. Did you mean 'retrieval'?",
         ),
         (
             ["--answers_file", "a.json"],

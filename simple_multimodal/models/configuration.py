@@ -1,7 +1,7 @@
 """The typed configuration of a multimodal model: one sub-configuration per tower, one for the fusion."""
 
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -27,6 +27,19 @@ CONTRASTIVE_PAIRS: dict[str, tuple[str, str]] = {
     "contrastive_tav": ("text", "clip"),
 }
 """The two sides that each contrastive objective compares; `clip` is audio and video fused without text."""
+
+
+LATER_SETTINGS: dict[str, tuple[str, ...]] = {
+    "pose_config": (),
+    "text_backbone_config": (
+        "mapper_strides",
+        "mapper_dropout",
+        "encoder_prompt",
+        "decoder_prompt",
+        "max_target_length",
+    ),
+}
+"""Parts that models did not always have, with their further settings."""
 
 
 def refuse_kernels(config: PreTrainedConfig) -> None:
@@ -199,6 +212,18 @@ class MultimodalConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for config in (self, *filter(None, (getattr(self, key) for key in self.sub_configs))):
             refuse_kernels(config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Return the settings. Those of poses and of text backbones are left out for a model without them: what is stored
+        with a model's fingerprint stays valid.
+        """
+        output = super().to_dict()
+        for part, settings in LATER_SETTINGS.items():
+            if getattr(self, part) is None:
+                for name in (part, *settings):
+                    output.pop(name, None)
+        return output
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

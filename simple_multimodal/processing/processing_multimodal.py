@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from simple_multimodal.errors import InputError
-from simple_multimodal.modalities import INPUT_KEYS, PRESENCE_KEYS, Modality
+from simple_multimodal.modalities import DEFAULT_MODALITIES, INPUT_KEYS, PRESENCE_KEYS, Modality
 from simple_multimodal.processing.feature_extraction_audio import AudioFeatureExtractor
 from simple_multimodal.processing.pose_processing import PoseProcessor
 from simple_multimodal.processing.video_processing import VideoClipProcessor
@@ -243,14 +243,21 @@ class MultimodalProcessor(ProcessorMixin):
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of `processor_config.json`; components that the processor lacks are null."""
+        """
+        Return the content of `processor_config.json`. Of the components that the processor lacks, those of text, audio
+        and video are null and others are left out: what is stored with a processor's fingerprint stays valid when
+        there are new ones.
+        """
         output = super().to_dict()
         output["tokenizer"] = None if self.tokenizer is None else type(self.tokenizer).__name__
-        tokenizer = self.backbone_tokenizer
-        output["backbone_tokenizer"] = None if tokenizer is None else type(tokenizer).__name__
-        for modality, part in PARTS.items():  # the mixin only knows the components of its own library
-            if part.name not in output:
-                output[part.name] = None if self.part(modality) is None else self.part(modality).to_dict()
+        for modality, part in PARTS.items():
+            if modality not in DEFAULT_MODALITIES:  # the mixin knows the components of its own library alone
+                output.pop(part.name, None)
+                if (own := self.part(modality)) is not None:
+                    output[part.name] = own.to_dict()
+        output.pop("backbone_tokenizer", None)
+        if self.backbone_tokenizer is not None:
+            output["backbone_tokenizer"] = type(self.backbone_tokenizer).__name__
         return output
 
     def save_pretrained(

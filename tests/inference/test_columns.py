@@ -6,8 +6,8 @@ from simple_multimodal.cli import main
 
 MESSAGES = {
     "video/0.mp4,a cat\nvideo/1.mp4,a dog\n": "the first line seems to be a row instead of a header: video/0.mp4, ",
-    "path,caption\nvideo/0.mp4,a cat\n": "no column for media: one of audio, video is needed. The columns are path, "
-    "caption. Did you mean 'video' instead of 'path'?",
+    "path,caption\nvideo/0.mp4,a cat\n": "no column for media: one of audio, video, pose is needed. The columns are "
+    "path, caption. Did you mean 'video' instead of 'path'?",
 }
 
 

@@ -269,7 +269,9 @@ def test_a_file_of_an_earlier_version_is_searched_and_replaced(retriever, index,
     found = retriever.search("rain", index, rerank=0)
     assert retriever.search("rain", path) == [match._replace(file=None) for match in found]
     retriever.index(clips / "video", saved=path)
-    assert path.is_dir() and retriever.search("rain", path) == found
+    again = retriever.search("rain", path)
+    # The clips were encoded again, in other batches.
+    assert path.is_dir() and again == [m._replace(score=pytest.approx(m.score, abs=1e-5)) for m in found]
 
 
 def test_files_that_are_not_an_index_are_not_overwritten(retriever, retrieval_model, clips, tmp_path, monkeypatch):

@@ -23,9 +23,10 @@ from simple_multimodal.media import index_video
 from simple_multimodal.media.errors import MediaError
 from simple_multimodal.media.pose import read_pose
 from simple_multimodal.modalities import BUILT_IN_MODALITIES, DEFAULT_MODALITIES, MODALITIES
-from simple_multimodal.processing import MultimodalProcessor, PoseProcessor
+from simple_multimodal.processing import MultimodalProcessor, PoseProcessor, VideoClipProcessor
 from tests.media.pose_files import COCO, SMALL, points_of, write_pose
 from tests.modalities.pose_rows import NUM_FEATURES, write_pose_rows, write_small_pose
+from tests.models.tiny import tiny_config
 from tests.training.tiny_run import flags, run
 
 KEYS = ("pose_values", "pose_attention_mask", "pose_seconds", "pose_mask")
@@ -436,3 +437,13 @@ def test_packing_copies_poses(folder, tmp_path):
             assert Path(copy["pose"]).is_relative_to(tmp_path)
             assert Path(copy["pose"]).suffix == Path(original["pose"]).suffix
             assert Path(copy["pose"]).read_bytes() == Path(original["pose"]).read_bytes()
+
+
+def test_models_without_poses_and_texts_are_described_as_before_there_were_any():
+    """What is stored with the fingerprint of a model, such as a search index, stays valid."""
+    processor = MultimodalProcessor(video_processor=VideoClipProcessor(num_frames=4, size=16))
+    config = tiny_config()
+    for text in (processor.to_json_string(), config.to_json_string()):
+        assert not any(word in text for word in ("pose", "backbone", "mapper", "prompt", "target"))
+    assert json.loads(processor.to_json_string())["tokenizer"] is None
+    assert "max_target_length" in tiny_config(text_backbone_config={"model_type": "t5"}).to_json_string()

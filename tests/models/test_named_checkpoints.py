@@ -9,6 +9,8 @@ from torch import nn
 from transformers import (
     ASTConfig,
     ASTForAudioClassification,
+    BartConfig,
+    BartModel,
     BertConfig,
     BertModel,
     ClapConfig,
@@ -16,6 +18,8 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     DebertaV2Model,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     PreTrainedConfig,
     SiglipConfig,
     SiglipModel,
@@ -32,6 +36,11 @@ from simple_multimodal.models import MultimodalModel
 ROOT = Path(__file__).resolve().parents[2]
 BASE, SMALL = stand_ins.part_configs("base"), stand_ins.part_configs("small")
 LARGE_SIZES = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+BART_BASE_SIZES = {
+    "d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072,
+    "encoder_attention_heads": 12, "decoder_attention_heads": 12,
+}  # fmt: skip
 
 
 def large(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
@@ -66,6 +75,8 @@ CHECKPOINTS = {
         375_187_970,
     ),
     "laion/clap-htsat-unfused": (ClapModel, ClapConfig(text_config={}, audio_config={}), 153_492_890),
+    "facebook/bart-base": (BartModel, BartConfig(**BART_BASE_SIZES), 139_420_416),
+    "facebook/m2m100_418M": (M2M100ForConditionalGeneration, M2M100Config(), 483_905_536),
     "MIT/ast-finetuned-audioset-10-10-0.4593": (ASTForAudioClassification, ASTConfig(num_labels=527), 86_594_063),
 }
 """The stock class of the published weights, its configuration as we have it, and its number of parameters."""
@@ -87,7 +98,7 @@ def test_a_checkpoint_has_its_published_size(name):
 def test_every_checkpoint_in_the_documentation_has_a_size_here():
     files = [ROOT / "README.md", *(p for d in ("docs", "configs", "benchmarks") for p in (ROOT / d).rglob("*"))]
     texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in (".md", ".yaml", ".json", ".py")]
-    named = {name for text in texts for name in re.findall(rf"\b{OWNERS}/[A-Za-z0-9._-]+\w", text)}
+    named = {name for text in texts for name in re.findall(rf"(?<!github\.com/)\b{OWNERS}/[A-Za-z0-9._-]+\w", text)}
     assert "microsoft/deberta-v3-base" in named and named <= set(CHECKPOINTS)
 
 

@@ -328,6 +328,10 @@ def test_a_model_runs_an_audio_tower_on_windows_that_hold_audio(key):
 
 
 @torch.no_grad()
+def weights_of(model):
+    return list(model.state_dict().values())
+
+
 def test_a_saved_tower_loads_unchanged(key, tmp_path):
     model = build_model(*key).eval()
     inputs = tower_inputs(model.towers[key[0]])
@@ -335,7 +339,8 @@ def test_a_saved_tower_loads_unchanged(key, tmp_path):
     again, info = MultimodalForRetrieval.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     output, expected = again.eval().towers[key[0]](*inputs), model.towers[key[0]](*inputs)
-    assert torch.equal(output.tokens, expected.tokens) and output.mask.equal(expected.mask)
+    assert_close(output.tokens, expected.tokens)  # weights at other addresses; some kernels round differently there
+    assert output.mask.equal(expected.mask) and all(map(torch.equal, *map(weights_of, (again, model))))
     frozen, own = (
         {name for name, parameter in m.named_parameters() if not parameter.requires_grad} for m in (again, model)
     )
