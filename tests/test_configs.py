@@ -12,7 +12,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 import simple_multimodal as smm
 from simple_multimodal.cli import main
 from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
-from simple_multimodal.prepare.toy import make_toy_world
+from simple_multimodal.prepare.toy import make_sign_world, make_toy_world
 from tests.media.media_files import write_media
 from tests.models.alpro.tiny import write_folder
 from tests.prepare import test_charades
@@ -47,11 +47,11 @@ def short(path: Path, *argv: str, **values) -> dict[str, float]:
     return run("--config", f"configs/runs/{path.name}", *argv, "--use_cpu", "--disable_tqdm", *flags(**values))
 
 
-WITH_MODEL = (*BENCHMARKS, "charades", "toy_actions", "toy_captions", "toy_questions")
-WITHOUT_MODEL = [path for path in RUNS if path.stem not in WITH_MODEL]
+ELSEWHERE = (*BENCHMARKS, "charades", "signs", "toy_actions", "toy_captions", "toy_questions")
+PLAIN = [path for path in RUNS if path.stem not in ELSEWHERE]
 
 
-@pytest.mark.parametrize("path", WITHOUT_MODEL, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 def test_shipped_run(path, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # A new run needs a fixture `<its name>_data`.
@@ -70,6 +70,15 @@ def test_shipped_questions_and_captions(toy_data, tmp_path, monkeypatch):
     path = REPOSITORY / "configs/runs/toy_captions.yaml"
     metrics = short(path, *toy_data, model_name_or_path="out", output_dir="captions", num_beams=1, max_new_tokens=3)
     assert metrics["eval_CIDEr-D"] >= 0
+
+
+def test_shipped_signs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"num_train_clips": 30, "num_validation_clips": 2, "num_test_clips": 2, "num_frames": 24}
+    make_sign_world(tmp_path / "signs", num_processes=1, **sizes)
+    path = REPOSITORY / "configs/runs/signs.yaml"
+    metrics = short(path, "--data_root", "signs", output_dir="out", num_beams=1, max_new_tokens=3)
+    assert 0 <= metrics["eval_BLEU"] <= 1
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -276,7 +276,8 @@ def load_all(folders: Sequence[str], index: str | None, load: Callable[..., Serv
     searching = [folder for folder in folders if issubclass(task_of_model(folder).pipeline_class, Retriever)]
     if index is not None and len(searching) != 1:
         raise InputError(
-            f"`index` needs one model that compares embeddings; {len(searching)} of the models do. Serve one of them."
+            f"`index` needs one model that compares embeddings; {len(searching)} of these do. Serve the model that "
+            "the index was made with, and no other of its kind."
         )
     models: dict[str, ServedModel] = {}
     try:

@@ -332,9 +332,9 @@ def test_commands_encode_clips_search_them_and_answer_questions(
     assert main(["encode", retrieval_model, str(clips / "video"), "--out", index]) == 0
     assert capfd.readouterr().out.strip().endswith("7 clips")
     found = lines("search", retrieval_model, "a cat purrs", index, "--top_k", "3")
-    assert len(found) == 3 and found == lines(
-        "search", retrieval_model, "a cat purrs", str(clips / "video"), "--top_k", "3"
-    )
+    direct = lines("search", retrieval_model, "a cat purrs", str(clips / "video"), "--top_k", "3")
+    # Encoded in other batches: the last of the six printed digits may differ.
+    assert len(found) == 3 and found == [{**m, "score": pytest.approx(m["score"], abs=1e-5)} for m in direct]
     reranked = lines("search", retrieval_model, "a cat purrs", str(clips / "video/0.mp4"), str(clips / "video/1.mp4"),
                      "--rerank", "2")  # fmt: skip
     assert all(match["matching"] is not None for match in reranked)

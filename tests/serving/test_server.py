@@ -245,8 +245,28 @@ def test_the_client_in_run_scripts(served, service, pipelines, clips, tmp_path, 
         for argv, reason in ((["--text", "a"], "401 "), (token, "422 "), (["--text", "x" * 10_001, *token], "422 ")):
             (out, err), code = await ask(*argv)
             assert (code, out) == (1, "") and err.startswith(f"request.py: {reason}") and "error" in err
+            assert not (tmp_path / "response.txt").exists()  # that of an earlier request
+        (out, _), _ = await ask("--text", "a", *token, "--top_k", "1")
+        assert len(json.loads(out)) == 1
 
     served(client)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["localhost:8000/predictions/a", "--text", "b"], "the URL begins with http://"),
+        (["http://127.0.0.1:9/predictions/a", "absent.mp4"], "absent.mp4: No such file or directory"),
+        (["http://127.0.0.1:9/predictions/a", "--info", "a.json"], 'a.json must hold {"script": "a text"} as JSON'),
+        (["http://127.0.0.1:9/predictions/a", "--text", "b"], "Connection refused>; is the server running?"),
+        (["http://127.0.0.1:9/predictions/a", "--text", "b", "--info", "a.json"], "not allowed with argument"),
+    ],
+)
+def test_mistakes_of_clients_are_one_line(argv, message, tmp_path):
+    (tmp_path / "a.json").write_text('{"text": "a"}')
+    script = str(Path(__file__).parents[2] / "run_scripts/request.py")
+    done = subprocess.run([sys.executable, "-I", script, *argv], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode in (1, 2) and message in done.stderr.splitlines()[-1]
 
 
 def test_at_the_first_signal_the_server_is_not_ready_but_answers(served, service):
