@@ -1,11 +1,14 @@
 """Read untrusted clips in processes that are not the server's."""
 
+import contextlib
 import logging
 import math
 import multiprocessing
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
@@ -254,7 +257,7 @@ class _ReadingProcess:
             target=read_clips, args=(connection, self.collator, self.limits), name="clip reader", daemon=True
         )
         self.num_starts += 1
-        with connection, _starting, blocking_sigterm(START_METHOD):
+        with connection, _starting, blocking_sigterm(START_METHOD), finding_same_modules():
             process.start()
         self._process = process
         self.pid = process.pid
@@ -266,3 +269,21 @@ class _ReadingProcess:
         message = self._connection.recv()
         self.is_ready.set()
         return message
+
+
+@contextlib.contextmanager
+def finding_same_modules() -> Iterator[None]:
+    """Return a context in which a Python that is started finds modules where this one does. The server of processes
+    would look into the working directory first, whose code is not to be run.
+    """
+    changed = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -5,11 +5,14 @@ import dataclasses
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from concurrent.futures import CancelledError
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 import pytest
 import torch
@@ -286,3 +289,31 @@ def test_frames_cannot_be_decoded_on_a_gpu(processor):
         ClipReaders(collator)
     with pytest.raises(ValueError, match="`num_processes` and `max_waiting` must be 1 or more"):
         ClipReaders(collator, num_processes=0)
+
+
+READ_ONE_CLIP = """
+import sys
+from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.processing import MultimodalProcessor
+from simple_multimodal.serving.readers import ClipReaders
+
+if __name__ == "__main__":
+    collator = MultimodalCollator(MultimodalProcessor.from_pretrained(sys.argv[1]))
+    readers = ClipReaders(collator, num_processes=1)
+    readers.wait_until_ready()
+    print(bool(readers.submit(sys.argv[2]).result(60)["video_mask"]))
+    readers.close()
+"""
+
+
+def test_code_in_the_working_directory_is_not_run(processor, clips, tmp_path):
+    processor.save_pretrained(tmp_path / "processor")
+    (tmp_path / "read.py").write_text(READ_ONE_CLIP)
+    (tmp_path / "here/simple_multimodal").mkdir(parents=True)
+    (tmp_path / "here/simple_multimodal/__init__.py").write_text("raise SystemExit('not this one')")
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "../read.py", "../processor", str(clips / "0.mp4")],
+        cwd=tmp_path / "here", env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
