@@ -1,6 +1,7 @@
 """Make the task, rows and model of a run from its arguments. The parser does not import this module."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from simple_multimodal.training.arguments import MultimodalTrainingArguments
 from simple_multimodal.training.run_record import check_test_set, make_run_record, selection_split
 
 from .data_arguments import DataArguments
-from .model_arguments import ModelArguments
+from .model_arguments import ModelArguments, find_config
 
 
 class Splits(NamedTuple):
@@ -55,7 +56,8 @@ def make_task(
     kind = get_task(model_args.task or DEFAULT_TASK)
     if not kind.reads_text:
         model_args.leave_out_text(kind.name)
-    task = kind(options)
+    configs = {name: value for name, value in vars(options).items() if name.endswith("_config_name") and value}
+    task = kind(replace(options, **{name: find_config(value) for name, value in configs.items()}))
     if args.do_eval:
         task.open_files(data_args.find_manifest, lambda path: _open_rows(type(task), path, model_args, data_args))
     return task

@@ -13,7 +13,7 @@ RETRY = {"Retry-After": "1"}  # seconds
 STATUSES = {
     401: "There is no bearer token (`Authorization: Bearer TOKEN`), or a wrong one.",
     404: "There is no such route, model, version or index.",
-    405: "The route does not have this method; /openapi.json describes all routes.",
+    405: "The route does not have this method.",
     408: "The body was not sent in time.",
     413: "The body is too large.",
     415: "The body has a type or an encoding that is not accepted.",

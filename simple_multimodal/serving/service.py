@@ -130,7 +130,7 @@ class Service:
             Refused: If there is none.
         """
         if name not in self.models:
-            raise Refused(404, f"There is no model of this name; there are {', '.join(self.models)}.")
+            raise Refused(404, "There is no model of this name.")
         return self.models[name]
 
     def only_model(self, kind: type[Pipeline], name: str | None) -> ServedModel:
