@@ -3,19 +3,22 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 import simple_multimodal as smm
 from simple_multimodal.cli import main
+from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.prepare.clips import clips_jsonl_to_manifests
 from simple_multimodal.prepare.toy import make_sign_world, make_toy_world
 from tests.media.media_files import write_media
 from tests.models.alpro.tiny import write_folder
-from tests.prepare import test_charades
+from tests.prepare import test_charades, test_phoenix
 from tests.training.tiny_benchmark import TEXTS, write_benchmark
 from tests.training.tiny_run import CONFIGS, flags, run
 
@@ -40,6 +43,14 @@ def clips_data(tmp_path_factory, shared_dir) -> list[str]:
     return [*flags, "--train_file", str(manifests["train"]), "--validation_file", str(manifests["validation"])]
 
 
+@pytest.fixture(scope="session")
+def signs_data(tmp_path_factory) -> list[str]:
+    """Flags for a small toy world of signs."""
+    sizes = {"num_train_clips": 30, "num_validation_clips": 3, "num_test_clips": 2, "num_signers": 2}
+    folder = make_sign_world(tmp_path_factory.mktemp("signs") / "signs", **sizes, num_processes=1)
+    return ["--data_root", str(folder)]
+
+
 def short(path: Path, *argv: str, **values) -> dict[str, float]:
     """Train two steps of a run in the working directory."""
     values |= {"max_train_samples": 4, "max_eval_samples": 4, "max_steps": 2, "per_device_train_batch_size": 2}
@@ -47,11 +58,12 @@ def short(path: Path, *argv: str, **values) -> dict[str, float]:
     return run("--config", f"configs/runs/{path.name}", *argv, "--use_cpu", "--disable_tqdm", *flags(**values))
 
 
-ELSEWHERE = (*BENCHMARKS, "charades", "signs", "toy_actions", "toy_captions", "toy_questions")
-PLAIN = [path for path in RUNS if path.stem not in ELSEWHERE]
+SIGNS = [path for path in RUNS if path.stem.startswith("signs")]
+WITH_MODEL = (*BENCHMARKS, "charades", "toy_actions", "toy_captions", "toy_questions", "phoenix2014t")
+WITHOUT_MODEL = [path for path in RUNS if path.stem not in WITH_MODEL and path not in SIGNS]
 
 
-@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WITHOUT_MODEL, ids=lambda path: path.stem)
 def test_shipped_run(path, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # A new run needs a fixture `<its name>_data`.
@@ -72,13 +84,12 @@ def test_shipped_questions_and_captions(toy_data, tmp_path, monkeypatch):
     assert metrics["eval_CIDEr-D"] >= 0
 
 
-def test_shipped_signs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", SIGNS, ids=lambda path: path.stem)
+def test_shipped_signs(path, signs_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sizes = {"num_train_clips": 30, "num_validation_clips": 2, "num_test_clips": 2, "num_frames": 24}
-    make_sign_world(tmp_path / "signs", num_processes=1, **sizes)
-    path = REPOSITORY / "configs/runs/signs.yaml"
-    metrics = short(path, "--data_root", "signs", output_dir="out", num_beams=1, max_new_tokens=3)
-    assert 0 <= metrics["eval_BLEU"] <= 1
+    given = ["--do_train", "--do_eval", "--do_predict", *signs_data]
+    metrics = short(path, *given, output_dir="out", num_beams=1, max_new_tokens=3, max_predict_samples=2)
+    assert 0 <= metrics["eval_BLEU"] <= 1 and 0 <= metrics["test_BLEU"] <= 1
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -145,6 +156,37 @@ def test_shipped_charades(protocol, tmp_path, monkeypatch):
     assert main(["infer", *shlex.split(head["infer"])]) == 0
     results = Path(shlex.split(head["infer"])[-1])
     assert json.loads((results / "metrics.json").read_text())["protocol"] == f"{protocol}+deviating"
+
+
+def test_shipped_phoenix2014t(shared_dir, tmp_path, monkeypatch):
+    """Runs the commands in the header of the config, with a tiny backbone and one pose as that of every clip."""
+    monkeypatch.chdir(tmp_path)
+    path = REPOSITORY / "configs/runs/phoenix2014t.yaml"
+    settings = yaml.safe_load(path.read_text())
+    head = dict(re.findall(r"^#   .*\b(prepare|train\.py|translate) (.+)$", path.read_text(), flags=re.MULTILINE))
+    test_phoenix.write_tables(tmp_path / "data/phoenix2014t/annotations/manual")
+    for split, clip in test_phoenix.names():
+        (tmp_path / f"data/phoenix2014t/poses/{split}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(shared_dir / "data/poses/clip024.pose", f"data/phoenix2014t/poses/{split}/{clip}.pose")
+    assert main(["prepare", *shlex.split(head["prepare"])]) == 1  # the size differs from the protocol's
+
+    tokenizer = train_tokenizer(sum(test_phoenix.SENTENCES.values(), []), vocab_size=300)
+    tokenizer.add_tokens(["__de__"], special_tokens=True)
+    ids = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+    config = AutoConfig.for_model(**test_phoenix.BACKBONE | ids, decoder_start_token_id=ids["eos_token_id"])
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained("m2m")
+    tokenizer.save_pretrained("m2m")
+    command = shlex.split(head["train.py"])
+    given = {"backbone_model_name_or_path": "m2m", "fp16": False, "eval_steps": 1, "save_steps": 1}
+    metrics = short(path, *command[2:], **given, max_new_tokens=3)
+    out = Path(settings["output_dir"])
+    assert f"eval_{settings['metric_for_best_model']}" in metrics
+    assert json.loads((out / "trainer_state.json").read_text())["best_model_checkpoint"] is not None
+
+    assert main(["translate", *shlex.split(head["translate"]), "--max_new_tokens", "3"]) == 0
+    results = Path(shlex.split(head["translate"])[-1])
+    assert 0 <= json.loads((results / "predict_results.json").read_text())["predict_sacrebleu"] <= 100
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/accelerate/*.yaml")), ids=lambda path: path.stem)
