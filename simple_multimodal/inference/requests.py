@@ -3,10 +3,11 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast
 
 import datasets
 
+from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.records import further_values
 from simple_multimodal.data.rows import Row, RowDataset
 from simple_multimodal.data.sources import holds_rows, open_rows
@@ -47,6 +48,26 @@ def open_clips(clips: Clips) -> RowDataset | Files:
     if isinstance(clips, Mapping):
         clips = [clips]
     return open_rows(clips, modalities=None) if holds_rows(clips) else cast(Files, clips)
+
+
+def rows_of_source(clips: Clips, *, recursive: bool = False) -> tuple[list[Row], Literal["skip", "fail"]]:
+    """
+    Return the rows of clips, and what to do about those that cannot be read: skip the ones that nobody named.
+
+    Args:
+        clips: Rows, a media file, a folder, or a list of files.
+        recursive (`bool`, *optional*, defaults to `False`): Whether to include the files in subfolders of a folder.
+
+    Raises:
+        ValueError: If `recursive` is given with rows.
+    """
+    source = open_clips(clips)
+    if isinstance(source, RowDataset):
+        if recursive:
+            raise InputError("`recursive` applies to folders, but rows name their files. Leave it out.")
+        return list(source.rows(files="named")), "skip"
+    rows = list(RowDataset.from_files(source, recursive=recursive).rows(files="named"))
+    return rows, "skip" if is_media_folder(source) else "fail"
 
 
 def as_requests(

@@ -22,7 +22,14 @@ SEQ2SEQ = {
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0,
       "decoder_start_token_id": 0}  # fmt: skip
 LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-BACKBONES = {"m2m_100": SEQ2SEQ | {"scale_embedding": True}, "mbart": SEQ2SEQ, "t5": T5, "mt5": T5, "llama": LLAMA}
+BACKBONES = {
+    "m2m_100": SEQ2SEQ | {"scale_embedding": True},
+    "mbart": SEQ2SEQ,
+    "bart": SEQ2SEQ,
+    "t5": T5,
+    "mt5": T5,
+    "llama": LLAMA,
+}
 PROMPTS = ((2, 0), (0, 1), (1, 2), (2, 1), (0, 0), (1, 1))  # lengths of each row's prompts
 LENGTHS = (4, 7, 2, 5, 1, 0)  # of the texts
 

@@ -12,6 +12,7 @@ from simple_multimodal.cli import main
 from simple_multimodal.data.rows import RowDataset
 from simple_multimodal.data.tokenization import train_tokenizer
 from simple_multimodal.tasks.generation.targets import IGNORED, TEXT_COLUMNS, TextTargets
+from simple_multimodal.tasks.generation.translator import clip_size
 from tests.processes import launch
 from tests.training import tiny_run
 from tests.training.tiny_run import flags
@@ -257,3 +258,14 @@ def test_targets_are_tokens_with_an_end_and_prompts_of_rows_come_before_those_of
     warning = targets.warning_about(RowDataset(rows_of(clips), modalities=("video",), **TEXT_COLUMNS))
     assert "1 of 7 have no text" in warning and "r6" in warning
     assert "have a text of more than 4 tokens" in warning and "Raise max_target_length" in warning
+
+
+def test_clips_are_sorted_by_the_length_of_their_segment_or_the_size_of_their_files(tmp_path):
+    for name, size in (("a", 30), ("b", 10)):
+        (tmp_path / name).write_bytes(bytes(size))
+    row = {"start_seconds": None, "end_seconds": None, "audio": None, "video": str(tmp_path / "absent")}
+    large, small = ({**row, "video": str(tmp_path / name)} for name in "ab")
+    short, long = ({**row, "start_seconds": start, "end_seconds": 9.0} for start in (8.0, 2.0))
+    rows = [long, large, short, small, row]
+    found = sorted(rows, key=lambda row: clip_size(row, ("audio", "video")))
+    assert found == [row, small, large, short, long]

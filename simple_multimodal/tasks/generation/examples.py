@@ -4,11 +4,11 @@ import numpy as np
 
 from simple_multimodal.data.collator import MultimodalCollator
 from simple_multimodal.data.preview import PREVIEW_SAMPLING_RATE, ClipPreview
+from simple_multimodal.evaluation.glossary import LOWER_IS_BETTER
 from simple_multimodal.evaluation.report import Example, ExampleResult, Excerpt
 from simple_multimodal.tasks.generation.evaluate import Written
 
 NUM_EXAMPLES = 9
-LOWER_IS_BETTER = ("WER",)
 
 
 def text_examples(written: Written, collator: MultimodalCollator) -> list[Example]:
@@ -19,7 +19,7 @@ def text_examples(written: Written, collator: MultimodalCollator) -> list[Exampl
         written ([`Written`]): The details of an evaluation.
         collator ([`MultimodalCollator`]): Collator of the evaluation.
     """
-    values = -written.values if written.metric in LOWER_IS_BETTER else written.values
+    values = -written.values if written.metric.endswith(LOWER_IS_BETTER) else written.values
     scored = [
         number for number in np.argsort(values, kind="stable").tolist() if written.texts[number].score is not None
     ]

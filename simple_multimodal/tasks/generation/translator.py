@@ -12,13 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simple_multimodal.data.bad_samples import BadSample
-from simple_multimodal.data.files import is_media_folder
 from simple_multimodal.data.records import FILE_COLUMNS
-from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.data.rows import Row
 from simple_multimodal.errors import InputError
 from simple_multimodal.inference.encoded import EncodedBatch
 from simple_multimodal.inference.pipeline import Pipeline
-from simple_multimodal.inference.requests import Clip, Clips, Request, as_requests, open_clips, rows_of_clips
+from simple_multimodal.inference.requests import Clip, Clips, Request, as_requests, rows_of_clips, rows_of_source
 from simple_multimodal.modalities import Modality
 from simple_multimodal.models.pairs import Encoded
 from simple_multimodal.tasks.generation.modeling import MultimodalForConditionalGeneration
@@ -122,13 +121,7 @@ class Translator(Pipeline):
         Returns:
             `dict[str, str]`: Texts by the row's id or the name of the file, which is relative to a folder.
         """
-        source = open_clips(clips)
-        is_rows = isinstance(source, RowDataset)
-        if is_rows and recursive:
-            raise InputError("`recursive` applies to folders, but rows name their files. Leave it out.")
-        dataset = source if isinstance(source, RowDataset) else RowDataset.from_files(source, recursive=recursive)
-        rows = list(dataset.rows(files="named"))
-        policy: Literal["skip", "fail"] = "skip" if is_rows or is_media_folder(source) else "fail"  # type: ignore
+        rows, policy = rows_of_source(clips, recursive=recursive)
         written = self.write(rows, on_bad_sample=policy, **generation)
         found = zip(rows, written.texts, written.is_read.tolist(), strict=True)
         return {row["id"]: text for row, text, is_read in found if is_read}

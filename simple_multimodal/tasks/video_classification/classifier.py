@@ -13,8 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from simple_multimodal.data.bad_samples import BadSample
-from simple_multimodal.data.files import is_media_folder
-from simple_multimodal.data.rows import Row, RowDataset
+from simple_multimodal.data.rows import Row
 from simple_multimodal.defaults import TOP_K_LABELS
 from simple_multimodal.errors import InputError
 from simple_multimodal.inference.encoded import EncodedBatch
@@ -25,8 +24,8 @@ from simple_multimodal.inference.requests import (
     Clips,
     Request,
     as_requests,
-    open_clips,
     rows_of_clips,
+    rows_of_source,
 )
 from simple_multimodal.models.pairs import Encoded
 from simple_multimodal.tasks.video_classification.modeling import MultimodalForVideoClassification
@@ -142,13 +141,7 @@ class VideoClassifier(Pipeline):
                 `max_bad_fraction` of the clips, or all of them, cannot be read.
         """
         _check(top_k, threshold)
-        source = open_clips(clips)
-        is_rows = isinstance(source, RowDataset)
-        if is_rows and recursive:
-            raise InputError("`recursive` applies to folders, but rows name their files. Leave it out.")
-        dataset = source if isinstance(source, RowDataset) else RowDataset.from_files(source, recursive=recursive)
-        rows = list(dataset.rows(files="named"))
-        policy: Literal["skip", "fail"] = "skip" if is_rows or is_media_folder(source) else "fail"  # type: ignore
+        rows, policy = rows_of_source(clips, recursive=recursive)
         found = self._label(rows, top_k, threshold, policy)
         return {row["id"]: labels for row, labels in zip(rows, found, strict=True) if labels is not None}
 
