@@ -20,6 +20,7 @@ class Named(Enum):
     """Kind of file that a flag or argument names. It is checked before imports that take seconds."""
 
     PATH = "a file or a folder"
+    FILE = "a file"
     MANIFEST = "a file, in --data_root if it is there"
     MODEL = "a file, a folder, or a name on the hub"
 
@@ -35,7 +36,7 @@ class Named(Enum):
             ValueError: If it does not exist; the message has similar names.
         """
         if not Path(name).exists() and (self is not Named.MODEL or _is_path(os.fspath(name))):
-            raise InputError(f"{flag} {os.fspath(name)}: {no_such_folder(name)}".lstrip())
+            raise InputError(f"{flag} {os.fspath(name)}: {no_such_folder(name, is_file=self is Named.FILE)}".lstrip())
 
 
 Kind = Literal["model", "dataset"]
@@ -165,12 +166,14 @@ def _is_path(name: str) -> bool:
     return not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or (bool(rest) and Path(first).is_dir())
 
 
-def no_such_folder(name_or_path: str | os.PathLike[str]) -> str:
-    """Return a message that a folder (or file, if it has a suffix) does not exist, with similar names."""
+def no_such_folder(name_or_path: str | os.PathLike[str], *, is_file: bool = False) -> str:
+    """Return a message that a folder (or a file, if that is asked for or it has a suffix) does not exist, with similar
+    names.
+    """
     path = Path(os.path.expanduser(name_or_path))
     found = [os.fspath(near) if path.is_absolute() else os.path.relpath(near) for near in _nearest(path.absolute())]
     nearest = f" Did you mean {' or '.join(map(repr, found[:NUM_NAMES]))}?" if found else ""
-    return f"no such {'file' if _is_file_name(path) else 'folder'}.{nearest}"
+    return f"no such {'file' if is_file or _is_file_name(path) else 'folder'}.{nearest}"
 
 
 def _is_file_name(path: Path) -> bool:

@@ -234,7 +234,8 @@ def test_every_flag_of_train_names_the_missing_folder_in_one_line(here, capsys, 
     argv = flags("--use_cpu", train_file="clips.csv", validation_file="clips.csv", output_dir="out", **given)
     monkeypatch.setattr(sys, "argv", ["train.py", *argv, "--cache_dir", str(here / "cache")])
     error = error_of(capsys, train.main)
-    assert "outputs/toyy" in error and "no such folder. Did you mean 'outputs/toy'" in error
+    kind = "file" if "answers_file" in given else "folder"
+    assert "outputs/toyy" in error and f"no such {kind}. Did you mean 'outputs/toy'" in error
     assert not (here / "out").exists()
 
 

@@ -112,7 +112,7 @@ def toy(
 
 
 def clips(
-    clips_jsonl: Annotated[str, "JSONL with one clip per line: file, split, captions, ...", Named.PATH],
+    clips_jsonl: Annotated[str, "JSONL with one clip per line: file, split, captions, ...", Named.FILE],
     out: Annotated[str, "output folder for one manifest per split"],
 ) -> int:
     """Turn a `clips.jsonl` into one manifest per split."""
@@ -263,7 +263,7 @@ def estimate_poses(
         str | None,
         "Python of the estimator's environment; default: the one that run_scripts/setup_pose.sh makes, .venv-pose",
         "FILE",
-        Named.PATH,
+        Named.FILE,
     ] = None,
     num_processes: Annotated[
         int | None, "number of clips at the same time, a process for each; default: one per core"

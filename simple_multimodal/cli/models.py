@@ -256,7 +256,7 @@ def infer(
 
 def convert(
     kind: Annotated[Literal["alpro"], "project of the checkpoint; alpro: retrieval, question answering, pre-training"],
-    checkpoint: Annotated[str, "checkpoint file, such as model_step_best.pt", Named.PATH],
+    checkpoint: Annotated[str, "checkpoint file, such as model_step_best.pt", Named.FILE],
     out: Annotated[str, "output folder for the model and its processor"],
     *,
     tokenizer: Annotated[str, "tokenizer of the checkpoint", "NAME_OR_FOLDER"] = ALPRO_TOKENIZER,
@@ -268,7 +268,7 @@ def convert(
         str | None,
         "train_ans2label.json with the names of the answers; default: LABEL_0, LABEL_1, ...",
         "FILE",
-        Named.PATH,
+        Named.FILE,
     ] = None,
 ) -> int:
     """Convert a checkpoint of another project to a model folder, and report what happened to each tensor."""

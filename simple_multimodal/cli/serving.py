@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import importlib
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -27,7 +29,7 @@ def serve(
         str | None,
         "file with the bearer token of clients; default: the environment variable SIMPLE_MULTIMODAL_TOKEN, if set",
         "FILE",
-        Named.PATH,
+        Named.FILE,
     ] = None,
     upload_dir: Annotated[
         str | None, "folder for clips while they are read; default: one in the folder of temporary files", "DIR"
@@ -43,28 +45,31 @@ def serve(
 ) -> int:
     """Serve trained models over HTTP. SIGTERM ends the server, SIGHUP reloads the models."""
     require_serve()
-    from simple_multimodal.serving.models import ServedModel, load_all
-    from simple_multimodal.serving.server import log_as_json, open_socket, read_token, run_server
-    from simple_multimodal.serving.service import Service
+    from simple_multimodal.serving.listening import open_socket, read_token
     from simple_multimodal.serving.uploads import UploadFolder
 
-    load = functools.partial(
-        load_all,
-        models,
-        index,
-        functools.partial(
-            ServedModel.load,
-            precision=precision,
-            limits=limits,
-            max_batch_size=max_batch_size,
-            num_readers=num_readers,
-        ),
-    )
     token = read_token(token_file)
     with (
         open_socket(host, port, has_token=token is not None) as opened,
         contextlib.closing(UploadFolder(upload_dir)) as uploads,
     ):
+        print(f"Loading {', '.join(models)}", file=sys.stderr)
+        from simple_multimodal.serving.models import ServedModel, load_all
+        from simple_multimodal.serving.server import log_as_json, run_server
+        from simple_multimodal.serving.service import Service
+
+        load = functools.partial(
+            load_all,
+            models,
+            index,
+            functools.partial(
+                ServedModel.load,
+                precision=precision,
+                limits=limits,
+                max_batch_size=max_batch_size,
+                num_readers=num_readers,
+            ),
+        )
         service = Service(load(), uploads, limits=limits, token=token)
         log_as_json()
         run_server(service, load, opened, drain_seconds=drain_seconds)
@@ -79,10 +84,16 @@ def export_mar(
 ) -> int:
     """Write an archive of a trained model for TorchServe, named after the model's folder."""
     require_serve()
+    from simple_multimodal.models.loading import without_bars
     from simple_multimodal.serving.torchserve import export_mar
 
-    with only_writer(output, "export_mar"):
+    with only_writer(output, "export_mar"), without_bars():
         print(export_mar(model, output, overwrite=overwrite))
+    store = shlex.quote(output)
+    print(
+        f"Next: torchserve --start --ncs --model-store {store} --disable-token-auth --enable-model-api",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -111,6 +111,9 @@ class ClipStore(Generic[Key]):
                 store._add(shard["name"], index["tensors"], shard["dropped"])
                 if len(store._shards[-1][1]) != shard["clips"]:
                     raise InputError(f"{shard['name']}.parquet does not have {shard['clips']} rows")
+        except FileNotFoundError as error:
+            missing = Path(error.filename or INDEX_FILE).name
+            raise InputError(f"{folder}: does not hold a store of clips; there is no {missing}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder}: does not hold a readable store of clips: {error}") from error
         return store

@@ -153,7 +153,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
             else:
                 body = await read_json(request, SearchRequest, service.limits)
                 name, top_k, question = body.model, body.top_k, Question(text=body.text)
-            served = service.only_model(Retriever, name)
+            served = service.only_model(Retriever, name, searches=True)
             (results,) = await service.ask(served, [question], top_k=top_k_of(served, top_k))
         return JSONResponse(results)
 

@@ -1,7 +1,8 @@
 """Bodies of requests: multipart forms, whose clips go to files as they arrive, and JSON."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -17,9 +18,11 @@ from simple_multimodal.serving.waiting import Job
 
 FILE_PART = "data"
 MAX_FIELD_BYTES = 4  # of a character in UTF-8
+MIN_CLIP_BYTES = 256  # a part without a file name that is shorter is the name of a file
 MAX_HEADERS = 8
 MAX_HEADER_BYTES = 4096
 MAX_VALUES = 100_000  # of a JSON body, beside its inputs; each takes up to 600 times the memory of its character
+PART_NAME = re.compile(r"\w{1,30}", re.ASCII)
 BAD_FORM = "The body is not a valid multipart form."
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -103,6 +106,7 @@ class Form:
         self._num_parts = 0
         self._file: BinaryIO | None = None
         self._name = ""
+        self._has_file_name = False
         self._header: list[bytes] = []
         self._value: list[bytes] = []
         self._content = bytearray()
@@ -164,6 +168,7 @@ class Form:
         if self._num_parts > self.limits.max_parts:
             raise Refused(422, f"The form has more than {self.limits.max_parts} parts.")
         self._name = ""
+        self._has_file_name = False
         self._content = bytearray()
 
     def _end_header(self) -> None:
@@ -171,11 +176,12 @@ class Form:
             kind, options = parse_options_header(b"".join(self._value))
             if kind == b"form-data":
                 self._name = options.get(b"name", b"").decode(errors="replace")
+                self._has_file_name = b"filename" in options
         self._header, self._value = [], []
 
     def _start(self) -> None:
         if self._name not in self.names:
-            raise Refused(422, f"The form may have the parts {', '.join(self.names)}; it has another one.")
+            raise unknown_part(self._name, self.names)
         if self._name == FILE_PART:
             if self.clip is not None:
                 raise Refused(422, f"The form has several parts named {FILE_PART}.")
@@ -194,14 +200,23 @@ class Form:
 
     def _end(self) -> None:
         if self._file is not None:
+            is_short = self._file.tell() < MIN_CLIP_BYTES
             self._file.close()
             self._file = None
+            if is_short and not self._has_file_name:
+                raise Refused(422, f"The part {FILE_PART} is not a file; with curl, write {FILE_PART}=@clip.mp4.")
             return
         try:
             text = self._content.decode()
         except UnicodeDecodeError as error:
             raise Refused(422, f"The part {self._name} is not UTF-8.") from error
         self.texts.setdefault(self._name, []).append(text)
+
+
+def unknown_part(name: str, known: Iterable[str]) -> Refused:
+    """Return the refusal of a part, which repeats a name only if it is a word."""
+    named = f", {name}" if PART_NAME.fullmatch(name) else ""
+    return Refused(422, f"A request may have the parts {', '.join(known)}; it has another one{named}.")
 
 
 def content_type(request: Request) -> tuple[str, dict[bytes, bytes]]:

@@ -38,10 +38,12 @@ class ServedModel:
         name (`str`): Name in routes.
         task ([`ServedTask`]): How its pipeline is served.
         pipeline ([`Pipeline`]): The pipeline.
-        index ([`ClipIndex`], *optional*): Clips to search.
         limits ([`ServingLimits`], *optional*): Limits; by default their defaults.
         max_batch_size (`int`, *optional*, defaults to 16): Maximum number of rows that the model runs on at once.
         num_readers (`int`, *optional*, defaults to 2): Number of processes that read clips.
+
+    Attributes:
+        index ([`ClipIndex`], *optional*): Clips to search.
 
     Raises:
         ValueError: If a number is not positive.
@@ -53,7 +55,6 @@ class ServedModel:
         task: ServedTask,
         pipeline: Pipeline,
         *,
-        index: ClipIndex | None = None,
         limits: ServingLimits | None = None,
         max_batch_size: int = 16,
         num_readers: int = 2,
@@ -65,7 +66,7 @@ class ServedModel:
         self.name = name
         self.task = task
         self.pipeline = pipeline
-        self.index = index
+        self.index: ClipIndex | None = None
         self.num_used = 0
         collator = pipeline.collator
         self.nothing = collator.empty_batch(1)  # the batch of a row without a clip
@@ -85,33 +86,31 @@ class ServedModel:
         pipeline.collator = ReadClips(collator)
         pipeline.batch_size = max_batch_size
         self.batcher: Batcher[Query, Any] = Batcher(
-            lambda queries: task.run(pipeline, queries, index),
+            lambda queries: task.run(pipeline, queries, self.index),
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             max_waiting_bytes=limits.waiting_bytes,
         )
 
     @classmethod
-    def load(cls, folder: str, *, index: str | None = None, precision: Any = None, **settings: Any) -> Self:
+    def load(cls, folder: str, *, precision: Any = None, **settings: Any) -> Self:
         """
-        Load a model, and run it once. Returns when it can answer.
+        Load a model, read a clip and run the model once. Returns when it can answer.
 
         Args:
             folder (`str`): Folder or hub name of the model.
-            index (`str`, *optional*): Folder of the clips to search, which `encode` wrote with this model.
             precision (`str`, *optional*): As for [`Pipeline.from_pretrained`].
             settings: Further arguments of the class.
 
         Raises:
-            ValueError: If it is not a model that can be served, **or** the index belongs to another model.
+            ValueError: If it is not a model that can be served, **or** the processes that read clips fail.
         """
         task = task_of_model(folder)
         pipeline = task.pipeline_class.from_pretrained(folder, precision=precision)
-        found = pipeline.load_index(index) if index is not None and isinstance(pipeline, Retriever) else None
-        model = cls(model_name(folder), task, pipeline, index=found, **settings)
+        model = cls(model_name(folder), task, pipeline, **settings)
         try:
-            model.readers.wait_until_ready()
-            task.run(pipeline, [Query(model.nothing, "nothing", WARM_UP_TEXT, top_k=1)], found)
+            model.readers.check()
+            task.run(pipeline, [Query(model.nothing, "nothing", WARM_UP_TEXT, top_k=1)], None)
         except BaseException:
             model.close()
             raise
@@ -263,31 +262,44 @@ def load_all(folders: Sequence[str], index: str | None, load: Callable[..., Serv
 
     Args:
         folders (`Sequence[str]`): Folders or hub names of the models.
-        index (`str`, *optional*): Folder of the clips to search, for the one model that made it.
-        load (`Callable`): Function of a folder, and of `index` by name, that returns the model.
+        index (`str`, *optional*): Folder of the clips to search, for the model that made it.
+        load (`Callable`): Function of a folder that returns the model.
 
     Raises:
-        ValueError: If one cannot be loaded, two have one name, **or** there is not one model for the index.
+        ValueError: If one cannot be loaded, two have one name, **or** the index is not one of theirs.
     """
     names = [model_name(folder) for folder in folders]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"Two models are named {name}. Rename one of the folders, or give a link to it.")
-    searching = [folder for folder in folders if issubclass(task_of_model(folder).pipeline_class, Retriever)]
-    if index is not None and len(searching) != 1:
-        raise InputError(
-            f"`index` needs one model that compares embeddings; {len(searching)} of these do. Serve the model that "
-            "the index was made with, and no other of its kind."
-        )
+    tasks = [task_of_model(folder) for folder in folders]
+    if index is not None and not any(issubclass(task.pipeline_class, Retriever) for task in tasks):
+        raise InputError("`index` needs a model that compares embeddings, and none of these does.")
+    found = None if index is None else ClipIndex.load(index)  # before the models, which take longer
     models: dict[str, ServedModel] = {}
     try:
         for name, folder in zip(names, folders, strict=True):
-            models[name] = load(folder, index=index if folder in searching else None)
+            models[name] = load(folder)
+        if found is not None:
+            _owner(found, models.values()).index = found
     except BaseException:
         for model in models.values():
             model.close()
         raise
     return models
+
+
+def _owner(index: ClipIndex, models: Iterable[ServedModel]) -> ServedModel:
+    """Return the model that made an index."""
+    errors = []
+    for model in models:
+        if isinstance(model.pipeline, Retriever):
+            try:
+                model.pipeline.check_index(index)
+                return model
+            except InputError as error:
+                errors.append(error)
+    raise errors[-1]
 
 
 def deadline_in(seconds: float) -> float:

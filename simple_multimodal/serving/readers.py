@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from simple_multimodal.data.loader_processes import blocking_sigterm
 from simple_multimodal.data.rows import Row
 from simple_multimodal.errors import InputError
 from simple_multimodal.processing.batch_memory import CAN_SHARE
-from simple_multimodal.serving.reading import ReaderLostError, ReadingLimits, read_clips, row_of
+from simple_multimodal.serving.reading import ClipError, ReaderLostError, ReadingLimits, read_clips, row_of
 from simple_multimodal.serving.waiting import Job, WaitingJobs
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ GRACE_SECONDS = 10.0  # in which a reading process must have enforced its own li
 IDLE_SECONDS = 1.0  # between two checks that an idle process is alive
 POLL_SECONDS = 0.1
 MAX_STARTS = 3  # of a process, before the first one is ready
+SMALLEST_GIF = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"  # a white pixel
 NO_START = "the processes that read clips do not start; the server's log says why"
 
 Batch = dict[str, Any]
@@ -130,7 +132,8 @@ class ClipReaders:
         Returns:
             [`Job`]: Future of the collator's batch of one row, without text: texts of a batch are tokenized together.
             Cancelling it removes the clip from the queue; one that is being read is read to its end. It raises
-            [`ClipError`] if the clip cannot be read, [`ReaderLostError`], [`DeadlineError`] or [`ClosedError`].
+            [`ClipError`] if the clip cannot be read, [`ReaderLostError`], [`DeadlineError`] or [`ClosedError`];
+            [`RuntimeError`] is an error of this program.
 
         Raises:
             QueueFullError: If too many clips are waiting.
@@ -150,6 +153,22 @@ class ClipReaders:
             while not process.is_ready.wait(POLL_SECONDS):
                 if process.num_starts > MAX_STARTS or time.monotonic() > ends:
                     raise ReaderLostError(NO_START)
+
+    def check(self) -> None:
+        """
+        Wait until all processes can read, and have one of them read a clip.
+
+        Raises:
+            ValueError: If a process does not start, **or** fails.
+        """
+        try:
+            self.wait_until_ready()
+            with tempfile.NamedTemporaryFile(suffix=".gif") as file, contextlib.suppress(ClipError):
+                file.write(SMALLEST_GIF)  # which lacks the audio that some models need
+                file.flush()
+                self.submit(file.name).result()
+        except RuntimeError as error:
+            raise InputError(f"Clips cannot be read: {error}") from error
 
     def close(self, *, drain: bool = True) -> None:
         """
@@ -178,7 +197,7 @@ class ClipReaders:
         try:
             result = process.read(job.item)
         except Exception as error:  # none is expected, but the thread must go on
-            result = ReaderLostError(f"reading the clip failed: {type(error).__name__}")
+            result = RuntimeError(f"reading the clip failed: {type(error).__name__}")
         with self._counting:
             self.num_read += not isinstance(result, Exception)
             self.num_lost += isinstance(result, ReaderLostError)

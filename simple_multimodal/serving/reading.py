@@ -40,7 +40,7 @@ class ClipError(InputError):
 
 
 class ReaderLostError(RuntimeError):
-    """A clip was not read because the process that read it was killed or failed. The clip may be intact."""
+    """A clip was not read because the process that read it was killed. The clip may be intact."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def read_clips(connection: Connection, collator: MultimodalCollator, limits: Rea
     Args:
         connection (`Connection`): Connection on which rows of [`row_of`] are received. `None` is sent when this
             process is ready, and when it has received a row. Each row is answered with a batch of one row, a
-            [`ClipError`] or a [`ReaderLostError`].
+            [`ClipError`], a [`ReaderLostError`], or for an error of this program a [`RuntimeError`].
         collator ([`MultimodalCollator`]): Collator of the rows.
         limits ([`ReadingLimits`]): Limits for a clip.
     """
@@ -213,4 +213,4 @@ def _answer(reader: SupervisedReader, row: Row) -> dict[str, Any] | Exception:
         return ReaderLostError(reason) if "(SIGKILL)" in reason else ClipError(reason)
     except Exception:
         logger.exception("Reading a clip failed")
-        return ReaderLostError("reading the clip failed; the server's log says why")
+        return RuntimeError("reading the clip failed; the server's log says why")

@@ -20,7 +20,7 @@ STATUSES = {
     421: "The header Host does not name this machine, as it must if no token is needed.",
     422: "The request or its clip is invalid; the reason says why.",
     429: "Too many requests are waiting; send the request again after `Retry-After` seconds.",
-    500: "The model failed.",
+    500: "The model, or reading the clip, failed; the log of the server says why.",
     503: "The server or a part of it is not ready, or was lost; send the request again after `Retry-After` seconds.",
     504: "The request was not answered in time.",
 }

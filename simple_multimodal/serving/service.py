@@ -133,9 +133,9 @@ class Service:
             raise Refused(404, "There is no model of this name.")
         return self.models[name]
 
-    def only_model(self, kind: type[Pipeline], name: str | None) -> ServedModel:
+    def only_model(self, kind: type[Pipeline], name: str | None, *, searches: bool = False) -> ServedModel:
         """
-        Return the model with a kind of pipeline.
+        Return the model with a kind of pipeline; without a name, the one that has an index if it is to search.
 
         Raises:
             Refused: If there is none, or there are several and no name is given.
@@ -143,6 +143,8 @@ class Service:
         found = [model for model in self.models.values() if issubclass(model.task.pipeline_class, kind)]
         if name is not None:
             found = [model for model in found if model.name == name]
+        elif searches:
+            found = [model for model in found if model.index is not None] or found
         if not found:
             raise Refused(404, "There is no model for this route, or not of this name.")
         if len(found) > 1:

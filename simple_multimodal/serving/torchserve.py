@@ -18,7 +18,7 @@ from simple_multimodal.errors import InputError
 from simple_multimodal.evaluation.precision import selection_precision
 from simple_multimodal.output_folder import write_atomically
 from simple_multimodal.serving.app import PREDICTION_PARTS, settings_of
-from simple_multimodal.serving.forms import FILE_PART, Uploads, uploads_of
+from simple_multimodal.serving.forms import FILE_PART, Uploads, unknown_part, uploads_of
 from simple_multimodal.serving.gate import log_error
 from simple_multimodal.serving.limits import ServingLimits
 from simple_multimodal.serving.models import ServedModel, deadline_in, model_name, task_of_model
@@ -157,8 +157,8 @@ class TorchServeHandler:
     async def _read(self, parts: Mapping[str, Any], uploads: Uploads, deadline: float) -> Query:
         """Return what a request asks, with its clip."""
         known = (FILE_PART, *PREDICTION_PARTS)
-        if not parts.keys() <= set(known):
-            raise Refused(422, f"The request may have the parts {', '.join(known)}; it has another one.")
+        if unknown := [name for name in parts if name not in known]:
+            raise unknown_part(unknown[0], known)
         contents = {name: _content(name, value) for name, value in parts.items() if name != IGNORED_PART}
         texts = {name: _text(name, contents[name]) for name in contents if name != FILE_PART}
         if "script" in texts and "text" in texts:

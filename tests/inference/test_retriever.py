@@ -314,7 +314,7 @@ def test_a_saved_index_belongs_to_its_model(retriever, clips, tmp_path, capsys):
     made = retriever.index(clips / "video", saved=saved)
     assert torch.equal(retriever.load_index(saved).embeds, made.embeds)
     other = MultimodalForRetrieval(retriever.model.config)
-    with pytest.raises(ValueError, match="embeddings was made with another model; encode the clips"):
+    with pytest.raises(ValueError, match="embeddings: The index was made with another model; encode the clips"):
         Retriever(other, retriever.processor).load_index(saved)
     for folder, model in (("same", retriever.model), ("other", other)):
         model.save_pretrained(tmp_path / folder)

@@ -64,6 +64,13 @@ class FaultyCollator(MultimodalCollator):
         return batch
 
 
+class BrokenCollator(MultimodalCollator):
+    """Collator that fails for every clip."""
+
+    def __call__(self, rows, on_bad_sample=None):
+        fail()
+
+
 class Unreadable:
     """Object that cannot be unpickled."""
 

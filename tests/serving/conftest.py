@@ -1,5 +1,6 @@
 """Processes that start quickly, a small processor, and clips."""
 
+import functools
 import multiprocessing.forkserver
 from pathlib import Path
 
@@ -75,14 +76,12 @@ def files(clips) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def service(needs_serve, models, index, tmp_path_factory):
     """All models, served."""
-    from simple_multimodal.serving.models import ServedModel
+    from simple_multimodal.serving.models import ServedModel, load_all
     from simple_multimodal.serving.service import Service
     from simple_multimodal.serving.uploads import UploadFolder
 
-    served = {
-        name: ServedModel.load(str(models / name), index=str(index), num_readers=1)
-        for name in ("actions", "questions", "clips")
-    }
+    folders = [str(models / name) for name in ("actions", "questions", "clips")]
+    served = load_all(folders, str(index), functools.partial(ServedModel.load, num_readers=1))
     service = Service(served, UploadFolder(tmp_path_factory.mktemp("uploads")))
     yield service
     assert not list(service.uploads.path.iterdir())

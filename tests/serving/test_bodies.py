@@ -20,7 +20,7 @@ HEAD = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name="
         (FORM, [], "needs a clip or a text"),
         (FORM, [("text", " \n")], "needs a clip or a text"),
         (FORM, [("labels", "x")], "needs a clip or a text"),
-        (FORM, [TEXT, ("name", "x")], "has another one"),
+        (FORM, [TEXT, ("name", "x")], "another one, name."),
         (FORM, [TEXT, TEXT], "several parts named text"),
         (FORM, [TEXT, ("script", "a dog")], "Only one part"),
         (FORM, [("data", b"x"), ("data", b"x")], "several parts named data"),
@@ -57,8 +57,12 @@ def test_invalid_forms(client, small, path, parts, reason):
         (f'{HEAD}"text"\r\n\r\n'.encode() + b"\xff\xfe" + f"\r\n--{BOUNDARY}--\r\n".encode(), "not UTF-8"),
         (f'{HEAD}"{"x" * 5000}"\r\n\r\na\r\n--{BOUNDARY}--\r\n'.encode(), "not a valid multipart"),
         (f"{HEAD}text{MANY}\r\n\r\na\r\n--{BOUNDARY}--\r\n".encode(), "not a valid multipart"),
-        (f"--{BOUNDARY}\r\n\r\na\r\n--{BOUNDARY}--\r\n".encode(), "another one"),
-        (f'--{BOUNDARY}\r\nContent-Disposition: x; name="text"\r\n\r\na\r\n--{BOUNDARY}--\r\n'.encode(), "another"),
+        (f'{HEAD}"data"\r\n\r\nclip.mp4\r\n--{BOUNDARY}--\r\n'.encode(), "data=@clip.mp4"),
+        (f"--{BOUNDARY}\r\n\r\na\r\n--{BOUNDARY}--\r\n".encode(), "another one."),
+        (
+            f'--{BOUNDARY}\r\nContent-Disposition: x; name="text"\r\n\r\na\r\n--{BOUNDARY}--\r\n'.encode(),
+            "another one.",
+        ),
     ],
 )
 def test_broken_forms(client, small, body, reason):

@@ -294,7 +294,7 @@ def test_errors_of_the_model_cost_their_own_request(client, service, caplog):
     finally:
         served.batcher.run = original
     assert [answer.status for answer in answers] == [200, 500, 200, 500, 200]
-    assert refused(answers[1], 500) == "The model failed."
+    assert refused(answers[1], 500) == "The model, or reading the clip, failed; the log of the server says why."
     lines = [json.loads(record.message) for record in caplog.records if record.name.endswith("events")]
     assert [line["event"] for line in lines].count("error") == 2
     assert "secret" not in caplog.text and "MemoryError" in caplog.text

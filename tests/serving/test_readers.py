@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from simple_multimodal.data.collator import MultimodalCollator
+from simple_multimodal.errors import InputError
 from simple_multimodal.serving.batches import batch_key, concatenate
 from simple_multimodal.serving.readers import ClipReaders
 from simple_multimodal.serving.reading import ClipError, ReaderLostError, ReadingLimits, row_of
 from simple_multimodal.serving.waiting import ClosedError, DeadlineError, QueueFullError, result_of
 from tests.data.conftest import assert_equal
 from tests.processes import FORKSERVER
-from tests.serving.clips import FaultyCollator, Unreadable, own_readers
+from tests.serving.clips import BrokenCollator, FaultyCollator, Unreadable, own_readers
 
 LIMIT_SECONDS = 60.0
 LIMITS = ReadingLimits(read_seconds=60.0, memory_gigabytes=0.4, clip_seconds=30.0, frames=50, pixels=64 * 48)
@@ -80,7 +81,7 @@ def test_the_audio_may_be_another_file(readers, collator, clips):
     [
         ("crash", ClipError, "its decoder crashed (SIGSEGV)"),
         ("memory", ClipError, "reading it took more than 0.4 GB"),
-        ("bug", ReaderLostError, "reading the clip failed; the server's log says why"),
+        ("bug", RuntimeError, "reading the clip failed; the server's log says why"),
     ],
 )
 def test_a_clip_that_misbehaves_costs_only_its_own_request(readers, collator, clips, name, error, reason):
@@ -275,10 +276,17 @@ def test_processes_that_cannot_start_are_an_error(processor):
     collator = MultimodalCollator(processor)
     collator.targets = Unreadable()
     readers = ClipReaders(collator, num_processes=1)
-    with pytest.raises(ReaderLostError, match="do not start"):
-        readers.wait_until_ready()
+    with pytest.raises(InputError, match="^Clips cannot be read: the processes that read clips do not start"):
+        readers.check()
     with pytest.raises(ReaderLostError, match="do not start"):
         read(readers, "clip.mp4")
+    readers.close()
+
+
+def test_readers_that_fail_are_an_error(processor):
+    readers = ClipReaders(BrokenCollator(processor), num_processes=1)
+    with pytest.raises(InputError, match="^Clips cannot be read: reading the clip failed; the server's log says why"):
+        readers.check()
     readers.close()
 
 

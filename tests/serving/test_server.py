@@ -1,6 +1,8 @@
 """A server on the loopback address: connections, signals, and what is lost by them: nothing."""
 
 import asyncio
+import contextlib
+import functools
 import http.client
 import json
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from simple_multimodal.errors import InputError
+from simple_multimodal.tasks.retrieval.retriever import Retriever
 from tests.serving.asgi import multipart
 from tests.serving.models import assert_same_results, write_models
 from tests.serving.test_app import TEXTS, model_held
@@ -50,7 +53,8 @@ def post(path, *parts):
 def served(service, monkeypatch):
     """Return a function that runs a coroutine of a server and its port; the server must then have ended."""
     from simple_multimodal.serving.limits import ServingLimits
-    from simple_multimodal.serving.server import Server, open_socket
+    from simple_multimodal.serving.listening import open_socket
+    from simple_multimodal.serving.server import Server
 
     monkeypatch.setattr(service, "limits", ServingLimits(header_seconds=0.5))
 
@@ -386,7 +390,7 @@ def test_a_failed_reload_keeps_the_models(served, service, caplog):
 
 
 def test_addresses_and_tokens(needs_serve, tmp_path, monkeypatch):
-    from simple_multimodal.serving.server import TOKEN_VARIABLE, open_socket, read_token
+    from simple_multimodal.serving.listening import TOKEN_VARIABLE, open_socket, read_token
 
     for host in ("127.0.0.1", "localhost", "127.0.0.2"):
         open_socket(host, 0, has_token=False).close()
@@ -527,11 +531,12 @@ def test_reload_and_end_under_load(needs_serve, models, processor, tmp_path):
         (["{models}/actions", "--max_body_megabytes", "5000"], "--max_body_megabytes 5000 is more than"),
         (["{models}"], "is not a saved model"),
         (["{models}/nothing"], "no such folder"),
-        (["{models}/actions", "--index", "{index}"], "--index needs one model that compares embeddings; 0"),
+        (["{models}/actions", "--index", "{index}"], "--index needs a model that compares embeddings, and none"),
         (["{other}/clips", "--index", "{index}"], "was made with another model"),
-        (["{models}/clips", "--index", "{models}"], "is not a clip index"),
+        (["{models}/clips", "--index", "{models}"], "does not hold a store of clips; there is no index.json"),
         (["{models}/clips", "--upload_dir", "{index}/index.json"], "upload_dir"),
         (["{models}/clips", "--token_file", "{models}/actions/empty"], "must be one word"),
+        (["{models}/clips", "--token_file", "{models}/nothing"], "no such file."),
     ],
 )
 def test_wrong_arguments(needs_serve, models, index, processor, tmp_path, capsys, monkeypatch, argv, reason):
@@ -546,6 +551,35 @@ def test_wrong_arguments(needs_serve, models, index, processor, tmp_path, capsys
     argv = [token.format(**places) for token in argv]
     assert main(["serve", *argv, *([] if "--port" in argv else ["--port", "0"])]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_mistakes_of_the_address_are_found_before_torch_is_imported(needs_serve, tmp_path):
+    code = "import sys; from simple_multimodal.cli import main; code = main(sys.argv[1:])"
+    argv = ["serve", str(tmp_path), "--host", "0.0.0.0"]
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules; sys.exit(code)", *argv],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+
+
+def test_an_index_is_searched_by_the_model_that_made_it(needs_serve, models, index, processor, tmp_path):
+    from simple_multimodal.serving.models import ServedModel, load_all
+    from simple_multimodal.serving.refusals import Refused
+    from simple_multimodal.serving.service import Service
+    from simple_multimodal.serving.uploads import UploadFolder
+
+    write_models(tmp_path / "further", processor, seed=1, names=["clips"])
+    (tmp_path / "further/clips").rename(tmp_path / "other")
+    folders = [str(tmp_path / "other"), str(models / "clips")]
+    served = load_all(folders, str(index), functools.partial(ServedModel.load, num_readers=1))
+    with contextlib.closing(Service(served, UploadFolder(tmp_path))) as service:
+        assert [model.index is None for model in served.values()] == [True, False]
+        assert service.only_model(Retriever, None, searches=True).name == "clips"
+        assert service.only_model(Retriever, "other", searches=True).name == "other"
+        with pytest.raises(Refused, match="Name one of the models other, clips"):
+            service.only_model(Retriever, None)
 
 
 def test_without_the_extra(monkeypatch, capsys, tmp_path):

@@ -211,7 +211,7 @@ def test_a_batch_of_mixed_requests_gets_the_answers_of_the_pipeline(handler, pip
 
 
 def test_invalid_requests_cost_their_own_answer(handler, files):
-    accepted = "The request may have the parts data, script, text, labels, top_k, threshold; it has another one."
+    accepted = "A request may have the parts data, script, text, labels, top_k, threshold; it has another one, body."
     cases = [
         ({}, "films needs a clip or a text."),
         ({"script": b" "}, "films needs a clip or a text."),
@@ -268,7 +268,9 @@ def test_an_error_of_the_model_costs_one_request_and_stays_in_the_log(handler, m
 
     monkeypatch.setattr(handler.model.batcher, "run", fail)
     answers, statuses = ask(handler, {"script": b"cat"}, {"script": b"fail"}, {"script": b"two dogs"})
-    assert statuses == {1: 500} and answers[1] == {"error": "The model failed."}
+    assert statuses == {1: 500} and answers[1] == {
+        "error": "The model, or reading the clip, failed; the log of the server says why."
+    }
     assert len(answers[0]) == len(answers[2]) == 4
     (record,) = [json.loads(record.message) for record in caplog.records if record.levelname == "ERROR"]
     assert (record["request_id"], record["error"]) == ("request-1", "RuntimeError")

@@ -105,7 +105,7 @@ def test_the_best_checkpoint_restores_its_own_result(start, tmp_path, monkeypatc
 
     monkeypatch.setattr(evaluate, "matching_is_better", found)
     best = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
-    best |= {"metric_for_best_model": "contrastive_tv_loss", "greater_is_better": False, "learning_rate": 10}
+    best |= {"metric_for_best_model": "matching_loss", "greater_is_better": False, "learning_rate": 10}
     with pytest.raises(KeyboardInterrupt):
         run(*start, *ALONE, *flags(output_dir=tmp_path, max_steps=2, **best))
     assert trainers[0].state.best_global_step == 1  # such a high rate makes it worse

@@ -19,5 +19,5 @@ class QuestionAnsweringOptions(TaskOptions):
         None,
         MODEL,
         "JSON object {answer: number} for question_answering. Default: the training answers.",
-        names=Named.PATH,
+        names=Named.FILE,
     )

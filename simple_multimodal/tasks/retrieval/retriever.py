@@ -94,9 +94,9 @@ class ClipIndex:
             ValueError: If `path` is not a clip index.
         """
         path = Path(path)
+        if path.is_dir():
+            return cls._of(ClipStore.open(path, ClipVersion))
         try:
-            if path.is_dir():
-                return cls._of(ClipStore.open(path, ClipVersion))
             with safe_open(path, "pt") as file:
                 index = cls(embeds=file.get_tensor("embeds").clone(), **json.loads(file.metadata()["index"]))
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -385,14 +385,26 @@ class Retriever(Pipeline):
                 embeddings cannot be compared with those of texts.
         """
         index = ClipIndex.load(path)
+        try:
+            self.check_index(index)
+        except InputError as error:
+            raise InputError(f"{os.fspath(path)}: {error}") from None
+        return index
+
+    def check_index(self, index: ClipIndex) -> None:
+        """
+        Check that the embeddings of an index can be compared with those of this model.
+
+        Raises:
+            ValueError: If it was made with another model or precision.
+        """
         if index.model != hash_weights(self.model):
-            raise InputError(f"{os.fspath(path)} was made with another model; encode the clips again with this one.")
+            raise InputError("The index was made with another model; encode the clips again with this one.")
         if index.precision != self.precision:
             raise InputError(
-                f"{os.fspath(path)} holds embeddings computed in {index.precision}, but this model computes in "
+                f"The index holds embeddings computed in {index.precision}, but this model computes in "
                 f"{self.precision}. Set precision={index.precision!r}, or encode the clips again."
             )
-        return index
 
     def _open_index(self, clips: Clips, *, for_matching: bool, recursive: bool) -> ClipIndex:
         if is_saved_index(clips):

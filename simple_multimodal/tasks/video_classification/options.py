@@ -31,7 +31,7 @@ class VideoClassificationOptions(TaskOptions):
         None,
         MODEL,
         "Labels for video_classification: one per line, or JSON. Default: those of the training rows.",
-        names=Named.PATH,
+        names=Named.FILE,
     )
     eval_views: int = flag(
         1, EVALUATION, "Sets of interleaved frames that each clip is classified from.", at_least=1, commands=INFER
