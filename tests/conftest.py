@@ -1,5 +1,6 @@
 """Setup of all tests: one thread, no accelerator, no network, and the folder of real clips if it exists."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -29,6 +30,12 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: first.get(item.path, len(first)))
+
+
+def pytest_collection_finish() -> None:
+    # Every run in a test collects garbage, and would otherwise look through all that was imported.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ Every process of a test would import torch and transformers, which takes longer 
 one process per pytest process imports them, never uses them, and is forked for each start.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -86,6 +87,7 @@ def run_command(argv: list[str]) -> None:
 
 def _run(environment: dict[str, str], output: str, work: Callable[..., Any], args: tuple) -> None:
     multiprocessing.set_start_method(None, force=True)  # the default, not the method by which this process was started
+    gc.freeze()  # runs collect garbage, and need not look through all that the server has imported
     os.environ.clear()  # that of the server is as it was when it started
     os.environ |= environment
     for number, name in ((1, "out"), (2, "err")):

@@ -163,7 +163,7 @@ def test_shipped_phoenix2014t(shared_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = REPOSITORY / "configs/runs/phoenix2014t.yaml"
     settings = yaml.safe_load(path.read_text())
-    head = dict(re.findall(r"^#   .*\b(prepare|train\.py|translate) (.+)$", path.read_text(), flags=re.MULTILINE))
+    head = dict(re.findall(r"^#   .*\b(prepare|train\.py|infer) (.+)$", path.read_text(), flags=re.MULTILINE))
     test_phoenix.write_tables(tmp_path / "data/phoenix2014t/annotations/manual")
     for split, clip in test_phoenix.names():
         (tmp_path / f"data/phoenix2014t/poses/{split}").mkdir(parents=True, exist_ok=True)
@@ -184,8 +184,10 @@ def test_shipped_phoenix2014t(shared_dir, tmp_path, monkeypatch):
     assert f"eval_{settings['metric_for_best_model']}" in metrics
     assert json.loads((out / "trainer_state.json").read_text())["best_model_checkpoint"] is not None
 
-    assert main(["translate", *shlex.split(head["translate"]), "--max_new_tokens", "3"]) == 0
-    results = Path(shlex.split(head["translate"])[-1])
+    assert main(["infer", *shlex.split(head["infer"]), "--max_new_tokens", "3"]) == 0
+    results = Path(shlex.split(head["infer"])[-1])
+    measured = json.loads((results / "metrics.json").read_text())
+    assert measured["protocol"] == "phoenix2014t+deviating" and {"BLEU", "unseen_BLEU"} <= measured["metrics"].keys()
     assert 0 <= json.loads((results / "predict_results.json").read_text())["predict_sacrebleu"] <= 100
 
 

@@ -203,6 +203,8 @@ def infer(
     video_root: Annotated[
         str | None, "folder of the videos; default: DATA/videos if it exists, else DATA", "DIR", Named.PATH
     ] = None,
+    audio_root: Annotated[str | None, "folder of the audio files; default: DATA", "DIR", Named.PATH] = None,
+    pose_root: Annotated[str | None, "folder of the poses or features; default: DATA", "DIR", Named.PATH] = None,
     options: Annotated[Any, task_options],
     alpro: Annotated[bool, "measure as ALPRO's evaluation does, over all pairs"] = False,
     follow_links: FollowLinks = False,
@@ -239,7 +241,7 @@ def infer(
             output_dir,
             model_folder=model,
             split=split,
-            video_root=video_root or videos,
+            roots={"video": video_root or videos, "audio": audio_root, "pose": pose_root},
             follow_links=follow_links,
             alpro=alpro,
         )

@@ -8,12 +8,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jinja2
+from jinja2.bccache import Bucket
 
 from simple_multimodal.evaluation.bootstrap import Interval
 from simple_multimodal.evaluation.glossary import CLASSIFICATION_METRICS
 from simple_multimodal.evaluation.retrieval import RECALL_CUTOFFS
 
 JSONValue: TypeAlias = "str | int | float | bool | None | Sequence[JSONValue] | Mapping[str, JSONValue]"
+
+
+class CompiledTemplates(jinja2.BytecodeCache):
+    """Compiled templates in memory: a run renders its report at every evaluation, and compiling takes longer."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Give a template its code, if there is one."""
+        if bucket.key in self.codes:
+            bucket.bytecode_from_string(self.codes[bucket.key])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Keep the code of a template."""
+        self.codes[bucket.key] = bucket.bytecode_to_string()
+
+
+compiled_templates = CompiledTemplates()
 
 
 def render(template: str, /, *, filters: Mapping[str, Any] | None = None, **values: Any) -> str:
@@ -32,6 +52,7 @@ def render(template: str, /, *, filters: Mapping[str, Any] | None = None, **valu
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("simple_multimodal.evaluation"),
+        bytecode_cache=compiled_templates,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -62,7 +62,7 @@ def translation_result(
         references (`Sequence[str]` of length `num_rows`): Reference of each row.
         training_texts (`Collection[str]`, *optional*): Targets of the training table. A model may have learned their
             sentences by heart; all metrics are therefore repeated, with the prefix `unseen_`, over the rows whose
-            reference is none of them, word for word, and left out if there is no such row.
+            reference does not occur among them; without such rows, they are left out.
 
     Returns:
         [`TextResult`] with these metrics, of which each has an interval, and the counts `num_rows` and, with

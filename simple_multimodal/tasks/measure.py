@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def measure_benchmark(
     *,
     model_folder: str | os.PathLike[str] | None = None,
     split: str = "test",
-    video_root: str | os.PathLike[str] | None = None,
+    roots: Mapping[str, str | os.PathLike[str] | None] | None = None,
     follow_links: bool = False,
     alpro: bool = False,
 ) -> Evaluation:
@@ -119,7 +120,7 @@ def measure_benchmark(
         model_folder (`str`, *optional*): The model's folder, whose `training_clips.json` is compared with the tested
             clips, and whose `run.json` names the split that the checkpoint was selected on.
         split (`str`, *optional*, defaults to `"test"`): Split to measure.
-        video_root (`str`, *optional*): Folder of the videos.
+        roots (`Mapping`, *optional*): Folders of the files by modality, see [`RowDataset`].
         follow_links (`bool`, *optional*, defaults to `False`): See [`RowDataset`].
         alpro (`bool`, *optional*, defaults to `False`): See [`Measuring`].
 
@@ -138,8 +139,8 @@ def measure_benchmark(
         raise InputError(f"{folder} is for {protocol.task}; {type(pipeline).__name__} is for another task.")
     if split not in prepared["splits"]:
         raise InputError(f"{folder} has no {split} split; it has {', '.join(prepared['splits'])}.")
-    settings: dict[str, Any] = {"modalities": task.needed_modalities(pipeline), "follow_links": follow_links}
-    settings["roots"] = {"video": video_root}
+    settings: dict[str, Any] = {"modalities": task.needed_modalities(pipeline)}
+    settings |= {"roots": roots, "follow_links": follow_links}
     rows = task.open_rows(folder / f"{split}.jsonl", **settings)
     task.check_rows(pipeline.model, rows)
     if split == "test":

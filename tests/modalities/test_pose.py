@@ -27,6 +27,7 @@ from simple_multimodal.processing import MultimodalProcessor, PoseProcessor, Vid
 from tests.media.pose_files import COCO, SMALL, points_of, write_pose
 from tests.modalities.pose_rows import NUM_FEATURES, write_pose_rows, write_small_pose
 from tests.models.tiny import tiny_config
+from tests.processes import FORKSERVER
 from tests.training.tiny_run import flags, run
 
 KEYS = ("pose_values", "pose_attention_mask", "pose_seconds", "pose_mask")
@@ -103,7 +104,7 @@ def loaded(folder, processor, *, num_workers=0, parallel=True, num_threads=None,
         batch_sampler=batches,
         collate_fn=BatchReader(rows, collator),
         num_workers=num_workers,
-        multiprocessing_context="spawn" if num_workers else None,
+        multiprocessing_context=FORKSERVER if num_workers else None,
     )
     return [{name: batch[name].clone() for name in (*KEYS, "row_ids")} for batch in loader]
 

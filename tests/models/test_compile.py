@@ -25,7 +25,10 @@ def step(model, forward, batch: dict[str, torch.Tensor], **settings) -> tuple[to
     return loss.detach(), gradients_of(model)
 
 
-@pytest.mark.parametrize(("case", "text"), [("merge", "deberta"), ("pooled", "bert"), ("shared", "bert")])
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [("merge", "deberta"), *(pytest.param(case, "bert", marks=pytest.mark.slow) for case in ("pooled", "shared"))],
+)
 def test_all_objectives_compile_to_one_graph(case, text):
     torch.manual_seed(0)
     model = MultimodalForPreTraining(tiny_config(**CASES[case], text=text)).train()

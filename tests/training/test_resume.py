@@ -214,7 +214,13 @@ PARTS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 
 @pytest.mark.parametrize(
     ("steps", "workers", "values"),
-    [(3, (0, 2), BATCHES), (5, (1, 1), BATCHES), (5, (0, 1), BATCHES), (8, (1, 0), BATCHES), (5, (0, 0), PARTS)],
+    [
+        (3, (0, 2), BATCHES),
+        (5, (1, 1), BATCHES),
+        pytest.param(5, (0, 1), BATCHES, marks=pytest.mark.slow),
+        (8, (1, 0), BATCHES),
+        (5, (0, 0), PARTS),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     exact, straight, tmp_path, interrupted_after, steps, workers, values

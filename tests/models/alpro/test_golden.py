@@ -116,6 +116,7 @@ def test_retrieval_equals_the_original(convert):
     check(fused, golden["fused_cls"][:, chosen], TOKENS)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.usefixtures("two_threads")
 def test_question_answering_equals_the_original(convert):
