@@ -6,4 +6,4 @@ bash run_scripts/setup.sh
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
-.venv/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"

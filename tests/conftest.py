@@ -12,6 +12,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 import torch  # noqa: E402
 
+from simple_multimodal.cores import available_cores  # noqa: E402
+
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,6 +32,10 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: first.get(item.path, len(first)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return min(available_cores() + 1, 8)  # one more, because many tests wait for processes
 
 
 def pytest_collection_finish() -> None:

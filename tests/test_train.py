@@ -28,7 +28,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 LAUNCHERS = [  # number of processes, and launch command
     pytest.param(2, ACCELERATE, id="accelerate"),
     pytest.param(3, [*ACCELERATE, "--num_processes", "3"], id="accelerate-3", marks=pytest.mark.slow),
-    pytest.param(2, TORCHRUN, id="torchrun"),
+    pytest.param(2, TORCHRUN, id="torchrun", marks=pytest.mark.slow),
     pytest.param(
         2, ["torch.distributed.launch", "--standalone", "--nproc_per_node", "2"], id="launch", marks=pytest.mark.slow
     ),

@@ -105,6 +105,7 @@ def test_tensors_are_memory_mapped(written):
     assert files == {str(written / "00000.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_million_long_ids(tmp_path):
     ids = [f"{number:073d}" for number in range(1_000_000)]
     embeds = [torch.full((1, 2), float(number)) for number in range(7)]
