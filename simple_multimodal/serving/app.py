@@ -4,9 +4,8 @@ import base64
 
 import fastapi
 import torch
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 import simple_multimodal
 from simple_multimodal.serving import protocol_v2
@@ -34,9 +33,8 @@ from simple_multimodal.serving.documents import (
     request_of,
 )
 from simple_multimodal.serving.forms import FILE_PART, is_form, read_form, read_json, uploads_of
-from simple_multimodal.serving.gate import Gate
 from simple_multimodal.serving.models import ServedModel
-from simple_multimodal.serving.refusals import Refused, readiness
+from simple_multimodal.serving.refusals import JsonResponse, Refused, readiness
 from simple_multimodal.serving.service import Question, Service
 from simple_multimodal.tasks.question_answering.answerer import QuestionAnswerer
 from simple_multimodal.tasks.retrieval.retriever import Retriever
@@ -76,11 +74,9 @@ def create_app(service: Service) -> fastapi.FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        service=service,
         bodies=[EmbeddingRequest, SearchRequest, protocol_v2.InferenceRequest],
-        needs_token=service.token is not None,
     )
-    app.add_middleware(Gate, service=service)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _refuse)
 
     def top_k_of(model: ServedModel, top_k: int | None) -> int:
         return model.task.top_k if top_k is None else top_k
@@ -100,10 +96,10 @@ def create_app(service: Service) -> fastapi.FastAPI:
             served = service.model(model)
             if served.task.item is None:
                 (embed,) = await service.ask(served, [question])
-                return JSONResponse({"embedding": embed.tolist()})
+                return JsonResponse({"embedding": embed.tolist()})
             top_k = top_k_of(served, settings.top_k)
             (results,) = await service.ask(served, [question], top_k=top_k, threshold=settings.threshold)
-            return JSONResponse(results)
+            return JsonResponse(results)
 
     @app.post(
         "/v1/embeddings",
@@ -134,7 +130,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
             for number, own in enumerate(embeds)
         ]
         usage = {"prompt_tokens": 0, "total_tokens": 0}  # tokens are not counted
-        return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
+        return JsonResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
 
     @app.post(
         "/search",
@@ -155,7 +151,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
                 name, top_k, question = body.model, body.top_k, Question(text=body.text)
             served = service.only_model(Retriever, name, searches=True)
             (results,) = await service.ask(served, [question], top_k=top_k_of(served, top_k))
-        return JSONResponse(results)
+        return JsonResponse(results)
 
     @app.post(
         "/answer",
@@ -169,7 +165,7 @@ def create_app(service: Service) -> fastapi.FastAPI:
             served = service.only_model(QuestionAnswerer, form.text("model"))
             questions = [Question(form.clip, text=text) for text in form.texts.get("question", [])]
             top_k = top_k_of(served, settings_of(form.texts).top_k)
-            return JSONResponse(await service.ask(served, questions, top_k=top_k))
+            return JsonResponse(await service.ask(served, questions, top_k=top_k))
 
     @app.get("/health", response_model=Health, responses={503: refusal(503, Health)})
     async def health() -> Response:
@@ -187,9 +183,3 @@ def create_app(service: Service) -> fastapi.FastAPI:
 
 def _encoded(embed: torch.Tensor, encoding: str) -> list[float] | str:
     return base64.b64encode(embed.numpy().astype("<f4").tobytes()).decode() if encoding == "base64" else embed.tolist()
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    """Return the response to an error of routing in the format of all others."""
-    assert isinstance(error, HTTPException)
-    return Refused(error.status_code, headers=dict(error.headers or {})).response()

@@ -4,13 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import fastapi
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from simple_multimodal.serving.forms import FILE_PART
-from simple_multimodal.serving.gate import OPEN_ROUTES
+from simple_multimodal.serving.gate import OPEN_ROUTES, Gate
 from simple_multimodal.serving.limits import ServingLimits
 from simple_multimodal.serving.refusals import STATUSES, Refused
+from simple_multimodal.serving.service import Service
 
 COMPONENT = "#/components/schemas/{model}"
 
@@ -127,18 +130,24 @@ class Refusal(BaseModel):
 
 class Application(fastapi.FastAPI):
     """
-    An application whose document describes its routes as they are.
+    An application behind the gate, whose document describes its routes as they are.
 
     Args:
+        service ([`Service`]): What answers the requests, and whether clients need a token for it.
         bodies (`Sequence[type[BaseModel]]`): JSON bodies to which [`json_body`] refers and FastAPI does not.
-        needs_token (`bool`): Whether clients need a token, except on the routes for probes.
         settings: Further arguments of the class.
     """
 
-    def __init__(self, *, bodies: Sequence[type[BaseModel]], needs_token: bool, **settings: Any):
+    def __init__(self, *, service: Service, bodies: Sequence[type[BaseModel]], **settings: Any):
         super().__init__(responses={status: refusal(status) for status in STATUSES}, **settings)
+        self.service = service
         self.bodies = bodies
-        self.needs_token = needs_token
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return what a request passes before its route: the gate, which answers errors, too, in place of FastAPI's
+        and Starlette's middleware.
+        """
+        return Gate(AsyncExitStackMiddleware(self.router), self.service)
 
     def openapi(self) -> dict[str, Any]:
         """Return the document: what FastAPI knows of the routes, bodies that they read themselves, and the token."""
@@ -147,7 +156,7 @@ class Application(fastapi.FastAPI):
             bodies: list[type[BaseModel]] = [Refusal, *self.bodies]
             _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=COMPONENT)
             document["components"]["schemas"] |= schemas["$defs"]
-            if self.needs_token:
+            if self.service.token is not None:
                 document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
                 for path, operations in document["paths"].items():
                     for operation in operations.values():

@@ -77,7 +77,8 @@ class _Exchange:
         self.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         self._receive = receive
         self._send = send
-        self._is_received = asyncio.Event()
+        self._time: asyncio.Timeout
+        self._leaving: asyncio.Future | None = None  # from the end of the body on
 
     def check_host(self) -> None:
         """
@@ -118,35 +119,26 @@ class _Exchange:
         """Run the application, until it has answered, the client has left, or takes too long to read the answer."""
         limits = self.service.limits
         patience = limits.send_seconds + limits.answer_seconds + limits.send_seconds
-        work = asyncio.ensure_future(self._work(app))
-        leaving = asyncio.ensure_future(self._client_leaves())
         try:
-            await asyncio.wait({work, leaving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                self.status = CLIENT_LEFT
-                work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            async with asyncio.timeout(patience) as self._time:
+                try:
+                    await app(self.scope, self.receive, self.send)
+                except Exception as error:
+                    refused = refusal_of(error)
+                    if refused.status in (500, 503) and refused is not error:
+                        log_error(self.request_id, error)
+                    _forget_frames(error)  # what the request held is let go of before another one runs
+                    raise refused from None
+        except TimeoutError:
+            self.status = CLIENT_LEFT
         finally:
-            for task in (work, leaving):
-                task.cancel()
-            await asyncio.gather(work, leaving, return_exceptions=True)
-
-    async def _work(self, app: ASGIApp) -> None:
-        """Run the application. If it raises an error, what the request held is let go of before another one runs."""
-        try:
-            await app(self.scope, self.receive, self.send)
-        except Exception as error:
-            refused = refusal_of(error)
-            if refused.status in (500, 503) and refused is not error:
-                log_error(self.request_id, error)
-            _forget_frames(error)
-            raise refused from None
+            if self._leaving is not None:
+                self._leaving.cancel()
 
     async def receive(self) -> Message:
         """Return the next part of the body, which must arrive in time and not be too large."""
-        if self._is_received.is_set():
-            return await asyncio.get_running_loop().create_future()  # until the client leaves, which ends this task
+        if self._leaving is not None:
+            return await asyncio.get_running_loop().create_future()  # until the client leaves, which ends this request
         limits = self.service.limits
         remaining = self.begin + limits.send_seconds - time.monotonic()
         try:
@@ -155,10 +147,10 @@ class _Exchange:
         except TimeoutError as error:
             raise Refused(408) from error
         if message["type"] == "http.disconnect":
-            self.status = CLIENT_LEFT
-            raise asyncio.CancelledError
+            self._end()
+            return await asyncio.get_running_loop().create_future()
         if not message.get("more_body", False):
-            self._is_received.set()
+            self._leaving = asyncio.ensure_future(self._client_leaves())
             self.service.metrics.stage_seconds.labels("receive").observe(time.monotonic() - self.begin)
         num_bytes = len(message.get("body", b""))
         if self.num_received + num_bytes > limits.body_bytes:
@@ -168,9 +160,14 @@ class _Exchange:
         return message
 
     async def _client_leaves(self) -> None:
-        await self._is_received.wait()
+        """Wait until the client leaves, and end the request then."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._end()
+
+    def _end(self) -> None:
+        if not self._time.expired():
+            self._time.reschedule(0.0)
 
     async def send(self, message: Message) -> None:
         """Send a part of the response."""
@@ -205,7 +202,7 @@ class _Exchange:
 
     def _has_unread_body(self) -> bool:
         has_body = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
-        return has_body and not self._is_received.is_set()
+        return has_body and self._leaving is None
 
     async def refuse(self, refused: Refused) -> None:
         """Send a refusal, unless a response has begun or the client has left."""

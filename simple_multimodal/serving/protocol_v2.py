@@ -10,14 +10,14 @@ import fastapi
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 import simple_multimodal
 from simple_multimodal.serving.documents import Name, TopK, Whole, json_body, one_of, refusal, request_of
 from simple_multimodal.serving.forms import Upload, Uploads, content_type, parse_json, read_all, uploads_of
 from simple_multimodal.serving.limits import ServingLimits
 from simple_multimodal.serving.models import ServedModel
-from simple_multimodal.serving.refusals import Refused, readiness
+from simple_multimodal.serving.refusals import JsonResponse, Refused, readiness
 from simple_multimodal.serving.service import Question, Service, check_number
 
 VERSION = "1"
@@ -301,14 +301,14 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
     async def server_metadata() -> Response:
         """Describe the server."""
         extensions = ["binary_tensor_data"]
-        return JSONResponse(
+        return JsonResponse(
             {"name": "simple_multimodal", "version": simple_multimodal.__version__, "extensions": extensions}
         )
 
     @app.get("/v2/health/live", response_model=Live)
     async def live() -> Response:
         """Return that the server is alive."""
-        return JSONResponse({"live": True})
+        return JsonResponse({"live": True})
 
     @app.get("/v2/health/ready", response_model=Ready, responses={503: refusal(503, Ready)})
     async def ready() -> Response:
@@ -317,7 +317,7 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
 
     async def describe(model: str = one_of(service.models)) -> Response:
         """Describe a model."""
-        return JSONResponse(metadata_of(service.model(model)))
+        return JsonResponse(metadata_of(service.model(model)))
 
     async def model_ready(model: str = one_of(service.models)) -> Response:
         """Return whether a model is ready."""
@@ -339,7 +339,7 @@ def add_routes(app: fastapi.FastAPI, service: Service) -> None:
                 raise Refused(422, f"The outputs are {', '.join(output['name'] for output in outputs)}.")
             outputs = [output for output in outputs if output["name"] in wanted]
         answer = {"model_name": served.name, "model_version": VERSION, "outputs": outputs}
-        return JSONResponse(answer if parsed.id is None else {**answer, "id": parsed.id})
+        return JsonResponse(answer if parsed.id is None else {**answer, "id": parsed.id})
 
     body = request_of(json_body(InferenceRequest))
     not_ready: dict[int | str, Any] = {503: refusal(503, ModelReady)}

@@ -1,8 +1,11 @@
 """Why a request is not answered: a status and a reason, which names nothing of the server."""
 
+import json
 from typing import Any
 
-from starlette.responses import JSONResponse
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from simple_multimodal.errors import InputError
 from simple_multimodal.serving.reading import ReaderLostError
@@ -27,6 +30,24 @@ STATUSES = {
 """Statuses of refusals, and what they mean."""
 
 
+class JsonResponse(Response):
+    """A response with JSON, which is written several times as fast as by the standard library."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """
+        Return the content as JSON.
+
+        Raises:
+            ValueError: If a number is not finite, which JSON cannot express.
+        """
+        body = to_json(content, inf_nan_mode="constants")
+        if b"NaN" in body or b"Infinity" in body:
+            json.dumps(content, allow_nan=False)  # an error, unless it is a text that says so
+        return body
+
+
 class Refused(Exception):
     """
     A request that is not answered.
@@ -46,15 +67,15 @@ class Refused(Exception):
         if status in (429, 503):
             self.headers |= RETRY
 
-    def response(self) -> JSONResponse:
+    def response(self) -> JsonResponse:
         """Return the response to the client."""
-        return JSONResponse({"error": str(self)}, self.status, headers=self.headers)
+        return JsonResponse({"error": str(self)}, self.status, headers=self.headers)
 
 
-def readiness(is_ready: bool, **further: Any) -> JSONResponse:
+def readiness(is_ready: bool, **further: Any) -> JsonResponse:
     """Return the response to a probe of what is ready or not."""
     content = {"ready": is_ready, **further}
-    return JSONResponse(content) if is_ready else JSONResponse(content, 503, headers=RETRY)
+    return JsonResponse(content) if is_ready else JsonResponse(content, 503, headers=RETRY)
 
 
 def refusal_of(error: Exception) -> Refused:
@@ -63,6 +84,8 @@ def refusal_of(error: Exception) -> Refused:
         return error
     if isinstance(error, InputError):
         return Refused(422, str(error))
+    if isinstance(error, HTTPException):  # of routing
+        return Refused(error.status_code, headers=dict(error.headers or {}))
     if isinstance(error, QueueFullError):
         return Refused(429)
     if isinstance(error, (DeadlineError, TimeoutError)):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -211,6 +212,8 @@ def run_server(
     """
     try:
         allow_open_files()
+        gc.collect()
+        gc.freeze()  # else collecting garbage looks through all that was imported and loaded, and takes 0.3 seconds
         Server(service, load, drain_seconds=drain_seconds).run([opened])
     finally:
         service.close()

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -411,3 +412,12 @@ def test_a_killed_reading_process_is_replaced(client, service, files):
     before = readers.num_restarts
     assert run(kill()).status == 200
     assert readers.num_restarts == before + 1
+
+
+def test_numbers_that_are_not_finite_are_an_error_and_not_invalid_json(needs_serve):
+    from simple_multimodal.serving.refusals import JsonResponse
+
+    assert json.loads(JsonResponse({"label": "NaN", "score": 0.1}).body) == {"label": "NaN", "score": 0.1}
+    for number in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            JsonResponse([{"score": number}])

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import http.client
 import json
 import os
@@ -341,9 +342,11 @@ def test_the_address_is_printed_when_the_server_listens(served, models, capsys, 
         assert capsys.readouterr().out == f"http://127.0.0.1:{port}\n"
 
     served(client)
-    monkeypatch.setattr("uvicorn.Server.run", lambda *args: None)
+    frozen, before = [], gc.get_freeze_count()
+    monkeypatch.setattr("uvicorn.Server.run", lambda *args: frozen.append(gc.get_freeze_count()))
     assert main(["serve", str(models / "actions"), "--port", "0", "--num_readers", "1"]) == 0
     assert capsys.readouterr().out == ""
+    assert frozen[0] > before  # garbage collection does not look through the model and the libraries
 
 
 def test_a_refusal_reaches_a_client_that_still_sends_its_body(served):
