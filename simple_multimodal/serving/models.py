@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import time
@@ -86,7 +87,7 @@ class ServedModel:
         pipeline.collator = ReadClips(collator)
         pipeline.batch_size = max_batch_size
         self.batcher: Batcher[Query, Any] = Batcher(
-            lambda queries: task.run(pipeline, queries, self.index),
+            functools.partial(task.run, pipeline, index=None),
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             max_waiting_bytes=limits.waiting_bytes,
@@ -115,6 +116,12 @@ class ServedModel:
             model.close()
             raise
         return model
+
+    def search_in(self, index: ClipIndex) -> None:
+        """Answer queries for results with the clips of an index from now on."""
+        self.index = index
+        # Not a function that refers to this object: a cycle would keep the model after it is replaced.
+        self.batcher.run = functools.partial(self.task.run, self.pipeline, index=index)
 
     @property
     def labels(self) -> list[str]:
@@ -281,7 +288,7 @@ def load_all(folders: Sequence[str], index: str | None, load: Callable[..., Serv
         for name, folder in zip(names, folders, strict=True):
             models[name] = load(folder)
         if found is not None:
-            _owner(found, models.values()).index = found
+            _owner(found, models.values()).search_in(found)
     except BaseException:
         for model in models.values():
             model.close()

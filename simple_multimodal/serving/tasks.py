@@ -108,8 +108,8 @@ class ServedTask(NamedTuple):
 
     Args:
         pipeline_class (`type[Pipeline]`): The pipeline.
-        run (`Callable`): Function of the pipeline, queries that have the same kind of clip, and an index of clips,
-            that returns the result of each query.
+        run (`Callable`): Function of the pipeline, queries that have the same kind of clip, and by name `index`, the
+            clips to search, that returns the result of each query.
         item (`str`, *optional*): Key of what a result names, apart from its score; `None` for embeddings.
         top_k (`int`, *optional*, defaults to 0): Number of results if a client does not say.
         has_labels (`bool`, *optional*, defaults to `True`): Whether the items are labels of the model.

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -583,6 +584,24 @@ def test_an_index_is_searched_by_the_model_that_made_it(needs_serve, models, ind
         assert service.only_model(Retriever, "other", searches=True).name == "other"
         with pytest.raises(Refused, match="Name one of the models other, clips"):
             service.only_model(Retriever, None)
+
+
+def test_a_model_that_is_replaced_is_let_go_of_without_collecting_garbage(needs_serve, models, index):
+    """What a server has loaded when it starts is never looked at by the garbage collector."""
+    from simple_multimodal.serving.models import ServedModel, load_all
+
+    gc.collect()
+    gc.disable()
+    try:
+        folders = [str(models / name) for name in ("actions", "clips")]
+        served = load_all(folders, str(index), functools.partial(ServedModel.load, num_readers=1))
+        held = [weakref.ref(weight) for model in served.values() for weight in model.pipeline.model.parameters()]
+        for model in served.values():
+            asyncio.run(model.retire())
+        del model, served
+        assert [weight() for weight in held if weight() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_without_the_extra(monkeypatch, capsys, tmp_path):
