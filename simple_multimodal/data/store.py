@@ -102,6 +102,8 @@ class ClipStore(Generic[Key]):
             ValueError: If the folder does not hold such a store, or it is damaged.
         """
         folder = Path(folder)
+        if not (folder / INDEX_FILE).is_file():
+            raise InputError(f"{folder} is not a folder that `encode` or `features` wrote: it has no {INDEX_FILE}.")
         try:
             index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
             store = cls(folder, key_type, index["fingerprint"])
@@ -111,9 +113,6 @@ class ClipStore(Generic[Key]):
                 store._add(shard["name"], index["tensors"], shard["dropped"])
                 if len(store._shards[-1][1]) != shard["clips"]:
                     raise InputError(f"{shard['name']}.parquet does not have {shard['clips']} rows")
-        except FileNotFoundError as error:
-            missing = Path(error.filename or INDEX_FILE).name
-            raise InputError(f"{folder}: does not hold a store of clips; there is no {missing}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder}: does not hold a readable store of clips: {error}") from error
         return store

@@ -298,15 +298,11 @@ def load_all(folders: Sequence[str], index: str | None, load: Callable[..., Serv
 
 def _owner(index: ClipIndex, models: Iterable[ServedModel]) -> ServedModel:
     """Return the model that made an index."""
-    errors = []
-    for model in models:
-        if isinstance(model.pipeline, Retriever):
-            try:
-                model.pipeline.check_index(index)
-                return model
-            except InputError as error:
-                errors.append(error)
-    raise errors[-1]
+    searching = {model: model.pipeline for model in models if isinstance(model.pipeline, Retriever)}
+    makers = [model for model, pipeline in searching.items() if pipeline.has_made(index)]
+    owner = [*makers, *searching][0]
+    searching[owner].check_index(index)
+    return owner
 
 
 def deadline_in(seconds: float) -> float:

@@ -190,7 +190,7 @@ def test_files_of_other_stores_are_not_touched(written, tmp_path):
     with pytest.raises(ValueError, match=r"00000\.safetensors was not written as part of a store"):
         resume(tmp_path, replaces=True)
     assert (tmp_path / "00000.safetensors").exists() and len(list(written.iterdir())) == 5
-    with pytest.raises(ValueError, match="does not hold a store of clips; there is no index.json"):
+    with pytest.raises(ValueError, match="is not a folder that `encode` or `features` wrote: it has no index.json"):
         ClipStore.open(tmp_path, Clip)
 
 

@@ -537,7 +537,7 @@ def test_reload_and_end_under_load(needs_serve, models, processor, tmp_path):
         (["{models}/nothing"], "no such folder"),
         (["{models}/actions", "--index", "{index}"], "--index needs a model that compares embeddings, and none"),
         (["{other}/clips", "--index", "{index}"], "was made with another model"),
-        (["{models}/clips", "--index", "{models}"], "does not hold a store of clips; there is no index.json"),
+        (["{models}/clips", "--index", "{models}"], "wrote: it has no index.json"),
         (["{models}/clips", "--upload_dir", "{index}/index.json"], "upload_dir"),
         (["{models}/clips", "--token_file", "{models}/actions/empty"], "must be one word"),
         (["{models}/clips", "--token_file", "{models}/nothing"], "no such file."),

@@ -398,13 +398,19 @@ class Retriever(Pipeline):
         Raises:
             ValueError: If it was made with another model or precision.
         """
-        if index.model != hash_weights(self.model):
-            raise InputError("The index was made with another model; encode the clips again with this one.")
+        if not self.has_made(index):
+            raise InputError(
+                "The index was made with another model; encode the clips again with the one that searches them."
+            )
         if index.precision != self.precision:
             raise InputError(
                 f"The index holds embeddings computed in {index.precision}, but this model computes in "
                 f"{self.precision}. Set precision={index.precision!r}, or encode the clips again."
             )
+
+    def has_made(self, index: ClipIndex) -> bool:
+        """Return whether an index was made with the weights of this model."""
+        return index.model == hash_weights(self.model)
 
     def _open_index(self, clips: Clips, *, for_matching: bool, recursive: bool) -> ClipIndex:
         if is_saved_index(clips):
