@@ -584,6 +584,9 @@ def test_an_index_is_searched_by_the_model_that_made_it(needs_serve, models, ind
         assert service.only_model(Retriever, "other", searches=True).name == "other"
         with pytest.raises(Refused, match="Name one of the models other, clips"):
             service.only_model(Retriever, None)
+    load = functools.partial(ServedModel.load, num_readers=1, precision="bf16")
+    with pytest.raises(InputError, match="computed in fp32, but this model computes in bf16"):
+        load_all(folders[::-1], str(index), load)  # the model that made it is asked, not the last one
 
 
 def test_a_model_that_is_replaced_is_let_go_of_without_collecting_garbage(needs_serve, models, index):
